@@ -1,0 +1,194 @@
+"""The daemon behind one mount: parse, wire, run, stop.
+
+Started by `pmemfs mount`, as `python -m pmemfs.daemons.mountd POOL MOUNTPOINT -o OPTIONS`. It says
+on --ready-fd whether the mount is made or why not, one JSON line, and ends when the mount ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pyfuse3
+import trio
+
+from pmemfs import control
+from pmemfs.errors import MountFailed, PmemfsError
+from pmemfs.fuse.block import BlockOperations
+from pmemfs.fuse.engine import PythonEngine
+from pmemfs.fuse.mount import end_mount, make_mount, serve
+from pmemfs.fuse.options import MountOptions
+from pmemfs.logs import start_logging
+from pmemfs.medium.mapped import Advice, MappedMedium
+from pmemfs.memmap import Memmap, open_memmap
+from pmemfs.mountinfo import Mount
+from pmemfs.observe import MountObserver
+from pmemfs.pool import Pool
+from pmemfs.volume.linear import LinearVolume
+
+log = logging.getLogger("pmemfs")
+
+_HOUSEKEEPING_SECONDS = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """What the command line says."""
+
+    pool: str
+    mountpoint: str
+    options: MountOptions
+    ready_fd: int | None
+
+
+def parse(words: list[str]) -> Arguments:
+    """The arguments. A person calls `pmemfs mount`, which checks them; so this is terse."""
+    parser = argparse.ArgumentParser(prog="pmemfs.daemons.mountd")
+    parser.add_argument("pool")
+    parser.add_argument("mountpoint")
+    parser.add_argument("-o", dest="options", type=MountOptions.parse, default=MountOptions())
+    parser.add_argument("--ready-fd", type=int)
+    return Arguments(**vars(parser.parse_args(words)))
+
+
+def main() -> None:
+    """Serve one mount until it ends."""
+    arguments = parse(sys.argv[1:])
+    name = os.path.basename(arguments.pool)
+    log.info("log to %s", start_logging(name, foreground=arguments.ready_fd is None))
+    try:
+        with mounted_pool(arguments) as (pool, medium):
+            run(arguments, pool, medium)
+    except PmemfsError as error:
+        log.error("%s", error)
+        _say(arguments, {"error": str(error), "exit_code": error.exit_code})
+        sys.exit(error.exit_code)
+    except Exception as error:
+        log.exception("the daemon failed")
+        _say(arguments, {"error": f"the daemon failed: {error}", "exit_code": 1})
+        sys.exit(1)
+
+
+@contextlib.contextmanager
+def mounted_pool(arguments: Arguments) -> Iterator[tuple[Pool, MappedMedium]]:
+    """The pool, open, and dirty for as long as this lasts."""
+    read_only = arguments.options.read_only
+    medium = MappedMedium.open(arguments.pool, read_only=read_only)
+    try:
+        pool = Pool.open(medium)
+        log.info("%s: mounting on %s", medium.name, arguments.mountpoint)
+        for reading in pool.damaged_copies:
+            log.warning("%s of %s: %s; the other copy serves", reading.where, medium.name,
+                        reading.problem)  # fmt: skip
+        if medium.source.warning:
+            log.warning("%s", medium.source.warning)
+        if not read_only:
+            pool.begin_mount()
+        try:
+            yield pool, medium
+        except MountFailed:
+            # Nothing was served, so nothing is left to recover.
+            if not read_only:
+                pool.end_mount()
+            raise
+        if not read_only:
+            pool.end_mount()
+        log.info("%s: unmounted%s", medium.name, "" if read_only else ", clean")
+    finally:
+        medium.close()
+
+
+def run(arguments: Arguments, pool: Pool, medium: MappedMedium) -> None:
+    """Wire the parts, mount, and serve until the mount ends; all that was written is durable."""
+    options = arguments.options
+    memmap = open_memmap(pool)
+    volume = LinearVolume(pool)
+    engine = PythonEngine(medium, memmap, volume)
+    operations = BlockOperations(engine, volume, options, pool.label.created_ns)
+    _advise(pool, medium, options)
+    mount = make_mount(operations, medium.name, arguments.mountpoint, options)
+    observer = MountObserver(pool, medium, memmap, engine, mount, options)
+    methods: dict[str, control.Method] = {"info": observer.info, "pages": observer.pages}
+    try:
+        trio.run(_serve, arguments, mount, methods, engine, memmap)
+    finally:
+        end_mount(mount)
+    trio.run(engine.fsync)
+
+
+async def _serve(
+    arguments: Arguments,
+    mount: Mount,
+    methods: dict[str, control.Method],
+    engine: PythonEngine,
+    memmap: Memmap,
+) -> None:
+    with control.listening(control.socket_path(mount)) as listener:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(control.serve, listener, methods)
+            nursery.start_soon(_stop_on_signal)
+            nursery.start_soon(_keep_house, engine, memmap)
+            _say(arguments, {"ready": mount.device})
+            await serve()
+            nursery.cancel_scope.cancel()
+
+
+async def _stop_on_signal() -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        async for number in signals:
+            log.info("ending on %s", signal.Signals(number).name)
+            pyfuse3.terminate()
+            return
+
+
+async def _keep_house(engine: PythonEngine, memmap: Memmap) -> None:
+    """Make durable what was written a while ago, as a flusher does; drop what is idle."""
+    while True:
+        await trio.sleep(_HOUSEKEEPING_SECONDS)
+        try:
+            await engine.fsync()
+        except OSError as error:
+            log.error("what was written could not be made durable: %s", error)
+        memmap.drop_idle(_HOUSEKEEPING_SECONDS)
+
+
+def _advise(pool: Pool, medium: MappedMedium, options: MountOptions) -> None:
+    zone = pool.zones.data
+    populate = Advice.POPULATE_READ if options.read_only else Advice.POPULATE_WRITE
+    for wanted, advice in ((options.huge_pages, Advice.HUGE_PAGES), (options.populate, populate)):
+        # Populating a sparse pool would take the memory that being sparse saves.
+        if wanted and not (
+            medium.reserved and medium.advise(advice, zone.offset_bytes, zone.size_bytes)
+        ):
+            log.warning("%s: the kernel does not take the advice %s", medium.name, advice.name)
+
+
+def _say(arguments: Arguments, message: dict[str, object]) -> None:
+    """Tell whoever started this process, and systemd where it did; once."""
+    if "ready" in message:
+        _notify_systemd()
+    if arguments.ready_fd is None:
+        return
+    with contextlib.suppress(OSError):
+        os.write(arguments.ready_fd, json.dumps(message).encode() + b"\n")
+        os.close(arguments.ready_fd)
+
+
+def _notify_systemd() -> None:
+    """READY=1, see sd_notify(3)."""
+    address = os.environ.pop("NOTIFY_SOCKET", "")
+    if address:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+            notify.sendto(b"READY=1", address.replace("@", "\0", 1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""I/O as the block layer describes it: lists of (pfn_t, length, offset)."""

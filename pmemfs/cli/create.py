@@ -1,0 +1,146 @@
+"""`pmemfs create`: label a file or device as a pool. Never overwrites without --force."""
+
+from __future__ import annotations
+
+import os
+import uuid
+
+import click
+
+from pmemfs.cli.output import json_option, print_json, warn
+from pmemfs.errors import BadGeometry, HasContent, NoSuchSource
+from pmemfs.media.label import Scheme, check_name
+from pmemfs.media.zones import (
+    DEFAULT_ALIGNMENT_BYTES,
+    PAGE_SIZES_BYTES,
+    compute_zones,
+)
+from pmemfs.medium.mapped import MappedMedium
+from pmemfs.medium.source import identify, known_content, make_file
+from pmemfs.observe import pool_info
+from pmemfs.pfn import FRAME_BYTES
+from pmemfs.pool import Pool, PoolSpec, read_labels
+from pmemfs.units import MIB, format_size, parse_size
+
+_PAGE_SIZES = dict(zip(("4K", "2M", "1G"), PAGE_SIZES_BYTES, strict=True))
+_SCHEMES = {scheme.word: scheme for scheme in Scheme}
+
+
+@click.command()
+@click.argument("path", type=click.Path())
+@click.option("--size", metavar="SIZE", help="Size of the file, such as 4G; devices have theirs.")
+@click.option(
+    "--scheme",
+    type=click.Choice(list(_SCHEMES)),
+    default=Scheme.PMEM.word,
+    show_default=True,
+    help="Where page structures live: in the pool, in DRAM, or nowhere.",
+)
+@click.option(
+    "--page-size",
+    type=click.Choice(list(_PAGE_SIZES)),
+    default="4K",
+    show_default=True,
+    help="What one page structure covers.",
+)
+@click.option("--align", metavar="SIZE", help="Alignment of the data.  [default: 2M or a page]")
+@click.option("--name", help="Name of the pool and its volume.  [default: the file's name]")
+@click.option("--sparse", is_flag=True, help="Take memory only when it is written to.")
+@click.option("--force", is_flag=True, help="Overwrite whatever is there.")
+@json_option
+def create(
+    path: str,
+    size: str | None,
+    scheme: str,
+    page_size: str,
+    align: str | None,
+    name: str | None,
+    sparse: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Make a pool of PATH: a file, an existing or a new one, /dev/daxX.Y or /dev/pmemN."""
+    page_size_bytes = _PAGE_SIZES[page_size]
+    spec = PoolSpec(
+        name=name if name is not None else os.path.basename(os.path.abspath(path)),
+        page_size_bytes=page_size_bytes,
+        alignment_bytes=parse_size(align)
+        if align
+        else max(DEFAULT_ALIGNMENT_BYTES, page_size_bytes),
+        scheme=_SCHEMES[scheme],
+    )
+    check_name(spec.name)
+    size_bytes = _size_bytes(path, parse_size(size) if size else None)
+    _check_fits(spec, size_bytes)
+    if os.path.exists(path):
+        _refuse_content(path, force=force)
+    if not os.path.exists(path) or not identify(path).kind.is_device:
+        make_file(path, size_bytes, sparse=sparse)
+    medium = MappedMedium.open(path)
+    try:
+        pool = Pool.create(medium, spec)
+        if medium.source.warning:
+            warn(medium.source.warning)
+        report = pool_info(pool, medium)
+    finally:
+        medium.close()
+    if as_json:
+        print_json(report.as_json())
+    else:
+        print(
+            f"pool '{report.name}' of {format_size(report.size_bytes)} on {path}: "
+            f"{report.page_count} pages of {page_size}, page structures: {report.scheme}"
+        )
+
+
+def _size_bytes(path: str, wanted_bytes: int | None) -> int:
+    """The size of the pool. Raises NoSuchSource, UnusableSource and BadGeometry."""
+    if not os.path.exists(path):
+        if wanted_bytes is None:
+            raise NoSuchSource(path=path, why="no such file; --size says how large to make it")
+        return wanted_bytes & -FRAME_BYTES
+    source = identify(path)
+    if wanted_bytes is None or wanted_bytes == source.size_bytes:
+        return source.size_bytes
+    actual = format_size(source.size_bytes)
+    if source.kind.is_device:
+        raise BadGeometry(why=f"{path} is a device of {actual}; it can't have another --size")
+    if wanted_bytes < source.size_bytes:
+        raise BadGeometry(why=f"{path} has {actual}; --size can make it larger, not smaller")
+    return wanted_bytes & -FRAME_BYTES
+
+
+def _check_fits(spec: PoolSpec, size_bytes: int) -> None:
+    """Refuse an impossible geometry before anything is touched. Raises BadGeometry."""
+    compute_zones(
+        size_bytes,
+        page_size_bytes=spec.page_size_bytes,
+        alignment_bytes=spec.alignment_bytes,
+        memmap_in_pool=spec.scheme is Scheme.PMEM,
+    )
+
+
+def _refuse_content(path: str, *, force: bool) -> None:
+    """Raise HasContent where something would be lost, and SourceBusy where it is in use."""
+    source = identify(path)
+    if source.size_bytes == 0:
+        return
+    # Locked as for writing, so that not even --force reaches a pool that is mounted.
+    medium = MappedMedium(source)
+    try:
+        if force:
+            return
+        for reading in read_labels(medium):
+            if reading.label:
+                pool_uuid = uuid.UUID(bytes=reading.label.uuid)
+                found = f"the pmemfs pool '{reading.label.name}' (uuid {pool_uuid})"
+                raise HasContent(path=path, found=found)
+        recognised = "" if source.kind.value == "DAX device" else known_content(path)
+        if recognised:
+            raise HasContent(path=path, found=recognised)
+        edge_bytes = min(MIB, source.size_bytes)
+        for where, offset in (("first", 0), ("last", source.size_bytes - edge_bytes)):
+            if any(medium.read(offset, edge_bytes)):
+                raise HasContent(path=path, found=f"data (not only zeroes) in its {where} MiB")
+    finally:
+        medium.close()

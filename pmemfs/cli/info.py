@@ -1,0 +1,77 @@
+"""`pmemfs info`: what a pool is and what its mount does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from pmemfs.cli.find import ask, find_mount
+from pmemfs.cli.output import json_option, print_facts, print_json
+from pmemfs.medium.mapped import MappedMedium
+from pmemfs.observe import pool_info
+from pmemfs.pool import Pool
+from pmemfs.units import format_size
+
+
+@click.command()
+@click.argument("target", type=click.Path())
+@json_option
+def info(target: str, as_json: bool) -> None:
+    """Show the pool TARGET, or the mount on TARGET."""
+    mount = find_mount(target)
+    status = ask(mount, "info") if mount else {"pool": _read_pool(target)}
+    if as_json:
+        print_json(status)
+    else:
+        print_facts(_facts(status))
+
+
+def _read_pool(path: str) -> dict[str, Any]:
+    medium = MappedMedium.open(path, read_only=True)
+    try:
+        return pool_info(Pool.open(medium), medium).as_json()
+    finally:
+        medium.close()
+
+
+def _facts(status: dict[str, Any]) -> Iterator[tuple[str, object]]:
+    pool = status["pool"]
+    yield "pool", f"{pool['name']} ({pool['path']})"
+    yield "uuid", pool["uuid"]
+    yield "source", f"{pool['kind']}, durable by {pool['durability']}"
+    yield "size", format_size(pool["size_bytes"]) + ("" if pool["reserved"] else ", sparse")
+    for name, zone in pool["zones"].items():
+        yield f"  {name}", f"{format_size(zone['size_bytes'])} at {zone['offset_bytes']:#x}"
+    yield "pages", f"{pool['page_count']} of {format_size(pool['page_size_bytes'])}"
+    yield "page structures", _scheme(status)
+    yield "mode", pool["mode"]
+    yield "state", pool["state"]
+    yield (
+        "mounts",
+        f"{pool['mount_count']}, last {pool['mounted']}, generation {pool['generation']}",
+    )
+    yield "created", f"{pool['created']}, format {pool['format_version']}"
+    yield "label written by", pool["software"]
+    for damaged in pool["damaged_labels"]:
+        yield "damaged", damaged
+    if "pid" in status:
+        yield from _mount_facts(status)
+
+
+def _mount_facts(status: dict[str, Any]) -> Iterator[tuple[str, object]]:
+    io = status["io"]
+    yield "mounted on", status["mountpoint"]
+    yield "options", ("ro" if status["read_only"] else "rw") + f" ({status['options']})"
+    yield "daemon", f"pid {status['pid']}, engine {status['engine']}"
+    yield "uptime", f"{status['uptime_seconds']:.0f} s"
+    yield "read", f"{io['reads']} requests, {format_size(io['read_bytes'])}"
+    yield "written", f"{io['writes']} requests, {format_size(io['written_bytes'])}"
+    yield "fsync", f"{io['fsyncs']} requests"
+
+
+def _scheme(status: dict[str, Any]) -> str:
+    scheme: str = status["pool"]["scheme"]
+    effective = status.get("effective_scheme", scheme)
+    return scheme if effective == scheme else f"{effective} (the pool's {scheme} is read-only)"

@@ -1,0 +1,55 @@
+"""`mount.pmemfs`: what mount(8) calls for `mount -t pmemfs` and for a line of fstab.
+
+    mount.pmemfs SOURCE DIRECTORY [-sfnv] [-N NAMESPACE] [-o OPTIONS] [-t TYPE]
+
+Exit codes are those of mount(8): 1 for bad usage, 32 for a mount that failed.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from pmemfs.cli.main import run
+from pmemfs.cli.mount import reporting_mount_failure, start
+from pmemfs.errors import EXIT_USAGE
+from pmemfs.fuse.options import MountOptions
+
+_EXIT_MOUNT_USAGE = 1
+
+
+@click.command()
+@click.argument("source")
+@click.argument("directory")
+@click.option("-o", "options_text", default="", help="Mount options.")
+@click.option("-f", "fake", is_flag=True, help="Do all but mount.")
+@click.option("-s", "sloppy", is_flag=True, help="Ignored.")
+@click.option("-n", "no_mtab", is_flag=True, help="Ignored.")
+@click.option("-v", "verbose", is_flag=True, help="Ignored.")
+@click.option("-N", "namespace", help="Ignored: mount(8) has entered it.")
+@click.option("-t", "fs_type", help="Ignored.")
+def mount_pmemfs(
+    source: str,
+    directory: str,
+    options_text: str,
+    fake: bool,
+    sloppy: bool,
+    no_mtab: bool,
+    verbose: bool,
+    namespace: str | None,
+    fs_type: str | None,
+) -> int:
+    """Mount the pool SOURCE on DIRECTORY, as mount(8) asks for it."""
+
+    def attempt() -> int:
+        options = MountOptions.parse(options_text)
+        return 0 if fake else start(source, directory, options, foreground=False)
+
+    return reporting_mount_failure(attempt)
+
+
+def main() -> None:
+    """The program."""
+    code = run(mount_pmemfs, sys.argv[1:])
+    sys.exit(_EXIT_MOUNT_USAGE if code == EXIT_USAGE else code)

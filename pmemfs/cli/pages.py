@@ -1,0 +1,63 @@
+"""`pmemfs pages`: the page structures of a mount at work."""
+
+from __future__ import annotations
+
+import time
+
+import click
+
+from pmemfs.cli.find import ask, require_mount
+from pmemfs.cli.output import json_option, print_facts, print_json, print_table
+from pmemfs.units import format_size
+
+
+@click.command()
+@click.argument("target", type=click.Path())
+@click.option(
+    "--hottest",
+    type=click.IntRange(0, 1000),
+    default=10,
+    show_default=True,
+    metavar="N",
+    help="How many of the pages with the most transfers to show.",
+)
+@json_option
+def pages(target: str, hottest: int, as_json: bool) -> None:
+    """Count the page structures of the mount or pool TARGET by state, and show the hottest pages.
+
+    uninitialised: not touched since the mount; dirty: written since the last fsync; clean: not;
+    referenced: read or written; in use: held by a transfer or a pin now.
+    """
+    report = ask(require_mount(target), "pages", hottest=hottest)
+    if as_json:
+        print_json(report)
+        return
+    print_facts(
+        [
+            ("page structures", f"{report['scheme']}, one for {_size(report)}"),
+            *((name.replace("_", " "), count) for name, count in report["counts"].items()),
+        ]
+    )
+    if report["hottest"]:
+        print()
+        now_ns = time.time_ns()
+        print_table(
+            ["PFN", "INODE", "INDEX", "READS", "WRITES", "REFS", "STATE", "LAST ACCESS"],
+            [
+                (
+                    f"{page['pfn']:#x}",
+                    page["mapping"],
+                    page["index"],
+                    page["reads"],
+                    page["writes"],
+                    page["refcount"],
+                    "dirty" if page["dirty"] else "clean",
+                    f"{(now_ns - page['last_access_ns']) / 1e9:.1f} s ago",
+                )
+                for page in report["hottest"]
+            ],
+        )
+
+
+def _size(report: dict[str, int]) -> str:
+    return format_size(report["page_size_bytes"])

@@ -1,0 +1,195 @@
+"""What can go wrong, one class each.
+
+The docstring of a class is its message, with the names of its facts in braces. `errno` is what a
+system call through the mount answers, `exit_code` what a command ends with. A user sees the message
+and nothing else; whoever needs more finds it in the log.
+
+Exit codes: 1 failed, 2 bad usage, 3 refused because something would be lost, 4 the pool is not
+valid, 16 in use. `mount` and `umount` answer like mount(8), with 32 for any failure, and `check`
+like fsck(8).
+"""
+
+from __future__ import annotations
+
+import errno
+import inspect
+from typing import ClassVar
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_REFUSED = 3
+EXIT_INVALID_POOL = 4
+EXIT_BUSY = 16
+EXIT_MOUNT_FAILED = 32
+
+
+class PmemfsError(Exception):
+    """{why}"""
+
+    errno: ClassVar[int] = errno.EIO
+    exit_code: ClassVar[int] = EXIT_FAILED
+
+    def __init__(self, **facts: object) -> None:
+        template = " ".join((inspect.getdoc(type(self)) or "").split())
+        super().__init__(template.format(**facts))
+
+
+# What was asked for
+
+
+class BadSize(PmemfsError):
+    """{text!r} is not a size: {why}"""
+
+    errno = errno.EINVAL
+    exit_code = EXIT_USAGE
+
+
+class BadName(PmemfsError):
+    """{name!r} cannot name a pool: {why}"""
+
+    errno = errno.EINVAL
+    exit_code = EXIT_USAGE
+
+
+class BadMountOption(PmemfsError):
+    """mount option {option!r} is not valid: {why}"""
+
+    errno = errno.EINVAL
+    exit_code = EXIT_USAGE
+
+
+class BadGeometry(PmemfsError):
+    """{why}"""
+
+    errno = errno.EINVAL
+    exit_code = EXIT_USAGE
+
+
+# The source
+
+
+class NoSuchSource(PmemfsError):
+    """{path}: {why}"""
+
+    errno = errno.ENOENT
+
+
+class UnusableSource(PmemfsError):
+    """{path} cannot hold a pool: {why}"""
+
+    errno = errno.ENODEV
+
+
+class SourceBusy(PmemfsError):
+    """{path} is in use: {why}"""
+
+    errno = errno.EBUSY
+    exit_code = EXIT_BUSY
+
+
+class NoSpace(PmemfsError):
+    """{path}: no room for {wanted}: {why}"""
+
+    errno = errno.ENOSPC
+
+
+class ReadOnlyMedium(PmemfsError):
+    """{path} is open for reading only"""
+
+    errno = errno.EROFS
+
+
+# The pool
+
+
+class HasContent(PmemfsError):
+    """{path} already holds {found}; use --force to overwrite it"""
+
+    errno = errno.EEXIST
+    exit_code = EXIT_REFUSED
+
+
+class NotAPool(PmemfsError):
+    """{path} holds no pool; 'pmemfs create {path}' would make one"""
+
+    errno = errno.EINVAL
+    exit_code = EXIT_INVALID_POOL
+
+
+class InvalidLabel(PmemfsError):
+    """{why}"""
+
+    errno = errno.EUCLEAN
+    exit_code = EXIT_INVALID_POOL
+
+
+class NewerFormat(InvalidLabel):
+    """{why}"""
+
+
+class InvalidPool(PmemfsError):
+    """{path} is not a valid pool: {why}"""
+
+    errno = errno.EUCLEAN
+    exit_code = EXIT_INVALID_POOL
+
+
+class ReadOnlyPool(PmemfsError):
+    """{path} can be mounted read-only at most: {why}"""
+
+    errno = errno.EROFS
+
+
+# Pages
+
+
+class NoPageStructures(PmemfsError):
+    """{what} needs page structures, and the memmap scheme 'none' has none; 'pmem' and 'on-demand'
+    do"""
+
+    errno = errno.EOPNOTSUPP
+
+
+class NotInPool(PmemfsError):
+    """page frame {pfn:#x} is outside the data zone"""
+
+    errno = errno.EFAULT
+
+
+class PageReferences(PmemfsError):
+    """page frame {pfn:#x}: {why}"""
+
+    errno = errno.EOVERFLOW
+
+
+# Mounts
+
+
+class BadMountPoint(PmemfsError):
+    """cannot mount on {path}: {why}"""
+
+    errno = errno.ENOTDIR
+
+
+class MountFailed(PmemfsError):
+    """cannot mount {pool} on {path}: {why}"""
+
+    errno = errno.EIO
+
+
+class NotMounted(PmemfsError):
+    """{path} is not a pmemfs mount{why}"""
+
+    errno = errno.EINVAL
+
+
+class UnmountFailed(PmemfsError):
+    """cannot unmount {path}: {why}"""
+
+    errno = errno.EBUSY
+
+
+class NoAnswer(PmemfsError):
+    """the daemon of {path} does not answer: {why}"""
+
+    errno = errno.ETIMEDOUT

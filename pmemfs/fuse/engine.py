@@ -1,0 +1,123 @@
+"""The I/O path of `--engine python`: from a range of bytes to memory and back, nothing else.
+
+Invariants:
+- every transfer holds references on its pages where the scheme has pages. A read is answered from
+  the mapping after `read` has returned and dropped them: no task runs in between, since pyfuse3
+  replies before its next await, so nobody can see the pages without references;
+- a write is flushed at once and made durable by `fsync`, so that nothing needs to be remembered.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+
+import trio
+
+from pmemfs.bio.bio_vec import BioVec
+from pmemfs.medium.base import Durability, Medium
+from pmemfs.memmap.base import Access, Memmap
+from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT, PFN_SHIFT
+from pmemfs.volume.linear import INODE, LinearVolume
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatistics:
+    """What went through an engine since the mount."""
+
+    reads: int
+    writes: int
+    fsyncs: int
+    read_bytes: int
+    written_bytes: int
+
+
+class PythonEngine:
+    """Reads and writes of one volume, in the Python process."""
+
+    def __init__(self, medium: Medium, memmap: Memmap, volume: LinearVolume) -> None:
+        self._medium = medium
+        self._memmap = memmap
+        self._volume = volume
+        self._order = memmap.geometry.order if memmap.geometry else 0
+        self._reads = self._writes = self._fsyncs = 0
+        self._read_bytes = self._written_bytes = 0
+
+    def read(self, offset_bytes: int, length_bytes: int) -> memoryview | bytes:
+        """The bytes of a range: shorter at the end of the volume, empty behind it."""
+        vecs = self._volume.bio(offset_bytes, length_bytes)
+        parts = [self._read_vec(vec, offset_bytes) for vec in vecs]
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        self._reads += 1
+        self._read_bytes += len(data)
+        return data
+
+    def write(self, offset_bytes: int, data: bytes) -> int:
+        """Store bytes; how many fitted. Raises OSError: ENOSPC where none did."""
+        vecs = self._volume.bio(offset_bytes, len(data))
+        if not vecs:
+            raise OSError(errno.ENOSPC, "the end of the volume")
+        view = memoryview(data)
+        written = 0
+        for vec in vecs:
+            part = view[written : written + vec.length] if len(data) != vec.length else data
+            self._write_vec(vec, offset_bytes + written, part)
+            written += vec.length
+        self._writes += 1
+        self._written_bytes += written
+        return written
+
+    async def fsync(self) -> None:
+        """Make every write that was answered before durable. Raises OSError."""
+        self._fsyncs += 1
+        epoch = self._memmap.begin_persist()
+        if self._medium.durability is Durability.MSYNC:
+            await trio.to_thread.run_sync(self._medium.fence)
+        else:
+            # In this thread: a store fence orders the write-backs of its own processor only.
+            self._medium.fence()
+        self._memmap.end_persist(epoch)
+
+    def statistics(self) -> EngineStatistics:
+        """The counts so far."""
+        return EngineStatistics(
+            reads=self._reads,
+            writes=self._writes,
+            fsyncs=self._fsyncs,
+            read_bytes=self._read_bytes,
+            written_bytes=self._written_bytes,
+        )
+
+    def _read_vec(self, vec: BioVec, offset_bytes: int) -> memoryview | bytes:
+        pfn = vec.pfn_t >> PFN_SHIFT
+        start_bytes = (pfn << PAGE_SHIFT) + vec.offset
+        if not self._medium.reserved and self._medium.is_hole(start_bytes, vec.length):
+            # Nothing is there: no page to hold, and none to make room for.
+            return bytes(vec.length)
+        if not self._memmap.has_pages:
+            return self._medium.read(start_bytes, vec.length)
+        count = (vec.offset + vec.length + FRAME_BYTES - 1) >> PAGE_SHIFT
+        index = offset_bytes >> (PAGE_SHIFT + self._order)
+        self._memmap.get_pages(pfn, count, Access.READ, INODE, index)
+        try:
+            return self._medium.read(start_bytes, vec.length)
+        finally:
+            self._memmap.put_pages(pfn, count)
+
+    def _write_vec(self, vec: BioVec, offset_bytes: int, data: bytes | memoryview) -> None:
+        pfn = vec.pfn_t >> PFN_SHIFT
+        start_bytes = (pfn << PAGE_SHIFT) + vec.offset
+        if not self._memmap.has_pages:
+            self._store(start_bytes, data)
+            return
+        count = (vec.offset + vec.length + FRAME_BYTES - 1) >> PAGE_SHIFT
+        index = offset_bytes >> (PAGE_SHIFT + self._order)
+        self._memmap.get_pages(pfn, count, Access.WRITE, INODE, index)
+        try:
+            self._store(start_bytes, data)
+        finally:
+            self._memmap.put_pages(pfn, count)
+
+    def _store(self, start_bytes: int, data: bytes | memoryview) -> None:
+        self._medium.store(start_bytes, data)
+        self._medium.flush(start_bytes, len(data))

@@ -1,0 +1,87 @@
+"""Mount options: what follows `-o`, and the columns of fstab."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pmemfs.errors import BadMountOption
+
+_KERNEL_OPTIONS = frozenset(
+    ("nosuid", "suid", "nodev", "dev", "noexec", "exec", "noatime", "atime", "sync", "async",
+     "dirsync")
+)  # fmt: skip
+"""Passed on to the kernel's mount as they are."""
+
+_FSTAB_OPTIONS = frozenset(
+    ("defaults", "rw", "auto", "noauto", "user", "nouser", "users", "owner", "group", "nofail",
+     "_netdev", "relatime", "strictatime", "default_permissions")
+)  # fmt: skip
+"""Said to somebody else, or true anyway."""
+
+_PREFIXES_FOR_OTHERS = ("x-", "comment=")
+
+
+@dataclass(frozen=True, slots=True)
+class MountOptions:
+    """How a pool is to be mounted."""
+
+    read_only: bool = False
+    allow_other: bool = False
+    uid: int = field(default_factory=os.getuid)
+    gid: int = field(default_factory=os.getgid)
+    mode: int = 0o600
+    populate: bool = False
+    """Touch all of the data zone at mount, so that no first access has to wait for a page fault."""
+    huge_pages: bool = False
+    """Ask for huge pages behind the mapping."""
+    kernel: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> MountOptions:
+        """The options in a comma-separated text. Raises BadMountOption."""
+        options = cls()
+        for word in filter(None, text.split(",")):
+            options = options._with(word)
+        return options
+
+    def as_text(self) -> str:
+        """The text that `parse` makes these options of."""
+        words = [f"uid={self.uid}", f"gid={self.gid}", f"mode={self.mode:o}", *self.kernel]
+        flags = {"ro": self.read_only, "allow_other": self.allow_other,
+                 "populate": self.populate, "huge_pages": self.huge_pages}  # fmt: skip
+        return ",".join([word for word, is_set in flags.items() if is_set] + words)
+
+    def _with(self, word: str) -> MountOptions:
+        name, equals, value = word.partition("=")
+        if word == "rw":
+            return replace(self, read_only=False)
+        if word == "ro":
+            return replace(self, read_only=True)
+        if word in ("allow_other", "populate", "huge_pages"):
+            return self._replaced(word, True)
+        if equals and name in ("uid", "gid"):
+            return self._replaced(name, _number(word, value, 10, (1 << 32) - 2))
+        if equals and name == "mode":
+            return replace(self, mode=_number(word, value, 8, 0o7777))
+        if word in _KERNEL_OPTIONS:
+            return replace(self, kernel=(*self.kernel, word))
+        if word in _FSTAB_OPTIONS or word.startswith(_PREFIXES_FOR_OTHERS):
+            return self
+        raise BadMountOption(option=word, why="pmemfs does not know it")
+
+    def _replaced(self, name: str, value: object) -> MountOptions:
+        changes: dict[str, Any] = {name: value}
+        return replace(self, **changes)
+
+
+def _number(word: str, text: str, base: int, most: int) -> int:
+    try:
+        number = int(text, base)
+    except ValueError:
+        kind = "an octal number" if base == 8 else "a number"
+        raise BadMountOption(option=word, why=f"{text!r} is not {kind}") from None
+    if not 0 <= number <= most:
+        raise BadMountOption(option=word, why="the number is out of range")
+    return number

@@ -1,0 +1,49 @@
+"""Where a daemon's log goes: to the journal if there is one, else to a file."""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import os
+import sys
+from pathlib import Path
+
+_JOURNAL = "/run/systemd/journal/dev-log"
+_FILE_BYTES = 1 << 20
+_FILE_FORMAT = "%(asctime)s pmemfs[%(process)d]: %(levelname)s: %(message)s"
+
+
+def log_file(name: str) -> Path:
+    """The log file of a pool of that name."""
+    if os.geteuid() == 0:
+        return Path("/var/log/pmemfs") / f"{name}.log"
+    state = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local/state")
+    return Path(state) / "pmemfs" / f"{name}.log"
+
+
+def start_logging(name: str, *, foreground: bool) -> str:
+    """Send the log of this process to where it belongs; in words, where that is."""
+    handler, where = _handler(name, foreground)
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    return where
+
+
+def _handler(name: str, foreground: bool) -> tuple[logging.Handler, str]:
+    if foreground:
+        handler: logging.Handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("pmemfs: %(levelname)s: %(message)s"))
+        return handler, "standard error"
+    if os.path.exists(_JOURNAL):
+        handler = logging.handlers.SysLogHandler(
+            _JOURNAL, facility=logging.handlers.SysLogHandler.LOG_DAEMON
+        )
+        handler.setFormatter(logging.Formatter("pmemfs[%(process)d]: %(message)s"))
+        return handler, "the journal (journalctl -t pmemfs)"
+    path = log_file(name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return logging.NullHandler(), "nowhere: there is no place for a log file"
+    handler = logging.handlers.RotatingFileHandler(path, maxBytes=_FILE_BYTES, backupCount=3)
+    handler.setFormatter(logging.Formatter(_FILE_FORMAT))
+    return handler, str(path)

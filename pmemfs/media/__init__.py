@@ -1,0 +1,1 @@
+"""What is stored on a pool: each structure declared once, nothing that runs."""

@@ -1,0 +1,47 @@
+"""The page structure: what is known of one page while the pool is mounted.
+
+Invariants:
+- not persistent: a structure whose generation isn't the pool's current one reads as uninitialised,
+  whatever else it holds, and is filled on first touch;
+- a page is dirty if PAGE_DIRTY is set *and* its write epoch is later than the last epoch that was
+  persisted, so that one fsync cleans any number of pages without touching them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntFlag
+
+from pmemfs.media.layout import Layout, stored
+from pmemfs.pfn import PAGE_STRUCTURE_BYTES
+
+
+class PageFlags(IntFlag):
+    """Flags of a page, named after the kernel's."""
+
+    DIRTY = 1 << 0
+    """Written; see the invariants for when that still counts."""
+    REFERENCED = 1 << 1
+    """Read or written since it was initialised."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page structure."""
+
+    generation: int = stored("<u8", "of the mount that initialised it; another: uninitialised")
+    flags: int = stored("<u4", "1 dirty, 2 referenced")
+    refcount: int = stored("<u4", "transfers and pins that hold the page now")
+    mapping: int = stored("<u8", "the inode whose page it is; 0: nobody's")
+    index: int = stored("<u8", "which page of it", unit="pages")
+    private: int = stored("<u8", "free for whoever `mapping` names")
+    last_access_ns: int = stored("<u8", "of a transfer; 0: never", unit="ns since 1970")
+    reads: int = stored("<u4", "transfers out of the page; stays at its maximum")
+    writes: int = stored("<u4", "transfers into the page; stays at its maximum")
+    write_epoch: int = stored("<u4", "of the last write; epochs are counted by fsync")
+    order: int = stored("u1", "the page is 2^order frames of 4 KiB")
+    reserved: bytes = stored("V3", "zero", default=bytes(3))
+
+
+LAYOUT = Layout(Page, PAGE_STRUCTURE_BYTES)
+COUNTER_MAX = 0xFFFF_FFFF

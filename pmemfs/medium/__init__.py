@@ -1,0 +1,1 @@
+"""The memory itself: opened, locked, mapped, stored to, made durable."""

@@ -1,0 +1,93 @@
+"""What every medium promises.
+
+Invariants:
+- every persistent store of pmemfs goes through `store` or `store_from_file`; nothing else writes
+  to what must survive. (Page structures must not survive, and are written through `view`.)
+- a store is visible to every reader at once, and durable when a `fence` has returned that came
+  after a `flush` of it;
+- before that, a power failure may keep it, lose it, or tear it at any aligned 8-byte word.
+"""
+
+from __future__ import annotations
+
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+
+class Durability(enum.Enum):
+    """What `fence` does, so that what was flushed survives."""
+
+    VOLATILE = "nothing: lost with the power"
+    """Nothing: the memory loses its content with the power (tmpfs)."""
+    CACHE_LINES = "cache lines written back and fenced"
+    """Cache lines were written back; a store fence orders them (MAP_SYNC, DAX devices)."""
+    MSYNC = "msync"
+    """msync(2) hands the pages of the page cache to the device."""
+
+
+class ByteRange(NamedTuple):
+    """A range of the medium."""
+
+    offset_bytes: int
+    length_bytes: int
+
+
+class Medium(ABC):
+    """Memory that is addressed by bytes and may survive."""
+
+    name: str
+    """How messages call it: a path, mostly."""
+    size_bytes: int
+    durability: Durability
+    read_only: bool
+    reserved: bool
+    """Whether every byte has memory behind it, so that a touch of the mapping cannot fail."""
+
+    @abstractmethod
+    def read(self, offset_bytes: int, length_bytes: int) -> memoryview | bytes:
+        """The content of a range, without a copy where the mapping is safe to touch."""
+
+    @abstractmethod
+    def view(self, offset_bytes: int, length_bytes: int) -> memoryview:
+        """The mapping of a range; writable unless the medium is read-only."""
+
+    @abstractmethod
+    def store(self, offset_bytes: int, data: Buffer) -> None:
+        """Write. Raises OSError (ENOSPC) where no memory is left behind a sparse medium."""
+
+    @abstractmethod
+    def store_from_file(self, ranges: Sequence[ByteRange], fd: int, file_offset: int) -> int:
+        """Fill ranges from a file, in order; the bytes that were read (short at its end)."""
+
+    @abstractmethod
+    def load_to_file(self, ranges: Sequence[ByteRange], fd: int, file_offset: int) -> int:
+        """Write ranges to a file, in order; the bytes that were written."""
+
+    @abstractmethod
+    def flush(self, offset_bytes: int, length_bytes: int) -> None:
+        """Begin to make a range durable."""
+
+    @abstractmethod
+    def fence(self) -> None:
+        """Everything that was flushed before is durable when this returns. May block.
+
+        Raises OSError (EIO) where the device couldn't take it.
+        """
+
+    def persist(self, offset_bytes: int, length_bytes: int) -> None:
+        """Make one range durable: flush and fence."""
+        self.flush(offset_bytes, length_bytes)
+        self.fence()
+
+    @abstractmethod
+    def reserve(self, offset_bytes: int, length_bytes: int) -> None:
+        """Get memory behind a range, so that its view can be touched. Raises OSError (ENOSPC)."""
+
+    @abstractmethod
+    def is_hole(self, offset_bytes: int, length_bytes: int) -> bool:
+        """Whether nothing was ever stored in the range and it has no memory behind it."""

@@ -1,0 +1,233 @@
+"""A medium that is a mapping of a file or device.
+
+Invariants:
+- at most one process has a writable one of the same source (flock, and O_EXCL on block devices,
+  both of which the kernel releases when the process dies);
+- a sparse file is never touched through the mapping where it may have a hole: a store into a hole
+  of a full file system would kill the process with SIGBUS, where pwrite answers ENOSPC;
+- `flush` and `fence` of one thread go together on cache lines, since a store fence orders the
+  write-backs of its own processor only.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import fcntl
+import mmap
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pmemfs.errors import ReadOnlyMedium, SourceBusy, UnusableSource
+from pmemfs.medium import writeback
+from pmemfs.medium.base import ByteRange, Durability, Medium
+from pmemfs.medium.source import (
+    MAP_SHARED_VALIDATE,
+    MAP_SYNC,
+    Source,
+    SourceKind,
+    grants_map_sync,
+    identify,
+)
+from pmemfs.pfn import FRAME_BYTES
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+_SYNC_CHUNK_SHIFT = 21
+"""What was flushed towards msync is remembered in chunks of 2 MiB: few for any workload."""
+
+
+class Advice(enum.IntEnum):
+    """Advice about a mapping, see madvise(2)."""
+
+    HUGE_PAGES = 14
+    POPULATE_READ = 22
+    POPULATE_WRITE = 23
+
+
+class MappedMedium(Medium):
+    """The memory behind a path, mapped whole."""
+
+    def __init__(self, source: Source, *, read_only: bool = False) -> None:
+        """Open, lock and map. Raises UnusableSource and SourceBusy."""
+        if source.size_bytes == 0:
+            raise UnusableSource(path=source.path, why="it is smaller than 4 KiB")
+        self.source = source
+        self.name = source.path
+        self.size_bytes = source.size_bytes
+        self.read_only = read_only
+        self._fd = _open_and_lock(source, read_only)
+        try:
+            self.durability = _durability(source, self._fd, read_only)
+            self.reserved = source.kind.is_device or _has_memory_everywhere(self._fd)
+            self._mapping = self._map()
+        except BaseException:
+            os.close(self._fd)
+            raise
+        self._memory = memoryview(self._mapping)
+        self._unsynced_chunks: set[int] = set()
+
+    @classmethod
+    def open(cls, path: str, *, read_only: bool = False) -> MappedMedium:
+        """Identify and open a path."""
+        return cls(identify(path), read_only=read_only)
+
+    def close(self) -> None:
+        """Unlock and unmap. Views that are still held stay valid until the process ends."""
+        self._memory.release()
+        try:
+            self._mapping.close()
+        except BufferError:
+            # Somebody holds a view: the mapping keeps a duplicate of the descriptor, and the
+            # lock with it, so give the lock back by hand.
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+        os.close(self._fd)
+
+    def read(self, offset_bytes: int, length_bytes: int) -> memoryview | bytes:
+        if self.reserved:
+            return self._memory[offset_bytes : offset_bytes + length_bytes]
+        return os.pread(self._fd, length_bytes, offset_bytes)
+
+    def view(self, offset_bytes: int, length_bytes: int) -> memoryview:
+        return self._memory[offset_bytes : offset_bytes + length_bytes]
+
+    def store(self, offset_bytes: int, data: Buffer) -> None:
+        if self.read_only:
+            raise ReadOnlyMedium(path=self.name)
+        view = memoryview(data)
+        if self.reserved:
+            self._memory[offset_bytes : offset_bytes + len(view)] = view
+            return
+        while view:
+            written = os.pwrite(self._fd, view, offset_bytes)
+            view = view[written:]
+            offset_bytes += written
+
+    def store_from_file(self, ranges: Sequence[ByteRange], fd: int, file_offset: int) -> int:
+        if self.read_only:
+            raise ReadOnlyMedium(path=self.name)
+        if not self.reserved:
+            for part in ranges:
+                self.reserve(*part)
+        return os.preadv(fd, [self.view(*part) for part in ranges], file_offset)
+
+    def load_to_file(self, ranges: Sequence[ByteRange], fd: int, file_offset: int) -> int:
+        return os.pwritev(fd, [self.view(*part) for part in ranges], file_offset)
+
+    def flush(self, offset_bytes: int, length_bytes: int) -> None:
+        if self.durability is Durability.CACHE_LINES:
+            writeback.flush_lines(self._memory[offset_bytes : offset_bytes + length_bytes])
+        elif self.durability is Durability.MSYNC:
+            first = offset_bytes >> _SYNC_CHUNK_SHIFT
+            last = (offset_bytes + length_bytes - 1) >> _SYNC_CHUNK_SHIFT
+            if first == last:
+                self._unsynced_chunks.add(first)
+            else:
+                self._unsynced_chunks.update(range(first, last + 1))
+
+    def fence(self) -> None:
+        if self.durability is Durability.CACHE_LINES:
+            writeback.fence()
+        elif self.durability is Durability.MSYNC:
+            # One step under the interpreter's lock: a flush meanwhile goes to the new set.
+            chunks, self._unsynced_chunks = self._unsynced_chunks, set()
+            try:
+                for first, last in _runs(chunks):
+                    end_bytes = min((last + 1) << _SYNC_CHUNK_SHIFT, self.size_bytes)
+                    writeback.msync(self._memory[first << _SYNC_CHUNK_SHIFT : end_bytes])
+            except OSError:
+                self._unsynced_chunks |= chunks
+                raise
+
+    def reserve(self, offset_bytes: int, length_bytes: int) -> None:
+        if not self.reserved:
+            os.posix_fallocate(self._fd, offset_bytes, length_bytes)
+
+    def is_hole(self, offset_bytes: int, length_bytes: int) -> bool:
+        if self.reserved:
+            return False
+        try:
+            return os.lseek(self._fd, offset_bytes, os.SEEK_DATA) >= offset_bytes + length_bytes
+        except OSError as error:
+            return error.errno == errno.ENXIO
+
+    def advise(self, advice: Advice, offset_bytes: int, length_bytes: int) -> bool:
+        """Advise the kernel about a range; whether it listened."""
+        start = offset_bytes & -FRAME_BYTES
+        try:
+            self._mapping.madvise(advice, start, offset_bytes + length_bytes - start)
+        except OSError:
+            return False
+        return True
+
+    def _map(self) -> mmap.mmap:
+        flags = mmap.MAP_SHARED
+        if self.source.kind is SourceKind.DAX_FILE and self.durability is Durability.CACHE_LINES:
+            flags = MAP_SHARED_VALIDATE | MAP_SYNC
+        protection = mmap.PROT_READ | (0 if self.read_only else mmap.PROT_WRITE)
+        try:
+            return mmap.mmap(self._fd, self.size_bytes, flags=flags, prot=protection)
+        except (OSError, ValueError, OverflowError) as error:
+            raise UnusableSource(path=self.name, why=f"it can't be mapped: {error}") from None
+
+
+def _open_and_lock(source: Source, read_only: bool) -> int:
+    flags = os.O_CLOEXEC | (os.O_RDONLY if read_only else os.O_RDWR)
+    if source.kind is SourceKind.BLOCK_DEVICE and not read_only:
+        flags |= os.O_EXCL
+    try:
+        fd = os.open(source.path, flags)
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            raise SourceBusy(path=source.path, why="the kernel has it mounted or open") from None
+        why = {errno.EACCES: "permission denied", errno.EROFS: "its file system is read-only"}
+        text = why.get(error.errno or 0, os.strerror(error.errno or 0).lower())
+        raise UnusableSource(path=source.path, why=f"it can't be opened: {text}") from None
+    try:
+        fcntl.flock(fd, (fcntl.LOCK_SH if read_only else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except OSError:
+        holder = _lock_holder(fd)
+        os.close(fd)
+        raise SourceBusy(path=source.path, why=holder) from None
+    return fd
+
+
+def _lock_holder(fd: int) -> str:
+    """Who holds the lock, as far as /proc/locks tells."""
+    status = os.fstat(fd)
+    inode = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    for line in Path("/proc/locks").read_text().splitlines():
+        fields = line.split()
+        if "FLOCK" in fields and inode in fields:
+            return f"process {fields[fields.index(inode) - 1]} has it open"
+    return "another process has it open"
+
+
+def _durability(source: Source, fd: int, read_only: bool) -> Durability:
+    if source.kind is SourceKind.TMPFS_FILE:
+        return Durability.VOLATILE
+    if source.kind is SourceKind.DAX_DEVICE:
+        return Durability.CACHE_LINES
+    if source.kind is SourceKind.DAX_FILE and grants_map_sync(fd, writable=not read_only):
+        return Durability.CACHE_LINES
+    return Durability.MSYNC
+
+
+def _has_memory_everywhere(fd: int) -> bool:
+    status = os.fstat(fd)
+    return stat.S_ISREG(status.st_mode) and status.st_blocks * 512 >= status.st_size
+
+
+def _runs(chunks: set[int]) -> list[tuple[int, int]]:
+    """Consecutive numbers as (first, last), so that one msync covers many chunks."""
+    runs: list[tuple[int, int]] = []
+    for chunk in sorted(chunks):
+        if runs and chunk == runs[-1][1] + 1:
+            runs[-1] = (runs[-1][0], chunk)
+        else:
+            runs.append((chunk, chunk))
+    return runs

@@ -1,0 +1,173 @@
+"""A medium that remembers what is durable, to pull the power between any two stores.
+
+The model, after Vinter (Kalbfleisch et al., ATC '22) and the x86 persistency rules:
+
+- an aligned 8-byte word is stored whole or not at all, anything larger may tear;
+- of one 64-byte cache line, a *prefix* of the stores since it was last durable survives;
+- lines are independent of each other, and may be evicted, so become durable, without a flush;
+- a flush proves nothing before the fence behind it.
+
+So what a power failure may leave is a choice, for each line that is not durable, of how many of its
+stores came through. The states between two stores are all among those just before the next fence,
+which is why looking there (`at_each_fence`) and at the end is looking everywhere.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import random
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from pmemfs.medium.base import ByteRange, Durability, Medium
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+LINE_BYTES = 64
+WORD_BYTES = 8
+
+
+class RecordingMedium(Medium):
+    """Memory of a process, with the power-failure behaviour of persistent memory.
+
+    `ignored_calls` are numbers of flush and fence calls, counted from 0, that do nothing: the
+    bug that a missing one would be. `failures` are numbers of such calls that raise.
+    """
+
+    def __init__(
+        self,
+        image: Buffer,
+        *,
+        ignored_calls: Collection[int] = (),
+        failures: Mapping[int, OSError] | None = None,
+    ) -> None:
+        self._memory = bytearray(image)
+        self._durable = bytearray(image)
+        self._pending: dict[int, list[bytes]] = {}
+        self._flushed: dict[int, int] = {}
+        self._store_order: list[int] = []
+        self._ignored_calls = ignored_calls
+        self._failures = failures or {}
+        self.name = "recording medium"
+        self.size_bytes = len(self._memory)
+        self.durability = Durability.CACHE_LINES
+        self.read_only = False
+        self.reserved = True
+        self.call_count = 0
+        self.at_each_fence: Callable[[], None] = lambda: None
+
+    def read(self, offset_bytes: int, length_bytes: int) -> memoryview | bytes:
+        return memoryview(self._memory)[offset_bytes : offset_bytes + length_bytes].toreadonly()
+
+    def view(self, offset_bytes: int, length_bytes: int) -> memoryview:
+        return memoryview(self._memory)[offset_bytes : offset_bytes + length_bytes]
+
+    def store(self, offset_bytes: int, data: Buffer) -> None:
+        view = memoryview(data).cast("B")
+        if offset_bytes < 0 or offset_bytes + len(view) > self.size_bytes:
+            raise ValueError("store outside the medium")
+        position = 0
+        while position < len(view):
+            at = offset_bytes + position
+            length = min(WORD_BYTES - at % WORD_BYTES, len(view) - position)
+            self._store_word(at, view[position : position + length])
+            position += length
+
+    def store_from_file(self, ranges: Sequence[ByteRange], fd: int, file_offset: int) -> int:
+        total = 0
+        for part in ranges:
+            data = os.pread(fd, part.length_bytes, file_offset + total)
+            self.store(part.offset_bytes, data)
+            total += len(data)
+        return total
+
+    def load_to_file(self, ranges: Sequence[ByteRange], fd: int, file_offset: int) -> int:
+        return os.pwritev(fd, [self.view(*part) for part in ranges], file_offset)
+
+    def flush(self, offset_bytes: int, length_bytes: int) -> None:
+        if self._counts():
+            first, end = offset_bytes // LINE_BYTES, offset_bytes + length_bytes
+            for line in range(first, -(-end // LINE_BYTES)):
+                if line in self._pending:
+                    self._flushed[line] = len(self._pending[line])
+
+    def fence(self) -> None:
+        self.at_each_fence()
+        if self._counts():
+            for line, count in self._flushed.items():
+                versions = self._pending[line]
+                self._set_line(self._durable, line, versions[count - 1])
+                self._pending[line] = versions[count:]
+            self._flushed.clear()
+            self._pending = {line: v for line, v in self._pending.items() if v}
+            self._store_order = [line for line in self._store_order if line in self._pending]
+
+    def reserve(self, offset_bytes: int, length_bytes: int) -> None:
+        """Nothing to do: all of it is there."""
+
+    def is_hole(self, offset_bytes: int, length_bytes: int) -> bool:
+        return False
+
+    def after_power_failure(self, limit: int = 2000, seed: int = 0) -> Iterator[bytes]:
+        """Images that a power failure now could leave, none twice, at most about `limit`.
+
+        All of them where there are no more than `limit`; else nothing, everything, every point of
+        the program's own order, each line alone lost or alone kept, and random choices.
+        """
+        seen: set[bytes] = set()
+        lines = sorted(self._pending)
+        for choice in self._choices(lines, limit, random.Random(seed)):
+            image = bytearray(self._durable)
+            for line, kept in zip(lines, choice, strict=True):
+                if kept:
+                    self._set_line(image, line, self._pending[line][kept - 1])
+            frozen = bytes(image)
+            if frozen not in seen:
+                seen.add(frozen)
+                yield frozen
+
+    def _choices(
+        self, lines: list[int], limit: int, rng: random.Random
+    ) -> Iterator[tuple[int, ...]]:
+        """For each line, how many of its pending stores come through."""
+        maxima = [len(self._pending[line]) for line in lines]
+        if math.prod(most + 1 for most in maxima) <= limit:
+            yield from itertools.product(*(range(most + 1) for most in maxima))
+            return
+        yield from self._program_order(lines)
+        for position, most in enumerate(maxima):
+            for kept in {0, most // 2}:
+                yield (*maxima[:position], kept, *maxima[position + 1 :])
+                nothing = [0] * len(lines)
+                nothing[position] = most - kept
+                yield tuple(nothing)
+        for _ in range(limit):
+            yield tuple(rng.choice((0, most, rng.randint(0, most))) for most in maxima)
+
+    def _program_order(self, lines: list[int]) -> Iterator[tuple[int, ...]]:
+        kept = dict.fromkeys(lines, 0)
+        yield tuple(kept.values())
+        for line in self._store_order:
+            kept[line] = min(kept[line] + 1, len(self._pending[line]))
+            yield tuple(kept.values())
+
+    def _store_word(self, offset_bytes: int, data: memoryview) -> None:
+        self._memory[offset_bytes : offset_bytes + len(data)] = data
+        line = offset_bytes // LINE_BYTES
+        content = bytes(self._memory[line * LINE_BYTES : (line + 1) * LINE_BYTES])
+        self._pending.setdefault(line, []).append(content)
+        self._store_order.append(line)
+
+    def _counts(self) -> bool:
+        """Count a call; whether it is to be carried out."""
+        call, self.call_count = self.call_count, self.call_count + 1
+        if call in self._failures:
+            raise self._failures[call]
+        return call not in self._ignored_calls
+
+    @staticmethod
+    def _set_line(image: bytearray, line: int, content: bytes) -> None:
+        image[line * LINE_BYTES : line * LINE_BYTES + len(content)] = content

@@ -1,0 +1,197 @@
+"""What a path is, as a source of memory: its kind, size and alignment, each found in its own way.
+
+| kind            | size from                | durable by       |
+| tmpfs file      | stat                     | nothing          |
+| DAX file        | stat                     | cache lines      |
+| DAX device      | sysfs                    | cache lines      |
+| block device    | its end                  | msync            |
+| any other file  | stat                     | msync (warned)   |
+"""
+
+from __future__ import annotations
+
+import enum
+import mmap
+import os
+import stat
+import subprocess
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pmemfs.errors import NoSpace, NoSuchSource, UnusableSource
+from pmemfs.mountinfo import mount_of_device
+from pmemfs.pfn import FRAME_BYTES
+from pmemfs.units import format_size
+
+MAP_SHARED_VALIDATE = 0x03
+MAP_SYNC = 0x80000
+
+_MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs", "devtmpfs")
+
+
+class SourceKind(enum.Enum):
+    """The kinds of source."""
+
+    TMPFS_FILE = "tmpfs file"
+    DAX_FILE = "DAX file"
+    DAX_DEVICE = "DAX device"
+    BLOCK_DEVICE = "block device"
+    FILE = "ordinary file"
+
+    @property
+    def is_device(self) -> bool:
+        """Whether its size is given and it can't be made."""
+        return self in (SourceKind.DAX_DEVICE, SourceKind.BLOCK_DEVICE)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A path that can hold a pool."""
+
+    path: str
+    kind: SourceKind
+    size_bytes: int
+    """Whole frames of 4 KiB."""
+    alignment_bytes: int
+    """What a mapping of it must be a multiple of."""
+    warning: str = ""
+    """What a user should know before relying on it; empty for the kinds that pmemfs is for."""
+
+
+def identify(path: str) -> Source:
+    """What `path` is. Raises NoSuchSource and UnusableSource."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise NoSuchSource(path=path, why=_lower(error.strerror)) from None
+    if stat.S_ISREG(status.st_mode):
+        return _identify_file(path, status)
+    if stat.S_ISBLK(status.st_mode):
+        return _identify_block_device(path, status)
+    if stat.S_ISCHR(status.st_mode):
+        return _identify_dax_device(path, status)
+    what = "a directory" if stat.S_ISDIR(status.st_mode) else "neither a file nor a device"
+    raise UnusableSource(path=path, why=f"it is {what}")
+
+
+def make_file(path: str, size_bytes: int, *, sparse: bool) -> None:
+    """Make `path` that large, with memory behind every byte unless `sparse`.
+
+    A file that was not there is removed again if that fails, and one that was keeps its size.
+    Raises NoSpace, NoSuchSource or UnusableSource.
+    """
+    existed = os.path.exists(path)
+    with _opened_for_making(path) as fd:
+        old_size_bytes = os.fstat(fd).st_size
+        try:
+            os.truncate(fd, max(size_bytes, old_size_bytes))
+            if not sparse:
+                os.posix_fallocate(fd, 0, size_bytes)
+        except OSError as error:
+            os.truncate(fd, old_size_bytes)
+            if not existed:
+                os.unlink(path)
+            raise NoSpace(
+                path=path, wanted=format_size(size_bytes), why=_lower(error.strerror)
+            ) from None
+
+
+def known_content(path: str) -> str:
+    """What blkid(8) recognises on a file or block device, such as "an ext4 file system"; or ""."""
+    try:
+        probe = subprocess.run(
+            ["blkid", "--probe", "--output", "export", "--", path],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:
+        return ""
+    facts = dict(line.split("=", 1) for line in probe.stdout.splitlines() if "=" in line)
+    if "TYPE" in facts:
+        return f"{facts['TYPE']} ({facts.get('USAGE', 'content')})"
+    return f"a {facts['PTTYPE']} partition table" if "PTTYPE" in facts else ""
+
+
+def grants_map_sync(fd: int, *, writable: bool) -> bool:
+    """Whether a MAP_SYNC mapping is possible: asked by trying, as mmap(2) advises."""
+    protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+    try:
+        mapping = mmap.mmap(fd, FRAME_BYTES, flags=MAP_SHARED_VALIDATE | MAP_SYNC, prot=protection)
+    except (OSError, ValueError):
+        return False
+    mapping.close()
+    return True
+
+
+def _identify_file(path: str, status: os.stat_result) -> Source:
+    size_bytes = status.st_size & -FRAME_BYTES
+    mount = mount_of_device(status.st_dev)
+    fs_type = mount.fs_type if mount else "unknown"
+    if fs_type in _MEMORY_FILE_SYSTEMS:
+        return Source(path, SourceKind.TMPFS_FILE, size_bytes, FRAME_BYTES)
+    with _opened(path, os.O_RDONLY) as fd:
+        if size_bytes and grants_map_sync(fd, writable=False):
+            return Source(path, SourceKind.DAX_FILE, size_bytes, FRAME_BYTES)
+    warning = (
+        f"{path} is an ordinary file on {fs_type}: it goes through the page cache, and what is "
+        "written survives a power failure only after fsync"
+    )
+    return Source(path, SourceKind.FILE, size_bytes, FRAME_BYTES, warning)
+
+
+def _identify_block_device(path: str, status: os.stat_result) -> Source:
+    with _opened(path, os.O_RDONLY) as fd:
+        size_bytes = os.lseek(fd, 0, os.SEEK_END) & -FRAME_BYTES
+    device = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+    warning = ""
+    if _read_sysfs(Path("/sys/dev/block") / device / "queue/dax") != "1":
+        warning = (
+            f"{path} is not persistent memory: it goes through the page cache, and what is "
+            "written survives a power failure only after fsync"
+        )
+    return Source(path, SourceKind.BLOCK_DEVICE, size_bytes, FRAME_BYTES, warning)
+
+
+def _identify_dax_device(path: str, status: os.stat_result) -> Source:
+    device = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+    sysfs = Path("/sys/dev/char") / device
+    size_text = _read_sysfs(sysfs / "size")
+    if not size_text or (sysfs / "subsystem").resolve().name != "dax":
+        raise UnusableSource(path=path, why="it is a character device, but not a DAX device")
+    alignment_bytes = int(_read_sysfs(sysfs / "align") or FRAME_BYTES)
+    size_bytes = int(size_text) & -alignment_bytes
+    return Source(path, SourceKind.DAX_DEVICE, size_bytes, alignment_bytes)
+
+
+def _read_sysfs(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+@contextmanager
+def _opened(path: str, flags: int) -> Iterator[int]:
+    try:
+        fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise UnusableSource(path=path, why=_lower(error.strerror)) from None
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _opened_for_making(path: str) -> AbstractContextManager[int]:
+    parent = os.path.dirname(path) or "."
+    if not os.path.isdir(parent):
+        raise NoSuchSource(path=path, why=f"there is no directory {parent}")
+    return _opened(path, os.O_RDWR | os.O_CREAT)
+
+
+def _lower(sentence: str | None) -> str:
+    """An error text of the C library as part of a sentence of ours."""
+    return sentence[:1].lower() + sentence[1:] if sentence else "unknown error"

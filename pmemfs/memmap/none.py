@@ -1,0 +1,65 @@
+"""Scheme `none`: page-frame numbers only.
+
+This is Dan Williams' answer. Whatever needs a page fails with EOPNOTSUPP; that is the result.
+"""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from pmemfs.errors import NoPageStructures
+from pmemfs.media.page import Page
+from pmemfs.memmap.base import Access, Memmap, PageCounts, PageReport
+from pmemfs.pfn import PfnT, pfn_t_to_page, pfn_to_pfn_t
+
+
+class NoMemmap(Memmap):
+    """No page structures."""
+
+    has_pages = False
+    geometry = None
+
+    def get_page(
+        self, pfn: int, access: Access = Access.PIN, mapping: int = 0, index: int = 0
+    ) -> NoReturn:
+        raise NoPageStructures(what="a reference to a page")
+
+    def put_page(self, pfn: int) -> NoReturn:
+        raise NoPageStructures(what="a reference to a page")
+
+    def get_pages(
+        self,
+        pfn: int,
+        pfn_count: int,
+        access: Access = Access.PIN,
+        mapping: int = 0,
+        index: int = 0,
+    ) -> NoReturn:
+        raise NoPageStructures(what="a reference to a page")
+
+    def put_pages(self, pfn: int, pfn_count: int) -> NoReturn:
+        raise NoPageStructures(what="a reference to a page")
+
+    def page(self, pfn: int) -> Page | None:
+        raise NoPageStructures(what="the state of a page")
+
+    def pfn_t(self, pfn: int) -> PfnT:
+        return pfn_to_pfn_t(pfn)
+
+    def pfn_t_to_page(self, word: int) -> int:
+        return pfn_t_to_page(word, None)
+
+    def begin_persist(self) -> int:
+        return 0
+
+    def end_persist(self, epoch: int) -> None:
+        """Nothing to do: no page is known to be dirty."""
+
+    def counts(self) -> PageCounts:
+        raise NoPageStructures(what="counting pages")
+
+    def hottest(self, count: int) -> list[PageReport]:
+        raise NoPageStructures(what="finding the hottest pages")
+
+    def drop_idle(self, idle_seconds: float) -> int:
+        return 0

@@ -1,0 +1,80 @@
+"""Scheme `on-demand`: structures in DRAM, in sections, made when a page of one is first needed.
+
+This is Linus Torvalds' answer. A section covers 128 MiB of the pool, as in the kernel's memory
+hotplug, or one page where that is larger. Invariants: a section that holds a reference or a dirty
+page is never dropped; dropping one forgets the counters of its pages.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+
+from pmemfs.errors import NotInPool
+from pmemfs.media.page import LAYOUT
+from pmemfs.memmap.base import RecordMemmap, Records
+from pmemfs.pfn import PAGE_SHIFT, PAGE_STRUCTURE_BYTES, PageGeometry
+from pmemfs.units import MIB
+
+SECTION_BYTES = 128 * MIB
+
+
+class OnDemandMemmap(RecordMemmap):
+    """Page structures in sections of DRAM."""
+
+    def __init__(self, geometry: PageGeometry, generation: int) -> None:
+        super().__init__(geometry, generation)
+        page_bytes = 1 << (PAGE_SHIFT + geometry.order)
+        self._pages_per_section = max(1, SECTION_BYTES // page_bytes)
+        self._sections: dict[int, tuple[memoryview, Records]] = {}
+
+    @property
+    def section_count(self) -> int:
+        """The sections that exist now."""
+        return len(self._sections)
+
+    def drop_idle(self, idle_seconds: float) -> int:
+        deadline_ns = time.time_ns() - int(idle_seconds * 1e9)
+        idle = [
+            section
+            for section, (_, records) in self._sections.items()
+            if not records["refcount"].any()
+            and not self._dirty(records).any()
+            and int(records["last_access_ns"].max()) <= deadline_ns
+        ]
+        for section in idle:
+            del self._sections[section]
+        return len(idle) * self._pages_per_section
+
+    def _locate(self, page: int) -> tuple[memoryview, int]:
+        section, position = divmod(page, self._pages_per_section)
+        found = self._sections.get(section) or self._make(section)
+        return found[0], position * PAGE_STRUCTURE_BYTES
+
+    def _slices(self, first_page: int, page_count: int) -> list[Records]:
+        slices = []
+        while page_count:
+            section, position = divmod(first_page, self._pages_per_section)
+            found = self._sections.get(section) or self._make(section)
+            part = found[1][position : position + page_count]
+            slices.append(part)
+            first_page += len(part)
+            page_count -= len(part)
+        return slices
+
+    def _touched(self) -> Iterator[tuple[int, Records]]:
+        # A snapshot: another thread may count while sections come and go.
+        for section, (_, records) in sorted(self._sections.items()):
+            yield section * self._pages_per_section, records
+
+    def _make(self, section: int) -> tuple[memoryview, Records]:
+        first_page = section * self._pages_per_section
+        page_count = min(self._pages_per_section, self._page_count - first_page)
+        if page_count <= 0:
+            raise NotInPool(pfn=first_page)
+        buffer = memoryview(bytearray(page_count * PAGE_STRUCTURE_BYTES))
+        made = (buffer, np.frombuffer(buffer, LAYOUT.dtype))
+        self._sections[section] = made
+        return made

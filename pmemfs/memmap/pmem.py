@@ -1,0 +1,60 @@
+"""Scheme `pmem`: every page has a structure, in a hidden zone of the pool itself.
+
+This is Ingo Molnar's answer. Invariants:
+- a stretch of structures is touched only after `_reserve` has seen it, which gets memory for it
+  where the pool is sparse; so no touch can fail, and the cost is paid where pages are used;
+- what has not been reserved in this mount holds no structure of this generation, so scans skip it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from pmemfs.media.page import LAYOUT
+from pmemfs.media.zones import Zone
+from pmemfs.medium.base import Medium
+from pmemfs.memmap.base import RecordMemmap, Records
+from pmemfs.pfn import PAGE_STRUCTURE_BYTES, PageGeometry
+
+_STRETCH_SHIFT = 10
+"""Structures are reserved 1024 at a time: 64 KiB, for 4 MiB of data in 4 KiB pages."""
+
+
+class PmemMemmap(RecordMemmap):
+    """Page structures in the memmap zone."""
+
+    def __init__(self, geometry: PageGeometry, generation: int, medium: Medium, zone: Zone) -> None:
+        super().__init__(geometry, generation)
+        self._medium = medium
+        self._zone = zone
+        self._buffer = medium.view(zone.offset_bytes, zone.size_bytes)
+        self._records = np.frombuffer(self._buffer, LAYOUT.dtype)
+        # One byte for each stretch; zeroes of this size come from the kernel untouched.
+        self._reserved = bytearray((self._page_count >> _STRETCH_SHIFT) + 1)
+
+    def _locate(self, page: int) -> tuple[memoryview, int]:
+        if not self._reserved[page >> _STRETCH_SHIFT]:
+            self._reserve(page >> _STRETCH_SHIFT)
+        return self._buffer, page * PAGE_STRUCTURE_BYTES
+
+    def _slices(self, first_page: int, page_count: int) -> list[Records]:
+        last_stretch = (first_page + page_count - 1) >> _STRETCH_SHIFT
+        for stretch in range(first_page >> _STRETCH_SHIFT, last_stretch + 1):
+            if not self._reserved[stretch]:
+                self._reserve(stretch)
+        return [self._records[first_page : first_page + page_count]]
+
+    def _touched(self) -> Iterator[tuple[int, Records]]:
+        stretch = self._reserved.find(1)
+        while stretch >= 0:
+            first_page = stretch << _STRETCH_SHIFT
+            yield first_page, self._records[first_page : first_page + (1 << _STRETCH_SHIFT)]
+            stretch = self._reserved.find(1, stretch + 1)
+
+    def _reserve(self, stretch: int) -> None:
+        start = (stretch << _STRETCH_SHIFT) * PAGE_STRUCTURE_BYTES
+        length = min(PAGE_STRUCTURE_BYTES << _STRETCH_SHIFT, self._zone.size_bytes - start)
+        self._medium.reserve(self._zone.offset_bytes + start, length)
+        self._reserved[stretch] = 1

@@ -1,0 +1,71 @@
+"""/proc/self/mountinfo: what is mounted where. Asks no file system anything, so it cannot hang.
+
+Source: proc_pid_mountinfo(5).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+FUSE_TYPE = "fuse.pmemfs"
+
+_ESCAPE = re.compile(r"\\([0-7]{3})")
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """One line of mountinfo."""
+
+    device: str
+    """major:minor, as in stat's st_dev."""
+    mountpoint: str
+    fs_type: str
+    source: str
+    options: str
+
+    @property
+    def minor(self) -> int:
+        """The minor device number, which names the connection of a FUSE mount."""
+        return int(self.device.partition(":")[2])
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is a mount of pmemfs, alive or dead."""
+        return self.fs_type == FUSE_TYPE
+
+
+def mounts() -> list[Mount]:
+    """All mounts of this mount namespace; of two on one directory, the later covers the earlier."""
+    lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
+    return [_parse(line) for line in lines]
+
+
+def mount_at(path: str) -> Mount | None:
+    """The mount whose mountpoint is exactly `path` (absolute, no symbolic links)."""
+    return next((m for m in reversed(mounts()) if m.mountpoint == path), None)
+
+
+def mount_of_device(st_dev: int) -> Mount | None:
+    """A mount of the file system with that device number."""
+    device = f"{os.major(st_dev)}:{os.minor(st_dev)}"
+    return next((m for m in mounts() if m.device == device), None)
+
+
+def _parse(line: str) -> Mount:
+    before, _, after = line.partition(" - ")
+    fields = before.split(" ")
+    fs_type, source, *super_options = after.split(" ")
+    return Mount(
+        device=fields[2],
+        mountpoint=_unescape(fields[4]),
+        fs_type=fs_type,
+        source=_unescape(source),
+        options=",".join([fields[5], *super_options]),
+    )
+
+
+def _unescape(text: str) -> str:
+    return _ESCAPE.sub(lambda match: chr(int(match[1], 8)), text)

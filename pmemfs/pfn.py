@@ -1,0 +1,134 @@
+"""Page-frame numbers, and `pfn_t`: a 64-bit word that is a page frame and *may* be a page.
+
+A pfn counts 4 KiB frames from the first byte of the pool, whatever the size of a page, as in the
+kernel, where a huge page spans 512 pfns and has one (compound) structure. A `pfn_t` has two lives,
+as in Dan Williams' `__pfn_t` patch set of 2015:
+
+- the low PFN_SHIFT bits clear: it is the offset of a page structure, in bytes;
+- a low bit set: it is a page-frame number, shifted by PFN_SHIFT, with flags.
+
+So `pfn_t_to_pfn()` always answers, and `pfn_t_to_page()` only where a page exists.
+
+Invariants: page structures lie on 64-byte boundaries and never at offset 0, so no offset has a low
+bit set and no word is 0; a word with a page-frame number always has PFN_DEV set.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NewType
+
+import numpy as np
+import numpy.typing as npt
+
+from pmemfs.errors import BadGeometry, NoPageStructures, NotInPool
+
+Pfn = NewType("Pfn", int)
+PfnT = NewType("PfnT", int)
+
+PAGE_SHIFT = 12
+FRAME_BYTES = 1 << PAGE_SHIFT
+
+PFN_SHIFT = 4
+PFN_FLAGS_MASK = (1 << PFN_SHIFT) - 1
+PFN_DEV = 1 << 0
+"""The word is a page-frame number of device memory."""
+PFN_MAP = 1 << 1
+"""`kmap` has a mapping of it."""
+
+PAGE_STRUCTURE_BYTES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class PageGeometry:
+    """Which pfns have a page structure, and at which offset; one structure covers 2**order pfns."""
+
+    first_pfn: Pfn
+    page_count: int
+    order: int
+    memmap_offset_bytes: int
+
+    def __post_init__(self) -> None:
+        if self.memmap_offset_bytes == 0 or self.memmap_offset_bytes % PAGE_STRUCTURE_BYTES:
+            raise BadGeometry(why="page structures must start on a 64-byte boundary above zero")
+
+    @property
+    def pfn_count(self) -> int:
+        """The frames that the page structures cover."""
+        return self.page_count << self.order
+
+    def pfn_to_page(self, pfn: int) -> int:
+        """The index of the structure that covers `pfn`. Raises NotInPool."""
+        frame = pfn - self.first_pfn
+        if not 0 <= frame < self.page_count << self.order:
+            raise NotInPool(pfn=pfn)
+        return frame >> self.order
+
+    def page_to_pfn(self, page: int) -> Pfn:
+        """The first pfn of a page structure. Raises NotInPool."""
+        pfn = self.first_pfn + (page << self.order)
+        if not 0 <= page < self.page_count:
+            raise NotInPool(pfn=pfn)
+        return Pfn(pfn)
+
+
+def pfn_to_pfn_t(pfn: int, flags: int = PFN_DEV | PFN_MAP) -> PfnT:
+    """The word for a page frame that need not have a page."""
+    return PfnT(pfn << PFN_SHIFT | flags | PFN_DEV)
+
+
+def page_to_pfn_t(page: int, geometry: PageGeometry) -> PfnT:
+    """The word for a page structure, given its index."""
+    geometry.page_to_pfn(page)
+    return PfnT(geometry.memmap_offset_bytes + page * PAGE_STRUCTURE_BYTES)
+
+
+def pfn_t_has_page(word: int) -> bool:
+    """Whether the word is the offset of a page structure."""
+    return word & PFN_FLAGS_MASK == 0
+
+
+def pfn_t_to_pfn(word: int, geometry: PageGeometry | None = None) -> Pfn:
+    """The page frame that a word stands for; a word with a page needs the geometry."""
+    if word & PFN_FLAGS_MASK:
+        return Pfn(word >> PFN_SHIFT)
+    if geometry is None:
+        raise NoPageStructures(what="this word")
+    return geometry.page_to_pfn((word - geometry.memmap_offset_bytes) // PAGE_STRUCTURE_BYTES)
+
+
+def pfn_t_to_page(word: int, geometry: PageGeometry | None) -> int:
+    """The index of the page structure of a word.
+
+    `geometry` is None where the memmap scheme has no pages; then NoPageStructures is raised.
+    """
+    if geometry is None:
+        raise NoPageStructures(what="pfn_t_to_page")
+    return geometry.pfn_to_page(pfn_t_to_pfn(word, geometry))
+
+
+def pfns_to_pfn_t(
+    pfns: npt.NDArray[np.uint64], flags: int = PFN_DEV | PFN_MAP
+) -> npt.NDArray[np.uint64]:
+    """`pfn_to_pfn_t` for an array of pfns, of any shape."""
+    return (pfns.astype(np.uint64) << np.uint64(PFN_SHIFT)) | np.uint64(flags | PFN_DEV)
+
+
+def pfn_ts_to_pfn(
+    words: npt.NDArray[np.uint64], geometry: PageGeometry | None = None
+) -> npt.NDArray[np.uint64]:
+    """`pfn_t_to_pfn` for an array of words of either life, of any shape."""
+    is_page = (words & np.uint64(PFN_FLAGS_MASK)) == 0
+    pfns = words >> np.uint64(PFN_SHIFT)
+    if not is_page.any():
+        return pfns
+    if geometry is None:
+        raise NoPageStructures(what="this word")
+    offsets = words[is_page].astype(np.int64) - geometry.memmap_offset_bytes
+    pages = offsets // PAGE_STRUCTURE_BYTES
+    outside = (pages < 0) | (pages >= geometry.page_count)
+    if outside.any():
+        first_bad = int(pages[outside][0])
+        raise NotInPool(pfn=geometry.first_pfn + (first_bad << geometry.order))
+    pfns[is_page] = (pages << geometry.order) + geometry.first_pfn
+    return pfns

@@ -1,0 +1,223 @@
+"""A pool: a medium, its label in two copies, and the zones that follow from it.
+
+Invariants:
+- a label is written to the copy that isn't the one in force, made durable, and then to the other:
+  at every instant one valid copy exists, and a torn write loses nothing;
+- both copies record generation g before any page structure is given generation g, so whichever
+  copy survives, no stale structure can pass for a current one;
+- `create` and `open` touch nothing but the two labels.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+import uuid
+from dataclasses import dataclass, replace
+
+from pmemfs.errors import InvalidLabel, InvalidPool, NewerFormat, NotAPool, ReadOnlyPool
+from pmemfs.media.label import Label, Mode, Scheme, State, check_name, has_magic, pack, validate
+from pmemfs.media.zones import DEFAULT_ALIGNMENT_BYTES, LABEL_BYTES, Zones, compute_zones
+from pmemfs.medium.base import Medium
+from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT, PageGeometry, Pfn
+from pmemfs.units import format_size
+from pmemfs.version import VERSION
+
+_GENERATION_LIMIT = 1 << 64
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSpec:
+    """What a new pool is to be."""
+
+    name: str
+    page_size_bytes: int = FRAME_BYTES
+    alignment_bytes: int = DEFAULT_ALIGNMENT_BYTES
+    scheme: Scheme = Scheme.PMEM
+    mode: Mode = Mode.BLOCK
+
+
+@dataclass(frozen=True, slots=True)
+class LabelReading:
+    """What was found where a copy of the label belongs."""
+
+    where: str
+    offset_bytes: int
+    label: Label | None
+    problem: InvalidLabel | None
+    has_magic: bool
+
+
+class Pool:
+    """An open pool."""
+
+    def __init__(self, medium: Medium, readings: tuple[LabelReading, LabelReading]) -> None:
+        self.medium = medium
+        self.readings = readings
+        self._current = _newest(readings)
+        assert self._current.label is not None, "a pool is made of readings with a valid copy"
+        self.label: Label = self._current.label
+        self.zones: Zones = self.label.zones
+
+    @classmethod
+    def create(cls, medium: Medium, spec: PoolSpec) -> Pool:
+        """Label a medium, whatever it holds. Raises BadGeometry and BadName."""
+        check_name(spec.name)
+        readings = read_labels(medium)
+        _write_labels(medium, _new_label(medium, spec, readings), in_force=_newest(readings))
+        return cls.open(medium)
+
+    @classmethod
+    def open(cls, medium: Medium) -> Pool:
+        """The pool on a medium. Raises NotAPool, InvalidPool and ReadOnlyPool, in this order:
+
+        1. neither copy of the label starts with the magic: NotAPool
+        2. a copy is whole, and of a format that this program does not know: InvalidPool
+        3. neither copy is valid: InvalidPool
+        4. the medium is smaller than the pool: InvalidPool
+        5. a feature allows reading only, and the medium is writable: ReadOnlyPool
+        """
+        readings = read_labels(medium)
+        if not any(reading.has_magic for reading in readings):
+            raise NotAPool(path=medium.name)
+        for reading in readings:
+            if isinstance(reading.problem, NewerFormat):
+                raise InvalidPool(path=medium.name, why=f"{reading.where}: {reading.problem}")
+        if all(reading.label is None for reading in readings):
+            why = "; ".join(f"{reading.where}: {reading.problem}" for reading in readings)
+            raise InvalidPool(path=medium.name, why=why)
+        pool = cls(medium, readings)
+        if pool.label.pool_size_bytes > medium.size_bytes:
+            raise InvalidPool(
+                path=medium.name,
+                why=f"it is truncated: {format_size(medium.size_bytes)} are left of "
+                f"{format_size(pool.label.pool_size_bytes)}",
+            )
+        if pool.label.needs_read_only and not medium.read_only:
+            raise ReadOnlyPool(path=medium.name, why="it has features of a newer program")
+        return pool
+
+    @property
+    def scheme(self) -> Scheme:
+        """Where the pool's page structures live."""
+        return Scheme(self.label.scheme)
+
+    @property
+    def first_data_pfn(self) -> Pfn:
+        """The first page frame of the data zone."""
+        return Pfn(self.zones.data.offset_bytes >> PAGE_SHIFT)
+
+    @property
+    def data_pfn_count(self) -> int:
+        """The page frames of the data zone."""
+        return self.zones.data.size_bytes >> PAGE_SHIFT
+
+    @property
+    def page_geometry(self) -> PageGeometry:
+        """Which pfns have page structures. Where they are in DRAM, the offsets are virtual ones."""
+        order = (self.label.page_size_bytes >> PAGE_SHIFT).bit_length() - 1
+        return PageGeometry(
+            first_pfn=self.first_data_pfn,
+            page_count=self.zones.data.size_bytes // self.label.page_size_bytes,
+            order=order,
+            memmap_offset_bytes=self.zones.memmap.offset_bytes,
+        )
+
+    @property
+    def damaged_copies(self) -> list[LabelReading]:
+        """The copies of the label that were not valid when the pool was opened."""
+        return [reading for reading in self.readings if reading.label is None]
+
+    def begin_mount(self) -> None:
+        """Record a writable mount: a new generation, and dirty until `end_mount`."""
+        self._write(
+            replace(
+                self.label,
+                generation=(self.label.generation + 1) % _GENERATION_LIMIT or 1,
+                mount_count=self.label.mount_count + 1,
+                mounted_ns=time.time_ns(),
+                state=State.DIRTY,
+            )
+        )
+
+    def end_mount(self) -> None:
+        """Record that everything is durable and nothing is mounted."""
+        self._write(replace(self.label, state=State.CLEAN))
+
+    def _write(self, label: Label) -> None:
+        self.label = replace(label, sequence=self.label.sequence + 1, software=_software())
+        _write_labels(self.medium, self.label, in_force=self._current)
+        self.readings = read_labels(self.medium)
+        self._current = _newest(self.readings)
+
+
+def read_labels(medium: Medium) -> tuple[LabelReading, LabelReading]:
+    """Both copies, as far as they are valid.
+
+    The second is where the first one says that the pool ends, or else at the end of the medium.
+    """
+    first = _read_label(medium, "label", 0)
+    end_bytes = first.label.pool_size_bytes if first.label else medium.size_bytes
+    if not LABEL_BYTES < end_bytes <= medium.size_bytes:
+        missing = InvalidLabel(why="it lies behind the end of the medium")
+        return first, LabelReading("label copy", end_bytes - LABEL_BYTES, None, missing, False)
+    return first, _read_label(medium, "label copy", end_bytes - LABEL_BYTES)
+
+
+def _read_label(medium: Medium, where: str, offset_bytes: int) -> LabelReading:
+    raw = bytes(medium.read(offset_bytes, LABEL_BYTES))
+    try:
+        return LabelReading(where, offset_bytes, validate(raw), None, True)
+    except InvalidLabel as problem:
+        return LabelReading(where, offset_bytes, None, problem, has_magic(raw))
+
+
+def _newest(readings: tuple[LabelReading, LabelReading]) -> LabelReading:
+    return max(readings, key=lambda reading: reading.label.sequence if reading.label else -1)
+
+
+def _write_labels(medium: Medium, label: Label, *, in_force: LabelReading) -> None:
+    """Write both copies, the one in force last."""
+    raw = pack(label)
+    offsets = [label.pool_size_bytes - LABEL_BYTES, 0]
+    if in_force.offset_bytes != 0:
+        offsets.reverse()
+    for offset_bytes in offsets:
+        medium.store(offset_bytes, raw)
+        medium.persist(offset_bytes, LABEL_BYTES)
+
+
+def _new_label(
+    medium: Medium, spec: PoolSpec, readings: tuple[LabelReading, LabelReading]
+) -> Label:
+    zones = compute_zones(
+        medium.size_bytes,
+        page_size_bytes=spec.page_size_bytes,
+        alignment_bytes=spec.alignment_bytes,
+        memmap_in_pool=spec.scheme is Scheme.PMEM,
+    )
+    # A pool that is overwritten must lose against the new one, whichever copies a crash leaves.
+    sequence = 1 + max(reading.label.sequence if reading.label else 0 for reading in readings)
+    return Label(
+        sequence=sequence,
+        uuid=uuid.uuid4().bytes,
+        pool_size_bytes=medium.size_bytes,
+        alignment_bytes=spec.alignment_bytes,
+        page_size_bytes=spec.page_size_bytes,
+        scheme=spec.scheme,
+        mode=spec.mode,
+        state=State.CLEAN,
+        memmap_offset_bytes=zones.memmap.offset_bytes,
+        memmap_size_bytes=zones.memmap.size_bytes,
+        data_offset_bytes=zones.data.offset_bytes,
+        data_size_bytes=zones.data.size_bytes,
+        # The memmap zone may hold anything: a random start keeps it from passing for ours.
+        generation=secrets.randbits(62) or 1,
+        created_ns=time.time_ns(),
+        name=spec.name,
+        software=_software(),
+    )
+
+
+def _software() -> str:
+    return f"pmemfs {VERSION}"

@@ -1,0 +1,117 @@
+"""The workloads. A cell is one workload; its figures are compared across subjects.
+
+Invariants: names are unique; a pinned cell has one caller at depth 1, for only then do "the
+caller's CPU" and "the server's CPU" mean one CPU each.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from benchmark.errors import BenchError
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+Direction = Literal["read", "write"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One workload: ``jobs`` callers, each with ``depth`` requests of ``block_bytes`` in flight."""
+
+    name: str
+    group: str
+    caption: str
+    direction: Direction
+    random: bool
+    block_bytes: int
+    jobs: int = 1
+    depth: int = 1
+    pinned: bool = False
+
+    def __post_init__(self) -> None:
+        assert not self.pinned or (self.jobs, self.depth) == (1, 1)
+
+    @property
+    def fio_rw(self) -> str:
+        """The workload in fio's word: ``randread``, ``randwrite``, ``read`` or ``write``."""
+        return f"rand{self.direction}" if self.random else self.direction
+
+
+def _random_cells(direction: Direction) -> tuple[Cell, ...]:
+    shapes = (
+        ("pinned", "1 caller, pinned with server", 1, 1, True),
+        ("free", "1 caller, free", 1, 1, False),
+        ("deep", "1 caller x 32 deep", 1, 32, False),
+        ("2xdeep", "2 callers x 32 deep", 2, 32, False),
+    )
+    return tuple(
+        Cell(
+            name=f"rand{direction}-{suffix}",
+            group=f"4 KiB random {direction}",
+            caption=caption,
+            direction=direction,
+            random=True,
+            block_bytes=4 * KIB,
+            jobs=jobs,
+            depth=depth,
+            pinned=pinned,
+        )
+        for suffix, caption, jobs, depth, pinned in shapes
+    )
+
+
+def _sequential_cell(direction: Direction) -> Cell:
+    return Cell(
+        name=f"seq{direction}",
+        group=f"1 MiB sequential {direction}",
+        caption="1 caller, free",
+        direction=direction,
+        random=False,
+        block_bytes=MIB,
+    )
+
+
+CELLS: tuple[Cell, ...] = (
+    *_random_cells("read"),
+    *_random_cells("write"),
+    _sequential_cell("read"),
+    _sequential_cell("write"),
+)
+
+
+def choose_names(patterns: str | None, known: Iterable[str], what: str) -> list[str]:
+    """Names of ``known``, in its order, matching any of the comma-separated shell patterns.
+
+    ``None`` means all. A pattern that matches nothing is a mistake worth stopping for.
+    """
+    names = list(known)
+    if patterns is None:
+        return names
+    wanted = [pattern.strip() for pattern in patterns.split(",") if pattern.strip()]
+    for pattern in wanted:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise BenchError(f"no {what} is called {pattern!r}; there are: {', '.join(names)}")
+    if not wanted:
+        raise BenchError(f"no {what} was named; there are: {', '.join(names)}")
+    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in wanted)]
+
+
+def parse_size_bytes(text: str) -> int:
+    """Bytes meant by ``1G``, ``256M``, ``64MiB`` or a plain number; a whole number of MiB, at least
+    16.
+
+    Raises BenchError with a sentence otherwise.
+    """
+    word = text.strip().upper().removesuffix("B").removesuffix("I")
+    scale = {"K": KIB, "M": MIB, "G": GIB, "T": GIB * KIB}.get(word[-1:], 1)
+    digits = word if scale == 1 else word[:-1]
+    if not digits.isdecimal():
+        raise BenchError(f"{text!r} is not a size; write for example 256M or 1G")
+    size_bytes = int(digits) * scale
+    if size_bytes < 16 * MIB or size_bytes % MIB:
+        raise BenchError(f"the size must be a whole number of MiB and at least 16M, not {text!r}")
+    return size_bytes

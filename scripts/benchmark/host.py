@@ -1,0 +1,259 @@
+"""The machine: running programs, pinning them, reading their CPU time, and describing it all.
+
+Every program runs in a session of its own, so that Ctrl-C reaches only the benchmark, which then
+ends the program and cleans up in its own order.
+"""
+
+import contextlib
+import os
+import platform
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from benchmark.errors import BenchError, SubjectUnavailable
+
+PROJECT = Path(__file__).resolve().parents[2]
+SHM = Path("/dev/shm")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A program that ended by itself. ``cpu_seconds`` is what it and its children used.
+
+    Kernel threads that worked for it (io_uring's) are threads of it, and counted.
+    """
+
+    code: int
+    stdout: str
+    stderr: str
+    cpu_seconds: float = 0.0
+
+    @property
+    def last_words(self) -> str:
+        """The last line it said, for a sentence about its failure."""
+        lines = [
+            line.strip() for line in (self.stdout + "\n" + self.stderr).splitlines() if line.strip()
+        ]
+        return lines[-1] if lines else f"exit code {self.code}, no message"
+
+
+def run(command: Sequence[str], timeout_seconds: float) -> Finished:
+    """Run to the end, or end it (and what it started) at the timeout or when interrupted.
+
+    Output goes through files, not pipes: a daemon that keeps its starter's stdout can't hold us up.
+    """
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        before_seconds = _children_cpu_seconds()
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            cwd=tempfile.gettempdir(),
+            start_new_session=True,
+        )
+        try:
+            code = process.wait(timeout_seconds)
+        except BaseException as error:
+            _end_group(process)
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise BenchError(
+                    f"{command[0]} did not end within {timeout_seconds:.0f} s"
+                ) from None
+            raise
+        out.seek(0)
+        err.seek(0)
+        used_seconds = _children_cpu_seconds() - before_seconds
+        return Finished(code, out.read(), err.read(), used_seconds)
+
+
+def _children_cpu_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    for signal_number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal_number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(5)
+            return
+
+
+def require_tool(name: str, advice: str) -> None:
+    """Raise BenchError unless the program is on the PATH."""
+    if shutil.which(name) is None:
+        raise BenchError(f"{name} was not found: {advice}")
+
+
+def find_pmemfs() -> str:
+    """The pmemfs command: beside this interpreter, in the project's .venv, or on the PATH."""
+    candidates = [Path(sys.executable).parent, PROJECT / ".venv/bin"]
+    found = shutil.which("pmemfs", path=os.pathsep.join(map(str, candidates))) or shutil.which(
+        "pmemfs"
+    )
+    if found is None:
+        raise SubjectUnavailable("the pmemfs command was not found: run scripts/setup")
+    return found
+
+
+def pinning_cpu() -> int:
+    """The CPU used by pinned cells: the lowest that this process may use."""
+    return min(os.sched_getaffinity(0))
+
+
+def shm_free_bytes() -> int:
+    """What /dev/shm can still take: the less of its own limit and the memory really available."""
+    status = os.statvfs(SHM)
+    return min(status.f_bavail * status.f_frsize, _meminfo_bytes("MemAvailable"))
+
+
+def is_mounted(mountpoint: Path) -> bool:
+    """Whether something is mounted there; answers also when its server is dead."""
+    listed = str(mountpoint).replace("\\", r"\134").replace(" ", r"\040")
+    with open("/proc/self/mountinfo") as lines:
+        return any(line.split()[4] == listed for line in lines)
+
+
+# -- processes ------------------------------------------------------------------------------------
+
+
+def with_descendants(pid: int) -> tuple[int, ...]:
+    """``pid`` and all processes below it; those that end meanwhile are left out."""
+    found = [pid]
+    for parent in found:
+        for children in Path(f"/proc/{parent}/task").glob("*/children"):
+            with contextlib.suppress(OSError):
+                found.extend(int(word) for word in children.read_text().split())
+    return tuple(found)
+
+
+def start_time_ticks(pid: int) -> int | None:
+    """When the process began, in clock ticks since boot, to notice a reused pid; None if ended.
+
+    A process that ended and that nobody has waited for yet has ended.
+    """
+    fields = _stat_fields(pid)
+    return int(fields[19]) if fields and fields[0] not in "ZX" else None
+
+
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """User and system time used so far by these processes together."""
+    ticks = 0
+    for pid in pids:
+        fields = _stat_fields(pid)
+        ticks += int(fields[11]) + int(fields[12]) if fields else 0
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _stat_fields(pid: int) -> list[str]:
+    """/proc/PID/stat from its third field on: the second, a name, may hold spaces and brackets."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+@contextlib.contextmanager
+def pinned(pids: Iterable[int], cpu: int) -> Iterator[None]:
+    """Hold every thread of these processes on ``cpu``; afterwards each gets back what it had.
+
+    A thread born meanwhile inherits the pin and gets back what its process's first thread had.
+    """
+    before = {pid: _affinities(pid) for pid in pids}
+    try:
+        for masks in before.values():
+            for thread in masks:
+                _set_affinity(thread, {cpu})
+        yield
+    finally:
+        for pid, masks in before.items():
+            for thread in _threads(pid):
+                mask = masks.get(thread, masks.get(pid))
+                if mask is not None:
+                    _set_affinity(thread, mask)
+
+
+def _threads(pid: int) -> list[int]:
+    try:
+        return [int(name) for name in os.listdir(f"/proc/{pid}/task")]
+    except OSError:
+        return []
+
+
+def _affinities(pid: int) -> dict[int, set[int]]:
+    masks = {}
+    for thread in _threads(pid):
+        with contextlib.suppress(OSError):
+            masks[thread] = os.sched_getaffinity(thread)
+    return masks
+
+
+def _set_affinity(thread: int, mask: set[int]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.sched_setaffinity(thread, mask)
+
+
+# -- description ----------------------------------------------------------------------------------
+
+
+def describe() -> dict[str, object]:
+    """The machine, as the report's reader needs it to compare with another."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "kernel": platform.release(),
+        "architecture": platform.machine(),
+        "cpu_model": _cpuinfo("model name"),
+        "cpu_count": len(os.sched_getaffinity(0)),
+        "virtual_machine": "hypervisor" in (_cpuinfo("flags") or "").split(),
+        "memory_bytes": _meminfo_bytes("MemTotal"),
+        "shmem_huge_pages": _first_line("/sys/kernel/mm/transparent_hugepage/shmem_enabled"),
+        "fuse_io_uring": _first_line("/sys/module/fuse/parameters/enable_uring"),
+        "load_average": os.getloadavg(),
+        "python": platform.python_version(),
+        "git_commit": _git_commit(),
+    }
+
+
+def _git_commit() -> str | None:
+    """The project's commit, with ``-dirty`` where the working copy differs."""
+    if shutil.which("git") is None:
+        return None
+    describe = ["describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    command = ["git", "--no-optional-locks", "-C", str(PROJECT), *describe]
+    finished = run(command, timeout_seconds=30)
+    return finished.stdout.strip() if finished.code == 0 else None
+
+
+def _meminfo_bytes(field: str) -> int:
+    with open("/proc/meminfo") as lines:
+        for line in lines:
+            name, _, value = line.partition(":")
+            if name == field:
+                return int(value.split()[0]) * 1024
+    raise BenchError(f"/proc/meminfo has no {field}")
+
+
+def _cpuinfo(field: str) -> str | None:
+    with open("/proc/cpuinfo") as lines:
+        for line in lines:
+            name, _, value = line.partition(":")
+            if name.strip() == field:
+                return value.strip()
+    return None
+
+
+def _first_line(path: str) -> str | None:
+    try:
+        return Path(path).read_text().splitlines()[0].strip()
+    except (OSError, IndexError):
+        return None

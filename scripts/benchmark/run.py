@@ -1,0 +1,205 @@
+"""The order of measurement: for each cell, for each round, each subject once, the order rotated.
+
+So the noise of a shared machine, which comes and goes within seconds, hits all subjects alike.
+Whatever happens, what `Bench` set up is torn down; the first interrupt stops the run, later ones
+can't stop that.
+"""
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import FrameType
+
+from benchmark import fio, host
+from benchmark.cells import MIB, Cell
+from benchmark.errors import BenchError, SubjectFailed, SubjectUnavailable
+from benchmark.report import Run, SubjectState
+from benchmark.subjects import Subject
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+FIO_GRACE_SECONDS = 60.0
+# page tables, fio's buffers and the machine's own needs
+SPARE_BYTES = 64 * MIB
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What was asked for."""
+
+    size_bytes: int
+    rounds: int
+    timing: fio.Timing
+
+
+class Interrupts:
+    """Turns the first of SIGINT, SIGTERM, SIGHUP into KeyboardInterrupt and ignores later ones."""
+
+    def __init__(self) -> None:
+        self._armed = True
+
+    def install(self) -> None:
+        """Take the signals over."""
+        for signal_number in SIGNALS:
+            signal.signal(signal_number, self.receive)
+
+    def disarm(self) -> None:
+        """From here on nothing is interrupted: cleaning up has begun."""
+        self._armed = False
+
+    def receive(self, _signal_number: int, _frame: FrameType | None) -> None:
+        if self._armed:
+            self._armed = False
+            raise KeyboardInterrupt
+
+
+class Bench:
+    """Sets subjects up, measures them in turn, tears them down.
+
+    ``say`` gets a sentence on what is being done, ``warn`` one on what went wrong but did not stop
+    it.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        tool: fio.Fio,
+        say: Callable[[str], None],
+        warn: Callable[[str], None],
+    ) -> None:
+        self.failed = False
+        self._settings = settings
+        self._tool = tool
+        self._say = say
+        self._warn = warn
+        self._states: dict[str, SubjectState] = {}
+
+    @property
+    def states(self) -> list[SubjectState]:
+        """What became of each subject, in the order asked for."""
+        return list(self._states.values())
+
+    @contextlib.contextmanager
+    def ready(self, subjects: Sequence[Subject], interrupts: Interrupts) -> Iterator[list[Subject]]:
+        """The subjects that can be measured, set up and filled; torn down afterwards.
+
+        Raises BenchError if memory is short or no subject is left.
+        """
+        self._require_memory(subjects)
+        with contextlib.ExitStack() as stack:
+            working = []
+            for subject in subjects:
+                stack.callback(self._tear_down, subject, interrupts)
+                if self._set_up(subject):
+                    working.append(subject)
+            if not working:
+                reasons = "; ".join(f"{one.name}: {one.skipped}" for one in self.states)
+                raise BenchError(f"nothing can be measured here: {reasons}")
+            stack.callback(interrupts.disarm)
+            yield working
+
+    def measure(
+        self, cells: Sequence[Cell], subjects: Sequence[Subject], advance: Callable[[], None]
+    ) -> list[Run]:
+        """All runs. A subject that fails in a cell is left out of that cell's later rounds."""
+        runs = []
+        for cell_index, cell in enumerate(cells):
+            failed = set()
+            for round_number in range(self._settings.rounds):
+                order = rotated(subjects, cell_index + round_number)
+                for position, subject in enumerate(order):
+                    if subject.name not in failed:
+                        self._say(f"{cell.name}, round {round_number + 1}: {subject.name}")
+                        runs.append(self._run_once(cell, subject, round_number, position))
+                        if runs[-1].error:
+                            failed.add(subject.name)
+                    advance()
+        return runs
+
+    def _run_once(self, cell: Cell, subject: Subject, round_number: int, position: int) -> Run:
+        timing = self._settings.timing
+        cpu = host.pinning_cpu() if cell.pinned else None
+        target = fio.Target(subject.path, self._settings.size_bytes, subject.direct)
+        command = fio.measure_command(
+            cell, target, timing, self._tool.deep_engine, cpu, seed=round_number + 1
+        )
+        pids = subject.daemon_pids()
+        pin = host.pinned(pids, cpu) if cpu is not None else contextlib.nullcontext()
+        figures, error, fio_seconds = None, None, 0.0
+        with pin:
+            before_seconds = host.cpu_seconds(pids)
+            try:
+                figures, fio_seconds = fio.run(
+                    command, cell, timing.total_seconds + FIO_GRACE_SECONDS
+                )
+            except BenchError as problem:
+                self.failed = True
+                error = str(problem)
+                self._warn(f"{cell.name}: {subject.name}: {error}")
+            daemon_seconds = host.cpu_seconds(pids) - before_seconds
+        fio_seconds = max(0.0, fio_seconds - self._tool.startup_cpu_seconds)
+        return Run(
+            cell=cell.name,
+            subject=subject.name,
+            round=round_number,
+            position=position,
+            command=command,
+            figures=figures,
+            fio_cpu_percent=None if error else 100 * fio_seconds / timing.total_seconds,
+            daemon_cpu_percent=100 * daemon_seconds / timing.total_seconds if pids else None,
+            error=error,
+        )
+
+    def _require_memory(self, subjects: Sequence[Subject]) -> None:
+        size_bytes = self._settings.size_bytes
+        needed_bytes = SPARE_BYTES + sum(one.memory_bytes(size_bytes) for one in subjects)
+        free_bytes = host.shm_free_bytes()
+        if needed_bytes > free_bytes:
+            raise BenchError(
+                f"{len(subjects)} subjects of {size_bytes // MIB} MiB need "
+                f"{needed_bytes // MIB} MiB and {host.SHM} can take {free_bytes // MIB} MiB: "
+                "use a smaller --size"
+            )
+
+    def _set_up(self, subject: Subject) -> bool:
+        """Set up and fill one subject; False, with the reason recorded, if that did not work."""
+        self._say(f"setting up {subject.name}")
+        size_bytes = self._settings.size_bytes
+        skipped = None
+        try:
+            subject.setup(size_bytes)
+            # fio removes a file that is too small for it and makes a new one: never let it come to
+            # that
+            if (held_bytes := _held_bytes(subject)) < size_bytes:
+                raise SubjectFailed(f"it holds {held_bytes} bytes, {size_bytes} are needed")
+            fio.prefill(fio.Target(subject.path, size_bytes, subject.direct))
+        except (BenchError, OSError) as problem:
+            self.failed = self.failed or not isinstance(problem, SubjectUnavailable)
+            skipped = str(problem)
+            self._warn(f"{subject.name} is skipped: {skipped}")
+        direct = None if skipped else subject.direct
+        self._states[subject.name] = SubjectState(
+            subject.name, subject.description, tuple(subject.notes), direct, skipped
+        )
+        return skipped is None
+
+    def _tear_down(self, subject: Subject, interrupts: Interrupts) -> None:
+        interrupts.disarm()
+        self._say(f"removing {subject.name}")
+        try:
+            subject.teardown()
+        except (BenchError, OSError) as problem:
+            self.failed = True
+            self._warn(f"{subject.name} could not be removed: {problem}")
+
+
+def rotated(subjects: Sequence[Subject], by: int) -> list[Subject]:
+    """The subjects in their order, begun ``by`` places further on."""
+    start = by % len(subjects)
+    return [*subjects[start:], *subjects[:start]]
+
+
+def _held_bytes(subject: Subject) -> int:
+    """The size of the file or block device; its end is where a seek to the end leads."""
+    with open(subject.path, "rb", buffering=0) as opened:
+        return opened.seek(0, 2)

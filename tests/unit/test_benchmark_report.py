@@ -1,0 +1,371 @@
+"""What the benchmark promises about its figures: scripts/benchmark, without running fio."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+
+from benchmark import fio, host, report  # noqa: E402
+from benchmark.cells import CELLS, MIB, choose_names, parse_size_bytes  # noqa: E402
+from benchmark.errors import BenchError, FioError, SubjectFailed, SubjectUnavailable  # noqa: E402
+from benchmark.report import Run, Spread, SubjectState  # noqa: E402
+from benchmark.run import Bench, Interrupts, Settings, rotated  # noqa: E402
+
+CELL = {cell.name: cell for cell in CELLS}
+TIMING = fio.Timing(ramp_ms=500, runtime_ms=3000)
+TARGET = fio.Target(Path("/dev/shm/file"), 64 * MIB, direct=True)
+
+
+def figures(iops: float) -> fio.Figures:
+    return fio.Figures(iops=iops, mib_per_second=iops / 256, p50_us=10.0, p99_us=20.0)
+
+
+def runs_of(
+    subject: str, iops_by_round: dict[int, float | None], cell: str = "seqread"
+) -> list[Run]:
+    """One run for each round; None stands for a failed one."""
+    return [
+        Run(cell, subject, round_number, 0, ["fio"], figures(iops), 90.0)
+        if iops is not None
+        else Run(cell, subject, round_number, 0, ["fio"], error="fio: it broke")
+        for round_number, iops in iops_by_round.items()
+    ]
+
+
+def fio_output(direction: str = "read", **changes: Any) -> str:
+    """What fio prints for one group, with figures in one direction only."""
+    idle = {"iops": 0.0, "bw_bytes": 0, "total_ios": 0, "lat_ns": {"min": 0}}
+    busy = {
+        "iops": 1000.5,
+        "bw_bytes": 3 * MIB,
+        "total_ios": 3000,
+        "lat_ns": {"percentile": {"50.000000": 1500, "99.000000": 72192}},
+    }
+    job = {"error": 0, "usr_cpu": 1.0, "sys_cpu": 2.0, "read": idle, "write": idle, direction: busy}
+    return json.dumps({"fio version": "fio-3.33", "jobs": [job | changes]}, indent=2)
+
+
+# -- ratios and medians -------------------------------------------------------------------------
+
+
+def test_a_ratio_is_the_median_of_the_rounds_ratios_and_not_the_ratio_of_medians() -> None:
+    mine = runs_of("pmemfs", {0: 10.0, 1: 300.0, 2: 40.0})
+    base = runs_of("loop", {0: 10.0, 1: 100.0, 2: 80.0})
+    # rounds: 1, 3, 0.5; the medians 40 and 80 would give 0.5
+    assert report.ratio_spread(mine, base) == Spread(median=1.0, lowest=0.5, highest=3.0)
+
+
+def test_a_ratio_pairs_rounds_by_number_whatever_the_order_of_the_runs() -> None:
+    mine = runs_of("pmemfs", {2: 40.0, 0: 10.0, 1: 300.0})
+    base = runs_of("loop", {0: 10.0, 1: 100.0, 2: 80.0})
+    assert report.ratio_spread(mine, base) == Spread(1.0, 0.5, 3.0)
+
+
+def test_a_round_that_failed_on_either_side_enters_no_ratio() -> None:
+    mine = runs_of("pmemfs", {0: 10.0, 1: None, 2: 30.0})
+    base = runs_of("loop", {0: None, 1: 10.0, 2: 10.0})
+    assert report.ratio_spread(mine, base) == Spread(3.0, 3.0, 3.0)
+
+
+def test_without_a_common_round_there_is_no_ratio() -> None:
+    assert report.ratio_spread(runs_of("pmemfs", {0: 1.0}), runs_of("loop", {1: 1.0})) is None
+    assert report.ratio_spread(runs_of("pmemfs", {0: 1.0}), []) is None
+
+
+def test_the_median_of_an_even_number_of_rounds_lies_halfway() -> None:
+    assert report.spread([4.0, 1.0, 2.0, 100.0]) == Spread(3.0, 1.0, 100.0)
+    assert report.spread([]) is None
+
+
+def test_a_base_is_compared_with_within_its_own_cell_only() -> None:
+    runs = runs_of("loop", {0: 1.0}, "seqread") + runs_of("pmemfs", {0: 5.0}, "seqwrite")
+    summaries = {(one.cell, one.subject): one for one in report.summarise(runs)}
+    assert summaries["seqwrite", "pmemfs"].ratios == {}
+    assert summaries["seqread", "loop"].ratios == {"loop": Spread(1.0, 1.0, 1.0)}
+
+
+def test_a_failed_run_enters_no_median_and_an_all_failed_subject_has_no_summary() -> None:
+    runs = runs_of("loop", {0: 100.0, 1: None}) + runs_of("pmemfs", {0: None})
+    (only,) = report.summarise(runs)
+    assert (only.subject, only.iops) == ("loop", Spread(100.0, 100.0, 100.0))
+
+
+# -- what fio said ------------------------------------------------------------------------------
+
+
+def test_latencies_are_microseconds_and_throughput_is_mebibytes() -> None:
+    read = fio.parse(0, fio_output(), "", CELL["randread-free"])
+    assert (read.iops, read.mib_per_second) == (1000.5, 3.0)
+    assert (read.p50_us, read.p99_us) == (1.5, 72.192)
+
+
+def test_figures_are_those_of_the_cells_direction() -> None:
+    assert fio.parse(0, fio_output("write"), "", CELL["randwrite-free"]).iops == 1000.5
+    with pytest.raises(FioError, match="without doing any I/O"):
+        fio.parse(0, fio_output("write"), "", CELL["randread-free"])
+
+
+def test_notes_that_fio_prints_before_its_json_are_passed_over() -> None:
+    notes = "note: both iodepth >= 1 and synchronous I/O engine are selected {really}\n"
+    assert fio.parse(0, notes + fio_output(), "", CELL["randread-free"]).iops == 1000.5
+
+
+def test_a_failed_run_surfaces_what_fio_said() -> None:
+    said = "fio: io_u error on file /mnt/bench: Input/output error: read offset=0, buflen=4096\n"
+    with pytest.raises(FioError, match=r"/mnt/bench: Input/output error"):
+        fio.parse(1, fio_output(error=5), said, CELL["randread-free"])
+
+
+def test_an_error_that_is_only_in_stdout_surfaces_too() -> None:
+    said = "fio: pid=1, err=28/file:io_u.c:1876, func=io_u error, error=No space left on device\n"
+    with pytest.raises(FioError, match="No space left on device"):
+        fio.parse(0, said + fio_output(error=28), "", CELL["randread-free"])
+
+
+@pytest.mark.parametrize("stdout", ["", "{", '{"jobs": []}', "[]"])
+def test_output_without_figures_is_a_failure_even_with_exit_code_0(stdout: str) -> None:
+    with pytest.raises(FioError, match="exit code 0 and no message"):
+        fio.parse(0, stdout, "", CELL["randread-free"])
+
+
+# -- what fio is told ---------------------------------------------------------------------------
+
+
+def test_fio_never_makes_the_file_it_measures() -> None:
+    for command in (
+        fio.prefill_command(TARGET),
+        fio.measure_command(CELL["seqread"], TARGET, TIMING, "libaio", None, 1),
+    ):
+        assert "--allow_file_create=0" in command
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)
+def test_a_caller_is_pinned_where_the_cell_is_and_uses_one_engine_for_its_depth(cell: Any) -> None:
+    command = fio.measure_command(cell, TARGET, TIMING, "io_uring", 3 if cell.pinned else None, 1)
+    assert ("--cpus_allowed=3" in command) == cell.pinned
+    engine = "psync" if cell.depth == 1 else "io_uring"
+    assert [word for word in command if word.startswith("--ioengine")] == [f"--ioengine={engine}"]
+
+
+def test_every_subject_of_a_round_gets_the_same_offsets_and_the_next_round_others() -> None:
+    def command(path: str, seed: int) -> list[str]:
+        target = fio.Target(Path(path), 64 * MIB, direct=True)
+        built = fio.measure_command(CELL["randread-deep"], target, TIMING, "libaio", None, seed)
+        return [word for word in built if not word.startswith("--filename")]
+
+    assert command("/a", 1) == command("/b", 1)
+    assert command("/a", 1) != command("/a", 2)
+
+
+# -- order, choice and words --------------------------------------------------------------------
+
+
+def test_over_as_many_rounds_as_subjects_each_has_every_position_once() -> None:
+    subjects: Any = ["a", "b", "c"]
+    orders = [rotated(subjects, by) for by in range(3)]
+    for position in range(3):
+        assert sorted(str(order[position]) for order in orders) == ["a", "b", "c"]
+
+
+def test_names_and_patterns_choose_in_the_known_order() -> None:
+    known = ["randread-free", "randread-deep", "seqread"]
+    assert choose_names("seqread, randread-*", known, "cell") == known
+    assert choose_names(None, known, "cell") == known
+    with pytest.raises(BenchError, match=r"no cell is called 'nothing'.*seqread"):
+        choose_names("seqread,nothing", known, "cell")
+
+
+@pytest.mark.parametrize(
+    ("text", "size_mib"),
+    [("64M", 64), ("1G", 1024), ("32mib", 32), ("16777216", 16), ("1T", 2**20)],
+)
+def test_sizes_are_binary(text: str, size_mib: int) -> None:
+    assert parse_size_bytes(text) == size_mib * MIB
+
+
+@pytest.mark.parametrize("text", ["", "G", "1.5G", "-1G", "8M", "17000001", "big"])
+def test_a_size_that_cannot_be_used_is_refused_with_a_sentence(text: str) -> None:
+    with pytest.raises(BenchError, match="size"):
+        parse_size_bytes(text)
+
+
+def test_the_table_shows_ratios_errors_and_why_a_subject_is_missing() -> None:
+    states = [
+        SubjectState("loop", "the loop device", ("direct-io=on",), True),
+        SubjectState("pmemfs", "pmemfs", (), True),
+        SubjectState("other", "another", (), None, skipped="it needs [root]"),
+    ]
+    cells = [CELL["seqread"], CELL["seqwrite"]]
+    runs = [
+        *runs_of("loop", {0: 100.0}, "seqread"),
+        *runs_of("pmemfs", {0: 25.0}, "seqread"),
+        *runs_of("loop", {0: 100.0}, "seqwrite"),
+        *runs_of("pmemfs", {0: None}, "seqwrite"),
+    ]
+    written = io.StringIO()
+    report.show(Console(file=written), report.table(cells, states, runs))
+    text = written.getvalue()
+    assert "0.25" in text
+    assert "failed: fio: it broke" in text
+    assert "other: skipped: it needs [root]" in text
+
+
+def test_the_json_document_holds_every_run_and_survives_json() -> None:
+    states = [SubjectState("loop", "the loop device", (), True)]
+    runs = runs_of("loop", {0: 100.0, 1: None})
+    made = report.document({"kernel": "6"}, {"rounds": 2}, [CELL["seqread"]], states, runs)
+    read_back = json.loads(json.dumps(made))
+    assert [run["error"] for run in read_back["runs"]] == [None, "fio: it broke"]
+    assert read_back["runs"][0]["command"] == ["fio"]
+    assert read_back["summaries"][0]["ratios"]["loop"]["median"] == 1.0
+
+
+# -- setting up and cleaning up -----------------------------------------------------------------
+
+
+class FakeSubject:
+    """A subject whose setup fails as told and which remembers what was done to it."""
+
+    direct = True
+    description = "a fake"
+
+    def __init__(self, path: Path, name: str, problem: Exception | None = None) -> None:
+        self.name = name
+        self.notes: list[str] = []
+        self.path = path / name
+        self.torn_down = 0
+        self._problem = problem
+
+    def memory_bytes(self, size_bytes: int) -> int:
+        return size_bytes
+
+    def setup(self, size_bytes: int) -> None:
+        if self._problem:
+            raise self._problem
+        self.path.write_bytes(b"")
+        os.truncate(self.path, size_bytes)
+
+    def teardown(self) -> None:
+        self.torn_down += 1
+
+    def daemon_pids(self) -> tuple[int, ...]:
+        return ()
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
+    monkeypatch.setattr(fio, "prefill", lambda target: None)
+    monkeypatch.setattr(host, "shm_free_bytes", lambda: 1024 * MIB)
+    settings = Settings(16 * MIB, rounds=2, timing=TIMING)
+    return Bench(settings, fio.Fio("fio-3", "libaio", 0.0), lambda text: None, lambda text: None)
+
+
+def test_every_subject_is_torn_down_once_also_when_interrupted(
+    bench: Bench, tmp_path: Path
+) -> None:
+    subjects = [
+        FakeSubject(tmp_path, "good"),
+        FakeSubject(tmp_path, "half", SubjectFailed("it broke halfway")),
+    ]
+    with pytest.raises(KeyboardInterrupt), bench.ready(subjects, Interrupts()):
+        raise KeyboardInterrupt
+    assert [subject.torn_down for subject in subjects] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("problem", "failed"), [(SubjectUnavailable("needs root"), False), (SubjectFailed("x"), True)]
+)
+def test_a_subject_that_cannot_run_is_skipped_and_only_a_failure_fails_the_run(
+    bench: Bench, tmp_path: Path, problem: Exception, failed: bool
+) -> None:
+    subjects = [FakeSubject(tmp_path, "good"), FakeSubject(tmp_path, "bad", problem)]
+    with bench.ready(subjects, Interrupts()) as working:
+        assert [subject.name for subject in working] == ["good"]
+    assert [state.skipped for state in bench.states] == [None, str(problem)]
+    assert bench.failed is failed
+
+
+def test_a_file_smaller_than_the_working_set_is_never_given_to_fio(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = FakeSubject(tmp_path, "small")
+    monkeypatch.setattr(small, "setup", lambda size_bytes: small.path.write_bytes(b"few"))
+    with (
+        pytest.raises(BenchError, match="it holds 3 bytes"),
+        bench.ready([small], Interrupts()),
+    ):
+        pytest.fail("nothing was left to measure")
+    assert small.torn_down == 1
+
+
+def test_too_little_memory_is_said_before_anything_is_set_up(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "shm_free_bytes", lambda: 20 * MIB)
+    subject = FakeSubject(tmp_path, "any")
+    with (
+        pytest.raises(BenchError, match="use a smaller --size"),
+        bench.ready([subject], Interrupts()),
+    ):
+        pytest.fail("there was too little memory")
+    assert not subject.path.exists()
+
+
+def test_a_subject_that_fails_in_a_cell_is_left_out_of_its_later_rounds_only(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(command: list[str], cell: Any, timeout_seconds: float) -> tuple[fio.Figures, float]:
+        if cell.name == "seqread" and str(tmp_path / "bad") in " ".join(command):
+            raise FioError("fio: it broke")
+        return figures(1.0), 1.0
+
+    monkeypatch.setattr(fio, "run", run)
+    subjects = [FakeSubject(tmp_path, "good"), FakeSubject(tmp_path, "bad")]
+    runs = bench.measure([CELL["seqread"], CELL["seqwrite"]], subjects, lambda: None)
+    done = [(run.cell, run.subject) for run in runs]
+    assert done.count(("seqread", "bad")) == 1
+    assert done.count(("seqread", "good")) == done.count(("seqwrite", "bad")) == 2
+    assert [run.error for run in runs if run.error] == ["fio: it broke"]
+    assert bench.failed
+
+
+def test_only_the_first_interrupt_interrupts() -> None:
+    interrupts = Interrupts()
+    with pytest.raises(KeyboardInterrupt):
+        interrupts.receive(signal.SIGINT, None)
+    interrupts.receive(signal.SIGINT, None)
+
+
+# -- the machine --------------------------------------------------------------------------------
+
+
+def test_a_pinned_process_gets_back_the_cpus_it_had() -> None:
+    process = subprocess.Popen(["sleep", "30"])
+    try:
+        before = os.sched_getaffinity(process.pid)
+        with host.pinned([process.pid], host.pinning_cpu()):
+            assert os.sched_getaffinity(process.pid) == {host.pinning_cpu()}
+        assert os.sched_getaffinity(process.pid) == before
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_command_that_hangs_is_ended_at_its_timeout() -> None:
+    with pytest.raises(BenchError, match="sh did not end within"):
+        host.run(["sh", "-c", "sleep 30 & wait"], timeout_seconds=0.2)
+
+
+def test_a_daemon_that_keeps_its_starters_output_does_not_hold_us_up() -> None:
+    finished = host.run(["sh", "-c", "echo ready; sleep 3 &"], timeout_seconds=2)
+    assert (finished.code, finished.stdout) == (0, "ready\n")
