@@ -144,6 +144,9 @@ _REFCOUNT = struct.Struct("<I")
 _UNPACK = LAYOUT.struct.unpack_from
 _PACK = LAYOUT.struct.pack_into
 _RESERVED = bytes(3)
+# Plain integers: flags of enum are objects, and cost more than all else on the path of one page.
+_DIRTY = int(PageFlags.DIRTY)
+_REFERENCED = int(PageFlags.REFERENCED)
 
 
 class RecordMemmap(Memmap):
@@ -164,6 +167,8 @@ class RecordMemmap(Memmap):
         self._page_count = geometry.page_count
         self._write_epoch = 1
         self._persisted_epoch = 0
+        fresh = Page(generation=generation, order=geometry.order)
+        self._fresh = np.frombuffer(LAYOUT.pack(fresh), np.uint64)
 
     @abstractmethod
     def _locate(self, page: int) -> tuple[memoryview, int]:
@@ -196,11 +201,11 @@ class RecordMemmap(Memmap):
         if access:
             accessed_ns = time.time_ns()
             if access == Access.WRITE:
-                flags |= PageFlags.REFERENCED | PageFlags.DIRTY
+                flags |= _REFERENCED | _DIRTY
                 epoch = self._write_epoch
                 writes += writes != COUNTER_MAX
             else:
-                flags |= PageFlags.REFERENCED
+                flags |= _REFERENCED
                 reads += reads != COUNTER_MAX
         _PACK(buffer, at, self.generation, flags, refcount + 1, owner, owner_index, private,
               accessed_ns, reads, writes, epoch, self._order, _RESERVED)  # fmt: skip
@@ -223,10 +228,10 @@ class RecordMemmap(Memmap):
         mapping: int = 0,
         index: int = 0,
     ) -> None:
-        first, count = self._page_range(pfn, pfn_count)
-        if count == 1:
+        if pfn_count == 1:
             self.get_page(pfn, access, mapping, index)
             return
+        first, count = self._page_range(pfn, pfn_count)
         slices = self._slices(first, count)
         for records in slices:
             self._initialise(records)
@@ -240,10 +245,10 @@ class RecordMemmap(Memmap):
                 index += len(records)
 
     def put_pages(self, pfn: int, pfn_count: int) -> None:
-        first, count = self._page_range(pfn, pfn_count)
-        if count == 1:
+        if pfn_count == 1:
             self.put_page(pfn)
             return
+        first, count = self._page_range(pfn, pfn_count)
         slices = self._slices(first, count)
         for records in slices:
             held = (records["generation"] == self.generation) & (records["refcount"] != 0)
@@ -259,7 +264,7 @@ class RecordMemmap(Memmap):
 
     def is_dirty(self, page: Page) -> bool:
         """Whether a page holds something that no fsync has covered."""
-        return bool(page.flags & PageFlags.DIRTY) and page.write_epoch > self._persisted_epoch
+        return bool(page.flags & _DIRTY) and page.write_epoch > self._persisted_epoch
 
     def pfn_t(self, pfn: int) -> PfnT:
         return page_to_pfn_t(self.geometry.pfn_to_page(pfn), self.geometry)
@@ -282,7 +287,7 @@ class RecordMemmap(Memmap):
             current = records[records["generation"] == self.generation]
             initialised += len(current)
             dirty += int(np.count_nonzero(self._dirty(current)))
-            referenced += int(np.count_nonzero(current["flags"] & np.uint32(PageFlags.REFERENCED)))
+            referenced += int(np.count_nonzero(current["flags"] & np.uint32(_REFERENCED)))
             in_use += int(np.count_nonzero(current["refcount"]))
         return PageCounts(
             total=self._page_count,
@@ -318,17 +323,14 @@ class RecordMemmap(Memmap):
     def _initialise(self, records: Records) -> None:
         stale = records["generation"] != self.generation
         if stale.any():
-            fresh = np.zeros(1, LAYOUT.dtype)
-            fresh["generation"] = self.generation
-            fresh["order"] = self._order
-            records[stale] = fresh
+            # As words, since numpy copies structured records field by field.
+            records.view(np.uint64).reshape(-1, len(self._fresh))[stale] = self._fresh
 
     def _get_slice(self, records: Records, access: Access) -> None:
         if access:
-            flags = PageFlags.REFERENCED
-            counter = "reads"
+            flags, counter = _REFERENCED, "reads"
             if access == Access.WRITE:
-                flags |= PageFlags.DIRTY
+                flags |= _DIRTY
                 counter = "writes"
                 records["write_epoch"] = self._write_epoch
             records["flags"] |= np.uint32(flags)
@@ -337,7 +339,7 @@ class RecordMemmap(Memmap):
         records["refcount"] += 1
 
     def _dirty(self, current: Records) -> npt.NDArray[np.bool_]:
-        is_flagged = (current["flags"] & np.uint32(PageFlags.DIRTY)) != 0
+        is_flagged = (current["flags"] & np.uint32(_DIRTY)) != 0
         return np.asarray(is_flagged & (current["write_epoch"] > self._persisted_epoch))
 
     def _report(self, page: int, record: Records) -> PageReport:
