@@ -3,7 +3,7 @@
 Invariants:
 - not persistent: a structure whose generation isn't the pool's current one reads as uninitialised,
   whatever else it holds, and is filled on first touch;
-- a page is dirty if PAGE_DIRTY is set *and* its write epoch is later than the last epoch that was
+- a page is dirty if its flag DIRTY is set *and* its write epoch is later than the last epoch that was
   persisted, so that one fsync cleans any number of pages without touching them.
 """
 
@@ -30,7 +30,9 @@ class Page:
     """One page structure."""
 
     generation: int = stored("<u8", "of the mount that initialised it; another: uninitialised")
-    flags: int = stored("<u4", "1 dirty, 2 referenced")
+    flags: int = stored("<u2", "1 dirty, 2 referenced")
+    order: int = stored("u1", "the page is 2^order frames of 4 KiB")
+    reserved: int = stored("u1", "zero")
     refcount: int = stored("<u4", "transfers and pins that hold the page now")
     mapping: int = stored("<u8", "the inode whose page it is; 0: nobody's")
     index: int = stored("<u8", "which page of it", unit="pages")
@@ -38,9 +40,7 @@ class Page:
     last_access_ns: int = stored("<u8", "of a transfer; 0: never", unit="ns since 1970")
     reads: int = stored("<u4", "transfers out of the page; stays at its maximum")
     writes: int = stored("<u4", "transfers into the page; stays at its maximum")
-    write_epoch: int = stored("<u4", "of the last write; epochs are counted by fsync")
-    order: int = stored("u1", "the page is 2^order frames of 4 KiB")
-    reserved: bytes = stored("V3", "zero", default=bytes(3))
+    write_epoch: int = stored("<u8", "of the last write; epochs are counted by fsync")
 
 
 LAYOUT = Layout(Page, PAGE_STRUCTURE_BYTES)

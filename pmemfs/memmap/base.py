@@ -143,7 +143,6 @@ _HEAD = LAYOUT.head_struct("refcount")
 _REFCOUNT = struct.Struct("<I")
 _UNPACK = LAYOUT.struct.unpack_from
 _PACK = LAYOUT.struct.pack_into
-_RESERVED = bytes(3)
 # Plain integers: flags of enum are objects, and cost more than all else on the path of one page.
 _DIRTY = int(PageFlags.DIRTY)
 _REFERENCED = int(PageFlags.REFERENCED)
@@ -189,8 +188,8 @@ class RecordMemmap(Memmap):
         if not 0 <= page < self._page_count:
             raise NotInPool(pfn=pfn)
         buffer, at = self._locate(page)
-        (generation, flags, refcount, owner, owner_index, private, accessed_ns, reads, writes,
-         epoch, _, _) = _UNPACK(buffer, at)  # fmt: skip
+        (generation, flags, _, _, refcount, owner, owner_index, private, accessed_ns, reads, writes,
+         epoch) = _UNPACK(buffer, at)  # fmt: skip
         if generation != self.generation:
             flags = refcount = owner = owner_index = private = accessed_ns = 0
             reads = writes = epoch = 0
@@ -207,15 +206,15 @@ class RecordMemmap(Memmap):
             else:
                 flags |= _REFERENCED
                 reads += reads != COUNTER_MAX
-        _PACK(buffer, at, self.generation, flags, refcount + 1, owner, owner_index, private,
-              accessed_ns, reads, writes, epoch, self._order, _RESERVED)  # fmt: skip
+        _PACK(buffer, at, self.generation, flags, self._order, 0, refcount + 1, owner, owner_index,
+              private, accessed_ns, reads, writes, epoch)  # fmt: skip
 
     def put_page(self, pfn: int) -> None:
         page = (pfn - self._first_pfn) >> self._order
         if not 0 <= page < self._page_count:
             raise NotInPool(pfn=pfn)
         buffer, at = self._locate(page)
-        generation, _, refcount = _HEAD.unpack_from(buffer, at)
+        generation, _, _, _, refcount = _HEAD.unpack_from(buffer, at)
         if generation != self.generation or refcount == 0:
             raise PageReferences(pfn=pfn, why="nobody holds a reference")
         _REFCOUNT.pack_into(buffer, at + _REFCOUNT_AT, refcount - 1)
@@ -287,7 +286,7 @@ class RecordMemmap(Memmap):
             current = records[records["generation"] == self.generation]
             initialised += len(current)
             dirty += int(np.count_nonzero(self._dirty(current)))
-            referenced += int(np.count_nonzero(current["flags"] & np.uint32(_REFERENCED)))
+            referenced += int(np.count_nonzero(current["flags"] & np.uint16(_REFERENCED)))
             in_use += int(np.count_nonzero(current["refcount"]))
         return PageCounts(
             total=self._page_count,
@@ -339,7 +338,7 @@ class RecordMemmap(Memmap):
         records["refcount"] += 1
 
     def _dirty(self, current: Records) -> npt.NDArray[np.bool_]:
-        is_flagged = (current["flags"] & np.uint32(_DIRTY)) != 0
+        is_flagged = (current["flags"] & np.uint16(_DIRTY)) != 0
         return np.asarray(is_flagged & (current["write_epoch"] > self._persisted_epoch))
 
     def _report(self, page: int, record: Records) -> PageReport:
