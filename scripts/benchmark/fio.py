@@ -177,12 +177,11 @@ def _document(stdout: str) -> dict[str, Any] | None:
 
 
 def _complaint(code: int, stdout: str, stderr: str) -> str:
+    """The first line with which fio says what is wrong; those after it say it again."""
     lines = [line.strip() for line in (stderr + "\n" + stdout).splitlines()]
-    said = list(dict.fromkeys(line for line in lines if line.startswith("fio:")))
-    if said:
-        return "; ".join(said[:3])
-    errors = [line for line in stderr.splitlines() if line.strip()]
-    return errors[-1].strip() if errors else f"fio ended with exit code {code} and no message"
+    said = [line for line in lines if line.startswith("fio:")]
+    said += [line.strip() for line in stderr.splitlines() if line.strip()]
+    return said[0] if said else f"fio ended with exit code {code} and no message"
 
 
 def run(command: Sequence[str], cell: Cell, timeout_seconds: float) -> tuple[Figures, float]:

@@ -20,6 +20,8 @@ from benchmark.fio import Figures
 
 JSON_FORMAT = 1
 BASES = ("loop", "tmpfs")
+# in the JSON also what page structures cost
+ALL_BASES = (*BASES, "pmemfs-none")
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def summarise(runs: Iterable[Run]) -> list[Summary]:
         by_key.setdefault((run.cell, run.subject), []).append(run)
     summaries = []
     for (cell, subject), own in by_key.items():
-        ratios = {base: ratio_spread(own, by_key.get((cell, base), [])) for base in BASES}
+        ratios = {base: ratio_spread(own, by_key.get((cell, base), [])) for base in ALL_BASES}
         summary = _summary(cell, subject, own, {name: r for name, r in ratios.items() if r})
         if summary:
             summaries.append(summary)

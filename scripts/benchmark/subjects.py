@@ -203,7 +203,11 @@ class Loop:
 
 
 class Pmemfs:
-    """A pmemfs pool in /dev/shm, mounted; fio works on the one file of its volume."""
+    """A pmemfs pool in /dev/shm, mounted; fio works on the one file of its volume.
+
+    Pool and mountpoint are in one folder of our own. The pool's name is the same in every run, for
+    the daemon's log may be named after it.
+    """
 
     def __init__(self, name: str, engine: str, scheme: str) -> None:
         self.name = name
@@ -212,16 +216,24 @@ class Pmemfs:
         self.direct = True
         self._engine = engine
         self._scheme = scheme
-        self._pool = host.SHM / f"pmemfs-bench-{os.getpid()}-{name}"
-        self._mountpoint: Path | None = None
+        self._folder: Path | None = None
         self._command = "pmemfs"
         self._daemon: tuple[int, int] | None = None  # pid and start time
 
     @property
     def path(self) -> Path:
         """The volume's file."""
-        assert self._mountpoint is not None
         return self._mountpoint / FILE_NAME
+
+    @property
+    def _mountpoint(self) -> Path:
+        assert self._folder is not None
+        return self._folder / "mnt"
+
+    @property
+    def _pool(self) -> Path:
+        assert self._folder is not None
+        return self._folder / f"bench-{self.name}"
 
     def memory_bytes(self, size_bytes: int) -> int:
         """The bytes offered, their page structures (64 bytes per 4 KiB), labels and alignment."""
@@ -233,8 +245,9 @@ class Pmemfs:
         if not Path("/dev/fuse").exists():
             raise SubjectUnavailable("this kernel offers no FUSE (/dev/fuse is missing)")
         self._command = host.find_pmemfs()
+        self._folder = Path(tempfile.mkdtemp(prefix="pmemfs-bench-", dir=host.SHM)).resolve()
         self._create(self.memory_bytes(size_bytes))
-        self._mountpoint = Path(tempfile.mkdtemp(prefix="pmemfs-bench-")).resolve()
+        self._mountpoint.mkdir()
         mount = [self._command, "mount", "--engine", self._engine]
         _checked([*mount, str(self._pool), str(self._mountpoint)])
         if not self.path.exists():
@@ -246,14 +259,17 @@ class Pmemfs:
 
     def teardown(self) -> None:
         """Unmount, by force if need be, see the daemon end, and remove mountpoint and pool."""
+        if self._folder is None:
+            return
         try:
-            if self._mountpoint is not None:
-                self._unmount(self._mountpoint)
-                self._await_end_of_daemon()
-                self._mountpoint.rmdir()
-                self._mountpoint = None
+            self._unmount(self._mountpoint)
+            self._await_end_of_daemon()
         finally:
             self._pool.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            self._mountpoint.rmdir()
+        self._folder.rmdir()
+        self._folder = None
 
     def daemon_pids(self) -> tuple[int, ...]:
         """The daemon and all processes it started (a native data plane is one of them)."""
