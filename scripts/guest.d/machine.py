@@ -88,9 +88,11 @@ def port_arguments(ports: Mapping[str, socket.socket]) -> list[str]:
 def opened_nvdimm(path: Path | None, wanted_bytes: int | None) -> Iterator[tuple[int, int]]:
     """The NVDIMM's open file and its size; without a path, memory that nobody else sees.
 
-    Refused are, in this order: a file that can't be opened, a file another guest has, a size that
-    differs from the file's, a size that makes no NVDIMM. A new file is made last.
+    Refused are, in this order: a size that makes no NVDIMM, before a file is made; a file that
+    can't be opened; a file another guest has; a file of another size.
     """
+    if wanted_bytes is not None:
+        check_nvdimm_size(wanted_bytes)
     descriptor = os.memfd_create("nvdimm") if path is None else open_nvdimm_file(path)
     try:
         found_bytes = os.fstat(descriptor).st_size
