@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import pyfuse3
 import trio
 
-from pmemfs import control
+from pmemfs.control import server, socket_path
 from pmemfs.errors import MountFailed, PmemfsError
 from pmemfs.fuse.block import BlockOperations
 from pmemfs.fuse.engine import PythonEngine
@@ -30,7 +30,7 @@ from pmemfs.logs import start_logging
 from pmemfs.medium.mapped import Advice, MappedMedium
 from pmemfs.memmap import Memmap, open_memmap
 from pmemfs.mountinfo import Mount
-from pmemfs.observe import MountObserver
+from pmemfs.observe.mount import MountObserver
 from pmemfs.pool import Pool
 from pmemfs.volume.linear import LinearVolume
 
@@ -116,7 +116,7 @@ def run(arguments: Arguments, pool: Pool, medium: MappedMedium) -> None:
     _advise(pool, medium, options)
     mount = make_mount(operations, medium.name, arguments.mountpoint, options)
     observer = MountObserver(pool, medium, memmap, engine, mount, options)
-    methods: dict[str, control.Method] = {"info": observer.info, "pages": observer.pages}
+    methods: dict[str, server.Method] = {"info": observer.info, "pages": observer.pages}
     try:
         trio.run(_serve, arguments, mount, methods, engine, memmap)
     finally:
@@ -127,13 +127,13 @@ def run(arguments: Arguments, pool: Pool, medium: MappedMedium) -> None:
 async def _serve(
     arguments: Arguments,
     mount: Mount,
-    methods: dict[str, control.Method],
+    methods: dict[str, server.Method],
     engine: PythonEngine,
     memmap: Memmap,
 ) -> None:
-    with control.listening(control.socket_path(mount)) as listener:
+    with server.listening(socket_path(mount)) as listener:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(control.serve, listener, methods)
+            nursery.start_soon(server.serve, listener, methods)
             nursery.start_soon(_stop_on_signal)
             nursery.start_soon(_keep_house, engine, memmap)
             _say(arguments, {"ready": mount.device})

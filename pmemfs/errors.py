@@ -27,7 +27,7 @@ class PmemfsError(Exception):
     """{why}"""
 
     errno: ClassVar[int] = errno.EIO
-    exit_code: ClassVar[int] = EXIT_FAILED
+    exit_code: int = EXIT_FAILED
 
     def __init__(self, **facts: object) -> None:
         template = " ".join((inspect.getdoc(type(self)) or "").split())

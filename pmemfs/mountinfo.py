@@ -39,8 +39,9 @@ class Mount:
 
 def mounts() -> list[Mount]:
     """All mounts of this mount namespace; of two on one directory, the later covers the earlier."""
-    lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
-    return [_parse(line) for line in lines]
+    # The kernel escapes line feeds, but not what else str.splitlines takes for the end of a line.
+    text = os.fsdecode(Path("/proc/self/mountinfo").read_bytes())
+    return [_parse(line) for line in text.split("\n") if line]
 
 
 def mount_at(path: str) -> Mount | None:

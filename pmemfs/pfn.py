@@ -16,12 +16,14 @@ bit set and no word is 0; a word with a page-frame number always has PFN_DEV set
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NewType
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, NewType
 
 from pmemfs.errors import BadGeometry, NoPageStructures, NotInPool
+
+# numpy takes longer to load than most commands take to run, and few of them need arrays.
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 Pfn = NewType("Pfn", int)
 PfnT = NewType("PfnT", int)
@@ -111,6 +113,8 @@ def pfns_to_pfn_t(
     pfns: npt.NDArray[np.uint64], flags: int = PFN_DEV | PFN_MAP
 ) -> npt.NDArray[np.uint64]:
     """`pfn_to_pfn_t` for an array of pfns, of any shape."""
+    import numpy as np
+
     return (pfns.astype(np.uint64) << np.uint64(PFN_SHIFT)) | np.uint64(flags | PFN_DEV)
 
 
@@ -118,8 +122,11 @@ def pfn_ts_to_pfn(
     words: npt.NDArray[np.uint64], geometry: PageGeometry | None = None
 ) -> npt.NDArray[np.uint64]:
     """`pfn_t_to_pfn` for an array of words of either life, of any shape."""
+    import numpy as np
+
     is_page = (words & np.uint64(PFN_FLAGS_MASK)) == 0
-    pfns = words >> np.uint64(PFN_SHIFT)
+    # Of an array without dimensions, numpy makes a scalar, to which nothing can be assigned.
+    pfns = np.asarray(words >> np.uint64(PFN_SHIFT))
     if not is_page.any():
         return pfns
     if geometry is None:

@@ -61,10 +61,11 @@ class Pool:
 
     @classmethod
     def create(cls, medium: Medium, spec: PoolSpec) -> Pool:
-        """Label a medium, whatever it holds. Raises BadGeometry and BadName."""
+        """Label a medium, whatever it holds. Raises BadGeometry, BadName and InvalidLabel."""
         check_name(spec.name)
         readings = read_labels(medium)
-        _write_labels(medium, _new_label(medium, spec, readings), in_force=_newest(readings))
+        label = _readable(_new_label(medium, spec, readings))
+        _write_labels(medium, label, in_force=_newest(readings))
         return cls.open(medium)
 
     @classmethod
@@ -145,7 +146,9 @@ class Pool:
         self._write(replace(self.label, state=State.CLEAN))
 
     def _write(self, label: Label) -> None:
-        self.label = replace(label, sequence=self.label.sequence + 1, software=_software())
+        self.label = _readable(
+            replace(label, sequence=self.label.sequence + 1, software=_software())
+        )
         _write_labels(self.medium, self.label, in_force=self._current)
         self.readings = read_labels(self.medium)
         self._current = _newest(self.readings)
@@ -176,11 +179,19 @@ def _newest(readings: tuple[LabelReading, LabelReading]) -> LabelReading:
     return max(readings, key=lambda reading: reading.label.sequence if reading.label else -1)
 
 
+def _readable(label: Label) -> Label:
+    """The label as it will be read back: one whose sequence number has run out won't be."""
+    return validate(pack(label))
+
+
 def _write_labels(medium: Medium, label: Label, *, in_force: LabelReading) -> None:
     """Write both copies, the one in force last."""
     raw = pack(label)
-    offsets = [label.pool_size_bytes - LABEL_BYTES, 0]
-    if in_force.offset_bytes != 0:
+    copy_offset_bytes = label.pool_size_bytes - LABEL_BYTES
+    offsets = [copy_offset_bytes, 0]
+    # A copy in force that is elsewhere, of a smaller pool that `create` overwrites, is found
+    # through the label at 0 alone, so that one must stay whole until the new copy is durable.
+    if in_force.offset_bytes == copy_offset_bytes:
         offsets.reverse()
     for offset_bytes in offsets:
         medium.store(offset_bytes, raw)

@@ -15,7 +15,10 @@ GIB = 1 << 30
 TIB = 1 << 40
 
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5}
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGTP]?)(?:i?B)?\s*", re.IGNORECASE | re.ASCII)
+# No size needs 40 digits, and thousands of them are more than int() and float() take.
+_SIZE = re.compile(
+    r"\s*(\d{1,40}(?:\.\d{1,40})?)\s*([KMGTP]?)(?:i?B)?\s*", re.IGNORECASE | re.ASCII
+)
 
 
 def parse_size(text: str) -> int:
@@ -38,7 +41,7 @@ def parse_size(text: str) -> int:
 
 
 def format_size(size_bytes: int) -> str:
-    """A size for people: the largest unit that keeps it exact, else two decimals of the nearest."""
+    """A size for people, in the largest unit that it reaches; two decimals where it isn't whole."""
     for suffix, factor in (("T", TIB), ("G", GIB), ("M", MIB), ("K", KIB)):
         if size_bytes >= factor:
             whole, rest = divmod(size_bytes, factor)

@@ -17,7 +17,7 @@ from pmemfs.media.zones import (
 )
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.medium.source import identify, known_content, make_file
-from pmemfs.observe import pool_info
+from pmemfs.observe.pool import pool_info
 from pmemfs.pfn import FRAME_BYTES
 from pmemfs.pool import Pool, PoolSpec, read_labels
 from pmemfs.units import MIB, format_size, parse_size

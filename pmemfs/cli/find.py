@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pmemfs import control
+from pmemfs.control import runtime_directory, socket_path
+from pmemfs.control.client import call
 from pmemfs.errors import NoAnswer, NotMounted
 from pmemfs.mountinfo import Mount, mount_at, mounts
 
@@ -37,13 +38,13 @@ def require_mount(target: str) -> Mount:
 def ask(mount: Mount, method: str, **params: Any) -> Any:
     """Ask the daemon of a mount. Raises NoAnswer, and RemoteError with the daemon's sentence."""
     try:
-        return control.call(daemon_socket(mount), method, **params)
+        return call(daemon_socket(mount), method, **params)
     except NoAnswer as error:
         raise NoAnswer(path=mount.mountpoint, why=str(error)) from None
 
 
 def daemon_socket(mount: Mount) -> Path:
     """Where the daemon of a mount listens: root's directory or this user's."""
-    candidates = [Path("/run/pmemfs"), control.runtime_directory()]
-    paths = [control.socket_path(mount, directory) for directory in candidates]
+    candidates = [Path("/run/pmemfs"), runtime_directory()]
+    paths = [socket_path(mount, directory) for directory in candidates]
     return next((path for path in paths if os.path.exists(path)), paths[-1])

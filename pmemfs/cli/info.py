@@ -10,7 +10,7 @@ import click
 from pmemfs.cli.find import ask, find_mount
 from pmemfs.cli.output import json_option, print_facts, print_json
 from pmemfs.medium.mapped import MappedMedium
-from pmemfs.observe import pool_info
+from pmemfs.observe.pool import pool_info
 from pmemfs.pool import Pool
 from pmemfs.units import format_size
 

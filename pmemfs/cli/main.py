@@ -2,23 +2,44 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 
 import click
 
-from pmemfs.cli.check import check
-from pmemfs.cli.create import create
-from pmemfs.cli.info import info
-from pmemfs.cli.list import list_mounts
-from pmemfs.cli.mount import mount
-from pmemfs.cli.pages import pages
-from pmemfs.cli.umount import umount
 from pmemfs.errors import EXIT_FAILED, PmemfsError
 from pmemfs.version import VERSION
 
+_COMMANDS = {
+    "create": "pmemfs.cli.create:create",
+    "mount": "pmemfs.cli.mount:mount",
+    "umount": "pmemfs.cli.umount:umount",
+    "info": "pmemfs.cli.info:info",
+    "pages": "pmemfs.cli.pages:pages",
+    "list": "pmemfs.cli.list:list_mounts",
+    "check": "pmemfs.cli.check:check",
+}
+"""Where each command is. Only the one that is called is loaded, so that it starts at once."""
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+
+class LazyGroup(click.Group):
+    """A group of the commands in `_COMMANDS`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names, in the order of a pool's life."""
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Load a command."""
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _, name = _COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(VERSION, message="pmemfs %(version)s")
 def pmemfs() -> None:
     """Persistent memory as storage, through a mount.
@@ -36,10 +57,6 @@ def pmemfs() -> None:
     pool is not valid, 16 in use. mount and umount fail with 32, like mount(8); check answers
     like fsck(8).
     """
-
-
-for command in (create, mount, umount, info, pages, list_mounts, check):
-    pmemfs.add_command(command)
 
 
 def main() -> None:

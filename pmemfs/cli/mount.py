@@ -12,7 +12,7 @@ import click
 
 from pmemfs.cli.output import warn
 from pmemfs.errors import EXIT_MOUNT_FAILED, EXIT_USAGE, MountFailed, PmemfsError
-from pmemfs.fuse.mount import prepare_mountpoint
+from pmemfs.fuse.mountpoint import prepare_mountpoint
 from pmemfs.fuse.options import MountOptions
 from pmemfs.medium.source import identify
 

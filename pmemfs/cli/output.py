@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.table import Table
+
+# rich takes longer to load than a command that prints JSON takes to run.
+if TYPE_CHECKING:
+    from rich.table import Table
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 
@@ -21,6 +23,8 @@ def print_json(value: Any) -> None:
 
 def print_facts(facts: Iterable[tuple[str, object]]) -> None:
     """Names and values, one to a line."""
+    from rich.table import Table
+
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, value in facts:
         table.add_row(name, str(value))
@@ -29,6 +33,8 @@ def print_facts(facts: Iterable[tuple[str, object]]) -> None:
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Rows under headings; numbers are right-aligned."""
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False, header_style="bold")
     rows = list(rows)
     for position, column in enumerate(columns):
@@ -45,6 +51,8 @@ def warn(sentence: str) -> None:
 
 
 def _print(table: Table) -> None:
+    from rich.console import Console
+
     # A pipe gets whole lines, however wide; a terminal gets what fits.
     is_terminal = sys.stdout.isatty()
     console = Console(width=None if is_terminal else 1000, highlight=False, markup=False)

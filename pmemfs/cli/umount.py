@@ -6,11 +6,11 @@ import select
 
 import click
 
-from pmemfs import control
 from pmemfs.cli.find import daemon_socket, require_mount
 from pmemfs.cli.mount import reporting_mount_failure
+from pmemfs.control.client import daemon_pidfd
 from pmemfs.errors import NoAnswer
-from pmemfs.fuse.mount import unmount
+from pmemfs.fuse.mountpoint import unmount
 
 _TIMEOUT_SECONDS = 60
 
@@ -26,7 +26,7 @@ def umount(target: str, lazy: bool) -> int:
 
     def attempt() -> int:
         mount = require_mount(target)
-        pidfd = control.daemon_pidfd(daemon_socket(mount))
+        pidfd = daemon_pidfd(daemon_socket(mount))
         unmount(mount.mountpoint, lazy=lazy)
         if pidfd is not None and not lazy and not _has_ended(pidfd):
             raise NoAnswer(path=target, why=f"it has not ended after {_TIMEOUT_SECONDS} s")

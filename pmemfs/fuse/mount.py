@@ -1,16 +1,10 @@
-"""The mount itself: where it may go, how it is made, and how it ends.
-
-Everything here asks mountinfo before it touches a mountpoint: to look at a directory whose daemon
-doesn't answer is to wait for it.
-"""
+"""The mount itself, on the side of the daemon: how it is made, served and ended."""
 
 from __future__ import annotations
 
 import errno
 import os
 import shutil
-import stat
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,58 +12,13 @@ from pathlib import Path
 
 import pyfuse3
 
-from pmemfs.errors import BadMountPoint, MountFailed, UnmountFailed
+from pmemfs.errors import MountFailed
+from pmemfs.fuse.mountpoint import detach
 from pmemfs.fuse.options import MountOptions
 from pmemfs.mountinfo import Mount, mount_at
 
 _MAX_BACKGROUND = 1024
 """The kernel's own 12 would hold back asynchronous direct I/O that is deeper than that."""
-
-
-def prepare_mountpoint(path: str) -> str:
-    """The absolute path of a directory that can be mounted on. Raises BadMountPoint.
-
-    A dead mount of ours there ("Transport endpoint is not connected") is detached first.
-    """
-    resolved = os.path.realpath(path)
-    existing = mount_at(resolved)
-    if existing and existing.is_ours:
-        if not is_dead(existing):
-            raise BadMountPoint(path=path, why=f"{existing.source} is mounted there")
-        detach(resolved)
-    try:
-        status = os.stat(resolved)
-    except OSError as error:
-        why = os.strerror(error.errno or 0).lower()
-        raise BadMountPoint(path=path, why=why) from None
-    if not stat.S_ISDIR(status.st_mode):
-        raise BadMountPoint(path=path, why="it is not a directory")
-    return resolved
-
-
-def is_dead(mount: Mount) -> bool:
-    """Whether the daemon of a mount of ours is gone. Waits for one that is only slow.
-
-    Asked by statvfs, which always goes to the daemon: attributes may be cached, and outlive it.
-    """
-    try:
-        os.statvfs(mount.mountpoint)
-    except OSError as error:
-        return error.errno == errno.ENOTCONN
-    return False
-
-
-def detach(mountpoint: str) -> None:
-    """Unmount lazily: at once for everybody who looks for it, later for who uses it."""
-    _run_unmount(mountpoint, ["umount", "--lazy"], ["fusermount3", "-u", "-z"])
-
-
-def unmount(mountpoint: str, *, lazy: bool = False) -> None:
-    """Unmount as umount(8) does. Raises UnmountFailed, such as where files are open."""
-    if lazy:
-        detach(mountpoint)
-    else:
-        _run_unmount(mountpoint, ["umount"], ["fusermount3", "-u"])
 
 
 def make_mount(
@@ -154,15 +103,6 @@ def _escaped(text: str) -> str:
     """A value for libfuse's option list, which is ASCII and separated by commas."""
     ascii_text = text.encode("ascii", "backslashreplace").decode()
     return ascii_text.replace("\\", "\\\\").replace(",", "\\,")
-
-
-def _run_unmount(mountpoint: str, as_root: list[str], as_user: list[str]) -> None:
-    command = as_root if os.geteuid() == 0 else as_user
-    done = subprocess.run([*command, "--", mountpoint], capture_output=True, text=True, check=False)
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or ["no reason was given"]
-        why = said[-1].split(": ", 1)[-1].removesuffix(".")
-        raise UnmountFailed(path=mountpoint, why=why.removeprefix(f"{mountpoint}: "))
 
 
 @contextmanager

@@ -17,9 +17,9 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-import numpy as np
-
+# numpy takes longer to load than most commands take to run, and only page structures need it.
 if TYPE_CHECKING:
+    import numpy as np
     from typing_extensions import Buffer
 
 T = TypeVar("T")
@@ -64,6 +64,8 @@ class Layout(Generic[T]):
     @functools.cached_property
     def dtype(self) -> np.dtype[np.void]:
         """The packed numpy dtype."""
+        import numpy as np
+
         return np.dtype([(f.name, f.type) for f in self.fields])
 
     def offset_of(self, name: str) -> int:

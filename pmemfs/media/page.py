@@ -3,7 +3,7 @@
 Invariants:
 - not persistent: a structure whose generation isn't the pool's current one reads as uninitialised,
   whatever else it holds, and is filled on first touch;
-- a page is dirty if its flag DIRTY is set *and* its write epoch is later than the last epoch that was
+- a page is dirty if its flag DIRTY is set *and* its write epoch is later than the last one that was
   persisted, so that one fsync cleans any number of pages without touching them.
 """
 

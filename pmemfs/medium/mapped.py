@@ -17,6 +17,7 @@ import fcntl
 import mmap
 import os
 import stat
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,6 +71,8 @@ class MappedMedium(Medium):
             raise
         self._memory = memoryview(self._mapping)
         self._unsynced_chunks: set[int] = set()
+        self._chunks_lock = threading.Lock()
+        self._fence_lock = threading.Lock()
 
     @classmethod
     def open(cls, path: str, *, read_only: bool = False) -> MappedMedium:
@@ -98,7 +101,7 @@ class MappedMedium(Medium):
     def store(self, offset_bytes: int, data: Buffer) -> None:
         if self.read_only:
             raise ReadOnlyMedium(path=self.name)
-        view = memoryview(data)
+        view = memoryview(data).cast("B")
         if self.reserved:
             self._memory[offset_bytes : offset_bytes + len(view)] = view
             return
@@ -124,24 +127,17 @@ class MappedMedium(Medium):
         elif self.durability is Durability.MSYNC:
             first = offset_bytes >> _SYNC_CHUNK_SHIFT
             last = (offset_bytes + length_bytes - 1) >> _SYNC_CHUNK_SHIFT
-            if first == last:
-                self._unsynced_chunks.add(first)
-            else:
+            with self._chunks_lock:
                 self._unsynced_chunks.update(range(first, last + 1))
 
     def fence(self) -> None:
         if self.durability is Durability.CACHE_LINES:
             writeback.fence()
         elif self.durability is Durability.MSYNC:
-            # One step under the interpreter's lock: a flush meanwhile goes to the new set.
-            chunks, self._unsynced_chunks = self._unsynced_chunks, set()
-            try:
-                for first, last in _runs(chunks):
-                    end_bytes = min((last + 1) << _SYNC_CHUNK_SHIFT, self.size_bytes)
-                    writeback.msync(self._memory[first << _SYNC_CHUNK_SHIFT : end_bytes])
-            except OSError:
-                self._unsynced_chunks |= chunks
-                raise
+            # One at a time: what another fence has taken isn't durable before that one is done,
+            # and comes back to be synced again where it fails.
+            with self._fence_lock:
+                self._msync()
 
     def reserve(self, offset_bytes: int, length_bytes: int) -> None:
         if not self.reserved:
@@ -163,6 +159,18 @@ class MappedMedium(Medium):
         except OSError:
             return False
         return True
+
+    def _msync(self) -> None:
+        with self._chunks_lock:
+            chunks, self._unsynced_chunks = self._unsynced_chunks, set()
+        try:
+            for first, last in _runs(chunks):
+                end_bytes = min((last + 1) << _SYNC_CHUNK_SHIFT, self.size_bytes)
+                writeback.msync(self._memory[first << _SYNC_CHUNK_SHIFT : end_bytes])
+        except OSError:
+            with self._chunks_lock:
+                self._unsynced_chunks |= chunks
+            raise
 
     def _map(self) -> mmap.mmap:
         flags = mmap.MAP_SHARED

@@ -101,9 +101,9 @@ class RecordingMedium(Medium):
                 versions = self._pending[line]
                 self._set_line(self._durable, line, versions[count - 1])
                 self._pending[line] = versions[count:]
-            self._flushed.clear()
             self._pending = {line: v for line, v in self._pending.items() if v}
-            self._store_order = [line for line in self._store_order if line in self._pending]
+            self._forget_order_of(self._flushed)
+            self._flushed = {}
 
     def reserve(self, offset_bytes: int, length_bytes: int) -> None:
         """Nothing to do: all of it is there."""
@@ -112,18 +112,17 @@ class RecordingMedium(Medium):
         return False
 
     def after_power_failure(self, limit: int = 2000, seed: int = 0) -> Iterator[bytes]:
-        """Images that a power failure now could leave, none twice, at most about `limit`.
+        """Images that a power failure now could leave, none twice.
 
         All of them where there are no more than `limit`; else nothing, everything, every point of
-        the program's own order, each line alone lost or alone kept, and random choices.
+        the program's own order, each line alone lost or alone kept, and `limit` random choices.
         """
         seen: set[bytes] = set()
         lines = sorted(self._pending)
         for choice in self._choices(lines, limit, random.Random(seed)):
             image = bytearray(self._durable)
-            for line, kept in zip(lines, choice, strict=True):
-                if kept:
-                    self._set_line(image, line, self._pending[line][kept - 1])
+            for line, content in zip(lines, choice, strict=True):
+                self._set_line(image, line, content)
             frozen = bytes(image)
             if frozen not in seen:
                 seen.add(frozen)
@@ -131,28 +130,53 @@ class RecordingMedium(Medium):
 
     def _choices(
         self, lines: list[int], limit: int, rng: random.Random
-    ) -> Iterator[tuple[int, ...]]:
-        """For each line, how many of its pending stores come through."""
-        maxima = [len(self._pending[line]) for line in lines]
-        if math.prod(most + 1 for most in maxima) <= limit:
-            yield from itertools.product(*(range(most + 1) for most in maxima))
+    ) -> Iterator[tuple[bytes, ...]]:
+        """For each line, a content that may survive."""
+        # Most stores write what was there before: only contents that differ make states.
+        contents = [list(dict.fromkeys(self._contents(line))) for line in lines]
+        if math.prod(len(possible) for possible in contents) <= limit:
+            yield from itertools.product(*contents)
             return
         yield from self._program_order(lines)
-        for position, most in enumerate(maxima):
-            for kept in {0, most // 2}:
-                yield (*maxima[:position], kept, *maxima[position + 1 :])
-                nothing = [0] * len(lines)
-                nothing[position] = most - kept
-                yield tuple(nothing)
+        oldest = tuple(possible[0] for possible in contents)
+        newest = tuple(self._pending[line][-1] for line in lines)
+        for position, possible in enumerate(contents):
+            middle = possible[len(possible) // 2]
+            for others, content in (
+                (newest, oldest[position]),
+                (newest, middle),
+                (oldest, newest[position]),
+                (oldest, middle),
+            ):
+                yield (*others[:position], content, *others[position + 1 :])
         for _ in range(limit):
-            yield tuple(rng.choice((0, most, rng.randint(0, most))) for most in maxima)
+            yield tuple(
+                rng.choice((possible[0], possible[-1], rng.choice(possible)))
+                for possible in contents
+            )
 
-    def _program_order(self, lines: list[int]) -> Iterator[tuple[int, ...]]:
+    def _program_order(self, lines: list[int]) -> Iterator[tuple[bytes, ...]]:
+        contents = {line: self._contents(line) for line in lines}
         kept = dict.fromkeys(lines, 0)
-        yield tuple(kept.values())
+        yield tuple(contents[line][0] for line in lines)
         for line in self._store_order:
-            kept[line] = min(kept[line] + 1, len(self._pending[line]))
-            yield tuple(kept.values())
+            kept[line] += 1
+            yield tuple(contents[line][kept[line]] for line in lines)
+
+    def _contents(self, line: int) -> list[bytes]:
+        """What may survive of a line: what is durable of it, and what each store since made it."""
+        durable = bytes(self._durable[line * LINE_BYTES : (line + 1) * LINE_BYTES])
+        return [durable, *self._pending[line]]
+
+    def _forget_order_of(self, persisted: dict[int, int]) -> None:
+        """Drop the oldest stores of each line, as many as are durable now."""
+        order = []
+        for line in self._store_order:
+            if persisted.get(line):
+                persisted[line] -= 1
+            else:
+                order.append(line)
+        self._store_order = order
 
     def _store_word(self, offset_bytes: int, data: memoryview) -> None:
         self._memory[offset_bytes : offset_bytes + len(data)] = data

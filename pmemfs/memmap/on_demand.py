@@ -44,9 +44,7 @@ class OnDemandMemmap(RecordMemmap):
             and not self._dirty(records).any()
             and int(records["last_access_ns"].max()) <= deadline_ns
         ]
-        for section in idle:
-            del self._sections[section]
-        return len(idle) * self._pages_per_section
+        return sum(len(self._sections.pop(section)[1]) for section in idle)
 
     def _locate(self, page: int) -> tuple[memoryview, int]:
         section, position = divmod(page, self._pages_per_section)
