@@ -37,6 +37,7 @@ from pmemfs.volume.linear import LinearVolume
 log = logging.getLogger("pmemfs")
 
 _HOUSEKEEPING_SECONDS = 30
+_ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,8 @@ def parse(words: list[str]) -> Arguments:
 def main() -> None:
     """Serve one mount until it ends."""
     arguments = parse(sys.argv[1:])
+    # A signal that comes before there is anything to end is kept until there is.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING_SIGNALS)
     name = os.path.basename(arguments.pool)
     log.info("log to %s", start_logging(name, foreground=arguments.ready_fd is None))
     try:
@@ -142,7 +145,8 @@ async def _serve(
 
 
 async def _stop_on_signal() -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+    with trio.open_signal_receiver(*_ENDING_SIGNALS) as signals:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING_SIGNALS)
         async for number in signals:
             log.info("ending on %s", signal.Signals(number).name)
             pyfuse3.terminate()

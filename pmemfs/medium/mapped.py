@@ -63,8 +63,8 @@ class MappedMedium(Medium):
         self.read_only = read_only
         self._fd = _open_and_lock(source, read_only)
         try:
-            self.durability = _durability(source, self._fd, read_only)
             self.reserved = source.kind.is_device or _has_memory_everywhere(self._fd)
+            self.durability = self._find_durability()
             self._mapping = self._map()
         except BaseException:
             os.close(self._fd)
@@ -172,6 +172,20 @@ class MappedMedium(Medium):
                 self._unsynced_chunks |= chunks
             raise
 
+    def _find_durability(self) -> Durability:
+        match self.source.kind:
+            case SourceKind.TMPFS_FILE:
+                return Durability.VOLATILE
+            case SourceKind.DAX_DEVICE:
+                return Durability.CACHE_LINES
+            # Blocks that pwrite allocates in a sparse file are not covered by MAP_SYNC: only
+            # the file system's own sync makes it certain that they belong to the file.
+            case SourceKind.DAX_FILE if self.reserved:
+                granted = grants_map_sync(self._fd, writable=not self.read_only)
+                return Durability.CACHE_LINES if granted else Durability.MSYNC
+            case _:
+                return Durability.MSYNC
+
     def _map(self) -> mmap.mmap:
         flags = mmap.MAP_SHARED
         if self.source.kind is SourceKind.DAX_FILE and self.durability is Durability.CACHE_LINES:
@@ -213,16 +227,6 @@ def _lock_holder(fd: int) -> str:
         if "FLOCK" in fields and inode in fields:
             return f"process {fields[fields.index(inode) - 1]} has it open"
     return "another process has it open"
-
-
-def _durability(source: Source, fd: int, read_only: bool) -> Durability:
-    if source.kind is SourceKind.TMPFS_FILE:
-        return Durability.VOLATILE
-    if source.kind is SourceKind.DAX_DEVICE:
-        return Durability.CACHE_LINES
-    if source.kind is SourceKind.DAX_FILE and grants_map_sync(fd, writable=not read_only):
-        return Durability.CACHE_LINES
-    return Durability.MSYNC
 
 
 def _has_memory_everywhere(fd: int) -> bool:
