@@ -1,0 +1,1 @@
+"""Process lifetimes: parse, wire, run, stop. Nothing imports them."""

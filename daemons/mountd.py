@@ -14,6 +14,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -21,15 +22,16 @@ import pyfuse3
 import trio
 
 from pmemfs.control import server, socket_path
-from pmemfs.errors import MountFailed, PmemfsError
+from pmemfs.errors import MountFailed, PmemfsError, SourceBusy
 from pmemfs.fuse.block import BlockOperations
 from pmemfs.fuse.engine import PythonEngine
 from pmemfs.fuse.mount import end_mount, make_mount, serve
+from pmemfs.fuse.mountpoint import source_name
 from pmemfs.fuse.options import MountOptions
 from pmemfs.logs import start_logging
 from pmemfs.medium.mapped import Advice, MappedMedium
 from pmemfs.memmap import Memmap, open_memmap
-from pmemfs.mountinfo import Mount
+from pmemfs.mountinfo import Mount, mounts
 from pmemfs.observe.mount import MountObserver
 from pmemfs.pool import Pool
 from pmemfs.volume.linear import LinearVolume
@@ -37,6 +39,7 @@ from pmemfs.volume.linear import LinearVolume
 log = logging.getLogger("pmemfs")
 
 _HOUSEKEEPING_SECONDS = 30
+_PATIENCE_SECONDS = 5
 _ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -84,7 +87,7 @@ def main() -> None:
 def mounted_pool(arguments: Arguments) -> Iterator[tuple[Pool, MappedMedium]]:
     """The pool, open, and dirty for as long as this lasts."""
     read_only = arguments.options.read_only
-    medium = MappedMedium.open(arguments.pool, read_only=read_only)
+    medium = _open(arguments.pool, read_only=read_only)
     try:
         pool = Pool.open(medium)
         log.info("%s: mounting on %s", medium.name, arguments.mountpoint)
@@ -107,6 +110,22 @@ def mounted_pool(arguments: Arguments) -> Iterator[tuple[Pool, MappedMedium]]:
         log.info("%s: unmounted%s", medium.name, "" if read_only else ", clean")
     finally:
         medium.close()
+
+
+def _open(path: str, *, read_only: bool) -> MappedMedium:
+    """Open a source. Raises SourceBusy if it is mounted, or if somebody else keeps it for long.
+
+    The daemon of a mount that was unmounted a moment ago still makes it durable and clean.
+    """
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            return MappedMedium.open(path, read_only=read_only)
+        except SourceBusy:
+            is_mounted = any(m.is_ours and m.source == source_name(path) for m in mounts())
+            if is_mounted or time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
 
 
 def run(arguments: Arguments, pool: Pool, medium: MappedMedium) -> None:

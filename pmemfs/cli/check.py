@@ -18,7 +18,7 @@ _EXIT_CANNOT_CHECK = 8
 
 
 @click.command()
-@click.argument("pool", type=click.Path())
+@click.argument("pool")
 @json_option
 def check(pool: str, as_json: bool) -> int:
     """Verify everything that is stored on POOL, which must not be mounted.

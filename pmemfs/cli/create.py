@@ -27,7 +27,7 @@ _SCHEMES = {scheme.word: scheme for scheme in Scheme}
 
 
 @click.command()
-@click.argument("path", type=click.Path())
+@click.argument("path")
 @click.option("--size", metavar="SIZE", help="Size of the file, such as 4G; devices have theirs.")
 @click.option(
     "--scheme",
@@ -65,12 +65,12 @@ def create(
         name=name if name is not None else os.path.basename(os.path.abspath(path)),
         page_size_bytes=page_size_bytes,
         alignment_bytes=parse_size(align)
-        if align
+        if align is not None
         else max(DEFAULT_ALIGNMENT_BYTES, page_size_bytes),
         scheme=_SCHEMES[scheme],
     )
     check_name(spec.name)
-    size_bytes = _size_bytes(path, parse_size(size) if size else None)
+    size_bytes = _size_bytes(path, parse_size(size) if size is not None else None)
     _check_fits(spec, size_bytes)
     if os.path.exists(path):
         _refuse_content(path, force=force)

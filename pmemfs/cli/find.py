@@ -10,6 +10,7 @@ from typing import Any
 from pmemfs.control import runtime_directory, socket_path
 from pmemfs.control.client import call
 from pmemfs.errors import NoAnswer, NotMounted
+from pmemfs.fuse.mountpoint import resolve, source_name
 from pmemfs.mountinfo import Mount, mount_at, mounts
 
 
@@ -20,11 +21,12 @@ def our_mounts() -> Iterator[Mount]:
 
 def find_mount(target: str) -> Mount | None:
     """The mount on a mountpoint, or of a pool; None where there is none."""
-    resolved = os.path.realpath(target)
+    resolved = resolve(target)
     at = mount_at(resolved)
     if at and at.is_ours:
         return at
-    return next((mount for mount in our_mounts() if mount.source == resolved), None)
+    name = source_name(resolved)
+    return next((mount for mount in our_mounts() if mount.source == name), None)
 
 
 def require_mount(target: str) -> Mount:

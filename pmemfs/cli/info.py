@@ -16,7 +16,7 @@ from pmemfs.units import format_size
 
 
 @click.command()
-@click.argument("target", type=click.Path())
+@click.argument("target")
 @json_option
 def info(target: str, as_json: bool) -> None:
     """Show the pool TARGET, or the mount on TARGET."""

@@ -46,6 +46,7 @@ def _describe(mount: Mount) -> dict[str, Any]:
     except PmemfsError:
         return entry | {"state": "no answer"}
     return entry | {
+        "pool": status["pool"]["path"],
         "name": status["pool"]["name"],
         "size_bytes": status["pool"]["size_bytes"],
         "scheme": status["effective_scheme"],

@@ -20,8 +20,8 @@ _DAEMON = "pmemfs.daemons.mountd"
 
 
 @click.command()
-@click.argument("pool", type=click.Path())
-@click.argument("mountpoint", type=click.Path())
+@click.argument("pool")
+@click.argument("mountpoint")
 @click.option(
     "-o", "options_text", metavar="OPTIONS", multiple=True, help="Mount options, see below."
 )

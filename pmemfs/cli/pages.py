@@ -12,7 +12,7 @@ from pmemfs.units import format_size
 
 
 @click.command()
-@click.argument("target", type=click.Path())
+@click.argument("target")
 @click.option(
     "--hottest",
     type=click.IntRange(0, 1000),

@@ -16,7 +16,7 @@ _TIMEOUT_SECONDS = 60
 
 
 @click.command()
-@click.argument("target", type=click.Path())
+@click.argument("target")
 @click.option("-l", "--lazy", is_flag=True, help="Detach now, end when nobody uses it any more.")
 def umount(target: str, lazy: bool) -> int:
     """Unmount TARGET, a mountpoint or a pool.

@@ -25,6 +25,7 @@ from pmemfs.volume.linear import INODE, LinearVolume
 DEVICE_INODE = InodeT(INODE)
 _DEVICE_HANDLE = FileHandleT(INODE)
 _ROOT_HANDLE = FileHandleT(pyfuse3.ROOT_INODE)
+_NAME_MAX_BYTES = 255
 _CACHE_SECONDS = 3600
 """Names and attributes may be cached for long: nobody changes them but through the mount."""
 
@@ -55,7 +56,7 @@ class BlockOperations(pyfuse3.Operations):
                 return self._device
             if name in (b".", b".."):
                 return self._root
-        raise FUSEError(errno.ENOENT)
+        raise FUSEError(errno.ENAMETOOLONG if len(name) > _NAME_MAX_BYTES else errno.ENOENT)
 
     async def getattr(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> EntryAttributes:
         return self._attributes_of(inode)
@@ -129,7 +130,7 @@ class BlockOperations(pyfuse3.Operations):
         status.f_bfree = status.f_bavail = 0
         status.f_files = 2
         status.f_ffree = status.f_favail = 0
-        status.f_namemax = 255
+        status.f_namemax = _NAME_MAX_BYTES
         return status
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:

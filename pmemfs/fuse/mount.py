@@ -13,7 +13,7 @@ from pathlib import Path
 import pyfuse3
 
 from pmemfs.errors import MountFailed
-from pmemfs.fuse.mountpoint import detach
+from pmemfs.fuse.mountpoint import detach, source_name
 from pmemfs.fuse.options import MountOptions
 from pmemfs.mountinfo import Mount, mount_at
 
@@ -26,7 +26,7 @@ def make_mount(
 ) -> Mount:
     """Mount, but answer nothing yet. Raises MountFailed with what libfuse said."""
     _check_permissions(pool_path, mountpoint, options)
-    words = {"default_permissions", "subtype=pmemfs", f"fsname={_escaped(pool_path)}"}
+    words = {"default_permissions", "subtype=pmemfs", f"fsname={_escaped(source_name(pool_path))}"}
     words.update(options.kernel)
     words.update(word for word in ("ro", "allow_other") if word in options.as_text().split(","))
     with _stderr_caught() as caught:
@@ -61,9 +61,10 @@ def _ends_a_mount(error: BaseException) -> bool:
 def end_mount(mount: Mount) -> None:
     """Unmount if it's still there, and let go of the connection."""
     pyfuse3.close(unmount=True)
-    # libfuse leaves a mount whose connection was aborted; the device number tells it from a newer.
+    # libfuse leaves a mount whose connection was aborted. The device number tells it from a newer
+    # one, but for one that got the same number again; that is of another pool, as this is locked.
     still_there = mount_at(mount.mountpoint)
-    if still_there and still_there.device == mount.device:
+    if still_there and (still_there.device, still_there.source) == (mount.device, mount.source):
         detach(mount.mountpoint)
 
 
@@ -100,9 +101,8 @@ def _allow_deep_queues(mount: Mount) -> None:
 
 
 def _escaped(text: str) -> str:
-    """A value for libfuse's option list, which is ASCII and separated by commas."""
-    ascii_text = text.encode("ascii", "backslashreplace").decode()
-    return ascii_text.replace("\\", "\\\\").replace(",", "\\,")
+    """A value for libfuse's option list, which is separated by commas."""
+    return text.replace("\\", "\\\\").replace(",", "\\,")
 
 
 @contextmanager

@@ -15,12 +15,27 @@ from pmemfs.errors import BadMountPoint, UnmountFailed
 from pmemfs.mountinfo import Mount, mount_at
 
 
+def source_name(pool_path: str) -> str:
+    """How mountinfo names the pool of a mount: in ASCII, as libfuse's options are."""
+    return pool_path.encode("ascii", "backslashreplace").decode()
+
+
+def resolve(path: str) -> str:
+    """As os.path.realpath, but a mountpoint is not looked at: its daemon might not answer."""
+    parent, name = os.path.split(path.rstrip("/"))
+    if name not in ("", ".", ".."):
+        candidate = os.path.join(os.path.realpath(parent), name)
+        if mount_at(candidate):
+            return candidate
+    return os.path.realpath(path)
+
+
 def prepare_mountpoint(path: str) -> str:
     """The absolute path of a directory that can be mounted on. Raises BadMountPoint.
 
     A dead mount of ours there ("Transport endpoint is not connected") is detached first.
     """
-    resolved = os.path.realpath(path)
+    resolved = resolve(path)
     existing = mount_at(resolved)
     if existing and existing.is_ours:
         if not is_dead(existing):
