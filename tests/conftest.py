@@ -5,20 +5,27 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pmemfs.mountinfo import mount_at
+from pmemfs.control import socket_path
+from pmemfs.control.client import call
+from pmemfs.mountinfo import Mount, mount_at
 
 BIN = Path(sys.executable).parent
+
+ENGINES = ["python"]
+"""Every engine that `pmemfs mount --engine` knows; what a user sees is promised for each."""
 
 
 @dataclass
@@ -74,14 +81,14 @@ class Mounted:
 
     def pages(self, hottest: int = 10) -> dict[str, Any]:
         """`pmemfs pages`."""
-        return dict(
-            json.loads(pmemfs_ok("pages", self.mountpoint, "--json", "--hottest", hottest))
-        )
+        return dict(json.loads(pmemfs_ok("pages", self.mountpoint, "--json", "--hottest", hottest)))
 
     @property
     def pid(self) -> int:
-        """The daemon."""
-        return int(self.info()["pid"])
+        """The daemon, asked without a command line, which would take its time."""
+        mount = mount_at(str(self.mountpoint))
+        assert mount is not None
+        return int(call(socket_path(mount), "info")["pid"])
 
 
 @dataclass
@@ -90,6 +97,7 @@ class PoolMaker:
 
     directory: Path
     mountpoints: list[Path] = field(default_factory=list)
+    engine: str = ENGINES[0]
 
     def create(self, name: str = "pmem0", size: str = "64M", *options: object) -> Path:
         """`pmemfs create`; the path of the pool."""
@@ -100,14 +108,16 @@ class PoolMaker:
     def mountpoint(self, name: str = "mnt") -> Path:
         """A directory to mount on."""
         path = self.directory / "mounts" / name
-        path.mkdir(parents=True, exist_ok=True)
+        # What is there may be a dead mount, which can't be looked at.
+        if mount_at(str(path)) is None:
+            path.mkdir(parents=True, exist_ok=True)
         self.mountpoints.append(path)
         return path
 
     def mount(self, pool: Path, *options: object, at: str | None = None) -> Mounted:
         """`pmemfs mount`."""
         mountpoint = self.mountpoint(at or f"of-{pool.name}")
-        pmemfs_ok("mount", pool, mountpoint, *options)
+        pmemfs_ok("mount", pool, mountpoint, "--engine", self.engine, *options)
         return Mounted(pool, mountpoint)
 
     def umount(self, mounted: Mounted) -> None:
@@ -115,13 +125,58 @@ class PoolMaker:
         pmemfs_ok("umount", mounted.mountpoint)
 
     def clean_up(self) -> None:
-        """Unmount what is left, whatever state it is in."""
+        """Unmount what is left, end the daemons that are left, whatever state they are in."""
         for mountpoint in reversed(self.mountpoints):
-            while mount_at(str(mountpoint)):
-                if pmemfs("umount", mountpoint, timeout=30).code:
-                    run_command("umount", "--lazy", mountpoint, timeout=30)
+            while mount := mount_at(str(mountpoint)):
+                with suppress(subprocess.TimeoutExpired):
+                    if run_command("umount", mountpoint, timeout=20).code == 0:
+                        continue
+                if mount.is_ours:
+                    abort_connection(mount)
+                run_command("umount", "--lazy", mountpoint, timeout=20)
+        for pid in self._daemons():
+            end_process(pid)
         with suppress(OSError):
             shutil.rmtree(self.directory)
+
+    def _daemons(self) -> list[int]:
+        """The daemons of this maker's pools, found by the directory, which no other test has."""
+        wanted = os.fsencode(f"{self.directory}/")
+        found = []
+        for entry in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                command = (entry / "cmdline").read_bytes()
+                if wanted in command and b"pmemfs.daemons.mountd" in command:
+                    found.append(int(entry.name))
+        return found
+
+
+def abort_connection(mount: Mount) -> None:
+    """Abort a FUSE connection through a fusectl of our own; whoever waits for it gets an error."""
+    with tempfile.TemporaryDirectory() as directory:
+        run_command("mount", "-t", "fusectl", "fusectl", directory)
+        try:
+            with suppress(FileNotFoundError):
+                (Path(directory) / str(mount.minor) / "abort").write_text("1")
+        finally:
+            run_command("umount", directory)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there and not merely waiting for its parent to notice its end."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def end_process(pid: int, seconds: float = 10) -> None:
+    """Wait a little for a process to end by itself, then end it."""
+    deadline = time.monotonic() + seconds
+    while is_running(pid) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    if is_running(pid):
+        os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture
@@ -132,11 +187,27 @@ def shm() -> Iterator[Path]:
     shutil.rmtree(directory, ignore_errors=True)
 
 
-@pytest.fixture
-def pools(tmp_path: Path) -> Iterator[PoolMaker]:
+@contextmanager
+def pool_maker(engine: str = ENGINES[0]) -> Iterator[PoolMaker]:
     """A maker of pools and mounts; needs root or fusermount3, and /dev/fuse."""
     if not os.path.exists("/dev/fuse"):
         pytest.skip("there is no /dev/fuse here")
-    maker = PoolMaker(Path(tempfile.mkdtemp(prefix="pmemfs-test-", dir="/dev/shm")))
-    yield maker
-    maker.clean_up()
+    maker = PoolMaker(Path(tempfile.mkdtemp(prefix="pmemfs-test-", dir="/dev/shm")), engine=engine)
+    try:
+        yield maker
+    finally:
+        maker.clean_up()
+
+
+@pytest.fixture
+def pools() -> Iterator[PoolMaker]:
+    """A maker of pools and mounts for one test."""
+    with pool_maker() as maker:
+        yield maker
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request: pytest.FixtureRequest, pools: PoolMaker) -> str:
+    """Run a test once with each engine: its `pools` mount with this one."""
+    pools.engine = str(request.param)
+    return pools.engine

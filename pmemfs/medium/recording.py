@@ -90,7 +90,7 @@ class RecordingMedium(Medium):
     def flush(self, offset_bytes: int, length_bytes: int) -> None:
         if self._counts():
             first, end = offset_bytes // LINE_BYTES, offset_bytes + length_bytes
-            for line in range(first, -(-end // LINE_BYTES)):
+            for line in range(first, -(-end // LINE_BYTES) if length_bytes else first):
                 if line in self._pending:
                     self._flushed[line] = len(self._pending[line])
 

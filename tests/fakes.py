@@ -1,0 +1,129 @@
+"""Small pools and media for tests that mount nothing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pmemfs.media.label import Label, Scheme, validate
+from pmemfs.media.zones import LABEL_BYTES
+from pmemfs.medium.base import Medium
+from pmemfs.medium.mapped import MappedMedium
+from pmemfs.medium.recording import RecordingMedium
+from pmemfs.pool import Pool, PoolSpec
+from pmemfs.units import GIB, KIB, MIB
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+SMALL_BYTES = 64 * KIB
+
+SCHEMES = tuple(Scheme)
+POOL_BYTES = {4 * KIB: 300 * MIB, 2 * MIB: GIB, GIB: 5 * GIB}
+"""For each page size, a pool of several sections and stretches; sparse, so it costs nothing."""
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount and attach loops")
+
+
+class MemoryMedium(RecordingMedium):
+    """A recording medium that records nothing, for tests that need many of them."""
+
+    def store(self, offset_bytes: int, data: Buffer) -> None:
+        view = memoryview(data).cast("B")
+        self._memory[offset_bytes : offset_bytes + len(view)] = view
+
+
+def small_spec(scheme: Scheme = Scheme.PMEM, name: str = "small") -> PoolSpec:
+    """A pool of 4 KiB pages that fits into a few of them."""
+    return PoolSpec(name=name, alignment_bytes=4 * KIB, scheme=scheme)
+
+
+def small_pool(scheme: Scheme = Scheme.PMEM, size_bytes: int = SMALL_BYTES) -> Pool:
+    """A new pool on a recording medium."""
+    return Pool.create(RecordingMedium(bytes(size_bytes)), small_spec(scheme))
+
+
+def some_label(**changes: object) -> Label:
+    """A valid label, of a small pool."""
+    return replace(small_pool().label, checksum=0, **changes)  # type: ignore[arg-type]
+
+
+def content(medium: Medium) -> bytes:
+    """All bytes of a medium."""
+    return bytes(medium.read(0, medium.size_bytes))
+
+
+def copies(image: bytes) -> tuple[Label, Label]:
+    """Both copies of the label of a pool that fills an image; each must be valid."""
+    return validate(image[:LABEL_BYTES]), validate(image[-LABEL_BYTES:])
+
+
+def sparse_file(path: Path, size_bytes: int) -> Path:
+    """A file that has no memory behind it."""
+    with path.open("wb") as file:
+        file.truncate(size_bytes)
+    return path
+
+
+@contextmanager
+def mapped_pool(
+    directory: Path, scheme: Scheme, page_size_bytes: int, size_bytes: int | None = None
+) -> Iterator[Pool]:
+    """A new pool on a sparse file, mapped, with `begin_mount` done."""
+    size_bytes = size_bytes or POOL_BYTES[page_size_bytes]
+    path = sparse_file(directory / f"{scheme.word}-{page_size_bytes}-{size_bytes}", size_bytes)
+    medium = MappedMedium.open(str(path))
+    spec = PoolSpec(
+        name="mapped",
+        page_size_bytes=page_size_bytes,
+        alignment_bytes=max(page_size_bytes, 2 * MIB),
+        scheme=scheme,
+    )
+    try:
+        pool = Pool.create(medium, spec)
+        pool.begin_mount()
+        yield pool
+    finally:
+        medium.close()
+        path.unlink()
+
+
+@contextmanager
+def small_tmpfs(size_bytes: int) -> Iterator[Path]:
+    """A tmpfs that is soon full."""
+    directory = Path(tempfile.mkdtemp(prefix="pmemfs-test-tmpfs-"))
+    options = f"size={size_bytes}"
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(directory)], check=False
+    )
+    try:
+        if mounted.returncode:
+            pytest.skip("this machine lets nobody mount a tmpfs")
+        yield directory
+    finally:
+        if not mounted.returncode:
+            subprocess.run(["umount", "--lazy", str(directory)], check=True)
+        directory.rmdir()
+
+
+@contextmanager
+def loop_device(file: Path) -> Iterator[str]:
+    """A block device over a file."""
+    attached = subprocess.run(
+        ["losetup", "--find", "--show", str(file)], capture_output=True, text=True, check=False
+    )
+    if attached.returncode:
+        pytest.skip(f"no loop device here: {attached.stderr.strip()}")
+    device = attached.stdout.strip()
+    try:
+        yield device
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)

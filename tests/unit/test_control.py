@@ -1,0 +1,237 @@
+"""The control socket: whatever is sent to it, the daemon answers or hangs up, and lives."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import stat
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from pmemfs.control import client as control_client
+from pmemfs.control import socket_path
+from pmemfs.control.client import RemoteError, call, daemon_pidfd
+from pmemfs.control.server import listening, serve
+from pmemfs.errors import EXIT_BUSY, NoAnswer, SourceBusy
+from pmemfs.mountinfo import Mount
+
+
+async def echo(**params: Any) -> Any:
+    return params
+
+
+async def busy() -> None:
+    raise SourceBusy(path="/dev/pmem0", why="it is ours")
+
+
+async def bug() -> None:
+    raise RuntimeError("a bug")
+
+
+METHODS = {"echo": echo, "busy": busy, "bug": bug}
+
+
+def served(path: Path, client: Callable[[Path], Awaitable[None]]) -> None:
+    """Run a client against a server on a real socket; then see that the server still answers."""
+
+    async def main() -> None:
+        with trio.fail_after(20), listening(path) as listener:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(serve, listener, METHODS)
+                await client(path)
+                assert await in_thread(call, path, "echo", alive=True) == {"alive": True}
+                nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+async def in_thread(function: Callable[..., Any], *words: Any, **params: Any) -> Any:
+    return await trio.to_thread.run_sync(lambda: function(*words, **params))
+
+
+def exchange(path: Path, sent: bytes, *, lines: int = 1) -> list[Any]:
+    """Send bytes; the answers, as many as are wanted or until the daemon hangs up."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(10)
+        connection.connect(str(path))
+        try:
+            connection.sendall(sent)
+            with connection.makefile("rb") as answers:
+                received = [answers.readline() for _ in range(lines)]
+        except (BrokenPipeError, ConnectionResetError):
+            return []
+    return [json.loads(line) for line in received if line]
+
+
+@pytest.fixture
+def path(shm: Path) -> Path:
+    return shm / "run" / "0:57.sock"
+
+
+def test_a_method_answers_with_its_parameters(path: Path) -> None:
+    async def client(path: Path) -> None:
+        assert await in_thread(call, path, "echo", words=["é", 1, None]) == {
+            "words": ["é", 1, None]
+        }
+
+    served(path, client)
+
+
+def test_an_error_of_ours_arrives_with_its_own_sentence_and_exit_code(path: Path) -> None:
+    async def client(path: Path) -> None:
+        with pytest.raises(RemoteError, match=r"^/dev/pmem0 is in use: it is ours$") as caught:
+            await in_thread(call, path, "busy")
+        assert caught.value.exit_code == EXIT_BUSY
+
+    served(path, client)
+
+
+def test_a_bug_is_logged_there_and_a_sentence_here(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def client(path: Path) -> None:
+        with pytest.raises(RemoteError, match="the daemon failed; its log says why"):
+            await in_thread(call, path, "bug")
+
+    served(path, client)
+    assert "a bug" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"{",
+        b"null",
+        b"[]",
+        b"7",
+        b'"echo"',
+        b"{}",
+        b'{"method": "unknown"}',
+        b'{"method": ["echo"]}',
+        b'{"method": {}}',
+        b'{"method": "echo", "params": 1}',
+        b'{"method": "echo", "params": [1]}',
+        b'{"method": "busy", "params": {"no": "such"}}',
+        b"\xff\xfe\x00garbage",
+        b"GET / HTTP/1.1",
+        b"[" * 60_000,
+        b'{"method": "__class__"}',
+    ],
+    ids=lambda line: repr(line[:20]),
+)
+def test_a_request_that_makes_no_sense_is_answered_with_a_sentence(path: Path, line: bytes) -> None:
+    async def client(path: Path) -> None:
+        (answer,) = await in_thread(exchange, path, line + b"\n")
+        assert answer["error"]["exit_code"] == 1
+        assert "does not understand" in answer["error"]["message"] or (
+            line.startswith(b"[[") and "failed" in answer["error"]["message"]
+        )
+
+    served(path, client)
+
+
+def test_a_line_without_an_end_is_hung_up_on(path: Path) -> None:
+    async def client(path: Path) -> None:
+        assert await in_thread(exchange, path, b"x" * 1_000_000) == []
+
+    served(path, client)
+
+
+def test_several_requests_on_one_connection_are_answered_in_order(path: Path) -> None:
+    async def client(path: Path) -> None:
+        lines = b"".join(
+            b'{"method": "echo", "params": {"n": %d}}\n' % number for number in range(50)
+        )
+        answers = await in_thread(exchange, path, lines, lines=50)
+        assert [answer["result"]["n"] for answer in answers] == list(range(50))
+
+    served(path, client)
+
+
+def test_who_hangs_up_early_harms_nobody(path: Path) -> None:
+    async def client(path: Path) -> None:
+        for sent in (
+            b"",
+            b'{"method"',
+            b'{"method": "echo", "params": {"x": "' + b"y" * 50_000 + b'"}}\n',
+        ):
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.connect(str(path))
+                connection.sendall(sent)
+            await trio.sleep(0.02)
+
+    served(path, client)
+
+
+def test_many_clients_are_served_at_once(path: Path) -> None:
+    async def client(path: Path) -> None:
+        silent = socket.socket(socket.AF_UNIX)
+        silent.connect(str(path))
+        async with trio.open_nursery() as nursery:
+            for number in range(10):
+                nursery.start_soon(in_thread, lambda n=number: call(path, "echo", n=n))
+        silent.close()
+
+    served(path, client)
+
+
+def test_nobody_there_is_no_answer(path: Path) -> None:
+    with pytest.raises(NoAnswer, match="does not answer") as caught:
+        call(path, "echo")
+    assert caught.value.errno == errno.ETIMEDOUT
+    assert daemon_pidfd(path) is None
+
+
+def test_a_daemon_that_says_nothing_is_not_waited_for_forever(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control_client, "ANSWER_TIMEOUT_SECONDS", 0.05)
+    with listening(path), pytest.raises(NoAnswer, match="timed out"):
+        call(path, "echo")
+
+
+def test_the_socket_is_private_and_goes_with_the_daemon(path: Path) -> None:
+    with listening(path):
+        assert stat.S_ISSOCK(path.stat().st_mode)
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+        pidfd = daemon_pidfd(path)
+        assert pidfd is not None
+        os.close(pidfd)
+    assert not path.exists()
+
+
+def test_the_socket_of_a_dead_daemon_is_replaced(path: Path) -> None:
+    path.parent.mkdir(mode=0o700)
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+
+    async def client(path: Path) -> None:
+        assert await in_thread(call, path, "echo") == {}
+
+    served(path, client)
+
+
+def test_a_directory_that_others_can_write_to_is_refused(path: Path) -> None:
+    path.parent.mkdir()
+    path.parent.chmod(0o777)
+    with (
+        pytest.raises(PermissionError, match="does not belong to this user alone"),
+        listening(path),
+    ):
+        pytest.fail("it listens where anybody can put a socket")
+    path.parent.rmdir()
+    path.parent.symlink_to("/tmp")
+    with pytest.raises(PermissionError), listening(path):
+        pytest.fail("it followed a link")
+
+
+def test_the_socket_is_named_after_the_mounts_device() -> None:
+    mount = Mount("0:57", "/mnt", "fuse.pmemfs", "/dev/shm/pmem0", "rw")
+    assert socket_path(mount, Path("/run/x")) == Path("/run/x/0:57.sock")

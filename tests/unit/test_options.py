@@ -1,0 +1,83 @@
+"""Mount options: what is understood is kept, everything else is refused by name."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pmemfs.errors import EXIT_USAGE, BadMountOption
+from pmemfs.fuse.options import MountOptions
+
+kernel_words = st.sampled_from(
+    ["nosuid", "suid", "nodev", "dev", "noexec", "exec", "noatime", "atime", "sync", "async"]
+)
+ids = st.integers(0, (1 << 32) - 2)
+
+
+@given(
+    st.builds(
+        MountOptions,
+        read_only=st.booleans(),
+        allow_other=st.booleans(),
+        uid=ids,
+        gid=ids,
+        mode=st.integers(0, 0o7777),
+        populate=st.booleans(),
+        huge_pages=st.booleans(),
+        kernel=st.lists(kernel_words, max_size=5).map(tuple),
+    )
+)
+def test_options_survive_being_written_and_read(options: MountOptions) -> None:
+    assert MountOptions.parse(options.as_text()) == options
+
+
+def test_nothing_said_means_private_and_writable() -> None:
+    options = MountOptions.parse("")
+    assert options == MountOptions()
+    assert (options.read_only, options.allow_other, options.mode) == (False, False, 0o600)
+    assert (options.uid, options.gid) == (os.getuid(), os.getgid())
+
+
+def test_the_columns_of_fstab_change_nothing() -> None:
+    words = "defaults,rw,noauto,user,nofail,_netdev,x-systemd.automount,comment=a b,relatime,,"
+    assert MountOptions.parse(words) == MountOptions()
+
+
+def test_the_last_of_rw_and_ro_wins() -> None:
+    assert MountOptions.parse("rw,ro").read_only
+    assert not MountOptions.parse("ro,rw").read_only
+
+
+@pytest.mark.parametrize(
+    ("option", "why"),
+    [
+        ("bogus", "does not know it"),
+        ("ro=1", "does not know it"),
+        ("allow_other=yes", "does not know it"),
+        ("uid", "does not know it"),
+        ("uid=", "is not a number"),
+        ("uid=root", "is not a number"),
+        ("uid=-1", "out of range"),
+        ("gid=4294967295", "out of range"),
+        ("mode=8", "is not an octal number"),
+        ("mode=10000", "out of range"),
+    ],
+)
+def test_an_option_that_is_not_valid_is_refused_by_name(option: str, why: str) -> None:
+    with pytest.raises(BadMountOption, match=why) as caught:
+        MountOptions.parse(f"ro,{option},allow_other")
+    assert repr(option) in str(caught.value)
+    assert (caught.value.errno, caught.value.exit_code) == (errno.EINVAL, EXIT_USAGE)
+
+
+@given(st.text(max_size=30))
+def test_any_text_is_options_or_is_refused(text: str) -> None:
+    try:
+        options = MountOptions.parse(text)
+    except BadMountOption:
+        return
+    assert MountOptions.parse(options.as_text()) == options
