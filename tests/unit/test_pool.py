@@ -220,3 +220,13 @@ def test_a_label_that_could_not_be_read_back_is_not_written(label: Label) -> Non
     with pytest.raises(InvalidLabel, match="sequence"):
         pool.begin_mount()
     assert content(pool.medium) == image
+
+
+def test_a_torn_label_on_a_medium_that_has_grown_still_leads_to_its_copy() -> None:
+    image = bytearray(content(small_pool(size_bytes=32 * KIB).medium) + bytes(32 * KIB))
+    image[512:LABEL_BYTES] = SCRIBBLE[512:]
+    pool = Pool.open(MemoryMedium(bytes(image)))
+    assert pool.label.pool_size_bytes == 32 * KIB
+    assert [reading.where for reading in pool.damaged_copies] == ["label"]
+    pool.begin_mount()
+    assert pool.damaged_copies == []

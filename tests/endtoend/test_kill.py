@@ -1,0 +1,182 @@
+"""kill -9 of the daemon in the middle of writing: everything acknowledged is there afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from conftest import PoolMaker, pmemfs_ok
+from endtoend_tools import Session, fio, mounts_at, opened, wait_until
+
+pytestmark = [pytest.mark.mount, pytest.mark.slow, pytest.mark.usefixtures("engine")]
+
+ROUNDS = 20
+RECORD_BYTES = 4096
+SLOTS_PER_WRITER = 400
+WRITERS = 4
+_HEAD = struct.Struct("<QQI")
+
+
+def record(slot: int, number: int) -> bytes:
+    """A record that says where it belongs and which one it is, with a checksum over all of it."""
+    body = random.Random(slot << 32 | number).randbytes(RECORD_BYTES - _HEAD.size)
+    return _HEAD.pack(slot, number, zlib.crc32(body)) + body
+
+
+def number_of(raw: bytes, slot: int) -> int:
+    """The number of the record in a slot, which must be whole; 0 where none was written."""
+    stored_slot, number, checksum = _HEAD.unpack_from(raw)
+    if number == 0:
+        assert raw == bytes(RECORD_BYTES)
+        return 0
+    assert stored_slot == slot
+    assert checksum == zlib.crc32(raw[_HEAD.size :])
+    return int(number)
+
+
+class Writer(threading.Thread):
+    """Writes numbered records to random slots of its own, and knows what was acknowledged."""
+
+    def __init__(self, name: int) -> None:
+        super().__init__(daemon=True)
+        self.first_slot = name * SLOTS_PER_WRITER
+        self.random = random.Random(name)
+        self.acknowledged = [0] * SLOTS_PER_WRITER
+        self.under_way: int | None = None
+        self.number = 0
+        self.count = 0
+        self.error: OSError | None = None
+
+    def prepare(self, device: Path) -> None:
+        """Begin another round."""
+        super().__init__(daemon=True)
+        self.device = device
+        self.under_way = None
+        self.error = None
+        self.count = 0
+
+    def run(self) -> None:
+        try:
+            with opened(self.device, os.O_RDWR) as fd:
+                while True:
+                    slot = self.random.randrange(SLOTS_PER_WRITER)
+                    self.number += 1
+                    self.under_way = slot
+                    data = record(self.first_slot + slot, self.number)
+                    written = os.pwrite(fd, data, (self.first_slot + slot) * RECORD_BYTES)
+                    assert written == RECORD_BYTES
+                    self.acknowledged[slot] = self.number
+                    self.under_way = None
+                    self.count += 1
+        except OSError as error:
+            self.error = error
+
+    def check(self, fd: int) -> None:
+        """Every acknowledged record is there; the one that was under way may be, or not."""
+        for slot, acknowledged in enumerate(self.acknowledged):
+            here = self.first_slot + slot
+            raw = os.pread(fd, RECORD_BYTES, here * RECORD_BYTES)
+            if slot == self.under_way:
+                # Whatever is there now must be overwritten whole before it counts again.
+                os.pwrite(fd, record(here, acknowledged or 1), here * RECORD_BYTES)
+                self.acknowledged[slot] = acknowledged or 1
+                if raw[: _HEAD.size] == record(here, self.number)[: _HEAD.size]:
+                    continue
+                if raw == bytes(RECORD_BYTES):
+                    assert acknowledged == 0
+                    continue
+            assert number_of(raw, here) == acknowledged
+
+
+@contextmanager
+def writing(writers: list[Writer], device: Path) -> Iterator[None]:
+    for writer in writers:
+        writer.prepare(device)
+        writer.start()
+    yield
+    for writer in writers:
+        writer.join(timeout=30)
+        assert not writer.is_alive(), "a write waits for a daemon that is dead"
+        assert writer.error is not None
+
+
+def test_what_was_acknowledged_survives_kill_9_of_the_daemon(pools: PoolMaker) -> None:
+    mounted = pools.mount(pools.create(size="40M"))
+    writers = [Writer(name) for name in range(WRITERS)]
+    chance = random.Random(5)
+    acknowledged = 0
+    for _ in range(ROUNDS):
+        session = Session.of(mounted)
+        with writing(writers, mounted.device):
+            wait_until(lambda: all(w.count or w.error for w in writers), "all writers write")
+            time.sleep(chance.uniform(0.0, 0.3))
+            session.kill()
+        acknowledged += sum(writer.count for writer in writers)
+        assert session.is_mounted, "the dead mount is what the next one has to replace"
+        pools.mount(mounted.pool)
+        assert mounts_at(mounted.mountpoint) == 1
+        with opened(mounted.device) as fd:
+            for writer in writers:
+                writer.check(fd)
+    assert acknowledged > ROUNDS * WRITERS
+    pools.umount(mounted)
+    pools.mount(mounted.pool)
+    for writer in writers:
+        writer.under_way = None
+        with opened(mounted.device) as fd:
+            writer.check(fd)
+
+
+@pytest.mark.parametrize("ioengine", ["libaio"])
+def test_fio_finds_after_kill_9_what_was_acknowledged_to_it(
+    pools: PoolMaker, tmp_path: Path, ioengine: str
+) -> None:
+    mounted = pools.mount(pools.create(size="96M"))
+    session = Session.of(mounted)
+    job = ("--verify=crc32c", f"--ioengine={ioengine}", "--iodepth=8", "--rw=randwrite",
+           "--bs=4k", "--size=64m")  # fmt: skip
+    fio(
+        tmp_path, mounted.device, *job, "--do_verify=0", "--verify_state_save=1",
+        "--rate_iops=6000", "--trigger-timeout=1s", f"--trigger=kill -9 {session.pid}",
+    )  # fmt: skip
+    wait_until(lambda: not (Path("/proc") / str(session.pid) / "exe").exists(), "it is dead")
+    assert list(tmp_path.glob("*verify.state")), "fio saved what was acknowledged"
+    pools.mount(mounted.pool)
+    assert mounts_at(mounted.mountpoint) == 1
+    done = fio(
+        tmp_path, mounted.device, *job, "--verify_only", "--verify_state_load=1",
+        "--verify_fatal=1",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    io = mounted.info()["io"]
+    assert io["writes"] == 0
+    assert io["reads"] > 100
+
+
+def test_a_dead_mount_is_replaced_though_files_of_it_are_open(pools: PoolMaker) -> None:
+    mounted = pools.mount(pools.create(size="16M"))
+    session = Session.of(mounted)
+    old = os.open(mounted.device, os.O_RDWR)
+    try:
+        os.pwrite(old, b"acknowledged", 0)
+        session.kill()
+        pools.mount(mounted.pool)
+        with opened(mounted.device, os.O_RDWR) as new:
+            assert os.pread(new, 12, 0) == b"acknowledged"
+        with pytest.raises(OSError, match=r"Transport endpoint|Software caused"):
+            os.pread(old, 1, 0)
+    finally:
+        with suppress(OSError):
+            os.close(old)
+    listed = [mount["pid"] for mount in json.loads(pmemfs_ok("list", "--json"))
+              if mount["mountpoint"] == str(mounted.mountpoint)]  # fmt: skip
+    assert listed == [mounted.pid]

@@ -1,0 +1,311 @@
+"""How a mount begins and ends: nothing is left behind, whoever ends it and however."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+import pytest
+from conftest import (
+    BIN,
+    Mounted,
+    PoolMaker,
+    abort_connection,
+    end_process,
+    is_running,
+    pmemfs,
+    pmemfs_ok,
+    run_command,
+)
+from endtoend_tools import Session, mounts_at, opened, refused, wait_until
+
+from pmemfs.mountinfo import mount_at
+
+pytestmark = [pytest.mark.mount, pytest.mark.usefixtures("engine")]
+
+
+MNT_DETACH = 2
+
+
+def abort(mounted: Mounted) -> None:
+    mount = mount_at(str(mounted.mountpoint))
+    assert mount is not None
+    abort_connection(mount)
+
+
+def command(*words: str) -> Callable[[Mounted], None]:
+    """A way to end a mount: a program, with the mountpoint behind its words."""
+
+    def run(mounted: Mounted) -> None:
+        done = run_command(*words, mounted.mountpoint)
+        assert done.code == 0, done.err
+
+    return run
+
+
+def send(number: signal.Signals) -> Callable[[Mounted], None]:
+    """A way to end a mount: a signal to the daemon."""
+    return lambda mounted: os.kill(mounted.pid, number)
+
+
+WAYS_TO_END = {
+    "pmemfs umount": command(str(BIN / "pmemfs"), "umount"),
+    "pmemfs umount of the pool": lambda mounted: pmemfs_ok("umount", mounted.pool),
+    "umount": command("umount"),
+    "umount --lazy": command("umount", "--lazy"),
+    "fusermount3 -u": command("fusermount3", "-u"),
+    "SIGTERM": send(signal.SIGTERM),
+    "SIGINT": send(signal.SIGINT),
+    "abort": abort,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", list(WAYS_TO_END))
+def test_every_way_to_end_a_mount_leaves_nothing_and_a_clean_pool(
+    pools: PoolMaker, way: str
+) -> None:
+    mounted = pools.mount(pools.create(size="16M"))
+    session = Session.of(mounted)
+    assert session.pool_state() == "dirty"
+    with opened(mounted.device) as fd:
+        os.pwrite(fd, b"kept", 0)
+    WAYS_TO_END[way](mounted)
+    session.assert_ended("clean")
+    assert mounts_at(mounted.mountpoint) == 0
+    assert os.listdir(mounted.mountpoint) == []
+    with opened(pools.mount(mounted.pool).device) as fd:
+        assert os.pread(fd, 4, 0) == b"kept"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["SIGTERM", "abort", "umount --lazy"])
+def test_a_mount_that_ends_under_load_ends_clean(pools: PoolMaker, way: str) -> None:
+    mounted = pools.mount(pools.create(size="16M"))
+    session = Session.of(mounted)
+    script = (
+        "import os, sys\n"
+        "fd = os.open(sys.argv[1], os.O_RDWR)\n"
+        "while True:\n"
+        "    os.pwrite(fd, b'load' * 16384, 1 << 20)\n"
+        "    os.pread(fd, 65536, 1 << 20)\n"
+    )
+    loads = [
+        subprocess.Popen([sys.executable, "-c", script, mounted.device], stderr=subprocess.DEVNULL)
+        for _ in range(3)
+    ]
+    try:
+        wait_until(lambda: mounted.info()["io"]["writes"] > 100, "there is load")
+        WAYS_TO_END[way](mounted)
+        if way == "umount --lazy":
+            # It goes on serving whoever has it open.
+            assert mounts_at(mounted.mountpoint) == 0
+            time.sleep(0.3)
+            assert is_running(session.pid)
+            assert all(load.poll() is None for load in loads)
+            for load in loads:
+                load.kill()
+        for load in loads:
+            assert load.wait(timeout=20) != 0
+    finally:
+        for load in loads:
+            load.kill()
+            load.wait()
+    session.assert_ended("clean")
+    with opened(pools.mount(mounted.pool).device) as fd:
+        assert os.pread(fd, 8, 1 << 20) == b"loadload"
+
+
+@pytest.mark.slow
+def test_mount_returns_when_the_mount_answers(pools: PoolMaker) -> None:
+    for name in ("one", "two", "three"):
+        mounted = pools.mount(pools.create(name, "16M"))
+        assert mounted.device.stat().st_size > 0
+        assert mounted.info()["mountpoint"] == str(mounted.mountpoint)
+        pools.umount(mounted)
+        # And umount when the daemon has ended: all can be done at once again.
+        assert pmemfs("check", mounted.pool).code == 0
+
+
+@pytest.mark.slow
+def test_a_mount_directly_after_umount_8_succeeds(pools: PoolMaker) -> None:
+    mounted = pools.mount(pools.create(size="16M"))
+    for _ in range(5):
+        assert run_command("umount", mounted.mountpoint).code == 0
+        pools.mount(mounted.pool)
+    assert mounted.info()["pool"]["mount_count"] == 6
+
+
+@pytest.mark.slow
+def test_a_mount_waits_for_a_daemon_that_is_ending(pools: PoolMaker) -> None:
+    mounted = pools.mount(pools.create(size="16M"))
+    session = Session.of(mounted)
+    os.kill(session.pid, signal.SIGSTOP)
+    timer = threading.Timer(1.5, os.kill, (session.pid, signal.SIGCONT))
+    try:
+        # umount(8) would ask the daemon before it detaches.
+        assert ctypes.CDLL(None).umount2(os.fsencode(mounted.mountpoint), MNT_DETACH) == 0
+        timer.start()
+        pools.mount(mounted.pool)
+    finally:
+        timer.cancel()
+        with suppress(ProcessLookupError):
+            os.kill(session.pid, signal.SIGCONT)
+    assert mounted.pid != session.pid
+
+
+def test_a_busy_mount_is_not_unmounted_but_lazily(pools: PoolMaker) -> None:
+    mounted = pools.mount(pools.create(size="16M"))
+    session = Session.of(mounted)
+    with opened(mounted.device) as fd:
+        refused(pmemfs("umount", mounted.mountpoint), 32, str(mounted.mountpoint), "busy")
+        assert mounted.pid == session.pid
+        pmemfs_ok("umount", "--lazy", mounted.mountpoint)
+        assert mounts_at(mounted.mountpoint) == 0
+        assert os.pwrite(fd, b"still served", 0) == 12
+        assert is_running(session.pid)
+    session.assert_ended("clean")
+
+
+def test_a_mount_in_the_foreground_stays_logs_and_ends_on_sigterm(pools: PoolMaker) -> None:
+    pool = pools.create(size="16M")
+    mounted = Mounted(pool, pools.mountpoint())
+    daemon = subprocess.Popen(
+        [BIN / "pmemfs", "mount", "--foreground", "--engine", pools.engine, pool,
+         mounted.mountpoint], stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        wait_until(lambda: mount_at(str(mounted.mountpoint)) is not None, "it is mounted")
+        wait_until(mounted.device.exists, "it answers")
+        session = Session.of(mounted)
+        assert session.pid == daemon.pid
+        daemon.send_signal(signal.SIGTERM)
+        _, log = daemon.communicate(timeout=20)
+    finally:
+        end_process(daemon.pid, seconds=0)
+    assert daemon.returncode == 0
+    assert "mounting on" in log
+    assert "ending on SIGTERM" in log
+    assert "Traceback" not in log
+    session.assert_ended("clean")
+
+
+def test_a_mount_in_the_foreground_that_fails_says_why(pools: PoolMaker) -> None:
+    path = pools.directory / "none"
+    path.write_bytes(bytes(1 << 20))
+    result = pmemfs("mount", "--foreground", path, pools.mountpoint())
+    assert result.code != 0
+    assert f"pmemfs create {path}" in result.err
+
+
+@pytest.mark.slow
+def test_a_dead_mount_is_listed_and_answered_for_in_a_sentence(pools: PoolMaker) -> None:
+    alive = pools.mount(pools.create("alive", "16M"))
+    dead = pools.mount(pools.create("dead", "16M", "--scheme", "on-demand"))
+    session = Session.of(dead)
+    session.kill()
+
+    listed = {mount["pool"]: mount for mount in json.loads(pmemfs_ok("list", "--json"))}
+    assert listed[str(alive.pool)]["state"] == "mounted"
+    assert listed[str(alive.pool)]["pid"] == alive.pid
+    assert listed[str(alive.pool)]["engine"] == pools.engine
+    assert listed[str(dead.pool)]["state"] == "no answer"
+    assert "pid" not in listed[str(dead.pool)]
+    lines = {line.split()[1]: line for line in pmemfs_ok("list").splitlines()}
+    assert lines[str(dead.pool)].endswith("no answer")
+    assert lines[str(alive.pool)].endswith("mounted")
+
+    for name in ("info", "pages"):
+        for target in (dead.mountpoint, dead.pool):
+            refused(pmemfs(name, target), 1, "does not answer", str(dead.mountpoint))
+    # The dead mount can be taken away as a living one, and its pool be looked at.
+    pmemfs_ok("umount", dead.mountpoint)
+    assert mounts_at(dead.mountpoint) == 0
+    assert json.loads(pmemfs_ok("info", dead.pool, "--json"))["pool"]["state"] == "dirty"
+    assert "state" in pmemfs_ok("info", dead.pool)
+    assert alive.device.exists()
+
+
+def test_info_of_a_mount_tells_its_daemon_and_its_pool(pools: PoolMaker) -> None:
+    mounted = pools.mount(pools.create(size="16M"), "-o", "allow_other,mode=640")
+    session = Session.of(mounted)
+    with opened(mounted.device) as fd:
+        os.pwrite(fd, bytes(8192), 0)
+        os.pread(fd, 4096, 0)
+        os.fsync(fd)
+    status = mounted.info()
+    assert status == mounted.info() | {"uptime_seconds": status["uptime_seconds"]}
+    assert status["pid"] == session.pid
+    assert status["device"] == session.device
+    assert status["engine"] == pools.engine
+    assert not status["read_only"]
+    assert "allow_other" in status["options"]
+    assert "mode=640" in status["options"]
+    io = {"reads": 1, "writes": 1, "fsyncs": 1, "read_bytes": 4096, "written_bytes": 8192}
+    assert status["io"] == io
+    assert status["pool"]["state"] == "dirty"
+    assert status["pool"]["mount_count"] == 1
+    text = pmemfs_ok("info", mounted.pool)
+    assert str(mounted.mountpoint) in text
+    assert str(session.pid) in text
+
+
+def test_a_stopped_daemon_is_answered_for_and_not_waited_for_forever(pools: PoolMaker) -> None:
+    mounted = pools.mount(pools.create(size="16M"))
+    session = Session.of(mounted)
+    os.kill(session.pid, signal.SIGSTOP)
+    try:
+        # A mount of it elsewhere doesn't have to ask it.
+        other = pools.mountpoint("other")
+        refused(pmemfs("mount", mounted.pool, other), 32, "in use", str(session.pid))
+        # Nor has taking it away.
+        pmemfs_ok("umount", "--lazy", mounted.mountpoint, timeout=20)
+        assert mounts_at(mounted.mountpoint) == 0
+    finally:
+        os.kill(session.pid, signal.SIGCONT)
+    session.assert_ended("clean")
+
+
+def test_garbage_on_the_control_socket_harms_nobody(pools: PoolMaker) -> None:
+    mounted = pools.mount(pools.create(size="16M"))
+    session = Session.of(mounted)
+    requests = (
+        b"\n", b"{}\n", b"[]\n", b"null\n", b'{"method": []}\n', b'{"method": "stop"}\n',
+        b'{"method": "pages", "params": {"hottest": "x"}}\n', b'{"method": "pages"}\n',
+        b'{"method": "pages", "params": {"hottest": -1}}\n',
+        b'{"method": "info", "params": {"x": 1}}\n', b'{"method": "info", "params": 3}\n',
+        b"\xff\xfe\n", b"[" * 30000 + b"\n",
+    )  # fmt: skip
+    for request in requests:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(10)
+            client.connect(str(session.socket))
+            client.sendall(request)
+            with client.makefile("rb") as lines:
+                answer = json.loads(lines.readline())
+            assert len({"error", "result"} & answer.keys()) == 1, request
+    # A line without an end, and clients that go away before they are answered.
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(10)
+        client.connect(str(session.socket))
+        with suppress(BrokenPipeError, ConnectionResetError):
+            client.sendall(b"x" * 1_000_000)
+            assert client.recv(1) == b""
+    for _ in range(10):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(session.socket))
+            client.sendall(b'{"method": "info"}\n' * 20)
+    assert mounted.pid == session.pid
+    with socket.socket(socket.AF_UNIX) as idle:
+        idle.connect(str(session.socket))
+        pools.umount(mounted)
+        session.assert_ended()

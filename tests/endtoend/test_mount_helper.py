@@ -1,0 +1,95 @@
+"""mount(8) and fstab, through the helper that they look for in /sbin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import BIN, Mounted, PoolMaker, run_command
+from endtoend_tools import Session, mounts_at
+
+pytestmark = pytest.mark.mount
+
+HELPER = Path("/sbin/mount.pmemfs")
+
+
+@pytest.fixture(autouse=True)
+def helper() -> Iterator[None]:
+    """The helper, where mount(8) looks for it; one that is installed stays."""
+    if HELPER.exists():
+        yield
+        return
+    HELPER.symlink_to(BIN / "mount.pmemfs")
+    yield
+    HELPER.unlink()
+
+
+def test_mount_8_mounts_by_type(pools: PoolMaker) -> None:
+    pool = pools.create(size="16M")
+    mounted = Mounted(pool, pools.mountpoint())
+    done = run_command("mount", "-t", "pmemfs", "-o", "mode=640", pool, mounted.mountpoint)
+    assert done.code == 0, done.err
+    assert mounted.device.stat().st_mode & 0o777 == 0o640
+    session = Session.of(mounted)
+    assert run_command("umount", mounted.mountpoint).code == 0
+    session.assert_ended()
+
+
+def test_mount_8_read_only(pools: PoolMaker) -> None:
+    mounted = Mounted(pools.create(size="16M"), pools.mountpoint())
+    done = run_command("mount", "-r", "-t", "pmemfs", mounted.pool, mounted.mountpoint)
+    assert done.code == 0, done.err
+    assert mounted.info()["read_only"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "defaults",
+        "noauto,mode=640,nosuid,noatime",
+        "nofail,_netdev,x-systemd.automount,x-systemd.device-timeout=10,comment=x",
+        "ro,users,relatime",
+    ],
+)
+def test_a_line_of_fstab_mounts(pools: PoolMaker, tmp_path: Path, options: str) -> None:
+    mounted = Mounted(pools.create(size="16M"), pools.mountpoint())
+    fstab = tmp_path / "fstab"
+    fstab.write_text(f"{mounted.pool} {mounted.mountpoint} pmemfs {options} 0 0\n")
+    done = run_command("mount", "--fstab", fstab, mounted.mountpoint)
+    assert done.code == 0, done.err
+    status = mounted.info()
+    assert status["read_only"] is options.startswith("ro")
+    if "mode=640" in options:
+        assert mounted.device.stat().st_mode & 0o777 == 0o640
+        assert "nosuid" in status["options"]
+    assert run_command("umount", mounted.mountpoint).code == 0
+
+
+def test_exit_codes_are_those_of_mount_8(pools: PoolMaker) -> None:
+    pool, mountpoint = pools.create(size="16M"), pools.mountpoint()
+    missing = pools.directory / "missing"
+    for code, words in (
+        (1, ("-o", "nonsense", pool, mountpoint)),
+        (1, ("-o", "mode=99", pool, mountpoint)),
+        (32, (missing, mountpoint)),
+        (32, (pool, missing)),
+    ):
+        # The helper by itself, and what mount(8) makes of it.
+        options = [word for word in words if word in ("-o", "nonsense", "mode=99")]
+        direct = run_command(HELPER, *(word for word in words if word not in options), *options)
+        assert direct.code == code, (words, direct)
+        assert len(direct.err.splitlines()) == 1
+        through = run_command("mount", "-t", "pmemfs", *words)
+        assert through.code == (code if missing != words[-1] else through.code) != 0
+        assert "Traceback" not in through.err
+    assert run_command(HELPER).code == 1
+    assert run_command(HELPER, pool).code == 1
+    assert mounts_at(mountpoint) == 0
+
+
+def test_a_fake_mount_checks_the_options_and_mounts_nothing(pools: PoolMaker) -> None:
+    pool, mountpoint = pools.create(size="16M"), pools.mountpoint()
+    assert run_command("mount", "-f", "-t", "pmemfs", pool, mountpoint).code == 0
+    assert run_command("mount", "-f", "-t", "pmemfs", "-o", "mode=99", pool, mountpoint).code == 1
+    assert mounts_at(mountpoint) == 0

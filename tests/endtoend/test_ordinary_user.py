@@ -1,0 +1,150 @@
+"""An ordinary user, with fusermount3: a pool of one's own, mounted and used without root."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import BIN, PoolMaker, Result, end_process, is_running, run_command
+from endtoend_tools import AS_NOBODY, NOBODY, may_pass, refused, wait_until
+
+pytestmark = pytest.mark.mount
+
+Run = Callable[..., Result]
+
+
+def hidden_ancestor(path: Path) -> Path | None:
+    """The first directory on the way to `path` that others may not pass."""
+    for parent in reversed(path.parents):
+        if not parent.stat().st_mode & 0o001:
+            return parent
+    return None
+
+
+def prepare(directory: Path) -> str:
+    """Shell commands that give a mount namespace what most machines give to every user."""
+    commands = ["set -e"]
+    prefix = Path(sys.base_prefix)
+    hidden = hidden_ancestor(prefix)
+    if hidden:
+        # An interpreter in root's home.
+        commands += [
+            f"mkdir {directory}/python",
+            f"mount --bind {prefix} {directory}/python",
+            f"mount -t tmpfs -o mode=755 none {hidden}",
+            f"mkdir -p {prefix}",
+            f"mount --bind {directory}/python {prefix}",
+            f"umount {directory}/python",
+        ]
+    if os.stat("/dev/fuse").st_mode & 0o666 != 0o666:
+        # A /dev that no udev has looked after.
+        commands += [
+            f"mkdir {directory}/dev",
+            f"mount -t tmpfs -o mode=755 none {directory}/dev",
+            f"mknod -m 666 {directory}/dev/fuse c 10 229",
+            f"mount --bind {directory}/dev/fuse /dev/fuse",
+        ]
+    return "\n".join(commands)
+
+
+@pytest.fixture
+def user(pools: PoolMaker) -> Iterator[Run]:
+    """Runs a command as an ordinary user, in a mount namespace that goes with the test."""
+    if shutil.which("fusermount3") is None:
+        pytest.skip("there is no fusermount3 here")
+    if hidden_ancestor(BIN.resolve()):
+        pytest.skip(f"other users may not pass {hidden_ancestor(BIN.resolve())}")
+    may_pass(pools)
+    home = pools.directory / "home"
+    home.mkdir()
+    os.chown(home, NOBODY, NOBODY)
+    ready = pools.directory / "ready"
+    holder = subprocess.Popen(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c",
+         f"{prepare(pools.directory)}\ntouch {ready}\nexec sleep 600"]
+    )  # fmt: skip
+    try:
+        wait_until(lambda: ready.exists() or holder.poll() is not None, "the namespace is there")
+        assert holder.poll() is None
+
+        def run(*words: object) -> Result:
+            return run_command(
+                "nsenter", "--target", holder.pid, "--mount", "--", *AS_NOBODY,
+                "env", f"HOME={home}", f"XDG_RUNTIME_DIR={home}", *words,
+            )  # fmt: skip
+
+        yield run
+    finally:
+        end_process(holder.pid, seconds=0)
+        holder.wait()
+
+
+def succeed(result: Result) -> str:
+    assert result.code == 0, result
+    return result.out
+
+
+@pytest.mark.slow
+def test_a_user_makes_mounts_uses_and_unmounts_a_pool(pools: PoolMaker, user: Run) -> None:
+    pmemfs = BIN / "pmemfs"
+    home = pools.directory / "home"
+    pool, mountpoint = home / "pmem0", home / "mnt"
+    succeed(user("mkdir", mountpoint))
+    succeed(user(pmemfs, "create", pool, "--size", "16M"))
+    assert pool.stat().st_uid == NOBODY
+    succeed(user(pmemfs, "mount", pool, mountpoint))
+
+    device = mountpoint / "pmem0"
+    assert succeed(user("stat", "-c", "%u %g %a", device)).split() == ["65534", "65534", "600"]
+    random = home / "random"
+    random.write_bytes(os.urandom(1 << 20))
+    os.chown(random, NOBODY, NOBODY)
+    succeed(user("dd", f"if={random}", f"of={device}", "bs=64k", "conv=notrunc,fsync"))
+    succeed(user("cmp", f"--bytes={1 << 20}", random, device))
+
+    status = json.loads(succeed(user(pmemfs, "info", mountpoint, "--json")))
+    assert status["io"]["written_bytes"] == 1 << 20
+    assert json.loads(succeed(user(pmemfs, "pages", pool, "--json")))["counts"]["referenced"] == 256
+    assert status["pid"] in [
+        mount.get("pid") for mount in json.loads(succeed(user(pmemfs, "list", "--json")))
+    ]
+    sockets = home / "pmemfs"
+    assert len(list(sockets.iterdir())) == 1
+    assert sockets.stat().st_mode & 0o077 == 0
+
+    succeed(user(pmemfs, "umount", mountpoint))
+    assert not list(sockets.iterdir())
+    assert not is_running(status["pid"])
+    assert succeed(user("ls", mountpoint)) == ""
+    assert succeed(user(pmemfs, "check", pool))
+    info = json.loads(succeed(user(pmemfs, "info", pool, "--json")))
+    assert info["pool"]["state"] == "clean"
+
+
+@pytest.mark.slow
+def test_a_user_may_not_do_what_is_for_root(pools: PoolMaker, user: Run) -> None:
+    pmemfs = BIN / "pmemfs"
+    home = pools.directory / "home"
+    mountpoint = home / "mnt"
+    succeed(user("mkdir", mountpoint))
+    roots = pools.create("roots", "16M")
+    roots.chmod(0o600)
+    refused(user(pmemfs, "mount", roots, mountpoint), 32, "permission denied")
+    refused(user(pmemfs, "check", roots), 8, "permission denied")
+
+    succeed(user(pmemfs, "create", home / "pmem0", "--size", "16M"))
+    elsewhere = pools.mountpoint("roots")
+    refused(user(pmemfs, "mount", home / "pmem0", elsewhere), 32, str(elsewhere))
+    if "user_allow_other" not in Path("/etc/fuse.conf").read_text().split("\n"):
+        refused(
+            user(pmemfs, "mount", home / "pmem0", mountpoint, "-o", "allow_other"),
+            32,
+            "user_allow_other",
+        )
+    assert "clean" in succeed(user(pmemfs, "info", home / "pmem0"))

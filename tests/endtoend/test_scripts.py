@@ -1,0 +1,38 @@
+"""The scripts that people are told to run do what they say, and take everything away again."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from conftest import run_command
+
+from pmemfs.mountinfo import mounts
+
+pytestmark = [pytest.mark.mount, pytest.mark.slow]
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_quickstart_runs_to_its_end_and_leaves_nothing_behind() -> None:
+    result = run_command(ROOT / "scripts/quickstart", timeout=200)
+    assert result.code == 0, result.err
+    assert "no errors" in result.out
+    assert not [mount for mount in mounts() if "quickstart" in mount.mountpoint]
+    assert not [name for name in os.listdir("/dev/shm") if "quickstart" in name]
+
+
+def test_the_bench_measures_every_subject_and_draws_a_chart(tmp_path: Path) -> None:
+    cells = "seqread,randwrite-deep"
+    result = run_command(
+        ROOT / "scripts/bench", "--quick", "--seconds", "0.3", "--cells", cells,
+        "--output-dir", tmp_path, timeout=200,
+    )  # fmt: skip
+    assert result.code == 0, result.out + result.err
+    (report,) = [json.loads(path.read_text()) for path in tmp_path.glob("**/*.json")]
+    text = json.dumps(report)
+    for subject in ("tmpfs", "loop", "pmemfs", "pmemfs-none"):
+        assert f'"{subject}"' in text
+    assert [path for path in tmp_path.glob("**/*.png") if path.stat().st_size > 1000]
