@@ -13,10 +13,21 @@ from __future__ import annotations
 import secrets
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pmemfs.errors import InvalidLabel, InvalidPool, NewerFormat, NotAPool, ReadOnlyPool
-from pmemfs.media.label import Label, Mode, Scheme, State, check_name, has_magic, pack, validate
+from pmemfs.media.label import (
+    LAYOUT,
+    Label,
+    Mode,
+    Scheme,
+    State,
+    check_name,
+    has_magic,
+    pack,
+    validate,
+)
 from pmemfs.media.zones import DEFAULT_ALIGNMENT_BYTES, LABEL_BYTES, Zones, compute_zones
 from pmemfs.medium.base import Medium
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT, PageGeometry, Pfn
@@ -157,17 +168,24 @@ class Pool:
 def read_labels(medium: Medium) -> tuple[LabelReading, LabelReading]:
     """Both copies, as far as they are valid.
 
-    The second is where the first one says that the pool ends, or else at the end of the medium.
+    The second is where the first one says that the pool ends. If the first is damaged, what is left
+    of it is only a hint (the medium may have grown since), and the end of the medium another; if
+    there is a copy at both, one pool was about to overwrite the other, and the newer one counts.
     """
     first = _read_label(medium, "label", 0)
-    end_bytes = first.label.pool_size_bytes if first.label else medium.size_bytes
-    if not LABEL_BYTES < end_bytes <= medium.size_bytes:
-        missing = InvalidLabel(why="it lies behind the end of the medium")
-        return first, LabelReading("label copy", end_bytes - LABEL_BYTES, None, missing, False)
-    return first, _read_label(medium, "label copy", end_bytes - LABEL_BYTES)
+    if first.label:
+        ends_bytes = [first.label.pool_size_bytes]
+    else:
+        hint = LAYOUT.unpack(bytes(medium.read(0, LABEL_BYTES))).pool_size_bytes
+        ends_bytes = [hint, medium.size_bytes] if hint <= medium.size_bytes else [medium.size_bytes]
+    copies = [_read_label(medium, "label copy", end - LABEL_BYTES) for end in reversed(ends_bytes)]
+    return first, _newest(copies)
 
 
 def _read_label(medium: Medium, where: str, offset_bytes: int) -> LabelReading:
+    if not 0 <= offset_bytes <= medium.size_bytes - LABEL_BYTES:
+        problem = InvalidLabel(why="it lies behind the end of the medium")
+        return LabelReading(where, offset_bytes, None, problem, False)
     raw = bytes(medium.read(offset_bytes, LABEL_BYTES))
     try:
         return LabelReading(where, offset_bytes, validate(raw), None, True)
@@ -175,7 +193,7 @@ def _read_label(medium: Medium, where: str, offset_bytes: int) -> LabelReading:
         return LabelReading(where, offset_bytes, None, problem, has_magic(raw))
 
 
-def _newest(readings: tuple[LabelReading, LabelReading]) -> LabelReading:
+def _newest(readings: Sequence[LabelReading]) -> LabelReading:
     return max(readings, key=lambda reading: reading.label.sequence if reading.label else -1)
 
 
