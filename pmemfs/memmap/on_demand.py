@@ -14,7 +14,7 @@ import numpy as np
 
 from pmemfs.errors import NotInPool
 from pmemfs.media.page import LAYOUT
-from pmemfs.memmap.base import RecordMemmap, Records
+from pmemfs.memmap.records import RecordMemmap, Records
 from pmemfs.pfn import PAGE_SHIFT, PAGE_STRUCTURE_BYTES, PageGeometry
 from pmemfs.units import MIB
 

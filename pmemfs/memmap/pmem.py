@@ -15,7 +15,7 @@ import numpy as np
 from pmemfs.media.page import LAYOUT
 from pmemfs.media.zones import Zone
 from pmemfs.medium.base import Medium
-from pmemfs.memmap.base import RecordMemmap, Records
+from pmemfs.memmap.records import RecordMemmap, Records
 from pmemfs.pfn import PAGE_STRUCTURE_BYTES, PageGeometry
 
 _STRETCH_SHIFT = 10

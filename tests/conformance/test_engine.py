@@ -23,7 +23,7 @@ from pmemfs.medium.mapped import MappedMedium
 from pmemfs.medium.recording import RecordingMedium
 from pmemfs.medium.source import identify, make_file
 from pmemfs.memmap import Memmap, open_memmap
-from pmemfs.memmap.base import RecordMemmap
+from pmemfs.memmap.records import RecordMemmap
 from pmemfs.pfn import FRAME_BYTES
 from pmemfs.pool import Pool, PoolSpec
 from pmemfs.units import GIB, KIB, MIB

@@ -18,10 +18,10 @@ from pmemfs.errors import NoPageStructures, NotInPool, PageReferences
 from pmemfs.media.label import Scheme
 from pmemfs.media.page import COUNTER_MAX, PageFlags
 from pmemfs.memmap import Access, PageCounts, effective_scheme, open_memmap
-from pmemfs.memmap.base import RecordMemmap
 from pmemfs.memmap.none import NoMemmap
 from pmemfs.memmap.on_demand import SECTION_BYTES, OnDemandMemmap
 from pmemfs.memmap.pmem import PmemMemmap
+from pmemfs.memmap.records import RecordMemmap
 from pmemfs.pfn import PAGE_STRUCTURE_BYTES, pfn_t_has_page, pfn_t_to_pfn
 from pmemfs.pool import Pool
 from pmemfs.units import GIB, KIB, MIB
