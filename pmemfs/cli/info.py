@@ -47,7 +47,7 @@ def _facts(status: dict[str, Any]) -> Iterator[tuple[str, object]]:
     yield "pages", f"{pool['page_count']} of {format_size(pool['page_size_bytes'])}"
     yield "page structures", _scheme(status)
     yield "mode", pool["mode"]
-    yield "state", pool["state"]
+    yield "state", pool["state"] + (" until it is unmounted" if "pid" in status else "")
     yield (
         "mounts",
         f"{pool['mount_count']}, last {pool['mounted']}, generation {pool['generation']}",

@@ -16,7 +16,6 @@ import errno
 import fcntl
 import mmap
 import os
-import stat
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING
 from pmemfs.errors import ReadOnlyMedium, SourceBusy, UnusableSource
 from pmemfs.medium import writeback
 from pmemfs.medium.base import ByteRange, Durability, Medium
+from pmemfs.medium.fiemap import has_blocks_everywhere
 from pmemfs.medium.source import (
     MAP_SHARED_VALIDATE,
     MAP_SYNC,
@@ -63,7 +63,9 @@ class MappedMedium(Medium):
         self.read_only = read_only
         self._fd = _open_and_lock(source, read_only)
         try:
-            self.reserved = source.kind.is_device or _has_memory_everywhere(self._fd)
+            self.reserved = source.kind.is_device or _has_memory_everywhere(
+                self._fd, self.size_bytes
+            )
             self.durability = self._find_durability()
             self._mapping = self._map()
         except BaseException:
@@ -229,9 +231,16 @@ def _lock_holder(fd: int) -> str:
     return "another process has it open"
 
 
-def _has_memory_everywhere(fd: int) -> bool:
-    status = os.fstat(fd)
-    return stat.S_ISREG(status.st_mode) and status.st_blocks * 512 >= status.st_size
+def _has_memory_everywhere(fd: int, size_bytes: int) -> bool:
+    """Whether a file has no hole: as its file system tells, or else by the blocks that it counts.
+
+    A tmpfs can't tell, and counts nothing but the content.
+    """
+    try:
+        return has_blocks_everywhere(fd, size_bytes)
+    except OSError:
+        status = os.fstat(fd)
+        return status.st_blocks * 512 >= status.st_size
 
 
 def _runs(chunks: set[int]) -> list[tuple[int, int]]:
