@@ -50,6 +50,7 @@ class Arguments:
     pool: str
     mountpoint: str
     options: MountOptions
+    engine: str
     ready_fd: int | None
 
 
@@ -59,6 +60,7 @@ def parse(words: list[str]) -> Arguments:
     parser.add_argument("pool")
     parser.add_argument("mountpoint")
     parser.add_argument("-o", dest="options", type=MountOptions.parse, default=MountOptions())
+    parser.add_argument("--engine", default="python")
     parser.add_argument("--ready-fd", type=int)
     return Arguments(**vars(parser.parse_args(words)))
 
@@ -137,7 +139,7 @@ def run(arguments: Arguments, pool: Pool, medium: MappedMedium) -> None:
     operations = BlockOperations(engine, volume, options, pool.label.created_ns)
     _advise(pool, medium, options)
     mount = make_mount(operations, medium.name, arguments.mountpoint, options)
-    observer = MountObserver(pool, medium, memmap, engine, mount, options)
+    observer = MountObserver(pool, medium, memmap, engine, mount, options, arguments.engine)
     methods: dict[str, server.Method] = {"info": observer.info, "pages": observer.pages}
     try:
         trio.run(_serve, arguments, mount, methods, engine, memmap)

@@ -16,6 +16,7 @@ from pmemfs.fuse.mountpoint import prepare_mountpoint
 from pmemfs.fuse.options import MountOptions
 from pmemfs.medium.source import identify
 
+ENGINES = ("python",)
 _DAEMON = "pmemfs.daemons.mountd"
 
 
@@ -28,8 +29,8 @@ _DAEMON = "pmemfs.daemons.mountd"
 @click.option("-r", "--read-only", is_flag=True, help="The same as -o ro.")
 @click.option(
     "--engine",
-    type=click.Choice(["python"]),
-    default="python",
+    type=click.Choice(ENGINES),
+    default=ENGINES[0],
     show_default=True,
     help="Who answers reads and writes.",
 )
@@ -58,7 +59,7 @@ def mount(
 
     def attempt() -> int:
         options = MountOptions.parse(",".join([*options_text, *(["ro"] if read_only else [])]))
-        return start(pool, mountpoint, options, foreground=foreground)
+        return start(pool, mountpoint, options, engine=engine, foreground=foreground)
 
     return reporting_mount_failure(attempt)
 
@@ -72,19 +73,19 @@ def reporting_mount_failure(attempt: Callable[[], int]) -> int:
         return EXIT_USAGE if error.exit_code == EXIT_USAGE else EXIT_MOUNT_FAILED
 
 
-def start(pool: str, mountpoint: str, options: MountOptions, *, foreground: bool) -> int:
+def start(
+    pool: str,
+    mountpoint: str,
+    options: MountOptions,
+    *,
+    engine: str = ENGINES[0],
+    foreground: bool = False,
+) -> int:
     """Start the daemon and wait until the mount answers. Raises PmemfsError."""
     source = identify(pool)
     resolved = prepare_mountpoint(mountpoint)
-    words = [
-        sys.executable,
-        "-m",
-        _DAEMON,
-        os.path.realpath(pool),
-        resolved,
-        "-o",
-        options.as_text(),
-    ]
+    words = [sys.executable, "-m", _DAEMON, os.path.realpath(pool), resolved]
+    words += ["-o", options.as_text(), "--engine", engine]
     if foreground:
         os.execv(sys.executable, words)
     answer = _start_in_background(words)

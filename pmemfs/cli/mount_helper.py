@@ -44,7 +44,7 @@ def mount_pmemfs(
 
     def attempt() -> int:
         options = MountOptions.parse(options_text)
-        return 0 if fake else start(source, directory, options, foreground=False)
+        return 0 if fake else start(source, directory, options)
 
     return reporting_mount_failure(attempt)
 

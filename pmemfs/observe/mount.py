@@ -49,6 +49,7 @@ class MountObserver:
         engine: PythonEngine,
         mount: Mount,
         options: MountOptions,
+        engine_name: str,
     ) -> None:
         self._pool = pool
         self._medium = medium
@@ -56,6 +57,7 @@ class MountObserver:
         self._engine = engine
         self._mount = mount
         self._options = options
+        self._engine_name = engine_name
         self._started = time.monotonic()
 
     async def info(self) -> dict[str, Any]:
@@ -66,7 +68,7 @@ class MountObserver:
             device=self._mount.device,
             read_only=self._options.read_only,
             options=self._options.as_text(),
-            engine="python",
+            engine=self._engine_name,
             effective_scheme=effective_scheme(self._pool).word,
             uptime_seconds=round(time.monotonic() - self._started, 3),
             io=self._engine.statistics(),
