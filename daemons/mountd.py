@@ -22,13 +22,14 @@ import pyfuse3
 import trio
 
 from pmemfs.control import server, socket_path
-from pmemfs.errors import MountFailed, PmemfsError, SourceBusy
+from pmemfs.errors import EXIT_MOUNT_FAILED, PmemfsError, SourceBusy, mount_exit_code
 from pmemfs.fuse.block import BlockOperations
 from pmemfs.fuse.engine import PythonEngine
 from pmemfs.fuse.mount import end_mount, make_mount, serve
 from pmemfs.fuse.mountpoint import source_name
 from pmemfs.fuse.options import MountOptions
 from pmemfs.logs import start_logging
+from pmemfs.media.label import State
 from pmemfs.medium.mapped import Advice, MappedMedium
 from pmemfs.memmap import Memmap, open_memmap
 from pmemfs.mountinfo import Mount, mounts
@@ -65,29 +66,55 @@ def parse(words: list[str]) -> Arguments:
     return Arguments(**vars(parser.parse_args(words)))
 
 
+class Starter:
+    """Whoever started this process: told once how it went, and systemd with it."""
+
+    def __init__(self, fd: int | None) -> None:
+        self._fd = fd
+        self.knows_ready = False
+
+    def say_ready(self, mount: Mount) -> None:
+        """The mount is made, and answers from now on."""
+        self.knows_ready = True
+        _notify_systemd()
+        self._say({"ready": mount.device})
+
+    def say_failed(self, sentence: str) -> None:
+        """There is no mount, and why."""
+        self._say({"error": sentence})
+
+    def _say(self, message: dict[str, str]) -> None:
+        if self._fd is not None:
+            with contextlib.suppress(OSError):
+                os.write(self._fd, json.dumps(message).encode() + b"\n")
+            os.close(self._fd)
+            self._fd = None
+
+
 def main() -> None:
     """Serve one mount until it ends."""
     arguments = parse(sys.argv[1:])
+    starter = Starter(arguments.ready_fd)
     # A signal that comes before there is anything to end is kept until there is.
     signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING_SIGNALS)
     name = os.path.basename(arguments.pool)
     log.info("log to %s", start_logging(name, foreground=arguments.ready_fd is None))
     try:
-        with mounted_pool(arguments) as (pool, medium):
-            run(arguments, pool, medium)
+        with mounted_pool(arguments, starter) as (pool, medium):
+            run(arguments, pool, medium, starter)
     except PmemfsError as error:
         log.error("%s", error)
-        _say(arguments, {"error": str(error), "exit_code": error.exit_code})
-        sys.exit(error.exit_code)
+        starter.say_failed(str(error))
+        sys.exit(mount_exit_code(error))
     except Exception as error:
         log.exception("the daemon failed")
-        _say(arguments, {"error": f"the daemon failed: {error}", "exit_code": 1})
-        sys.exit(1)
+        starter.say_failed(f"the daemon failed: {error}")
+        sys.exit(EXIT_MOUNT_FAILED)
 
 
 @contextlib.contextmanager
-def mounted_pool(arguments: Arguments) -> Iterator[tuple[Pool, MappedMedium]]:
-    """The pool, open, and dirty for as long as this lasts."""
+def mounted_pool(arguments: Arguments, starter: Starter) -> Iterator[tuple[Pool, MappedMedium]]:
+    """The pool, open, and dirty for as long as this lasts; for good if this ends by an error."""
     read_only = arguments.options.read_only
     medium = _open(arguments.pool, read_only=read_only)
     try:
@@ -98,20 +125,25 @@ def mounted_pool(arguments: Arguments) -> Iterator[tuple[Pool, MappedMedium]]:
                         reading.problem)  # fmt: skip
         if medium.source.warning:
             log.warning("%s", medium.source.warning)
-        if not read_only:
-            pool.begin_mount()
-        try:
+        with contextlib.nullcontext() if read_only else _dirty(pool, starter):
             yield pool, medium
-        except MountFailed:
-            # Nothing was served, so nothing is left to recover.
-            if not read_only:
-                pool.end_mount()
-            raise
-        if not read_only:
-            pool.end_mount()
         log.info("%s: unmounted%s", medium.name, "" if read_only else ", clean")
     finally:
         medium.close()
+
+
+@contextlib.contextmanager
+def _dirty(pool: Pool, starter: Starter) -> Iterator[None]:
+    was_clean = pool.label.state == State.CLEAN
+    pool.begin_mount()
+    try:
+        yield
+    except BaseException:
+        # What was never served has nothing to recover that it didn't have before.
+        if was_clean and not starter.knows_ready:
+            pool.end_mount()
+        raise
+    pool.end_mount()
 
 
 def _open(path: str, *, read_only: bool) -> MappedMedium:
@@ -130,7 +162,7 @@ def _open(path: str, *, read_only: bool) -> MappedMedium:
             time.sleep(0.05)
 
 
-def run(arguments: Arguments, pool: Pool, medium: MappedMedium) -> None:
+def run(arguments: Arguments, pool: Pool, medium: MappedMedium, starter: Starter) -> None:
     """Wire the parts, mount, and serve until the mount ends; all that was written is durable."""
     options = arguments.options
     memmap = open_memmap(pool)
@@ -142,14 +174,14 @@ def run(arguments: Arguments, pool: Pool, medium: MappedMedium) -> None:
     observer = MountObserver(pool, medium, memmap, engine, mount, options, arguments.engine)
     methods: dict[str, server.Method] = {"info": observer.info, "pages": observer.pages}
     try:
-        trio.run(_serve, arguments, mount, methods, engine, memmap)
+        trio.run(_serve, starter, mount, methods, engine, memmap)
     finally:
         end_mount(mount)
-    trio.run(engine.fsync)
+    trio.run(engine.make_durable)
 
 
 async def _serve(
-    arguments: Arguments,
+    starter: Starter,
     mount: Mount,
     methods: dict[str, server.Method],
     engine: PythonEngine,
@@ -160,7 +192,7 @@ async def _serve(
             nursery.start_soon(server.serve, listener, methods)
             nursery.start_soon(_stop_on_signal)
             nursery.start_soon(_keep_house, engine, memmap)
-            _say(arguments, {"ready": mount.device})
+            starter.say_ready(mount)
             await serve()
             nursery.cancel_scope.cancel()
 
@@ -170,6 +202,8 @@ async def _stop_on_signal() -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING_SIGNALS)
         async for number in signals:
             log.info("ending on %s", signal.Signals(number).name)
+            # Another one must not end what is ending: there is a pool to make clean.
+            signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING_SIGNALS)
             pyfuse3.terminate()
             return
 
@@ -179,7 +213,7 @@ async def _keep_house(engine: PythonEngine, memmap: Memmap) -> None:
     while True:
         await trio.sleep(_HOUSEKEEPING_SECONDS)
         try:
-            await engine.fsync()
+            await engine.make_durable()
         except OSError as error:
             log.error("what was written could not be made durable: %s", error)
         memmap.drop_idle(_HOUSEKEEPING_SECONDS)
@@ -189,22 +223,10 @@ def _advise(pool: Pool, medium: MappedMedium, options: MountOptions) -> None:
     zone = pool.zones.data
     populate = Advice.POPULATE_READ if options.read_only else Advice.POPULATE_WRITE
     for wanted, advice in ((options.huge_pages, Advice.HUGE_PAGES), (options.populate, populate)):
-        # Populating a sparse pool would take the memory that being sparse saves.
-        if wanted and not (
-            medium.reserved and medium.advise(advice, zone.offset_bytes, zone.size_bytes)
-        ):
+        if wanted and not medium.reserved:
+            log.warning("%s is sparse: it takes no memory in advance", medium.name)
+        elif wanted and not medium.advise(advice, zone.offset_bytes, zone.size_bytes):
             log.warning("%s: the kernel does not take the advice %s", medium.name, advice.name)
-
-
-def _say(arguments: Arguments, message: dict[str, object]) -> None:
-    """Tell whoever started this process, and systemd where it did; once."""
-    if "ready" in message:
-        _notify_systemd()
-    if arguments.ready_fd is None:
-        return
-    with contextlib.suppress(OSError):
-        os.write(arguments.ready_fd, json.dumps(message).encode() + b"\n")
-        os.close(arguments.ready_fd)
 
 
 def _notify_systemd() -> None:

@@ -35,8 +35,7 @@ def check_pool(medium: Medium) -> list[Finding]:
 
 def _label_finding(reading: LabelReading) -> Finding:
     if reading.label is None:
-        sentence = f"not valid: {reading.problem}; the next writable mount writes it anew"
-        return Finding(reading.where, True, sentence)
+        return Finding(reading.where, True, f"not valid: {reading.problem}")
     return Finding(reading.where, False, f"valid, sequence {reading.label.sequence}")
 
 
@@ -50,7 +49,9 @@ def _agreement(pool: Pool) -> Finding:
         return Finding(what, False, "one is older: a label write was interrupted; the newer serves")
     if len(set(labels)) > 1:
         return Finding(what, True, "they have one sequence number and differ")
-    return Finding(what, False, "agree" if len(labels) > 1 else "one is left")
+    if len(labels) == 1:
+        return Finding(what, False, "one is left; the next writable mount writes the other anew")
+    return Finding(what, False, "agree")
 
 
 def _zone_findings(pool: Pool) -> list[Finding]:

@@ -32,6 +32,12 @@ class PmemfsError(Exception):
     def __init__(self, **facts: object) -> None:
         template = " ".join((inspect.getdoc(type(self)) or "").split())
         super().__init__(template.format(**facts))
+        self.facts = facts
+
+
+def mount_exit_code(error: PmemfsError) -> int:
+    """What mounting and unmounting end with, as mount(8) does: bad usage, or 32."""
+    return EXIT_USAGE if error.exit_code == EXIT_USAGE else EXIT_MOUNT_FAILED
 
 
 # What was asked for
@@ -187,6 +193,13 @@ class UnmountFailed(PmemfsError):
     """cannot unmount {path}: {why}"""
 
     errno = errno.EBUSY
+
+
+class NotClean(PmemfsError):
+    """{path} is unmounted, but its daemon could not leave the pool clean: not everything may be
+    durable; its log says why"""
+
+    errno = errno.EIO
 
 
 class NoAnswer(PmemfsError):

@@ -9,12 +9,15 @@ import sys
 from pathlib import Path
 
 _JOURNAL = "/run/systemd/journal/dev-log"
-_FILE_BYTES = 1 << 20
+_NAME_LIMIT = 60
+"""Characters of a pool's name in that of its log, so that no file system finds it too long."""
+
 _FILE_FORMAT = "%(asctime)s pmemfs[%(process)d]: %(levelname)s: %(message)s"
 
 
 def log_file(name: str) -> Path:
-    """The log file of a pool of that name."""
+    """The log file of pools of that name. Raises RuntimeError for a user without a home."""
+    name = name[:_NAME_LIMIT]
     if os.geteuid() == 0:
         return Path("/var/log/pmemfs") / f"{name}.log"
     state = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local/state")
@@ -39,11 +42,12 @@ def _handler(name: str, foreground: bool) -> tuple[logging.Handler, str]:
         )
         handler.setFormatter(logging.Formatter("pmemfs[%(process)d]: %(message)s"))
         return handler, "the journal (journalctl -t pmemfs)"
-    path = log_file(name)
     try:
+        path = log_file(name)
         path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError:
+        # Several daemons may share a file: appended to line by line, and moved away by logrotate.
+        handler = logging.handlers.WatchedFileHandler(path, errors="backslashreplace")
+    except (OSError, RuntimeError):
         return logging.NullHandler(), "nowhere: there is no place for a log file"
-    handler = logging.handlers.RotatingFileHandler(path, maxBytes=_FILE_BYTES, backupCount=3)
     handler.setFormatter(logging.Formatter(_FILE_FORMAT))
     return handler, str(path)

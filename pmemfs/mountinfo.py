@@ -12,6 +12,7 @@ from pathlib import Path
 
 FUSE_TYPE = "fuse.pmemfs"
 
+_USER_ID = re.compile(r"(?:^|,)user_id=(\d+)")
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
@@ -30,6 +31,12 @@ class Mount:
     def minor(self) -> int:
         """The minor device number, which names the connection of a FUSE mount."""
         return int(self.device.partition(":")[2])
+
+    @property
+    def owner_uid(self) -> int:
+        """The user whose FUSE mount it is; 0 where none is said."""
+        match = _USER_ID.search(self.options)
+        return int(match[1]) if match else 0
 
     @property
     def is_ours(self) -> bool:

@@ -69,6 +69,10 @@ class KmapRegistry:
         return mapping.medium, ByteRange(start, vec.length)
 
     def kmap(self, vec: BioVec, geometry: PageGeometry | None = None) -> memoryview:
-        """The memory of a vec, for as long as its frames stay where they are."""
+        """The memory of a vec, for as long as its frames stay where they are.
+
+        Raises NotInPool, and OSError (ENOSPC) where a sparse medium finds no memory for them.
+        """
         medium, part = self.locate(vec, geometry)
+        medium.reserve(*part)
         return medium.view(*part)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 
 import click
 
@@ -15,8 +17,8 @@ from pmemfs.media.zones import (
     PAGE_SIZES_BYTES,
     compute_zones,
 )
-from pmemfs.medium.mapped import MappedMedium
-from pmemfs.medium.source import identify, known_content, make_file
+from pmemfs.medium.mapped import MappedMedium, open_locked
+from pmemfs.medium.source import Source, SourceKind, identify, known_content, make_empty, make_file
 from pmemfs.observe.pool import pool_info
 from pmemfs.pfn import FRAME_BYTES
 from pmemfs.pool import Pool, PoolSpec, read_labels
@@ -72,18 +74,11 @@ def create(
     check_name(spec.name)
     size_bytes = _size_bytes(path, parse_size(size) if size is not None else None)
     _check_fits(spec, size_bytes)
-    if os.path.exists(path):
-        _refuse_content(path, force=force)
-    if not os.path.exists(path) or not identify(path).kind.is_device:
-        make_file(path, size_bytes, sparse=sparse)
-    medium = MappedMedium.open(path)
-    try:
+    with _made_source(path, size_bytes, sparse=sparse, force=force) as medium:
         pool = Pool.create(medium, spec)
         if medium.source.warning:
             warn(medium.source.warning)
         report = pool_info(pool, medium)
-    finally:
-        medium.close()
     if as_json:
         print_json(report.as_json())
     else:
@@ -120,27 +115,81 @@ def _check_fits(spec: PoolSpec, size_bytes: int) -> None:
     )
 
 
-def _refuse_content(path: str, *, force: bool) -> None:
-    """Raise HasContent where something would be lost, and SourceBusy where it is in use."""
-    source = identify(path)
-    if source.size_bytes == 0:
+@contextmanager
+def _made_source(
+    path: str, size_bytes: int, *, sparse: bool, force: bool
+) -> Iterator[MappedMedium]:
+    """The source at its full size, locked from before its content was looked at.
+
+    What goes wrong, here or inside, leaves no file that was not there before, and none larger.
+    """
+    with _existing_or_new(path) as source:
+        fd = open_locked(source)
+        try:
+            if not force:
+                _refuse_content(source, fd)
+            if not source.kind.is_device:
+                make_file(path, size_bytes, sparse=sparse)
+            medium = MappedMedium(identify(path), locked_fd=os.dup(fd))
+            try:
+                yield medium
+            finally:
+                medium.close()
+        finally:
+            os.close(fd)
+
+
+@contextmanager
+def _existing_or_new(path: str) -> Iterator[Source]:
+    """The source as it is, or an empty file; as it was, if this ends by an error."""
+    if os.path.exists(path):
+        source = identify(path)
+        old_size_bytes = os.stat(path).st_size
+        try:
+            yield source
+        except BaseException:
+            if not source.kind.is_device and os.stat(path).st_size != old_size_bytes:
+                os.truncate(path, old_size_bytes)
+            raise
         return
-    # Locked as for writing, so that not even --force reaches a pool that is mounted.
-    medium = MappedMedium(source)
+    make_empty(path)
     try:
-        if force:
-            return
+        yield identify(path)
+    except BaseException:
+        os.unlink(path)
+        raise
+
+
+def _refuse_content(source: Source, fd: int) -> None:
+    """Raise HasContent where something would be lost."""
+    found = _label_found(source, fd)
+    if not found and source.kind is not SourceKind.DAX_DEVICE:
+        found = known_content(source.path)
+    found = found or _data_found(source, fd)
+    if found:
+        raise HasContent(path=source.path, found=found)
+
+
+def _label_found(source: Source, fd: int) -> str:
+    if source.size_bytes == 0:
+        return ""
+    with closing(MappedMedium(source, locked_fd=os.dup(fd))) as medium:
         for reading in read_labels(medium):
             if reading.label:
                 pool_uuid = uuid.UUID(bytes=reading.label.uuid)
-                found = f"the pmemfs pool '{reading.label.name}' (uuid {pool_uuid})"
-                raise HasContent(path=path, found=found)
-        recognised = "" if source.kind.value == "DAX device" else known_content(path)
-        if recognised:
-            raise HasContent(path=path, found=recognised)
-        edge_bytes = min(MIB, source.size_bytes)
-        for where, offset in (("first", 0), ("last", source.size_bytes - edge_bytes)):
-            if any(medium.read(offset, edge_bytes)):
-                raise HasContent(path=path, found=f"data (not only zeroes) in its {where} MiB")
-    finally:
-        medium.close()
+                return f"the pmemfs pool '{reading.label.name}' (uuid {pool_uuid})"
+    return ""
+
+
+def _data_found(source: Source, fd: int) -> str:
+    """What is not zero in the first and last MiB, and behind the last whole 4 KiB."""
+    if not source.kind.is_device and any(os.pread(fd, FRAME_BYTES, source.size_bytes)):
+        return "data (not only zeroes) at its end"
+    if source.size_bytes == 0:
+        return ""
+    edge_bytes = min(MIB, source.size_bytes)
+    with closing(MappedMedium(source, locked_fd=os.dup(fd))) as medium:
+        for where, offset_bytes in (("first", 0), ("last", source.size_bytes - edge_bytes)):
+            if any(medium.read(offset_bytes, edge_bytes)):
+                return f"data (not only zeroes) in its {where} MiB"
+    return ""

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from pmemfs.control import runtime_directory, socket_path
+from pmemfs.control import check_private, socket_path
 from pmemfs.control.client import call
 from pmemfs.errors import NoAnswer, NotMounted
 from pmemfs.fuse.mountpoint import resolve, source_name
@@ -39,14 +38,12 @@ def require_mount(target: str) -> Mount:
 
 def ask(mount: Mount, method: str, **params: Any) -> Any:
     """Ask the daemon of a mount. Raises NoAnswer, and RemoteError with the daemon's sentence."""
+    path = socket_path(mount)
     try:
-        return call(daemon_socket(mount), method, **params)
+        check_private(path.parent, mount.owner_uid)
+        return call(path, method, **params)
     except NoAnswer as error:
-        raise NoAnswer(path=mount.mountpoint, why=str(error)) from None
-
-
-def daemon_socket(mount: Mount) -> Path:
-    """Where the daemon of a mount listens: root's directory or this user's."""
-    candidates = [Path("/run/pmemfs"), runtime_directory()]
-    paths = [socket_path(mount, directory) for directory in candidates]
-    return next((path for path in paths if os.path.exists(path)), paths[-1])
+        raise NoAnswer(path=mount.mountpoint, why=error.facts["why"]) from None
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        raise NoAnswer(path=mount.mountpoint, why=why) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 
@@ -66,6 +67,10 @@ def main() -> None:
 
 def run(command: click.Command, words: list[str]) -> int:
     """Run a command; its exit code. Nothing that a user does wrong prints a traceback."""
+    # A path need not be text in the user's encoding, and must not stop us from naming it.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         result = command.main(words, standalone_mode=False)
         return result if isinstance(result, int) else 0

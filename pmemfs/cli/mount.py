@@ -11,7 +11,7 @@ from collections.abc import Callable
 import click
 
 from pmemfs.cli.output import warn
-from pmemfs.errors import EXIT_MOUNT_FAILED, EXIT_USAGE, MountFailed, PmemfsError
+from pmemfs.errors import MountFailed, PmemfsError, mount_exit_code
 from pmemfs.fuse.mountpoint import prepare_mountpoint
 from pmemfs.fuse.options import MountOptions
 from pmemfs.medium.source import identify
@@ -70,7 +70,7 @@ def reporting_mount_failure(attempt: Callable[[], int]) -> int:
         return attempt()
     except PmemfsError as error:
         print(f"pmemfs: {error}", file=sys.stderr)
-        return EXIT_USAGE if error.exit_code == EXIT_USAGE else EXIT_MOUNT_FAILED
+        return mount_exit_code(error)
 
 
 def start(

@@ -15,6 +15,7 @@ from pmemfs.cli.main import run
 from pmemfs.cli.mount import reporting_mount_failure, start
 from pmemfs.errors import EXIT_USAGE
 from pmemfs.fuse.options import MountOptions
+from pmemfs.medium.source import identify
 
 _EXIT_MOUNT_USAGE = 1
 
@@ -23,7 +24,7 @@ _EXIT_MOUNT_USAGE = 1
 @click.argument("source")
 @click.argument("directory")
 @click.option("-o", "options_text", default="", help="Mount options.")
-@click.option("-f", "fake", is_flag=True, help="Do all but mount.")
+@click.option("-f", "fake", is_flag=True, help="Check the words, don't mount.")
 @click.option("-s", "sloppy", is_flag=True, help="Ignored.")
 @click.option("-n", "no_mtab", is_flag=True, help="Ignored.")
 @click.option("-v", "verbose", is_flag=True, help="Ignored.")
@@ -44,7 +45,10 @@ def mount_pmemfs(
 
     def attempt() -> int:
         options = MountOptions.parse(options_text)
-        return 0 if fake else start(source, directory, options)
+        if fake:
+            identify(source)
+            return 0
+        return start(source, directory, options)
 
     return reporting_mount_failure(attempt)
 

@@ -25,7 +25,8 @@ from pmemfs.units import format_size
 def pages(target: str, hottest: int, as_json: bool) -> None:
     """Count the page structures of the mount or pool TARGET by state, and show the hottest pages.
 
-    uninitialised: not touched since the mount; dirty: written since the last fsync; clean: not;
+    uninitialised: not touched since the mount; dirty: written, and not yet made
+    durable, which fsync does, and the daemon every 30 s; clean: not dirty;
     referenced: read or written; in use: held by a transfer or a pin now.
     """
     report = ask(require_mount(target), "pages", hottest=hottest)

@@ -6,11 +6,16 @@ import select
 
 import click
 
-from pmemfs.cli.find import daemon_socket, require_mount
+from pmemfs.cli.find import ask, require_mount
 from pmemfs.cli.mount import reporting_mount_failure
+from pmemfs.control import socket_path
 from pmemfs.control.client import daemon_pidfd
-from pmemfs.errors import NoAnswer
+from pmemfs.errors import NoAnswer, NotClean, PmemfsError, SourceBusy
 from pmemfs.fuse.mountpoint import unmount
+from pmemfs.media.label import State
+from pmemfs.medium.mapped import MappedMedium
+from pmemfs.mountinfo import Mount
+from pmemfs.pool import Pool
 
 _TIMEOUT_SECONDS = 60
 
@@ -21,18 +26,35 @@ _TIMEOUT_SECONDS = 60
 def umount(target: str, lazy: bool) -> int:
     """Unmount TARGET, a mountpoint or a pool.
 
-    umount(8) and fusermount3 -u do as well; this waits until the daemon has ended.
+    umount(8) and fusermount3 -u do as well; this waits until the daemon has ended, and fails if
+    it did not leave the pool clean.
     """
 
     def attempt() -> int:
         mount = require_mount(target)
-        pidfd = daemon_pidfd(daemon_socket(mount))
-        unmount(mount.mountpoint, lazy=lazy)
-        if pidfd is not None and not lazy and not _has_ended(pidfd):
-            raise NoAnswer(path=target, why=f"it has not ended after {_TIMEOUT_SECONDS} s")
+        if lazy:
+            unmount(mount.mountpoint, lazy=True)
+            return 0
+        pidfd = daemon_pidfd(socket_path(mount))
+        pool_path = None if pidfd is None else _writable_pool(mount)
+        unmount(mount.mountpoint)
+        if pidfd is not None:
+            if not _has_ended(pidfd):
+                raise NoAnswer(path=target, why=f"it has not ended after {_TIMEOUT_SECONDS} s")
+            if pool_path and not _is_clean(pool_path):
+                raise NotClean(path=target)
         return 0
 
     return reporting_mount_failure(attempt)
+
+
+def _writable_pool(mount: Mount) -> str | None:
+    """The pool of a mount that may write to it; None where it can't, or nobody answers."""
+    try:
+        status = ask(mount, "info")
+    except PmemfsError:
+        return None
+    return None if status["read_only"] else status["pool"]["path"]
 
 
 def _has_ended(pidfd: int) -> bool:
@@ -40,3 +62,15 @@ def _has_ended(pidfd: int) -> bool:
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(_TIMEOUT_SECONDS * 1000))
+
+
+def _is_clean(pool_path: str) -> bool:
+    """Whether a pool was left clean, or is mounted again already."""
+    try:
+        medium = MappedMedium.open(pool_path, read_only=True)
+    except SourceBusy:
+        return True
+    try:
+        return Pool.open(medium).label.state == State.CLEAN
+    finally:
+        medium.close()

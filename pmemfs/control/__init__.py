@@ -9,19 +9,30 @@ mount is found without asking the mount, and a socket whose daemon died belongs 
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 from pmemfs.mountinfo import Mount
 
 
-def runtime_directory() -> Path:
-    """Where this user's daemons keep their sockets."""
-    if os.geteuid() == 0:
+def runtime_directory(uid: int) -> Path:
+    """Where a user's daemons keep their sockets: the same from every session of that user."""
+    if uid == 0:
         return Path("/run/pmemfs")
-    base = os.environ.get("XDG_RUNTIME_DIR")
-    return Path(base) / "pmemfs" if base else Path(f"/tmp/pmemfs-{os.geteuid()}")
+    session = Path(f"/run/user/{uid}")
+    return session / "pmemfs" if session.is_dir() else Path(f"/tmp/pmemfs-{uid}")
 
 
 def socket_path(mount: Mount, directory: Path | None = None) -> Path:
-    """The control socket of a mount."""
-    return (directory or runtime_directory()) / f"{mount.device}.sock"
+    """The control socket of a mount, whoever asks."""
+    return (directory or runtime_directory(mount.owner_uid)) / f"{mount.device}.sock"
+
+
+def check_private(directory: Path, uid: int) -> None:
+    """Raise PermissionError unless a directory is a user's own and closed to the others' writing.
+
+    It may lie where anybody could have made it.
+    """
+    status = os.lstat(directory)
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != uid or status.st_mode & 0o022:
+        raise PermissionError(f"{directory} does not belong to user {uid} alone")

@@ -34,13 +34,13 @@ def call(path: Path, method: str, **params: Any) -> Any:
             request = json.dumps({"method": method, "params": params})
             connection.sendall(request.encode() + b"\n")
             with connection.makefile("rb") as lines:
-                answer = json.loads(lines.readline() or b"{}")
-    except (OSError, ValueError) as error:
-        raise NoAnswer(path=path, why=str(error)) from None
+                answer = json.loads(lines.readline())
+    except OSError as error:
+        raise NoAnswer(path=path, why=(error.strerror or str(error)).lower()) from None
+    except ValueError:
+        raise NoAnswer(path=path, why="it closed the connection") from None
     if "error" in answer:
         raise RemoteError(answer["error"]["message"], answer["error"]["exit_code"])
-    if "result" not in answer:
-        raise NoAnswer(path=path, why="it closed the connection")
     return answer["result"]
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import logging
 import os
 import socket
-import stat
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import trio
 
+from pmemfs.control import check_private
 from pmemfs.errors import PmemfsError
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,8 @@ Method = Callable[..., Awaitable[Any]]
 @contextlib.contextmanager
 def listening(path: Path) -> Iterator[socket.socket]:
     """A listening socket for the mount of this process; the path goes with the context."""
-    _make_private(path.parent)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    check_private(path.parent, os.geteuid())
     # What is there belongs to a daemon that died: device numbers are given out again.
     path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX) as listener:
@@ -64,12 +66,14 @@ async def _serve_connection(stream: trio.SocketStream, methods: Mapping[str, Met
 async def _answer(line: bytes, methods: Mapping[str, Method]) -> dict[str, Any]:
     try:
         request = json.loads(line)
-        method = methods[request["method"]]
-        return {"result": await method(**request.get("params", {}))}
+        method, params = methods[request["method"]], request.get("params", {})
+        inspect.signature(method).bind(**params)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return _failure("the daemon does not understand this request", 1)
+    try:
+        return {"result": await method(**params)}
     except PmemfsError as error:
         return _failure(str(error), error.exit_code)
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return _failure("the daemon does not understand this request", 1)
     except Exception:
         log.exception("control request %r failed", line[:200])
         return _failure("the daemon failed; its log says why", 1)
@@ -77,11 +81,3 @@ async def _answer(line: bytes, methods: Mapping[str, Method]) -> dict[str, Any]:
 
 def _failure(message: str, exit_code: int) -> dict[str, Any]:
     return {"error": {"message": message, "exit_code": exit_code}}
-
-
-def _make_private(directory: Path) -> None:
-    """A directory that is ours alone, as it may lie in one where anybody can write."""
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = os.lstat(directory)
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
-        raise PermissionError(f"{directory} does not belong to this user alone")

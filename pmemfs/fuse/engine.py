@@ -68,8 +68,12 @@ class PythonEngine:
         return written
 
     async def fsync(self) -> None:
-        """Make every write that was answered before durable. Raises OSError."""
+        """Make every write that was answered before durable, as a user asks. Raises OSError."""
         self._fsyncs += 1
+        await self.make_durable()
+
+    async def make_durable(self) -> None:
+        """Make every write that was answered before durable, unasked. Raises OSError."""
         epoch = self._memmap.begin_persist()
         if self._medium.durability is Durability.MSYNC:
             await trio.to_thread.run_sync(self._medium.fence)

@@ -28,7 +28,8 @@ def make_mount(
     _check_permissions(pool_path, mountpoint, options)
     words = {"default_permissions", "subtype=pmemfs", f"fsname={_escaped(source_name(pool_path))}"}
     words.update(options.kernel)
-    words.update(word for word in ("ro", "allow_other") if word in options.as_text().split(","))
+    words.update({"ro"} if options.read_only else {})
+    words.update({"allow_other"} if options.allow_other else {})
     with _stderr_caught() as caught:
         try:
             pyfuse3.init(operations, mountpoint, words)

@@ -14,6 +14,11 @@ _KERNEL_OPTIONS = frozenset(
 )  # fmt: skip
 """Passed on to the kernel's mount as they are."""
 
+_OPPOSITES = {
+    "nosuid": "suid", "suid": "nosuid", "nodev": "dev", "dev": "nodev", "noexec": "exec",
+    "exec": "noexec", "noatime": "atime", "atime": "noatime", "sync": "async", "async": "sync",
+}  # fmt: skip
+
 _FSTAB_OPTIONS = frozenset(
     ("defaults", "rw", "auto", "noauto", "user", "nouser", "users", "owner", "group", "nofail",
      "_netdev", "relatime", "strictatime", "default_permissions")
@@ -66,7 +71,9 @@ class MountOptions:
         if equals and name == "mode":
             return replace(self, mode=_number(word, value, 8, 0o7777))
         if word in _KERNEL_OPTIONS:
-            return replace(self, kernel=(*self.kernel, word))
+            # The later of two that contradict each other counts, as for mount(8).
+            kept = (other for other in self.kernel if other not in (word, _OPPOSITES.get(word)))
+            return replace(self, kernel=(*kept, word))
         if word in _FSTAB_OPTIONS or word.startswith(_PREFIXES_FOR_OTHERS):
             return self
         raise BadMountOption(option=word, why="pmemfs does not know it")

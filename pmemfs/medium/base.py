@@ -76,7 +76,8 @@ class Medium(ABC):
     def fence(self) -> None:
         """Everything that was flushed before is durable when this returns. May block.
 
-        Raises OSError (EIO) where the device couldn't take it.
+        Raises OSError (EIO) where the device couldn't take it; and from then on always, since
+        nobody knows what is missing: the kernel reports such a loss once, and forgets it.
         """
 
     def persist(self, offset_bytes: int, length_bytes: int) -> None:

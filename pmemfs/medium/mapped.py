@@ -53,15 +53,20 @@ class Advice(enum.IntEnum):
 class MappedMedium(Medium):
     """The memory behind a path, mapped whole."""
 
-    def __init__(self, source: Source, *, read_only: bool = False) -> None:
-        """Open, lock and map. Raises UnusableSource and SourceBusy."""
+    def __init__(
+        self, source: Source, *, read_only: bool = False, locked_fd: int | None = None
+    ) -> None:
+        """Open, lock and map; or map what `open_locked` has opened, and close that in the end.
+
+        Raises UnusableSource and SourceBusy.
+        """
         if source.size_bytes == 0:
             raise UnusableSource(path=source.path, why="it is smaller than 4 KiB")
         self.source = source
         self.name = source.path
         self.size_bytes = source.size_bytes
         self.read_only = read_only
-        self._fd = _open_and_lock(source, read_only)
+        self._fd = open_locked(source, read_only=read_only) if locked_fd is None else locked_fd
         try:
             self.reserved = source.kind.is_device or _has_memory_everywhere(
                 self._fd, self.size_bytes
@@ -75,6 +80,7 @@ class MappedMedium(Medium):
         self._unsynced_chunks: set[int] = set()
         self._chunks_lock = threading.Lock()
         self._fence_lock = threading.Lock()
+        self._lost: OSError | None = None
 
     @classmethod
     def open(cls, path: str, *, read_only: bool = False) -> MappedMedium:
@@ -121,7 +127,8 @@ class MappedMedium(Medium):
         return os.preadv(fd, [self.view(*part) for part in ranges], file_offset)
 
     def load_to_file(self, ranges: Sequence[ByteRange], fd: int, file_offset: int) -> int:
-        return os.pwritev(fd, [self.view(*part) for part in ranges], file_offset)
+        parts = [self.view(*part) if self.reserved else self._copy(*part) for part in ranges]
+        return os.pwritev(fd, parts, file_offset)
 
     def flush(self, offset_bytes: int, length_bytes: int) -> None:
         if self.durability is Durability.CACHE_LINES:
@@ -136,8 +143,7 @@ class MappedMedium(Medium):
         if self.durability is Durability.CACHE_LINES:
             writeback.fence()
         elif self.durability is Durability.MSYNC:
-            # One at a time: what another fence has taken isn't durable before that one is done,
-            # and comes back to be synced again where it fails.
+            # One at a time: what another fence has taken isn't durable before that one is done.
             with self._fence_lock:
                 self._msync()
 
@@ -162,16 +168,23 @@ class MappedMedium(Medium):
             return False
         return True
 
+    def _copy(self, offset_bytes: int, length_bytes: int) -> memoryview:
+        """A range of a sparse file, past the mapping; aligned, as O_DIRECT needs it."""
+        copy = memoryview(mmap.mmap(-1, length_bytes))
+        filled = os.preadv(self._fd, [copy], offset_bytes)
+        return copy[:filled]
+
     def _msync(self) -> None:
+        if self._lost:
+            raise OSError(self._lost.errno, "an earlier msync failed")
         with self._chunks_lock:
             chunks, self._unsynced_chunks = self._unsynced_chunks, set()
         try:
             for first, last in _runs(chunks):
                 end_bytes = min((last + 1) << _SYNC_CHUNK_SHIFT, self.size_bytes)
                 writeback.msync(self._memory[first << _SYNC_CHUNK_SHIFT : end_bytes])
-        except OSError:
-            with self._chunks_lock:
-                self._unsynced_chunks |= chunks
+        except OSError as error:
+            self._lost = error
             raise
 
     def _find_durability(self) -> Durability:
@@ -199,7 +212,11 @@ class MappedMedium(Medium):
             raise UnusableSource(path=self.name, why=f"it can't be mapped: {error}") from None
 
 
-def _open_and_lock(source: Source, read_only: bool) -> int:
+def open_locked(source: Source, *, read_only: bool = False) -> int:
+    """A descriptor that keeps writers out, or with `read_only` lets other readers in.
+
+    Raises UnusableSource and SourceBusy.
+    """
     flags = os.O_CLOEXEC | (os.O_RDONLY if read_only else os.O_RDWR)
     if source.kind is SourceKind.BLOCK_DEVICE and not read_only:
         flags |= os.O_EXCL

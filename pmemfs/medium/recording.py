@@ -34,7 +34,7 @@ class RecordingMedium(Medium):
     """Memory of a process, with the power-failure behaviour of persistent memory.
 
     `ignored_calls` are numbers of flush and fence calls, counted from 0, that do nothing: the
-    bug that a missing one would be. `failures` are numbers of such calls that raise.
+    bug that a missing one would be. `failures` are numbers of such calls that raise, and all after.
     """
 
     def __init__(
@@ -51,6 +51,7 @@ class RecordingMedium(Medium):
         self._store_order: list[int] = []
         self._ignored_calls = ignored_calls
         self._failures = failures or {}
+        self._lost: OSError | None = None
         self.name = "recording medium"
         self.size_bytes = len(self._memory)
         self.durability = Durability.CACHE_LINES
@@ -188,8 +189,9 @@ class RecordingMedium(Medium):
     def _counts(self) -> bool:
         """Count a call; whether it is to be carried out."""
         call, self.call_count = self.call_count, self.call_count + 1
-        if call in self._failures:
-            raise self._failures[call]
+        self._lost = self._lost or self._failures.get(call)
+        if self._lost:
+            raise self._lost
         return call not in self._ignored_calls
 
     @staticmethod

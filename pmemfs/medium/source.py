@@ -76,6 +76,12 @@ def identify(path: str) -> Source:
     raise UnusableSource(path=path, why=f"it is {what}")
 
 
+def make_empty(path: str) -> None:
+    """Make an empty file where nothing is. Raises NoSuchSource and UnusableSource."""
+    with _opened_for_making(path, os.O_EXCL):
+        pass
+
+
 def make_file(path: str, size_bytes: int, *, sparse: bool) -> None:
     """Make `path` that large, with memory behind every byte unless `sparse`.
 
@@ -185,11 +191,11 @@ def _opened(path: str, flags: int) -> Iterator[int]:
         os.close(fd)
 
 
-def _opened_for_making(path: str) -> AbstractContextManager[int]:
+def _opened_for_making(path: str, flags: int = 0) -> AbstractContextManager[int]:
     parent = os.path.dirname(path) or "."
     if not os.path.isdir(parent):
         raise NoSuchSource(path=path, why=f"there is no directory {parent}")
-    return _opened(path, os.O_RDWR | os.O_CREAT)
+    return _opened(path, os.O_RDWR | os.O_CREAT | flags)
 
 
 def _lower(sentence: str | None) -> str:

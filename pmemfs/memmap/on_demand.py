@@ -12,7 +12,6 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pmemfs.errors import NotInPool
 from pmemfs.media.page import LAYOUT
 from pmemfs.memmap.records import RecordMemmap, Records
 from pmemfs.pfn import PAGE_SHIFT, PAGE_STRUCTURE_BYTES, PageGeometry
@@ -70,8 +69,6 @@ class OnDemandMemmap(RecordMemmap):
     def _make(self, section: int) -> tuple[memoryview, Records]:
         first_page = section * self._pages_per_section
         page_count = min(self._pages_per_section, self._page_count - first_page)
-        if page_count <= 0:
-            raise NotInPool(pfn=first_page)
         buffer = memoryview(bytearray(page_count * PAGE_STRUCTURE_BYTES))
         made = (buffer, np.frombuffer(buffer, LAYOUT.dtype))
         self._sections[section] = made

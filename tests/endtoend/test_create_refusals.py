@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import PoolMaker, pmemfs, pmemfs_ok, run_command
+from conftest import BIN, PoolMaker, pmemfs, pmemfs_ok, run_command
 from endtoend_tools import MIB, Session, mounted_tmpfs, opened, refused
 
 pytestmark = pytest.mark.mount
@@ -198,3 +199,50 @@ def test_reports_of_queries_parse_as_json(pools: PoolMaker) -> None:
     checked = json.loads(pmemfs_ok("check", pools.directory / "p", "--json"))
     assert checked["ok"]
     assert checked["findings"]
+
+
+@pytest.mark.parametrize("length", [6, 4095, 8195])
+def test_a_short_text_at_the_end_of_a_file_is_content(shm: Path, length: int) -> None:
+    notes = shm / "notes"
+    content = bytes(length - 6) + b"notes\n"
+    notes.write_bytes(content)
+    refused(pmemfs("create", notes, "--size", "16M"), 3, "already holds", "--force")
+    assert notes.read_bytes() == content
+
+
+def test_a_create_that_fails_after_making_the_file_leaves_none(shm: Path) -> None:
+    # Larger than any address space: it can be made, and not be mapped.
+    result = pmemfs("create", shm / "huge", "--size", "200T", "--sparse")
+    refused(result, 1, "can't be mapped")
+    assert not (shm / "huge").exists()
+    (shm / "small").write_bytes(bytes(MIB))
+    refused(pmemfs("create", shm / "small", "--size", "200T", "--sparse"), 1, "can't be mapped")
+    assert (shm / "small").stat().st_size == MIB
+
+
+def test_of_two_creates_at_once_one_is_refused(shm: Path) -> None:
+    creates = [
+        subprocess.Popen(
+            [BIN / "pmemfs", "create", shm / "pool", "--size", "64M"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(4)
+    ]
+    errors = [create.communicate()[1] for create in creates]
+    assert sorted(create.returncode == 0 for create in creates) == [False, False, False, True]
+    assert not any("Traceback" in error for error in errors)
+    pmemfs_ok("check", shm / "pool")
+
+
+def test_a_path_that_is_no_text_is_named_all_the_same(shm: Path) -> None:
+    path = os.fsencode(shm) + b"/a\xff"
+    done = subprocess.run(
+        [BIN / "pmemfs", "create", path, "--name", "x", "--size", "16M"],
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"pool 'x'" in done.stdout

@@ -203,8 +203,29 @@ def test_a_mount_in_the_foreground_that_fails_says_why(pools: PoolMaker) -> None
     path = pools.directory / "none"
     path.write_bytes(bytes(1 << 20))
     result = pmemfs("mount", "--foreground", path, pools.mountpoint())
-    assert result.code != 0
+    assert result.code == 32
     assert f"pmemfs create {path}" in result.err
+
+
+def test_signals_that_come_while_a_mount_is_ending_leave_it_a_clean_end(pools: PoolMaker) -> None:
+    for _ in range(5):
+        mounted = pools.mount(pools.create("pmem0", "16M", "--force"))
+        session = Session.of(mounted)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM, signal.SIGHUP) * 3:
+            with suppress(ProcessLookupError):
+                os.kill(session.pid, number)
+        session.assert_ended("clean")
+
+
+def test_a_mount_that_fails_leaves_the_state_of_the_pool_as_it_was(pools: PoolMaker) -> None:
+    for state in ("clean", "dirty"):
+        pool = pools.create(state, "16M")
+        if state == "dirty":
+            Session.of(pools.mount(pool)).kill()
+            pmemfs_ok("umount", pool)
+        words = [sys.executable, "-m", "pmemfs.daemons.mountd", pool, pools.directory / "nowhere"]
+        assert run_command(*words).code == 32
+        assert json.loads(pmemfs_ok("info", pool, "--json"))["pool"]["state"] == state
 
 
 @pytest.mark.slow

@@ -14,6 +14,8 @@ import pytest
 from conftest import BIN, PoolMaker, Result, end_process, is_running, run_command
 from endtoend_tools import AS_NOBODY, NOBODY, may_pass, refused, wait_until
 
+from pmemfs.control import runtime_directory
+
 pytestmark = pytest.mark.mount
 
 Run = Callable[..., Result]
@@ -114,7 +116,7 @@ def test_a_user_makes_mounts_uses_and_unmounts_a_pool(pools: PoolMaker, user: Ru
     assert status["pid"] in [
         mount.get("pid") for mount in json.loads(succeed(user(pmemfs, "list", "--json")))
     ]
-    sockets = home / "pmemfs"
+    sockets = runtime_directory(NOBODY)
     assert len(list(sockets.iterdir())) == 1
     assert sockets.stat().st_mode & 0o077 == 0
 

@@ -4,6 +4,7 @@ is tuned and announced.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import socket
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import BIN, PoolMaker, pmemfs, pmemfs_ok, run_command
-from endtoend_tools import MIB, loop_device, refused, wait_until
+from endtoend_tools import MIB, loop_device, mounted_tmpfs, refused, wait_until
 
 from pmemfs.mountinfo import mount_at
 
@@ -72,6 +73,28 @@ def test_fsync_leaves_nothing_of_a_file_on_disk_dirty_in_the_page_cache(
     # What may stay is the page structures of these 8 MiB, which nobody needs on the disk.
     assert before_kib >= 8 * 1024
     assert after_kib <= 1024
+
+
+def test_a_device_that_loses_writes_fails_every_fsync_and_is_not_called_clean(
+    pools: PoolMaker, tmp_path: Path
+) -> None:
+    with mounted_tmpfs(tmp_path / "small", "size=12M") as small:
+        backing = small / "backing"
+        with open(backing, "wb") as file:
+            file.truncate(64 * MIB)
+        with loop_device(backing) as device:
+            assert pmemfs("create", device).code == 0
+            mounted = pools.mount(Path(device), at="lossy")
+            volume = mounted.mountpoint / Path(device).name
+            fd = os.open(volume, os.O_RDWR)
+            for offset in range(0, 32 * MIB, MIB):
+                os.pwrite(fd, os.urandom(MIB), offset)
+            for _ in range(3):
+                with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+                    os.fsync(fd)
+            os.close(fd)
+            refused(pmemfs("umount", mounted.mountpoint), 32, "could not leave the pool clean")
+            assert mount_at(str(mounted.mountpoint)) is None
 
 
 def test_a_block_device_serves_and_is_not_touched_while_the_kernel_has_it(

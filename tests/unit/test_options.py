@@ -28,7 +28,9 @@ ids = st.integers(0, (1 << 32) - 2)
         mode=st.integers(0, 0o7777),
         populate=st.booleans(),
         huge_pages=st.booleans(),
-        kernel=st.lists(kernel_words, max_size=5).map(tuple),
+        kernel=st.lists(
+            kernel_words, max_size=5, unique_by=lambda word: word.removeprefix("no").lstrip("a")
+        ).map(tuple),
     )
 )
 def test_options_survive_being_written_and_read(options: MountOptions) -> None:
@@ -81,3 +83,18 @@ def test_any_text_is_options_or_is_refused(text: str) -> None:
     except BadMountOption:
         return
     assert MountOptions.parse(options.as_text()) == options
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("noexec,exec", ("exec",)),
+        ("exec,noexec", ("noexec",)),
+        ("sync,nosuid,async", ("nosuid", "async")),
+        ("nodev,nodev", ("nodev",)),
+    ],
+)
+def test_of_two_options_that_contradict_each_other_the_later_counts(
+    text: str, kept: tuple[str, ...]
+) -> None:
+    assert MountOptions.parse(text).kernel == kept

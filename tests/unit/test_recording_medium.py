@@ -105,15 +105,16 @@ def test_an_ignored_flush_leaves_its_stores_open() -> None:
         assert medium.call_count == 2
 
 
-def test_a_failure_is_raised_by_the_call_of_its_number_and_loses_nothing() -> None:
+def test_a_failure_is_raised_by_the_call_of_its_number_and_all_after() -> None:
     medium = blank(failures={1: OSError(5, "gone")})
     medium.store(0, b"12345678")
     medium.flush(0, 8)
     with pytest.raises(OSError, match="gone"):
         medium.fence()
     assert len(states(medium)) == 2
-    medium.fence()
-    assert len(states(medium)) == 1
+    with pytest.raises(OSError, match="gone"):
+        medium.fence()
+    assert len(states(medium)) == 2
 
 
 def test_each_fence_is_announced_before_it_takes_effect() -> None:
