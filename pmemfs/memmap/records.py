@@ -31,6 +31,8 @@ _PACK = LAYOUT.struct.pack_into
 # Plain integers: flags of enum are objects, and cost more than all else on the path of one page.
 _DIRTY = int(PageFlags.DIRTY)
 _REFERENCED = int(PageFlags.REFERENCED)
+_READ = np.uint16(_REFERENCED)
+_WRITTEN = np.uint16(_REFERENCED | _DIRTY)
 
 
 class RecordMemmap(Memmap):
@@ -115,7 +117,7 @@ class RecordMemmap(Memmap):
         slices = self._slices(first, count)
         for records in slices:
             self._initialise(records)
-            if (records["refcount"] == COUNTER_MAX).any():
+            if records["refcount"].max() == COUNTER_MAX:
                 raise PageReferences(pfn=pfn, why="a reference count is at the maximum")
         for records in slices:
             self._get_slice(records, access)
@@ -131,11 +133,12 @@ class RecordMemmap(Memmap):
         first, count = self._page_range(pfn, pfn_count)
         slices = self._slices(first, count)
         for records in slices:
-            held = (records["generation"] == self.generation) & (records["refcount"] != 0)
-            if not held.all():
+            is_current = (records["generation"] == self.generation).all()
+            if not is_current or records["refcount"].min() == 0:
                 raise PageReferences(pfn=pfn, why="nobody holds a reference on all of the range")
         for records in slices:
-            records["refcount"] -= 1
+            refcount = records["refcount"]
+            refcount -= 1
 
     def page(self, pfn: int) -> Page | None:
         buffer, at = self._locate(self.geometry.pfn_to_page(pfn))
@@ -207,16 +210,18 @@ class RecordMemmap(Memmap):
             records.view(np.uint64).reshape(-1, len(self._fresh))[stale] = self._fresh
 
     def _get_slice(self, records: Records, access: Access) -> None:
+        # Each field is bound to a name: `records["x"] += 1` would copy the field onto itself.
         if access:
-            flags, counter = _REFERENCED, "reads"
-            if access == Access.WRITE:
-                flags |= _DIRTY
-                counter = "writes"
-                records["write_epoch"] = self._write_epoch
-            records["flags"] |= np.uint32(flags)
-            records[counter] += records[counter] != COUNTER_MAX
+            is_write = access == Access.WRITE
+            flags = records["flags"]
+            flags |= _WRITTEN if is_write else _READ
+            counter = records["writes" if is_write else "reads"]
+            counter += 1 if counter.max() != COUNTER_MAX else counter != COUNTER_MAX
             records["last_access_ns"] = time.time_ns()
-        records["refcount"] += 1
+            if is_write:
+                records["write_epoch"] = self._write_epoch
+        refcount = records["refcount"]
+        refcount += 1
 
     def _dirty(self, current: Records) -> npt.NDArray[np.bool_]:
         is_flagged = (current["flags"] & np.uint16(_DIRTY)) != 0
