@@ -1,0 +1,83 @@
+"""Where a daemon's log goes."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pmemfs import logs
+
+
+@pytest.fixture(autouse=True)
+def _own_root_logger() -> Iterator[None]:
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    root.handlers = []
+    yield
+    for handler in root.handlers:
+        handler.close()
+    root.handlers = before
+    root.setLevel(level)
+
+
+def started(*, foreground: bool = False) -> str:
+    """Start logging as in a process of its own: without the handlers of pytest."""
+    logging.getLogger().handlers = []
+    return logs.start_logging("pmem0", foreground=foreground)
+
+
+@pytest.fixture
+def _no_journal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(logs, "_JOURNAL", str(tmp_path / "no-journal"))
+
+
+def test_with_a_journal_it_goes_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    journal = tmp_path / "dev-log"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(journal))
+        listener.settimeout(5)
+        monkeypatch.setattr(logs, "_JOURNAL", str(journal))
+        assert "journal" in started()
+        logging.getLogger("pmemfs").warning("the label is torn")
+        received = listener.recv(4096)
+    assert received.startswith(b"<28>pmemfs[")
+    assert b"the label is torn" in received
+
+
+@pytest.mark.usefixtures("_no_journal")
+def test_without_a_journal_it_goes_to_a_file_that_two_daemons_may_share(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "logs" / "pmem0.log"
+    monkeypatch.setattr(logs, "log_file", lambda _name: path)
+    for number in range(2):
+        assert started() == str(path)
+        logging.getLogger("pmemfs").info("daemon %d, of a pool named \udcff", number)
+    lines = path.read_text().splitlines()
+    assert [line.split("INFO: ")[1] for line in lines] == [
+        "daemon 0, of a pool named \\udcff",
+        "daemon 1, of a pool named \\udcff",
+    ]
+
+
+@pytest.mark.usefixtures("_no_journal")
+def test_where_no_file_can_be_the_daemon_goes_on_without_a_log(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(logs, "log_file", lambda _name: tmp_path / "file" / "pmem0.log")
+    assert started().startswith("nowhere")
+    logging.getLogger("pmemfs").info("nobody hears this")
+
+
+def test_no_name_of_a_pool_is_too_long_for_the_name_of_its_log() -> None:
+    assert len(logs.log_file("x" * 255).name.encode()) < 255
+    assert len(logs.log_file("ö" * 127).name.encode()) < 255
+
+
+def test_in_the_foreground_it_goes_to_standard_error() -> None:
+    assert started(foreground=True) == "standard error"
