@@ -53,9 +53,7 @@ class Source:
     path: str
     kind: SourceKind
     size_bytes: int
-    """Whole frames of 4 KiB."""
-    alignment_bytes: int
-    """What a mapping of it must be a multiple of."""
+    """Whole frames of 4 KiB; for a DAX device, of what its mappings must be a multiple of."""
     warning: str = ""
     """What a user should know before relying on it; empty for the kinds that pmemfs is for."""
 
@@ -137,15 +135,15 @@ def _identify_file(path: str, status: os.stat_result) -> Source:
     mount = mount_of_device(status.st_dev)
     fs_type = mount.fs_type if mount else "unknown"
     if fs_type in _MEMORY_FILE_SYSTEMS:
-        return Source(path, SourceKind.TMPFS_FILE, size_bytes, FRAME_BYTES)
+        return Source(path, SourceKind.TMPFS_FILE, size_bytes)
     with _opened(path, os.O_RDONLY) as fd:
         if size_bytes and grants_map_sync(fd, writable=False):
-            return Source(path, SourceKind.DAX_FILE, size_bytes, FRAME_BYTES)
+            return Source(path, SourceKind.DAX_FILE, size_bytes)
     warning = (
         f"{path} is an ordinary file on {fs_type}: it goes through the page cache, and what is "
         "written survives a power failure only after fsync"
     )
-    return Source(path, SourceKind.FILE, size_bytes, FRAME_BYTES, warning)
+    return Source(path, SourceKind.FILE, size_bytes, warning)
 
 
 def _identify_block_device(path: str, status: os.stat_result) -> Source:
@@ -158,7 +156,7 @@ def _identify_block_device(path: str, status: os.stat_result) -> Source:
             f"{path} is not persistent memory: it goes through the page cache, and what is "
             "written survives a power failure only after fsync"
         )
-    return Source(path, SourceKind.BLOCK_DEVICE, size_bytes, FRAME_BYTES, warning)
+    return Source(path, SourceKind.BLOCK_DEVICE, size_bytes, warning)
 
 
 def _identify_dax_device(path: str, status: os.stat_result) -> Source:
@@ -169,7 +167,7 @@ def _identify_dax_device(path: str, status: os.stat_result) -> Source:
         raise UnusableSource(path=path, why="it is a character device, but not a DAX device")
     alignment_bytes = int(_read_sysfs(sysfs / "align") or FRAME_BYTES)
     size_bytes = int(size_text) & -alignment_bytes
-    return Source(path, SourceKind.DAX_DEVICE, size_bytes, alignment_bytes)
+    return Source(path, SourceKind.DAX_DEVICE, size_bytes)
 
 
 def _read_sysfs(path: Path) -> str:
