@@ -141,7 +141,10 @@ class Pool:
         return [reading for reading in self.readings if reading.label is None]
 
     def begin_mount(self) -> None:
-        """Record a writable mount: a new generation, and dirty until `end_mount`."""
+        """Record a writable mount: a new generation, and dirty until `end_mount`.
+
+        Raises OSError, and InvalidLabel where the sequence number has run out.
+        """
         self._write(
             replace(
                 self.label,
@@ -153,7 +156,7 @@ class Pool:
         )
 
     def end_mount(self) -> None:
-        """Record that everything is durable and nothing is mounted."""
+        """Record that everything is durable and nothing is mounted. Raises as `begin_mount`."""
         self._write(replace(self.label, state=State.CLEAN))
 
     def _write(self, label: Label) -> None:

@@ -34,7 +34,10 @@ def open_direct(path: str, flags: int) -> int:
 
 @contextmanager
 def held(memmap: Memmap, vecs: Sequence[BioVec], access: Access) -> Iterator[None]:
-    """References on every page of a list, all or none. Raises NoPageStructures."""
+    """References on every page of a list, all or none.
+
+    Raises NoPageStructures, NotInPool, PageReferences, and OSError (ENOSPC) as `get_pages` does.
+    """
     taken: list[tuple[int, int]] = []
     try:
         for vec in vecs:

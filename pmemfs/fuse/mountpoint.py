@@ -64,7 +64,10 @@ def is_dead(mount: Mount) -> bool:
 
 
 def detach(mountpoint: str) -> None:
-    """Unmount lazily: at once for everybody who looks for it, later for who uses it."""
+    """Unmount lazily: at once for everybody who looks for it, later for who uses it.
+
+    Raises UnmountFailed.
+    """
     _run_unmount(mountpoint, ["umount", "--lazy"], ["fusermount3", "-u", "-z"])
 
 

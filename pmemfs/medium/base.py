@@ -50,23 +50,32 @@ class Medium(ABC):
 
     @abstractmethod
     def read(self, offset_bytes: int, length_bytes: int) -> memoryview | bytes:
-        """The content of a range, without a copy where the mapping is safe to touch."""
+        """The content of a range, without a copy where the mapping is safe to touch.
+
+        Raises OSError (EIO) where the medium can't be read.
+        """
 
     @abstractmethod
     def view(self, offset_bytes: int, length_bytes: int) -> memoryview:
-        """The mapping of a range; writable unless the medium is read-only."""
+        """The mapping of a range; writable unless the medium is read-only.
+
+        Where the medium is sparse, `reserve` it first: touching a hole may be a SIGBUS.
+        """
 
     @abstractmethod
     def store(self, offset_bytes: int, data: Buffer) -> None:
-        """Write. Raises OSError (ENOSPC) where no memory is left behind a sparse medium."""
+        """Write. Raises ReadOnlyMedium, and OSError (ENOSPC) where a sparse medium finds no memory."""
 
     @abstractmethod
     def store_from_file(self, ranges: Sequence[ByteRange], fd: int, file_offset: int) -> int:
-        """Fill ranges from a file, in order; the bytes that were read (short at its end)."""
+        """Fill ranges from a file, in order; the bytes that were read (short at its end).
+
+        Raises ReadOnlyMedium and OSError, of either side.
+        """
 
     @abstractmethod
     def load_to_file(self, ranges: Sequence[ByteRange], fd: int, file_offset: int) -> int:
-        """Write ranges to a file, in order; the bytes that were written."""
+        """Write ranges to a file, in order; the bytes that were written. Raises OSError."""
 
     @abstractmethod
     def flush(self, offset_bytes: int, length_bytes: int) -> None:
