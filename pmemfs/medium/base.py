@@ -64,7 +64,7 @@ class Medium(ABC):
 
     @abstractmethod
     def store(self, offset_bytes: int, data: Buffer) -> None:
-        """Write. Raises ReadOnlyMedium, and OSError (ENOSPC) where a sparse medium finds no memory."""
+        """Write. Raises ReadOnlyMedium, and OSError (ENOSPC) where a sparse one finds no memory."""
 
     @abstractmethod
     def store_from_file(self, ranges: Sequence[ByteRange], fd: int, file_offset: int) -> int:
