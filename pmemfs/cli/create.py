@@ -119,45 +119,39 @@ def _check_fits(spec: PoolSpec, size_bytes: int) -> None:
 def _made_source(
     path: str, size_bytes: int, *, sparse: bool, force: bool
 ) -> Iterator[MappedMedium]:
-    """The source at its full size, locked from before its content was looked at.
+    """The source at its full size, locked from before its content is looked at.
 
     What goes wrong, here or inside, leaves no file that was not there before, and none larger.
     """
-    with _existing_or_new(path) as source:
-        fd = open_locked(source)
+    is_new = not os.path.exists(path)
+    if is_new:
+        make_empty(path)
+    with _locked(path) as fd:
+        # Looked at again: until the lock was ours, another `create` may have made a pool of it.
+        source = identify(path)
+        old_size_bytes = os.fstat(fd).st_size
         try:
             if not force:
                 _refuse_content(source, fd)
             if not source.kind.is_device:
                 make_file(path, size_bytes, sparse=sparse)
-            medium = MappedMedium(identify(path), locked_fd=os.dup(fd))
-            try:
+            with closing(MappedMedium(identify(path), locked_fd=os.dup(fd))) as medium:
                 yield medium
-            finally:
-                medium.close()
-        finally:
-            os.close(fd)
+        except BaseException:
+            if is_new and old_size_bytes == 0:
+                os.unlink(path)
+            elif not source.kind.is_device:
+                os.truncate(fd, old_size_bytes)
+            raise
 
 
 @contextmanager
-def _existing_or_new(path: str) -> Iterator[Source]:
-    """The source as it is, or an empty file; as it was, if this ends by an error."""
-    if os.path.exists(path):
-        source = identify(path)
-        old_size_bytes = os.stat(path).st_size
-        try:
-            yield source
-        except BaseException:
-            if not source.kind.is_device and os.stat(path).st_size != old_size_bytes:
-                os.truncate(path, old_size_bytes)
-            raise
-        return
-    make_empty(path)
+def _locked(path: str) -> Iterator[int]:
+    fd = open_locked(identify(path))
     try:
-        yield identify(path)
-    except BaseException:
-        os.unlink(path)
-        raise
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def _refuse_content(source: Source, fd: int) -> None:
