@@ -97,6 +97,9 @@ def main() -> None:
     starter = Starter(arguments.ready_fd)
     # A signal that comes before there is anything to end is kept until there is.
     signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING_SIGNALS)
+    # What trio's receiver puts back when it closes: while a pool is made clean, no signal counts.
+    for number in _ENDING_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     name = os.path.basename(arguments.pool)
     log.info("log to %s", start_logging(name, foreground=arguments.ready_fd is None))
     try:
@@ -202,10 +205,7 @@ async def _stop_on_signal() -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING_SIGNALS)
         async for number in signals:
             log.info("ending on %s", signal.Signals(number).name)
-            # Another one must not end what is ending: there is a pool to make clean.
-            signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING_SIGNALS)
             pyfuse3.terminate()
-            return
 
 
 async def _keep_house(engine: PythonEngine, memmap: Memmap) -> None:
