@@ -17,25 +17,24 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
-import pyfuse3
 import trio
 
 from pmemfs.control import server, socket_path
 from pmemfs.errors import EXIT_MOUNT_FAILED, PmemfsError, SourceBusy, mount_exit_code
-from pmemfs.fuse.block import BlockOperations
 from pmemfs.fuse.engine import PythonEngine
-from pmemfs.fuse.mount import end_mount, make_mount, serve
 from pmemfs.fuse.mountpoint import source_name
 from pmemfs.fuse.options import MountOptions
+from pmemfs.fuse.session import NativeSession, PythonSession, Session
+from pmemfs.fuse.transport import choose_transport, read_offer
 from pmemfs.logs import start_logging
 from pmemfs.media.label import State
 from pmemfs.medium.mapped import Advice, MappedMedium
-from pmemfs.memmap import Memmap, open_memmap
+from pmemfs.memmap import Memmap
 from pmemfs.mountinfo import Mount, mounts
 from pmemfs.observe.mount import MountObserver
 from pmemfs.pool import Pool
-from pmemfs.volume.linear import LinearVolume
 
 log = logging.getLogger("pmemfs")
 
@@ -51,7 +50,8 @@ class Arguments:
     pool: str
     mountpoint: str
     options: MountOptions
-    engine: str
+    engine: Literal["native", "python"]
+    transport: Literal["auto", "uring", "fd"]
     ready_fd: int | None
 
 
@@ -61,7 +61,8 @@ def parse(words: list[str]) -> Arguments:
     parser.add_argument("pool")
     parser.add_argument("mountpoint")
     parser.add_argument("-o", dest="options", type=MountOptions.parse, default=MountOptions())
-    parser.add_argument("--engine", default="python")
+    parser.add_argument("--engine", default="native")
+    parser.add_argument("--transport", default="auto")
     parser.add_argument("--ready-fd", type=int)
     return Arguments(**vars(parser.parse_args(words)))
 
@@ -167,45 +168,43 @@ def _open(path: str, *, read_only: bool) -> MappedMedium:
 
 def run(arguments: Arguments, pool: Pool, medium: MappedMedium, starter: Starter) -> None:
     """Wire the parts, mount, and serve until the mount ends; all that was written is durable."""
-    options = arguments.options
-    memmap = open_memmap(pool)
-    volume = LinearVolume(pool)
-    engine = PythonEngine(medium, memmap, volume)
-    operations = BlockOperations(engine, volume, options, pool.label.created_ns)
-    _advise(pool, medium, options)
-    mount = make_mount(operations, medium.name, arguments.mountpoint, options)
-    observer = MountObserver(pool, medium, memmap, engine, mount, options, arguments.engine)
+    _advise(pool, medium, arguments.options)
+    session = open_session(arguments, pool, medium)
+    observer = MountObserver(pool, medium, session, arguments.options, arguments.engine)
     methods: dict[str, server.Method] = {"info": observer.info, "pages": observer.pages}
     try:
-        trio.run(_serve, starter, mount, methods, engine, memmap)
+        trio.run(_serve, starter, session, methods)
     finally:
-        end_mount(mount)
-    trio.run(engine.make_durable)
+        session.end()
+    trio.run(session.engine.make_durable)
 
 
-async def _serve(
-    starter: Starter,
-    mount: Mount,
-    methods: dict[str, server.Method],
-    engine: PythonEngine,
-    memmap: Memmap,
-) -> None:
-    with server.listening(socket_path(mount)) as listener:
+def open_session(arguments: Arguments, pool: Pool, medium: MappedMedium) -> Session:
+    """The mount, made with the engine that was asked for. Raises PmemfsError."""
+    options = arguments.options
+    if arguments.engine == "python":
+        return PythonSession(pool, medium, arguments.mountpoint, options)
+    choice = choose_transport(arguments.transport, read_offer())
+    log.info("%s: %s", medium.name, choice.sentence)
+    return NativeSession(pool, medium, arguments.mountpoint, options, choice.transport)
+
+
+async def _serve(starter: Starter, session: Session, methods: dict[str, server.Method]) -> None:
+    with server.listening(socket_path(session.mount)) as listener:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(server.serve, listener, methods)
-            nursery.start_soon(_stop_on_signal)
-            nursery.start_soon(_keep_house, engine, memmap)
-            starter.say_ready(mount)
-            await serve()
+            nursery.start_soon(_stop_on_signal, session)
+            nursery.start_soon(_keep_house, session.engine, session.memmap)
+            await session.serve(starter.say_ready)
             nursery.cancel_scope.cancel()
 
 
-async def _stop_on_signal() -> None:
+async def _stop_on_signal(session: Session) -> None:
     with trio.open_signal_receiver(*_ENDING_SIGNALS) as signals:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING_SIGNALS)
         async for number in signals:
             log.info("ending on %s", signal.Signals(number).name)
-            pyfuse3.terminate()
+            session.terminate()
 
 
 async def _keep_house(engine: PythonEngine, memmap: Memmap) -> None:

@@ -57,6 +57,12 @@ class BadName(PmemfsError):
     exit_code = EXIT_USAGE
 
 
+class RootOnly(PmemfsError):
+    """{what} is for root"""
+
+    errno = errno.EPERM
+
+
 class BadMountOption(PmemfsError):
     """mount option {option!r} is not valid: {why}"""
 
@@ -181,6 +187,18 @@ class MountFailed(PmemfsError):
     """cannot mount {pool} on {path}: {why}"""
 
     errno = errno.EIO
+
+
+class TransportUnavailable(PmemfsError):
+    """transport {transport} can't be used: {why}"""
+
+    errno = errno.ENOTSUP
+
+
+class DataPlaneFailed(PmemfsError):
+    """the data plane failed: {why}"""
+
+    errno = errno.ENOTCONN
 
 
 class NotMounted(PmemfsError):

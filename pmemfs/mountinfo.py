@@ -44,10 +44,13 @@ class Mount:
         return self.fs_type == FUSE_TYPE
 
 
-def mounts() -> list[Mount]:
-    """All mounts of this mount namespace; of two on one directory, the later covers the earlier."""
+def mounts(path: str | Path = "/proc/self/mountinfo") -> list[Mount]:
+    """All mounts of this mount namespace; of two on one directory, the later covers the earlier.
+
+    `path` is for a mountinfo elsewhere.
+    """
     # The kernel escapes line feeds, but not what else str.splitlines takes for the end of a line.
-    text = os.fsdecode(Path("/proc/self/mountinfo").read_bytes())
+    text = os.fsdecode(Path(path).read_bytes())
     return [_parse(line) for line in text.split("\n") if line]
 
 

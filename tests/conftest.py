@@ -24,8 +24,27 @@ from pmemfs.mountinfo import Mount, mount_at
 
 BIN = Path(sys.executable).parent
 
-ENGINES = ["python"]
-"""Every engine that `pmemfs mount --engine` knows; what a user sees is promised for each."""
+ENABLE_URING = Path("/sys/module/fuse/parameters/enable_uring")
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What serves a mount."""
+
+    name: str
+    transport: str = "auto"
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Options of `pmemfs mount`."""
+        return ("--engine", self.name, "--transport", self.transport)
+
+    def __str__(self) -> str:
+        return self.name if self.transport == "auto" else f"{self.name}-{self.transport}"
+
+
+ENGINES = [Engine("native", "uring"), Engine("native", "fd"), Engine("python")]
+"""Every engine that `pmemfs mount` knows; what a user sees is promised for each."""
 
 
 @dataclass
@@ -97,7 +116,7 @@ class PoolMaker:
 
     directory: Path
     mountpoints: list[Path] = field(default_factory=list)
-    engine: str = ENGINES[0]
+    engine: Engine = Engine("native")
 
     def create(self, name: str = "pmem0", size: str = "64M", *options: object) -> Path:
         """`pmemfs create`; the path of the pool."""
@@ -117,7 +136,7 @@ class PoolMaker:
     def mount(self, pool: Path, *options: object, at: str | None = None) -> Mounted:
         """`pmemfs mount`."""
         mountpoint = self.mountpoint(at or f"of-{pool.name}")
-        pmemfs_ok("mount", pool, mountpoint, "--engine", self.engine, *options)
+        pmemfs_ok("mount", pool, mountpoint, *self.engine.options, *options)
         return Mounted(pool, mountpoint)
 
     def umount(self, mounted: Mounted) -> None:
@@ -188,10 +207,12 @@ def shm() -> Iterator[Path]:
 
 
 @contextmanager
-def pool_maker(engine: str = ENGINES[0]) -> Iterator[PoolMaker]:
+def pool_maker(engine: Engine = Engine("native")) -> Iterator[PoolMaker]:
     """A maker of pools and mounts; needs root or fusermount3, and /dev/fuse."""
     if not os.path.exists("/dev/fuse"):
         pytest.skip("there is no /dev/fuse here")
+    if engine.transport == "uring" and not uring_is_there():
+        pytest.skip("this kernel has no FUSE over io_uring, or will not switch it on")
     maker = PoolMaker(Path(tempfile.mkdtemp(prefix="pmemfs-test-", dir="/dev/shm")), engine=engine)
     try:
         yield maker
@@ -199,15 +220,33 @@ def pool_maker(engine: str = ENGINES[0]) -> Iterator[PoolMaker]:
         maker.clean_up()
 
 
+@pytest.fixture(params=ENGINES, ids=str)
+def engine(request: pytest.FixtureRequest) -> Engine:
+    """Run a test once with each engine: its `pools` mount with this one."""
+    assert isinstance(request.param, Engine)
+    return request.param
+
+
 @pytest.fixture
-def pools() -> Iterator[PoolMaker]:
-    """A maker of pools and mounts for one test."""
-    with pool_maker() as maker:
+def pools(request: pytest.FixtureRequest) -> Iterator[PoolMaker]:
+    """A maker of pools and mounts for one test, with the test's `engine` if it has one."""
+    has_engine = "engine" in request.fixturenames
+    with pool_maker(request.getfixturevalue("engine") if has_engine else Engine("native")) as maker:
         yield maker
 
 
-@pytest.fixture(params=ENGINES)
-def engine(request: pytest.FixtureRequest, pools: PoolMaker) -> str:
-    """Run a test once with each engine: its `pools` mount with this one."""
-    pools.engine = str(request.param)
-    return pools.engine
+def uring_is_there() -> bool:
+    """Whether mounts can use FUSE over io_uring; `uring_switched_on` has done what it could."""
+    return ENABLE_URING.exists() and ENABLE_URING.read_text().strip() == "Y"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def uring_switched_on() -> Iterator[None]:
+    """Switch FUSE over io_uring on for the tests, where that can be done, and then back."""
+    before = ENABLE_URING.read_text() if ENABLE_URING.exists() else "Y"
+    is_ours = before.strip() != "Y" and os.access(ENABLE_URING, os.W_OK)
+    if is_ours:
+        ENABLE_URING.write_text("Y")
+    yield
+    if is_ours:
+        ENABLE_URING.write_text(before)

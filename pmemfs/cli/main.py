@@ -20,6 +20,7 @@ _COMMANDS = {
     "pages": "pmemfs.cli.pages:pages",
     "list": "pmemfs.cli.list:list_mounts",
     "check": "pmemfs.cli.check:check",
+    "doctor": "pmemfs.cli.doctor:doctor",
 }
 """Where each command is. Only the one that is called is loaded, so that it starts at once."""
 

@@ -16,7 +16,8 @@ from pmemfs.fuse.mountpoint import prepare_mountpoint
 from pmemfs.fuse.options import MountOptions
 from pmemfs.medium.source import identify
 
-ENGINES = ("python",)
+ENGINES = ("native", "python")
+TRANSPORTS = ("auto", "uring", "fd")
 _DAEMON = "pmemfs.daemons.mountd"
 
 
@@ -34,6 +35,13 @@ _DAEMON = "pmemfs.daemons.mountd"
     show_default=True,
     help="Who answers reads and writes.",
 )
+@click.option(
+    "--transport",
+    type=click.Choice(TRANSPORTS),
+    default=TRANSPORTS[0],
+    show_default=True,
+    help="How the native engine talks to the kernel: FUSE over io_uring, or reads of /dev/fuse.",
+)
 @click.option("--foreground", is_flag=True, help="Stay, and log to standard error.")
 def mount(
     pool: str,
@@ -41,6 +49,7 @@ def mount(
     options_text: tuple[str, ...],
     read_only: bool,
     engine: str,
+    transport: str,
     foreground: bool,
 ) -> int:
     """Mount POOL on the directory MOUNTPOINT.
@@ -59,7 +68,9 @@ def mount(
 
     def attempt() -> int:
         options = MountOptions.parse(",".join([*options_text, *(["ro"] if read_only else [])]))
-        return start(pool, mountpoint, options, engine=engine, foreground=foreground)
+        return start(
+            pool, mountpoint, options, engine=engine, transport=transport, foreground=foreground
+        )
 
     return reporting_mount_failure(attempt)
 
@@ -79,13 +90,14 @@ def start(
     options: MountOptions,
     *,
     engine: str = ENGINES[0],
+    transport: str = TRANSPORTS[0],
     foreground: bool = False,
 ) -> int:
     """Start the daemon and wait until the mount answers. Raises PmemfsError."""
     source = identify(pool)
     resolved = prepare_mountpoint(mountpoint)
     words = [sys.executable, "-m", _DAEMON, os.path.realpath(pool), resolved]
-    words += ["-o", options.as_text(), "--engine", engine]
+    words += ["-o", options.as_text(), "--engine", engine, "--transport", transport]
     if foreground:
         os.execv(sys.executable, words)
     answer = _start_in_background(words)

@@ -37,17 +37,22 @@ def _guarded_handler(handler: Callable[..., Awaitable[Any]]) -> Callable[..., Aw
             return await handler(self, *request)
         except pyfuse3.FUSEError:
             raise
-        except PmemfsError as error:
-            raise pyfuse3.FUSEError(error.errno) from error
-        except OSError as error:
-            if error.errno == errno.EIO or not error.errno:
-                log.error("%s: %s", _describe(handler, request), error)
-            raise pyfuse3.FUSEError(error.errno or errno.EIO) from error
         except Exception as error:
-            log.exception("%s failed; answering EIO", _describe(handler, request))
-            raise pyfuse3.FUSEError(errno.EIO) from error
+            raise pyfuse3.FUSEError(errno_of(error, handler, request)) from error
 
     return guarded_handler
+
+
+def errno_of(error: Exception, handler: Callable[..., Any], request: tuple[Any, ...]) -> int:
+    """What to answer a request whose handler raised; what should not have happened is logged."""
+    if isinstance(error, PmemfsError):
+        return error.errno
+    if isinstance(error, OSError):
+        if error.errno == errno.EIO or not error.errno:
+            log.error("%s: %s", _describe(handler, request), error)
+        return error.errno or errno.EIO
+    log.error("%s failed; answering EIO", _describe(handler, request), exc_info=error)
+    return errno.EIO
 
 
 def _describe(handler: Callable[..., Any], request: tuple[Any, ...]) -> str:

@@ -162,6 +162,8 @@ class BlockOperations(pyfuse3.Operations):
 
     def _attributes_of(self, inode: InodeT) -> EntryAttributes:
         if inode == DEVICE_INODE:
+            if self._engine.last_write_ns > self._device.st_ctime_ns:
+                self._device.st_mtime_ns = self._device.st_ctime_ns = self._engine.last_write_ns
             return self._device
         if inode == pyfuse3.ROOT_INODE:
             return self._root

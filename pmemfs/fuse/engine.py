@@ -10,6 +10,7 @@ Invariants:
 from __future__ import annotations
 
 import errno
+import time
 from dataclasses import dataclass
 
 import trio
@@ -42,6 +43,7 @@ class PythonEngine:
         self._order = memmap.geometry.order if memmap.geometry else 0
         self._reads = self._writes = self._fsyncs = 0
         self._read_bytes = self._written_bytes = 0
+        self._last_write_ns = 0
 
     def read(self, offset_bytes: int, length_bytes: int) -> memoryview | bytes:
         """The bytes of a range: shorter at the end of the volume, empty behind it."""
@@ -65,6 +67,7 @@ class PythonEngine:
             written += vec.length
         self._writes += 1
         self._written_bytes += written
+        self._last_write_ns = time.time_ns()
         return written
 
     async def fsync(self) -> None:
@@ -81,6 +84,11 @@ class PythonEngine:
             # In this thread: a store fence orders the write-backs of its own processor only.
             self._medium.fence()
         self._memmap.end_persist(epoch)
+
+    @property
+    def last_write_ns(self) -> int:
+        """When something was last written, in ns since 1970; 0: not since the mount."""
+        return self._last_write_ns
 
     def statistics(self) -> EngineStatistics:
         """The counts so far."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import socket
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,33 +21,68 @@ from pmemfs.mountinfo import Mount, mount_at
 
 _MAX_BACKGROUND = 1024
 """The kernel's own 12 would hold back asynchronous direct I/O that is deeper than that."""
+_ENDS = (errno.ENODEV, errno.ECONNABORTED, errno.EIO)
+"""What libfuse's read answers when the mount is gone: unmounted, aborted, or no data plane."""
 
 
 def make_mount(
     operations: pyfuse3.Operations, pool_path: str, mountpoint: str, options: MountOptions
 ) -> Mount:
     """Mount, but answer nothing yet. Raises MountFailed with what libfuse said."""
-    _check_permissions(pool_path, mountpoint, options)
-    words = {"default_permissions", "subtype=pmemfs", f"fsname={_escaped(source_name(pool_path))}"}
-    words.update(options.kernel)
-    words.update({"ro"} if options.read_only else {})
-    words.update({"allow_other"} if options.allow_other else {})
+    _check_permissions(pool_path, mountpoint, options, needs_helper=os.geteuid() != 0)
     with _stderr_caught() as caught:
         try:
-            pyfuse3.init(operations, mountpoint, words)
+            pyfuse3.init(operations, mountpoint, set(_words(pool_path, options)))
         except RuntimeError as error:
             said = "; ".join(caught.read_text(errors="replace").split("\n")).strip("; ")
             why = said.removeprefix("fuse: ") or str(error)
             raise MountFailed(pool=pool_path, path=mountpoint, why=why) from None
-    mount = mount_at(mountpoint)
-    if mount is None:
-        raise MountFailed(pool=pool_path, path=mountpoint, why="the mount is gone again")
+    mount = _made(pool_path, mountpoint)
     _allow_deep_queues(mount)
     return mount
 
 
-async def serve() -> None:
-    """Answer the kernel until somebody unmounts or `pyfuse3.terminate` is called."""
+def mount_by_helper(pool_path: str, mountpoint: str, options: MountOptions) -> tuple[int, Mount]:
+    """Mount through fusermount3; the descriptor of the connection, which is to be answered on.
+
+    Raises MountFailed. Source: the protocol of `_FUSE_COMMFD`, libfuse's lib/mount.c.
+    """
+    _check_permissions(pool_path, mountpoint, options, needs_helper=True)
+    words = _words(pool_path, options)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with ours, theirs:
+        done = subprocess.run(
+            ["fusermount3", "-o", ",".join(words), "--", mountpoint],
+            env={**os.environ, "_FUSE_COMMFD": str(theirs.fileno())},
+            pass_fds=[theirs.fileno()],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            said = "; ".join(done.stderr.strip().splitlines()) or "fusermount3 failed"
+            why = said.removeprefix("fusermount3: ")
+            raise MountFailed(pool=pool_path, path=mountpoint, why=why)
+        _, fds, _, _ = socket.recv_fds(ours, 1, 1)
+    return fds[0], _made(pool_path, mountpoint)
+
+
+def _words(pool_path: str, options: MountOptions) -> list[str]:
+    words = ["default_permissions", "subtype=pmemfs", f"fsname={_escaped(source_name(pool_path))}"]
+    words += [*options.kernel, *(["ro"] if options.read_only else [])]
+    return [*words, "allow_other"] if options.allow_other else words
+
+
+def _made(pool_path: str, mountpoint: str) -> Mount:
+    mount = mount_at(mountpoint)
+    if mount is None:
+        raise MountFailed(pool=pool_path, path=mountpoint, why="the mount is gone again")
+    return mount
+
+
+async def serve_pyfuse3() -> None:
+    """Answer requests until somebody unmounts, `pyfuse3.terminate` is called, or the data plane
+    hangs up."""
     try:
         await pyfuse3.main(min_tasks=2, max_tasks=64)
     except* OSError as group:
@@ -56,12 +93,11 @@ async def serve() -> None:
 
 
 def _ends_a_mount(error: BaseException) -> bool:
-    return isinstance(error, OSError) and error.errno in (errno.ENODEV, errno.ECONNABORTED)
+    return isinstance(error, OSError) and error.errno in _ENDS
 
 
-def end_mount(mount: Mount) -> None:
-    """Unmount if it's still there, and let go of the connection."""
-    pyfuse3.close(unmount=True)
+def detach_mount(mount: Mount) -> None:
+    """Unmount if it's still there: at once for who looks for it, later for who uses it."""
     # libfuse leaves a mount whose connection was aborted. The device number tells it from a newer
     # one, but for one that got the same number again; that is of another pool, as this is locked.
     still_there = mount_at(mount.mountpoint)
@@ -69,16 +105,18 @@ def end_mount(mount: Mount) -> None:
         detach(mount.mountpoint)
 
 
-def _check_permissions(pool_path: str, mountpoint: str, options: MountOptions) -> None:
+def _check_permissions(
+    pool_path: str, mountpoint: str, options: MountOptions, *, needs_helper: bool
+) -> None:
     def refuse(why: str) -> MountFailed:
         return MountFailed(pool=pool_path, path=mountpoint, why=why)
 
     if not os.path.exists("/dev/fuse"):
         raise refuse("there is no /dev/fuse: load the kernel's fuse module ('modprobe fuse')")
+    if needs_helper and shutil.which("fusermount3") is None:
+        raise refuse("there is no fusermount3: install the package fuse3")
     if os.geteuid() == 0:
         return
-    if shutil.which("fusermount3") is None:
-        raise refuse("only root can mount without fusermount3, of the package fuse3")
     if options.allow_other and not _users_may_allow_other():
         raise refuse("allow_other is for root, unless /etc/fuse.conf says user_allow_other")
 

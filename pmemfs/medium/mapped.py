@@ -110,7 +110,11 @@ class MappedMedium(Medium):
         if self.read_only:
             raise ReadOnlyMedium(path=self.name)
         view = memoryview(data).cast("B")
-        if self.reserved:
+        if not self.reserved and self.durability is Durability.CACHE_LINES:
+            # A block that pwrite allocates is in the file after a crash only if somebody syncs it;
+            # one that is touched through the mapping is by MAP_SYNC.
+            self.reserve(offset_bytes, len(view))
+        if self.reserved or self.durability is Durability.CACHE_LINES:
             self._memory[offset_bytes : offset_bytes + len(view)] = view
             return
         while view:
@@ -168,6 +172,31 @@ class MappedMedium(Medium):
             return False
         return True
 
+    def fileno(self) -> int:
+        """The descriptor of the source, which whoever maps it beside us needs."""
+        return self._fd
+
+    def punch_hole(self, offset_bytes: int, length_bytes: int) -> None:
+        """Give whole frames back to what is below: they read as zeroes, and are sparse.
+
+        Nobody may be touching the mapping there. Raises ReadOnlyMedium, and OSError (EOPNOTSUPP)
+        where the source has no way to do it.
+        """
+        if self.read_only:
+            raise ReadOnlyMedium(path=self.name)
+        if self.source.kind is SourceKind.DAX_DEVICE:
+            raise OSError(errno.EOPNOTSUPP, "a DAX device cannot give memory back")
+        writeback.punch_hole(self._fd, offset_bytes, length_bytes)
+        self.reserved = False
+
+    def sync_all(self) -> None:
+        """msync for all that anybody has stored, such as another process that maps the source.
+
+        Raises OSError.
+        """
+        with self._fence_lock:
+            writeback.msync(self._memory)
+
     def _copy(self, offset_bytes: int, length_bytes: int) -> memoryview:
         """A range of a sparse file, past the mapping; aligned, as O_DIRECT needs it."""
         copy = memoryview(mmap.mmap(-1, length_bytes))
@@ -201,10 +230,15 @@ class MappedMedium(Medium):
             case _:
                 return Durability.MSYNC
 
-    def _map(self) -> mmap.mmap:
-        flags = mmap.MAP_SHARED
+    @property
+    def map_flags(self) -> int:
+        """The flags of mmap(2) that the source is to be mapped with."""
         if self.source.kind is SourceKind.DAX_FILE and self.durability is Durability.CACHE_LINES:
-            flags = MAP_SHARED_VALIDATE | MAP_SYNC
+            return MAP_SHARED_VALIDATE | MAP_SYNC
+        return mmap.MAP_SHARED
+
+    def _map(self) -> mmap.mmap:
+        flags = self.map_flags
         protection = mmap.PROT_READ | (0 if self.read_only else mmap.PROT_WRITE)
         try:
             return mmap.mmap(self._fd, self.size_bytes, flags=flags, prot=protection)

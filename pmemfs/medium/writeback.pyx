@@ -1,8 +1,8 @@
 # cython: language_level=3
-"""The three instructions and the system call of durability that Python lacks.
+"""The instructions and system calls of a medium that Python lacks.
 
 `flush_lines` writes the cache lines of a range back to memory, `fence` waits until they are there;
-`msync` is mmap.flush() without holding the interpreter's lock. On x86-64, clwb where the processor
+`msync` is mmap.flush() without holding the interpreter's lock; `punch_hole` gives memory back. On x86-64, clwb where the processor
 has it, else clflushopt, else clflush; on arm64, dc cvac (dc cvap needs a privilege check that user
 space can't make portably). Source: Intel SDM vol. 2, "CLWB"; Arm ARM, "DC CVAC".
 """
@@ -15,6 +15,13 @@ cdef extern from *:
     #include <stddef.h>
     #include <stdint.h>
     #include <sys/mman.h>
+    #ifndef _GNU_SOURCE
+    #define _GNU_SOURCE
+    #endif
+    #include <fcntl.h>
+    #include <linux/falloc.h>
+
+    int fallocate(int, int, off_t, off_t);
 
     #define PMEMFS_LINE 64
 
@@ -63,6 +70,9 @@ cdef extern from *:
         uintptr_t line = (uintptr_t)start & ~(uintptr_t)(PMEMFS_LINE - 1);
         pmemfs_lines(line, (uintptr_t)start + length);
     }
+    static int pmemfs_punch(int fd, long long offset, long long length) {
+        return fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length);
+    }
     static int pmemfs_msync(void *start, size_t length) {
         uintptr_t page = (uintptr_t)start & ~(uintptr_t)4095;
         return msync((void *)page, (uintptr_t)start + length - page, MS_SYNC);
@@ -73,6 +83,23 @@ cdef extern from *:
     void pmemfs_flush(void *start, size_t length) nogil
     void pmemfs_fence() nogil
     int pmemfs_msync(void *start, size_t length) nogil
+    int pmemfs_punch(int fd, long long offset, long long length) nogil
+
+
+cdef void write_back(void *start, size_t length) noexcept nogil:
+    """`flush_lines` for native code."""
+    pmemfs_flush(start, length)
+
+
+cdef void wait_for_write_back() noexcept nogil:
+    """`fence` for native code."""
+    pmemfs_fence()
+
+
+cdef int synchronise(void *start, size_t length) noexcept nogil:
+    """`msync` for native code: 0, or -1 with errno."""
+    return pmemfs_msync(start, length)
+
 
 pmemfs_choose()
 INSTRUCTION = pmemfs_instruction.decode()
@@ -100,3 +127,12 @@ def msync(const unsigned char[::1] memory) -> None:
             failed = pmemfs_msync(<void *>&memory[0], length)
         if failed:
             raise OSError(errno, "msync failed")
+
+
+def punch_hole(int fd, long long offset_bytes, long long length_bytes) -> None:
+    """Give the memory behind a range of a file back; it reads as zeroes then. Raises OSError."""
+    cdef int failed
+    with nogil:
+        failed = pmemfs_punch(fd, offset_bytes, length_bytes)
+    if failed:
+        raise OSError(errno, "punching a hole failed")

@@ -9,7 +9,15 @@ from pmemfs.memmap.on_demand import OnDemandMemmap
 from pmemfs.memmap.pmem import PmemMemmap
 from pmemfs.pool import Pool
 
-__all__ = ["Access", "Memmap", "PageCounts", "PageReport", "effective_scheme", "open_memmap"]
+__all__ = [
+    "Access",
+    "Memmap",
+    "NoMemmap",
+    "PageCounts",
+    "PageReport",
+    "effective_scheme",
+    "open_memmap",
+]
 
 
 def effective_scheme(pool: Pool) -> Scheme:

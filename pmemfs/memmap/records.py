@@ -145,9 +145,14 @@ class RecordMemmap(Memmap):
         page = LAYOUT.unpack(buffer[at : at + LAYOUT.size_bytes])
         return page if page.generation == self.generation else None
 
+    @property
+    def persisted_epoch(self) -> int:
+        """What was written in this epoch or before is durable."""
+        return self._persisted_epoch
+
     def is_dirty(self, page: Page) -> bool:
         """Whether a page holds something that no fsync has covered."""
-        return bool(page.flags & _DIRTY) and page.write_epoch > self._persisted_epoch
+        return bool(page.flags & _DIRTY) and page.write_epoch > self.persisted_epoch
 
     def pfn_t(self, pfn: int) -> PfnT:
         return page_to_pfn_t(self.geometry.pfn_to_page(pfn), self.geometry)
@@ -225,7 +230,7 @@ class RecordMemmap(Memmap):
 
     def _dirty(self, current: Records) -> npt.NDArray[np.bool_]:
         is_flagged = (current["flags"] & np.uint16(_DIRTY)) != 0
-        return np.asarray(is_flagged & (current["write_epoch"] > self._persisted_epoch))
+        return np.asarray(is_flagged & (current["write_epoch"] > self.persisted_epoch))
 
     def _report(self, page: int, record: Records) -> PageReport:
         return PageReport(

@@ -9,11 +9,11 @@ from typing import Any
 
 import trio
 
-from pmemfs.fuse.engine import EngineStatistics, PythonEngine
+from pmemfs.fuse.engine import EngineStatistics
 from pmemfs.fuse.options import MountOptions
+from pmemfs.fuse.session import Session
 from pmemfs.medium.mapped import MappedMedium
-from pmemfs.memmap import Memmap, effective_scheme
-from pmemfs.mountinfo import Mount
+from pmemfs.memmap import effective_scheme
 from pmemfs.observe.pool import PoolInfo, pool_info
 from pmemfs.pool import Pool
 
@@ -28,6 +28,7 @@ class MountStatus:
     read_only: bool
     options: str
     engine: str
+    transport: str
     effective_scheme: str
     uptime_seconds: float
     io: EngineStatistics
@@ -45,17 +46,16 @@ class MountObserver:
         self,
         pool: Pool,
         medium: MappedMedium,
-        memmap: Memmap,
-        engine: PythonEngine,
-        mount: Mount,
+        session: Session,
         options: MountOptions,
         engine_name: str,
     ) -> None:
         self._pool = pool
         self._medium = medium
-        self._memmap = memmap
-        self._engine = engine
-        self._mount = mount
+        self._session = session
+        self._memmap = session.memmap
+        self._engine = session.engine
+        self._mount = session.mount
         self._options = options
         self._engine_name = engine_name
         self._started = time.monotonic()
@@ -69,6 +69,7 @@ class MountObserver:
             read_only=self._options.read_only,
             options=self._options.as_text(),
             engine=self._engine_name,
+            transport=self._session.transport,
             effective_scheme=effective_scheme(self._pool).word,
             uptime_seconds=round(time.monotonic() - self._started, 3),
             io=self._engine.statistics(),

@@ -14,7 +14,7 @@ from endtoend_tools import MIB, Session, opened
 pytestmark = pytest.mark.mount
 
 
-@pytest.fixture(scope="module", params=ENGINES)
+@pytest.fixture(scope="module", params=ENGINES, ids=str)
 def session_of_all(request: pytest.FixtureRequest) -> Iterator[tuple[Mounted, Session]]:
     """One mount for all of these tests, which none of them may end."""
     with pool_maker(request.param) as pools:

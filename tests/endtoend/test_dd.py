@@ -13,7 +13,7 @@ from endtoend_tools import MIB
 pytestmark = pytest.mark.mount
 
 
-@pytest.fixture(scope="module", params=ENGINES)
+@pytest.fixture(scope="module", params=ENGINES, ids=str)
 def mounted(request: pytest.FixtureRequest) -> Iterator[Mounted]:
     """A mount that the tests of this file share: each leaves it as usable as it was."""
     with pool_maker(request.param) as pools:

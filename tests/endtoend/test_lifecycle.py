@@ -180,7 +180,7 @@ def test_a_mount_in_the_foreground_stays_logs_and_ends_on_sigterm(pools: PoolMak
     pool = pools.create(size="16M")
     mounted = Mounted(pool, pools.mountpoint())
     daemon = subprocess.Popen(
-        [BIN / "pmemfs", "mount", "--foreground", "--engine", pools.engine, pool,
+        [BIN / "pmemfs", "mount", "--foreground", *pools.engine.options, pool,
          mounted.mountpoint], stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
@@ -238,7 +238,7 @@ def test_a_dead_mount_is_listed_and_answered_for_in_a_sentence(pools: PoolMaker)
     listed = {mount["pool"]: mount for mount in json.loads(pmemfs_ok("list", "--json"))}
     assert listed[str(alive.pool)]["state"] == "mounted"
     assert listed[str(alive.pool)]["pid"] == alive.pid
-    assert listed[str(alive.pool)]["engine"] == pools.engine
+    assert listed[str(alive.pool)]["engine"] == pools.engine.name
     assert listed[str(dead.pool)]["state"] == "no answer"
     assert "pid" not in listed[str(dead.pool)]
     lines = {line.split()[1]: line for line in pmemfs_ok("list").splitlines()}
@@ -267,7 +267,7 @@ def test_info_of_a_mount_tells_its_daemon_and_its_pool(pools: PoolMaker) -> None
     assert status == mounted.info() | {"uptime_seconds": status["uptime_seconds"]}
     assert status["pid"] == session.pid
     assert status["device"] == session.device
-    assert status["engine"] == pools.engine
+    assert status["engine"] == pools.engine.name
     assert not status["read_only"]
     assert "allow_other" in status["options"]
     assert "mode=640" in status["options"]

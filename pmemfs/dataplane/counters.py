@@ -1,0 +1,78 @@
+"""What the workers of a data plane have counted, read from the shared memory as it stands.
+
+Reading disturbs nobody: each worker alone writes its counters, in whole words. A request that is
+counted at this moment may be in one of its counters and not yet in another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pmemfs.dataplane import layouts
+from pmemfs.dataplane.layouts import LATENCY_BUCKETS, Operation
+from pmemfs.dataplane.tables import SharedMemory
+
+_HEAD_BYTES = layouts.SLOT_HEAD.size_bytes
+_COUNTS_BYTES = layouts.OPERATION_COUNTS.size_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class OperationCounters:
+    """One operation at one worker. `latencies` counts answers in `LATENCY_BUCKETS` buckets."""
+
+    answered: int
+    forwarded: int
+    failed: int
+    moved_bytes: int
+    total_ns: int
+    latencies: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerCounters:
+    """One worker."""
+
+    number: int
+    sleeps: int
+    spins: int
+    operations: dict[Operation, OperationCounters]
+
+
+def read_counters(shared: SharedMemory) -> list[WorkerCounters]:
+    """The counters of all workers."""
+    return [_worker(shared, number) for number in range(shared.worker_count)]
+
+
+def _worker(shared: SharedMemory, number: int) -> WorkerCounters:
+    start = shared.areas.slots + number * layouts.SLOT_BYTES
+    raw = shared.memory[start : start + layouts.SLOT_BYTES]
+    return WorkerCounters(
+        number=number,
+        sleeps=shared.slot_word(number, "sleeps"),
+        spins=shared.slot_word(number, "spins"),
+        operations={operation: _operation(raw, operation) for operation in Operation},
+    )
+
+
+def _operation(slot: memoryview, operation: Operation) -> OperationCounters:
+    start = _HEAD_BYTES + operation * layouts.OPERATION_BYTES
+    counts = layouts.OPERATION_COUNTS.unpack(slot[start : start + _COUNTS_BYTES])
+    latencies = np.frombuffer(slot, "<u8", LATENCY_BUCKETS, start + _COUNTS_BYTES)
+    return OperationCounters(
+        answered=counts.answered,
+        forwarded=counts.forwarded,
+        failed=counts.failed,
+        moved_bytes=counts.moved_bytes,
+        total_ns=counts.total_ns,
+        latencies=tuple(int(count) for count in latencies),
+    )
+
+
+def bucket_start_ns(bucket: int) -> int:
+    """The shortest latency that is counted in a bucket, as `bucket_of` in plane.pyx has it."""
+    if bucket == 0:
+        return 0
+    power, quarter = divmod(bucket - 1, 4)
+    return (4 + quarter) << (power + 5)

@@ -1,0 +1,212 @@
+"""What lies in the memory that the two planes share: one memfd, declared here and nowhere else.
+
+    header | worker slots | faults | inodes | presence | stretches | extent tables | page structures
+
+`structures.pxd`, which the native code is built from, is generated from these lists and from
+`media/page.py`. Invariants: all numbers are little-endian and aligned to their size, so a number of
+up to eight bytes is read and written whole; whatever two threads write lies in different lines.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from pmemfs.media.layout import Layout, stored
+from pmemfs.pfn import FRAME_BYTES, PAGE_STRUCTURE_BYTES
+from pmemfs.units import MIB, align_up
+
+CHUNK_SHIFT = 21
+"""Presence is kept for chunks of 2 MiB of the pool."""
+STRETCH_SHIFT = 10
+"""Scheme `pmem` gets memory for 1024 page structures at a time."""
+SECTION_SHIFT = 15
+"""Scheme `on-demand` makes and drops 32768 page structures at a time: 128 MiB in 4 KiB pages."""
+FRAME_OF_STRUCTURES_SHIFT = 6
+"""64 page structures fill 4 KiB, the least that memory is given back in."""
+LATENCY_BUCKETS = 120
+"""Four for each power of two nanoseconds; the first holds all below 128 ns, the last all above."""
+FAULT_RECORDS = 256
+INODE_ENTRIES = 1024
+EXTENT_ARENA_BYTES = 16 * MIB
+
+
+class Operation(enum.IntEnum):
+    """What requests are counted as."""
+
+    READ = 0
+    WRITE = 1
+    FSYNC = 2
+    SEEK = 3
+    TRIM = 4
+    OTHER = 5
+
+
+class MemmapPlace(enum.IntEnum):
+    """Where page structures are."""
+
+    NOWHERE = 0
+    POOL = 1
+    SHARED = 2
+
+
+class Presence(enum.IntEnum):
+    """Whether a chunk of the pool has memory behind each of its bytes."""
+
+    DEFAULT = 0
+    """As `reserved` in the header says of all that nobody has looked at."""
+    WHOLE = 1
+    HOLEY = 2
+    WRITTEN = 3
+    """Holey when last looked at, and written to since: it may have become whole."""
+
+
+class SectionState(enum.IntEnum):
+    """A section of page structures of the scheme `on-demand`, or a stretch of the scheme `pmem`."""
+
+    ABSENT = 0
+    LIVE = 1
+    DROPPING = 2
+    """The control plane would drop it; whoever touches it makes it LIVE again."""
+    GOING = 3
+    """It is being given back: wait until it is ABSENT."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What the data plane must know; constant but for the last two lines."""
+
+    worker_count: int = stored("<u8", "slots that exist")
+    slots_offset: int = stored("<u8", "of the worker slots", unit="bytes")
+    faults_offset: int = stored("<u8", "of the fault records", unit="bytes")
+    inodes_offset: int = stored("<u8", "of the inode entries", unit="bytes")
+    presence_offset: int = stored("<u8", "of the presence bytes, one a chunk", unit="bytes")
+    sections_offset: int = stored("<u8", "of the states of sections or stretches", unit="bytes")
+    memmap_place: int = stored("<u8", "0 no page structures, 1 in the pool, 2 in this memory")
+    memmap_offset: int = stored("<u8", "of the page structures, in pool or memory", unit="bytes")
+    page_order: int = stored("<u8", "a page is 2^order frames")
+    page_count: int = stored("<u8", "pages that have a structure")
+    first_pfn: int = stored("<u8", "of the first page")
+    generation: int = stored("<u8", "of this mount")
+    pool_bytes: int = stored("<u8", "size of the pool", unit="bytes")
+    durability: int = stored("<u8", "0 volatile, 1 cache lines, 2 msync")
+    reserved: int = stored("<u8", "1: all of the pool had memory when it was opened")
+    read_only: int = stored("<u8", "1: the pool is mapped for reading only")
+    section_shift: int = stored("<u8", "structures in a section or stretch, as a power of two")
+    unused: int = stored("V56", "zero", default=bytes(56))
+    write_epoch: int = stored("<u8", "stamps what is written now", default=1)
+    persisted_epoch: int = stored("<u8", "what was written in it or before is durable")
+    lost_errno: int = stored("<u8", "of the first write-back that failed; 0: none")
+    fault_count: int = stored("<u8", "faults since the mount; the latest are in the records")
+    ends: int = stored("<u8", "1: workers end as soon as they notice")
+    idle: int = stored("V24", "zero", default=bytes(24))
+
+
+@dataclass(frozen=True, slots=True)
+class SlotHead:
+    """The head of what one worker alone writes; counters of operations follow."""
+
+    section: int = stored("<u8", "odd while a request is served: what it reads must stay")
+    sleeps: int = stored("<u8", "times that the worker slept for want of requests")
+    spins: int = stored("<u8", "times that waiting awake found a request")
+    thread_id: int = stored("<u8", "of the worker, as the system counts; 0: not running")
+    unused: int = stored("V32", "zero", default=bytes(32))
+
+
+@dataclass(frozen=True, slots=True)
+class OperationCounts:
+    """Counters of one operation in one slot; buckets of latencies follow."""
+
+    answered: int = stored("<u8", "requests that this worker answered")
+    forwarded: int = stored("<u8", "requests that it handed to the control plane")
+    failed: int = stored("<u8", "answered with an error")
+    moved_bytes: int = stored("<u8", "read or written", unit="bytes")
+    total_ns: int = stored("<u8", "time from taking requests to answering them", unit="ns")
+    unused: int = stored("V24", "zero", default=bytes(24))
+
+
+@dataclass(frozen=True, slots=True)
+class InodeEntry:
+    """One inode whose extents are published. An entry with `inode` 0 is free."""
+
+    inode: int = stored("<u8", "number of the inode; 0: free")
+    table: int = stored("<u8", "offset of its extent table here; 0: not published", unit="bytes")
+    last_write_ns: int = stored("<u8", "of the data plane; 0: none yet", unit="ns since 1970")
+    unused: int = stored("V40", "zero", default=bytes(40))
+
+
+@dataclass(frozen=True, slots=True)
+class TableHead:
+    """The head of an extent table, which never changes once published; extents follow."""
+
+    size_bytes: int = stored("<u8", "of the file", unit="bytes")
+    extent_count: int = stored("<u8", "extents that follow, by ascending index, disjoint")
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """A run of frames of a file; what no extent covers is a hole."""
+
+    index: int = stored("<u8", "of the first frame in the file", unit="frames")
+    pfn: int = stored("<u8", "of the first frame in the pool")
+    frame_count: int = stored("<u8", "frames", unit="frames")
+    flags: int = stored("<u8", "zero")
+
+
+@dataclass(frozen=True, slots=True)
+class FaultRecord:
+    """Memory that could not be touched, and what that cost."""
+
+    pool_offset: int = stored("<u8", "of the address that faulted", unit="bytes")
+    inode: int = stored("<u8", "whose request it was")
+    error: int = stored("<u8", "errno that the request was answered with")
+    time_ns: int = stored("<u8", "when", unit="ns since 1970")
+
+
+HEADER = Layout(Header, 256)
+SLOT_HEAD = Layout(SlotHead, 64)
+OPERATION_COUNTS = Layout(OperationCounts, 64)
+INODE_ENTRY = Layout(InodeEntry, 64)
+TABLE_HEAD = Layout(TableHead, 16)
+EXTENT = Layout(Extent, 32)
+FAULT_RECORD = Layout(FaultRecord, 32)
+
+OPERATION_BYTES = OPERATION_COUNTS.size_bytes + LATENCY_BUCKETS * 8
+SLOT_BYTES = align_up(SLOT_HEAD.size_bytes + len(Operation) * OPERATION_BYTES, FRAME_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class Areas:
+    """Where everything lies in the memfd; each area starts on a frame of its own."""
+
+    slots: int
+    faults: int
+    inodes: int
+    presence: int
+    sections: int
+    tables: int
+    memmap: int
+    total: int
+
+
+def compute_areas(
+    *, worker_count: int, pool_bytes: int, page_count: int, section_shift: int, memmap_here: bool
+) -> Areas:
+    """The areas for a pool. All but the first are sparse: what isn't used takes no memory."""
+    sizes_bytes = (
+        HEADER.size_bytes,
+        worker_count * SLOT_BYTES,
+        FAULT_RECORDS * FAULT_RECORD.size_bytes,
+        INODE_ENTRIES * INODE_ENTRY.size_bytes,
+        (pool_bytes >> CHUNK_SHIFT) + 1,
+        (page_count >> section_shift) + 1,
+        EXTENT_ARENA_BYTES,
+        page_count * PAGE_STRUCTURE_BYTES if memmap_here else 0,
+    )
+    offsets = []
+    end = 0
+    for size in sizes_bytes:
+        offsets.append(end)
+        end = align_up(end + size, FRAME_BYTES)
+    slots, faults, inodes, presence, sections, tables, memmap = offsets[1:]
+    return Areas(slots, faults, inodes, presence, sections, tables, memmap, total=end)

@@ -1,0 +1,171 @@
+"""Page structures that the control plane shares with the data plane.
+
+Invariants: one page's words are touched by the atomic operations of `pages.pyx` alone, by both
+planes; scans read them as they come, so a page that changes meanwhile counts as before or as after;
+a section is dropped only if nobody touched it between two calls of `drop_idle` and a grace period.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Iterator
+
+import numpy as np
+
+from pmemfs.dataplane.layouts import MemmapPlace, SectionState
+from pmemfs.dataplane.pages import PageAccountant
+from pmemfs.dataplane.tables import Grace, SharedMemory
+from pmemfs.errors import PageReferences
+from pmemfs.media.label import Scheme
+from pmemfs.media.page import LAYOUT
+from pmemfs.medium.mapped import MappedMedium
+from pmemfs.memmap import Access, Memmap, NoMemmap, effective_scheme
+from pmemfs.memmap.records import RecordMemmap, Records
+from pmemfs.pfn import PAGE_STRUCTURE_BYTES
+from pmemfs.pool import Pool
+
+_PLACES = {
+    Scheme.PMEM: MemmapPlace.POOL,
+    Scheme.ON_DEMAND: MemmapPlace.SHARED,
+    Scheme.NONE: MemmapPlace.NOWHERE,
+}
+
+
+def memmap_place(pool: Pool) -> MemmapPlace:
+    """Where the page structures of a mount are that the planes share."""
+    return _PLACES[effective_scheme(pool)]
+
+
+def open_shared_memmap(pool: Pool, medium: MappedMedium, shared: SharedMemory) -> Memmap:
+    """As `pmemfs.memmap.open_memmap`, for a mount that the data plane serves."""
+    place = memmap_place(pool)
+    return SharedMemmap(pool, medium, shared) if place else NoMemmap()
+
+
+class SharedMemmap(RecordMemmap):
+    """Page structures in the pool, or in the shared memory in sections that come and go."""
+
+    def __init__(self, pool: Pool, medium: MappedMedium, shared: SharedMemory) -> None:
+        super().__init__(pool.page_geometry, pool.label.generation)
+        self._shared = shared
+        self._is_droppable = memmap_place(pool) is MemmapPlace.SHARED
+        size_bytes = self._page_count * PAGE_STRUCTURE_BYTES
+        if self._is_droppable:
+            at = shared.areas.memmap
+            self._buffer = shared.memory[at : at + size_bytes]
+        else:
+            self._buffer = medium.view(pool.zones.memmap.offset_bytes, size_bytes)
+        self._records = np.frombuffer(self._buffer, LAYOUT.dtype)
+        self._section_pages = 1 << shared.section_shift
+        section_count = (self._page_count >> shared.section_shift) + 1
+        at = shared.areas.sections
+        self._sections = shared.memory[at : at + section_count]
+        must_reserve = not self._is_droppable and not medium.reserved
+        fd = medium.fileno() if must_reserve else -1
+        self._accountant = PageAccountant(shared.memory, self._buffer, self._sections, fd)
+        self._dropping: tuple[Grace, list[int]] | None = None
+
+    @property
+    def persisted_epoch(self) -> int:
+        return self._shared.header_word("persisted_epoch")
+
+    def get_page(
+        self, pfn: int, access: Access = Access.PIN, mapping: int = 0, index: int = 0
+    ) -> None:
+        self.get_pages(pfn, 1, access, mapping, index)
+
+    def put_page(self, pfn: int) -> None:
+        self.put_pages(pfn, 1)
+
+    def get_pages(
+        self,
+        pfn: int,
+        pfn_count: int,
+        access: Access = Access.PIN,
+        mapping: int = 0,
+        index: int = 0,
+    ) -> None:
+        self._page_range(pfn, pfn_count)
+        error = self._accountant.get(pfn, pfn_count, access, mapping, index, time.time_ns())
+        if error == errno.EOVERFLOW:
+            raise PageReferences(pfn=pfn, why="a reference count is at the maximum")
+        if error:
+            raise OSError(error, os.strerror(error))
+
+    def put_pages(self, pfn: int, pfn_count: int) -> None:
+        self._page_range(pfn, pfn_count)
+        if not self._accountant.put(pfn, pfn_count):
+            raise PageReferences(pfn=pfn, why="nobody holds a reference on all of the range")
+
+    def clean(self, pfn: int, pfn_count: int) -> None:
+        """The content of a range is gone: no page that it covers whole is dirty any more."""
+        self._page_range(pfn, pfn_count)
+        self._accountant.clean(pfn, pfn_count)
+
+    def begin_persist(self) -> int:
+        return self._accountant.begin_persist()
+
+    def end_persist(self, epoch: int) -> None:
+        self._accountant.end_persist(epoch)
+
+    def drop_idle(self, idle_seconds: float) -> int:
+        """See the invariants: what one call finds idle is dropped by the next."""
+        if not self._is_droppable:
+            return 0
+        dropped = 0
+        deadline_ns = time.time_ns() - int(idle_seconds * 1e9)
+        if self._dropping is not None:
+            grace, sections = self._dropping
+            if not self._shared.is_over(grace):
+                return 0
+            for section in sections:
+                is_idle = self._is_idle(section, deadline_ns)
+                if self._accountant.end_drop(section, is_idle, self._shared.fd):
+                    dropped += len(self._section(section))
+        idle = [
+            section
+            for section in self._live_sections()
+            if self._is_idle(section, deadline_ns) and self._accountant.begin_drop(section)
+        ]
+        self._dropping = (self._shared.begin_grace(), idle) if idle else None
+        return dropped
+
+    def _is_idle(self, section: int, deadline_ns: int) -> bool:
+        records = self._section(section)
+        current = records[records["generation"] == self.generation]
+        return (
+            not current["refcount"].any()
+            and not self._dirty(current).any()
+            and int(current["last_access_ns"].max(initial=0)) <= deadline_ns
+        )
+
+    def _section(self, section: int) -> Records:
+        start = section * self._section_pages
+        return self._records[start : start + self._section_pages]
+
+    def _live_sections(self) -> Iterator[int]:
+        states = bytes(self._sections)
+        for state in (SectionState.LIVE, SectionState.DROPPING):
+            section = states.find(state)
+            while section >= 0:
+                yield section
+                section = states.find(state, section + 1)
+
+    def _locate(self, page: int) -> tuple[memoryview, int]:
+        self._enter(page, 1)
+        return self._buffer, page * PAGE_STRUCTURE_BYTES
+
+    def _slices(self, first_page: int, page_count: int) -> list[Records]:
+        self._enter(first_page, page_count)
+        return [self._records[first_page : first_page + page_count]]
+
+    def _touched(self) -> Iterator[tuple[int, Records]]:
+        for section in sorted(self._live_sections()):
+            yield section * self._section_pages, self._section(section)
+
+    def _enter(self, page: int, page_count: int) -> None:
+        error = self._accountant.enter(page, page_count)
+        if error:
+            raise OSError(error, os.strerror(error))

@@ -1,0 +1,86 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""Memory that may not be there: run a function, and survive the SIGBUS of a touch in it.
+
+Poison, a truncated file and a full file system under a hole are all SIGBUS. Invariants: a guarded
+function holds no lock and owns nothing when it touches such memory that its caller couldn't put
+right; guards don't nest; a SIGBUS outside of a guard kills, as it should.
+Source: sigaction(2), sigsetjmp(3); the mask is not saved, so the handler leaves it alone.
+"""
+
+from libc.stddef cimport size_t
+from libc.stdint cimport uint64_t
+
+cdef extern from * nogil:
+    """
+    #include <setjmp.h>
+    #include <signal.h>
+    #include <stddef.h>
+    #include <string.h>
+
+    static __thread sigjmp_buf pmemfs_way_out;
+    static __thread volatile sig_atomic_t pmemfs_guarded;
+    static __thread void *volatile pmemfs_fault;
+
+    static void pmemfs_on_fault(int number, siginfo_t *info, void *context) {
+        (void)context;
+        if (!pmemfs_guarded) {
+            signal(number, SIG_DFL);  /* The touch is repeated, and kills. */
+            return;
+        }
+        pmemfs_guarded = 0;
+        pmemfs_fault = info->si_addr;
+        siglongjmp(pmemfs_way_out, 1);
+    }
+
+    static int pmemfs_catch_faults(void) {
+        struct sigaction action;
+        memset(&action, 0, sizeof action);
+        action.sa_sigaction = pmemfs_on_fault;
+        action.sa_flags = SA_SIGINFO | SA_NODEFER;
+        return sigaction(SIGBUS, &action, NULL);
+    }
+
+    __attribute__((noinline))
+    static int pmemfs_run_guarded(void (*function)(void *), void *argument) {
+        if (sigsetjmp(pmemfs_way_out, 0)) return 0;
+        pmemfs_guarded = 1;
+        function(argument);
+        pmemfs_guarded = 0;
+        return 1;
+    }
+
+    static size_t pmemfs_fault_address(void) { return (size_t)pmemfs_fault; }
+    """
+    int pmemfs_catch_faults()
+    bint pmemfs_run_guarded(guarded_t function, void *argument)
+    size_t pmemfs_fault_address()
+
+
+cdef bint run_guarded(guarded_t function, void *argument) noexcept nogil:
+    """Whether `function(argument)` came to its end; if not, see `fault_address`."""
+    return pmemfs_run_guarded(function, argument)
+
+
+cdef size_t fault_address() noexcept nogil:
+    """The address whose touch ended this thread's latest guarded function."""
+    return pmemfs_fault_address()
+
+
+cdef int catch_faults() noexcept nogil:
+    """Make guards work in this process; 0, or -1 with errno."""
+    return pmemfs_catch_faults()
+
+
+def load_word(const unsigned char[::1] buffer not None, size_t offset) -> int:
+    """A word that another process may be writing; `offset` in bytes, a multiple of eight."""
+    if offset % 8 or offset + 8 > <size_t>buffer.shape[0]:
+        raise IndexError(offset)
+    return load(<const uint64_t *>&buffer[offset])
+
+
+def store_word(unsigned char[::1] buffer not None, size_t offset, uint64_t value) -> None:
+    """Write a word that another process may be reading, before anything that is read later."""
+    if offset % 8 or offset + 8 > <size_t>buffer.shape[0]:
+        raise IndexError(offset)
+    store(<uint64_t *>&buffer[offset], value)
+    full_fence()

@@ -1,0 +1,48 @@
+# What all workers of a data plane share, and what belongs to one of them.
+
+from libc.stddef cimport size_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+
+from pmemfs.dataplane.pages cimport memmap_t, pages_t
+from pmemfs.dataplane.structures cimport counts_t, extent_t, header_t, inode_t, slot_t, table_t
+
+cdef struct plane_t:
+    uint8_t *shared
+    size_t shared_bytes
+    uint8_t *pool
+    size_t pool_bytes
+    int pool_fd
+    header_t *header
+    inode_t *inodes
+    uint8_t *presence
+    memmap_t memmap
+    int fuse_fd
+    # Where requests are handed to: pyfuse3, the operations that it lacks, the thread that syncs.
+    int forward_fd
+    int extra_fd
+    int sync_fd
+    uint32_t max_write
+
+cdef struct worker_t:
+    plane_t *plane
+    slot_t *slot
+    uint64_t now_ns
+
+cdef struct piece_t:
+    uint64_t pool_offset
+    uint64_t length
+    bint is_hole
+
+cdef int attach(plane_t *plane, int shared_fd, int pool_fd, int map_flags) noexcept nogil
+cdef slot_t *slot_of(plane_t *plane, int number) noexcept nogil
+cdef inode_t *find_inode(plane_t *plane, uint64_t inode) noexcept nogil
+cdef table_t *table_of(plane_t *plane, inode_t *entry) noexcept nogil
+cdef piece_t piece_at(table_t *table, uint64_t offset, uint64_t length) noexcept nogil
+cdef bint is_whole(plane_t *plane, uint64_t pool_offset, uint64_t length) noexcept nogil
+cdef void note_written(plane_t *plane, uint64_t pool_offset, uint64_t length) noexcept nogil
+cdef void begin_section(slot_t *slot) noexcept nogil
+cdef void end_section(slot_t *slot) noexcept nogil
+cdef void count_request(slot_t *slot, int operation, bint is_answered, bint has_failed,
+                        uint64_t moved_bytes, uint64_t took_ns) noexcept nogil
+cdef void record_fault(plane_t *plane, uint64_t pool_offset, uint64_t inode, int error,
+                       uint64_t now) noexcept nogil

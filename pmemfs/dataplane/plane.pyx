@@ -1,0 +1,180 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""The shared memory as the data plane reads it: extents, presence, counters.
+
+The protocol stands at the head of `tables.py`, which is the writer.
+"""
+
+from libc.errno cimport errno
+from libc.stddef cimport size_t
+from libc.stdint cimport uint8_t, uint64_t
+from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap
+from posix.stat cimport fstat, struct_stat
+
+from pmemfs.dataplane cimport memory
+from pmemfs.dataplane.memory cimport load, load_8, peek, put, store, store_8
+from pmemfs.dataplane.structures cimport *
+
+
+cdef int attach(plane_t *plane, int shared_fd, int pool_fd, int map_flags) noexcept nogil:
+    """Map the shared memory and the pool; 0 or errno."""
+    cdef struct_stat status
+    cdef void *mapped
+    if fstat(shared_fd, &status):
+        return errno
+    plane.shared_bytes = <size_t>status.st_size
+    mapped = mmap(NULL, plane.shared_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, shared_fd, 0)
+    if mapped == MAP_FAILED:
+        return errno
+    plane.shared = <uint8_t *>mapped
+    plane.header = <header_t *>mapped
+    plane.inodes = <inode_t *>(plane.shared + plane.header.inodes_offset)
+    plane.presence = plane.shared + plane.header.presence_offset
+    plane.pool_fd = pool_fd
+    plane.pool_bytes = plane.header.pool_bytes
+    mapped = mmap(NULL, plane.pool_bytes,
+                  PROT_READ if plane.header.read_only else PROT_READ | PROT_WRITE,
+                  map_flags, pool_fd, 0)
+    if mapped == MAP_FAILED:
+        return errno
+    plane.pool = <uint8_t *>mapped
+    plane.memmap.header = plane.header
+    plane.memmap.sections = plane.shared + plane.header.sections_offset
+    plane.memmap.pool_fd = pool_fd
+    plane.memmap.must_reserve = (plane.header.memmap_place == MEMMAP_POOL
+                                 and not plane.header.reserved)
+    plane.memmap.pages = NULL
+    if plane.header.memmap_place == MEMMAP_POOL:
+        plane.memmap.pages = <page_t *>(plane.pool + plane.header.memmap_offset)
+    elif plane.header.memmap_place == MEMMAP_SHARED:
+        plane.memmap.pages = <page_t *>(plane.shared + plane.header.memmap_offset)
+    return 0
+
+
+cdef slot_t *slot_of(plane_t *plane, int number) noexcept nogil:
+    """What worker `number` alone writes."""
+    return <slot_t *>(plane.shared + plane.header.slots_offset + <size_t>number * SLOT_BYTES)
+
+
+cdef inode_t *find_inode(plane_t *plane, uint64_t inode) noexcept nogil:
+    """The entry of an inode, or NULL. Open addressing: the control plane never closes a gap."""
+    cdef uint64_t position = inode % INODE_ENTRIES
+    cdef uint64_t step, found
+    for step in range(INODE_ENTRIES):
+        found = load(&plane.inodes[position].inode)
+        if found == inode:
+            return &plane.inodes[position]
+        if not found:
+            return NULL
+        position = (position + 1) % INODE_ENTRIES
+    return NULL
+
+
+cdef table_t *table_of(plane_t *plane, inode_t *entry) noexcept nogil:
+    """The published extents of an inode, or NULL; valid until the worker's section ends."""
+    cdef uint64_t offset = load(&entry.table)
+    return <table_t *>(plane.shared + offset) if offset else NULL
+
+
+cdef piece_t piece_at(table_t *table, uint64_t offset, uint64_t length) noexcept nogil:
+    """The longest piece from `offset` that is one run of the pool, or one hole."""
+    cdef extent_t *extents = <extent_t *>(<uint8_t *>table + sizeof(table_t))
+    cdef uint64_t frame = offset >> FRAME_SHIFT
+    cdef uint64_t low = 0
+    cdef uint64_t high = table.extent_count
+    cdef uint64_t middle, start, end
+    cdef piece_t piece
+    while low < high:
+        middle = (low + high) // 2
+        if extents[middle].index + extents[middle].frame_count <= frame:
+            low = middle + 1
+        else:
+            high = middle
+    piece.is_hole = low == table.extent_count or extents[low].index > frame
+    if not piece.is_hole:
+        start = extents[low].index << FRAME_SHIFT
+        end = start + (extents[low].frame_count << FRAME_SHIFT)
+        piece.pool_offset = (extents[low].pfn << FRAME_SHIFT) + (offset - start)
+    else:
+        end = extents[low].index << FRAME_SHIFT if low < table.extent_count else table.size_bytes
+        piece.pool_offset = 0
+    piece.length = min(length, end - offset)
+    return piece
+
+
+cdef bint is_whole(plane_t *plane, uint64_t pool_offset, uint64_t length) noexcept nogil:
+    """Whether a range of the pool is known to have memory everywhere."""
+    cdef uint64_t chunk
+    cdef uint8_t presence
+    for chunk in range(pool_offset >> CHUNK_SHIFT,
+                       ((pool_offset + length - 1) >> CHUNK_SHIFT) + 1):
+        presence = load_8(&plane.presence[chunk])
+        if presence != PRESENCE_WHOLE and (presence != PRESENCE_DEFAULT
+                                           or not plane.header.reserved):
+            return False
+    return True
+
+
+cdef void note_written(plane_t *plane, uint64_t pool_offset, uint64_t length) noexcept nogil:
+    """A range that may have had holes was written to."""
+    cdef uint64_t chunk
+    cdef uint8_t *presence
+    for chunk in range(pool_offset >> CHUNK_SHIFT,
+                       ((pool_offset + length - 1) >> CHUNK_SHIFT) + 1):
+        presence = &plane.presence[chunk]
+        if load_8(presence) != PRESENCE_WRITTEN and load_8(presence) != PRESENCE_WHOLE:
+            store_8(presence, PRESENCE_WRITTEN)
+
+
+cdef void begin_section(slot_t *slot) noexcept nogil:
+    """From here on, what this worker reads of the tables stays as it is."""
+    put(&slot.section, slot.section + 1)
+    memory.full_fence()
+
+
+cdef void end_section(slot_t *slot) noexcept nogil:
+    """This worker holds nothing of the tables any more."""
+    store(&slot.section, slot.section + 1)
+
+
+cdef inline int bucket_of(uint64_t ns) noexcept nogil:
+    """Four buckets for each power of two; see `LATENCY_BUCKETS`."""
+    cdef int power
+    if ns < 128:
+        return 0
+    power = 63 - __builtin_clzll(ns)
+    return min(<int>((power - 7) * 4 + ((ns >> (power - 2)) & 3) + 1), LATENCY_BUCKETS - 1)
+
+
+cdef extern from *:
+    int __builtin_clzll(unsigned long long value) noexcept nogil
+
+
+cdef void count_request(slot_t *slot, int operation, bint is_answered, bint has_failed,
+                        uint64_t moved_bytes, uint64_t took_ns) noexcept nogil:
+    """Account one request. The slot has one writer, so plain words will do."""
+    cdef uint8_t *at = <uint8_t *>slot + sizeof(slot_t) + operation * OPERATION_BYTES
+    cdef counts_t *counts = <counts_t *>at
+    cdef uint64_t *buckets = <uint64_t *>(at + sizeof(counts_t))
+    if not is_answered:
+        put(&counts.forwarded, counts.forwarded + 1)
+        return
+    put(&counts.answered, counts.answered + 1)
+    if has_failed:
+        put(&counts.failed, counts.failed + 1)
+    if moved_bytes:
+        put(&counts.moved_bytes, counts.moved_bytes + moved_bytes)
+    put(&counts.total_ns, counts.total_ns + took_ns)
+    buckets += bucket_of(took_ns)
+    put(buckets, buckets[0] + 1)
+
+
+cdef void record_fault(plane_t *plane, uint64_t pool_offset, uint64_t inode, int error,
+                       uint64_t now) noexcept nogil:
+    """Leave a record of memory that could not be touched, for the control plane to report."""
+    cdef uint64_t number = memory.add(&plane.header.fault_count, 1)
+    cdef fault_t *record = <fault_t *>(plane.shared + plane.header.faults_offset
+                                       + (number % FAULT_RECORDS) * sizeof(fault_t))
+    put(&record.pool_offset, pool_offset)
+    put(&record.inode, inode)
+    put(&record.error, <uint64_t>error)
+    store(&record.time_ns, now)

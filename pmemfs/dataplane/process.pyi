@@ -1,0 +1,15 @@
+def run(
+    fuse_fd: int,
+    shared_fd: int,
+    pool_fd: int,
+    forward_fd: int,
+    extra_fd: int,
+    *,
+    map_flags: int,
+    max_write: int,
+    max_background: int,
+    queue_count: int,
+    depth: int,
+    reader_count: int,
+    pinned: bool,
+) -> int: ...

@@ -1,0 +1,142 @@
+# The kernel's protocol: from linux/fuse.h, and what the oldest header that we build with lacks.
+# Source: include/uapi/linux/fuse.h of Linux 6.18.
+
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+cdef extern from "linux/fuse.h" nogil:
+    cdef struct fuse_in_header:
+        uint32_t len
+        uint32_t opcode
+        uint64_t unique
+        uint64_t nodeid
+        uint32_t uid
+        uint32_t gid
+        uint32_t pid
+
+    cdef struct fuse_out_header:
+        uint32_t len
+        int32_t error
+        uint64_t unique
+
+    cdef struct fuse_init_in:
+        uint32_t major
+        uint32_t minor
+        uint32_t max_readahead
+        uint32_t flags
+        uint32_t flags2
+
+    cdef struct fuse_init_out:
+        uint32_t major
+        uint32_t minor
+        uint32_t max_readahead
+        uint32_t flags
+        uint16_t max_background
+        uint16_t congestion_threshold
+        uint32_t max_write
+        uint16_t max_pages
+        uint32_t flags2
+
+    cdef struct fuse_open_out:
+        uint64_t fh
+        uint32_t open_flags
+
+    cdef struct fuse_read_in:
+        uint64_t fh
+        uint64_t offset
+        uint32_t size
+
+    cdef struct fuse_write_in:
+        uint64_t fh
+        uint64_t offset
+        uint32_t size
+
+    cdef struct fuse_write_out:
+        uint32_t size
+
+    cdef struct fuse_lseek_in:
+        uint64_t fh
+        uint64_t offset
+        uint32_t whence
+
+    cdef struct fuse_lseek_out:
+        uint64_t offset
+
+    enum:
+        FUSE_FORGET
+        FUSE_OPEN
+        FUSE_READ
+        FUSE_WRITE
+        FUSE_FSYNC
+        FUSE_FLUSH
+        FUSE_INIT
+        FUSE_CREATE
+        FUSE_INTERRUPT
+        FUSE_DESTROY
+        FUSE_BATCH_FORGET
+        FUSE_FALLOCATE
+        FUSE_LSEEK
+        FUSE_COPY_FILE_RANGE
+        FUSE_SYNCFS
+        FUSE_ASYNC_DIO
+        FUSE_MAX_PAGES
+        FUSE_INIT_EXT
+        FOPEN_DIRECT_IO
+        FOPEN_NOFLUSH
+        FOPEN_PARALLEL_DIRECT_WRITES
+
+cdef extern from * nogil:
+    """
+    #include <linux/fuse.h>
+    #include <linux/ioctl.h>
+    #include <stdint.h>
+
+    #define PMEMFS_COPY_FILE_RANGE_64 53
+    #define PMEMFS_DEV_IOC_CLONE _IOR(229, 0, uint32_t)
+    /* Bits 36 and 41 of the flags of INIT, as bits of flags2. */
+    #define PMEMFS_DIRECT_IO_ALLOW_MMAP (1u << (36 - 32))
+    #define PMEMFS_OVER_IO_URING (1u << (41 - 32))
+    #define PMEMFS_URING_REGISTER 1
+    #define PMEMFS_URING_COMMIT_AND_FETCH 2
+
+    struct pmemfs_uring_entry {
+        uint64_t flags;
+        uint64_t commit_id;
+        uint32_t payload_sz;
+        uint32_t padding;
+        uint64_t reserved;
+    };
+    struct pmemfs_uring_header {
+        char in_out[128];
+        char op_in[128];
+        struct pmemfs_uring_entry entry;
+    };
+    struct pmemfs_uring_command {
+        uint64_t flags;
+        uint64_t commit_id;
+        uint16_t qid;
+        uint8_t padding[6];
+    };
+    """
+    cdef struct uring_entry_t "pmemfs_uring_entry":
+        uint64_t flags
+        uint64_t commit_id
+        uint32_t payload_sz
+
+    cdef struct uring_header_t "pmemfs_uring_header":
+        char in_out[128]
+        char op_in[128]
+        uring_entry_t entry
+
+    cdef struct uring_command_t "pmemfs_uring_command":
+        uint64_t flags
+        uint64_t commit_id
+        uint16_t qid
+
+    enum:
+        ENTRY_OUT_BYTES "sizeof(struct fuse_entry_out)"
+        COPY_FILE_RANGE_64 "PMEMFS_COPY_FILE_RANGE_64"
+        URING_REGISTER "PMEMFS_URING_REGISTER"
+        URING_COMMIT_AND_FETCH "PMEMFS_URING_COMMIT_AND_FETCH"
+    const unsigned long DEV_IOC_CLONE "PMEMFS_DEV_IOC_CLONE"
+    const uint32_t DIRECT_IO_ALLOW_MMAP "PMEMFS_DIRECT_IO_ALLOW_MMAP"
+    const uint32_t OVER_IO_URING "PMEMFS_OVER_IO_URING"

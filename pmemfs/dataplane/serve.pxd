@@ -1,0 +1,42 @@
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+from pmemfs.dataplane.pages cimport pages_t
+from pmemfs.dataplane.plane cimport plane_t, worker_t
+from pmemfs.dataplane.protocol cimport fuse_in_header
+from pmemfs.dataplane.structures cimport table_t
+
+cdef enum verdict_t:
+    ANSWER
+    FORWARD
+    FORWARD_EXTRA
+    SYNC
+    DROP
+
+cdef struct request_t:
+    # What came in.
+    const fuse_in_header *head
+    const uint8_t *operation
+    uint32_t operation_bytes
+    const uint8_t *payload
+    uint32_t payload_bytes
+    # Where an answer may be written.
+    uint8_t *answer
+    uint32_t answer_room
+    bint may_point
+    # The answer: `answer_bytes` in `answer`, or at `pointed` in the pool.
+    int error
+    uint32_t answer_bytes
+    const uint8_t *pointed
+    uint64_t moved_bytes
+    # What is held while memory is touched.
+    worker_t *worker
+    table_t *table
+    pages_t held
+    bint is_write
+
+cdef verdict_t serve(worker_t *worker, request_t *request) noexcept nogil
+cdef void release(worker_t *worker, request_t *request) noexcept nogil
+cdef void fail_pointed(worker_t *worker, request_t *request) noexcept nogil
+cdef void account(worker_t *worker, request_t *request, verdict_t verdict,
+                  uint64_t since_ns) noexcept nogil
+cdef int finish_sync(plane_t *plane, uint64_t epoch, int error) noexcept nogil

@@ -1,0 +1,388 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""What the data plane answers: a request in, an answer or a verdict out, whatever the transport.
+
+The rule: an answer is given only where the published tables prove it. READ and WRITE inside extents,
+holes as zeroes, LSEEK, FSYNC. All else is forwarded. Invariants:
+- a request is what the kernel or a crafted peer says: every length is checked before it is used;
+- pages are held from before the first byte moves until after the last;
+- a write is flushed and fenced before it is answered where cache lines make it durable, since a
+  fence orders the write-backs of its own processor only, and the fsync may come to another one;
+- a touch that faults costs the one request: EIO, or ENOSPC where a hole found no memory.
+"""
+
+from libc.errno cimport EINTR, EINVAL, EIO, ENOSPC, ENXIO, EROFS, errno
+from libc.stddef cimport size_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+from posix.types cimport off_t
+from posix.unistd cimport SEEK_SET, lseek, pread, pwrite
+
+from pmemfs.dataplane cimport memory
+from pmemfs.dataplane.memory cimport fault_address, load, peek, put, run_guarded
+from pmemfs.dataplane.pages cimport get_pages, put_pages, raise_persisted
+from pmemfs.dataplane.plane cimport (
+    begin_section,
+    count_request,
+    end_section,
+    find_inode,
+    is_whole,
+    note_written,
+    piece_at,
+    piece_t,
+    plane_t,
+    record_fault,
+    table_of,
+    worker_t,
+)
+from pmemfs.dataplane.protocol cimport *
+from pmemfs.dataplane.structures cimport *
+from pmemfs.medium.writeback cimport wait_for_write_back, write_back
+
+cdef extern from "unistd.h" nogil:
+    enum:
+        SEEK_DATA
+        SEEK_HOLE
+
+
+cdef verdict_t serve(worker_t *worker, request_t *request) noexcept nogil:
+    """Answer a request, or say what is to become of it. `release` must follow an ANSWER."""
+    cdef uint32_t opcode = request.head.opcode
+    cdef verdict_t verdict
+    request.worker = worker
+    request.error = 0
+    request.answer_bytes = 0
+    request.pointed = NULL
+    request.moved_bytes = 0
+    request.held.count = 0
+    if opcode == FUSE_READ or opcode == FUSE_WRITE or opcode == FUSE_LSEEK:
+        begin_section(worker.slot)
+        if opcode == FUSE_READ:
+            verdict = serve_read(worker, request)
+        elif opcode == FUSE_WRITE:
+            verdict = serve_write(worker, request)
+        else:
+            verdict = serve_seek(worker, request)
+        if request.pointed == NULL:
+            end_section(worker.slot)
+        return verdict
+    if opcode == FUSE_FSYNC or opcode == FUSE_SYNCFS:
+        return serve_sync(worker, request)
+    if opcode == FUSE_FLUSH:
+        return ANSWER
+    if opcode == FUSE_INTERRUPT:
+        # No answer is due, and nothing that we do can be interrupted.
+        return DROP
+    if (opcode == FUSE_FALLOCATE or opcode == FUSE_COPY_FILE_RANGE
+            or opcode == COPY_FILE_RANGE_64):
+        return FORWARD_EXTRA
+    return FORWARD
+
+
+cdef void release(worker_t *worker, request_t *request) noexcept nogil:
+    """Let go of the memory that an answer pointed at."""
+    if request.pointed == NULL:
+        return
+    request.pointed = NULL
+    drop_pages(worker, request)
+    end_section(worker.slot)
+
+
+cdef void fail_pointed(worker_t *worker, request_t *request) noexcept nogil:
+    """The kernel could not read what the answer pointed at: it faults."""
+    cdef uint64_t offset = <uint64_t>(request.pointed - worker.plane.pool)
+    release(worker, request)
+    request.error = EIO
+    request.answer_bytes = 0
+    request.moved_bytes = 0
+    record_fault(worker.plane, offset, request.head.nodeid, EIO, worker.now_ns)
+
+
+cdef void account(worker_t *worker, request_t *request, verdict_t verdict,
+                  uint64_t since_ns) noexcept nogil:
+    """Count a request that was served, at `worker.now_ns`."""
+    cdef uint32_t opcode = request.head.opcode
+    cdef int operation = OPERATION_OTHER
+    if opcode == FUSE_READ:
+        operation = OPERATION_READ
+    elif opcode == FUSE_WRITE:
+        operation = OPERATION_WRITE
+    elif opcode == FUSE_FSYNC or opcode == FUSE_SYNCFS:
+        operation = OPERATION_FSYNC
+    elif opcode == FUSE_LSEEK:
+        operation = OPERATION_SEEK
+    elif opcode == FUSE_FALLOCATE:
+        operation = OPERATION_TRIM
+    count_request(worker.slot, operation, verdict == ANSWER or verdict == SYNC,
+                  request.error != 0, request.moved_bytes, worker.now_ns - since_ns)
+
+
+cdef inline verdict_t refuse(request_t *request, int error) noexcept nogil:
+    request.error = error
+    request.answer_bytes = 0
+    return ANSWER
+
+
+cdef verdict_t serve_read(worker_t *worker, request_t *request) noexcept nogil:
+    cdef const fuse_read_in *wanted = <const fuse_read_in *>request.operation
+    cdef inode_t *entry = find_inode(worker.plane, request.head.nodeid)
+    cdef table_t *table = table_of(worker.plane, entry) if entry != NULL else NULL
+    if request.operation_bytes < sizeof(fuse_read_in) or wanted.size > request.answer_room:
+        return refuse(request, EINVAL)
+    if table == NULL:
+        return FORWARD
+    if wanted.offset >= table.size_bytes:
+        return ANSWER
+    request.table = table
+    request.is_write = False
+    request.answer_bytes = <uint32_t>min(<uint64_t>wanted.size, table.size_bytes - wanted.offset)
+    if run_guarded(read_guarded, request):
+        if not request.error:
+            request.moved_bytes = request.answer_bytes
+        return ANSWER
+    return fail_fault(worker, request)
+
+
+cdef void read_guarded(void *argument) noexcept nogil:
+    cdef request_t *request = <request_t *>argument
+    cdef plane_t *plane = request.worker.plane
+    cdef const fuse_read_in *wanted = <const fuse_read_in *>request.operation
+    cdef uint64_t done = 0
+    cdef piece_t piece
+    while done < request.answer_bytes:
+        piece = piece_at(request.table, wanted.offset + done, request.answer_bytes - done)
+        if piece.is_hole:
+            memset(request.answer + done, 0, piece.length)
+        elif not read_piece(request, piece, wanted.offset + done, request.answer + done):
+            return
+        done += piece.length
+
+
+cdef bint read_piece(request_t *request, piece_t piece, uint64_t offset,
+                     uint8_t *into) noexcept nogil:
+    cdef plane_t *plane = request.worker.plane
+    cdef bint whole = is_whole(plane, piece.pool_offset, piece.length)
+    if not whole and is_unused(plane, piece.pool_offset, piece.length):
+        # Nothing is there: no page to hold, and none to make room for.
+        memset(into, 0, piece.length)
+        return True
+    if not hold_pages(request, piece, offset, ACCESS_READ):
+        return False
+    if not whole:
+        request.error = read_pool(plane, into, piece.length, piece.pool_offset)
+    elif request.may_point and piece.length == request.answer_bytes:
+        request.pointed = plane.pool + piece.pool_offset
+        return True
+    else:
+        memcpy(into, plane.pool + piece.pool_offset, piece.length)
+    drop_pages(request.worker, request)
+    return not request.error
+
+
+cdef verdict_t serve_write(worker_t *worker, request_t *request) noexcept nogil:
+    cdef const fuse_write_in *wanted = <const fuse_write_in *>request.operation
+    cdef inode_t *entry = find_inode(worker.plane, request.head.nodeid)
+    cdef table_t *table = table_of(worker.plane, entry) if entry != NULL else NULL
+    cdef uint64_t done = 0
+    cdef piece_t piece
+    if request.operation_bytes < sizeof(fuse_write_in) or wanted.size > request.payload_bytes:
+        return refuse(request, EINVAL)
+    if worker.plane.header.read_only:
+        return refuse(request, EROFS)
+    if (table == NULL or wanted.size == 0 or wanted.offset >= table.size_bytes
+            or wanted.size > table.size_bytes - wanted.offset):
+        return FORWARD
+    while done < wanted.size:
+        piece = piece_at(table, wanted.offset + done, wanted.size - done)
+        if piece.is_hole:
+            return FORWARD
+        done += piece.length
+    request.table = table
+    request.is_write = True
+    if not run_guarded(write_guarded, request):
+        return fail_fault(worker, request)
+    if request.error:
+        return ANSWER
+    put(&entry.last_write_ns, worker.now_ns)
+    (<fuse_write_out *>request.answer).size = wanted.size
+    request.answer_bytes = 8
+    request.moved_bytes = wanted.size
+    return ANSWER
+
+
+cdef void write_guarded(void *argument) noexcept nogil:
+    cdef request_t *request = <request_t *>argument
+    cdef plane_t *plane = request.worker.plane
+    cdef const fuse_write_in *wanted = <const fuse_write_in *>request.operation
+    cdef uint64_t done = 0
+    cdef piece_t piece
+    while done < wanted.size:
+        piece = piece_at(request.table, wanted.offset + done, wanted.size - done)
+        if not write_piece(request, piece, wanted.offset + done, request.payload + done):
+            return
+        done += piece.length
+
+
+cdef bint write_piece(request_t *request, piece_t piece, uint64_t offset,
+                      const uint8_t *data) noexcept nogil:
+    cdef plane_t *plane = request.worker.plane
+    cdef bint whole = is_whole(plane, piece.pool_offset, piece.length)
+    cdef uint8_t *into = plane.pool + piece.pool_offset
+    if not hold_pages(request, piece, offset, ACCESS_WRITE):
+        return False
+    if plane.header.durability == DURABILITY_CACHE_LINES:
+        # Through the mapping always: only there MAP_SYNC holds for blocks that are new.
+        memcpy(into, data, piece.length)
+        write_back(into, piece.length)
+        wait_for_write_back()
+    elif whole:
+        memcpy(into, data, piece.length)
+    else:
+        request.error = write_pool(plane, data, piece.length, piece.pool_offset)
+    if not whole:
+        note_written(plane, piece.pool_offset, piece.length)
+    drop_pages(request.worker, request)
+    return not request.error
+
+
+cdef inline bint hold_pages(request_t *request, piece_t piece, uint64_t offset,
+                            int access) noexcept nogil:
+    cdef plane_t *plane = request.worker.plane
+    cdef uint64_t pfn = piece.pool_offset >> FRAME_SHIFT
+    cdef uint64_t last = (piece.pool_offset + piece.length - 1) >> FRAME_SHIFT
+    if plane.header.memmap_place == MEMMAP_NOWHERE:
+        return True
+    request.error = get_pages(&plane.memmap, &request.held, pfn, last - pfn + 1, access,
+                              request.head.nodeid,
+                              offset >> (FRAME_SHIFT + plane.header.page_order),
+                              request.worker.now_ns)
+    return not request.error
+
+
+cdef inline void drop_pages(worker_t *worker, request_t *request) noexcept nogil:
+    if request.held.count:
+        put_pages(&worker.plane.memmap, &request.held, request.is_write)
+
+
+cdef verdict_t fail_fault(worker_t *worker, request_t *request) noexcept nogil:
+    """A touch of the pool, or of its page structures, ended in a fault."""
+    cdef plane_t *plane = worker.plane
+    cdef uint64_t offset = <uint64_t>(fault_address() - <size_t>plane.pool)
+    cdef int error = EIO
+    if offset < plane.pool_bytes and request.is_write and not is_whole(plane, offset, 1):
+        error = ENOSPC
+    record_fault(plane, offset, request.head.nodeid, error, worker.now_ns)
+    request.pointed = NULL
+    request.moved_bytes = 0
+    # If the page structures are what faults, this is interrupted too, and there is no more to do.
+    run_guarded(drop_guarded, request)
+    return refuse(request, error)
+
+
+cdef void drop_guarded(void *argument) noexcept nogil:
+    cdef request_t *request = <request_t *>argument
+    drop_pages(request.worker, request)
+
+
+cdef verdict_t serve_seek(worker_t *worker, request_t *request) noexcept nogil:
+    cdef const fuse_lseek_in *wanted = <const fuse_lseek_in *>request.operation
+    cdef inode_t *entry = find_inode(worker.plane, request.head.nodeid)
+    cdef table_t *table = table_of(worker.plane, entry) if entry != NULL else NULL
+    cdef uint64_t position
+    cdef bint for_data
+    if request.operation_bytes < sizeof(fuse_lseek_in):
+        return refuse(request, EINVAL)
+    if table == NULL or (wanted.whence != SEEK_DATA and wanted.whence != SEEK_HOLE):
+        return FORWARD
+    if wanted.offset >= table.size_bytes:
+        return refuse(request, ENXIO)
+    for_data = wanted.whence == SEEK_DATA
+    position = seek(worker.plane, table, wanted.offset, for_data)
+    if for_data and position >= table.size_bytes:
+        return refuse(request, ENXIO)
+    (<fuse_lseek_out *>request.answer).offset = min(position, table.size_bytes)
+    request.answer_bytes = sizeof(fuse_lseek_out)
+    return ANSWER
+
+
+cdef uint64_t seek(plane_t *plane, table_t *table, uint64_t position,
+                   bint for_data) noexcept nogil:
+    """The first data or hole from a position; the size of the file where there is none."""
+    cdef piece_t piece
+    cdef off_t found
+    while position < table.size_bytes:
+        piece = piece_at(table, position, table.size_bytes - position)
+        if piece.is_hole:
+            if not for_data:
+                return position
+        else:
+            found = lseek(plane.pool_fd, <off_t>piece.pool_offset,
+                          SEEK_DATA if for_data else SEEK_HOLE)
+            if found < 0:
+                # ENXIO: a hole up to the end. Else nobody knows holes here, and all is data.
+                found = <off_t>piece.pool_offset
+                if (errno == ENXIO) == for_data:
+                    found += <off_t>piece.length
+            if <uint64_t>found < piece.pool_offset + piece.length:
+                return position + (<uint64_t>found - piece.pool_offset)
+        position += piece.length
+    return position
+
+
+cdef verdict_t serve_sync(worker_t *worker, request_t *request) noexcept nogil:
+    cdef header_t *header = worker.plane.header
+    if load(&header.lost_errno):
+        return refuse(request, <int>load(&header.lost_errno))
+    if header.durability == DURABILITY_MSYNC and not header.read_only:
+        return SYNC
+    # Each write was fenced before it was answered, or there is nothing that a fence would do.
+    raise_persisted(header, memory.add(&header.write_epoch, 1))
+    return ANSWER
+
+
+cdef int finish_sync(plane_t *plane, uint64_t epoch, int error) noexcept nogil:
+    """All that was written in `epoch` or before is durable, or for ever lost. The errno to answer.
+
+    The kernel reports a write-back that failed once and forgets it, so nobody else may succeed.
+    """
+    cdef uint64_t none = 0
+    if error:
+        memory.swap(&plane.header.lost_errno, &none, <uint64_t>error)
+    else:
+        raise_persisted(plane.header, epoch)
+    return <int>load(&plane.header.lost_errno)
+
+
+cdef bint is_unused(plane_t *plane, uint64_t pool_offset, uint64_t length) noexcept nogil:
+    cdef off_t found = lseek(plane.pool_fd, <off_t>pool_offset, SEEK_DATA)
+    return errno == ENXIO if found < 0 else <uint64_t>found >= pool_offset + length
+
+
+cdef int read_pool(plane_t *plane, uint8_t *into, uint64_t length, uint64_t offset) noexcept nogil:
+    """pread all of a range, past the mapping, which would fill holes; 0 or errno."""
+    cdef ssize_t count
+    while length:
+        count = pread(plane.pool_fd, into, length, <off_t>offset)
+        if count < 0 and errno == EINTR:
+            continue
+        if count <= 0:
+            return errno if count else EIO
+        into += count
+        offset += <uint64_t>count
+        length -= <uint64_t>count
+    return 0
+
+
+cdef int write_pool(plane_t *plane, const uint8_t *data, uint64_t length,
+                    uint64_t offset) noexcept nogil:
+    """pwrite all of a range: where a hole finds no memory, the answer is ENOSPC; 0 or errno."""
+    cdef ssize_t count
+    while length:
+        count = pwrite(plane.pool_fd, data, length, <off_t>offset)
+        if count < 0 and errno == EINTR:
+            continue
+        if count <= 0:
+            return errno if count else EIO
+        data += count
+        offset += <uint64_t>count
+        length -= <uint64_t>count
+    return 0

@@ -1,0 +1,16 @@
+# What the two transports have in common.
+
+from libc.stdint cimport uint32_t, uint64_t
+
+from pmemfs.dataplane.plane cimport plane_t, worker_t
+from pmemfs.dataplane.protocol cimport fuse_in_header, fuse_out_header
+from pmemfs.dataplane.serve cimport request_t, verdict_t
+
+cdef enum:
+    # Of buffers: the longest request beside its payload.
+    HEADERS_BYTES = 4096
+
+cdef int hand_over(worker_t *worker, request_t *request, verdict_t verdict) noexcept nogil
+cdef bint wants_reply(const fuse_in_header *head) noexcept nogil
+cdef void end_all(plane_t *plane) noexcept nogil
+cdef void rewrite_reply(fuse_out_header *head, void *data, uint32_t data_bytes) noexcept nogil

@@ -1,0 +1,40 @@
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+
+from pmemfs.dataplane.plane cimport plane_t, worker_t
+from pmemfs.dataplane.protocol cimport fuse_out_header, uring_header_t
+
+cdef extern from "liburing.h" nogil:
+    cdef struct io_uring:
+        pass
+
+cdef extern from "sys/uio.h" nogil:
+    cdef struct iovec:
+        void *iov_base
+        size_t iov_len
+
+cdef struct entry_t:
+    uring_header_t *header
+    uint8_t *payload
+    iovec memory[2]
+    # The request that somebody else replies to; 0: none. Set before it is handed over.
+    uint64_t pending
+
+cdef enum:
+    INBOX_ROOM = 64
+
+cdef struct queue_t:
+    worker_t worker
+    int number
+    io_uring ring
+    entry_t *entries
+    uint32_t entry_count
+    uint32_t living
+    # Entries whose replies are in place come here, as numbers, from whoever put them there.
+    int inbox_reader
+    int inbox_writer
+    uint32_t inbox[INBOX_ROOM]
+
+cdef int set_up_queue(queue_t *queue, worker_t worker, int number, uint32_t depth) noexcept nogil
+cdef int serve_queue(queue_t *queue) noexcept nogil
+cdef bint reply_uring(queue_t *queues, int queue_count, fuse_out_header *head, const void *data,
+                      uint32_t data_bytes) noexcept nogil

@@ -1,0 +1,251 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""The transport `uring`: FUSE over io_uring, a queue for each possible CPU.
+
+An entry of a queue is a header and a payload that the kernel fills with a request; the entry is the
+worker's until it commits a reply, which is also what fetches the next request. Invariants:
+- only the worker of a queue submits to its ring, as the kernel wants it;
+- an entry whose request was handed over is nobody's but the replier's, who finds it by the number
+  of the request, fills it, and sends its position to the worker's inbox.
+
+Source: Documentation/filesystems/fuse/fuse-io-uring.rst and fs/fuse/dev_uring.c of Linux 6.18.
+"""
+
+from libc.errno cimport EINTR, EINVAL, EIO, ENOMEM, ENOTCONN, errno
+from libc.stddef cimport size_t
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap
+from posix.time cimport CLOCK_REALTIME
+from posix.unistd cimport pipe
+
+from pmemfs.dataplane.memory cimport load, now_ns, store
+from pmemfs.dataplane.plane cimport worker_t
+from pmemfs.dataplane.protocol cimport *
+from pmemfs.dataplane.serve cimport *
+from pmemfs.dataplane.transport cimport end_all, hand_over
+
+cdef extern from "liburing.h" nogil:
+    cdef struct io_uring_sqe:
+        uint64_t user_data
+
+    cdef struct io_uring_cqe:
+        uint64_t user_data
+        int32_t res
+
+    int io_uring_queue_init(unsigned entries, io_uring *ring, unsigned flags)
+    int io_uring_register_files(io_uring *ring, const int *files, unsigned count)
+    int io_uring_register_ring_fd(io_uring *ring)
+    io_uring_sqe *io_uring_get_sqe(io_uring *ring)
+    int io_uring_submit(io_uring *ring)
+    int io_uring_submit_and_wait(io_uring *ring, unsigned count)
+    unsigned io_uring_peek_batch_cqe(io_uring *ring, io_uring_cqe **cqes, unsigned count)
+    void io_uring_cq_advance(io_uring *ring, unsigned count)
+    void io_uring_prep_read(io_uring_sqe *sqe, int fd, void *into, unsigned length, uint64_t offset)
+    enum:
+        IORING_SETUP_SQE128
+        IORING_SETUP_COOP_TASKRUN
+
+cdef extern from "sys/mman.h" nogil:
+    enum: MAP_POPULATE
+
+cdef extern from "unistd.h" nogil:
+    ssize_t c_write "write"(int fd, const void *data, size_t length)
+
+cdef extern from * nogil:
+    """
+    #include <liburing.h>
+    #include <string.h>
+
+    /* A command to the FUSE device, which is file 0 of the ring. */
+    static void *pmemfs_prepare_command(struct io_uring_sqe *sqe, unsigned command,
+                                        const void *memory, unsigned count) {
+        memset(sqe, 0, 128);
+        sqe->opcode = IORING_OP_URING_CMD;
+        sqe->flags = IOSQE_FIXED_FILE;
+        sqe->cmd_op = command;
+        sqe->addr = (uint64_t)(uintptr_t)memory;
+        sqe->len = count;
+        return sqe->cmd;
+    }
+    """
+    void *prepare_command "pmemfs_prepare_command"(io_uring_sqe *sqe, unsigned command,
+                                                   const void *memory, unsigned count)
+
+cdef enum:
+    BATCH = 64
+    FRAME = 4096
+
+cdef uint64_t INBOX = <uint64_t>-1
+
+
+cdef int set_up_queue(queue_t *queue, worker_t worker, int number, uint32_t depth) noexcept nogil:
+    """A ring and `depth` entries, all memory there already; 0 or errno."""
+    cdef size_t payload_bytes = worker.plane.max_write
+    cdef size_t entry_bytes = FRAME + payload_bytes
+    cdef uint32_t position
+    cdef entry_t *entry
+    cdef int ends[2]
+    cdef int failed
+    cdef uint8_t *memory = <uint8_t *>mmap(
+        NULL, depth * (entry_bytes + sizeof(entry_t)), PROT_READ | PROT_WRITE,
+        MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0)
+    if memory == MAP_FAILED:
+        return ENOMEM
+    if pipe(ends):
+        return errno
+    queue.worker = worker
+    queue.number = number
+    queue.inbox_reader, queue.inbox_writer = ends[0], ends[1]
+    queue.entries = <entry_t *>(memory + depth * entry_bytes)
+    queue.entry_count = depth
+    for position in range(depth):
+        entry = &queue.entries[position]
+        entry.header = <uring_header_t *>(memory + position * entry_bytes)
+        entry.payload = memory + position * entry_bytes + FRAME
+        entry.memory[0].iov_base, entry.memory[0].iov_len = entry.header, sizeof(uring_header_t)
+        entry.memory[1].iov_base, entry.memory[1].iov_len = entry.payload, payload_bytes
+        entry.pending = 0
+    # Room for every entry's command and for the read of the inbox.
+    failed = io_uring_queue_init(depth + 1, &queue.ring,
+                                 IORING_SETUP_SQE128 | IORING_SETUP_COOP_TASKRUN)
+    if failed:
+        return -failed
+    return -io_uring_register_files(&queue.ring, &worker.plane.fuse_fd, 1)
+
+
+cdef int serve_queue(queue_t *queue) noexcept nogil:
+    """Serve until all entries are gone with the connection, or `ends` is set; 0 or errno."""
+    cdef io_uring_cqe *done[BATCH]
+    cdef unsigned count, position
+    cdef int failed = 0
+    cdef uint64_t tag
+    cdef int32_t result
+    cdef uint64_t *ends = &queue.worker.plane.header.ends
+    io_uring_register_ring_fd(&queue.ring)
+    for position in range(queue.entry_count):
+        submit_entry(queue, position, URING_REGISTER)
+    queue.living = queue.entry_count
+    await_inbox(queue)
+    while queue.living and not load(ends):
+        failed = io_uring_submit_and_wait(&queue.ring, 1)
+        if failed < 0 and failed != -EINTR:
+            return -failed
+        count = io_uring_peek_batch_cqe(&queue.ring, done, BATCH)
+        queue.worker.now_ns = now_ns(CLOCK_REALTIME)
+        for position in range(count):
+            tag, result = done[position].user_data, done[position].res
+            if tag == INBOX:
+                empty_inbox(queue, result)
+            elif result == 0:
+                serve_entry(queue, <uint32_t>tag)
+            else:
+                queue.living -= 1
+                failed = result
+        io_uring_cq_advance(&queue.ring, count)
+    if not queue.living and failed == -ENOTCONN:
+        end_all(queue.worker.plane)
+        return 0
+    return 0 if queue.living else -failed
+
+
+cdef void submit_entry(queue_t *queue, uint32_t position, unsigned command) noexcept nogil:
+    cdef entry_t *entry = &queue.entries[position]
+    cdef bint is_new = command == URING_REGISTER
+    # There is a place for each entry, and an entry is submitted once at a time.
+    cdef io_uring_sqe *sqe = io_uring_get_sqe(&queue.ring)
+    cdef uring_command_t *wanted = <uring_command_t *>prepare_command(
+        sqe, command, entry.memory if is_new else NULL, 2 if is_new else 0)
+    sqe.user_data = position
+    wanted.qid = <uint16_t>queue.number
+    wanted.commit_id = 0 if is_new else entry.header.entry.commit_id
+
+
+cdef void serve_entry(queue_t *queue, uint32_t position) noexcept nogil:
+    cdef entry_t *entry = &queue.entries[position]
+    cdef worker_t *worker = &queue.worker
+    # The reply is written over the head of the request.
+    cdef fuse_in_header head = (<fuse_in_header *>entry.header.in_out)[0]
+    cdef uint64_t since = worker.now_ns
+    cdef request_t request
+    cdef verdict_t verdict
+    cdef bint is_sound = take_apart(entry, &head, &request, worker.plane.max_write)
+    if is_sound:
+        verdict = serve(worker, &request)
+    else:
+        verdict = ANSWER
+        request.error, request.answer_bytes, request.moved_bytes = EINVAL, 0, 0
+    if verdict != ANSWER:
+        store(&entry.pending, head.unique)
+        request.error = hand_over(worker, &request, verdict)
+        if request.error:
+            verdict = ANSWER
+            store(&entry.pending, 0)
+    if verdict == ANSWER:
+        fill_reply(entry, head.unique, -request.error, request.answer_bytes)
+        submit_entry(queue, position, URING_COMMIT_AND_FETCH)
+    worker.now_ns = now_ns(CLOCK_REALTIME)
+    account(worker, &request, verdict, since)
+
+
+cdef inline bint take_apart(entry_t *entry, fuse_in_header *head, request_t *request,
+                            uint32_t room) noexcept nogil:
+    """The parts of a request, as far as their lengths agree."""
+    cdef uint32_t payload_bytes = entry.header.entry.payload_sz
+    request.head = head
+    request.operation = <uint8_t *>entry.header.op_in
+    request.operation_bytes = 0
+    request.payload = request.answer = entry.payload
+    request.payload_bytes = payload_bytes
+    request.answer_room = room
+    request.may_point = False
+    request.pointed = NULL
+    if payload_bytes > room or head.len < sizeof(fuse_in_header) + payload_bytes:
+        return False
+    request.operation_bytes = head.len - <uint32_t>sizeof(fuse_in_header) - payload_bytes
+    return request.operation_bytes <= sizeof(entry.header.op_in)
+
+
+cdef inline void fill_reply(entry_t *entry, uint64_t unique, int32_t error,
+                            uint32_t answer_bytes) noexcept nogil:
+    cdef fuse_out_header *out = <fuse_out_header *>entry.header.in_out
+    out.len = <uint32_t>sizeof(fuse_out_header) + answer_bytes
+    out.error = error
+    out.unique = unique
+    entry.header.entry.payload_sz = answer_bytes
+
+
+cdef void await_inbox(queue_t *queue) noexcept nogil:
+    cdef io_uring_sqe *sqe = io_uring_get_sqe(&queue.ring)
+    memset(sqe, 0, 128)
+    io_uring_prep_read(sqe, queue.inbox_reader, queue.inbox, sizeof(queue.inbox), 0)
+    sqe.user_data = INBOX
+
+
+cdef void empty_inbox(queue_t *queue, int32_t received_bytes) noexcept nogil:
+    cdef uint32_t position
+    for position in range(<uint32_t>max(received_bytes, 0) // 4):
+        submit_entry(queue, queue.inbox[position], URING_COMMIT_AND_FETCH)
+    await_inbox(queue)
+
+
+cdef bint reply_uring(queue_t *queues, int queue_count, fuse_out_header *head, const void *data,
+                      uint32_t data_bytes) noexcept nogil:
+    """Reply to a request that was handed over; False where nobody waits for it."""
+    cdef queue_t *queue
+    cdef entry_t *entry
+    cdef int number
+    cdef uint32_t position
+    for number in range(queue_count):
+        queue = &queues[number]
+        for position in range(queue.entry_count):
+            entry = &queue.entries[position]
+            if load(&entry.pending) != head.unique:
+                continue
+            if data_bytes > queue.worker.plane.max_write:
+                head.error, data_bytes = -EIO, 0
+            memcpy(entry.payload, data, data_bytes)
+            fill_reply(entry, head.unique, head.error, data_bytes)
+            store(&entry.pending, 0)
+            # A pipe has room for as many positions as there are entries, and takes each whole.
+            return c_write(queue.inbox_writer, &position, 4) == 4
+    return False

@@ -1,0 +1,203 @@
+"""The two planes of one mount, seen from the control plane: made, joined, and ended here.
+
+    fusermount3 -> /dev/fuse -> data plane (a process of its own)
+                                  | forward: what pyfuse3 answers, as if it came from the kernel
+                                  | extra:   what pyfuse3 lacks
+
+Invariants: after `start` this process holds no descriptor of the connection, so the mount dies with
+the data plane; the data plane ends when this process does, since a mount that can neither be opened
+nor made durable any more serves nobody.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+
+import trio
+
+from pmemfs.dataplane.tables import SharedMemory
+from pmemfs.errors import DataPlaneFailed
+from pmemfs.medium.mapped import MappedMedium
+from pmemfs.units import KIB, MIB
+
+_DAEMON = "pmemfs.daemons.planed"
+_READY_SECONDS = 30
+_POLL_SECONDS = 0.002
+_SO_SNDBUFFORCE = 32
+_SOCKET_BYTES = 8 * MIB
+_MESSAGE_OVERHEAD = 64
+_HEADERS_BYTES = 4 * KIB
+"""Of a request or reply, beside what it moves."""
+_MAX_BACKGROUND = 16384
+_ENTRIES_BYTES = 64 * MIB
+"""The memory of all entries of the rings together, where that leaves each queue a few."""
+_LEAST_DEPTH = 4
+_MOST_DEPTH = 32
+
+
+@dataclass(frozen=True, slots=True)
+class PlaneSettings:
+    """What the data plane is started with; see `run` in dataplane/process.pyx."""
+
+    max_write: int
+    max_background: int
+    queue_count: int
+    depth: int
+    reader_count: int
+    pinned: bool
+
+    @property
+    def worker_count(self) -> int:
+        """All threads that serve requests."""
+        return self.queue_count + self.reader_count
+
+
+def choose_settings(transport: str, message_bytes: int) -> PlaneSettings:
+    """The settings for this machine. A request must fit into one message of a socket."""
+    max_write = MIB if message_bytes >= MIB + _HEADERS_BYTES else 128 * KIB
+    if transport == "uring":
+        queue_count = possible_cpu_count()
+        depth = min(_MOST_DEPTH, _ENTRIES_BYTES // (queue_count * max_write))
+        return PlaneSettings(
+            max_write, _MAX_BACKGROUND, queue_count, max(_LEAST_DEPTH, depth), 1, pinned=True
+        )
+    reader_count = len(os.sched_getaffinity(0))
+    return PlaneSettings(max_write, _MAX_BACKGROUND, 0, 0, reader_count, pinned=False)
+
+
+def possible_cpu_count() -> int:
+    """One more than the highest number of a CPU that may ever be there."""
+    with open("/sys/devices/system/cpu/possible") as file:
+        return int(file.read().strip().replace("-", ",").rsplit(",", 1)[-1]) + 1
+
+
+class Sockets:
+    """What joins the planes: `forward` and `extra` are this process's ends."""
+
+    def __init__(self) -> None:
+        self.forward, self.their_forward = _socketpair()
+        self.extra, self.their_extra = _socketpair()
+
+    @property
+    def message_bytes(self) -> int:
+        """The longest message that fits."""
+        return self.forward.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) - _MESSAGE_OVERHEAD
+
+    def close(self) -> None:
+        """Close this process's ends."""
+        self.forward.close()
+        self.extra.close()
+
+
+class DataPlane:
+    """The process of the data plane, and the sockets that join it to this one."""
+
+    def __init__(
+        self, fuse_fd: int, shared: SharedMemory, settings: PlaneSettings, sockets: Sockets
+    ) -> None:
+        self._fuse_fd = fuse_fd
+        self._shared = shared
+        self._settings = settings
+        self.sockets = sockets
+        self._process: subprocess.Popen[bytes] | None = None
+        self._said = os.memfd_create("pmemfs-said", os.MFD_CLOEXEC)
+
+    @property
+    def pid(self) -> int | None:
+        """The process, once it is started."""
+        return self._process.pid if self._process else None
+
+    def start(self, medium: MappedMedium) -> None:
+        """Start the process, which waits for the kernel's first request."""
+        arguments = {
+            "fuse_fd": self._fuse_fd,
+            "shared_fd": self._shared.fd,
+            "pool_fd": medium.fileno(),
+            "forward_fd": self.sockets.their_forward.fileno(),
+            "extra_fd": self.sockets.their_extra.fileno(),
+            "map_flags": medium.map_flags,
+            **asdict(self._settings),
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", _DAEMON, json.dumps(arguments)],
+            stdin=subprocess.DEVNULL,
+            stdout=self._said,
+            stderr=self._said,
+            cwd="/",
+            pass_fds=[value for name, value in arguments.items() if name.endswith("_fd")],
+        )
+        os.close(self._fuse_fd)
+        self.sockets.their_forward.close()
+        self.sockets.their_extra.close()
+
+    async def wait_until_ready(self) -> None:
+        """Return once every worker runs. Raises DataPlaneFailed."""
+        with trio.move_on_after(_READY_SECONDS):
+            while not self._is_ready():
+                if self._process is None or self._process.poll() is not None:
+                    raise DataPlaneFailed(why=self._why())
+                await trio.sleep(_POLL_SECONDS)
+            return
+        raise DataPlaneFailed(why=f"it was not ready within {_READY_SECONDS} s")
+
+    async def wait(self) -> None:
+        """Return when it has ended with its mount. Raises DataPlaneFailed if it failed."""
+        assert self._process is not None
+        pidfd = os.pidfd_open(self._process.pid)
+        try:
+            await trio.lowlevel.wait_readable(pidfd)
+        finally:
+            os.close(pidfd)
+        if self._process.wait():
+            raise DataPlaneFailed(why=self._why())
+
+    def ask_to_end(self) -> None:
+        """Let it finish what it has begun, and end."""
+        self._shared.set_header_word("ends", 1)
+        with suppress(OSError):
+            self.sockets.forward.shutdown(socket.SHUT_RDWR)
+
+    def stop(self) -> None:
+        """See it end; it may have ended already, or never have been started."""
+        self.ask_to_end()
+        if self._process is not None:
+            self._process.wait()
+        else:
+            os.close(self._fuse_fd)
+
+    def close(self) -> None:
+        """Close what is left of it here."""
+        self.sockets.close()
+        os.close(self._said)
+
+    def _is_ready(self) -> bool:
+        workers = range(self._settings.worker_count)
+        return all(self._shared.slot_word(worker, "thread_id") for worker in workers)
+
+    def _why(self) -> str:
+        assert self._process is not None
+        status = self._process.wait()
+        said = os.pread(self._said, 64 * KIB, 0).decode(errors="replace").strip()
+        if said:
+            return f"it ended with status {status}: {said.splitlines()[-1]}"
+        if status < 0:
+            return f"it was ended by signal {-status}"
+        return os.strerror(status).lower()
+
+
+def _socketpair() -> tuple[socket.socket, socket.socket]:
+    """Two ends that take a whole request in one message, as far as this user may have that."""
+    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in ends:
+        try:
+            end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SOCKET_BYTES)
+        except PermissionError:
+            # As much as net.core.wmem_max allows.
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
+    return ends

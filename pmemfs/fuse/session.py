@@ -1,0 +1,152 @@
+"""One mount from its making to its end, with either engine.
+
+session = open_session(...)       mounted, but nothing is answered yet
+await session.serve(on_ready)     until somebody unmounts, or `terminate`
+session.end()                     unmounted, and nobody serves any more
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import pyfuse3
+import trio
+
+from pmemfs.dataplane.memmap import memmap_place, open_shared_memmap
+from pmemfs.dataplane.tables import SharedMemory
+from pmemfs.fuse.block import BlockOperations
+from pmemfs.fuse.engine import PythonEngine
+from pmemfs.fuse.extra import ExtraOperations
+from pmemfs.fuse.mount import detach_mount, make_mount, mount_by_helper, serve_pyfuse3
+from pmemfs.fuse.native import NativeEngine
+from pmemfs.fuse.options import MountOptions
+from pmemfs.fuse.planes import DataPlane, Sockets, choose_settings
+from pmemfs.medium.mapped import MappedMedium
+from pmemfs.memmap import Memmap, open_memmap
+from pmemfs.mountinfo import Mount
+from pmemfs.pfn import PAGE_SHIFT
+from pmemfs.pool import Pool
+from pmemfs.volume.linear import LinearVolume
+
+log = logging.getLogger(__name__)
+
+_WATCH_SECONDS = 1
+
+
+class Session(ABC):
+    """A mount that this process serves, or lets serve."""
+
+    memmap: Memmap
+    engine: PythonEngine
+    mount: Mount
+    transport: str
+
+    @abstractmethod
+    async def serve(self, on_ready: Callable[[Mount], None]) -> None:
+        """Serve until the mount ends; `on_ready` is called once it answers.
+
+        Raises DataPlaneFailed.
+        """
+
+    @abstractmethod
+    def end(self) -> None:
+        """Unmount, if it is still mounted. Afterwards nobody touches the pool any more."""
+
+    def terminate(self) -> None:
+        """Let `serve` return."""
+        pyfuse3.terminate()
+
+
+class PythonSession(Session):
+    """pyfuse3 on /dev/fuse: everything happens in this process."""
+
+    transport = "pyfuse3"
+
+    def __init__(
+        self, pool: Pool, medium: MappedMedium, mountpoint: str, options: MountOptions
+    ) -> None:
+        self.memmap = open_memmap(pool)
+        volume = LinearVolume(pool)
+        self.engine = PythonEngine(medium, self.memmap, volume)
+        operations = BlockOperations(self.engine, volume, options, pool.label.created_ns)
+        self.mount = make_mount(operations, medium.name, mountpoint, options)
+
+    async def serve(self, on_ready: Callable[[Mount], None]) -> None:
+        on_ready(self.mount)
+        await serve_pyfuse3()
+
+    def end(self) -> None:
+        pyfuse3.close(unmount=True)
+        detach_mount(self.mount)
+
+
+class NativeSession(Session):
+    """The data plane on /dev/fuse, and pyfuse3 behind it."""
+
+    engine: NativeEngine
+
+    def __init__(
+        self,
+        pool: Pool,
+        medium: MappedMedium,
+        mountpoint: str,
+        options: MountOptions,
+        transport: str,
+    ) -> None:
+        self.transport = transport
+        self._medium = medium
+        sockets = Sockets()
+        settings = choose_settings(transport, sockets.message_bytes)
+        self._shared = SharedMemory(
+            pool, worker_count=settings.worker_count, memmap_place=memmap_place(pool)
+        )
+        self.memmap = open_shared_memmap(pool, medium, self._shared)
+        volume = LinearVolume(pool)
+        self.engine = NativeEngine(pool, medium, self.memmap, volume, self._shared)
+        self.engine.publish()
+        self._extra = ExtraOperations(self.engine, read_only=options.read_only)
+        operations = BlockOperations(self.engine, volume, options, pool.label.created_ns)
+        fuse_fd, self.mount = mount_by_helper(medium.name, mountpoint, options)
+        self._plane = DataPlane(fuse_fd, self._shared, settings, sockets)
+        # A descriptor of its own, since pyfuse3 closes it.
+        pyfuse3.init(operations, f"/dev/fd/{os.dup(sockets.forward.fileno())}", set())
+
+    async def serve(self, on_ready: Callable[[Mount], None]) -> None:
+        self._plane.start(self._medium)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._extra.serve, self._plane.sockets.extra)
+            nursery.start_soon(self._watch_memory)
+            nursery.start_soon(serve_pyfuse3)
+            await self._plane.wait_until_ready()
+            on_ready(self.mount)
+            await self._plane.wait()
+            nursery.cancel_scope.cancel()
+
+    def terminate(self) -> None:
+        detach_mount(self.mount)
+        self._plane.ask_to_end()
+
+    def end(self) -> None:
+        detach_mount(self.mount)
+        self._plane.stop()
+        pyfuse3.close(unmount=False)
+        self._plane.close()
+        self._shared.close()
+
+    async def _watch_memory(self) -> None:
+        """Learn where memory comes and goes, and say what could not be touched."""
+        await self.engine.survey_presence()
+        while True:
+            await trio.sleep(_WATCH_SECONDS)
+            for fault in self.engine.new_faults():
+                log.error(
+                    "%s: page frame %#x could not be touched; a request to inode %d was answered "
+                    "with %s",
+                    self._medium.name, fault.pool_offset >> PAGE_SHIFT, fault.inode,
+                    errno.errorcode.get(fault.error, fault.error),
+                )  # fmt: skip
+            await self.engine.keep_presence()

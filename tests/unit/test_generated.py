@@ -1,0 +1,17 @@
+"""What is generated from declarations is fresh: docs/format.md and the native structures."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import run_command
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+
+@pytest.mark.parametrize("script", ["format-doc", "format-native"])
+def test_what_is_generated_says_what_the_declarations_say(script: str) -> None:
+    result = run_command(sys.executable, SCRIPTS / script, "--check")
+    assert result.code == 0, result.err
