@@ -9,30 +9,37 @@ from pathlib import Path
 from typing import Any
 
 import click
-from benchmark import chart, fio, host, report
+from benchmark import chart, fio, goals, host, report, verdicts
 from benchmark.cells import CELLS, MIB, Cell, choose_names, parse_size_bytes
 from benchmark.errors import BenchError
 from benchmark.run import Bench, Interrupts, Settings
 from benchmark.subjects import DEFAULT_SUBJECTS, SUBJECTS, Subject
-from rich.console import Console
+from rich.console import Console, Group
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-HELP = f"""Compare pmemfs with tmpfs and the kernel's loop device, with fio.
+SUBJECT_NAMES = tuple(SUBJECTS)
+OPTIONAL = ", ".join(name for name in SUBJECTS if name not in DEFAULT_SUBJECTS)
+HELP = f"""Compare pmemfs with tmpfs, the kernel's loop device and other FUSE servers, with fio.
 
 Each subject is measured in turn within one run: for each cell, for each round, each subject once.
-Everything lives in /dev/shm and is removed afterwards, whatever happens.
+Everything lives in /dev/shm and is removed afterwards, whatever happens. At the end stands which
+goals were met.
+
+The other servers, nbdfuse and qsd (qemu-storage-daemon), are skipped where they are not installed;
+scripts/install-peers installs them.
 
 \b
 Cells:    {", ".join(cell.name for cell in CELLS[:4])},
           {", ".join(cell.name for cell in CELLS[4:8])},
           {", ".join(cell.name for cell in CELLS[8:])}
-Subjects: {", ".join(SUBJECTS)}
+Subjects: {", ".join(SUBJECT_NAMES[:6])},
+          {", ".join(SUBJECT_NAMES[6:])}
 """
 
 
 @click.command(help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--cells", metavar="NAMES", help="Only these cells: names or patterns, with commas.")
-@click.option("--subjects", metavar="NAMES", help=f"Default: {','.join(DEFAULT_SUBJECTS)}.")
+@click.option("--subjects", metavar="NAMES", help=f"Default: all but {OPTIONAL}.")
 @click.option(
     "--size", metavar="SIZE", help="Working set of each subject.  [default: 1G; quick: 64M]"
 )
@@ -40,12 +47,12 @@ Subjects: {", ".join(SUBJECTS)}
 @click.option(
     "--seconds",
     type=click.FloatRange(0.1),
-    help="Measured time of one run.  [default: 3; quick: 1]",
+    help="Measured time of one run.  [default: 1.2; quick: 1]",
 )
 @click.option(
     "--ramp",
     type=click.FloatRange(0),
-    help="Seconds before that, not counted.  [default: 0.5; quick: 0]",
+    help="Seconds before that, not counted.  [default: 0.3; quick: 0]",
 )
 @click.option(
     "--deep-engine",
@@ -91,10 +98,8 @@ def main(**options: Any) -> None:
 def bench(options: dict[str, Any], interrupts: Interrupts) -> int:
     """The whole run; returns the exit code. Raises BenchError where nothing can be measured."""
     settings = make_settings(options)
-    chosen = choose_names(options["cells"], (cell.name for cell in CELLS), "cell")
-    cells = [cell for cell in CELLS if cell.name in chosen]
-    wanted = options["subjects"] or ",".join(DEFAULT_SUBJECTS)
-    subjects = [SUBJECTS[name]() for name in choose_names(wanted, SUBJECTS, "subject")]
+    cells, names = choose(options["cells"], options["subjects"])
+    subjects = [SUBJECTS[name]() for name in names]
     if options["chart_path"] and not chart.available():
         raise BenchError("--chart needs matplotlib: install the project's extra 'bench'")
     json_path, chart_path = result_paths(options)
@@ -103,14 +108,44 @@ def bench(options: dict[str, Any], interrupts: Interrupts) -> int:
     asked = {**asdict(settings), "quick": options["quick"], "deep_engine": tool.deep_engine}
 
     runner, runs = measure(settings, tool, cells, subjects, interrupts)
-    report.show(Console(), report.table(cells, runner.states, runs))
+    judged = verdicts.judge(goals.GOALS, runner.states, runs)
+    show_report(cells, runner.states, runs, judged, is_quick=options["quick"])
     document = report.document(machine, asked, cells, runner.states, runs)
+    document["goals"] = [asdict(verdict) for verdict in judged]
     json_path.write_text(json.dumps(document, indent=1) + "\n")
     click.echo(f"figures: {json_path}")
     title = chart_title(settings, machine)
     click.echo(draw_chart(chart_path, cells, runner, runs, title))
     missing = options["subjects"] and any(one.skipped for one in runner.states)
     return 1 if runner.failed or missing else 0
+
+
+def choose(cell_patterns: str | None, subject_patterns: str | None) -> tuple[list[Cell], list[str]]:
+    """The cells and the names of subjects that were asked for and have something to do.
+
+    Raises BenchError if no cell is for any of the subjects.
+    """
+    wanted = subject_patterns or ",".join(DEFAULT_SUBJECTS)
+    names = choose_names(wanted, SUBJECTS, "subject")
+    cell_names = choose_names(cell_patterns, (cell.name for cell in CELLS), "cell")
+    cells = [cell for cell in CELLS if cell.name in cell_names]
+    taken = [cell for cell in cells if any(cell.takes(name) for name in names)]
+    if not taken:
+        raise BenchError(f"{', '.join(cell_names)}: not measured for {', '.join(names)}")
+    return taken, [name for name in names if any(cell.takes(name) for cell in taken)]
+
+
+def show_report(
+    cells: list[Cell],
+    states: list[report.SubjectState],
+    runs: list[report.Run],
+    judged: list[verdicts.Verdict],
+    is_quick: bool,
+) -> None:
+    """Print the figures and what they say about the goals."""
+    report.show(Console(), Group(report.table(cells, states, runs), verdicts.table(judged)))
+    if is_quick:
+        click.echo("a quick run: neither the figures nor the verdicts mean much")
 
 
 def make_settings(options: dict[str, Any]) -> Settings:
@@ -125,8 +160,8 @@ def make_settings(options: dict[str, Any]) -> Settings:
         size_bytes=parse_size_bytes(given("size", "1G", "64M")),
         rounds=given("rounds", 5, 1),
         timing=fio.Timing(
-            ramp_ms=round(1000 * given("ramp", 0.5, 0)),
-            runtime_ms=round(1000 * given("seconds", 3, 1)),
+            ramp_ms=round(1000 * given("ramp", 0.3, 0)),
+            runtime_ms=round(1000 * given("seconds", 1.2, 1)),
         ),
     )
 
@@ -154,7 +189,8 @@ def measure(
         warn=lambda text: progress.console.print(f"bench: {text}", markup=False, soft_wrap=True),
     )
     with progress, runner.ready(subjects, interrupts) as working:
-        progress.update(task, total=len(cells) * settings.rounds * len(working))
+        steps = settings.rounds * sum(cell.takes(one.name) for cell in cells for one in working)
+        progress.update(task, total=steps)
         return runner, runner.measure(cells, working, lambda: progress.advance(task))
 
 
@@ -201,4 +237,4 @@ def result_paths(options: dict[str, Any]) -> tuple[Path, Path]:
 
 
 if __name__ == "__main__":
-    main()
+    main(prog_name="scripts/bench")

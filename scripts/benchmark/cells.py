@@ -1,7 +1,8 @@
 """The workloads. A cell is one workload; its figures are compared across subjects.
 
 Invariants: names are unique; a pinned cell has one caller at depth 1, for only then do "the
-caller's CPU" and "the server's CPU" mean one CPU each.
+caller's CPU" and "the server's CPU" mean one CPU each. The cells in a file system of their own come
+last: they leave another content behind.
 """
 
 from collections.abc import Iterable
@@ -16,11 +17,19 @@ MIB = 1024 * KIB
 GIB = 1024 * MIB
 
 Direction = Literal["read", "write"]
+# what fio works on: the subject's own file or device, or a file in an ext4 on a loop device on it
+Place = Literal["subject", "ext4-loop"]
+# a second setting of a peer, of interest only where the best peer counts; it would cost much time
+ONLY_2XDEEP = ("qsd-buffered",)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One workload: ``jobs`` callers, each with ``depth`` requests of ``block_bytes`` in flight."""
+    """One workload: ``jobs`` callers, each with ``depth`` requests of ``block_bytes`` in flight.
+
+    ``engine`` is fio's engine where the cell wants a certain one, ``subjects`` the names of those
+    that the cell is for; empty means all, but for those of ``not_subjects``.
+    """
 
     name: str
     group: str
@@ -31,6 +40,10 @@ class Cell:
     jobs: int = 1
     depth: int = 1
     pinned: bool = False
+    place: Place = "subject"
+    engine: str | None = None
+    subjects: tuple[str, ...] = ()
+    not_subjects: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         assert not self.pinned or (self.jobs, self.depth) == (1, 1)
@@ -39,6 +52,10 @@ class Cell:
     def fio_rw(self) -> str:
         """The workload in fio's word: ``randread``, ``randwrite``, ``read`` or ``write``."""
         return f"rand{self.direction}" if self.random else self.direction
+
+    def takes(self, subject: str) -> bool:
+        """Whether the cell is for the subject of this name."""
+        return subject in self.subjects or not (self.subjects or subject in self.not_subjects)
 
 
 def _random_cells(direction: Direction) -> tuple[Cell, ...]:
@@ -59,6 +76,7 @@ def _random_cells(direction: Direction) -> tuple[Cell, ...]:
             jobs=jobs,
             depth=depth,
             pinned=pinned,
+            not_subjects=() if suffix == "2xdeep" else ONLY_2XDEEP,
         )
         for suffix, caption, jobs, depth, pinned in shapes
     )
@@ -72,6 +90,22 @@ def _sequential_cell(direction: Direction) -> Cell:
         direction=direction,
         random=False,
         block_bytes=MIB,
+        not_subjects=ONLY_2XDEEP,
+    )
+
+
+def _ext4_cell(direction: Direction) -> Cell:
+    return Cell(
+        name=f"ext4-loop-{direction}",
+        group=f"4 KiB random {direction} in ext4 on a loop device on the subject",
+        caption="1 caller x 32 deep",
+        direction=direction,
+        random=True,
+        block_bytes=4 * KIB,
+        depth=32,
+        place="ext4-loop",
+        engine="libaio",
+        subjects=("tmpfs", "pmemfs", "pmemfs-uring", "pmemfs-fd", "python"),
     )
 
 
@@ -80,6 +114,8 @@ CELLS: tuple[Cell, ...] = (
     *_random_cells("write"),
     _sequential_cell("read"),
     _sequential_cell("write"),
+    _ext4_cell("read"),
+    _ext4_cell("write"),
 )
 
 

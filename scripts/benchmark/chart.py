@@ -1,11 +1,13 @@
 """The chart: for each cell one group of bars, each a subject's IOPS as a multiple of the base's.
 
 Bars start at 1, the base: on a logarithmic axis "twice" and "half" are then equally long, up and
-down.
+down. A cell's base is ``loop`` where that was measured in it, else ``tmpfs``, which the cell's
+label then says.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from benchmark.cells import Cell
@@ -15,10 +17,12 @@ from benchmark.report import BASES, Run, Spread, SubjectState, summarise
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-WIDTH_INCHES, HEIGHT_INCHES, DOTS_PER_INCH = 12, 6.4, 100
+WIDTH_INCHES, HEIGHT_INCHES, DOTS_PER_INCH = 16, 6.8, 100
 GROUP_WIDTH = 0.84
-# colours that stay apart for colour-blind readers (Okabe and Ito)
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
+LABEL_CHARACTERS = 20
+# colours that stay apart for colour-blind readers (Okabe and Ito), and two greys
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
+COLOURS += ("#000000", "#777777", "#bbbbbb")
 
 
 def available() -> bool:
@@ -37,30 +41,40 @@ def draw(
     runs: Sequence[Run],
     title: str,
 ) -> None:
-    """Write the PNG. The base is ``loop`` if it was measured, else ``tmpfs``.
+    """Write the PNG, of the cells in which a base and something to compare with it were measured.
 
-    Raises BenchError if there are not a base and a subject to compare with it.
+    Raises BenchError if there is no such cell.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    measured = {run.subject for run in runs if run.figures}
-    base = next((name for name in BASES if name in measured), None)
-    names = [one.name for one in subjects if one.name in measured and one.name != base]
-    if base is None or not names:
+    bases = cell_bases(runs)
+    ratios = {
+        (one.cell, one.subject): one.ratios.get(bases[one.cell])
+        for one in summarise(runs)
+        if one.cell in bases and one.subject != bases[one.cell]
+    }
+    shown = [cell for cell in cells if any(name == cell.name for name, _ in ratios)]
+    names = [one.name for one in subjects if any(name == one.name for _, name in ratios)]
+    if not shown:
         raise BenchError("no chart: it takes loop or tmpfs and one more subject to compare")
-    ratios = {(one.cell, one.subject): one.ratios.get(base) for one in summarise(runs)}
     figure = Figure(figsize=(WIDTH_INCHES, HEIGHT_INCHES), dpi=DOTS_PER_INCH, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     bar_width = GROUP_WIDTH / len(names)
     for index, name in enumerate(names):
         offset = (index - (len(names) - 1) / 2) * bar_width
-        bars = {at + offset: ratios.get((cell.name, name)) for at, cell in enumerate(cells)}
+        bars = {at + offset: ratios.get((cell.name, name)) for at, cell in enumerate(shown)}
         _draw_bars(axes, bars, bar_width, name, COLOURS[index % len(COLOURS)])
-    _dress(axes, cells, base, title)
+    _dress(axes, shown, [bases[cell.name] for cell in shown], title)
     figure.legend(loc="outside lower center", ncols=len(names), fontsize=9, frameon=False)
     figure.savefig(path, format="png")
+
+
+def cell_bases(runs: Sequence[Run]) -> dict[str, str]:
+    """For each cell in which one was measured, the first of `BASES` that was."""
+    measured = {(run.cell, run.subject) for run in runs if run.figures}
+    return {cell: base for base in reversed(BASES) for cell, name in measured if name == base}
 
 
 def _draw_bars(
@@ -86,11 +100,12 @@ def _draw_bars(
             textcoords="offset points",
             ha="center",
             va="bottom" if up else "top",
-            fontsize=8,
+            fontsize=7,
         )
 
 
-def _dress(axes: "Axes", cells: Sequence[Cell], base: str, title: str) -> None:
+def _dress(axes: "Axes", cells: Sequence[Cell], bases: Sequence[str], title: str) -> None:
+    """Axes, grid and words. The first cell's base is the axis's; cells with another say so."""
     from matplotlib.ticker import LogLocator
 
     axes.set_yscale("log")
@@ -103,9 +118,17 @@ def _dress(axes: "Axes", cells: Sequence[Cell], base: str, title: str) -> None:
     axes.axhline(1, color="black", linewidth=1.2)
     for edge in range(1, len(cells)):
         axes.axvline(edge - 0.5, color="#e5e5e5", linewidth=0.8)
-    labels = [f"{cell.group}\n{cell.caption}".replace(" random", "\nrandom") for cell in cells]
-    labels = [label.replace(" sequential", "\nsequential").replace(", ", ",\n") for label in labels]
+    labels = [
+        _label(cell, "" if base == bases[0] else f"(x {base})")
+        for cell, base in zip(cells, bases, strict=True)
+    ]
     axes.set_xticks(range(len(cells)), labels, fontsize=8)
     axes.tick_params(axis="x", length=0)
-    axes.set_ylabel(f"IOPS as a multiple of {base} (log)")
+    axes.set_ylabel(f"IOPS as a multiple of {bases[0]} (log)")
     axes.set_title(title, fontsize=10, loc="left")
+
+
+def _label(cell: Cell, remark: str) -> str:
+    """The cell's name in narrow lines."""
+    parts = (cell.group, cell.caption, remark)
+    return "\n".join(line for part in parts for line in wrap(part, LABEL_CHARACTERS))

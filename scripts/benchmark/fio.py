@@ -93,7 +93,8 @@ def measure_command(
     """The run that measures ``cell``. ``cpu`` pins the caller; one ``seed`` gives one sequence of
     offsets.
 
-    A depth of 1 uses psync: one thread, one pread or pwrite at a time.
+    A depth of 1 uses psync: one thread, one pread or pwrite at a time. A cell's own engine goes
+    before ``deep_engine``.
     """
     command = [
         *_common(target, cell.name),
@@ -115,7 +116,7 @@ def measure_command(
     if cell.depth == 1:
         command.append("--ioengine=psync")
     else:
-        command += [f"--ioengine={deep_engine}", f"--iodepth={cell.depth}"]
+        command += [f"--ioengine={cell.engine or deep_engine}", f"--iodepth={cell.depth}"]
     if cpu is not None:
         command.append(f"--cpus_allowed={cpu}")
     return command

@@ -13,15 +13,17 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmark.errors import BenchError, SubjectUnavailable
+from benchmark.errors import BenchError, SubjectFailed, SubjectUnavailable
 
 PROJECT = Path(__file__).resolve().parents[2]
 SHM = Path("/dev/shm")
+FUSE_URING = "/sys/module/fuse/parameters/enable_uring"
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,58 @@ def _end_group(process: subprocess.Popen[bytes]) -> None:
             return
 
 
+class Server:
+    """A program that stays until `stop`; it says that it is ready by writing ``pid_file``."""
+
+    def __init__(self, command: Sequence[str], pid_file: Path) -> None:
+        self._name = Path(command[0]).name
+        self._pid_file = pid_file
+        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed by stop
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=self._said,
+            stderr=self._said,
+            cwd=tempfile.gettempdir(),
+            start_new_session=True,
+        )
+
+    @property
+    def pid(self) -> int:
+        """Never reused before `stop`, which waits for the process."""
+        return self._process.pid
+
+    def await_ready(self, timeout_seconds: float) -> None:
+        """Return once it serves. Raises SubjectFailed with its last words if it does not."""
+        deadline = time.monotonic() + timeout_seconds
+        while not _holds_something(self._pid_file):
+            if self._process.poll() is not None:
+                self._said.seek(0)
+                words = Finished(self._process.returncode, self._said.read(), "").last_words
+                raise SubjectFailed(f"{self._name}: {words}")
+            if time.monotonic() > deadline:
+                raise SubjectFailed(f"{self._name} was not ready within {timeout_seconds:.0f} s")
+            time.sleep(0.02)
+
+    def await_end(self, timeout_seconds: float) -> None:
+        """Wait for it to end by itself, at most so long."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout_seconds)
+
+    def stop(self) -> None:
+        """End it, and what it started, if it has not ended."""
+        if self._process.poll() is None:
+            _end_group(self._process)
+        self._said.close()
+
+
+def _holds_something(path: Path) -> bool:
+    try:
+        return path.stat().st_size > 0
+    except OSError:
+        return False
+
+
 def require_tool(name: str, advice: str) -> None:
     """Raise BenchError unless the program is on the PATH."""
     if shutil.which(name) is None:
@@ -117,6 +171,16 @@ def shm_free_bytes() -> int:
     return min(status.f_bavail * status.f_frsize, _meminfo_bytes("MemAvailable"))
 
 
+def fuse_uring_allowed() -> bool:
+    """Whether this kernel lets FUSE servers use io_uring."""
+    return _first_line(FUSE_URING) == "Y"
+
+
+def io_uring_allowed() -> bool:
+    """Whether this kernel lets any program use io_uring; kernels without the switch do."""
+    return _first_line("/proc/sys/kernel/io_uring_disabled") in ("0", None)
+
+
 def is_mounted(mountpoint: Path) -> bool:
     """Whether something is mounted there; answers also when its server is dead."""
     listed = str(mountpoint).replace("\\", r"\134").replace(" ", r"\040")
@@ -129,12 +193,38 @@ def is_mounted(mountpoint: Path) -> bool:
 
 def with_descendants(pid: int) -> tuple[int, ...]:
     """``pid`` and all processes below it; those that end meanwhile are left out."""
+    children: dict[int, list[int]] = {}
+    for name in filter(str.isdecimal, os.listdir("/proc")):
+        if fields := _stat_fields(int(name)):
+            children.setdefault(int(fields[1]), []).append(int(name))
     found = [pid]
     for parent in found:
-        for children in Path(f"/proc/{parent}/task").glob("*/children"):
-            with contextlib.suppress(OSError):
-                found.extend(int(word) for word in children.read_text().split())
+        found.extend(children.get(parent, ()))
     return tuple(found)
+
+
+def private_bytes(pid: int, without: Path) -> int:
+    """The process's memory that nobody shares, not counting mappings of the file ``without``, nor
+    of a memfd.
+
+    The pages of a shared mapping count as private while only one process maps them: they are the
+    file's all the same. A process that has ended has none.
+    """
+    total_kib = 0
+    is_counted = True
+    try:
+        lines = Path(f"/proc/{pid}/smaps").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    for line in lines:
+        name, _, rest = line.partition(" ")
+        if not name.endswith(":"):
+            # after the addresses: permissions, offset, device, inode and, if it has one, a name
+            mapped = "".join(rest.split(maxsplit=4)[4:]).removesuffix(" (deleted)")
+            is_counted = mapped != str(without) and not mapped.startswith("/memfd:")
+        elif is_counted and name.startswith("Private_"):
+            total_kib += int(rest.split()[0])
+    return total_kib * 1024
 
 
 def start_time_ticks(pid: int) -> int | None:
@@ -167,18 +257,25 @@ def _stat_fields(pid: int) -> list[str]:
 def pinned(pids: Iterable[int], cpu: int) -> Iterator[None]:
     """Hold every thread of these processes on ``cpu``; afterwards each gets back what it had.
 
-    A thread born meanwhile inherits the pin and gets back what its process's first thread had.
+    A thread that is held on one CPU already stays there: its program wants it so. A thread born
+    meanwhile inherits the pin and gets back what its process had.
     """
     before = {pid: _affinities(pid) for pid in pids}
+    changed = {
+        pid: {thread: mask for thread, mask in masks.items() if len(mask) > 1}
+        for pid, masks in before.items()
+    }
     try:
-        for masks in before.values():
+        for masks in changed.values():
             for thread in masks:
                 _set_affinity(thread, {cpu})
         yield
     finally:
-        for pid, masks in before.items():
-            for thread in _threads(pid):
-                mask = masks.get(thread, masks.get(pid))
+        for pid, masks in changed.items():
+            usual = masks.get(pid, next(iter(masks.values()), None))
+            for thread, now in _affinities(pid).items():
+                inherited = thread not in before[pid] and now == {cpu}
+                mask = usual if inherited else masks.get(thread)
                 if mask is not None:
                     _set_affinity(thread, mask)
 
@@ -199,7 +296,8 @@ def _affinities(pid: int) -> dict[int, set[int]]:
 
 
 def _set_affinity(thread: int, mask: set[int]) -> None:
-    with contextlib.suppress(ProcessLookupError):
+    # one that has ended, or a kernel thread of io_uring's that does not let itself be moved
+    with contextlib.suppress(OSError):
         os.sched_setaffinity(thread, mask)
 
 
@@ -217,7 +315,7 @@ def describe() -> dict[str, object]:
         "virtual_machine": "hypervisor" in (_cpuinfo("flags") or "").split(),
         "memory_bytes": _meminfo_bytes("MemTotal"),
         "shmem_huge_pages": _first_line("/sys/kernel/mm/transparent_hugepage/shmem_enabled"),
-        "fuse_io_uring": _first_line("/sys/module/fuse/parameters/enable_uring"),
+        "fuse_io_uring": _first_line(FUSE_URING),
         "load_average": os.getloadavg(),
         "python": platform.python_version(),
         "git_commit": _git_commit(),

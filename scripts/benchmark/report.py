@@ -15,13 +15,13 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from benchmark.cells import Cell
+from benchmark.cells import MIB, Cell
 from benchmark.fio import Figures
 
-JSON_FORMAT = 1
+JSON_FORMAT = 2
 BASES = ("loop", "tmpfs")
 # in the JSON also what page structures cost
-ALL_BASES = (*BASES, "pmemfs-none")
+ALL_BASES = (*BASES, "none")
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,17 @@ class Summary:
 
 @dataclass(frozen=True)
 class SubjectState:
-    """What became of a subject: ``skipped`` is the reason it was not measured, or None."""
+    """What became of a subject: ``skipped`` is the reason it was not measured, or None.
+
+    ``private_bytes`` is the memory of its processes after all cells, where that is of interest.
+    """
 
     name: str
     description: str
     notes: Sequence[str]
     direct: bool | None
     skipped: str | None = None
+    private_bytes: int | None = None
 
 
 def spread(values: Iterable[float]) -> Spread | None:
@@ -84,14 +88,25 @@ def spread(values: Iterable[float]) -> Spread | None:
     return Spread(median(ordered), ordered[0], ordered[-1]) if ordered else None
 
 
-def ratio_spread(of: Sequence[Run], base: Sequence[Run]) -> Spread | None:
-    """IOPS of ``of`` over those of ``base``, round by round; rounds lacking either are left out."""
-    base_iops = {run.round: run.figures.iops for run in base if run.figures}
-    return spread(
+def round_ratios(of: Sequence[Run], base: Sequence[Run]) -> list[float]:
+    """IOPS of ``of`` over those of ``base``, round by round; rounds lacking either are left out.
+
+    Of several base runs in one round the best counts.
+    """
+    base_iops: dict[int, float] = {}
+    for run in base:
+        if run.figures:
+            base_iops[run.round] = max(run.figures.iops, base_iops.get(run.round, 0.0))
+    return [
         run.figures.iops / base_iops[run.round]
         for run in of
         if run.figures and base_iops.get(run.round)
-    )
+    ]
+
+
+def ratio_spread(of: Sequence[Run], base: Sequence[Run]) -> Spread | None:
+    """Median and extremes of `round_ratios`; None without a common round."""
+    return spread(round_ratios(of, base))
 
 
 def summarise(runs: Iterable[Run]) -> list[Summary]:
@@ -163,17 +178,21 @@ def document(
 def table(cells: Sequence[Cell], subjects: Sequence[SubjectState], runs: Sequence[Run]) -> Group:
     """One table for each group of cells, then the notes that belong to the subjects.
 
-    A skipped subject stands with its reason at the foot of each table.
+    A skipped subject stands with its reason at the foot of each table that it belongs in.
     """
     summaries = {(one.cell, one.subject): one for one in summarise(runs)}
     errors = {(run.cell, run.subject): run.error for run in runs if run.error}
     tables = []
     for title, members in groupby(cells, key=lambda cell: cell.group):
-        one = _empty_table(
-            title, [subject for subject in subjects if subject.skipped], bool(errors)
-        )
-        measured = [subject.name for subject in subjects if not subject.skipped]
-        for cell in members:
+        cells_here = list(members)
+        lacking = [
+            one
+            for one in subjects
+            if one.skipped and any(cell.takes(one.name) for cell in cells_here)
+        ]
+        one = _empty_table(title, lacking, bool(errors))
+        for cell in cells_here:
+            measured = [one.name for one in subjects if not one.skipped and cell.takes(one.name)]
             for name in measured:
                 key = (cell.name, name)
                 caption = cell.caption if name == measured[0] else ""
@@ -231,8 +250,10 @@ def _notes(subjects: Sequence[SubjectState]) -> list[Text]:
     for subject in subjects:
         if not subject.skipped:
             direct = f"O_DIRECT: {'yes' if subject.direct else 'no'}"
-            notes = "; ".join([subject.description, direct, *subject.notes])
-            lines.append(f"{subject.name}: {notes}")
+            notes = [subject.description, direct, *subject.notes]
+            if subject.private_bytes is not None:
+                notes.append(f"private memory afterwards: {subject.private_bytes / MIB:.1f} MiB")
+            lines.append(f"{subject.name}: {'; '.join(notes)}")
     return [Text(line) for line in lines]
 
 

@@ -1,4 +1,5 @@
-"""The order of measurement: for each cell, for each round, each subject once, the order rotated.
+"""The order of measurement: for each cell, for each round, each subject that the cell is for once,
+the order rotated.
 
 So the noise of a shared machine, which comes and goes within seconds, hits all subjects alike.
 Whatever happens, what `Bench` set up is torn down; the first interrupt stops the run, later ones
@@ -8,12 +9,13 @@ can't stop that.
 import contextlib
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 
 from benchmark import fio, host
 from benchmark.cells import MIB, Cell
 from benchmark.errors import BenchError, SubjectFailed, SubjectUnavailable
+from benchmark.places import Places
 from benchmark.report import Run, SubjectState
 from benchmark.subjects import Subject
 
@@ -72,6 +74,7 @@ class Bench:
         self._tool = tool
         self._say = say
         self._warn = warn
+        self._places = Places(settings.size_bytes)
         self._states: dict[str, SubjectState] = {}
 
     @property
@@ -87,6 +90,8 @@ class Bench:
         """
         self._require_memory(subjects)
         with contextlib.ExitStack() as stack:
+            # a second time after the subjects: a file system on one that hung is free only then
+            stack.callback(self._tear_down_places, is_last_try=True)
             working = []
             for subject in subjects:
                 stack.callback(self._tear_down, subject, interrupts)
@@ -95,31 +100,56 @@ class Bench:
             if not working:
                 reasons = "; ".join(f"{one.name}: {one.skipped}" for one in self.states)
                 raise BenchError(f"nothing can be measured here: {reasons}")
+            stack.callback(self._tear_down_places, is_last_try=False)
             stack.callback(interrupts.disarm)
             yield working
 
     def measure(
         self, cells: Sequence[Cell], subjects: Sequence[Subject], advance: Callable[[], None]
     ) -> list[Run]:
-        """All runs. A subject that fails in a cell is left out of that cell's later rounds."""
+        """All runs. A subject that fails in a cell is left out of that cell's later rounds.
+
+        Afterwards `states` know how much memory the subjects' processes came to use.
+        """
         runs = []
         for cell_index, cell in enumerate(cells):
-            failed = set()
-            for round_number in range(self._settings.rounds):
-                order = rotated(subjects, cell_index + round_number)
+            left_out = set()
+            takers = [subject for subject in subjects if cell.takes(subject.name)]
+            for round_number in range(self._settings.rounds if takers else 0):
+                order = rotated(takers, cell_index + round_number)
                 for position, subject in enumerate(order):
-                    if subject.name not in failed:
+                    if subject.name not in left_out:
                         self._say(f"{cell.name}, round {round_number + 1}: {subject.name}")
-                        runs.append(self._run_once(cell, subject, round_number, position))
-                        if runs[-1].error:
-                            failed.add(subject.name)
+                        run = self._attempt(cell, subject, round_number, position)
+                        if run is not None:
+                            runs.append(run)
+                        if run is None or run.error:
+                            left_out.add(subject.name)
                     advance()
+        for subject in subjects:
+            self._look_again(subject)
         return runs
 
-    def _run_once(self, cell: Cell, subject: Subject, round_number: int, position: int) -> Run:
+    def _attempt(
+        self, cell: Cell, subject: Subject, round_number: int, position: int
+    ) -> Run | None:
+        """One run, whatever came of it; None if this machine can't make what the cell works on."""
+        try:
+            target = self._places.target(cell, subject)
+        except SubjectUnavailable as problem:
+            self._warn(f"{cell.name}: {subject.name} is left out: {problem}")
+            return None
+        except BenchError as problem:
+            self.failed = True
+            self._warn(f"{cell.name}: {subject.name}: {problem}")
+            return Run(cell.name, subject.name, round_number, position, (), error=str(problem))
+        return self._run_once(cell, subject, target, round_number, position)
+
+    def _run_once(
+        self, cell: Cell, subject: Subject, target: fio.Target, round_number: int, position: int
+    ) -> Run:
         timing = self._settings.timing
         cpu = host.pinning_cpu() if cell.pinned else None
-        target = fio.Target(subject.path, self._settings.size_bytes, subject.direct)
         command = fio.measure_command(
             cell, target, timing, self._tool.deep_engine, cpu, seed=round_number + 1
         )
@@ -156,9 +186,8 @@ class Bench:
         free_bytes = host.shm_free_bytes()
         if needed_bytes > free_bytes:
             raise BenchError(
-                f"{len(subjects)} subjects of {size_bytes // MIB} MiB need "
-                f"{needed_bytes // MIB} MiB and {host.SHM} can take {free_bytes // MIB} MiB: "
-                "use a smaller --size"
+                f"a working set of {size_bytes // MIB} MiB takes {needed_bytes // MIB} MiB for all "
+                f"subjects and {host.SHM} can take {free_bytes // MIB} MiB: use a smaller --size"
             )
 
     def _set_up(self, subject: Subject) -> bool:
@@ -182,6 +211,27 @@ class Bench:
             subject.name, subject.description, tuple(subject.notes), direct, skipped
         )
         return skipped is None
+
+    def _look_again(self, subject: Subject) -> None:
+        """Add to the subject's state what is known only after its cells."""
+        used_bytes = None
+        try:
+            used_bytes = subject.private_bytes()
+        except OSError as problem:
+            self._warn(f"the memory of {subject.name} could not be read: {problem}")
+        state = self._states[subject.name]
+        self._states[subject.name] = replace(
+            state, notes=tuple(subject.notes), private_bytes=used_bytes
+        )
+
+    def _tear_down_places(self, is_last_try: bool) -> None:
+        self._say("removing file systems")
+        try:
+            self._places.teardown()
+        except BenchError as problem:
+            self.failed = True
+            outlook = "could not be removed" if is_last_try else "can not be removed yet"
+            self._warn(f"a file system {outlook}: {problem}")
 
     def _tear_down(self, subject: Subject, interrupts: Interrupts) -> None:
         interrupts.disarm()

@@ -9,21 +9,19 @@ again.
 import contextlib
 import json
 import os
-import shutil
+import re
 import signal
-import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from benchmark import host
+from benchmark import backing, host
 from benchmark.cells import MIB
 from benchmark.errors import BenchError, SubjectFailed, SubjectUnavailable
+from benchmark.peers import Nbdfuse, Qsd
 
 FILE_NAME = "bench"
-COMMAND_TIMEOUT_SECONDS = 60.0
-DAEMON_END_SECONDS = 10.0
 
 
 class Subject(Protocol):
@@ -53,46 +51,8 @@ class Subject(Protocol):
     def daemon_pids(self) -> tuple[int, ...]:
         """The processes that serve it, which a pinned cell pins; empty where the kernel serves."""
 
-
-class MemoryFile:
-    """A file in /dev/shm of our own, fully allocated."""
-
-    def __init__(self, name: str) -> None:
-        self.path = host.SHM / f"pmemfs-bench-{os.getpid()}-{name}"
-
-    def create(self, size_bytes: int) -> None:
-        """Make it; a name in use belongs to somebody else and is refused."""
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            os.posix_fallocate(descriptor, 0, size_bytes)
-        except OSError as error:
-            raise SubjectFailed(
-                f"cannot allocate {size_bytes // MIB} MiB: {error.strerror}"
-            ) from None
-        finally:
-            os.close(descriptor)
-
-    def remove(self) -> None:
-        """Remove it, if it is there."""
-        self.path.unlink(missing_ok=True)
-
-
-def opens_direct(path: Path) -> bool:
-    """Whether the file can be opened with O_DIRECT (tmpfs learnt it in kernel 6.6)."""
-    try:
-        os.close(os.open(path, os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC))
-    except OSError:
-        return False
-    return True
-
-
-def _checked(command: Sequence[str]) -> str:
-    """stdout of a command that must succeed; SubjectFailed with its last line if it does not."""
-    finished = host.run(command, timeout_seconds=COMMAND_TIMEOUT_SECONDS)
-    if finished.code != 0:
-        what = " ".join([Path(command[0]).name, *command[1:2]])
-        raise SubjectFailed(f"{what}: {finished.last_words}")
-    return finished.stdout
+    def private_bytes(self) -> int | None:
+        """Memory of these processes beside what is offered; None where that is of no interest."""
 
 
 class Tmpfs:
@@ -104,7 +64,7 @@ class Tmpfs:
     def __init__(self) -> None:
         self.notes: list[str] = []
         self.direct = True
-        self._file = MemoryFile(self.name)
+        self._file = backing.MemoryFile(self.name)
         self.path = self._file.path
 
     def memory_bytes(self, size_bytes: int) -> int:
@@ -114,7 +74,7 @@ class Tmpfs:
     def setup(self, size_bytes: int) -> None:
         """Allocate the file."""
         self._file.create(size_bytes)
-        self.direct = opens_direct(self.path)
+        self.direct = backing.opens_direct(self.path)
         if not self.direct:
             self.notes.append("this kernel's tmpfs refuses O_DIRECT: measured with direct=0")
 
@@ -126,13 +86,13 @@ class Tmpfs:
         """None: the kernel copies within the caller's own system call."""
         return ()
 
+    def private_bytes(self) -> int | None:
+        """No processes, no memory."""
+        return None
+
 
 class Loop:
-    """The kernel's loop device over a file in tmpfs: what there is without pmemfs.
-
-    ``direct_io`` asks the driver to open its file with O_DIRECT. Where the kernel refuses, it goes
-    through the page cache, which for tmpfs is the file's own memory either way.
-    """
+    """The kernel's loop device over a file in tmpfs: what there is without pmemfs."""
 
     direct = True
 
@@ -141,14 +101,13 @@ class Loop:
         self.description = "the kernel's loop device over a file in /dev/shm"
         self.notes: list[str] = []
         self._direct_io = direct_io
-        self._file = MemoryFile(name)
-        self._device: Path | None = None
+        self._file = backing.MemoryFile(name)
+        self._device = backing.LoopDevice(self._file.path)
 
     @property
     def path(self) -> Path:
         """The block device."""
-        assert self._device is not None
-        return self._device
+        return self._device.path
 
     def memory_bytes(self, size_bytes: int) -> int:
         """Exactly the bytes offered."""
@@ -156,32 +115,17 @@ class Loop:
 
     def setup(self, size_bytes: int) -> None:
         """Allocate the file and attach a free loop device to it."""
-        if os.geteuid() != 0:
-            raise SubjectUnavailable("attaching a loop device needs root")
-        if shutil.which("losetup") is None:
-            raise SubjectUnavailable("losetup was not found: install util-linux")
-        if not Path("/dev/loop-control").exists():
-            raise SubjectUnavailable(
-                "this kernel offers no loop devices (/dev/loop-control is missing)"
-            )
+        backing.require_loop_devices()
         self._file.create(size_bytes)
-        attach = ["losetup", "--find", "--show", "--nooverlap", str(self._file.path)]
-        self._device = Path(_checked(attach).strip())
-        if self._direct_io:
-            host.run(["losetup", "--direct-io=on", str(self._device)], COMMAND_TIMEOUT_SECONDS)
-        state = "on" if self._attribute("loop/dio") == "1" else "off"
-        refused = ", the kernel refused on" if self._direct_io and state == "off" else ""
-        self.notes.append(f"direct-io={state}{refused}, scheduler {self._scheduler()}")
+        self.notes.append(self._device.attach(self._direct_io))
         self.notes.append(
             "pinned cells pin the caller only: the driver's kernel workers can't be pinned"
         )
 
     def teardown(self) -> None:
-        """Detach the device, if it is still ours, and remove the file."""
+        """Detach the device and remove the file."""
         try:
-            if self._device is not None and self._is_ours():
-                _checked(["losetup", "--detach", str(self._device)])
-            self._device = None
+            self._device.detach()
         finally:
             self._file.remove()
 
@@ -189,17 +133,9 @@ class Loop:
         """None: kernel workers, which come and go."""
         return ()
 
-    def _is_ours(self) -> bool:
-        return self._attribute("loop/backing_file") == str(self._file.path)
-
-    def _scheduler(self) -> str:
-        words = self._attribute("queue/scheduler").split()
-        return next((word.strip("[]") for word in words if word.startswith("[")), "unknown")
-
-    def _attribute(self, name: str) -> str:
-        with contextlib.suppress(OSError):
-            return Path(f"/sys/block/{self.path.name}/{name}").read_text().strip()
-        return ""
+    def private_bytes(self) -> int | None:
+        """No processes, no memory."""
+        return None
 
 
 class Pmemfs:
@@ -209,12 +145,16 @@ class Pmemfs:
     the daemon's log may be named after it.
     """
 
-    def __init__(self, name: str, engine: str, scheme: str) -> None:
+    def __init__(
+        self, name: str, engine: str = "native", transport: str = "auto", scheme: str = "pmem"
+    ) -> None:
         self.name = name
-        self.description = f"pmemfs, {engine} engine, page structures: {scheme}"
+        over = f", transport {transport}" if engine == "native" else ""
+        self.description = f"pmemfs, {engine} engine{over}, page structures: {scheme}"
         self.notes: list[str] = []
         self.direct = True
         self._engine = engine
+        self._transport = transport
         self._scheme = scheme
         self._folder: Path | None = None
         self._command = "pmemfs"
@@ -242,18 +182,18 @@ class Pmemfs:
 
     def setup(self, size_bytes: int) -> None:
         """Create the pool, mount it, and learn who serves it."""
-        if not Path("/dev/fuse").exists():
-            raise SubjectUnavailable("this kernel offers no FUSE (/dev/fuse is missing)")
+        backing.require_fuse()
         self._command = host.find_pmemfs()
-        self._folder = Path(tempfile.mkdtemp(prefix="pmemfs-bench-", dir=host.SHM)).resolve()
+        wanted = self._wanted_of_mount()
+        self._folder = backing.make_folder()
         self._create(self.memory_bytes(size_bytes))
         self._mountpoint.mkdir()
-        mount = [self._command, "mount", "--engine", self._engine]
-        _checked([*mount, str(self._pool), str(self._mountpoint)])
+        options = [word for pair in wanted.items() for word in pair]
+        self._mount([self._command, "mount", *options, str(self._pool), str(self._mountpoint)])
         if not self.path.exists():
             raise SubjectFailed(f"the mount has no file {FILE_NAME!r}")
         self._daemon = self._ask_daemon()
-        self.direct = opens_direct(self.path)
+        self.direct = backing.opens_direct(self.path)
         if not self.direct:
             self.notes.append("O_DIRECT refused: measured with direct=0, through the page cache")
 
@@ -261,9 +201,10 @@ class Pmemfs:
         """Unmount, by force if need be, see the daemon end, and remove mountpoint and pool."""
         if self._folder is None:
             return
+        servers = {pid: host.start_time_ticks(pid) for pid in self.daemon_pids()}
         try:
             self._unmount(self._mountpoint)
-            self._await_end_of_daemon()
+            self._await_end(servers)
         finally:
             self._pool.unlink(missing_ok=True)
         with contextlib.suppress(FileNotFoundError):
@@ -276,17 +217,49 @@ class Pmemfs:
         pid = self._living_daemon()
         return host.with_descendants(pid) if pid is not None else ()
 
+    def private_bytes(self) -> int | None:
+        """Of the daemon and its data plane together, without the pool and the memfd they map."""
+        pids = self.daemon_pids()
+        return sum(host.private_bytes(pid, self._pool) for pid in pids) if pids else None
+
+    def _wanted_of_mount(self) -> dict[str, str]:
+        """Options of ``pmemfs mount`` that make it this subject.
+
+        Raises SubjectUnavailable if the installed pmemfs does not offer one of them.
+        """
+        wanted = {"--engine": self._engine}
+        if self._transport != "auto":
+            wanted["--transport"] = self._transport
+        told = backing.checked([self._command, "mount", "--help"])
+        for option, choice in wanted.items():
+            if choice not in offered_choices(told, option):
+                raise SubjectUnavailable(f"the installed pmemfs has no mount {option} {choice}")
+        return wanted
+
+    def _mount(self, command: list[str]) -> None:
+        try:
+            backing.checked(command)
+        except SubjectFailed as problem:
+            if self._transport == "uring" and not host.fuse_uring_allowed():
+                raise SubjectUnavailable(
+                    f"{problem} (this kernel has FUSE over io_uring switched off: "
+                    "/sys/module/fuse/parameters/enable_uring)"
+                ) from None
+            raise
+
     def _create(self, pool_bytes: int) -> None:
         size = f"{pool_bytes // MIB}M"
         options = ["--size", size, "--scheme", self._scheme, "--name", FILE_NAME]
-        _checked([self._command, "create", str(self._pool), *options])
+        backing.checked([self._command, "create", str(self._pool), *options])
 
     def _ask_daemon(self) -> tuple[int, int]:
-        answer = _checked([self._command, "info", str(self._mountpoint), "--json"])
+        told = backing.checked([self._command, "info", str(self._mountpoint), "--json"])
         try:
-            pid = int(json.loads(answer)["pid"])
+            answer = json.loads(told)
+            pid = int(answer["pid"])
         except (ValueError, KeyError, TypeError):
             raise SubjectFailed("pmemfs info --json gave no pid") from None
+        self.notes.append(served_as(answer, self._engine, self._transport))
         started = host.start_time_ticks(pid)
         if started is None:
             raise SubjectFailed(f"pmemfs info --json names process {pid}, which does not exist")
@@ -301,36 +274,76 @@ class Pmemfs:
     def _unmount(self, mountpoint: Path) -> None:
         if host.is_mounted(mountpoint):
             with contextlib.suppress(BenchError, OSError):
-                host.run([self._command, "umount", str(mountpoint)], COMMAND_TIMEOUT_SECONDS)
+                command = [self._command, "umount", str(mountpoint)]
+                host.run(command, backing.COMMAND_TIMEOUT_SECONDS)
         if host.is_mounted(mountpoint):
             # With a daemon that hangs go the requests that keep the mount busy.
             self._kill_daemon()
             force = ["umount", "--lazy"] if os.geteuid() == 0 else ["fusermount3", "-u", "-z"]
-            host.run([*force, str(mountpoint)], COMMAND_TIMEOUT_SECONDS)
+            host.run([*force, str(mountpoint)], backing.COMMAND_TIMEOUT_SECONDS)
         if host.is_mounted(mountpoint):
             raise SubjectFailed(f"{mountpoint} could not be unmounted")
 
-    def _await_end_of_daemon(self) -> None:
-        deadline = time.monotonic() + DAEMON_END_SECONDS
-        while self._living_daemon() is not None:
+    def _await_end(self, servers: dict[int, int | None]) -> None:
+        """See these processes end, given with their start times; kill those that do not."""
+
+        def living() -> list[int]:
+            return [pid for pid, at in servers.items() if at and host.start_time_ticks(pid) == at]
+
+        deadline = time.monotonic() + backing.END_SECONDS
+        while left := living():
             if time.monotonic() > deadline:
-                self._kill_daemon()
+                for pid in left:
+                    _kill(pid)
                 raise SubjectFailed("its daemon outlived the mount and was killed")
             time.sleep(0.02)
 
     def _kill_daemon(self) -> None:
         for pid in self.daemon_pids():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+            _kill(pid)
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def served_as(answer: Mapping[str, Any], engine: str, transport: str) -> str:
+    """What ``pmemfs info --json`` says of engine and transport, as a note.
+
+    Raises SubjectFailed if that is not what was asked for: another thing would be measured.
+    """
+    got_engine, got_transport = answer.get("engine"), answer.get("transport")
+    if got_engine != engine:
+        raise SubjectFailed(f"engine {engine} was asked for and {got_engine} serves")
+    if transport not in ("auto", got_transport):
+        raise SubjectFailed(f"transport {transport} was asked for and {got_transport} serves")
+    return f"served over {got_transport}" if got_transport else f"served by engine {got_engine}"
+
+
+def offered_choices(told: str, option: str) -> set[str]:
+    """The choices of an option in the help of a command: ``--engine [native|python]``."""
+    found = re.search(rf"{re.escape(option)}\s+\[([^]]*)\]", told)
+    return {word.strip() for word in found[1].split("|")} if found else set()
 
 
 SUBJECTS: dict[str, Callable[[], Subject]] = {
     "tmpfs": Tmpfs,
     "loop": lambda: Loop("loop", direct_io=True),
     "loop-buffered": lambda: Loop("loop-buffered", direct_io=False),
-    "pmemfs": lambda: Pmemfs("pmemfs", engine="python", scheme="pmem"),
-    "pmemfs-none": lambda: Pmemfs("pmemfs-none", engine="python", scheme="none"),
+    "pmemfs": lambda: Pmemfs("pmemfs"),
+    "pmemfs-uring": lambda: Pmemfs("pmemfs-uring", transport="uring"),
+    "pmemfs-fd": lambda: Pmemfs("pmemfs-fd", transport="fd"),
+    "none": lambda: Pmemfs("none", scheme="none"),
+    "python": lambda: Pmemfs("python", engine="python"),
+    "nbdfuse": Nbdfuse,
+    "qsd": lambda: Qsd("qsd", "cache.direct=on,aio=native"),
+    "qsd-buffered": lambda: Qsd("qsd-buffered", "cache.direct=off,aio=io_uring"),
 }
 
-# loop-buffered is there to check that direct-io=on does not put the loop device at a disadvantage
-DEFAULT_SUBJECTS = ("tmpfs", "loop", "pmemfs", "pmemfs-none")
+# the loop device with direct-io=off is there to check that "on" does not put it at a disadvantage,
+# one transport by itself to see what auto is worth
+DEFAULT_SUBJECTS = (
+    *("tmpfs", "loop", "pmemfs", "none", "python"),
+    *("nbdfuse", "qsd", "qsd-buffered"),
+)

@@ -33,6 +33,6 @@ def test_the_bench_measures_every_subject_and_draws_a_chart(tmp_path: Path) -> N
     assert result.code == 0, result.out + result.err
     (report,) = [json.loads(path.read_text()) for path in tmp_path.glob("**/*.json")]
     text = json.dumps(report)
-    for subject in ("tmpfs", "loop", "pmemfs", "pmemfs-none"):
+    for subject in ("tmpfs", "loop", "pmemfs", "none"):
         assert f'"{subject}"' in text
     assert [path for path in tmp_path.glob("**/*.png") if path.stat().st_size > 1000]

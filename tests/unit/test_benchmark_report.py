@@ -6,8 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from rich.console import Console
@@ -15,7 +16,7 @@ from rich.console import Console
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
-from benchmark import fio, host, report  # noqa: E402
+from benchmark import fio, host, places, report  # noqa: E402
 from benchmark.cells import CELLS, MIB, choose_names, parse_size_bytes  # noqa: E402
 from benchmark.errors import BenchError, FioError, SubjectFailed, SubjectUnavailable  # noqa: E402
 from benchmark.report import Run, Spread, SubjectState  # noqa: E402
@@ -75,6 +76,12 @@ def test_a_round_that_failed_on_either_side_enters_no_ratio() -> None:
     mine = runs_of("pmemfs", {0: 10.0, 1: None, 2: 30.0})
     base = runs_of("loop", {0: None, 1: 10.0, 2: 10.0})
     assert report.ratio_spread(mine, base) == Spread(3.0, 3.0, 3.0)
+
+
+def test_of_several_bases_the_best_of_each_round_counts() -> None:
+    mine = runs_of("pmemfs", {0: 100.0, 1: 100.0, 2: 100.0})
+    bases = runs_of("nbdfuse", {0: 10.0, 1: 50.0}) + runs_of("qsd", {0: 20.0, 1: 25.0, 2: None})
+    assert report.round_ratios(mine, bases) == [5.0, 2.0]
 
 
 def test_without_a_common_round_there_is_no_ratio() -> None:
@@ -153,7 +160,7 @@ def test_fio_never_makes_the_file_it_measures() -> None:
 def test_a_caller_is_pinned_where_the_cell_is_and_uses_one_engine_for_its_depth(cell: Any) -> None:
     command = fio.measure_command(cell, TARGET, TIMING, "io_uring", 3 if cell.pinned else None, 1)
     assert ("--cpus_allowed=3" in command) == cell.pinned
-    engine = "psync" if cell.depth == 1 else "io_uring"
+    engine = "psync" if cell.depth == 1 else cell.engine or "io_uring"
     assert [word for word in command if word.startswith("--ioengine")] == [f"--ioengine={engine}"]
 
 
@@ -220,6 +227,25 @@ def test_the_table_shows_ratios_errors_and_why_a_subject_is_missing() -> None:
     assert "other: skipped: it needs [root]" in text
 
 
+def test_the_table_has_no_row_for_a_subject_that_a_cell_is_not_for() -> None:
+    states = [
+        SubjectState("tmpfs", "a file", (), True),
+        SubjectState("loop", "the loop device", (), True),
+        SubjectState("nbdfuse", "a peer", (), None, skipped="it is not installed"),
+        SubjectState("pmemfs", "pmemfs", (), True, private_bytes=85 * MIB),
+    ]
+    runs = runs_of("tmpfs", {0: 50.0}, "ext4-loop-read")
+    written = io.StringIO()
+    shown = report.table([CELL["ext4-loop-read"]], states, runs)
+    report.show(Console(file=written), shown)
+    table, _, notes = written.getvalue().partition("CPU %: ")
+    assert "tmpfs" in table
+    assert "pmemfs" in table
+    assert "nbdfuse" not in table
+    assert not [line for line in table.splitlines() if "│ loop " in line]
+    assert "private memory afterwards: 85.0 MiB" in notes
+
+
 def test_the_json_document_holds_every_run_and_survives_json() -> None:
     states = [SubjectState("loop", "the loop device", (), True)]
     runs = runs_of("loop", {0: 100.0, 1: None})
@@ -260,6 +286,9 @@ class FakeSubject:
 
     def daemon_pids(self) -> tuple[int, ...]:
         return ()
+
+    def private_bytes(self) -> int | None:
+        return 7 * MIB
 
 
 @pytest.fixture
@@ -331,12 +360,118 @@ def test_a_subject_that_fails_in_a_cell_is_left_out_of_its_later_rounds_only(
 
     monkeypatch.setattr(fio, "run", run)
     subjects = [FakeSubject(tmp_path, "good"), FakeSubject(tmp_path, "bad")]
-    runs = bench.measure([CELL["seqread"], CELL["seqwrite"]], subjects, lambda: None)
+    with bench.ready(subjects, Interrupts()) as working:
+        runs = bench.measure([CELL["seqread"], CELL["seqwrite"]], working, lambda: None)
     done = [(run.cell, run.subject) for run in runs]
     assert done.count(("seqread", "bad")) == 1
     assert done.count(("seqread", "good")) == done.count(("seqwrite", "bad")) == 2
     assert [run.error for run in runs if run.error] == ["fio: it broke"]
     assert bench.failed
+
+
+class FakeExt4:
+    """Stands for `Ext4OnLoop`: ``problem`` is what its setup raises."""
+
+    problem: Exception | None = None
+    note = "direct-io=on"
+
+    def __init__(self, below: Path) -> None:
+        self.calls: list[str] = []
+        self.below = below
+        FakeExt4.made.append(self)
+
+    made: ClassVar[list["FakeExt4"]] = []
+
+    def setup(self, size_bytes: int) -> fio.Target:
+        self.calls.append("setup")
+        if self.problem:
+            raise self.problem
+        return fio.Target(self.below.with_suffix(".ext4"), size_bytes // 2, True)
+
+    def teardown(self) -> None:
+        self.calls.append("teardown")
+
+
+@pytest.fixture
+def ext4(monkeypatch: pytest.MonkeyPatch) -> type[FakeExt4]:
+    monkeypatch.setattr(places, "Ext4OnLoop", FakeExt4)
+    monkeypatch.setattr(FakeExt4, "made", [])
+    monkeypatch.setattr(fio, "run", lambda command, cell, timeout_seconds: (figures(1.0), 1.0))
+    return FakeExt4
+
+
+EXT4_CELLS = [CELL["ext4-loop-read"], CELL["ext4-loop-write"]]
+
+
+def test_ext4_is_made_once_for_each_subject_of_its_cells_and_removed_before_the_subject(
+    bench: Bench, tmp_path: Path, ext4: type[FakeExt4]
+) -> None:
+    subjects = [FakeSubject(tmp_path, "tmpfs"), FakeSubject(tmp_path, "loop")]
+    order = []
+    subjects[0].teardown = lambda: order.append(list(ext4.made[0].calls))  # type: ignore[method-assign]
+    with bench.ready(subjects, Interrupts()) as working:
+        runs = bench.measure([CELL["seqread"], *EXT4_CELLS], working, lambda: None)
+    assert [one.below for one in ext4.made] == [tmp_path / "tmpfs"]
+    assert order == [["setup", "teardown"]]
+    assert {run.subject for run in runs if run.cell.startswith("ext4")} == {"tmpfs"}
+    filenames = {word for run in runs for word in run.command if word.startswith("--filename")}
+    assert f"--filename={tmp_path / 'tmpfs.ext4'}" in filenames
+    assert "the loop device below ext4: direct-io=on" in bench.states[0].notes
+
+
+@pytest.mark.parametrize(
+    ("problem", "errors", "failed"),
+    [
+        (SubjectUnavailable("needs root"), [], False),
+        (SubjectFailed("mkfs.ext4: no"), ["mkfs.ext4: no"] * 2, True),
+    ],
+)
+def test_an_ext4_that_can_not_be_made_is_not_tried_again_and_still_removed(
+    bench: Bench,
+    tmp_path: Path,
+    ext4: type[FakeExt4],
+    monkeypatch: pytest.MonkeyPatch,
+    problem: Exception,
+    errors: list[str],
+    failed: bool,
+) -> None:
+    monkeypatch.setattr(ext4, "problem", problem)
+    with bench.ready([FakeSubject(tmp_path, "tmpfs")], Interrupts()) as working:
+        runs = bench.measure(EXT4_CELLS, working, lambda: None)
+    assert [run.error for run in runs] == errors
+    assert [one.calls for one in ext4.made] == [["setup", "teardown"]]
+    assert bench.failed is failed
+
+
+def test_a_file_system_on_a_subject_that_hangs_is_removed_after_the_subject(
+    bench: Bench, tmp_path: Path, ext4: type[FakeExt4], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject = FakeSubject(tmp_path, "tmpfs")
+
+    def remove(made: FakeExt4) -> None:
+        made.calls.append("teardown")
+        if not subject.torn_down:
+            raise SubjectFailed("the loop device stays attached")
+
+    monkeypatch.setattr(ext4, "teardown", remove)
+    with bench.ready([subject], Interrupts()) as working:
+        bench.measure(EXT4_CELLS[:1], working, lambda: None)
+    assert [one.calls for one in ext4.made] == [["setup", "teardown", "teardown"]]
+    assert bench.failed
+
+
+def test_memory_is_read_after_the_cells_also_if_it_can_not_be(
+    bench: Bench, tmp_path: Path, ext4: type[FakeExt4], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> int:
+        raise PermissionError(13, "Permission denied")
+
+    subjects = [FakeSubject(tmp_path, "good"), FakeSubject(tmp_path, "other")]
+    monkeypatch.setattr(subjects[1], "private_bytes", refuse)
+    with bench.ready(subjects, Interrupts()) as working:
+        assert [state.private_bytes for state in bench.states] == [None, None]
+        bench.measure([CELL["seqread"]], working, lambda: None)
+    assert [state.private_bytes for state in bench.states] == [7 * MIB, None]
 
 
 def test_only_the_first_interrupt_interrupts() -> None:
@@ -359,6 +494,52 @@ def test_a_pinned_process_gets_back_the_cpus_it_had() -> None:
     finally:
         process.kill()
         process.wait()
+
+
+def test_a_thread_that_its_program_holds_on_one_cpu_stays_there() -> None:
+    allowed = os.sched_getaffinity(0)
+    if len(allowed) < 2:
+        pytest.skip("there is only one CPU")
+    other = next(iter(allowed - {host.pinning_cpu()}))
+    process = subprocess.Popen(["taskset", "-c", str(other), "sleep", "30"])
+    try:
+        deadline = time.monotonic() + 5
+        while os.sched_getaffinity(process.pid) != {other} and time.monotonic() < deadline:
+            time.sleep(0.01)
+        with host.pinned([process.pid], host.pinning_cpu()):
+            assert os.sched_getaffinity(process.pid) == {other}
+        assert os.sched_getaffinity(process.pid) == {other}
+    finally:
+        process.kill()
+        process.wait()
+
+
+MAPPER = """
+import mmap, os, sys
+memfd, file = os.memfd_create("shared"), os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+held = []
+for descriptor in (-1, memfd, file):
+    if descriptor >= 0:
+        os.ftruncate(descriptor, 64 << 20)
+    held.append(mmap.mmap(descriptor, 64 << 20))
+    for at in range(0, 64 << 20, 4096):
+        held[-1][at] = 1
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_private_memory_is_neither_the_pool_nor_a_memfd(tmp_path: Path) -> None:
+    pool = tmp_path / "a pool"
+    command = [sys.executable, "-c", MAPPER, str(pool)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        used_bytes = host.private_bytes(process.pid, pool)
+        with_pool_bytes = host.private_bytes(process.pid, tmp_path / "another")
+    assert 64 * MIB <= used_bytes < 96 * MIB
+    assert 128 * MIB <= with_pool_bytes < 160 * MIB
+    assert host.private_bytes(process.pid, pool) == 0
 
 
 def test_a_command_that_hangs_is_ended_at_its_timeout() -> None:
