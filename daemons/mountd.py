@@ -171,7 +171,11 @@ def run(arguments: Arguments, pool: Pool, medium: MappedMedium, starter: Starter
     _advise(pool, medium, arguments.options)
     session = open_session(arguments, pool, medium)
     observer = MountObserver(pool, medium, session, arguments.options, arguments.engine)
-    methods: dict[str, server.Method] = {"info": observer.info, "pages": observer.pages}
+    methods: dict[str, server.Method] = {
+        "info": observer.info,
+        "pages": observer.pages,
+        "stat": observer.stat,
+    }
     try:
         trio.run(_serve, starter, session, methods)
     finally:

@@ -18,6 +18,7 @@ _COMMANDS = {
     "umount": "pmemfs.cli.umount:umount",
     "info": "pmemfs.cli.info:info",
     "pages": "pmemfs.cli.pages:pages",
+    "stat": "pmemfs.cli.stat:stat",
     "list": "pmemfs.cli.list:list_mounts",
     "check": "pmemfs.cli.check:check",
     "doctor": "pmemfs.cli.doctor:doctor",

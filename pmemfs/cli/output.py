@@ -31,18 +31,31 @@ def print_facts(facts: Iterable[tuple[str, object]]) -> None:
     _print(table)
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Rows under headings; numbers are right-aligned."""
+def print_json_line(value: Any) -> None:
+    """One of several reports for programs, which read them as they come."""
+    print(json.dumps(value), flush=True)
+
+
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], *, text_columns: int | None = None
+) -> None:
+    """Rows under headings; numbers are right-aligned.
+
+    With `text_columns`, all columns after so many are of numbers, written out, and no terminal is
+    too narrow to show them whole.
+    """
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     rows = list(rows)
     for position, column in enumerate(columns):
         is_number = all(isinstance(row[position], int | float) for row in rows)
+        if text_columns is not None:
+            is_number = position >= text_columns
         table.add_column(column, justify="right" if rows and is_number else "left")
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
-    _print(table)
+    _print(table, must_fit=text_columns is None)
 
 
 def warn(sentence: str) -> None:
@@ -50,12 +63,12 @@ def warn(sentence: str) -> None:
     print(f"pmemfs: warning: {sentence}", file=sys.stderr)
 
 
-def _print(table: Table) -> None:
+def _print(table: Table, *, must_fit: bool = True) -> None:
     from rich.console import Console
 
     # A pipe gets whole lines, however wide; a terminal gets what fits.
-    is_terminal = sys.stdout.isatty()
-    console = Console(width=None if is_terminal else 1000, highlight=False, markup=False)
+    is_bounded = must_fit and sys.stdout.isatty()
+    console = Console(width=None if is_bounded else 1000, highlight=False, markup=False)
     with console.capture() as captured:
         console.print(table)
     print("\n".join(line.rstrip() for line in captured.get().splitlines()))

@@ -58,12 +58,12 @@ async def _serve_connection(stream: trio.SocketStream, methods: Mapping[str, Met
         while (end := received.find(b"\n")) >= 0:
             answer = await _answer(bytes(received[:end]), methods)
             del received[: end + 1]
-            await stream.send_all(json.dumps(answer).encode() + b"\n")
+            await stream.send_all(answer + b"\n")
         if len(received) > _LINE_LIMIT_BYTES:
             return
 
 
-async def _answer(line: bytes, methods: Mapping[str, Method]) -> dict[str, Any]:
+async def _answer(line: bytes, methods: Mapping[str, Method]) -> bytes:
     try:
         request = json.loads(line)
         method, params = methods[request["method"]], request.get("params", {})
@@ -71,7 +71,7 @@ async def _answer(line: bytes, methods: Mapping[str, Method]) -> dict[str, Any]:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return _failure("the daemon does not understand this request", 1)
     try:
-        return {"result": await method(**params)}
+        return json.dumps({"result": await method(**params)}).encode()
     except PmemfsError as error:
         return _failure(str(error), error.exit_code)
     except Exception:
@@ -79,5 +79,5 @@ async def _answer(line: bytes, methods: Mapping[str, Method]) -> dict[str, Any]:
         return _failure("the daemon failed; its log says why", 1)
 
 
-def _failure(message: str, exit_code: int) -> dict[str, Any]:
-    return {"error": {"message": message, "exit_code": exit_code}}
+def _failure(message: str, exit_code: int) -> bytes:
+    return json.dumps({"error": {"message": message, "exit_code": exit_code}}).encode()

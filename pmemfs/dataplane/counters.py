@@ -68,11 +68,3 @@ def _operation(slot: memoryview, operation: Operation) -> OperationCounters:
         total_ns=counts.total_ns,
         latencies=tuple(int(count) for count in latencies),
     )
-
-
-def bucket_start_ns(bucket: int) -> int:
-    """The shortest latency that is counted in a bucket, as `bucket_of` in plane.pyx has it."""
-    if bucket == 0:
-        return 0
-    power, quarter = divmod(bucket - 1, 4)
-    return (4 + quarter) << (power + 5)

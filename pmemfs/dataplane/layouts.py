@@ -210,3 +210,11 @@ def compute_areas(
         end = align_up(end + size, FRAME_BYTES)
     slots, faults, inodes, presence, sections, tables, memmap = offsets[1:]
     return Areas(slots, faults, inodes, presence, sections, tables, memmap, total=end)
+
+
+def bucket_start_ns(bucket: int) -> int:
+    """The shortest latency that is counted in a bucket, as `bucket_of` in plane.pyx has it."""
+    if bucket == 0:
+        return 0
+    power, quarter = divmod(bucket - 1, 4)
+    return (4 + quarter) << (power + 5)

@@ -6,6 +6,7 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 cdef extern from * nogil:
     """
     #include <stdint.h>
+    #include <string.h>
     #include <time.h>
 
     #if defined(__x86_64__)
@@ -27,6 +28,28 @@ cdef extern from * nogil:
         (p), (expected), (v), 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)
     #define pmemfs_full_fence() __atomic_thread_fence(__ATOMIC_SEQ_CST)
     #define pmemfs_prefetch(p) __builtin_prefetch((p), 1)
+
+    /* A copy that leaves the caches alone: what is written is not read again soon. */
+    static inline void pmemfs_stream(uint8_t *to, const uint8_t *from, size_t length) {
+    #if defined(__x86_64__)
+        size_t head = -(uintptr_t)to & 15;
+        if (head > length) head = length;
+        memcpy(to, from, head);
+        to += head; from += head; length -= head;
+        for (; length >= 64; length -= 64, to += 64, from += 64) {
+            __m128i a = _mm_loadu_si128((const __m128i *)from);
+            __m128i b = _mm_loadu_si128((const __m128i *)(from + 16));
+            __m128i c = _mm_loadu_si128((const __m128i *)(from + 32));
+            __m128i d = _mm_loadu_si128((const __m128i *)(from + 48));
+            _mm_stream_si128((__m128i *)to, a);
+            _mm_stream_si128((__m128i *)(to + 16), b);
+            _mm_stream_si128((__m128i *)(to + 32), c);
+            _mm_stream_si128((__m128i *)(to + 48), d);
+        }
+        _mm_sfence();
+    #endif
+        memcpy(to, from, length);
+    }
 
     static inline uint64_t pmemfs_now_ns(clockid_t clock) {
         struct timespec t;
@@ -52,6 +75,7 @@ cdef extern from * nogil:
     bint swap_8 "pmemfs_swap"(unsigned char *word, unsigned char *expected, unsigned char value)
     void full_fence "pmemfs_full_fence"()
     void prefetch "pmemfs_prefetch"(const void *line)
+    void stream "pmemfs_stream"(unsigned char *to, const unsigned char *source, size_t length)
     uint64_t now_ns "pmemfs_now_ns"(int clock)
 
 ctypedef void (*guarded_t)(void *argument) noexcept nogil

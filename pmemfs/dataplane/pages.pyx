@@ -54,12 +54,20 @@ cdef int get_pages(memmap_t *memmap, pages_t *held, uint64_t pfn, uint64_t frame
         return failed
     for position in range(first, last + 1):
         prefetch(&memmap.pages[position + PREFETCH_DISTANCE])
-        if get_page(&memmap.pages[position], header, access, mapping, index, now_ns, held.epoch):
+        if get_page(&memmap.pages[position], header):
             put_pages(memmap, held, False)
             return EOVERFLOW
         held.count += 1
+    for position in range(first, last + 1):
+        account_page(&memmap.pages[position], access, mapping, index, now_ns, held.epoch)
         index += 1
     return 0
+
+
+cdef void expect_page(memmap_t *memmap, uint64_t pfn) noexcept nogil:
+    """Begin to fetch the structure of a page."""
+    if memmap.pages != NULL:
+        prefetch(&memmap.pages[(pfn - memmap.header.first_pfn) >> memmap.header.page_order])
 
 
 cdef void put_pages(memmap_t *memmap, pages_t *held, bint is_write) noexcept nogil:
@@ -78,10 +86,8 @@ cdef void put_pages(memmap_t *memmap, pages_t *held, bint is_write) noexcept nog
         memory.add_32(&page.refcount, <uint32_t>-1)
 
 
-cdef inline int get_page(page_t *page, header_t *header, int access, uint64_t mapping,
-                         uint64_t index, uint64_t now_ns, uint64_t epoch) noexcept nogil:
+cdef inline int get_page(page_t *page, header_t *header) noexcept nogil:
     cdef uint32_t count
-    cdef uint16_t flags
     if memory.load(&page.generation) != header.generation:
         initialise(page, header)
     count = memory.peek_32(&page.refcount)
@@ -89,14 +95,19 @@ cdef inline int get_page(page_t *page, header_t *header, int access, uint64_t ma
         if count == COUNTER_MAX:
             return EOVERFLOW
         if memory.swap_32(&page.refcount, &count, count + 1):
-            break
+            return 0
+
+
+cdef inline void account_page(page_t *page, int access, uint64_t mapping, uint64_t index,
+                              uint64_t now_ns, uint64_t epoch) noexcept nogil:
+    cdef uint16_t flags
     if mapping:
         if page.mapping != mapping:
             put(&page.mapping, mapping)
         if page.index != index:
             put(&page.index, index)
     if access == ACCESS_PIN:
-        return 0
+        return
     put(&page.last_access_ns, now_ns)
     flags = PAGE_REFERENCED
     if access == ACCESS_WRITE:
@@ -107,7 +118,6 @@ cdef inline int get_page(page_t *page, header_t *header, int access, uint64_t ma
         count_up(&page.reads)
     if (memory.peek_16(&page.flags) & flags) != flags:
         memory.or_16(&page.flags, flags)
-    return 0
 
 
 cdef inline void count_up(uint32_t *counter) noexcept nogil:

@@ -1,3 +1,4 @@
+def stay_in_memory() -> int: ...
 def run(
     fuse_fd: int,
     shared_fd: int,
@@ -11,5 +12,4 @@ def run(
     queue_count: int,
     depth: int,
     reader_count: int,
-    pinned: bool,
 ) -> int: ...

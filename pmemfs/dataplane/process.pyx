@@ -9,14 +9,12 @@ The end comes from either side: the kernel has no connection any more, or the co
 or says so (`ends`). Whatever was begun is finished, except what waits for the control plane.
 """
 
-from cpython.exc cimport PyErr_CheckSignals
-from libc.errno cimport EINTR, EIO, EINVAL, ENODEV, ENOTCONN, errno
+from libc.errno cimport EINTR, EINVAL, ENODEV, ENOTCONN, errno
 from libc.signal cimport SIGUSR1
 from libc.stddef cimport size_t
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc
 from libc.string cimport memset
-from posix.types cimport pid_t
 from posix.unistd cimport close, pipe, usleep
 
 from pmemfs.dataplane cimport memory
@@ -56,19 +54,15 @@ cdef extern from * nogil:
     #ifndef _GNU_SOURCE
     #define _GNU_SOURCE
     #endif
+    #include <errno.h>
     #include <pthread.h>
-    #include <sched.h>
     #include <signal.h>
     #include <string.h>
+    #include <sys/mman.h>
+    #include <sys/prctl.h>
     #include <sys/syscall.h>
     #include <unistd.h>
 
-    static void pmemfs_stay_on(int cpu) {
-        cpu_set_t set;
-        CPU_ZERO(&set);
-        CPU_SET(cpu, &set);
-        sched_setaffinity(0, sizeof set, &set);  /* A CPU that is offline has no callers either. */
-    }
     static void pmemfs_on_wake(int number) { (void)number; }
     static void pmemfs_wakeable(void) {
         struct sigaction action;
@@ -76,10 +70,18 @@ cdef extern from * nogil:
         action.sa_handler = pmemfs_on_wake;  /* Without SA_RESTART: what waits, returns. */
         sigaction(SIGUSR1, &action, NULL);
     }
+    /* Memory that is needed to give memory back must not wait for that itself. The pool is no such
+       memory: it may be as large as it likes. */
+    static int pmemfs_resist_reclaim(const void *pool, size_t pool_bytes) {
+        int failed = prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) ? errno : 0;
+        if (mlockall(MCL_CURRENT | MCL_ONFAULT)) return errno;
+        if (pool) munlock(pool, pool_bytes);
+        return failed;
+    }
     static long pmemfs_thread_id(void) { return syscall(SYS_gettid); }
     """
-    void stay_on "pmemfs_stay_on"(int cpu)
     void become_wakeable "pmemfs_wakeable"()
+    int resist_reclaim "pmemfs_resist_reclaim"(const void *pool, size_t pool_bytes)
     long thread_id "pmemfs_thread_id"()
 
 cdef enum:
@@ -91,7 +93,6 @@ cdef struct thread_t:
     worker_t worker
     # Of the transport uring; NULL for a thread that reads /dev/fuse.
     queue_t *queue
-    int cpu
     int failed
     uint64_t is_over
 
@@ -110,8 +111,6 @@ cdef struct process_t:
 cdef void *run_worker(void *argument) noexcept nogil:
     cdef thread_t *thread = <thread_t *>argument
     put(&thread.worker.slot.thread_id, <uint64_t>thread_id())
-    if thread.cpu >= 0:
-        stay_on(thread.cpu)
     if thread.queue != NULL:
         thread.failed = serve_queue(thread.queue)
     else:
@@ -251,9 +250,17 @@ cdef int stop(process_t *process) noexcept nogil:
     return failed
 
 
+def stay_in_memory() -> int:
+    """Keep this process's memory, and let it reclaim none through file systems; 0 or an errno.
+
+    For a process that a mount needs to answer. Source: prctl(2), PR_SET_IO_FLUSHER; mlockall(2).
+    """
+    return resist_reclaim(NULL, 0)
+
+
 def run(int fuse_fd, int shared_fd, int pool_fd, int forward_fd, int extra_fd, *, int map_flags,
-        uint32_t max_write, int max_background, int queue_count, int depth, int reader_count,
-        bint pinned) -> int:
+        uint32_t max_write, int max_background, int queue_count, int depth,
+        int reader_count) -> int:
     """Serve one mount until it ends; 0 or an errno.
 
     `queue_count` is the number of possible CPUs for the transport uring, and 0 for the other;
@@ -279,7 +286,6 @@ def run(int fuse_fd, int shared_fd, int pool_fd, int forward_fd, int extra_fd, *
         thread = &process.threads[number]
         worker.plane, worker.slot, worker.now_ns = &process.plane, slot_of(&process.plane, number), 0
         thread.worker = worker
-        thread.cpu = number % max(queue_count, 1) if pinned and number < queue_count else -1
         if number < queue_count:
             thread.queue = &process.queues[number]
             failed = failed or set_up_queue(thread.queue, worker, number, depth)
@@ -291,6 +297,8 @@ def run(int fuse_fd, int shared_fd, int pool_fd, int forward_fd, int extra_fd, *
         if not failed:
             failed = start(&process)
             if not failed:
+                # Only root may; others are served as well, but not when all memory is used up.
+                resist_reclaim(process.plane.pool, process.plane.pool_bytes)
                 route(&process)
             failed = stop(&process) or failed
     return failed

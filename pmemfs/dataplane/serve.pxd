@@ -35,6 +35,8 @@ cdef struct request_t:
     bint is_write
 
 cdef verdict_t serve(worker_t *worker, request_t *request) noexcept nogil
+cdef void expect(worker_t *worker, const fuse_in_header *head,
+                 const uint8_t *operation) noexcept nogil
 cdef void release(worker_t *worker, request_t *request) noexcept nogil
 cdef void fail_pointed(worker_t *worker, request_t *request) noexcept nogil
 cdef void account(worker_t *worker, request_t *request, verdict_t verdict,

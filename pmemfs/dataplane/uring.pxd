@@ -22,6 +22,20 @@ cdef struct entry_t:
 cdef enum:
     INBOX_ROOM = 64
 
+# How waiting awake went lately; see `await_requests`.
+cdef struct patience_t:
+    uint32_t failures
+    uint32_t sleeps_left
+
+# What came in lately, and where the worker runs for it; see `choose_place`.
+cdef struct place_t:
+    int cpu
+    bint is_near
+    uint32_t requests
+    uint32_t batches
+    uint64_t moved_bytes
+    uint64_t others
+
 cdef struct queue_t:
     worker_t worker
     int number
@@ -33,6 +47,8 @@ cdef struct queue_t:
     int inbox_reader
     int inbox_writer
     uint32_t inbox[INBOX_ROOM]
+    patience_t patience
+    place_t place
 
 cdef int set_up_queue(queue_t *queue, worker_t worker, int number, uint32_t depth) noexcept nogil
 cdef int serve_queue(queue_t *queue) noexcept nogil

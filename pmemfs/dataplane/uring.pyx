@@ -15,13 +15,14 @@ from libc.stddef cimport size_t
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap
-from posix.time cimport CLOCK_REALTIME
+from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME
 from posix.unistd cimport pipe
 
-from pmemfs.dataplane.memory cimport load, now_ns, store
-from pmemfs.dataplane.plane cimport worker_t
+from pmemfs.dataplane.memory cimport load, now_ns, peek, put, store
+from pmemfs.dataplane.plane cimport slot_of, worker_t
 from pmemfs.dataplane.protocol cimport *
 from pmemfs.dataplane.serve cimport *
+from pmemfs.dataplane.structures cimport header_t, slot_t
 from pmemfs.dataplane.transport cimport end_all, hand_over
 
 cdef extern from "liburing.h" nogil:
@@ -38,6 +39,7 @@ cdef extern from "liburing.h" nogil:
     io_uring_sqe *io_uring_get_sqe(io_uring *ring)
     int io_uring_submit(io_uring *ring)
     int io_uring_submit_and_wait(io_uring *ring, unsigned count)
+    unsigned io_uring_cq_ready(const io_uring *ring)
     unsigned io_uring_peek_batch_cqe(io_uring *ring, io_uring_cqe **cqes, unsigned count)
     void io_uring_cq_advance(io_uring *ring, unsigned count)
     void io_uring_prep_read(io_uring_sqe *sqe, int fd, void *into, unsigned length, uint64_t offset)
@@ -46,7 +48,13 @@ cdef extern from "liburing.h" nogil:
         IORING_SETUP_COOP_TASKRUN
 
 cdef extern from "sys/mman.h" nogil:
-    enum: MAP_POPULATE
+    int madvise(void *start, size_t length, int advice)
+    enum:
+        MADV_HUGEPAGE
+        MADV_POPULATE_WRITE
+
+cdef extern from "sched.h" nogil:
+    int sched_yield()
 
 cdef extern from "unistd.h" nogil:
     ssize_t c_write "write"(int fd, const void *data, size_t length)
@@ -55,6 +63,29 @@ cdef extern from * nogil:
     """
     #include <liburing.h>
     #include <string.h>
+
+    #ifndef _GNU_SOURCE
+    #define _GNU_SOURCE
+    #endif
+    #include <sched.h>
+
+    /* Where this thread may run. What somebody else has decided is left as it is. */
+    static __thread cpu_set_t pmemfs_anywhere, pmemfs_here;
+
+    static void pmemfs_learn_place(void) {
+        sched_getaffinity(0, sizeof pmemfs_here, &pmemfs_here);
+        pmemfs_anywhere = pmemfs_here;
+    }
+    static void pmemfs_move_thread(int cpu, int is_near) {
+        cpu_set_t now, wanted = pmemfs_anywhere;
+        if (sched_getaffinity(0, sizeof now, &now) || !CPU_EQUAL(&now, &pmemfs_here)) return;
+        if (is_near) {
+            CPU_ZERO(&wanted);
+            CPU_SET(cpu, &wanted);
+        }
+        /* A CPU that is offline, or not for us, has no callers either. */
+        if (!sched_setaffinity(0, sizeof wanted, &wanted)) pmemfs_here = wanted;
+    }
 
     /* A command to the FUSE device, which is file 0 of the ring. */
     static void *pmemfs_prepare_command(struct io_uring_sqe *sqe, unsigned command,
@@ -68,12 +99,20 @@ cdef extern from * nogil:
         return sqe->cmd;
     }
     """
+    void learn_place "pmemfs_learn_place"()
+    void move_thread "pmemfs_move_thread"(int cpu, bint is_near)
     void *prepare_command "pmemfs_prepare_command"(io_uring_sqe *sqe, unsigned command,
                                                    const void *memory, unsigned count)
 
 cdef enum:
     BATCH = 64
+    AHEAD = 2
+    # Of requests, after which a worker looks where it should run.
+    WINDOW = 128
+    LARGE_BYTES = 65536
     FRAME = 4096
+    SPIN_NS = 20000
+    MOST_FAILURES = 10
 
 cdef uint64_t INBOX = <uint64_t>-1
 
@@ -86,15 +125,18 @@ cdef int set_up_queue(queue_t *queue, worker_t worker, int number, uint32_t dept
     cdef entry_t *entry
     cdef int ends[2]
     cdef int failed
-    cdef uint8_t *memory = <uint8_t *>mmap(
-        NULL, depth * (entry_bytes + sizeof(entry_t)), PROT_READ | PROT_WRITE,
-        MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0)
+    cdef size_t memory_bytes = depth * (entry_bytes + sizeof(entry_t))
+    cdef uint8_t *memory = <uint8_t *>mmap(NULL, memory_bytes, PROT_READ | PROT_WRITE,
+                                           MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
     if memory == MAP_FAILED:
         return ENOMEM
+    # Large pages for large payloads, where there are any; and no page fault while serving.
+    madvise(memory, memory_bytes, MADV_HUGEPAGE)
+    madvise(memory, memory_bytes, MADV_POPULATE_WRITE)
     if pipe(ends):
         return errno
     queue.worker = worker
-    queue.number = number
+    queue.number = queue.place.cpu = number
     queue.inbox_reader, queue.inbox_writer = ends[0], ends[1]
     queue.entries = <entry_t *>(memory + depth * entry_bytes)
     queue.entry_count = depth
@@ -121,18 +163,21 @@ cdef int serve_queue(queue_t *queue) noexcept nogil:
     cdef uint64_t tag
     cdef int32_t result
     cdef uint64_t *ends = &queue.worker.plane.header.ends
+    learn_place()
     io_uring_register_ring_fd(&queue.ring)
     for position in range(queue.entry_count):
         submit_entry(queue, position, URING_REGISTER)
     queue.living = queue.entry_count
     await_inbox(queue)
     while queue.living and not load(ends):
-        failed = io_uring_submit_and_wait(&queue.ring, 1)
+        failed = await_requests(queue)
         if failed < 0 and failed != -EINTR:
             return -failed
         count = io_uring_peek_batch_cqe(&queue.ring, done, BATCH)
         queue.worker.now_ns = now_ns(CLOCK_REALTIME)
         for position in range(count):
+            if position + AHEAD < count:
+                expect_entry(queue, done[position + AHEAD])
             tag, result = done[position].user_data, done[position].res
             if tag == INBOX:
                 empty_inbox(queue, result)
@@ -142,10 +187,65 @@ cdef int serve_queue(queue_t *queue) noexcept nogil:
                 queue.living -= 1
                 failed = result
         io_uring_cq_advance(&queue.ring, count)
+        queue.place.requests += count
+        queue.place.batches += 1
+        if queue.place.requests >= WINDOW:
+            choose_place(queue)
     if not queue.living and failed == -ENOTCONN:
         end_all(queue.worker.plane)
         return 0
     return 0 if queue.living else -failed
+
+
+cdef inline int await_requests(queue_t *queue) noexcept nogil:
+    """Submit, and come back when there is something to do: awake for a while, if that pays."""
+    cdef slot_t *slot = queue.worker.slot
+    cdef uint64_t until
+    cdef int failed = io_uring_submit(&queue.ring)
+    if failed < 0 or io_uring_cq_ready(&queue.ring):
+        return failed
+    if queue.patience.sleeps_left:
+        queue.patience.sleeps_left -= 1
+    else:
+        until = now_ns(CLOCK_MONOTONIC) + SPIN_NS
+        while now_ns(CLOCK_MONOTONIC) < until:
+            # Whoever else wants this CPU gets it; coming back, the kernel delivers requests.
+            sched_yield()
+            if io_uring_cq_ready(&queue.ring):
+                queue.patience.failures = 0
+                put(&slot.spins, slot.spins + 1)
+                return 0
+        queue.patience.failures = min(queue.patience.failures + 1, MOST_FAILURES)
+        queue.patience.sleeps_left = (1 << queue.patience.failures) - 1
+    put(&slot.sleeps, slot.sleeps + 1)
+    return io_uring_submit_and_wait(&queue.ring, 1)
+
+
+cdef void choose_place(queue_t *queue) noexcept nogil:
+    """Run on the CPU whose callers the queue serves, or wherever there is room.
+
+    Measured: far away, one caller's work and ours overlap, and a wake-up finds an idle CPU; but of
+    many callers each is best served on its own CPU, and so is who moves much, for the caches' sake.
+    """
+    cdef place_t *place = &queue.place
+    cdef header_t *header = queue.worker.plane.header
+    cdef uint64_t others = 0
+    cdef uint64_t number
+    cdef bint is_alone, is_near
+    for number in range(header.worker_count):
+        if number != <uint64_t>queue.number:
+            others += peek(&slot_of(queue.worker.plane, <int>number).section)
+    # A section goes up by two for a request: the others had less than half as many.
+    is_alone = others - place.others < place.requests
+    is_near = place.moved_bytes > <uint64_t>place.requests * LARGE_BYTES
+    if place.requests > place.batches * 2 and not is_alone:
+        is_near = True
+    if is_near != place.is_near:
+        place.is_near = is_near
+        move_thread(place.cpu, is_near)
+    place.others = others
+    place.moved_bytes = 0
+    place.requests = place.batches = 0
 
 
 cdef void submit_entry(queue_t *queue, uint32_t position, unsigned command) noexcept nogil:
@@ -158,6 +258,14 @@ cdef void submit_entry(queue_t *queue, uint32_t position, unsigned command) noex
     sqe.user_data = position
     wanted.qid = <uint16_t>queue.number
     wanted.commit_id = 0 if is_new else entry.header.entry.commit_id
+
+
+cdef inline void expect_entry(queue_t *queue, io_uring_cqe *done) noexcept nogil:
+    cdef entry_t *entry
+    if done.user_data != INBOX and done.res == 0:
+        entry = &queue.entries[done.user_data]
+        expect(&queue.worker, <fuse_in_header *>entry.header.in_out,
+               <uint8_t *>entry.header.op_in)
 
 
 cdef void serve_entry(queue_t *queue, uint32_t position) noexcept nogil:
@@ -185,6 +293,7 @@ cdef void serve_entry(queue_t *queue, uint32_t position) noexcept nogil:
         submit_entry(queue, position, URING_COMMIT_AND_FETCH)
     worker.now_ns = now_ns(CLOCK_REALTIME)
     account(worker, &request, verdict, since)
+    queue.place.moved_bytes += request.moved_bytes
 
 
 cdef inline bint take_apart(entry_t *entry, fuse_in_header *head, request_t *request,

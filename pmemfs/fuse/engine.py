@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import trio
 
 from pmemfs.bio.bio_vec import BioVec
+from pmemfs.dataplane.counters import WorkerCounters
 from pmemfs.medium.base import Durability, Medium
 from pmemfs.memmap.base import Access, Memmap
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT, PFN_SHIFT
@@ -92,6 +93,14 @@ class PythonEngine:
 
     def statistics(self) -> EngineStatistics:
         """The counts so far."""
+        return self.own_statistics()
+
+    def counters(self) -> list[WorkerCounters]:
+        """What each worker of a data plane has counted: here there is none."""
+        return []
+
+    def own_statistics(self) -> EngineStatistics:
+        """What went through this process."""
         return EngineStatistics(
             reads=self._reads,
             writes=self._writes,

@@ -90,7 +90,7 @@ class NativeEngine(PythonEngine):
         return max(super().last_write_ns, self._shared.last_write_ns(INODE))
 
     def statistics(self) -> EngineStatistics:
-        own = super().statistics()
+        own = self.own_statistics()
         workers = self.counters()
 
         def total(operation: Operation, name: str) -> int:

@@ -50,7 +50,6 @@ class PlaneSettings:
     queue_count: int
     depth: int
     reader_count: int
-    pinned: bool
 
     @property
     def worker_count(self) -> int:
@@ -64,11 +63,9 @@ def choose_settings(transport: str, message_bytes: int) -> PlaneSettings:
     if transport == "uring":
         queue_count = possible_cpu_count()
         depth = min(_MOST_DEPTH, _ENTRIES_BYTES // (queue_count * max_write))
-        return PlaneSettings(
-            max_write, _MAX_BACKGROUND, queue_count, max(_LEAST_DEPTH, depth), 1, pinned=True
-        )
+        return PlaneSettings(max_write, _MAX_BACKGROUND, queue_count, max(_LEAST_DEPTH, depth), 1)
     reader_count = len(os.sched_getaffinity(0))
-    return PlaneSettings(max_write, _MAX_BACKGROUND, 0, 0, reader_count, pinned=False)
+    return PlaneSettings(max_write, _MAX_BACKGROUND, 0, 0, reader_count)
 
 
 def possible_cpu_count() -> int:

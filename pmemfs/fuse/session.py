@@ -17,6 +17,7 @@ import pyfuse3
 import trio
 
 from pmemfs.dataplane.memmap import memmap_place, open_shared_memmap
+from pmemfs.dataplane.process import stay_in_memory
 from pmemfs.dataplane.tables import SharedMemory
 from pmemfs.fuse.block import BlockOperations
 from pmemfs.fuse.engine import PythonEngine
@@ -44,6 +45,9 @@ class Session(ABC):
     engine: PythonEngine
     mount: Mount
     transport: str
+    data_plane_pid: int | None = None
+    queue_count = 0
+    """Workers that serve a CPU each, numbered alike; those after them read /dev/fuse."""
 
     @abstractmethod
     async def serve(self, on_ready: Callable[[Mount], None]) -> None:
@@ -101,6 +105,7 @@ class NativeSession(Session):
         self._medium = medium
         sockets = Sockets()
         settings = choose_settings(transport, sockets.message_bytes)
+        self.queue_count = settings.queue_count
         self._shared = SharedMemory(
             pool, worker_count=settings.worker_count, memmap_place=memmap_place(pool)
         )
@@ -117,11 +122,14 @@ class NativeSession(Session):
 
     async def serve(self, on_ready: Callable[[Mount], None]) -> None:
         self._plane.start(self._medium)
+        self.data_plane_pid = self._plane.pid
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._extra.serve, self._plane.sockets.extra)
             nursery.start_soon(self._watch_memory)
             nursery.start_soon(serve_pyfuse3)
             await self._plane.wait_until_ready()
+            # Only root may; others are served as well, but not when all memory is used up.
+            stay_in_memory()
             on_ready(self.mount)
             await self._plane.wait()
             nursery.cancel_scope.cancel()

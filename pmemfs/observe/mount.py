@@ -15,6 +15,7 @@ from pmemfs.fuse.session import Session
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap import effective_scheme
 from pmemfs.observe.pool import PoolInfo, pool_info
+from pmemfs.observe.stat import Sample, own_counts, worker_sample
 from pmemfs.pool import Pool
 
 
@@ -29,6 +30,8 @@ class MountStatus:
     options: str
     engine: str
     transport: str
+    data_plane_pid: int | None
+    """The process that moves the bytes; None where the daemon itself does."""
     effective_scheme: str
     uptime_seconds: float
     io: EngineStatistics
@@ -70,6 +73,7 @@ class MountObserver:
             options=self._options.as_text(),
             engine=self._engine_name,
             transport=self._session.transport,
+            data_plane_pid=self._session.data_plane_pid,
             effective_scheme=effective_scheme(self._pool).word,
             uptime_seconds=round(time.monotonic() - self._started, 3),
             io=self._engine.statistics(),
@@ -92,3 +96,25 @@ class MountObserver:
             "counts": asdict(counts),
             "hottest": [report.as_json() for report in reports],
         }
+
+    async def stat(self) -> dict[str, Any]:
+        """What has been counted since the mount: a `Sample`.
+
+        Read in a thread, while I/O goes on, out of memory that the data plane writes anyway.
+        """
+        return (await trio.to_thread.run_sync(self._sample)).as_json()
+
+    def _sample(self) -> Sample:
+        seconds = time.monotonic() - self._started
+        return Sample(
+            pid=os.getpid(),
+            engine=self._engine_name,
+            transport=self._session.transport,
+            data_plane_pid=self._session.data_plane_pid,
+            seconds=seconds,
+            control=own_counts(self._engine.own_statistics()),
+            workers=tuple(
+                worker_sample(counters, self._session.queue_count)
+                for counters in self._engine.counters()
+            ),
+        )

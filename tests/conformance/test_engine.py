@@ -1,4 +1,4 @@
-"""The python engine over every scheme, page size and kind of medium, against a plain file."""
+"""Every engine over every scheme, page size and kind of medium, against a plain file."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import trio
 from fakes import POOL_BYTES, SCHEMES, needs_root, small_pool, small_tmpfs, sparse_file
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from native import InProcess
 
 from pmemfs.errors import NoPageStructures
 from pmemfs.fuse.engine import PythonEngine
@@ -76,7 +77,7 @@ class Served:
     pool: Pool
     medium: WatchedMedium
     memmap: Memmap
-    engine: PythonEngine
+    engine: PythonEngine | InProcess
     volume: LinearVolume
     oracle: int
 
@@ -98,17 +99,20 @@ class Served:
         return b"".join(found)
 
 
+ENGINES = ("python", "native-copying", "native-pointing")
+"""The native engine answers reads with a copy (as for uring), or out of the pool (as for fd)."""
 COMBINATIONS = [
-    (scheme, size, kind)
+    (engine, scheme, size, kind)
+    for engine in ENGINES
     for scheme in SCHEMES
     for size in POOL_BYTES
     for kind in ("reserved", "sparse")
 ]
 
 
-@pytest.fixture(params=COMBINATIONS, ids=lambda p: f"{p[0].word}-{p[1] // KIB}K-{p[2]}")
+@pytest.fixture(params=COMBINATIONS, ids=lambda p: f"{p[0]}-{p[1].word}-{p[2] // KIB}K-{p[3]}")
 def served(request: pytest.FixtureRequest, shm: Path) -> Iterator[Served]:
-    scheme, page_size_bytes, kind = request.param
+    engine_name, scheme, page_size_bytes, kind = request.param
     path = str(shm / "pool")
     if kind == "sparse":
         sparse_file(shm / "pool", POOL_BYTES[page_size_bytes])
@@ -120,13 +124,18 @@ def served(request: pytest.FixtureRequest, shm: Path) -> Iterator[Served]:
     spec = PoolSpec("served", page_size_bytes, max(page_size_bytes, 2 * MIB), scheme)
     pool = Pool.create(medium, spec)
     pool.begin_mount()
-    memmap = open_memmap(pool)
     volume = LinearVolume(pool)
-    medium.memmap = memmap
+    engine: PythonEngine | InProcess
+    if engine_name == "python":
+        medium.memmap = memmap = open_memmap(pool)
+        engine = PythonEngine(medium, memmap, volume)
+    else:
+        engine = InProcess(pool, medium, points=engine_name == "native-pointing")
+        medium.memmap = memmap = engine.memmap
     medium.data_zone = range(pool.zones.data.offset_bytes, pool.zones.data.end_bytes)
     sparse_file(shm / "oracle", volume.size_bytes)
     oracle = os.open(shm / "oracle", os.O_RDWR)
-    yield Served(pool, medium, memmap, PythonEngine(medium, memmap, volume), volume, oracle)
+    yield Served(pool, medium, memmap, engine, volume, oracle)
     os.close(oracle)
     medium.close()
 
@@ -168,7 +177,12 @@ def test_any_reads_and_writes_answer_as_a_plain_file_does(served: Served) -> Non
 
     compare()
     assert served.outside() == outside
-    assert served.medium.touches > 100
+    if isinstance(served.engine, PythonEngine):
+        assert served.medium.touches > 100
+    else:
+        statistics = served.engine.statistics()
+        # What reaches past the end is the control plane's to answer.
+        assert statistics.reads + statistics.writes > 3 * served.engine.forwarded
 
 
 def write(served: Served, offset: int, data: bytes, fits: int) -> None:

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import cast
 
 import pytest
 from fakes import mapped_pool
@@ -14,10 +15,13 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
+from pmemfs.dataplane.memmap import memmap_place, open_shared_memmap
+from pmemfs.dataplane.tables import SharedMemory
 from pmemfs.errors import NoPageStructures, NotInPool, PageReferences
 from pmemfs.media.label import Scheme
 from pmemfs.media.page import COUNTER_MAX, PageFlags
-from pmemfs.memmap import Access, PageCounts, effective_scheme, open_memmap
+from pmemfs.medium.mapped import MappedMedium
+from pmemfs.memmap import Access, Memmap, PageCounts, effective_scheme, open_memmap
 from pmemfs.memmap.none import NoMemmap
 from pmemfs.memmap.on_demand import SECTION_BYTES, OnDemandMemmap
 from pmemfs.memmap.pmem import PmemMemmap
@@ -41,9 +45,25 @@ def pool(request: pytest.FixtureRequest, shm: os.PathLike[str]) -> Iterator[Pool
         yield made
 
 
+Opener = Callable[[Pool], Memmap]
+
+
+def open_shared(pool: Pool) -> Memmap:
+    """The page structures of a pool as the planes of a native mount share them."""
+    assert isinstance(pool.medium, MappedMedium)
+    shared = SharedMemory(pool, worker_count=1, memmap_place=memmap_place(pool))
+    return open_shared_memmap(pool, pool.medium, shared)
+
+
+@pytest.fixture(params=[open_memmap, open_shared], ids=["own", "shared"])
+def opener(request: pytest.FixtureRequest) -> Opener:
+    """Both ways to keep the page structures of a mount: for one process, and for two."""
+    return cast(Opener, request.param)
+
+
 @pytest.fixture
-def memmap(pool: Pool) -> RecordMemmap:
-    opened = open_memmap(pool)
+def memmap(pool: Pool, opener: Opener) -> RecordMemmap:
+    opened = opener(pool)
     assert isinstance(opened, RecordMemmap)
     return opened
 
@@ -242,7 +262,7 @@ def machine_of(make: Callable[[], RecordMemmap]) -> type[RuleBasedStateMachine]:
 
 
 @pytest.mark.slow
-def test_any_sequence_of_calls_answers_as_the_model_does(pool: Pool) -> None:
+def test_any_sequence_of_calls_answers_as_the_model_does(pool: Pool, opener: Opener) -> None:
     generation = iter(range(pool.label.generation, 1 << 64))
 
     def remounted() -> RecordMemmap:
@@ -255,7 +275,7 @@ def test_any_sequence_of_calls_answers_as_the_model_does(pool: Pool) -> None:
             },
             generation=next(generation),
         )
-        memmap = open_memmap(pool)
+        memmap = opener(pool)
         assert isinstance(memmap, RecordMemmap)
         return memmap
 
@@ -296,13 +316,13 @@ def test_garbage_in_the_pool_is_never_believed(
     assert (fresh.flags, fresh.reads, fresh.writes, fresh.mapping, fresh.private) == (0,) * 5
 
 
-def test_a_new_mount_knows_nothing_of_the_last_ones_pages(pool: Pool) -> None:
-    first = open_memmap(pool)
+def test_a_new_mount_knows_nothing_of_the_last_ones_pages(pool: Pool, opener: Opener) -> None:
+    first = opener(pool)
     pfn = pool.first_data_pfn
     first.get_pages(pfn, min(3, pool.data_pfn_count), Access.WRITE, 2, 0)
     pool.end_mount()
     pool.begin_mount()
-    second = open_memmap(pool)
+    second = opener(pool)
     assert second.counts().uninitialised == second.counts().total
     assert second.page(pfn) is None
     with pytest.raises(PageReferences):
@@ -310,13 +330,13 @@ def test_a_new_mount_knows_nothing_of_the_last_ones_pages(pool: Pool) -> None:
 
 
 def test_opening_costs_no_memory_and_a_page_only_what_is_around_it(
-    pool: Pool, shm: os.PathLike[str]
+    pool: Pool, shm: os.PathLike[str], opener: Opener
 ) -> None:
     with mapped_pool(
         shm, pool.scheme, pool.label.page_size_bytes, 64 * GIB  # type: ignore[arg-type]
     ) as large:  # fmt: skip
         before = os.stat(large.medium.name).st_blocks * 512
-        memmap = open_memmap(large)
+        memmap = opener(large)
         assert memmap.counts().uninitialised == memmap.counts().total
         memmap.get_page(int(large.first_data_pfn) + large.data_pfn_count - 1)
         assert os.stat(large.medium.name).st_blocks * 512 - before <= 128 * KIB
@@ -325,7 +345,7 @@ def test_opening_costs_no_memory_and_a_page_only_what_is_around_it(
 
 
 def test_no_structure_is_touched_before_there_is_memory_for_it(
-    pool: Pool, monkeypatch: pytest.MonkeyPatch
+    pool: Pool, monkeypatch: pytest.MonkeyPatch, opener: Opener
 ) -> None:
     reserved: list[range] = []
 
@@ -333,7 +353,7 @@ def test_no_structure_is_touched_before_there_is_memory_for_it(
         reserved.append(range(offset_bytes, offset_bytes + length_bytes))
 
     monkeypatch.setattr(pool.medium, "reserve", reserve)
-    memmap = open_memmap(pool)
+    memmap = opener(pool)
     first, last = int(pool.first_data_pfn), int(pool.first_data_pfn) + pool.data_pfn_count - 1
     memmap.get_page(first)
     memmap.get_pages(last, 1)
@@ -487,8 +507,10 @@ def test_a_word_leads_to_its_page_and_back(memmap: RecordMemmap, pages: list[int
         assert pfn_t_to_pfn(word, memmap.geometry) == pfn
 
 
-def test_where_structures_are_in_the_pool_a_word_is_the_offset_of_one(pool: Pool) -> None:
-    memmap = open_memmap(pool)
+def test_where_structures_are_in_the_pool_a_word_is_the_offset_of_one(
+    pool: Pool, opener: Opener
+) -> None:
+    memmap = opener(pool)
     word = memmap.pfn_t(int(pool.first_data_pfn) + pool.data_pfn_count - 1)
     memmap.get_page(int(pool.first_data_pfn) + pool.data_pfn_count - 1, Access.PIN, mapping=0xABCD)
     if pool.scheme is not Scheme.PMEM:
@@ -539,10 +561,10 @@ def test_dropping_what_is_idle_keeps_what_is_in_use_or_dirty(memmap: RecordMemma
     assert refcount(memmap, idle) == 1
 
 
-def test_a_read_only_pool_keeps_its_page_structures_in_dram(pool: Pool) -> None:
+def test_a_read_only_pool_keeps_its_page_structures_in_dram(pool: Pool, opener: Opener) -> None:
     pool.medium.read_only = True
     assert effective_scheme(pool) is Scheme.ON_DEMAND
-    assert isinstance(open_memmap(pool), OnDemandMemmap)
+    assert isinstance(opener(pool), OnDemandMemmap)
 
 
 # No page structures

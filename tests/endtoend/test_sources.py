@@ -66,9 +66,10 @@ def test_fsync_leaves_nothing_of_a_file_on_disk_dirty_in_the_page_cache(
     mounted = pools.mount(disk_file)
     fd = os.open(mounted.device, os.O_RDWR)
     os.pwrite(fd, os.urandom(8 * MIB), 0)
-    before_kib = mapped_kib(mounted.pid, disk_file, "Shared_Dirty", "Private_Dirty")
+    server = int(mounted.info()["data_plane_pid"])
+    before_kib = mapped_kib(server, disk_file, "Shared_Dirty", "Private_Dirty")
     os.fsync(fd)
-    after_kib = mapped_kib(mounted.pid, disk_file, "Shared_Dirty", "Private_Dirty")
+    after_kib = mapped_kib(server, disk_file, "Shared_Dirty", "Private_Dirty")
     os.close(fd)
     # What may stay is the page structures of these 8 MiB, which nobody needs on the disk.
     assert before_kib >= 8 * 1024

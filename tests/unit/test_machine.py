@@ -40,6 +40,7 @@ GOOD = {
     f"{PARAMETERS}/max_user_congthresh": "7866\n",
     "sys/devices/system/cpu/online": "0-1\n",
     "sys/devices/system/cpu/possible": "0-1,4\n",
+    "sys/module/haltpoll/parameters/guest_halt_poll_ns": "200000\n",
     f"{IDLE}/current_driver": "haltpoll\n",
     f"{IDLE}/current_governor": "haltpoll\n",
     SHMEM: "always within_size [advise] never deny force\n",

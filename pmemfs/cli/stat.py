@@ -1,0 +1,237 @@
+"""`pmemfs stat`: what a mount is doing, in the manner of iostat(1)."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Any, Literal
+
+import click
+
+from pmemfs.cli.find import ask, require_mount
+from pmemfs.cli.output import json_option, print_json, print_json_line, print_table
+from pmemfs.errors import NoAnswer
+from pmemfs.mountinfo import Mount
+from pmemfs.observe.stat import (
+    Counts,
+    Figures,
+    Operations,
+    Sample,
+    difference,
+    figures,
+    total,
+)
+from pmemfs.units import MIB, format_size
+
+_LEAST_SECONDS, _MOST_SECONDS = 0.01, 86400.0
+
+Since = Literal["mount", "report"]
+Column = tuple[str, Callable[[Figures], str]]
+"""A heading, and what stands under it."""
+
+_ALWAYS_SHOWN = ("read", "write", "fsync")
+_REQUESTS: tuple[Column, ...] = (("REQUESTS", lambda f: str(f.requests)),)
+_NATIVE: tuple[Column, ...] = (
+    ("NATIVE", lambda f: str(f.native)),
+    ("FORWARDED", lambda f: str(f.forwarded)),
+    ("FAILED", lambda f: str(f.failed)),
+)
+_MOVED: tuple[Column, ...] = (("MOVED", lambda f: format_size(f.moved_bytes)),)
+_RATES: tuple[Column, ...] = (
+    ("REQ/S", lambda f: f"{f.requests_per_second:.1f}"),
+    ("MIB/S", lambda f: f"{f.bytes_per_second / MIB:.2f}"),
+)
+_MEAN: tuple[Column, ...] = (("MEAN us", lambda f: _microseconds(f.mean_ns)),)
+_LATENCIES: tuple[Column, ...] = (
+    *_MEAN,
+    ("P50 us", lambda f: _microseconds(f.p50_ns)),
+    ("P99 us", lambda f: _microseconds(f.p99_ns)),
+    ("P99.9 us", lambda f: _microseconds(f.p99_9_ns)),
+)
+
+
+def parse_seconds(_: click.Context, __: click.Parameter, text: str | None) -> float | None:
+    """The time between two reports; a click error for what is none."""
+    if text is None:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        why = f"{text!r} is not a number of seconds; the mount goes before it"
+        raise click.BadParameter(why) from None
+    if not _LEAST_SECONDS <= seconds <= _MOST_SECONDS:
+        raise click.BadParameter(f"{text} is not from {_LEAST_SECONDS} to {_MOST_SECONDS:.0f}")
+    return seconds
+
+
+@click.command()
+@click.argument("target")
+@click.option(
+    "--watch",
+    "interval_seconds",
+    is_flag=False,
+    flag_value="1",
+    callback=parse_seconds,
+    metavar="[SECONDS]",
+    help="Report again every so many seconds (1), on what came since, until Ctrl-C.",
+)
+@click.option("--count", type=click.IntRange(1), metavar="N", help="End --watch after N reports.")
+@click.option("--per-cpu", is_flag=True, help="Show each worker of the data plane, too.")
+@click.option("--latency", is_flag=True, help="Show percentiles of the latencies, too.")
+@json_option
+def stat(
+    target: str,
+    interval_seconds: float | None,
+    count: int | None,
+    per_cpu: bool,
+    latency: bool,
+    as_json: bool,
+) -> None:
+    """Show what the mount or pool TARGET has answered: how much, how fast, and who did.
+
+    The first report is on all since the mount. native: answered by the data plane;
+    forwarded: handed to the control plane; failed: answered natively with an error.
+    A latency is the time from taking a request from the kernel to answering it; of an
+    fsync that needs msync, to asking for that.
+
+    With --json there is all of it, one line for each report of --watch.
+    """
+    if count is not None and interval_seconds is None:
+        raise click.UsageError("--count is for --watch")
+    mount = require_mount(target)
+    if interval_seconds is None:
+        sample = _ask(mount)
+        if as_json:
+            print_json(_as_json(sample, "mount"))
+        else:
+            _print(sample, "mount", per_cpu=per_cpu, latency=latency)
+        return
+    with suppress(KeyboardInterrupt):
+        for sample, since in _watch(mount, interval_seconds, count):
+            if as_json:
+                print_json_line(_as_json(sample, since))
+            else:
+                _print(sample, since, per_cpu=per_cpu, latency=latency)
+                print(flush=True)
+
+
+def _ask(mount: Mount) -> Sample:
+    return Sample.from_json(ask(mount, "stat"))
+
+
+def _watch(
+    mount: Mount, interval_seconds: float, count: int | None
+) -> Iterator[tuple[Sample, Since]]:
+    """All since the mount, then what came in each interval. Raises NoAnswer when the mount ends."""
+    before = _ask(mount)
+    due = time.monotonic()
+    yield before, "mount"
+    for _ in range(count - 1) if count else itertools.count():
+        # What a late answer made late is not caught up.
+        due = max(due + interval_seconds, time.monotonic())
+        time.sleep(max(0.0, due - time.monotonic()))
+        now = _ask(mount)
+        if now.pid != before.pid:
+            raise NoAnswer(path=mount.mountpoint, why="it has ended, and another one is there")
+        yield difference(now, before), "report"
+        before = now
+
+
+def _figures(sample: Sample, counts: Counts) -> Figures:
+    return figures(counts, sample.seconds, is_native=sample.is_native)
+
+
+def _as_json(sample: Sample, since: Since) -> dict[str, Any]:
+    def as_json(operations: Operations) -> dict[str, Any]:
+        return {name: asdict(_figures(sample, counts)) for name, counts in operations.items()}
+
+    return {
+        "engine": sample.engine,
+        "transport": sample.transport,
+        "since": since,
+        "seconds": sample.seconds,
+        "operations": as_json(sample.operations),
+        "control_plane": {
+            name: {"requests": counts.answered, "moved_bytes": counts.moved_bytes}
+            for name, counts in sample.control.items()
+        },
+        "workers": [
+            {
+                "number": worker.number,
+                "cpu": worker.cpu,
+                "sleeps": worker.sleeps,
+                "spins": worker.spins,
+                "operations": as_json(worker.operations),
+            }
+            for worker in sample.workers
+        ],
+    }
+
+
+def _print(sample: Sample, since: Since, *, per_cpu: bool, latency: bool) -> None:
+    print(f"{'since the mount' if since == 'mount' else 'the last'} {sample.seconds:.2f} s")
+    operations = [
+        (name, _figures(sample, counts))
+        for name, counts in sample.operations.items()
+        if counts or name in _ALWAYS_SHOWN
+    ]
+    if not sample.is_native:
+        _print_figures("OPERATION", operations, _REQUESTS + _MOVED + _RATES)
+        if since == "mount":
+            print("latencies are counted by the native engine only")
+        return
+    _print_figures("OPERATION", operations, _NATIVE + _MOVED + _RATES + _MEAN)
+    if any(sample.control.values()):
+        print("control plane: " + ", ".join(_moved(*item) for item in sample.control.items()))
+    if latency:
+        print()
+        _print_figures("OPERATION", operations, _LATENCIES)
+    if per_cpu:
+        print()
+        _print_workers(sample, latency=latency)
+
+
+def _print_workers(sample: Sample, *, latency: bool) -> None:
+    """All workers but those that had nothing to do: there is one for each possible CPU."""
+    busy = [worker for worker in sample.workers if any(worker.operations.values())]
+    workers = [
+        (f"{worker.number}: {worker.serves}", _figures(sample, total(worker.operations.values())))
+        for worker in busy
+    ]
+    waiting = [(worker.sleeps, worker.spins) for worker in busy]
+    _print_figures("WORKER", workers, _NATIVE + _RATES, ("SLEEPS", "SPINS"), waiting)
+    if len(busy) < len(sample.workers):
+        print(f"{len(sample.workers) - len(busy)} of {len(sample.workers)} workers had no request")
+    if latency:
+        print()
+        _print_figures("WORKER", workers, _LATENCIES)
+
+
+def _print_figures(
+    heading: str,
+    named: Sequence[tuple[str, Figures]],
+    columns: Sequence[Column],
+    more_headings: Sequence[str] = (),
+    more: Iterable[Sequence[int]] = itertools.repeat(()),
+) -> None:
+    """A row for each of some figures; few enough columns for 80 characters."""
+    print_table(
+        [heading, *(name for name, _ in columns), *more_headings],
+        [
+            (name, *(show(of_some) for _, show in columns), *cells)
+            for (name, of_some), cells in zip(named, more, strict=False)
+        ],
+        text_columns=1,
+    )
+
+
+def _moved(name: str, counts: Counts) -> str:
+    moved = f" of {format_size(counts.moved_bytes)}" if counts.moved_bytes else ""
+    return f"{counts.answered} {name}{moved}"
+
+
+def _microseconds(ns: float | None) -> str:
+    return "-" if ns is None else f"{ns / 1000:.1f}"

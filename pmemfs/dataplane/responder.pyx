@@ -1,0 +1,79 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""A worker without a kernel: answers single requests in this process, for whoever studies or tests.
+
+What a worker does for a transport, it does here for a caller; a request that would be forwarded
+comes back as that verdict.
+"""
+
+from libc.errno cimport EINVAL
+from libc.stdint cimport uint8_t, uint32_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memset
+from posix.time cimport CLOCK_REALTIME
+
+from pmemfs.dataplane.memory cimport catch_faults, now_ns
+from pmemfs.dataplane.plane cimport attach, plane_t, slot_of, worker_t
+from pmemfs.dataplane.protocol cimport *
+from pmemfs.dataplane.serve cimport *
+
+import os
+
+_VERDICTS = {ANSWER: "answer", FORWARD: "forward", FORWARD_EXTRA: "forward-extra", SYNC: "sync",
+             DROP: "drop"}
+
+
+cdef class Responder:
+    """Worker `number` of a data plane. One thread at a time may use it.
+
+    `points` says whether reads may be answered out of the pool itself, as the transport fd does.
+    """
+
+    cdef plane_t _plane
+    cdef worker_t _worker
+    cdef uint8_t *_answer
+    cdef bint _points
+
+    def __init__(self, int shared_fd, int pool_fd, int map_flags, uint32_t max_write, *,
+                 int number=0, bint points=False) -> None:
+        cdef int failed
+        memset(&self._plane, 0, sizeof(self._plane))
+        self._plane.max_write = max_write
+        self._answer = <uint8_t *>calloc(1, max_write)
+        self._points = points
+        failed = attach(&self._plane, shared_fd, pool_fd, map_flags) or catch_faults()
+        if failed:
+            raise OSError(failed, os.strerror(failed))
+        self._worker.plane = &self._plane
+        self._worker.slot = slot_of(&self._plane, number)
+
+    def __dealloc__(self) -> None:
+        free(self._answer)
+
+    def answer(self, const unsigned char[::1] operation not None, *, uint32_t opcode,
+               unsigned long long inode,
+               const unsigned char[::1] payload=b"") -> tuple[str, int, bytes]:
+        """What becomes of a request: the verdict, the errno, and what is read or replied."""
+        cdef fuse_in_header head
+        cdef request_t request
+        cdef verdict_t verdict
+        cdef unsigned long long since
+        memset(&head, 0, sizeof(head))
+        memset(&request, 0, sizeof(request))
+        head.opcode, head.nodeid, head.unique = opcode, inode, 2
+        request.head = &head
+        request.operation = &operation[0] if operation.shape[0] else NULL
+        request.operation_bytes = <uint32_t>operation.shape[0]
+        request.payload = &payload[0] if payload.shape[0] else NULL
+        request.payload_bytes = <uint32_t>payload.shape[0]
+        request.answer, request.answer_room = self._answer, self._plane.max_write
+        request.may_point = self._points
+        with nogil:
+            since = now_ns(CLOCK_REALTIME)
+            self._worker.now_ns = since
+            verdict = serve(&self._worker, &request)
+        data = request.pointed if request.pointed != NULL else request.answer
+        replied = bytes(data[:request.answer_bytes]) if verdict == ANSWER else b""
+        release(&self._worker, &request)
+        self._worker.now_ns = now_ns(CLOCK_REALTIME)
+        account(&self._worker, &request, verdict, since)
+        return _VERDICTS[verdict], request.error, replied

@@ -1,0 +1,140 @@
+"""A data plane without a kernel, for tests: a pool, the shared memory, and one worker."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+from fakes import mapped_pool
+
+from pmemfs.dataplane.layouts import Extent, MemmapPlace
+from pmemfs.dataplane.memmap import memmap_place, open_shared_memmap
+from pmemfs.dataplane.responder import Responder
+from pmemfs.dataplane.tables import SharedMemory
+from pmemfs.fuse.engine import EngineStatistics
+from pmemfs.fuse.native import NativeEngine
+from pmemfs.media.label import Scheme
+from pmemfs.medium.mapped import MappedMedium
+from pmemfs.memmap import Memmap
+from pmemfs.pool import Pool
+from pmemfs.units import KIB, MIB
+from pmemfs.volume.linear import INODE, LinearVolume
+
+READ, WRITE, FSYNC, FLUSH, INTERRUPT, FALLOCATE, LSEEK, SYNCFS = 15, 16, 20, 25, 36, 43, 46, 50
+MAX_WRITE = MIB
+
+
+def read_in(offset: int, size: int) -> bytes:
+    """fuse_read_in."""
+    return struct.pack("<QQIIQII", 1, offset, size, 0, 0, 0, 0)
+
+
+def write_in(offset: int, size: int) -> bytes:
+    """fuse_write_in."""
+    return struct.pack("<QQIIQII", 1, offset, size, 0, 0, 0, 0)
+
+
+def lseek_in(offset: int, whence: int) -> bytes:
+    """fuse_lseek_in."""
+    return struct.pack("<QQII", 1, offset, whence, 0)
+
+
+class InProcess:
+    """The native engine as a whole: a worker, and the control plane for what it forwards.
+
+    Answers as `PythonEngine` does, so that one suite serves both.
+    """
+
+    def __init__(self, pool: Pool, medium: MappedMedium, *, points: bool = False) -> None:
+        self.shared = SharedMemory(pool, worker_count=2, memmap_place=memmap_place(pool))
+        self.memmap: Memmap = open_shared_memmap(pool, medium, self.shared)
+        volume = LinearVolume(pool)
+        self.control = NativeEngine(pool, medium, self.memmap, volume, self.shared)
+        self.control.publish()
+        self.worker = Responder(
+            self.shared.fd, medium.fileno(), medium.map_flags, MAX_WRITE, points=points
+        )
+        self.forwarded = 0
+
+    def read(self, offset_bytes: int, length_bytes: int) -> bytes:
+        """As the kernel asks for it: no offset is negative, and none past what an off_t holds."""
+        request = read_in(offset_bytes & (1 << 64) - 1, length_bytes)
+        verdict, error, data = self.worker.answer(request, opcode=READ, inode=INODE)
+        if verdict == "forward":
+            self.forwarded += 1
+            return bytes(self.control.read(offset_bytes, length_bytes))
+        if error:
+            raise OSError(error, "the data plane refused to read")
+        return data
+
+    def write(self, offset_bytes: int, data: bytes) -> int:
+        """As `PythonEngine.write`."""
+        request = write_in(offset_bytes & (1 << 64) - 1, len(data))
+        verdict, error, reply = self.worker.answer(request, opcode=WRITE, inode=INODE, payload=data)
+        if verdict == "forward":
+            self.forwarded += 1
+            return self.control.write(offset_bytes, data)
+        if error:
+            raise OSError(error, "the data plane refused to write")
+        return int(struct.unpack_from("<I", reply)[0])
+
+    async def fsync(self) -> None:
+        """As `PythonEngine.fsync`; a msync is left to the control plane here."""
+        verdict, error, _ = self.worker.answer(bytes(16), opcode=FSYNC, inode=INODE)
+        if error:
+            raise OSError(error, "the data plane refused to sync")
+        if verdict == "sync":
+            await self.control.make_durable()
+
+    def punch(self, offset_bytes: int, length_bytes: int) -> None:
+        """TRIM."""
+        trio.run(self.control.punch, offset_bytes, length_bytes)
+
+    def statistics(self) -> EngineStatistics:
+        """As `PythonEngine.statistics`."""
+        return self.control.statistics()
+
+
+@contextmanager
+def in_process(
+    directory: Path,
+    scheme: Scheme = Scheme.PMEM,
+    page_size_bytes: int = 4 * KIB,
+    size_bytes: int = 16 * MIB,
+) -> Iterator[tuple[Pool, InProcess]]:
+    """A native engine over a new, sparse pool."""
+    with mapped_pool(directory, scheme, page_size_bytes, size_bytes) as pool:
+        assert isinstance(pool.medium, MappedMedium)
+        yield pool, InProcess(pool, pool.medium)
+
+
+@dataclass
+class Tables:
+    """Shared memory and workers, without page structures."""
+
+    pool: Pool
+    shared: SharedMemory
+    fd: int
+    map_flags: int
+
+    def worker(self, number: int = 0) -> Responder:
+        """One more worker."""
+        return Responder(self.shared.fd, self.fd, self.map_flags, MAX_WRITE, number=number)
+
+
+@contextmanager
+def some_tables(directory: Path, worker_count: int = 2) -> Iterator[Tables]:
+    """Tables over a new pool without page structures."""
+    with mapped_pool(directory, Scheme.NONE, 4 * KIB, 16 * MIB) as pool:
+        assert isinstance(pool.medium, MappedMedium)
+        shared = SharedMemory(pool, worker_count=worker_count, memmap_place=MemmapPlace.NOWHERE)
+        yield Tables(pool, shared, pool.medium.fileno(), pool.medium.map_flags)
+
+
+def extent(index: int, pfn: int, frame_count: int) -> Extent:
+    """A run of frames of a file."""
+    return Extent(index, pfn, frame_count, 0)

@@ -1,0 +1,211 @@
+"""The tables that the planes share: publication, grace periods, and the arena they lie in."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from native import READ, Tables, extent, read_in, some_tables
+
+from pmemfs.dataplane import layouts
+from pmemfs.dataplane.memory import load_word, store_word
+from pmemfs.dataplane.tables import Arena
+from pmemfs.pfn import FRAME_BYTES
+
+INODE = 7
+SWAPS = int(os.environ.get("PMEMFS_TABLE_SWAPS", "1000000"))
+
+
+@pytest.fixture
+def tables(shm: Path) -> Iterator[Tables]:
+    with some_tables(shm) as made:
+        yield made
+
+
+def fill(tables: Tables, pfn: int, byte: bytes) -> None:
+    tables.pool.medium.store(pfn * FRAME_BYTES, byte * FRAME_BYTES)
+
+
+def read(tables: Tables, inode: int, offset: int, size: int) -> tuple[str, int, bytes]:
+    return tables.worker().answer(read_in(offset, size), opcode=READ, inode=inode)
+
+
+def test_what_is_published_is_served_and_what_is_not_is_forwarded(tables: Tables) -> None:
+    first = int(tables.pool.first_data_pfn)
+    fill(tables, first, b"a")
+    assert read(tables, INODE, 0, 10)[0] == "forward"
+    tables.shared.publish(INODE, 3 * FRAME_BYTES, [extent(1, first, 1)])
+    assert read(tables, INODE, 0, 3 * FRAME_BYTES) == (
+        "answer", 0, bytes(FRAME_BYTES) + b"a" * FRAME_BYTES + bytes(FRAME_BYTES)
+    )  # fmt: skip
+    assert read(tables, INODE, 2 * FRAME_BYTES - 1, 2) == ("answer", 0, b"a\0")
+    assert read(tables, INODE, 3 * FRAME_BYTES - 1, 20) == ("answer", 0, b"\0")
+    assert read(tables, INODE + 1, 0, 10)[0] == "forward"
+    tables.shared.withdraw(INODE)
+    assert read(tables, INODE, 0, 10)[0] == "forward"
+
+
+def test_extents_are_found_wherever_they_lie(tables: Tables) -> None:
+    first = int(tables.pool.first_data_pfn)
+    extents, expected = [], bytearray(4000 * FRAME_BYTES)
+    for number in range(1000):
+        fill(tables, first + number * 2, bytes([number % 250 + 1]))
+    for number, index in enumerate(range(1, 3000, 3)):
+        pfn = first + number * 2
+        extents.append(extent(index, pfn, 1))
+        expected[index * FRAME_BYTES : (index + 1) * FRAME_BYTES] = bytes(
+            tables.pool.medium.read(pfn * FRAME_BYTES, FRAME_BYTES)
+        )
+    tables.shared.publish(INODE, len(expected), extents)
+    for offset in (0, 1, 4095, 4096, 5000 * 2, 1_234_567, 8_999_999, len(expected) - 5):
+        assert read(tables, INODE, offset, 100_000)[2] == expected[offset : offset + 100_000]
+
+
+def test_inodes_that_share_a_place_and_inodes_that_come_and_go_are_told_apart(
+    tables: Tables,
+) -> None:
+    first = int(tables.pool.first_data_pfn)
+    step = layouts.INODE_ENTRIES
+    for number in range(4):
+        fill(tables, first + number, bytes([65 + number]))
+        tables.shared.publish(INODE + number * step, FRAME_BYTES, [extent(0, first + number, 1)])
+    tables.shared.withdraw(INODE + step)
+    assert read(tables, INODE + step, 0, 1)[0] == "forward"
+    assert read(tables, INODE + 3 * step, 0, 1)[2] == b"D"
+    tables.shared.publish(INODE + 9 * step, FRAME_BYTES, [extent(0, first, 1)])
+    assert read(tables, INODE + 9 * step, 0, 1)[2] == b"A"
+    assert read(tables, INODE + 2 * step, 0, 1)[2] == b"C"
+    assert read(tables, INODE + step, 0, 1)[0] == "forward"
+
+
+def test_more_open_files_than_there_are_entries_are_refused_until_some_are_closed(
+    tables: Tables,
+) -> None:
+    for inode in range(1, layouts.INODE_ENTRIES + 1):
+        tables.shared.publish(inode, 0, [])
+    with pytest.raises(OSError, match="too many") as caught:
+        tables.shared.publish(5000, 0, [])
+    assert caught.value.errno == errno.ENOSPC
+    tables.shared.withdraw(3)
+    tables.shared.publish(5000, FRAME_BYTES, [])
+    assert read(tables, 5000, 0, 3) == ("answer", 0, bytes(3))
+
+
+def test_a_table_that_does_not_fit_is_refused_and_the_old_one_stays(tables: Tables) -> None:
+    first = int(tables.pool.first_data_pfn)
+    fill(tables, first, b"a")
+    tables.shared.publish(INODE, FRAME_BYTES, [extent(0, first, 1)])
+    too_many = layouts.EXTENT_ARENA_BYTES // layouts.EXTENT.size_bytes
+    with pytest.raises(OSError, match="full"):
+        tables.shared.publish(INODE, FRAME_BYTES, [extent(0, first, 1)] * too_many)
+    assert read(tables, INODE, 0, 1)[2] == b"a"
+
+
+def set_section(tables: Tables, worker: int, value: int) -> None:
+    at = tables.shared.areas.slots + worker * layouts.SLOT_BYTES
+    store_word(tables.shared.memory, at + layouts.SLOT_HEAD.offset_of("section"), value)
+
+
+def test_a_grace_period_lasts_until_all_who_may_look_at_the_old_table_have_ended(
+    tables: Tables,
+) -> None:
+    set_section(tables, 1, 5)
+    grace = tables.shared.publish(INODE, 0, [])
+    assert grace.sections == ((1, 5),)
+    set_section(tables, 0, 7)
+    assert not tables.shared.is_over(grace)
+    # It may have begun another since: that one sees the new table.
+    set_section(tables, 1, 7)
+    assert tables.shared.is_over(grace)
+
+
+def test_the_memory_of_a_table_is_used_again_only_after_its_grace_period(tables: Tables) -> None:
+    def table() -> int:
+        entry = tables.shared._entries[INODE]
+        return load_word(tables.shared.memory, entry + layouts.INODE_ENTRY.offset_of("table"))
+
+    tables.shared.publish(INODE, 0, [])
+    first = table()
+    set_section(tables, 0, 1)
+    for _ in range(3):
+        tables.shared.publish(INODE, 0, [])
+        assert table() != first
+    set_section(tables, 0, 2)
+    used = []
+    for _ in range(3):
+        tables.shared.publish(INODE, 0, [])
+        used.append(table())
+    assert first in used
+
+
+@given(st.lists(st.integers(1, 5000) | st.integers(-50, -1), max_size=200))
+def test_what_an_arena_gives_out_never_overlaps_and_comes_back_whole(steps: list[int]) -> None:
+    arena = Arena(4096, 64 * 1024)
+    taken: list[tuple[int, int]] = []
+    for step in steps:
+        if step > 0:
+            try:
+                start = arena.take(step)
+            except OSError:
+                continue
+            assert start % 64 == 0
+            assert start >= 4096
+            assert start + step <= 4096 + 64 * 1024
+            assert all(start + step <= other or other + size <= start for other, size in taken)
+            taken.append((start, step))
+        elif taken:
+            arena.give_back(taken.pop(-step % len(taken))[0])
+    for start, _ in taken:
+        arena.give_back(start)
+    assert arena.take(64 * 1024) == 4096
+
+
+@pytest.mark.slow
+def test_a_million_swaps_under_reading_workers_tear_no_read(tables: Tables) -> None:
+    """Each table names frames of one letter only; after its grace period they get another."""
+    first = int(tables.pool.first_data_pfn)
+    frames = 4
+    sets = [[extent(n, first + which * 64 + n * 3, 1) for n in range(frames)] for which in range(3)]
+    letters = [b"a", b"b", b"c"]
+    for which, extents in enumerate(sets):
+        for part in extents:
+            fill(tables, part.pfn, letters[which])
+    tables.shared.publish(INODE, frames * FRAME_BYTES, sets[0])
+    length = (frames - 1) * FRAME_BYTES
+
+    def hammer(number: int) -> None:
+        """A process of its own, as the data plane is; its exit says what it found."""
+        worker = tables.worker(number)
+        request = read_in(FRAME_BYTES // 2, length)
+        reads = 0
+        while not tables.shared.header_word("ends"):
+            data = worker.answer(request, opcode=READ, inode=INODE)[2]
+            reads += 1
+            if data != data[:1] * length:
+                os._exit(2)
+        os._exit(0 if reads > 1000 else 3)
+
+    # Forked, for the descriptors: the reader maps the same memory.
+    reader = get_context("fork").Process(target=hammer, args=(1,))
+    reader.start()
+    try:
+        for swap in range(SWAPS):
+            grace = tables.shared.publish(INODE, frames * FRAME_BYTES, sets[(swap + 1) % 3])
+            # Some of the old frames are reused at once when nobody can see them any more.
+            if swap % 64 == 0:
+                while not tables.shared.is_over(grace):
+                    pass
+                old = sets[swap % 3]
+                letter = bytes([97 + swap // 64 % 26])
+                for part in old:
+                    fill(tables, part.pfn, letter)
+    finally:
+        tables.shared.set_header_word("ends", 1)
+        reader.join()
+    assert reader.exitcode == 0
