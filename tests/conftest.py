@@ -10,11 +10,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -23,6 +23,8 @@ from pmemfs.control.client import call
 from pmemfs.mountinfo import Mount, mount_at
 
 BIN = Path(sys.executable).parent
+
+Test = TypeVar("Test", bound=Callable[..., object])
 
 ENABLE_URING = Path("/sys/module/fuse/parameters/enable_uring")
 
@@ -43,7 +45,8 @@ class Engine:
         return self.name if self.transport == "auto" else f"{self.name}-{self.transport}"
 
 
-ENGINES = [Engine("native", "uring"), Engine("native", "fd"), Engine("python")]
+NATIVE = [Engine("native", "uring"), Engine("native", "fd")]
+ENGINES = [*NATIVE, Engine("python")]
 """Every engine that `pmemfs mount` knows; what a user sees is promised for each."""
 
 
@@ -101,6 +104,11 @@ class Mounted:
     def pages(self, hottest: int = 10) -> dict[str, Any]:
         """`pmemfs pages`."""
         return dict(json.loads(pmemfs_ok("pages", self.mountpoint, "--json", "--hottest", hottest)))
+
+    @property
+    def data_plane_pid(self) -> int:
+        """The process that moves the bytes."""
+        return int(self.info()["data_plane_pid"])
 
     @property
     def pid(self) -> int:
@@ -225,6 +233,20 @@ def engine(request: pytest.FixtureRequest) -> Engine:
     """Run a test once with each engine: its `pools` mount with this one."""
     assert isinstance(request.param, Engine)
     return request.param
+
+
+NATIVE_ONLY = [
+    pytest.mark.usefixtures("engine"),
+    pytest.mark.parametrize("engine", NATIVE, indirect=True, ids=str),
+]
+"""Marks for what the reference cannot do: run a test once with each transport."""
+
+
+def native_only(test: Test) -> Test:
+    """`NATIVE_ONLY` for one test."""
+    for mark in NATIVE_ONLY:
+        test = mark(test)
+    return test
 
 
 @pytest.fixture

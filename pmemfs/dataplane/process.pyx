@@ -70,18 +70,21 @@ cdef extern from * nogil:
         action.sa_handler = pmemfs_on_wake;  /* Without SA_RESTART: what waits, returns. */
         sigaction(SIGUSR1, &action, NULL);
     }
-    /* Memory that is needed to give memory back must not wait for that itself. The pool is no such
-       memory: it may be as large as it likes. */
-    static int pmemfs_resist_reclaim(const void *pool, size_t pool_bytes) {
-        int failed = prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) ? errno : 0;
+    /* Threads that are started later inherit it. */
+    static int pmemfs_become_io_flusher(void) {
+        return prctl(PR_SET_IO_FLUSHER, 1UL, 0UL, 0UL, 0UL) ? errno : 0;
+    }
+    /* All but the pool, which may be as large as it likes. */
+    static int pmemfs_lock_memory(const void *pool, size_t pool_bytes) {
         if (mlockall(MCL_CURRENT | MCL_ONFAULT)) return errno;
         if (pool) munlock(pool, pool_bytes);
-        return failed;
+        return 0;
     }
     static long pmemfs_thread_id(void) { return syscall(SYS_gettid); }
     """
     void become_wakeable "pmemfs_wakeable"()
-    int resist_reclaim "pmemfs_resist_reclaim"(const void *pool, size_t pool_bytes)
+    int become_io_flusher "pmemfs_become_io_flusher"()
+    int lock_memory "pmemfs_lock_memory"(const void *pool, size_t pool_bytes)
     long thread_id "pmemfs_thread_id"()
 
 cdef enum:
@@ -251,11 +254,13 @@ cdef int stop(process_t *process) noexcept nogil:
 
 
 def stay_in_memory() -> int:
-    """Keep this process's memory, and let it reclaim none through file systems; 0 or an errno.
+    """Keep this process's memory, and let it wait for no file system to get more; 0 or an errno.
 
-    For a process that a mount needs to answer. Source: prctl(2), PR_SET_IO_FLUSHER; mlockall(2).
+    For a process that a mount needs to answer: memory that is needed to give memory back must not
+    wait for that itself. Source: prctl(2), PR_SET_IO_FLUSHER; mlockall(2).
     """
-    return resist_reclaim(NULL, 0)
+    cdef int refused = become_io_flusher()
+    return lock_memory(NULL, 0) or refused
 
 
 def run(int fuse_fd, int shared_fd, int pool_fd, int forward_fd, int extra_fd, *, int map_flags,
@@ -295,10 +300,11 @@ def run(int fuse_fd, int shared_fd, int pool_fd, int forward_fd, int extra_fd, *
     with nogil:
         failed = handshake(&process, max_background)
         if not failed:
+            # Where this is refused, the control plane has said so: see `stay_in_memory`.
+            become_io_flusher()
             failed = start(&process)
             if not failed:
-                # Only root may; others are served as well, but not when all memory is used up.
-                resist_reclaim(process.plane.pool, process.plane.pool_bytes)
+                lock_memory(process.plane.pool, process.plane.pool_bytes)
                 route(&process)
             failed = stop(&process) or failed
     return failed

@@ -128,8 +128,12 @@ class NativeSession(Session):
             nursery.start_soon(self._watch_memory)
             nursery.start_soon(serve_pyfuse3)
             await self._plane.wait_until_ready()
-            # Only root may; others are served as well, but not when all memory is used up.
-            stay_in_memory()
+            if stay_in_memory():
+                log.info(
+                    "%s: without CAP_SYS_RESOURCE and CAP_IPC_LOCK these processes may have to "
+                    "wait for memory; do not swap to this mount",
+                    self._medium.name,
+                )
             on_ready(self.mount)
             await self._plane.wait()
             nursery.cancel_scope.cancel()

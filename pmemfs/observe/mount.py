@@ -110,7 +110,6 @@ class MountObserver:
             pid=os.getpid(),
             engine=self._engine_name,
             transport=self._session.transport,
-            data_plane_pid=self._session.data_plane_pid,
             seconds=seconds,
             control=own_counts(self._engine.own_statistics()),
             workers=tuple(
