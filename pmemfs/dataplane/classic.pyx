@@ -82,7 +82,9 @@ cdef void serve_message(worker_t *worker, uint8_t *message, uint32_t message_byt
 
 cdef void answer_request(worker_t *worker, request_t *request) noexcept nogil:
     cdef fuse_out_header head
-    cdef const void *data = request.answer if request.pointed == NULL else request.pointed
+    cdef const void *data = request.pointed
+    if data == NULL:
+        data = request.answer
     head.unique = request.head.unique
     head.error = -request.error
     if reply_classic(worker.plane.fuse_fd, &head, data, request.answer_bytes) == EFAULT:

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import cast
 
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from pmemfs.dataplane.memmap import memmap_place, open_shared_memmap
+from pmemfs.dataplane.memmap import SharedMemmap, memmap_place, open_shared_memmap
 from pmemfs.dataplane.tables import SharedMemory
 from pmemfs.errors import NoPageStructures, NotInPool, PageReferences
 from pmemfs.media.label import Scheme
@@ -295,7 +296,7 @@ def test_any_sequence_of_calls_answers_as_the_model_does(pool: Pool, opener: Ope
 
 def test_each_scheme_has_its_own_class(pool: Pool, memmap: RecordMemmap) -> None:
     expected = {Scheme.PMEM: PmemMemmap, Scheme.ON_DEMAND: OnDemandMemmap}
-    assert type(memmap) is expected[pool.scheme]
+    assert type(memmap) in (expected[pool.scheme], SharedMemmap)
     assert memmap.has_pages
 
 
@@ -345,7 +346,7 @@ def test_opening_costs_no_memory_and_a_page_only_what_is_around_it(
 
 
 def test_no_structure_is_touched_before_there_is_memory_for_it(
-    pool: Pool, monkeypatch: pytest.MonkeyPatch, opener: Opener
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reserved: list[range] = []
 
@@ -353,7 +354,7 @@ def test_no_structure_is_touched_before_there_is_memory_for_it(
         reserved.append(range(offset_bytes, offset_bytes + length_bytes))
 
     monkeypatch.setattr(pool.medium, "reserve", reserve)
-    memmap = opener(pool)
+    memmap = open_memmap(pool)
     first, last = int(pool.first_data_pfn), int(pool.first_data_pfn) + pool.data_pfn_count - 1
     memmap.get_page(first)
     memmap.get_pages(last, 1)
@@ -364,6 +365,29 @@ def test_no_structure_is_touched_before_there_is_memory_for_it(
     structures = range(pool.zones.memmap.offset_bytes, pool.zones.memmap.end_bytes)
     assert sorted({part.start for part in reserved}) == list(structures[:: 64 * KIB])
     assert sum(map(len, reserved)) == len(structures), "each stretch is reserved once"
+
+
+def test_a_shared_structure_gets_memory_before_it_is_touched(shm: Path) -> None:
+    with mapped_pool(shm, Scheme.PMEM, 4 * KIB) as pool:
+        memmap = open_shared(pool)
+        zone = pool.zones.memmap
+
+        def stretches() -> list[int]:
+            """Which 64 KiB of the zone have any memory."""
+            with open(pool.medium.name, "rb") as file:
+                return [
+                    start // (64 * KIB)
+                    for start in range(0, zone.size_bytes, 64 * KIB)
+                    if os.lseek(file.fileno(), zone.offset_bytes + start, os.SEEK_DATA)
+                    < zone.offset_bytes + start + 64 * KIB
+                ]
+
+        first = int(pool.first_data_pfn)
+        assert stretches() == []
+        memmap.get_page(first + 1024)
+        assert stretches() == [1]
+        memmap.get_pages(first + 3 * 1024 - 1, 2)
+        assert stretches() == [1, 2, 3]
 
 
 def test_a_failing_range_takes_no_reference_at_all(memmap: RecordMemmap, pages: list[int]) -> None:
@@ -564,7 +588,10 @@ def test_dropping_what_is_idle_keeps_what_is_in_use_or_dirty(memmap: RecordMemma
 def test_a_read_only_pool_keeps_its_page_structures_in_dram(pool: Pool, opener: Opener) -> None:
     pool.medium.read_only = True
     assert effective_scheme(pool) is Scheme.ON_DEMAND
-    assert isinstance(opener(pool), OnDemandMemmap)
+    memmap = opener(pool)
+    before = bytes(pool.medium.read(pool.zones.memmap.offset_bytes, 4096))
+    memmap.get_page(int(pool.first_data_pfn))
+    assert bytes(pool.medium.read(pool.zones.memmap.offset_bytes, 4096)) == before
 
 
 # No page structures
