@@ -78,6 +78,11 @@ def load_word(const unsigned char[::1] buffer not None, size_t offset) -> int:
     return load(<const uint64_t *>&buffer[offset])
 
 
+def fence() -> None:
+    """What this thread wrote before is seen by whoever does not see what it reads after."""
+    full_fence()
+
+
 def store_word(unsigned char[::1] buffer not None, size_t offset, uint64_t value) -> None:
     """Write a word that another process may be reading, before anything that is read later."""
     if offset % 8 or offset + 8 > <size_t>buffer.shape[0]:

@@ -34,6 +34,7 @@ cdef struct piece_t:
     bint is_hole
 
 cdef int attach(plane_t *plane, int shared_fd, int pool_fd, int map_flags) noexcept nogil
+cdef void detach(plane_t *plane) noexcept nogil
 cdef slot_t *slot_of(plane_t *plane, int number) noexcept nogil
 cdef inode_t *find_inode(plane_t *plane, uint64_t inode) noexcept nogil
 cdef table_t *table_of(plane_t *plane, inode_t *entry) noexcept nogil

@@ -7,7 +7,7 @@ The protocol stands at the head of `tables.py`, which is the writer.
 from libc.errno cimport errno
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint64_t
-from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap
+from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 from posix.stat cimport fstat, struct_stat
 
 from pmemfs.dataplane cimport memory
@@ -48,6 +48,14 @@ cdef int attach(plane_t *plane, int shared_fd, int pool_fd, int map_flags) noexc
     elif plane.header.memmap_place == MEMMAP_SHARED:
         plane.memmap.pages = <page_t *>(plane.shared + plane.header.memmap_offset)
     return 0
+
+
+cdef void detach(plane_t *plane) noexcept nogil:
+    """Unmap what `attach` has mapped."""
+    if plane.shared != NULL:
+        munmap(plane.shared, plane.shared_bytes)
+    if plane.pool != NULL:
+        munmap(plane.pool, plane.pool_bytes)
 
 
 cdef slot_t *slot_of(plane_t *plane, int number) noexcept nogil:

@@ -71,7 +71,6 @@ cdef extern from "linux/fuse.h" nogil:
         FUSE_INIT
         FUSE_CREATE
         FUSE_INTERRUPT
-        FUSE_DESTROY
         FUSE_BATCH_FORGET
         FUSE_FALLOCATE
         FUSE_LSEEK
@@ -87,11 +86,9 @@ cdef extern from "linux/fuse.h" nogil:
 cdef extern from * nogil:
     """
     #include <linux/fuse.h>
-    #include <linux/ioctl.h>
     #include <stdint.h>
 
     #define PMEMFS_COPY_FILE_RANGE_64 53
-    #define PMEMFS_DEV_IOC_CLONE _IOR(229, 0, uint32_t)
     /* Bits 36 and 41 of the flags of INIT, as bits of flags2. */
     #define PMEMFS_DIRECT_IO_ALLOW_MMAP (1u << (36 - 32))
     #define PMEMFS_OVER_IO_URING (1u << (41 - 32))
@@ -137,6 +134,5 @@ cdef extern from * nogil:
         COPY_FILE_RANGE_64 "PMEMFS_COPY_FILE_RANGE_64"
         URING_REGISTER "PMEMFS_URING_REGISTER"
         URING_COMMIT_AND_FETCH "PMEMFS_URING_COMMIT_AND_FETCH"
-    const unsigned long DEV_IOC_CLONE "PMEMFS_DEV_IOC_CLONE"
     const uint32_t DIRECT_IO_ALLOW_MMAP "PMEMFS_DIRECT_IO_ALLOW_MMAP"
     const uint32_t OVER_IO_URING "PMEMFS_OVER_IO_URING"

@@ -12,7 +12,7 @@ from libc.string cimport memset
 from posix.time cimport CLOCK_REALTIME
 
 from pmemfs.dataplane.memory cimport catch_faults, now_ns
-from pmemfs.dataplane.plane cimport attach, plane_t, slot_of, worker_t
+from pmemfs.dataplane.plane cimport attach, detach, plane_t, slot_of, worker_t
 from pmemfs.dataplane.protocol cimport *
 from pmemfs.dataplane.serve cimport *
 
@@ -48,6 +48,7 @@ cdef class Responder:
 
     def __dealloc__(self) -> None:
         free(self._answer)
+        detach(&self._plane)
 
     def answer(self, const unsigned char[::1] operation not None, *, uint32_t opcode,
                unsigned long long inode,

@@ -33,7 +33,7 @@ from dataclasses import dataclass
 
 from pmemfs.dataplane import layouts
 from pmemfs.dataplane.layouts import Extent, FaultRecord, Header, MemmapPlace, Presence, TableHead
-from pmemfs.dataplane.memory import load_word, store_word
+from pmemfs.dataplane.memory import fence, load_word, store_word
 from pmemfs.medium.base import Durability
 from pmemfs.pfn import PageGeometry
 from pmemfs.pool import Pool
@@ -128,6 +128,7 @@ class SharedMemory:
 
     def begin_grace(self) -> Grace:
         """What is under way now; all that begins later sees whatever was stored before."""
+        fence()
         words = [self.slot_word(worker, "section") for worker in range(self.worker_count)]
         return Grace(tuple((worker, word) for worker, word in enumerate(words) if word & 1))
 

@@ -159,9 +159,9 @@ cdef int serve_queue(queue_t *queue) noexcept nogil:
     """Serve until all entries are gone with the connection, or `ends` is set; 0 or errno."""
     cdef io_uring_cqe *done[BATCH]
     cdef unsigned count, position
-    cdef int failed = 0
+    cdef int failed
     cdef uint64_t tag
-    cdef int32_t result
+    cdef int32_t result, last_error = 0
     cdef uint64_t *ends = &queue.worker.plane.header.ends
     learn_place()
     io_uring_register_ring_fd(&queue.ring)
@@ -185,16 +185,18 @@ cdef int serve_queue(queue_t *queue) noexcept nogil:
                 serve_entry(queue, <uint32_t>tag)
             else:
                 queue.living -= 1
-                failed = result
+                last_error = result
         io_uring_cq_advance(&queue.ring, count)
         queue.place.requests += count
         queue.place.batches += 1
         if queue.place.requests >= WINDOW:
             choose_place(queue)
-    if not queue.living and failed == -ENOTCONN:
-        end_all(queue.worker.plane)
+    if queue.living:
         return 0
-    return 0 if queue.living else -failed
+    if last_error != -ENOTCONN:
+        return -last_error
+    end_all(queue.worker.plane)
+    return 0
 
 
 cdef inline int await_requests(queue_t *queue) noexcept nogil:
@@ -235,7 +237,7 @@ cdef void choose_place(queue_t *queue) noexcept nogil:
     for number in range(header.worker_count):
         if number != <uint64_t>queue.number:
             others += peek(&slot_of(queue.worker.plane, <int>number).section)
-    # A section goes up by two for a request: the others had less than half as many.
+    # A section goes up by two for a request, or by four where it was expected before.
     is_alone = others - place.others < place.requests
     is_near = place.moved_bytes > <uint64_t>place.requests * LARGE_BYTES
     if place.requests > place.batches * 2 and not is_alone:

@@ -117,8 +117,12 @@ class NativeSession(Session):
         operations = BlockOperations(self.engine, volume, options, pool.label.created_ns)
         fuse_fd, self.mount = mount_by_helper(medium.name, mountpoint, options)
         self._plane = DataPlane(fuse_fd, self._shared, settings, sockets)
-        # A descriptor of its own, since pyfuse3 closes it.
-        pyfuse3.init(operations, f"/dev/fd/{os.dup(sockets.forward.fileno())}", set())
+        try:
+            # A descriptor of its own, since pyfuse3 closes it.
+            pyfuse3.init(operations, f"/dev/fd/{os.dup(sockets.forward.fileno())}", set())
+        except BaseException:
+            detach_mount(self.mount)
+            raise
 
     async def serve(self, on_ready: Callable[[Mount], None]) -> None:
         self._plane.start(self._medium)
