@@ -21,6 +21,7 @@ from benchmark.subjects import Subject
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 FIO_GRACE_SECONDS = 60.0
+SETTLING = fio.Timing(ramp_ms=0, runtime_ms=200)
 # page tables, fio's buffers and the machine's own needs
 SPARE_BYTES = 64 * MIB
 
@@ -154,6 +155,8 @@ class Bench:
             cell, target, timing, self._tool.deep_engine, cpu, seed=round_number + 1
         )
         pids = subject.daemon_pids()
+        if cpu is not None:
+            self._settle(cell, target)
         pin = host.pinned(pids, cpu) if cpu is not None else contextlib.nullcontext()
         figures, error, fio_seconds = None, None, 0.0
         with pin:
@@ -179,6 +182,13 @@ class Bench:
             daemon_cpu_percent=100 * daemon_seconds / timing.total_seconds if pids else None,
             error=error,
         )
+
+    def _settle(self, cell: Cell, target: fio.Target) -> None:
+        """A moment of the same work, so that a server that moves its threads to suit the work has
+        done so before they are pinned: what it has not chosen itself it then leaves alone."""
+        command = fio.measure_command(cell, target, SETTLING, self._tool.deep_engine, None, seed=0)
+        with contextlib.suppress(BenchError):
+            fio.run(command, cell, SETTLING.total_seconds + FIO_GRACE_SECONDS)
 
     def _require_memory(self, subjects: Sequence[Subject]) -> None:
         size_bytes = self._settings.size_bytes
