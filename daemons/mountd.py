@@ -190,7 +190,7 @@ def open_session(arguments: Arguments, pool: Pool, medium: MappedMedium) -> Sess
         return PythonSession(pool, medium, arguments.mountpoint, options)
     choice = choose_transport(arguments.transport, read_offer())
     log.info("%s: %s", medium.name, choice.sentence)
-    return NativeSession(pool, medium, arguments.mountpoint, options, choice.transport)
+    return NativeSession(pool, medium, arguments.mountpoint, options, choice)
 
 
 async def _serve(starter: Starter, session: Session, methods: dict[str, server.Method]) -> None:

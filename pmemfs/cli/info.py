@@ -66,7 +66,7 @@ def _mount_facts(status: dict[str, Any]) -> Iterator[tuple[str, object]]:
     yield "options", ("ro" if status["read_only"] else "rw") + f" ({status['options']})"
     yield "daemon", f"pid {status['pid']}, engine {status['engine']}"
     if status["data_plane_pid"]:
-        yield "data plane", f"pid {status['data_plane_pid']}, transport {status['transport']}"
+        yield "data plane", f"pid {status['data_plane_pid']}, {status['transport_reason']}"
     yield "uptime", f"{status['uptime_seconds']:.0f} s"
     yield "read", f"{io['reads']} requests, {format_size(io['read_bytes'])}"
     yield "written", f"{io['writes']} requests, {format_size(io['written_bytes'])}"

@@ -106,6 +106,7 @@ cdef struct process_t:
     queue_t *queues
     int queue_count
     pthread_t sync_thread
+    bint has_sync_thread
     int sync_reader
     uint8_t *buffer
     size_t buffer_bytes
@@ -227,10 +228,18 @@ cdef int start(process_t *process) noexcept nogil:
         return errno
     process.sync_reader, plane.sync_fd = ends[0], ends[1]
     failed = pthread_create(&process.sync_thread, NULL, run_sync, process)
+    if failed:
+        process.thread_count = 0
+        close(process.sync_reader)
+        return failed
+    process.has_sync_thread = True
     for number in range(process.thread_count):
-        if not failed:
-            failed = pthread_create(&process.threads[number].thread, NULL, run_worker,
-                                    &process.threads[number])
+        failed = pthread_create(&process.threads[number].thread, NULL, run_worker,
+                                &process.threads[number])
+        if failed:
+            # `stop` waits for those that are there.
+            process.thread_count = number
+            break
     return failed
 
 
@@ -249,7 +258,8 @@ cdef int stop(process_t *process) noexcept nogil:
         pthread_join(thread.thread, NULL)
         failed = failed or thread.failed
     close(process.plane.sync_fd)
-    pthread_join(process.sync_thread, NULL)
+    if process.has_sync_thread:
+        pthread_join(process.sync_thread, NULL)
     return failed
 
 

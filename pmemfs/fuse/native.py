@@ -158,8 +158,7 @@ class NativeEngine(PythonEngine):
             data = bytes(self.read(source_bytes + done, step))
             if not data:
                 break
-            if not done or target_bytes + done < self._volume.size_bytes:
-                done += self.write(target_bytes + done, data)
+            done += self.write(target_bytes + done, data)
             if len(data) < step or target_bytes + done >= self._volume.size_bytes:
                 break
             await trio.lowlevel.checkpoint()
@@ -175,7 +174,7 @@ class NativeEngine(PythonEngine):
                 await self._release(frames.pool_offset, frames.length, keep_memory=keep_memory)
         for offset, length in (frames.head, frames.tail):
             if length and not self._is_hole(offset, length):
-                self.write(offset, bytes(length))
+                self.store(offset, bytes(length))
         self._last_write_ns = time.time_ns()
 
     async def _release(self, pool_offset: int, length: int, *, keep_memory: bool) -> None:

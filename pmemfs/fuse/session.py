@@ -26,6 +26,7 @@ from pmemfs.fuse.mount import detach_mount, make_mount, mount_by_helper, serve_p
 from pmemfs.fuse.native import NativeEngine
 from pmemfs.fuse.options import MountOptions
 from pmemfs.fuse.planes import DataPlane, Sockets, choose_settings
+from pmemfs.fuse.transport import Choice
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap import Memmap, open_memmap
 from pmemfs.mountinfo import Mount
@@ -45,6 +46,8 @@ class Session(ABC):
     engine: PythonEngine
     mount: Mount
     transport: str
+    transport_reason: str
+    """One line on why it is this one, and not the other."""
     data_plane_pid: int | None = None
     queue_count = 0
     """Workers that serve a CPU each, numbered alike; those after them read /dev/fuse."""
@@ -69,6 +72,7 @@ class PythonSession(Session):
     """pyfuse3 on /dev/fuse: everything happens in this process."""
 
     transport = "pyfuse3"
+    transport_reason = "transport pyfuse3; it is the python engine's"
 
     def __init__(
         self, pool: Pool, medium: MappedMedium, mountpoint: str, options: MountOptions
@@ -99,12 +103,13 @@ class NativeSession(Session):
         medium: MappedMedium,
         mountpoint: str,
         options: MountOptions,
-        transport: str,
+        choice: Choice,
     ) -> None:
-        self.transport = transport
+        self.transport = choice.transport
+        self.transport_reason = choice.sentence
         self._medium = medium
         sockets = Sockets()
-        settings = choose_settings(transport, sockets.message_bytes)
+        settings = choose_settings(choice.transport, sockets.message_bytes)
         self.queue_count = settings.queue_count
         self._shared = SharedMemory(
             pool, worker_count=settings.worker_count, memmap_place=memmap_place(pool)

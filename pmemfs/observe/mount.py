@@ -30,6 +30,7 @@ class MountStatus:
     options: str
     engine: str
     transport: str
+    transport_reason: str
     data_plane_pid: int | None
     """The process that moves the bytes; None where the daemon itself does."""
     effective_scheme: str
@@ -73,6 +74,7 @@ class MountObserver:
             options=self._options.as_text(),
             engine=self._engine_name,
             transport=self._session.transport,
+            transport_reason=self._session.transport_reason,
             data_plane_pid=self._session.data_plane_pid,
             effective_scheme=effective_scheme(self._pool).word,
             uptime_seconds=round(time.monotonic() - self._started, 3),

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,8 @@ from endtoend_tools import MIB, fio, loop_device
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow, *NATIVE_ONLY]
 
-LEFT_BYTES = 700 * MIB
+POOL_BYTES = 512 * MIB
+LEFT_BYTES = 500 * MIB
 HOG = """
 import mmap, sys
 memory = mmap.mmap(-1, int(sys.argv[1]), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x8000)
@@ -31,41 +31,40 @@ def available_bytes() -> int:
     raise AssertionError("no MemAvailable")
 
 
-@contextmanager
-def used_up(leaving_bytes: int) -> Iterator[None]:
-    """All memory but that much belongs to a process that would be the first to be killed."""
-    hog = subprocess.Popen(
-        [sys.executable, "-c", HOG, str(available_bytes() - leaving_bytes)],
+@pytest.fixture(scope="module")
+def hog() -> Iterator[subprocess.Popen[str]]:
+    """A process that has nearly all memory, and would be the first to be killed for more."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOG, str(available_bytes() - POOL_BYTES - LEFT_BYTES)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         preexec_fn=lambda: Path("/proc/self/oom_score_adj").write_text("1000"),
     )  # fmt: skip
     try:
-        assert hog.stdout is not None
-        assert hog.stdout.readline() == "full\n"
-        yield
-        assert hog.poll() is None, "the kernel had to kill somebody"
+        assert process.stdout is not None
+        assert process.stdout.readline() == "full\n"
+        yield process
     finally:
-        hog.kill()
-        hog.communicate()
+        process.kill()
+        process.communicate()
 
 
 def test_ext4_on_the_mount_writes_back_with_the_memory_nearly_full(
-    pools: PoolMaker, tmp_path: Path
+    pools: PoolMaker, tmp_path: Path, hog: subprocess.Popen[str]
 ) -> None:
-    mounted = pools.mount(pools.create("pmem0", "512M"))
+    mounted = pools.mount(pools.create("pmem0", str(POOL_BYTES)))
     inside = pools.mountpoint("ext4")
     with loop_device(mounted.device) as loop:
         for words in (("mkfs.ext4", "-q", "-F", loop), ("mount", loop, inside)):
             assert run_command(*words).code == 0
-        with used_up(LEFT_BYTES):
-            # Through the page cache, more than is left, and synced.
-            done = fio(
-                tmp_path, inside / "file", "--direct=0", "--rw=randwrite", "--bs=64k",
-                "--size=300m", "--io_size=400m", "--fsync=500", "--end_fsync=1",
-                "--verify=crc32c", "--verify_state_save=0", timeout=100,
-            )  # fmt: skip
-            assert done.code == 0, done.err
-            os.sync()
+        # Through the page cache, and synced.
+        done = fio(
+            tmp_path, inside / "file", "--direct=0", "--rw=randwrite", "--bs=64k",
+            "--size=300m", "--io_size=400m", "--fsync=500", "--end_fsync=1",
+            "--verify=crc32c", "--verify_state_save=0", timeout=100,
+        )  # fmt: skip
+        assert done.code == 0, done.err
+        os.sync()
+        assert hog.poll() is None, "the kernel had to kill somebody"
         assert run_command("umount", inside).code == 0
         assert run_command("fsck.ext4", "-f", "-n", loop).code == 0
     pools.umount(mounted)

@@ -34,7 +34,11 @@ async def bug() -> None:
     raise RuntimeError("a bug")
 
 
-METHODS = {"echo": echo, "busy": busy, "bug": bug}
+async def unspeakable() -> Any:
+    return {1, 2}
+
+
+METHODS = {"echo": echo, "busy": busy, "bug": bug, "unspeakable": unspeakable}
 
 
 def served(path: Path, client: Callable[[Path], Awaitable[None]]) -> None:
@@ -79,6 +83,14 @@ def test_a_method_answers_with_its_parameters(path: Path) -> None:
         assert await in_thread(call, path, "echo", words=["é", 1, None]) == {
             "words": ["é", 1, None]
         }
+
+    served(path, client)
+
+
+def test_an_answer_that_json_cannot_say_is_a_failure_of_that_request_alone(path: Path) -> None:
+    async def client(path: Path) -> None:
+        with pytest.raises(RemoteError, match="its log says why"):
+            await in_thread(call, path, "unspeakable")
 
     served(path, client)
 
