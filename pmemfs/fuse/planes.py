@@ -38,6 +38,7 @@ _MAX_BACKGROUND = 16384
 _ENTRIES_BYTES = 64 * MIB
 """The memory of all entries of the rings together, where that leaves each queue a few."""
 _LEAST_DEPTH = 4
+_LEAST_WRITE = 64 * KIB
 _MOST_DEPTH = 32
 
 
@@ -62,6 +63,8 @@ def choose_settings(transport: str, message_bytes: int) -> PlaneSettings:
     max_write = MIB if message_bytes >= MIB + _HEADERS_BYTES else 128 * KIB
     if transport == "uring":
         queue_count = possible_cpu_count()
+        while queue_count * _LEAST_DEPTH * max_write > _ENTRIES_BYTES and max_write > _LEAST_WRITE:
+            max_write //= 2
         depth = min(_MOST_DEPTH, _ENTRIES_BYTES // (queue_count * max_write))
         return PlaneSettings(max_write, _MAX_BACKGROUND, queue_count, max(_LEAST_DEPTH, depth), 1)
     reader_count = len(os.sched_getaffinity(0))

@@ -31,8 +31,8 @@ def test_every_possible_cpu_has_a_queue_and_they_share_the_memory(
     assert settings.queue_count == cpus
     assert settings.worker_count == cpus + 1
     assert 4 <= settings.depth <= 32
-    if cpus <= 16:
-        assert settings.queue_count * settings.depth * settings.max_write <= 64 * MIB
+    assert settings.queue_count * settings.depth * settings.max_write <= 64 * MIB
+    assert settings.max_write == (MIB if cpus <= 16 else 64 * MIB // cpus // 4)
 
 
 def test_the_other_transport_has_a_reader_for_each_cpu_and_no_queue() -> None:
