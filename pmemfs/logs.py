@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-_JOURNAL = "/run/systemd/journal/dev-log"
+JOURNAL = "/run/systemd/journal/dev-log"
 _NAME_LIMIT = 60
 """Characters of a pool's name in that of its log, so that no file system finds it too long."""
 
@@ -36,9 +36,9 @@ def _handler(name: str, foreground: bool) -> tuple[logging.Handler, str]:
         handler: logging.Handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("pmemfs: %(levelname)s: %(message)s"))
         return handler, "standard error"
-    if os.path.exists(_JOURNAL):
+    if os.path.exists(JOURNAL):
         handler = logging.handlers.SysLogHandler(
-            _JOURNAL, facility=logging.handlers.SysLogHandler.LOG_DAEMON
+            JOURNAL, facility=logging.handlers.SysLogHandler.LOG_DAEMON
         )
         handler.setFormatter(logging.Formatter("pmemfs[%(process)d]: %(message)s"))
         return handler, "the journal (journalctl -t pmemfs)"

@@ -68,6 +68,8 @@ def _mount_facts(status: dict[str, Any]) -> Iterator[tuple[str, object]]:
     if status["data_plane_pid"]:
         yield "data plane", f"pid {status['data_plane_pid']}, {status['transport_reason']}"
     yield "uptime", f"{status['uptime_seconds']:.0f} s"
+    if status["fault_count"]:
+        yield "faults", f"{status['fault_count']} requests met memory that could not be touched"
     yield "read", f"{io['reads']} requests, {format_size(io['read_bytes'])}"
     yield "written", f"{io['writes']} requests, {format_size(io['written_bytes'])}"
     yield "fsync", f"{io['fsyncs']} requests"

@@ -92,6 +92,11 @@ class PythonEngine:
         self._memmap.end_persist(epoch)
 
     @property
+    def fault_count(self) -> int:
+        """How often memory could not be touched; the python engine does not outlive that."""
+        return 0
+
+    @property
     def last_write_ns(self) -> int:
         """When something was last written, in ns since 1970; 0: not since the mount."""
         return self._last_write_ns

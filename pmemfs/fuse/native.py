@@ -86,6 +86,10 @@ class NativeEngine(PythonEngine):
         self._memmap.end_persist(epoch)
 
     @property
+    def fault_count(self) -> int:
+        return self._shared.header_word("fault_count")
+
+    @property
     def last_write_ns(self) -> int:
         return max(super().last_write_ns, self._shared.last_write_ns(INODE))
 

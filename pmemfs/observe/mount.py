@@ -35,6 +35,8 @@ class MountStatus:
     """The process that moves the bytes; None where the daemon itself does."""
     effective_scheme: str
     uptime_seconds: float
+    fault_count: int
+    """Requests that met memory which could not be touched; the log names the pages."""
     io: EngineStatistics
     pool: PoolInfo
 
@@ -77,6 +79,7 @@ class MountObserver:
             transport_reason=self._session.transport_reason,
             data_plane_pid=self._session.data_plane_pid,
             effective_scheme=effective_scheme(self._pool).word,
+            fault_count=self._engine.fault_count,
             uptime_seconds=round(time.monotonic() - self._started, 3),
             io=self._engine.statistics(),
             pool=pool_info(self._pool, self._medium),

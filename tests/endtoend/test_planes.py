@@ -23,7 +23,7 @@ from conftest import (
 )
 from endtoend_tools import MIB, Session, mounts_at, opened, wait_until
 
-from pmemfs.logs import log_file
+from pmemfs.logs import JOURNAL, log_file
 from pmemfs.mountinfo import mount_at
 
 pytestmark = [pytest.mark.mount]
@@ -177,9 +177,11 @@ def test_a_pool_that_is_cut_off_answers_eio_there_and_serves_the_rest(pools: Poo
         assert os.pread(fd, 4, 4 * MIB) == b"more"
     assert is_running(mounted.pid)
     assert mounted.pages()["counts"]["in_use"] == 0
-    frame = f"{(start + 16 * MIB) // 4096:#x}"
-    log = log_file("pmem0")
-    wait_until(lambda: frame in log.read_text(), "the log names the page")
+    assert mounted.info()["fault_count"] == 3
+    if not os.path.exists(JOURNAL):
+        frame = f"{(start + 16 * MIB) // 4096:#x}"
+        log = log_file("pmem0")
+        wait_until(lambda: frame in log.read_text(), "the log names the page")
     os.truncate(mounted.pool, 32 * MIB)
 
 

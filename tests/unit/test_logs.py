@@ -32,7 +32,7 @@ def started(*, foreground: bool = False) -> str:
 
 @pytest.fixture
 def _no_journal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(logs, "_JOURNAL", str(tmp_path / "no-journal"))
+    monkeypatch.setattr(logs, "JOURNAL", str(tmp_path / "no-journal"))
 
 
 def test_with_a_journal_it_goes_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ def test_with_a_journal_it_goes_there(monkeypatch: pytest.MonkeyPatch, tmp_path:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(str(journal))
         listener.settimeout(5)
-        monkeypatch.setattr(logs, "_JOURNAL", str(journal))
+        monkeypatch.setattr(logs, "JOURNAL", str(journal))
         assert "journal" in started()
         logging.getLogger("pmemfs").warning("the label is torn")
         received = listener.recv(4096)
