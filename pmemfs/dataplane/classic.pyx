@@ -14,12 +14,9 @@ from pmemfs.dataplane.memory cimport load, now_ns
 from pmemfs.dataplane.plane cimport plane_t, worker_t
 from pmemfs.dataplane.protocol cimport *
 from pmemfs.dataplane.serve cimport *
-from pmemfs.dataplane.transport cimport HEADERS_BYTES, end_all, hand_over, wants_reply
+from pmemfs.dataplane.transport cimport HEADERS_BYTES, end_all, hand_over, iovec, wants_reply
 
 cdef extern from "sys/uio.h" nogil:
-    cdef struct iovec:
-        void *iov_base
-        size_t iov_len
     ssize_t writev(int fd, const iovec *parts, int count)
 
 cdef extern from "sys/mman.h" nogil:

@@ -16,10 +16,6 @@ from pmemfs.dataplane.protocol cimport *
 from pmemfs.dataplane.serve cimport FORWARD_EXTRA, SYNC, request_t, verdict_t
 
 cdef extern from "sys/socket.h" nogil:
-    cdef struct iovec:
-        void *iov_base
-        size_t iov_len
-
     cdef struct msghdr:
         iovec *msg_iov
         size_t msg_iovlen

@@ -2,15 +2,11 @@ from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
 from pmemfs.dataplane.plane cimport plane_t, worker_t
 from pmemfs.dataplane.protocol cimport fuse_out_header, uring_header_t
+from pmemfs.dataplane.transport cimport iovec
 
 cdef extern from "liburing.h" nogil:
     cdef struct io_uring:
         pass
-
-cdef extern from "sys/uio.h" nogil:
-    cdef struct iovec:
-        void *iov_base
-        size_t iov_len
 
 cdef struct entry_t:
     uring_header_t *header
