@@ -6,6 +6,7 @@ system calls, since a touch would fill them. Called from one task or thread at a
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 
@@ -56,12 +57,14 @@ def _written_chunks(shared: SharedMemory) -> Iterator[int]:
 
 
 def _data_ranges(fd: int, start_bytes: int, end_bytes: int) -> Iterator[tuple[int, int]]:
-    """The ranges that have memory. Where nobody knows of holes, as on devices, all of it has."""
+    """The ranges of a file that have memory; all of it, where its file system knows no holes."""
     position = start_bytes
     while position < end_bytes:
         try:
             data = os.lseek(fd, position, os.SEEK_DATA)
-        except OSError:
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                yield position, end_bytes
             return
         if data >= end_bytes:
             return

@@ -342,6 +342,7 @@ cdef uint64_t seek(plane_t *plane, table_t *table, uint64_t position,
     """The first data or hole from a position; the size of the file where there is none."""
     cdef piece_t piece
     cdef off_t found
+    cdef bint is_empty
     while position < table.size_bytes:
         piece = piece_at(table, position, table.size_bytes - position)
         if piece.is_hole:
@@ -350,10 +351,12 @@ cdef uint64_t seek(plane_t *plane, table_t *table, uint64_t position,
         else:
             found = lseek(plane.pool_fd, <off_t>piece.pool_offset,
                           SEEK_DATA if for_data else SEEK_HOLE)
-            if found < 0:
-                # ENXIO: a hole up to the end. Else nobody knows holes here, and all is data.
+            if found < <off_t>piece.pool_offset:
+                # ENXIO: a hole up to the end. Else nobody knows holes here, and all is data: by an
+                # error, or as DAX devices do, which answer any seek with where they are.
+                is_empty = found < 0 and errno == ENXIO
                 found = <off_t>piece.pool_offset
-                if (errno == ENXIO) == for_data:
+                if is_empty == for_data:
                     found += <off_t>piece.length
             if <uint64_t>found < piece.pool_offset + piece.length:
                 return position + (<uint64_t>found - piece.pool_offset)

@@ -183,8 +183,11 @@ class NativeEngine(PythonEngine):
 
     async def _release(self, pool_offset: int, length: int, *, keep_memory: bool) -> None:
         was_reserved = self._mapped.reserved
-        expect_holes(self._shared, pool_offset, pool_offset + length)
-        await self._grace()
+        # A device never has holes, and some can't even be asked.
+        may_have_holes = not self._mapped.source.kind.is_device
+        if may_have_holes:
+            expect_holes(self._shared, pool_offset, pool_offset + length)
+            await self._grace()
         try:
             await trio.to_thread.run_sync(self._mapped.punch_hole, pool_offset, length)
         except OSError as error:
@@ -197,8 +200,10 @@ class NativeEngine(PythonEngine):
                 self._mapped.reserved = True
         if isinstance(self._memmap, SharedMemmap):
             self._memmap.clean(pool_offset >> PAGE_SHIFT, length >> PAGE_SHIFT)
-        if self._mapped.reserved:
-            survey(self._shared, self._mapped.fileno(), pool_offset, pool_offset + length)
+        if may_have_holes and self._mapped.reserved:
+            await trio.to_thread.run_sync(
+                survey, self._shared, self._mapped.fileno(), pool_offset, pool_offset + length
+            )
 
     async def _overwrite(self, pool_offset: int, length: int) -> None:
         """Zeroes, for what cannot give memory back."""

@@ -187,7 +187,8 @@ class MappedMedium(Medium):
         if self.source.kind is SourceKind.DAX_DEVICE:
             raise OSError(errno.EOPNOTSUPP, "a DAX device cannot give memory back")
         writeback.punch_hole(self._fd, offset_bytes, length_bytes)
-        self.reserved = False
+        # A device has memory everywhere, whatever it does with what was punched.
+        self.reserved = self.source.kind.is_device
 
     def sync_all(self) -> None:
         """msync for all that anybody has stored, such as another process that maps the source.

@@ -13,7 +13,7 @@ import pytest
 from conftest import NATIVE_ONLY, Mounted, PoolMaker, pmemfs_ok, run_command
 from endtoend_tools import MIB, fio, loop_device, mounted_tmpfs, opened
 
-from pmemfs.fuse.extra import KEEP_SIZE, PUNCH_HOLE
+from pmemfs.fuse.extra import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE
 
 pytestmark = [pytest.mark.mount, *NATIVE_ONLY]
 
@@ -31,12 +31,16 @@ def succeed(*words: object) -> str:
     return result.out
 
 
-def punch(fd: int, offset: int, length: int) -> None:
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     """fallocate(2)."""
     libc = ctypes.CDLL(None, use_errno=True)
     wide = ctypes.c_int64
-    if libc.fallocate(fd, PUNCH_HOLE | KEEP_SIZE, wide(offset), wide(length)):
+    if libc.fallocate(fd, mode, wide(offset), wide(length)):
         raise OSError(ctypes.get_errno(), "fallocate failed")
+
+
+def punch(fd: int, offset: int, length: int) -> None:
+    fallocate(fd, PUNCH_HOLE | KEEP_SIZE, offset, length)
 
 
 def write_pieces(fd: int, length: int) -> None:
@@ -155,6 +159,29 @@ def test_a_loop_device_passes_its_discards_on(pools: PoolMaker, tmp_path: Path) 
         assert before - used_bytes(mounted.pool) == 32 * MIB
         succeed("blkdiscard", loop)
     assert used_bytes(mounted.pool) <= before - length + MIB
+
+
+@pytest.mark.slow
+def test_a_pool_on_a_block_device_is_trimmed_and_served_on(
+    pools: PoolMaker, tmp_path: Path
+) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(bytes(32 * MIB))
+    with loop_device(image) as device:
+        pmemfs_ok("create", device, "--name", "dev")
+        mounted = pools.mount(device)
+        with opened(mounted.mountpoint / "dev") as fd:
+            os.pwrite(fd, b"x" * (8 * MIB), 0)
+            for mode in (PUNCH_HOLE | KEEP_SIZE, ZERO_RANGE):
+                os.pwrite(fd, b"y" * MIB, MIB)
+                fallocate(fd, mode, MIB + 10, MIB - 20)
+                wanted = b"x" * 5 + b"y" * 10 + bytes(MIB - 20) + b"y" * 10 + b"x" * 5
+                assert os.pread(fd, MIB + 10, MIB - 5) == wanted
+            os.pwrite(fd, b"again", MIB + 100)
+            assert os.pread(fd, 7, MIB + 99) == b"\0again\0"
+            os.fsync(fd)
+        assert mounted.info()["pool"]["reserved"]
+        pools.umount(mounted)
 
 
 @pytest.mark.slow

@@ -6,6 +6,8 @@ import errno
 import os
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -29,6 +31,8 @@ from native import (
 
 from pmemfs.dataplane.layouts import LATENCY_BUCKETS, Operation, bucket_start_ns
 from pmemfs.media.label import Scheme
+from pmemfs.medium.mapped import MappedMedium
+from pmemfs.medium.source import SourceKind
 from pmemfs.pool import Pool
 from pmemfs.units import MIB
 from pmemfs.volume.linear import INODE
@@ -162,6 +166,24 @@ def test_what_was_trimmed_reads_as_zeroes_takes_no_memory_and_is_not_dirty(
         counts = engine.memmap.counts()
         assert counts.in_use == 0
         assert counts.dirty <= 3
+
+
+def test_a_dax_device_gives_nothing_back_but_reads_as_zeroes_and_is_served_on(
+    shm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with in_process(shm) as (pool, engine):
+        medium = pool.medium
+        assert isinstance(medium, MappedMedium)
+        engine.write(0, b"x" * (4 * MIB))
+        device = replace(medium.source, kind=SourceKind.DAX_DEVICE)
+        monkeypatch.setattr(medium, "source", device)
+        monkeypatch.setattr(medium, "reserved", True)
+        before = [engine.shared.presence(chunk) for chunk in range(8)]
+        engine.punch(100, 3 * MIB)
+        assert engine.read(0, MIB) == b"x" * 100 + bytes(MIB - 100)
+        assert engine.read(3 * MIB + 100, 5) == b"xxxxx"
+        assert medium.reserved
+        assert [engine.shared.presence(chunk) for chunk in range(8)] == before
 
 
 def test_counters_tell_every_request_from_every_other(served: tuple[Pool, InProcess]) -> None:
