@@ -152,6 +152,13 @@ class ReadOnlyPool(PmemfsError):
     errno = errno.EROFS
 
 
+class DamagedFileSystem(PmemfsError):
+    """the file system is damaged: {why}"""
+
+    errno = errno.EUCLEAN
+    exit_code = EXIT_INVALID_POOL
+
+
 # Pages
 
 

@@ -161,6 +161,14 @@ class SharedMemmap(RecordMemmap):
         self._enter(first_page, page_count)
         return [self._records[first_page : first_page + page_count]]
 
+    def _existing(self, first_page: int, page_count: int) -> Iterator[Records]:
+        end = first_page + page_count
+        first, last = first_page // self._section_pages, (end - 1) // self._section_pages
+        for section in range(first, last + 1):
+            if self._sections[section] in (SectionState.LIVE, SectionState.DROPPING):
+                start = section * self._section_pages
+                yield self._records[max(start, first_page) : min(start + self._section_pages, end)]
+
     def _touched(self) -> Iterator[tuple[int, Records]]:
         for section in sorted(self._live_sections()):
             yield section * self._section_pages, self._section(section)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_STRUCT_CODES = {"<u8": "Q", "<u4": "I", "<u2": "H", "u1": "B"}
+_STRUCT_CODES = {"<u8": "Q", "<u4": "I", "<u2": "H", "u1": "B", "<i8": "q"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +43,8 @@ class StoredField:
 def stored(type_: str, meaning: str, *, unit: str = "", since: int = 1, default: Any = 0) -> Any:
     """Declare a field: its numpy type, what it means, its unit, and its first format version.
 
-    Types are unsigned integers ("<u8", "<u4", "<u2", "u1"), bytes ("V16") and text ("S64": UTF-8,
-    filled with NULs).
+    Types are unsigned integers ("<u8", "<u4", "<u2", "u1"), signed ones ("<i8"), bytes ("V16") and
+    text ("S64": UTF-8, filled with NULs).
     """
     metadata = {"type": type_, "meaning": meaning, "unit": unit, "since": since}
     return dataclasses.field(default=default, metadata=metadata)

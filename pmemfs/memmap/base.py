@@ -95,6 +95,14 @@ class Memmap(ABC):
         """`put_page` once for every page that the range touches; all of them or none."""
 
     @abstractmethod
+    def are_referenced(self, pfn: int, pfn_count: int) -> bool:
+        """Whether anybody holds a page that the range touches. Makes no structure."""
+
+    @abstractmethod
+    def clean(self, pfn: int, pfn_count: int) -> None:
+        """The content of a range is gone: no page that it covers whole is dirty any more."""
+
+    @abstractmethod
     def page(self, pfn: int) -> Page | None:
         """A copy of the page's structure, or None where it is uninitialised."""
 

@@ -40,6 +40,12 @@ class NoMemmap(Memmap):
     def put_pages(self, pfn: int, pfn_count: int) -> NoReturn:
         raise NoPageStructures(what="a reference to a page")
 
+    def are_referenced(self, pfn: int, pfn_count: int) -> bool:
+        return False
+
+    def clean(self, pfn: int, pfn_count: int) -> None:
+        """Nothing to do: no page is known to be dirty."""
+
     def page(self, pfn: int) -> Page | None:
         raise NoPageStructures(what="the state of a page")
 

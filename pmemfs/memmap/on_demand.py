@@ -61,6 +61,15 @@ class OnDemandMemmap(RecordMemmap):
             page_count -= len(part)
         return slices
 
+    def _existing(self, first_page: int, page_count: int) -> Iterator[Records]:
+        while page_count:
+            section, position = divmod(first_page, self._pages_per_section)
+            count = min(self._pages_per_section - position, page_count)
+            if section in self._sections:
+                yield self._sections[section][1][position : position + count]
+            first_page += count
+            page_count -= count
+
     def _touched(self) -> Iterator[tuple[int, Records]]:
         # A snapshot: another thread may count while sections come and go.
         for section, (_, records) in sorted(self._sections.items()):

@@ -46,6 +46,15 @@ class PmemMemmap(RecordMemmap):
                 self._reserve(stretch)
         return [self._records[first_page : first_page + page_count]]
 
+    def _existing(self, first_page: int, page_count: int) -> Iterator[Records]:
+        end = first_page + page_count
+        for stretch in range(first_page >> _STRETCH_SHIFT, ((end - 1) >> _STRETCH_SHIFT) + 1):
+            if self._reserved[stretch]:
+                start = stretch << _STRETCH_SHIFT
+                yield self._records[
+                    max(start, first_page) : min(start + (1 << _STRETCH_SHIFT), end)
+                ]
+
     def _touched(self) -> Iterator[tuple[int, Records]]:
         stretch = self._reserved.find(1)
         while stretch >= 0:

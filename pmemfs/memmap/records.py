@@ -61,6 +61,10 @@ class RecordMemmap(Memmap):
         """The structures of a range as writable arrays, in order."""
 
     @abstractmethod
+    def _existing(self, first_page: int, page_count: int) -> Iterator[Records]:
+        """The structures of a range as far as they exist; none is made."""
+
+    @abstractmethod
     def _touched(self) -> Iterator[tuple[int, Records]]:
         """Every stretch that may hold initialised structures, with the index of its first page."""
 
@@ -139,6 +143,16 @@ class RecordMemmap(Memmap):
         for records in slices:
             refcount = records["refcount"]
             refcount -= 1
+
+    def are_referenced(self, pfn: int, pfn_count: int) -> bool:
+        for records in self._existing(*self._page_range(pfn, pfn_count)):
+            held = records["refcount"] != 0
+            if held.any() and bool((held & (records["generation"] == self.generation)).any()):
+                return True
+        return False
+
+    def clean(self, pfn: int, pfn_count: int) -> None:
+        """Nothing to do: what is dirty is so until the next fsync, whoever will have the page."""
 
     def page(self, pfn: int) -> Page | None:
         buffer, at = self._locate(self.geometry.pfn_to_page(pfn))

@@ -1,0 +1,132 @@
+"""Where the parts of a file system lie in the data zone, and its head.
+
+    group 0: bitmap | inode bitmap | head | journal | first inodes | …
+    group n: bitmap | inode bitmap | …
+
+The data zone is divided into groups of 32768 frames (128 MiB), each with its own bitmaps, so that a
+pool can grow and that making one costs the same at any size. Invariants:
+- a bit of the bitmap is set while its frame is used, one of the inode bitmap while the frame holds
+  inodes; the frames that a group keeps for itself are used whatever their bits say;
+- 64 bytes of a bitmap, one cache line, say all of a chunk of 512 frames (2 MiB).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import google_crc32c
+
+from pmemfs.errors import DamagedFileSystem
+from pmemfs.media.layout import Layout, stored
+from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+MAGIC = b"pmemfs fs\r\n\x1a\n\x00\x00\x00"
+FORMAT_VERSION = 1
+
+GROUP_FRAMES = 8 * FRAME_BYTES
+CHUNK_FRAMES = 512
+GROUP_CHUNKS = GROUP_FRAMES // CHUNK_FRAMES
+CHUNK_LINE_BYTES = CHUNK_FRAMES // 8
+
+HEAD_FRAME = 2
+JOURNAL_FRAME = 3
+FIRST_INODES_FRAME = 4
+_KEPT_IN_GROUP = 2
+_KEPT_IN_FIRST_GROUP = 4
+LEAST_FRAMES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The head of a file system."""
+
+    magic: bytes = stored("V16", "`MAGIC`: a file system of pmemfs", default=MAGIC)
+    checksum: int = stored("<u4", "CRC-32C of magic, format version, features and uuid")
+    format_version: int = stored("<u4", "of the file system", default=FORMAT_VERSION)
+    features: int = stored("<u8", "an unknown bit set: refuse the file system")
+    uuid: bytes = stored("V16", "of the pool whose file system it is", default=bytes(16))
+    is_clean: int = stored("<u8", "1: unmounted, and no frame is used that nobody owns")
+    reserved: bytes = stored("V8", "zero", default=bytes(8))
+
+
+HEAD = Layout(Head, 64)
+_CLEAN_AT = HEAD.offset_of("is_clean")
+
+
+def pack_head(head: Head) -> bytes:
+    """The stored form, with the checksum computed."""
+    blank = HEAD.pack(replace(head, checksum=0))
+    return HEAD.pack(replace(head, checksum=google_crc32c.value(blank[:_CLEAN_AT])))
+
+
+def validate_head(buffer: Buffer, uuid: bytes) -> Head:
+    """The head in a buffer of 64 bytes, or DamagedFileSystem with the first of these that holds:
+
+    1. the magic differs
+    2. the checksum differs
+    3. the format is another
+    4. a feature is unknown
+    5. it is of another pool
+    """
+    raw = bytes(buffer)
+    head = HEAD.unpack(raw)
+    blank = HEAD.pack(replace(head, checksum=0))
+    for is_wrong, why in (
+        (head.magic != MAGIC, "its head does not start with the magic of one"),
+        (head.checksum != google_crc32c.value(blank[:_CLEAN_AT]), "its head's checksum is wrong"),
+        (head.format_version != FORMAT_VERSION, f"its format is {head.format_version}, not 1"),
+        (head.features != 0, f"it uses features that this program does not know ({head.features})"),
+        (head.uuid != uuid, "it belongs to another pool"),
+    ):
+        if is_wrong:
+            raise DamagedFileSystem(why=why)
+    return head
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """The frames of the data zone."""
+
+    first_pfn: int
+    frame_count: int
+
+    @property
+    def end_pfn(self) -> int:
+        """The first frame behind the zone."""
+        return self.first_pfn + self.frame_count
+
+    @property
+    def group_count(self) -> int:
+        """Groups, the last of which may be shorter."""
+        return -(-self.frame_count // GROUP_FRAMES)
+
+    def group_pfn(self, group: int) -> int:
+        """The first frame of a group: its bitmap; the next is its inode bitmap."""
+        return self.first_pfn + group * GROUP_FRAMES
+
+    def frames_of(self, group: int) -> int:
+        """How many frames a group has."""
+        return min(GROUP_FRAMES, self.frame_count - group * GROUP_FRAMES)
+
+    def kept_of(self, group: int) -> int:
+        """How many frames at its start a group keeps for itself."""
+        kept = _KEPT_IN_FIRST_GROUP if group == 0 else _KEPT_IN_GROUP
+        return min(kept, self.frames_of(group))
+
+    def offset_of(self, frame: int) -> int:
+        """The offset in the pool, in bytes, of a frame that is counted from the zone's start."""
+        return (self.first_pfn + frame) << PAGE_SHIFT
+
+    def is_usable(self, pfn: int, frame_count: int) -> bool:
+        """Whether a run of frames lies in the zone and meets none that a group keeps."""
+        start = pfn - self.first_pfn
+        if start < 0 or frame_count <= 0 or start + frame_count > self.frame_count:
+            return False
+        group, position = divmod(start, GROUP_FRAMES)
+        if position < self.kept_of(group):
+            return False
+        return position + frame_count <= GROUP_FRAMES

@@ -1,0 +1,67 @@
+"""The inode: a slot of 512 bytes, eight to a frame. Its number says where it lies.
+
+    head (64) | live line (64) | the first six records of its log (384)
+
+Invariants:
+- the head's fields up to `birth_ns` never change while the slot is used, and are what `checksum`
+  covers; `head` and `tail` change by one aligned store each, or together through the journal;
+- `tail` 0: the slot is free, and `generation` the last one that it had;
+- the live line is about regular files. It counts if its truncation epoch is that of the log's last
+  attributes; then it has the size, and was changed by whoever wrote, the data plane included.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import google_crc32c
+
+from pmemfs.media.layout import Layout, stored
+from pmemfs.pfn import FRAME_BYTES
+
+SLOT_BYTES = 512
+SLOTS_PER_FRAME = FRAME_BYTES // SLOT_BYTES
+LIVE_OFFSET = 64
+INLINE_OFFSET = 128
+ROOT = 1
+"""The number of the root directory, which lies in the first slot of the first inodes."""
+
+MAGIC = 0x6F6E6970
+"""'pino'"""
+EPOCH_BITS = 16
+EPOCH_MASK = (1 << EPOCH_BITS) - 1
+SIZE_LIMIT_BYTES = 1 << 47
+
+
+@dataclass(frozen=True, slots=True)
+class InodeHead:
+    """The head of an inode's slot."""
+
+    magic: int = stored("<u4", "0x6f6e6970: a slot that was used at least once", default=MAGIC)
+    checksum: int = stored("<u4", "CRC-32C of the fields up to `birth_ns`, this one zero")
+    number: int = stored("<u8", "of the inode: offset of the slot in the pool / 512; root: 1")
+    generation: int = stored("<u8", "counts the inodes that had this slot")
+    birth_ns: int = stored("<i8", "when it was made", unit="ns since 1970")
+    head: int = stored("<u8", "of the log's first record, in the pool", unit="bytes")
+    tail: int = stored("<u8", "behind the log's last record; 0: the slot is free", unit="bytes")
+    reserved: bytes = stored("V16", "zero", default=bytes(16))
+
+
+HEAD = Layout(InodeHead, 64)
+HEAD_WORD_AT = HEAD.offset_of("head")
+TAIL_WORD_AT = HEAD.offset_of("tail")
+_CONSTANT = HEAD.head_struct("birth_ns")
+
+
+def pack_head(head: InodeHead) -> bytes:
+    """The stored form, with the checksum computed."""
+    return HEAD.pack(replace(head, checksum=head_checksum(head)))
+
+
+def head_checksum(head: InodeHead) -> int:
+    """The checksum that belongs into a head."""
+    return int(
+        google_crc32c.value(
+            _CONSTANT.pack(head.magic, 0, head.number, head.generation, head.birth_ns)
+        )
+    )

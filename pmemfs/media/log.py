@@ -1,0 +1,241 @@
+"""The log of an inode: records of 64-byte slots, in its own slot or in frames of 4 KiB.
+
+What an inode is follows from its records, read in order up to its tail. Invariants:
+- a record never crosses the end of a frame; where the next does not fit, a record PADDING says that
+  the rest of the frame is unused;
+- a record's checksum covers all its slots; what lies behind the tail is no record;
+- a log in the inode's slot has no frames: when it is full, it is written anew into a frame.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum, IntFlag
+
+import google_crc32c
+
+from pmemfs.media.layout import Layout, stored
+from pmemfs.pfn import FRAME_BYTES
+
+RECORD_BYTES = 64
+FRAME_HEAD_BYTES = 64
+FRAME_MAGIC = 0x676F6C70
+"""'plog'"""
+INLINE_RECORDS = 6
+MOST_SLOTS = (FRAME_BYTES - FRAME_HEAD_BYTES) // RECORD_BYTES
+NAME_MAX_BYTES = 255
+TARGET_MAX_BYTES = 4095
+XATTR_MAX_BYTES = 65536
+PART_BYTES = 2048
+"""Longer values are stored in several records."""
+
+
+class RecordKind(IntEnum):
+    """What a record says."""
+
+    PADDING = 1
+    ATTRIBUTES = 2
+    EXTENT = 3
+    HOLE = 4
+    ENTRY = 5
+    REMOVED = 6
+    XATTR = 7
+    XATTR_REMOVED = 8
+    TARGET = 9
+    PARENT = 10
+
+
+class InodeFlags(IntFlag):
+    """Flags of an inode."""
+
+    KEEPS_AHEAD = 1
+    """Frames behind the size are wanted there: fallocate with FALLOC_FL_KEEP_SIZE."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogFrame:
+    """The head of a frame of a log; 63 slots for records follow."""
+
+    magic: int = stored("<u4", "0x676f6c70: a frame of a log", default=FRAME_MAGIC)
+    checksum: int = stored("<u4", "CRC-32C of magic, a zero of 4 bytes, and inode")
+    inode: int = stored("<u8", "number of the inode whose log it is")
+    next: int = stored("<u8", "offset in the pool of the log's next frame", unit="bytes")
+    reserved: bytes = stored("V40", "zero", default=bytes(40))
+
+
+@dataclass(frozen=True, slots=True)
+class RecordHead:
+    """The first 8 bytes of every record."""
+
+    kind: int = stored("u1", "1 padding, 2 attributes, 3 extent, 4 hole, 5 entry, 6 removed, 7 "
+                       "xattr, 8 xattr removed, 9 target, 10 parent")  # fmt: skip
+    slots: int = stored("u1", "64-byte slots that the record takes")
+    reserved: int = stored("<u2", "zero")
+    checksum: int = stored("<u4", "CRC-32C of all its slots, this field zero")
+
+
+@dataclass(frozen=True, slots=True)
+class AttributesRecord:
+    """ATTRIBUTES: all of them at once; the last record counts."""
+
+    head: bytes = stored("V8", "the record's head", default=bytes(8))
+    mode: int = stored("<u4", "type and permissions, as st_mode")
+    link_count: int = stored("<u4", "names of the inode; of a directory 1; 0: removed")
+    uid: int = stored("<u4", "owner")
+    gid: int = stored("<u4", "group")
+    size_bytes: int = stored("<u8", "of a regular file, unless the live line has it", unit="bytes")
+    accessed_ns: int = stored("<i8", "last access", unit="ns since 1970")
+    modified_ns: int = stored("<i8", "last change of the content", unit="ns since 1970")
+    changed_ns: int = stored("<i8", "last change of the inode", unit="ns since 1970")
+    device: int = stored("<u4", "of a device node, as the kernel encodes it")
+    epoch: int = stored("<u2", "counts truncations; see the live line")
+    flags: int = stored("<u2", "1 frames behind the size are kept")
+
+
+@dataclass(frozen=True, slots=True)
+class ExtentRecord:
+    """EXTENT: from now on these frames of the file are those of the pool; HOLE: they are none."""
+
+    head: bytes = stored("V8", "the record's head", default=bytes(8))
+    index: int = stored("<u8", "of the first frame in the file", unit="frames")
+    pfn: int = stored("<u8", "of the first frame in the pool; of a HOLE 0")
+    frame_count: int = stored("<u8", "frames", unit="frames")
+    reserved: bytes = stored("V32", "zero", default=bytes(32))
+
+
+@dataclass(frozen=True, slots=True)
+class EntryRecord:
+    """ENTRY: from now on the name leads to the inode; REMOVED: to none. Both set the directory's
+    times of modification and change."""
+
+    head: bytes = stored("V8", "the record's head", default=bytes(8))
+    inode: int = stored("<u8", "number of the inode")
+    time_ns: int = stored("<i8", "when", unit="ns since 1970")
+    type: int = stored("u1", "of the inode, as d_type; of a REMOVED 0")
+    name_bytes: int = stored("u1", "length of the name, which follows", unit="bytes")
+    name: bytes = stored("V38", "its first bytes; the rest in the next slots", default=bytes(38))
+
+
+@dataclass(frozen=True, slots=True)
+class ValueRecord:
+    """XATTR: a part of an attribute's value, the first of which replaces what was; TARGET: a part
+    of a symbolic link's target; XATTR_REMOVED: the attribute is gone."""
+
+    head: bytes = stored("V8", "the record's head", default=bytes(8))
+    total_bytes: int = stored("<u4", "length of the whole value", unit="bytes")
+    offset: int = stored("<u4", "of this part in the value", unit="bytes")
+    part_bytes: int = stored("<u2", "length of this part", unit="bytes")
+    name_bytes: int = stored("<u2", "length of the name; of a TARGET 0", unit="bytes")
+    content: bytes = stored("V44", "name, then the part; the rest in the next slots",
+                            default=bytes(44))  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ParentRecord:
+    """PARENT: the directory that a directory is in."""
+
+    head: bytes = stored("V8", "the record's head", default=bytes(8))
+    inode: int = stored("<u8", "number of the directory above; the root's is itself")
+    reserved: bytes = stored("V48", "zero", default=bytes(48))
+
+
+FRAME = Layout(LogFrame, FRAME_HEAD_BYTES)
+RECORD_HEAD = Layout(RecordHead, 8)
+ATTRIBUTES = Layout(AttributesRecord, RECORD_BYTES)
+EXTENT = Layout(ExtentRecord, RECORD_BYTES)
+ENTRY = Layout(EntryRecord, RECORD_BYTES)
+VALUE = Layout(ValueRecord, RECORD_BYTES)
+PARENT = Layout(ParentRecord, RECORD_BYTES)
+NEXT_AT = FRAME.offset_of("next")
+
+_CHECKSUM_AT = RECORD_HEAD.offset_of("checksum")
+_ENTRY_HEAD = ENTRY.head_struct("name_bytes")
+_VALUE_HEAD = VALUE.head_struct("name_bytes")
+_FRAME_CONSTANT = FRAME.head_struct("inode")
+_crc = google_crc32c.value
+
+
+def pack_frame_head(inode: int) -> bytes:
+    """The head of a new, last frame of an inode's log."""
+    checksum = int(_crc(_FRAME_CONSTANT.pack(FRAME_MAGIC, 0, inode)))
+    return FRAME.pack(LogFrame(checksum=checksum, inode=inode))
+
+
+def is_frame_of(raw: bytes, inode: int) -> bool:
+    """Whether 64 bytes are the head of a frame of this inode's log."""
+    head = FRAME.unpack(raw)
+    constant = _FRAME_CONSTANT.pack(head.magic, 0, head.inode)
+    is_sound = bool(head.checksum == _crc(constant))
+    return is_sound and head.magic == FRAME_MAGIC and head.inode == inode
+
+
+def seal(kind: int, raw: bytearray) -> bytes:
+    """A record of this content: filled up to whole slots, with its head."""
+    raw += bytes(-len(raw) % RECORD_BYTES)
+    raw[0] = kind
+    raw[1] = len(raw) // RECORD_BYTES
+    raw[_CHECKSUM_AT : _CHECKSUM_AT + 4] = int(_crc(bytes(raw))).to_bytes(4, "little")
+    return bytes(raw)
+
+
+def is_sound(raw: bytes) -> bool:
+    """Whether the checksum of a record is right."""
+    blank = raw[:_CHECKSUM_AT] + bytes(4) + raw[_CHECKSUM_AT + 4 :]
+    return int.from_bytes(raw[_CHECKSUM_AT : _CHECKSUM_AT + 4], "little") == int(_crc(blank))
+
+
+def pack_padding() -> bytes:
+    """A record that says that the rest of its frame is unused."""
+    return seal(RecordKind.PADDING, bytearray(RECORD_BYTES))
+
+
+def pack_extent(index: int, pfn: int, frame_count: int) -> bytes:
+    """An EXTENT."""
+    raw = EXTENT.struct.pack(b"", index, pfn, frame_count, b"")
+    return seal(RecordKind.EXTENT, bytearray(raw))
+
+
+def pack_hole(index: int, frame_count: int) -> bytes:
+    """A HOLE."""
+    raw = EXTENT.struct.pack(b"", index, 0, frame_count, b"")
+    return seal(RecordKind.HOLE, bytearray(raw))
+
+
+def pack_entry(name: bytes, inode: int, type_: int, time_ns: int) -> bytes:
+    """An ENTRY, or with `type_` 0 a REMOVED."""
+    raw = bytearray(_ENTRY_HEAD.pack(b"", inode, time_ns, type_, len(name)) + name)
+    return seal(RecordKind.ENTRY if type_ else RecordKind.REMOVED, raw)
+
+
+def pack_parent(inode: int) -> bytes:
+    """A PARENT."""
+    return seal(RecordKind.PARENT, bytearray(PARENT.struct.pack(b"", inode, b"")))
+
+
+def pack_values(kind: RecordKind, name: bytes, value: bytes) -> list[bytes]:
+    """The records of a value: XATTR or TARGET, in parts."""
+    records = []
+    for offset in range(0, len(value) or 1, PART_BYTES):
+        part = value[offset : offset + PART_BYTES]
+        head = _VALUE_HEAD.pack(b"", len(value), offset, len(part), len(name))
+        records.append(seal(kind, bytearray(head + name + part)))
+    return records
+
+
+def pack_xattr_removed(name: bytes) -> bytes:
+    """An XATTR_REMOVED."""
+    head = _VALUE_HEAD.pack(b"", 0, 0, 0, len(name))
+    return seal(RecordKind.XATTR_REMOVED, bytearray(head + name))
+
+
+def unpack_entry(raw: bytes) -> tuple[bytes, int, int, int]:
+    """Name, inode, type and time of an ENTRY or REMOVED; the name is cut where its record ends."""
+    _, inode, time_ns, type_, name_bytes = _ENTRY_HEAD.unpack_from(raw)
+    return raw[_ENTRY_HEAD.size : _ENTRY_HEAD.size + name_bytes], inode, type_, time_ns
+
+
+def unpack_value(raw: bytes) -> tuple[bytes, bytes, int, int]:
+    """Name, part, offset and total length of a value; each cut where its record ends."""
+    _, total_bytes, offset, part_bytes, name_bytes = _VALUE_HEAD.unpack_from(raw)
+    start = _VALUE_HEAD.size + name_bytes
+    return raw[_VALUE_HEAD.size : start], raw[start : start + part_bytes], offset, total_bytes

@@ -1,0 +1,1 @@
+"""Mode `fs`: a file system whose blocks are pages of the pool."""

@@ -1,0 +1,194 @@
+"""Attributes, extended attributes and times of inodes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from dataclasses import dataclass
+
+from pmemfs.media import log as media
+from pmemfs.media.log import XATTR_MAX_BYTES, RecordKind
+from pmemfs.volume.filesystem.inode import Inode, State
+from pmemfs.volume.filesystem.store import InodeStore
+
+XATTR_CREATE = 1
+XATTR_REPLACE = 2
+_XATTR_NAME_MAX_BYTES = 255
+_XATTR_LIST_MAX_BYTES = 65536
+_RELATIME_NS = 24 * 3600 * 10**9
+_TIME_LIMIT = (1 << 63) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Attributes:
+    """What stat(2) tells of an inode. Blocks have 512 bytes; times are in ns since 1970."""
+
+    ino: int
+    generation: int
+    mode: int
+    nlink: int
+    uid: int
+    gid: int
+    rdev: int
+    size_bytes: int
+    block_count: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+    birth_ns: int
+
+
+class AttributeOperations(InodeStore):
+    """What can be asked and changed of an inode itself."""
+
+    def attributes(self, number: int) -> Attributes:
+        """The attributes of an inode. Raises OSError."""
+        inode = self.inode(number)
+        state = self.state_of(inode)
+        size_bytes = len(inode.target) or state.size_bytes
+        return Attributes(
+            ino=number,
+            generation=inode.generation,
+            mode=state.mode,
+            nlink=inode.link_count,
+            uid=state.uid,
+            gid=state.gid,
+            rdev=state.device,
+            size_bytes=inode.log.slot_count * media.RECORD_BYTES
+            if inode.is_directory
+            else size_bytes,
+            block_count=(inode.extents.frame_count + len(inode.log.frames)) * 8,
+            atime_ns=state.accessed_ns,
+            mtime_ns=state.modified_ns,
+            ctime_ns=state.changed_ns,
+            birth_ns=inode.birth_ns,
+        )
+
+    def set_attributes(
+        self,
+        number: int,
+        *,
+        mode: int | None = None,
+        uid: int | None = None,
+        gid: int | None = None,
+        size_bytes: int | None = None,
+        atime_ns: int | None = None,
+        mtime_ns: int | None = None,
+        ctime_ns: int | None = None,
+    ) -> None:
+        """Change what is given. Raises OSError: EINVAL and EISDIR for a size."""
+        inode = self.inode(number)
+        now_ns = time.time_ns()
+        wanted = {
+            "uid": uid,
+            "gid": gid,
+            "accessed_ns": atime_ns,
+            "modified_ns": mtime_ns,
+            "changed_ns": now_ns if ctime_ns is None else ctime_ns,
+        }
+        changes = {name: value for name, value in wanted.items() if value is not None}
+        for name in ("accessed_ns", "modified_ns", "changed_ns"):
+            if name in changes:
+                changes[name] = min(max(changes[name], -_TIME_LIMIT), _TIME_LIMIT)
+        if mode is not None:
+            changes["mode"] = stat.S_IFMT(inode.state.mode) | stat.S_IMODE(mode)
+        if size_bytes is not None:
+            changes.setdefault("modified_ns", now_ns)
+            self.truncate(inode, size_bytes, changes)
+            return
+        state = self.state_of(inode).replaced(**changes)
+        with self.change() as change:
+            change.append(inode, state.pack())
+            change.then(lambda: self._set_state(inode, state))
+
+    def truncate(self, inode: Inode, size_bytes: int, changes: dict[str, int]) -> None:
+        """Set a size and other attributes: with what is done to files."""
+        raise NotImplementedError
+
+    def note_read(self, number: int) -> None:
+        """Somebody reads a file: the time of access as relatime has it, see mount(8)."""
+        inode = self.inode(number)
+        state, now_ns = self.state_of(inode), time.time_ns()
+        newest_ns = max(state.modified_ns, state.changed_ns)
+        if state.accessed_ns <= newest_ns or now_ns - state.accessed_ns > _RELATIME_NS:
+            inode.state.accessed_ns = now_ns
+            inode.is_read = True
+
+    def target(self, number: int) -> bytes:
+        """Where a symbolic link leads. Raises OSError (EINVAL)."""
+        inode = self.inode(number)
+        if not inode.target:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return inode.target
+
+    # Extended attributes
+
+    def get_xattr(self, number: int, name: bytes) -> bytes:
+        """The value of an attribute. Raises OSError (ENODATA)."""
+        value = self.inode(number).xattrs.get(name)
+        if value is None:
+            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+        return value
+
+    def list_xattrs(self, number: int) -> list[bytes]:
+        """The names of all attributes."""
+        return list(self.inode(number).xattrs)
+
+    def set_xattr(self, number: int, name: bytes, value: bytes, flags: int = 0) -> None:
+        """Set an attribute. Raises OSError: EEXIST, ENODATA, E2BIG, ERANGE, ENOSPC."""
+        inode = self.inode(number)
+        if flags & XATTR_CREATE and name in inode.xattrs:
+            raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
+        if flags & XATTR_REPLACE and name not in inode.xattrs:
+            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+        self.set_xattrs_and_mode(number, {name: value}, None)
+
+    def remove_xattr(self, number: int, name: bytes) -> None:
+        """Remove an attribute. Raises OSError (ENODATA)."""
+        if name not in self.inode(number).xattrs:
+            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+        self.set_xattrs_and_mode(number, {name: None}, None)
+
+    def set_xattrs_and_mode(
+        self, number: int, changes: dict[bytes, bytes | None], mode: int | None
+    ) -> None:
+        """Set and (None) remove attributes, and permission bits with them, all in one."""
+        inode = self.inode(number)
+        for name, value in changes.items():
+            check_xattr(name, value or b"")
+            if value is not None and name not in inode.xattrs:
+                listed_bytes = sum(len(other) + 1 for other in inode.xattrs)
+                if listed_bytes + len(name) + 1 > _XATTR_LIST_MAX_BYTES:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        state = self.state_of(inode)
+        state.changed_ns = time.time_ns()
+        if mode is not None:
+            state.mode = stat.S_IFMT(state.mode) | stat.S_IMODE(mode)
+        with self.change() as change:
+            for name, value in changes.items():
+                if value is not None:
+                    change.append(inode, *media.pack_values(RecordKind.XATTR, name, value))
+                elif name in inode.xattrs:
+                    change.append(inode, media.pack_xattr_removed(name))
+            change.append(inode, state.pack())
+
+            def apply() -> None:
+                for name, value in changes.items():
+                    inode.set_xattr(name, value)
+                self._set_state(inode, state)
+
+            change.then(apply)
+
+    def _set_state(self, inode: Inode, state: State) -> None:
+        inode.state = state
+        inode.is_read = False
+
+
+def check_xattr(name: bytes, value: bytes) -> None:
+    """Raise OSError (ERANGE, E2BIG) for an attribute that nobody may have."""
+    if not 0 < len(name) <= _XATTR_NAME_MAX_BYTES:
+        raise OSError(errno.ERANGE, os.strerror(errno.ERANGE))
+    if len(value) > XATTR_MAX_BYTES:
+        raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))

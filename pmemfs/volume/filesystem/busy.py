@@ -1,0 +1,75 @@
+"""Busy pages: the answer to Matthew Wilcox.
+
+Pages leave a file at once for all who read and write it, but one that somebody still holds can't be
+given out again before the last reference is dropped. Invariants:
+- a run is freed only when its token is over and none of its pages is referenced;
+- references are not persistent: after a crash there are none, and the frames that waited here are
+  found as leaked.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+from pmemfs.memmap.base import Memmap
+from pmemfs.volume.filesystem.allocator import Allocator
+from pmemfs.volume.filesystem.extents import Run
+from pmemfs.volume.filesystem.tables import Tables
+
+_STEP_FRAMES = 32768
+"""What is given back at once: a file of terabytes takes many steps."""
+
+
+class BusyPages:
+    """Runs that have left their file and are not free yet."""
+
+    def __init__(self, allocator: Allocator, memmap: Memmap, tables: Tables) -> None:
+        self._allocator = allocator
+        self._memmap = memmap
+        self._tables = tables
+        self._waiting: deque[tuple[object | None, Run]] = deque()
+        self.frame_count = 0
+
+    def add(self, runs: Iterable[Run], token: object | None) -> None:
+        """Free runs as soon as that is right."""
+        left = _STEP_FRAMES
+        for run in runs:
+            if run.frame_count <= left and self._is_free(token, run):
+                self._free(run)
+                left -= run.frame_count
+            else:
+                self.frame_count += run.frame_count
+                self._waiting.extend((token, part) for part in _parts(run))
+
+    def runs(self) -> list[Run]:
+        """What waits."""
+        return [run for _, run in self._waiting]
+
+    def collect(self, step_frames: int = _STEP_FRAMES) -> bool:
+        """Free what is not busy any more, as much as a step allows; whether there may be more."""
+        for _ in range(len(self._waiting)):
+            token, run = self._waiting.popleft()
+            if self._is_free(token, run):
+                self._free(run)
+                self.frame_count -= run.frame_count
+                step_frames -= run.frame_count
+                if step_frames <= 0:
+                    return bool(self._waiting)
+            else:
+                self._waiting.append((token, run))
+        return False
+
+    def _free(self, run: Run) -> None:
+        self._memmap.clean(*run)
+        self._allocator.free([run])
+
+    def _is_free(self, token: object | None, run: Run) -> bool:
+        if token is not None and not self._tables.is_over(token):
+            return False
+        return not self._memmap.has_pages or not self._memmap.are_referenced(*run)
+
+
+def _parts(run: Run) -> Iterable[Run]:
+    for start in range(0, run.frame_count, _STEP_FRAMES):
+        yield Run(run.pfn + start, min(_STEP_FRAMES, run.frame_count - start))

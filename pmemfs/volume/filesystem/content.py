@@ -1,0 +1,63 @@
+"""Moving bytes between callers and frames of the pool, holding the pages that are touched."""
+
+from __future__ import annotations
+
+from pmemfs.medium.base import Medium
+from pmemfs.memmap.base import Access, Memmap
+from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
+from pmemfs.units import MIB
+
+_ZEROES = memoryview(bytes(MIB))
+
+
+class Content:
+    """The bytes in the frames of files."""
+
+    def __init__(self, medium: Medium, memmap: Memmap) -> None:
+        self._medium = medium
+        self._memmap = memmap
+        self._order = memmap.geometry.order if memmap.geometry else 0
+
+    def load(self, number: int, position: int, pool_offset: int, length: int) -> memoryview | bytes:
+        """Bytes of an inode: those at `position` of it lie at `pool_offset`. Raises OSError."""
+        if not self._medium.reserved and self._medium.is_hole(pool_offset, length):
+            return bytes(length)
+        if not self._memmap.has_pages:
+            return self._medium.read(pool_offset, length)
+        pfn, count = self._hold(number, position, pool_offset, length, Access.READ)
+        try:
+            return self._medium.read(pool_offset, length)
+        finally:
+            self._memmap.put_pages(pfn, count)
+
+    def store(self, number: int, position: int, pool_offset: int, data: memoryview) -> None:
+        """Store bytes of an inode, durable with the next fence. Raises OSError."""
+        if not self._memmap.has_pages:
+            self._put(pool_offset, data)
+            return
+        pfn, count = self._hold(number, position, pool_offset, len(data), Access.WRITE)
+        try:
+            self._put(pool_offset, data)
+        finally:
+            self._memmap.put_pages(pfn, count)
+
+    def zero(self, pool_offset: int, length: int) -> None:
+        """Store zeroes that nobody has asked for: they count as no access. Raises OSError."""
+        while length > 0:
+            step = min(length, len(_ZEROES))
+            self._put(pool_offset, _ZEROES[:step])
+            pool_offset += step
+            length -= step
+
+    def _put(self, pool_offset: int, data: memoryview) -> None:
+        self._medium.store(pool_offset, data)
+        self._medium.flush(pool_offset, len(data))
+
+    def _hold(
+        self, number: int, position: int, pool_offset: int, length: int, access: Access
+    ) -> tuple[int, int]:
+        pfn = pool_offset >> PAGE_SHIFT
+        count = ((pool_offset & (FRAME_BYTES - 1)) + length + FRAME_BYTES - 1) >> PAGE_SHIFT
+        index = position >> (PAGE_SHIFT + self._order)
+        self._memmap.get_pages(pfn, count, access, number, index)
+        return pfn, count

@@ -1,0 +1,138 @@
+"""The extents of one file, in memory.
+
+Invariants: extents are disjoint, in ascending order, and as long as they can be: two neighbours
+that are neighbours in the pool too are one.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from pmemfs.media.filesystem import CHUNK_FRAMES
+
+
+class MappedExtent(NamedTuple):
+    """A run of frames of a file."""
+
+    index: int  # type: ignore[assignment]  # tuples have a method of this name, which nobody needs
+    pfn: int
+    frame_count: int
+
+
+class Run(NamedTuple):
+    """A run of frames of the pool."""
+
+    pfn: int
+    frame_count: int
+
+
+class ExtentMap:
+    """Which frames of a file are where in the pool; what no extent covers is a hole."""
+
+    __slots__ = ("_counts", "_indexes", "_pfns", "frame_count")
+
+    def __init__(self) -> None:
+        self._indexes: list[int] = []
+        self._pfns: list[int] = []
+        self._counts: list[int] = []
+        self.frame_count = 0
+
+    def __len__(self) -> int:
+        return len(self._indexes)
+
+    def __iter__(self) -> Iterator[MappedExtent]:
+        return map(MappedExtent, list(self._indexes), list(self._pfns), list(self._counts))
+
+    @property
+    def end(self) -> int:
+        """Behind the last frame that is mapped."""
+        return self._indexes[-1] + self._counts[-1] if self._indexes else 0
+
+    def find(self, index: int) -> tuple[int, int]:
+        """What is at a frame: its pfn, or -1 in a hole, and how far it goes on; of the last hole
+        without end."""
+        at = bisect_right(self._indexes, index) - 1
+        if at >= 0:
+            inside = index - self._indexes[at]
+            if inside < self._counts[at]:
+                return self._pfns[at] + inside, self._counts[at] - inside
+        if at + 1 < len(self._indexes):
+            return -1, self._indexes[at + 1] - index
+        return -1, 1 << 62
+
+    def pieces(self, index: int, frame_count: int) -> Iterator[MappedExtent]:
+        """A range, in order, as extents and holes; the pfn of a hole is -1."""
+        end = index + frame_count
+        while index < end:
+            pfn, count = self.find(index)
+            count = min(count, end - index)
+            yield MappedExtent(index, pfn, count)
+            index += count
+
+    def map(self, index: int, pfn: int, frame_count: int) -> list[Run]:
+        """Map a range to a run; the runs that were there before."""
+        gone = self.unmap(index, frame_count)
+        at = bisect_right(self._indexes, index)
+        self.frame_count += frame_count
+        if at and self._joins(at - 1, index, pfn):
+            at -= 1
+            self._counts[at] += frame_count
+        else:
+            self._indexes.insert(at, index)
+            self._pfns.insert(at, pfn)
+            self._counts.insert(at, frame_count)
+        if at + 1 < len(self._indexes) and self._joins(
+            at, self._indexes[at + 1], self._pfns[at + 1]
+        ):
+            self._counts[at] += self._counts[at + 1]
+            self._remove(at + 1, at + 2)
+        return gone
+
+    def unmap(self, index: int, frame_count: int) -> list[Run]:
+        """Make a range a hole; the runs that were there."""
+        end = index + frame_count
+        first = bisect_right(self._indexes, index)
+        if first and self._indexes[first - 1] + self._counts[first - 1] > index:
+            first -= 1
+        last = first
+        gone: list[Run] = []
+        kept: list[MappedExtent] = []
+        while last < len(self._indexes) and self._indexes[last] < end:
+            start, pfn, count = self._indexes[last], self._pfns[last], self._counts[last]
+            low, high = max(start, index), min(start + count, end)
+            gone.append(Run(pfn + low - start, high - low))
+            if start < low:
+                kept.append(MappedExtent(start, pfn, low - start))
+            if high < start + count:
+                kept.append(MappedExtent(high, pfn + high - start, start + count - high))
+            last += 1
+        if gone:
+            self._indexes[first:last] = [extent.index for extent in kept]
+            self._pfns[first:last] = [extent.pfn for extent in kept]
+            self._counts[first:last] = [extent.frame_count for extent in kept]
+            self.frame_count -= sum(run.frame_count for run in gone)
+        return gone
+
+    def shift(self, index: int, distance: int) -> None:
+        """Move all that is at `index` or behind by a distance; what it would cover is a hole."""
+        for at in range(bisect_right(self._indexes, index - 1), len(self._indexes)):
+            self._indexes[at] += distance
+
+    def aligned_frames(self) -> int:
+        """The frames that lie in whole chunks, aligned alike in the file and in the pool."""
+        total = 0
+        for index, pfn, count in self:
+            if (index - pfn) % CHUNK_FRAMES == 0:
+                start = -(-index // CHUNK_FRAMES) * CHUNK_FRAMES
+                end = (index + count) // CHUNK_FRAMES * CHUNK_FRAMES
+                total += max(0, end - start)
+        return total
+
+    def _joins(self, at: int, index: int, pfn: int) -> bool:
+        count = self._counts[at]
+        return self._indexes[at] + count == index and self._pfns[at] + count == pfn
+
+    def _remove(self, first: int, last: int) -> None:
+        del self._indexes[first:last], self._pfns[first:last], self._counts[first:last]

@@ -1,0 +1,458 @@
+"""The content of regular files: extents, sizes, and what is mapped ahead of need.
+
+Invariants:
+- a frame below the size is initialised before it is mapped; what lies behind the size is undefined,
+  and becomes zeroes before the size passes it (by anything but bytes that are written there);
+- data is changed in place: of bytes that were written before, a crash may leave a mixture of old
+  and new words, as of any write that was not fsynced;
+- a truncation takes a new epoch, so that the live line of before does not count any more.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from pmemfs.media import log as media
+from pmemfs.media.filesystem import CHUNK_FRAMES
+from pmemfs.media.inode import EPOCH_MASK, LIVE_OFFSET, SIZE_LIMIT_BYTES
+from pmemfs.media.log import InodeFlags
+from pmemfs.medium.base import Durability
+from pmemfs.memmap.base import Memmap
+from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
+from pmemfs.pool import Pool
+from pmemfs.units import MIB
+from pmemfs.volume.filesystem.attributes import AttributeOperations
+from pmemfs.volume.filesystem.content import Content
+from pmemfs.volume.filesystem.extents import MappedExtent, Run
+from pmemfs.volume.filesystem.inode import Inode, State
+from pmemfs.volume.filesystem.tables import Tables
+from pmemfs.volume.filesystem.transaction import Transaction
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+_LEAST_AHEAD_FRAMES = 16
+_MOST_AHEAD_FRAMES = 8192
+_MOST_FILL_AHEAD_FRAMES = CHUNK_FRAMES
+_GROWING_FRAMES = 64
+"""What is written in pieces of this size, or is already so long, gets chunks of its own."""
+_COPY_BYTES = MIB
+
+
+class FileOperations(AttributeOperations):
+    """What can be done to the content of files."""
+
+    def __init__(self, pool: Pool, memmap: Memmap, tables: Tables | None = None) -> None:
+        super().__init__(pool, memmap, tables)
+        self._content = Content(self.medium, memmap)
+
+    def read(self, number: int, offset_bytes: int, length_bytes: int) -> bytes | memoryview:
+        """The bytes of a range, as far as the file has them. Raises OSError."""
+        inode = self._file(number)
+        length_bytes = min(length_bytes, self.size_of(inode) - offset_bytes)
+        if length_bytes <= 0:
+            return b""
+        parts = [
+            bytes(length) if pool_offset < 0
+            else self._content.load(number, position, pool_offset, length)
+            for position, pool_offset, length in _pieces(inode, offset_bytes, length_bytes)
+        ]  # fmt: skip
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def write(self, number: int, offset_bytes: int, data: Buffer) -> int:
+        """Store bytes; how many: all. Raises OSError: ENOSPC, EFBIG."""
+        inode = self._file(number)
+        view = memoryview(data).cast("B")
+        end = offset_bytes + len(view)
+        if not view:
+            return 0
+        if end > SIZE_LIMIT_BYTES - 1:
+            raise _error(errno.EFBIG)
+        self.begin_writing()
+        size_bytes = self.size_of(inode)
+        mapped = list(_pieces(inode, offset_bytes, len(view)))
+        if offset_bytes > size_bytes:
+            self._zero_mapped(inode, size_bytes, offset_bytes)
+        if any(pool_offset < 0 for _, pool_offset, _ in mapped):
+            self._fill(inode, offset_bytes, view, size_bytes)
+        for position, pool_offset, length in mapped:
+            if pool_offset >= 0:
+                start = position - offset_bytes
+                self._content.store(number, position, pool_offset, view[start : start + length])
+        if end > size_bytes:
+            self.set_live_size(inode, end)
+        self.set_written_ns(inode, time.time_ns())
+        return len(view)
+
+    def copy(
+        self, source: int, source_bytes: int, target: int, target_bytes: int, length_bytes: int
+    ) -> int:
+        """Copy a range as far as the source has it; how much. Raises OSError."""
+        if source == target and abs(source_bytes - target_bytes) < length_bytes:
+            raise _error(errno.EINVAL)
+        done = 0
+        while done < length_bytes:
+            step = min(_COPY_BYTES, length_bytes - done)
+            part = bytes(self.read(source, source_bytes + done, step))
+            if not part:
+                break
+            done += self.write(target, target_bytes + done, part)
+        return done
+
+    def seek(self, number: int, offset_bytes: int, *, for_data: bool) -> int:
+        """Where data, or a hole, is next: lseek(2). Raises OSError (ENXIO)."""
+        inode = self._file(number)
+        size_bytes = self.size_of(inode)
+        if not 0 <= offset_bytes < size_bytes:
+            raise _error(errno.ENXIO)
+        for position, pool_offset, _ in _pieces(inode, offset_bytes, size_bytes - offset_bytes):
+            if (pool_offset >= 0) == for_data:
+                return position
+        if for_data:
+            raise _error(errno.ENXIO)
+        return size_bytes
+
+    # Sizes and holes
+
+    def truncate(self, inode: Inode, size_bytes: int, changes: dict[str, int]) -> None:
+        """Set a size and other attributes with it. Raises OSError: EISDIR, EINVAL, EFBIG."""
+        if not inode.is_file:
+            raise _error(errno.EISDIR if inode.is_directory else errno.EINVAL)
+        if not 0 <= size_bytes < SIZE_LIMIT_BYTES:
+            raise _error(errno.EFBIG)
+        self.begin_writing()
+        old_bytes = self.size_of(inode)
+        first_gone = frames_of(size_bytes)
+        is_shorter = size_bytes < old_bytes
+        state = self._resized(inode, size_bytes, **changes)
+        if is_shorter:
+            state.flags &= ~InodeFlags.KEEPS_AHEAD
+        else:
+            self._zero_mapped(inode, old_bytes, size_bytes)
+        with self.change(urgent=is_shorter) as change:
+            if is_shorter and inode.extents.end > first_gone:
+                self._unmap(change, inode, first_gone, inode.extents.end - first_gone)
+            self._set_size(change, inode, state)
+
+    def punch(self, number: int, offset_bytes: int, length_bytes: int) -> None:
+        """Make a range a hole. Raises OSError (EINVAL)."""
+        inode = self._range(number, offset_bytes, length_bytes)
+        size_bytes = self.size_of(inode)
+        end = offset_bytes + length_bytes
+        first, last = frames_of(offset_bytes), end >> PAGE_SHIFT
+        if end >= size_bytes:
+            last = max(last, frames_of(size_bytes))
+        last = max(first, last)
+        self._zero_mapped(inode, offset_bytes, min(end, first << PAGE_SHIFT, size_bytes))
+        self._zero_mapped(inode, max(last << PAGE_SHIFT, offset_bytes), min(end, size_bytes))
+        with self.change(urgent=True) as change:
+            if last > first:
+                self._unmap(change, inode, first, last - first)
+            self._touch_file(change, inode)
+
+    def allocate(
+        self, number: int, offset_bytes: int, length_bytes: int, *, keep_size: bool
+    ) -> None:
+        """Map a range, zeroes where it was a hole. Raises OSError: ENOSPC, EFBIG, EINVAL."""
+        self._reserve(number, offset_bytes, length_bytes, keep_size=keep_size, clear=False)
+
+    def zero(self, number: int, offset_bytes: int, length_bytes: int, *, keep_size: bool) -> None:
+        """Map a range, and make it zeroes. Raises OSError: ENOSPC, EFBIG, EINVAL."""
+        self._reserve(number, offset_bytes, length_bytes, keep_size=keep_size, clear=True)
+
+    def collapse(self, number: int, offset_bytes: int, length_bytes: int) -> None:
+        """Take a range out of a file. Raises OSError (EINVAL)."""
+        inode = self._range(number, offset_bytes, length_bytes)
+        size_bytes = self.size_of(inode)
+        if (offset_bytes | length_bytes) % FRAME_BYTES or offset_bytes + length_bytes >= size_bytes:
+            raise _error(errno.EINVAL)
+        self._shift(inode, offset_bytes, -length_bytes, size_bytes)
+
+    def insert(self, number: int, offset_bytes: int, length_bytes: int) -> None:
+        """Put a hole into a file. Raises OSError: EINVAL, EFBIG."""
+        inode = self._range(number, offset_bytes, length_bytes)
+        size_bytes = self.size_of(inode)
+        if (offset_bytes | length_bytes) % FRAME_BYTES or offset_bytes >= size_bytes:
+            raise _error(errno.EINVAL)
+        if size_bytes + length_bytes >= SIZE_LIMIT_BYTES:
+            raise _error(errno.EFBIG)
+        self._shift(inode, offset_bytes, length_bytes, size_bytes)
+
+    # For whoever serves I/O
+
+    def extents(self, number: int) -> list[MappedExtent]:
+        """All that is mapped of a file, behind its size too."""
+        return list(self._file(number).extents)
+
+    def live_line(self, number: int) -> int:
+        """Where the live line of a file is in the pool."""
+        return self._file(number).slot_offset + LIVE_OFFSET
+
+    def append_limit(self, number: int) -> int:
+        """Up to which byte a file can grow into frames that are mapped already."""
+        inode = self._file(number)
+        size_bytes = self.size_of(inode)
+        index = size_bytes >> PAGE_SHIFT
+        limit = index
+        for extent in inode.extents.pieces(index, max(0, inode.extents.end - index)):
+            if extent.pfn < 0:
+                break
+            limit += extent.frame_count
+        return max(size_bytes, limit << PAGE_SHIFT)
+
+    def trim_ahead(self, number: int) -> None:
+        """Nobody writes to a file any more: give back what was mapped ahead. Raises OSError."""
+        inode = self._inodes.get(number)
+        if inode is None or not inode.is_file or self.read_only:
+            return
+        inode.next_write_bytes = -1
+        inode.ahead_frames = 0
+        first = frames_of(self.size_of(inode))
+        if inode.extents.end <= first or inode.state.flags & InodeFlags.KEEPS_AHEAD:
+            return
+        with self.change(urgent=True) as change:
+            self._unmap(change, inode, first, inode.extents.end - first)
+
+    def persist(self, number: int) -> None:
+        """Make the size and the times of a file durable, with all that was fenced by nobody yet."""
+        inode = self._inodes.get(number)
+        if inode is not None and not self.read_only:
+            self.medium.flush(inode.slot_offset + LIVE_OFFSET, 16)
+        self.medium.fence()
+
+    # How a file changes
+
+    def _fill(self, inode: Inode, offset_bytes: int, data: memoryview, size_bytes: int) -> None:
+        """Map the holes of a range that is written to, with the bytes already in the frames.
+
+        More than the range, where it looks as if more were to come. Raises OSError (ENOSPC).
+        """
+        first = offset_bytes >> PAGE_SHIFT
+        end_frame = frames_of(offset_bytes + len(data))
+        window_end = self._window_end(inode, offset_bytes, end_frame, size_bytes)
+        try:
+            self._map_filled(inode, first, window_end, offset_bytes, data, size_bytes)
+        except OSError as error:
+            if error.errno != errno.ENOSPC or window_end == end_frame:
+                raise
+            self._map_filled(inode, first, end_frame, offset_bytes, data, size_bytes)
+        inode.next_write_bytes = window_end << PAGE_SHIFT
+
+    def _map_filled(
+        self, inode: Inode, first: int, end: int, offset_bytes: int, data: memoryview,
+        size_bytes: int,
+    ) -> None:  # fmt: skip
+        data_end = offset_bytes + len(data)
+        # A size may reach the medium before the bytes that it covers, where both wait for msync.
+        must_clear = self.medium.durability is Durability.MSYNC
+        with self.change() as change:
+            for extent in self._map_holes(change, inode, first, end - first):
+                start = extent.index << PAGE_SHIFT
+                stop = start + (extent.frame_count << PAGE_SHIFT)
+                at = (extent.pfn << PAGE_SHIFT) - start
+                low, high = max(start, offset_bytes), min(stop, data_end)
+                if low >= high:
+                    low = high = stop
+                self._content.zero(at + start, low - start)
+                if low < high:
+                    part = data[low - offset_bytes : high - offset_bytes]
+                    self._content.store(inode.number, low, at + low, part)
+                cleared = stop if must_clear else min(stop, size_bytes)
+                self._content.zero(at + high, cleared - high)
+
+    def _map_holes(
+        self, change: Transaction, inode: Inode, index: int, frame_count: int
+    ) -> list[MappedExtent]:
+        """Map what is not mapped of a range: the extents that are new, their content undefined."""
+        new: list[MappedExtent] = []
+        for hole in list(inode.extents.pieces(index, frame_count)):
+            if hole.pfn < 0:
+                at = hole.index
+                for run in self._place(change, inode, hole, new):
+                    new.append(MappedExtent(at, *run))
+                    at += run.frame_count
+        for extent in new:
+            change.append(inode, media.pack_extent(*extent))
+
+        def apply() -> None:
+            for extent in new:
+                inode.extents.map(*extent)
+            self.tables.changed(inode.number)
+
+        if new:
+            change.then(apply)
+        return new
+
+    def _place(
+        self, change: Transaction, inode: Inode, hole: MappedExtent, new: list[MappedExtent]
+    ) -> Iterator[Run]:
+        """Frames for a hole: behind what is before it, and aligned where it is large."""
+        index, left = hole.index, hole.frame_count
+        before = new[-1] if new and new[-1].index + new[-1].frame_count == index else None
+        if before:
+            goal = before.pfn + before.frame_count
+        else:
+            pfn, _ = inode.extents.find(index - 1) if index else (-1, 0)
+            goal = pfn + 1
+        is_growing = left >= _GROWING_FRAMES or index >= CHUNK_FRAMES
+        while left:
+            to_boundary = -index % CHUNK_FRAMES
+            step = min(left, to_boundary) if to_boundary else left
+            if not to_boundary and left > CHUNK_FRAMES:
+                step = left & -CHUNK_FRAMES
+            whole = is_growing and not to_boundary
+            for run in change.allocate(step, goal=goal, whole=whole):
+                yield run
+                goal = run.pfn + run.frame_count
+            index += step
+            left -= step
+
+    def _window_end(self, inode: Inode, offset_bytes: int, end_frame: int, size_bytes: int) -> int:
+        """How far to map where a write needs frames up to `end_frame`."""
+        pfn, room = inode.extents.find(end_frame)
+        if pfn >= 0:
+            return end_frame
+        if end_frame << PAGE_SHIFT >= size_bytes:
+            if offset_bytes != size_bytes or not size_bytes:
+                return end_frame
+            ahead = min(max(size_bytes >> PAGE_SHIFT, _LEAST_AHEAD_FRAMES), _MOST_AHEAD_FRAMES)
+        else:
+            is_sequential = offset_bytes == inode.next_write_bytes
+            inode.ahead_frames = min(inode.ahead_frames * 2 + 4, _MOST_FILL_AHEAD_FRAMES) * (
+                is_sequential
+            )
+            ahead = min(inode.ahead_frames, frames_of(size_bytes) - end_frame)
+        end = end_frame + min(ahead, room)
+        if end - end_frame < room and end > CHUNK_FRAMES:
+            end = min(end_frame + room, -(-end // CHUNK_FRAMES) * CHUNK_FRAMES)
+        return min(end, (SIZE_LIMIT_BYTES >> PAGE_SHIFT) - 1)
+
+    def _reserve(
+        self, number: int, offset_bytes: int, length_bytes: int, *, keep_size: bool, clear: bool
+    ) -> None:
+        inode = self._range(number, offset_bytes, length_bytes)
+        end = offset_bytes + length_bytes
+        if end >= SIZE_LIMIT_BYTES:
+            raise _error(errno.EFBIG)
+        old_bytes = self.size_of(inode)
+        size_bytes = old_bytes if keep_size else max(old_bytes, end)
+        first = offset_bytes >> PAGE_SHIFT
+        self._zero_mapped(inode, old_bytes, size_bytes)
+        if clear:
+            self._zero_mapped(inode, offset_bytes, min(end, size_bytes))
+        with self.change() as change:
+            for extent in self._map_holes(change, inode, first, frames_of(end) - first):
+                start = extent.index << PAGE_SHIFT
+                stop = min(start + (extent.frame_count << PAGE_SHIFT), size_bytes)
+                self._content.zero(extent.pfn << PAGE_SHIFT, stop - start)
+            state = self._resized(inode, size_bytes)
+            if end > size_bytes:
+                state.flags |= InodeFlags.KEEPS_AHEAD
+            self._set_size(change, inode, state)
+
+    def _shift(self, inode: Inode, offset_bytes: int, distance_bytes: int, size_bytes: int) -> None:
+        """Move all from an offset on; to the front over what is before it."""
+        index, distance = offset_bytes >> PAGE_SHIFT, distance_bytes >> PAGE_SHIFT
+        moved_from = index - min(distance, 0)
+        end = max(inode.extents.end, moved_from)
+        moved = [e for e in inode.extents.pieces(moved_from, end - moved_from) if e.pfn >= 0]
+        gone = [e for e in inode.extents.pieces(index, moved_from - index) if e.pfn >= 0]
+        state = self._resized(inode, size_bytes + distance_bytes)
+        if end > index and end + distance >= SIZE_LIMIT_BYTES >> PAGE_SHIFT:
+            raise _error(errno.EFBIG)
+        with self.change() as change:
+            if end > index:
+                change.append(inode, media.pack_hole(index, end - index))
+            for extent in moved:
+                new_index = extent.index + distance
+                change.append(inode, media.pack_extent(new_index, extent.pfn, extent.frame_count))
+
+            def apply() -> None:
+                inode.extents.unmap(index, end - index)
+                for extent in moved:
+                    inode.extents.map(extent.index + distance, extent.pfn, extent.frame_count)
+
+            change.then(apply)
+            change.release(inode, [Run(extent.pfn, extent.frame_count) for extent in gone])
+            self._set_size(change, inode, state)
+
+    def _unmap(self, change: Transaction, inode: Inode, index: int, frame_count: int) -> None:
+        """Make a range a hole, in a transaction; its frames are released."""
+        runs = [
+            Run(extent.pfn, extent.frame_count)
+            for extent in inode.extents.pieces(index, frame_count)
+            if extent.pfn >= 0
+        ]
+        if runs:
+            change.append(inode, media.pack_hole(index, frame_count))
+            change.then(lambda: inode.extents.unmap(index, frame_count))
+            change.release(inode, runs)
+
+    def _resized(self, inode: Inode, size_bytes: int, **changes: int) -> State:
+        """The attributes with another size: those of a new epoch."""
+        now_ns = time.time_ns()
+        state = self.state_of(inode).replaced(modified_ns=now_ns, changed_ns=now_ns)
+        state = state.replaced(**changes)
+        state.size_bytes = size_bytes
+        state.epoch = (state.epoch + 1) & EPOCH_MASK
+        return state
+
+    def _set_size(self, change: Transaction, inode: Inode, state: State) -> None:
+        change.append(inode, state.pack())
+
+        def apply() -> None:
+            self._set_state(inode, state)
+            self.set_live_size(inode, state.size_bytes)
+            self.tables.changed(inode.number)
+
+        change.then(apply)
+
+    def _touch_file(self, change: Transaction, inode: Inode) -> None:
+        now_ns = time.time_ns()
+        state = self.state_of(inode).replaced(modified_ns=now_ns, changed_ns=now_ns)
+        change.append(inode, state.pack())
+        change.then(lambda: self._set_state(inode, state))
+
+    def _zero_mapped(self, inode: Inode, start_bytes: int, end_bytes: int) -> None:
+        """Zeroes into what is mapped of a range."""
+        for _, pool_offset, length in _pieces(inode, start_bytes, end_bytes - start_bytes):
+            if pool_offset >= 0:
+                self._content.zero(pool_offset, length)
+
+    def _file(self, number: int) -> Inode:
+        inode = self.inode(number)
+        if not inode.is_file:
+            raise _error(errno.EISDIR if inode.is_directory else errno.EINVAL)
+        return inode
+
+    def _range(self, number: int, offset_bytes: int, length_bytes: int) -> Inode:
+        if offset_bytes < 0 or length_bytes <= 0:
+            raise _error(errno.EINVAL)
+        if offset_bytes + length_bytes >= SIZE_LIMIT_BYTES:
+            raise _error(errno.EFBIG)
+        self.begin_writing()
+        return self._file(number)
+
+
+def frames_of(size_bytes: int) -> int:
+    """The frames that so many bytes touch."""
+    return (size_bytes + FRAME_BYTES - 1) >> PAGE_SHIFT
+
+
+def _pieces(inode: Inode, offset_bytes: int, length_bytes: int) -> Iterable[tuple[int, int, int]]:
+    """A range of a file as position, offset in the pool (-1: a hole) and length of each piece."""
+    end = offset_bytes + length_bytes
+    while offset_bytes < end:
+        pfn, count = inode.extents.find(offset_bytes >> PAGE_SHIFT)
+        inside = offset_bytes & (FRAME_BYTES - 1)
+        length = min(end - offset_bytes, (count << PAGE_SHIFT) - inside)
+        yield offset_bytes, (pfn << PAGE_SHIFT) + inside if pfn >= 0 else -1, length
+        offset_bytes += length
+
+
+def _error(number: int) -> OSError:
+    return OSError(number, os.strerror(number))

@@ -1,0 +1,150 @@
+"""A file system on a pool: mode `fs`.
+
+    content.py  files.py  names.py  attributes.py      what can be done
+    store.py  transaction.py                           inodes, and how they change
+    inode.py  log.py  extents.py                       what an inode is
+    table.py  allocator.py  busy.py                    slots and frames
+    leaks.py                                           what a crash left behind
+
+All operations are atomic and, when they return, durable, but for what `write` stores: its bytes,
+and the size and time in the live line, are durable with `persist`.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from pmemfs.errors import BadGeometry
+from pmemfs.media.filesystem import (
+    FIRST_INODES_FRAME,
+    HEAD,
+    HEAD_FRAME,
+    JOURNAL_FRAME,
+    LEAST_FRAMES,
+    Geometry,
+    Head,
+    pack_head,
+)
+from pmemfs.media.inode import INLINE_OFFSET, ROOT, InodeHead
+from pmemfs.media.inode import pack_head as pack_inode_head
+from pmemfs.media.log import RECORD_BYTES, pack_parent
+from pmemfs.medium.base import Medium
+from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
+from pmemfs.pool import Pool
+from pmemfs.volume.filesystem.files import FileOperations
+from pmemfs.volume.filesystem.inode import State
+from pmemfs.volume.filesystem.leaks import LeakSearch
+from pmemfs.volume.filesystem.names import NameOperations
+from pmemfs.volume.filesystem.store import geometry_of
+
+_DIRECTORY = 0o040000
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """Where the frames of a file system are."""
+
+    total_frames: int
+    free_frames: int
+    busy_frames: int
+    reserved_frames: int
+    """Of the free ones, those that only what deletes may take."""
+    largest_free_frames: int
+    cached_inodes: int
+    cached_extents: int
+    mapped_frames: int
+    """Of files that are in memory."""
+    aligned_frames: int
+    """Of these, frames in whole chunks, aligned alike in file and pool."""
+    log_bytes: int
+    """Of logs of inodes in memory."""
+    dead_log_bytes: int
+
+
+class FileSystem(FileOperations, NameOperations):
+    """A mounted file system."""
+
+    _leaks: LeakSearch | None = None
+
+    @staticmethod
+    def format(pool: Pool, *, mode: int = 0o755, uid: int = 0, gid: int = 0) -> None:
+        """Make an empty file system on a pool. Raises BadGeometry where it is too small."""
+        geometry = geometry_of(pool)
+        if geometry.frame_count < LEAST_FRAMES:
+            raise BadGeometry(why="the pool is too small to hold a file system")
+        medium = pool.medium
+        _wipe_bitmaps(medium, geometry)
+        medium.store(geometry.offset_of(JOURNAL_FRAME), bytes(FRAME_BYTES))
+        slot = geometry.offset_of(FIRST_INODES_FRAME)
+        now_ns = time.time_ns()
+        state = State(_DIRECTORY | mode, 1, uid, gid, 0, now_ns, now_ns, now_ns, 0, 0, 0)
+        records = pack_parent(ROOT) + state.pack()
+        head = InodeHead(
+            number=ROOT, generation=1, birth_ns=now_ns, head=slot + INLINE_OFFSET,
+            tail=slot + INLINE_OFFSET + len(records),
+        )  # fmt: skip
+        raw = pack_inode_head(head) + bytes(INLINE_OFFSET - RECORD_BYTES) + records
+        medium.store(slot, raw + bytes(FRAME_BYTES - len(raw)))
+        for frame in (0, 1):
+            used = 1 << FIRST_INODES_FRAME
+            medium.store(geometry.offset_of(frame), used.to_bytes(8, "little"))
+        medium.persist(geometry.offset_of(0), (FIRST_INODES_FRAME + 1) * FRAME_BYTES)
+        # Last, since what has a head is a file system.
+        at = geometry.offset_of(HEAD_FRAME)
+        medium.store(at, pack_head(Head(uuid=pool.label.uuid, is_clean=1)))
+        medium.persist(at, HEAD.size_bytes)
+
+    def space(self) -> Space:
+        """Where the frames are. Reads the bitmaps of all groups, the first time."""
+        inodes = list(self.cached_inodes)
+        files = [inode for inode in inodes if inode.is_file]
+        slots = sum(inode.log.slot_count for inode in inodes)
+        live = sum(inode.compacted_slots for inode in inodes)
+        return Space(
+            total_frames=self.geometry.frame_count,
+            free_frames=self.allocator.free_count(),
+            busy_frames=self.busy.frame_count,
+            reserved_frames=self.allocator.reserve,
+            largest_free_frames=self.allocator.largest_run(),
+            cached_inodes=len(inodes),
+            cached_extents=sum(len(inode.extents) for inode in files),
+            mapped_frames=sum(inode.extents.frame_count for inode in files),
+            aligned_frames=sum(inode.extents.aligned_frames() for inode in files),
+            log_bytes=slots * RECORD_BYTES,
+            dead_log_bytes=max(0, slots - live) * RECORD_BYTES,
+        )
+
+    def tidy(self) -> bool:
+        """What is to be done now and then; whether it should be done again soon."""
+        self.clock += 1
+        has_more = self.busy.collect()
+        self.drop_idle()
+        if self.read_only:
+            return has_more
+        self.allocator.free(self.table.drop_frames())
+        return self._search_leaks() or has_more
+
+    def _search_leaks(self) -> bool:
+        if not self.may_have_leaks:
+            return False
+        if self._leaks is None:
+            self._leaks = LeakSearch(self)
+        if self._leaks.step():
+            return True
+        self._leaks = None
+        self.may_have_leaks = False
+        return False
+
+
+def _wipe_bitmaps(medium: Medium, geometry: Geometry) -> None:
+    """Both bitmaps of each group: what was there may be anything."""
+    start = geometry.offset_of(0)
+    if medium.is_hole(start, geometry.frame_count << PAGE_SHIFT):
+        return
+    for group in range(geometry.group_count):
+        offset = geometry.group_pfn(group) << PAGE_SHIFT
+        length = min(2, geometry.frames_of(group)) << PAGE_SHIFT
+        if not medium.is_hole(offset, length):
+            medium.store(offset, bytes(length))
+            medium.flush(offset, length)

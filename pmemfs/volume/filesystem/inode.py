@@ -1,0 +1,312 @@
+"""An inode in memory: what its log says, record by record.
+
+Invariants: `apply` accepts a record only if what it says is possible by itself; `records` says all
+that the inode is, so that a log of these alone is the inode's, compacted.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from pmemfs.errors import DamagedFileSystem
+from pmemfs.media import log as media
+from pmemfs.media.filesystem import Geometry
+from pmemfs.media.inode import ROOT, SIZE_LIMIT_BYTES
+from pmemfs.media.log import (
+    ATTRIBUTES,
+    EXTENT,
+    NAME_MAX_BYTES,
+    PARENT,
+    RECORD_BYTES,
+    TARGET_MAX_BYTES,
+    XATTR_MAX_BYTES,
+    RecordKind,
+)
+from pmemfs.pfn import FRAME_BYTES
+from pmemfs.volume.filesystem.extents import ExtentMap, Run
+from pmemfs.volume.filesystem.log import Log
+
+_TYPES = frozenset(
+    (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR,
+     stat.S_IFBLK)
+)  # fmt: skip
+_XATTR_NAME_MAX_BYTES = 255
+_INDEX_LIMIT = SIZE_LIMIT_BYTES // FRAME_BYTES
+_NO_HEAD = b""
+DIRECTORY_TYPE = stat.S_IFDIR >> 12
+
+
+class Entry(NamedTuple):
+    """What a name in a directory leads to."""
+
+    inode: int
+    type: int
+
+
+@dataclass(slots=True)
+class State:
+    """The attributes of an inode, as one record has them."""
+
+    mode: int
+    link_count: int
+    uid: int
+    gid: int
+    size_bytes: int
+    accessed_ns: int
+    modified_ns: int
+    changed_ns: int
+    device: int
+    epoch: int
+    flags: int
+
+    def pack(self) -> bytes:
+        """The record ATTRIBUTES."""
+        raw = ATTRIBUTES.struct.pack(
+            _NO_HEAD, self.mode, self.link_count, self.uid, self.gid, self.size_bytes,
+            self.accessed_ns, self.modified_ns, self.changed_ns, self.device, self.epoch,
+            self.flags,
+        )  # fmt: skip
+        return media.seal(RecordKind.ATTRIBUTES, bytearray(raw))
+
+    def replaced(self, **changes: int) -> State:
+        """A copy with some of it changed."""
+        copy = State(
+            self.mode, self.link_count, self.uid, self.gid, self.size_bytes, self.accessed_ns,
+            self.modified_ns, self.changed_ns, self.device, self.epoch, self.flags,
+        )  # fmt: skip
+        for name, value in changes.items():
+            setattr(copy, name, value)
+        return copy
+
+
+class Inode:
+    """One inode."""
+
+    __slots__ = (
+        "ahead_frames", "birth_ns", "damage", "entries", "extents", "generation", "is_read",
+        "live_slots", "log", "next_write_bytes", "number", "parent", "slot_offset", "state",
+        "subdirectory_count", "target", "used_at", "xattrs",
+    )  # fmt: skip
+
+    def __init__(
+        self, number: int, slot_offset: int, generation: int, birth_ns: int, log: Log
+    ) -> None:
+        self.number = number
+        self.slot_offset = slot_offset
+        self.generation = generation
+        self.birth_ns = birth_ns
+        self.log = log
+        self.state = State(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+        self.xattrs: dict[bytes, bytes] = {}
+        self.extents = ExtentMap()
+        self.entries: dict[bytes, Entry] = {}
+        self.subdirectory_count = 0
+        self.target = b""
+        self.parent = 0
+        self.live_slots = 1
+        """Slots that a compacted log would need, but for extents."""
+        self.next_write_bytes = -1
+        self.ahead_frames = 0
+        self.is_read = False
+        self.used_at = 0
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a regular file."""
+        return stat.S_ISREG(self.state.mode)
+
+    @property
+    def is_directory(self) -> bool:
+        """Whether it is a directory."""
+        return stat.S_ISDIR(self.state.mode)
+
+    @property
+    def type(self) -> int:
+        """The type, as d_type has it."""
+        return self.state.mode >> 12
+
+    @property
+    def link_count(self) -> int:
+        """As st_nlink has it."""
+        if self.is_directory and self.state.link_count:
+            return 2 + self.subdirectory_count
+        return self.state.link_count
+
+    @property
+    def compacted_slots(self) -> int:
+        """The slots that a compacted log would need."""
+        return self.live_slots + len(self.extents)
+
+    def records(self) -> Iterator[bytes]:
+        """A log that says what this inode is, and no more."""
+        if self.parent:
+            yield media.pack_parent(self.parent)
+        if self.target:
+            yield from media.pack_values(RecordKind.TARGET, b"", self.target)
+        for index, pfn, count in self.extents:
+            yield media.pack_extent(index, pfn, count)
+        for name, entry in self.entries.items():
+            yield media.pack_entry(name, entry.inode, entry.type, self.state.modified_ns)
+        for name, value in self.xattrs.items():
+            yield from media.pack_values(RecordKind.XATTR, name, value)
+        # Last, since entries set times.
+        yield self.state.pack()
+
+    def runs(self) -> list[Run]:
+        """The frames of its data."""
+        return [Run(extent.pfn, extent.frame_count) for extent in self.extents]
+
+    def add_entry(self, name: bytes, entry: Entry) -> None:
+        """Let a name lead to an inode."""
+        before = self.entries.get(name)
+        self.subdirectory_count += (entry.type == DIRECTORY_TYPE) - (
+            before is not None and before.type == DIRECTORY_TYPE
+        )
+        if before is None:
+            self.live_slots += entry_slots(name)
+        self.entries[name] = entry
+
+    def remove_entry(self, name: bytes) -> None:
+        """Let a name lead nowhere."""
+        entry = self.entries.pop(name)
+        self.subdirectory_count -= entry.type == DIRECTORY_TYPE
+        self.live_slots -= entry_slots(name)
+
+    def set_xattr(self, name: bytes, value: bytes | None) -> None:
+        """Set or (None) remove an attribute."""
+        before = self.xattrs.pop(name, None)
+        if before is not None:
+            self.live_slots -= value_slots(name, before)
+        if value is not None:
+            self.xattrs[name] = value
+            self.live_slots += value_slots(name, value)
+
+
+def is_name(name: bytes) -> bool:
+    """Whether a directory may have an entry of this name."""
+    is_possible = 0 < len(name) <= NAME_MAX_BYTES and b"/" not in name and b"\0" not in name
+    return is_possible and name not in (b".", b"..")
+
+
+def entry_slots(name: bytes) -> int:
+    """The slots of an ENTRY."""
+    return (26 + len(name) + RECORD_BYTES - 1) // RECORD_BYTES
+
+
+def value_slots(name: bytes, value: bytes) -> int:
+    """The slots of all records of a value."""
+    whole, rest = divmod(len(value), media.PART_BYTES)
+    slots = -(-(20 + len(name) + media.PART_BYTES) // RECORD_BYTES) * whole
+    return slots + (-(-(20 + len(name) + rest) // RECORD_BYTES) if rest or not whole else 0)
+
+
+class Replay:
+    """Makes an inode of the records of its log. Raises DamagedFileSystem."""
+
+    def __init__(self, inode: Inode, geometry: Geometry) -> None:
+        self._inode = inode
+        self._geometry = geometry
+        self._has_state = False
+        self._values: dict[bytes, bytearray] = {}
+
+    def apply(self, kind: int, raw: bytes) -> None:
+        """One record more."""
+        if kind == RecordKind.ENTRY or kind == RecordKind.REMOVED:
+            self._entry(kind, raw)
+        elif kind == RecordKind.ATTRIBUTES:
+            self._attributes(raw)
+        elif kind == RecordKind.EXTENT or kind == RecordKind.HOLE:
+            self._extent(kind, raw)
+        elif kind in (RecordKind.XATTR, RecordKind.XATTR_REMOVED, RecordKind.TARGET):
+            self._value(kind, raw)
+        elif kind == RecordKind.PARENT:
+            self._inode.parent = PARENT.unpack(raw).inode
+        else:
+            self._refuse(True, f"a record is of the kind {kind}, which is none that is known")
+
+    def finish(self) -> None:
+        """The log has ended: what it says must be an inode."""
+        inode, state = self._inode, self._inode.state
+        self._refuse(not self._has_state, "it has no attributes")
+        self._refuse(stat.S_IFMT(state.mode) not in _TYPES, f"its mode is {state.mode:o}")
+        self._refuse(state.size_bytes >= SIZE_LIMIT_BYTES, f"its size is {state.size_bytes}")
+        self._refuse(bool(inode.entries) and not inode.is_directory, "it has entries, but is none")
+        self._refuse(bool(len(inode.extents)) and not inode.is_file, "it has extents, but is none")
+        self._refuse(inode.is_directory and not inode.parent, "it is a directory in none")
+        self._refuse(inode.number == ROOT and not inode.is_directory, "it is no directory")
+        is_link = stat.S_ISLNK(state.mode)
+        self._refuse(is_link != bool(inode.target), "it is no link, or one without a target")
+        self._refuse(b"\0" in inode.target, "its target is none")
+        self._refuse(bool(self._values), "a value is not whole")
+        inode.live_slots = 1 + (1 if inode.parent else 0)
+        inode.live_slots += sum(map(entry_slots, inode.entries))
+        inode.live_slots += sum(value_slots(name, value) for name, value in inode.xattrs.items())
+        if inode.target:
+            inode.live_slots += value_slots(b"", inode.target)
+
+    def _attributes(self, raw: bytes) -> None:
+        values = ATTRIBUTES.struct.unpack(raw)
+        self._inode.state = State(*values[1:])
+        self._has_state = True
+
+    def _extent(self, kind: int, raw: bytes) -> None:
+        _, index, pfn, count, _ = EXTENT.struct.unpack(raw)
+        if not (0 < count <= _INDEX_LIMIT and index <= _INDEX_LIMIT - count):
+            raise self._damaged(f"{count} frames at frame {index} are none of a file")
+        if kind == RecordKind.HOLE:
+            self._inode.extents.unmap(index, count)
+            return
+        if not self._geometry.is_usable(pfn, count):
+            raise self._damaged(f"{count} frames at {pfn:#x} are not for files")
+        self._inode.extents.map(index, pfn, count)
+
+    def _entry(self, kind: int, raw: bytes) -> None:
+        inode = self._inode
+        name, number, type_, time_ns = media.unpack_entry(raw)
+        inode.state.modified_ns = inode.state.changed_ns = time_ns
+        if kind == RecordKind.REMOVED:
+            if name not in inode.entries:
+                raise self._damaged(f"{name!r} was removed, but never there")
+            inode.remove_entry(name)
+            return
+        if not is_name(name):
+            raise self._damaged(f"{name!r} is no name")
+        if type_ << 12 not in _TYPES:
+            raise self._damaged(f"{name!r} is of the type {type_}")
+        inode.add_entry(name, Entry(number, type_))
+
+    def _value(self, kind: int, raw: bytes) -> None:
+        """Values come in parts, one behind the other."""
+        name, part, offset, total = media.unpack_value(raw)
+        is_target = kind == RecordKind.TARGET
+        most = TARGET_MAX_BYTES if is_target else XATTR_MAX_BYTES
+        self._refuse(total > most, f"the value of {name!r} is {total} bytes long")
+        if kind == RecordKind.XATTR_REMOVED:
+            self._refuse(name not in self._inode.xattrs, f"{name!r} was removed, but never there")
+            self._inode.set_xattr(name, None)
+            return
+        if not is_target:
+            self._refuse(not 0 < len(name) <= _XATTR_NAME_MAX_BYTES, f"{name!r} is no name")
+        value = bytearray() if offset == 0 else self._values.get(name)
+        if value is None or len(value) != offset or offset + len(part) > total:
+            raise self._damaged(f"a part of the value of {name!r} is missing")
+        value += part
+        if len(value) < total:
+            self._refuse(not part, f"a part of the value of {name!r} is empty")
+            self._values[name] = value
+            return
+        self._values.pop(name, None)
+        if is_target:
+            self._inode.target = bytes(value)
+        else:
+            self._inode.set_xattr(name, bytes(value))
+
+    def _refuse(self, condition: bool, why: str) -> None:
+        if condition:
+            raise self._damaged(why)
+
+    def _damaged(self, why: str) -> DamagedFileSystem:
+        return DamagedFileSystem(why=f"inode {self._inode.number}: {why}")

@@ -1,0 +1,143 @@
+"""The search for what a crash has left: frames that are used and nobody's, inodes without a name.
+
+It runs in steps beside the work of the mount. Invariants:
+- a frame is freed only if its bit was set when the search began, no inode has it, and it wasn't
+  given out since;
+- an inode is read as it is at that moment: what it got since was given out since.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from pmemfs.errors import DamagedFileSystem
+from pmemfs.media.filesystem import CHUNK_FRAMES, FIRST_INODES_FRAME, GROUP_CHUNKS
+from pmemfs.volume.filesystem.extents import Run
+from pmemfs.volume.filesystem.transaction import log_runs
+
+if TYPE_CHECKING:
+    from pmemfs.volume.filesystem.filesystem import FileSystem
+
+log = logging.getLogger(__name__)
+
+_STEP_SECONDS = 0.005
+
+
+class FrameSet:
+    """A set of frames, as a mask for each chunk that has any."""
+
+    def __init__(self, first_pfn: int) -> None:
+        self._first_pfn = first_pfn
+        self._masks: dict[int, int] = {}
+
+    def add(self, runs: Iterable[Run]) -> int:
+        """Add runs; how many of their frames were there before."""
+        known = 0
+        for pfn, count in runs:
+            start, left = pfn - self._first_pfn, count
+            while left:
+                chunk, bit = divmod(start, CHUNK_FRAMES)
+                step = min(left, CHUNK_FRAMES - bit)
+                mask = ((1 << step) - 1) << bit
+                before = self._masks.get(chunk, 0)
+                known += (before & mask).bit_count()
+                self._masks[chunk] = before | mask
+                start += step
+                left -= step
+        return known
+
+    def mask(self, chunk: int) -> int:
+        """The frames of a chunk that are in the set."""
+        return self._masks.get(chunk, 0)
+
+
+class LeakSearch:
+    """One search, from the mount on."""
+
+    def __init__(self, filesystem: FileSystem) -> None:
+        self._fs = filesystem
+        self._owned = FrameSet(filesystem.geometry.first_pfn)
+        filesystem.allocator.given_out = []
+        self._steps = self._search()
+        self.freed_frames = self.freed_inodes = 0
+
+    def step(self) -> bool:
+        """Search on for some milliseconds; whether there is more to do."""
+        deadline = time.monotonic() + _STEP_SECONDS
+        while time.monotonic() < deadline:
+            try:
+                if next(self._steps, None) is None:
+                    self._say()
+                    return False
+            except DamagedFileSystem as damage:
+                self._fs.become_read_only(str(damage))
+                return False
+        return True
+
+    def _search(self) -> Iterator[int]:
+        fs = self._fs
+        for pfn in fs.table.frames():
+            self._owned.add([Run(pfn, 1)])
+            for number in fs.table.numbers_in(pfn):
+                self._look_at(number)
+                yield number
+        self._owned.add([Run(fs.geometry.first_pfn + FIRST_INODES_FRAME, 1)])
+        for group in range(fs.geometry.group_count):
+            self._free_leaked(group)
+            yield group
+        fs.allocator.given_out = None
+
+    def _look_at(self, number: int) -> None:
+        fs = self._fs
+        inode = fs.cached(number) or fs.read_inode(number)
+        if inode is None:
+            return
+        if inode.state.link_count == 0 and not fs.is_held(number):
+            fs.remove(fs.inode(number))
+            self.freed_inodes += 1
+            return
+        if not fs.is_held(number):
+            fs.inode(number)
+            fs.trim_ahead(number)
+            inode = fs.inode(number)
+        self._owned.add(inode.runs())
+        self._owned.add(log_runs(inode.log))
+
+    def _free_leaked(self, group: int) -> None:
+        allocator, geometry = self._fs.allocator, self._fs.geometry
+        if allocator.given_out:
+            self._owned.add(allocator.given_out)
+            allocator.given_out = []
+        self._owned.add(self._fs.busy.runs())
+        masks = allocator.group(group).masks
+        managed = allocator.managed(group)
+        for chunk in range(GROUP_CHUNKS):
+            used = managed[chunk] & ~masks[chunk]
+            leaked = used & ~self._owned.mask(group * GROUP_CHUNKS + chunk)
+            start = geometry.group_pfn(group) + chunk * CHUNK_FRAMES
+            for bit, count in runs_of(leaked):
+                allocator.free([Run(start + bit, count)])
+                self.freed_frames += count
+
+    def _say(self) -> None:
+        if self.freed_frames or self.freed_inodes:
+            log.info(
+                "after a crash: %d frames of nobody and %d inodes without a name were freed",
+                self.freed_frames, self.freed_inodes,
+            )  # fmt: skip
+
+
+def runs_of(mask: int) -> Iterator[tuple[int, int]]:
+    """The runs of set bits in a mask: first bit and count."""
+    at = 0
+    while mask:
+        skip = (mask & -mask).bit_length() - 1
+        mask >>= skip
+        at += skip
+        count = (~mask & (mask + 1)).bit_length() - 1
+        yield at, count
+        mask >>= count
+        at += count

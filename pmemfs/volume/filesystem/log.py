@@ -1,0 +1,109 @@
+"""Reading the log of an inode, with nothing believed that is stored.
+
+Invariant: whatever a pool holds, walking a log ends, touches nothing outside the data zone, and
+either yields sound records or raises DamagedFileSystem.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from pmemfs.errors import DamagedFileSystem
+from pmemfs.media import log as media
+from pmemfs.media.filesystem import Geometry
+from pmemfs.media.inode import INLINE_OFFSET, SLOT_BYTES
+from pmemfs.media.log import FRAME_HEAD_BYTES, NEXT_AT, RECORD_BYTES, RecordKind
+from pmemfs.medium.base import Medium
+from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
+
+
+@dataclass(slots=True)
+class Log:
+    """Where the log of an inode is."""
+
+    head: int
+    tail: int
+    frames: list[int] = field(default_factory=list)
+    """Offsets of its frames in the pool; none while it is in the inode's slot."""
+    slot_count: int = 0
+    """Slots of records in it, the dead ones included."""
+
+    @property
+    def is_inline(self) -> bool:
+        """Whether it lies in the inode's slot."""
+        return not self.frames
+
+
+def end_of_area(position: int, slot_offset: int) -> int:
+    """The end of the slot or frame that a position behind a record lies in."""
+    if slot_offset + INLINE_OFFSET <= position <= slot_offset + SLOT_BYTES:
+        return slot_offset + SLOT_BYTES
+    return ((position - 1) & -FRAME_BYTES) + FRAME_BYTES
+
+
+class LogReader:
+    """Walks the log of one inode; `log` is complete when `records` has ended."""
+
+    def __init__(
+        self, medium: Medium, geometry: Geometry, number: int, slot_offset: int, head: int,
+        tail: int,
+    ) -> None:  # fmt: skip
+        self._medium = medium
+        self._geometry = geometry
+        self._number = number
+        self._slot_offset = slot_offset
+        self.log = Log(head, tail)
+
+    def records(self) -> Iterator[tuple[int, bytes]]:
+        """Every record, as its kind and its bytes. Raises DamagedFileSystem."""
+        if self.log.head == self._slot_offset + INLINE_OFFSET:
+            area = bytes(self._medium.read(self._slot_offset, SLOT_BYTES))
+            yield from self._area(area, self._slot_offset, INLINE_OFFSET)
+            return
+        frame = self.log.head - FRAME_HEAD_BYTES
+        seen: set[int] = set()
+        while True:
+            area = self._frame(frame, seen)
+            yield from self._area(area, frame, FRAME_HEAD_BYTES)
+            if frame < self.log.tail <= frame + FRAME_BYTES:
+                return
+            frame = int.from_bytes(area[NEXT_AT : NEXT_AT + 8], "little")
+
+    def _frame(self, offset: int, seen: set[int]) -> bytes:
+        if offset % FRAME_BYTES or not self._geometry.is_usable(offset >> PAGE_SHIFT, 1):
+            raise self._damaged(f"its log goes on at {offset:#x}, where no frame of it can be")
+        if offset in seen:
+            raise self._damaged("its log goes in a circle")
+        seen.add(offset)
+        area = bytes(self._medium.read(offset, FRAME_BYTES))
+        if not media.is_frame_of(area[:FRAME_HEAD_BYTES], self._number):
+            raise self._damaged(f"its log goes on at {offset:#x}, where another thing is")
+        self.log.frames.append(offset)
+        return area
+
+    def _area(self, area: bytes, offset: int, position: int) -> Iterator[tuple[int, bytes]]:
+        """The records in a slot or frame, up to its end or the tail."""
+        end = self.log.tail - offset
+        if not position <= end <= len(area):
+            end = len(area)
+        elif end % RECORD_BYTES:
+            raise self._damaged("its log ends inside a record")
+        while position < end:
+            kind, slots = area[position], area[position + 1]
+            after = position + slots * RECORD_BYTES
+            if not slots or after > end:
+                raise self._damaged(f"a record at {offset + position:#x} has no valid length")
+            raw = area[position:after]
+            if not media.is_sound(raw):
+                raise self._damaged(f"a record at {offset + position:#x} has a wrong checksum")
+            self.log.slot_count += slots
+            if kind == RecordKind.PADDING:
+                if end != len(area):
+                    raise self._damaged(f"the tail is behind a padding at {offset + position:#x}")
+                return
+            yield kind, raw
+            position = after
+
+    def _damaged(self, why: str) -> DamagedFileSystem:
+        return DamagedFileSystem(why=f"inode {self._number}: {why}")

@@ -1,0 +1,319 @@
+"""Names: what makes, links, renames and removes inodes.
+
+Every operation is one transaction on the directories and inodes that it concerns.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from dataclasses import dataclass
+
+from pmemfs.media import log as media
+from pmemfs.media.log import NAME_MAX_BYTES, TARGET_MAX_BYTES, RecordKind
+from pmemfs.volume.filesystem.attributes import AttributeOperations, check_xattr
+from pmemfs.volume.filesystem.inode import Entry, Inode, State, is_name
+from pmemfs.volume.filesystem.transaction import Transaction
+
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+LINK_MAX = 0x7FFF_FFFF
+
+
+@dataclass(frozen=True, slots=True)
+class NewInode:
+    """What an inode is made with; its mode says of which type it is."""
+
+    mode: int
+    uid: int
+    gid: int
+    rdev: int = 0
+    target: bytes = b""
+    xattrs: tuple[tuple[bytes, bytes], ...] = ()
+
+
+class NameOperations(AttributeOperations):
+    """What can be done to names."""
+
+    def lookup(self, parent: int, name: bytes) -> int:
+        """The inode of a name. Raises OSError: ENOENT, ENOTDIR, ENAMETOOLONG."""
+        entry = self._directory(parent).entries.get(name)
+        if entry is None:
+            raise _error(errno.ENAMETOOLONG if len(name) > NAME_MAX_BYTES else errno.ENOENT)
+        return entry.inode
+
+    def entries(self, number: int) -> list[tuple[bytes, int, int]]:
+        """Name, inode and type of every entry, in order of addition. Raises OSError (ENOTDIR)."""
+        directory = self._directory(number)
+        return [(name, entry.inode, entry.type) for name, entry in directory.entries.items()]
+
+    def has_entry(self, number: int, name: bytes) -> int | None:
+        """The inode that a name leads to now."""
+        entry = self._directory(number).entries.get(name)
+        return entry.inode if entry else None
+
+    def parent(self, number: int) -> int:
+        """The directory above a directory."""
+        return self._directory(number).parent
+
+    def make(self, parent: int, name: bytes, new: NewInode) -> int:
+        """Make an inode with a name. Raises OSError: EEXIST, ENOENT, ENAMETOOLONG, ENOSPC."""
+        directory = self._directory_for_new(parent, name)
+        now_ns = time.time_ns()
+        with self.change() as change:
+            inode = self._new_inode(change, new, now_ns, parent, link_count=1)
+            entry = Entry(inode.number, inode.type)
+            change.append(directory, media.pack_entry(name, entry.inode, entry.type, now_ns))
+
+            def apply() -> None:
+                self.keep(inode)
+                self._add(directory, name, entry, now_ns)
+
+            change.then(apply)
+        return inode.number
+
+    def make_unnamed(self, new: NewInode) -> int:
+        """Make an inode without a name, as O_TMPFILE does; whoever wants it must hold it."""
+        with self.change() as change:
+            inode = self._new_inode(change, new, time.time_ns(), 0, link_count=0)
+            change.then(lambda: self.keep(inode))
+        return inode.number
+
+    def link(self, number: int, parent: int, name: bytes) -> None:
+        """Give an inode another name. Raises OSError: EPERM, EMLINK, and as `make`."""
+        inode = self.inode(number)
+        directory = self._directory_for_new(parent, name)
+        if inode.is_directory:
+            raise _error(errno.EPERM)
+        if inode.state.link_count >= LINK_MAX:
+            raise _error(errno.EMLINK)
+        now_ns = time.time_ns()
+        state = self._linked(inode, 1, now_ns)
+        entry = Entry(number, inode.type)
+        with self.change() as change:
+            change.append(directory, media.pack_entry(name, number, entry.type, now_ns))
+            change.append(inode, state.pack())
+
+            def apply() -> None:
+                self._set_state(inode, state)
+                self._add(directory, name, entry, now_ns)
+
+            change.then(apply)
+
+    def unlink(self, parent: int, name: bytes) -> None:
+        """Remove a name that is not of a directory. Raises OSError: ENOENT, EISDIR."""
+        directory, inode = self._named(parent, name)
+        if inode.is_directory:
+            raise _error(errno.EISDIR)
+        self._remove_name(directory, name, inode)
+
+    def rmdir(self, parent: int, name: bytes) -> None:
+        """Remove an empty directory. Raises OSError: ENOENT, ENOTDIR, ENOTEMPTY."""
+        directory, inode = self._named(parent, name)
+        if not inode.is_directory:
+            raise _error(errno.ENOTDIR)
+        if inode.entries:
+            raise _error(errno.ENOTEMPTY)
+        self._remove_name(directory, name, inode)
+
+    def rename(
+        self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0
+    ) -> None:
+        """As renameat2(2), with NOREPLACE or EXCHANGE. Raises OSError."""
+        if flags not in (0, RENAME_NOREPLACE, RENAME_EXCHANGE):
+            raise _error(errno.EINVAL)
+        source, inode = self._named(parent, name)
+        target = self._directory(new_parent)
+        if len(new_name) > NAME_MAX_BYTES:
+            raise _error(errno.ENAMETOOLONG)
+        self._refuse_circle(inode, target)
+        there = target.entries.get(new_name)
+        if flags == RENAME_EXCHANGE:
+            if there is None:
+                raise _error(errno.ENOENT)
+            other = self.inode(there.inode)
+            self._refuse_circle(other, source)
+            self._exchange(source, name, inode, target, new_name, other)
+            return
+        if there is None and not (is_name(new_name) and target.state.link_count):
+            raise _error(errno.ENOENT)
+        if there is not None and flags == RENAME_NOREPLACE:
+            raise _error(errno.EEXIST)
+        if there is not None and there.inode == inode.number:
+            return
+        victim = self.inode(there.inode) if there is not None else None
+        if victim is not None:
+            _check_replaced(inode, victim)
+        self._move(source, name, inode, target, new_name, victim)
+
+    # What these have in common
+
+    def _new_inode(
+        self, change: Transaction, new: NewInode, now_ns: int, parent: int, *, link_count: int
+    ) -> Inode:
+        """A new inode in a transaction, its slot written."""
+        for name, value in new.xattrs:
+            check_xattr(name, value)
+        if len(new.target) > TARGET_MAX_BYTES:
+            raise _error(errno.ENAMETOOLONG)
+        if stat.S_ISLNK(new.mode) != bool(new.target) or b"\0" in new.target:
+            raise _error(errno.ENOENT if stat.S_ISLNK(new.mode) else errno.EINVAL)
+        inode = change.create(now_ns)
+        inode.state = State(
+            mode=new.mode & 0o177777, link_count=link_count, uid=new.uid, gid=new.gid,
+            size_bytes=0, accessed_ns=now_ns, modified_ns=now_ns, changed_ns=now_ns,
+            device=new.rdev & 0xFFFFFFFF, epoch=0, flags=0,
+        )  # fmt: skip
+        if stat.S_ISDIR(new.mode):
+            inode.parent = parent
+            inode.live_slots += 1
+        if new.target:
+            inode.target = new.target
+            inode.live_slots += len(media.pack_values(RecordKind.TARGET, b"", new.target))
+        for name, value in new.xattrs:
+            inode.set_xattr(name, value)
+        change.append(inode, *inode.records())
+        change.fill_slot(inode)
+        return inode
+
+    def _remove_name(self, directory: Inode, name: bytes, inode: Inode) -> None:
+        now_ns = time.time_ns()
+        with self.change(urgent=True) as change:
+            change.append(directory, media.pack_entry(name, inode.number, 0, now_ns))
+            state = self._drop_link(change, inode, now_ns)
+
+            def apply() -> None:
+                directory.remove_entry(name)
+                self._touch(directory, now_ns)
+                self._set_state(inode, state)
+
+            change.then(apply)
+
+    def _drop_link(self, change: Transaction, inode: Inode, now_ns: int) -> State:
+        """One name less: the inode goes with its last one, unless somebody holds it."""
+        state = self._linked(inode, -1, now_ns)
+        if state.link_count == 0 and not self.is_held(inode.number):
+            change.remove(inode)
+        else:
+            change.append(inode, state.pack())
+        return state
+
+    def _move(
+        self, source: Inode, name: bytes, inode: Inode, target: Inode, new_name: bytes,
+        victim: Inode | None,
+    ) -> None:  # fmt: skip
+        now_ns = time.time_ns()
+        entry = Entry(inode.number, inode.type)
+        with self.change(urgent=victim is not None) as change:
+            change.append(target, media.pack_entry(new_name, entry.inode, entry.type, now_ns))
+            change.append(source, media.pack_entry(name, entry.inode, 0, now_ns))
+            state = self._moved(change, inode, source, target, now_ns)
+            victim_state = self._drop_link(change, victim, now_ns) if victim else None
+
+            def apply() -> None:
+                self._add(target, new_name, entry, now_ns)
+                source.remove_entry(name)
+                self._touch(source, now_ns)
+                self._set_moved(inode, state, target)
+                if victim is not None and victim_state is not None:
+                    self._set_state(victim, victim_state)
+
+            change.then(apply)
+
+    def _exchange(
+        self, source: Inode, name: bytes, inode: Inode, target: Inode, new_name: bytes, other: Inode
+    ) -> None:
+        now_ns = time.time_ns()
+        if inode is other:
+            return
+        entry, other_entry = Entry(inode.number, inode.type), Entry(other.number, other.type)
+        with self.change() as change:
+            change.append(target, media.pack_entry(new_name, entry.inode, entry.type, now_ns))
+            change.append(source, media.pack_entry(name, other.number, other.type, now_ns))
+            state = self._moved(change, inode, source, target, now_ns)
+            other_state = self._moved(change, other, target, source, now_ns)
+
+            def apply() -> None:
+                self._add(target, new_name, entry, now_ns)
+                self._add(source, name, other_entry, now_ns)
+                self._set_moved(inode, state, target)
+                self._set_moved(other, other_state, source)
+
+            change.then(apply)
+
+    def _moved(
+        self, change: Transaction, inode: Inode, source: Inode, target: Inode, now_ns: int
+    ) -> State:
+        if inode.is_directory and source is not target:
+            change.append(inode, media.pack_parent(target.number))
+        state = self._linked(inode, 0, now_ns)
+        change.append(inode, state.pack())
+        return state
+
+    def _set_moved(self, inode: Inode, state: State, target: Inode) -> None:
+        if inode.is_directory:
+            inode.parent = target.number
+        self._set_state(inode, state)
+
+    def _linked(self, inode: Inode, more: int, now_ns: int) -> State:
+        state = self.state_of(inode)
+        state.link_count += more
+        state.changed_ns = now_ns
+        return state
+
+    def _add(self, directory: Inode, name: bytes, entry: Entry, now_ns: int) -> None:
+        directory.add_entry(name, entry)
+        self._touch(directory, now_ns)
+
+    def _touch(self, directory: Inode, now_ns: int) -> None:
+        directory.state.modified_ns = directory.state.changed_ns = now_ns
+
+    def _directory(self, number: int) -> Inode:
+        inode = self.inode(number)
+        if not inode.is_directory:
+            raise _error(errno.ENOTDIR)
+        return inode
+
+    def _directory_for_new(self, parent: int, name: bytes) -> Inode:
+        """A directory that can get an entry of this name."""
+        directory = self._directory(parent)
+        if len(name) > NAME_MAX_BYTES:
+            raise _error(errno.ENAMETOOLONG)
+        if name in directory.entries or name in (b".", b".."):
+            raise _error(errno.EEXIST)
+        if not is_name(name):
+            raise _error(errno.EINVAL)
+        if directory.state.link_count == 0:
+            raise _error(errno.ENOENT)
+        return directory
+
+    def _named(self, parent: int, name: bytes) -> tuple[Inode, Inode]:
+        directory = self._directory(parent)
+        return directory, self.inode(self.lookup(parent, name))
+
+    def _refuse_circle(self, inode: Inode, directory: Inode) -> None:
+        """Raise OSError (EINVAL) where a directory would get into itself."""
+        if not inode.is_directory:
+            return
+        seen = set()
+        while directory.number not in seen:
+            if directory is inode:
+                raise _error(errno.EINVAL)
+            seen.add(directory.number)
+            directory = self._directory(directory.parent)
+
+
+def _check_replaced(inode: Inode, victim: Inode) -> None:
+    """Raise OSError where rename(2) may not replace this by that."""
+    if inode.is_directory and not victim.is_directory:
+        raise _error(errno.ENOTDIR)
+    if victim.is_directory and not inode.is_directory:
+        raise _error(errno.EISDIR)
+    if victim.entries:
+        raise _error(errno.ENOTEMPTY)
+
+
+def _error(number: int) -> OSError:
+    return OSError(number, os.strerror(number))

@@ -1,0 +1,340 @@
+"""The inodes of a mounted file system: loaded when needed, changed in transactions, dropped idle.
+
+Invariants:
+- an inode in memory is what its log says; every change goes through a transaction first. The
+  exceptions are the live line and the time of the last access, which the next record logs;
+- an inode that has no name lives as long as anybody holds it;
+- nothing here awaits, so what one call does is atomic to all tasks.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Iterable
+
+from pmemfs.errors import DamagedFileSystem
+from pmemfs.media.filesystem import (
+    HEAD,
+    HEAD_FRAME,
+    JOURNAL_FRAME,
+    LEAST_FRAMES,
+    Geometry,
+    validate_head,
+)
+from pmemfs.media.inode import (
+    EPOCH_BITS,
+    EPOCH_MASK,
+    HEAD_WORD_AT,
+    LIVE_OFFSET,
+    SIZE_LIMIT_BYTES,
+    SLOT_BYTES,
+    TAIL_WORD_AT,
+)
+from pmemfs.media.journal import read_journal
+from pmemfs.memmap.base import Memmap
+from pmemfs.pfn import FRAME_BYTES
+from pmemfs.pool import Pool
+from pmemfs.volume.filesystem.allocator import Allocator
+from pmemfs.volume.filesystem.busy import BusyPages
+from pmemfs.volume.filesystem.extents import Run
+from pmemfs.volume.filesystem.inode import Inode, Replay, State
+from pmemfs.volume.filesystem.log import LogReader
+from pmemfs.volume.filesystem.table import InodeTable
+from pmemfs.volume.filesystem.tables import NoTables, Tables
+from pmemfs.volume.filesystem.transaction import Transaction
+
+log = logging.getLogger(__name__)
+
+_IDLE_TICKS = 10
+_MOST_CACHED = 50_000
+_CLEAN_AT = HEAD.offset_of("is_clean")
+
+
+def geometry_of(pool: Pool) -> Geometry:
+    """The frames of a pool's data zone."""
+    return Geometry(int(pool.first_data_pfn), pool.data_pfn_count)
+
+
+class InodeStore:
+    """The inodes of one file system."""
+
+    def __init__(self, pool: Pool, memmap: Memmap, tables: Tables | None = None) -> None:
+        """Mount: carry out what the journal says, look at the head. Raises DamagedFileSystem."""
+        self.pool = pool
+        self.medium = pool.medium
+        self.memmap = memmap
+        self.tables = tables or NoTables()
+        self.geometry = geometry_of(pool)
+        self.read_only = pool.medium.read_only
+        self.damage = ""
+        if self.geometry.frame_count < LEAST_FRAMES:
+            raise DamagedFileSystem(why="the data zone is too small to hold one")
+        self._head_offset = self.geometry.offset_of(HEAD_FRAME)
+        raw = self.medium.read(self._head_offset, HEAD.size_bytes)
+        head = validate_head(raw, pool.label.uuid)
+        self.may_have_leaks = not head.is_clean
+        self._has_written = False
+        self.allocator = Allocator(self.medium, self.geometry)
+        self.table = InodeTable(self.medium, self.geometry, self.allocator)
+        self.busy = BusyPages(self.allocator, memmap, self.tables)
+        self.clock = 0
+        self._inodes: dict[int, Inode] = {}
+        self._holds: dict[int, int] = {}
+        self.table.pending_words = self._recover()
+
+    # Inodes
+
+    def inode(self, number: int) -> Inode:
+        """An inode. Raises OSError: ESTALE where there is none, EIO where it is damaged."""
+        inode = self._inodes.get(number)
+        if inode is None:
+            try:
+                inode = self._load(number)
+            except DamagedFileSystem as damage:
+                self.become_read_only(str(damage))
+                raise OSError(errno.EIO, str(damage)) from None
+            if len(self._inodes) >= _MOST_CACHED:
+                self.drop_idle(1)
+            self._inodes[number] = inode
+        inode.used_at = self.clock
+        return inode
+
+    def read_inode(self, number: int) -> Inode | None:
+        """An inode as it is stored, not kept in memory; None where its slot is free.
+
+        Raises DamagedFileSystem.
+        """
+        head = self.table.head(number)
+        if head is None:
+            return None
+        slot = self.table.slot_offset(number)
+        reader = LogReader(self.medium, self.geometry, number, slot, head.head, head.tail)
+        inode = Inode(number, slot, head.generation, head.birth_ns, reader.log)
+        replay = Replay(inode, self.geometry)
+        for kind, raw in reader.records():
+            replay.apply(kind, raw)
+        replay.finish()
+        if inode.is_file and self.size_of(inode) >= SIZE_LIMIT_BYTES:
+            raise DamagedFileSystem(why=f"inode {number}: its size is impossible")
+        return inode
+
+    def cached(self, number: int) -> Inode | None:
+        """An inode if it is in memory."""
+        return self._inodes.get(number)
+
+    def keep(self, inode: Inode) -> None:
+        """A new inode is in memory from now on."""
+        inode.used_at = self.clock
+        self._inodes[inode.number] = inode
+
+    def _load(self, number: int) -> Inode:
+        inode = self.read_inode(number)
+        if inode is None:
+            raise OSError(errno.ESTALE, "no such inode")
+        if inode.is_file and not self.read_only:
+            word = self._live_word(inode)
+            if word & EPOCH_MASK != inode.state.epoch:
+                self.set_live_size(inode, inode.state.size_bytes)
+        return inode
+
+    @property
+    def cached_inodes(self) -> Iterable[Inode]:
+        """The inodes in memory."""
+        return self._inodes.values()
+
+    def drop_idle(self, ticks: int = _IDLE_TICKS) -> int:
+        """Forget inodes that nobody needed for a while; how many."""
+        idle = [
+            inode
+            for inode in self._inodes.values()
+            if inode.used_at + ticks <= self.clock and inode.state.link_count
+        ]
+        dropped = 0
+        for inode in idle:
+            if inode.is_read and not self.read_only:
+                self._log_access(inode)
+            del self._inodes[inode.number]
+            dropped += 1
+        return dropped
+
+    def _log_access(self, inode: Inode) -> None:
+        """What was only read has a time of access that no record has."""
+        inode.is_read = False
+        try:
+            with self.change() as change:
+                change.append(inode, self.state_of(inode).pack())
+        except OSError:
+            # It is a time of access: whoever has no room for it can do without.
+            return
+
+    # Holds
+
+    def hold(self, number: int, count: int = 1) -> None:
+        """Keep an inode, whatever becomes of its names."""
+        self._holds[number] = self._holds.get(number, 0) + count
+
+    def drop(self, number: int, count: int = 1) -> None:
+        """Let go of an inode; one without a name is freed with its last hold. Raises OSError."""
+        left = self._holds.get(number, 0) - count
+        if left > 0:
+            self._holds[number] = left
+            return
+        self._holds.pop(number, None)
+        inode = self._inodes.get(number)
+        # One without a name stays in memory as long as it is held.
+        if inode is not None and inode.state.link_count == 0 and not self.read_only:
+            self.remove(inode)
+
+    def is_held(self, number: int) -> bool:
+        """Whether anybody holds an inode."""
+        return number in self._holds
+
+    def remove(self, inode: Inode) -> None:
+        """Free an inode that has no name and that nobody holds."""
+        with self.change(urgent=True) as change:
+            change.remove(inode)
+
+    # The live line
+
+    def size_of(self, inode: Inode) -> int:
+        """The size of an inode in bytes."""
+        if not inode.is_file:
+            return inode.state.size_bytes
+        word = self._live_word(inode)
+        return (
+            word >> EPOCH_BITS
+            if word & EPOCH_MASK == inode.state.epoch
+            else (inode.state.size_bytes)
+        )
+
+    def set_live_size(self, inode: Inode, size_bytes: int) -> None:
+        """Store a size for all to see; durable with the next fence."""
+        word = size_bytes << EPOCH_BITS | inode.state.epoch
+        self.medium.store(inode.slot_offset + LIVE_OFFSET, word.to_bytes(8, "little"))
+        self.medium.flush(inode.slot_offset + LIVE_OFFSET, 8)
+
+    def set_written_ns(self, inode: Inode, now_ns: int) -> None:
+        """Store when a file was written to."""
+        at = inode.slot_offset + LIVE_OFFSET + 8
+        self.medium.store(at, now_ns.to_bytes(8, "little"))
+        self.medium.flush(at, 8)
+
+    def state_of(self, inode: Inode) -> State:
+        """The attributes of an inode, as a record would have them now."""
+        state = inode.state.replaced()
+        if inode.is_file:
+            raw = self.medium.read(inode.slot_offset + LIVE_OFFSET, 16)
+            word = int.from_bytes(raw[:8], "little")
+            written_ns = int.from_bytes(raw[8:], "little")
+            if word & EPOCH_MASK == state.epoch:
+                state.size_bytes = word >> EPOCH_BITS
+            if state.changed_ns < written_ns < 1 << 63:
+                state.modified_ns = state.changed_ns = written_ns
+        return state
+
+    def _live_word(self, inode: Inode) -> int:
+        raw = self.medium.read(inode.slot_offset + LIVE_OFFSET, 8)
+        return int.from_bytes(raw, "little")
+
+    # Changes
+
+    def change(self, *, urgent: bool = False) -> Transaction:
+        """A transaction. Raises OSError (EROFS)."""
+        return Transaction(self, urgent=urgent)
+
+    def begin_writing(self) -> None:
+        """Raise OSError (EROFS) where nothing may be written; remember that something was."""
+        if self.read_only:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        if not self._has_written:
+            self._store_clean(0)
+            self._has_written = True
+
+    def take_frames(self, frame_count: int, *, goal: int, whole: bool, urgent: bool) -> list[Run]:
+        """Free frames. Raises OSError (ENOSPC)."""
+        try:
+            return self.allocator.allocate(frame_count, goal=goal, whole=whole, urgent=urgent)
+        except OSError as error:
+            if error.errno != errno.ENOSPC or not self.busy.frame_count:
+                raise
+        while self.busy.collect():
+            pass
+        return self.allocator.allocate(frame_count, goal=goal, whole=whole, urgent=urgent)
+
+    def release(
+        self, released: list[tuple[Inode, list[Run]]], removed: list[Inode], frames: list[Run]
+    ) -> None:
+        """What a transaction has freed."""
+        for inode, runs in released:
+            self.busy.add(runs, self.tables.changed(inode.number))
+        for inode in removed:
+            self.busy.add(inode.runs(), self.tables.gone(inode.number))
+            self._inodes.pop(inode.number, None)
+            self.table.give_back(inode.slot_offset)
+        # Of logs nobody knows but us.
+        self.allocator.free(frames)
+
+    def become_read_only(self, why: str) -> None:
+        """Something is damaged, or may be: change nothing any more."""
+        if not self.damage:
+            log.error("%s; nothing is written any more", why)
+            self.damage = why
+        self.read_only = True
+
+    def end(self) -> None:
+        """Nobody holds anything any more: leave the pool clean. Raises OSError."""
+        if self.pool.medium.read_only:
+            return
+        for number in list(self._holds):
+            self._holds.pop(number)
+            inode = self._inodes.get(number)
+            if inode is not None and inode.state.link_count == 0 and not self.read_only:
+                self.remove(inode)
+        self.clock += _IDLE_TICKS
+        self.drop_idle()
+        while self.busy.collect():
+            pass
+        self.medium.fence()
+        if not self.may_have_leaks and not self.damage and not self.busy.frame_count:
+            self._store_clean(1)
+
+    def _store_clean(self, is_clean: int) -> None:
+        at = self._head_offset + _CLEAN_AT
+        self.medium.store(at, is_clean.to_bytes(8, "little"))
+        self.medium.persist(at, 8)
+
+    def _recover(self) -> dict[int, int]:
+        """Carry out what the journal says that a crash has interrupted.
+
+        Where nothing can be written, what would be. Raises DamagedFileSystem.
+        """
+        journal = self.geometry.offset_of(JOURNAL_FRAME)
+        words = {}
+        for entry in read_journal(bytes(self.medium.read(journal, FRAME_BYTES))):
+            if not self._is_word_of_an_inode(entry.offset):
+                raise DamagedFileSystem(why=f"the journal would change a word at {entry.offset:#x}")
+            if int.from_bytes(self.medium.read(entry.offset, 8), "little") == entry.old:
+                words[entry.offset] = entry.new
+        if self.read_only or not words:
+            return words
+        for offset, word in words.items():
+            self.medium.store(offset, word.to_bytes(8, "little"))
+            self.medium.flush(offset, 8)
+        self.medium.fence()
+        return {}
+
+    def _is_word_of_an_inode(self, offset: int) -> bool:
+        slot = offset & -SLOT_BYTES
+        if offset - slot not in (HEAD_WORD_AT, TAIL_WORD_AT):
+            return False
+        try:
+            return self.table.slot_offset(self.table.number_at(slot)) == slot
+        except DamagedFileSystem:
+            return False
+
+    def grow(self) -> None:
+        """The pool's zones have become larger."""
+        self.geometry = self.table.geometry = geometry_of(self.pool)
+        self.allocator.set_geometry(self.geometry)

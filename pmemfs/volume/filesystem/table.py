@@ -1,0 +1,183 @@
+"""The inodes of a file system: where each lies, which slots are free.
+
+There is no table to run full: a frame of inodes is any frame whose bit is set in its group's inode
+bitmap, and an inode's number says where it lies. Invariants:
+- a frame's slots are free and durable before its bit is set;
+- a slot that is given out is free in the pool, whatever the list here says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from pmemfs.errors import DamagedFileSystem
+from pmemfs.media.filesystem import FIRST_INODES_FRAME, GROUP_FRAMES, Geometry
+from pmemfs.media.inode import (
+    HEAD,
+    HEAD_WORD_AT,
+    MAGIC,
+    ROOT,
+    SLOT_BYTES,
+    SLOTS_PER_FRAME,
+    TAIL_WORD_AT,
+    InodeHead,
+    head_checksum,
+)
+from pmemfs.medium.base import Medium
+from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
+from pmemfs.volume.filesystem.allocator import Allocator
+from pmemfs.volume.filesystem.extents import Run
+
+_SCAN_FRAMES = 64
+"""Frames that are looked through for free slots before another frame is taken."""
+_KEPT_SLOTS = 4096
+
+
+class InodeTable:
+    """The slots of inodes."""
+
+    def __init__(self, medium: Medium, geometry: Geometry, allocator: Allocator) -> None:
+        self._medium = medium
+        self.geometry = geometry
+        self._allocator = allocator
+        self._free: list[int] = []
+        self._unseen = self.frames()
+        self.pending_words: dict[int, int] = {}
+        """What the journal would change, in a pool that may only be read."""
+
+    def slot_offset(self, number: int) -> int:
+        """Where an inode lies in the pool. Raises DamagedFileSystem where none can be."""
+        if number == ROOT:
+            return self.geometry.offset_of(FIRST_INODES_FRAME)
+        offset = number * SLOT_BYTES
+        pfn = offset >> PAGE_SHIFT
+        if not self.geometry.is_usable(pfn, 1) or not self._has_inodes(pfn):
+            raise DamagedFileSystem(why=f"inode {number} would be where no inodes are")
+        return offset
+
+    def number_at(self, offset: int) -> int:
+        """The number of the inode in a slot."""
+        is_root = offset == self.geometry.offset_of(FIRST_INODES_FRAME)
+        return ROOT if is_root else offset // SLOT_BYTES
+
+    def head(self, number: int) -> InodeHead | None:
+        """The head of an inode; None where its slot is free. Raises DamagedFileSystem."""
+        offset = self.slot_offset(number)
+        head = HEAD.unpack(bytes(self._medium.read(offset, HEAD.size_bytes)))
+        if self.pending_words:
+            words = self.pending_words
+            tail = words.get(offset + TAIL_WORD_AT, head.tail)
+            head = replace(head, head=words.get(offset + HEAD_WORD_AT, head.head), tail=tail)
+        if head.tail == 0:
+            return None
+        if head.magic != MAGIC or head.checksum != head_checksum(head):
+            raise DamagedFileSystem(why=f"inode {number}: its head's checksum is wrong")
+        if head.number != number:
+            raise DamagedFileSystem(why=f"inode {number}: its head says that it is {head.number}")
+        return head
+
+    def take(self) -> tuple[int, int]:
+        """A free slot: its offset and the generation for what will be there. Raises OSError."""
+        while True:
+            while self._free:
+                offset = self._free.pop()
+                raw = bytes(self._medium.read(offset, HEAD.size_bytes))
+                if raw[TAIL_WORD_AT : TAIL_WORD_AT + 8] == bytes(8) and self._has_inodes(
+                    offset >> PAGE_SHIFT
+                ):
+                    head = HEAD.unpack(raw)
+                    is_used_before = head.magic == MAGIC
+                    return offset, head.generation + 1 if is_used_before else 1
+            if not self._look_for_free():
+                self._add_frame()
+
+    def give_back(self, offset: int) -> None:
+        """A slot has become free, or was not used after all."""
+        self._free.append(offset)
+
+    def frames(self) -> Iterator[int]:
+        """Every frame that holds inodes, as a pfn; what comes and goes meanwhile may be missed."""
+        for group in range(self.geometry.group_count):
+            offset = (self.geometry.group_pfn(group) + 1) << PAGE_SHIFT
+            if self.geometry.frames_of(group) < 2 or self._medium.is_hole(offset, FRAME_BYTES):
+                continue
+            bits = int.from_bytes(self._medium.read(offset, FRAME_BYTES), "little")
+            while bits:
+                position = (bits & -bits).bit_length() - 1
+                bits &= bits - 1
+                yield self.geometry.group_pfn(group) + position
+
+    def numbers_in(self, pfn: int) -> list[int]:
+        """The inodes in a frame, as far as slots are used."""
+        raw = bytes(self._medium.read(pfn << PAGE_SHIFT, FRAME_BYTES))
+        return [
+            self.number_at((pfn << PAGE_SHIFT) + at)
+            for at in range(0, FRAME_BYTES, SLOT_BYTES)
+            if raw[at + TAIL_WORD_AT : at + TAIL_WORD_AT + 8] != bytes(8)
+        ]
+
+    def drop_frames(self) -> list[Run]:
+        """Let go of frames all of whose slots are free, where there are many; their runs.
+
+        Their bits in the inode bitmap are cleared and durable.
+        """
+        if len(self._free) < 2 * _KEPT_SLOTS:
+            return []
+        by_frame: dict[int, set[int]] = {}
+        for offset in self._free:
+            by_frame.setdefault(offset >> PAGE_SHIFT, set()).add(offset)
+        first = self.geometry.first_pfn + FIRST_INODES_FRAME
+        # The list is only a hint: a slot on it may be used.
+        empty = [
+            pfn
+            for pfn, slots in by_frame.items()
+            if len(slots) == SLOTS_PER_FRAME and pfn != first and not self.numbers_in(pfn)
+        ]
+        gone = set(empty[: (len(self._free) - _KEPT_SLOTS) // SLOTS_PER_FRAME])
+        for pfn in gone:
+            self._set_bit(pfn, False)
+        self._free = [offset for offset in self._free if offset >> PAGE_SHIFT not in gone]
+        self._medium.fence()
+        return [Run(pfn, 1) for pfn in sorted(gone)]
+
+    def _look_for_free(self) -> bool:
+        """Find free slots in frames that nobody has looked through since the mount."""
+        for _ in range(_SCAN_FRAMES):
+            pfn = next(self._unseen, None)
+            if pfn is None:
+                return False
+            start = pfn << PAGE_SHIFT
+            used = {self.slot_offset(number) for number in self.numbers_in(pfn)}
+            slots = range(start, start + FRAME_BYTES, SLOT_BYTES)
+            self._free += [offset for offset in reversed(slots) if offset not in used]
+            if self._free:
+                return True
+        return False
+
+    def _add_frame(self) -> None:
+        [run] = self._allocator.allocate(1)
+        offset = run.pfn << PAGE_SHIFT
+        try:
+            self._medium.store(offset, bytes(FRAME_BYTES))
+            self._medium.persist(offset, FRAME_BYTES)
+            self._set_bit(run.pfn, True)
+        except OSError:
+            self._allocator.free([run])
+            raise
+        self._free += reversed(range(offset, offset + FRAME_BYTES, SLOT_BYTES))
+
+    def _has_inodes(self, pfn: int) -> bool:
+        at, bit = self._bit(pfn)
+        return bool(self._medium.read(at, 1)[0] >> bit & 1)
+
+    def _set_bit(self, pfn: int, value: bool) -> None:
+        at, bit = self._bit(pfn)
+        byte = self._medium.read(at, 1)[0] & ~(1 << bit) | value << bit
+        self._medium.store(at, bytes([byte]))
+        self._medium.flush(at, 1)
+
+    def _bit(self, pfn: int) -> tuple[int, int]:
+        group, position = divmod(pfn - self.geometry.first_pfn, GROUP_FRAMES)
+        offset = (self.geometry.group_pfn(group) + 1) << PAGE_SHIFT
+        return offset + position // 8, position % 8

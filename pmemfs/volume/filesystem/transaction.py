@@ -1,0 +1,276 @@
+"""One operation on any number of inodes, wholly or not at all.
+
+    with store.change() as change:
+        change.append(inode, record, …)
+        change.then(lambda: …)          in memory, once it is committed
+
+What it writes lies where nobody looks: behind the tails of logs, in free slots and free frames. A
+fence makes that durable; then one aligned store moves the tail, or the journal moves several words
+together. Invariants:
+- a single store commits only where a tail advances in the same log; whatever gives a slot to an
+  inode, frees it, or replaces its log goes through the journal, as `media.journal` wants;
+- until the commit, an error leaves everything as it was, in memory too. During it, nobody knows:
+  the file system is read-only from then on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from pmemfs.media import log as media
+from pmemfs.media.filesystem import JOURNAL_FRAME
+from pmemfs.media.inode import (
+    HEAD_WORD_AT,
+    INLINE_OFFSET,
+    SLOT_BYTES,
+    TAIL_WORD_AT,
+    InodeHead,
+    pack_head,
+)
+from pmemfs.media.journal import JournalEntry, pack_journal
+from pmemfs.media.log import FRAME_HEAD_BYTES, MOST_SLOTS, NEXT_AT, RECORD_BYTES
+from pmemfs.pfn import PAGE_SHIFT
+from pmemfs.volume.filesystem.extents import Run
+from pmemfs.volume.filesystem.inode import Inode
+from pmemfs.volume.filesystem.log import Log, end_of_area
+
+if TYPE_CHECKING:
+    from pmemfs.volume.filesystem.store import InodeStore
+
+_MIN_DEAD_SLOTS = MOST_SLOTS
+"""A log is compacted when more than half of it is dead, and more than a frame's worth."""
+
+
+class Transaction:
+    """The changes of one operation. `urgent` lets it use the reserve: it gives more than it takes.
+
+    Raises OSError: ENOSPC, where nothing has happened; EIO, after which nothing can be written.
+    """
+
+    def __init__(self, store: InodeStore, *, urgent: bool = False) -> None:
+        self._store = store
+        self._medium = store.medium
+        self._urgent = urgent
+        self._records: dict[int, tuple[Inode, list[bytes]]] = {}
+        self._words: list[JournalEntry] = []
+        self._needs_journal = False
+        self._allocated: list[Run] = []
+        self._slots: list[int] = []
+        self._released: list[tuple[Inode, list[Run]]] = []
+        self._removed: list[Inode] = []
+        self._steps: list[Callable[[], object]] = []
+        self._old_frames: list[Run] = []
+        self._logs: list[tuple[Inode, Log]] = []
+
+    def __enter__(self) -> Transaction:
+        self._store.begin_writing()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            self._abort()
+        else:
+            self._commit()
+
+    def append(self, inode: Inode, *records: bytes) -> None:
+        """Add records to the log of an inode."""
+        self._records.setdefault(inode.number, (inode, []))[1].extend(records)
+
+    def allocate(
+        self, frame_count: int, *, goal: int = 0, whole: bool = False, urgent: bool = False
+    ) -> list[Run]:
+        """Free frames, which are given back unless this is committed. Raises OSError (ENOSPC)."""
+        runs = self._store.take_frames(
+            frame_count, goal=goal, whole=whole, urgent=urgent or self._urgent
+        )
+        self._allocated += runs
+        return runs
+
+    def release(self, inode: Inode, runs: list[Run]) -> None:
+        """These frames leave the inode: free once it is committed and nobody holds them."""
+        if runs:
+            self._released.append((inode, runs))
+
+    def then(self, step: Callable[[], object]) -> None:
+        """Do this once it is committed, before anybody learns of it."""
+        self._steps.append(step)
+
+    def create(self, birth_ns: int) -> Inode:
+        """A new inode, whose log is what `append` adds. Raises OSError (ENOSPC)."""
+        slot, generation = self._store.table.take()
+        self._slots.append(slot)
+        number = self._store.table.number_at(slot)
+        log = Log(slot + INLINE_OFFSET, slot + INLINE_OFFSET)
+        return Inode(number, slot, generation, birth_ns, log)
+
+    def fill_slot(self, inode: Inode) -> None:
+        """Write the slot of a new inode, with all that was appended to it so far as its log."""
+        _, records = self._records.pop(inode.number)
+        raw = b"".join(records)
+        log = inode.log
+        if len(raw) <= SLOT_BYTES - INLINE_OFFSET:
+            self._put(log.head, raw)
+            new = Log(log.head, log.head + len(raw), slot_count=len(raw) // RECORD_BYTES)
+        else:
+            new = self._write_frames(inode.number, records)
+        head = InodeHead(
+            number=inode.number, generation=inode.generation, birth_ns=inode.birth_ns,
+            head=new.head, tail=0,
+        )  # fmt: skip
+        # The live line of an old inode must not count for this one.
+        self._put(inode.slot_offset, pack_head(head) + bytes(INLINE_OFFSET - len(pack_head(head))))
+        self._word(inode.slot_offset + TAIL_WORD_AT, 0, new.tail)
+        self._needs_journal = True
+        self._logs.append((inode, new))
+
+    def remove(self, inode: Inode) -> None:
+        """Free an inode, and all its frames."""
+        self._records.pop(inode.number, None)
+        self._word(inode.slot_offset + TAIL_WORD_AT, inode.log.tail, 0)
+        self._needs_journal = True
+        self._removed.append(inode)
+        self._old_frames += log_runs(inode.log)
+
+    def compact(self, inode: Inode) -> None:
+        """Write the log of an inode anew, without what is dead. Raises OSError (ENOSPC)."""
+        self._rewrite(inode, [])
+
+    def _commit(self) -> None:
+        try:
+            for inode, records in self._records.values():
+                self._extend(inode, records)
+            self._medium.fence()
+        except BaseException:
+            self._abort()
+            raise
+        try:
+            self._move_words()
+        except OSError as error:
+            self._store.become_read_only(f"a commit failed: {error}")
+            raise
+        for inode, log in self._logs:
+            inode.log = log
+        for step in self._steps:
+            step()
+        self._store.release(self._released, self._removed, self._old_frames)
+
+    def _abort(self) -> None:
+        self._store.allocator.free(self._allocated)
+        for slot in self._slots:
+            self._store.table.give_back(slot)
+
+    def _move_words(self) -> None:
+        words = [word for word in self._words if word.old != word.new]
+        if not words:
+            return
+        if len(words) > 1 or self._needs_journal:
+            journal = self._store.geometry.offset_of(JOURNAL_FRAME)
+            raw = pack_journal(words)
+            self._put(journal, raw)
+            self._medium.fence()
+        for word in words:
+            self._put(word.offset, word.new.to_bytes(8, "little"))
+        if len(words) == 1 and not self._needs_journal:
+            self._medium.fence()
+        # Else the journal is durable, so the operation is; the words are with the next fence, which
+        # comes before the journal is used again.
+
+    def _extend(self, inode: Inode, records: list[bytes]) -> None:
+        """Write records behind the tail of a log, or all of the log anew where that is better."""
+        log = inode.log
+        added = sum(map(len, records)) // RECORD_BYTES
+        end = end_of_area(log.tail, inode.slot_offset)
+        is_full = log.tail + added * RECORD_BYTES > end
+        compacted = inode.compacted_slots
+        is_mostly_dead = log.slot_count - compacted > compacted + _MIN_DEAD_SLOTS
+        if is_full and (log.is_inline or is_mostly_dead):
+            try:
+                self._rewrite(inode, records)
+                return
+            except OSError:
+                if log.is_inline:
+                    raise
+        new = self._append_to_frames(inode, records) if is_full else self._append_here(log, records)
+        self._word(inode.slot_offset + TAIL_WORD_AT, log.tail, new.tail)
+        self._logs.append((inode, new))
+
+    def _append_here(self, log: Log, records: list[bytes]) -> Log:
+        raw = b"".join(records)
+        self._put(log.tail, raw)
+        count = log.slot_count + len(raw) // RECORD_BYTES
+        return Log(log.head, log.tail + len(raw), log.frames, count)
+
+    def _append_to_frames(self, inode: Inode, records: list[bytes]) -> Log:
+        """What fits goes into the last frame, the rest into new ones, which are linked to it."""
+        log = inode.log
+        room = end_of_area(log.tail, inode.slot_offset) - log.tail
+        here = bytearray()
+        position = 0
+        while position < len(records) and len(here) + len(records[position]) <= room:
+            here += records[position]
+            position += 1
+        if len(here) < room:
+            here += media.pack_padding()
+        if here:
+            self._put(log.tail, bytes(here))
+        rest = self._write_frames(inode.number, records[position:])
+        self._put(log.frames[-1] + NEXT_AT, rest.frames[0].to_bytes(8, "little"))
+        count = log.slot_count + len(here) // RECORD_BYTES + rest.slot_count
+        return Log(log.head, rest.tail, log.frames + rest.frames, count)
+
+    def _rewrite(self, inode: Inode, records: list[bytes]) -> None:
+        """A new log: what the inode is, and then these records."""
+        everything = [*inode.records(), *records]
+        raw = b"".join(everything)
+        start = inode.slot_offset + INLINE_OFFSET
+        if len(raw) <= SLOT_BYTES - INLINE_OFFSET and not inode.log.is_inline:
+            self._put(start, raw)
+            new = Log(start, start + len(raw), slot_count=len(raw) // RECORD_BYTES)
+        else:
+            new = self._write_frames(inode.number, everything)
+        self._word(inode.slot_offset + HEAD_WORD_AT, inode.log.head, new.head)
+        self._word(inode.slot_offset + TAIL_WORD_AT, inode.log.tail, new.tail)
+        self._needs_journal = True
+        self._old_frames += log_runs(inode.log)
+        self._logs.append((inode, new))
+
+    def _write_frames(self, number: int, records: list[bytes]) -> Log:
+        """Records in new frames, linked to each other."""
+        contents: list[bytearray] = [bytearray()]
+        for record in records:
+            if len(contents[-1]) + len(record) > MOST_SLOTS * RECORD_BYTES:
+                contents.append(bytearray())
+            contents[-1] += record
+        frames = [
+            (run.pfn + position) << PAGE_SHIFT
+            for run in self.allocate(len(contents))
+            for position in range(run.frame_count)
+        ]
+        for content, frame, after in zip(contents, frames, [*frames[1:], 0], strict=True):
+            if after and len(content) < MOST_SLOTS * RECORD_BYTES:
+                content += media.pack_padding()
+            head = bytearray(media.pack_frame_head(number))
+            head[NEXT_AT : NEXT_AT + 8] = after.to_bytes(8, "little")
+            self._put(frame, bytes(head + content))
+        tail = frames[-1] + FRAME_HEAD_BYTES + len(contents[-1])
+        slot_count = sum(map(len, contents)) // RECORD_BYTES
+        return Log(frames[0] + FRAME_HEAD_BYTES, tail, frames, slot_count)
+
+    def _word(self, offset: int, old: int, new: int) -> None:
+        self._words.append(JournalEntry(offset, old, new))
+
+    def _put(self, offset: int, raw: bytes) -> None:
+        self._medium.store(offset, raw)
+        self._medium.flush(offset, len(raw))
+
+
+def log_runs(log: Log) -> list[Run]:
+    """The frames of a log."""
+    return [Run(frame >> PAGE_SHIFT, 1) for frame in log.frames]
