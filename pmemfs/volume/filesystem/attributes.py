@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 import time
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from pmemfs.media import log as media
@@ -40,7 +41,7 @@ class Attributes:
     birth_ns: int
 
 
-class AttributeOperations(InodeStore):
+class AttributeOperations(InodeStore, ABC):
     """What can be asked and changed of an inode itself."""
 
     def attributes(self, number: int) -> Attributes:
@@ -103,9 +104,9 @@ class AttributeOperations(InodeStore):
             change.append(inode, state.pack())
             change.then(lambda: self._set_state(inode, state))
 
+    @abstractmethod
     def truncate(self, inode: Inode, size_bytes: int, changes: dict[str, int]) -> None:
-        """Set a size and other attributes: with what is done to files."""
-        raise NotImplementedError
+        """Set the size of a file, and other attributes with it. Raises OSError."""
 
     def note_read(self, number: int) -> None:
         """Somebody reads a file: the time of access as relatime has it, see mount(8)."""
