@@ -12,7 +12,7 @@ Invariants:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import google_crc32c
 
@@ -53,15 +53,13 @@ TAIL_WORD_AT = HEAD.offset_of("tail")
 _CONSTANT = HEAD.head_struct("birth_ns")
 
 
-def pack_head(head: InodeHead) -> bytes:
-    """The stored form, with the checksum computed."""
-    return HEAD.pack(replace(head, checksum=head_checksum(head)))
+def pack_head(number: int, generation: int, birth_ns: int, head: int, tail: int) -> bytes:
+    """The head of an inode, with the checksum computed."""
+    checksum = google_crc32c.value(_CONSTANT.pack(MAGIC, 0, number, generation, birth_ns))
+    return HEAD.struct.pack(MAGIC, checksum, number, generation, birth_ns, head, tail, b"")
 
 
-def head_checksum(head: InodeHead) -> int:
-    """The checksum that belongs into a head."""
-    return int(
-        google_crc32c.value(
-            _CONSTANT.pack(head.magic, 0, head.number, head.generation, head.birth_ns)
-        )
-    )
+def is_sound_head(head: InodeHead) -> bool:
+    """Whether the magic and the checksum of a head are right."""
+    raw = _CONSTANT.pack(head.magic, 0, head.number, head.generation, head.birth_ns)
+    return head.magic == MAGIC and head.checksum == int(google_crc32c.value(raw))

@@ -41,14 +41,13 @@ ENTRY = Layout(JournalEntry, 24)
 MOST_ENTRIES = (FRAME_BYTES - HEAD.size_bytes) // ENTRY.size_bytes
 
 
-def pack_journal(entries: Sequence[JournalEntry]) -> bytes:
-    """The stored form of a journal."""
-    assert 0 < len(entries) <= MOST_ENTRIES
-    raw = bytearray(HEAD.pack(JournalHead(count=len(entries))))
-    for entry in entries:
-        raw += ENTRY.struct.pack(entry.offset, entry.old, entry.new)
-    raw[:4] = int(google_crc32c.value(bytes(raw[4:]))).to_bytes(4, "little")
-    return bytes(raw)
+def pack_journal(words: Sequence[tuple[int, int, int]]) -> bytes:
+    """The journal of words that change: offset, old and new value of each."""
+    assert 0 < len(words) <= MOST_ENTRIES
+    raw = HEAD.struct.pack(0, len(words), b"") + b"".join(
+        ENTRY.struct.pack(*word) for word in words
+    )
+    return int(google_crc32c.value(raw[4:])).to_bytes(4, "little") + raw[4:]
 
 
 def read_journal(frame: bytes) -> list[JournalEntry]:

@@ -16,7 +16,7 @@ from pmemfs.media.layout import Layout, stored
 class LiveLine:
     """The live line of an inode."""
 
-    size_word: int = stored("<u8", "size in bytes << 16 | truncation epoch")
+    size_word: int = stored("<u8", "size in bytes << 16, plus the truncation epoch")
     written_ns: int = stored("<u8", "of the last write; 0: none", unit="ns since 1970")
     reserved: bytes = stored("V48", "zero", default=bytes(48))
 

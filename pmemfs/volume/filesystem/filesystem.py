@@ -26,7 +26,7 @@ from pmemfs.media.filesystem import (
     Head,
     pack_head,
 )
-from pmemfs.media.inode import INLINE_OFFSET, ROOT, InodeHead
+from pmemfs.media.inode import INLINE_OFFSET, ROOT
 from pmemfs.media.inode import pack_head as pack_inode_head
 from pmemfs.media.log import RECORD_BYTES, pack_parent
 from pmemfs.medium.base import Medium
@@ -80,11 +80,9 @@ class FileSystem(FileOperations, NameOperations):
         now_ns = time.time_ns()
         state = State(_DIRECTORY | mode, 1, uid, gid, 0, now_ns, now_ns, now_ns, 0, 0, 0)
         records = pack_parent(ROOT) + state.pack()
-        head = InodeHead(
-            number=ROOT, generation=1, birth_ns=now_ns, head=slot + INLINE_OFFSET,
-            tail=slot + INLINE_OFFSET + len(records),
-        )  # fmt: skip
-        raw = pack_inode_head(head) + bytes(INLINE_OFFSET - RECORD_BYTES) + records
+        log_start = slot + INLINE_OFFSET
+        raw = pack_inode_head(ROOT, 1, now_ns, log_start, log_start + len(records))
+        raw += bytes(INLINE_OFFSET - len(raw)) + records
         medium.store(slot, raw + bytes(FRAME_BYTES - len(raw)))
         for frame in (0, 1):
             used = 1 << FIRST_INODES_FRAME

@@ -22,7 +22,7 @@ from pmemfs.media.inode import (
     SLOTS_PER_FRAME,
     TAIL_WORD_AT,
     InodeHead,
-    head_checksum,
+    is_sound_head,
 )
 from pmemfs.medium.base import Medium
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
@@ -71,7 +71,7 @@ class InodeTable:
             head = replace(head, head=words.get(offset + HEAD_WORD_AT, head.head), tail=tail)
         if head.tail == 0:
             return None
-        if head.magic != MAGIC or head.checksum != head_checksum(head):
+        if not is_sound_head(head):
             raise DamagedFileSystem(why=f"inode {number}: its head's checksum is wrong")
         if head.number != number:
             raise DamagedFileSystem(why=f"inode {number}: its head says that it is {head.number}")

@@ -26,10 +26,9 @@ from pmemfs.media.inode import (
     INLINE_OFFSET,
     SLOT_BYTES,
     TAIL_WORD_AT,
-    InodeHead,
     pack_head,
 )
-from pmemfs.media.journal import JournalEntry, pack_journal
+from pmemfs.media.journal import pack_journal
 from pmemfs.media.log import FRAME_HEAD_BYTES, MOST_SLOTS, NEXT_AT, RECORD_BYTES
 from pmemfs.pfn import PAGE_SHIFT
 from pmemfs.volume.filesystem.extents import Run
@@ -54,7 +53,7 @@ class Transaction:
         self._medium = store.medium
         self._urgent = urgent
         self._records: dict[int, tuple[Inode, list[bytes]]] = {}
-        self._words: list[JournalEntry] = []
+        self._words: list[tuple[int, int, int]] = []
         self._needs_journal = False
         self._allocated: list[Run] = []
         self._slots: list[int] = []
@@ -120,12 +119,9 @@ class Transaction:
             new = Log(log.head, log.head + len(raw), slot_count=len(raw) // RECORD_BYTES)
         else:
             new = self._write_frames(inode.number, records)
-        head = InodeHead(
-            number=inode.number, generation=inode.generation, birth_ns=inode.birth_ns,
-            head=new.head, tail=0,
-        )  # fmt: skip
+        head = pack_head(inode.number, inode.generation, inode.birth_ns, new.head, 0)
         # The live line of an old inode must not count for this one.
-        self._put(inode.slot_offset, pack_head(head) + bytes(INLINE_OFFSET - len(pack_head(head))))
+        self._put(inode.slot_offset, head + bytes(INLINE_OFFSET - len(head)))
         self._word(inode.slot_offset + TAIL_WORD_AT, 0, new.tail)
         self._needs_journal = True
         self._logs.append((inode, new))
@@ -167,7 +163,7 @@ class Transaction:
             self._store.table.give_back(slot)
 
     def _move_words(self) -> None:
-        words = [word for word in self._words if word.old != word.new]
+        words = [word for word in self._words if word[1] != word[2]]
         if not words:
             return
         if len(words) > 1 or self._needs_journal:
@@ -175,8 +171,8 @@ class Transaction:
             raw = pack_journal(words)
             self._put(journal, raw)
             self._medium.fence()
-        for word in words:
-            self._put(word.offset, word.new.to_bytes(8, "little"))
+        for offset, _, new in words:
+            self._put(offset, new.to_bytes(8, "little"))
         if len(words) == 1 and not self._needs_journal:
             self._medium.fence()
         # Else the journal is durable, so the operation is; the words are with the next fence, which
@@ -264,7 +260,7 @@ class Transaction:
         return Log(frames[0] + FRAME_HEAD_BYTES, tail, frames, slot_count)
 
     def _word(self, offset: int, old: int, new: int) -> None:
-        self._words.append(JournalEntry(offset, old, new))
+        self._words.append((offset, old, new))
 
     def _put(self, offset: int, raw: bytes) -> None:
         self._medium.store(offset, raw)
