@@ -27,8 +27,15 @@ FRAME_OF_STRUCTURES_SHIFT = 6
 LATENCY_BUCKETS = 120
 """Four for each power of two nanoseconds; the first holds all below 128 ns, the last all above."""
 FAULT_RECORDS = 256
-INODE_ENTRIES = 1024
+INODE_ENTRIES = 8192
+INODE_WAYS = 4
+"""Entries of one bucket: an inode has its entry in one of two buckets, or none."""
+INODE_BUCKETS_SHIFT = 11
+INODE_HASH = 0x9E37_79B9_7F4A_7C15
+"""2^64 by the golden ratio, odd. Source: Knuth, TAOCP vol. 3, 6.4: multiplicative hashing."""
 EXTENT_ARENA_BYTES = 16 * MIB
+
+_WORD = (1 << 64) - 1
 
 
 class Operation(enum.IntEnum):
@@ -93,7 +100,8 @@ class Header:
     reserved: int = stored("<u8", "1: all of the pool had memory when it was opened")
     read_only: int = stored("<u8", "1: the pool is mapped for reading only")
     section_shift: int = stored("<u8", "structures in a section or stretch, as a power of two")
-    unused: int = stored("V56", "zero", default=bytes(56))
+    forward_fsync: int = stored("<u8", "1: only of published inodes is all known that fsync must do")
+    unused: int = stored("V48", "zero", default=bytes(48))
     write_epoch: int = stored("<u8", "stamps what is written now", default=1)
     persisted_epoch: int = stored("<u8", "what was written in it or before is durable")
     lost_errno: int = stored("<u8", "of the first write-back that failed; 0: none")
@@ -127,11 +135,13 @@ class OperationCounts:
 
 @dataclass(frozen=True, slots=True)
 class InodeEntry:
-    """One inode whose extents are published. An entry with `inode` 0 is free."""
+    """One inode whose extents are published. An entry with `inode` 0 is free, or soon will be."""
 
     inode: int = stored("<u8", "number of the inode; 0: free")
     table: int = stored("<u8", "offset of its extent table here; 0: not published", unit="bytes")
-    last_write_ns: int = stored("<u8", "of the data plane; 0: none yet", unit="ns since 1970")
+    last_write_ns: int = stored(
+        "<u8", "of the data plane, to a device; 0: none yet", unit="ns since 1970"
+    )
     unused: int = stored("V40", "zero", default=bytes(40))
 
 
@@ -139,7 +149,9 @@ class InodeEntry:
 class TableHead:
     """The head of an extent table, which never changes once published; extents follow."""
 
-    size_bytes: int = stored("<u8", "of the file", unit="bytes")
+    size_bytes: int = stored("<u8", "of a device; of a file, when published", unit="bytes")
+    limit_bytes: int = stored("<u8", "what lies beyond, this table does not know", unit="bytes")
+    live_offset: int = stored("<u8", "of the live line in the pool; 0: a device", unit="bytes")
     extent_count: int = stored("<u8", "extents that follow, by ascending index, disjoint")
 
 
@@ -167,9 +179,11 @@ HEADER = Layout(Header, 256)
 SLOT_HEAD = Layout(SlotHead, 64)
 OPERATION_COUNTS = Layout(OperationCounts, 64)
 INODE_ENTRY = Layout(InodeEntry, 64)
-TABLE_HEAD = Layout(TableHead, 16)
+TABLE_HEAD = Layout(TableHead, 32)
 EXTENT = Layout(Extent, 32)
 FAULT_RECORD = Layout(FaultRecord, 32)
+
+assert INODE_ENTRIES == INODE_WAYS << INODE_BUCKETS_SHIFT
 
 OPERATION_BYTES = OPERATION_COUNTS.size_bytes + LATENCY_BUCKETS * 8
 SLOT_BYTES = align_up(SLOT_HEAD.size_bytes + len(Operation) * OPERATION_BYTES, FRAME_BYTES)
@@ -210,6 +224,13 @@ def compute_areas(
         end = align_up(end + size, FRAME_BYTES)
     slots, faults, inodes, presence, sections, tables, memmap = offsets[1:]
     return Areas(slots, faults, inodes, presence, sections, tables, memmap, total=end)
+
+
+def buckets_of(inode: int) -> tuple[int, int]:
+    """The two buckets that an inode's entry may be in, as `find_inode` in plane.pyx has it."""
+    mixed = inode * INODE_HASH & _WORD
+    mask = (1 << INODE_BUCKETS_SHIFT) - 1
+    return mixed >> (64 - INODE_BUCKETS_SHIFT), mixed >> (64 - 2 * INODE_BUCKETS_SHIFT) & mask
 
 
 def bucket_start_ns(bucket: int) -> int:

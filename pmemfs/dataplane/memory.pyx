@@ -89,3 +89,21 @@ def store_word(unsigned char[::1] buffer not None, size_t offset, uint64_t value
         raise IndexError(offset)
     store(<uint64_t *>&buffer[offset], value)
     full_fence()
+
+
+def odd_words(const unsigned char[::1] buffer not None, size_t offset, size_t stride,
+              size_t count) -> tuple[tuple[int, int], ...]:
+    """The odd ones of `count` words that others may be writing, each with its number, as they are
+    after a `fence`. `offset` of the first and `stride` in bytes, multiples of eight."""
+    cdef size_t number
+    cdef uint64_t word
+    cdef list found = []
+    if offset % 8 or stride % 8 or (count and offset + (count - 1) * stride + 8
+                                    > <size_t>buffer.shape[0]):
+        raise IndexError(offset)
+    full_fence()
+    for number in range(count):
+        word = load(<const uint64_t *>&buffer[offset + number * stride])
+        if word & 1:
+            found.append((number, word))
+    return tuple(found)

@@ -4,7 +4,15 @@ from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from pmemfs.dataplane.pages cimport memmap_t, pages_t
-from pmemfs.dataplane.structures cimport counts_t, extent_t, header_t, inode_t, slot_t, table_t
+from pmemfs.dataplane.structures cimport (
+    counts_t,
+    extent_t,
+    header_t,
+    inode_t,
+    live_t,
+    slot_t,
+    table_t,
+)
 
 cdef struct plane_t:
     uint8_t *shared
@@ -38,6 +46,7 @@ cdef void detach(plane_t *plane) noexcept nogil
 cdef slot_t *slot_of(plane_t *plane, int number) noexcept nogil
 cdef inode_t *find_inode(plane_t *plane, uint64_t inode) noexcept nogil
 cdef table_t *table_of(plane_t *plane, inode_t *entry) noexcept nogil
+cdef bint has_live_line(plane_t *plane, table_t *table) noexcept nogil
 cdef piece_t piece_at(table_t *table, uint64_t offset, uint64_t length) noexcept nogil
 cdef bint is_whole(plane_t *plane, uint64_t pool_offset, uint64_t length) noexcept nogil
 cdef void note_written(plane_t *plane, uint64_t pool_offset, uint64_t length) noexcept nogil

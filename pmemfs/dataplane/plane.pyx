@@ -64,16 +64,19 @@ cdef slot_t *slot_of(plane_t *plane, int number) noexcept nogil:
 
 
 cdef inode_t *find_inode(plane_t *plane, uint64_t inode) noexcept nogil:
-    """The entry of an inode, or NULL. Open addressing: the control plane never closes a gap."""
-    cdef uint64_t position = inode % INODE_ENTRIES
-    cdef uint64_t step, found
-    for step in range(INODE_ENTRIES):
-        found = load(&plane.inodes[position].inode)
-        if found == inode:
-            return &plane.inodes[position]
-        if not found:
-            return NULL
-        position = (position + 1) % INODE_ENTRIES
+    """The entry of an inode, or NULL: it is in one of two buckets; see `layouts.buckets_of`."""
+    cdef uint64_t mixed = inode * INODE_HASH
+    cdef inode_t *bucket
+    cdef int choice, way
+    if not inode:
+        # The number of free entries.
+        return NULL
+    for choice in range(2):
+        bucket = &plane.inodes[(mixed >> (64 - INODE_BUCKETS_SHIFT)) * INODE_WAYS]
+        for way in range(INODE_WAYS):
+            if load(&bucket[way].inode) == inode:
+                return &bucket[way]
+        mixed <<= INODE_BUCKETS_SHIFT
     return NULL
 
 
@@ -81,6 +84,12 @@ cdef table_t *table_of(plane_t *plane, inode_t *entry) noexcept nogil:
     """The published extents of an inode, or NULL; valid until the worker's section ends."""
     cdef uint64_t offset = load(&entry.table)
     return <table_t *>(plane.shared + offset) if offset else NULL
+
+
+cdef bint has_live_line(plane_t *plane, table_t *table) noexcept nogil:
+    """Whether the live line that a table names is one that can be touched."""
+    return (table.live_offset % sizeof(live_t) == 0
+            and table.live_offset <= plane.pool_bytes - sizeof(live_t))
 
 
 cdef piece_t piece_at(table_t *table, uint64_t offset, uint64_t length) noexcept nogil:
@@ -103,7 +112,7 @@ cdef piece_t piece_at(table_t *table, uint64_t offset, uint64_t length) noexcept
         end = start + (extents[low].frame_count << FRAME_SHIFT)
         piece.pool_offset = (extents[low].pfn << FRAME_SHIFT) + (offset - start)
     else:
-        end = extents[low].index << FRAME_SHIFT if low < table.extent_count else table.size_bytes
+        end = extents[low].index << FRAME_SHIFT if low < table.extent_count else offset + length
         piece.pool_offset = 0
     piece.length = min(length, end - offset)
     return piece

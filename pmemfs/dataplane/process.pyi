@@ -12,4 +12,5 @@ def run(
     queue_count: int,
     depth: int,
     reader_count: int,
+    dont_mask: bool,
 ) -> int: ...

@@ -156,7 +156,7 @@ cdef void reply(process_t *process, fuse_out_header *head, const void *data,
         reply_classic(process.plane.fuse_fd, head, data, data_bytes)
 
 
-cdef int handshake(process_t *process, int max_background) noexcept nogil:
+cdef int handshake(process_t *process, int max_background, bint dont_mask) noexcept nogil:
     """Let pyfuse3 answer INIT, and change the answer to what the data plane can do; 0 or errno."""
     cdef plane_t *plane = &process.plane
     cdef fuse_out_header *head = <fuse_out_header *>process.buffer
@@ -185,6 +185,8 @@ cdef int handshake(process_t *process, int max_background) noexcept nogil:
     agreed.max_background = <uint16_t>max_background
     agreed.congestion_threshold = <uint16_t>(max_background // 4 * 3)
     agreed.flags |= offered & (FUSE_MAX_PAGES | FUSE_ASYNC_DIO | FUSE_INIT_EXT)
+    if dont_mask:
+        agreed.flags |= offered & FUSE_DONT_MASK
     agreed.flags2 |= offered_more & DIRECT_IO_ALLOW_MMAP
     if process.queue_count:
         if not offered_more & OVER_IO_URING:
@@ -275,12 +277,13 @@ def stay_in_memory() -> int:
 
 def run(int fuse_fd, int shared_fd, int pool_fd, int forward_fd, int extra_fd, *, int map_flags,
         uint32_t max_write, int max_background, int queue_count, int depth,
-        int reader_count) -> int:
+        int reader_count, bint dont_mask) -> int:
     """Serve one mount until it ends; 0 or an errno.
 
     `queue_count` is the number of possible CPUs for the transport uring, and 0 for the other;
     `depth` the requests of each that may be under way; `reader_count` the threads that read
-    /dev/fuse. `max_write` is in bytes.
+    /dev/fuse; with `dont_mask`, umask is the control plane's business, which knows of default ACLs.
+    `max_write` is in bytes.
     """
     cdef process_t process
     cdef int failed, number
@@ -308,7 +311,7 @@ def run(int fuse_fd, int shared_fd, int pool_fd, int forward_fd, int extra_fd, *
         return failed or EINVAL
     become_wakeable()
     with nogil:
-        failed = handshake(&process, max_background)
+        failed = handshake(&process, max_background, dont_mask)
         if not failed:
             # Where this is refused, the control plane has said so: see `stay_in_memory`.
             become_io_flusher()

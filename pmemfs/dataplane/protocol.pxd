@@ -77,6 +77,7 @@ cdef extern from "linux/fuse.h" nogil:
         FUSE_COPY_FILE_RANGE
         FUSE_SYNCFS
         FUSE_ASYNC_DIO
+        FUSE_DONT_MASK
         FUSE_MAX_PAGES
         FUSE_INIT_EXT
         FOPEN_DIRECT_IO
@@ -88,6 +89,8 @@ cdef extern from * nogil:
     #include <linux/fuse.h>
     #include <stdint.h>
 
+    #define PMEMFS_TMPFILE 51
+    #define PMEMFS_STATX 52
     #define PMEMFS_COPY_FILE_RANGE_64 53
     /* Bits 36 and 41 of the flags of INIT, as bits of flags2. */
     #define PMEMFS_DIRECT_IO_ALLOW_MMAP (1u << (36 - 32))
@@ -131,6 +134,8 @@ cdef extern from * nogil:
 
     enum:
         ENTRY_OUT_BYTES "sizeof(struct fuse_entry_out)"
+        TMPFILE "PMEMFS_TMPFILE"
+        STATX "PMEMFS_STATX"
         COPY_FILE_RANGE_64 "PMEMFS_COPY_FILE_RANGE_64"
         URING_REGISTER "PMEMFS_URING_REGISTER"
         URING_COMMIT_AND_FETCH "PMEMFS_URING_COMMIT_AND_FETCH"

@@ -3,7 +3,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from pmemfs.dataplane.pages cimport pages_t
 from pmemfs.dataplane.plane cimport plane_t, worker_t
 from pmemfs.dataplane.protocol cimport fuse_in_header
-from pmemfs.dataplane.structures cimport table_t
+from pmemfs.dataplane.structures cimport inode_t, live_t, table_t
 
 cdef enum verdict_t:
     ANSWER
@@ -30,7 +30,11 @@ cdef struct request_t:
     uint64_t moved_bytes
     # What is held while memory is touched.
     worker_t *worker
+    # The file: its entry, its table or NULL, its live line or NULL for a device, and its size.
+    inode_t *entry
     table_t *table
+    live_t *live
+    uint64_t size_bytes
     pages_t held
     bint is_write
 

@@ -2,11 +2,13 @@
 """What the data plane answers: a request in, an answer or a verdict out, whatever the transport.
 
 The rule: an answer is given only where the published tables prove it. READ and WRITE inside extents,
-holes as zeroes, LSEEK, FSYNC. All else is forwarded. Invariants:
+holes as zeroes, LSEEK, FSYNC. All else is forwarded. A file with a live line (`media/live`) has the
+size that stands there at each request, and is extended here as far as its table allows. Invariants:
 - a request is what the kernel or a crafted peer says: every length is checked before it is used;
 - pages are held from before the first byte moves until after the last;
 - a write is flushed and fenced before it is answered where cache lines make it durable, since a
   fence orders the write-backs of its own processor only, and the fsync may come to another one;
+- a size is raised after the bytes below it are stored, and durable where fences make them so;
 - a touch that faults costs the one request: EIO, or ENOSPC where a hole found no memory.
 """
 
@@ -25,6 +27,7 @@ from pmemfs.dataplane.plane cimport (
     count_request,
     end_section,
     find_inode,
+    has_live_line,
     is_whole,
     note_written,
     piece_at,
@@ -58,9 +61,17 @@ cdef verdict_t serve(worker_t *worker, request_t *request) noexcept nogil:
     request.pointed = NULL
     request.moved_bytes = 0
     request.held.count = 0
-    if opcode == FUSE_READ or opcode == FUSE_WRITE or opcode == FUSE_LSEEK:
+    request.is_write = False
+    request.live = NULL
+    if (opcode == FUSE_READ or opcode == FUSE_WRITE or opcode == FUSE_LSEEK
+            or opcode == FUSE_FSYNC):
         begin_section(worker.slot)
-        if opcode == FUSE_READ:
+        find_file(worker, request)
+        if opcode == FUSE_FSYNC:
+            verdict = serve_fsync(worker, request)
+        elif request.live != NULL and not run_guarded(read_size, request):
+            verdict = fail_fault(worker, request)
+        elif opcode == FUSE_READ:
             verdict = serve_read(worker, request)
         elif opcode == FUSE_WRITE:
             verdict = serve_write(worker, request)
@@ -69,15 +80,16 @@ cdef verdict_t serve(worker_t *worker, request_t *request) noexcept nogil:
         if request.pointed == NULL:
             end_section(worker.slot)
         return verdict
-    if opcode == FUSE_FSYNC or opcode == FUSE_SYNCFS:
-        return serve_sync(worker, request)
+    if opcode == FUSE_SYNCFS:
+        # Whose live lines are not durable, no table says.
+        return FORWARD_EXTRA if worker.plane.header.forward_fsync else serve_sync(worker, request)
     if opcode == FUSE_FLUSH:
         return ANSWER
     if opcode == FUSE_INTERRUPT:
         # No answer is due, and nothing that we do can be interrupted.
         return DROP
     if (opcode == FUSE_FALLOCATE or opcode == FUSE_COPY_FILE_RANGE
-            or opcode == COPY_FILE_RANGE_64):
+            or opcode == COPY_FILE_RANGE_64 or opcode == TMPFILE or opcode == STATX):
         return FORWARD_EXTRA
     return FORWARD
 
@@ -98,7 +110,7 @@ cdef void expect(worker_t *worker, const fuse_in_header *head,
     begin_section(worker.slot)
     entry = find_inode(worker.plane, head.nodeid)
     table = table_of(worker.plane, entry) if entry != NULL else NULL
-    if table != NULL and offset < table.size_bytes:
+    if table != NULL and offset < table.limit_bytes:
         piece = piece_at(table, offset, 1)
         if not piece.is_hole:
             prefetch(worker.plane.pool + piece.pool_offset)
@@ -153,19 +165,55 @@ cdef inline verdict_t refuse(request_t *request, int error) noexcept nogil:
     return ANSWER
 
 
+cdef void find_file(worker_t *worker, request_t *request) noexcept nogil:
+    """Find the table of a request's inode, and its live line, as far as they are published."""
+    cdef plane_t *plane = worker.plane
+    cdef table_t *table = NULL
+    request.entry = find_inode(plane, request.head.nodeid)
+    if request.entry != NULL:
+        table = table_of(plane, request.entry)
+    if table != NULL:
+        request.size_bytes = table.size_bytes
+        if table.live_offset:
+            if has_live_line(plane, table):
+                request.live = <live_t *>(plane.pool + table.live_offset)
+            else:
+                table = NULL
+    request.table = table
+
+
+cdef void read_size(void *argument) noexcept nogil:
+    cdef request_t *request = <request_t *>argument
+    request.size_bytes = load(&request.live.size_word) >> LIVE_SIZE_SHIFT
+
+
+cdef void note_write(request_t *request) noexcept nogil:
+    """Bytes up to the end of a write are in a file with a live line: let it say so."""
+    cdef live_t *live = request.live
+    cdef const fuse_write_in *wanted = <const fuse_write_in *>request.operation
+    cdef uint64_t end = wanted.offset + wanted.size
+    cdef uint64_t low_bits = (<uint64_t>1 << LIVE_SIZE_SHIFT) - 1
+    cdef uint64_t word = load(&live.size_word)
+    while (word >> LIVE_SIZE_SHIFT < end and not memory.swap(
+            &live.size_word, &word, end << LIVE_SIZE_SHIFT | (word & low_bits))):
+        pass
+    put(&live.written_ns, request.worker.now_ns)
+
+
 cdef verdict_t serve_read(worker_t *worker, request_t *request) noexcept nogil:
     cdef const fuse_read_in *wanted = <const fuse_read_in *>request.operation
-    cdef inode_t *entry = find_inode(worker.plane, request.head.nodeid)
-    cdef table_t *table = table_of(worker.plane, entry) if entry != NULL else NULL
+    cdef table_t *table = request.table
+    cdef uint64_t length
     if request.operation_bytes < sizeof(fuse_read_in) or wanted.size > request.answer_room:
         return refuse(request, EINVAL)
     if table == NULL:
         return FORWARD
-    if wanted.offset >= table.size_bytes:
+    if wanted.offset >= request.size_bytes:
         return ANSWER
-    request.table = table
-    request.is_write = False
-    request.answer_bytes = <uint32_t>min(<uint64_t>wanted.size, table.size_bytes - wanted.offset)
+    length = min(<uint64_t>wanted.size, request.size_bytes - wanted.offset)
+    if wanted.offset + length > table.limit_bytes:
+        return FORWARD
+    request.answer_bytes = <uint32_t>length
     if run_guarded(read_guarded, request):
         if not request.error:
             request.moved_bytes = request.answer_bytes
@@ -211,29 +259,32 @@ cdef bint read_piece(request_t *request, piece_t piece, uint64_t offset,
 
 cdef verdict_t serve_write(worker_t *worker, request_t *request) noexcept nogil:
     cdef const fuse_write_in *wanted = <const fuse_write_in *>request.operation
-    cdef inode_t *entry = find_inode(worker.plane, request.head.nodeid)
-    cdef table_t *table = table_of(worker.plane, entry) if entry != NULL else NULL
+    cdef table_t *table = request.table
     cdef uint64_t done = 0
     cdef piece_t piece
     if request.operation_bytes < sizeof(fuse_write_in) or wanted.size > request.payload_bytes:
         return refuse(request, EINVAL)
     if worker.plane.header.read_only:
         return refuse(request, EROFS)
-    if (table == NULL or wanted.size == 0 or wanted.offset >= table.size_bytes
-            or wanted.size > table.size_bytes - wanted.offset):
+    # A device's limit is its size. A gap before the write is the control plane's to fill.
+    if (table == NULL or wanted.size == 0 or wanted.offset > request.size_bytes
+            or wanted.offset > table.limit_bytes
+            or wanted.size > table.limit_bytes - wanted.offset):
+        return FORWARD
+    if request.live != NULL and (wanted.offset + wanted.size) >> (64 - LIVE_SIZE_SHIFT):
         return FORWARD
     while done < wanted.size:
         piece = piece_at(table, wanted.offset + done, wanted.size - done)
         if piece.is_hole:
             return FORWARD
         done += piece.length
-    request.table = table
     request.is_write = True
     if not run_guarded(write_guarded, request):
         return fail_fault(worker, request)
     if request.error:
         return ANSWER
-    put(&entry.last_write_ns, worker.now_ns)
+    if request.live == NULL:
+        put(&request.entry.last_write_ns, worker.now_ns)
     (<fuse_write_out *>request.answer).size = wanted.size
     request.answer_bytes = 8
     request.moved_bytes = wanted.size
@@ -251,6 +302,8 @@ cdef void write_guarded(void *argument) noexcept nogil:
         if not write_piece(request, piece, wanted.offset + done, request.payload + done):
             return
         done += piece.length
+    if request.live != NULL:
+        note_write(request)
 
 
 cdef bint write_piece(request_t *request, piece_t piece, uint64_t offset,
@@ -318,33 +371,35 @@ cdef void drop_guarded(void *argument) noexcept nogil:
 
 cdef verdict_t serve_seek(worker_t *worker, request_t *request) noexcept nogil:
     cdef const fuse_lseek_in *wanted = <const fuse_lseek_in *>request.operation
-    cdef inode_t *entry = find_inode(worker.plane, request.head.nodeid)
-    cdef table_t *table = table_of(worker.plane, entry) if entry != NULL else NULL
+    cdef table_t *table = request.table
+    cdef uint64_t size_bytes = request.size_bytes
     cdef uint64_t position
     cdef bint for_data
     if request.operation_bytes < sizeof(fuse_lseek_in):
         return refuse(request, EINVAL)
     if table == NULL or (wanted.whence != SEEK_DATA and wanted.whence != SEEK_HOLE):
         return FORWARD
-    if wanted.offset >= table.size_bytes:
+    if wanted.offset >= size_bytes:
         return refuse(request, ENXIO)
+    if size_bytes > table.limit_bytes:
+        return FORWARD
     for_data = wanted.whence == SEEK_DATA
-    position = seek(worker.plane, table, wanted.offset, for_data)
-    if for_data and position >= table.size_bytes:
+    position = seek(worker.plane, table, wanted.offset, size_bytes, for_data)
+    if for_data and position >= size_bytes:
         return refuse(request, ENXIO)
-    (<fuse_lseek_out *>request.answer).offset = min(position, table.size_bytes)
+    (<fuse_lseek_out *>request.answer).offset = min(position, size_bytes)
     request.answer_bytes = sizeof(fuse_lseek_out)
     return ANSWER
 
 
-cdef uint64_t seek(plane_t *plane, table_t *table, uint64_t position,
+cdef uint64_t seek(plane_t *plane, table_t *table, uint64_t position, uint64_t size_bytes,
                    bint for_data) noexcept nogil:
     """The first data or hole from a position; the size of the file where there is none."""
     cdef piece_t piece
     cdef off_t found
     cdef bint is_empty
-    while position < table.size_bytes:
-        piece = piece_at(table, position, table.size_bytes - position)
+    while position < size_bytes:
+        piece = piece_at(table, position, size_bytes - position)
         if piece.is_hole:
             if not for_data:
                 return position
@@ -362,6 +417,23 @@ cdef uint64_t seek(plane_t *plane, table_t *table, uint64_t position,
                 return position + (<uint64_t>found - piece.pool_offset)
         position += piece.length
     return position
+
+
+cdef verdict_t serve_fsync(worker_t *worker, request_t *request) noexcept nogil:
+    cdef header_t *header = worker.plane.header
+    if request.table == NULL and header.forward_fsync:
+        return FORWARD
+    if (request.live != NULL and header.durability == DURABILITY_CACHE_LINES
+            and not run_guarded(write_back_live, request)):
+        return fail_fault(worker, request)
+    return serve_sync(worker, request)
+
+
+cdef void write_back_live(void *argument) noexcept nogil:
+    """The bytes of each write were fenced before it was answered; the size was not."""
+    cdef request_t *request = <request_t *>argument
+    write_back(request.live, sizeof(live_t))
+    wait_for_write_back()
 
 
 cdef verdict_t serve_sync(worker_t *worker, request_t *request) noexcept nogil:

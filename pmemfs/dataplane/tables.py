@@ -11,9 +11,14 @@ reader may see.
   publication and the look at the sections. So whoever published and then finds each section even,
   or other than it was, knows that nobody can see what was there before: the old table's memory, and
   the pages that only it named, may be used again. Nobody waits for the control plane, ever.
-- **Inodes.** A free entry gets its `inode` word first and its `table` word last. An entry whose
-  table was withdrawn may be given to another inode after a grace period, since a worker that found
-  it by the old number may be about to read its table.
+- **Inodes.** An inode has its entry in one of two small buckets, so whoever looks for one that is
+  not published soon knows, whatever came and went. A free entry gets its `inode` word first and its
+  `table` word last; a withdrawn one loses its table first and its number then, and may be given to
+  another inode after a grace period, since a worker that found it by the old number may be about to
+  read its table. An entry never moves.
+- **Sizes.** A device's is its table's. A file's is in its live line in the pool (`media/live`),
+  which workers raise up to the table's `limit_bytes`, and the control plane sets. What lies beyond
+  the limit a table does not know, so who changes a size may publish before or after.
 - **Presence.** The control plane alone makes a chunk WHOLE; it makes it HOLEY before it takes
   memory away, and waits a grace period in between. A worker makes WRITTEN of HOLEY: what was looked
   at may have changed.
@@ -28,31 +33,52 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import struct
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
+from typing import NamedTuple
 
 from pmemfs.dataplane import layouts
 from pmemfs.dataplane.layouts import Extent, FaultRecord, Header, MemmapPlace, Presence, TableHead
-from pmemfs.dataplane.memory import fence, load_word, store_word
+from pmemfs.dataplane.memory import load_word, odd_words, store_word
+from pmemfs.media.inode import SIZE_LIMIT_BYTES
+from pmemfs.media.live import LIVE_LINE
 from pmemfs.medium.base import Durability
 from pmemfs.pfn import PageGeometry
 from pmemfs.pool import Pool
-from pmemfs.units import align_up
 
 _LINE_BYTES = 64
 
+# Publishing happens with each open and each extension of a file, so what can be is found out once.
+_SECTION_AT = layouts.SLOT_HEAD.offset_of("section")
+_INODE_AT = layouts.INODE_ENTRY.offset_of("inode")
+_TABLE_AT = layouts.INODE_ENTRY.offset_of("table")
+_LAST_WRITE_AT = layouts.INODE_ENTRY.offset_of("last_write_ns")
+_extent_words = attrgetter(*(field.name for field in layouts.EXTENT.fields))
 
-@dataclass(frozen=True, slots=True)
-class Grace:
+
+class Grace(NamedTuple):
     """What was under way at some instant: workers, and what their sections were."""
 
     sections: tuple[tuple[int, int], ...]
 
 
 class SharedMemory:
-    """One memfd with all that the planes share but the pool."""
+    """One memfd with all that the planes share but the pool.
 
-    def __init__(self, pool: Pool, *, worker_count: int, memmap_place: MemmapPlace) -> None:
+    With `forward_fsync`, workers answer an fsync only of an inode that is published.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        *,
+        worker_count: int,
+        memmap_place: MemmapPlace,
+        forward_fsync: bool = False,
+    ) -> None:
         self.geometry: PageGeometry | None = pool.page_geometry if memmap_place else None
         self.section_shift = _section_shift(memmap_place, pool.page_geometry.order)
         self.worker_count = worker_count
@@ -66,12 +92,16 @@ class SharedMemory:
         self.fd = os.memfd_create("pmemfs-planes", os.MFD_CLOEXEC)
         os.ftruncate(self.fd, self.areas.total)
         self.memory = memoryview(mmap.mmap(self.fd, self.areas.total))
-        header = self._header(pool, memmap_place)
+        self._pool_bytes = pool.medium.size_bytes
+        header = self._header(pool, memmap_place, forward_fsync=forward_fsync)
         self.memory[: layouts.HEADER.size_bytes] = layouts.HEADER.pack(header)
         self._arena = Arena(self.areas.tables, layouts.EXTENT_ARENA_BYTES)
         self._entries: dict[int, int] = {}
-        self._spare_entries: list[int] = []
-        self._retired: list[_Retired] = []
+        self._free_entries = [
+            [self._entry(bucket, way) for way in reversed(range(layouts.INODE_WAYS))]
+            for bucket in range(1 << layouts.INODE_BUCKETS_SHIFT)
+        ]
+        self._retired: deque[_Retired] = deque()
 
     def close(self) -> None:
         """Let go of the descriptor; the memory lasts while anybody has it mapped."""
@@ -92,17 +122,31 @@ class SharedMemory:
 
     # Tables
 
-    def publish(self, inode: int, size_bytes: int, extents: Sequence[Extent]) -> Grace:
+    def publish(
+        self,
+        inode: int,
+        size_bytes: int,
+        extents: Sequence[Extent],
+        *,
+        live_offset: int = 0,
+        limit_bytes: int | None = None,
+    ) -> Grace:
         """Let the data plane serve an inode by these extents from now on.
 
-        `extents` are disjoint and in ascending order. Answers the grace period after which the
-        pages may be reused that the table before named. Raises OSError (ENOSPC) where there is no
-        room for another table or inode.
+        `extents` are disjoint and in ascending order. With `live_offset`, of the inode's live line
+        in the pool in bytes, the size is what that line says at each request, and up to
+        `limit_bytes` (`size_bytes` unless given) the data plane may extend the file: from the size
+        to there the extents have no hole. It is always the same for an inode. Without, the inode is
+        a device of a fixed size.
+
+        Answers the grace period after which the pages may be reused that the table before named.
+        Raises OSError (ENOSPC) where there is no room for another table or inode (see `rivals`),
+        and ValueError for what cannot be.
         """
-        head = TableHead(size_bytes=size_bytes, extent_count=len(extents))
-        raw = layouts.TABLE_HEAD.pack(head) + b"".join(map(layouts.EXTENT.pack, extents))
-        table = self._arena.take(len(raw))
-        self.memory[table : table + len(raw)] = raw
+        limit_bytes = size_bytes if limit_bytes is None else limit_bytes
+        self._check(inode, size_bytes, live_offset, limit_bytes)
+        head = TableHead(size_bytes, limit_bytes, live_offset, len(extents))
+        table = self._write_table(head, extents)
         entry = self._entries.get(inode)
         if entry is None:
             try:
@@ -115,22 +159,39 @@ class SharedMemory:
     def withdraw(self, inode: int) -> Grace:
         """Let the data plane forward from now on all that concerns a published inode."""
         entry = self._entries.pop(inode)
-        grace = self._replace_table(entry, 0)
-        self._retired.append(_Retired(grace, entry=entry))
-        return grace
+        table = load_word(self.memory, entry + _TABLE_AT)
+        store_word(self.memory, entry + _TABLE_AT, 0)
+        store_word(self.memory, entry + _INODE_AT, 0)
+        return self._retire(table, entry)
+
+    def is_published(self, inode: int) -> bool:
+        """Whether the data plane serves an inode."""
+        return inode in self._entries
+
+    def rivals(self, inode: int) -> list[int]:
+        """The published inodes of which one must go where an inode finds no entry.
+
+        Fewer than there are entries in its buckets while some wait for their grace periods.
+        """
+        entries = {
+            self._entry(bucket, way)
+            for bucket in layouts.buckets_of(inode)
+            for way in range(layouts.INODE_WAYS)
+        }
+        words = (load_word(self.memory, entry + _INODE_AT) for entry in sorted(entries))
+        return [word for word in words if word]
 
     def last_write_ns(self, inode: int) -> int:
-        """When the data plane last wrote to an inode; 0: never. In ns since 1970."""
+        """When the data plane last wrote to a device; 0: never. In ns since 1970."""
         entry = self._entries.get(inode)
         if entry is None:
             return 0
-        return load_word(self.memory, entry + layouts.INODE_ENTRY.offset_of("last_write_ns"))
+        return load_word(self.memory, entry + _LAST_WRITE_AT)
 
     def begin_grace(self) -> Grace:
         """What is under way now; all that begins later sees whatever was stored before."""
-        fence()
-        words = [self.slot_word(worker, "section") for worker in range(self.worker_count)]
-        return Grace(tuple((worker, word) for worker, word in enumerate(words) if word & 1))
+        at = self.areas.slots + _SECTION_AT
+        return Grace(odd_words(self.memory, at, layouts.SLOT_BYTES, self.worker_count))
 
     def is_over(self, grace: Grace) -> bool:
         """Whether nothing is under way any more that was when the grace period began."""
@@ -156,7 +217,7 @@ class SharedMemory:
             found.append(layouts.FAULT_RECORD.unpack(self.memory[at : at + size]))
         return found
 
-    def _header(self, pool: Pool, memmap_place: MemmapPlace) -> Header:
+    def _header(self, pool: Pool, memmap_place: MemmapPlace, *, forward_fsync: bool) -> Header:
         medium, areas, geometry = pool.medium, self.areas, self.geometry
         in_pool = memmap_place is MemmapPlace.POOL
         return Header(
@@ -177,83 +238,120 @@ class SharedMemory:
             reserved=int(medium.reserved),
             read_only=int(medium.read_only),
             section_shift=self.section_shift,
+            forward_fsync=int(forward_fsync),
         )
 
+    def _check(self, inode: int, size_bytes: int, live_offset: int, limit_bytes: int) -> None:
+        if inode <= 0 or size_bytes < 0 or limit_bytes < size_bytes:
+            raise ValueError(f"inode {inode} cannot have {size_bytes} of {limit_bytes} bytes")
+        if live_offset == 0 and limit_bytes == size_bytes:
+            return
+        last_line = self._pool_bytes - LIVE_LINE.size_bytes
+        if live_offset % _LINE_BYTES or not 0 < live_offset <= last_line:
+            raise ValueError(f"there is no live line at {live_offset}")
+        if limit_bytes > SIZE_LIMIT_BYTES:
+            raise ValueError(f"no file may have {limit_bytes} bytes")
+
+    def _entry(self, bucket: int, way: int) -> int:
+        place = bucket * layouts.INODE_WAYS + way
+        return self.areas.inodes + place * layouts.INODE_ENTRY.size_bytes
+
     def _new_entry(self, inode: int) -> int:
-        """The place for an inode: the first free one on the way that `find_inode` goes."""
-        self._reclaim()
-        size = layouts.INODE_ENTRY.size_bytes
-        for step in range(layouts.INODE_ENTRIES):
-            entry = self.areas.inodes + (inode + step) % layouts.INODE_ENTRIES * size
-            if entry in self._spare_entries:
-                self._spare_entries.remove(entry)
-            elif load_word(self.memory, entry):
-                continue
-            store_word(self.memory, entry + layouts.INODE_ENTRY.offset_of("last_write_ns"), 0)
-            store_word(self.memory, entry, inode)
-            return entry
-        raise OSError(errno.ENOSPC, "too many files are open at once")
+        """The place for an inode, in the emptier of its buckets: so both are rarely full."""
+        free = self._most_free(inode)
+        if not free:
+            self._reclaim()
+            free = self._most_free(inode)
+        if not free:
+            raise OSError(errno.ENOSPC, "too many files are open at once")
+        entry = free.pop()
+        store_word(self.memory, entry + _LAST_WRITE_AT, 0)
+        store_word(self.memory, entry + _INODE_AT, inode)
+        return entry
+
+    def _most_free(self, inode: int) -> list[int]:
+        first, second = layouts.buckets_of(inode)
+        return max(self._free_entries[first], self._free_entries[second], key=len)
+
+    def _write_table(self, head: TableHead, extents: Sequence[Extent]) -> int:
+        """A new table, where nobody looks yet."""
+        size_bytes = layouts.TABLE_HEAD.size_bytes + len(extents) * layouts.EXTENT.size_bytes
+        try:
+            table = self._arena.take(size_bytes)
+        except OSError:
+            self._reclaim()
+            table = self._arena.take(size_bytes)
+        words = [word for extent in extents for word in _extent_words(extent)]
+        packed = layouts.TABLE_HEAD.pack(head) + struct.pack(f"<{len(words)}Q", *words)
+        self.memory[table : table + size_bytes] = packed
+        return table
 
     def _replace_table(self, entry: int, table: int) -> Grace:
-        at = entry + layouts.INODE_ENTRY.offset_of("table")
-        before = load_word(self.memory, at)
-        store_word(self.memory, at, table)
+        before = load_word(self.memory, entry + _TABLE_AT)
+        store_word(self.memory, entry + _TABLE_AT, table)
+        return self._retire(before, 0) if before else self.begin_grace()
+
+    def _retire(self, table: int, entry: int) -> Grace:
         grace = self.begin_grace()
-        if before:
-            self._retired.append(_Retired(grace, table=before))
+        self._retired.append((grace, table, entry))
         self._reclaim()
         return grace
 
     def _reclaim(self) -> None:
-        """Reuse what nobody can see any more."""
-        waiting = []
-        for retired in self._retired:
-            if not self.is_over(retired.grace):
-                waiting.append(retired)
-            elif retired.table:
-                self._arena.give_back(retired.table)
-            else:
-                self._spare_entries.append(retired.entry)
-        self._retired = waiting
+        """Reuse what nobody can see any more.
+
+        Grace periods end in the order they began in: whoever holds up one was under way just so
+        when any later one began.
+        """
+        while self._retired and self.is_over(self._retired[0][0]):
+            _, table, entry = self._retired.popleft()
+            self._arena.give_back(table)
+            if entry:
+                place = (entry - self.areas.inodes) // layouts.INODE_ENTRY.size_bytes
+                self._free_entries[place // layouts.INODE_WAYS].append(entry)
 
 
-@dataclass(frozen=True, slots=True)
-class _Retired:
-    """A table or an entry that a worker may still see."""
-
-    grace: Grace
-    table: int = 0
-    entry: int = 0
+_Retired = tuple[Grace, int, int]
+"""A table that a worker may still see, and the entry that went with it, or 0."""
 
 
 class Arena:
-    """Memory for tables, in lines of 64 bytes, given out by the first fit."""
+    """Memory for tables: blocks of 2^order lines of 64 bytes, each beside its buddy.
+
+    Source: Knuth, TAOCP vol. 1, 2.5, the buddy system. `size_bytes` is a power of two.
+    """
 
     def __init__(self, start: int, size_bytes: int) -> None:
-        self._free = [(start, size_bytes)]
-        self._taken: dict[int, int] = {}
+        self._start = start
+        self._top = (size_bytes // _LINE_BYTES).bit_length() - 1
+        self._free: list[set[int]] = [set() for _ in range(self._top + 1)]
+        self._free[self._top].add(0)
+        self._orders: dict[int, int] = {}
 
     def take(self, size_bytes: int) -> int:
         """The offset of a free range. Raises OSError (ENOSPC)."""
-        wanted = align_up(size_bytes, _LINE_BYTES)
-        for position, (start, room) in enumerate(self._free):
-            if room >= wanted:
-                rest = [(start + wanted, room - wanted)] if room > wanted else []
-                self._free[position : position + 1] = rest
-                self._taken[start] = wanted
-                return start
-        raise OSError(errno.ENOSPC, "the extent tables are full")
+        wanted = ((size_bytes - 1) // _LINE_BYTES).bit_length()
+        order = wanted
+        while order <= self._top and not self._free[order]:
+            order += 1
+        if order > self._top:
+            raise OSError(errno.ENOSPC, "the extent tables are full")
+        block = self._free[order].pop()
+        while order > wanted:
+            order -= 1
+            self._free[order].add(block + (1 << order))
+        self._orders[block] = wanted
+        return self._start + block * _LINE_BYTES
 
     def give_back(self, start: int) -> None:
         """Free a range that was taken."""
-        ranges = sorted([*self._free, (start, self._taken.pop(start))])
-        self._free = ranges[:1]
-        for begin, size in ranges[1:]:
-            last, last_size = self._free[-1]
-            if last + last_size == begin:
-                self._free[-1] = (last, last_size + size)
-            else:
-                self._free.append((begin, size))
+        block = (start - self._start) // _LINE_BYTES
+        order = self._orders.pop(block)
+        while order < self._top and (buddy := block ^ (1 << order)) in self._free[order]:
+            self._free[order].remove(buddy)
+            block &= ~(1 << order)
+            order += 1
+        self._free[order].add(block)
 
 
 def _section_shift(place: MemmapPlace, page_order: int) -> int:

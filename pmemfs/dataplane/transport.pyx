@@ -2,7 +2,8 @@
 """The seam: how requests leave for the control plane, and what is changed in its replies.
 
 A request is handed over as the kernel sent it but for two bits of its number, which tell later that
-the reply is to an OPEN or a CREATE; the kernel's numbers are counters and never come near them.
+the reply is to an OPEN, or to a CREATE or TMPFILE; the kernel's numbers are counters and never come
+near them.
 """
 
 from libc.errno cimport EINTR, errno
@@ -51,7 +52,7 @@ cdef int hand_over(worker_t *worker, request_t *request, verdict_t verdict) noex
         return 0 if c_write(plane.sync_fd, &head.unique, 8) == 8 else errno
     if head.opcode == FUSE_OPEN:
         head.unique |= IS_OPEN
-    elif head.opcode == FUSE_CREATE:
+    elif head.opcode == FUSE_CREATE or head.opcode == TMPFILE:
         head.unique |= IS_CREATE
     parts[0].iov_base, parts[0].iov_len = &head, sizeof(head)
     parts[1].iov_base, parts[1].iov_len = <void *>request.operation, request.operation_bytes

@@ -51,6 +51,7 @@ class PlaneSettings:
     queue_count: int
     depth: int
     reader_count: int
+    dont_mask: bool = False
 
     @property
     def worker_count(self) -> int:
