@@ -25,6 +25,7 @@ from pmemfs.units import KIB, MIB
 from pmemfs.volume.linear import INODE, LinearVolume
 
 READ, WRITE, FSYNC, FLUSH, INTERRUPT, FALLOCATE, LSEEK, SYNCFS = 15, 16, 20, 25, 36, 43, 46, 50
+TMPFILE, STATX = 51, 52
 MAX_WRITE = MIB
 
 
@@ -127,11 +128,18 @@ class Tables:
 
 
 @contextmanager
-def some_tables(directory: Path, worker_count: int = 2) -> Iterator[Tables]:
+def some_tables(
+    directory: Path, worker_count: int = 2, *, forward_fsync: bool = False
+) -> Iterator[Tables]:
     """Tables over a new pool without page structures."""
     with mapped_pool(directory, Scheme.NONE, 4 * KIB, 16 * MIB) as pool:
         assert isinstance(pool.medium, MappedMedium)
-        shared = SharedMemory(pool, worker_count=worker_count, memmap_place=MemmapPlace.NOWHERE)
+        shared = SharedMemory(
+            pool,
+            worker_count=worker_count,
+            memmap_place=MemmapPlace.NOWHERE,
+            forward_fsync=forward_fsync,
+        )
         yield Tables(pool, shared, pool.medium.fileno(), pool.medium.map_flags)
 
 

@@ -100,7 +100,7 @@ class Header:
     reserved: int = stored("<u8", "1: all of the pool had memory when it was opened")
     read_only: int = stored("<u8", "1: the pool is mapped for reading only")
     section_shift: int = stored("<u8", "structures in a section or stretch, as a power of two")
-    forward_fsync: int = stored("<u8", "1: only of published inodes is all known that fsync must do")
+    forward_fsync: int = stored("<u8", "1: answer no fsync of what is not published")
     unused: int = stored("V48", "zero", default=bytes(48))
     write_epoch: int = stored("<u8", "stamps what is written now", default=1)
     persisted_epoch: int = stored("<u8", "what was written in it or before is durable")

@@ -36,7 +36,6 @@ import os
 import struct
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -56,6 +55,9 @@ _SECTION_AT = layouts.SLOT_HEAD.offset_of("section")
 _INODE_AT = layouts.INODE_ENTRY.offset_of("inode")
 _TABLE_AT = layouts.INODE_ENTRY.offset_of("table")
 _LAST_WRITE_AT = layouts.INODE_ENTRY.offset_of("last_write_ns")
+
+assert {field.type for field in (*layouts.TABLE_HEAD.fields, *layouts.EXTENT.fields)} == {"<u8"}
+_head_words = attrgetter(*(field.name for field in layouts.TABLE_HEAD.fields))
 _extent_words = attrgetter(*(field.name for field in layouts.EXTENT.fields))
 
 
@@ -282,7 +284,7 @@ class SharedMemory:
             self._reclaim()
             table = self._arena.take(size_bytes)
         words = [word for extent in extents for word in _extent_words(extent)]
-        packed = layouts.TABLE_HEAD.pack(head) + struct.pack(f"<{len(words)}Q", *words)
+        packed = struct.pack(f"<{size_bytes // 8}Q", *_head_words(head), *words)
         self.memory[table : table + size_bytes] = packed
         return table
 
@@ -316,42 +318,58 @@ _Retired = tuple[Grace, int, int]
 
 
 class Arena:
-    """Memory for tables: blocks of 2^order lines of 64 bytes, each beside its buddy.
+    """Memory for tables: blocks of 2^order lines of 64 bytes, of which two buddies make a larger.
 
-    Source: Knuth, TAOCP vol. 1, 2.5, the buddy system. `size_bytes` is a power of two.
+    They are put together only when there is no other block, so tables that come and go by the
+    thousand find one of their size at once. `size_bytes` is a power of two. Source: Knuth, TAOCP
+    vol. 1, 2.5, the buddy system.
     """
 
     def __init__(self, start: int, size_bytes: int) -> None:
         self._start = start
         self._top = (size_bytes // _LINE_BYTES).bit_length() - 1
-        self._free: list[set[int]] = [set() for _ in range(self._top + 1)]
-        self._free[self._top].add(0)
+        self._free: list[list[int]] = [[] for _ in range(self._top + 1)]
+        self._free[self._top].append(0)
         self._orders: dict[int, int] = {}
+        self._is_merged = True
 
     def take(self, size_bytes: int) -> int:
         """The offset of a free range. Raises OSError (ENOSPC)."""
         wanted = ((size_bytes - 1) // _LINE_BYTES).bit_length()
-        order = wanted
-        while order <= self._top and not self._free[order]:
-            order += 1
+        order = self._order_from(wanted)
+        if order > self._top and not self._is_merged:
+            self._merge()
+            order = self._order_from(wanted)
         if order > self._top:
             raise OSError(errno.ENOSPC, "the extent tables are full")
         block = self._free[order].pop()
         while order > wanted:
             order -= 1
-            self._free[order].add(block + (1 << order))
+            self._free[order].append(block + (1 << order))
         self._orders[block] = wanted
         return self._start + block * _LINE_BYTES
 
     def give_back(self, start: int) -> None:
         """Free a range that was taken."""
         block = (start - self._start) // _LINE_BYTES
-        order = self._orders.pop(block)
-        while order < self._top and (buddy := block ^ (1 << order)) in self._free[order]:
-            self._free[order].remove(buddy)
-            block &= ~(1 << order)
+        self._free[self._orders.pop(block)].append(block)
+        self._is_merged = False
+
+    def _order_from(self, order: int) -> int:
+        """The least order from one on that has a free block; above the highest if none has."""
+        while order <= self._top and not self._free[order]:
             order += 1
-        self._free[order].add(block)
+        return order
+
+    def _merge(self) -> None:
+        for order in range(self._top):
+            size = 1 << order
+            free = set(self._free[order])
+            merged = [block for block in free if not block & size and block + size in free]
+            free -= {buddy for block in merged for buddy in (block, block + size)}
+            self._free[order] = list(free)
+            self._free[order + 1] += merged
+        self._is_merged = True
 
 
 def _section_shift(place: MemmapPlace, page_order: int) -> int:

@@ -19,6 +19,8 @@ from pmemfs.dataplane.tables import Arena
 from pmemfs.pfn import FRAME_BYTES
 
 INODE = 7
+ENTRIES = layouts.INODE_ENTRIES
+CYCLES = 100_000
 SWAPS = int(os.environ.get("PMEMFS_TABLE_SWAPS", "1000000"))
 
 
@@ -67,11 +69,15 @@ def test_extents_are_found_wherever_they_lie(tables: Tables) -> None:
         assert read(tables, INODE, offset, 100_000)[2] == expected[offset : offset + 100_000]
 
 
+def share_a_bucket(one: int, other: int) -> bool:
+    return bool(set(layouts.buckets_of(one)) & set(layouts.buckets_of(other)))
+
+
 def test_inodes_that_share_a_place_and_inodes_that_come_and_go_are_told_apart(
     tables: Tables,
 ) -> None:
     first = int(tables.pool.first_data_pfn)
-    step = layouts.INODE_ENTRIES
+    step = next(n for n in range(1, 1 << 20) if share_a_bucket(INODE, INODE + n))
     for number in range(4):
         fill(tables, first + number, bytes([65 + number]))
         tables.shared.publish(INODE + number * step, FRAME_BYTES, [extent(0, first + number, 1)])
@@ -84,26 +90,124 @@ def test_inodes_that_share_a_place_and_inodes_that_come_and_go_are_told_apart(
     assert read(tables, INODE + step, 0, 1)[0] == "forward"
 
 
+def publish_all_that_go_in(tables: Tables) -> int:
+    """Publish inodes from 1 on; the first that is refused."""
+    for inode in range(1, layouts.INODE_ENTRIES + 1):
+        try:
+            tables.shared.publish(inode, 1, [])
+        except OSError:
+            return inode
+    return layouts.INODE_ENTRIES + 1
+
+
 def test_more_open_files_than_there_are_entries_are_refused_until_some_are_closed(
     tables: Tables,
 ) -> None:
-    for inode in range(1, layouts.INODE_ENTRIES + 1):
-        tables.shared.publish(inode, 0, [])
+    inode = publish_all_that_go_in(tables)
+    assert inode > layouts.INODE_ENTRIES // 2
     with pytest.raises(OSError, match="too many") as caught:
-        tables.shared.publish(5000, 0, [])
+        tables.shared.publish(inode, 1, [])
     assert caught.value.errno == errno.ENOSPC
-    tables.shared.withdraw(3)
-    tables.shared.publish(5000, FRAME_BYTES, [])
-    assert read(tables, 5000, 0, 3) == ("answer", 0, bytes(3))
+    worker = tables.worker()
+    assert all(
+        worker.answer(read_in(0, 5), opcode=READ, inode=other) == ("answer", 0, b"\0")
+        for other in range(1, inode)
+    )
+    assert worker.answer(read_in(0, 5), opcode=READ, inode=inode)[0] == "forward"
+    rivals = tables.shared.rivals(inode)
+    assert len(set(rivals)) == 2 * layouts.INODE_WAYS
+    assert all(tables.shared.is_published(rival) for rival in rivals)
+    tables.shared.withdraw(rivals[3])
+    assert rivals[3] not in tables.shared.rivals(inode)
+    tables.shared.publish(inode, FRAME_BYTES, [])
+    assert read(tables, inode, 0, 3) == ("answer", 0, bytes(3))
+    assert read(tables, rivals[3], 0, 3)[0] == "forward"
+
+
+def test_an_inode_of_any_number_is_found_where_it_was_put(tables: Tables) -> None:
+    worker = tables.worker()
+
+    @given(st.integers(1, (1 << 64) - 1))
+    def find(inode: int) -> None:
+        tables.shared.publish(inode, 3, [])
+        assert worker.answer(read_in(0, 9), opcode=READ, inode=inode) == ("answer", 0, bytes(3))
+        tables.shared.withdraw(inode)
+        assert worker.answer(read_in(0, 9), opcode=READ, inode=inode)[0] == "forward"
+
+    find()
+
+
+def test_no_request_finds_an_entry_that_is_free(tables: Tables) -> None:
+    with pytest.raises(ValueError, match="inode 0"):
+        tables.shared.publish(0, 1, [])
+    tables.shared.publish(INODE, 1, [])
+    # An entry between its two words, as a worker may meet it.
+    store_word(tables.shared.memory, tables.shared._entries[INODE], 0)
+    for inode in (0, INODE):
+        assert read(tables, inode, 0, 1)[0] == "forward"
+
+
+def test_files_that_come_and_go_a_hundred_thousand_times_leave_nothing_behind(
+    tables: Tables,
+) -> None:
+    first = int(tables.pool.first_data_pfn)
+    fill(tables, first, b"a")
+    worker = tables.worker()
+    part = [extent(0, first, 1)]
+    for cycle in range(CYCLES):
+        inode = (cycle * 0x1_0003 << 3) + 11
+        tables.shared.publish(inode, FRAME_BYTES, part)
+        if cycle % 100 == 0:
+            assert worker.answer(read_in(0, 1), opcode=READ, inode=inode)[2] == b"a"
+            tables.shared.withdraw(inode)
+            assert worker.answer(read_in(0, 1), opcode=READ, inode=inode)[0] == "forward"
+        else:
+            tables.shared.withdraw(inode)
+    start = tables.shared.areas.inodes
+    size = layouts.INODE_ENTRY.size_bytes
+    words = [load_word(tables.shared.memory, start + n * size) for n in range(ENTRIES)]
+    assert words == [0] * ENTRIES
+    assert tables.shared._arena.take(layouts.EXTENT_ARENA_BYTES) == tables.shared.areas.tables
+
+
+def test_an_entry_goes_to_another_inode_only_after_its_grace_period(tables: Tables) -> None:
+    tables.shared.publish(INODE, 1, [])
+    entry = tables.shared._entries[INODE]
+    set_section(tables, 1, 1)
+    grace = tables.shared.withdraw(INODE)
+    twins = twins_of(INODE, 2 * layouts.INODE_WAYS)
+    for twin in twins[:-1]:
+        tables.shared.publish(twin, 1, [])
+    with pytest.raises(OSError, match="too many"):
+        tables.shared.publish(twins[-1], 1, [])
+    assert sorted(tables.shared.rivals(twins[-1])) == sorted(twins[:-1])
+    set_section(tables, 1, 2)
+    assert tables.shared.is_over(grace)
+    tables.shared.publish(twins[-1], 1, [])
+    assert tables.shared._entries[twins[-1]] == entry
+    assert read(tables, twins[-1], 0, 9) == ("answer", 0, b"\0")
+    assert read(tables, INODE, 0, 9)[0] == "forward"
+
+
+def twins_of(inode: int, count: int) -> list[int]:
+    """Inodes that may have their entries in the same two buckets as another."""
+    word = 1 << 64
+    inverse = pow(layouts.INODE_HASH, -1, word)
+    shift = 64 - 2 * layouts.INODE_BUCKETS_SHIFT
+    mixed = (inode * layouts.INODE_HASH % word) >> shift << shift
+    twins = [(mixed + n) * inverse % word for n in range(count + 1)]
+    return [twin for twin in twins if twin != inode][:count]
 
 
 def test_a_table_that_does_not_fit_is_refused_and_the_old_one_stays(tables: Tables) -> None:
     first = int(tables.pool.first_data_pfn)
     fill(tables, first, b"a")
     tables.shared.publish(INODE, FRAME_BYTES, [extent(0, first, 1)])
+    taken = dict(tables.shared._arena._orders)
     too_many = layouts.EXTENT_ARENA_BYTES // layouts.EXTENT.size_bytes
     with pytest.raises(OSError, match="full"):
         tables.shared.publish(INODE, FRAME_BYTES, [extent(0, first, 1)] * too_many)
+    assert tables.shared._arena._orders == taken
     assert read(tables, INODE, 0, 1)[2] == b"a"
 
 
@@ -126,8 +230,8 @@ def test_a_grace_period_lasts_until_all_who_may_look_at_the_old_table_have_ended
 
 
 def test_the_memory_of_a_table_is_used_again_only_after_its_grace_period(tables: Tables) -> None:
-    def table() -> int:
-        entry = tables.shared._entries[INODE]
+    def table(inode: int = INODE) -> int:
+        entry = tables.shared._entries[inode]
         return load_word(tables.shared.memory, entry + layouts.INODE_ENTRY.offset_of("table"))
 
     tables.shared.publish(INODE, 0, [])
@@ -137,11 +241,13 @@ def test_the_memory_of_a_table_is_used_again_only_after_its_grace_period(tables:
         tables.shared.publish(INODE, 0, [])
         assert table() != first
     set_section(tables, 0, 2)
+    tables.shared.publish(INODE, 0, [])
     used = []
-    for _ in range(3):
-        tables.shared.publish(INODE, 0, [])
-        used.append(table())
+    for inode in range(INODE + 1, INODE + 9):
+        tables.shared.publish(inode, 0, [])
+        used.append(table(inode))
     assert first in used
+    assert len(set(used)) == 8
 
 
 @given(st.lists(st.integers(1, 5000) | st.integers(-50, -1), max_size=200))
@@ -164,6 +270,22 @@ def test_what_an_arena_gives_out_never_overlaps_and_comes_back_whole(steps: list
     for start, _ in taken:
         arena.give_back(start)
     assert arena.take(64 * 1024) == 4096
+
+
+def test_an_arena_full_of_small_tables_has_room_for_large_ones_once_they_are_gone() -> None:
+    arena = Arena(4096, layouts.EXTENT_ARENA_BYTES)
+    lines = layouts.EXTENT_ARENA_BYTES // 64
+    taken = [arena.take(64) for _ in range(lines)]
+    assert len(set(taken)) == lines
+    with pytest.raises(OSError, match="full"):
+        arena.take(1)
+    for start in taken[::2]:
+        arena.give_back(start)
+    with pytest.raises(OSError, match="full"):
+        arena.take(65)
+    for start in taken[1::2]:
+        arena.give_back(start)
+    assert arena.take(layouts.EXTENT_ARENA_BYTES) == 4096
 
 
 @pytest.mark.slow
