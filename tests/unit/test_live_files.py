@@ -33,7 +33,8 @@ from pmemfs.dataplane import layouts
 from pmemfs.dataplane.layouts import Extent
 from pmemfs.dataplane.memory import load_word, store_word
 from pmemfs.dataplane.responder import Responder
-from pmemfs.media import live
+from pmemfs.media.inode import EPOCH_BITS, EPOCH_MASK, SIZE_LIMIT_BYTES
+from pmemfs.media.live import LIVE_LINE
 from pmemfs.medium.base import Durability
 from pmemfs.pfn import FRAME_BYTES
 
@@ -66,17 +67,17 @@ class File:
         )
 
     def set_size(self, size: int) -> None:
-        store_word(self._line(), 0, size << live.SIZE_SHIFT | EPOCH)
+        store_word(self._line(), 0, size << EPOCH_BITS | EPOCH)
 
     @property
     def size(self) -> int:
         word = load_word(self._line(), 0)
-        assert word & 0xFFFF == EPOCH
-        return word >> live.SIZE_SHIFT
+        assert word & EPOCH_MASK == EPOCH
+        return word >> EPOCH_BITS
 
     @property
     def written_ns(self) -> int:
-        return load_word(self._line(), live.LAYOUT.offset_of("written_ns"))
+        return load_word(self._line(), LIVE_LINE.offset_of("written_ns"))
 
     def content(self, offset: int, length: int) -> bytes:
         return bytes(self.tables.pool.medium.read(self.first * FRAME_BYTES + offset, length))
@@ -111,7 +112,7 @@ class File:
         store_word(memory, table + layouts.TABLE_HEAD.offset_of(name), value)
 
     def _line(self) -> memoryview:
-        view = self.tables.pool.medium.view(self.live_offset, live.LAYOUT.size_bytes)
+        view = self.tables.pool.medium.view(self.live_offset, LIVE_LINE.size_bytes)
         assert isinstance(view, memoryview)
         return view
 
@@ -394,14 +395,14 @@ def test_sizes_and_limits_that_cannot_be_are_refused(file: File) -> None:
     with pytest.raises(ValueError, match="bytes"):
         publish(INODE, 10, [], live_offset=file.live_offset, limit_bytes=9)
     with pytest.raises(ValueError, match="bytes"):
-        publish(INODE, 10, [], live_offset=file.live_offset, limit_bytes=1 << 48)
+        publish(INODE, 10, [], live_offset=file.live_offset, limit_bytes=SIZE_LIMIT_BYTES + 1)
     with pytest.raises(ValueError, match="live line"):
         publish(INODE, 10, [], limit_bytes=11)
     assert not file.tables.shared.is_published(INODE)
 
 
 def test_no_size_in_a_live_line_leads_astray(file: File) -> None:
-    most = live.SIZE_LIMIT - 1
+    most = (1 << 64 - EPOCH_BITS) - 1
     last = extent(most // FRAME_BYTES, file.first, 2)
     file.publish(0, [last])
     file.set_size(most)
