@@ -205,12 +205,18 @@ class FileOperations(AttributeOperations):
         return max(size_bytes, limit << PAGE_SHIFT)
 
     def trim_ahead(self, number: int) -> None:
-        """Nobody writes to a file any more: give back what was mapped ahead. Raises OSError."""
+        """The last close of a file: give back what was mapped ahead, persist its live line.
+
+        Where that would be an msync it is left to fsync. Raises OSError.
+        """
         inode = self._inodes.get(number)
         if inode is None or not inode.is_file or self.read_only:
             return
         inode.next_write_bytes = -1
         inode.ahead_frames = 0
+        self.medium.flush(inode.slot_offset + LIVE_OFFSET, 16)
+        if self.medium.durability is Durability.CACHE_LINES:
+            self.medium.fence()
         first = frames_of(self.size_of(inode))
         if inode.extents.end <= first or inode.state.flags & InodeFlags.KEEPS_AHEAD:
             return

@@ -117,6 +117,7 @@ class FileSystem(FileOperations, NameOperations):
         """What is to be done now and then; whether it should be done again soon."""
         self.clock += 1
         has_more = self.busy.collect()
+        self.collect_slots()
         self.drop_idle()
         if self.read_only:
             return has_more

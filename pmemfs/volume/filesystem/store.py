@@ -82,6 +82,7 @@ class InodeStore:
         self.clock = 0
         self._inodes: dict[int, Inode] = {}
         self._holds: dict[int, int] = {}
+        self._busy_slots: list[tuple[object, int]] = []
         self.table.pending_words = self._recover()
 
     # Inodes
@@ -270,11 +271,26 @@ class InodeStore:
         for inode, runs in released:
             self.busy.add(runs, self.tables.changed(inode.number))
         for inode in removed:
-            self.busy.add(inode.runs(), self.tables.gone(inode.number))
+            token = self.tables.gone(inode.number)
+            self.busy.add(inode.runs(), token)
             self._inodes.pop(inode.number, None)
-            self.table.give_back(inode.slot_offset)
+            if token is None:
+                self.table.give_back(inode.slot_offset)
+            else:
+                # A write that is under way may still touch the live line.
+                self._busy_slots.append((token, inode.slot_offset))
         # Of logs nobody knows but us.
         self.allocator.free(frames)
+
+    def collect_slots(self) -> None:
+        """Give back the slots of inodes that nobody sees any more."""
+        waiting = []
+        for token, offset in self._busy_slots:
+            if self.tables.is_over(token):
+                self.table.give_back(offset)
+            else:
+                waiting.append((token, offset))
+        self._busy_slots = waiting
 
     def become_read_only(self, why: str) -> None:
         """Something is damaged, or may be: change nothing any more."""
