@@ -96,8 +96,6 @@ class InodeStore:
             except DamagedFileSystem as damage:
                 self.become_read_only(str(damage))
                 raise OSError(errno.EIO, str(damage)) from None
-            if len(self._inodes) >= _MOST_CACHED:
-                self.drop_idle(1)
             self._inodes[number] = inode
         inode.used_at = self.clock
         return inode
@@ -146,7 +144,12 @@ class InodeStore:
         return self._inodes.values()
 
     def drop_idle(self, ticks: int = _IDLE_TICKS) -> int:
-        """Forget inodes that nobody needed for a while; how many."""
+        """Forget inodes that nobody needed for a while; how many.
+
+        Between two operations only: one under way has inodes in its hands.
+        """
+        if len(self._inodes) > _MOST_CACHED:
+            ticks = min(ticks, 1)
         idle = [
             inode
             for inode in self._inodes.values()
