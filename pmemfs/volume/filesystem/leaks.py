@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _STEP_SECONDS = 0.005
+_ALL = (1 << CHUNK_FRAMES) - 1
 
 
 class FrameSet:
@@ -33,9 +34,9 @@ class FrameSet:
         self._first_pfn = first_pfn
         self._masks: dict[int, int] = {}
 
-    def add(self, runs: Iterable[Run]) -> int:
-        """Add runs; how many of their frames were there before."""
-        known = 0
+    def add(self, runs: Iterable[Run]) -> list[Run]:
+        """Add runs; those parts of them that were there before."""
+        known = []
         for pfn, count in runs:
             start, left = pfn - self._first_pfn, count
             while left:
@@ -43,15 +44,49 @@ class FrameSet:
                 step = min(left, CHUNK_FRAMES - bit)
                 mask = ((1 << step) - 1) << bit
                 before = self._masks.get(chunk, 0)
-                known += (before & mask).bit_count()
-                self._masks[chunk] = before | mask
+                if before & mask:
+                    known += self._runs(chunk, before & mask)
+                after = before | mask
+                # One object for all whole chunks: there may be very many of them.
+                self._masks[chunk] = _ALL if after == _ALL else after
                 start += step
                 left -= step
         return known
 
+    def meeting(self, runs: Iterable[Run]) -> list[Run]:
+        """The parts of runs that are in the set."""
+        found = []
+        for pfn, count in runs:
+            start, left = pfn - self._first_pfn, count
+            while left:
+                chunk, bit = divmod(start, CHUNK_FRAMES)
+                step = min(left, CHUNK_FRAMES - bit)
+                both = self._masks.get(chunk, 0) & ((1 << step) - 1) << bit
+                if both:
+                    found += self._runs(chunk, both)
+                start += step
+                left -= step
+        return found
+
     def mask(self, chunk: int) -> int:
         """The frames of a chunk that are in the set."""
         return self._masks.get(chunk, 0)
+
+    def add_mask(self, chunk: int, mask: int) -> None:
+        """Add frames of a chunk."""
+        if mask:
+            self._masks[chunk] = self._masks.get(chunk, 0) | mask
+
+    def chunks(self) -> Iterator[tuple[int, int]]:
+        """Chunks that have any, in no order, and their masks."""
+        yield from self._masks.items()
+
+    def __bool__(self) -> bool:
+        return bool(self._masks)
+
+    def _runs(self, chunk: int, mask: int) -> list[Run]:
+        start = self._first_pfn + chunk * CHUNK_FRAMES
+        return [Run(start + bit, count) for bit, count in runs_of(mask)]
 
 
 class LeakSearch:

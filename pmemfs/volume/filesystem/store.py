@@ -18,7 +18,6 @@ from pmemfs.errors import DamagedFileSystem
 from pmemfs.media.filesystem import (
     HEAD,
     HEAD_FRAME,
-    JOURNAL_FRAME,
     LEAST_FRAMES,
     Geometry,
     validate_head,
@@ -26,21 +25,15 @@ from pmemfs.media.filesystem import (
 from pmemfs.media.inode import (
     EPOCH_BITS,
     EPOCH_MASK,
-    HEAD_WORD_AT,
     LIVE_OFFSET,
-    SIZE_LIMIT_BYTES,
-    SLOT_BYTES,
-    TAIL_WORD_AT,
 )
-from pmemfs.media.journal import read_journal
 from pmemfs.memmap.base import Memmap
-from pmemfs.pfn import FRAME_BYTES
 from pmemfs.pool import Pool
 from pmemfs.volume.filesystem.allocator import Allocator
 from pmemfs.volume.filesystem.busy import BusyPages
 from pmemfs.volume.filesystem.extents import Run
-from pmemfs.volume.filesystem.inode import Inode, Replay, State
-from pmemfs.volume.filesystem.log import LogReader
+from pmemfs.volume.filesystem.inode import Inode, State
+from pmemfs.volume.filesystem.reading import read_inode, stored_size, unfinished_words
 from pmemfs.volume.filesystem.table import InodeTable
 from pmemfs.volume.filesystem.tables import NoTables, Tables
 from pmemfs.volume.filesystem.transaction import Transaction
@@ -101,23 +94,8 @@ class InodeStore:
         return inode
 
     def read_inode(self, number: int) -> Inode | None:
-        """An inode as it is stored, not kept in memory; None where its slot is free.
-
-        Raises DamagedFileSystem.
-        """
-        head = self.table.head(number)
-        if head is None:
-            return None
-        slot = self.table.slot_offset(number)
-        reader = LogReader(self.medium, self.geometry, number, slot, head.head, head.tail)
-        inode = Inode(number, slot, head.generation, head.birth_ns, reader.log)
-        replay = Replay(inode, self.geometry)
-        for kind, raw in reader.records():
-            replay.apply(kind, raw)
-        replay.finish()
-        if inode.is_file and self.size_of(inode) >= SIZE_LIMIT_BYTES:
-            raise DamagedFileSystem(why=f"inode {number}: its size is impossible")
-        return inode
+        """As `reading.read_inode`. Raises DamagedFileSystem."""
+        return read_inode(self.medium, self.table, number)
 
     def cached(self, number: int) -> Inode | None:
         """An inode if it is in memory."""
@@ -204,14 +182,7 @@ class InodeStore:
 
     def size_of(self, inode: Inode) -> int:
         """The size of an inode in bytes."""
-        if not inode.is_file:
-            return inode.state.size_bytes
-        word = self._live_word(inode)
-        return (
-            word >> EPOCH_BITS
-            if word & EPOCH_MASK == inode.state.epoch
-            else (inode.state.size_bytes)
-        )
+        return stored_size(self.medium, inode)
 
     def set_live_size(self, inode: Inode, size_bytes: int) -> None:
         """Store a size for all to see; durable with the next fence."""
@@ -329,13 +300,7 @@ class InodeStore:
 
         Where nothing can be written, what would be. Raises DamagedFileSystem.
         """
-        journal = self.geometry.offset_of(JOURNAL_FRAME)
-        words = {}
-        for entry in read_journal(bytes(self.medium.read(journal, FRAME_BYTES))):
-            if not self._is_word_of_an_inode(entry.offset):
-                raise DamagedFileSystem(why=f"the journal would change a word at {entry.offset:#x}")
-            if int.from_bytes(self.medium.read(entry.offset, 8), "little") == entry.old:
-                words[entry.offset] = entry.new
+        words = unfinished_words(self.medium, self.table)
         if self.read_only or not words:
             return words
         for offset, word in words.items():
@@ -343,15 +308,6 @@ class InodeStore:
             self.medium.flush(offset, 8)
         self.medium.fence()
         return {}
-
-    def _is_word_of_an_inode(self, offset: int) -> bool:
-        slot = offset & -SLOT_BYTES
-        if offset - slot not in (HEAD_WORD_AT, TAIL_WORD_AT):
-            return False
-        try:
-            return self.table.slot_offset(self.table.number_at(slot)) == slot
-        except DamagedFileSystem:
-            return False
 
     def grow(self) -> None:
         """The pool's zones have become larger."""

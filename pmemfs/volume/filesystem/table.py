@@ -97,16 +97,24 @@ class InodeTable:
         self._free.append(offset)
 
     def frames(self) -> Iterator[int]:
-        """Every frame that holds inodes, as a pfn; what comes and goes meanwhile may be missed."""
+        """Every frame that holds inodes, as a pfn; what comes and goes meanwhile may be missed.
+
+        Bits of frames that the group keeps, or that are behind the zone, are none.
+        """
         for group in range(self.geometry.group_count):
-            offset = (self.geometry.group_pfn(group) + 1) << PAGE_SHIFT
-            if self.geometry.frames_of(group) < 2 or self._medium.is_hole(offset, FRAME_BYTES):
-                continue
-            bits = int.from_bytes(self._medium.read(offset, FRAME_BYTES), "little")
+            bits = self.marked(group)
+            bits &= (1 << self.geometry.frames_of(group)) - (1 << self.geometry.kept_of(group))
             while bits:
                 position = (bits & -bits).bit_length() - 1
                 bits &= bits - 1
                 yield self.geometry.group_pfn(group) + position
+
+    def marked(self, group: int) -> int:
+        """The inode bitmap of a group, as it is stored."""
+        offset = (self.geometry.group_pfn(group) + 1) << PAGE_SHIFT
+        if self.geometry.frames_of(group) < 2 or self._medium.is_hole(offset, FRAME_BYTES):
+            return 0
+        return int.from_bytes(self._medium.read(offset, FRAME_BYTES), "little")
 
     def numbers_in(self, pfn: int) -> list[int]:
         """The inodes in a frame, as far as slots are used."""

@@ -1,0 +1,73 @@
+"""What a pool holds, as it is stored: inodes and the journal, read by whoever mounts or checks it.
+
+Invariant: nothing here writes, and nothing that is stored is believed before it was looked at.
+"""
+
+from __future__ import annotations
+
+from pmemfs.errors import DamagedFileSystem
+from pmemfs.media.filesystem import JOURNAL_FRAME
+from pmemfs.media.inode import (
+    EPOCH_BITS,
+    EPOCH_MASK,
+    HEAD_WORD_AT,
+    LIVE_OFFSET,
+    SIZE_LIMIT_BYTES,
+    SLOT_BYTES,
+    TAIL_WORD_AT,
+)
+from pmemfs.media.journal import read_journal
+from pmemfs.medium.base import Medium
+from pmemfs.pfn import FRAME_BYTES
+from pmemfs.volume.filesystem.inode import Inode, Replay
+from pmemfs.volume.filesystem.log import LogReader
+from pmemfs.volume.filesystem.table import InodeTable
+
+
+def read_inode(medium: Medium, table: InodeTable, number: int) -> Inode | None:
+    """An inode as it is stored; None where its slot is free. Raises DamagedFileSystem."""
+    head = table.head(number)
+    if head is None:
+        return None
+    slot = table.slot_offset(number)
+    reader = LogReader(medium, table.geometry, number, slot, head.head, head.tail)
+    inode = Inode(number, slot, head.generation, head.birth_ns, reader.log)
+    replay = Replay(inode, table.geometry)
+    for kind, raw in reader.records():
+        replay.apply(kind, raw)
+    replay.finish()
+    if stored_size(medium, inode) >= SIZE_LIMIT_BYTES:
+        raise DamagedFileSystem(why=f"inode {number}: its size is impossible")
+    return inode
+
+
+def stored_size(medium: Medium, inode: Inode) -> int:
+    """The size of an inode in bytes: of a file, that of the live line if that counts."""
+    if inode.is_file:
+        raw = medium.read(inode.slot_offset + LIVE_OFFSET, 8)
+        word = int.from_bytes(raw, "little")
+        if word & EPOCH_MASK == inode.state.epoch:
+            return word >> EPOCH_BITS
+    return inode.state.size_bytes
+
+
+def unfinished_words(medium: Medium, table: InodeTable) -> dict[int, int]:
+    """What the journal would still change, by offset. Raises DamagedFileSystem."""
+    journal = table.geometry.offset_of(JOURNAL_FRAME)
+    words = {}
+    for entry in read_journal(bytes(medium.read(journal, FRAME_BYTES))):
+        if not _is_word_of_an_inode(table, entry.offset):
+            raise DamagedFileSystem(why=f"the journal would change a word at {entry.offset:#x}")
+        if int.from_bytes(medium.read(entry.offset, 8), "little") == entry.old:
+            words[entry.offset] = entry.new
+    return words
+
+
+def _is_word_of_an_inode(table: InodeTable, offset: int) -> bool:
+    slot = offset & -SLOT_BYTES
+    if offset - slot not in (HEAD_WORD_AT, TAIL_WORD_AT):
+        return False
+    try:
+        return table.slot_offset(table.number_at(slot)) == slot
+    except DamagedFileSystem:
+        return False
