@@ -1,17 +1,20 @@
 """Checking a pool that isn't mounted: everything that is stored, against what it must be.
 
-Nothing is written. What is stored in mode `block` is the label and its copy, and the zones they
-describe; page structures are not persistent, and the data is the user's.
+What is stored in every mode is the label and its copy, and the zones they describe; page structures
+are not persistent. Mode `fs` adds the file system. Nothing is written, except by `repair_pool`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from pmemfs.errors import InvalidPool
-from pmemfs.media.label import State
+from pmemfs.media.label import Mode, State
 from pmemfs.medium.base import Medium
 from pmemfs.pool import LabelReading, Pool, read_labels
+from pmemfs.volume.filesystem.check import Problem, Progress, Verdict, check_filesystem
+from pmemfs.volume.filesystem.repair import repair_filesystem
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,16 +24,82 @@ class Finding:
     what: str
     is_error: bool
     sentence: str
+    inode: int | None = None
+    path: str | None = None
+    remedy: str | None = None
+    """What `repair_pool` would do about it."""
 
 
-def check_pool(medium: Medium) -> list[Finding]:
+def check_pool(medium: Medium, progress: Progress = lambda *_: None) -> list[Finding]:
     """What was found, in the order in which it was looked at. Raises NotAPool."""
     findings = [_label_finding(reading) for reading in read_labels(medium)]
     try:
         pool = Pool.open(medium)
     except InvalidPool as error:
         return [*findings, Finding("pool", True, str(error))]
-    return [*findings, _agreement(pool), *_zone_findings(pool), _state(pool)]
+    findings += [_agreement(pool), *_zone_findings(pool), _state(pool)]
+    if pool.label.mode == Mode.FS:
+        findings += _filesystem_findings(check_filesystem(pool, progress))
+    return findings
+
+
+def repair_pool(
+    medium: Medium, say: Callable[[Finding], object], progress: Progress = lambda *_: None
+) -> int:
+    """Repair what can be repaired; how many things were done.
+
+    `say` is called with each of them, and with what could not be done, as errors. Raises NotAPool,
+    InvalidPool, and OSError where the medium can't be written.
+    """
+    pool = Pool.open(medium)
+    labels = [*map(_label_finding, pool.readings), _agreement(pool)]
+    has_filesystem = pool.label.mode == Mode.FS
+    verdict = check_filesystem(pool, progress) if has_filesystem else Verdict([])
+    if not has_errors(labels) and not any(problem.remedy for problem in verdict.problems):
+        return 0
+    done = 0
+    # A writable mount writes both copies of the label, and so does this.
+    pool.begin_mount()
+    if has_errors(labels):
+        say(Finding("label", False, "both copies were written anew"))
+        done += 1
+
+    def say_problem(problem: Problem, failure: str) -> None:
+        remedy = problem.remedy.sentence if problem.remedy else ""
+        found = _problem_finding(problem)
+        sentence = f"{found.sentence}: {failure or remedy}"
+        say(Finding(found.what, bool(failure), sentence, found.inode, found.path))
+
+    if has_filesystem:
+        done += repair_filesystem(pool, verdict, say_problem, progress)
+    pool.end_mount()
+    return done
+
+
+def _filesystem_findings(verdict: Verdict) -> list[Finding]:
+    findings = [_problem_finding(problem) for problem in verdict.problems]
+    if verdict.uncounted:
+        why = f"{verdict.uncounted} more things were found than are listed"
+        findings.append(Finding("file system", verdict.has_errors, why))
+    summary = (
+        f"{verdict.file_count} files, {verdict.directory_count} directories, "
+        f"{verdict.other_count} others; {verdict.used_frames} frames in use, "
+        f"{verdict.leaked_frames} leaked"
+    )
+    return [*findings, Finding("file system", False, summary)]
+
+
+def _problem_finding(problem: Problem) -> Finding:
+    path = problem.path.decode("utf-8", "backslashreplace") if problem.path else None
+    what = f"{problem.what} {problem.inode}" if problem.inode else problem.what
+    return Finding(
+        what,
+        problem.is_error,
+        problem.sentence,
+        problem.inode or None,
+        path,
+        problem.remedy.sentence if problem.remedy else None,
+    )
 
 
 def _label_finding(reading: LabelReading) -> Finding:
@@ -65,7 +134,8 @@ def _zone_findings(pool: Pool) -> list[Finding]:
 def _state(pool: Pool) -> Finding:
     if pool.label.state == State.CLEAN:
         return Finding("state", False, "clean")
-    return Finding("state", False, "not cleanly unmounted; the next mount needs no recovery")
+    recovery = "no recovery" if pool.label.mode != Mode.FS else "no check"
+    return Finding("state", False, f"not cleanly unmounted; the next mount needs {recovery}")
 
 
 def has_errors(findings: list[Finding]) -> bool:

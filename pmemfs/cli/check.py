@@ -1,44 +1,128 @@
-"""`pmemfs check`: verify a pool that is not mounted. Writes nothing; answers like fsck(8)."""
+"""`pmemfs check`: verify a pool that is not mounted; repair it if asked. Answers like fsck(8)."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, field
 
 import click
 
-from pmemfs.check import check_pool, has_errors
+from pmemfs.check import Finding, check_pool, has_errors, repair_pool
 from pmemfs.cli.output import json_option, print_facts, print_json
 from pmemfs.errors import PmemfsError
 from pmemfs.medium.mapped import MappedMedium
+from pmemfs.volume.filesystem.check import Progress
 
 _EXIT_CLEAN = 0
+_EXIT_CORRECTED = 1
 _EXIT_ERRORS_LEFT = 4
 _EXIT_CANNOT_CHECK = 8
 
 
+@dataclass
+class _Outcome:
+    findings: list[Finding]
+    repairs: list[Finding] = field(default_factory=list)
+    done_count: int = 0
+
+    @property
+    def exit_code(self) -> int:
+        if has_errors(self.findings):
+            return _EXIT_ERRORS_LEFT
+        return _EXIT_CORRECTED if self.done_count else _EXIT_CLEAN
+
+
 @click.command()
 @click.argument("pool")
+@click.option("--repair", is_flag=True, help="Repair what is wrong, and free what has leaked.")
+@click.option(
+    "-n", "--dry-run", is_flag=True, help="Say what --repair would do first; write nothing."
+)
 @json_option
-def check(pool: str, as_json: bool) -> int:
+def check(pool: str, repair: bool, dry_run: bool, as_json: bool) -> int:
     """Verify everything that is stored on POOL, which must not be mounted.
 
-    Exit codes: 0 nothing wrong, 4 errors were found (and left as they are), 8 it could not be
-    checked, 2 bad usage.
+    Nothing is written without --repair. What one repair uncovers is repaired too, so that it may do
+    more than --dry-run can say.
+
+    Exit codes: 0 nothing wrong, 1 errors were corrected, 4 errors were found (and left as they
+    are), 8 it could not be checked, 2 bad usage.
     """
+    is_repair = repair and not dry_run
     try:
-        medium = MappedMedium.open(pool, read_only=True)
-        try:
-            findings = check_pool(medium)
-        finally:
-            medium.close()
-    except PmemfsError as error:
+        with closing(MappedMedium.open(pool, read_only=not is_repair)) as medium, _bar() as bar:
+            outcome = _repaired(medium, bar) if is_repair else _Outcome(check_pool(medium, bar))
+    except (PmemfsError, OSError) as error:
         print(f"pmemfs: {error}", file=sys.stderr)
         return _EXIT_CANNOT_CHECK
-    failed = has_errors(findings)
     if as_json:
-        print_json({"pool": pool, "ok": not failed, "findings": [asdict(f) for f in findings]})
+        _print_as_json(pool, outcome)
     else:
-        print_facts((f.what, f"{'ERROR: ' if f.is_error else ''}{f.sentence}") for f in findings)
-        print(f"{pool}: {'errors were found' if failed else 'no errors'}")
-    return _EXIT_ERRORS_LEFT if failed else _EXIT_CLEAN
+        _print_as_text(pool, outcome, with_remedies=dry_run)
+    return outcome.exit_code
+
+
+def _repaired(medium: MappedMedium, bar: Progress) -> _Outcome:
+    repairs: list[Finding] = []
+    done_count = repair_pool(medium, repairs.append, bar)
+    return _Outcome(check_pool(medium, bar), repairs, done_count)
+
+
+def _print_as_json(pool: str, outcome: _Outcome) -> None:
+    print_json(
+        {
+            "pool": pool,
+            "ok": not has_errors(outcome.findings),
+            "findings": [asdict(finding) for finding in outcome.findings],
+            "repairs": [asdict(repair) for repair in outcome.repairs],
+        }
+    )
+
+
+def _print_as_text(pool: str, outcome: _Outcome, *, with_remedies: bool) -> None:
+    for done in outcome.repairs:
+        print(f"{'NOT ' if done.is_error else ''}repaired: {_where(done)}: {done.sentence}")
+    print_facts(
+        (_where(f), f"{'ERROR: ' if f.is_error else ''}{f.sentence}") for f in outcome.findings
+    )
+    if with_remedies:
+        for finding in outcome.findings:
+            if finding.remedy:
+                print(f"would repair: {_where(finding)}: {finding.sentence}: {finding.remedy}")
+    if has_errors(outcome.findings):
+        said = "errors are left" if outcome.repairs else "errors were found"
+    else:
+        said = "errors were corrected" if outcome.done_count else "no errors"
+    print(f"{pool}: {said}")
+
+
+def _where(finding: Finding) -> str:
+    if finding.path is None:
+        return finding.what
+    shown = finding.path
+    if not shown.isprintable():
+        # Names are what users chose; none may move the cursor of whoever reads this.
+        shown = shown.encode("unicode_escape").decode()
+    return f"{finding.what} ({shown})"
+
+
+@contextmanager
+def _bar() -> Iterator[Progress]:
+    """A progress bar for whoever waits at a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda *_: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    with Bar(console=Console(stderr=True), transient=True) as shown:
+        tasks = {}
+
+        def update(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = shown.add_task(what, total=total)
+            shown.update(tasks[what], completed=done, total=total)
+
+        yield update

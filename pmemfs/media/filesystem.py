@@ -87,6 +87,14 @@ def validate_head(buffer: Buffer, uuid: bytes) -> Head:
     return head
 
 
+def is_head_sound(buffer: Buffer) -> bool:
+    """Whether a head is one that somebody wrote, for this program or another."""
+    raw = bytes(buffer)
+    head = HEAD.unpack(raw)
+    blank = HEAD.pack(replace(head, checksum=0))
+    return head.magic == MAGIC and head.checksum == google_crc32c.value(blank[:_CLEAN_AT])
+
+
 @dataclass(frozen=True, slots=True)
 class Geometry:
     """The frames of the data zone."""

@@ -153,6 +153,12 @@ class Allocator:
             self.known_free += group.free_count
         return group
 
+    def forget(self, number: int) -> None:
+        """Let go of a group, which is read anew when it is needed."""
+        group = self._groups.pop(number, None)
+        if group is not None:
+            self.known_free -= group.free_count
+
     def managed(self, number: int) -> list[int]:
         """For each chunk of a group, a mask of the frames that can be given out."""
         frames, kept = self.geometry.frames_of(number), self.geometry.kept_of(number)

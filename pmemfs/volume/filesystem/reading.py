@@ -5,6 +5,8 @@ Invariant: nothing here writes, and nothing that is stored is believed before it
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from pmemfs.errors import DamagedFileSystem
 from pmemfs.media.filesystem import JOURNAL_FRAME
 from pmemfs.media.inode import (
@@ -23,6 +25,8 @@ from pmemfs.volume.filesystem.inode import Inode, Replay
 from pmemfs.volume.filesystem.log import LogReader
 from pmemfs.volume.filesystem.table import InodeTable
 
+IMPOSSIBLE_SIZE = "its size is impossible"
+
 
 def read_inode(medium: Medium, table: InodeTable, number: int) -> Inode | None:
     """An inode as it is stored; None where its slot is free. Raises DamagedFileSystem."""
@@ -37,8 +41,36 @@ def read_inode(medium: Medium, table: InodeTable, number: int) -> Inode | None:
         replay.apply(kind, raw)
     replay.finish()
     if stored_size(medium, inode) >= SIZE_LIMIT_BYTES:
-        raise DamagedFileSystem(why=f"inode {number}: its size is impossible")
+        raise DamagedFileSystem(why=f"inode {number}: {IMPOSSIBLE_SIZE}")
     return inode
+
+
+def readable_part(medium: Medium, table: InodeTable, number: int) -> Inode | None:
+    """What can be read of a damaged inode: all up to its first bad record; None without a head."""
+    try:
+        head = table.head(number)
+    except DamagedFileSystem:
+        return None
+    if head is None:
+        return None
+    slot = table.slot_offset(number)
+    reader = LogReader(medium, table.geometry, number, slot, head.head, head.tail)
+    inode = Inode(number, slot, head.generation, head.birth_ns, reader.log)
+    replay = Replay(inode, table.geometry)
+    with suppress(DamagedFileSystem):
+        for kind, raw in reader.records():
+            replay.apply(kind, raw)
+    return inode
+
+
+def is_directory_still(medium: Medium, table: InodeTable, number: int) -> bool:
+    """Whether what can be read of a damaged inode is a directory."""
+    inode = readable_part(medium, table, number)
+    if inode is None:
+        return False
+    # In a log that was written anew, attributes come last.
+    has_attributes = inode.state.mode != 0
+    return inode.is_directory if has_attributes else bool(inode.parent or inode.entries)
 
 
 def stored_size(medium: Medium, inode: Inode) -> int:

@@ -116,6 +116,25 @@ class InodeTable:
             return 0
         return int.from_bytes(self._medium.read(offset, FRAME_BYTES), "little")
 
+    def looks_like_inodes(self, pfn: int) -> bool:
+        """Whether a frame that is not marked holds inodes, at least one of them used."""
+        is_used = False
+        raw = bytes(self._medium.read(pfn << PAGE_SHIFT, FRAME_BYTES))
+        for at in range(0, FRAME_BYTES, SLOT_BYTES):
+            head = HEAD.unpack(raw[at : at + HEAD.size_bytes])
+            if head.magic == 0 and head.tail == 0:
+                continue
+            if not is_sound_head(head):
+                return False
+            if head.number != self.number_at((pfn << PAGE_SHIFT) + at):
+                return False
+            is_used = is_used or head.tail != 0
+        return is_used
+
+    def mark_frame(self, pfn: int, *, is_marked: bool) -> None:
+        """Say whether a frame holds inodes; durable with the next fence."""
+        self._set_bit(pfn, is_marked)
+
     def numbers_in(self, pfn: int) -> list[int]:
         """The inodes in a frame, as far as slots are used."""
         raw = bytes(self._medium.read(pfn << PAGE_SHIFT, FRAME_BYTES))
