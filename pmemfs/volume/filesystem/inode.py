@@ -35,6 +35,9 @@ _TYPES = frozenset(
 )  # fmt: skip
 _XATTR_NAME_MAX_BYTES = 255
 _INDEX_LIMIT = SIZE_LIMIT_BYTES // FRAME_BYTES
+_OF_ONE_SLOT = frozenset(
+    (RecordKind.ATTRIBUTES, RecordKind.EXTENT, RecordKind.HOLE, RecordKind.PARENT)
+)
 _NO_HEAD = b""
 DIRECTORY_TYPE = stat.S_IFDIR >> 12
 
@@ -214,6 +217,8 @@ class Replay:
 
     def apply(self, kind: int, raw: bytes) -> None:
         """One record more."""
+        if kind in _OF_ONE_SLOT and len(raw) != RECORD_BYTES:
+            raise self._damaged(f"a record of the kind {kind} takes {len(raw)} bytes")
         if kind == RecordKind.ENTRY or kind == RecordKind.REMOVED:
             self._entry(kind, raw)
         elif kind == RecordKind.ATTRIBUTES:

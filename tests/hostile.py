@@ -1,0 +1,702 @@
+"""Pools that nobody would make: valid file systems with something changed, and what may come of it.
+
+    python tests/hostile.py --seed 1 --tries 1000      or scripts/fuzz-pool
+
+One try takes a small valid pool, changes one or a few things that are stored, mostly with checksums
+made right again so that what is behind them is reached, and then mounts it, walks all of it, works
+on it, checks it and repairs it. Invariants:
+- a try is determined by its seed;
+- mounting may say DamagedFileSystem, and any operation OSError; nothing else is raised, nothing
+  takes seconds, and nothing outside the data zone is touched (`GuardedMedium`);
+- what was repaired is without errors, and all of it can be read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import logging
+import os
+import random
+import signal
+import struct
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import google_crc32c
+
+from pmemfs.errors import DamagedFileSystem
+from pmemfs.media import log as log_media
+from pmemfs.media.filesystem import HEAD, HEAD_FRAME, JOURNAL_FRAME, pack_head
+from pmemfs.media.inode import HEAD as INODE_HEAD
+from pmemfs.media.inode import LIVE_OFFSET, ROOT, SLOT_BYTES
+from pmemfs.media.journal import MOST_ENTRIES, pack_journal
+from pmemfs.media.label import Mode, Scheme
+from pmemfs.medium.base import ByteRange, Durability, Medium
+from pmemfs.medium.recording import RecordingMedium
+from pmemfs.memmap import open_memmap
+from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
+from pmemfs.pool import Pool, PoolSpec
+from pmemfs.units import KIB
+from pmemfs.volume.filesystem.check import Verdict, check_filesystem
+from pmemfs.volume.filesystem.filesystem import FileSystem
+from pmemfs.volume.filesystem.names import NewInode
+from pmemfs.volume.filesystem.repair import repair_filesystem
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+POOL_BYTES = 512 * KIB
+TRY_SECONDS = 10
+_FILE, _DIRECTORY, _LINK, _FIFO = 0o100644, 0o40755, 0o120777, 0o10644
+
+
+class Trespass(BaseException):
+    """Something outside the data zone was touched. Nobody may catch this by accident."""
+
+
+class TooSlow(BaseException):
+    """A try takes too long: it hangs, or goes round in a circle."""
+
+
+class GuardedMedium(Medium):
+    """Memory of a process, of which nothing but the data zone may be touched once `guard` is set.
+
+    What is read lies there as well, or `Trespass` is raised.
+    """
+
+    def __init__(self, image: Buffer) -> None:
+        self.memory = bytearray(image)
+        self.name = "guarded medium"
+        self.size_bytes = len(self.memory)
+        self.durability = Durability.CACHE_LINES
+        self.read_only = False
+        self.reserved = True
+        self.guard = range(self.size_bytes)
+
+    def read(self, offset_bytes: int, length_bytes: int) -> memoryview | bytes:
+        self._look(offset_bytes, length_bytes)
+        return bytes(self.memory[offset_bytes : offset_bytes + length_bytes])
+
+    def view(self, offset_bytes: int, length_bytes: int) -> memoryview:
+        self._look(offset_bytes, length_bytes)
+        return memoryview(self.memory)[offset_bytes : offset_bytes + length_bytes]
+
+    def store(self, offset_bytes: int, data: Buffer) -> None:
+        view = memoryview(data).cast("B")
+        self._look(offset_bytes, len(view))
+        if self.read_only:
+            raise Trespass("a store on a medium that is open for reading")
+        self.memory[offset_bytes : offset_bytes + len(view)] = view
+
+    def store_from_file(self, ranges: Sequence[ByteRange], fd: int, file_offset: int) -> int:
+        raise NotImplementedError
+
+    def load_to_file(self, ranges: Sequence[ByteRange], fd: int, file_offset: int) -> int:
+        raise NotImplementedError
+
+    def flush(self, offset_bytes: int, length_bytes: int) -> None:
+        self._look(offset_bytes, length_bytes)
+
+    def fence(self) -> None:
+        """Nothing to wait for."""
+
+    def reserve(self, offset_bytes: int, length_bytes: int) -> None:
+        """Nothing to do: all of it is there."""
+
+    def is_hole(self, offset_bytes: int, length_bytes: int) -> bool:
+        self._look(offset_bytes, length_bytes)
+        return False
+
+    def _look(self, offset_bytes: int, length_bytes: int) -> None:
+        if length_bytes < 0 or offset_bytes < self.guard.start:
+            raise Trespass(f"{length_bytes} bytes at {offset_bytes:#x}")
+        if offset_bytes + length_bytes > self.guard.stop:
+            raise Trespass(f"{length_bytes} bytes at {offset_bytes:#x}")
+
+
+# Valid pools
+
+
+@dataclass
+class Base:
+    """A valid pool, and where things are in it."""
+
+    image: bytes
+    data_start: int
+    data_bytes: int
+    slots: list[int] = field(default_factory=list)
+    records: list[tuple[int, int]] = field(default_factory=list)
+    """Offset and length."""
+    log_frames: list[int] = field(default_factory=list)
+    inode_frames: list[int] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+    directories: list[int] = field(default_factory=list)
+
+
+def populate(fs: FileSystem, rng: random.Random) -> None:
+    """A bit of everything."""
+    directories, files = [ROOT], []
+    for count in range(rng.randint(3, 6)):
+        parent = rng.choice(directories)
+        directories.append(fs.make(parent, b"dir%d" % count, NewInode(_DIRECTORY, 0, 0)))
+    for count in range(rng.randint(6, 12)):
+        ino = fs.make(rng.choice(directories), b"file%d" % count, NewInode(_FILE, 1, 2))
+        files.append(ino)
+        for _ in range(rng.randint(0, 4)):
+            size = rng.choice((10, 4096, 9000))
+            fs.write(ino, rng.choice((0, 4096, 20000, 1 << 20)), rng.randbytes(size))
+    fs.make(rng.choice(directories), b"link", NewInode(_LINK, 0, 0, target=b"there"))
+    fs.make(rng.choice(directories), b"long", NewInode(_LINK, 0, 0, target=b"t" * 3000))
+    fs.make(rng.choice(directories), b"fifo", NewInode(_FIFO, 0, 0))
+    for ino in files[:3]:
+        fs.link(ino, rng.choice(directories), b"hard%d" % ino)
+    fs.set_xattr(files[0], b"user.short", b"v")
+    fs.set_xattr(files[0], b"user.long", rng.randbytes(5000))
+    fs.set_xattr(directories[-1], b"user.dir", b"value")
+    for count in range(rng.choice((0, 20, 90))):
+        fs.make(directories[1], b"n%d" % count + b"x" * (count % 60), NewInode(_FILE, 0, 0))
+    for ino in files[1:3]:
+        for size in range(rng.choice((1, 8, 70))):
+            fs.set_attributes(ino, size_bytes=size * 3000)
+    fs.allocate(files[3], 0, 20000, keep_size=True)
+    fs.punch(files[4], 0, 4096)
+    fs.rename(ROOT, fs.entries(ROOT)[0][0], directories[-1], b"moved") if rng.random() < 0.3 else 0
+
+
+@functools.cache
+def base(seed: int) -> Base:
+    """A valid pool."""
+    rng = random.Random(seed)
+    medium = GuardedMedium(bytes(POOL_BYTES))
+    scheme = (Scheme.NONE, Scheme.ON_DEMAND, Scheme.NONE, Scheme.PMEM)[seed % 4]
+    spec = PoolSpec(name="hostile", alignment_bytes=4096, scheme=scheme, mode=Mode.FS)
+    pool = Pool.create(medium, spec)
+    pool.begin_mount()
+    FileSystem.format(pool)
+    fs = FileSystem(pool, open_memmap(pool))
+    with suppress(OSError):
+        populate(fs, rng)
+    image = bytes(medium.memory)
+    if seed % 2:
+        fs.make_unnamed(NewInode(_FILE, 0, 0))
+        image = _interrupted(bytes(medium.memory), rng)
+    else:
+        fs.end()
+        pool.end_mount()
+        image = bytes(medium.memory)
+    return _surveyed(image)
+
+
+def _interrupted(image: bytes, rng: random.Random) -> bytes:
+    """The same after a power failure whose journal is to be carried out."""
+    medium = RecordingMedium(image)
+    pool = Pool.open(medium)
+    fs = FileSystem(pool, open_memmap(pool))
+    fs.make(ROOT, b"interrupted", NewInode(_FILE, 0, 0))
+    return next(medium.after_power_failure(limit=1))
+
+
+def _surveyed(image: bytes) -> Base:
+    pool = Pool.open(GuardedMedium(image))
+    zone = pool.zones.data
+    found = Base(image, zone.offset_bytes, zone.size_bytes)
+    pool.medium.read_only = True
+    fs = FileSystem(pool, open_memmap(pool))
+    for pfn in fs.table.frames():
+        found.inode_frames.append(pfn << PAGE_SHIFT)
+        for number in fs.table.numbers_in(pfn):
+            slot = fs.table.slot_offset(number)
+            inode = fs.read_inode(number)
+            if inode is None:
+                continue
+            found.slots.append(slot)
+            found.numbers.append(number)
+            if inode.is_directory:
+                found.directories.append(number)
+            found.log_frames += inode.log.frames
+            areas = [(frame + 64, frame + FRAME_BYTES) for frame in inode.log.frames] or [
+                (slot + 128, slot + SLOT_BYTES)
+            ]
+            for start, end in areas:
+                while start < end and image[start] and image[start + 1]:
+                    length = image[start + 1] * 64
+                    found.records.append((start, length))
+                    start += length
+    return found
+
+
+# Mutations
+
+
+class Mutation:
+    """A pool on its way to become hostile."""
+
+    def __init__(self, of: Base, rng: random.Random) -> None:
+        self.of = of
+        self.rng = rng
+        self.image = bytearray(of.image)
+
+    def number(self) -> int:
+        """A number that could mean something, or breaks something."""
+        of, rng = self.of, self.rng
+        kind = rng.randrange(9)
+        if kind == 0:
+            return rng.choice(of.numbers)
+        if kind == 1:
+            return rng.choice(of.slots) + rng.choice((0, 64, 128, 192, 512))
+        if kind == 2:
+            return self.frame() + rng.choice((0, 64, 128, 4096))
+        if kind == 3:
+            return self.frame() >> PAGE_SHIFT
+        if kind == 4:
+            return rng.choice((0, 1, 2, 3, 63, 64, 255, 4095, 4096, 32767, 32768, 65535, 65536))
+        if kind == 5:
+            return (1 << rng.randint(0, 64)) - rng.randint(0, 2) & (1 << 64) - 1
+        if kind == 6:
+            return (of.data_start + of.data_bytes >> PAGE_SHIFT) + rng.randint(-3, 3)
+        if kind == 7:
+            return rng.randrange(200)
+        return rng.getrandbits(64)
+
+    def frame(self) -> int:
+        """The offset of a frame, that of a log or of inodes rather often."""
+        of, rng = self.of, self.rng
+        which = rng.randrange(4)
+        if which == 0 and of.log_frames:
+            return rng.choice(of.log_frames)
+        if which == 1:
+            return rng.choice(of.inode_frames)
+        return of.data_start + (rng.randrange(of.data_bytes >> PAGE_SHIFT) << PAGE_SHIFT)
+
+    def put(self, at: int, raw: bytes) -> None:
+        """Change bytes in the data zone."""
+        end = self.of.data_start + self.of.data_bytes
+        if self.of.data_start <= at and at + len(raw) <= end:
+            self.image[at : at + len(raw)] = raw
+
+    def reseal(self, at: int, length: int) -> None:
+        """Make the checksum of a record right."""
+        self.put(at + 4, bytes(4))
+        crc = int(google_crc32c.value(bytes(self.image[at : at + length])))
+        self.put(at + 4, crc.to_bytes(4, "little"))
+
+    def word(self, at: int) -> None:
+        """Change a word of some width."""
+        width = self.rng.choice((1, 2, 4, 8, 8))
+        self.put(at, (self.number() & (1 << 8 * width) - 1).to_bytes(width, "little"))
+
+
+def change_record(pool: Mutation) -> None:
+    """A field of a record."""
+    rng = pool.rng
+    at, length = rng.choice(pool.of.records)
+    for _ in range(rng.choice((1, 1, 2))):
+        where = rng.choice((8, 16, 24, 32, 12, 20, 25, 28, rng.randrange(2, length)))
+        pool.word(at + where)
+    if rng.random() < 0.95:
+        pool.reseal(at, length)
+
+
+def change_record_head(pool: Mutation) -> None:
+    """Kind or length of a record."""
+    rng = pool.rng
+    at, length = rng.choice(pool.of.records)
+    if rng.random() < 0.7:
+        pool.put(at, bytes([rng.choice((*range(12), 255))]))
+    else:
+        pool.put(at + 1, bytes([rng.choice((0, 1, 2, 5, 63, 255))]))
+        length = max(64, pool.image[at + 1] * 64)
+    pool.reseal(at, length)
+
+
+def move_record(pool: Mutation) -> None:
+    """A record of one inode at the place of another."""
+    source, length = pool.rng.choice(pool.of.records)
+    target, room = pool.rng.choice(pool.of.records)
+    if length <= room:
+        pool.put(target, bytes(pool.image[source : source + length]))
+
+
+def invent_record(pool: Mutation) -> None:
+    """A sound record that says something else."""
+    rng = pool.rng
+    at, length = rng.choice(pool.of.records)
+    kind = rng.randrange(5)
+    name = rng.choice((b"file1", b"dir0", b"x", b"..", b"a/b", b"lost+found", b"\xff\n", b""))
+    inode = rng.choice((*pool.of.numbers, pool.number()))
+    if kind == 0:
+        raw = log_media.pack_entry(name, inode, rng.choice((0, 4, 8, 10, 1, 15)), 5)
+    elif kind == 1:
+        raw = log_media.pack_parent(rng.choice((*pool.of.directories, inode)))
+    elif kind == 2:
+        pfn = pool.frame() >> PAGE_SHIFT
+        raw = log_media.pack_extent(rng.choice((0, 1, 5, pool.number() & (1 << 63) - 1)), pfn,
+                                    rng.choice((1, 2, 9, 100, pool.number())))  # fmt: skip
+    elif kind == 3:
+        raw = log_media.pack_hole(rng.randrange(10), rng.choice((1, 50, pool.number())))
+    else:
+        raw = log_media.pack_xattr_removed(b"user.short")
+    if len(raw) <= length:
+        pool.put(at, raw)
+
+
+def change_slot(pool: Mutation) -> None:
+    """The head of an inode."""
+    rng = pool.rng
+    slot = rng.choice(pool.of.slots)
+    head = list(INODE_HEAD.struct.unpack(bytes(pool.image[slot : slot + 64])))
+    which = rng.choice((2, 3, 4, 5, 5, 6, 6, 6))
+    head[which] = pool.number() if which != 4 else pool.number() - (1 << 63)
+    if which == 6 and rng.random() < 0.5:
+        head[6] = (head[6] + 64 * rng.randint(-8, 8)) & (1 << 64) - 1
+    raw = bytearray(INODE_HEAD.struct.pack(*head))
+    constant = struct.pack("<IIQQq", head[0], 0, *head[2:5])
+    if rng.random() < 0.95:
+        raw[4:8] = int(google_crc32c.value(constant)).to_bytes(4, "little")
+    pool.put(slot, bytes(raw))
+
+
+def change_live_line(pool: Mutation) -> None:
+    """Size or time in the live line."""
+    pool.word(pool.rng.choice(pool.of.slots) + LIVE_OFFSET + pool.rng.choice((0, 2, 8)))
+
+
+def change_bitmap(pool: Mutation) -> None:
+    """Bits of one of the bitmaps."""
+    rng = pool.rng
+    start = pool.of.data_start + rng.choice((0, FRAME_BYTES))
+    frames = pool.of.data_bytes >> PAGE_SHIFT
+    for _ in range(rng.choice((1, 1, 3, 20))):
+        bit = rng.randrange(frames if rng.random() < 0.9 else 8 * FRAME_BYTES)
+        if rng.random() < 0.3:
+            bit = (rng.choice(pool.of.inode_frames) - pool.of.data_start) >> PAGE_SHIFT
+        at = start + bit // 8
+        pool.put(at, bytes([pool.image[at] ^ 1 << bit % 8]))
+    if rng.random() < 0.1:
+        pool.put(start, rng.choice((b"\0", b"\xff")) * rng.choice((8, 64, FRAME_BYTES)))
+
+
+def change_journal(pool: Mutation) -> None:
+    """A journal that was to be carried out."""
+    rng = pool.rng
+    entries = []
+    for _ in range(rng.choice((1, 2, 5, MOST_ENTRIES))):
+        at = rng.choice(pool.of.slots) + rng.choice((32, 40, 40, 40))
+        if rng.random() < 0.1:
+            at = pool.number() & (1 << 64) - 1
+        old = pool.number()
+        if at + 8 <= len(pool.image) and rng.random() < 0.9:
+            old = int.from_bytes(pool.image[at : at + 8], "little")
+        new = rng.choice((0, old + 64 & (1 << 64) - 1, pool.number()))
+        entries.append((at & (1 << 64) - 1, old, new))
+    at = pool.of.data_start + (JOURNAL_FRAME << PAGE_SHIFT)
+    pool.put(at, pack_journal(entries))
+    if rng.random() < 0.1:
+        pool.word(at + rng.randrange(64))
+
+
+def change_log_frame(pool: Mutation) -> None:
+    """The head of a frame of a log: where it goes on, and whose it is."""
+    rng = pool.rng
+    if not pool.of.log_frames:
+        return
+    frame = rng.choice(pool.of.log_frames)
+    if rng.random() < 0.6:
+        pool.put(frame + 16, (pool.frame() if rng.random() < 0.7 else pool.number())
+                 .to_bytes(8, "little"))  # fmt: skip
+    else:
+        after = bytes(pool.image[frame + 16 : frame + 24])
+        pool.put(frame, log_media.pack_frame_head(rng.choice(pool.of.numbers)))
+        pool.put(frame + 16, after)
+
+
+def change_head(pool: Mutation) -> None:
+    """The head of the file system."""
+    at = pool.of.data_start + (HEAD_FRAME << PAGE_SHIFT)
+    if pool.rng.random() < 0.5:
+        pool.word(at + pool.rng.randrange(64))
+        return
+    head = HEAD.unpack(bytes(pool.image[at : at + 64]))
+    object.__setattr__(head, "is_clean", pool.number())
+    pool.put(at, pack_head(head))
+
+
+def copy_slot(pool: Mutation) -> None:
+    """One inode over another, with the number made right."""
+    rng = pool.rng
+    source, target = rng.choice(pool.of.slots), rng.choice(pool.of.slots)
+    raw = bytearray(pool.image[source : source + SLOT_BYTES])
+    number = pool.of.numbers[pool.of.slots.index(target)]
+    head = list(INODE_HEAD.struct.unpack(bytes(raw[:64])))
+    constant = struct.pack("<IIQQq", head[0], 0, number, *head[3:5])
+    head[1], head[2] = int(google_crc32c.value(constant)), number
+    if rng.random() < 0.6 and head[5] == source + 128:
+        head[5], head[6] = target + 128, head[6] - source + target
+    raw[:64] = INODE_HEAD.struct.pack(*head)
+    pool.put(target, bytes(raw))
+
+
+def copy_frame(pool: Mutation) -> None:
+    """One frame over another."""
+    source, target = pool.frame(), pool.frame()
+    pool.put(target, bytes(pool.image[source : source + FRAME_BYTES]))
+
+
+def scribble(pool: Mutation) -> None:
+    """Anything, anywhere."""
+    rng = pool.rng
+    at = rng.choice((pool.frame(), rng.choice(pool.of.slots), rng.choice(pool.of.records)[0]))
+    pool.put(at + rng.randrange(128), rng.randbytes(rng.choice((1, 2, 8, 64, 512))))
+
+
+MUTATIONS: tuple[tuple[Callable[[Mutation], None], int], ...] = (
+    (change_record, 6), (invent_record, 5), (change_record_head, 2), (move_record, 2),
+    (change_slot, 3), (change_live_line, 1), (change_bitmap, 3), (change_journal, 2),
+    (change_log_frame, 2), (change_head, 1), (copy_slot, 2), (copy_frame, 1), (scribble, 2),
+)  # fmt: skip
+_WAYS = [way for way, weight in MUTATIONS for _ in range(weight)]
+
+
+def mutated(seed: int) -> tuple[Base, bytes, list[str]]:
+    """The pool of a try, and what was done to it."""
+    rng = random.Random(seed)
+    of = base(rng.randrange(16))
+    mutation = Mutation(of, rng)
+    done = []
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        way = rng.choice(_WAYS)
+        way(mutation)
+        done.append(way.__name__)
+    return of, bytes(mutation.image), done
+
+
+# What is done with it
+
+
+def opened(of: Base, image: bytes, *, read_only: bool) -> Pool:
+    """The pool on a guarded medium."""
+    medium = GuardedMedium(image)
+    pool = Pool.open(medium)
+    medium.read_only = read_only
+    medium.guard = range(of.data_start, of.data_start + of.data_bytes)
+    return pool
+
+
+def mounted(pool: Pool) -> FileSystem:
+    """A mount. Its page structures may be touched as well."""
+    medium = pool.medium
+    assert isinstance(medium, GuardedMedium)
+    if pool.zones.memmap.size_bytes and not medium.read_only:
+        medium.guard = range(pool.zones.memmap.offset_bytes, medium.guard.stop)
+    return FileSystem(pool, open_memmap(pool))
+
+
+def walk(fs: FileSystem) -> tuple[list[int], list[tuple[int, bytes]], list[OSError]]:
+    """Read everything: the inodes, the names, and what could not be read."""
+    seen: list[int] = []
+    names: list[tuple[int, bytes]] = []
+    errors: list[OSError] = []
+    todo = [ROOT]
+    known = {ROOT}
+    while todo:
+        number = todo.pop()
+        try:
+            look_at(fs, number)
+            seen.append(number)
+            if fs.attributes(number).mode >> 12 != 4:
+                continue
+            for name, child, _ in fs.entries(number):
+                names.append((number, name))
+                if fs.lookup(number, name) != child or fs.has_entry(number, name) != child:
+                    raise AssertionError("an entry that can't be looked up")
+                if child not in known:
+                    known.add(child)
+                    todo.append(child)
+        except OSError as error:
+            errors.append(error)
+    return seen, names, errors
+
+
+def look_at(fs: FileSystem, number: int) -> None:
+    """Ask an inode everything. Raises OSError."""
+    attributes = fs.attributes(number)
+    for name in fs.list_xattrs(number):
+        fs.get_xattr(number, name)
+    kind = attributes.mode >> 12
+    if kind == 4:
+        fs.parent(number)
+    elif kind == 10:
+        fs.target(number)
+    elif kind == 8:
+        size = attributes.size_bytes
+        for offset in (0, 5000, size >> 1, max(0, size - 3000)):
+            if len(fs.read(number, offset, 20000)) > 20000:
+                raise AssertionError("more than was asked for")
+        fs.extents(number)
+        fs.live_line(number)
+        fs.append_limit(number)
+        fs.note_read(number)
+        for for_data in (True, False):
+            with suppress(OSError):
+                fs.seek(number, 0, for_data=for_data)
+
+
+def work(
+    fs: FileSystem, rng: random.Random, seen: list[int], names: list[tuple[int, bytes]]
+) -> None:
+    """Some operations on what there is; each may fail."""
+    numbers = seen or [ROOT]
+    directory = functools.partial(rng.choice, sorted({parent for parent, _ in names} | {ROOT}))
+    number = functools.partial(rng.choice, numbers)
+    some = names or [(ROOT, b"none")]
+    size = functools.partial(rng.choice, (0, 1, 4096, 5000, 100_000, 1 << 30, (1 << 47) - 1))
+    long = functools.partial(rng.choice, (1, 4096, 8192, 30_000))
+    operations: list[Callable[[], object]] = [
+        lambda: fs.make(directory(), b"new%d" % rng.randrange(99), NewInode(_FILE, 0, 0)),
+        lambda: fs.make(directory(), b"new%d" % rng.randrange(99), NewInode(_DIRECTORY, 0, 0)),
+        lambda: fs.unlink(*rng.choice(some)),
+        lambda: fs.unlink(*rng.choice(some)),
+        lambda: fs.rmdir(*rng.choice(some)),
+        lambda: fs.rename(*rng.choice(some), directory(), b"renamed"),
+        lambda: fs.rename(*rng.choice(some), *rng.choice(some)),
+        lambda: fs.rename(*rng.choice(some), *rng.choice(some), 2),
+        lambda: fs.link(number(), directory(), b"linked%d" % rng.randrange(99)),
+        lambda: fs.write(number(), size(), rng.randbytes(long())),
+        lambda: fs.write(number(), 0, rng.randbytes(long())),
+        lambda: fs.set_attributes(number(), size_bytes=size()),
+        lambda: fs.set_attributes(number(), mode=0o600, mtime_ns=5),
+        lambda: fs.set_xattr(number(), b"user.new", rng.randbytes(rng.choice((1, 3000)))),
+        lambda: fs.remove_xattr(number(), b"user.short"),
+        lambda: fs.punch(number(), size(), long()),
+        lambda: fs.allocate(number(), size(), long(), keep_size=rng.random() < 0.5),
+        lambda: fs.zero(number(), 0, long(), keep_size=rng.random() < 0.5),
+        lambda: fs.collapse(number(), 4096, 4096),
+        lambda: fs.insert(number(), 4096, 4096),
+        lambda: fs.copy(number(), 0, number(), 5000, 5000),
+        lambda: fs.trim_ahead(number()),
+        lambda: fs.persist(number()),
+        lambda: fs.make_unnamed(NewInode(_FILE, 0, 0)),
+        lambda: fs.hold(number()),
+        lambda: fs.drop(number()),
+        fs.tidy,
+    ]  # fmt: skip
+    for _ in range(rng.randrange(25)):
+        with suppress(OSError):
+            rng.choice(operations)()
+
+
+def use(of: Base, image: bytes, rng: random.Random, *, read_only: bool) -> str:
+    """Mount, walk, work, unmount; what became of it."""
+    pool = opened(of, image, read_only=read_only)
+    try:
+        fs = mounted(pool)
+    except DamagedFileSystem:
+        return "refused"
+    seen, names, errors = walk(fs)
+    fs.space()
+    work(fs, rng, seen, names)
+    for _ in range(1000):
+        if not fs.tidy():
+            break
+    else:
+        raise TooSlow("tidying never ends")
+    was_damaged = fs.read_only and not read_only
+    walk(fs)
+    with suppress(OSError):
+        fs.end()
+    if was_damaged:
+        return "damaged, served read-only"
+    return "errors" if errors else "served"
+
+
+def repaired(of: Base, image: bytes) -> tuple[str, bytes]:
+    """Check and repair; what became of it, and the image."""
+    pool = opened(of, image, read_only=True)
+    before = check_filesystem(pool)
+    pool = opened(of, image, read_only=False)
+    failures: list[str] = []
+    repair_filesystem(
+        pool, before, lambda problem, failure: failures.append(failure) if failure else None
+    )
+    medium = pool.medium
+    assert isinstance(medium, GuardedMedium)
+    result = bytes(medium.memory)
+    pool = opened(of, result, read_only=True)
+    after = check_filesystem(pool)
+    if after.has_errors:
+        if all(problem.remedy is None for problem in after.problems if problem.is_error):
+            return "check: beyond repair", result
+        if any("space" in failure for failure in failures):
+            return "check: no space to repair", result
+        raise AssertionError(f"repaired, and not without errors: {sentences(after)}, {failures}")
+    if after.leaked_frames:
+        raise AssertionError(f"repaired, and leaking: {sentences(after)}, {failures}")
+    fs = mounted(opened(of, result, read_only=False))
+    _, _, errors = walk(fs)
+    if errors:
+        raise AssertionError(f"repaired, and not readable: {errors}")
+    return "check: repaired" if before.has_errors else "check: clean", result
+
+
+def sentences(verdict: Verdict) -> list[str]:
+    """What a check has found."""
+    return [f"{problem.what} {problem.inode}: {problem.sentence}" for problem in verdict.problems]
+
+
+def attempt(seed: int) -> tuple[str, str]:
+    """One try; what became of the mount and of the repair."""
+    of, image, _ = mutated(seed)
+    rng = random.Random(seed)
+    return use(of, image, rng, read_only=rng.random() < 0.25), repaired(of, image)[0]
+
+
+def _too_slow(*_: object) -> None:
+    raise TooSlow(f"after {TRY_SECONDS} seconds")
+
+
+def main() -> int:
+    """Run tries, and print what became of them."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seed", type=int, default=0, help="of the first try")
+    parser.add_argument("--tries", type=int, default=1000)
+    parser.add_argument("--keep-going", action="store_true", help="after a failure")
+    options = parser.parse_args()
+    logging.disable()
+    signal.signal(signal.SIGALRM, _too_slow)
+    outcomes: Counter[str] = Counter()
+    failed = 0
+    started = time.monotonic()
+    for seed in range(options.seed, options.seed + options.tries):
+        signal.setitimer(signal.ITIMER_REAL, TRY_SECONDS)
+        try:
+            outcomes.update(attempt(seed))
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
+            failed += 1
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            import traceback
+
+            print(f"seed {seed}, {mutated(seed)[2]}:", flush=True)
+            traceback.print_exc(file=sys.stdout)
+            sys.stdout.flush()
+            if not options.keep_going or failed >= 50:
+                break
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    seconds = time.monotonic() - started
+    tries = sum(outcomes.values()) // 2 + failed
+    print(f"{tries} tries from seed {options.seed} in {seconds:.0f} s, {failed} failed")
+    for outcome, count in outcomes.most_common():
+        print(f"{count:9} {outcome}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("PYTHONHASHSEED", "0")
+    sys.exit(main())
