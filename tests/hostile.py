@@ -145,7 +145,7 @@ def populate(fs: FileSystem, rng: random.Random) -> None:
     for count in range(rng.randint(3, 6)):
         parent = rng.choice(directories)
         directories.append(fs.make(parent, b"dir%d" % count, NewInode(_DIRECTORY, 0, 0)))
-    for count in range(rng.randint(6, 12)):
+    for count in range(rng.randint(5, 9)):
         ino = fs.make(rng.choice(directories), b"file%d" % count, NewInode(_FILE, 1, 2))
         files.append(ino)
         for _ in range(rng.randint(0, 4)):
@@ -160,7 +160,7 @@ def populate(fs: FileSystem, rng: random.Random) -> None:
     fs.set_xattr(files[0], b"user.long", rng.randbytes(5000))
     fs.set_xattr(directories[-1], b"user.dir", b"value")
     for count in range(rng.choice((0, 20, 90))):
-        fs.make(directories[1], b"n%d" % count + b"x" * (count % 60), NewInode(_FILE, 0, 0))
+        fs.link(rng.choice(files), directories[1], b"n%d" % count + b"x" * (count % 60))
     for ino in files[1:3]:
         for size in range(rng.choice((1, 8, 70))):
             fs.set_attributes(ino, size_bytes=size * 3000)

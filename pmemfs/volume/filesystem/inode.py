@@ -236,7 +236,8 @@ class Replay:
         """The log has ended: what it says must be an inode."""
         inode, state = self._inode, self._inode.state
         self._refuse(not self._has_state, "it has no attributes")
-        self._refuse(stat.S_IFMT(state.mode) not in _TYPES, f"its mode is {state.mode:o}")
+        is_mode = state.mode <= 0o177777 and stat.S_IFMT(state.mode) in _TYPES
+        self._refuse(not is_mode, f"its mode is {state.mode:o}")
         self._refuse(state.size_bytes >= SIZE_LIMIT_BYTES, f"its size is {state.size_bytes}")
         self._refuse(bool(inode.entries) and not inode.is_directory, "it has entries, but is none")
         self._refuse(bool(len(inode.extents)) and not inode.is_file, "it has extents, but is none")

@@ -58,6 +58,8 @@ class LogReader:
     def records(self) -> Iterator[tuple[int, bytes]]:
         """Every record, as its kind and its bytes. Raises DamagedFileSystem."""
         if self.log.head == self._slot_offset + INLINE_OFFSET:
+            if not INLINE_OFFSET <= self.log.tail - self._slot_offset <= SLOT_BYTES:
+                raise self._damaged(f"its log ends at {self.log.tail:#x}, outside its slot")
             area = bytes(self._medium.read(self._slot_offset, SLOT_BYTES))
             yield from self._area(area, self._slot_offset, INLINE_OFFSET)
             return
@@ -85,10 +87,10 @@ class LogReader:
     def _area(self, area: bytes, offset: int, position: int) -> Iterator[tuple[int, bytes]]:
         """The records in a slot or frame, up to its end or the tail."""
         end = self.log.tail - offset
-        if not position <= end <= len(area):
+        if not 0 < end <= len(area):
             end = len(area)
-        elif end % RECORD_BYTES:
-            raise self._damaged("its log ends inside a record")
+        elif end % RECORD_BYTES or end < position:
+            raise self._damaged("its log ends where no record does")
         while position < end:
             kind, slots = area[position], area[position + 1]
             after = position + slots * RECORD_BYTES

@@ -259,6 +259,8 @@ class NameOperations(AttributeOperations):
 
     def _linked(self, inode: Inode, more: int, now_ns: int) -> State:
         state = self.state_of(inode)
+        if state.link_count + more < 0:
+            raise self.found_damage(f"inode {inode.number}: it has a name, and counts none")
         state.link_count += more
         state.changed_ns = now_ns
         return state

@@ -10,6 +10,7 @@ left that it can do anything about. Invariants:
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable
 
@@ -46,7 +47,7 @@ from pmemfs.volume.filesystem.inode import DIRECTORY_TYPE, Entry, Inode, State
 from pmemfs.volume.filesystem.leaks import FrameSet
 from pmemfs.volume.filesystem.log import Log
 from pmemfs.volume.filesystem.names import NewInode
-from pmemfs.volume.filesystem.reading import readable_part
+from pmemfs.volume.filesystem.reading import read_inode, readable_part
 
 _MOST_ROUNDS = 1000
 _DIRECTORY = 0o040000
@@ -121,6 +122,14 @@ class Repairs:
             self._mounted = FileSystem(self._pool, NoMemmap())
         return self._mounted
 
+    def _inode(self, number: int) -> Inode:
+        """An inode, also one that a mount would not take. Raises OSError, DamagedFileSystem."""
+        inode = self._fs.cached(number) or read_inode(self._medium, self._fs.table, number)
+        if inode is None:
+            raise OSError(errno.ESTALE, f"inode {number} is free")
+        self._fs.keep(inode)
+        return inode
+
     # Without a file system that can be opened
 
     def write_head(self) -> None:
@@ -179,14 +188,14 @@ class Repairs:
 
     def move_log(self, number: int, shared: set[int]) -> None:
         """Write a log anew, without giving back those of its frames that others own."""
-        inode = self._fs.inode(number)
+        inode = self._inode(number)
         inode.log.frames = [frame for frame in inode.log.frames if frame not in shared]
         with self._fs.change() as change:
             change.compact(inode)
 
     def copy_frames(self, number: int, extents: list[MappedExtent]) -> None:
         """Give a file copies of some of its frames."""
-        inode = self._fs.inode(number)
+        inode = self._inode(number)
         for index, pfn, count in extents:
             with self._fs.change(urgent=True) as change:
                 at = 0
@@ -209,7 +218,7 @@ class Repairs:
 
     def remove_entry(self, directory: int, name: bytes) -> None:
         """Let a name lead nowhere."""
-        inode = self._fs.inode(directory)
+        inode = self._inode(directory)
         entry, now_ns = inode.entries[name], time.time_ns()
         with self._fs.change(urgent=True) as change:
             change.append(inode, media.pack_entry(name, entry.inode, 0, now_ns))
@@ -217,7 +226,7 @@ class Repairs:
 
     def retype_entry(self, directory: int, name: bytes, type_: int) -> None:
         """Correct the type that an entry says."""
-        inode = self._fs.inode(directory)
+        inode = self._inode(directory)
         entry = Entry(inode.entries[name].inode, type_)
         with self._fs.change(urgent=True) as change:
             change.append(inode, media.pack_entry(name, *entry, time.time_ns()))
@@ -234,8 +243,8 @@ class Repairs:
     def reconnect(self, number: int, homes: list[int]) -> None:
         """Move an inode to lost+found; `homes` are directories that have names of it."""
         fs = self._fs
-        inode = fs.inode(number)
-        place = fs.inode(self._lost_and_found())
+        inode = self._inode(number)
+        place = self._inode(self._lost_and_found())
         now_ns = time.time_ns()
         for directory in homes:
             for name in self._names_in(directory, number)[1:]:
@@ -247,7 +256,7 @@ class Repairs:
         with fs.change(urgent=True) as change:
             for directory in homes:
                 for old in self._names_in(directory, number):
-                    holder = fs.inode(directory)
+                    holder = self._inode(directory)
                     change.append(holder, media.pack_entry(old, number, 0, now_ns))
                     change.then(_remover(holder, old))
             change.append(place, media.pack_entry(name, *entry, now_ns))
@@ -268,12 +277,12 @@ class Repairs:
         fs = self._fs
         for more in range(1000):
             name = _LOST_AND_FOUND + (b".%d" % more if more else b"")
-            entry = fs.inode(ROOT).entries.get(name)
+            entry = self._inode(ROOT).entries.get(name)
             if entry is None:
                 return fs.make(ROOT, name, NewInode(_DIRECTORY | 0o700, 0, 0))
             if entry.type == DIRECTORY_TYPE and fs.parent(entry.inode) == ROOT:
                 return entry.inode
-        raise OSError(17, "every name for lost+found is taken")
+        raise OSError(errno.EEXIST, "every name for lost+found is taken")
 
     @staticmethod
     def _free_name(place: Inode, number: int) -> bytes:
@@ -284,21 +293,21 @@ class Repairs:
         return name
 
     def _names_in(self, directory: int, number: int) -> list[bytes]:
-        entries = self._fs.inode(directory).entries
+        entries = self._inode(directory).entries
         return [name for name, entry in entries.items() if entry.inode == number]
 
     # Inodes
 
     def set_parent(self, number: int, parent: int) -> None:
         """Correct where a directory says that it is."""
-        inode = self._fs.inode(number)
+        inode = self._inode(number)
         with self._fs.change(urgent=True) as change:
             change.append(inode, media.pack_parent(parent))
             change.then(lambda: setattr(inode, "parent", parent))
 
     def set_link_count(self, number: int, count: int) -> None:
         """Correct how many names an inode says that it has."""
-        inode = self._fs.inode(number)
+        inode = self._inode(number)
         state = self._fs.state_of(inode).replaced(link_count=count)
         with self._fs.change(urgent=True) as change:
             change.append(inode, state.pack())
@@ -321,12 +330,12 @@ class Repairs:
 
     def free_unnamed(self, number: int) -> None:
         """Free an inode that no name leads to."""
-        self._fs.remove(self._fs.inode(number))
+        self._fs.remove(self._inode(number))
 
     def trim(self, numbers: list[int]) -> None:
         """Free the frames behind the sizes of files."""
         for number in numbers:
-            self._fs.inode(number)
+            self._inode(number)
             self._fs.trim_ahead(number)
             self._fs.drop_idle(0)
 

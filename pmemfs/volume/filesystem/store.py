@@ -94,8 +94,14 @@ class InodeStore:
         return inode
 
     def read_inode(self, number: int) -> Inode | None:
-        """As `reading.read_inode`. Raises DamagedFileSystem."""
-        return read_inode(self.medium, self.table, number)
+        """As `reading.read_inode`. Raises DamagedFileSystem.
+
+        Where frames of inodes are among those of a file, too: a write to it would destroy them.
+        """
+        inode = read_inode(self.medium, self.table, number)
+        if inode is not None and any(map(self.table.has_inodes, inode.runs())):
+            raise DamagedFileSystem(why=f"inode {number}: it has frames of inodes")
+        return inode
 
     def cached(self, number: int) -> Inode | None:
         """An inode if it is in memory."""
@@ -265,6 +271,11 @@ class InodeStore:
             else:
                 waiting.append((token, offset))
         self._busy_slots = waiting
+
+    def found_damage(self, why: str) -> OSError:
+        """The error for an operation that has met damage, after which nothing is written."""
+        self.become_read_only(why)
+        return OSError(errno.EIO, why)
 
     def become_read_only(self, why: str) -> None:
         """Something is damaged, or may be: change nothing any more."""

@@ -32,6 +32,7 @@ from pmemfs.volume.filesystem.extents import Run
 _SCAN_FRAMES = 64
 """Frames that are looked through for free slots before another frame is taken."""
 _KEPT_SLOTS = 4096
+_GENERATION_MASK = (1 << 64) - 1
 
 
 class InodeTable:
@@ -88,7 +89,8 @@ class InodeTable:
                 ):
                     head = HEAD.unpack(raw)
                     is_used_before = head.magic == MAGIC
-                    return offset, head.generation + 1 if is_used_before else 1
+                    generation = (head.generation + 1) & _GENERATION_MASK
+                    return offset, generation if is_used_before else 1
             if not self._look_for_free():
                 self._add_frame()
 
@@ -115,6 +117,13 @@ class InodeTable:
         if self.geometry.frames_of(group) < 2 or self._medium.is_hole(offset, FRAME_BYTES):
             return 0
         return int.from_bytes(self._medium.read(offset, FRAME_BYTES), "little")
+
+    def has_inodes(self, run: Run) -> bool:
+        """Whether any frame of a run is marked as one of inodes; it lies in one group."""
+        pfn, count = run
+        at, bit = self._bit(pfn)
+        raw = self._medium.read(at, (bit + count + 7) >> 3)
+        return bool(int.from_bytes(raw, "little") >> bit & (1 << count) - 1)
 
     def looks_like_inodes(self, pfn: int) -> bool:
         """Whether a frame that is not marked holds inodes, at least one of them used."""
