@@ -40,7 +40,7 @@ from pmemfs.memmap.none import NoMemmap
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
 from pmemfs.pool import Pool
 from pmemfs.units import MIB
-from pmemfs.volume.filesystem.check import Problem, Progress, Verdict, check_filesystem
+from pmemfs.volume.filesystem.check import Problem, Progress, Stage, Verdict, check_filesystem
 from pmemfs.volume.filesystem.extents import MappedExtent, Run
 from pmemfs.volume.filesystem.filesystem import FileSystem
 from pmemfs.volume.filesystem.inode import DIRECTORY_TYPE, Entry, Inode, State
@@ -67,6 +67,9 @@ def repair_filesystem(
         if not stages:
             break
         done = _carry_out(pool, verdict, min(stages), say)
+        if not done and Stage.LEAKS in stages:
+            # Most likely there is no room for it: what has leaked is room.
+            done = _carry_out(pool, verdict, Stage.LEAKS, say)
         done_count += done
         if not done:
             break
