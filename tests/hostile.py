@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import logging
 import os
 import random
@@ -22,11 +23,13 @@ import signal
 import struct
 import sys
 import time
+import uuid
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 import google_crc32c
 
@@ -169,10 +172,27 @@ def populate(fs: FileSystem, rng: random.Random) -> None:
     fs.rename(ROOT, fs.entries(ROOT)[0][0], directories[-1], b"moved") if rng.random() < 0.3 else 0
 
 
+@contextmanager
+def same_every_time(rng: random.Random) -> Iterator[None]:
+    """Time passes by a millisecond with each look at the clock, and identifiers are no surprise."""
+    clock = itertools.count(1_700_000_000 * 10**9, 10**6)
+    with (
+        patch("time.time_ns", lambda: next(clock)),
+        patch("uuid.uuid4", lambda: uuid.UUID(int=rng.getrandbits(128))),
+        patch("secrets.randbits", rng.getrandbits),
+    ):
+        yield
+
+
 @functools.cache
 def base(seed: int) -> Base:
     """A valid pool."""
     rng = random.Random(seed)
+    with same_every_time(rng):
+        return _made(seed, rng)
+
+
+def _made(seed: int, rng: random.Random) -> Base:
     medium = GuardedMedium(bytes(POOL_BYTES))
     scheme = (Scheme.NONE, Scheme.ON_DEMAND, Scheme.NONE, Scheme.PMEM)[seed % 4]
     spec = PoolSpec(name="hostile", alignment_bytes=4096, scheme=scheme, mode=Mode.FS)
@@ -653,10 +673,12 @@ def attempt(seed: int) -> tuple[str, str]:
     """One try; what became of the mount and of the repair."""
     of, image, _ = mutated(seed)
     rng = random.Random(seed)
-    return use(of, image, rng, read_only=rng.random() < 0.25), repaired(of, image)[0]
+    with same_every_time(rng):
+        return use(of, image, rng, read_only=rng.random() < 0.25), repaired(of, image)[0]
 
 
-def _too_slow(*_: object) -> None:
+def too_slow(*_: object) -> None:
+    """For SIGALRM."""
     raise TooSlow(f"after {TRY_SECONDS} seconds")
 
 
@@ -668,7 +690,7 @@ def main() -> int:
     parser.add_argument("--keep-going", action="store_true", help="after a failure")
     options = parser.parse_args()
     logging.disable()
-    signal.signal(signal.SIGALRM, _too_slow)
+    signal.signal(signal.SIGALRM, too_slow)
     outcomes: Counter[str] = Counter()
     failed = 0
     started = time.monotonic()
