@@ -40,6 +40,14 @@ class FsMount:
         self.pools.umount(self.mounted)
         self.mount_again()
 
+    def restart(self, how: str) -> None:
+        """`remount`, `kill daemon` or `kill data plane`; mounted again in the end."""
+        if how == "remount":
+            self.remount()
+            return
+        {"kill daemon": self.kill_daemon, "kill data plane": self.kill_data_plane}[how]()
+        self.mount_again()
+
     def kill_daemon(self) -> None:
         """kill -9 of the process that decides."""
         self._kill(self.mounted.pid)
