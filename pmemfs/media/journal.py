@@ -4,7 +4,7 @@ One frame, used anew by each operation that moves more than one word. Invariants
 - an entry is redone only where its word still has the old value, so a journal that was carried out,
   and whose words have moved on since, does nothing;
 - that is safe because between two uses of the journal a word never returns to an older value: a
-  tail only advances, and whatever else happens to it goes through the journal.
+  tail only advances within a frame, and whatever else happens to it goes through the journal.
 """
 
 from __future__ import annotations

@@ -216,6 +216,9 @@ class Transaction:
             here += media.pack_padding()
         if here:
             self._put(log.tail, bytes(here))
+        # A frame that this log had before may be below, or end where an older log ended: within
+        # one frame a tail advances, but between frames only the journal may take it.
+        self._needs_journal = True
         rest = self._write_frames(inode.number, records[position:])
         self._put(log.frames[-1] + NEXT_AT, rest.frames[0].to_bytes(8, "little"))
         count = log.slot_count + len(here) // RECORD_BYTES + rest.slot_count
