@@ -327,7 +327,9 @@ def test_postgres_keeps_its_accounts_balanced_over_kill_9(mount: FsMount, tmp_pa
     server.client("pgbench", "-i", "-q", "-s", "1")
     for kill in ("kill daemon", "kill data plane"):
         bench = subprocess.Popen(
-            server.as_user("pgbench", "-n", "-h", server.sockets, "-c", "2", "-T", "30", "postgres"),
+            server.as_user(
+                "pgbench", "-n", "-h", server.sockets, "-c", "2", "-T", "30", "postgres"
+            ),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

@@ -7,8 +7,9 @@
 What it writes lies where nobody looks: behind the tails of logs, in free slots and free frames. A
 fence makes that durable; then one aligned store moves the tail, or the journal moves several words
 together. Invariants:
-- a single store commits only where a tail advances in the same log; whatever gives a slot to an
-  inode, frees it, or replaces its log goes through the journal, as `media.journal` wants;
+- a single store commits only where a tail advances within one slot or frame; whatever else happens
+  to a log, and what gives a slot to an inode or frees it, goes through the journal, as
+  `media.journal` wants;
 - until the commit, an error leaves everything as it was, in memory too. During it, nobody knows:
   the file system is read-only from then on.
 """
