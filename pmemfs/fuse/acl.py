@@ -1,0 +1,176 @@
+"""POSIX access control lists: their stored form, and what follows from one.
+
+With FUSE_POSIX_ACL the kernel checks permissions by the lists, and whoever serves the mount keeps
+them: what a new file inherits, and how a list and the permission bits of a mode change together.
+Invariants:
+- a list that `parse` answers is one that the kernel would take: its entries in order of their
+  tags, one each for owner, group and others, and a mask if anybody is named;
+- a list that says no more than a mode does is never stored; the mode has it.
+
+Source: acl(5); include/uapi/linux/posix_acl_xattr.h and fs/posix_acl.c of Linux.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import struct
+from dataclasses import dataclass, replace
+from enum import IntEnum
+
+ACCESS = b"system.posix_acl_access"
+DEFAULT = b"system.posix_acl_default"
+"""The names of the attributes."""
+
+NOBODY = 0xFFFFFFFF
+"""The id of an entry that names nobody."""
+
+_VERSION = 2
+_HEAD = struct.Struct("<I")
+# tag, permissions, id
+_ENTRY = struct.Struct("<HHI")
+_PERMISSIONS = 0o777
+
+
+class Tag(IntEnum):
+    """Whom an entry is about, in the order in which entries stand."""
+
+    OWNER = 0x01
+    USER = 0x02
+    GROUP_OF_FILE = 0x04
+    GROUP = 0x08
+    MASK = 0x10
+    OTHERS = 0x20
+
+
+_NAMING = (Tag.USER, Tag.GROUP)
+_SHIFTS = {Tag.OWNER: 6, Tag.GROUP_OF_FILE: 3, Tag.OTHERS: 0}
+"""Where the permissions of an entry are in a mode."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What somebody may do: read 4, write 2, execute 1."""
+
+    tag: Tag
+    permissions: int
+    id: int = NOBODY
+
+
+Acl = tuple[Entry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Inherited:
+    """What a new file gets: its mode, and the attributes that go with it."""
+
+    mode: int
+    xattrs: tuple[tuple[bytes, bytes], ...] = ()
+
+
+def parse(raw: bytes) -> Acl:
+    """The list in the value of an attribute; empty where it has no entries.
+
+    Raises OSError: EOPNOTSUPP for a version that is not known, EINVAL for what is no list.
+    """
+    if len(raw) < _HEAD.size or (len(raw) - _HEAD.size) % _ENTRY.size:
+        raise OSError(errno.EINVAL, "an access control list of no possible length")
+    if _HEAD.unpack_from(raw)[0] != _VERSION:
+        raise OSError(errno.EOPNOTSUPP, "an access control list of an unknown version")
+    try:
+        acl = tuple(
+            Entry(Tag(tag), permissions, number if Tag(tag) in _NAMING else NOBODY)
+            for tag, permissions, number in _ENTRY.iter_unpack(raw[_HEAD.size :])
+        )
+    except ValueError:
+        raise OSError(errno.EINVAL, "an unknown tag in an access control list") from None
+    _check(acl)
+    return acl
+
+
+def pack(acl: Acl) -> bytes:
+    """The value of an attribute."""
+    entries = (_ENTRY.pack(entry.tag, entry.permissions, entry.id) for entry in acl)
+    return _HEAD.pack(_VERSION) + b"".join(entries)
+
+
+def mode_of(acl: Acl, mode: int) -> int:
+    """A mode with the permissions that a list means for owner, group class and others."""
+    bits = 0
+    for entry in acl:
+        if entry.tag in _SHIFTS:
+            bits |= entry.permissions << _SHIFTS[entry.tag]
+    for entry in acl:
+        if entry.tag == Tag.MASK:
+            bits = (bits & ~stat.S_IRWXG) | entry.permissions << 3
+    return (mode & ~_PERMISSIONS) | bits
+
+
+def says_more_than_a_mode(acl: Acl) -> bool:
+    """Whether a list must be stored beside the mode that it means."""
+    return any(entry.tag not in _SHIFTS for entry in acl)
+
+
+def with_mode(acl: Acl, mode: int) -> Acl:
+    """The list after chmod(2): the bits of the group are the mask's where there is one."""
+    has_mask = any(entry.tag == Tag.MASK for entry in acl)
+
+    def changed(entry: Entry) -> Entry:
+        if entry.tag == Tag.MASK or (entry.tag == Tag.GROUP_OF_FILE and not has_mask):
+            return replace(entry, permissions=mode >> 3 & 7)
+        if entry.tag in (Tag.OWNER, Tag.OTHERS):
+            return replace(entry, permissions=mode >> _SHIFTS[entry.tag] & 7)
+        return entry
+
+    return tuple(map(changed, acl))
+
+
+def inherit(default: bytes, mode: int) -> Inherited:
+    """What is made with `mode` in a directory whose default list has this value.
+
+    A directory gets the default list, too. Nobody gets more than `mode` allows, and no umask counts
+    any more. Raises OSError as `parse`.
+    """
+    acl = parse(default)
+    is_directory = stat.S_ISDIR(mode)
+    for_children = ((DEFAULT, default),) if is_directory and acl else ()
+    if not acl:
+        return Inherited(mode)
+    own = _limited(acl, mode)
+    xattrs = ((ACCESS, pack(own)),) if says_more_than_a_mode(own) else ()
+    return Inherited(mode_of(own, mode), xattrs + for_children)
+
+
+def _limited(acl: Acl, mode: int) -> Acl:
+    """A list without what the mode of a new file does not allow."""
+    has_mask = any(entry.tag == Tag.MASK for entry in acl)
+
+    def limited(entry: Entry) -> Entry:
+        shift = _SHIFTS.get(entry.tag)
+        if entry.tag == Tag.MASK:
+            shift = 3
+        elif entry.tag == Tag.GROUP_OF_FILE and has_mask:
+            shift = None
+        if shift is None:
+            return entry
+        return replace(entry, permissions=entry.permissions & mode >> shift)
+
+    return tuple(map(limited, acl))
+
+
+def _check(acl: Acl) -> None:
+    """Raise OSError (EINVAL) for a list that the kernel would not take; an empty one is none."""
+    tags = [entry.tag for entry in acl]
+    once = [Tag.OWNER, Tag.GROUP_OF_FILE, Tag.OTHERS]
+    names_somebody = any(tag in _NAMING for tag in tags)
+    for wrong, why in (
+        (tags != sorted(tags), "entries out of order"),
+        (any(tags.count(tag) != 1 for tag in once), "not one entry each for the three classes"),
+        (tags.count(Tag.MASK) > 1, "several masks"),
+        (names_somebody and Tag.MASK not in tags, "somebody is named, and there is no mask"),
+        (any(entry.permissions & ~7 for entry in acl), "unknown permissions"),
+        (any(e.tag in _NAMING and e.id == NOBODY for e in acl), "an entry names nobody"),
+    ):
+        if acl and wrong:
+            raise OSError(errno.EINVAL, f"{os.strerror(errno.EINVAL)}: {why}")
