@@ -1,6 +1,7 @@
-"""The I/O path of `--engine python`: from a range of bytes to memory and back, nothing else.
+"""What serves a mount: what it has counted, and how what was written becomes durable.
 
-Invariants:
+`Engine` is that, whatever the mount shows; `PythonEngine` is also the I/O path of mode `block` with
+`--engine python`: from a range of bytes to memory and back, nothing else. Invariants:
 - every transfer holds references on its pages where the scheme has pages. A read is answered from
   the mapping after `read` has returned and dropped them: no task runs in between, since pyfuse3
   replies before its next await, so nobody can see the pages without references;
@@ -34,47 +35,24 @@ class EngineStatistics:
     written_bytes: int
 
 
-class PythonEngine:
-    """Reads and writes of one volume, in the Python process."""
+class Engine:
+    """The counts and the durability of one mount, in the Python process."""
 
-    def __init__(self, medium: Medium, memmap: Memmap, volume: LinearVolume) -> None:
+    def __init__(self, medium: Medium, memmap: Memmap) -> None:
         self._medium = medium
         self._memmap = memmap
-        self._volume = volume
-        self._order = memmap.geometry.order if memmap.geometry else 0
         self._reads = self._writes = self._fsyncs = 0
         self._read_bytes = self._written_bytes = 0
-        self._last_write_ns = 0
 
-    def read(self, offset_bytes: int, length_bytes: int) -> memoryview | bytes:
-        """The bytes of a range: shorter at the end of the volume, empty behind it."""
-        vecs = self._volume.bio(offset_bytes, length_bytes)
-        parts = [self._read_vec(vec, offset_bytes) for vec in vecs]
-        data = parts[0] if len(parts) == 1 else b"".join(parts)
+    def count_read(self, read_bytes: int) -> None:
+        """A read was answered here."""
         self._reads += 1
-        self._read_bytes += len(data)
-        return data
+        self._read_bytes += read_bytes
 
-    def write(self, offset_bytes: int, data: bytes) -> int:
-        """Store bytes; how many fitted. Raises OSError: ENOSPC where none did."""
-        written = self.store(offset_bytes, data)
+    def count_write(self, written_bytes: int) -> None:
+        """A write was answered here."""
         self._writes += 1
-        self._written_bytes += written
-        self._last_write_ns = time.time_ns()
-        return written
-
-    def store(self, offset_bytes: int, data: bytes) -> int:
-        """As `write`, but nobody asked for it: it counts as no request."""
-        vecs = self._volume.bio(offset_bytes, len(data))
-        if not vecs:
-            raise OSError(errno.ENOSPC, "the end of the volume")
-        view = memoryview(data)
-        written = 0
-        for vec in vecs:
-            part = view[written : written + vec.length] if len(data) != vec.length else data
-            self._write_vec(vec, offset_bytes + written, part)
-            written += vec.length
-        return written
+        self._written_bytes += written_bytes
 
     async def fsync(self) -> None:
         """Make every write that was answered before durable, as a user asks. Raises OSError."""
@@ -96,11 +74,6 @@ class PythonEngine:
         """How often memory could not be touched; the python engine does not outlive that."""
         return 0
 
-    @property
-    def last_write_ns(self) -> int:
-        """When something was last written, in ns since 1970; 0: not since the mount."""
-        return self._last_write_ns
-
     def statistics(self) -> EngineStatistics:
         """The counts so far."""
         return self.own_statistics()
@@ -118,6 +91,49 @@ class PythonEngine:
             read_bytes=self._read_bytes,
             written_bytes=self._written_bytes,
         )
+
+
+class PythonEngine(Engine):
+    """Reads and writes of the linear volume, in the Python process."""
+
+    def __init__(self, medium: Medium, memmap: Memmap, volume: LinearVolume) -> None:
+        super().__init__(medium, memmap)
+        self._volume = volume
+        self._order = memmap.geometry.order if memmap.geometry else 0
+        self._last_write_ns = 0
+
+    def read(self, offset_bytes: int, length_bytes: int) -> memoryview | bytes:
+        """The bytes of a range: shorter at the end of the volume, empty behind it."""
+        vecs = self._volume.bio(offset_bytes, length_bytes)
+        parts = [self._read_vec(vec, offset_bytes) for vec in vecs]
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        self.count_read(len(data))
+        return data
+
+    def write(self, offset_bytes: int, data: bytes) -> int:
+        """Store bytes; how many fitted. Raises OSError: ENOSPC where none did."""
+        written = self.store(offset_bytes, data)
+        self.count_write(written)
+        self._last_write_ns = time.time_ns()
+        return written
+
+    def store(self, offset_bytes: int, data: bytes) -> int:
+        """As `write`, but nobody asked for it: it counts as no request."""
+        vecs = self._volume.bio(offset_bytes, len(data))
+        if not vecs:
+            raise OSError(errno.ENOSPC, "the end of the volume")
+        view = memoryview(data)
+        written = 0
+        for vec in vecs:
+            part = view[written : written + vec.length] if len(data) != vec.length else data
+            self._write_vec(vec, offset_bytes + written, part)
+            written += vec.length
+        return written
+
+    @property
+    def last_write_ns(self) -> int:
+        """When something was last written, in ns since 1970; 0: not since the mount."""
+        return self._last_write_ns
 
     def _read_vec(self, vec: BioVec, offset_bytes: int) -> memoryview | bytes:
         pfn = vec.pfn_t >> PFN_SHIFT

@@ -1,6 +1,8 @@
 """The engine of a mount that the data plane serves: what the control plane adds to it.
 
-Reads and writes come here only where the tables did not prove an answer. Invariants:
+`SharedEngine` is what the planes have in common, whatever the mount shows. `NativeEngine` is the
+device of mode `block`: reads and writes come to it only where the tables did not prove an answer.
+Invariants:
 - memory is taken away from under a range only after a grace period in which everybody learns that
   there may be holes, so no touch of the mapping meets one unprepared;
 - presence is changed under one lock, so what one task finds whole no other has just punched.
@@ -20,7 +22,7 @@ from pmemfs.dataplane.layouts import Extent, FaultRecord, Operation
 from pmemfs.dataplane.memmap import SharedMemmap
 from pmemfs.dataplane.presence import expect_holes, look_again, survey
 from pmemfs.dataplane.tables import SharedMemory
-from pmemfs.fuse.engine import EngineStatistics, PythonEngine
+from pmemfs.fuse.engine import Engine, EngineStatistics, PythonEngine
 from pmemfs.medium.base import Durability
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap import Memmap
@@ -45,29 +47,21 @@ class _Frames:
     tail: tuple[int, int]
 
 
-class NativeEngine(PythonEngine):
-    """What the data plane cannot or must not do by itself, for the linear volume."""
+class SharedEngine(Engine):
+    """What a data plane and the control plane serve together: counts, durability, presence."""
 
     def __init__(
-        self,
-        pool: Pool,
-        medium: MappedMedium,
-        memmap: Memmap,
-        volume: LinearVolume,
-        shared: SharedMemory,
+        self, pool: Pool, medium: MappedMedium, memmap: Memmap, shared: SharedMemory
     ) -> None:
-        super().__init__(medium, memmap, volume)
+        super().__init__(medium, memmap)
+        self._share(pool, medium, shared)
+
+    def _share(self, pool: Pool, medium: MappedMedium, shared: SharedMemory) -> None:
         self._mapped = medium
         self._shared = shared
         self._data = pool.zones.data
         self._presence_lock = trio.Lock()
         self._faults_seen = 0
-
-    def publish(self) -> None:
-        """Let the data plane serve the volume: one extent."""
-        first_pfn = self._data.offset_bytes >> PAGE_SHIFT
-        extent = Extent(0, first_pfn, self._volume.size_bytes >> PAGE_SHIFT, 0)
-        self._shared.publish(INODE, self._volume.size_bytes, [extent])
 
     async def make_durable(self) -> None:
         epoch = self._memmap.begin_persist()
@@ -88,10 +82,6 @@ class NativeEngine(PythonEngine):
     @property
     def fault_count(self) -> int:
         return self._shared.header_word("fault_count")
-
-    @property
-    def last_write_ns(self) -> int:
-        return max(super().last_write_ns, self._shared.last_write_ns(INODE))
 
     def statistics(self) -> EngineStatistics:
         own = self.own_statistics()
@@ -135,6 +125,31 @@ class NativeEngine(PythonEngine):
             await trio.to_thread.run_sync(
                 survey, self._shared, self._mapped.fileno(), zone.offset_bytes, zone.end_bytes
             )
+
+
+class NativeEngine(SharedEngine, PythonEngine):
+    """What the data plane cannot or must not do by itself, for the linear volume."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        medium: MappedMedium,
+        memmap: Memmap,
+        volume: LinearVolume,
+        shared: SharedMemory,
+    ) -> None:
+        PythonEngine.__init__(self, medium, memmap, volume)
+        self._share(pool, medium, shared)
+
+    def publish(self) -> None:
+        """Let the data plane serve the volume: one extent."""
+        first_pfn = self._data.offset_bytes >> PAGE_SHIFT
+        extent = Extent(0, first_pfn, self._volume.size_bytes >> PAGE_SHIFT, 0)
+        self._shared.publish(INODE, self._volume.size_bytes, [extent])
+
+    @property
+    def last_write_ns(self) -> int:
+        return max(super().last_write_ns, self._shared.last_write_ns(INODE))
 
     async def punch(self, offset_bytes: int, length_bytes: int) -> None:
         """Make a range read as zeroes, and give its whole frames back. Raises OSError."""
