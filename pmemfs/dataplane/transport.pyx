@@ -6,7 +6,7 @@ the reply is to an OPEN, or to a CREATE or TMPFILE; the kernel's numbers are cou
 near them.
 """
 
-from libc.errno cimport EINTR, errno
+from libc.errno cimport ECONNRESET, EINTR, ENOTCONN, EPIPE, errno
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 from posix.types cimport off_t
@@ -63,8 +63,13 @@ cdef int hand_over(worker_t *worker, request_t *request, verdict_t verdict) noex
     while True:
         sent = sendmsg(plane.extra_fd if verdict == FORWARD_EXTRA else plane.forward_fd, &message,
                        MSG_NOSIGNAL)
-        if sent >= 0 or errno != EINTR:
-            return 0 if sent >= 0 else errno
+        if sent >= 0:
+            return 0
+        if errno == EPIPE or errno == ECONNRESET:
+            # To a user this is a mount without anybody who serves it, not a pipe.
+            return ENOTCONN
+        if errno != EINTR:
+            return errno
 
 
 cdef void rewrite_reply(fuse_out_header *head, void *data, uint32_t data_bytes) noexcept nogil:
