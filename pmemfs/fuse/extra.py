@@ -1,7 +1,8 @@
-"""The operations that pyfuse3 lacks: FALLOCATE and COPY_FILE_RANGE, as the kernel sends them.
+"""The operations that pyfuse3 lacks, as the kernel sends them.
 
 The data plane hands them over on a socket of their own, one message each; each is answered with one
-message. Source: include/uapi/linux/fuse.h, fallocate(2), copy_file_range(2).
+message. What a mode does not have answers ENOSYS, and the kernel does not ask again. Source:
+include/uapi/linux/fuse.h of Linux 6.18.
 """
 
 from __future__ import annotations
@@ -9,22 +10,27 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from socket import socket
 
 import trio
 
 from pmemfs.fuse.barrier import errno_of
-from pmemfs.fuse.native import NativeEngine
-from pmemfs.volume.linear import INODE
 
 FALLOCATE = 43
+LSEEK = 46
 COPY_FILE_RANGE = 47
+SYNCFS = 50
+TMPFILE = 51
+STATX = 52
 COPY_FILE_RANGE_64 = 53
 
 KEEP_SIZE = 0x01
 PUNCH_HOLE = 0x02
+COLLAPSE_RANGE = 0x08
 ZERO_RANGE = 0x10
+INSERT_RANGE = 0x20
 
 # len, opcode, unique, nodeid, uid, gid, pid, total_extlen, padding
 _IN_HEADER = struct.Struct("<IIQQIIIHH")
@@ -33,24 +39,58 @@ _OUT_HEADER = struct.Struct("<IiQ")
 _FALLOCATE_IN = struct.Struct("<QQQII")
 # fh_in, off_in, nodeid_out, fh_out, off_out, len, flags
 _COPY_IN = struct.Struct("<QQQQQQQ")
-_LONGEST_BYTES = 4096
-_COPY_AT_ONCE_BYTES = 1 << 27
-"""copy_file_range(2) may copy less than it is asked for, so one request need not last for long."""
+_LONGEST_BYTES = 8192
+_OFFSET_LIMIT = 1 << 63
 
-Handler = Callable[[int, bytes], Awaitable[bytes]]
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request: what it is about, who asks, and what follows the header."""
+
+    inode: int
+    uid: int
+    gid: int
+    operation: bytes
+
+
+Handler = Callable[[Request], Awaitable[bytes]]
+"""Answers what follows the header of a reply. Raises OSError, and struct.error for too little."""
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """What fallocate(2) asks for."""
+
+    offset_bytes: int
+    length_bytes: int
+    mode: int
+
+    @property
+    def keeps_size(self) -> bool:
+        """Whether the file is not to become longer."""
+        return bool(self.mode & KEEP_SIZE)
+
+    @property
+    def kind(self) -> int:
+        """The mode but for the size."""
+        return self.mode & ~KEEP_SIZE
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """What copy_file_range(2) asks for."""
+
+    source_bytes: int
+    target_inode: int
+    target_bytes: int
+    length_bytes: int
 
 
 class ExtraOperations:
-    """Answers these operations for the device of mode `block`."""
+    """Answers requests with the handlers of a mode."""
 
-    def __init__(self, engine: NativeEngine, *, read_only: bool) -> None:
-        self._engine = engine
-        self._read_only = read_only
-        self._handlers: dict[int, Handler] = {
-            FALLOCATE: self._fallocate,
-            COPY_FILE_RANGE: self._copy_file_range,
-            COPY_FILE_RANGE_64: self._copy_file_range_64,
-        }
+    def __init__(self, handlers: Mapping[int, Handler]) -> None:
+        self._handlers = handlers
 
     async def serve(self, connection: socket) -> None:
         """Answer what comes until the data plane hangs up; several requests at once."""
@@ -69,52 +109,46 @@ class ExtraOperations:
         """The reply to one request, whatever it is."""
         if len(message) < _IN_HEADER.size:
             return _OUT_HEADER.pack(_OUT_HEADER.size, -errno.EINVAL, 0)
-        _, opcode, unique, inode, *_ = _IN_HEADER.unpack_from(message)
-        operation = message[_IN_HEADER.size :]
-        handler = self._handlers.get(opcode, self._unknown)
+        _, opcode, unique, inode, uid, gid, *_ = _IN_HEADER.unpack_from(message)
+        request = Request(inode, uid, gid, message[_IN_HEADER.size :])
+        handler = self._handlers.get(opcode, _unknown)
         data, error = b"", 0
         try:
-            data = await handler(inode, operation)
+            data = await handler(request)
         except struct.error:
             error = errno.EINVAL
         except Exception as problem:
-            error = errno_of(problem, handler, (inode, operation))
+            error = errno_of(problem, handler, (request,))
         return _OUT_HEADER.pack(_OUT_HEADER.size + len(data), -error, unique) + data
 
-    async def _unknown(self, inode: int, operation: bytes) -> bytes:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
-    async def _fallocate(self, inode: int, operation: bytes) -> bytes:
-        _, offset, length, mode, _ = _FALLOCATE_IN.unpack_from(operation)
-        self._check_device(inode)
-        if not length or offset >= 1 << 63 or length >= 1 << 63:
-            raise OSError(errno.EINVAL, "no such range")
-        if mode == PUNCH_HOLE | KEEP_SIZE:
-            await self._engine.punch(offset, length)
-        elif mode & ~KEEP_SIZE == ZERO_RANGE:
-            await self._engine.zero(offset, length)
-        elif mode in (0, KEEP_SIZE):
-            await self._engine.reserve(offset, length)
-        else:
-            raise OSError(errno.EOPNOTSUPP, "a device has no such mode")
-        return b""
+def allocation_of(request: Request) -> Allocation:
+    """What a FALLOCATE asks for. Raises OSError (EINVAL) for an impossible range."""
+    _, offset, length, mode, _ = _FALLOCATE_IN.unpack_from(request.operation)
+    if not length or offset >= _OFFSET_LIMIT or length >= _OFFSET_LIMIT:
+        raise OSError(errno.EINVAL, "no such range")
+    return Allocation(offset, length, mode)
 
-    async def _copy_file_range(self, inode: int, operation: bytes) -> bytes:
-        return struct.pack("<II", await self._copy(inode, operation), 0)
 
-    async def _copy_file_range_64(self, inode: int, operation: bytes) -> bytes:
-        return struct.pack("<Q", await self._copy(inode, operation))
+def copy_of(request: Request) -> Copy:
+    """What a COPY_FILE_RANGE asks for. Raises OSError (EINVAL) for an impossible range."""
+    _, source, inode_out, _, target, length, flags = _COPY_IN.unpack_from(request.operation)
+    if flags or max(source, target) >= _OFFSET_LIMIT:
+        raise OSError(errno.EINVAL, "no such range")
+    return Copy(source, inode_out, target, length)
 
-    async def _copy(self, inode: int, operation: bytes) -> int:
-        _, source, inode_out, _, target, length, flags = _COPY_IN.unpack_from(operation)
-        self._check_device(inode)
-        self._check_device(inode_out)
-        if flags or max(source, target) >= 1 << 63:
-            raise OSError(errno.EINVAL, "no such range")
-        return await self._engine.copy(source, target, min(length, _COPY_AT_ONCE_BYTES))
 
-    def _check_device(self, inode: int) -> None:
-        if inode != INODE:
-            raise OSError(errno.ENOENT, "no such inode")
-        if self._read_only:
-            raise OSError(errno.EROFS, "the mount is read-only")
+def copying(copy: Callable[[Request], Awaitable[int]]) -> dict[int, Handler]:
+    """Handlers for both forms of COPY_FILE_RANGE, whose replies differ in the width of a number."""
+
+    async def in_32_bits(request: Request) -> bytes:
+        return struct.pack("<II", await copy(request), 0)
+
+    async def in_64_bits(request: Request) -> bytes:
+        return struct.pack("<Q", await copy(request))
+
+    return {COPY_FILE_RANGE: in_32_bits, COPY_FILE_RANGE_64: in_64_bits}
+
+
+async def _unknown(request: Request) -> bytes:
+    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))

@@ -1,0 +1,415 @@
+"""Mode `fs` as the kernel sees it: names, attributes, extended attributes, open files.
+
+The kernel checks permissions (default_permissions) and keeps what it has learnt for an hour, names
+that do not exist included: nobody changes a pool but through its one mount. Invariants:
+- each entry that is answered holds its inode once, until the kernel forgets it;
+- nothing is awaited between looking and answering, so no other request comes between;
+- reading an attribute, a name or a directory stores nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import logging
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyfuse3
+from pyfuse3 import (
+    EntryAttributes,
+    FileHandleT,
+    FileInfo,
+    FileNameT,
+    FlagT,
+    FUSEError,
+    InodeT,
+    ModeT,
+    RequestContext,
+    XAttrNameT,
+)
+
+from pmemfs.errors import DamagedFileSystem
+from pmemfs.fuse import acl
+from pmemfs.fuse.barrier import guarded
+from pmemfs.fuse.newinode import Maker, new_inode
+from pmemfs.fuse.openfiles import OpenFiles
+from pmemfs.fuse.privileges import CAPABILITIES
+from pmemfs.pfn import FRAME_BYTES
+from pmemfs.volume.filesystem.attributes import Attributes
+from pmemfs.volume.filesystem.filesystem import FileSystem
+
+log = logging.getLogger(__name__)
+
+CACHE_SECONDS = 3600
+NAME_MAX_BYTES = 255
+_XATTR_NAMESPACES = (b"user.", b"trusted.", b"security.")
+_ACLS = (acl.ACCESS, acl.DEFAULT)
+
+
+@dataclass(slots=True)
+class _OpenDirectory:
+    """A directory that is being listed; `entries` are what it had when the listing began."""
+
+    ino: int
+    entries: list[tuple[bytes, int, int]] | None = None
+
+
+@guarded
+class FileSystemOperations(pyfuse3.Operations):
+    """What the kernel asks of a mount in mode `fs`."""
+
+    supports_dot_lookup = True
+    enable_acl = True
+
+    def __init__(self, fs: FileSystem, files: OpenFiles, *, cached: bool) -> None:
+        super().__init__()
+        self._fs = fs
+        self._files = files
+        self._cached = cached
+        self._directories: dict[int, _OpenDirectory] = {}
+        self._numbers = itertools.count(1)
+
+    # Names
+
+    async def lookup(
+        self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext
+    ) -> EntryAttributes:
+        try:
+            return self._entry(self._find(parent_inode, name))
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise
+        # The number 0: there is no such name, and the kernel may remember that.
+        missing = EntryAttributes()
+        missing.st_ino = InodeT(0)
+        missing.entry_timeout = CACHE_SECONDS
+        return missing
+
+    async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
+        for ino, count in inode_list:
+            try:
+                self._fs.drop(ino, count)
+            except Exception:
+                # Nobody waits for an answer, and the rest is to be forgotten nevertheless.
+                log.exception("inode %d could not be let go", ino)
+
+    async def mknod(
+        self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        return self._entry(self._make(parent_inode, name, mode, ctx, rdev=rdev))
+
+    async def mkdir(
+        self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext
+    ) -> EntryAttributes:
+        return self._entry(self._make(parent_inode, name, stat.S_IFDIR | mode, ctx))
+
+    async def symlink(
+        self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext
+    ) -> EntryAttributes:
+        return self._entry(self._make(parent_inode, name, stat.S_IFLNK | 0o777, ctx, target=target))
+
+    async def link(
+        self, inode: InodeT, new_parent_inode: InodeT, new_name: FileNameT, ctx: RequestContext
+    ) -> EntryAttributes:
+        self._fs.link(inode, new_parent_inode, new_name)
+        return self._entry(inode)
+
+    async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
+        self._fs.unlink(parent_inode, name)
+
+    async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
+        self._fs.rmdir(parent_inode, name)
+
+    async def rename(
+        self,
+        parent_inode_old: InodeT,
+        name_old: FileNameT,
+        parent_inode_new: InodeT,
+        name_new: FileNameT,
+        flags: FlagT,
+        ctx: RequestContext,
+    ) -> None:
+        self._fs.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
+
+    async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
+        return FileNameT(bytes(self._fs.target(inode)))
+
+    # Attributes
+
+    async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
+        return entry_of(self._fs.attributes(inode))
+
+    async def setattr(
+        self,
+        inode: InodeT,
+        attr: EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: FileHandleT | None,
+        ctx: RequestContext,
+    ) -> EntryAttributes:
+        changes: dict[str, Any] = {}
+        if fields.update_mode:
+            mode = stat.S_IMODE(attr.st_mode)
+            if not self._change_list(inode, mode):
+                changes["mode"] = mode
+        if fields.update_uid:
+            changes["uid"] = attr.st_uid
+        if fields.update_gid:
+            changes["gid"] = attr.st_gid
+        if fields.update_size:
+            changes["size_bytes"] = attr.st_size
+        if fields.update_atime:
+            changes["atime_ns"] = attr.st_atime_ns
+        if fields.update_mtime:
+            changes["mtime_ns"] = attr.st_mtime_ns
+        if fields.update_ctime:
+            changes["ctime_ns"] = attr.st_ctime_ns
+        if changes:
+            self._fs.set_attributes(inode, **changes)
+        if fields.update_mode or fields.update_size:
+            self._files.note_change(inode)
+        return entry_of(self._fs.attributes(inode))
+
+    async def access(self, inode: InodeT, mode: ModeT, ctx: RequestContext) -> bool:
+        """The kernel has checked it: the mount has default_permissions."""
+        return True
+
+    async def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:
+        space = self._fs.space()
+        status = pyfuse3.StatvfsData()
+        status.f_bsize = status.f_frsize = FRAME_BYTES
+        status.f_blocks = space.total_frames
+        status.f_bfree = status.f_bavail = space.free_frames
+        # As many files as there is room for, and nobody counts them.
+        status.f_files = status.f_ffree = status.f_favail = 0
+        status.f_namemax = NAME_MAX_BYTES
+        return status
+
+    # Extended attributes
+
+    async def setxattr(
+        self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext
+    ) -> None:
+        if name in _ACLS:
+            self._set_list(inode, name, value, ctx)
+        else:
+            _check_namespace(name)
+            self._fs.set_xattr(inode, name, value)
+            if name == CAPABILITIES:
+                self._files.note_change(inode)
+
+    async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
+        return bytes(self._fs.get_xattr(inode, name))
+
+    async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
+        names = self._fs.list_xattrs(inode)
+        if ctx.uid != 0:
+            names = [name for name in names if not name.startswith(b"trusted.")]
+        return [XAttrNameT(name) for name in names]
+
+    async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
+        if name in _ACLS:
+            if self._list(inode, name):
+                self._fs.set_xattrs_and_mode(inode, {name: None}, None)
+            return
+        _check_namespace(name)
+        self._fs.remove_xattr(inode, name)
+
+    # Open files
+
+    async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
+        fh = self._files.open(inode, flags, ctx.uid)
+        if flags & os.O_TRUNC and flags & os.O_ACCMODE != os.O_RDONLY:
+            try:
+                self._files.truncate(fh)
+            except OSError:
+                self._files.close(fh)
+                raise
+        return self._opened(fh)
+
+    async def create(
+        self,
+        parent_inode: InodeT,
+        name: FileNameT,
+        mode: ModeT,
+        flags: FlagT,
+        ctx: RequestContext,
+    ) -> tuple[FileInfo, EntryAttributes]:
+        ino = self._make(parent_inode, name, stat.S_IFREG | stat.S_IMODE(mode), ctx)
+        fh = self._files.open(ino, flags, ctx.uid)
+        return self._opened(fh), self._entry(ino)
+
+    async def read(self, fh: FileHandleT, off: int, size: int) -> bytes | memoryview:  # type: ignore[override]
+        return self._files.read(fh, off, size)
+
+    async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
+        return await self._files.write(fh, off, buf)
+
+    async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
+        await self._files.fsync(fh)
+
+    async def release(self, fh: FileHandleT) -> None:
+        self._files.close(fh)
+
+    # Directories
+
+    async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
+        number = FileHandleT(next(self._numbers))
+        self._directories[number] = _OpenDirectory(inode)
+        return number
+
+    async def readdir(self, fh: FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        directory = self._directories[fh]
+        if start_id == 0 or directory.entries is None:
+            directory.entries = self._fs.entries(directory.ino)
+        dots = (
+            (b".", directory.ino),
+            (b"..", self._fs.parent(directory.ino)),
+        )
+        for position, (name, ino) in enumerate(dots[start_id:], start_id + 1):
+            if not _reply(token, name, self._fs.attributes(ino), position):
+                return
+        first = max(0, start_id - len(dots))
+        for position, (name, *_) in enumerate(directory.entries[first:], first + len(dots) + 1):
+            # Looked up again: what has gone meanwhile is not listed.
+            now = self._fs.has_entry(directory.ino, name)
+            if now is None:
+                continue
+            if not _reply(token, name, self._fs.attributes(now), position):
+                return
+            # An entry but the dots counts as looked up.
+            self._fs.hold(now)
+
+    async def releasedir(self, fh: FileHandleT) -> None:
+        del self._directories[fh]
+
+    async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
+        """Nothing to do: what changes a directory is durable when it is answered."""
+
+    # Parts of the above
+
+    def _find(self, parent: int, name: bytes) -> int:
+        if name == b".":
+            self._check_known(parent)
+            return parent
+        if name == b"..":
+            return self._fs.parent(parent)
+        return self._fs.lookup(parent, name)
+
+    def _check_known(self, ino: int) -> None:
+        """Raise OSError (ESTALE) for what is no inode.
+
+        The number may come from a file handle, as NFS has them, that outlasts the inode and what
+        the kernel remembers, or that somebody made up: it is no sign of damage.
+        """
+        if ino == pyfuse3.ROOT_INODE or self._fs.is_held(ino):
+            return
+        try:
+            is_there = self._fs.read_inode(ino) is not None
+        except DamagedFileSystem:
+            is_there = False
+        if not is_there:
+            raise FUSEError(errno.ESTALE)
+
+    def _make(
+        self,
+        parent: int,
+        name: bytes,
+        mode: int,
+        ctx: RequestContext,
+        *,
+        rdev: int = 0,
+        target: bytes = b"",
+    ) -> int:
+        maker = Maker(ctx.uid, ctx.gid, ctx.umask)
+        new = new_inode(self._fs, parent, maker, mode, rdev=rdev, target=target)
+        return self._fs.make(parent, name, new)
+
+    def _entry(self, ino: int) -> EntryAttributes:
+        """The answer to whoever looks an inode up, which the kernel holds from now on."""
+        entry = entry_of(self._fs.attributes(ino))
+        self._fs.hold(ino)
+        return entry
+
+    def _opened(self, fh: FileHandleT) -> FileInfo:
+        return FileInfo(fh=fh, direct_io=not self._cached, keep_cache=self._cached)
+
+    def _list(self, ino: int, name: bytes) -> bytes:
+        """An access control list as it is stored; empty where there is none."""
+        try:
+            return bytes(self._fs.get_xattr(ino, name))
+        except OSError as error:
+            if error.errno != errno.ENODATA:
+                raise
+            return b""
+
+    def _change_list(self, ino: int, mode: int) -> bool:
+        """Change the mode of what has an access control list; whether it has one."""
+        stored = self._list(ino, acl.ACCESS)
+        if not stored:
+            return False
+        changed = acl.pack(acl.with_mode(acl.parse(stored), mode))
+        self._fs.set_xattrs_and_mode(ino, {acl.ACCESS: changed}, mode)
+        return True
+
+    def _set_list(self, ino: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
+        entries = acl.parse(value)
+        attributes = self._fs.attributes(ino)
+        if name == acl.DEFAULT:
+            if not stat.S_ISDIR(attributes.mode):
+                raise FUSEError(errno.EACCES)
+            self._fs.set_xattrs_and_mode(ino, {name: value if entries else None}, None)
+            return
+        mode = acl.mode_of(entries, attributes.mode) if entries else attributes.mode
+        if mode & stat.S_ISGID and not _may_keep_setgid(ctx, attributes.gid):
+            mode &= ~stat.S_ISGID
+        stored = acl.pack(entries) if acl.says_more_than_a_mode(entries) else None
+        self._fs.set_xattrs_and_mode(ino, {name: stored}, stat.S_IMODE(mode))
+        self._files.note_change(ino)
+
+
+def entry_of(attributes: Attributes) -> EntryAttributes:
+    """Attributes as pyfuse3 wants them, to be kept by the kernel for long."""
+    entry = EntryAttributes()
+    entry.st_ino = InodeT(attributes.ino)
+    entry.generation = attributes.generation
+    entry.st_mode = ModeT(attributes.mode)
+    entry.st_nlink = attributes.nlink
+    entry.st_uid = attributes.uid
+    entry.st_gid = attributes.gid
+    entry.st_rdev = attributes.rdev
+    entry.st_size = attributes.size_bytes
+    entry.st_blksize = FRAME_BYTES
+    entry.st_blocks = attributes.block_count
+    entry.st_atime_ns = attributes.atime_ns
+    entry.st_mtime_ns = attributes.mtime_ns
+    entry.st_ctime_ns = attributes.ctime_ns
+    entry.entry_timeout = entry.attr_timeout = CACHE_SECONDS
+    return entry
+
+
+def _reply(token: pyfuse3.ReaddirToken, name: bytes, attributes: Attributes, position: int) -> bool:
+    return pyfuse3.readdir_reply(token, FileNameT(name), entry_of(attributes), position)
+
+
+def _check_namespace(name: bytes) -> None:
+    if not name.startswith(_XATTR_NAMESPACES):
+        raise FUSEError(errno.EOPNOTSUPP)
+
+
+def _may_keep_setgid(ctx: RequestContext, gid: int) -> bool:
+    """Whether somebody may give a file of a group its set-group-ID bit.
+
+    The kernel leaves that question to us, with a flag (FUSE_SETXATTR_ACL_KILL_SGID) that libfuse
+    does not ask for.
+    """
+    if ctx.uid == 0 or ctx.gid == gid:
+        return True
+    try:
+        return gid in pyfuse3.get_sup_groups(ctx.pid)
+    except (OSError, RuntimeError):
+        return False

@@ -1,0 +1,50 @@
+"""What a new inode gets from whoever makes it and from the directory that it is made in.
+
+The group and its bit of a set-group-ID directory; the default access control list, instead of the
+umask. Source: inode(7), acl(5).
+"""
+
+from __future__ import annotations
+
+import errno
+import stat
+from dataclasses import dataclass
+
+from pmemfs.fuse import acl
+from pmemfs.volume.filesystem.filesystem import FileSystem
+from pmemfs.volume.filesystem.names import NewInode
+
+
+@dataclass(frozen=True, slots=True)
+class Maker:
+    """Who makes something. `umask` 0 where the kernel has applied it."""
+
+    uid: int
+    gid: int
+    umask: int
+
+
+def new_inode(
+    fs: FileSystem, parent: int, maker: Maker, mode: int, *, rdev: int = 0, target: bytes = b""
+) -> NewInode:
+    """What to make in a directory, by its kind and mode. Raises OSError."""
+    directory = fs.attributes(parent)
+    gid = maker.gid
+    if directory.mode & stat.S_ISGID:
+        gid = directory.gid
+        if stat.S_ISDIR(mode):
+            mode |= stat.S_ISGID
+    made = acl.Inherited(mode) if stat.S_ISLNK(mode) else _inherited(fs, parent, maker.umask, mode)
+    return NewInode(
+        mode=made.mode, uid=maker.uid, gid=gid, rdev=rdev, target=target, xattrs=made.xattrs
+    )
+
+
+def _inherited(fs: FileSystem, parent: int, umask: int, mode: int) -> acl.Inherited:
+    try:
+        default = fs.get_xattr(parent, acl.DEFAULT)
+    except OSError as error:
+        if error.errno != errno.ENODATA:
+            raise
+        return acl.Inherited(mode & ~umask)
+    return acl.inherit(default, mode)

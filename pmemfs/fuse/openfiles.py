@@ -1,0 +1,151 @@
+"""The open files of a mount in mode `fs`: handles, and what goes through them.
+
+Invariants:
+- a handle holds its inode, which lasts while anybody has it open;
+- with the last handle that could write, what was allocated ahead goes back, after the data plane
+  has let go of the file.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+
+import pyfuse3
+from pyfuse3 import FileHandleT, InodeT
+
+from pmemfs.fuse.engine import Engine
+from pmemfs.fuse.privileges import take_privileges
+from pmemfs.fuse.published import Publisher
+from pmemfs.volume.filesystem.filesystem import FileSystem
+
+
+@dataclass(slots=True)
+class _OpenFile:
+    """What a handle stands for."""
+
+    ino: int
+    flags: int
+    notes_reads: bool
+    is_roots: bool
+
+    @property
+    def is_writable(self) -> bool:
+        return self.flags & os.O_ACCMODE != os.O_RDONLY
+
+    @property
+    def is_synchronous(self) -> bool:
+        """Whether each write is durable when it is answered."""
+        return bool(self.flags & os.O_DSYNC)
+
+
+@dataclass(slots=True)
+class _Opens:
+    """The handles of an inode."""
+
+    count: int = 0
+    was_writable: bool = False
+
+
+class OpenFiles:
+    """All open files. `publisher` is for a data plane, where there is one."""
+
+    def __init__(
+        self, fs: FileSystem, engine: Engine, publisher: Publisher | None, *, notes_reads: bool
+    ) -> None:
+        self._fs = fs
+        self._engine = engine
+        self._publisher = publisher
+        self._notes_reads = notes_reads
+        self._handles: dict[int, _OpenFile] = {}
+        self._opens: dict[int, _Opens] = {}
+        self._numbers = itertools.count(1)
+
+    def open(self, ino: int, flags: int, uid: int) -> FileHandleT:
+        """A new handle for a user. Raises OSError."""
+        self._fs.hold(ino)
+        notes_reads = self._notes_reads and not flags & os.O_NOATIME
+        file = _OpenFile(ino, flags, notes_reads, is_roots=uid == 0)
+        number = FileHandleT(next(self._numbers))
+        self._handles[number] = file
+        opens = self._opens.setdefault(ino, _Opens())
+        opens.count += 1
+        opens.was_writable |= file.is_writable
+        if self._publisher:
+            self._publisher.opened(ino)
+        return number
+
+    def close(self, number: int) -> None:
+        """Give a handle back. Raises OSError; it is gone nevertheless."""
+        ino = self._handles.pop(number).ino
+        opens = self._opens[ino]
+        opens.count -= 1
+        if self._publisher:
+            self._publisher.closed(ino)
+        try:
+            if not opens.count:
+                del self._opens[ino]
+                if opens.was_writable and not self._fs.read_only:
+                    self._fs.trim_ahead(ino)
+        finally:
+            self._fs.drop(ino, 1)
+
+    def read(self, number: int, offset_bytes: int, length_bytes: int) -> bytes | memoryview:
+        """The bytes of a range, as far as the file goes. Raises OSError."""
+        file = self._handles[number]
+        data = self._fs.read(file.ino, offset_bytes, length_bytes)
+        self._engine.count_read(len(data))
+        if file.notes_reads and not self._fs.read_only:
+            # Once will do: relatime looks for the day.
+            file.notes_reads = False
+            self._fs.note_read(file.ino)
+        if self._publisher:
+            self._publisher.was_read(file.ino, offset_bytes + length_bytes)
+        return data
+
+    async def write(self, number: int, offset_bytes: int, data: bytes) -> int:
+        """Store bytes; how many. Raises OSError."""
+        file = self._handles[number]
+        self._take_privileges(file)
+        written = self._fs.write(file.ino, offset_bytes, data)
+        self._engine.count_write(written)
+        if self._publisher:
+            self._publisher.was_written(file.ino, written)
+        if file.is_synchronous:
+            self._fs.persist(file.ino)
+            await self._engine.make_durable()
+        return written
+
+    def truncate(self, number: int) -> None:
+        """Empty a file. Raises OSError."""
+        file = self._handles[number]
+        self._take_privileges(file)
+        self._fs.set_attributes(file.ino, size_bytes=0)
+
+    async def fsync(self, number: int) -> None:
+        """Make a file durable. Raises OSError."""
+        ino = self._handles[number].ino
+        self._fs.persist(ino)
+        await self._engine.fsync()
+        if self._publisher:
+            self._publisher.was_synced(ino)
+
+    async def sync_all(self) -> None:
+        """Make everything durable. Raises OSError."""
+        # What is not open has been written back.
+        for ino in list(self._opens):
+            self._fs.persist(ino)
+        await self._engine.make_durable()
+
+    def _take_privileges(self, file: _OpenFile) -> None:
+        if take_privileges(self._fs, file.ino, is_root=file.is_roots):
+            # The kernel does not know, and would go on giving them to who executes the file.
+            with suppress(OSError):
+                pyfuse3.invalidate_inode(InodeT(file.ino), attr_only=True)
+
+    def note_change(self, ino: int) -> None:
+        """Something happened to an inode that may have changed its extents, size or mode."""
+        if self._publisher:
+            self._publisher.was_changed(ino)

@@ -1,0 +1,227 @@
+"""Which files the data plane is let serve, and for how long anybody may still see their tables."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from fakes import mapped_pool
+
+from pmemfs.dataplane import layouts
+from pmemfs.dataplane.layouts import Extent
+from pmemfs.dataplane.memmap import memmap_place, open_shared_memmap
+from pmemfs.dataplane.memory import store_word
+from pmemfs.dataplane.tables import SharedMemory
+from pmemfs.fuse.privileges import CAPABILITIES
+from pmemfs.fuse.published import PublishedTables, Publisher
+from pmemfs.media.inode import ROOT
+from pmemfs.media.label import Scheme
+from pmemfs.medium.mapped import MappedMedium
+from pmemfs.units import KIB, MIB
+from pmemfs.volume.filesystem.filesystem import FileSystem
+from pmemfs.volume.filesystem.names import NewInode
+
+FILE = NewInode(mode=stat.S_IFREG | 0o644, uid=0, gid=0)
+
+
+@dataclass
+class Served:
+    """A file system, and what publishes its files."""
+
+    shared: SharedMemory
+    tables: PublishedTables
+    fs: FileSystem
+    publisher: Publisher
+
+    def file(self, name: bytes = b"file", size_bytes: int = 100 * KIB) -> int:
+        """A file with something in it, that somebody has open."""
+        ino = self.fs.make(ROOT, name, FILE)
+        self.fs.hold(ino)
+        self.fs.write(ino, 0, b"x" * size_bytes)
+        self.publisher.opened(ino)
+        return ino
+
+    def begin_request(self) -> None:
+        """A worker looks at tables, and does not come to an end."""
+        self._set_section(1)
+
+    def end_request(self) -> None:
+        self._set_section(2)
+
+    def _set_section(self, value: int) -> None:
+        store_word(self.shared.memory, self.shared.areas.slots, value)
+
+
+@pytest.fixture
+def served(shm: Path) -> Iterator[Served]:
+    with mapped_pool(shm, Scheme.NONE, 4 * KIB, 64 * MIB) as pool:
+        assert isinstance(pool.medium, MappedMedium)
+        FileSystem.format(pool)
+        shared = SharedMemory(
+            pool, worker_count=1, memmap_place=memmap_place(pool), forward_fsync=True
+        )
+        tables = PublishedTables(shared)
+        fs = FileSystem(pool, open_shared_memmap(pool, pool.medium, shared), tables)
+        assert layouts.SLOT_HEAD.offset_of("section") == 0
+        yield Served(shared, tables, fs, Publisher(fs, tables))
+        shared.close()
+
+
+def test_a_file_that_is_read_to_its_end_is_not_published(served: Served) -> None:
+    ino = served.file()
+    served.publisher.was_read(ino, 100 * KIB)
+    assert not served.tables.is_published(ino)
+    served.publisher.was_read(ino, 100 * KIB - 1)
+    assert served.tables.is_published(ino)
+    assert served.shared.is_published(ino)
+
+
+def test_the_second_write_or_a_large_one_publishes(served: Served) -> None:
+    small, large = served.file(b"small"), served.file(b"large")
+    served.publisher.was_written(small, 64 * KIB - 1)
+    assert not served.tables.is_published(small)
+    served.publisher.was_written(small, 1)
+    assert served.tables.is_published(small)
+    served.publisher.was_written(large, 64 * KIB)
+    assert served.tables.is_published(large)
+
+
+def test_an_fsync_publishes(served: Served) -> None:
+    ino = served.file()
+    served.publisher.was_synced(ino)
+    assert served.tables.is_published(ino)
+
+
+def test_only_an_open_file_is_published_until_its_last_close(served: Served) -> None:
+    ino = served.file()
+    served.publisher.opened(ino)
+    served.publisher.was_synced(ino)
+    served.publisher.closed(ino)
+    assert served.tables.is_published(ino)
+    served.publisher.closed(ino)
+    assert not served.tables.is_published(ino)
+    for event in (served.publisher.was_synced, served.publisher.was_changed):
+        event(ino)
+    served.publisher.was_written(ino, MIB)
+    served.publisher.was_read(ino, 0)
+    assert not served.tables.is_published(ino)
+
+
+def test_a_change_withdraws_and_the_next_request_publishes_again(served: Served) -> None:
+    ino = served.file()
+    served.publisher.was_synced(ino)
+    served.fs.set_attributes(ino, size_bytes=10)
+    assert not served.tables.is_published(ino)
+    served.publisher.was_read(ino, 10)
+    assert served.tables.is_published(ino)
+
+
+def test_a_write_here_moves_the_limit(served: Served) -> None:
+    ino = served.file(size_bytes=0)
+    end = 0
+    for _ in range(5):
+        end += served.fs.write(ino, end, b"x" * (70 * KIB))
+        served.publisher.was_written(ino, 70 * KIB)
+        entry = served.shared._entries[ino]
+        table = int.from_bytes(served.shared.memory[entry + 8 : entry + 16], "little")
+        head = layouts.TABLE_HEAD.unpack(
+            served.shared.memory[table : table + layouts.TABLE_HEAD.size_bytes]
+        )
+        assert head.limit_bytes == served.fs.append_limit(ino) >= end
+        assert head.live_offset == served.fs.live_line(ino)
+        assert head.extent_count == len(served.fs.extents(ino))
+
+
+@pytest.mark.parametrize("mode", [0o4755, 0o2755, 0o6711])
+def test_what_a_write_must_take_bits_from_is_not_published(served: Served, mode: int) -> None:
+    ino = served.file()
+    served.publisher.was_synced(ino)
+    served.fs.set_attributes(ino, mode=mode)
+    served.publisher.was_changed(ino)
+    assert not served.tables.is_published(ino)
+    served.fs.set_attributes(ino, mode=0o755)
+    served.publisher.was_changed(ino)
+    assert served.tables.is_published(ino)
+    served.fs.set_xattr(ino, CAPABILITIES, b"some")
+    served.publisher.was_changed(ino)
+    assert not served.tables.is_published(ino)
+
+
+def test_a_token_lasts_as_long_as_somebody_may_see_the_table(served: Served) -> None:
+    ino = served.file()
+    served.publisher.was_synced(ino)
+    served.begin_request()
+    token = served.tables.changed(ino)
+    assert token is not None
+    assert not served.tables.is_over(token)
+    assert served.tables.changed(ino) is not None, "withdrawn before, and still seen"
+    assert served.tables.gone(ino) is not None
+    served.end_request()
+    assert served.tables.is_over(token)
+    assert served.tables.changed(ino) is None
+
+
+def test_what_was_never_published_needs_no_token(served: Served) -> None:
+    ino = served.file()
+    served.begin_request()
+    assert served.tables.changed(ino) is None
+    assert served.tables.gone(ino) is None
+
+
+def test_closing_does_not_end_what_is_under_way(served: Served) -> None:
+    ino = served.file()
+    served.publisher.was_synced(ino)
+    served.begin_request()
+    served.publisher.closed(ino)
+    assert served.tables.changed(ino) is not None
+    served.end_request()
+    assert served.tables.changed(ino) is None
+
+
+def test_frames_of_a_truncated_file_wait_for_who_may_read_them(served: Served) -> None:
+    ino = served.file()
+    served.publisher.was_synced(ino)
+    served.begin_request()
+    served.fs.set_attributes(ino, size_bytes=0)
+    assert served.fs.space().busy_frames >= 25
+    served.fs.tidy()
+    assert served.fs.space().busy_frames >= 25
+    served.end_request()
+    served.fs.tidy()
+    assert served.fs.space().busy_frames == 0
+
+
+def test_when_the_tables_are_full_the_oldest_makes_room(served: Served) -> None:
+    extents = [Extent(0, 1, 1, 0)]
+    line = served.fs.live_line(served.file())
+    count = 3 * layouts.INODE_ENTRIES
+    for ino in range(1, count):
+        assert served.tables.publish(ino, 10, extents, live_offset=line, limit_bytes=4096)
+        assert served.tables.is_published(ino)
+    published = [ino for ino in range(1, count) if served.tables.is_published(ino)]
+    assert len(published) <= layouts.INODE_ENTRIES
+    assert all(served.shared.is_published(ino) for ino in published)
+    # Of the newest eighth none has gone, whichever buckets they fell into.
+    assert published[-1000:] == list(range(count - 1000, count))
+
+
+def test_when_memory_for_tables_is_full_the_oldest_makes_room(served: Served) -> None:
+    line = served.fs.live_line(served.file())
+    extents = [Extent(index, 1 + index, 1, 0) for index in range(0, 60_000, 2)]
+    for ino in range(1, 100):
+        assert served.tables.publish(ino, 10, extents, live_offset=line, limit_bytes=4096)
+    published = [ino for ino in range(1, 100) if served.tables.is_published(ino)]
+    assert 1 < len(published) < 50
+    assert published == list(range(100 - len(published), 100))
+
+
+def test_one_file_of_very_many_extents_pushes_nobody_out(served: Served) -> None:
+    line = served.fs.live_line(served.file())
+    few = [Extent(0, 1, 1, 0)]
+    many = [Extent(2 * index, 1, 1, 0) for index in range(100_000)]
+    assert served.tables.publish(10, 10, few, live_offset=line, limit_bytes=4096)
+    assert not served.tables.publish(11, 10, many, live_offset=line, limit_bytes=4096)
+    assert served.tables.is_published(10)
