@@ -23,7 +23,6 @@ import trio
 
 from pmemfs.control import server, socket_path
 from pmemfs.errors import EXIT_MOUNT_FAILED, PmemfsError, SourceBusy, mount_exit_code
-from pmemfs.fuse.engine import PythonEngine
 from pmemfs.fuse.mountpoint import source_name
 from pmemfs.fuse.options import MountOptions
 from pmemfs.fuse.session import NativeSession, PythonSession, Session
@@ -31,7 +30,6 @@ from pmemfs.fuse.transport import choose_transport, read_offer
 from pmemfs.logs import start_logging
 from pmemfs.media.label import State
 from pmemfs.medium.mapped import Advice, MappedMedium
-from pmemfs.memmap import Memmap
 from pmemfs.mountinfo import Mount, mounts
 from pmemfs.observe.mount import MountObserver
 from pmemfs.pool import Pool
@@ -39,6 +37,8 @@ from pmemfs.pool import Pool
 log = logging.getLogger("pmemfs")
 
 _HOUSEKEEPING_SECONDS = 30
+_TIDY_SECONDS = 1
+_SOON_SECONDS = 0.01
 _PATIENCE_SECONDS = 5
 _ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -175,11 +175,13 @@ def run(arguments: Arguments, pool: Pool, medium: MappedMedium, starter: Starter
         "info": observer.info,
         "pages": observer.pages,
         "stat": observer.stat,
+        "extents": observer.extents,
     }
     try:
         trio.run(_serve, starter, session, methods)
     finally:
         session.end()
+    session.content.end()
     trio.run(session.engine.make_durable)
 
 
@@ -198,7 +200,8 @@ async def _serve(starter: Starter, session: Session, methods: dict[str, server.M
         async with trio.open_nursery() as nursery:
             nursery.start_soon(server.serve, listener, methods)
             nursery.start_soon(_stop_on_signal, session)
-            nursery.start_soon(_keep_house, session.engine, session.memmap)
+            nursery.start_soon(_keep_house, session)
+            nursery.start_soon(_tidy, session)
             await session.serve(starter.say_ready)
             nursery.cancel_scope.cancel()
 
@@ -211,15 +214,27 @@ async def _stop_on_signal(session: Session) -> None:
             session.terminate()
 
 
-async def _keep_house(engine: PythonEngine, memmap: Memmap) -> None:
+async def _keep_house(session: Session) -> None:
     """Make durable what was written a while ago, as a flusher does; drop what is idle."""
     while True:
         await trio.sleep(_HOUSEKEEPING_SECONDS)
         try:
-            await engine.make_durable()
+            await session.engine.make_durable()
         except OSError as error:
             log.error("what was written could not be made durable: %s", error)
-        memmap.drop_idle(_HOUSEKEEPING_SECONDS)
+        session.memmap.drop_idle(_HOUSEKEEPING_SECONDS)
+
+
+async def _tidy(session: Session) -> None:
+    """Let the content of the mount do what need not be done while somebody waits."""
+    has_more = False
+    while True:
+        await trio.sleep(_SOON_SECONDS if has_more else _TIDY_SECONDS)
+        try:
+            has_more = session.content.tidy()
+        except (OSError, PmemfsError) as error:
+            has_more = False
+            log.error("tidying up failed: %s", error)
 
 
 def _advise(pool: Pool, medium: MappedMedium, options: MountOptions) -> None:

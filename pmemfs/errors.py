@@ -214,6 +214,12 @@ class NotMounted(PmemfsError):
     errno = errno.EINVAL
 
 
+class NoExtents(PmemfsError):
+    """{path} has no extents to show: {why}"""
+
+    errno = errno.EINVAL
+
+
 class UnmountFailed(PmemfsError):
     """cannot unmount {path}: {why}"""
 

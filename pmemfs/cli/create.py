@@ -11,7 +11,7 @@ import click
 
 from pmemfs.cli.output import json_option, print_json, warn
 from pmemfs.errors import BadGeometry, HasContent, NoSuchSource
-from pmemfs.media.label import Scheme, check_name
+from pmemfs.media.label import Mode, Scheme, check_name
 from pmemfs.media.zones import (
     DEFAULT_ALIGNMENT_BYTES,
     PAGE_SIZES_BYTES,
@@ -23,14 +23,24 @@ from pmemfs.observe.pool import pool_info
 from pmemfs.pfn import FRAME_BYTES
 from pmemfs.pool import Pool, PoolSpec, read_labels
 from pmemfs.units import MIB, format_size, parse_size
+from pmemfs.volume.filesystem.filesystem import FileSystem
 
 _PAGE_SIZES = dict(zip(("4K", "2M", "1G"), PAGE_SIZES_BYTES, strict=True))
 _SCHEMES = {scheme.word: scheme for scheme in Scheme}
+_MODES = {mode.word: mode for mode in Mode}
+_WORDS = {Mode.BLOCK: "a block device", Mode.FS: "a file system"}
 
 
 @click.command()
 @click.argument("path")
 @click.option("--size", metavar="SIZE", help="Size of the file, such as 4G; devices have theirs.")
+@click.option(
+    "--mode",
+    type=click.Choice(list(_MODES)),
+    default=Mode.BLOCK.word,
+    show_default=True,
+    help="What the pool serves: one device as large as it, or files and directories.",
+)
 @click.option(
     "--scheme",
     type=click.Choice(list(_SCHEMES)),
@@ -53,6 +63,7 @@ _SCHEMES = {scheme.word: scheme for scheme in Scheme}
 def create(
     path: str,
     size: str | None,
+    mode: str,
     scheme: str,
     page_size: str,
     align: str | None,
@@ -70,12 +81,15 @@ def create(
         if align is not None
         else max(DEFAULT_ALIGNMENT_BYTES, page_size_bytes),
         scheme=_SCHEMES[scheme],
+        mode=_MODES[mode],
     )
     check_name(spec.name)
     size_bytes = _size_bytes(path, parse_size(size) if size is not None else None)
     _check_fits(spec, size_bytes)
     with _made_source(path, size_bytes, sparse=sparse, force=force) as medium:
         pool = Pool.create(medium, spec)
+        if spec.mode is Mode.FS:
+            FileSystem.format(pool, uid=os.geteuid(), gid=os.getegid())
         if medium.source.warning:
             warn(medium.source.warning)
         report = pool_info(pool, medium)
@@ -83,8 +97,9 @@ def create(
         print_json(report.as_json())
     else:
         print(
-            f"pool '{report.name}' of {format_size(report.size_bytes)} on {path}: "
-            f"{report.page_count} pages of {page_size}, page structures: {report.scheme}"
+            f"pool '{report.name}' of {format_size(report.size_bytes)} on {path}, "
+            f"{_WORDS[spec.mode]}: {report.page_count} pages of {page_size}, "
+            f"page structures: {report.scheme}"
         )
 
 

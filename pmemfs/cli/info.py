@@ -11,6 +11,7 @@ from pmemfs.cli.find import ask, find_mount
 from pmemfs.cli.output import json_option, print_facts, print_json
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.observe.pool import pool_info
+from pmemfs.pfn import FRAME_BYTES
 from pmemfs.pool import Pool
 from pmemfs.units import format_size
 
@@ -70,9 +71,34 @@ def _mount_facts(status: dict[str, Any]) -> Iterator[tuple[str, object]]:
     yield "uptime", f"{status['uptime_seconds']:.0f} s"
     if status["fault_count"]:
         yield "faults", f"{status['fault_count']} requests met memory that could not be touched"
+    if status["space"]:
+        yield from _space_facts(status["space"])
     yield "read", f"{io['reads']} requests, {format_size(io['read_bytes'])}"
     yield "written", f"{io['writes']} requests, {format_size(io['written_bytes'])}"
     yield "fsync", f"{io['fsyncs']} requests"
+
+
+def _space_facts(space: dict[str, int]) -> Iterator[tuple[str, object]]:
+    def frames(name: str) -> str:
+        return format_size(space[f"{name}_frames"] * FRAME_BYTES)
+
+    yield (
+        "free",
+        f"{frames('free')} of {frames('total')}, {frames('largest_free')} of it in one piece",
+    )
+    if space["busy_frames"]:
+        yield "busy", f"{frames('busy')} given back, and still in use"
+    # Nobody has counted what is not in memory.
+    yield (
+        "in memory",
+        f"{space['cached_inodes']} inodes; {frames('mapped')} of files in "
+        f"{space['cached_extents']} extents, {frames('aligned')} of it aligned to 2MiB",
+    )
+    yield (
+        "logs",
+        f"{format_size(space['log_bytes'])} of these, "
+        f"{format_size(space['dead_log_bytes'])} of it dead",
+    )
 
 
 def _scheme(status: dict[str, Any]) -> str:

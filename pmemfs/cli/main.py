@@ -19,6 +19,7 @@ _COMMANDS = {
     "info": "pmemfs.cli.info:info",
     "pages": "pmemfs.cli.pages:pages",
     "stat": "pmemfs.cli.stat:stat",
+    "extents": "pmemfs.cli.extents:extents",
     "list": "pmemfs.cli.list:list_mounts",
     "check": "pmemfs.cli.check:check",
     "doctor": "pmemfs.cli.doctor:doctor",

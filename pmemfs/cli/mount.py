@@ -60,7 +60,8 @@ def mount(
     Options for -o, separated by commas:
       ro, rw             read-only; page structures are then kept in DRAM
       allow_other        let other users in; the permissions of the file decide
-      uid=, gid=, mode=  owner and mode (octal) of the device file
+      uid=, gid=, mode=  owner and mode (octal) of the device file; mode block only
+      cached             keep in the page cache what was read; mode fs only
       populate           fault in the whole pool now, so that no access has to later
       huge_pages         ask for huge pages behind the mapping
       nosuid, noexec, …  as for mount(8)
@@ -106,7 +107,8 @@ def start(
     if source.warning:
         warn(source.warning)
     try:
-        os.statvfs(resolved)
+        # Unlike its size, this is known at once, however large the pool is.
+        os.stat(resolved)
     except OSError as error:
         why = f"the mount does not answer: {error.strerror}"
         raise MountFailed(pool=pool, path=mountpoint, why=why) from None

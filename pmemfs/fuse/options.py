@@ -41,6 +41,8 @@ class MountOptions:
     """Touch all of the data zone at mount, so that no first access has to wait for a page fault."""
     huge_pages: bool = False
     """Ask for huge pages behind the mapping."""
+    cached: bool = False
+    """Keep what was read in the page cache; mode `fs` only."""
     kernel: tuple[str, ...] = ()
 
     @classmethod
@@ -55,7 +57,8 @@ class MountOptions:
         """The text that `parse` makes these options of."""
         words = [f"uid={self.uid}", f"gid={self.gid}", f"mode={self.mode:o}", *self.kernel]
         flags = {"ro": self.read_only, "allow_other": self.allow_other,
-                 "populate": self.populate, "huge_pages": self.huge_pages}  # fmt: skip
+                 "populate": self.populate, "huge_pages": self.huge_pages,
+                 "cached": self.cached}  # fmt: skip
         return ",".join([word for word, is_set in flags.items() if is_set] + words)
 
     def _with(self, word: str) -> MountOptions:
@@ -64,7 +67,7 @@ class MountOptions:
             return replace(self, read_only=False)
         if word == "ro":
             return replace(self, read_only=True)
-        if word in ("allow_other", "populate", "huge_pages"):
+        if word in ("allow_other", "populate", "huge_pages", "cached"):
             return self._replaced(word, True)
         if equals and name in ("uid", "gid"):
             return self._replaced(name, _number(word, value, 10, (1 << 32) - 2))

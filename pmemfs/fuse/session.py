@@ -12,6 +12,7 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 
 import pyfuse3
 import trio
@@ -19,11 +20,11 @@ import trio
 from pmemfs.dataplane.memmap import memmap_place, open_shared_memmap
 from pmemfs.dataplane.process import stay_in_memory
 from pmemfs.dataplane.tables import SharedMemory
-from pmemfs.fuse.block import BlockOperations
-from pmemfs.fuse.engine import PythonEngine
+from pmemfs.fuse.content import Content, is_file_system, native_content, python_content
+from pmemfs.fuse.engine import Engine
 from pmemfs.fuse.extra import ExtraOperations
 from pmemfs.fuse.mount import detach_mount, make_mount, mount_by_helper, serve_pyfuse3
-from pmemfs.fuse.native import NativeEngine
+from pmemfs.fuse.native import SharedEngine
 from pmemfs.fuse.options import MountOptions
 from pmemfs.fuse.planes import DataPlane, Sockets, choose_settings
 from pmemfs.fuse.transport import Choice
@@ -32,7 +33,6 @@ from pmemfs.memmap import Memmap, open_memmap
 from pmemfs.mountinfo import Mount
 from pmemfs.pfn import PAGE_SHIFT
 from pmemfs.pool import Pool
-from pmemfs.volume.linear import LinearVolume
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Session(ABC):
     """A mount that this process serves, or lets serve."""
 
     memmap: Memmap
-    engine: PythonEngine
+    content: Content[Engine]
     mount: Mount
     transport: str
     transport_reason: str
@@ -51,6 +51,11 @@ class Session(ABC):
     data_plane_pid: int | None = None
     queue_count = 0
     """Workers that serve a CPU each, numbered alike; those after them read /dev/fuse."""
+
+    @property
+    def engine(self) -> Engine:
+        """The counts of the mount, and its durability."""
+        return self.content.engine
 
     @abstractmethod
     async def serve(self, on_ready: Callable[[Mount], None]) -> None:
@@ -78,10 +83,8 @@ class PythonSession(Session):
         self, pool: Pool, medium: MappedMedium, mountpoint: str, options: MountOptions
     ) -> None:
         self.memmap = open_memmap(pool)
-        volume = LinearVolume(pool)
-        self.engine = PythonEngine(medium, self.memmap, volume)
-        operations = BlockOperations(self.engine, volume, options, pool.label.created_ns)
-        self.mount = make_mount(operations, medium.name, mountpoint, options)
+        self.content = python_content(pool, medium, self.memmap, options)
+        self.mount = make_mount(self.content.operations, medium.name, mountpoint, options)
 
     async def serve(self, on_ready: Callable[[Mount], None]) -> None:
         on_ready(self.mount)
@@ -95,7 +98,7 @@ class PythonSession(Session):
 class NativeSession(Session):
     """The data plane on /dev/fuse, and pyfuse3 behind it."""
 
-    engine: NativeEngine
+    content: Content[SharedEngine]
 
     def __init__(
         self,
@@ -109,22 +112,27 @@ class NativeSession(Session):
         self.transport_reason = choice.sentence
         self._medium = medium
         sockets = Sockets()
-        settings = choose_settings(choice.transport, sockets.message_bytes)
+        has_files = is_file_system(pool)
+        settings = replace(
+            choose_settings(choice.transport, sockets.message_bytes), dont_mask=has_files
+        )
         self.queue_count = settings.queue_count
         self._shared = SharedMemory(
-            pool, worker_count=settings.worker_count, memmap_place=memmap_place(pool)
+            pool,
+            worker_count=settings.worker_count,
+            memmap_place=memmap_place(pool),
+            forward_fsync=has_files,
         )
         self.memmap = open_shared_memmap(pool, medium, self._shared)
-        volume = LinearVolume(pool)
-        self.engine = NativeEngine(pool, medium, self.memmap, volume, self._shared)
-        self.engine.publish()
-        self._extra = ExtraOperations(self.engine, read_only=options.read_only)
-        operations = BlockOperations(self.engine, volume, options, pool.label.created_ns)
+        self.content = native_content(pool, medium, self.memmap, options, self._shared)
+        self._extra = ExtraOperations(self.content.extra)
         fuse_fd, self.mount = mount_by_helper(medium.name, mountpoint, options)
         self._plane = DataPlane(fuse_fd, self._shared, settings, sockets)
         try:
             # A descriptor of its own, since pyfuse3 closes it.
-            pyfuse3.init(operations, f"/dev/fd/{os.dup(sockets.forward.fileno())}", set())
+            pyfuse3.init(
+                self.content.operations, f"/dev/fd/{os.dup(sockets.forward.fileno())}", set()
+            )
         except BaseException:
             detach_mount(self.mount)
             raise
@@ -160,14 +168,15 @@ class NativeSession(Session):
 
     async def _watch_memory(self) -> None:
         """Learn where memory comes and goes, and say what could not be touched."""
-        await self.engine.survey_presence()
+        engine = self.content.engine
+        await engine.survey_presence()
         while True:
             await trio.sleep(_WATCH_SECONDS)
-            for fault in self.engine.new_faults():
+            for fault in engine.new_faults():
                 log.error(
                     "%s: page frame %#x could not be touched; a request to inode %d was answered "
                     "with %s",
                     self._medium.name, fault.pool_offset >> PAGE_SHIFT, fault.inode,
                     errno.errorcode.get(fault.error, fault.error),
                 )  # fmt: skip
-            await self.engine.keep_presence()
+            await engine.keep_presence()

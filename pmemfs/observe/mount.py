@@ -9,14 +9,17 @@ from typing import Any
 
 import trio
 
+from pmemfs.errors import NoExtents
 from pmemfs.fuse.engine import EngineStatistics
 from pmemfs.fuse.options import MountOptions
 from pmemfs.fuse.session import Session
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap import effective_scheme
+from pmemfs.observe.extents import file_extents
 from pmemfs.observe.pool import PoolInfo, pool_info
 from pmemfs.observe.stat import Sample, own_counts, worker_sample
 from pmemfs.pool import Pool
+from pmemfs.volume.filesystem.filesystem import Space
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,8 @@ class MountStatus:
     fault_count: int
     """Requests that met memory which could not be touched; the log names the pages."""
     io: EngineStatistics
+    space: Space | None
+    """How the frames of a file system are used; None in mode `block`."""
     pool: PoolInfo
 
     def as_json(self) -> dict[str, Any]:
@@ -61,6 +66,7 @@ class MountObserver:
         self._session = session
         self._memmap = session.memmap
         self._engine = session.engine
+        self._fs = session.content.fs
         self._mount = session.mount
         self._options = options
         self._engine_name = engine_name
@@ -82,6 +88,7 @@ class MountObserver:
             fault_count=self._engine.fault_count,
             uptime_seconds=round(time.monotonic() - self._started, 3),
             io=self._engine.statistics(),
+            space=self._fs.space() if self._fs else None,
             pool=pool_info(self._pool, self._medium),
         )
         return status.as_json()
@@ -101,6 +108,16 @@ class MountObserver:
             "counts": asdict(counts),
             "hottest": [report.as_json() for report in reports],
         }
+
+    async def extents(self, inode: int) -> dict[str, Any]:
+        """Where a file is in the pool. Raises NoExtents."""
+        if self._fs is None:
+            raise NoExtents(path=self._mount.mountpoint, why="it shows a device, not files")
+        try:
+            return file_extents(self._fs, inode).as_json()
+        except OSError as error:
+            why = (error.strerror or str(error)).lower()
+            raise NoExtents(path=f"inode {inode}", why=why) from None
 
     async def stat(self) -> dict[str, Any]:
         """What has been counted since the mount: a `Sample`.

@@ -28,6 +28,7 @@ ids = st.integers(0, (1 << 32) - 2)
         mode=st.integers(0, 0o7777),
         populate=st.booleans(),
         huge_pages=st.booleans(),
+        cached=st.booleans(),
         kernel=st.lists(
             kernel_words, max_size=5, unique_by=lambda word: word.removeprefix("no").lstrip("a")
         ).map(tuple),

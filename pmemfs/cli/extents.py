@@ -1,0 +1,74 @@
+"""`pmemfs extents`: where a file of a mounted file system is in the pool."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import Any
+
+import click
+
+from pmemfs.cli.find import ask
+from pmemfs.cli.output import json_option, print_json, print_table
+from pmemfs.errors import NoExtents, NoSuchSource, NotMounted
+from pmemfs.mountinfo import Mount, mount_of_device
+from pmemfs.units import format_size
+
+
+@click.command()
+@click.argument("file")
+@json_option
+def extents(file: str, as_json: bool) -> None:
+    """Show where FILE, of a mounted pool of mode fs, is in the pool.
+
+    An extent is a run of page frames. It is aligned if all of it is whole 2 MiB, and a
+    multiple of 2 MiB from the start of the file and from the start of the pool. What no
+    extent covers is a hole, and reads as zeroes; what lies beyond the size was allocated
+    ahead.
+    """
+    mount, inode = _find(file)
+    report = ask(mount, "extents", inode=inode)
+    if as_json:
+        print_json(report)
+        return
+    rows = report["extents"]
+    if rows:
+        print_table(
+            ["OFFSET", "PFN", "LENGTH", "SIZE", "ALIGNED"],
+            [
+                (
+                    row["offset_bytes"],
+                    f"{row['pfn']:#x}",
+                    row["length_bytes"],
+                    format_size(row["length_bytes"]),
+                    "yes" if row["is_aligned"] else "no",
+                )
+                for row in rows
+            ],
+        )
+    print(_summary(report))
+
+
+def _find(path: str) -> tuple[Mount, int]:
+    """The mount that a file is of, and its inode. Raises PmemfsError."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise NoSuchSource(path=path, why=(error.strerror or str(error)).lower()) from None
+    mount = mount_of_device(status.st_dev)
+    if mount is None or not mount.is_ours:
+        raise NotMounted(path=path, why=": it is on another file system")
+    if not stat.S_ISREG(status.st_mode):
+        raise NoExtents(path=path, why="it is not a regular file")
+    return mount, status.st_ino
+
+
+def _summary(report: dict[str, Any]) -> str:
+    rows = report["extents"]
+    mapped_bytes = sum(row["length_bytes"] for row in rows)
+    aligned_bytes = sum(row["length_bytes"] for row in rows if row["is_aligned"])
+    count = "1 extent" if len(rows) == 1 else f"{len(rows)} extents"
+    return (
+        f"{format_size(report['size_bytes'])} in {count} of {format_size(mapped_bytes)}, "
+        f"of which {format_size(aligned_bytes)} aligned"
+    )

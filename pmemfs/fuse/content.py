@@ -1,0 +1,115 @@
+"""What a mount shows, by the mode of its pool: a device, or a file system.
+
+A session makes the mount and the planes; this is what it lets them serve, and all it knows of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+import pyfuse3
+
+from pmemfs.dataplane.tables import SharedMemory
+from pmemfs.fuse.block import BlockOperations
+from pmemfs.fuse.engine import Engine, PythonEngine
+from pmemfs.fuse.extra import Handler
+from pmemfs.fuse.extra_block import BlockExtra
+from pmemfs.fuse.extra_filesystem import FileSystemExtra
+from pmemfs.fuse.filesystem import FileSystemOperations
+from pmemfs.fuse.native import NativeEngine, SharedEngine
+from pmemfs.fuse.openfiles import OpenFiles
+from pmemfs.fuse.options import MountOptions
+from pmemfs.fuse.published import PublishedTables, Publisher
+from pmemfs.media.label import Mode
+from pmemfs.medium.mapped import MappedMedium
+from pmemfs.memmap import Memmap
+from pmemfs.pool import Pool
+from pmemfs.volume.filesystem.filesystem import FileSystem
+from pmemfs.volume.linear import LinearVolume
+
+EngineT_co = TypeVar("EngineT_co", bound=Engine, covariant=True)
+
+
+def _nothing() -> None:
+    """There is nothing to do."""
+
+
+def _no_more() -> bool:
+    """There was nothing to do, and is nothing."""
+    return False
+
+
+@dataclass(frozen=True)
+class Content(Generic[EngineT_co]):
+    """What is served."""
+
+    engine: EngineT_co
+    operations: pyfuse3.Operations
+    extra: Mapping[int, Handler] = field(default_factory=dict)
+    """What a data plane hands over that pyfuse3 lacks."""
+    fs: FileSystem | None = None
+    """In mode `fs`."""
+    tidy: Callable[[], bool] = _no_more
+    """To be called every second or so while it is served, and soon again if it says so. Raises
+    OSError and PmemfsError."""
+    end: Callable[[], None] = _nothing
+    """To be called when nobody is served any more, before the pool is clean. Raises as `tidy`."""
+
+
+def is_file_system(pool: Pool) -> bool:
+    """Whether a pool has files, and not one device."""
+    return pool.label.mode == Mode.FS
+
+
+def python_content(
+    pool: Pool, medium: MappedMedium, memmap: Memmap, options: MountOptions
+) -> Content[Engine]:
+    """What the python engine serves. Raises PmemfsError."""
+    if is_file_system(pool):
+        fs = FileSystem(pool, memmap)
+        return _files(fs, Engine(medium, memmap), None, options)
+    volume = LinearVolume(pool)
+    engine = PythonEngine(medium, memmap, volume)
+    return Content(engine, BlockOperations(engine, volume, options, pool.label.created_ns))
+
+
+def native_content(
+    pool: Pool,
+    medium: MappedMedium,
+    memmap: Memmap,
+    options: MountOptions,
+    shared: SharedMemory,
+) -> Content[SharedEngine]:
+    """What is served behind a data plane. Raises PmemfsError."""
+    if is_file_system(pool):
+        tables = PublishedTables(shared)
+        fs = FileSystem(pool, memmap, tables)
+        return _files(fs, SharedEngine(pool, medium, memmap, shared), Publisher(fs, tables),
+                      options)  # fmt: skip
+    volume = LinearVolume(pool)
+    engine = NativeEngine(pool, medium, memmap, volume, shared)
+    engine.publish()
+    return Content(
+        engine,
+        BlockOperations(engine, volume, options, pool.label.created_ns),
+        BlockExtra(engine, read_only=options.read_only).handlers(),
+    )
+
+
+EngineT = TypeVar("EngineT", bound=Engine)
+
+
+def _files(
+    fs: FileSystem, engine: EngineT, publisher: Publisher | None, options: MountOptions
+) -> Content[EngineT]:
+    files = OpenFiles(fs, engine, publisher, notes_reads="noatime" not in options.kernel)
+    return Content(
+        engine,
+        FileSystemOperations(fs, files, cached=options.cached),
+        FileSystemExtra(fs, files, cached=options.cached).handlers(),
+        fs,
+        fs.tidy,
+        fs.end,
+    )
