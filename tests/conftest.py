@@ -257,6 +257,39 @@ def pools(request: pytest.FixtureRequest) -> Iterator[PoolMaker]:
         yield maker
 
 
+@pytest.fixture(scope="module", params=ENGINES, ids=str)
+def file_system(request: pytest.FixtureRequest) -> Iterator[tuple[Engine, Mounted]]:
+    """A mounted pool of mode `fs` for all tests of a module, which other users may use; once with
+    each engine."""
+    assert isinstance(request.param, Engine)
+    with pool_maker(request.param) as maker:
+        # Other users are let through down to the mount.
+        (maker.directory / "mounts").mkdir()
+        for directory in (maker.directory, maker.directory / "mounts"):
+            directory.chmod(0o755)
+        pool = maker.create("files", "256M", "--mode", "fs")
+        yield request.param, maker.mount(pool, "-o", "allow_other")
+
+
+@pytest.fixture
+def root(file_system: tuple[Engine, Mounted]) -> Iterator[Path]:
+    """An empty directory of a mounted pool of mode `fs`, for one test."""
+    _, mounted = file_system
+    path = Path(tempfile.mkdtemp(dir=mounted.mountpoint))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def native_root(file_system: tuple[Engine, Mounted], root: Path) -> Path:
+    """As `root`, for what the reference cannot do."""
+    engine, _ = file_system
+    if engine.name != "native":
+        pytest.skip("pyfuse3 has no such operation")
+    return root
+
+
 def uring_is_there() -> bool:
     """Whether mounts can use FUSE over io_uring; `uring_switched_on` has done what it could."""
     return ENABLE_URING.exists() and ENABLE_URING.read_text().strip() == "Y"
