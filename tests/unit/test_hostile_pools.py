@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import hostile
 import pytest
 
-TRIES = 1500
+TRIES = 700
 REGRESSIONS = (13, 192, 362, 967, 1933, 2269)
 """Seeds that have found something once; what it was has a test of its own elsewhere."""
 
