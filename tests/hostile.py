@@ -23,6 +23,7 @@ import signal
 import struct
 import sys
 import time
+import traceback
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 
 POOL_BYTES = 512 * KIB
 TRY_SECONDS = 10
+REPAIR_EVERY = 4
 _FILE, _DIRECTORY, _LINK, _FIFO = 0o100644, 0o40755, 0o120777, 0o10644
 
 
@@ -669,12 +671,20 @@ def sentences(verdict: Verdict) -> list[str]:
     return [f"{problem.what} {problem.inode}: {problem.sentence}" for problem in verdict.problems]
 
 
+def checked(of: Base, image: bytes) -> str:
+    """Check, and repair nothing; what was found."""
+    verdict = check_filesystem(opened(of, image, read_only=True))
+    return "check: errors" if verdict.has_errors else "check: clean"
+
+
 def attempt(seed: int) -> tuple[str, str]:
-    """One try; what became of the mount and of the repair."""
+    """One try; what became of the mount and of the check, or (it takes longest) of the repair."""
     of, image, _ = mutated(seed)
     rng = random.Random(seed)
     with same_every_time(rng):
-        return use(of, image, rng, read_only=rng.random() < 0.25), repaired(of, image)[0]
+        return use(of, image, rng, read_only=rng.random() < 0.25), (
+            checked(of, image) if seed % REPAIR_EVERY else repaired(of, image)[0]
+        )
 
 
 def too_slow(*_: object) -> None:
@@ -691,32 +701,56 @@ def main() -> int:
     options = parser.parse_args()
     logging.disable()
     signal.signal(signal.SIGALRM, too_slow)
-    outcomes: Counter[str] = Counter()
-    failed = 0
-    started = time.monotonic()
+    run = Run(options.seed)
+    signal.signal(signal.SIGTERM, run.stop)
+    signal.signal(signal.SIGINT, run.stop)
     for seed in range(options.seed, options.seed + options.tries):
+        run.attempt(seed)
+        if run.is_stopped or (run.failed and not options.keep_going) or run.failed >= 50:
+            break
+        if run.tries % 1000 == 0:
+            print(run.summary(), flush=True)
+    print(run.summary())
+    for outcome, count in run.outcomes.most_common():
+        print(f"{count:9} {outcome}")
+    return 1 if run.failed else 0
+
+
+class Run:
+    """Tries one after the other, until somebody stops it."""
+
+    def __init__(self, first_seed: int) -> None:
+        self.first_seed = first_seed
+        self.outcomes: Counter[str] = Counter()
+        self.tries = self.failed = 0
+        self.is_stopped = False
+        self._started = time.monotonic()
+
+    def attempt(self, seed: int) -> None:
+        """One try, with a traceback where it fails."""
+        self.tries += 1
         signal.setitimer(signal.ITIMER_REAL, TRY_SECONDS)
         try:
-            outcomes.update(attempt(seed))
-        except KeyboardInterrupt:
-            raise
+            self.outcomes.update(attempt(seed))
         except BaseException:
-            failed += 1
             signal.setitimer(signal.ITIMER_REAL, 0)
-            import traceback
-
-            print(f"seed {seed}, {mutated(seed)[2]}:", flush=True)
+            self.failed += 1
+            print(f"seed {seed}, {mutated(seed)[2]}:")
             traceback.print_exc(file=sys.stdout)
             sys.stdout.flush()
-            if not options.keep_going or failed >= 50:
-                break
         signal.setitimer(signal.ITIMER_REAL, 0)
-    seconds = time.monotonic() - started
-    tries = sum(outcomes.values()) // 2 + failed
-    print(f"{tries} tries from seed {options.seed} in {seconds:.0f} s, {failed} failed")
-    for outcome, count in outcomes.most_common():
-        print(f"{count:9} {outcome}")
-    return 1 if failed else 0
+
+    def stop(self, *_: object) -> None:
+        """For signals: end after this try."""
+        self.is_stopped = True
+
+    def summary(self) -> str:
+        """How far it is."""
+        seconds = time.monotonic() - self._started
+        return (
+            f"{self.tries} tries from seed {self.first_seed} in {seconds:.0f} s, "
+            f"{self.failed} failed"
+        )
 
 
 if __name__ == "__main__":

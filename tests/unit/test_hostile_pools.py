@@ -41,7 +41,7 @@ def test_hostile_pools_are_refused_or_served_as_far_as_they_go_and_can_be_repair
     # Were all refused, or all valid, this would have tested little.
     for outcome in ("refused", "damaged, served read-only", "served", "errors"):
         assert outcomes[outcome] > TRIES // 100
-    assert outcomes["check: repaired"] > TRIES // 2
+    assert outcomes["check: repaired"] > TRIES // 8
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3, 13])

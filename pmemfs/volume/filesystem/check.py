@@ -228,16 +228,14 @@ class _Check:
     # Inodes
 
     def _frames(self) -> list[int]:
-        """Every frame of inodes, the first one in any case."""
+        """Every frame of inodes."""
         first = self._geometry.first_pfn + FIRST_INODES_FRAME
-        found = list(self._table.frames())
-        if first not in found[:1]:
+        if not self._table.marked(0) >> FIRST_INODES_FRAME & 1:
             mark = Remedy(
                 Stage.BITMAPS, "it is marked", lambda r: r.mark_inodes(first, is_marked=True)
             )
             self._error("inode bitmap", "the first frame of inodes is not marked", remedy=mark)
-            found.insert(0, first)
-        return found
+        return list(self._table.frames())
 
     def _numbers(self) -> Iterator[int]:
         """The numbers of all slots."""
@@ -311,12 +309,15 @@ class _Check:
         self._error("inode", why, number, remedy)
 
     def _lacks_name(self, number: int, type_: int) -> bool:
-        """Whether there is an inode of this type that no readable directory has a name of."""
+        """Whether an inode of this type has fewer names, in what can be read, than it says."""
         position = self._position(number)
         if position is None or number == ROOT:
             return False
         census = self._census
-        return census.types[position] in (type_, _DAMAGED) and not census.names[position]
+        if census.types[position] == _DAMAGED:
+            return True
+        is_that = census.types[position] == type_
+        return is_that and census.names[position] < max(census.links[position], 1)
 
     def _look_at_size(self, inode: Inode) -> None:
         if inode.state.flags & InodeFlags.KEEPS_AHEAD:

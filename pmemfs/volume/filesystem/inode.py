@@ -234,19 +234,22 @@ class Replay:
 
     def finish(self) -> None:
         """The log has ended: what it says must be an inode."""
-        inode, state = self._inode, self._inode.state
-        self._refuse(not self._has_state, "it has no attributes")
-        is_mode = state.mode <= 0o177777 and stat.S_IFMT(state.mode) in _TYPES
-        self._refuse(not is_mode, f"its mode is {state.mode:o}")
-        self._refuse(state.size_bytes >= SIZE_LIMIT_BYTES, f"its size is {state.size_bytes}")
-        self._refuse(bool(inode.entries) and not inode.is_directory, "it has entries, but is none")
-        self._refuse(bool(len(inode.extents)) and not inode.is_file, "it has extents, but is none")
-        self._refuse(inode.is_directory and not inode.parent, "it is a directory in none")
-        self._refuse(inode.number == ROOT and not inode.is_directory, "it is no directory")
-        is_link = stat.S_ISLNK(state.mode)
-        self._refuse(is_link != bool(inode.target), "it is no link, or one without a target")
-        self._refuse(b"\0" in inode.target, "its target is none")
-        self._refuse(bool(self._values), "a value is not whole")
+        inode, mode = self._inode, self._inode.state.mode
+        is_directory, is_file = inode.is_directory, inode.is_file
+        for is_wrong, why in (
+            (not self._has_state, "it has no attributes"),
+            (mode > 0o177777 or stat.S_IFMT(mode) not in _TYPES, "its mode is of no type"),
+            (inode.state.size_bytes >= SIZE_LIMIT_BYTES, "the size in its log is impossible"),
+            (inode.entries and not is_directory, "it has entries, but is none"),
+            (inode.extents.frame_count and not is_file, "it has extents, but is none"),
+            (is_directory and not inode.parent, "it is a directory in none"),
+            (inode.number == ROOT and not is_directory, "it is no directory"),
+            (stat.S_ISLNK(mode) != bool(inode.target), "it is no link, or one without a target"),
+            (b"\0" in inode.target, "its target is none"),
+            (self._values, "a value is not whole"),
+        ):
+            if is_wrong:
+                raise self._damaged(why)
         inode.live_slots = 1 + (1 if inode.parent else 0)
         inode.live_slots += sum(map(entry_slots, inode.entries))
         inode.live_slots += sum(value_slots(name, value) for name, value in inode.xattrs.items())

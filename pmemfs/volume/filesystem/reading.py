@@ -93,7 +93,7 @@ def unfinished_words(medium: Medium, table: InodeTable) -> dict[int, int]:
         if entry.offset in seen or not _is_word_of_an_inode(table, entry.offset):
             raise DamagedFileSystem(why=f"the journal would change a word at {entry.offset:#x}")
         seen.add(entry.offset)
-        if int.from_bytes(medium.read(entry.offset, 8), "little") == entry.old:
+        if int.from_bytes(medium.read(entry.offset, 8), "little") == entry.old != entry.new:
             words[entry.offset] = entry.new
     return words
 

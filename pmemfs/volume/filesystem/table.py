@@ -101,10 +101,11 @@ class InodeTable:
     def frames(self) -> Iterator[int]:
         """Every frame that holds inodes, as a pfn; what comes and goes meanwhile may be missed.
 
-        Bits of frames that the group keeps, or that are behind the zone, are none.
+        The first one is one whatever its bit says. Bits of frames that the group keeps, or that are
+        behind the zone, count for nothing.
         """
         for group in range(self.geometry.group_count):
-            bits = self.marked(group)
+            bits = self.marked(group) | (1 << FIRST_INODES_FRAME if group == 0 else 0)
             bits &= (1 << self.geometry.frames_of(group)) - (1 << self.geometry.kept_of(group))
             while bits:
                 position = (bits & -bits).bit_length() - 1
@@ -204,6 +205,8 @@ class InodeTable:
         self._free += reversed(range(offset, offset + FRAME_BYTES, SLOT_BYTES))
 
     def _has_inodes(self, pfn: int) -> bool:
+        if pfn == self.geometry.first_pfn + FIRST_INODES_FRAME:
+            return True
         at, bit = self._bit(pfn)
         return bool(self._medium.read(at, 1)[0] >> bit & 1)
 

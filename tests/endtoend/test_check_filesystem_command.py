@@ -1,0 +1,123 @@
+"""`pmemfs check` of a pool of mode `fs`, as a user calls it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+from conftest import pmemfs
+
+from pmemfs.media.inode import ROOT
+from pmemfs.media.label import Mode
+from pmemfs.medium.mapped import MappedMedium
+from pmemfs.memmap import open_memmap
+from pmemfs.pool import Pool, PoolSpec
+from pmemfs.units import MIB
+from pmemfs.volume.filesystem.filesystem import FileSystem
+from pmemfs.volume.filesystem.names import NewInode
+
+
+@contextmanager
+def filesystem(path: Path) -> Iterator[FileSystem]:
+    """The file system of a pool, as a daemon has it."""
+    with closing(MappedMedium.open(str(path))) as medium:
+        pool = Pool.open(medium)
+        pool.begin_mount()
+        fs = FileSystem(pool, open_memmap(pool))
+        yield fs
+        fs.end()
+        pool.end_mount()
+
+
+@pytest.fixture
+def pool(shm: Path) -> Path:
+    """A pool with a file whose log has a wrong record."""
+    path = shm / "pmem0"
+    path.write_bytes(bytes(16 * MIB))
+    with closing(MappedMedium.open(str(path))) as medium:
+        FileSystem.format(Pool.create(medium, PoolSpec(name="pmem0", mode=Mode.FS)))
+    with filesystem(path) as fs:
+        directory = fs.make(ROOT, b"dir", NewInode(0o40755, 0, 0))
+        for name in (b"good", b"b\nd"):
+            fs.write(fs.make(directory, name, NewInode(0o100644, 0, 0)), 0, name * 2000)
+    return path
+
+
+def damage(path: Path) -> None:
+    with filesystem(path) as fs:
+        inode = fs.inode(fs.lookup(fs.lookup(ROOT, b"dir"), b"b\nd"))
+        at = inode.log.head + 30
+        fs.medium.store(at, bytes([fs.medium.read(at, 1)[0] ^ 1]))
+
+
+def test_a_sound_pool_is_clean(pool: Path) -> None:
+    result = pmemfs("check", pool)
+    assert (result.code, result.err) == (0, "")
+    assert "2 files, 2 directories" in result.out
+    assert result.out.endswith(": no errors\n")
+    before = pool.read_bytes()
+    assert pmemfs("check", "--repair", pool).code == 0
+    assert pool.read_bytes() == before
+
+
+def test_errors_are_said_with_paths_and_left_until_somebody_asks(pool: Path) -> None:
+    damage(pool)
+    before = pool.read_bytes()
+    for options in ((), ("--dry-run",), ("--repair", "-n")):
+        result = pmemfs("check", *options, pool)
+        assert result.code == 4
+        assert "(/dir/b\\nd)" in result.out
+        assert "has a wrong checksum" in result.out
+        assert ("would repair" in result.out) == bool(options)
+        assert pool.read_bytes() == before
+    repaired = pmemfs("check", "--repair", pool)
+    assert repaired.code == 1
+    assert "it is removed, and what it had is lost" in repaired.out
+    assert "errors were corrected" in repaired.out
+    assert pmemfs("check", pool).code == 0
+    with filesystem(pool) as fs:
+        directory = fs.lookup(ROOT, b"dir")
+        assert [name for name, _, _ in fs.entries(directory)] == [b"good"]
+        assert bytes(fs.read(fs.lookup(directory, b"good"), 0, 10_000)) == b"good" * 2000
+
+
+def test_programs_get_the_same_as_json(pool: Path) -> None:
+    damage(pool)
+    report = json.loads(pmemfs("check", "--json", pool).out)
+    assert report["ok"] is False
+    [bad] = [finding for finding in report["findings"] if finding["path"] == "/dir/b\nd"]
+    assert bad["is_error"]
+    assert bad["inode"] > 0
+    report = json.loads(pmemfs("check", "--json", "--repair", pool).out)
+    assert report["ok"] is True
+    assert any(repair["inode"] == bad["inode"] for repair in report["repairs"])
+
+
+@pytest.mark.parametrize("options", [(), ("--repair",)])
+def test_a_pool_in_use_is_not_checked(pool: Path, options: tuple[str, ...]) -> None:
+    with closing(MappedMedium.open(str(pool))):
+        result = pmemfs("check", *options, pool)
+    assert result.code == 8
+    assert "in use" in result.err
+
+
+def test_a_damaged_copy_of_the_label_is_written_anew(pool: Path) -> None:
+    raw = bytearray(pool.read_bytes())
+    raw[-4096:] = b"x" * 4096
+    pool.write_bytes(raw)
+    assert pmemfs("check", pool).code == 4
+    result = pmemfs("check", "--repair", pool)
+    assert result.code == 1
+    assert "both copies were written anew" in result.out
+    assert pmemfs("check", pool).code == 0
+
+
+def test_bad_usage_and_what_is_no_pool(pool: Path, tmp_path: Path) -> None:
+    assert pmemfs("check", "--no-such-option", pool).code == 2
+    nothing = tmp_path / "nothing"
+    nothing.write_bytes(bytes(MIB))
+    for options in ((), ("--repair",)):
+        assert pmemfs("check", *options, nothing).code == 8

@@ -1,0 +1,502 @@
+"""`check` of mode `fs`: each thing that can be wrong is found, named, and repaired when asked."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from fakes import MemoryMedium, content
+
+from pmemfs.media import log as media
+from pmemfs.media.filesystem import FIRST_INODES_FRAME, HEAD, HEAD_FRAME, JOURNAL_FRAME, pack_head
+from pmemfs.media.inode import EPOCH_BITS, LIVE_OFFSET, ROOT, SLOT_BYTES, TAIL_WORD_AT
+from pmemfs.media.journal import pack_journal
+from pmemfs.media.label import Mode, Scheme
+from pmemfs.medium.recording import RecordingMedium
+from pmemfs.memmap.none import NoMemmap
+from pmemfs.pfn import PAGE_SHIFT
+from pmemfs.pool import Pool, PoolSpec
+from pmemfs.units import KIB
+from pmemfs.volume.filesystem.check import Verdict, check_filesystem
+from pmemfs.volume.filesystem.filesystem import FileSystem
+from pmemfs.volume.filesystem.names import NewInode
+from pmemfs.volume.filesystem.repair import repair_filesystem
+
+POOL_BYTES = 1024 * KIB
+FILE = NewInode(0o100644, 1, 2)
+DIRECTORY = NewInode(0o40755, 0, 0)
+
+
+class Tree:
+    """A small file system on a pool, whose parts tests know by these names."""
+
+    def __init__(self) -> None:
+        spec = PoolSpec(name="c", alignment_bytes=4096, scheme=Scheme.NONE, mode=Mode.FS)
+        self.pool = Pool.create(MemoryMedium(bytes(POOL_BYTES)), spec)
+        self.medium = self.pool.medium
+        FileSystem.format(self.pool)
+        fs = self.mount()
+        self.home = fs.make(ROOT, b"home", DIRECTORY)
+        self.deep = fs.make(self.home, b"deep", DIRECTORY)
+        self.file = fs.make(self.deep, b"file", FILE)
+        self.other = fs.make(self.deep, b"other", FILE)
+        fs.link(self.file, ROOT, b"same")
+        fs.write(self.file, 0, b"a" * 10_000)
+        fs.write(self.other, 0, b"b" * 10_000)
+        for number in (self.file, self.other):
+            fs.trim_ahead(number)
+        fs.end()
+
+    def mount(self) -> FileSystem:
+        """A mount; the one before counts no more."""
+        return FileSystem(self.pool, NoMemmap())
+
+    @contextmanager
+    def changed(self) -> Iterator[Changes]:
+        """Change what no operation would."""
+        fs = self.mount()
+        yield Changes(fs)
+        fs.medium.fence()
+
+    def check(self) -> Verdict:
+        """Check, and see that this writes nothing."""
+        before = content(self.medium)
+        self.medium.read_only = True
+        verdict = check_filesystem(self.pool)
+        self.medium.read_only = False
+        assert content(self.medium) == before
+        return verdict
+
+    def errors(self) -> list[str]:
+        """What is wrong."""
+        return [f"{p.path.decode()}: {p.sentence}" for p in self.check().problems if p.is_error]
+
+    def leaks(self) -> list[str]:
+        """What is nobody's."""
+        return [p.sentence for p in self.check().problems if not p.is_error]
+
+    def repair(self) -> list[str]:
+        """Repair; what was done. Nothing may be left, and all must be readable."""
+        done: list[str] = []
+        repair_filesystem(
+            self.pool,
+            check_filesystem(self.pool),
+            lambda problem, failure: done.append(
+                failure or (problem.remedy.sentence if problem.remedy else "")
+            ),
+        )
+        after = self.check()
+        assert after.problems == []
+        fs = self.mount()
+        assert not (done and fs.may_have_leaks)
+        names(fs, ROOT)
+        return done
+
+
+class Changes:
+    """What can be done to a file system behind its back."""
+
+    def __init__(self, fs: FileSystem) -> None:
+        self.fs = fs
+        self.medium = fs.medium
+
+    def append(self, number: int, *records: bytes) -> None:
+        """Records that are not checked."""
+        with self.fs.change() as change:
+            change.append(self.fs.inode(number), *records)
+
+    def state(self, number: int, **changes: int) -> None:
+        """Attributes."""
+        self.append(number, self.fs.state_of(self.fs.inode(number)).replaced(**changes).pack())
+
+    def damage(self, number: int, record: int = 0) -> None:
+        """Flip a bit in a record of a log that lies in its slot."""
+        inode = self.fs.inode(number)
+        assert inode.log.is_inline
+        at = inode.log.head + record * media.RECORD_BYTES + 20
+        self.medium.store(at, bytes([self.medium.read(at, 1)[0] ^ 1]))
+
+    def extent(self, number: int) -> tuple[int, int, int]:
+        """The first extent of a file."""
+        return next(iter(self.fs.inode(number).extents))
+
+    def mark(self, which: int, pfn: int, *, used: bool) -> None:
+        """A bit of the bitmap (0) or of the inode bitmap (1)."""
+        frame = pfn - self.fs.geometry.first_pfn
+        at = self.fs.geometry.offset_of(which) + frame // 8
+        byte = self.medium.read(at, 1)[0] & ~(1 << frame % 8) | used << frame % 8
+        self.medium.store(at, bytes([byte]))
+
+
+def names(fs: FileSystem, directory: int) -> dict[str, int]:
+    """All names below a directory, by path, each of which can be read."""
+    found = {}
+    for name, number, type_ in fs.entries(directory):
+        assert fs.attributes(number).mode >> 12 == type_
+        found[name.decode()] = number
+        if type_ == stat.S_IFDIR >> 12:
+            assert fs.parent(number) == directory
+            below = names(fs, number)
+            found |= {f"{name.decode()}/{path}": child for path, child in below.items()}
+        elif type_ == stat.S_IFREG >> 12:
+            fs.read(number, 0, 1 << 20)
+    return found
+
+
+ALL = ["home", "home/deep", "home/deep/file", "home/deep/other", "same"]
+
+
+@pytest.fixture
+def tree() -> Tree:
+    return Tree()
+
+
+def test_a_sound_file_system_has_no_problems_and_is_counted(tree: Tree) -> None:
+    verdict = tree.check()
+    assert verdict.problems == []
+    assert (verdict.file_count, verdict.directory_count, verdict.other_count) == (2, 3, 0)
+    assert verdict.leaked_frames == 0
+    # The frames of inodes, and three of each file.
+    assert verdict.used_frames == 1 + 6
+    assert repair_filesystem(tree.pool, verdict) == 0
+
+
+def test_what_a_crash_leaves_is_a_leak_and_no_error(tree: Tree) -> None:
+    fs = tree.mount()
+    fs.allocator.allocate(5)
+    fs.make_unnamed(FILE)
+    fs.write(tree.file, 10_000, bytes(5000))
+    assert tree.errors() == []
+    leaks = "\n".join(tree.leaks())
+    assert "5 frames are used that nobody owns" in leaks
+    assert "removed while it was in use" in leaks
+    assert "behind the sizes of 1 files" in leaks
+    free = fs.allocator.free_count()
+    assert "they are freed" in tree.repair()
+    assert tree.mount().allocator.free_count() > free + 5
+
+
+def test_frames_that_fallocate_keeps_behind_the_size_are_no_leak(tree: Tree) -> None:
+    fs = tree.mount()
+    fs.allocate(tree.file, 0, 100_000, keep_size=True)
+    assert tree.leaks() == []
+
+
+def test_an_unfinished_journal_is_said_and_checked_as_if_it_were_finished() -> None:
+    tree = Tree()
+    medium = RecordingMedium(content(tree.medium))
+    FileSystem(Pool.open(medium), NoMemmap()).make(tree.home, b"new", FILE)
+    tree.pool = Pool.open(MemoryMedium(next(medium.after_power_failure(limit=1))))
+    tree.medium = tree.pool.medium
+    assert tree.errors() == []
+    assert "an operation was interrupted" in tree.leaks()[0]
+    assert tree.repair() == ["it is carried out"]
+    assert "home/new" in names(tree.mount(), ROOT)
+
+
+def test_a_journal_that_would_change_something_else_is_emptied(tree: Tree) -> None:
+    at = tree.pool.zones.data.offset_bytes
+    tree.medium.store(at + (JOURNAL_FRAME << PAGE_SHIFT), pack_journal([(at, 0, 1)]))
+    assert "would change a word at" in tree.errors()[0]
+    assert "the journal is emptied" in tree.repair()[0]
+    assert sorted(names(tree.mount(), ROOT)) == ALL
+
+
+def test_a_head_that_was_overwritten_is_written_anew(tree: Tree) -> None:
+    at = tree.pool.zones.data.offset_bytes + (HEAD_FRAME << PAGE_SHIFT)
+    tree.medium.store(at, bytes(64))
+    assert "does not start with the magic" in tree.errors()[0]
+    assert tree.repair() == ["the head is written anew"]
+    assert sorted(names(tree.mount(), ROOT)) == ALL
+
+
+def test_a_head_of_a_newer_program_is_left_alone(tree: Tree) -> None:
+    at = tree.pool.zones.data.offset_bytes + (HEAD_FRAME << PAGE_SHIFT)
+    head = HEAD.unpack(bytes(tree.medium.read(at, 64)))
+    object.__setattr__(head, "features", 8)
+    tree.medium.store(at, pack_head(head))
+    before = content(tree.medium)
+    assert "features that this program does not know" in tree.errors()[0]
+    repair_filesystem(tree.pool, check_filesystem(tree.pool))
+    assert content(tree.medium) == before
+
+
+def test_a_frame_that_is_owned_and_free_is_named_with_its_owner_and_marked(tree: Tree) -> None:
+    with tree.changed() as changes:
+        pfn = changes.extent(tree.file)[1]
+        for frame in range(3):
+            changes.mark(0, pfn + frame, used=False)
+    assert any(
+        error.startswith(("/same: ", "/home/deep/file: "))
+        and error.endswith(f"its content is in free frames {pfn:#x}-{pfn + 2:#x}")
+        for error in tree.errors()
+    )
+    assert tree.repair() == ["they are marked as used"]
+    assert not tree.mount().allocator.is_free(pfn)
+
+
+@pytest.mark.parametrize("is_same_file", [False, True])
+def test_a_frame_with_two_owners_is_copied_and_both_keep_what_they_read(
+    tree: Tree, is_same_file: bool
+) -> None:
+    first, second = sorted((tree.file, tree.other))
+    with tree.changed() as changes:
+        _, pfn, _ = changes.extent(first)
+        target = first if is_same_file else second
+        changes.append(target, media.pack_extent(2 if is_same_file else 1, pfn, 1))
+        fs = tree.mount()
+        read = {number: bytes(fs.read(number, 0, 10_000)) for number in (first, second)}
+    [error] = tree.errors()
+    assert f"its content is in frames that others own: {pfn:#x}" in error
+    assert "they are copied, so that both keep what they read" in tree.repair()
+    fs = tree.mount()
+    assert {number: bytes(fs.read(number, 0, 10_000)) for number in read} == read
+    fs.write(first, 0, b"z" * 4096)
+    at = 8192 if is_same_file else 4096
+    assert bytes(fs.read(target, at, 10)) == read[target][at : at + 10]
+
+
+def test_a_file_over_inodes_is_copied_and_the_inodes_stay(tree: Tree) -> None:
+    with tree.changed() as changes:
+        pfn = changes.fs.geometry.first_pfn + FIRST_INODES_FRAME
+        changes.append(tree.other, media.pack_extent(0, pfn, 1))
+    assert any("frames that others own" in error for error in tree.errors())
+    with pytest.raises(OSError, match="frames of inodes"):
+        tree.mount().attributes(tree.other)
+    tree.repair()
+    assert sorted(names(tree.mount(), ROOT)) == ALL
+
+
+def test_a_bit_for_a_frame_that_can_hold_no_inodes_is_cleared(tree: Tree) -> None:
+    with tree.changed() as changes:
+        geometry = changes.fs.geometry
+        changes.mark(1, geometry.first_pfn + JOURNAL_FRAME, used=True)
+        changes.mark(1, geometry.end_pfn + 5, used=True)
+    assert "2 bits are of no possible frame" in tree.errors()[0]
+    assert tree.repair() == ["they are cleared"]
+
+
+def test_inodes_whose_frame_has_lost_its_bit_are_found_again(tree: Tree) -> None:
+    fs = tree.mount()
+    numbers = [fs.make(tree.home, b"f%d" % count, FILE) for count in range(20)]
+    fs.end()
+    pfn = numbers[10] * SLOT_BYTES >> PAGE_SHIFT
+    with tree.changed() as changes:
+        changes.mark(1, pfn, used=False)
+    assert any(f"whose frame {pfn:#x} is not marked" in error for error in tree.errors())
+    assert "the frame is marked" in tree.repair()
+    assert len(names(tree.mount(), ROOT)) == len(ALL) + 20
+
+
+def test_the_first_frame_of_inodes_is_one_whatever_its_bit_says(tree: Tree) -> None:
+    with tree.changed() as changes:
+        changes.mark(1, changes.fs.geometry.first_pfn + FIRST_INODES_FRAME, used=False)
+    assert tree.errors() == [": the first frame of inodes is not marked"]
+    assert tree.repair() == ["it is marked"]
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 1 << 32 - 1])
+def test_a_wrong_count_of_names_is_set_right(tree: Tree, count: int) -> None:
+    with tree.changed() as changes:
+        changes.state(tree.file, link_count=count)
+    [error] = tree.errors()
+    assert error.endswith(f"file: 2 names lead to it, and it says {count}") or "same" in error
+    assert tree.repair() == ["it says 2 then"]
+    assert tree.mount().attributes(tree.file).nlink == 2
+
+
+def test_an_entry_that_leads_to_nothing_is_removed(tree: Tree) -> None:
+    with tree.changed() as changes:
+        changes.append(tree.home, media.pack_entry(b"gone", tree.file + 10_000, 8, 1))
+        changes.append(tree.home, media.pack_entry(b"self", 1 << 60, 8, 1))
+    assert [error.partition(" leads")[0] for error in tree.errors()] == [
+        "/home: its entry 'gone'",
+        "/home: its entry 'self'",
+    ]
+    tree.repair()
+    assert sorted(names(tree.mount(), ROOT)) == ALL
+
+
+def test_an_entry_of_another_type_gets_that_of_its_inode(tree: Tree) -> None:
+    with tree.changed() as changes:
+        changes.append(tree.deep, media.pack_entry(b"file", tree.file, 10, 1))
+    assert "says another type" in tree.errors()[0]
+    tree.repair()
+    assert sorted(names(tree.mount(), ROOT)) == sorted(ALL)
+
+
+def test_the_root_has_no_name(tree: Tree) -> None:
+    with tree.changed() as changes:
+        changes.append(tree.deep, media.pack_entry(b"up", ROOT, 4, 1))
+        changes.append(ROOT, media.pack_parent(tree.deep))
+    assert len(tree.errors()) == 2
+    tree.repair()
+    assert sorted(names(tree.mount(), ROOT)) == ALL
+
+
+def test_a_directory_that_says_another_parent_is_corrected(tree: Tree) -> None:
+    with tree.changed() as changes:
+        changes.append(tree.deep, media.pack_parent(tree.file))
+    [error] = tree.errors()
+    assert (
+        error == f"/home/deep: it is in directory {tree.home}, and says that it is in {tree.file}"
+    )
+    tree.repair()
+    assert tree.mount().parent(tree.deep) == tree.home
+
+
+def test_a_directory_with_two_names_keeps_the_one_where_it_says_it_is(tree: Tree) -> None:
+    with tree.changed() as changes:
+        changes.append(ROOT, media.pack_entry(b"again", tree.deep, 4, 1))
+    assert "2 names lead to this directory" in tree.errors()[0]
+    tree.repair()
+    assert sorted(names(tree.mount(), ROOT)) == ALL
+
+
+def test_a_circle_of_directories_is_broken_and_put_into_lost_and_found(tree: Tree) -> None:
+    with tree.changed() as changes:
+        changes.append(ROOT, media.pack_entry(b"home", tree.home, 0, 1))
+        changes.append(tree.deep, media.pack_entry(b"circle", tree.home, 4, 1))
+        changes.append(tree.home, media.pack_parent(tree.deep))
+    [error] = tree.errors()
+    assert "in a circle of directories" in error
+    tree.repair()
+    found = names(tree.mount(), ROOT)
+    assert found["same"] == tree.file
+    assert tree.other in found.values()
+    assert any(path.startswith("lost+found/#") for path in found)
+
+
+def test_what_has_no_name_goes_to_lost_and_found_with_all_that_is_in_it(tree: Tree) -> None:
+    with tree.changed() as changes:
+        changes.append(ROOT, media.pack_entry(b"home", tree.home, 0, 1))
+        changes.append(tree.deep, media.pack_entry(b"other", tree.other, 0, 1))
+    assert len(tree.errors()) == 2
+    tree.repair()
+    found = names(tree.mount(), ROOT)
+    assert found[f"lost+found/#{tree.home}/deep/file"] == tree.file
+    assert found[f"lost+found/#{tree.other}"] == tree.other
+    assert bytes(tree.mount().read(tree.other, 0, 20_000)) == b"b" * 10_000
+
+
+def test_an_inode_that_cannot_be_read_is_removed_with_its_names(tree: Tree) -> None:
+    with tree.changed() as changes:
+        changes.damage(tree.file)
+    errors = tree.errors()
+    assert any("a wrong checksum" in error and error.startswith("/") for error in errors)
+    assert sum("which is damaged" in error for error in errors) == 2
+    assert "it is removed, and what it had is lost" in tree.repair()
+    assert sorted(names(tree.mount(), ROOT)) == ["home", "home/deep", "home/deep/other"]
+
+
+def test_a_directory_that_cannot_be_read_keeps_the_names_before_the_damage(tree: Tree) -> None:
+    with tree.changed() as changes:
+        # parent, attributes, then file and other
+        changes.damage(tree.deep, 3)
+    tree.repair()
+    fs = tree.mount()
+    found = names(fs, ROOT)
+    assert found["home/deep/file"] == tree.file
+    assert found[f"lost+found/#{tree.other}"] == tree.other
+    assert fs.attributes(tree.deep).mode == 0o40755
+
+
+@pytest.mark.parametrize("how", ["record", "head", "free"])
+def test_a_root_that_cannot_be_read_is_made_anew(tree: Tree, how: str) -> None:
+    slot = tree.pool.zones.data.offset_bytes + (FIRST_INODES_FRAME << PAGE_SHIFT)
+    with tree.changed() as changes:
+        if how == "record":
+            changes.damage(ROOT, 2)
+        elif how == "head":
+            tree.medium.store(slot + 8, b"\xff" * 8)
+        else:
+            tree.medium.store(slot + TAIL_WORD_AT, bytes(8))
+    assert tree.errors()
+    tree.repair()
+    found = names(tree.mount(), ROOT)
+    assert found[f"lost+found/#{tree.home}/deep/file"] == tree.file
+    assert found[f"lost+found/#{tree.home}/deep/other"] == tree.other
+
+
+def test_an_impossible_size_becomes_the_one_that_the_log_says(tree: Tree) -> None:
+    fs = tree.mount()
+    fs.set_attributes(tree.file, size_bytes=9000)
+    inode = fs.inode(tree.file)
+    word = (1 << 47) << EPOCH_BITS | inode.state.epoch
+    tree.medium.store(inode.slot_offset + LIVE_OFFSET, word.to_bytes(8, "little"))
+    assert any("its size is impossible" in error for error in tree.errors())
+    tree.repair()
+    assert bytes(tree.mount().read(tree.file, 0, 20_000)) == b"a" * 9000
+
+
+def test_logs_in_the_same_frames_are_untangled(tree: Tree) -> None:
+    fs = tree.mount()
+    for count in range(100):
+        fs.make(tree.home, b"n%d" % count, FILE)
+    frame = fs.inode(tree.home).log.frames[0]
+    with tree.changed() as changes:
+        changes.mark(1, frame >> PAGE_SHIFT, used=True)
+    assert any("its log is in frames that others own" in error for error in tree.errors())
+    tree.repair()
+    assert len(names(tree.mount(), ROOT)) == len(ALL) + 100
+
+
+def test_a_removed_directory_with_names_in_it_is_no_leak(tree: Tree) -> None:
+    with tree.changed() as changes:
+        changes.append(tree.home, media.pack_entry(b"deep", tree.deep, 0, 1))
+        changes.state(tree.deep, link_count=0)
+    assert any("no name leads to this directory" in error for error in tree.errors())
+    tree.repair()
+    assert names(tree.mount(), ROOT)[f"lost+found/#{tree.deep}/file"] == tree.file
+
+
+def test_a_deep_tree_is_no_deep_recursion(tree: Tree) -> None:
+    fs = tree.mount()
+    directory = tree.deep
+    for _ in range(1500):
+        directory = fs.make(directory, b"d", DIRECTORY)
+        fs.clock += 20
+    last = fs.make(directory, b"last", FILE)
+    with tree.changed() as changes:
+        changes.state(last, link_count=7)
+    [error] = tree.errors()
+    assert "/home/deep/d/d/d/d" in error
+    assert "/last: 1 name leads to it" in error
+
+
+def damages() -> list[Callable[[Tree, Changes], object]]:
+    """Some things that are wrong, for repairs that are interrupted."""
+    return [
+        lambda tree, changes: changes.damage(tree.file),
+        lambda tree, changes: changes.damage(tree.deep, 3),
+        lambda tree, changes: changes.damage(ROOT, 2),
+        lambda tree, changes: changes.mark(0, changes.extent(tree.file)[1], used=False),
+        lambda tree, changes: changes.append(
+            tree.other, media.pack_extent(0, changes.extent(tree.file)[1], 2)
+        ),
+        lambda tree, changes: changes.append(ROOT, media.pack_entry(b"home", tree.home, 0, 1)),
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", range(len(damages())))
+def test_a_power_failure_during_a_repair_leaves_what_can_be_repaired(which: int) -> None:
+    tree = Tree()
+    with tree.changed() as changes:
+        damages()[which](tree, changes)
+        changes.fs.allocator.allocate(3)
+    medium = RecordingMedium(content(tree.medium))
+    images: set[bytes] = set()
+    medium.at_each_fence = lambda: images.update(medium.after_power_failure(limit=20))
+    pool = Pool.open(medium)
+    assert repair_filesystem(pool, check_filesystem(pool)) > 0
+    wanted = sorted(names(FileSystem(pool, NoMemmap()), ROOT).values())
+    assert len(images) > 4
+    for image in images:
+        tree.pool = Pool.open(MemoryMedium(image))
+        tree.medium = tree.pool.medium
+        tree.repair()
+        found = names(tree.mount(), ROOT)
+        assert set(found.values()) >= set(wanted) - {found.get("lost+found")}

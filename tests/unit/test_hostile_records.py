@@ -1,0 +1,182 @@
+"""Single things in a pool that are impossible: each is damage, and nothing worse.
+
+What the fuzzer has found once, and what it can hardly find.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+
+import pytest
+from test_check_filesystem import Changes, Tree
+
+from pmemfs.errors import DamagedFileSystem
+from pmemfs.media import log as media
+from pmemfs.media.filesystem import FIRST_INODES_FRAME, JOURNAL_FRAME
+from pmemfs.media.inode import HEAD, INLINE_OFFSET, ROOT, SLOT_BYTES, TAIL_WORD_AT, pack_head
+from pmemfs.media.journal import pack_journal
+from pmemfs.media.log import RecordKind
+from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
+from pmemfs.volume.filesystem.names import NewInode
+from pmemfs.volume.filesystem.reading import read_inode
+
+FILE = NewInode(0o100644, 1, 2)
+
+
+@pytest.fixture
+def tree() -> Tree:
+    return Tree()
+
+
+def set_tail(tree: Tree, number: int, tail: int) -> None:
+    slot = tree.mount().table.slot_offset(number)
+    tree.medium.store(slot + TAIL_WORD_AT, tail.to_bytes(8, "little"))
+
+
+@pytest.mark.parametrize("distance", [1, 32, 64, INLINE_OFFSET - 1, SLOT_BYTES + 64, 1 << 40])
+def test_the_tail_of_a_log_in_its_slot_lies_there(tree: Tree, distance: int) -> None:
+    set_tail(tree, tree.file, tree.mount().table.slot_offset(tree.file) + distance)
+    fs = tree.mount()
+    with pytest.raises(OSError, match=f"inode {tree.file}: ") as raised:
+        fs.set_attributes(tree.file, mode=0)
+    assert raised.value.errno == errno.EIO
+    assert fs.read_only
+
+
+def test_the_tail_of_a_log_in_frames_is_behind_the_head_of_one(tree: Tree) -> None:
+    fs = tree.mount()
+    fs.set_xattr(tree.file, b"user.long", bytes(3000))
+    [frame] = fs.inode(tree.file).log.frames
+    for distance in (8, 32, 63, 65):
+        set_tail(tree, tree.file, frame + distance)
+        with pytest.raises(OSError, match="ends where no record does"):
+            tree.mount().attributes(tree.file)
+
+
+@pytest.mark.parametrize("kind", [RecordKind.ATTRIBUTES, RecordKind.EXTENT, RecordKind.HOLE,
+                                  RecordKind.PARENT])  # fmt: skip
+def test_a_record_of_one_slot_has_no_more(tree: Tree, kind: int) -> None:
+    with tree.changed() as changes:
+        changes.append(tree.other, media.seal(kind, bytearray(128)))
+    with pytest.raises(OSError, match="takes 128 bytes"):
+        tree.mount().attributes(tree.other)
+
+
+@pytest.mark.parametrize("mode", [0, 0o644, 0o170000, 1 << 16 | 0o100644, 0xFFFF_FFFF])
+def test_a_mode_is_one_of_a_type_and_no_more(tree: Tree, mode: int) -> None:
+    with tree.changed() as changes:
+        changes.state(tree.other, mode=mode)
+    with pytest.raises(OSError, match="its mode is of no type"):
+        tree.mount().attributes(tree.other)
+
+
+def test_a_file_that_owns_frames_of_inodes_is_not_written_to(tree: Tree) -> None:
+    fs = tree.mount()
+    numbers = [fs.make(tree.home, b"f%d" % count, FILE) for count in range(20)]
+    pfn = numbers[10] * SLOT_BYTES >> PAGE_SHIFT
+    with tree.changed() as changes:
+        changes.append(tree.other, media.pack_extent(0, pfn - 1, 3))
+    before = bytes(tree.medium.read(pfn << PAGE_SHIFT, FRAME_BYTES))
+    fs = tree.mount()
+    with pytest.raises(OSError, match="frames of inodes"):
+        fs.write(tree.other, 4096, b"mine now")
+    assert bytes(tree.medium.read(pfn << PAGE_SHIFT, FRAME_BYTES)) == before
+
+
+def test_frames_that_were_of_a_file_before_they_were_of_inodes_are_no_damage(tree: Tree) -> None:
+    with tree.changed() as changes:
+        pfn = changes.fs.geometry.first_pfn + FIRST_INODES_FRAME
+        changes.append(tree.other, media.pack_extent(9, pfn, 1), media.pack_hole(9, 1))
+    assert tree.mount().attributes(tree.other).size_bytes == 10_000
+
+
+@pytest.mark.parametrize("way", ["unlink", "rename"])
+def test_a_name_of_an_inode_that_counts_none_cannot_be_removed(tree: Tree, way: str) -> None:
+    with tree.changed() as changes:
+        changes.state(tree.other, link_count=0)
+    fs = tree.mount()
+    remove = {
+        "unlink": lambda: fs.unlink(tree.deep, b"other"),
+        "rename": lambda: fs.rename(tree.deep, b"file", tree.deep, b"other"),
+    }
+    with pytest.raises(OSError, match="counts none") as raised:
+        remove[way]()
+    assert raised.value.errno == errno.EIO
+    assert fs.read_only
+    assert fs.lookup(tree.deep, b"file") == tree.file
+
+
+def test_generations_go_round(tree: Tree) -> None:
+    fs = tree.mount()
+    number = fs.make(ROOT, b"first", FILE)
+    fs.unlink(ROOT, b"first")
+    slot = fs.table.slot_offset(number)
+    tree.medium.store(slot, pack_head(number, (1 << 64) - 1, 0, 0, 0))
+    fs = tree.mount()
+    made = {fs.make(ROOT, b"n%d" % count, FILE) for count in range(8)}
+    assert number in made
+    assert HEAD.unpack(bytes(tree.medium.read(slot, 64))).generation == 0
+
+
+def test_a_journal_changes_no_word_twice(tree: Tree) -> None:
+    slot = tree.mount().table.slot_offset(tree.file)
+    at = slot + TAIL_WORD_AT
+    tail = int.from_bytes(tree.medium.read(at, 8), "little")
+    journal = tree.pool.zones.data.offset_bytes + (JOURNAL_FRAME << PAGE_SHIFT)
+    tree.medium.store(journal, pack_journal([(at, tail, 0), (at, 0, tail)]))
+    with pytest.raises(DamagedFileSystem, match="would change a word"):
+        tree.mount()
+
+
+@pytest.mark.parametrize("frame", [0, 1, JOURNAL_FRAME, 10_000, 32_767])
+def test_bits_of_impossible_frames_of_inodes_are_none(tree: Tree, frame: int) -> None:
+    with tree.changed() as changes:
+        changes.mark(1, changes.fs.geometry.first_pfn + frame, used=True)
+    fs = tree.mount()
+    assert fs.geometry.frame_count < 10_000
+    for count in range(50):
+        fs.make(ROOT, b"n%d" % count, FILE)
+    assert frame not in {pfn - fs.geometry.first_pfn for pfn in fs.table.frames()}
+
+
+def circles() -> list[Callable[[Tree, Changes], object]]:
+    """Directories that lead to themselves."""
+    return [
+        lambda tree, changes: changes.append(tree.home, media.pack_parent(tree.deep)),
+        lambda tree, changes: changes.append(tree.home, media.pack_parent(tree.home)),
+        lambda tree, changes: changes.append(
+            tree.deep, media.pack_entry(b"up", tree.home, 4, 1), media.pack_parent(tree.deep)
+        ),
+    ]
+
+
+@pytest.mark.parametrize("which", range(len(circles())))
+def test_circles_of_directories_end(tree: Tree, which: int) -> None:
+    with tree.changed() as changes:
+        circles()[which](tree, changes)
+    fs = tree.mount()
+    target = fs.make(ROOT, b"target", NewInode(0o40755, 0, 0))
+    fs.rename(ROOT, b"same", tree.deep, b"moved")
+    fs.rename(ROOT, b"target", tree.deep, b"target")
+    assert fs.lookup(tree.deep, b"target") == target
+
+
+def test_extents_of_all_the_pool_cost_no_memory_by_the_frame(tree: Tree) -> None:
+    with tree.changed() as changes:
+        for count in ((1 << 35) - 1, 1 << 62, (1 << 64) - 1):
+            changes.append(tree.other, media.pack_hole(0, (1 << 35) - 1))
+            with pytest.raises(DamagedFileSystem):
+                _with(tree, media.pack_extent(0, changes.extent(tree.file)[1], count))
+
+
+def _with(tree: Tree, record: bytes) -> None:
+    """Read what `other` would be with a record more."""
+    before = bytes(tree.medium.read(0, tree.medium.size_bytes))
+    with tree.changed() as changes:
+        changes.append(tree.other, record)
+    fs = tree.mount()
+    try:
+        read_inode(tree.medium, fs.table, tree.other)
+    finally:
+        tree.medium.store(0, before)
