@@ -179,11 +179,12 @@ class FileSystemOperations(pyfuse3.Operations):
         return True
 
     async def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:
-        space = self._fs.space()
+        room = self._fs.room()
         status = pyfuse3.StatvfsData()
         status.f_bsize = status.f_frsize = FRAME_BYTES
-        status.f_blocks = space.total_frames
-        status.f_bfree = status.f_bavail = space.free_frames
+        status.f_blocks = room.total_frames
+        status.f_bfree = room.free_frames
+        status.f_bavail = room.free_frames - room.reserved_frames
         # As many files as there is room for, and nobody counts them.
         status.f_files = status.f_ffree = status.f_favail = 0
         status.f_namemax = NAME_MAX_BYTES

@@ -114,7 +114,7 @@ class OpenFiles:
         if self._publisher:
             self._publisher.was_written(file.ino, written)
         if file.is_synchronous:
-            self._fs.persist(file.ino)
+            self._fs.write_back(file.ino)
             await self._engine.make_durable()
         return written
 
@@ -127,7 +127,7 @@ class OpenFiles:
     async def fsync(self, number: int) -> None:
         """Make a file durable. Raises OSError."""
         ino = self._handles[number].ino
-        self._fs.persist(ino)
+        self._fs.write_back(ino)
         await self._engine.fsync()
         if self._publisher:
             self._publisher.was_synced(ino)
@@ -136,7 +136,7 @@ class OpenFiles:
         """Make everything durable. Raises OSError."""
         # What is not open has been written back.
         for ino in list(self._opens):
-            self._fs.persist(ino)
+            self._fs.write_back(ino)
         await self._engine.make_durable()
 
     def _take_privileges(self, file: _OpenFile) -> None:

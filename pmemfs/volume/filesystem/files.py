@@ -224,11 +224,15 @@ class FileOperations(AttributeOperations):
             self._unmap(change, inode, first, inode.extents.end - first)
 
     def persist(self, number: int) -> None:
-        """Make the size and the times of a file durable, with all that was fenced by nobody yet."""
+        """Make durable what was written to a file, its size and its times. Raises OSError."""
+        self.write_back(number)
+        self.medium.fence()
+
+    def write_back(self, number: int) -> None:
+        """Begin to make the size and the times of a file durable: a fence must follow."""
         inode = self._inodes.get(number)
         if inode is not None and not self.read_only:
             self.medium.flush(inode.slot_offset + LIVE_OFFSET, 16)
-        self.medium.fence()
 
     # How a file changes
 

@@ -42,14 +42,22 @@ _DIRECTORY = 0o040000
 
 
 @dataclass(frozen=True, slots=True)
+class Room:
+    """How much room there is."""
+
+    total_frames: int
+    free_frames: int
+    reserved_frames: int
+    """Of the free ones, those that only what deletes may take."""
+
+
+@dataclass(frozen=True, slots=True)
 class Space:
     """Where the frames of a file system are."""
 
     total_frames: int
     free_frames: int
     busy_frames: int
-    reserved_frames: int
-    """Of the free ones, those that only what deletes may take."""
     largest_free_frames: int
     cached_inodes: int
     cached_extents: int
@@ -93,17 +101,23 @@ class FileSystem(FileOperations, NameOperations):
         medium.store(at, pack_head(Head(uuid=pool.label.uuid, is_clean=1)))
         medium.persist(at, HEAD.size_bytes)
 
+    def room(self) -> Room:
+        """How much room there is. Reads the bitmaps of all groups, the first time."""
+        free_frames = self.allocator.free_count()
+        reserved = min(self.allocator.reserve, free_frames)
+        return Room(self.geometry.frame_count, free_frames, reserved)
+
     def space(self) -> Space:
-        """Where the frames are. Reads the bitmaps of all groups, the first time."""
+        """Where the frames are. Looks at all that is in memory, and at all bitmaps."""
+        room = self.room()
         inodes = list(self.cached_inodes)
         files = [inode for inode in inodes if inode.is_file]
         slots = sum(inode.log.slot_count for inode in inodes)
         live = sum(inode.compacted_slots for inode in inodes)
         return Space(
-            total_frames=self.geometry.frame_count,
-            free_frames=self.allocator.free_count(),
+            total_frames=room.total_frames,
+            free_frames=room.free_frames,
             busy_frames=self.busy.frame_count,
-            reserved_frames=self.allocator.reserve,
             largest_free_frames=self.allocator.largest_run(),
             cached_inodes=len(inodes),
             cached_extents=sum(len(inode.extents) for inode in files),
