@@ -459,7 +459,7 @@ def copy_slot(pool: Mutation) -> None:
     constant = struct.pack("<IIQQq", head[0], 0, number, *head[3:5])
     head[1], head[2] = int(google_crc32c.value(constant)), number
     if rng.random() < 0.6 and head[5] == source + 128:
-        head[5], head[6] = target + 128, head[6] - source + target
+        head[5], head[6] = target + 128, head[6] - source + target & (1 << 64) - 1
     raw[:64] = INODE_HEAD.struct.pack(*head)
     pool.put(target, bytes(raw))
 
