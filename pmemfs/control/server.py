@@ -26,7 +26,11 @@ Method = Callable[..., Awaitable[Any]]
 
 @contextlib.contextmanager
 def listening(path: Path) -> Iterator[socket.socket]:
-    """A listening socket for the mount of this process; the path goes with the context."""
+    """A listening socket for the mount of this process; the path goes with the context.
+
+    Unless it is another's by then: the device number of a mount that has ended, which names the
+    path, is given to the next one while the daemon still ends.
+    """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     check_private(path.parent, os.geteuid())
     # What is there belongs to a daemon that died: device numbers are given out again.
@@ -34,10 +38,13 @@ def listening(path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen(16)
+        ours = path.stat()
         try:
             yield listener
         finally:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(path.stat(), ours):
+                    path.unlink()
 
 
 async def serve(listener: socket.socket, methods: Mapping[str, Method]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -216,6 +217,14 @@ def test_the_socket_is_private_and_goes_with_the_daemon(path: Path) -> None:
         pidfd = daemon_pidfd(path)
         assert pidfd is not None
         os.close(pidfd)
+    assert not path.exists()
+
+
+def test_the_socket_of_the_next_daemon_stays_when_the_one_before_ends(path: Path) -> None:
+    with contextlib.ExitStack() as next_one:
+        with listening(path):
+            next_one.enter_context(listening(path))
+        assert stat.S_ISSOCK(path.stat().st_mode)
     assert not path.exists()
 
 
