@@ -142,7 +142,7 @@ def test_rsync_copies_everything_once(directory: Path) -> None:
     assert described(directory / "copy") == described(top)
     assert ok("rsync", *options, f"{top}/", directory / "copy") == ""
     ok("rsync", *options, "--sparse", "--delete", f"{top}/inner/", directory / "copy")
-    assert described(directory / "copy") == described(top / "inner")
+    assert set(described(directory / "copy")) == set(described(top / "inner"))
 
 
 @needs("setfacl", "getfacl")
