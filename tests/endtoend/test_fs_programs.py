@@ -136,12 +136,13 @@ def test_tar_takes_a_tree_away_and_brings_it_back(directory: Path) -> None:
 @needs("rsync")
 def test_rsync_copies_everything_once(directory: Path) -> None:
     top = small_tree(directory)
-    options = ("-aHAX", "--itemize-changes")
+    # Without it, two times in the same second are the same to rsync.
+    options = ("-aHAX", "--itemize-changes", "--modify-window=-1")
     ok("rsync", *options, f"{top}/", directory / "copy")
     assert described(directory / "copy") == described(top)
     assert ok("rsync", *options, f"{top}/", directory / "copy") == ""
     ok("rsync", *options, "--sparse", "--delete", f"{top}/inner/", directory / "copy")
-    assert described(directory / "copy") == described(top / "inner")
+    assert set(described(directory / "copy")) == set(described(top / "inner"))
 
 
 @needs("setfacl", "getfacl")

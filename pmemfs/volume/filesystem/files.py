@@ -291,7 +291,6 @@ class FileOperations(AttributeOperations):
         def apply() -> None:
             for extent in new:
                 inode.extents.map(*extent)
-            self.tables.changed(inode.number)
 
         if new:
             change.then(apply)

@@ -14,7 +14,7 @@ class Tables(ABC):
 
     @abstractmethod
     def changed(self, number: int) -> object | None:
-        """The extents or the size of an inode have changed.
+        """The size of an inode has changed, or extents have gone; not: have been added.
 
         Answers a token for `is_over`; None if nobody can have seen what went.
         """
