@@ -50,6 +50,9 @@ cdef extern from "unistd.h" nogil:
         SEEK_DATA
         SEEK_HOLE
 
+cdef extern from "fcntl.h" nogil:
+    enum: O_DSYNC
+
 
 cdef verdict_t serve(worker_t *worker, request_t *request) noexcept nogil:
     """Answer a request, or say what is to become of it. `release` must follow an ANSWER."""
@@ -272,6 +275,10 @@ cdef verdict_t serve_write(worker_t *worker, request_t *request) noexcept nogil:
             or wanted.size > table.limit_bytes - wanted.offset):
         return FORWARD
     if request.live != NULL and (wanted.offset + wanted.size) >> (64 - LIVE_SIZE_SHIFT):
+        return FORWARD
+    if (request.live != NULL and wanted.flags & O_DSYNC
+            and worker.plane.header.durability != DURABILITY_VOLATILE):
+        # To be durable when it is answered, the size and the time with the bytes.
         return FORWARD
     while done < wanted.size:
         piece = piece_at(table, wanted.offset + done, wanted.size - done)

@@ -29,7 +29,6 @@ from pmemfs.fuse.extra import (
 from pmemfs.fuse.filesystem import CACHE_SECONDS
 from pmemfs.fuse.newinode import Maker, new_inode
 from pmemfs.fuse.openfiles import OpenFiles
-from pmemfs.media.inode import ROOT
 from pmemfs.pfn import FRAME_BYTES
 from pmemfs.units import MIB
 from pmemfs.volume.filesystem.attributes import Attributes
@@ -82,20 +81,7 @@ class FileSystemExtra:
             STATX: self._statx,
             **copying(self._copy),
         }
-        return {opcode: self._checked(handler) for opcode, handler in handlers.items()}
-
-    def _checked(self, handler: Handler) -> Handler:
-        async def checked(request: Request) -> bytes:
-            self._check_known(request.inode)
-            return await handler(request)
-
-        return checked
-
-    def _check_known(self, ino: int) -> None:
-        """Raise OSError (ESTALE) for what was never looked up: any other number would be taken for
-        a sign of damage."""
-        if ino != ROOT and not self._fs.is_held(ino):
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return dict(handlers)
 
     async def _fallocate(self, request: Request) -> bytes:
         wanted = allocation_of(request)
@@ -131,7 +117,6 @@ class FileSystemExtra:
 
     async def _copy(self, request: Request) -> int:
         wanted = copy_of(request)
-        self._check_known(wanted.target_inode)
         length = min(wanted.length_bytes, _COPY_AT_ONCE_BYTES)
         done = 0
         while done < length:

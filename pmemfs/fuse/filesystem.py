@@ -32,7 +32,6 @@ from pyfuse3 import (
     XAttrNameT,
 )
 
-from pmemfs.errors import DamagedFileSystem
 from pmemfs.fuse import acl
 from pmemfs.fuse.barrier import guarded
 from pmemfs.fuse.newinode import Maker, new_inode
@@ -295,26 +294,10 @@ class FileSystemOperations(pyfuse3.Operations):
 
     def _find(self, parent: int, name: bytes) -> int:
         if name == b".":
-            self._check_known(parent)
             return parent
         if name == b"..":
             return self._fs.parent(parent)
         return self._fs.lookup(parent, name)
-
-    def _check_known(self, ino: int) -> None:
-        """Raise OSError (ESTALE) for what is no inode.
-
-        The number may come from a file handle, as NFS has them, that outlasts the inode and what
-        the kernel remembers, or that somebody made up: it is no sign of damage.
-        """
-        if ino == pyfuse3.ROOT_INODE or self._fs.is_held(ino):
-            return
-        try:
-            is_there = self._fs.read_inode(ino) is not None
-        except DamagedFileSystem:
-            is_there = False
-        if not is_there:
-            raise FUSEError(errno.ESTALE)
 
     def _make(
         self,

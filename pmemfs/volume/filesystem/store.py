@@ -81,9 +81,15 @@ class InodeStore:
     # Inodes
 
     def inode(self, number: int) -> Inode:
-        """An inode. Raises OSError: ESTALE where there is none, EIO where it is damaged."""
+        """An inode. Raises OSError: ESTALE where there is none, EIO where it is damaged.
+
+        A number may come from a file handle that outlasts the inode, or that somebody made up, so
+        one that none can have is no damage.
+        """
         inode = self._inodes.get(number)
         if inode is None:
+            if not self.table.is_possible(number):
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
             try:
                 inode = self._load(number)
             except DamagedFileSystem as damage:

@@ -57,6 +57,14 @@ class InodeTable:
             raise DamagedFileSystem(why=f"inode {number} would be where no inodes are")
         return offset
 
+    def is_possible(self, number: int) -> bool:
+        """Whether there are inodes where this one would be."""
+        try:
+            self.slot_offset(number)
+        except DamagedFileSystem:
+            return False
+        return True
+
     def number_at(self, offset: int) -> int:
         """The number of the inode in a slot."""
         is_root = offset == self.geometry.offset_of(FIRST_INODES_FRAME)
