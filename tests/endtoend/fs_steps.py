@@ -180,7 +180,11 @@ class Chooser:
         # what is in /proc is root's.
         is_for_root = name in ("listxattr", "link_open", "make_unnamed")
         uid = NOBODY if not is_for_root and self.chance.random() < 0.2 else 0
-        return Step(name, kinds[name][1](), uid)
+        arguments = kinds[name][1]()
+        if name in ("write", "pwrite", "ftruncate", "fallocate", "copy_range"):
+            # What a write takes away from a set-user-ID file goes by who has opened it: docs.
+            uid = self.side.openers.get(arguments[2 if name == "copy_range" else 0], 0)
+        return Step(name, arguments, uid)
 
     def one(self, values: Sequence[T]) -> T:
         return self.chance.choice(values)

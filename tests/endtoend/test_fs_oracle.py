@@ -117,13 +117,13 @@ class Rig:
 
 
 @contextmanager
-def rig(pools: PoolMaker, engine: Engine, tmp_path: Path) -> Iterator[Rig]:
+def rig(pools: PoolMaker, engine: Engine) -> Iterator[Rig]:
     """Both sides; in the end the file system must be whole."""
     before = os.umask(0o022)
     try:
         with (
             FsMount.made(pools, size="96M") as mount,
-            mounted_tmpfs(tmp_path / "reference", "nosuid,nodev,size=96M") as reference,
+            mounted_tmpfs(pools.directory / "reference", "nosuid,nodev,size=96M") as reference,
         ):
             yield Rig(mount, reference, PYTHON_LACKS if engine.name == "python" else frozenset())
             mount.check()
@@ -141,19 +141,17 @@ def seeds(count: int) -> Iterator[int]:
 
 
 @pytest.mark.timeout(SECONDS + 300)
-def test_steps_have_the_same_results_as_on_tmpfs(
-    pools: PoolMaker, engine: Engine, tmp_path: Path
-) -> None:
-    with rig(pools, engine, tmp_path) as both:
+def test_steps_have_the_same_results_as_on_tmpfs(pools: PoolMaker, engine: Engine) -> None:
+    with rig(pools, engine) as both:
         for seed in seeds(60):
             both.explore(seed, 100)
 
 
 @pytest.mark.timeout(SECONDS + 300)
 def test_what_was_answered_is_there_after_remounts_and_kill_9(
-    pools: PoolMaker, engine: Engine, tmp_path: Path
+    pools: PoolMaker, engine: Engine
 ) -> None:
-    with rig(pools, engine, tmp_path) as both:
+    with rig(pools, engine) as both:
         for seed in seeds(8):
             both.explore(seed, 100, restarts=0.03)
             both.mount.check()
@@ -163,6 +161,6 @@ REPLAY: list[Step] = []
 
 
 @pytest.mark.skipif(not REPLAY, reason="no steps to look at again")
-def test_steps_that_failed_once(pools: PoolMaker, engine: Engine, tmp_path: Path) -> None:
-    with rig(pools, engine, tmp_path) as both:
+def test_steps_that_failed_once(pools: PoolMaker, engine: Engine) -> None:
+    with rig(pools, engine) as both:
         both.replay(REPLAY)
