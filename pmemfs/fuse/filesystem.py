@@ -203,6 +203,8 @@ class FileSystemOperations(pyfuse3.Operations):
                 self._files.note_change(inode)
 
     async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
+        if name not in _ACLS:
+            _check_namespace(name)
         return bytes(self._fs.get_xattr(inode, name))
 
     async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
@@ -223,7 +225,7 @@ class FileSystemOperations(pyfuse3.Operations):
 
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
         fh = self._files.open(inode, flags, ctx.uid)
-        if flags & os.O_TRUNC and flags & os.O_ACCMODE != os.O_RDONLY:
+        if flags & os.O_TRUNC:
             try:
                 self._files.truncate(fh)
             except OSError:
@@ -381,8 +383,11 @@ def _reply(token: pyfuse3.ReaddirToken, name: bytes, attributes: Attributes, pos
 
 
 def _check_namespace(name: bytes) -> None:
+    """Raise FUSEError for an attribute that no file system has, as tmpfs and ext4 do."""
     if not name.startswith(_XATTR_NAMESPACES):
         raise FUSEError(errno.EOPNOTSUPP)
+    if name in _XATTR_NAMESPACES:
+        raise FUSEError(errno.EINVAL)
 
 
 def _may_keep_setgid(ctx: RequestContext, gid: int) -> bool:
