@@ -84,6 +84,9 @@ class FileOperations(AttributeOperations):
                 start = position - offset_bytes
                 self._content.store(number, position, pool_offset, view[start : start + length])
         if end > size_bytes:
+            if self.medium.durability is Durability.CACHE_LINES:
+                # What the frames held before is no business of whoever reads after a power failure.
+                self.medium.fence()
             self.set_live_size(inode, end)
         self.set_written_ns(inode, time.time_ns())
         return len(view)
