@@ -49,6 +49,8 @@ class FileOperations(AttributeOperations):
     def __init__(self, pool: Pool, memmap: Memmap, tables: Tables | None = None) -> None:
         super().__init__(pool, memmap, tables)
         self._content = Content(self.medium, memmap)
+        # A size may reach the medium before the bytes that it covers, where both wait for msync.
+        self._must_clear = self.medium.durability is Durability.MSYNC
 
     def read(self, number: int, offset_bytes: int, length_bytes: int) -> bytes | memoryview:
         """The bytes of a range, as far as the file has them. Raises OSError."""
@@ -260,8 +262,6 @@ class FileOperations(AttributeOperations):
         size_bytes: int,
     ) -> None:  # fmt: skip
         data_end = offset_bytes + len(data)
-        # A size may reach the medium before the bytes that it covers, where both wait for msync.
-        must_clear = self.medium.durability is Durability.MSYNC
         with self.change() as change:
             for extent in self._map_holes(change, inode, first, end - first):
                 start = extent.index << PAGE_SHIFT
@@ -274,7 +274,7 @@ class FileOperations(AttributeOperations):
                 if low < high:
                     part = data[low - offset_bytes : high - offset_bytes]
                     self._content.store(inode.number, low, at + low, part)
-                cleared = stop if must_clear else min(stop, size_bytes)
+                cleared = stop if self._must_clear else min(stop, size_bytes)
                 self._content.zero(at + high, cleared - high)
 
     def _map_holes(
@@ -359,7 +359,9 @@ class FileOperations(AttributeOperations):
         with self.change() as change:
             for extent in self._map_holes(change, inode, first, frames_of(end) - first):
                 start = extent.index << PAGE_SHIFT
-                stop = min(start + (extent.frame_count << PAGE_SHIFT), size_bytes)
+                stop = start + (extent.frame_count << PAGE_SHIFT)
+                if not self._must_clear:
+                    stop = min(stop, size_bytes)
                 self._content.zero(extent.pfn << PAGE_SHIFT, stop - start)
             state = self._resized(inode, size_bytes)
             if end > size_bytes:
