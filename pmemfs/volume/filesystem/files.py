@@ -214,8 +214,9 @@ class FileOperations(AttributeOperations):
 
         Where that would be an msync it is left to fsync. Raises OSError.
         """
-        inode = self._inodes.get(number)
-        if inode is None or not inode.is_file or self.read_only:
+        # It may be written to for long without this process needing, so keeping, anything of it.
+        inode = self.inode(number)
+        if not inode.is_file or self.read_only:
             return
         inode.next_write_bytes = -1
         inode.ahead_frames = 0
@@ -235,9 +236,9 @@ class FileOperations(AttributeOperations):
 
     def write_back(self, number: int) -> None:
         """Begin to make the size and the times of a file durable: a fence must follow."""
-        inode = self._inodes.get(number)
-        if inode is not None and not self.read_only:
-            self.medium.flush(inode.slot_offset + LIVE_OFFSET, 16)
+        # The data plane has written there, whether or not the inode is in memory here.
+        if not self.read_only:
+            self.medium.flush(self.inode(number).slot_offset + LIVE_OFFSET, 16)
 
     # How a file changes
 
