@@ -590,6 +590,8 @@ def native_write(w: World, path: str, offset: int, length: int) -> None:
     """As the data plane writes: the bytes are fenced where fences make them durable, then the size
     is raised, and nothing flushes it before an fsync."""
     number = w.ino(path)
+    w.fs.hold(number)
+    w.held.append(number)
     fs, medium, data = w.fs, w.medium, w.data(length)
     mapped = {e.index + at: e.pfn + at for e in fs.extents(number) for at in range(e.frame_count)}
     size_bytes = fs.attributes(number).size_bytes

@@ -305,6 +305,9 @@ class InodeStore:
         for number in list(self._holds):
             self._holds.pop(number)
             inode = self._inodes.get(number)
+            if not self.read_only:
+                # What was open may have grown since its last fsync, and nothing here knows.
+                self.medium.flush(self.table.slot_offset(number) + LIVE_OFFSET, 16)
             if inode is not None and inode.state.link_count == 0 and not self.read_only:
                 self.remove(inode)
         self.clock += _IDLE_TICKS
