@@ -129,6 +129,17 @@ class RecordingMedium(Medium):
                 seen.add(frozen)
                 yield frozen
 
+    @property
+    def durable(self) -> bytes:
+        """A copy of all that is durable."""
+        return bytes(self._durable)
+
+    def undecided(self) -> tuple[dict[int, list[bytes]], list[int]]:
+        """For each line that is not durable what it may hold, the oldest first; and the stores
+        since, in the program's order, by their lines."""
+        contents = {line: self._contents(line) for line in self._pending}
+        return contents, list(self._store_order)
+
     def _choices(
         self, lines: list[int], limit: int, rng: random.Random
     ) -> Iterator[tuple[bytes, ...]]:

@@ -49,6 +49,8 @@ class FileOperations(AttributeOperations):
     def __init__(self, pool: Pool, memmap: Memmap, tables: Tables | None = None) -> None:
         super().__init__(pool, memmap, tables)
         self._content = Content(self.medium, memmap)
+        # A size may reach the medium before the bytes that it covers, where both wait for msync.
+        self._must_clear = self.medium.durability is Durability.MSYNC
 
     def read(self, number: int, offset_bytes: int, length_bytes: int) -> bytes | memoryview:
         """The bytes of a range, as far as the file has them. Raises OSError."""
@@ -84,6 +86,9 @@ class FileOperations(AttributeOperations):
                 start = position - offset_bytes
                 self._content.store(number, position, pool_offset, view[start : start + length])
         if end > size_bytes:
+            if self.medium.durability is Durability.CACHE_LINES:
+                # What the frames held before is no business of whoever reads after a power failure.
+                self.medium.fence()
             self.set_live_size(inode, end)
         self.set_written_ns(inode, time.time_ns())
         return len(view)
@@ -209,8 +214,9 @@ class FileOperations(AttributeOperations):
 
         Where that would be an msync it is left to fsync. Raises OSError.
         """
-        inode = self._inodes.get(number)
-        if inode is None or not inode.is_file or self.read_only:
+        # It may be written to for long without this process needing, so keeping, anything of it.
+        inode = self.inode(number)
+        if not inode.is_file or self.read_only:
             return
         inode.next_write_bytes = -1
         inode.ahead_frames = 0
@@ -230,9 +236,9 @@ class FileOperations(AttributeOperations):
 
     def write_back(self, number: int) -> None:
         """Begin to make the size and the times of a file durable: a fence must follow."""
-        inode = self._inodes.get(number)
-        if inode is not None and not self.read_only:
-            self.medium.flush(inode.slot_offset + LIVE_OFFSET, 16)
+        # The data plane has written there, whether or not the inode is in memory here.
+        if not self.read_only:
+            self.medium.flush(self.inode(number).slot_offset + LIVE_OFFSET, 16)
 
     # How a file changes
 
@@ -257,8 +263,6 @@ class FileOperations(AttributeOperations):
         size_bytes: int,
     ) -> None:  # fmt: skip
         data_end = offset_bytes + len(data)
-        # A size may reach the medium before the bytes that it covers, where both wait for msync.
-        must_clear = self.medium.durability is Durability.MSYNC
         with self.change() as change:
             for extent in self._map_holes(change, inode, first, end - first):
                 start = extent.index << PAGE_SHIFT
@@ -271,7 +275,7 @@ class FileOperations(AttributeOperations):
                 if low < high:
                     part = data[low - offset_bytes : high - offset_bytes]
                     self._content.store(inode.number, low, at + low, part)
-                cleared = stop if must_clear else min(stop, size_bytes)
+                cleared = stop if self._must_clear else min(stop, size_bytes)
                 self._content.zero(at + high, cleared - high)
 
     def _map_holes(
@@ -356,7 +360,9 @@ class FileOperations(AttributeOperations):
         with self.change() as change:
             for extent in self._map_holes(change, inode, first, frames_of(end) - first):
                 start = extent.index << PAGE_SHIFT
-                stop = min(start + (extent.frame_count << PAGE_SHIFT), size_bytes)
+                stop = start + (extent.frame_count << PAGE_SHIFT)
+                if not self._must_clear:
+                    stop = min(stop, size_bytes)
                 self._content.zero(extent.pfn << PAGE_SHIFT, stop - start)
             state = self._resized(inode, size_bytes)
             if end > size_bytes:

@@ -135,7 +135,7 @@ class FileSystem(FileOperations, NameOperations):
         self.drop_idle()
         if self.read_only:
             return has_more
-        self.allocator.free(self.table.drop_frames())
+        self.drop_inode_frames()
         return self._search_leaks() or has_more
 
     def _search_leaks(self) -> bool:

@@ -117,6 +117,9 @@ class LeakSearch:
         for pfn in fs.table.frames():
             self._owned.add([Run(pfn, 1)])
             for number in fs.table.numbers_in(pfn):
+                # Between two steps all of them may be removed, and the frame be a file's.
+                if not fs.table.has_inodes(Run(pfn, 1)):
+                    break
                 self._look_at(number)
                 yield number
         self._owned.add([Run(fs.geometry.first_pfn + FIRST_INODES_FRAME, 1)])

@@ -12,9 +12,9 @@ import time
 from dataclasses import dataclass
 
 from pmemfs.media import log as media
-from pmemfs.media.log import NAME_MAX_BYTES, TARGET_MAX_BYTES, RecordKind
+from pmemfs.media.log import NAME_MAX_BYTES, TARGET_MAX_BYTES
 from pmemfs.volume.filesystem.attributes import AttributeOperations, check_xattr
-from pmemfs.volume.filesystem.inode import Entry, Inode, State, is_name
+from pmemfs.volume.filesystem.inode import Entry, Inode, State, is_name, value_slots
 from pmemfs.volume.filesystem.transaction import Transaction
 
 RENAME_NOREPLACE = 1
@@ -171,7 +171,7 @@ class NameOperations(AttributeOperations):
             inode.live_slots += 1
         if new.target:
             inode.target = new.target
-            inode.live_slots += len(media.pack_values(RecordKind.TARGET, b"", new.target))
+            inode.live_slots += value_slots(b"", new.target)
         for name, value in new.xattrs:
             inode.set_xattr(name, value)
         change.append(inode, *inode.records())

@@ -18,6 +18,7 @@ from pmemfs.errors import DamagedFileSystem
 from pmemfs.media.filesystem import (
     HEAD,
     HEAD_FRAME,
+    JOURNAL_FRAME,
     LEAST_FRAMES,
     Geometry,
     validate_head,
@@ -265,6 +266,7 @@ class InodeStore:
             else:
                 # A write that is under way may still touch the live line.
                 self._busy_slots.append((token, inode.slot_offset))
+                self.table.withhold(inode.slot_offset)
         # Of logs nobody knows but us.
         self.allocator.free(frames)
 
@@ -277,6 +279,18 @@ class InodeStore:
             else:
                 waiting.append((token, offset))
         self._busy_slots = waiting
+
+    def drop_inode_frames(self) -> None:
+        """Free frames of inodes where there are many without any."""
+        frames = self.table.empty_frames()
+        if not frames:
+            return
+        # The journal is carried out with this fence. What it speaks of is to be no inode any more.
+        self.medium.fence()
+        journal = self.geometry.offset_of(JOURNAL_FRAME)
+        self.medium.store(journal, bytes(8))
+        self.medium.persist(journal, 8)
+        self.allocator.free(self.table.drop_frames(frames))
 
     def found_damage(self, why: str) -> OSError:
         """The error for an operation that has met damage, after which nothing is written."""
@@ -297,6 +311,9 @@ class InodeStore:
         for number in list(self._holds):
             self._holds.pop(number)
             inode = self._inodes.get(number)
+            if not self.read_only:
+                # What was open may have grown since its last fsync, and nothing here knows.
+                self.medium.flush(self.table.slot_offset(number) + LIVE_OFFSET, 16)
             if inode is not None and inode.state.link_count == 0 and not self.read_only:
                 self.remove(inode)
         self.clock += _IDLE_TICKS

@@ -44,6 +44,7 @@ class InodeTable:
         self._allocator = allocator
         self._free: list[int] = []
         self._unseen = self.frames()
+        self._withheld: set[int] = set()
         self.pending_words: dict[int, int] = {}
         """What the journal would change, in a pool that may only be read."""
 
@@ -92,8 +93,11 @@ class InodeTable:
             while self._free:
                 offset = self._free.pop()
                 raw = bytes(self._medium.read(offset, HEAD.size_bytes))
-                if raw[TAIL_WORD_AT : TAIL_WORD_AT + 8] == bytes(8) and self._has_inodes(
-                    offset >> PAGE_SHIFT
+                is_free = raw[TAIL_WORD_AT : TAIL_WORD_AT + 8] == bytes(8)
+                if (
+                    is_free
+                    and offset not in self._withheld
+                    and self._has_inodes(offset >> PAGE_SHIFT)
                 ):
                     head = HEAD.unpack(raw)
                     is_used_before = head.magic == MAGIC
@@ -104,7 +108,12 @@ class InodeTable:
 
     def give_back(self, offset: int) -> None:
         """A slot has become free, or was not used after all."""
+        self._withheld.discard(offset)
         self._free.append(offset)
+
+    def withhold(self, offset: int) -> None:
+        """A slot has become free, but is not to be given out before `give_back`."""
+        self._withheld.add(offset)
 
     def frames(self) -> Iterator[int]:
         """Every frame that holds inodes, as a pfn; what comes and goes meanwhile may be missed.
@@ -118,7 +127,9 @@ class InodeTable:
             while bits:
                 position = (bits & -bits).bit_length() - 1
                 bits &= bits - 1
-                yield self.geometry.group_pfn(group) + position
+                pfn = self.geometry.group_pfn(group) + position
+                if self._has_inodes(pfn):
+                    yield pfn
 
     def marked(self, group: int) -> int:
         """The inode bitmap of a group, as it is stored."""
@@ -162,11 +173,8 @@ class InodeTable:
             if raw[at + TAIL_WORD_AT : at + TAIL_WORD_AT + 8] != bytes(8)
         ]
 
-    def drop_frames(self) -> list[Run]:
-        """Let go of frames all of whose slots are free, where there are many; their runs.
-
-        Their bits in the inode bitmap are cleared and durable.
-        """
+    def empty_frames(self) -> list[int]:
+        """Frames that can be dropped: all their slots are free, and there are many free ones."""
         if len(self._free) < 2 * _KEPT_SLOTS:
             return []
         by_frame: dict[int, set[int]] = {}
@@ -179,9 +187,16 @@ class InodeTable:
             for pfn, slots in by_frame.items()
             if len(slots) == SLOTS_PER_FRAME and pfn != first and not self.numbers_in(pfn)
         ]
-        gone = set(empty[: (len(self._free) - _KEPT_SLOTS) // SLOTS_PER_FRAME])
-        for pfn in gone:
+        return empty[: (len(self._free) - _KEPT_SLOTS) // SLOTS_PER_FRAME]
+
+    def drop_frames(self, pfns: list[int]) -> list[Run]:
+        """Let go of empty frames, of which the journal must not speak any more; their runs.
+
+        Their bits in the inode bitmap are cleared and durable.
+        """
+        for pfn in pfns:
             self._set_bit(pfn, False)
+        gone = set(pfns)
         self._free = [offset for offset in self._free if offset >> PAGE_SHIFT not in gone]
         self._medium.fence()
         return [Run(pfn, 1) for pfn in sorted(gone)]

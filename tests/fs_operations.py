@@ -1,0 +1,397 @@
+"""Operations of every kind on two small trees, for tests that interrupt them.
+
+`STANDARD` is what people have; in `EDGES` every log is about to grow, to move or to be compacted.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+
+from fs_crash import DIRECTORY, FILE, FRAME, ROOT, Op, World, built, link_to, native_write, write
+
+from pmemfs.medium.base import Durability
+from pmemfs.volume.filesystem.names import NewInode
+
+LONG = b"n" * 255
+XATTRS = ((b"user.one", b"1" * 10), (b"user.two", b"2" * 3000))
+BIG_XATTR = (bytes(range(1, 256)) * 258)[:65536]
+
+
+def standard(w: World) -> None:
+    """Files, directories, links of all kinds."""
+    fs = w.fs
+    fs.make(ROOT, b"a", FILE)
+    write(w, "a", 0, 3)
+    b = fs.make(ROOT, b"b", FILE)
+    write(w, "b", 0, 10000)
+    d = fs.make(ROOT, b"d", DIRECTORY)
+    fs.make(ROOT, b"e", DIRECTORY)
+    n = fs.make(ROOT, b"n", DIRECTORY)
+    fs.link(b, d, b"b2")
+    fs.make(d, b"x", FILE)
+    write(w, "d/x", 0, 5000)
+    fs.make(d, b"l", link_to(b"t" * 100))
+    for name in b"012345":
+        fs.link(b, n, bytes([name]))
+    fs.make(ROOT, b"s", FILE)
+    write(w, "s", 0, 3 * FRAME)
+    write(w, "s", 5 * FRAME, FRAME + 10)
+    fs.make(d, b"t", NewInode(0o100600, 1, 2, xattrs=XATTRS))
+    write(w, "d/t", 0, 64)
+
+
+def fill_log(w: World, number: int, *, inline: bool = False, dead: bool = False) -> None:
+    """Add records until the slot, or the log's last frame, is full, and mostly dead or not."""
+    inode = w.fs.inode(number)
+    for at in range(1000):
+        log, live = inode.log, inode.compacted_slots
+        is_dead = log.slot_count - live > live + 63
+        is_full = log.tail % (512 if inline else FRAME) == 0
+        if (log.is_inline, is_dead, is_full) == (inline, dead, True):
+            return
+        w.fs.set_attributes(number, mode=0o640 + at % 2)
+    raise AssertionError("no such log")
+
+
+def edges(w: World) -> None:
+    """Every log is full."""
+    fs = w.fs
+    for name in (b"i", b"f", b"g"):
+        fs.make(ROOT, name, FILE)
+    write(w, "f", 0, 6000)
+    h = fs.make(ROOT, b"h", NewInode(0o100600, 1, 2, xattrs=XATTRS))
+    m = fs.make(ROOT, b"m", DIRECTORY)
+    c = fs.make(ROOT, b"c", DIRECTORY)
+    for directory in (m, c):
+        for at in range(8):
+            fs.link(h, directory, b"%d" % at)
+    fill_log(w, w.ino("i"), inline=True)
+    fill_log(w, w.ino("f"))
+    fill_log(w, w.ino("g"), dead=True)
+    fill_log(w, h, dead=True)
+    fill_log(w, m)
+    fill_log(w, c, dead=True)
+    fill_log(w, ROOT, dead=True)
+
+
+@functools.cache
+def standard_image(durability: Durability = Durability.CACHE_LINES) -> bytes:
+    return built(standard, durability=durability)
+
+
+@functools.cache
+def edges_image() -> bytes:
+    return built(edges)
+
+
+IMAGES = {"standard": standard_image, "edges": edges_image}
+
+
+def make(path: str, new: NewInode, name: str = "") -> Op:
+    return Op(name or f"make {path[:12]}", lambda w: w.fs.make(*w.at(path), new))
+
+
+def link(old: str, path: str) -> Op:
+    return Op(f"link {old} {path}", lambda w: w.fs.link(w.ino(old), *w.at(path)))
+
+
+def unlink(path: str) -> Op:
+    return Op(f"unlink {path}", lambda w: w.fs.unlink(*w.at(path)))
+
+
+def rmdir(path: str) -> Op:
+    return Op(f"rmdir {path}", lambda w: w.fs.rmdir(*w.at(path)))
+
+
+def rename(old: str, new: str, flags: int = 0) -> Op:
+    return Op(
+        f"rename {old} {new}{' exchanged' if flags == 2 else ''}",
+        lambda w: w.fs.rename(*w.at(old), *w.at(new), flags),
+    )
+
+
+def written(path: str, offset: int, length: int) -> Op:
+    return Op(
+        f"write {path} {offset} {length}", lambda w: write(w, path, offset, length), writes=path
+    )
+
+
+def native(path: str, offset: int, length: int) -> Op:
+    return Op(
+        f"native write {path} {offset} {length}",
+        lambda w: native_write(w, path, offset, length),
+        writes=path,
+    )
+
+
+def truncated(path: str, size: int) -> Op:
+    return Op(
+        f"truncate {path} {size}",
+        lambda w: w.fs.set_attributes(w.ino(path), size_bytes=size),
+        changes=path,
+        transform=lambda c: c[:size].ljust(size, b"\0"),
+    )
+
+
+def _zeroed(content: bytes, offset: int, length: int) -> bytes:
+    end = min(offset + length, len(content))
+    if offset >= end:
+        return content
+    return content[:offset] + bytes(end - offset) + content[end:]
+
+
+def punched(path: str, offset: int, length: int) -> Op:
+    return Op(
+        f"punch {path} {offset} {length}",
+        lambda w: w.fs.punch(w.ino(path), offset, length),
+        in_place=path,
+        transform=lambda c: _zeroed(c, offset, length),
+    )
+
+
+def zeroed(path: str, offset: int, length: int, *, keep_size: bool) -> Op:
+    def transform(content: bytes) -> bytes:
+        size = len(content) if keep_size else max(len(content), offset + length)
+        return _zeroed(content.ljust(size, b"\0"), offset, length)
+
+    return Op(
+        f"zero {path} {offset} {length} {keep_size}",
+        lambda w: w.fs.zero(w.ino(path), offset, length, keep_size=keep_size),
+        in_place=path,
+        transform=transform,
+    )
+
+
+def allocated(path: str, offset: int, length: int, *, keep_size: bool) -> Op:
+    return Op(
+        f"allocate {path} {offset} {length} {keep_size}",
+        lambda w: w.fs.allocate(w.ino(path), offset, length, keep_size=keep_size),
+        changes=path,
+        transform=lambda c: c if keep_size else c.ljust(offset + length, b"\0"),
+    )
+
+
+def collapsed(path: str, first: int, count: int) -> Op:
+    start, end = first * FRAME, (first + count) * FRAME
+    return Op(
+        f"collapse {path} {first} {count}",
+        lambda w: w.fs.collapse(w.ino(path), start, end - start),
+        changes=path,
+        transform=lambda c: c[:start] + c[end:],
+    )
+
+
+def inserted(path: str, first: int, count: int) -> Op:
+    start, length = first * FRAME, count * FRAME
+    return Op(
+        f"insert {path} {first} {count}",
+        lambda w: w.fs.insert(w.ino(path), start, length),
+        changes=path,
+        transform=lambda c: c[:start] + bytes(length) + c[start:],
+    )
+
+
+def attributed(path: str, **changes: int) -> Op:
+    return Op(
+        f"set {path} {' '.join(changes)}", lambda w: w.fs.set_attributes(w.ino(path), **changes)
+    )
+
+
+def xattr(path: str, name: bytes, value: bytes) -> Op:
+    return Op(
+        f"set xattr of {len(value)} on {path}", lambda w: w.fs.set_xattr(w.ino(path), name, value)
+    )
+
+
+def acl(w: World) -> None:
+    w.fs.set_xattrs_and_mode(w.ino("d/t"), {b"system.acl": b"A" * 44, b"user.one": None}, 0o751)
+
+
+def persisted(path: str) -> Op:
+    return Op(f"persist {path}", lambda w: w.fs.persist(w.ino(path)), persists=path)
+
+
+def trimmed(path: str) -> Op:
+    return Op(f"trim {path}", lambda w: w.fs.trim_ahead(w.ino(path)))
+
+
+def unlink_held(w: World) -> None:
+    number = w.ino("b" if "a" not in names(w) else "a")
+    path = "b" if "a" not in names(w) else "a"
+    w.fs.hold(number)
+    w.held.append(number)
+    w.fs.unlink(*w.at(path))
+
+
+def names(w: World) -> list[str]:
+    return [name.decode(errors="replace") for name, _, _ in w.fs.entries(ROOT)]
+
+
+def make_unnamed(w: World) -> None:
+    number = w.fs.make_unnamed(FILE)
+    w.fs.hold(number)
+    w.held.append(number)
+
+
+def link_unnamed(w: World) -> None:
+    make_unnamed(w)
+    w.fs.write(w.held[-1], 0, w.data(100))
+    w.fs.persist(w.held[-1])
+    w.fs.link(w.held[-1], ROOT, b"was-unnamed")
+
+
+def drop_all(w: World) -> None:
+    while w.held:
+        w.fs.drop(w.held.pop())
+
+
+def end_and_mount(w: World) -> None:
+    w.fs.end()
+    w.remount()
+
+
+def idle(w: World) -> None:
+    for _ in range(12):
+        w.fs.tidy()
+
+
+def many_links(w: World) -> None:
+    for at in range(6):
+        w.fs.link(w.ino("b"), ROOT, LONG[:240] + b"%d" % at)
+
+
+def refused(w: World) -> None:
+    raise OSError(errno.EINVAL, "nothing")
+
+
+NAMES = [
+    make("f1", FILE),
+    make("d/f1", NewInode(0o100600, 7, 8, xattrs=XATTRS), "make file with xattrs"),
+    make("e/d1", DIRECTORY),
+    make("d1", NewInode(0o042775, 7, 8), "make setgid directory"),
+    make("fifo", NewInode(0o010644, 1, 1)),
+    make("sock", NewInode(0o140755, 1, 1)),
+    make("chr", NewInode(0o020600, 0, 0, rdev=0x103)),
+    make("blk", NewInode(0o060600, 0, 0, rdev=0x801)),
+    make("l1", link_to(b"short")),
+    make("l2", link_to(b"p" * 4095), "make long link"),
+    make("d/" + "n" * 255, FILE, "make of long name"),
+    make(
+        "big", NewInode(0o100600, 7, 8, xattrs=((b"user.big", BIG_XATTR),)), "make with big xattr"
+    ),
+    link("a", "a2"),
+    link("d/x", "e/x2"),
+    link("d/l", "l3"),
+    unlink("a"),
+    unlink("d/b2"),
+    unlink("d/l"),
+    unlink("d/t"),
+    rmdir("e"),
+    rename("a", "a3"),
+    rename("a", "e/a"),
+    rename("a", "b"),
+    rename("d/x", "a"),
+    rename("a", "d/x"),
+    rename("e", "e4"),
+    rename("e", "d/e"),
+    rename("d", "e"),
+    rename("d", "e/d"),
+    rename("a", "d/x", 2),
+    rename("d/l", "b", 2),
+    rename("d", "e", 2),
+    rename("d", "a", 2),
+    rename("d/x", "d/" + "m" * 250),
+]
+
+DATA = [
+    written("a", 0, 2),
+    written("a", 3, 1000),
+    written("a", 3, 3 * FRAME),
+    written("a", 9000, 100),
+    written("b", 5000, 100),
+    written("b", 10000, 50),
+    written("b", 10000, 5000),
+    written("s", 3 * FRAME, 100),
+    written("s", 4 * FRAME + 10, FRAME),
+    written("s", 2 * FRAME + 8, 4 * FRAME),
+    written("d/x", 0, 6000),
+    native("a", 1, 500),
+    native("a", 3, 700),
+    native("b", 10000, 2000),
+    native("d/x", 5000, 3000),
+    truncated("b", 0),
+    truncated("b", 5000),
+    truncated("b", FRAME),
+    truncated("b", 20000),
+    truncated("a", 4000),
+    truncated("s", 2 * FRAME),
+    punched("b", 0, FRAME),
+    punched("b", 100, 9000),
+    punched("b", 5000, 100000),
+    punched("s", 10, 20),
+    allocated("a", 0, 5 * FRAME, keep_size=True),
+    allocated("a", 100, 5 * FRAME, keep_size=False),
+    allocated("s", 0, 6 * FRAME, keep_size=False),
+    zeroed("b", 100, 9000, keep_size=True),
+    zeroed("b", 5000, 10000, keep_size=False),
+    zeroed("s", 2 * FRAME, 3 * FRAME, keep_size=True),
+    collapsed("b", 0, 1),
+    collapsed("s", 1, 3),
+    inserted("b", 1, 2),
+    inserted("s", 0, 1),
+]
+
+REST = [
+    attributed("a", mode=0o4711),
+    attributed("d", uid=5, gid=6),
+    attributed("b", atime_ns=5, mtime_ns=-6),
+    xattr("a", b"user.new", b"v"),
+    xattr("d/t", b"user.two", b""),
+    xattr("a", b"user.big", BIG_XATTR),
+    xattr("d", b"trusted.overlay", b"y" * 300),
+    Op("remove xattr", lambda w: w.fs.remove_xattr(w.ino("d/t"), b"user.two")),
+    Op("acl", acl),
+    Op("unlink held", unlink_held),
+    Op("make unnamed", make_unnamed),
+    Op("link unnamed", link_unnamed, blocks=False),
+    Op("drop", drop_all),
+    trimmed("a"),
+    trimmed("b"),
+    persisted("a"),
+    persisted("b"),
+    Op("tidy", idle, blocks=False),
+    Op("end", end_and_mount, mounts=True, persists_all=True, blocks=False),
+    Op("remount", World.remount, mounts=True, blocks=False),
+]
+
+EDGES = [
+    attributed("i", mode=0o711),
+    attributed("f", mode=0o711),
+    attributed("g", mode=0o711),
+    attributed("h", mode=0o711),
+    attributed("c", mode=0o711),
+    attributed("m", mode=0o711),
+    xattr("i", b"user.a", b"a" * 600),
+    xattr("g", b"user.a", b"a" * 600),
+    xattr("f", b"user.big", BIG_XATTR),
+    written("f", 6000, 9000),
+    written("i", 0, 9000),
+    truncated("f", 100),
+    make("m/new", FILE),
+    make("c/new", FILE),
+    make("new", DIRECTORY),
+    link("i", "c/" + "n" * 255),
+    unlink("c/0"),
+    unlink("m/0"),
+    unlink("g"),
+    rename("c/1", "m/1"),
+    rename("i", "f"),
+    rename("c", "m/9"),
+    rename("g", "c/g"),
+    rename("c", "m", 2),
+    trimmed("f"),
+    Op("remove xattr", lambda w: w.fs.remove_xattr(w.ino("h"), b"user.two")),
+]
+
+OPERATIONS = {"standard": [*NAMES, *DATA, *REST], "edges": EDGES}
