@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pmemfs.errors import InvalidLabel, InvalidPool, NewerFormat, NotAPool, ReadOnlyPool
 from pmemfs.media.label import (
     LAYOUT,
+    Incompatible,
     Label,
     Mode,
     Scheme,
@@ -222,17 +223,21 @@ def _write_labels(medium: Medium, label: Label, *, in_force: LabelReading) -> No
 def _new_label(
     medium: Medium, spec: PoolSpec, readings: tuple[LabelReading, LabelReading]
 ) -> Label:
+    is_in_pool = spec.scheme is Scheme.PMEM
     zones = compute_zones(
         medium.size_bytes,
         page_size_bytes=spec.page_size_bytes,
         alignment_bytes=spec.alignment_bytes,
-        memmap_in_pool=spec.scheme is Scheme.PMEM,
+        memmap_in_pool=is_in_pool,
+        memmap_behind_data=True,
     )
     # A pool that is overwritten must lose against the new one, whichever copies a crash leaves.
     sequence = 1 + max(reading.label.sequence if reading.label else 0 for reading in readings)
     return Label(
         sequence=sequence,
         uuid=uuid.uuid4().bytes,
+        # In the other schemes it would say nothing, and keep older programs out.
+        incompatible_features=Incompatible.MEMMAP_BEHIND_DATA if is_in_pool else 0,
         pool_size_bytes=medium.size_bytes,
         alignment_bytes=spec.alignment_bytes,
         page_size_bytes=spec.page_size_bytes,
