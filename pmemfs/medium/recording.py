@@ -53,7 +53,7 @@ class RecordingMedium(Medium):
         self._failures = failures or {}
         self._lost: OSError | None = None
         self.name = "recording medium"
-        self.size_bytes = len(self._memory)
+        self.size_bytes = self.reach_bytes = len(self._memory)
         self.durability = Durability.CACHE_LINES
         self.read_only = False
         self.reserved = True
