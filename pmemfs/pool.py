@@ -132,12 +132,15 @@ class Pool:
     @property
     def page_geometry(self) -> PageGeometry:
         """Which pfns have page structures. Where they are in DRAM, the offsets are virtual ones."""
-        order = (self.label.page_size_bytes >> PAGE_SHIFT).bit_length() - 1
+        return self.geometry_of(self.zones)
+
+    def geometry_of(self, zones: Zones) -> PageGeometry:
+        """As `page_geometry`, with these zones instead of those that the pool has now."""
         return PageGeometry(
-            first_pfn=self.first_data_pfn,
-            page_count=self.zones.data.size_bytes // self.label.page_size_bytes,
-            order=order,
-            memmap_offset_bytes=self.zones.memmap.offset_bytes,
+            first_pfn=Pfn(zones.data.offset_bytes >> PAGE_SHIFT),
+            page_count=zones.data.size_bytes // self.label.page_size_bytes,
+            order=(self.label.page_size_bytes >> PAGE_SHIFT).bit_length() - 1,
+            memmap_offset_bytes=zones.memmap.offset_bytes,
         )
 
     @property

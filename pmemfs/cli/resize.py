@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 
 import click
 
-from pmemfs.cli.find import ask, find_mount
+from pmemfs.cli.find import ask, find_mount, require_mount
 from pmemfs.cli.output import json_option, print_json
 from pmemfs.growth import Grown, grow_unmounted
 from pmemfs.units import format_size, parse_size
@@ -33,7 +34,7 @@ def resize(target: str, size: str | None, as_json: bool) -> None:
     and that is no failure.
     """
     wanted_bytes = parse_size(size) if size is not None else None
-    mount = find_mount(target)
+    mount = require_mount(target) if os.path.isdir(target) else find_mount(target)
     if mount:
         answer = ask(mount, "resize", timeout_seconds=_PATIENCE_SECONDS, size_bytes=wanted_bytes)
         grown = Grown(**answer)

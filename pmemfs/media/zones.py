@@ -52,6 +52,11 @@ class Zones:
     data: Zone
     label_copy: Zone
 
+    @property
+    def end_bytes(self) -> int:
+        """The size of the pool."""
+        return self.label_copy.end_bytes
+
     def in_order(self) -> tuple[tuple[str, Zone], ...]:
         """Names and zones by offset."""
         middle = [("memmap", self.memmap), ("data", self.data)]
