@@ -23,7 +23,7 @@ from pmemfs.media.page import LAYOUT
 from pmemfs.media.zones import Zone
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap import Access, Memmap, NoMemmap, effective_scheme
-from pmemfs.memmap.moving import clipped, live_runs, move_structures
+from pmemfs.memmap.moving import clipped, live_runs, move_structures, prepare_places
 from pmemfs.memmap.records import RecordMemmap, Records
 from pmemfs.pfn import PAGE_STRUCTURE_BYTES, PageGeometry
 from pmemfs.pool import Pool
@@ -75,15 +75,19 @@ class SharedMemmap(RecordMemmap):
         shared.set_pages(self.geometry, start)
         self._accountant = PageAccountant(shared.memory, memory, self._sections, self._reserving_fd)
 
+    def prepare_move(self, zone: Zone) -> None:
+        if not self._is_droppable:
+            prepare_places(self._medium, self._live_runs(), zone)
+
+    def _live_runs(self) -> list[tuple[int, int]]:
+        return live_runs(self._sections, SectionState.LIVE, self._shared.section_shift)
+
     def move(self, geometry: PageGeometry, zone: Zone, stale: Sequence[tuple[int, int]]) -> None:
         """As `Memmap.move`. In the scheme `pmem`, no worker may be in a section."""
         if not self._is_droppable:
             kept = min(self._page_count, geometry.page_count)
-            runs = live_runs(self._sections, SectionState.LIVE, self._shared.section_shift)
-            if self._reserving_fd >= 0:
-                for first, end in clipped(runs, geometry.page_count):
-                    start = zone.offset_bytes + first * PAGE_STRUCTURE_BYTES
-                    self._medium.reserve(start, (end - first) * PAGE_STRUCTURE_BYTES)
+            runs = self._live_runs()
+            prepare_places(self._medium, runs, zone)
             move_structures(
                 self._medium.view(0, self._medium.size_bytes),
                 clipped(runs, kept),

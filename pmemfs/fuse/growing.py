@@ -83,6 +83,7 @@ class Grower:
         try:
             await _run(growth.announce)
             await _run(growth.clear_memmap)
+            await _run(lambda: self._memmap.prepare_move(growth.new.memmap))
             await self._move(growth.new, [growth.old.label_copy])
             has_moved = True
             async with self._engine.clearing(growth.old.data.end_bytes, growth.old.end_bytes):

@@ -115,5 +115,9 @@ class Medium(ABC):
         """Get memory behind a range, so that its view can be touched. Raises OSError (ENOSPC)."""
 
     @abstractmethod
+    def populate(self, offset_bytes: int, length_bytes: int) -> None:
+        """Map a range that has memory, so that touching its view costs nothing; may do nothing."""
+
+    @abstractmethod
     def is_hole(self, offset_bytes: int, length_bytes: int) -> bool:
         """Whether nothing was ever stored in the range and it has no memory behind it."""

@@ -47,6 +47,8 @@ _MOST_REACH_BYTES = 32 * TIB
 _REACH = 4
 """How many times its size a pool may grow to while it is open, within these limits."""
 
+_POPULATE_BYTES = 16 << 20
+
 _SYNC_CHUNK_SHIFT = 21
 """What was flushed towards msync is remembered in chunks of 2 MiB: few for any workload."""
 
@@ -238,6 +240,12 @@ class MappedMedium(Medium):
         except OSError:
             return False
         return True
+
+    def populate(self, offset_bytes: int, length_bytes: int) -> None:
+        # In steps, since nothing else of this process runs meanwhile.
+        end_bytes = offset_bytes + length_bytes
+        for start in range(offset_bytes, end_bytes, _POPULATE_BYTES):
+            self.advise(Advice.POPULATE_WRITE, start, min(_POPULATE_BYTES, end_bytes - start))
 
     def fileno(self) -> int:
         """The descriptor of the source, which whoever maps it beside us needs."""

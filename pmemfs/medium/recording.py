@@ -109,6 +109,9 @@ class RecordingMedium(Medium):
     def reserve(self, offset_bytes: int, length_bytes: int) -> None:
         """Nothing to do: all of it is there."""
 
+    def populate(self, offset_bytes: int, length_bytes: int) -> None:
+        """Nothing to do: all of it is mapped."""
+
     def is_hole(self, offset_bytes: int, length_bytes: int) -> bool:
         return False
 

@@ -133,6 +133,13 @@ class Memmap(ABC):
         """The pages with the most transfers, hottest first. Raises NoPageStructures."""
 
     @abstractmethod
+    def prepare_move(self, zone: Zone) -> None:
+        """Do what can be done of `move` while pages are in use; in any thread, or never.
+
+        Raises OSError (ENOSPC).
+        """
+
+    @abstractmethod
     def move(self, geometry: PageGeometry, zone: Zone, stale: Sequence[tuple[int, int]]) -> None:
         """Have these pages from now on, with their structures in that zone of the medium.
 

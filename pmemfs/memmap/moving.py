@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from pmemfs.media.zones import Zone
+from pmemfs.medium.base import Medium
 from pmemfs.pfn import PAGE_STRUCTURE_BYTES
 from pmemfs.units import MIB
 
@@ -34,6 +36,15 @@ def live_runs(states: bytes | bytearray | memoryview, live: int, shift: int) -> 
 def clipped(runs: Iterable[Range], end: int) -> list[Range]:
     """What is left of runs before an end."""
     return [(first, min(last, end)) for first, last in runs if first < end]
+
+
+def prepare_places(medium: Medium, runs: Iterable[Range], zone: Zone) -> None:
+    """Get memory for runs of pages in a zone, and have it mapped. Raises OSError (ENOSPC)."""
+    for start, end in _bytes_of(runs, zone.offset_bytes):
+        end = min(end, zone.end_bytes)
+        if start < end:
+            medium.reserve(start, end - start)
+            medium.populate(start, end - start)
 
 
 def move_structures(

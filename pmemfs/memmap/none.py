@@ -69,6 +69,9 @@ class NoMemmap(Memmap):
     def hottest(self, count: int) -> list[PageReport]:
         raise NoPageStructures(what="finding the hottest pages")
 
+    def prepare_move(self, zone: Zone) -> None:
+        """Nothing to do."""
+
     def move(self, geometry: PageGeometry, zone: Zone, stale: Sequence[tuple[int, int]]) -> None:
         """Nothing to do: there are no structures."""
 

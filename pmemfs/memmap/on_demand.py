@@ -35,6 +35,9 @@ class OnDemandMemmap(RecordMemmap):
         """The sections that exist now."""
         return len(self._sections)
 
+    def prepare_move(self, zone: Zone) -> None:
+        """Nothing to do: structures stay where they are."""
+
     def move(self, geometry: PageGeometry, zone: Zone, stale: Sequence[tuple[int, int]]) -> None:
         last = (min(self._page_count, geometry.page_count) - 1) // self._pages_per_section
         kept = {section: found for section, found in self._sections.items() if section <= last}

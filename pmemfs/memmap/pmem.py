@@ -15,7 +15,7 @@ import numpy as np
 from pmemfs.media.page import LAYOUT
 from pmemfs.media.zones import Zone
 from pmemfs.medium.base import Medium
-from pmemfs.memmap.moving import clipped, live_runs, move_structures
+from pmemfs.memmap.moving import clipped, live_runs, move_structures, prepare_places
 from pmemfs.memmap.records import RecordMemmap, Records
 from pmemfs.pfn import PAGE_STRUCTURE_BYTES, PageGeometry
 
@@ -33,14 +33,13 @@ class PmemMemmap(RecordMemmap):
         # One byte for each stretch; zeroes of this size come from the kernel untouched.
         self._reserved = bytearray((self._page_count >> _STRETCH_SHIFT) + 1)
 
+    def prepare_move(self, zone: Zone) -> None:
+        prepare_places(self._medium, live_runs(self._reserved, 1, _STRETCH_SHIFT), zone)
+
     def move(self, geometry: PageGeometry, zone: Zone, stale: Sequence[tuple[int, int]]) -> None:
         kept = min(self._page_count, geometry.page_count)
         runs = live_runs(self._reserved, 1, _STRETCH_SHIFT)
-        for first, end in clipped(runs, geometry.page_count):
-            self._medium.reserve(
-                zone.offset_bytes + first * PAGE_STRUCTURE_BYTES,
-                (end - first) * PAGE_STRUCTURE_BYTES,
-            )
+        prepare_places(self._medium, runs, zone)
         move_structures(
             self._medium.view(0, self._medium.size_bytes),
             clipped(runs, kept),
