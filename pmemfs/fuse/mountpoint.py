@@ -59,7 +59,8 @@ def is_dead(mount: Mount) -> bool:
     try:
         os.statvfs(mount.mountpoint)
     except OSError as error:
-        return error.errno == errno.ENOTCONN
+        # Aborted: it has ended while it was asked.
+        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
     return False
 
 

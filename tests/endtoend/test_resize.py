@@ -133,7 +133,7 @@ def test_what_was_counted_of_a_page_is_kept(pools: PoolMaker, kind: tuple[str, .
         counts = after["counts"]
         assert counts.pop("total") > before["counts"]["total"]
         assert counts["dirty"] == before["counts"]["dirty"]
-        assert counts["referenced"] == 3
+        assert counts["referenced"] == before["counts"]["referenced"] >= 2
     assert after["hottest"][0]["writes"] == 9
 
 
