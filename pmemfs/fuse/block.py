@@ -12,6 +12,7 @@ import os
 import stat
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 import pyfuse3
 from pyfuse3 import EntryAttributes, FileHandleT, FileInfo, FileNameT, FlagT, FUSEError, InodeT
@@ -50,7 +51,9 @@ class BlockOperations(pyfuse3.Operations):
     def look_again(self) -> None:
         """The volume has grown: let the kernel forget the size that it has cached."""
         self._set_size()
-        pyfuse3.invalidate_inode(DEVICE_INODE, attr_only=True)
+        # The kernel may not have it, and then there is nothing to forget.
+        with suppress(FileNotFoundError):
+            pyfuse3.invalidate_inode(DEVICE_INODE, attr_only=True)
 
     async def lookup(
         self, parent_inode: InodeT, name: FileNameT, ctx: pyfuse3.RequestContext

@@ -15,7 +15,7 @@ import time
 from pmemfs.errors import BadMountPoint, UnmountFailed
 from pmemfs.mountinfo import Mount, mount_at
 
-_ENDING = (errno.ECONNABORTED, errno.EPIPE)
+_ENDING = (errno.ECONNABORTED, errno.EPIPE, errno.ECANCELED)
 """What who asks is told while a mount is ending whose daemon has died."""
 _ENDING_SECONDS = 5
 

@@ -196,18 +196,24 @@ def test_a_loop_device_and_ext4_on_it_grow_with_the_pool(pools: PoolMaker) -> No
     inside = pools.mountpoint("ext4")
     with loop_device(mounted.device) as loop:
         assert run_command("mkfs.ext4", "-q", loop).code == 0
-        assert run_command("mount", loop, inside).code == 0
-        try:
-            (inside / "file").write_bytes(b"before" * 100_000)
-            for size in ("96M", "300M"):
+        for size in ("96M", "300M"):
+            assert run_command("mount", loop, inside).code == 0
+            try:
+                (inside / size).write_bytes(b"before" * 100_000)
                 resize(mounted.mountpoint, size)
                 assert run_command("losetup", "--set-capacity", loop).code == 0
                 with opened(loop, os.O_RDONLY) as fd:
                     assert os.lseek(fd, 0, os.SEEK_END) == mounted.device.stat().st_size
-                assert run_command("resize2fs", loop).code == 0
+            finally:
+                assert run_command("umount", inside).code == 0
+            assert run_command("fsck.ext4", "-f", "-p", loop).code == 0
+            assert run_command("resize2fs", loop).code == 0
+        assert run_command("mount", loop, inside).code == 0
+        try:
             (inside / "large").write_bytes(b"after!" * 30_000_000)
+            assert (inside / "96M").read_bytes() == b"before" * 100_000
         finally:
-            run_command("umount", inside)
+            assert run_command("umount", inside).code == 0
         assert run_command("fsck.ext4", "-f", "-n", loop).code == 0
 
 
