@@ -56,6 +56,7 @@ class Mount:
         self.grower = Grower(self.pool, self.medium, self.memmap, self.control, self._show)
 
     async def _show(self) -> None:
+        self.control.note_size()
         self.volume.look_again()
         if isinstance(self.engine, InProcess):
             self.engine.volume.look_again()

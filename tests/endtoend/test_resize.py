@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -287,3 +288,31 @@ def test_what_is_refused_and_what_is_nothing_to_do(pools: PoolMaker) -> None:
         os.truncate(fd, 24 * MIB)
     # Somebody has made the file larger: all of it is taken.
     assert "24MiB now" in pmemfs_ok("resize", pool)
+
+
+@pytest.mark.parametrize("kind", [(), ("--sparse", "--scheme", "on-demand")])
+def test_a_file_system_grows_while_files_are_written(
+    pools: PoolMaker, kind: tuple[str, ...]
+) -> None:
+    mounted = pools.mount(pools.create("files", "32M", "--mode", "fs", *kind))
+    contents = {}
+    for size in (32, 33, 64, 200, 400):
+        resize(mounted.mountpoint, f"{size}M")
+        name = mounted.mountpoint / f"file-{size}"
+        contents[name] = random.Random(size).randbytes(size * MIB // 4)
+        name.write_bytes(contents[name])
+        status = os.statvfs(mounted.mountpoint)
+        assert status.f_blocks * status.f_frsize > size * MIB * 9 // 10
+    assert all(name.read_bytes() == content for name, content in contents.items())
+    with (mounted.mountpoint / "rest").open("wb") as file, suppress(OSError):
+        while True:
+            file.write(bytes(MIB))
+    assert (mounted.mountpoint / "rest").stat().st_size > 180 * MIB
+    pools.umount(mounted)
+    assert "no errors" in pmemfs_ok("check", mounted.pool)
+    resize(mounted.pool, "500M")
+    mounted = pools.mount(mounted.pool)
+    (mounted.mountpoint / "more").write_bytes(bytes(80 * MIB))
+    assert all(name.read_bytes() == content for name, content in contents.items())
+    pools.umount(mounted)
+    assert "no errors" in pmemfs_ok("check", mounted.pool)
