@@ -16,8 +16,8 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import trio
 
@@ -170,12 +170,21 @@ def run(arguments: Arguments, pool: Pool, medium: MappedMedium, starter: Starter
     """Wire the parts, mount, and serve until the mount ends; all that was written is durable."""
     _advise(pool, medium, arguments.options)
     session = open_session(arguments, pool, medium)
-    observer = MountObserver(pool, medium, session, arguments.options, arguments.engine)
+
+    async def resize(size_bytes: int | None = None) -> dict[str, Any]:
+        grown = await session.grower.grow(size_bytes)
+        if grown.new_bytes > grown.old_bytes:
+            await trio.to_thread.run_sync(_advise, pool, medium, options)
+        return asdict(grown)
+
+    options = arguments.options
+    observer = MountObserver(pool, medium, session, options, arguments.engine)
     methods: dict[str, server.Method] = {
         "info": observer.info,
         "pages": observer.pages,
         "stat": observer.stat,
         "extents": observer.extents,
+        "resize": resize,
     }
     try:
         trio.run(_serve, starter, session, methods)

@@ -159,6 +159,27 @@ class DamagedFileSystem(PmemfsError):
     exit_code = EXIT_INVALID_POOL
 
 
+class CannotGrow(PmemfsError):
+    """{path} cannot be made larger: {why}"""
+
+    errno = errno.EOPNOTSUPP
+
+
+class CannotShrink(PmemfsError):
+    """{path} is a pool of {size}, and what lies behind {wanted} would be lost: a pool can only
+    grow"""
+
+    errno = errno.EINVAL
+    exit_code = EXIT_REFUSED
+
+
+class NoSizeGiven(PmemfsError):
+    """{path} is a file of {size}, all of it in use; --size says how large to make it"""
+
+    errno = errno.EINVAL
+    exit_code = EXIT_USAGE
+
+
 # Pages
 
 

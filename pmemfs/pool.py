@@ -5,7 +5,9 @@ Invariants:
   at every instant one valid copy exists, and a torn write loses nothing;
 - both copies record generation g before any page structure is given generation g, so whichever
   copy survives, no stale structure can pass for a current one;
-- `create` and `open` touch nothing but the two labels.
+- `create` and `open` touch nothing but the two labels;
+- a pool grows (see `growth`) onto the end of the medium: the new copy of the label is written there
+  first, so that it is found whatever becomes of the two that say the old size.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from dataclasses import dataclass, replace
 from pmemfs.errors import InvalidLabel, InvalidPool, NewerFormat, NotAPool, ReadOnlyPool
 from pmemfs.media.label import (
     LAYOUT,
+    Incompatible,
     Label,
     Mode,
     Scheme,
@@ -69,6 +72,8 @@ class Pool:
         assert self._current.label is not None, "a pool is made of readings with a valid copy"
         self.label: Label = self._current.label
         self.zones: Zones = self.label.zones
+        # A growth that came to nothing may have left a copy at the end of the medium.
+        self._least_sequence = max(self.label.sequence, _stray_sequence(medium, self.label))
 
     @classmethod
     def create(cls, medium: Medium, spec: PoolSpec) -> Pool:
@@ -127,12 +132,15 @@ class Pool:
     @property
     def page_geometry(self) -> PageGeometry:
         """Which pfns have page structures. Where they are in DRAM, the offsets are virtual ones."""
-        order = (self.label.page_size_bytes >> PAGE_SHIFT).bit_length() - 1
+        return self.geometry_of(self.zones)
+
+    def geometry_of(self, zones: Zones) -> PageGeometry:
+        """As `page_geometry`, with these zones instead of those that the pool has now."""
         return PageGeometry(
-            first_pfn=self.first_data_pfn,
-            page_count=self.zones.data.size_bytes // self.label.page_size_bytes,
-            order=order,
-            memmap_offset_bytes=self.zones.memmap.offset_bytes,
+            first_pfn=Pfn(zones.data.offset_bytes >> PAGE_SHIFT),
+            page_count=zones.data.size_bytes // self.label.page_size_bytes,
+            order=(self.label.page_size_bytes >> PAGE_SHIFT).bit_length() - 1,
+            memmap_offset_bytes=zones.memmap.offset_bytes,
         )
 
     @property
@@ -159,11 +167,48 @@ class Pool:
         """Record that everything is durable and nothing is mounted. Raises as `begin_mount`."""
         self._write(replace(self.label, state=State.CLEAN))
 
-    def _write(self, label: Label) -> None:
-        self.label = _readable(
-            replace(label, sequence=self.label.sequence + 1, software=_software())
+    def rewrite(self) -> None:
+        """Write both copies of the label anew, whatever became of them. Raises as `begin_mount`."""
+        self._write(self.label)
+
+    def grown_label(self, size_bytes: int, generation: int) -> Label:
+        """The label of this pool at another size. Raises BadGeometry and InvalidLabel."""
+        label = replace(
+            self.label,
+            sequence=self._least_sequence + 1,
+            pool_size_bytes=size_bytes,
+            generation=generation,
+            software=_software(),
         )
+        zones = label.zones
+        return _readable(
+            replace(
+                label,
+                memmap_offset_bytes=zones.memmap.offset_bytes,
+                memmap_size_bytes=zones.memmap.size_bytes,
+                data_offset_bytes=zones.data.offset_bytes,
+                data_size_bytes=zones.data.size_bytes,
+            )
+        )
+
+    def announce(self, label: Label) -> None:
+        """Write the copy of a `grown_label`, where it belongs; it counts for nothing yet."""
+        self._least_sequence = label.sequence
+        _write_label(self.medium, label, label.pool_size_bytes - LABEL_BYTES)
+
+    def adopt(self, label: Label) -> None:
+        """Write an announced label in front, from where on it is the pool's."""
+        _write_label(self.medium, label, 0)
+        self.label, self.zones = label, label.zones
+        self._read_back()
+
+    def _write(self, label: Label) -> None:
+        self._least_sequence += 1
+        self.label = _readable(replace(label, sequence=self._least_sequence, software=_software()))
         _write_labels(self.medium, self.label, in_force=self._current)
+        self._read_back()
+
+    def _read_back(self) -> None:
         self.readings = read_labels(self.medium)
         self._current = _newest(self.readings)
 
@@ -207,7 +252,6 @@ def _readable(label: Label) -> Label:
 
 def _write_labels(medium: Medium, label: Label, *, in_force: LabelReading) -> None:
     """Write both copies, the one in force last."""
-    raw = pack(label)
     copy_offset_bytes = label.pool_size_bytes - LABEL_BYTES
     offsets = [copy_offset_bytes, 0]
     # A copy in force that is elsewhere, of a smaller pool that `create` overwrites, is found
@@ -215,24 +259,43 @@ def _write_labels(medium: Medium, label: Label, *, in_force: LabelReading) -> No
     if in_force.offset_bytes == copy_offset_bytes:
         offsets.reverse()
     for offset_bytes in offsets:
-        medium.store(offset_bytes, raw)
-        medium.persist(offset_bytes, LABEL_BYTES)
+        _write_label(medium, label, offset_bytes)
+
+
+def _write_label(medium: Medium, label: Label, offset_bytes: int) -> None:
+    medium.store(offset_bytes, pack(label))
+    medium.persist(offset_bytes, LABEL_BYTES)
+
+
+def _stray_sequence(medium: Medium, label: Label) -> int:
+    """The sequence of a label at the end of a medium that is larger than the pool, or 0.
+
+    It would be found if the label in front were torn, and must then lose against the pool's copy.
+    """
+    if medium.size_bytes <= label.pool_size_bytes:
+        return 0
+    stray = _read_label(medium, "", medium.size_bytes - LABEL_BYTES).label
+    return stray.sequence if stray else 0
 
 
 def _new_label(
     medium: Medium, spec: PoolSpec, readings: tuple[LabelReading, LabelReading]
 ) -> Label:
+    is_in_pool = spec.scheme is Scheme.PMEM
     zones = compute_zones(
         medium.size_bytes,
         page_size_bytes=spec.page_size_bytes,
         alignment_bytes=spec.alignment_bytes,
-        memmap_in_pool=spec.scheme is Scheme.PMEM,
+        memmap_in_pool=is_in_pool,
+        memmap_behind_data=True,
     )
     # A pool that is overwritten must lose against the new one, whichever copies a crash leaves.
     sequence = 1 + max(reading.label.sequence if reading.label else 0 for reading in readings)
     return Label(
         sequence=sequence,
         uuid=uuid.uuid4().bytes,
+        # In the other schemes it would say nothing, and keep older programs out.
+        incompatible_features=Incompatible.MEMMAP_BEHIND_DATA if is_in_pool else 0,
         pool_size_bytes=medium.size_bytes,
         alignment_bytes=spec.alignment_bytes,
         page_size_bytes=spec.page_size_bytes,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pmemfs.media.label import Label, Scheme, validate
+from pmemfs.media.label import Label, Scheme, pack, validate
 from pmemfs.media.zones import LABEL_BYTES
 from pmemfs.medium.base import Medium
 from pmemfs.medium.mapped import MappedMedium
@@ -51,9 +51,30 @@ def small_pool(scheme: Scheme = Scheme.PMEM, size_bytes: int = SMALL_BYTES) -> P
     return Pool.create(RecordingMedium(bytes(size_bytes)), small_spec(scheme))
 
 
-def some_label(**changes: object) -> Label:
+def some_label(scheme: Scheme = Scheme.PMEM, **changes: object) -> Label:
     """A valid label, of a small pool."""
-    return replace(small_pool().label, checksum=0, **changes)  # type: ignore[arg-type]
+    return replace(small_pool(scheme).label, checksum=0, **changes)  # type: ignore[arg-type]
+
+
+def older_label(label: Label) -> Label:
+    """The label that the first programs wrote for such a pool, with the memmap in front."""
+    zones = replace(label, incompatible_features=0).zones
+    return replace(
+        label,
+        checksum=0,
+        incompatible_features=0,
+        memmap_offset_bytes=zones.memmap.offset_bytes,
+        memmap_size_bytes=zones.memmap.size_bytes,
+        data_offset_bytes=zones.data.offset_bytes,
+        data_size_bytes=zones.data.size_bytes,
+    )
+
+
+def make_older(medium: Medium) -> None:
+    """Make a new pool one that the first programs have made."""
+    raw = pack(older_label(Pool.open(medium).label))
+    for offset_bytes in (0, medium.size_bytes - LABEL_BYTES):
+        medium.store(offset_bytes, raw)
 
 
 def content(medium: Medium) -> bytes:

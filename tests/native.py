@@ -53,8 +53,8 @@ class InProcess:
     def __init__(self, pool: Pool, medium: MappedMedium, *, points: bool = False) -> None:
         self.shared = SharedMemory(pool, worker_count=2, memmap_place=memmap_place(pool))
         self.memmap: Memmap = open_shared_memmap(pool, medium, self.shared)
-        volume = LinearVolume(pool)
-        self.control = NativeEngine(pool, medium, self.memmap, volume, self.shared)
+        self.volume = LinearVolume(pool)
+        self.control = NativeEngine(pool, medium, self.memmap, self.volume, self.shared)
         self.control.publish()
         self.worker = Responder(
             self.shared.fd, medium.fileno(), medium.map_flags, MAX_WRITE, points=points

@@ -127,6 +127,7 @@ def _check_fits(spec: PoolSpec, size_bytes: int) -> None:
         page_size_bytes=spec.page_size_bytes,
         alignment_bytes=spec.alignment_bytes,
         memmap_in_pool=spec.scheme is Scheme.PMEM,
+        memmap_behind_data=True,
     )
 
 

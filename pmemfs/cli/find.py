@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pmemfs.control import check_private, socket_path
-from pmemfs.control.client import call
+from pmemfs.control.client import ANSWER_TIMEOUT_SECONDS, call
 from pmemfs.errors import NoAnswer, NotMounted
 from pmemfs.fuse.mountpoint import resolve, source_name
 from pmemfs.mountinfo import Mount, mount_at, mounts
@@ -36,12 +36,14 @@ def require_mount(target: str) -> Mount:
     return mount
 
 
-def ask(mount: Mount, method: str, **params: Any) -> Any:
+def ask(
+    mount: Mount, method: str, *, timeout_seconds: float = ANSWER_TIMEOUT_SECONDS, **params: Any
+) -> Any:
     """Ask the daemon of a mount. Raises NoAnswer, and RemoteError with the daemon's sentence."""
     path = socket_path(mount)
     try:
         check_private(path.parent, mount.owner_uid)
-        return call(path, method, **params)
+        return call(path, method, timeout_seconds=timeout_seconds, **params)
     except NoAnswer as error:
         raise NoAnswer(path=mount.mountpoint, why=error.facts["why"]) from None
     except OSError as error:

@@ -21,6 +21,7 @@ _COMMANDS = {
     "stat": "pmemfs.cli.stat:stat",
     "extents": "pmemfs.cli.extents:extents",
     "list": "pmemfs.cli.list:list_mounts",
+    "resize": "pmemfs.cli.resize:resize",
     "check": "pmemfs.cli.check:check",
     "doctor": "pmemfs.cli.doctor:doctor",
 }

@@ -25,11 +25,13 @@ class RemoteError(PmemfsError):
         self.exit_code = exit_code
 
 
-def call(path: Path, method: str, **params: Any) -> Any:
+def call(
+    path: Path, method: str, *, timeout_seconds: float = ANSWER_TIMEOUT_SECONDS, **params: Any
+) -> Any:
     """Ask a daemon. Raises RemoteError with the daemon's own sentence, and NoAnswer."""
     try:
         with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(ANSWER_TIMEOUT_SECONDS)
+            connection.settimeout(timeout_seconds)
             connection.connect(str(path))
             request = json.dumps({"method": method, "params": params})
             connection.sendall(request.encode() + b"\n")

@@ -81,7 +81,9 @@ class SectionState(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What the data plane must know; constant but for the last two lines."""
+    """What the data plane must know. Constant but for the last two lines, and for what a pool that
+    grows changes while workers are paused or nobody looks: memmap_offset, page_count, pool_bytes.
+    """
 
     worker_count: int = stored("<u8", "slots that exist")
     slots_offset: int = stored("<u8", "of the worker slots", unit="bytes")
@@ -101,7 +103,8 @@ class Header:
     read_only: int = stored("<u8", "1: the pool is mapped for reading only")
     section_shift: int = stored("<u8", "structures in a section or stretch, as a power of two")
     forward_fsync: int = stored("<u8", "1: answer no fsync of what is not published")
-    unused: int = stored("V48", "zero", default=bytes(48))
+    reach_bytes: int = stored("<u8", "the pool may grow to it, and is mapped so", unit="bytes")
+    unused: int = stored("V40", "zero", default=bytes(40))
     write_epoch: int = stored("<u8", "stamps what is written now", default=1)
     persisted_epoch: int = stored("<u8", "what was written in it or before is durable")
     lost_errno: int = stored("<u8", "of the first write-back that failed; 0: none")
@@ -112,13 +115,14 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class SlotHead:
-    """The head of what one worker alone writes; counters of operations follow."""
+    """The head of what one worker alone writes, but for `paused`; counters of operations follow."""
 
     section: int = stored("<u8", "odd while a request is served: what it reads must stay")
     sleeps: int = stored("<u8", "times that the worker slept for want of requests")
     spins: int = stored("<u8", "times that waiting awake found a request")
     thread_id: int = stored("<u8", "of the worker, as the system counts; 0: not running")
-    unused: int = stored("V32", "zero", default=bytes(32))
+    paused: int = stored("<u8", "1: begin no section; written by the control plane")
+    unused: int = stored("V24", "zero", default=bytes(24))
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +210,8 @@ class Areas:
 def compute_areas(
     *, worker_count: int, pool_bytes: int, page_count: int, section_shift: int, memmap_here: bool
 ) -> Areas:
-    """The areas for a pool. All but the first are sparse: what isn't used takes no memory."""
+    """The areas for a pool of at most these sizes. All but the first are sparse: what isn't used
+    takes no memory."""
     sizes_bytes = (
         HEADER.size_bytes,
         worker_count * SLOT_BYTES,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -20,10 +20,12 @@ from pmemfs.dataplane.tables import Grace, SharedMemory
 from pmemfs.errors import PageReferences
 from pmemfs.media.label import Scheme
 from pmemfs.media.page import LAYOUT
+from pmemfs.media.zones import Zone
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap import Access, Memmap, NoMemmap, effective_scheme
+from pmemfs.memmap.moving import clipped, live_runs, move_structures, prepare_places
 from pmemfs.memmap.records import RecordMemmap, Records
-from pmemfs.pfn import PAGE_STRUCTURE_BYTES
+from pmemfs.pfn import PAGE_STRUCTURE_BYTES, PageGeometry
 from pmemfs.pool import Pool
 
 _PLACES = {
@@ -51,21 +53,51 @@ class SharedMemmap(RecordMemmap):
         super().__init__(pool.page_geometry, pool.label.generation)
         self._shared = shared
         self._is_droppable = memmap_place(pool) is MemmapPlace.SHARED
-        size_bytes = self._page_count * PAGE_STRUCTURE_BYTES
-        if self._is_droppable:
-            at = shared.areas.memmap
-            self._buffer = shared.memory[at : at + size_bytes]
-        else:
-            self._buffer = medium.view(pool.zones.memmap.offset_bytes, size_bytes)
-        self._records = np.frombuffer(self._buffer, LAYOUT.dtype)
+        self._medium = medium
         self._section_pages = 1 << shared.section_shift
+        must_reserve = not self._is_droppable and not shared.header_word("reserved")
+        self._reserving_fd = medium.fileno() if must_reserve else -1
+        self._find_structures(pool.zones.memmap)
+        self._dropping: tuple[Grace, list[int]] | None = None
+
+    def _find_structures(self, zone: Zone) -> None:
+        shared, size_bytes = self._shared, self._page_count * PAGE_STRUCTURE_BYTES
+        if self._is_droppable:
+            memory, start = shared.memory, shared.areas.memmap
+        else:
+            memory, start = self._medium.view(0, self._medium.size_bytes), zone.offset_bytes
+        self._zone = zone
+        self._buffer = memory[start : start + size_bytes]
+        self._records = np.frombuffer(self._buffer, LAYOUT.dtype)
         section_count = (self._page_count >> shared.section_shift) + 1
         at = shared.areas.sections
         self._sections = shared.memory[at : at + section_count]
-        must_reserve = not self._is_droppable and not medium.reserved
-        fd = medium.fileno() if must_reserve else -1
-        self._accountant = PageAccountant(shared.memory, self._buffer, self._sections, fd)
-        self._dropping: tuple[Grace, list[int]] | None = None
+        shared.set_pages(self.geometry, start)
+        self._accountant = PageAccountant(shared.memory, memory, self._sections, self._reserving_fd)
+
+    def prepare_move(self, zone: Zone) -> None:
+        if not self._is_droppable:
+            prepare_places(self._medium, self._live_runs(), zone)
+
+    def _live_runs(self) -> list[tuple[int, int]]:
+        return live_runs(self._sections, SectionState.LIVE, self._shared.section_shift)
+
+    def move(self, geometry: PageGeometry, zone: Zone, stale: Sequence[tuple[int, int]]) -> None:
+        """As `Memmap.move`. In the scheme `pmem`, no worker may be in a section."""
+        if not self._is_droppable:
+            kept = min(self._page_count, geometry.page_count)
+            runs = self._live_runs()
+            prepare_places(self._medium, runs, zone)
+            move_structures(
+                self._medium.view(0, self._medium.size_bytes),
+                clipped(runs, kept),
+                old_offset=self._zone.offset_bytes,
+                new_offset=zone.offset_bytes,
+                new_end=zone.end_bytes,
+                stale=stale,
+            )
+        self._set_geometry(geometry)
+        self._find_structures(zone)
 
     @property
     def persisted_epoch(self) -> int:

@@ -4,7 +4,8 @@ from pmemfs.dataplane.structures cimport header_t, page_t
 
 cdef struct memmap_t:
     header_t *header
-    page_t *pages
+    # What `memmap_offset` of the header counts from; NULL where there are no structures.
+    uint8_t *base
     uint8_t *sections
     int pool_fd
     bint must_reserve

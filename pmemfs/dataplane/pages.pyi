@@ -1,7 +1,7 @@
 from typing_extensions import Buffer
 
 class PageAccountant:
-    def __init__(self, shared: Buffer, pages: Buffer, sections: Buffer, pool_fd: int) -> None: ...
+    def __init__(self, shared: Buffer, memory: Buffer, sections: Buffer, pool_fd: int) -> None: ...
     def get(
         self,
         pfn: int,

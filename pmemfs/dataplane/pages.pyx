@@ -46,6 +46,7 @@ cdef int get_pages(memmap_t *memmap, pages_t *held, uint64_t pfn, uint64_t frame
     cdef uint64_t first = (pfn - header.first_pfn) >> header.page_order
     cdef uint64_t last = (pfn + frame_count - 1 - header.first_pfn) >> header.page_order
     cdef uint64_t position
+    cdef page_t *pages = pages_of(memmap)
     cdef int failed = enter_sections(memmap, first, last)
     held.first = first
     held.count = 0
@@ -53,30 +54,31 @@ cdef int get_pages(memmap_t *memmap, pages_t *held, uint64_t pfn, uint64_t frame
     if failed:
         return failed
     for position in range(first, last + 1):
-        prefetch(&memmap.pages[position + PREFETCH_DISTANCE])
-        if get_page(&memmap.pages[position], header):
+        prefetch(&pages[position + PREFETCH_DISTANCE])
+        if get_page(&pages[position], header):
             put_pages(memmap, held, False)
             return EOVERFLOW
         held.count += 1
     for position in range(first, last + 1):
-        account_page(&memmap.pages[position], access, mapping, index, now_ns, held.epoch)
+        account_page(&pages[position], access, mapping, index, now_ns, held.epoch)
         index += 1
     return 0
 
 
 cdef void expect_page(memmap_t *memmap, uint64_t pfn) noexcept nogil:
     """Begin to fetch the structure of a page."""
-    if memmap.pages != NULL:
-        prefetch(&memmap.pages[(pfn - memmap.header.first_pfn) >> memmap.header.page_order])
+    if memmap.base != NULL:
+        prefetch(&pages_of(memmap)[(pfn - memmap.header.first_pfn) >> memmap.header.page_order])
 
 
 cdef void put_pages(memmap_t *memmap, pages_t *held, bint is_write) noexcept nogil:
     """Drop what `get_pages` has taken."""
     cdef uint64_t epoch = peek(&memmap.header.write_epoch)
+    cdef page_t *pages = pages_of(memmap)
     cdef page_t *page
     while held.count:
         held.count -= 1
-        page = &memmap.pages[held.first + held.count]
+        page = &pages[held.first + held.count]
         if is_write:
             if epoch != held.epoch:
                 put(&page.write_epoch, epoch)
@@ -84,6 +86,11 @@ cdef void put_pages(memmap_t *memmap, pages_t *held, bint is_write) noexcept nog
                 # It was cleaned while the bytes moved.
                 memory.or_16(&page.flags, PAGE_DIRTY)
         memory.add_32(&page.refcount, <uint32_t>-1)
+
+
+cdef inline page_t *pages_of(memmap_t *memmap) noexcept nogil:
+    """The structures, where they are now: they move when the pool grows, but never in a section."""
+    return <page_t *>(memmap.base + peek(&memmap.header.memmap_offset))
 
 
 cdef inline int get_page(page_t *page, header_t *header) noexcept nogil:
@@ -193,19 +200,19 @@ cdef int reserve_section(memmap_t *memmap, uint64_t section) noexcept nogil:
 cdef class PageAccountant:
     """The same operations for the control plane, on page structures that the planes share.
 
-    Created with the shared memory, the page structures and the state of their sections, each as a
-    writable buffer; and the pool's descriptor, for a sparse pool whose structures have no memory
-    yet, or -1.
+    Created with the shared memory, the memory that the page structures lie in (the pool, or the
+    shared memory) and the state of their sections, each as a writable buffer; and the pool's
+    descriptor, for a sparse pool whose structures have no memory yet, or -1.
     """
 
     cdef memmap_t _memmap
     cdef object _buffers
 
-    def __init__(self, unsigned char[::1] shared not None, unsigned char[::1] pages not None,
+    def __init__(self, unsigned char[::1] shared not None, unsigned char[::1] memory not None,
                  unsigned char[::1] sections not None, int pool_fd) -> None:
-        self._buffers = (shared, pages, sections)
+        self._buffers = (shared, memory, sections)
         self._memmap.header = <header_t *>&shared[0]
-        self._memmap.pages = <page_t *>&pages[0]
+        self._memmap.base = &memory[0]
         self._memmap.sections = &sections[0]
         self._memmap.pool_fd = pool_fd
         self._memmap.must_reserve = pool_fd >= 0
@@ -227,7 +234,7 @@ cdef class PageAccountant:
         for position in range(first, last + 1):
             if load_8(&self._memmap.sections[position >> header.section_shift]) != SECTION_LIVE:
                 return False
-            page = &self._memmap.pages[position]
+            page = &pages_of(&self._memmap)[position]
             if memory.load(&page.generation) != header.generation or not page.refcount:
                 return False
         held.first, held.count = first, last - first + 1
@@ -250,7 +257,7 @@ cdef class PageAccountant:
         for position in range(first, end):
             if load_8(&self._memmap.sections[position >> header.section_shift]) != SECTION_LIVE:
                 continue
-            page = &self._memmap.pages[position]
+            page = &pages_of(&self._memmap)[position]
             if memory.load(&page.generation) == header.generation:
                 memory.and_16(&page.flags, <uint16_t>~PAGE_DIRTY)
 

@@ -18,7 +18,7 @@ cdef struct plane_t:
     uint8_t *shared
     size_t shared_bytes
     uint8_t *pool
-    size_t pool_bytes
+    size_t mapped_bytes
     int pool_fd
     header_t *header
     inode_t *inodes

@@ -9,10 +9,15 @@ from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint64_t
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 from posix.stat cimport fstat, struct_stat
+from posix.unistd cimport usleep
 
 from pmemfs.dataplane cimport memory
 from pmemfs.dataplane.memory cimport load, load_8, peek, put, store, store_8
 from pmemfs.dataplane.structures cimport *
+
+
+cdef enum:
+    PAUSE_MICROSECONDS = 50
 
 
 cdef int attach(plane_t *plane, int shared_fd, int pool_fd, int map_flags) noexcept nogil:
@@ -30,8 +35,9 @@ cdef int attach(plane_t *plane, int shared_fd, int pool_fd, int map_flags) noexc
     plane.inodes = <inode_t *>(plane.shared + plane.header.inodes_offset)
     plane.presence = plane.shared + plane.header.presence_offset
     plane.pool_fd = pool_fd
-    plane.pool_bytes = plane.header.pool_bytes
-    mapped = mmap(NULL, plane.pool_bytes,
+    # Beyond its end, where a touch is a fault until the pool has grown.
+    plane.mapped_bytes = plane.header.reach_bytes
+    mapped = mmap(NULL, plane.mapped_bytes,
                   PROT_READ if plane.header.read_only else PROT_READ | PROT_WRITE,
                   map_flags, pool_fd, 0)
     if mapped == MAP_FAILED:
@@ -42,11 +48,11 @@ cdef int attach(plane_t *plane, int shared_fd, int pool_fd, int map_flags) noexc
     plane.memmap.pool_fd = pool_fd
     plane.memmap.must_reserve = (plane.header.memmap_place == MEMMAP_POOL
                                  and not plane.header.reserved)
-    plane.memmap.pages = NULL
+    plane.memmap.base = NULL
     if plane.header.memmap_place == MEMMAP_POOL:
-        plane.memmap.pages = <page_t *>(plane.pool + plane.header.memmap_offset)
+        plane.memmap.base = plane.pool
     elif plane.header.memmap_place == MEMMAP_SHARED:
-        plane.memmap.pages = <page_t *>(plane.shared + plane.header.memmap_offset)
+        plane.memmap.base = plane.shared
     return 0
 
 
@@ -55,7 +61,7 @@ cdef void detach(plane_t *plane) noexcept nogil:
     if plane.shared != NULL:
         munmap(plane.shared, plane.shared_bytes)
     if plane.pool != NULL:
-        munmap(plane.pool, plane.pool_bytes)
+        munmap(plane.pool, plane.mapped_bytes)
 
 
 cdef slot_t *slot_of(plane_t *plane, int number) noexcept nogil:
@@ -89,7 +95,7 @@ cdef table_t *table_of(plane_t *plane, inode_t *entry) noexcept nogil:
 cdef bint has_live_line(plane_t *plane, table_t *table) noexcept nogil:
     """Whether the live line that a table names is one that can be touched."""
     return (table.live_offset % sizeof(live_t) == 0
-            and table.live_offset <= plane.pool_bytes - sizeof(live_t))
+            and table.live_offset <= peek(&plane.header.pool_bytes) - sizeof(live_t))
 
 
 cdef piece_t piece_at(table_t *table, uint64_t offset, uint64_t length) noexcept nogil:
@@ -146,6 +152,13 @@ cdef void begin_section(slot_t *slot) noexcept nogil:
     """From here on, what this worker reads of the tables stays as it is."""
     put(&slot.section, slot.section + 1)
     memory.full_fence()
+    while load(&slot.paused):
+        # Tables and page structures are moving: wait outside of a section, then look again.
+        store(&slot.section, slot.section + 1)
+        while load(&slot.paused):
+            usleep(PAUSE_MICROSECONDS)
+        put(&slot.section, slot.section + 1)
+        memory.full_fence()
 
 
 cdef void end_section(slot_t *slot) noexcept nogil:

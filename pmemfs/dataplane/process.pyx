@@ -142,7 +142,7 @@ cdef void *run_sync(void *argument) noexcept nogil:
             return NULL
         epoch = memory.add(&plane.header.write_epoch, 1)
         head.error = -finish_sync(
-            plane, epoch, errno if synchronise(plane.pool, plane.pool_bytes) else 0)
+            plane, epoch, errno if synchronise(plane.pool, load(&plane.header.pool_bytes)) else 0)
         for position in range(received // 8):
             head.unique = waiting[position]
             reply(process, &head, NULL, 0)
@@ -253,6 +253,8 @@ cdef int stop(process_t *process) noexcept nogil:
     store(&process.plane.header.ends, 1)
     for number in range(process.thread_count):
         thread = &process.threads[number]
+        # Whoever has paused it may be gone.
+        store(&thread.worker.slot.paused, 0)
         # Again and again: one may have looked at `ends` just before, and wait since.
         while not load(&thread.is_over):
             pthread_kill(thread.thread, SIGUSR1)
@@ -317,7 +319,7 @@ def run(int fuse_fd, int shared_fd, int pool_fd, int forward_fd, int extra_fd, *
             become_io_flusher()
             failed = start(&process)
             if not failed:
-                lock_memory(process.plane.pool, process.plane.pool_bytes)
+                lock_memory(process.plane.pool, process.plane.mapped_bytes)
                 route(&process)
             failed = stop(&process) or failed
     return failed

@@ -361,7 +361,8 @@ cdef verdict_t fail_fault(worker_t *worker, request_t *request) noexcept nogil:
     cdef plane_t *plane = worker.plane
     cdef uint64_t offset = <uint64_t>(fault_address() - <size_t>plane.pool)
     cdef int error = EIO
-    if offset < plane.pool_bytes and request.is_write and not is_whole(plane, offset, 1):
+    if (request.is_write and offset < peek(&plane.header.pool_bytes)
+            and not is_whole(plane, offset, 1)):
         error = ENOSPC
     record_fault(plane, offset, request.head.nodeid, error, worker.now_ns)
     request.pointed = NULL

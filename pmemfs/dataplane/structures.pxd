@@ -44,7 +44,8 @@ cdef struct header_t:
     uint64_t read_only
     uint64_t section_shift
     uint64_t forward_fsync
-    uint8_t unused[48]
+    uint64_t reach_bytes
+    uint8_t unused[40]
     uint64_t write_epoch
     uint64_t persisted_epoch
     uint64_t lost_errno
@@ -58,7 +59,8 @@ cdef struct slot_t:
     uint64_t sleeps
     uint64_t spins
     uint64_t thread_id
-    uint8_t unused[32]
+    uint64_t paused
+    uint8_t unused[24]
 
 
 cdef struct counts_t:

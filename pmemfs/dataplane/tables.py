@@ -24,6 +24,10 @@ reader may see.
   at may have changed.
 - **Epochs.** `write_epoch` goes up by one for each attempt to make things durable, by either plane;
   `persisted_epoch` only ever rises. `lost_errno` is set once.
+- **Pauses.** The control plane may set the word `paused` of each slot. A worker looks at it when it
+  has begun a section, and if it is set, ends the section and waits. So after a grace period no
+  worker reads anything of the tables or of page structures, and these may move: see `growth`. Who
+  ends the workers ends the pause.
 - **Counters** of a worker's slot are its own; everybody else reads them as they come.
 - **Faults.** A record is filled at `fault_count` modulo its room; a reader may find one half old.
 """
@@ -84,10 +88,12 @@ class SharedMemory:
         self.geometry: PageGeometry | None = pool.page_geometry if memmap_place else None
         self.section_shift = _section_shift(memmap_place, pool.page_geometry.order)
         self.worker_count = worker_count
+        self.reach_bytes = pool.medium.reach_bytes
+        """As large as the pool may become while this lasts: all areas have room for that."""
         self.areas = layouts.compute_areas(
             worker_count=worker_count,
-            pool_bytes=pool.medium.size_bytes,
-            page_count=self.geometry.page_count if self.geometry else 0,
+            pool_bytes=self.reach_bytes,
+            page_count=self.reach_bytes // pool.label.page_size_bytes if self.geometry else 0,
             section_shift=self.section_shift,
             memmap_here=memmap_place is MemmapPlace.SHARED,
         )
@@ -119,8 +125,27 @@ class SharedMemory:
 
     def slot_word(self, worker: int, name: str) -> int:
         """A word of the head of a worker's slot, as it is now."""
-        at = self.areas.slots + worker * layouts.SLOT_BYTES
-        return load_word(self.memory, at + layouts.SLOT_HEAD.offset_of(name))
+        return load_word(self.memory, self._slot_offset(worker, name))
+
+    def set_pages(self, geometry: PageGeometry, memmap_offset: int) -> None:
+        """Say how many pages have structures, and where those are: in the pool or in here."""
+        self.geometry = geometry
+        self.set_header_word("page_count", geometry.page_count)
+        self.set_header_word("memmap_offset", memmap_offset)
+
+    def set_pool_bytes(self, size_bytes: int) -> None:
+        """Say how large the pool is, before anything in what is new is published."""
+        self._pool_bytes = size_bytes
+        self.set_header_word("pool_bytes", size_bytes)
+
+    def pause(self) -> Grace:
+        """Keep workers from beginning a section; in none is any when the grace period is over."""
+        self._set_paused(1)
+        return self.begin_grace()
+
+    def resume(self) -> None:
+        """Let workers go on; they see what was stored meanwhile."""
+        self._set_paused(0)
 
     # Tables
 
@@ -241,7 +266,16 @@ class SharedMemory:
             read_only=int(medium.read_only),
             section_shift=self.section_shift,
             forward_fsync=int(forward_fsync),
+            reach_bytes=self.reach_bytes,
         )
+
+    def _slot_offset(self, worker: int, name: str) -> int:
+        slot = self.areas.slots + worker * layouts.SLOT_BYTES
+        return slot + layouts.SLOT_HEAD.offset_of(name)
+
+    def _set_paused(self, value: int) -> None:
+        for worker in range(self.worker_count):
+            store_word(self.memory, self._slot_offset(worker, "paused"), value)
 
     def _check(self, inode: int, size_bytes: int, live_offset: int, limit_bytes: int) -> None:
         if inode <= 0 or size_bytes < 0 or limit_bytes < size_bytes:

@@ -12,6 +12,7 @@ import os
 import stat
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 import pyfuse3
 from pyfuse3 import EntryAttributes, FileHandleT, FileInfo, FileNameT, FlagT, FUSEError, InodeT
@@ -45,8 +46,14 @@ class BlockOperations(pyfuse3.Operations):
         self._root = _attributes(pyfuse3.ROOT_INODE, stat.S_IFDIR | 0o755, options, created_ns)
         self._root.st_nlink = 2
         self._device = _attributes(DEVICE_INODE, stat.S_IFREG | options.mode, options, created_ns)
-        self._device.st_size = volume.size_bytes
-        self._device.st_blocks = volume.size_bytes // 512
+        self._set_size()
+
+    def look_again(self) -> None:
+        """The volume has grown: let the kernel forget the size that it has cached."""
+        self._set_size()
+        # The kernel may not have it, and then there is nothing to forget.
+        with suppress(FileNotFoundError):
+            pyfuse3.invalidate_inode(DEVICE_INODE, attr_only=True)
 
     async def lookup(
         self, parent_inode: InodeT, name: FileNameT, ctx: pyfuse3.RequestContext
@@ -159,6 +166,10 @@ class BlockOperations(pyfuse3.Operations):
 
     async def rmdir(self, *request: object) -> None:
         raise FUSEError(errno.EPERM)
+
+    def _set_size(self) -> None:
+        self._device.st_size = self._volume.size_bytes
+        self._device.st_blocks = self._volume.size_bytes // 512
 
     def _attributes_of(self, inode: InodeT) -> EntryAttributes:
         if inode == DEVICE_INODE:

@@ -51,6 +51,10 @@ class Content(Generic[EngineT_co]):
     """What a data plane hands over that pyfuse3 lacks."""
     fs: FileSystem | None = None
     """In mode `fs`."""
+    device_name: str | None = None
+    """The file of mode `block`."""
+    show_growth: Callable[[], None] = _nothing
+    """To be called when the pool's zones have become larger."""
     tidy: Callable[[], bool] = _no_more
     """To be called every second or so while it is served, and soon again if it says so. Raises
     OSError and PmemfsError."""
@@ -72,7 +76,13 @@ def python_content(
         return _files(fs, Engine(medium, memmap), None, options)
     volume = LinearVolume(pool)
     engine = PythonEngine(medium, memmap, volume)
-    return Content(engine, BlockOperations(engine, volume, options, pool.label.created_ns))
+    operations = BlockOperations(engine, volume, options, pool.label.created_ns)
+
+    def show_growth() -> None:
+        volume.look_again()
+        operations.look_again()
+
+    return Content(engine, operations, device_name=volume.name, show_growth=show_growth)
 
 
 def native_content(
@@ -91,10 +101,19 @@ def native_content(
     volume = LinearVolume(pool)
     engine = NativeEngine(pool, medium, memmap, volume, shared)
     engine.publish()
+    operations = BlockOperations(engine, volume, options, pool.label.created_ns)
+
+    def show_growth() -> None:
+        volume.look_again()
+        engine.publish()
+        operations.look_again()
+
     return Content(
         engine,
-        BlockOperations(engine, volume, options, pool.label.created_ns),
+        operations,
         BlockExtra(engine, read_only=options.read_only).handlers(),
+        device_name=volume.name,
+        show_growth=show_growth,
     )
 
 
@@ -110,6 +129,7 @@ def _files(
         FileSystemOperations(fs, files, cached=options.cached),
         FileSystemExtra(fs, files, cached=options.cached).handlers(),
         fs,
-        fs.tidy,
-        fs.end,
+        show_growth=fs.grow,
+        tidy=fs.tidy,
+        end=fs.end,
     )

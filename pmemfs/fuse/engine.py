@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import errno
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import trio
@@ -68,6 +70,22 @@ class Engine:
             # In this thread: a store fence orders the write-backs of its own processor only.
             self._medium.fence()
         self._memmap.end_persist(epoch)
+
+    def check_reach(self, size_bytes: int) -> None:
+        """Raise CannotGrow where the pool can't become as large as that while it is mounted."""
+
+    def note_size(self) -> None:
+        """The medium has become larger, and what is new in it is about to be served."""
+
+    @asynccontextmanager
+    async def paused(self) -> AsyncIterator[None]:
+        """Nobody but the caller touches page structures: here, there is nobody but the caller."""
+        yield
+
+    @asynccontextmanager
+    async def clearing(self, start_bytes: int, end_bytes: int) -> AsyncIterator[None]:
+        """A range of the pool that is no data yet may lose its memory."""
+        yield
 
     @property
     def fault_count(self) -> int:

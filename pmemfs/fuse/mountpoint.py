@@ -10,9 +10,14 @@ import errno
 import os
 import stat
 import subprocess
+import time
 
 from pmemfs.errors import BadMountPoint, UnmountFailed
 from pmemfs.mountinfo import Mount, mount_at
+
+_ENDING = (errno.ECONNABORTED, errno.EPIPE, errno.ECANCELED)
+"""What who asks is told while a mount is ending whose daemon has died."""
+_ENDING_SECONDS = 5
 
 
 def source_name(pool_path: str) -> str:
@@ -56,11 +61,16 @@ def is_dead(mount: Mount) -> bool:
 
     Asked by statvfs, which always goes to the daemon: attributes may be cached, and outlive it.
     """
-    try:
-        os.statvfs(mount.mountpoint)
-    except OSError as error:
-        return error.errno == errno.ENOTCONN
-    return False
+    deadline = time.monotonic() + _ENDING_SECONDS
+    while True:
+        try:
+            os.statvfs(mount.mountpoint)
+        except OSError as error:
+            if error.errno not in _ENDING or time.monotonic() > deadline:
+                return error.errno == errno.ENOTCONN
+        else:
+            return False
+        time.sleep(0.02)
 
 
 def detach(mountpoint: str) -> None:

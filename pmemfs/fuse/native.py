@@ -13,6 +13,8 @@ from __future__ import annotations
 import errno
 import logging
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import trio
@@ -21,20 +23,23 @@ from pmemfs.dataplane.counters import WorkerCounters, read_counters
 from pmemfs.dataplane.layouts import Extent, FaultRecord, Operation
 from pmemfs.dataplane.memmap import SharedMemmap
 from pmemfs.dataplane.presence import expect_holes, look_again, survey
-from pmemfs.dataplane.tables import SharedMemory
+from pmemfs.dataplane.tables import Grace, SharedMemory
+from pmemfs.errors import CannotGrow
 from pmemfs.fuse.engine import Engine, EngineStatistics, PythonEngine
+from pmemfs.media.zones import Zone
 from pmemfs.medium.base import Durability
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap import Memmap
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
 from pmemfs.pool import Pool
-from pmemfs.units import MIB
+from pmemfs.units import MIB, format_size
 from pmemfs.volume.linear import INODE, LinearVolume
 
 log = logging.getLogger(__name__)
 
 _STEP_BYTES = MIB
 _GRACE_POLL_SECONDS = 0.0005
+_PAUSE_SECONDS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +62,15 @@ class SharedEngine(Engine):
         self._share(pool, medium, shared)
 
     def _share(self, pool: Pool, medium: MappedMedium, shared: SharedMemory) -> None:
+        self._pool = pool
         self._mapped = medium
         self._shared = shared
-        self._data = pool.zones.data
         self._presence_lock = trio.Lock()
         self._faults_seen = 0
+
+    @property
+    def _data(self) -> Zone:
+        return self._pool.zones.data
 
     async def make_durable(self) -> None:
         epoch = self._memmap.begin_persist()
@@ -78,6 +87,38 @@ class SharedEngine(Engine):
             self._shared.set_header_word("lost_errno", error.errno or errno.EIO)
             raise
         self._memmap.end_persist(epoch)
+
+    def note_size(self) -> None:
+        self._shared.set_pool_bytes(self._mapped.size_bytes)
+
+    def check_reach(self, size_bytes: int) -> None:
+        if size_bytes > self._shared.reach_bytes:
+            raise CannotGrow(
+                path=self._mapped.name,
+                why=f"while it is mounted it can have {format_size(self._shared.reach_bytes)} at "
+                "most; unmount it first",
+            )
+
+    @asynccontextmanager
+    async def paused(self) -> AsyncIterator[None]:
+        try:
+            grace = self._shared.pause()
+            with trio.move_on_after(_PAUSE_SECONDS) as patience:
+                await self._wait_for(grace)
+            if patience.cancelled_caught:
+                raise CannotGrow(path=self._mapped.name, why="a request that is served never ends")
+            yield
+        finally:
+            self._shared.resume()
+
+    @asynccontextmanager
+    async def clearing(self, start_bytes: int, end_bytes: int) -> AsyncIterator[None]:
+        async with self._presence_lock:
+            if not self._shared.header_word("reserved"):
+                # The last chunk of the data may reach into it.
+                expect_holes(self._shared, start_bytes, end_bytes)
+                await self._grace()
+            yield
 
     @property
     def fault_count(self) -> int:
@@ -126,6 +167,14 @@ class SharedEngine(Engine):
                 survey, self._shared, self._mapped.fileno(), zone.offset_bytes, zone.end_bytes
             )
 
+    async def _grace(self) -> None:
+        await self._wait_for(self._shared.begin_grace())
+
+    async def _wait_for(self, grace: Grace) -> None:
+        # Polled: nobody who serves requests is to be slowed down by telling.
+        while not self._shared.is_over(grace):  # noqa: ASYNC110
+            await trio.sleep(_GRACE_POLL_SECONDS)
+
 
 class NativeEngine(SharedEngine, PythonEngine):
     """What the data plane cannot or must not do by itself, for the linear volume."""
@@ -142,7 +191,7 @@ class NativeEngine(SharedEngine, PythonEngine):
         self._share(pool, medium, shared)
 
     def publish(self) -> None:
-        """Let the data plane serve the volume: one extent."""
+        """Let the data plane serve the volume, as large as it is: one extent."""
         first_pfn = self._data.offset_bytes >> PAGE_SHIFT
         extent = Extent(0, first_pfn, self._volume.size_bytes >> PAGE_SHIFT, 0)
         self._shared.publish(INODE, self._volume.size_bytes, [extent])
@@ -229,12 +278,6 @@ class NativeEngine(SharedEngine, PythonEngine):
             self._medium.flush(pool_offset + done, step)
             done += step
             await trio.lowlevel.checkpoint()
-
-    async def _grace(self) -> None:
-        grace = self._shared.begin_grace()
-        # Polled: nobody who serves requests is to be slowed down by telling.
-        while not self._shared.is_over(grace):  # noqa: ASYNC110
-            await trio.sleep(_GRACE_POLL_SECONDS)
 
     def _is_hole(self, offset_bytes: int, length_bytes: int) -> bool:
         return self._medium.is_hole(self._data.offset_bytes + offset_bytes, length_bytes)

@@ -12,6 +12,7 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 import pyfuse3
@@ -23,6 +24,7 @@ from pmemfs.dataplane.tables import SharedMemory
 from pmemfs.fuse.content import Content, is_file_system, native_content, python_content
 from pmemfs.fuse.engine import Engine
 from pmemfs.fuse.extra import ExtraOperations
+from pmemfs.fuse.growing import Grower
 from pmemfs.fuse.mount import detach_mount, make_mount, mount_by_helper, serve_pyfuse3
 from pmemfs.fuse.native import SharedEngine
 from pmemfs.fuse.options import MountOptions
@@ -44,6 +46,7 @@ class Session(ABC):
 
     memmap: Memmap
     content: Content[Engine]
+    grower: Grower
     mount: Mount
     transport: str
     transport_reason: str
@@ -56,6 +59,19 @@ class Session(ABC):
     def engine(self) -> Engine:
         """The counts of the mount, and its durability."""
         return self.content.engine
+
+    def _grower(self, pool: Pool, medium: MappedMedium) -> Grower:
+        async def show() -> None:
+            self.engine.note_size()
+            self.content.show_growth()
+            if self.content.device_name is not None:
+                # Whoever looks makes the kernel ask for the new size: until then, asynchronous
+                # reads behind the old end find nothing.
+                path = os.path.join(self.mount.mountpoint, self.content.device_name)
+                with suppress(OSError):
+                    await trio.to_thread.run_sync(os.stat, path, abandon_on_cancel=True)
+
+        return Grower(pool, medium, self.memmap, self.engine, show)
 
     @abstractmethod
     async def serve(self, on_ready: Callable[[Mount], None]) -> None:
@@ -84,6 +100,7 @@ class PythonSession(Session):
     ) -> None:
         self.memmap = open_memmap(pool)
         self.content = python_content(pool, medium, self.memmap, options)
+        self.grower = self._grower(pool, medium)
         self.mount = make_mount(self.content.operations, medium.name, mountpoint, options)
 
     async def serve(self, on_ready: Callable[[Mount], None]) -> None:
@@ -126,6 +143,7 @@ class NativeSession(Session):
         self.memmap = open_shared_memmap(pool, medium, self._shared)
         self.content = native_content(pool, medium, self.memmap, options, self._shared)
         self._extra = ExtraOperations(self.content.extra)
+        self.grower = self._grower(pool, medium)
         fuse_fd, self.mount = mount_by_helper(medium.name, mountpoint, options)
         self._plane = DataPlane(fuse_fd, self._shared, settings, sockets)
         try:

@@ -67,7 +67,10 @@ class State(IntEnum):
 
 
 class Incompatible(IntFlag):
-    """Features without which a pool can't be opened. Format 1 has none."""
+    """Features without which a pool can't be opened."""
+
+    MEMMAP_BEHIND_DATA = 1 << 0
+    """The page structures of the scheme `pmem` lie behind the data, so that the pool can grow."""
 
 
 class ReadOnlyCompatible(IntFlag):
@@ -116,6 +119,7 @@ class Label:
             page_size_bytes=self.page_size_bytes,
             alignment_bytes=self.alignment_bytes,
             memmap_in_pool=self.scheme == Scheme.PMEM,
+            memmap_behind_data=bool(self.incompatible_features & Incompatible.MEMMAP_BEHIND_DATA),
         )
 
     @property

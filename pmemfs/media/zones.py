@@ -1,10 +1,15 @@
 """Zones: the ranges of a pool, each with one purpose, computed from its geometry.
 
+    label | (to the alignment) | data | memmap | (what is left over) | label copy
+
+or, in pools without the feature `MEMMAP_BEHIND_DATA`,
+
     label | memmap | (to the alignment) | data | (what is left over) | label copy
 
 Invariants: zones do not overlap and lie inside the pool; the data zone starts on the alignment and
 is a whole number of pages, as many as fit; the memmap zone has a structure for each of them, and
-exists in the scheme `pmem` alone.
+exists in the scheme `pmem` alone. With nothing in front of the data but the label, the data zone of
+a larger pool starts where it did: so a pool can grow.
 """
 
 from __future__ import annotations
@@ -47,31 +52,44 @@ class Zones:
     data: Zone
     label_copy: Zone
 
+    @property
+    def end_bytes(self) -> int:
+        """The size of the pool."""
+        return self.label_copy.end_bytes
+
     def in_order(self) -> tuple[tuple[str, Zone], ...]:
         """Names and zones by offset."""
-        return (
-            ("label", self.label),
-            ("memmap", self.memmap),
-            ("data", self.data),
-            ("label copy", self.label_copy),
-        )
+        middle = [("memmap", self.memmap), ("data", self.data)]
+        middle.sort(key=lambda named: named[1].offset_bytes)
+        return (("label", self.label), *middle, ("label copy", self.label_copy))
 
 
 def compute_zones(
-    pool_size_bytes: int, *, page_size_bytes: int, alignment_bytes: int, memmap_in_pool: bool
+    pool_size_bytes: int,
+    *,
+    page_size_bytes: int,
+    alignment_bytes: int,
+    memmap_in_pool: bool,
+    memmap_behind_data: bool,
 ) -> Zones:
-    """The zones of a pool of that geometry.
+    """The zones of a pool of that geometry. A memmap zone that has nothing in it lies in front.
 
     Raises BadGeometry where a number is not allowed or not even one page fits.
     """
     _check_geometry(pool_size_bytes, page_size_bytes, alignment_bytes)
     structure_bytes = PAGE_STRUCTURE_BYTES if memmap_in_pool else 0
+    is_behind = memmap_in_pool and memmap_behind_data
 
     def data_offset_bytes(page_count: int) -> int:
-        return align_up(LABEL_BYTES + page_count * structure_bytes, alignment_bytes)
+        in_front = 0 if is_behind else page_count * structure_bytes
+        return align_up(LABEL_BYTES + in_front, alignment_bytes)
+
+    def data_end_bytes(page_count: int) -> int:
+        return data_offset_bytes(page_count) + page_count * page_size_bytes
 
     def end_bytes(page_count: int) -> int:
-        return data_offset_bytes(page_count) + page_count * page_size_bytes + LABEL_BYTES
+        behind = page_count * structure_bytes if is_behind else 0
+        return align_up(data_end_bytes(page_count) + behind, LABEL_BYTES) + LABEL_BYTES
 
     if end_bytes(1) > pool_size_bytes:
         raise BadGeometry(
@@ -81,7 +99,9 @@ def compute_zones(
     page_count = _largest_that_fits(end_bytes, pool_size_bytes, pool_size_bytes // page_size_bytes)
     return Zones(
         label=Zone(0, LABEL_BYTES),
-        memmap=Zone(LABEL_BYTES, page_count * structure_bytes),
+        memmap=Zone(
+            data_end_bytes(page_count) if is_behind else LABEL_BYTES, page_count * structure_bytes
+        ),
         data=Zone(data_offset_bytes(page_count), page_count * page_size_bytes),
         label_copy=Zone(pool_size_bytes - LABEL_BYTES, LABEL_BYTES),
     )

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 
+_CLEARING_BYTES = 1 << 20
+
+
 class Durability(enum.Enum):
     """What `fence` does, so that what was flushed survives."""
 
@@ -43,6 +46,8 @@ class Medium(ABC):
     name: str
     """How messages call it: a path, mostly."""
     size_bytes: int
+    reach_bytes: int
+    """As large as it may become while it is open; whoever sets memory aside for it does it once."""
     durability: Durability
     read_only: bool
     reserved: bool
@@ -94,9 +99,24 @@ class Medium(ABC):
         self.flush(offset_bytes, length_bytes)
         self.fence()
 
+    def clear(self, offset_bytes: int, length_bytes: int) -> None:
+        """Make a range of whole frames read as zeroes, durably. Raises as `store` and `fence`."""
+        done = 0
+        while done < length_bytes:
+            step = min(_CLEARING_BYTES, length_bytes - done)
+            self.store(offset_bytes + done, bytes(step))
+            self.flush(offset_bytes + done, step)
+            done += step
+        if length_bytes:
+            self.fence()
+
     @abstractmethod
     def reserve(self, offset_bytes: int, length_bytes: int) -> None:
         """Get memory behind a range, so that its view can be touched. Raises OSError (ENOSPC)."""
+
+    @abstractmethod
+    def populate(self, offset_bytes: int, length_bytes: int) -> None:
+        """Map a range that has memory, so that touching its view costs nothing; may do nothing."""
 
     @abstractmethod
     def is_hole(self, offset_bytes: int, length_bytes: int) -> bool:

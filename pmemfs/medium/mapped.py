@@ -11,6 +11,7 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import errno
 import fcntl
@@ -18,10 +19,11 @@ import mmap
 import os
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pmemfs.errors import ReadOnlyMedium, SourceBusy, UnusableSource
+from pmemfs.errors import NoSpace, ReadOnlyMedium, SourceBusy, UnusableSource
 from pmemfs.medium import writeback
 from pmemfs.medium.base import ByteRange, Durability, Medium
 from pmemfs.medium.fiemap import has_blocks_everywhere
@@ -34,9 +36,18 @@ from pmemfs.medium.source import (
     identify,
 )
 from pmemfs.pfn import FRAME_BYTES
+from pmemfs.units import TIB, format_size
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+_LEAST_REACH_BYTES = TIB
+_MOST_REACH_BYTES = 32 * TIB
+"""A quarter of the addresses that a process has, and a mount needs them twice."""
+_REACH = 4
+"""How many times its size a pool may grow to while it is open, within these limits."""
+
+_POPULATE_BYTES = 16 << 20
 
 _SYNC_CHUNK_SHIFT = 21
 """What was flushed towards msync is remembered in chunks of 2 MiB: few for any workload."""
@@ -72,11 +83,13 @@ class MappedMedium(Medium):
                 self._fd, self.size_bytes
             )
             self.durability = self._find_durability()
-            self._mapping = self._map()
+            self._mapping = self._map(self.size_bytes)
         except BaseException:
             os.close(self._fd)
             raise
         self._memory = memoryview(self._mapping)
+        self.was_reserved = self.reserved
+        """Whether it was `reserved` when it was opened: what is added to it is to be so too."""
         self._unsynced_chunks: set[int] = set()
         self._chunks_lock = threading.Lock()
         self._fence_lock = threading.Lock()
@@ -90,12 +103,11 @@ class MappedMedium(Medium):
     def close(self) -> None:
         """Unlock and unmap. Views that are still held stay valid until the process ends."""
         self._memory.release()
-        try:
+        # A view that somebody holds keeps its mapping, that a duplicate of the descriptor, and that
+        # the lock; so give the lock back by hand.
+        with contextlib.suppress(BufferError):
             self._mapping.close()
-        except BufferError:
-            # Somebody holds a view: the mapping keeps a duplicate of the descriptor, and the
-            # lock with it, so give the lock back by hand.
-            fcntl.flock(self._fd, fcntl.LOCK_UN)
+        fcntl.flock(self._fd, fcntl.LOCK_UN)
         os.close(self._fd)
 
     def read(self, offset_bytes: int, length_bytes: int) -> memoryview | bytes:
@@ -155,6 +167,63 @@ class MappedMedium(Medium):
         if not self.reserved:
             os.posix_fallocate(self._fd, offset_bytes, length_bytes)
 
+    def clear(self, offset_bytes: int, length_bytes: int) -> None:
+        # A device that can make zeroes itself does it without us moving them.
+        may_punch = not self.was_reserved or self.source.kind is SourceKind.BLOCK_DEVICE
+        if length_bytes and may_punch and not self.read_only:
+            try:
+                writeback.punch_hole(self._fd, offset_bytes, length_bytes)
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.ENODEV, errno.EINVAL):
+                    raise
+            else:
+                self.persist(offset_bytes, length_bytes)
+                return
+        super().clear(offset_bytes, length_bytes)
+
+    @property
+    def reach_bytes(self) -> int:  # type: ignore[override]
+        if self.source.kind is SourceKind.DAX_DEVICE:
+            # It is sized while nobody has it open.
+            return self.size_bytes
+        wanted = min(max(_REACH * self.size_bytes, _LEAST_REACH_BYTES), _MOST_REACH_BYTES)
+        return max(self.size_bytes, wanted)
+
+    def extend(self, size_bytes: int) -> int:
+        """Be that large; how large the file was, for `give_back`.
+
+        A file is made so, with memory behind all of it if it had that; a device must be already.
+        Views that are held stay what they were. Raises NoSpace and UnusableSource, and then all is
+        as it was.
+        """
+        if self.source.kind.is_device:
+            old_bytes = self.size_bytes
+            self._remap(size_bytes)
+            return old_bytes
+        old_bytes = os.fstat(self._fd).st_size
+        if size_bytes == self.size_bytes:
+            return old_bytes
+        try:
+            if self.was_reserved:
+                # Makes it larger when there is memory for all of it, and not before.
+                os.posix_fallocate(self._fd, self.size_bytes, size_bytes - self.size_bytes)
+            elif size_bytes > old_bytes:
+                os.ftruncate(self._fd, size_bytes)
+            self._remap(size_bytes)
+        except (OSError, UnusableSource) as error:
+            os.ftruncate(self._fd, old_bytes)
+            if isinstance(error, UnusableSource):
+                raise
+            why = os.strerror(error.errno or 0).lower()
+            raise NoSpace(path=self.name, wanted=format_size(size_bytes), why=why) from None
+        return old_bytes
+
+    def give_back(self, old_bytes: int) -> None:
+        """Undo `extend`, which has answered `old_bytes`. Nobody may touch what was added."""
+        self._remap(old_bytes & -FRAME_BYTES)
+        if not self.source.kind.is_device:
+            os.ftruncate(self._fd, old_bytes)
+
     def is_hole(self, offset_bytes: int, length_bytes: int) -> bool:
         if self.reserved:
             return False
@@ -171,6 +240,12 @@ class MappedMedium(Medium):
         except OSError:
             return False
         return True
+
+    def populate(self, offset_bytes: int, length_bytes: int) -> None:
+        # In steps, since nothing else of this process runs meanwhile.
+        end_bytes = offset_bytes + length_bytes
+        for start in range(offset_bytes, end_bytes, _POPULATE_BYTES):
+            self.advise(Advice.POPULATE_WRITE, start, min(_POPULATE_BYTES, end_bytes - start))
 
     def fileno(self) -> int:
         """The descriptor of the source, which whoever maps it beside us needs."""
@@ -238,11 +313,18 @@ class MappedMedium(Medium):
             return MAP_SHARED_VALIDATE | MAP_SYNC
         return mmap.MAP_SHARED
 
-    def _map(self) -> mmap.mmap:
+    def _remap(self, size_bytes: int) -> None:
+        """Map another size. The old mapping lasts as long as anybody has a view of it."""
+        self._mapping = self._map(size_bytes)
+        self._memory = memoryview(self._mapping)
+        self.source = replace(self.source, size_bytes=size_bytes)
+        self.size_bytes = size_bytes
+
+    def _map(self, size_bytes: int) -> mmap.mmap:
         flags = self.map_flags
         protection = mmap.PROT_READ | (0 if self.read_only else mmap.PROT_WRITE)
         try:
-            return mmap.mmap(self._fd, self.size_bytes, flags=flags, prot=protection)
+            return mmap.mmap(self._fd, size_bytes, flags=flags, prot=protection)
         except (OSError, ValueError, OverflowError) as error:
             raise UnusableSource(path=self.name, why=f"it can't be mapped: {error}") from None
 

@@ -53,7 +53,7 @@ class RecordingMedium(Medium):
         self._failures = failures or {}
         self._lost: OSError | None = None
         self.name = "recording medium"
-        self.size_bytes = len(self._memory)
+        self.size_bytes = self.reach_bytes = len(self._memory)
         self.durability = Durability.CACHE_LINES
         self.read_only = False
         self.reserved = True
@@ -108,6 +108,9 @@ class RecordingMedium(Medium):
 
     def reserve(self, offset_bytes: int, length_bytes: int) -> None:
         """Nothing to do: all of it is there."""
+
+    def populate(self, offset_bytes: int, length_bytes: int) -> None:
+        """Nothing to do: all of it is mapped."""
 
     def is_hole(self, offset_bytes: int, length_bytes: int) -> bool:
         return False

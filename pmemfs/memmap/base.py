@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from pmemfs.media.page import Page
+from pmemfs.media.zones import Zone
 from pmemfs.pfn import PageGeometry, PfnT
 
 
@@ -129,6 +131,23 @@ class Memmap(ABC):
     @abstractmethod
     def hottest(self, count: int) -> list[PageReport]:
         """The pages with the most transfers, hottest first. Raises NoPageStructures."""
+
+    @abstractmethod
+    def prepare_move(self, zone: Zone) -> None:
+        """Do what can be done of `move` while pages are in use; in any thread, or never.
+
+        Raises OSError (ENOSPC).
+        """
+
+    @abstractmethod
+    def move(self, geometry: PageGeometry, zone: Zone, stale: Sequence[tuple[int, int]]) -> None:
+        """Have these pages from now on, with their structures in that zone of the medium.
+
+        What is known of pages that were there before stays known; words (`pfn_t`) with a page do
+        not. The zone holds nothing of this generation but what lies in the old one, and in the
+        ranges `stale`, in bytes. Raises OSError (ENOSPC) where a sparse pool finds no memory for
+        the structures, and then all is as it was.
+        """
 
     @abstractmethod
     def drop_idle(self, idle_seconds: float) -> int:

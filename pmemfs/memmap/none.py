@@ -5,12 +5,14 @@ This is Dan Williams' answer. Whatever needs a page fails with EOPNOTSUPP; that 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NoReturn
 
 from pmemfs.errors import NoPageStructures
 from pmemfs.media.page import Page
+from pmemfs.media.zones import Zone
 from pmemfs.memmap.base import Access, Memmap, PageCounts, PageReport
-from pmemfs.pfn import PfnT, pfn_t_to_page, pfn_to_pfn_t
+from pmemfs.pfn import PageGeometry, PfnT, pfn_t_to_page, pfn_to_pfn_t
 
 
 class NoMemmap(Memmap):
@@ -66,6 +68,12 @@ class NoMemmap(Memmap):
 
     def hottest(self, count: int) -> list[PageReport]:
         raise NoPageStructures(what="finding the hottest pages")
+
+    def prepare_move(self, zone: Zone) -> None:
+        """Nothing to do."""
+
+    def move(self, geometry: PageGeometry, zone: Zone, stale: Sequence[tuple[int, int]]) -> None:
+        """Nothing to do: there are no structures."""
 
     def drop_idle(self, idle_seconds: float) -> int:
         return 0

@@ -8,11 +8,12 @@ page is never dropped; dropping one forgets the counters of its pages.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from pmemfs.media.page import LAYOUT
+from pmemfs.media.zones import Zone
 from pmemfs.memmap.records import RecordMemmap, Records
 from pmemfs.pfn import PAGE_SHIFT, PAGE_STRUCTURE_BYTES, PageGeometry
 from pmemfs.units import MIB
@@ -33,6 +34,21 @@ class OnDemandMemmap(RecordMemmap):
     def section_count(self) -> int:
         """The sections that exist now."""
         return len(self._sections)
+
+    def prepare_move(self, zone: Zone) -> None:
+        """Nothing to do: structures stay where they are."""
+
+    def move(self, geometry: PageGeometry, zone: Zone, stale: Sequence[tuple[int, int]]) -> None:
+        last = (min(self._page_count, geometry.page_count) - 1) // self._pages_per_section
+        kept = {section: found for section, found in self._sections.items() if section <= last}
+        self._set_geometry(geometry)
+        self._sections = kept
+        if last in kept:
+            # It may have had fewer pages than a section has.
+            before = kept[last][0]
+            after, _ = self._make(last)
+            size = min(len(before), len(after))
+            after[:size] = before[:size]
 
     def drop_idle(self, idle_seconds: float) -> int:
         deadline_ns = time.time_ns() - int(idle_seconds * 1e9)

@@ -8,13 +8,14 @@ This is Ingo Molnar's answer. Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from pmemfs.media.page import LAYOUT
 from pmemfs.media.zones import Zone
 from pmemfs.medium.base import Medium
+from pmemfs.memmap.moving import clipped, live_runs, move_structures, prepare_places
 from pmemfs.memmap.records import RecordMemmap, Records
 from pmemfs.pfn import PAGE_STRUCTURE_BYTES, PageGeometry
 
@@ -28,11 +29,29 @@ class PmemMemmap(RecordMemmap):
     def __init__(self, geometry: PageGeometry, generation: int, medium: Medium, zone: Zone) -> None:
         super().__init__(geometry, generation)
         self._medium = medium
-        self._zone = zone
-        self._buffer = medium.view(zone.offset_bytes, zone.size_bytes)
-        self._records = np.frombuffer(self._buffer, LAYOUT.dtype)
+        self._set_zone(zone)
         # One byte for each stretch; zeroes of this size come from the kernel untouched.
         self._reserved = bytearray((self._page_count >> _STRETCH_SHIFT) + 1)
+
+    def prepare_move(self, zone: Zone) -> None:
+        prepare_places(self._medium, live_runs(self._reserved, 1, _STRETCH_SHIFT), zone)
+
+    def move(self, geometry: PageGeometry, zone: Zone, stale: Sequence[tuple[int, int]]) -> None:
+        kept = min(self._page_count, geometry.page_count)
+        runs = live_runs(self._reserved, 1, _STRETCH_SHIFT)
+        prepare_places(self._medium, runs, zone)
+        move_structures(
+            self._medium.view(0, self._medium.size_bytes),
+            clipped(runs, kept),
+            old_offset=self._zone.offset_bytes,
+            new_offset=zone.offset_bytes,
+            new_end=zone.end_bytes,
+            stale=stale,
+        )
+        self._set_geometry(geometry)
+        self._set_zone(zone)
+        wanted = (geometry.page_count >> _STRETCH_SHIFT) + 1
+        self._reserved = self._reserved[:wanted].ljust(wanted, b"\0")
 
     def _locate(self, page: int) -> tuple[memoryview, int]:
         if not self._reserved[page >> _STRETCH_SHIFT]:
@@ -61,6 +80,11 @@ class PmemMemmap(RecordMemmap):
             first_page = stretch << _STRETCH_SHIFT
             yield first_page, self._records[first_page : first_page + (1 << _STRETCH_SHIFT)]
             stretch = self._reserved.find(1, stretch + 1)
+
+    def _set_zone(self, zone: Zone) -> None:
+        self._zone = zone
+        self._buffer = self._medium.view(zone.offset_bytes, zone.size_bytes)
+        self._records = np.frombuffer(self._buffer, LAYOUT.dtype)
 
     def _reserve(self, stretch: int) -> None:
         start = (stretch << _STRETCH_SHIFT) * PAGE_STRUCTURE_BYTES

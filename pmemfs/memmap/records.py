@@ -42,11 +42,8 @@ class RecordMemmap(Memmap):
     geometry: PageGeometry
 
     def __init__(self, geometry: PageGeometry, generation: int) -> None:
-        self.geometry = geometry
         self.generation = generation
-        self._first_pfn = int(geometry.first_pfn)
-        self._order = geometry.order
-        self._page_count = geometry.page_count
+        self._set_geometry(geometry)
         self._write_epoch = 1
         self._persisted_epoch = 0
         fresh = Page(generation=generation, order=geometry.order)
@@ -215,6 +212,12 @@ class RecordMemmap(Memmap):
 
     def drop_idle(self, idle_seconds: float) -> int:
         return 0
+
+    def _set_geometry(self, geometry: PageGeometry) -> None:
+        self.geometry = geometry
+        self._first_pfn = int(geometry.first_pfn)
+        self._order = geometry.order
+        self._page_count = geometry.page_count
 
     def _page_range(self, pfn: int, pfn_count: int) -> tuple[int, int]:
         """Index of the first page and count of pages that a range of frames touches."""

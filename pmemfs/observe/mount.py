@@ -99,8 +99,9 @@ class MountObserver:
         Counted in a thread, while I/O goes on: a page that changes meanwhile counts as before or
         as after.
         """
-        counts = await trio.to_thread.run_sync(self._memmap.counts)
-        reports = await trio.to_thread.run_sync(self._memmap.hottest, hottest)
+        async with self._session.grower.memmap_lock:
+            counts = await trio.to_thread.run_sync(self._memmap.counts)
+            reports = await trio.to_thread.run_sync(self._memmap.hottest, hottest)
         return {
             "scheme": effective_scheme(self._pool).word,
             "page_size_bytes": self._pool.label.page_size_bytes,

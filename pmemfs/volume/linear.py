@@ -17,9 +17,14 @@ class LinearVolume:
     """The data zone as one device."""
 
     def __init__(self, pool: Pool) -> None:
+        self._pool = pool
         self.name = pool.label.name
-        self.size_bytes = pool.zones.data.size_bytes
         self._first_pfn = int(pool.first_data_pfn)
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Be as large as the pool is now; a pool that grows keeps its data where it is."""
+        self.size_bytes = self._pool.zones.data.size_bytes
 
     def bio(self, offset_bytes: int, length_bytes: int) -> list[BioVec]:
         """The frames behind a range, as far as it lies inside the device; [] behind its end."""

@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,6 @@ from native import InProcess
 from pmemfs.errors import NoPageStructures
 from pmemfs.fuse.engine import PythonEngine
 from pmemfs.media.label import Scheme
-from pmemfs.media.zones import LABEL_BYTES
 from pmemfs.medium.base import Durability
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.medium.recording import RecordingMedium
@@ -87,11 +87,11 @@ class Served:
 
     def outside(self) -> bytes:
         """Everything that is not data or page structures: labels, gaps, what is left over."""
-        zones = self.pool.zones
-        parts = ((0, LABEL_BYTES), (zones.memmap.end_bytes, zones.data.offset_bytes),
-                 (zones.data.end_bytes, self.medium.size_bytes))  # fmt: skip
+        zones = [zone for _, zone in self.pool.zones.in_order()]
+        gaps = [(one.end_bytes, next_.offset_bytes) for one, next_ in pairwise(zones)]
+        labels = [(zone.offset_bytes, zone.end_bytes) for zone in (zones[0], zones[-1])]
         found = []
-        for start, end in parts:
+        for start, end in [*labels, *gaps]:
             # Gaps are large where pages are; their edges are what an offset would reach.
             edge_bytes = min(64 * KIB, end - start)
             found += [self.medium.peek(start, edge_bytes)]

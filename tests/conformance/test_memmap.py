@@ -379,7 +379,7 @@ def test_a_shared_structure_gets_memory_before_it_is_touched(shm: Path) -> None:
                     start // (64 * KIB)
                     for start in range(0, zone.size_bytes, 64 * KIB)
                     if os.lseek(file.fileno(), zone.offset_bytes + start, os.SEEK_DATA)
-                    < zone.offset_bytes + start + 64 * KIB
+                    < min(zone.offset_bytes + start + 64 * KIB, zone.end_bytes)
                 ]
 
         first = int(pool.first_data_pfn)

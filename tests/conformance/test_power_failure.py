@@ -2,8 +2,8 @@
 
 Legal is: during an operation, the pool opens as before or as after; once it has replied, as after,
 from either copy of the label alone; and a generation that page structures may bear is never given
-out again, whichever copy is left. The last part removes each flush and fence in turn, and asks that
-this very test notices.
+out again, whichever copy is left; and a pool that has grown holds zeroes where nobody has written.
+The last part removes each flush and fence in turn, and asks that this very test notices.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import pytest
 from fakes import SMALL_BYTES, content, small_pool, small_spec
 
 from pmemfs.errors import InvalidPool, NotAPool
+from pmemfs.growth import Growth, heal
 from pmemfs.media.label import Label, Scheme, pack
 from pmemfs.media.zones import LABEL_BYTES
 from pmemfs.medium.recording import RecordingMedium
@@ -26,12 +27,18 @@ Meaning = Label | None
 Operation = Callable[[RecordingMedium], Pool]
 SCRIBBLE = b"\xa5" * LABEL_BYTES
 
-_meanings: dict[tuple[bytes, bytes, int], Meaning] = {}
+_meanings: dict[tuple[bytes, ...], Meaning] = {}
+
+
+def labels_of(image: bytes) -> tuple[bytes, ...]:
+    """All places of an image that an open may look at: a smaller pool is half as large."""
+    middle = len(image) // 2
+    return image[:LABEL_BYTES], image[middle - LABEL_BYTES : middle], image[-LABEL_BYTES:]
 
 
 def meaning(image: bytes) -> Meaning:
-    """What the image opens as. Remembered, since an open looks at the two labels only."""
-    key = (image[:LABEL_BYTES], image[-LABEL_BYTES:], len(image))
+    """What the image opens as. Remembered, since an open looks at the labels only."""
+    key = labels_of(image)
     if key not in _meanings:
         try:
             _meanings[key] = Pool.open(RecordingMedium(image)).label
@@ -61,6 +68,15 @@ class Explorer:
     used_generations: set[int] = field(default_factory=set)
     crash_images: list[bytes] = field(default_factory=list)
     keeps_images: bool = False
+    grown_data: tuple[bytes, int, int] | None = None
+    """What becomes data when the pool of that uuid grows."""
+
+    def __post_init__(self) -> None:
+        label = meaning(content(self.medium))
+        if label and label.pool_size_bytes < self.medium.size_bytes:
+            grown = Pool.open(RecordingMedium(content(self.medium)))
+            after = grown.grown_label(self.medium.size_bytes, 1).zones.data
+            self.grown_data = label.uuid, label.zones.data.end_bytes, after.end_bytes
 
     def run(self, name: str, operation: Operation) -> None:
         """One operation, looked at during and after."""
@@ -80,7 +96,8 @@ class Explorer:
         for image in self.medium.after_power_failure(self.limit):
             self._judge(f"after {name}", image, {pool.label})
             self._judge_generation(f"after {name}", image)
-            for copy in (0, 1):
+            # On a medium that is larger than its pool, the label in front says where the copy is.
+            for copy in (0, 1) if pool.label.pool_size_bytes == len(image) else ():
                 left = with_scribbled(image, copy)
                 self._judge(f"after {name}, copy {copy} scribbled,", left, {pool.label})
         if self.keeps_images:
@@ -91,6 +108,10 @@ class Explorer:
         found = meaning(image)
         if found not in legal:
             self.violations.append(f"{when} it opens as {found}")
+        if found and self.grown_data and found.pool_size_bytes == len(image):
+            owner, start, end = self.grown_data
+            if found.uuid == owner and image[start:end].strip(b"\0"):
+                self.violations.append(f"{when} it has grown by something that is not zero")
 
     def _judge_generation(self, when: str, image: bytes) -> None:
         for left in (image, with_scribbled(image, 0), with_scribbled(image, 1)):
@@ -116,10 +137,25 @@ def end_mount(medium: RecordingMedium) -> Pool:
     return pool
 
 
+def heal_labels(medium: RecordingMedium) -> Pool:
+    pool = Pool.open(medium)
+    heal(pool)
+    return pool
+
+
+def grow(medium: RecordingMedium) -> Pool:
+    """The medium has grown before, by whatever it holds there now."""
+    pool = Pool.open(medium)
+    Growth(pool, medium.size_bytes, medium.size_bytes).run()
+    return pool
+
+
 OPERATIONS: dict[str, Operation] = {
     "create": create,
     "begin_mount": begin_mount,
     "end_mount": end_mount,
+    "heal": heal_labels,
+    "grow": grow,
 }
 
 LIVES: dict[str, tuple[str, ...]] = {
@@ -130,7 +166,11 @@ LIVES: dict[str, tuple[str, ...]] = {
     # Two mounts in a row without an end are a daemon that was killed.
     "a whole life": ("create", "begin_mount", "end_mount", "begin_mount", "begin_mount",
                      "end_mount", "create", "begin_mount"),
+    "grow": ("grow",),
+    "grow after a crash": ("heal", "grow", "begin_mount", "end_mount"),
 }  # fmt: skip
+GROWING = [life for life in LIVES if "grow" in life]
+"""These begin with a pool on a medium that is twice as large."""
 
 
 def old_pool_image() -> bytes:
@@ -146,6 +186,18 @@ def smaller_pool_image(in_force: int) -> bytes:
     return content(pool.medium) + bytes(SMALL_BYTES - end)
 
 
+def outgrown_image(scheme: Scheme) -> bytes:
+    """A pool, mounted once, whose medium has grown by what it does not expect there."""
+    pool = small_pool(scheme, size_bytes=SMALL_BYTES // 2)
+    pool.begin_mount()
+    pool.end_mount()
+    image = bytearray(content(pool.medium))
+    # Page structures, and what is left over.
+    start, end = pool.zones.data.end_bytes, pool.zones.label_copy.offset_bytes
+    image[start:end] = b"\x5a" * (end - start)
+    return bytes(image) + b"\xa5" * (SMALL_BYTES // 2)
+
+
 def image_with_one_copy(scribbled: int) -> bytes:
     return with_scribbled(old_pool_image(), scribbled)
 
@@ -158,14 +210,17 @@ IMAGES: dict[str, Callable[[], bytes]] = {
     "an old pool without its copy": lambda: image_with_one_copy(1),
     "a smaller old pool": lambda: smaller_pool_image(0),
     "a smaller old pool with its copy in force": lambda: smaller_pool_image(1),
+    "a pool that is to grow": lambda: outgrown_image(Scheme.PMEM),
+    "a pool that is to grow, without page structures": lambda: outgrown_image(Scheme.NONE),
 }
 
 CASES = [
     (image, life)
     for image in IMAGES
     for life in LIVES
-    if LIVES[life][0] == "create" or image.startswith("an old pool")
-]
+    if (life in GROWING) == image.startswith("a pool that")
+    and (LIVES[life][0] == "create" or image.startswith(("an old pool", "a pool that")))
+] + [(f"a smaller old pool{how}", "grow after a crash") for how in ("", " with its copy in force")]
 
 
 def explored(
@@ -189,20 +244,32 @@ def test_every_power_failure_leaves_the_pool_as_before_or_as_after(image: str, l
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["create", "begin_mount", "end_mount"])
-def test_a_second_power_failure_while_going_on_from_the_first_loses_nothing(name: str) -> None:
-    medium = RecordingMedium(old_pool_image())
+@pytest.mark.parametrize(
+    ("name", "going_on"),
+    [
+        ("create", "a mount"),
+        ("begin_mount", "a mount"),
+        ("end_mount", "a mount"),
+        ("grow", "a mount"),
+        ("grow", "grow after a crash"),
+    ],
+)
+def test_a_second_power_failure_while_going_on_from_the_first_loses_nothing(
+    name: str, going_on: str
+) -> None:
+    medium = RecordingMedium(outgrown_image(Scheme.PMEM) if name == "grow" else old_pool_image())
     first = Explorer(medium, limit=20, keeps_images=True)
     begin_mount(medium)
     first.run(name, OPERATIONS[name])
-    meanings: dict[tuple[bytes, bytes], bytes] = {
-        (image[:LABEL_BYTES], image[-LABEL_BYTES:]): image for image in first.crash_images
-    }
+    meanings = {labels_of(image): image for image in first.crash_images}
     images = list(meanings.values())[:: max(1, len(meanings) // 40)]
     assert len(images) > 5
     states = 0
     for image in images:
-        second = explored(image, ("begin_mount", "end_mount"), limit=10)
+        label = meaning(image)
+        assert label is not None
+        is_over = going_on in GROWING and label.pool_size_bytes == len(image)
+        second = explored(image, LIVES["a mount" if is_over else going_on], limit=10)
         assert second.violations == []
         states += second.states
     print(f"after a crash in {name}: {len(images)} images, {states} states")
@@ -211,8 +278,14 @@ def test_a_second_power_failure_while_going_on_from_the_first_loses_nothing(name
 # On a blank medium there is nothing to lose before `create` has replied, so there alone the fence
 # between the two copies, call 1, is not needed.
 GATES = [("blank", "create", call) for call in (0, 2, 3)] + [
-    ("an old pool", life, call) for life in LIVES for call in range(4 * len(LIVES[life]))
+    ("an old pool", life, call)
+    for life in LIVES
+    if life not in GROWING
+    for call in range(4 * len(LIVES[life]))
 ]
+OUTGROWN = "a pool that is to grow"
+# Nothing counts before the last step of growing: its first fence, call 7, stands for those before.
+GATES += [(OUTGROWN, "grow", call) for call in (0, 2, 4, 6, 7, 8, 9)]
 
 
 @pytest.mark.slow
@@ -224,12 +297,18 @@ def test_without_any_one_flush_or_fence_this_test_would_fail(
     assert explorer.violations, f"call {call} of {life} on {image} is not needed"
 
 
-@pytest.mark.parametrize("life", LIVES)
+@pytest.mark.parametrize("life", [life for life in LIVES if life not in GROWING])
 def test_the_gate_covers_every_flush_and_fence_there_is(life: str) -> None:
     medium = RecordingMedium(old_pool_image())
     for name in LIVES[life]:
         OPERATIONS[name](medium)
     assert medium.call_count == sum(gate[:2] == ("an old pool", life) for gate in GATES)
+
+
+def test_the_gate_covers_every_flush_and_fence_of_growing() -> None:
+    medium = RecordingMedium(IMAGES[OUTGROWN]())
+    grow(medium)
+    assert medium.call_count == 10
 
 
 def test_one_pool_object_keeps_the_order_of_its_copies_over_a_mount() -> None:

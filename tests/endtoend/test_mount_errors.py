@@ -105,7 +105,7 @@ def test_a_pool_with_features_of_a_newer_program_is_refused_or_read_only(
         with pool.open("r+b") as file:
             for offset in (0, 16 * MIB - 4096):
                 file.seek(offset)
-                file.write(pack(replace(label, **{feature: 1})))
+                file.write(pack(replace(label, **{feature: 1 << 63})))
         assert_refused(pools, pool, "features")
     pools.mount(pools.directory / "b", "-o", "ro")
 

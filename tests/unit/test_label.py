@@ -6,13 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import pytest
-from fakes import some_label
+from fakes import older_label, some_label
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pmemfs.errors import EXIT_INVALID_POOL, BadName, InvalidLabel, NewerFormat
 from pmemfs.media.label import (
     LAYOUT,
+    Incompatible,
     Label,
     Mode,
     Scheme,
@@ -40,16 +41,19 @@ def labels(draw: st.DrawFn) -> Label:
     alignment_bytes = page_size_bytes << draw(st.integers(0, 4))
     scheme = draw(st.sampled_from(Scheme))
     pool_size_bytes = draw(st.integers(alignment_bytes * 3 + 4096, 1 << 50)) & -4096
+    features = draw(st.sampled_from([0, Incompatible.MEMMAP_BEHIND_DATA]))
     zones = compute_zones(
         pool_size_bytes,
         page_size_bytes=page_size_bytes,
         alignment_bytes=alignment_bytes,
         memmap_in_pool=scheme is Scheme.PMEM,
+        memmap_behind_data=bool(features),
     )
     u64 = st.integers(0, (1 << 64) - 1)
     return Label(
         sequence=draw(st.integers(0, 1 << 62)),
         uuid=draw(st.binary(min_size=16, max_size=16)),
+        incompatible_features=features,
         readonly_features=draw(u64),
         compatible_features=draw(u64),
         pool_size_bytes=pool_size_bytes,
@@ -151,6 +155,25 @@ def test_of_several_refusals_the_first_in_the_documented_order_is_given(position
         validate(broken(some_label(), [*later, first]))
 
 
+@pytest.mark.parametrize("scheme", Scheme)
+def test_a_pool_of_an_older_program_has_its_page_structures_in_front(scheme: Scheme) -> None:
+    label = older_label(some_label(scheme))
+    assert validate(pack(label)).zones == label.zones
+    assert label.incompatible_features == 0
+    assert label.zones.memmap.offset_bytes == LABEL_BYTES
+    assert label.zones.data.offset_bytes >= label.zones.memmap.end_bytes
+
+
+def test_the_feature_of_the_order_of_zones_is_not_to_be_ignored() -> None:
+    label = some_label()
+    for changed in (
+        replace(label, incompatible_features=0),
+        replace(older_label(label), incompatible_features=Incompatible.MEMMAP_BEHIND_DATA),
+    ):
+        with pytest.raises(InvalidLabel, match="do not follow"):
+            validate(pack(changed))
+
+
 def test_unknown_compatible_features_are_no_matter() -> None:
     label = validate(pack(some_label(compatible_features=1 << 63)))
     assert not label.needs_read_only
@@ -199,6 +222,10 @@ def test_other_names_are_allowed(name: str) -> None:
 
 def test_a_label_of_the_largest_file_validates_at_once() -> None:
     zones = compute_zones(
-        (1 << 63) - 4096, page_size_bytes=GIB, alignment_bytes=GIB, memmap_in_pool=True
+        (1 << 63) - 4096,
+        page_size_bytes=GIB,
+        alignment_bytes=GIB,
+        memmap_in_pool=True,
+        memmap_behind_data=True,
     )
     assert zones.label_copy.end_bytes == (1 << 63) - 4096

@@ -46,6 +46,7 @@ def splice_fields(raw: bytearray, rng: random.Random) -> None:
 def tell_another_geometry(raw: bytearray, rng: random.Random) -> None:
     """A consistent lie: zones that do follow, from numbers that this medium does not have."""
     page_size_bytes = rng.choice(PAGE_SIZES_BYTES)
+    features = rng.choice((0, 1))
     geometry = {
         "pool_size_bytes": rng.choice(
             (SMALL_BYTES, SMALL_BYTES // 2, SMALL_BYTES + 4096, 1 << rng.randint(12, 63))
@@ -53,6 +54,7 @@ def tell_another_geometry(raw: bytearray, rng: random.Random) -> None:
         "page_size_bytes": page_size_bytes,
         "alignment_bytes": page_size_bytes << rng.randint(0, 3),
         "scheme": rng.choice(list(Scheme)),
+        "incompatible_features": features,
     }
     try:
         zones = compute_zones(
@@ -60,6 +62,7 @@ def tell_another_geometry(raw: bytearray, rng: random.Random) -> None:
             page_size_bytes=page_size_bytes,
             alignment_bytes=geometry["alignment_bytes"],
             memmap_in_pool=geometry["scheme"] == Scheme.PMEM,
+            memmap_behind_data=bool(features),
         )
     except PmemfsError:
         zones = _ZONES

@@ -145,7 +145,10 @@ def test_no_magic_anywhere_is_no_pool_and_says_what_would_make_one(image: bytes)
 def test_a_newer_format_is_refused_even_beside_an_older_valid_copy(
     label: Label, newer: Label, position: int
 ) -> None:
-    for unknown in (replace(newer, format_version=2), replace(newer, incompatible_features=1)):
+    for unknown in (
+        replace(newer, format_version=2),
+        replace(newer, incompatible_features=1 << 63),
+    ):
         both = [label, label]
         both[position] = unknown
         with pytest.raises(InvalidPool, match="this program"):

@@ -18,24 +18,36 @@ page_sizes = st.sampled_from(PAGE_SIZES_BYTES)
 alignment_shifts = st.integers(0, 12)
 
 
-def zones_of(pool: int, page: int, shift: int, in_pool: bool) -> Zones | None:
+orders = st.sampled_from([None, "in front", "behind"])
+"""Where the memmap is; None: not in the pool."""
+
+Order = str | None
+
+
+def zones_of(pool: int, page: int, shift: int, order: Order) -> Zones | None:
     try:
         return compute_zones(
-            pool, page_size_bytes=page, alignment_bytes=page << shift, memmap_in_pool=in_pool
+            pool,
+            page_size_bytes=page,
+            alignment_bytes=page << shift,
+            memmap_in_pool=order is not None,
+            memmap_behind_data=order == "behind",
         )
     except BadGeometry:
         # Of numbers like these, only the size can be what is wrong.
         return None
 
 
-@given(pool_sizes, page_sizes, alignment_shifts, st.booleans())
-@example(16 * KIB, 4 * KIB, 0, True)
-@example(12 * KIB, 4 * KIB, 0, False)
-@example(16 * TIB, 4 * KIB, 9, True)
+@given(pool_sizes, page_sizes, alignment_shifts, orders)
+@example(16 * KIB, 4 * KIB, 0, "in front")
+@example(16 * KIB, 4 * KIB, 0, "behind")
+@example(12 * KIB, 4 * KIB, 0, None)
+@example(16 * TIB, 4 * KIB, 9, "in front")
+@example(16 * TIB, 4 * KIB, 9, "behind")
 def test_zones_are_apart_aligned_and_inside_the_pool(
-    pool: int, page: int, shift: int, in_pool: bool
+    pool: int, page: int, shift: int, order: Order
 ) -> None:
-    zones = zones_of(pool, page, shift, in_pool)
+    zones = zones_of(pool, page, shift, order)
     if zones is None:
         return
     end = 0
@@ -49,22 +61,40 @@ def test_zones_are_apart_aligned_and_inside_the_pool(
     assert zones.data.size_bytes % page == 0
     assert zones.data.size_bytes > 0
     page_count = zones.data.size_bytes // page
-    assert zones.memmap.size_bytes == (page_count * PAGE_STRUCTURE_BYTES if in_pool else 0)
+    assert zones.memmap.size_bytes == (page_count * PAGE_STRUCTURE_BYTES if order else 0)
+    assert zones.memmap.offset_bytes % PAGE_STRUCTURE_BYTES == 0
+    assert (zones.memmap.offset_bytes > zones.data.offset_bytes) == (order == "behind")
 
 
-def needed_bytes(pages: int, page: int, alignment: int, in_pool: bool) -> int:
-    """What a pool of so many pages takes, by the drawing in the module's docstring."""
-    memmap = pages * PAGE_STRUCTURE_BYTES if in_pool else 0
-    return align_up(LABEL_BYTES + memmap, alignment) + pages * page + LABEL_BYTES
+def needed_bytes(pages: int, page: int, alignment: int, order: Order) -> int:
+    """What a pool of so many pages takes, by the drawings in the module's docstring."""
+    memmap = pages * PAGE_STRUCTURE_BYTES
+    in_front = memmap if order == "in front" else 0
+    behind = align_up(memmap, 4 * KIB) if order == "behind" else 0
+    return align_up(LABEL_BYTES + in_front, alignment) + pages * page + behind + LABEL_BYTES
 
 
-@given(pool_sizes, page_sizes, alignment_shifts, st.booleans())
-def test_not_one_more_page_would_fit(pool: int, page: int, shift: int, in_pool: bool) -> None:
-    zones = zones_of(pool, page, shift, in_pool)
+@given(pool_sizes, page_sizes, alignment_shifts, orders)
+def test_not_one_more_page_would_fit(pool: int, page: int, shift: int, order: Order) -> None:
+    zones = zones_of(pool, page, shift, order)
     pages = zones.data.size_bytes // page if zones else 0
-    assert needed_bytes(pages + 1, page, page << shift, in_pool) > pool
+    assert needed_bytes(pages + 1, page, page << shift, order) > pool
     if pages:
-        assert needed_bytes(pages, page, page << shift, in_pool) <= pool
+        assert needed_bytes(pages, page, page << shift, order) <= pool
+
+
+@given(pool_sizes, pool_sizes, page_sizes, alignment_shifts, st.sampled_from([None, "behind"]))
+def test_the_data_of_a_larger_pool_starts_where_it_did_and_is_no_less(
+    pool: int, other: int, page: int, shift: int, order: Order
+) -> None:
+    before = zones_of(min(pool, other), page, shift, order)
+    after = zones_of(max(pool, other), page, shift, order)
+    if before is None:
+        return
+    assert after is not None
+    assert after.data.offset_bytes == before.data.offset_bytes
+    assert after.data.size_bytes >= before.data.size_bytes
+    assert after.memmap.offset_bytes >= before.memmap.offset_bytes
 
 
 @pytest.mark.parametrize(
@@ -87,13 +117,19 @@ def test_an_impossible_geometry_is_refused_with_its_reason(
     pool: int, page: int, alignment: int, why: str
 ) -> None:
     with pytest.raises(BadGeometry, match=why):
-        compute_zones(pool, page_size_bytes=page, alignment_bytes=alignment, memmap_in_pool=True)
+        compute_zones(
+            pool,
+            page_size_bytes=page,
+            alignment_bytes=alignment,
+            memmap_in_pool=True,
+            memmap_behind_data=True,
+        )
 
 
 def test_a_zone_contains_what_lies_in_it_whole() -> None:
-    zone = compute_zones(
-        GIB, page_size_bytes=4 * KIB, alignment_bytes=2 * MIB, memmap_in_pool=True
-    ).data
+    zones = zones_of(GIB, 4 * KIB, 9, "behind")
+    assert zones is not None
+    zone = zones.data
     assert zone.contains(zone.offset_bytes, zone.size_bytes)
     assert not zone.contains(zone.offset_bytes, zone.size_bytes + 1)
     assert not zone.contains(zone.offset_bytes - 1, 1)

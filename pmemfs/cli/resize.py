@@ -1,0 +1,49 @@
+"""`pmemfs resize`: make a pool larger, mounted or not. Never smaller."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+
+import click
+
+from pmemfs.cli.find import ask, find_mount, require_mount
+from pmemfs.cli.output import json_option, print_json
+from pmemfs.growth import Grown, grow_unmounted
+from pmemfs.units import format_size, parse_size
+
+_PATIENCE_SECONDS = 24 * 3600
+"""A device is filled with zeroes where it is new, at whatever speed it takes them."""
+
+
+@click.command()
+@click.argument("target")
+@click.option("--size", metavar="SIZE", help="The new size, such as 8G; devices have theirs.")
+@json_option
+def resize(target: str, size: str | None, as_json: bool) -> None:
+    """Make the pool TARGET larger, or that of the mount on TARGET.
+
+    A file is made as large as --size says, with memory behind all of it unless it is sparse; if it
+    is longer than its pool already, the pool takes all of it without --size. The pool on a device
+    becomes as large as the device is now. What is new reads as zeroes.
+
+    A mount goes on serving meanwhile. Its file has the new size afterwards; for a loop device on
+    it, 'losetup --set-capacity' says so.
+
+    A pool can't be made smaller: exit code 3. If it has the size already there is nothing to do,
+    and that is no failure.
+    """
+    wanted_bytes = parse_size(size) if size is not None else None
+    mount = require_mount(target) if os.path.isdir(target) else find_mount(target)
+    if mount:
+        answer = ask(mount, "resize", timeout_seconds=_PATIENCE_SECONDS, size_bytes=wanted_bytes)
+        grown = Grown(**answer)
+    else:
+        grown = grow_unmounted(target, wanted_bytes)
+    if as_json:
+        print_json(asdict(grown))
+    elif grown.old_bytes == grown.new_bytes:
+        print(f"pool '{grown.name}' has {format_size(grown.old_bytes)} already: nothing to do")
+    else:
+        old, new = format_size(grown.old_bytes), format_size(grown.new_bytes)
+        print(f"pool '{grown.name}' has {new} now, and had {old}")

@@ -1,0 +1,114 @@
+"""Growing the pool of a mount while it is served.
+
+    the medium is extended                          in a thread, as all that may block
+    announce; the new memmap zone is cleared        see `growth`
+    page structures move                            in one step; workers of a data plane are paused
+    what becomes data is cleared; commit            nobody is held up
+    the volume is shown at its new size
+
+Invariants:
+- until the last step everybody is served by the old size, so nobody sees what is not zero yet;
+- a step that fails is undone with all before it: structures move back, the labels say the old size
+  with certainty, and the file gets its old size, if the medium lets us;
+- nobody scans page structures while they move (`memmap_lock`).
+
+If this process dies in between, what is left is what `growth` says: page structures are worth
+nothing then, and labels and data are in that order.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import trio
+
+from pmemfs.errors import CannotGrow
+from pmemfs.fuse.engine import Engine
+from pmemfs.growth import Grown, Growth, target_bytes, unknown_end_bytes
+from pmemfs.media.label import Scheme
+from pmemfs.media.zones import Zone, Zones
+from pmemfs.medium.mapped import MappedMedium
+from pmemfs.memmap import Memmap
+from pmemfs.pool import Pool
+from pmemfs.units import format_size
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Grower:
+    """Grows the pool of one mount. `show` lets its users see the new size: `pool.zones` has it."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        medium: MappedMedium,
+        memmap: Memmap,
+        engine: Engine,
+        show: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._pool = pool
+        self._medium = medium
+        self._memmap = memmap
+        self._engine = engine
+        self._show = show
+        self._lock = trio.Lock()
+        self.memmap_lock = trio.Lock()
+        """Held by whoever scans page structures in a thread."""
+
+    async def grow(self, wanted_bytes: int | None) -> Grown:
+        """Raises as `target_bytes` and `Growth`, NoSpace, and OSError where the medium fails."""
+        pool, medium = self._pool, self._medium
+        async with self._lock:
+            if medium.read_only:
+                raise CannotGrow(path=medium.name, why="it is mounted read-only")
+            old_bytes = pool.label.pool_size_bytes
+            size_bytes = await _run(lambda: target_bytes(pool, medium, wanted_bytes))
+            if size_bytes > old_bytes:
+                self._engine.check_reach(size_bytes)
+                unknown_end = unknown_end_bytes(medium, size_bytes)
+                growth = Growth(pool, size_bytes, unknown_end, is_mounted=True)
+                await self._carry_out(growth, size_bytes)
+                await self._show()
+                log.info("%s: %s now, and was %s", medium.name, format_size(size_bytes),
+                         format_size(old_bytes))  # fmt: skip
+            return Grown(pool.label.name, old_bytes, size_bytes)
+
+    async def _carry_out(self, growth: Growth, size_bytes: int) -> None:
+        has_moved = False
+        file_bytes = await _run(lambda: self._medium.extend(size_bytes))
+        try:
+            await _run(growth.announce)
+            await _run(growth.clear_memmap)
+            await _run(lambda: self._memmap.prepare_move(growth.new.memmap))
+            await self._move(growth.new, [growth.old.label_copy])
+            has_moved = True
+            async with self._engine.clearing(growth.old.data.end_bytes, growth.old.end_bytes):
+                await _run(growth.clear_data)
+                await _run(growth.commit)
+        except Exception as error:
+            log.error("%s: it could not grow: %s", self._medium.name, error)
+            if has_moved:
+                await self._move(growth.old, [])
+            if await _run(growth.abandon):
+                self._medium.give_back(file_bytes)
+            raise
+
+    async def _move(self, zones: Zones, stale: list[Zone]) -> None:
+        ranges = [(zone.offset_bytes, zone.end_bytes) for zone in stale]
+        geometry = self._pool.geometry_of(zones)
+        async with self.memmap_lock:
+            if self._pool.scheme is Scheme.PMEM:
+                async with self._engine.paused():
+                    self._memmap.move(geometry, zones.memmap, ranges)
+            else:
+                # Structures stay where they are: there is only room for more of them.
+                self._memmap.move(geometry, zones.memmap, ranges)
+
+
+async def _run(step: Callable[[], T]) -> T:
+    """A step that may wait for a device; it is seen to its end, even if we are cancelled."""
+    return await trio.to_thread.run_sync(step)

@@ -1,0 +1,213 @@
+"""Growing a pool onto the end of its medium, in steps between which the power may fail.
+
+    announce      the new copy of the label is written at the new end: nobody looks there yet
+    clear         what becomes data reads as zeroes from now on
+    commit        the old copy of the label, which becomes data too, is cleared; the label in front
+                  is written, and with it the pool is as large as it says
+
+Invariants:
+- at every instant the pool opens as before or as after: before the label in front is written, it
+  says the old size; while it is, and torn, what is left leads to the new copy, since the medium
+  ends there; afterwards both say the new size;
+- the pool never opens as after with anything but zeroes where nothing was written;
+- the data zone starts where it did, so nothing that is stored moves;
+- no page structure of a generation that is to come lies in the new memmap zone: a pool that nobody
+  has mounted gets another random generation, as `create` gives one, and a mounted one, which keeps
+  its own, has the zone cleared.
+
+What an interrupted growth leaves is a longer medium, and a label at its end that loses against
+those of the pool.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+
+from pmemfs.errors import BadGeometry, CannotGrow, CannotShrink, NoSizeGiven
+from pmemfs.media.label import Incompatible, Scheme, pack
+from pmemfs.media.zones import Zone, Zones
+from pmemfs.medium.mapped import MappedMedium
+from pmemfs.medium.source import identify
+from pmemfs.pfn import FRAME_BYTES
+from pmemfs.pool import Pool
+from pmemfs.units import align_up, format_size
+
+Range = tuple[int, int]
+"""From the first byte to behind the last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grown:
+    """What growing has come to; equal sizes where there was nothing to do."""
+
+    name: str
+    old_bytes: int
+    new_bytes: int
+
+
+class Growth:
+    """One growth of an open pool, as far as labels and zones go."""
+
+    def __init__(
+        self, pool: Pool, size_bytes: int, unknown_end_bytes: int, *, is_mounted: bool = False
+    ) -> None:
+        """Plan it, and touch nothing. Raises CannotGrow, BadGeometry and InvalidLabel.
+
+        What lies before `unknown_end_bytes` may hold anything; what is behind is added to the
+        medium, and is zero.
+        """
+        _check_order(pool)
+        self._pool = pool
+        self._is_clean_behind = align_up(unknown_end_bytes, FRAME_BYTES)
+        self.old = pool.zones
+        generation = pool.label.generation if is_mounted else secrets.randbits(62) or 1
+        self._label = pool.grown_label(size_bytes, generation)
+        self.new: Zones = self._label.zones
+        assert self.new.data.offset_bytes == self.old.data.offset_bytes
+
+    def run(self) -> None:
+        """All steps, of a pool that nobody has mounted. Raises OSError; `abandon` must follow."""
+        self.announce()
+        self.clear_data()
+        self.commit()
+
+    def announce(self) -> None:
+        """See the module's docstring. Raises OSError, as all steps do."""
+        self._pool.announce(self._label)
+
+    def clear_data(self) -> None:
+        """Clear what becomes data, but for the old copy of the label.
+
+        Page structures that are in use must have been moved before.
+        """
+        self._clear(self._new_data(), [self.old.label_copy])
+
+    def clear_memmap(self) -> None:
+        """Clear the new memmap zone, but for what moving page structures takes care of."""
+        zone = self.new.memmap
+        if zone.offset_bytes > self.new.data.offset_bytes:
+            self._clear((zone.offset_bytes, zone.end_bytes), [self.old.memmap, self.old.label_copy])
+
+    def commit(self) -> None:
+        """See the module's docstring."""
+        copy = self.old.label_copy
+        if copy.offset_bytes < self.new.data.end_bytes:
+            self._pool.medium.clear(copy.offset_bytes, copy.size_bytes)
+        self._pool.adopt(self._label)
+
+    def abandon(self) -> bool:
+        """After a step that failed, be as before; whether all that was written is known.
+
+        If not, the medium must stay as large as it is now.
+        """
+        try:
+            self._pool.rewrite()
+        except OSError:
+            # For whoever reads it while this machine runs; nobody knows what a later one will find.
+            self._pool.medium.store(0, pack(self._pool.label))
+            return False
+        return True
+
+    def _new_data(self) -> Range:
+        return self.old.data.end_bytes, self.new.data.end_bytes
+
+    def _clear(self, wanted: Range, without: Iterable[Zone]) -> None:
+        start, end = wanted
+        for part_start, part_end in _parts((start, min(end, self._is_clean_behind)), without):
+            self._pool.medium.clear(part_start, part_end - part_start)
+
+
+def _check_order(pool: Pool) -> None:
+    """Raise CannotGrow where page structures lie in front of the data."""
+    is_behind = pool.label.incompatible_features & Incompatible.MEMMAP_BEHIND_DATA
+    if pool.scheme is Scheme.PMEM and not is_behind:
+        raise CannotGrow(
+            path=pool.medium.name,
+            why="a larger pool has more page structures, which lie in front of the data here, as "
+            "the first programs put them; a new pool has them behind it",
+        )
+
+
+def target_bytes(pool: Pool, medium: MappedMedium, wanted_bytes: int | None) -> int:
+    """The size that a pool is to have, by what was asked for and what its source is.
+
+    Raises CannotShrink, BadGeometry, NoSizeGiven, and what `identify` does.
+    """
+    old_bytes = pool.label.pool_size_bytes
+    source = identify(medium.name)
+    if wanted_bytes is not None and wanted_bytes & -FRAME_BYTES < old_bytes:
+        raise CannotShrink(
+            path=medium.name, size=format_size(old_bytes), wanted=format_size(wanted_bytes)
+        )
+    if wanted_bytes is None:
+        if source.size_bytes <= old_bytes and not source.kind.is_device:
+            raise NoSizeGiven(path=medium.name, size=format_size(old_bytes))
+        return max(source.size_bytes, old_bytes)
+    wanted_bytes &= -FRAME_BYTES
+    actual = format_size(source.size_bytes)
+    if wanted_bytes not in (old_bytes, source.size_bytes):
+        if source.kind.is_device:
+            raise BadGeometry(
+                why=f"{medium.name} is a device of {actual}; a pool on it can't have another --size"
+            )
+        if wanted_bytes < source.size_bytes:
+            raise BadGeometry(
+                why=f"{medium.name} has {actual}; --size can make it larger, not smaller"
+            )
+    return wanted_bytes
+
+
+def unknown_end_bytes(medium: MappedMedium, size_bytes: int) -> int:
+    """Up to where the medium may hold anything, which is about to have this size."""
+    if medium.source.kind.is_device:
+        return size_bytes
+    return align_up(os.fstat(medium.fileno()).st_size, FRAME_BYTES)
+
+
+def grow_unmounted(path: str, wanted_bytes: int | None) -> Grown:
+    """Grow the pool on a path that nobody has mounted.
+
+    Raises as `target_bytes`, `Pool.open` and `MappedMedium.open`; NoSpace; and OSError where the
+    medium fails. Then all is as it was.
+    """
+    with closing(MappedMedium.open(path)) as medium:
+        pool = Pool.open(medium)
+        old_bytes = pool.label.pool_size_bytes
+        size_bytes = target_bytes(pool, medium, wanted_bytes)
+        if size_bytes > old_bytes:
+            heal(pool)
+            growth = Growth(pool, size_bytes, unknown_end_bytes(medium, size_bytes))
+            file_bytes = medium.extend(size_bytes)
+            try:
+                growth.run()
+            except BaseException:
+                if growth.abandon():
+                    medium.give_back(file_bytes)
+                raise
+        return Grown(pool.label.name, old_bytes, size_bytes)
+
+
+def heal(pool: Pool) -> None:
+    """Make both copies of the label whole and alike: what the steps of a growth begin from.
+
+    A medium that grows hides the copy, unless the label in front says where it is.
+    """
+    first, second = (reading.label for reading in pool.readings)
+    if first != second:
+        pool.rewrite()
+
+
+def _parts(wanted: Range, without: Iterable[Zone]) -> Iterator[Range]:
+    """What is left of a range without some zones, which do not overlap."""
+    start, end = wanted
+    for zone in sorted(without, key=lambda zone: zone.offset_bytes):
+        if zone.size_bytes and start < zone.end_bytes and zone.offset_bytes < end:
+            if start < zone.offset_bytes:
+                yield start, zone.offset_bytes
+            start = zone.end_bytes
+    if start < end:
+        yield start, end

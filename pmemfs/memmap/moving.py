@@ -1,0 +1,96 @@
+"""Moving page structures inside a pool, when its memmap zone does.
+
+Invariants: what was initialised in the old zone is in the new one, at the same index; whatever else
+of the old zone lies in the new one too is cleared, so that no structure turns up at another index.
+The zones may overlap. Nothing here can fail but by a fault of the memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from pmemfs.media.zones import Zone
+from pmemfs.medium.base import Medium
+from pmemfs.pfn import PAGE_STRUCTURE_BYTES
+from pmemfs.units import MIB
+
+Range = tuple[int, int]
+"""From the first to behind the last, of pages or bytes."""
+
+_CLEARING_BYTES = MIB
+
+
+def live_runs(states: bytes | bytearray | memoryview, live: int, shift: int) -> list[Range]:
+    """The runs of pages whose stretches, of 2^shift pages each, are in the state `live`."""
+    found: list[Range] = []
+    states = bytes(states)
+    wanted, start = bytes([live]), 0
+    while (start := states.find(wanted, start)) >= 0:
+        rest = states[start:].lstrip(wanted)
+        end = len(states) - len(rest)
+        found.append((start << shift, end << shift))
+        start = end
+    return found
+
+
+def clipped(runs: Iterable[Range], end: int) -> list[Range]:
+    """What is left of runs before an end."""
+    return [(first, min(last, end)) for first, last in runs if first < end]
+
+
+def prepare_places(medium: Medium, runs: Iterable[Range], zone: Zone) -> None:
+    """Get memory for runs of pages in a zone, and have it mapped. Raises OSError (ENOSPC)."""
+    for start, end in _bytes_of(runs, zone.offset_bytes):
+        end = min(end, zone.end_bytes)
+        if start < end:
+            medium.reserve(start, end - start)
+            medium.populate(start, end - start)
+
+
+def move_structures(
+    memory: memoryview,
+    runs: Sequence[Range],
+    *,
+    old_offset: int,
+    new_offset: int,
+    new_end: int,
+    stale: Sequence[Range] = (),
+) -> None:
+    """Move runs of pages, in ascending order, from a zone at one offset to one at another.
+
+    `stale` are ranges of bytes outside the old zone that are cleared too, as far as they lie in the
+    new one.
+    """
+    old, new = _bytes_of(runs, old_offset), _bytes_of(runs, new_offset)
+    moves = list(zip(old, new, strict=True))
+    if new_offset > old_offset:
+        moves.reverse()
+    for (source, source_end), (target, target_end) in moves:
+        memory[target:target_end] = memory[source:source_end]
+    for start, end in without(sorted([*old, *stale]), new):
+        start, end = max(start, new_offset), min(end, new_end)
+        while start < end:
+            step = min(end - start, _CLEARING_BYTES)
+            memory[start : start + step] = bytes(step)
+            start += step
+
+
+def without(ranges: Iterable[Range], taken: Sequence[Range]) -> Iterator[Range]:
+    """What is left of ranges without others; each in ascending order, and disjoint."""
+    position = 0
+    for start, end in ranges:
+        while position < len(taken) and taken[position][1] <= start:
+            position += 1
+        at = position
+        while at < len(taken) and taken[at][0] < end:
+            if start < taken[at][0]:
+                yield start, taken[at][0]
+            start = max(start, taken[at][1])
+            at += 1
+        if start < end:
+            yield start, end
+
+
+def _bytes_of(runs: Iterable[Range], offset: int) -> list[Range]:
+    size = PAGE_STRUCTURE_BYTES
+    return [(offset + first * size, offset + end * size) for first, end in runs]
