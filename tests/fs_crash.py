@@ -414,6 +414,7 @@ class World:
         self.fs = FileSystem(self.pool, NoMemmap())
         self.tree = snapshot(self.fs)
         self.volatile: dict[int, Versions] = {}
+        self.relaxed: dict[int, Versions] = {}
         self.error: OSError | None = None
         self.held: list[int] = []
         self.counter = 0
@@ -460,7 +461,7 @@ class World:
         after = self.tree = snapshot(self.fs)
         if self.error and not (op.writes or op.in_place or op.mounts) and after != before:
             self.violations.append(f"{op.name} failed with {self.error}, but not wholly")
-        relaxed = self._relaxed(op, target, before, after)
+        relaxed = self.relaxed = self._relaxed(op, target, before, after)
         self.volatile = {n: v.copy() for n, v in was_volatile.items() if n in after}
         self._settle(op, target, persisted, after, relaxed)
         if explore and self.limit and self.judge:

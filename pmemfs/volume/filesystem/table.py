@@ -8,6 +8,7 @@ bitmap, and an inode's number says where it lies. Invariants:
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -222,8 +223,10 @@ class InodeTable:
             self._medium.store(offset, bytes(FRAME_BYTES))
             self._medium.persist(offset, FRAME_BYTES)
             self._set_bit(run.pfn, True)
-        except OSError:
-            self._allocator.free([run])
+        except OSError as error:
+            # Where the medium failed instead, the bit may be set: the frame must stay used.
+            if error.errno == errno.ENOSPC:
+                self._allocator.free([run])
             raise
         self._free += reversed(range(offset, offset + FRAME_BYTES, SLOT_BYTES))
 
