@@ -152,12 +152,14 @@ class FileOperations(AttributeOperations):
         if end >= size_bytes:
             last = max(last, frames_of(size_bytes))
         last = max(first, last)
-        self._zero_mapped(inode, offset_bytes, min(end, first << PAGE_SHIFT, size_bytes))
-        self._zero_mapped(inode, max(last << PAGE_SHIFT, offset_bytes), min(end, size_bytes))
         with self.change(urgent=True) as change:
             if last > first:
                 self._unmap(change, inode, first, last - first)
             self._touch_file(change, inode)
+        # In place, so not before it is certain that there is room for the records.
+        self._zero_mapped(inode, offset_bytes, min(end, first << PAGE_SHIFT, size_bytes))
+        self._zero_mapped(inode, max(last << PAGE_SHIFT, offset_bytes), min(end, size_bytes))
+        self.medium.fence()
 
     def allocate(
         self, number: int, offset_bytes: int, length_bytes: int, *, keep_size: bool
@@ -355,8 +357,7 @@ class FileOperations(AttributeOperations):
         size_bytes = old_bytes if keep_size else max(old_bytes, end)
         first = offset_bytes >> PAGE_SHIFT
         self._zero_mapped(inode, old_bytes, size_bytes)
-        if clear:
-            self._zero_mapped(inode, offset_bytes, min(end, size_bytes))
+        old = list(_pieces(inode, offset_bytes, min(end, old_bytes) - offset_bytes))
         with self.change() as change:
             for extent in self._map_holes(change, inode, first, frames_of(end) - first):
                 start = extent.index << PAGE_SHIFT
@@ -368,6 +369,12 @@ class FileOperations(AttributeOperations):
             if end > size_bytes:
                 state.flags |= InodeFlags.KEEPS_AHEAD
             self._set_size(change, inode, state)
+        if clear:
+            # In place, so not before it is certain that there is room for the rest.
+            for _, pool_offset, length in old:
+                if pool_offset >= 0:
+                    self._content.zero(pool_offset, length)
+            self.medium.fence()
 
     def _shift(self, inode: Inode, offset_bytes: int, distance_bytes: int, size_bytes: int) -> None:
         """Move all from an offset on; to the front over what is before it."""
