@@ -245,10 +245,13 @@ class InodeStore:
         try:
             return self.allocator.allocate(frame_count, goal=goal, whole=whole, urgent=urgent)
         except OSError as error:
-            if error.errno != errno.ENOSPC or not self.busy.frame_count:
+            if error.errno != errno.ENOSPC or not (urgent or self.busy.frame_count):
                 raise
         while self.busy.collect():
             pass
+        if urgent:
+            # Nothing urgent makes an inode, so no slot in an empty frame is in anybody's hands.
+            self.drop_inode_frames(kept_slots=0)
         return self.allocator.allocate(frame_count, goal=goal, whole=whole, urgent=urgent)
 
     def release(
@@ -280,9 +283,9 @@ class InodeStore:
                 waiting.append((token, offset))
         self._busy_slots = waiting
 
-    def drop_inode_frames(self) -> None:
-        """Free frames of inodes where there are many without any."""
-        frames = self.table.empty_frames()
+    def drop_inode_frames(self, **wish: int) -> None:
+        """Free frames of inodes where there are many without any; as `InodeTable.empty_frames`."""
+        frames = self.table.empty_frames(**wish)
         if not frames:
             return
         # The journal is carried out with this fence. What it speaks of is to be no inode any more.

@@ -174,9 +174,14 @@ class InodeTable:
             if raw[at + TAIL_WORD_AT : at + TAIL_WORD_AT + 8] != bytes(8)
         ]
 
-    def empty_frames(self) -> list[int]:
-        """Frames that can be dropped: all their slots are free, and there are many free ones."""
-        if len(self._free) < 2 * _KEPT_SLOTS:
+    def empty_frames(self, kept_slots: int | None = None) -> list[int]:
+        """Frames that can be dropped: all their slots are free, and there are many free ones.
+
+        `kept_slots` says how many free slots are to stay; by default so many that a frame isn't
+        dropped and made again all the time.
+        """
+        kept_slots = _KEPT_SLOTS if kept_slots is None else kept_slots
+        if len(self._free) < 2 * kept_slots:
             return []
         by_frame: dict[int, set[int]] = {}
         for offset in self._free:
@@ -188,7 +193,7 @@ class InodeTable:
             for pfn, slots in by_frame.items()
             if len(slots) == SLOTS_PER_FRAME and pfn != first and not self.numbers_in(pfn)
         ]
-        return empty[: (len(self._free) - _KEPT_SLOTS) // SLOTS_PER_FRAME]
+        return empty[: (len(self._free) - kept_slots) // SLOTS_PER_FRAME]
 
     def drop_frames(self, pfns: list[int]) -> list[Run]:
         """Let go of empty frames, of which the journal must not speak any more; their runs.
