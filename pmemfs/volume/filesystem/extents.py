@@ -115,11 +115,6 @@ class ExtentMap:
             self.frame_count -= sum(run.frame_count for run in gone)
         return gone
 
-    def shift(self, index: int, distance: int) -> None:
-        """Move all that is at `index` or behind by a distance; what it would cover is a hole."""
-        for at in range(bisect_right(self._indexes, index - 1), len(self._indexes)):
-            self._indexes[at] += distance
-
     def aligned_frames(self) -> int:
         """The frames that lie in whole chunks, aligned alike in the file and in the pool."""
         total = 0
