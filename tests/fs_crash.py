@@ -597,7 +597,9 @@ def native_write(w: World, path: str, offset: int, length: int) -> None:
     mapped = {e.index + at: e.pfn + at for e in fs.extents(number) for at in range(e.frame_count)}
     size_bytes = fs.attributes(number).size_bytes
     position = offset
-    if offset > size_bytes or offset + length > fs.append_limit(number):
+    frames = range(offset // FRAME, (offset + length - 1) // FRAME + 1)
+    if length <= 0 or offset > size_bytes or not all(frame in mapped for frame in frames):
+        # That is for the control plane.
         return
     while position < offset + length:
         inside = position % FRAME

@@ -66,6 +66,8 @@ def edges(w: World) -> None:
     for directory in (m, c):
         for at in range(8):
             fs.link(h, directory, b"%d" % at)
+    # No slot is free: the next inode needs a new frame of inodes.
+    fs.make(ROOT, b"z", FILE)
     fill_log(w, w.ino("i"), inline=True)
     fill_log(w, w.ino("f"))
     fill_log(w, w.ino("g"), dead=True)
@@ -213,7 +215,7 @@ def persisted(path: str) -> Op:
 
 
 def trimmed(path: str) -> Op:
-    return Op(f"trim {path}", lambda w: w.fs.trim_ahead(w.ino(path)))
+    return Op(f"trim {path}", lambda w: w.fs.trim_ahead(w.ino(path)), persists=path)
 
 
 def unlink_held(w: World) -> None:
