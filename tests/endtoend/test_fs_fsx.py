@@ -6,22 +6,30 @@ For hours of it: scripts/fsx.
 from __future__ import annotations
 
 import pytest
-from conftest import PoolMaker
+from conftest import Engine, PoolMaker
 from fs_fsx import Run
 from fs_mounts import FsMount
+
+LACKS = {
+    # The kernel's FUSE refuses these two itself.
+    "native": {"collapse", "insert"},
+    "python": {"collapse", "insert", "allocate", "punch", "zero", "read_mapped", "write_mapped"},
+}
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow, pytest.mark.usefixtures("engine")]
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_a_file_is_what_was_written_to_it(pools: PoolMaker, seed: int) -> None:
+def test_a_file_is_what_was_written_to_it(pools: PoolMaker, engine: Engine, seed: int) -> None:
     with FsMount.made(pools, size="64M") as mount:
-        Run(mount.directory, mount.restart, mount.renew).explore(seed, 1200)
+        run = Run(mount.directory, mount.restart, mount.renew)
+        run.explore(seed, 1200)
+        assert run.refused == LACKS[engine.name]
         mount.check()
 
 
-@pytest.mark.parametrize("seed", [11, 12])
+@pytest.mark.parametrize("seed", [11])
 def test_a_file_is_what_was_written_to_it_before_kill_9(pools: PoolMaker, seed: int) -> None:
     with FsMount.made(pools, size="64M") as mount:
-        Run(mount.directory, mount.restart, mount.renew).explore(seed, 250, restarts=0.02)
+        Run(mount.directory, mount.restart, mount.renew).explore(seed, 300, restarts=0.02)
         mount.check()
