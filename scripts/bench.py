@@ -3,43 +3,76 @@
 import json
 import os
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import click
-from benchmark import chart, fio, goals, host, report, verdicts
-from benchmark.cells import CELLS, MIB, Cell, choose_names, parse_size_bytes
+from benchmark import chart, fio, goals, host, parts, report, verdicts
+from benchmark.cells import MIB, parse_size_bytes
 from benchmark.errors import BenchError
-from benchmark.run import Bench, Interrupts, Settings
-from benchmark.subjects import DEFAULT_SUBJECTS, SUBJECTS, Subject
+from benchmark.parts import KINDS, Choice, Context, Kind
+from benchmark.report import Part
+from benchmark.stage import Interrupts, Settings
+from benchmark.subjects import DEFAULT_SUBJECTS, SUBJECTS
 from rich.console import Console, Group
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-SUBJECT_NAMES = tuple(SUBJECTS)
 OPTIONAL = ", ".join(name for name in SUBJECTS if name not in DEFAULT_SUBJECTS)
-HELP = f"""Compare pmemfs with tmpfs, the kernel's loop device and other FUSE servers, with fio.
 
-Each subject is measured in turn within one run: for each cell, for each round, each subject once.
-Everything lives in /dev/shm and is removed afterwards, whatever happens. At the end stands which
-goals were met.
 
-The other servers, nbdfuse and qsd (qemu-storage-daemon), are skipped where they are not installed;
-scripts/install-peers installs them.
+def _listed_parts(indent: str, words_of: Callable[[Kind], Sequence[str]]) -> str:
+    width = len(indent) + 10
+    return "\n".join(
+        fill(
+            ", ".join(words_of(kind)),
+            width=90,
+            initial_indent=f"{indent + kind.name:<{width}}",
+            subsequent_indent=" " * width,
+        )
+        for kind in KINDS.values()
+    )
+
+
+HELP = f"""Compare pmemfs with tmpfs, the kernel's loop device, ext4 and other FUSE servers.
+
+It has four parts, which --only chooses from. Each subject is measured in turn within one run, so
+that what else the machine does hits all alike. Everything lives in /dev/shm and is removed
+afterwards, whatever happens. At the end stands which goals were met.
+
+The other servers, nbdfuse, qsd (qemu-storage-daemon) and fuse2fs, are skipped where they are not
+installed; scripts/install-peers installs them.
 
 \b
-Cells:    {", ".join(cell.name for cell in CELLS[:4])},
-          {", ".join(cell.name for cell in CELLS[4:8])},
-          {", ".join(cell.name for cell in CELLS[8:])}
-Subjects: {", ".join(SUBJECT_NAMES[:6])},
-          {", ".join(SUBJECT_NAMES[6:])}
+{_listed_parts("", lambda kind: [kind.what])}
+
+\b
+Cells:
+{_listed_parts("  ", lambda kind: [cell.name for cell in kind.cells])}
+
+\b
+Subjects:
+{_listed_parts("  ", lambda kind: kind.subjects)}
 """
 
 
 @click.command(help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--only", metavar="PARTS", help=f"Only these parts of {', '.join(KINDS)}.")
 @click.option("--cells", metavar="NAMES", help="Only these cells: names or patterns, with commas.")
 @click.option("--subjects", metavar="NAMES", help=f"Default: all but {OPTIONAL}.")
+@click.option(
+    "--files",
+    type=click.IntRange(2),
+    help="Files that cells of metadata work on.  [default: 20000; quick: 1000]",
+)
+@click.option(
+    "--many-files",
+    type=click.IntRange(1),
+    help="Files in the pool whose mount is timed.  [default: 1000000; quick: 10000]",
+)
 @click.option(
     "--size", metavar="SIZE", help="Working set of each subject.  [default: 1G; quick: 64M]"
 )
@@ -98,52 +131,44 @@ def main(**options: Any) -> None:
 def bench(options: dict[str, Any], interrupts: Interrupts) -> int:
     """The whole run; returns the exit code. Raises BenchError where nothing can be measured."""
     settings = make_settings(options)
-    cells, names = choose(options["cells"], options["subjects"])
-    subjects = [SUBJECTS[name]() for name in names]
+    choices = parts.choose(options["only"], options["cells"], options["subjects"])
     if options["chart_path"] and not chart.available():
         raise BenchError("--chart needs matplotlib: install the project's extra 'bench'")
     json_path, chart_path = result_paths(options)
-    tool = fio.probe(options["deep_engine"])
-    machine = {**host.describe(), "fio": tool.version}
-    asked = {**asdict(settings), "quick": options["quick"], "deep_engine": tool.deep_engine}
+    machine: dict[str, Any] = host.describe()
+    asked = {**asdict(settings), "quick": options["quick"]}
+    if any(choice.kind.name == "io" for choice in choices):
+        tool = fio.probe(options["deep_engine"])
+        machine["fio"], asked["deep_engine"] = tool.version, tool.deep_engine
 
-    runner, runs = measure(settings, tool, cells, subjects, interrupts)
-    judged = verdicts.judge(goals.GOALS, runner.states, runs)
-    show_report(cells, runner.states, runs, judged, is_quick=options["quick"])
-    document = report.document(machine, asked, cells, runner.states, runs)
-    document["goals"] = [asdict(verdict) for verdict in judged]
+    measured, failed = measure(settings, options["deep_engine"], choices, interrupts)
+    judged = {
+        part.name: verdicts.judge(goals.GOALS[part.name], part.subjects, part.runs, part.readings)
+        for part in measured
+    }
+    show_report(measured, judged, is_quick=options["quick"])
+    document = report.document(machine, asked, measured)
+    document["goals"] = {
+        name: [asdict(verdict) for verdict in found] for name, found in judged.items()
+    }
     json_path.write_text(json.dumps(document, indent=1) + "\n")
     click.echo(f"figures: {json_path}")
-    title = chart_title(settings, machine)
-    click.echo(draw_chart(chart_path, cells, runner, runs, title))
-    missing = options["subjects"] and any(one.skipped for one in runner.states)
-    return 1 if runner.failed or missing else 0
-
-
-def choose(cell_patterns: str | None, subject_patterns: str | None) -> tuple[list[Cell], list[str]]:
-    """The cells and the names of subjects that were asked for and have something to do.
-
-    Raises BenchError if no cell is for any of the subjects.
-    """
-    wanted = subject_patterns or ",".join(DEFAULT_SUBJECTS)
-    names = choose_names(wanted, SUBJECTS, "subject")
-    cell_names = choose_names(cell_patterns, (cell.name for cell in CELLS), "cell")
-    cells = [cell for cell in CELLS if cell.name in cell_names]
-    taken = [cell for cell in cells if any(cell.takes(name) for name in names)]
-    if not taken:
-        raise BenchError(f"{', '.join(cell_names)}: not measured for {', '.join(names)}")
-    return taken, [name for name in names if any(cell.takes(name) for cell in taken)]
+    for part in measured:
+        if KINDS[part.name].chart_bases:
+            title = chart_title(settings, machine, part.name)
+            click.echo(draw_chart(chart_path, part, title))
+    missing = options["subjects"] and any(one.skipped for part in measured for one in part.subjects)
+    return 1 if failed or missing else 0
 
 
 def show_report(
-    cells: list[Cell],
-    states: list[report.SubjectState],
-    runs: list[report.Run],
-    judged: list[verdicts.Verdict],
-    is_quick: bool,
+    measured: Sequence[Part], judged: dict[str, list[verdicts.Verdict]], is_quick: bool
 ) -> None:
     """Print the figures and what they say about the goals."""
-    report.show(Console(), Group(report.table(cells, states, runs), verdicts.table(judged)))
+    for part in measured:
+        click.echo(f"\n{part.name}: {KINDS[part.name].what}\n")
+        shown = Group(report.show_part(part), verdicts.table(judged[part.name]))
+        report.show(Console(), shown)
     if is_quick:
         click.echo("a quick run: neither the figures nor the verdicts mean much")
 
@@ -163,17 +188,18 @@ def make_settings(options: dict[str, Any]) -> Settings:
             ramp_ms=round(1000 * given("ramp", 0.3, 0)),
             runtime_ms=round(1000 * given("seconds", 1.2, 1)),
         ),
+        files=given("files", 20_000, 1000),
+        many_files=given("many_files", 1_000_000, 10_000),
+        idle_seconds=3.0 if quick else 30.0,
     )
 
 
 def measure(
-    settings: Settings,
-    tool: fio.Fio,
-    cells: list[Cell],
-    subjects: list[Subject],
-    interrupts: Interrupts,
-) -> tuple[Bench, list[report.Run]]:
-    """Set up, measure and tear down, with a progress bar on stderr."""
+    settings: Settings, deep_engine: str, choices: Sequence[Choice], interrupts: Interrupts
+) -> tuple[list[Part], bool]:
+    """Set up, measure and tear down each part, with a progress bar on stderr; and whether something
+    failed. A part that can't be measured at all is left out where there are others.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -182,37 +208,54 @@ def measure(
     )
     progress = Progress(*columns, console=Console(stderr=True), transient=True)
     task = progress.add_task("starting", total=None)
-    runner = Bench(
+    context = Context(
         settings,
-        tool,
+        deep_engine,
+        interrupts,
         say=lambda text: progress.update(task, description=text),
         warn=lambda text: progress.console.print(f"bench: {text}", markup=False, soft_wrap=True),
+        expect=lambda steps: progress.reset(task, total=steps),
+        advance=lambda: progress.advance(task),
     )
-    with progress, runner.ready(subjects, interrupts) as working:
-        steps = settings.rounds * sum(cell.takes(one.name) for cell in cells for one in working)
-        progress.update(task, total=steps)
-        return runner, runner.measure(cells, working, lambda: progress.advance(task))
+    measured, problems, failed = [], [], False
+    with progress:
+        for choice in choices:
+            try:
+                part, has_failed = parts.measure(choice, context)
+            except BenchError as problem:
+                context.warn(f"{choice.kind.name}: {problem}")
+                problems.append(problem)
+                continue
+            measured.append(part)
+            failed = failed or has_failed
+    if not measured:
+        raise problems[0]
+    return measured, failed or bool(problems)
 
 
-def draw_chart(
-    path: Path, cells: list[Cell], runner: Bench, runs: list[report.Run], title: str
-) -> str:
+def draw_chart(path: Path, part: Part, title: str) -> str:
     """Draw if that is possible; returns the sentence to print about it."""
     if not chart.available():
         return "chart: not drawn, matplotlib is missing (the project's extra 'bench')"
+    if part.name != "io":
+        path = path.with_stem(f"{path.stem}-{part.name}")
     try:
-        chart.draw(path, cells, runner.states, runs, title)
+        bases = KINDS[part.name].chart_bases
+        chart.draw(path, part.cells, part.subjects, part.runs, title, bases)
     except BenchError as problem:
-        return str(problem)
+        return f"{part.name}: {problem}"
     return f"chart: {path}"
 
 
-def chart_title(settings: Settings, machine: dict[str, Any]) -> str:
+def chart_title(settings: Settings, machine: dict[str, Any], part_name: str) -> str:
     """What the chart's reader must know of the run."""
     rounds = f"{settings.rounds} round{'s' if settings.rounds > 1 else ''}"
+    work = f"{settings.size_bytes // MIB} MiB each, {rounds} of "
+    work += f"{settings.timing.runtime_ms / 1000:g} s"
+    if part_name == "metadata":
+        work = f"{settings.files:,} files each, {rounds}"
     return (
-        f"{settings.size_bytes // MIB} MiB each, {rounds} of "
-        f"{settings.timing.runtime_ms / 1000:g} s, median with lowest and highest; "
+        f"{work}, median with lowest and highest; "
         f"{machine['cpu_count']} CPUs, kernel {machine['kernel']}, {machine['date'][:10]}"
     )
 

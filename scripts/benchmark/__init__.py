@@ -1,7 +1,9 @@
-"""The benchmark behind ``scripts/bench``: fio workloads over pmemfs and what it competes with.
+"""The benchmark behind ``scripts/bench``: workloads over pmemfs and what it competes with.
 
-``cells`` are the workloads, ``subjects`` and ``peers`` the things measured, ``backing`` and
-``ext4`` what they are made of, ``places`` where in them a cell works, ``fio`` the one instrument,
-``run`` the order of measurement, ``report`` and ``chart`` what is made of it, ``goals`` what is
-wanted and ``verdicts`` what came of that. ``host`` knows the machine.
+It has four parts, each with its instrument: ``cells``, ``subjects`` and ``run`` are I/O on files
+and devices, with ``fio``; ``filecells``, ``folders`` and ``filerun`` are files that grow and
+metadata, with ``files`` (and ``files.c``); ``mountrun`` is what a mount costs. ``peers``, ``pmemfsmount``,
+``backing`` and ``ext4`` are what subjects are made of, ``places`` where in them a cell works,
+``stage`` what parts have in common. ``report`` and ``chart`` are what is made of it, ``goals`` what
+is wanted and ``verdicts`` what came of that; ``parts`` lists all of it. ``host`` knows the machine.
 """

@@ -47,6 +47,15 @@ def allocate(path: Path, size_bytes: int) -> None:
         os.close(descriptor)
 
 
+def write_new(path: Path, size_bytes: int) -> None:
+    """Make a new file by writing all of it, a whole number of MiB, from begin to end."""
+    block = bytes(MIB)
+    with open(path, "xb", buffering=0) as opened:
+        while opened.tell() < size_bytes:
+            if opened.write(block) != len(block):
+                raise SubjectFailed(f"{path.name} could not be written to its end")
+
+
 class LoopDevice:
     """A loop device on a file of our own.
 

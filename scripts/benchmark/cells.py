@@ -105,7 +105,7 @@ def _ext4_cell(direction: Direction) -> Cell:
         depth=32,
         place="ext4-loop",
         engine="libaio",
-        subjects=("tmpfs", "pmemfs", "pmemfs-uring", "pmemfs-fd", "python"),
+        subjects=("tmpfs", "pmemfs", "pmemfs-uring", "pmemfs-fd", "fs", "python"),
     )
 
 

@@ -1,8 +1,8 @@
 """The chart: for each cell one group of bars, each a subject's IOPS as a multiple of the base's.
 
 Bars start at 1, the base: on a logarithmic axis "twice" and "half" are then equally long, up and
-down. A cell's base is ``loop`` where that was measured in it, else ``tmpfs``, which the cell's
-label then says.
+down. A cell's base is the first of those named (``loop``, ``tmpfs``) that was measured in it; where
+that is another than the axis's, the cell's label says so.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,9 +10,8 @@ from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
-from benchmark.cells import Cell
 from benchmark.errors import BenchError
-from benchmark.report import BASES, Run, Spread, SubjectState, summarise
+from benchmark.report import BASES, Run, Spread, SubjectState, Workload, summarise
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,10 +35,11 @@ def available() -> bool:
 
 def draw(
     path: Path,
-    cells: Sequence[Cell],
+    cells: Sequence[Workload],
     subjects: Sequence[SubjectState],
     runs: Sequence[Run],
     title: str,
+    bases: Sequence[str] = BASES,
 ) -> None:
     """Write the PNG, of the cells in which a base and something to compare with it were measured.
 
@@ -48,16 +48,16 @@ def draw(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    bases = cell_bases(runs)
+    base_of = cell_bases(runs, bases)
     ratios = {
-        (one.cell, one.subject): one.ratios.get(bases[one.cell])
+        (one.cell, one.subject): one.ratios.get(base_of[one.cell])
         for one in summarise(runs)
-        if one.cell in bases and one.subject != bases[one.cell]
+        if one.cell in base_of and one.subject != base_of[one.cell]
     }
     shown = [cell for cell in cells if any(name == cell.name for name, _ in ratios)]
     names = [one.name for one in subjects if any(name == one.name for _, name in ratios)]
     if not shown:
-        raise BenchError("no chart: it takes loop or tmpfs and one more subject to compare")
+        raise BenchError(f"no chart: it takes {' or '.join(bases)} and one more subject to compare")
     figure = Figure(figsize=(WIDTH_INCHES, HEIGHT_INCHES), dpi=DOTS_PER_INCH, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -66,15 +66,15 @@ def draw(
         offset = (index - (len(names) - 1) / 2) * bar_width
         bars = {at + offset: ratios.get((cell.name, name)) for at, cell in enumerate(shown)}
         _draw_bars(axes, bars, bar_width, name, COLOURS[index % len(COLOURS)])
-    _dress(axes, shown, [bases[cell.name] for cell in shown], title)
+    _dress(axes, shown, [base_of[cell.name] for cell in shown], title)
     figure.legend(loc="outside lower center", ncols=len(names), fontsize=9, frameon=False)
     figure.savefig(path, format="png")
 
 
-def cell_bases(runs: Sequence[Run]) -> dict[str, str]:
-    """For each cell in which one was measured, the first of `BASES` that was."""
+def cell_bases(runs: Sequence[Run], bases: Sequence[str] = BASES) -> dict[str, str]:
+    """For each cell in which one was measured, the first of ``bases`` that was."""
     measured = {(run.cell, run.subject) for run in runs if run.figures}
-    return {cell: base for base in reversed(BASES) for cell, name in measured if name == base}
+    return {cell: base for base in reversed(bases) for cell, name in measured if name == base}
 
 
 def _draw_bars(
@@ -104,7 +104,7 @@ def _draw_bars(
         )
 
 
-def _dress(axes: "Axes", cells: Sequence[Cell], bases: Sequence[str], title: str) -> None:
+def _dress(axes: "Axes", cells: Sequence[Workload], bases: Sequence[str], title: str) -> None:
     """Axes, grid and words. The first cell's base is the axis's; cells with another say so."""
     from matplotlib.ticker import LogLocator
 
@@ -128,7 +128,7 @@ def _dress(axes: "Axes", cells: Sequence[Cell], bases: Sequence[str], title: str
     axes.set_title(title, fontsize=10, loc="left")
 
 
-def _label(cell: Cell, remark: str) -> str:
+def _label(cell: Workload, remark: str) -> str:
     """The cell's name in narrow lines."""
     parts = (cell.group, cell.caption, remark)
     return "\n".join(line for part in parts for line in wrap(part, LABEL_CHARACTERS))

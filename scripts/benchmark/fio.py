@@ -52,12 +52,12 @@ class Timing:
 
 @dataclass(frozen=True)
 class Figures:
-    """What one run of fio measured, all callers together."""
+    """What one run measured, all callers together; what an instrument doesn't tell is None."""
 
     iops: float
-    mib_per_second: float
-    p50_us: float
-    p99_us: float
+    mib_per_second: float | None = None
+    p50_us: float | None = None
+    p99_us: float | None = None
 
 
 def probe(deep_engine: str) -> Fio:

@@ -1,31 +1,46 @@
-"""What is wanted of the subject ``pmemfs`` (engine native, scheme pmem, transport auto): a table.
+"""What is wanted of the subjects ``pmemfs`` and ``fs`` (both: engine native, scheme pmem, transport
+auto; one in mode block, the other in mode fs), in tables, one for each part of the run.
 
-Invariants: the cells and subjects named here exist; no goal compares `SUBJECT` with itself; reads
-and writes have goals of their own, so that one can't hide behind the other. Page structures
+Invariants: the cells, subjects and readings named here exist; no goal compares a subject with
+itself in the same cell; reads and writes have goals of their own, so that one can't hide behind the
+other. Page structures
 cost so little that one cell's rounds can't tell it from noise: their goals take the rounds of all
 cells of one block size and direction together.
 """
 
 from dataclasses import dataclass
 
-from benchmark.cells import MIB
+from benchmark.cells import CELLS, MIB, Cell
+from benchmark.filecells import METADATA_CELLS, FileCell
+from benchmark.report import Unit
 
 SUBJECT = "pmemfs"
+# the same in mode fs
+FILE = "fs"
 # fewer rounds than this make a figure, but no verdict to rely on
 WANTED_ROUNDS = 5
 
 
 @dataclass(frozen=True)
 class RatioGoal:
-    """`SUBJECT` does ``at_least`` so many times the IOPS of ``bases``, in the median of the rounds.
+    """``subject`` does ``at_least`` so many times the IOPS of ``bases``, in the median of the
+    rounds.
 
     Of several bases the best one in each round counts; of several cells all rounds count alike.
+    ``base_cells`` are the cells of the bases, where those are others.
     """
 
     what: str
     cells: tuple[str, ...]
     bases: tuple[str, ...]
     at_least: float
+    subject: str = SUBJECT
+    base_cells: tuple[str, ...] = ()
+
+    @property
+    def pairs(self) -> tuple[tuple[str, str], ...]:
+        """Each cell with the one that it is compared with."""
+        return tuple(zip(self.cells, self.base_cells or self.cells, strict=True))
 
 
 @dataclass(frozen=True)
@@ -36,7 +51,18 @@ class MemoryGoal:
     at_most_bytes: int
 
 
-Goal = RatioGoal | MemoryGoal
+@dataclass(frozen=True)
+class LimitGoal:
+    """The median of a reading of a cell is at most so much."""
+
+    what: str
+    cell: str
+    reading: str
+    unit: Unit
+    at_most: float
+
+
+Goal = RatioGoal | MemoryGoal | LimitGoal
 
 PEERS = ("nbdfuse", "qsd", "qsd-buffered")
 RANDOM_SHAPES = ("pinned", "free", "deep", "2xdeep")
@@ -76,8 +102,54 @@ def _goals_of(direction: str) -> tuple[RatioGoal, ...]:
     )
 
 
-GOALS: tuple[Goal, ...] = (
-    *_goals_of("read"),
-    *_goals_of("write"),
-    MemoryGoal("private memory of control plane and data plane", 150 * MIB),
-)
+def _goal_of_file(cell: Cell) -> RatioGoal:
+    what = f"{cell.group}, {cell.caption}: a file in mode fs"
+    return RatioGoal(what, (cell.name,), (SUBJECT,), 0.95, subject=FILE)
+
+
+def _goal_of_growth(what: str, suffix: str, at_least: float) -> RatioGoal:
+    new, over = (f"new-{suffix}",), (f"over-{suffix}",)
+    return RatioGoal(what, new, (FILE,), at_least, subject=FILE, base_cells=over)
+
+
+def _goal_of_phase(cell: FileCell) -> RatioGoal:
+    what = f"{cell.caption}; {cell.series}"
+    return RatioGoal(what, (cell.name,), ("fuse2fs",), 2.0, subject=FILE)
+
+
+GOALS: dict[str, tuple[Goal, ...]] = {
+    "io": (
+        *_goals_of("read"),
+        *_goals_of("write"),
+        MemoryGoal("private memory of control plane and data plane", 150 * MIB),
+        *(_goal_of_file(cell) for cell in CELLS),
+    ),
+    "growth": (
+        _goal_of_growth("1 MiB sequential write of new files, over overwriting", "1M", 0.7),
+        _goal_of_growth("4 KiB appends to a new file, over overwriting", "4K", 0.5),
+    ),
+    "metadata": tuple(map(_goal_of_phase, METADATA_CELLS)),
+    "mount": (
+        LimitGoal(
+            "mount with many files after kill -9, over mount of an empty pool",
+            cell="mount",
+            reading="mount-ratio",
+            unit="ratio",
+            at_most=1.2,
+        ),
+        LimitGoal(
+            "private memory of the control plane after a walk over many files, idle",
+            cell="walk",
+            reading="walk-idle",
+            unit="bytes",
+            at_most=300 * MIB,
+        ),
+        LimitGoal(
+            "metadata and page structures of files of 64 KiB, of their data",
+            cell="space",
+            reading="space-share",
+            unit="share",
+            at_most=0.03,
+        ),
+    ),
+}

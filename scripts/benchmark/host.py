@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -92,11 +92,10 @@ def _end_group(process: subprocess.Popen[bytes]) -> None:
 
 
 class Server:
-    """A program that stays until `stop`; it says that it is ready by writing ``pid_file``."""
+    """A program that stays until `stop`."""
 
-    def __init__(self, command: Sequence[str], pid_file: Path) -> None:
+    def __init__(self, command: Sequence[str]) -> None:
         self._name = Path(command[0]).name
-        self._pid_file = pid_file
         self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed by stop
         self._process = subprocess.Popen(
             command,
@@ -112,10 +111,10 @@ class Server:
         """Never reused before `stop`, which waits for the process."""
         return self._process.pid
 
-    def await_ready(self, timeout_seconds: float) -> None:
+    def await_ready(self, is_ready: Callable[[], bool], timeout_seconds: float) -> None:
         """Return once it serves. Raises SubjectFailed with its last words if it does not."""
         deadline = time.monotonic() + timeout_seconds
-        while not _holds_something(self._pid_file):
+        while not is_ready():
             if self._process.poll() is not None:
                 self._said.seek(0)
                 words = Finished(self._process.returncode, self._said.read(), "").last_words
@@ -136,7 +135,8 @@ class Server:
         self._said.close()
 
 
-def _holds_something(path: Path) -> bool:
+def holds_something(path: Path) -> bool:
+    """Whether there is such a file, and not an empty one: a server's pid, once it is ready."""
     try:
         return path.stat().st_size > 0
     except OSError:
@@ -179,6 +179,17 @@ def fuse_uring_allowed() -> bool:
 def io_uring_allowed() -> bool:
     """Whether this kernel lets any program use io_uring; kernels without the switch do."""
     return _first_line("/proc/sys/kernel/io_uring_disabled") in ("0", None)
+
+
+def drop_name_caches(folder: Path) -> bool:
+    """Have the kernel forget all names and inodes that it need not keep, those below ``folder``
+    written back first; whether it lets us."""
+    run(["sync", "--file-system", str(folder)], timeout_seconds=60)
+    try:
+        Path("/proc/sys/vm/drop_caches").write_text("2\n")
+    except OSError:
+        return False
+    return True
 
 
 def is_mounted(mountpoint: Path) -> bool:

@@ -46,9 +46,9 @@ class Peer:
         return self._folder / name
 
     def _start(self, command: list[str], pid_file: Path) -> None:
-        server = host.Server(command, pid_file)
+        server = host.Server(command)
         self._servers.append(server)
-        server.await_ready(START_SECONDS)
+        server.await_ready(lambda: host.holds_something(pid_file), START_SECONDS)
 
     def _stop(self) -> None:
         """Stop the programs, the last first."""

@@ -5,28 +5,76 @@ ratios (not the ratio of medians), for neighbours in time share the machine's no
 enters no figure.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import groupby
 from statistics import median
-from typing import Any
+from typing import Any, Literal, Protocol
 
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from benchmark.cells import MIB, Cell
+from benchmark.cells import MIB
 from benchmark.fio import Figures
 
-JSON_FORMAT = 2
+JSON_FORMAT = 3
 BASES = ("loop", "tmpfs")
-# in the JSON also what page structures cost
-ALL_BASES = (*BASES, "none")
+# in the JSON also what page structures cost, and files beside a device
+ALL_BASES = (*BASES, "none", "pmemfs", "fuse2fs", "ext4")
+Unit = Literal["s", "bytes", "ratio", "share"]
+
+
+class Workload(Protocol):
+    """What is shown of a cell."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def group(self) -> str: ...
+
+    @property
+    def caption(self) -> str: ...
+
+    def takes(self, subject: str) -> bool:
+        """Whether the cell is for the subject of this name."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """How the figures of one part of the run are shown: what is counted, what it is compared with,
+    what does the work beside the daemon, and whether the daemon's time for each is of interest."""
+
+    rate: str = "IOPS"
+    bases: tuple[str, ...] = BASES
+    worker: str = "fio"
+    has_server_time: bool = False
+
+
+IO_LOOK = Look()
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Something that is no rate: ``values`` as often as it was measured, or an ``error``.
+
+    ``cell`` is what it belongs to, ``key`` its own name.
+    """
+
+    cell: str
+    key: str
+    what: str
+    unit: Unit
+    values: Sequence[float] = ()
+    error: str | None = None
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of fio: either ``figures`` or ``error``. ``position`` is its turn in the round.
+    """One run of an instrument: either ``figures`` or ``error``. ``position`` is its turn in the
+    round.
 
     CPU use is in percent of one CPU, summed over all callers or all serving processes;
     ``daemon_cpu_percent`` is None where the kernel serves.
@@ -54,16 +102,18 @@ class Spread:
 
 @dataclass(frozen=True)
 class Summary:
-    """One subject in one cell, over all rounds. ``ratios`` are of IOPS, by the base's name."""
+    """One subject in one cell, over all rounds. ``ratios`` are of IOPS, by the base's name;
+    ``daemon_us`` is the daemon's CPU time for one operation."""
 
     cell: str
     subject: str
     iops: Spread
-    mib_per_second: Spread
-    p50_us: Spread
-    p99_us: Spread
+    mib_per_second: Spread | None
+    p50_us: Spread | None
+    p99_us: Spread | None
     fio_cpu_percent: Spread | None
     daemon_cpu_percent: Spread | None
+    daemon_us: Spread | None
     ratios: Mapping[str, Spread]
 
 
@@ -130,15 +180,16 @@ def _summary(
     if not good:
         return None
 
-    def over(field: str) -> Spread:
-        found = spread(getattr(one.figures, field) for one in good)
-        assert found is not None
-        return found
+    def over(field: str) -> Spread | None:
+        values = [getattr(one.figures, field) for one in good]
+        return None if None in values else spread(values)
 
+    iops = over("iops")
+    assert iops is not None
     return Summary(
         cell=cell,
         subject=subject,
-        iops=over("iops"),
+        iops=iops,
         mib_per_second=over("mib_per_second"),
         p50_us=over("p50_us"),
         p99_us=over("p99_us"),
@@ -148,34 +199,104 @@ def _summary(
         daemon_cpu_percent=spread(
             one.daemon_cpu_percent for one in good if one.daemon_cpu_percent is not None
         ),
+        daemon_us=spread(
+            one.daemon_cpu_percent / 100 / one.figures.iops * 1e6
+            for one in good
+            if one.daemon_cpu_percent is not None and one.figures
+        ),
         ratios=ratios,
     )
 
 
+@dataclass(frozen=True)
+class Part:
+    """All that one part of the run came to."""
+
+    name: str
+    look: Look
+    cells: Sequence[Workload]
+    subjects: Sequence[SubjectState] = ()
+    runs: Sequence[Run] = ()
+    readings: Sequence[Reading] = ()
+
+
 def document(
-    machine: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    cells: Sequence[Cell],
-    subjects: Sequence[SubjectState],
-    runs: Sequence[Run],
+    machine: Mapping[str, Any], settings: Mapping[str, Any], parts: Sequence[Part]
 ) -> dict[str, Any]:
     """Everything, for ``json.dump``: the machine, the settings, every run, and the summaries."""
     return {
         "format": JSON_FORMAT,
-        "units": "iops: requests/s; mib: 2**20 bytes; us: microseconds; cpu_percent: of one CPU",
+        "units": "iops: requests/s or files/s; mib: 2**20 bytes; us: microseconds; "
+        "cpu_percent: of one CPU",
         "machine": dict(machine),
         "settings": dict(settings),
-        "cells": [asdict(cell) for cell in cells],
-        "subjects": [asdict(subject) for subject in subjects],
-        "runs": [asdict(run) for run in runs],
-        "summaries": [asdict(summary) for summary in summarise(runs)],
+        "parts": {part.name: _part_document(part) for part in parts},
     }
 
 
-# -- the table ------------------------------------------------------------------------------------
+def _part_document(part: Part) -> dict[str, Any]:
+    return {
+        "cells": [asdict(cell) for cell in part.cells],  # type: ignore[call-overload]
+        "subjects": [asdict(subject) for subject in part.subjects],
+        "runs": [asdict(run) for run in part.runs],
+        "summaries": [asdict(summary) for summary in summarise(part.runs)],
+        "readings": [asdict(reading) for reading in part.readings],
+    }
 
 
-def table(cells: Sequence[Cell], subjects: Sequence[SubjectState], runs: Sequence[Run]) -> Group:
+# -- the tables -----------------------------------------------------------------------------------
+
+
+def show_part(part: Part) -> Group:
+    """The tables of a part, whatever it has."""
+    shown: list[Table | Group] = []
+    if part.readings:
+        shown.append(readings_table(part.readings))
+    if part.subjects:
+        shown.append(table(part.cells, part.subjects, part.runs, part.look))
+    return Group(*shown)
+
+
+def readings_table(readings: Sequence[Reading]) -> Table:
+    """A line for each."""
+    result = Table(title="readings", title_justify="left", title_style="bold")
+    result.add_column("what", overflow="fold")
+    for heading in ("median", "min..max", "n"):
+        result.add_column(heading, justify="right", no_wrap=True)
+    for reading in readings:
+        measured = spread(reading.values)
+        if measured is None:
+            result.add_row(Text(reading.what), "-", "-", Text(f"failed: {reading.error}"))
+            continue
+        extremes = (quantity(one, reading.unit) for one in (measured.lowest, measured.highest))
+        result.add_row(
+            Text(reading.what),
+            quantity(measured.median, reading.unit),
+            "..".join(extremes),
+            str(len(reading.values)),
+        )
+    return result
+
+
+def quantity(value: float, unit: Unit) -> str:
+    """A value with its unit, as people read it."""
+    match unit:
+        case "s":
+            return f"{value:.3g} s"
+        case "bytes":
+            return f"{value / MIB:,.0f} MiB"
+        case "share":
+            return f"{100 * value:.2f} %"
+        case "ratio":
+            return f"{value:.2f}" if value >= 0.1 else f"{value:.3f}"
+
+
+def table(
+    cells: Sequence[Workload],
+    subjects: Sequence[SubjectState],
+    runs: Sequence[Run],
+    look: Look = IO_LOOK,
+) -> Group:
     """One table for each group of cells, then the notes that belong to the subjects.
 
     A skipped subject stands with its reason at the foot of each table that it belongs in.
@@ -190,25 +311,49 @@ def table(cells: Sequence[Cell], subjects: Sequence[SubjectState], runs: Sequenc
             for one in subjects
             if one.skipped and any(cell.takes(one.name) for cell in cells_here)
         ]
-        one = _empty_table(title, lacking, bool(errors))
+        names = {cell.name for cell in cells_here}
+        columns = _columns([one for one in summaries.values() if one.cell in names], look)
+        one = _empty_table(title, columns, lacking, bool(errors))
         for cell in cells_here:
             measured = [one.name for one in subjects if not one.skipped and cell.takes(one.name)]
             for name in measured:
                 key = (cell.name, name)
                 caption = cell.caption if name == measured[0] else ""
-                row = _row(summaries.get(key), errors.get(key))
+                row = _row(columns, summaries.get(key), errors.get(key))
                 one.add_row(
                     caption, name, *row[: len(one.columns) - 2], end_section=name == measured[-1]
                 )
         tables.append(one)
-    return Group(*tables, *_notes(subjects))
+    return Group(*tables, *_notes(subjects, look))
 
 
-def _empty_table(title: str, skipped: Sequence[SubjectState], with_remarks: bool) -> Table:
+Column = tuple[str, Callable[[Summary], str]]
+
+
+def _columns(summaries: Sequence[Summary], look: Look) -> list[Column]:
+    """What is shown of a summary; nothing that none of these has."""
+    columns: list[Column] = [
+        (look.rate, lambda one: _count(one.iops.median)),
+        ("min..max", lambda one: f"{_count(one.iops.lowest)}..{_count(one.iops.highest)}"),
+    ]
+    if not summaries or any(one.mib_per_second for one in summaries):
+        columns.append(("MiB/s", lambda one: _median(one.mib_per_second, "{:,.0f}")))
+    if not summaries or any(one.p99_us for one in summaries):
+        columns.append(("p99 µs", lambda one: _median(one.p99_us, "{:,.1f}")))
+    columns += [(f"x {base}", partial(_ratio_to, base)) for base in look.bases]
+    columns.append(("CPU %", _cpu))
+    if look.has_server_time:
+        columns.append(("server µs", lambda one: _median(one.daemon_us, "{:,.0f}")))
+    return columns
+
+
+def _empty_table(
+    title: str, columns: Sequence[Column], skipped: Sequence[SubjectState], with_remarks: bool
+) -> Table:
     result = Table(title=title, title_justify="left", title_style="bold", caption_justify="left")
     result.add_column("cell", no_wrap=True)
     result.add_column("subject", no_wrap=True)
-    for heading in ("IOPS", "min..max", "MiB/s", "p99 µs", "x loop", "x tmpfs", "CPU %"):
+    for heading, _ in columns:
         result.add_column(heading, justify="right", no_wrap=True)
     if with_remarks:
         result.add_column("remark", overflow="fold")
@@ -217,36 +362,37 @@ def _empty_table(title: str, skipped: Sequence[SubjectState], with_remarks: bool
     return result
 
 
-def _row(summary: Summary | None, error: str | None) -> list[Text]:
+def _row(columns: Sequence[Column], summary: Summary | None, error: str | None) -> list[Text]:
     remark = f"failed: {error}" if error else ""
-    if summary is None:
-        return [Text("-")] * 7 + [Text(remark)]
-    used = [one for one in (summary.fio_cpu_percent, summary.daemon_cpu_percent) if one]
-    cells = [
-        _count(summary.iops.median),
-        f"{_count(summary.iops.lowest)}..{_count(summary.iops.highest)}",
-        f"{summary.mib_per_second.median:,.0f}",
-        f"{summary.p99_us.median:,.1f}",
-        *(_ratio(summary.ratios.get(base)) for base in BASES),
-        "+".join(f"{one.median:.0f}" for one in used) or "-",
-        remark,
-    ]
-    return [Text(cell) for cell in cells]
+    shown = [show(summary) if summary else "-" for _, show in columns]
+    return [Text(cell) for cell in (*shown, remark)]
 
 
 def _count(value: float) -> str:
     return f"{value / 1000:,.1f}k" if value >= 10_000 else f"{value:,.0f}"
 
 
-def _ratio(ratio: Spread | None) -> str:
-    if ratio is None:
-        return "-"
-    digits = 2 if ratio.median >= 0.1 else 3
-    return f"{ratio.median:.{digits}f}"
+def _median(measured: Spread | None, style: str) -> str:
+    return style.format(measured.median) if measured else "-"
 
 
-def _notes(subjects: Sequence[SubjectState]) -> list[Text]:
-    lines = ["CPU %: fio + the daemon, of one CPU. Ratios: IOPS, the median of the rounds' ratios."]
+def _ratio_to(base: str, summary: Summary) -> str:
+    ratio = summary.ratios.get(base)
+    return quantity(ratio.median, "ratio") if ratio else "-"
+
+
+def _cpu(summary: Summary) -> str:
+    used = [one for one in (summary.fio_cpu_percent, summary.daemon_cpu_percent) if one]
+    return "+".join(f"{one.median:.0f}" for one in used) or "-"
+
+
+def _notes(subjects: Sequence[SubjectState], look: Look) -> list[Text]:
+    lines = [
+        f"CPU %: {look.worker} + the daemon, of one CPU. Ratios: {look.rate}, the median of the "
+        "rounds' ratios."
+    ]
+    if look.has_server_time:
+        lines[0] += " Server µs: the daemon's CPU time for one operation."
     for subject in subjects:
         if not subject.skipped:
             direct = f"O_DIRECT: {'yes' if subject.direct else 'no'}"

@@ -2,66 +2,25 @@
 the order rotated.
 
 So the noise of a shared machine, which comes and goes within seconds, hits all subjects alike.
-Whatever happens, what `Bench` set up is torn down; the first interrupt stops the run, later ones
-can't stop that.
 """
 
 import contextlib
-import signal
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from types import FrameType
+from collections.abc import Callable, Sequence
 
 from benchmark import fio, host
-from benchmark.cells import MIB, Cell
+from benchmark.cells import Cell
 from benchmark.errors import BenchError, SubjectFailed, SubjectUnavailable
 from benchmark.places import Places
-from benchmark.report import Run, SubjectState
+from benchmark.report import Run
+from benchmark.stage import Settings, Stage, rotated
 from benchmark.subjects import Subject
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 FIO_GRACE_SECONDS = 60.0
 SETTLING = fio.Timing(ramp_ms=0, runtime_ms=200)
-# page tables, fio's buffers and the machine's own needs
-SPARE_BYTES = 64 * MIB
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What was asked for."""
-
-    size_bytes: int
-    rounds: int
-    timing: fio.Timing
-
-
-class Interrupts:
-    """Turns the first of SIGINT, SIGTERM, SIGHUP into KeyboardInterrupt and ignores later ones."""
-
-    def __init__(self) -> None:
-        self._armed = True
-
-    def install(self) -> None:
-        """Take the signals over."""
-        for signal_number in SIGNALS:
-            signal.signal(signal_number, self.receive)
-
-    def disarm(self) -> None:
-        """From here on nothing is interrupted: cleaning up has begun."""
-        self._armed = False
-
-    def receive(self, _signal_number: int, _frame: FrameType | None) -> None:
-        if self._armed:
-            self._armed = False
-            raise KeyboardInterrupt
-
-
-class Bench:
-    """Sets subjects up, measures them in turn, tears them down.
-
-    ``say`` gets a sentence on what is being done, ``warn`` one on what went wrong but did not stop
-    it.
-    """
+class Bench(Stage[Subject]):
+    """Measures files and devices with fio."""
 
     def __init__(
         self,
@@ -70,40 +29,10 @@ class Bench:
         say: Callable[[str], None],
         warn: Callable[[str], None],
     ) -> None:
-        self.failed = False
+        super().__init__(settings.size_bytes, say, warn)
         self._settings = settings
         self._tool = tool
-        self._say = say
-        self._warn = warn
         self._places = Places(settings.size_bytes)
-        self._states: dict[str, SubjectState] = {}
-
-    @property
-    def states(self) -> list[SubjectState]:
-        """What became of each subject, in the order asked for."""
-        return list(self._states.values())
-
-    @contextlib.contextmanager
-    def ready(self, subjects: Sequence[Subject], interrupts: Interrupts) -> Iterator[list[Subject]]:
-        """The subjects that can be measured, set up and filled; torn down afterwards.
-
-        Raises BenchError if memory is short or no subject is left.
-        """
-        self._require_memory(subjects)
-        with contextlib.ExitStack() as stack:
-            # a second time after the subjects: a file system on one that hung is free only then
-            stack.callback(self._tear_down_places, is_last_try=True)
-            working = []
-            for subject in subjects:
-                stack.callback(self._tear_down, subject, interrupts)
-                if self._set_up(subject):
-                    working.append(subject)
-            if not working:
-                reasons = "; ".join(f"{one.name}: {one.skipped}" for one in self.states)
-                raise BenchError(f"nothing can be measured here: {reasons}")
-            stack.callback(self._tear_down_places, is_last_try=False)
-            stack.callback(interrupts.disarm)
-            yield working
 
     def measure(
         self, cells: Sequence[Cell], subjects: Sequence[Subject], advance: Callable[[], None]
@@ -190,51 +119,16 @@ class Bench:
         with contextlib.suppress(BenchError):
             fio.run(command, cell, SETTLING.total_seconds + FIO_GRACE_SECONDS)
 
-    def _require_memory(self, subjects: Sequence[Subject]) -> None:
-        size_bytes = self._settings.size_bytes
-        needed_bytes = SPARE_BYTES + sum(one.memory_bytes(size_bytes) for one in subjects)
-        free_bytes = host.shm_free_bytes()
-        if needed_bytes > free_bytes:
-            raise BenchError(
-                f"a working set of {size_bytes // MIB} MiB takes {needed_bytes // MIB} MiB for all "
-                f"subjects and {host.SHM} can take {free_bytes // MIB} MiB: use a smaller --size"
-            )
+    def _prepare(self, subject: Subject) -> None:
+        """Set up one subject and write all of it once."""
+        super()._prepare(subject)
+        size_bytes = self._size_bytes
+        # fio removes a file that is too small for it and makes a new one: never let it come to that
+        if (held_bytes := _held_bytes(subject)) < size_bytes:
+            raise SubjectFailed(f"it holds {held_bytes} bytes, {size_bytes} are needed")
+        fio.prefill(fio.Target(subject.path, size_bytes, subject.direct))
 
-    def _set_up(self, subject: Subject) -> bool:
-        """Set up and fill one subject; False, with the reason recorded, if that did not work."""
-        self._say(f"setting up {subject.name}")
-        size_bytes = self._settings.size_bytes
-        skipped = None
-        try:
-            subject.setup(size_bytes)
-            # fio removes a file that is too small for it and makes a new one: never let it come to
-            # that
-            if (held_bytes := _held_bytes(subject)) < size_bytes:
-                raise SubjectFailed(f"it holds {held_bytes} bytes, {size_bytes} are needed")
-            fio.prefill(fio.Target(subject.path, size_bytes, subject.direct))
-        except (BenchError, OSError) as problem:
-            self.failed = self.failed or not isinstance(problem, SubjectUnavailable)
-            skipped = str(problem)
-            self._warn(f"{subject.name} is skipped: {skipped}")
-        direct = None if skipped else subject.direct
-        self._states[subject.name] = SubjectState(
-            subject.name, subject.description, tuple(subject.notes), direct, skipped
-        )
-        return skipped is None
-
-    def _look_again(self, subject: Subject) -> None:
-        """Add to the subject's state what is known only after its cells."""
-        used_bytes = None
-        try:
-            used_bytes = subject.private_bytes()
-        except OSError as problem:
-            self._warn(f"the memory of {subject.name} could not be read: {problem}")
-        state = self._states[subject.name]
-        self._states[subject.name] = replace(
-            state, notes=tuple(subject.notes), private_bytes=used_bytes
-        )
-
-    def _tear_down_places(self, is_last_try: bool) -> None:
+    def _clear(self, is_last_try: bool) -> None:
         self._say("removing file systems")
         try:
             self._places.teardown()
@@ -242,21 +136,6 @@ class Bench:
             self.failed = True
             outlook = "could not be removed" if is_last_try else "can not be removed yet"
             self._warn(f"a file system {outlook}: {problem}")
-
-    def _tear_down(self, subject: Subject, interrupts: Interrupts) -> None:
-        interrupts.disarm()
-        self._say(f"removing {subject.name}")
-        try:
-            subject.teardown()
-        except (BenchError, OSError) as problem:
-            self.failed = True
-            self._warn(f"{subject.name} could not be removed: {problem}")
-
-
-def rotated(subjects: Sequence[Subject], by: int) -> list[Subject]:
-    """The subjects in their order, begun ``by`` places further on."""
-    start = by % len(subjects)
-    return [*subjects[start:], *subjects[:start]]
 
 
 def _held_bytes(subject: Subject) -> int:

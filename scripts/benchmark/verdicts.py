@@ -13,9 +13,25 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from benchmark.cells import MIB
-from benchmark.goals import SUBJECT, WANTED_ROUNDS, Goal, MemoryGoal, RatioGoal
-from benchmark.report import Run, Spread, SubjectState, round_ratios, spread
+from benchmark.goals import (
+    FILE,
+    SUBJECT,
+    WANTED_ROUNDS,
+    Goal,
+    LimitGoal,
+    MemoryGoal,
+    RatioGoal,
+)
+from benchmark.report import (
+    Reading,
+    Run,
+    Spread,
+    SubjectState,
+    Unit,
+    quantity,
+    round_ratios,
+    spread,
+)
 
 Outcome = Literal["met", "missed", "not measured"]
 STYLES: dict[Outcome, str] = {"met": "green", "missed": "red", "not measured": "yellow"}
@@ -23,7 +39,7 @@ STYLES: dict[Outcome, str] = {"met": "green", "missed": "red", "not measured": "
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of ``goal``. ``measured`` is a ratio of IOPS, or bytes where the goal is in bytes.
+    """What came of ``goal``. ``measured`` is a ratio of IOPS, or what the goal's unit says.
 
     ``count`` is the number of ratios behind it: rounds, times cells where a goal takes several.
     """
@@ -36,33 +52,52 @@ class Verdict:
 
 
 def judge(
-    goals: Iterable[Goal], subjects: Sequence[SubjectState], runs: Sequence[Run]
+    goals: Iterable[Goal],
+    subjects: Sequence[SubjectState],
+    runs: Sequence[Run],
+    readings: Sequence[Reading] = (),
 ) -> list[Verdict]:
     """A verdict for each goal, in their order."""
     states = {state.name: state for state in subjects}
-    return [
-        _judge_memory(goal, states)
-        if isinstance(goal, MemoryGoal)
-        else _judge_ratio(goal, states, runs)
-        for goal in goals
-    ]
+    verdicts = []
+    for goal in goals:
+        match goal:
+            case RatioGoal():
+                verdicts.append(_judge_ratio(goal, states, runs))
+            case MemoryGoal():
+                verdicts.append(_judge_memory(goal, states))
+            case LimitGoal():
+                verdicts.append(_judge_limit(goal, readings))
+    return verdicts
 
 
 def _judge_ratio(goal: RatioGoal, states: dict[str, SubjectState], runs: Sequence[Run]) -> Verdict:
-    own = [run for run in runs if run.subject == SUBJECT and run.cell in goal.cells]
-    others = [run for run in runs if run.subject in goal.bases and run.cell in goal.cells]
-    ratios = []
-    for cell in goal.cells:
-        ratios += round_ratios(
-            [run for run in own if run.cell == cell], [run for run in others if run.cell == cell]
-        )
+    own, others, ratios = [], [], []
+    for cell, base_cell in goal.pairs:
+        own_here = [run for run in runs if (run.subject, run.cell) == (goal.subject, cell)]
+        others_here = [run for run in runs if run.subject in goal.bases and run.cell == base_cell]
+        ratios += round_ratios(own_here, others_here)
+        own += own_here
+        others += others_here
     measured = spread(ratios)
     if error := next((run.error for run in own if run.error), None):
-        return Verdict(goal, "missed", measured, len(ratios), f"{SUBJECT} failed: {error}")
+        return Verdict(goal, "missed", measured, len(ratios), f"{goal.subject} failed: {error}")
     if measured is None:
         return Verdict(goal, "not measured", remark=_lacking(goal, states, runs))
     outcome: Outcome = "met" if measured.median >= goal.at_least else "missed"
     return Verdict(goal, outcome, measured, len(ratios), _reservations(goal, own, others))
+
+
+def _judge_limit(goal: LimitGoal, readings: Sequence[Reading]) -> Verdict:
+    here = [one for one in readings if one.cell == goal.cell]
+    if error := next((one.error for one in here if one.error), None):
+        return Verdict(goal, "missed", remark=f"{FILE} failed: {error}")
+    values = [value for one in here if one.key == goal.reading for value in one.values]
+    measured = spread(values)
+    if measured is None:
+        return Verdict(goal, "not measured", remark=f"no reading of {goal.cell}")
+    outcome: Outcome = "met" if measured.median <= goal.at_most else "missed"
+    return Verdict(goal, outcome, measured, len(values))
 
 
 def _judge_memory(goal: MemoryGoal, states: dict[str, SubjectState]) -> Verdict:
@@ -77,7 +112,7 @@ def _judge_memory(goal: MemoryGoal, states: dict[str, SubjectState]) -> Verdict:
 
 def _lacking(goal: RatioGoal, states: dict[str, SubjectState], runs: Sequence[Run]) -> str:
     """Why there is not a single ratio for the goal."""
-    if absence := _absence(SUBJECT, states):
+    if absence := _absence(goal.subject, states):
         return absence
     absences = [_absence(base, states) for base in goal.bases]
     if all(absences):
@@ -99,9 +134,11 @@ def _reservations(goal: RatioGoal, own: Sequence[Run], others: Sequence[Run]) ->
     measured = {run.subject for run in others if run.figures}
     if missing := [base for base in goal.bases if base not in measured]:
         said.append(f"without {', '.join(missing)}")
-    cells = {run.cell for run in own if run.figures} & {run.cell for run in others if run.figures}
-    if len(cells) < len(goal.cells):
-        said.append(f"in {len(cells)} of {len(goal.cells)} cells")
+    measured_cells = {run.cell for run in own if run.figures}
+    base_cells = {run.cell for run in others if run.figures}
+    count = sum(one in measured_cells and base in base_cells for one, base in goal.pairs)
+    if count < len(goal.cells):
+        said.append(f"in {count} of {len(goal.cells)} cells")
     rounds = {run.round for run in own if run.figures} & {run.round for run in others}
     if len(rounds) < WANTED_ROUNDS:
         said.append(f"{len(rounds)} of {WANTED_ROUNDS} rounds")
@@ -115,12 +152,13 @@ def table(verdicts: Sequence[Verdict]) -> Group:
     """One row for each verdict, then a line that counts them; if nothing was measured only that."""
     outcomes = [verdict.outcome for verdict in verdicts]
     counts = ", ".join(f"{outcomes.count(one)} {one}" for one in STYLES)
-    summary = f"goals for {SUBJECT}: {counts}"
+    summary = f"goals: {counts}"
     if not any(outcome != "not measured" for outcome in outcomes):
         reasons = dict.fromkeys(verdict.remark for verdict in verdicts)
         return Group(Text(f"{summary} ({next(iter(reasons), 'there are none')})"))
-    result = Table(title=f"goals for {SUBJECT}", title_justify="left", title_style="bold")
+    result = Table(title="goals", title_justify="left", title_style="bold")
     result.add_column("goal", overflow="fold")
+    result.add_column("of", no_wrap=True)
     result.add_column("against", overflow="fold")
     for heading in ("wanted", "median", "min..max", "n"):
         result.add_column(heading, justify="right", no_wrap=True)
@@ -133,29 +171,31 @@ def table(verdicts: Sequence[Verdict]) -> Group:
 
 def _row(verdict: Verdict) -> list[Text]:
     goal, measured = verdict.goal, verdict.measured
-    if isinstance(goal, MemoryGoal):
-        against, wanted = "-", f"<= {_mebibytes(goal.at_most_bytes)}"
-        show = _mebibytes
-    else:
-        best_of = "best of " if len(goal.bases) > 1 else ""
-        against = best_of + ", ".join(goal.bases)
-        wanted = f">= {goal.at_least:g}"
-        show = _ratio
+    subject, against, wanted, unit = _terms(goal)
+    between = ""
+    if measured:
+        between = f"{quantity(measured.lowest, unit)}..{quantity(measured.highest, unit)}"
     return [
         Text(goal.what),
+        Text(subject),
         Text(against),
         Text(wanted),
-        Text(show(measured.median) if measured else "-"),
-        Text(f"{show(measured.lowest)}..{show(measured.highest)}" if measured else "-"),
+        Text(quantity(measured.median, unit) if measured else "-"),
+        Text(between or "-"),
         Text(str(verdict.count) if measured else "-"),
         Text(verdict.outcome, style=STYLES[verdict.outcome]),
         Text(verdict.remark),
     ]
 
 
-def _ratio(value: float) -> str:
-    return f"{value:.2f}" if value >= 0.1 else f"{value:.3f}"
-
-
-def _mebibytes(value: float) -> str:
-    return f"{value / MIB:.0f} MiB"
+def _terms(goal: Goal) -> tuple[str, str, str, Unit]:
+    """Whom a goal is for, what that is compared with, what is wanted, and in which unit."""
+    match goal:
+        case RatioGoal():
+            best_of = "best of " if len(goal.bases) > 1 else ""
+            against = best_of + ", ".join(goal.bases)
+            return goal.subject, against, f">= {goal.at_least:g}", "ratio"
+        case MemoryGoal():
+            return SUBJECT, "-", f"<= {quantity(goal.at_most_bytes, 'bytes')}", "bytes"
+        case LimitGoal():
+            return FILE, "-", f"<= {quantity(goal.at_most, goal.unit)}", goal.unit

@@ -1,0 +1,232 @@
+"""File systems to make files in. To add one: write a class with the methods of `Folder`, list it in
+`FOLDERS`.
+
+Invariants: `setup` leaves an empty folder of a file system with room for at least the asked-for
+bytes; `teardown` removes whatever `setup` made, however far it came, and may be called again.
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from benchmark import backing, host
+from benchmark.cells import MIB
+from benchmark.peers import INSTALL, START_SECONDS
+from benchmark.pmemfsmount import PmemfsMount
+from benchmark.stage import Measured
+
+FOLDER_NAME = "work"
+# an inode for every 4 KiB: the files are as small
+MKFS = ["mkfs.ext4", "-q", "-F", "-b", "4096", "-m", "0", "-i", "4096"]
+
+
+class Folder(Measured, Protocol):
+    """A file system to measure with ``files.c``."""
+
+    @property
+    def folder(self) -> Path:
+        """Where in it files are made; valid after `setup`."""
+
+
+class _Mounted:
+    """What those have in common that the kernel serves: no processes of their own."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.direct = True
+
+    def memory_bytes(self, size_bytes: int) -> int:
+        """Exactly the room offered."""
+        return size_bytes
+
+    def daemon_pids(self) -> tuple[int, ...]:
+        """None."""
+        return ()
+
+    def private_bytes(self) -> int | None:
+        """Not of interest."""
+        return None
+
+    def _look_at(self, folder: Path) -> None:
+        """Make the folder, and learn whether files in it can be opened with O_DIRECT."""
+        folder.mkdir()
+        probe = folder / "probe"
+        probe.touch()
+        self.direct = backing.opens_direct(probe)
+        probe.unlink()
+
+
+class TmpfsFolder(_Mounted):
+    """A folder in /dev/shm."""
+
+    name = "tmpfs"
+    description = "a folder in /dev/shm"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._folder: Path | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where files are made."""
+        assert self._folder is not None
+        return self._folder / FOLDER_NAME
+
+    def setup(self, size_bytes: int) -> None:
+        """Make a folder."""
+        self._folder = backing.make_folder()
+        self._look_at(self.folder)
+
+    def teardown(self) -> None:
+        """Remove it with all that is in it."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder)
+            self._folder = None
+
+
+class Ext4Folder(_Mounted):
+    """ext4 on the kernel's loop device over a file in /dev/shm."""
+
+    name = "ext4"
+    description = "ext4 on the kernel's loop device over a file in /dev/shm"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._image = backing.MemoryFile(self.name)
+        self._device = backing.LoopDevice(self._image.path)
+        self._mountpoint: Path | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where files are made."""
+        assert self._mountpoint is not None
+        return self._mountpoint / FOLDER_NAME
+
+    def setup(self, size_bytes: int) -> None:
+        """Allocate the file, attach, make the file system, mount."""
+        backing.require_loop_devices()
+        backing.require_program("mkfs.ext4", "install e2fsprogs")
+        self._image.create(size_bytes)
+        self.notes.append(f"loop device: {self._device.attach(direct_io=True)}")
+        device = str(self._device.path)
+        lazy = ["-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0"]
+        backing.checked([*MKFS, *lazy, device])
+        self._mountpoint = backing.make_folder()
+        backing.checked(["mount", "-t", "ext4", device, str(self._mountpoint)])
+        self._look_at(self.folder)
+
+    def teardown(self) -> None:
+        """Unmount, detach, remove mountpoint and file."""
+        try:
+            if self._mountpoint is not None:
+                backing.unmount(self._mountpoint)
+                self._mountpoint.rmdir()
+                self._mountpoint = None
+        finally:
+            try:
+                self._device.detach()
+            finally:
+                self._image.remove()
+
+
+class Fuse2fsFolder(_Mounted):
+    """fuse2fs, ext4's file system served by a process, over a file in /dev/shm.
+
+    Without a journal, which fuse2fs would not write anyway.
+    """
+
+    name = "fuse2fs"
+    description = "fuse2fs over a file in /dev/shm, ext4 without a journal"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._image = backing.MemoryFile(self.name)
+        self._mountpoint: Path | None = None
+        self._server: host.Server | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where files are made."""
+        assert self._mountpoint is not None
+        return self._mountpoint / FOLDER_NAME
+
+    def setup(self, size_bytes: int) -> None:
+        """Allocate the file, make the file system, serve it."""
+        backing.require_fuse()
+        backing.require_program("mkfs.ext4", "install e2fsprogs")
+        backing.require_program("fuse2fs", INSTALL)
+        self._image.create(size_bytes)
+        image = str(self._image.path)
+        options = ["-O", "^has_journal", "-E", "nodiscard,lazy_itable_init=0"]
+        backing.checked([*MKFS, *options, image])
+        mountpoint = self._mountpoint = backing.make_folder()
+        self._server = host.Server(["fuse2fs", image, str(mountpoint), "-f"])
+        self._server.await_ready(lambda: host.is_mounted(mountpoint), START_SECONDS)
+        self._look_at(self.folder)
+
+    def teardown(self) -> None:
+        """Unmount, see the program end, remove mountpoint and file."""
+        try:
+            if self._mountpoint is not None:
+                backing.unmount(self._mountpoint)
+                if self._server is not None:
+                    self._server.await_end(backing.END_SECONDS)
+                self._mountpoint.rmdir()
+                self._mountpoint = None
+        finally:
+            if self._server is not None:
+                self._server.stop()
+                self._server = None
+            self._image.remove()
+
+    def daemon_pids(self) -> tuple[int, ...]:
+        """The one program."""
+        return (self._server.pid,) if self._server is not None else ()
+
+
+class PmemfsFolder(_Mounted):
+    """A pool of mode fs in /dev/shm, mounted."""
+
+    name = "fs"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._mount = PmemfsMount(self.name, mode="fs")
+        self.description = f"pmemfs, {self._mount.description}"
+
+    @property
+    def folder(self) -> Path:
+        """Where files are made."""
+        return self._mount.mountpoint / FOLDER_NAME
+
+    def memory_bytes(self, size_bytes: int) -> int:
+        """The room offered, page structures, labels and alignment."""
+        return size_bytes + (size_bytes // MIB // 32 + 16) * MIB
+
+    def setup(self, size_bytes: int) -> None:
+        """Make the pool and mount it."""
+        self._mount.create(self.memory_bytes(size_bytes))
+        self._mount.mount()
+        self.notes.append(self._mount.served)
+        self._look_at(self.folder)
+
+    def teardown(self) -> None:
+        """Unmount and remove."""
+        self._mount.remove()
+
+    def daemon_pids(self) -> tuple[int, ...]:
+        """The daemon and its data plane."""
+        return self._mount.daemon_pids()
+
+    def private_bytes(self) -> int | None:
+        """Of both."""
+        return self._mount.private_bytes()
+
+
+FOLDERS: dict[str, Callable[[], Folder]] = {
+    "fs": PmemfsFolder,
+    "fuse2fs": Fuse2fsFolder,
+    "ext4": Ext4Folder,
+    "tmpfs": TmpfsFolder,
+}
