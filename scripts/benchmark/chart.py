@@ -20,8 +20,10 @@ WIDTH_INCHES, HEIGHT_INCHES, DOTS_PER_INCH = 16, 6.8, 100
 GROUP_WIDTH = 0.84
 LABEL_CHARACTERS = 20
 # colours that stay apart for colour-blind readers (Okabe and Ito), and two greys
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
-COLOURS += ("#000000", "#777777", "#bbbbbb")
+COLOURS = (
+    *("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442"),
+    *("#000000", "#777777", "#bbbbbb"),
+)
 
 
 def available() -> bool:

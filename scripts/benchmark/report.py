@@ -266,7 +266,7 @@ def readings_table(readings: Sequence[Reading]) -> Table:
     for reading in readings:
         measured = spread(reading.values)
         if measured is None:
-            result.add_row(Text(reading.what), "-", "-", Text(f"failed: {reading.error}"))
+            result.add_row(Text(f"{reading.what}: failed: {reading.error}"), "-", "-", "-")
             continue
         extremes = (quantity(one, reading.unit) for one in (measured.lowest, measured.highest))
         result.add_row(
