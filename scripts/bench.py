@@ -11,7 +11,7 @@ from textwrap import fill
 from typing import Any
 
 import click
-from benchmark import chart, fio, goals, host, parts, report, verdicts
+from benchmark import chart, fio, goals, host, markdown, parts, report, verdicts
 from benchmark.cells import MIB, parse_size_bytes
 from benchmark.errors import BenchError
 from benchmark.parts import KINDS, Choice, Context, Kind
@@ -153,9 +153,13 @@ def bench(options: dict[str, Any], interrupts: Interrupts) -> int:
     }
     json_path.write_text(json.dumps(document, indent=1) + "\n")
     click.echo(f"figures: {json_path}")
+    sections = [(KINDS[part.name].what, part, judged[part.name]) for part in measured]
+    title = chart_title(settings, machine)
+    markdown_path = json_path.with_suffix(".md")
+    markdown_path.write_text(markdown.document(title, sections))
+    click.echo(f"sections: {markdown_path}")
     for part in measured:
         if KINDS[part.name].chart_bases:
-            title = chart_title(settings, machine, part.name)
             click.echo(draw_chart(chart_path, part, title))
     missing = options["subjects"] and any(one.skipped for part in measured for one in part.subjects)
     return 1 if failed or missing else 0
@@ -247,15 +251,12 @@ def draw_chart(path: Path, part: Part, title: str) -> str:
     return f"chart: {path}"
 
 
-def chart_title(settings: Settings, machine: dict[str, Any], part_name: str) -> str:
-    """What the chart's reader must know of the run."""
+def chart_title(settings: Settings, machine: dict[str, Any]) -> str:
+    """What the reader of a chart or of a table must know of the run."""
     rounds = f"{settings.rounds} round{'s' if settings.rounds > 1 else ''}"
-    work = f"{settings.size_bytes // MIB} MiB each, {rounds} of "
-    work += f"{settings.timing.runtime_ms / 1000:g} s"
-    if part_name == "metadata":
-        work = f"{settings.files:,} files each, {rounds}"
     return (
-        f"{work}, median with lowest and highest; "
+        f"{settings.size_bytes // MIB} MiB or {settings.files:,} files each, {rounds} of "
+        f"{settings.timing.runtime_ms / 1000:g} s, median with lowest and highest; "
         f"{machine['cpu_count']} CPUs, kernel {machine['kernel']}, {machine['date'][:10]}"
     )
 

@@ -4,7 +4,7 @@ It has four parts, each with its instrument: ``cells``, ``subjects`` and ``run``
 and devices, with ``fio``; ``filecells``, ``folders`` and ``filerun`` are files that grow and
 metadata, with ``files`` (and ``files.c``); ``mountrun`` is what a mount costs. ``peers``,
 ``pmemfsmount``, ``backing`` and ``ext4`` are what subjects are made of, ``places`` where in them a
-cell works,
-``stage`` what parts have in common. ``report`` and ``chart`` are what is made of it, ``goals`` what
-is wanted and ``verdicts`` what came of that; ``parts`` lists all of it. ``host`` knows the machine.
+cell works, ``stage`` what parts have in common. ``report``, ``markdown`` and ``chart`` are what is
+made of it, ``goals`` what is wanted and ``verdicts`` what came of that; ``parts`` lists all of it.
+``host`` knows the machine.
 """

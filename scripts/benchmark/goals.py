@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from benchmark.cells import CELLS, MIB, Cell
 from benchmark.filecells import METADATA_CELLS, FileCell
+from benchmark.mountrun import MOUNT_RATIO, SPACE_SHARE, WALK_IDLE
 from benchmark.report import Unit
 
 SUBJECT = "pmemfs"
@@ -133,21 +134,21 @@ GOALS: dict[str, tuple[Goal, ...]] = {
         LimitGoal(
             "mount with many files after kill -9, over mount of an empty pool",
             cell="mount",
-            reading="mount-ratio",
+            reading=MOUNT_RATIO,
             unit="ratio",
             at_most=1.2,
         ),
         LimitGoal(
             "private memory of the control plane after a walk over many files, idle",
             cell="walk",
-            reading="walk-idle",
+            reading=WALK_IDLE,
             unit="bytes",
             at_most=300 * MIB,
         ),
         LimitGoal(
             "metadata and page structures of files of 64 KiB, of their data",
             cell="space",
-            reading="space-share",
+            reading=SPACE_SHARE,
             unit="share",
             at_most=0.03,
         ),

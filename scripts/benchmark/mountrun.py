@@ -27,6 +27,8 @@ POOL_BYTES_PER_FILE = 2 * KIB
 LEAST_POOL_BYTES = 256 * MIB
 SPACE_FILE_BYTES = 64 * KIB
 CALLERS = 2
+# the readings that goals are for
+MOUNT_RATIO, WALK_IDLE, SPACE_SHARE = "mount-ratio", "walk-idle", "space-share"
 # for what is done once, however many files there are
 LONG_SECONDS = 3600.0
 
@@ -142,7 +144,7 @@ class MountBench:
             Reading(
                 "mount", "mount-empty", "mount of an empty pool as large", "s", seconds["empty"]
             ),
-            Reading("mount", "mount-ratio", "ratio of the two in one round", "ratio", ratios),
+            Reading("mount", MOUNT_RATIO, "ratio of the two in one round", "ratio", ratios),
         ]
 
     # -- memory ---------------------------------------------------------------------------------
@@ -180,7 +182,7 @@ class MountBench:
             Reading("walk", "walk-at-once", f"the same {after}, at once", "bytes", [at_once]),
             Reading(
                 "walk",
-                "walk-idle",
+                WALK_IDLE,
                 f"the same {after}, idle for {idle_seconds:g} s",
                 "bytes",
                 [idle],
@@ -215,7 +217,7 @@ class MountBench:
             ),
             Reading(
                 "space",
-                "space-share",
+                SPACE_SHARE,
                 "metadata with page structures, of the data",
                 "share",
                 [share],

@@ -333,8 +333,8 @@ Column = tuple[str, Callable[[Summary], str]]
 def _columns(summaries: Sequence[Summary], look: Look) -> list[Column]:
     """What is shown of a summary; nothing that none of these has."""
     columns: list[Column] = [
-        (look.rate, lambda one: _count(one.iops.median)),
-        ("min..max", lambda one: f"{_count(one.iops.lowest)}..{_count(one.iops.highest)}"),
+        (look.rate, lambda one: rate(one.iops.median)),
+        ("min..max", lambda one: f"{rate(one.iops.lowest)}..{rate(one.iops.highest)}"),
     ]
     if not summaries or any(one.mib_per_second for one in summaries):
         columns.append(("MiB/s", lambda one: _median(one.mib_per_second, "{:,.0f}")))
@@ -368,7 +368,8 @@ def _row(columns: Sequence[Column], summary: Summary | None, error: str | None) 
     return [Text(cell) for cell in (*shown, remark)]
 
 
-def _count(value: float) -> str:
+def rate(value: float) -> str:
+    """So many in a second, as people read it."""
     return f"{value / 1000:,.1f}k" if value >= 10_000 else f"{value:,.0f}"
 
 

@@ -171,7 +171,7 @@ def table(verdicts: Sequence[Verdict]) -> Group:
 
 def _row(verdict: Verdict) -> list[Text]:
     goal, measured = verdict.goal, verdict.measured
-    subject, against, wanted, unit = _terms(goal)
+    subject, against, wanted, unit = terms(goal)
     between = ""
     if measured:
         between = f"{quantity(measured.lowest, unit)}..{quantity(measured.highest, unit)}"
@@ -188,7 +188,7 @@ def _row(verdict: Verdict) -> list[Text]:
     ]
 
 
-def _terms(goal: Goal) -> tuple[str, str, str, Unit]:
+def terms(goal: Goal) -> tuple[str, str, str, Unit]:
     """Whom a goal is for, what that is compared with, what is wanted, and in which unit."""
     match goal:
         case RatioGoal():

@@ -8,16 +8,11 @@ import pytest
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
-import bench  # noqa: E402
-from benchmark import backing  # noqa: E402
+from benchmark import backing, parts  # noqa: E402
 from benchmark.cells import CELLS, Cell  # noqa: E402
 from benchmark.errors import BenchError, SubjectFailed, SubjectUnavailable  # noqa: E402
-from benchmark.subjects import (  # noqa: E402
-    DEFAULT_SUBJECTS,
-    SUBJECTS,
-    offered_choices,
-    served_as,
-)
+from benchmark.pmemfsmount import offered_choices, served_as  # noqa: E402
+from benchmark.subjects import DEFAULT_SUBJECTS, SUBJECTS  # noqa: E402
 
 CELL = {cell.name: cell for cell in CELLS}
 
@@ -62,14 +57,34 @@ def test_every_subject_has_the_name_that_it_is_chosen_by() -> None:
 
 
 def test_only_cells_and_subjects_that_have_to_do_with_each_other_are_chosen() -> None:
-    cells, names = bench.choose("ext4-loop-*,seqread", "tmpfs,qsd-buffered,loop")
-    assert [cell.name for cell in cells] == ["seqread", "ext4-loop-read", "ext4-loop-write"]
-    assert names == ["tmpfs", "loop"]
+    (one,) = parts.choose("io", "ext4-loop-*,seqread", "tmpfs,qsd-buffered,loop")
+    assert [cell.name for cell in one.cells] == ["seqread", "ext4-loop-read", "ext4-loop-write"]
+    assert one.names == ["tmpfs", "loop"]
+
+
+def test_a_part_without_a_chosen_cell_or_subject_is_left_out() -> None:
+    chosen = parts.choose(None, "seqread,stat-*,walk", None)
+    assert [one.kind.name for one in chosen] == ["io", "metadata", "mount"]
+    assert [cell.name for cell in chosen[1].cells] == [
+        *("stat-1", "stat-cold-1", "stat-2", "stat-cold-2")
+    ]
+    assert chosen[0].names == [name for name in DEFAULT_SUBJECTS if name != "qsd-buffered"]
+    chosen = parts.choose(None, None, "ext4,loop")
+    assert [(one.kind.name, one.names) for one in chosen] == [
+        ("io", ["loop"]),
+        ("growth", ["ext4"]),
+        ("metadata", ["ext4"]),
+    ]
+
+
+def test_a_part_that_there_is_not_is_refused_with_a_sentence() -> None:
+    with pytest.raises(BenchError, match="no part is called 'disk'"):
+        parts.choose("disk", None, None)
 
 
 def test_a_choice_with_nothing_to_measure_is_refused_with_a_sentence() -> None:
     with pytest.raises(BenchError, match="ext4-loop-read: not measured for loop"):
-        bench.choose("ext4-loop-read", "loop")
+        parts.choose(None, "ext4-loop-read", "loop")
 
 
 def test_choices_are_read_from_the_help_of_mount() -> None:

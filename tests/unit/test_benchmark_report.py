@@ -19,8 +19,9 @@ sys.path.insert(0, str(SCRIPTS))
 from benchmark import fio, host, places, report  # noqa: E402
 from benchmark.cells import CELLS, MIB, choose_names, parse_size_bytes  # noqa: E402
 from benchmark.errors import BenchError, FioError, SubjectFailed, SubjectUnavailable  # noqa: E402
-from benchmark.report import Run, Spread, SubjectState  # noqa: E402
-from benchmark.run import Bench, Interrupts, Settings, rotated  # noqa: E402
+from benchmark.report import IO_LOOK, Part, Run, Spread, SubjectState  # noqa: E402
+from benchmark.run import Bench  # noqa: E402
+from benchmark.stage import Interrupts, Settings, rotated  # noqa: E402
 
 CELL = {cell.name: cell for cell in CELLS}
 TIMING = fio.Timing(ramp_ms=500, runtime_ms=3000)
@@ -97,7 +98,7 @@ def test_the_median_of_an_even_number_of_rounds_lies_halfway() -> None:
 def test_a_base_is_compared_with_within_its_own_cell_only() -> None:
     runs = runs_of("loop", {0: 1.0}, "seqread") + runs_of("pmemfs", {0: 5.0}, "seqwrite")
     summaries = {(one.cell, one.subject): one for one in report.summarise(runs)}
-    assert summaries["seqwrite", "pmemfs"].ratios == {}
+    assert set(summaries["seqwrite", "pmemfs"].ratios) == {"pmemfs"}
     assert summaries["seqread", "loop"].ratios == {"loop": Spread(1.0, 1.0, 1.0)}
 
 
@@ -249,8 +250,9 @@ def test_the_table_has_no_row_for_a_subject_that_a_cell_is_not_for() -> None:
 def test_the_json_document_holds_every_run_and_survives_json() -> None:
     states = [SubjectState("loop", "the loop device", (), True)]
     runs = runs_of("loop", {0: 100.0, 1: None})
-    made = report.document({"kernel": "6"}, {"rounds": 2}, [CELL["seqread"]], states, runs)
-    read_back = json.loads(json.dumps(made))
+    part = Part("io", IO_LOOK, [CELL["seqread"]], states, runs)
+    made = report.document({"kernel": "6"}, {"rounds": 2}, [part])
+    read_back = json.loads(json.dumps(made))["parts"]["io"]
     assert [run["error"] for run in read_back["runs"]] == [None, "fio: it broke"]
     assert read_back["runs"][0]["command"] == ["fio"]
     assert read_back["summaries"][0]["ratios"]["loop"]["median"] == 1.0

@@ -17,9 +17,9 @@ from benchmark import chart, report, verdicts  # noqa: E402
 from benchmark.cells import CELLS, MIB  # noqa: E402
 from benchmark.errors import BenchError  # noqa: E402
 from benchmark.fio import Figures  # noqa: E402
-from benchmark.goals import GOALS, SUBJECT, MemoryGoal, RatioGoal  # noqa: E402
-from benchmark.report import Run, Spread, SubjectState  # noqa: E402
-from benchmark.subjects import SUBJECTS  # noqa: E402
+from benchmark.goals import FILE, GOALS, SUBJECT, LimitGoal, MemoryGoal, RatioGoal  # noqa: E402
+from benchmark.parts import KINDS  # noqa: E402
+from benchmark.report import Reading, Run, Spread, SubjectState  # noqa: E402
 from benchmark.verdicts import Verdict  # noqa: E402
 
 CELL = {cell.name: cell for cell in CELLS}
@@ -41,9 +41,12 @@ def states_of(*names: str, private_bytes: int | None = None) -> list[SubjectStat
 
 
 def verdict_on(
-    goal: RatioGoal | MemoryGoal, states: Sequence[SubjectState], runs: Sequence[Run] = ()
+    goal: RatioGoal | MemoryGoal | LimitGoal,
+    states: Sequence[SubjectState],
+    runs: Sequence[Run] = (),
+    readings: Sequence[Reading] = (),
 ) -> Verdict:
-    (verdict,) = verdicts.judge([goal], states, runs)
+    (verdict,) = verdicts.judge([goal], states, runs, readings)
     return verdict
 
 
@@ -51,30 +54,50 @@ def verdict_on(
 
 
 def test_goals_name_cells_and_subjects_that_there_are_and_meet_in_them() -> None:
-    for goal in GOALS:
-        if isinstance(goal, RatioGoal):
-            assert goal.cells
-            assert SUBJECT not in goal.bases
-            for cell in goal.cells:
-                assert all(CELL[cell].takes(name) for name in (SUBJECT, *goal.bases))
-                assert set(goal.bases) <= set(SUBJECTS)
+    for part, wanted in GOALS.items():
+        cells = {cell.name: cell for cell in KINDS[part].cells}
+        for goal in wanted:
+            if isinstance(goal, RatioGoal):
+                assert goal.cells
+                assert {goal.subject, *goal.bases} <= set(KINDS[part].subjects)
+                for cell, base_cell in goal.pairs:
+                    assert cells[cell].takes(goal.subject)
+                    assert all(cells[base_cell].takes(name) for name in goal.bases)
+                    assert cell != base_cell or goal.subject not in goal.bases
+            if isinstance(goal, LimitGoal):
+                assert goal.cell in cells
 
 
 def test_reads_and_writes_have_the_same_goals() -> None:
-    def wanted(direction: str) -> list[tuple[str, tuple[str, ...], float]]:
+    def wanted(direction: str) -> list[tuple[str, str, tuple[str, ...], float]]:
         return [
-            (goal.what.replace(direction, "x"), goal.bases, goal.at_least)
-            for goal in GOALS
+            (goal.what.replace(direction, "x"), goal.subject, goal.bases, goal.at_least)
+            for goal in GOALS["io"]
             if isinstance(goal, RatioGoal) and direction in goal.what
         ]
 
     assert wanted("read") == wanted("write")
-    assert len(wanted("read")) + len(wanted("write")) == len(GOALS) - 1
+    assert len(wanted("read")) + len(wanted("write")) == len(GOALS["io"]) - 1
 
 
 def test_every_cell_has_a_goal() -> None:
-    named = {cell for goal in GOALS if isinstance(goal, RatioGoal) for cell in goal.cells}
-    assert named == set(CELL)
+    for part, kind in KINDS.items():
+        named = set()
+        for goal in GOALS[part]:
+            if isinstance(goal, RatioGoal):
+                named |= {cell for pair in goal.pairs for cell in pair}
+            if isinstance(goal, LimitGoal):
+                named.add(goal.cell)
+        assert named == {cell.name for cell in kind.cells}
+
+
+def test_a_file_in_mode_fs_is_held_against_mode_block_in_every_cell() -> None:
+    compared = {
+        goal.cells
+        for goal in GOALS["io"]
+        if isinstance(goal, RatioGoal) and (goal.subject, goal.bases) == (FILE, (SUBJECT,))
+    }
+    assert compared == {(cell.name,) for cell in CELLS}
 
 
 # -- verdicts -----------------------------------------------------------------------------------
@@ -164,6 +187,48 @@ def test_memory_is_judged_by_its_bytes(used_bytes: int | None, outcome: str) -> 
     assert verdict_on(goal, states_of(SUBJECT, private_bytes=used_bytes)).outcome == outcome
 
 
+def test_new_files_are_compared_with_what_is_there_on_the_same_file_system() -> None:
+    goal = RatioGoal("new", ("new-1M",), (FILE,), 0.7, subject=FILE, base_cells=("over-1M",))
+    runs = runs_of(FILE, [70.0] * 5, "new-1M") + runs_of(FILE, [100.0] * 5, "over-1M")
+    runs += runs_of("ext4", [500.0] * 5, "over-1M")
+    verdict = verdict_on(goal, states_of(FILE, "ext4"), runs)
+    assert (verdict.outcome, verdict.measured, verdict.remark) == ("met", Spread(0.7, 0.7, 0.7), "")
+    alone = verdict_on(goal, states_of(FILE), runs_of(FILE, [70.0] * 5, "new-1M"))
+    assert alone.outcome == "not measured"
+
+
+def test_a_goal_is_judged_by_the_subject_it_is_for() -> None:
+    goal = RatioGoal("stat", ("stat-1",), ("fuse2fs",), 2.0, subject=FILE)
+    runs = runs_of("fuse2fs", [100.0] * 5, "stat-1") + runs_of(FILE, [190.0] * 5, "stat-1")
+    assert verdict_on(goal, states_of(FILE, "fuse2fs"), runs).outcome == "missed"
+    absent = verdict_on(goal, states_of("fuse2fs"), runs[:5])
+    assert (absent.outcome, absent.remark) == ("not measured", "fs was not chosen")
+
+
+LIMIT = LimitGoal("mounting", "mount", "ratio", "ratio", 1.2)
+
+
+@pytest.mark.parametrize(
+    ("values", "outcome"),
+    [((9.0, 1.2, 1.0), "met"), ((1.3, 1.3, 1.0), "missed"), ((), "not measured")],
+)
+def test_the_median_of_a_reading_must_not_be_above_its_limit(
+    values: tuple[float, ...], outcome: str
+) -> None:
+    readings = [
+        Reading("mount", "seconds", "", "s", (99.0,)),
+        Reading("mount", "ratio", "", "ratio", values),
+    ]
+    verdict = verdict_on(LIMIT, (), readings=readings)
+    assert (verdict.outcome, verdict.count) == (outcome, len(values))
+
+
+def test_a_reading_that_failed_has_missed_its_goal_and_says_why() -> None:
+    failed = Reading("mount", "mount", "", "ratio", error="mount: no")
+    verdict = verdict_on(LIMIT, (), readings=[failed])
+    assert (verdict.outcome, verdict.remark) == ("missed", "fs failed: mount: no")
+
+
 # -- what is shown ------------------------------------------------------------------------------
 
 
@@ -176,24 +241,24 @@ def shown(judged: Sequence[Verdict]) -> str:
 def test_the_table_shows_the_bound_the_median_and_the_extremes() -> None:
     runs = runs_of(SUBJECT, [100.0, 130.0, 125.0]) + runs_of("loop", [100.0] * 3)
     states = states_of(SUBJECT, "loop", private_bytes=90 * MIB)
-    text = shown(verdicts.judge(GOALS, states, runs))
+    text = shown(verdicts.judge(GOALS["io"], states, runs))
     for part in (">= 1.2", "1.25", "1.00..1.30", "<= 150 MiB", "90 MiB", "3 of 5 rounds"):
         assert part in text
-    assert "2 met, 0 missed, 21 not measured" in text
+    assert f"2 met, 0 missed, {len(GOALS['io']) - 2} not measured" in text
 
 
 def test_without_any_measurement_one_line_says_so() -> None:
-    text = shown(verdicts.judge(GOALS, states_of("loop"), runs_of("loop", [1.0])))
+    text = shown(verdicts.judge(GOALS["io"], states_of("loop"), runs_of("loop", [1.0])))
     assert text.splitlines() == [
-        f"goals for pmemfs: 0 met, 0 missed, {len(GOALS)} not measured (pmemfs was not chosen)"
+        f"goals: 0 met, 0 missed, {len(GOALS['io'])} not measured (pmemfs was not chosen)"
     ]
 
 
 def test_verdicts_survive_json() -> None:
     runs = runs_of(SUBJECT, [130.0]) + runs_of("loop", [100.0])
-    judged = verdicts.judge(GOALS, states_of(SUBJECT, "loop", private_bytes=MIB), runs)
+    judged = verdicts.judge(GOALS["io"], states_of(SUBJECT, "loop", private_bytes=MIB), runs)
     read_back = json.loads(json.dumps([asdict(verdict) for verdict in judged]))
-    assert read_back[-1]["goal"]["at_most_bytes"] == 150 * MIB
+    assert 150 * MIB in [one["goal"].get("at_most_bytes") for one in read_back]
     assert {one["outcome"] for one in read_back} == {"met", "not measured"}
 
 
