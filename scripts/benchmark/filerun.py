@@ -57,11 +57,12 @@ class FileBench(Stage[Folder]):
         return [run for run in runs if run.cell in wanted or run.error]
 
     def _prepare(self, subject: Folder) -> None:
-        """Set up one file system, fill it once and empty it: memory that was never touched costs
-        its first user more, which is no matter of the file system."""
+        """Set up one file system, fill most of it once and empty it: memory that was never touched
+        costs its first user more, which is no matter of the file system."""
         super()._prepare(subject)
         path = subject.folder / "everything"
-        backing.write_new(path, self._size_bytes // MIB * 7 // 8 * MIB)
+        # a part is left for inode tables, and fuse2fs keeps a tenth back
+        backing.write_new(path, self._size_bytes // MIB * 3 // 4 * MIB)
         path.unlink()
 
     def _run_once(self, cell: FileCell, subject: Folder, round_number: int, position: int) -> Run:
