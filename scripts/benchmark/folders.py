@@ -17,6 +17,7 @@ from benchmark.pmemfsmount import PmemfsMount
 from benchmark.stage import Measured
 
 FOLDER_NAME = "work"
+FUSE2FS_OPTIONS = "kernel_cache,attr_timeout=3600,entry_timeout=3600"
 # an inode for every 4 KiB: the files are as small
 MKFS = ["mkfs.ext4", "-q", "-F", "-b", "4096", "-m", "0", "-i", "4096"]
 
@@ -133,11 +134,12 @@ class Ext4Folder(_Mounted):
 class Fuse2fsFolder(_Mounted):
     """fuse2fs, ext4's file system served by a process, over a file in /dev/shm.
 
-    Without a journal, which fuse2fs would not write anyway.
+    Without a journal, which fuse2fs would not write anyway; and the kernel may keep names and
+    attributes, as pmemfs lets it.
     """
 
     name = "fuse2fs"
-    description = "fuse2fs over a file in /dev/shm, ext4 without a journal"
+    description = f"fuse2fs over a file in /dev/shm, ext4 without a journal, {FUSE2FS_OPTIONS}"
 
     def __init__(self) -> None:
         super().__init__()
@@ -161,7 +163,7 @@ class Fuse2fsFolder(_Mounted):
         options = ["-O", "^has_journal", "-E", "nodiscard,lazy_itable_init=0"]
         backing.checked([*MKFS, *options, image])
         mountpoint = self._mountpoint = backing.make_folder()
-        self._server = host.Server(["fuse2fs", image, str(mountpoint), "-f"])
+        self._server = host.Server(["fuse2fs", image, str(mountpoint), "-f", "-o", FUSE2FS_OPTIONS])
         self._server.await_ready(lambda: host.is_mounted(mountpoint), START_SECONDS)
         self._look_at(self.folder)
 
