@@ -26,7 +26,7 @@ import numpy as np
 from fs_checker import Checker, Report
 
 from pmemfs.media.label import Mode, Scheme
-from pmemfs.medium.base import ByteRange, Durability, Medium
+from pmemfs.medium.base import Durability, Medium
 from pmemfs.medium.recording import RecordingMedium
 from pmemfs.memmap.none import NoMemmap
 from pmemfs.pool import Pool, PoolSpec
@@ -94,15 +94,11 @@ class Versions:
         return ""
 
 
-class CrashMedium(Medium):
+class CrashMedium(RecordingMedium):
     """The memory of one pool that is looked at in many states: each one is undone again."""
 
-    name = "crash medium"
-    durability = Durability.CACHE_LINES
-    read_only = False
-    reserved = True
-
     def __init__(self, size_bytes: int) -> None:
+        super().__init__(b"")
         self.size_bytes = size_bytes
         self.memory = bytearray(size_bytes)
         self.lines_read: set[int] = set()
@@ -136,23 +132,11 @@ class CrashMedium(Medium):
         self._undo.append((offset_bytes, bytes(self.memory[offset_bytes:end])))
         self.memory[offset_bytes:end] = view
 
-    def store_from_file(self, ranges: Sequence[ByteRange], fd: int, file_offset: int) -> int:
-        raise NotImplementedError
-
-    def load_to_file(self, ranges: Sequence[ByteRange], fd: int, file_offset: int) -> int:
-        raise NotImplementedError
-
     def flush(self, offset_bytes: int, length_bytes: int) -> None:
         """Nothing to do."""
 
     def fence(self) -> None:
         """Nothing to do."""
-
-    def reserve(self, offset_bytes: int, length_bytes: int) -> None:
-        """Nothing to do."""
-
-    def is_hole(self, offset_bytes: int, length_bytes: int) -> bool:
-        return False
 
 
 def snapshot(fs: FileSystem) -> Tree:

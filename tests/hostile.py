@@ -114,6 +114,9 @@ class GuardedMedium(Medium):
     def reserve(self, offset_bytes: int, length_bytes: int) -> None:
         """Nothing to do: all of it is there."""
 
+    def populate(self, offset_bytes: int, length_bytes: int) -> None:
+        """Nothing to do: all of it is there."""
+
     def is_hole(self, offset_bytes: int, length_bytes: int) -> bool:
         self._look(offset_bytes, length_bytes)
         return False
