@@ -58,10 +58,12 @@ class FsMount:
         self._kill(self.mounted.data_plane_pid if native else self.mounted.pid)
 
     def _kill(self, pid: int) -> None:
-        daemon = self.mounted.pid
+        """Both processes end with either."""
+        pids = {self.mounted.pid, pid}
+        if self.pools.engine.name == "native":
+            pids.add(self.mounted.data_plane_pid)
         os.kill(pid, signal.SIGKILL)
-        for one in (pid, daemon):
-            wait_until(lambda one=one: not is_running(one), f"process {one} has ended")
+        wait_until(lambda: not any(map(is_running, pids)), f"the processes {pids} have ended")
 
     def mount_again(self) -> None:
         """Mount, over a dead mount if there is one."""

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import PoolMaker, Result, run_command
+from conftest import PoolMaker, Result, is_running, run_command
 from endtoend_tools import loop_device, wait_until
 from fs_mounts import FsMount
 
@@ -362,9 +362,10 @@ class Postgres:
         assert programs is not None
         self.programs = programs
         self.data = mount.directory / "data"
-        self.sockets = Path(f"/dev/shm/{mount.mounted.pool.parent.name}-sockets")
+        self.sockets = mount.mounted.pool.parent / "sockets"
         self.log = tmp_path / "log"
         self.user = pwd.getpwnam("postgres")
+        self.pid = 0
 
     def as_user(self, program: str, *words: object) -> list[str]:
         ids = (self.user.pw_uid, self.user.pw_gid)
@@ -388,6 +389,7 @@ class Postgres:
         options = f"-c listen_addresses= -c unix_socket_directories={self.sockets}"
         log = self.sockets / "log"
         self.run("pg_ctl", "-D", self.data, "-w", "-t", "60", "-l", log, "-o", options, "start")
+        self.pid = int((self.data / "postmaster.pid").read_text().split()[0])
 
     def stop(self) -> None:
         self.run("pg_ctl", "-D", self.data, "-w", "-m", "fast", "stop")
@@ -395,10 +397,9 @@ class Postgres:
 
     def crash(self) -> None:
         """End what is left of a server whose disk went away."""
-        pid = int((self.data / "postmaster.pid").read_text().split()[0])
         with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGQUIT)
-        wait_until(lambda: not Path(f"/proc/{pid}").exists(), "the server has ended", seconds=60)
+            os.kill(self.pid, signal.SIGQUIT)
+        wait_until(lambda: not is_running(self.pid), "the server has ended", seconds=60)
         time.sleep(0.5)
 
     def value(self, query: str) -> int:
