@@ -98,6 +98,7 @@ class PythonSession(Session):
     def __init__(
         self, pool: Pool, medium: MappedMedium, mountpoint: str, options: MountOptions
     ) -> None:
+        self._medium = medium
         self.memmap = open_memmap(pool)
         self.content = python_content(pool, medium, self.memmap, options)
         self.grower = self._grower(pool, medium)
@@ -105,7 +106,7 @@ class PythonSession(Session):
 
     async def serve(self, on_ready: Callable[[Mount], None]) -> None:
         on_ready(self.mount)
-        await serve_pyfuse3()
+        await serve_pyfuse3(self._medium.durability)
 
     def end(self) -> None:
         pyfuse3.close(unmount=True)
@@ -161,7 +162,7 @@ class NativeSession(Session):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._extra.serve, self._plane.sockets.extra)
             nursery.start_soon(self._watch_memory)
-            nursery.start_soon(serve_pyfuse3)
+            nursery.start_soon(serve_pyfuse3, self._medium.durability)
             await self._plane.wait_until_ready()
             if stay_in_memory():
                 log.info(
