@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 _LEAST_AHEAD_FRAMES = 16
-_MOST_AHEAD_FRAMES = 8192
+_AHEAD_WRITES = 8
+_MOST_AHEAD_FRAMES = 16384
 _MOST_FILL_AHEAD_FRAMES = CHUNK_FRAMES
 _GROWING_FRAMES = 64
 """What is written in pieces of this size, or is already so long, gets chunks of its own."""
@@ -334,7 +335,10 @@ class FileOperations(AttributeOperations):
         if end_frame << PAGE_SHIFT >= size_bytes:
             if offset_bytes != size_bytes or not size_bytes:
                 return end_frame
-            ahead = min(max(size_bytes >> PAGE_SHIFT, _LEAST_AHEAD_FRAMES), _MOST_AHEAD_FRAMES)
+            written = end_frame - (offset_bytes >> PAGE_SHIFT)
+            wanted = max(size_bytes >> PAGE_SHIFT, _LEAST_AHEAD_FRAMES, _AHEAD_WRITES * written)
+            # Others need room too: what is mapped ahead is given back at the last close only.
+            ahead = min(wanted, _MOST_AHEAD_FRAMES, self.allocator.known_free // 8)
         else:
             is_sequential = offset_bytes == inode.next_write_bytes
             inode.ahead_frames = min(inode.ahead_frames * 2 + 4, _MOST_FILL_AHEAD_FRAMES) * (
