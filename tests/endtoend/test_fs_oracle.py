@@ -144,7 +144,7 @@ def seeds(count: int) -> Iterator[int]:
 @pytest.mark.timeout(SECONDS + 300)
 def test_steps_have_the_same_results_as_on_tmpfs(pools: PoolMaker, engine: Engine) -> None:
     with rig(pools, engine) as both:
-        for seed in seeds(60):
+        for seed in seeds(40):
             both.explore(seed, 100)
 
 
@@ -153,7 +153,7 @@ def test_what_was_answered_is_there_after_remounts_and_kill_9(
     pools: PoolMaker, engine: Engine
 ) -> None:
     with rig(pools, engine) as both:
-        for seed in seeds(8):
+        for seed in seeds(6):
             both.explore(seed, 100, restarts=0.03)
             both.mount.check()
 
