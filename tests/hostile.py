@@ -517,8 +517,11 @@ def mounted(pool: Pool) -> FileSystem:
     """A mount. Its page structures may be touched as well."""
     medium = pool.medium
     assert isinstance(medium, GuardedMedium)
-    if pool.zones.memmap.size_bytes and not medium.read_only:
-        medium.guard = range(pool.zones.memmap.offset_bytes, medium.guard.stop)
+    zone = pool.zones.memmap
+    if zone.size_bytes and not medium.read_only:
+        medium.guard = range(
+            min(zone.offset_bytes, medium.guard.start), max(zone.end_bytes, medium.guard.stop)
+        )
     return FileSystem(pool, open_memmap(pool))
 
 

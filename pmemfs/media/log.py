@@ -26,8 +26,8 @@ MOST_SLOTS = (FRAME_BYTES - FRAME_HEAD_BYTES) // RECORD_BYTES
 NAME_MAX_BYTES = 255
 TARGET_MAX_BYTES = 4095
 XATTR_MAX_BYTES = 65536
-PART_BYTES = 2048
-"""Longer values are stored in several records."""
+PART_BYTES = 1700
+"""Longer values are stored in several records, two of which fit into a frame."""
 
 
 class RecordKind(IntEnum):

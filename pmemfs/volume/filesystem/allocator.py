@@ -6,7 +6,8 @@ Invariants:
 - a bit is set and flushed before its run is given out; whoever maps the run fences before that is
   committed. A bit is cleared after what freed it was committed. So a crash can leave a bit set that
   nobody owns, and never one clear that somebody does;
-- the last `RESERVE_FRAMES` are for urgent demands: what deletes needs room for its records.
+- the last `RESERVE_FRAMES` (of a small pool less) are for urgent demands: what deletes needs room
+  for its records.
 
 A group is read when it is needed first, so nothing here costs by the size of the pool at mount.
 """
@@ -28,7 +29,7 @@ from pmemfs.medium.base import Medium
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
 from pmemfs.volume.filesystem.extents import Run
 
-RESERVE_FRAMES = 64
+RESERVE_FRAMES = 1024
 _ALL = (1 << CHUNK_FRAMES) - 1
 _TRIES = 16
 
