@@ -27,6 +27,7 @@ BIN = Path(sys.executable).parent
 Test = TypeVar("Test", bound=Callable[..., object])
 
 ENABLE_URING = Path("/sys/module/fuse/parameters/enable_uring")
+_URING_BEFORE = pytest.StashKey[str]()
 
 
 @dataclass(frozen=True)
@@ -291,17 +292,22 @@ def native_root(file_system: tuple[Engine, Mounted], root: Path) -> Path:
 
 
 def uring_is_there() -> bool:
-    """Whether mounts can use FUSE over io_uring; `uring_switched_on` has done what it could."""
+    """Whether mounts can use FUSE over io_uring; `pytest_sessionstart` has done what it could."""
     return ENABLE_URING.exists() and ENABLE_URING.read_text().strip() == "Y"
 
 
-@pytest.fixture(scope="session", autouse=True)
-def uring_switched_on() -> Iterator[None]:
-    """Switch FUSE over io_uring on for the tests, where that can be done, and then back."""
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Switch FUSE over io_uring on for the tests, where that can be done: before any of the
+    processes that run them is started."""
     before = ENABLE_URING.read_text() if ENABLE_URING.exists() else "Y"
     is_ours = before.strip() != "Y" and os.access(ENABLE_URING, os.W_OK)
-    if is_ours:
+    if is_ours and not hasattr(session.config, "workerinput"):
         ENABLE_URING.write_text("Y")
-    yield
-    if is_ours:
+        session.config.stash[_URING_BEFORE] = before
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Switch it back."""
+    before = session.config.stash.get(_URING_BEFORE, None)
+    if before is not None:
         ENABLE_URING.write_text(before)

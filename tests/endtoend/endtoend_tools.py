@@ -14,6 +14,7 @@ from pathlib import Path
 from conftest import Mounted, PoolMaker, Result, is_running, run_command
 
 from pmemfs.control import socket_path
+from pmemfs.fuse.mountpoint import source_name
 from pmemfs.media.label import LAYOUT, State, validate
 from pmemfs.mountinfo import mount_at, mounts
 
@@ -72,7 +73,16 @@ class Session:
     @property
     def is_mounted(self) -> bool:
         """Whether the mount is still anywhere. Its number may be given to the next one."""
-        return any(mount.device == self.device and mount.is_ours for mount in mounts())
+        return any(
+            mount.device == self.device and mount.source == source_name(str(self.pool))
+            for mount in mounts()
+        )
+
+    @property
+    def has_socket(self) -> bool:
+        """Whether there is a control socket that isn't of the next mount with this number."""
+        is_given_again = any(mount.device == self.device for mount in mounts())
+        return self.socket.exists() and (self.is_mounted or not is_given_again)
 
     def kill(self) -> None:
         """End the daemon as a crash does, and wait until it is gone."""
@@ -83,7 +93,7 @@ class Session:
         """No process, no mount, no socket, and the pool as it should be."""
         wait_until(lambda: not is_running(self.pid), "the daemon has ended")
         assert not self.is_mounted
-        assert not self.socket.exists()
+        assert not self.has_socket
         assert self.pool_state() == state
 
     def pool_state(self) -> str:
