@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import PoolMaker, Result, is_running, run_command
+from conftest import PoolMaker, Result, run_command
 from endtoend_tools import loop_device, wait_until
 from fs_mounts import FsMount
 
@@ -388,7 +388,12 @@ class Postgres:
     def start(self) -> None:
         options = f"-c listen_addresses= -c unix_socket_directories={self.sockets}"
         log = self.sockets / "log"
-        self.run("pg_ctl", "-D", self.data, "-w", "-t", "60", "-l", log, "-o", options, "start")
+        log.write_bytes(b"")
+        os.chown(log, self.user.pw_uid, self.user.pw_gid)
+        try:
+            self.run("pg_ctl", "-D", self.data, "-w", "-t", "60", "-l", log, "-o", options, "start")
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{log.read_text()[-3000:]}") from None
         self.pid = int((self.data / "postmaster.pid").read_text().split()[0])
 
     def stop(self) -> None:
@@ -399,7 +404,8 @@ class Postgres:
         """End what is left of a server whose disk went away."""
         with suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGQUIT)
-        wait_until(lambda: not is_running(self.pid), "the server has ended", seconds=60)
+        # A server that nobody has waited for yet still holds its lock in the eyes of the next.
+        wait_until(lambda: not Path(f"/proc/{self.pid}").exists(), "it has ended", seconds=60)
         time.sleep(0.5)
 
     def value(self, query: str) -> int:
