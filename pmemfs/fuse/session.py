@@ -12,7 +12,6 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 
 import pyfuse3
@@ -66,10 +65,12 @@ class Session(ABC):
             self.content.show_growth()
             if self.content.device_name is not None:
                 # Whoever looks makes the kernel ask for the new size: until then, asynchronous
-                # reads behind the old end find nothing.
+                # reads behind the old end find nothing. Another process must look: a thread of
+                # this one that waits for our own answer would keep us from dying when killed,
+                # and so the data plane from noticing.
                 path = os.path.join(self.mount.mountpoint, self.content.device_name)
-                with suppress(OSError):
-                    await trio.to_thread.run_sync(os.stat, path, abandon_on_cancel=True)
+                await trio.run_process(["stat", "--", path], check=False,
+                                       capture_stdout=True, capture_stderr=True)  # fmt: skip
 
         return Grower(pool, medium, self.memmap, self.engine, show)
 
