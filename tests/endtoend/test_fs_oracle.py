@@ -153,7 +153,7 @@ def test_what_was_answered_is_there_after_remounts_and_kill_9(
     pools: PoolMaker, engine: Engine
 ) -> None:
     with rig(pools, engine) as both:
-        for seed in seeds(6):
+        for seed in seeds(3):
             both.explore(seed, 100, restarts=0.03)
             both.mount.check()
 

@@ -166,7 +166,7 @@ def test_kill_9_in_the_middle_leaves_one_size_or_the_other_and_growing_works_aga
         for offset in range(0, len(data), MIB):
             os.pwrite(fd, data[offset : offset + MIB], offset)
     size, chance = 64, random.Random(11)
-    for _ in range(12):
+    for _ in range(5):
         session = Session.of(mounted)
         asked = subprocess.Popen(
             [BIN / "pmemfs", "resize", mounted.mountpoint, "--size", f"{size + 65}M"],

@@ -129,7 +129,7 @@ def test_populate_faults_in_the_whole_data_zone_before_the_mount_answers(pools: 
     pools.umount(plain)
     populated = pools.mount(pool, "-o", "populate,huge_pages", at="populated")
     assert before < 32 * 1024
-    assert mapped_kib(populated.pid, pool, "Rss") >= 62 * 1024
+    assert mapped_kib(populated.pid, pool, "Rss") >= 60 * 1024
 
 
 def mapped_kib(pid: int, pool: Path, *kinds: str) -> int:

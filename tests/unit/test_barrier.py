@@ -86,7 +86,7 @@ def test_every_error_of_ours_has_an_errno_an_exit_code_and_a_sentence(
     assert template, f"{kind.__name__} says nothing"
     if kind.__module__ == errors.__name__:
         facts = dict.fromkeys(("why", "text", "name", "option", "path", "wanted", "found", "what",
-                               "pool", "transport"), "fact") | {"pfn": 5}  # fmt: skip
+                               "pool", "transport", "size"), "fact") | {"pfn": 5}  # fmt: skip
         sentence = str(kind(**facts))
         assert "{" not in sentence
         assert "\n" not in sentence
