@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import inspect
+import os
 from typing import ClassVar
 
 EXIT_FAILED = 1
@@ -33,6 +34,11 @@ class PmemfsError(Exception):
         template = " ".join((inspect.getdoc(type(self)) or "").split())
         super().__init__(template.format(**facts))
         self.facts = facts
+
+
+def system_error(number: int) -> OSError:
+    """The error of a system call: an errno, and what the system says about it."""
+    return OSError(number, os.strerror(number))
 
 
 def mount_exit_code(error: PmemfsError) -> int:

@@ -8,7 +8,6 @@ a section is dropped only if nobody touched it between two calls of `drop_idle` 
 from __future__ import annotations
 
 import errno
-import os
 import time
 from collections.abc import Iterator, Sequence
 
@@ -17,7 +16,7 @@ import numpy as np
 from pmemfs.dataplane.layouts import MemmapPlace, SectionState
 from pmemfs.dataplane.pages import PageAccountant
 from pmemfs.dataplane.tables import Grace, SharedMemory
-from pmemfs.errors import PageReferences
+from pmemfs.errors import PageReferences, system_error
 from pmemfs.media.label import Scheme
 from pmemfs.media.page import LAYOUT
 from pmemfs.media.zones import Zone
@@ -124,7 +123,7 @@ class SharedMemmap(RecordMemmap):
         if error == errno.EOVERFLOW:
             raise PageReferences(pfn=pfn, why="a reference count is at the maximum")
         if error:
-            raise OSError(error, os.strerror(error))
+            raise system_error(error)
 
     def put_pages(self, pfn: int, pfn_count: int) -> None:
         self._page_range(pfn, pfn_count)
@@ -208,4 +207,4 @@ class SharedMemmap(RecordMemmap):
     def _enter(self, page: int, page_count: int) -> None:
         error = self._accountant.enter(page, page_count)
         if error:
-            raise OSError(error, os.strerror(error))
+            raise system_error(error)

@@ -8,7 +8,6 @@ include/uapi/linux/fuse.h of Linux 6.18.
 from __future__ import annotations
 
 import errno
-import os
 import struct
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from socket import socket
 
 import trio
 
+from pmemfs.errors import system_error
 from pmemfs.fuse.barrier import errno_of
 
 FALLOCATE = 43
@@ -151,4 +151,4 @@ def copying(copy: Callable[[Request], Awaitable[int]]) -> dict[int, Handler]:
 
 
 async def _unknown(request: Request) -> bytes:
-    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    raise system_error(errno.ENOSYS)

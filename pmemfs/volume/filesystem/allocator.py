@@ -15,9 +15,9 @@ A group is read when it is needed first, so nothing here costs by the size of th
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Iterable
 
+from pmemfs.errors import system_error
 from pmemfs.media.filesystem import (
     CHUNK_FRAMES,
     CHUNK_LINE_BYTES,
@@ -173,7 +173,7 @@ class Allocator:
         if self.known_free < wanted:
             self._learn_all(wanted)
         if self.known_free < wanted:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise system_error(errno.ENOSPC)
 
     def _learn_all(self, enough: int | None = None) -> None:
         for number in range(self.geometry.group_count):
@@ -245,7 +245,7 @@ class Allocator:
                 bit = (starts & -starts).bit_length() - 1
                 pfn = self.geometry.group_pfn(number) + chunk * CHUNK_FRAMES + bit
                 return self._mark(Run(pfn, length))
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise system_error(errno.ENOSPC)
 
     def _is_whole(self, pfn: int) -> bool:
         """Whether a chunk begins here, and is free."""

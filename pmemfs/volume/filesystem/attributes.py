@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-import os
 import stat
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+from pmemfs.errors import system_error
 from pmemfs.media import log as media
 from pmemfs.media.log import XATTR_MAX_BYTES, RecordKind
 from pmemfs.volume.filesystem.inode import Inode, State
@@ -121,7 +121,7 @@ class AttributeOperations(InodeStore, ABC):
         """Where a symbolic link leads. Raises OSError (EINVAL)."""
         inode = self.inode(number)
         if not inode.target:
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+            raise system_error(errno.EINVAL)
         return inode.target
 
     # Extended attributes
@@ -130,7 +130,7 @@ class AttributeOperations(InodeStore, ABC):
         """The value of an attribute. Raises OSError (ENODATA)."""
         value = self.inode(number).xattrs.get(name)
         if value is None:
-            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+            raise system_error(errno.ENODATA)
         return value
 
     def list_xattrs(self, number: int) -> list[bytes]:
@@ -141,15 +141,15 @@ class AttributeOperations(InodeStore, ABC):
         """Set an attribute. Raises OSError: EEXIST, ENODATA, E2BIG, ERANGE, ENOSPC."""
         inode = self.inode(number)
         if flags & XATTR_CREATE and name in inode.xattrs:
-            raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
+            raise system_error(errno.EEXIST)
         if flags & XATTR_REPLACE and name not in inode.xattrs:
-            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+            raise system_error(errno.ENODATA)
         self.set_xattrs_and_mode(number, {name: value}, None)
 
     def remove_xattr(self, number: int, name: bytes) -> None:
         """Remove an attribute. Raises OSError (ENODATA)."""
         if name not in self.inode(number).xattrs:
-            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+            raise system_error(errno.ENODATA)
         self.set_xattrs_and_mode(number, {name: None}, None)
 
     def set_xattrs_and_mode(
@@ -162,7 +162,7 @@ class AttributeOperations(InodeStore, ABC):
             if value is not None and name not in inode.xattrs:
                 listed_bytes = sum(len(other) + 1 for other in inode.xattrs)
                 if listed_bytes + len(name) + 1 > _XATTR_LIST_MAX_BYTES:
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                    raise system_error(errno.ENOSPC)
         state = self.state_of(inode)
         state.changed_ns = time.time_ns()
         if mode is not None:
@@ -190,6 +190,6 @@ class AttributeOperations(InodeStore, ABC):
 def check_xattr(name: bytes, value: bytes) -> None:
     """Raise OSError (ERANGE, E2BIG) for an attribute that nobody may have."""
     if not 0 < len(name) <= _XATTR_NAME_MAX_BYTES:
-        raise OSError(errno.ERANGE, os.strerror(errno.ERANGE))
+        raise system_error(errno.ERANGE)
     if len(value) > XATTR_MAX_BYTES:
-        raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))
+        raise system_error(errno.E2BIG)

@@ -11,11 +11,11 @@ Invariants:
 from __future__ import annotations
 
 import errno
-import os
 import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from pmemfs.errors import system_error
 from pmemfs.media import log as media
 from pmemfs.media.filesystem import CHUNK_FRAMES
 from pmemfs.media.inode import EPOCH_MASK, LIVE_OFFSET, SIZE_LIMIT_BYTES
@@ -74,7 +74,7 @@ class FileOperations(AttributeOperations):
         if not view:
             return 0
         if end > SIZE_LIMIT_BYTES - 1:
-            raise _error(errno.EFBIG)
+            raise system_error(errno.EFBIG)
         self.begin_writing()
         size_bytes = self.size_of(inode)
         mapped = list(_pieces(inode, offset_bytes, len(view)))
@@ -99,7 +99,7 @@ class FileOperations(AttributeOperations):
     ) -> int:
         """Copy a range as far as the source has it; how much. Raises OSError."""
         if source == target and abs(source_bytes - target_bytes) < length_bytes:
-            raise _error(errno.EINVAL)
+            raise system_error(errno.EINVAL)
         done = 0
         while done < length_bytes:
             step = min(_COPY_BYTES, length_bytes - done)
@@ -114,12 +114,12 @@ class FileOperations(AttributeOperations):
         inode = self._file(number)
         size_bytes = self.size_of(inode)
         if not 0 <= offset_bytes < size_bytes:
-            raise _error(errno.ENXIO)
+            raise system_error(errno.ENXIO)
         for position, pool_offset, _ in _pieces(inode, offset_bytes, size_bytes - offset_bytes):
             if (pool_offset >= 0) == for_data:
                 return position
         if for_data:
-            raise _error(errno.ENXIO)
+            raise system_error(errno.ENXIO)
         return size_bytes
 
     # Sizes and holes
@@ -127,9 +127,9 @@ class FileOperations(AttributeOperations):
     def truncate(self, inode: Inode, size_bytes: int, changes: dict[str, int]) -> None:
         """Set a size and other attributes with it. Raises OSError: EISDIR, EINVAL, EFBIG."""
         if not inode.is_file:
-            raise _error(errno.EISDIR if inode.is_directory else errno.EINVAL)
+            raise system_error(errno.EISDIR if inode.is_directory else errno.EINVAL)
         if not 0 <= size_bytes < SIZE_LIMIT_BYTES:
-            raise _error(errno.EFBIG)
+            raise system_error(errno.EFBIG)
         self.begin_writing()
         old_bytes = self.size_of(inode)
         first_gone = frames_of(size_bytes)
@@ -177,7 +177,7 @@ class FileOperations(AttributeOperations):
         inode = self._range(number, offset_bytes, length_bytes)
         size_bytes = self.size_of(inode)
         if (offset_bytes | length_bytes) % FRAME_BYTES or offset_bytes + length_bytes >= size_bytes:
-            raise _error(errno.EINVAL)
+            raise system_error(errno.EINVAL)
         self._shift(inode, offset_bytes, -length_bytes, size_bytes)
 
     def insert(self, number: int, offset_bytes: int, length_bytes: int) -> None:
@@ -185,9 +185,9 @@ class FileOperations(AttributeOperations):
         inode = self._range(number, offset_bytes, length_bytes)
         size_bytes = self.size_of(inode)
         if (offset_bytes | length_bytes) % FRAME_BYTES or offset_bytes >= size_bytes:
-            raise _error(errno.EINVAL)
+            raise system_error(errno.EINVAL)
         if size_bytes + length_bytes >= SIZE_LIMIT_BYTES:
-            raise _error(errno.EFBIG)
+            raise system_error(errno.EFBIG)
         self._shift(inode, offset_bytes, length_bytes, size_bytes)
 
     # For whoever serves I/O
@@ -356,7 +356,7 @@ class FileOperations(AttributeOperations):
         inode = self._range(number, offset_bytes, length_bytes)
         end = offset_bytes + length_bytes
         if end >= SIZE_LIMIT_BYTES:
-            raise _error(errno.EFBIG)
+            raise system_error(errno.EFBIG)
         old_bytes = self.size_of(inode)
         size_bytes = old_bytes if keep_size else max(old_bytes, end)
         first = offset_bytes >> PAGE_SHIFT
@@ -389,7 +389,7 @@ class FileOperations(AttributeOperations):
         gone = [e for e in inode.extents.pieces(index, moved_from - index) if e.pfn >= 0]
         state = self._resized(inode, size_bytes + distance_bytes)
         if end > index and end + distance >= SIZE_LIMIT_BYTES >> PAGE_SHIFT:
-            raise _error(errno.EFBIG)
+            raise system_error(errno.EFBIG)
         with self.change() as change:
             if end > index:
                 change.append(inode, media.pack_hole(index, end - index))
@@ -452,14 +452,14 @@ class FileOperations(AttributeOperations):
     def _file(self, number: int) -> Inode:
         inode = self.inode(number)
         if not inode.is_file:
-            raise _error(errno.EISDIR if inode.is_directory else errno.EINVAL)
+            raise system_error(errno.EISDIR if inode.is_directory else errno.EINVAL)
         return inode
 
     def _range(self, number: int, offset_bytes: int, length_bytes: int) -> Inode:
         if offset_bytes < 0 or length_bytes <= 0:
-            raise _error(errno.EINVAL)
+            raise system_error(errno.EINVAL)
         if offset_bytes + length_bytes >= SIZE_LIMIT_BYTES:
-            raise _error(errno.EFBIG)
+            raise system_error(errno.EFBIG)
         self.begin_writing()
         return self._file(number)
 
@@ -478,7 +478,3 @@ def _pieces(inode: Inode, offset_bytes: int, length_bytes: int) -> Iterable[tupl
         length = min(end - offset_bytes, (count << PAGE_SHIFT) - inside)
         yield offset_bytes, (pfn << PAGE_SHIFT) + inside if pfn >= 0 else -1, length
         offset_bytes += length
-
-
-def _error(number: int) -> OSError:
-    return OSError(number, os.strerror(number))

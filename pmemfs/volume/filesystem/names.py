@@ -6,11 +6,11 @@ Every operation is one transaction on the directories and inodes that it concern
 from __future__ import annotations
 
 import errno
-import os
 import stat
 import time
 from dataclasses import dataclass
 
+from pmemfs.errors import system_error
 from pmemfs.media import log as media
 from pmemfs.media.log import NAME_MAX_BYTES, TARGET_MAX_BYTES
 from pmemfs.volume.filesystem.attributes import AttributeOperations, check_xattr
@@ -41,7 +41,7 @@ class NameOperations(AttributeOperations):
         """The inode of a name. Raises OSError: ENOENT, ENOTDIR, ENAMETOOLONG."""
         entry = self._directory(parent).entries.get(name)
         if entry is None:
-            raise _error(errno.ENAMETOOLONG if len(name) > NAME_MAX_BYTES else errno.ENOENT)
+            raise system_error(errno.ENAMETOOLONG if len(name) > NAME_MAX_BYTES else errno.ENOENT)
         return entry.inode
 
     def entries(self, number: int) -> list[tuple[bytes, int, int]]:
@@ -86,9 +86,9 @@ class NameOperations(AttributeOperations):
         inode = self.inode(number)
         directory = self._directory_for_new(parent, name)
         if inode.is_directory:
-            raise _error(errno.EPERM)
+            raise system_error(errno.EPERM)
         if inode.state.link_count >= LINK_MAX:
-            raise _error(errno.EMLINK)
+            raise system_error(errno.EMLINK)
         now_ns = time.time_ns()
         state = self._linked(inode, 1, now_ns)
         entry = Entry(number, inode.type)
@@ -106,16 +106,16 @@ class NameOperations(AttributeOperations):
         """Remove a name that is not of a directory. Raises OSError: ENOENT, EISDIR."""
         directory, inode = self._named(parent, name)
         if inode.is_directory:
-            raise _error(errno.EISDIR)
+            raise system_error(errno.EISDIR)
         self._remove_name(directory, name, inode)
 
     def rmdir(self, parent: int, name: bytes) -> None:
         """Remove an empty directory. Raises OSError: ENOENT, ENOTDIR, ENOTEMPTY."""
         directory, inode = self._named(parent, name)
         if not inode.is_directory:
-            raise _error(errno.ENOTDIR)
+            raise system_error(errno.ENOTDIR)
         if inode.entries:
-            raise _error(errno.ENOTEMPTY)
+            raise system_error(errno.ENOTEMPTY)
         self._remove_name(directory, name, inode)
 
     def rename(
@@ -123,24 +123,24 @@ class NameOperations(AttributeOperations):
     ) -> None:
         """As renameat2(2), with NOREPLACE or EXCHANGE. Raises OSError."""
         if flags not in (0, RENAME_NOREPLACE, RENAME_EXCHANGE):
-            raise _error(errno.EINVAL)
+            raise system_error(errno.EINVAL)
         source, inode = self._named(parent, name)
         target = self._directory(new_parent)
         if len(new_name) > NAME_MAX_BYTES:
-            raise _error(errno.ENAMETOOLONG)
+            raise system_error(errno.ENAMETOOLONG)
         self._refuse_circle(inode, target)
         there = target.entries.get(new_name)
         if flags == RENAME_EXCHANGE:
             if there is None:
-                raise _error(errno.ENOENT)
+                raise system_error(errno.ENOENT)
             other = self.inode(there.inode)
             self._refuse_circle(other, source)
             self._exchange(source, name, inode, target, new_name, other)
             return
         if there is None and not (is_name(new_name) and target.state.link_count):
-            raise _error(errno.ENOENT)
+            raise system_error(errno.ENOENT)
         if there is not None and flags == RENAME_NOREPLACE:
-            raise _error(errno.EEXIST)
+            raise system_error(errno.EEXIST)
         if there is not None and there.inode == inode.number:
             return
         victim = self.inode(there.inode) if there is not None else None
@@ -157,9 +157,9 @@ class NameOperations(AttributeOperations):
         for name, value in new.xattrs:
             check_xattr(name, value)
         if len(new.target) > TARGET_MAX_BYTES:
-            raise _error(errno.ENAMETOOLONG)
+            raise system_error(errno.ENAMETOOLONG)
         if stat.S_ISLNK(new.mode) != bool(new.target) or b"\0" in new.target:
-            raise _error(errno.ENOENT if stat.S_ISLNK(new.mode) else errno.EINVAL)
+            raise system_error(errno.ENOENT if stat.S_ISLNK(new.mode) else errno.EINVAL)
         inode = change.create(now_ns)
         inode.state = State(
             mode=new.mode & 0o177777, link_count=link_count, uid=new.uid, gid=new.gid,
@@ -275,20 +275,20 @@ class NameOperations(AttributeOperations):
     def _directory(self, number: int) -> Inode:
         inode = self.inode(number)
         if not inode.is_directory:
-            raise _error(errno.ENOTDIR)
+            raise system_error(errno.ENOTDIR)
         return inode
 
     def _directory_for_new(self, parent: int, name: bytes) -> Inode:
         """A directory that can get an entry of this name."""
         directory = self._directory(parent)
         if len(name) > NAME_MAX_BYTES:
-            raise _error(errno.ENAMETOOLONG)
+            raise system_error(errno.ENAMETOOLONG)
         if name in directory.entries or name in (b".", b".."):
-            raise _error(errno.EEXIST)
+            raise system_error(errno.EEXIST)
         if not is_name(name):
-            raise _error(errno.EINVAL)
+            raise system_error(errno.EINVAL)
         if directory.state.link_count == 0:
-            raise _error(errno.ENOENT)
+            raise system_error(errno.ENOENT)
         return directory
 
     def _named(self, parent: int, name: bytes) -> tuple[Inode, Inode]:
@@ -302,7 +302,7 @@ class NameOperations(AttributeOperations):
         seen = set()
         while directory.number not in seen:
             if directory is inode:
-                raise _error(errno.EINVAL)
+                raise system_error(errno.EINVAL)
             seen.add(directory.number)
             directory = self._directory(directory.parent)
 
@@ -310,12 +310,8 @@ class NameOperations(AttributeOperations):
 def _check_replaced(inode: Inode, victim: Inode) -> None:
     """Raise OSError where rename(2) may not replace this by that."""
     if inode.is_directory and not victim.is_directory:
-        raise _error(errno.ENOTDIR)
+        raise system_error(errno.ENOTDIR)
     if victim.is_directory and not inode.is_directory:
-        raise _error(errno.EISDIR)
+        raise system_error(errno.EISDIR)
     if victim.entries:
-        raise _error(errno.ENOTEMPTY)
-
-
-def _error(number: int) -> OSError:
-    return OSError(number, os.strerror(number))
+        raise system_error(errno.ENOTEMPTY)

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 from collections.abc import Iterable
 
-from pmemfs.errors import DamagedFileSystem
+from pmemfs.errors import DamagedFileSystem, system_error
 from pmemfs.media.filesystem import (
     HEAD,
     HEAD_FRAME,
@@ -90,7 +89,7 @@ class InodeStore:
         inode = self._inodes.get(number)
         if inode is None:
             if not self.table.is_possible(number):
-                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+                raise system_error(errno.ESTALE)
             try:
                 inode = self._load(number)
             except DamagedFileSystem as damage:
@@ -235,7 +234,7 @@ class InodeStore:
     def begin_writing(self) -> None:
         """Raise OSError (EROFS) where nothing may be written; remember that something was."""
         if self.read_only:
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+            raise system_error(errno.EROFS)
         if not self._has_written:
             self._store_clean(0)
             self._has_written = True
