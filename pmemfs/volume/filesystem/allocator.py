@@ -28,9 +28,16 @@ from pmemfs.media.filesystem import (
 from pmemfs.medium.base import Medium
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
 from pmemfs.volume.filesystem.extents import Run
+from pmemfs.volume.filesystem.masks import (
+    ALL,
+    bits,
+    chunk_parts,
+    first_bit,
+    leading_bits,
+    run_starts,
+)
 
 RESERVE_FRAMES = 1024
-_ALL = (1 << CHUNK_FRAMES) - 1
 _TRIES = 16
 
 
@@ -45,17 +52,17 @@ class Group:
             line = bitmap[chunk * CHUNK_LINE_BYTES : (chunk + 1) * CHUNK_LINE_BYTES]
             free = ~int.from_bytes(line, "little") & may_be_free
             # One object for all whole chunks: a free terabyte has half a million of them.
-            self.masks.append(_ALL if free == _ALL else free)
+            self.masks.append(ALL if free == ALL else free)
         self.free_count = sum(mask.bit_count() for mask in self.masks)
-        self.whole = {chunk for chunk, mask in enumerate(self.masks) if mask == _ALL}
-        self.partial = {chunk for chunk, mask in enumerate(self.masks) if mask and mask != _ALL}
+        self.whole = {chunk for chunk, mask in enumerate(self.masks) if mask == ALL}
+        self.partial = {chunk for chunk, mask in enumerate(self.masks) if mask and mask != ALL}
 
     def set_mask(self, chunk: int, mask: int) -> None:
         """Replace the mask of a chunk, and what follows from it."""
         self.free_count += mask.bit_count() - self.masks[chunk].bit_count()
         self.masks[chunk] = mask
-        if mask == _ALL:
-            self.masks[chunk] = _ALL
+        if mask == ALL:
+            self.masks[chunk] = ALL
             self.whole.add(chunk)
             self.partial.discard(chunk)
         else:
@@ -78,7 +85,8 @@ class Allocator:
     def set_geometry(self, geometry: Geometry) -> None:
         """The zone, as it is now: groups may have become longer, and more."""
         self.geometry = geometry
-        self._reserve = min(RESERVE_FRAMES, geometry.frame_count // 64)
+        self.reserve = min(RESERVE_FRAMES, geometry.frame_count // 64)
+        """Frames that only urgent demands get."""
         # Forgotten and read anew when needed: the last group may have got more frames.
         self._groups.clear()
         self.known_free = 0
@@ -94,7 +102,7 @@ class Allocator:
         self._make_sure(frame_count, urgent=urgent)
         runs: list[Run] = []
         try:
-            if goal and not (whole and not self._is_whole(goal)):
+            if goal and (not whole or self._is_whole(goal)):
                 runs += self._take_at(goal, frame_count)
             rest = frame_count - sum(run.frame_count for run in runs)
             while rest:
@@ -109,7 +117,7 @@ class Allocator:
         """Give runs back. Their bits are cleared, and durable with a later fence."""
         for run in runs:
             for group, chunk, bit, count in self._parts(run):
-                mask = self.group(group).masks[chunk] | ((1 << count) - 1) << bit
+                mask = self.group(group).masks[chunk] | bits(bit, count)
                 self._store(group, chunk, bit, count, mask)
 
     def is_free(self, pfn: int) -> bool:
@@ -129,20 +137,14 @@ class Allocator:
         for number in range(self.geometry.group_count):
             current = 0
             for mask in self.group(number).masks:
-                if mask == _ALL:
+                if mask == ALL:
                     current += CHUNK_FRAMES
                 else:
-                    bits = f"{mask:0{CHUNK_FRAMES}b}"[::-1]
-                    parts = bits.split("0")
+                    parts = f"{mask:0{CHUNK_FRAMES}b}"[::-1].split("0")
                     longest = max(longest, current + len(parts[0]), *map(len, parts))
                     current = len(parts[-1])
                 longest = max(longest, current)
         return longest
-
-    @property
-    def reserve(self) -> int:
-        """Frames that only urgent demands get."""
-        return self._reserve
 
     def group(self, number: int) -> Group:
         """A group, read when it is needed first."""
@@ -164,12 +166,12 @@ class Allocator:
         """For each chunk of a group, a mask of the frames that can be given out."""
         frames, kept = self.geometry.frames_of(number), self.geometry.kept_of(number)
         if frames == GROUP_FRAMES:
-            return [_ALL & -(1 << kept), *[_ALL] * (GROUP_CHUNKS - 1)]
+            return [ALL & -(1 << kept), *[ALL] * (GROUP_CHUNKS - 1)]
         everything = ((1 << frames) - 1) & -(1 << kept)
-        return [everything >> chunk * CHUNK_FRAMES & _ALL for chunk in range(GROUP_CHUNKS)]
+        return [everything >> chunk * CHUNK_FRAMES & ALL for chunk in range(GROUP_CHUNKS)]
 
     def _make_sure(self, frame_count: int, *, urgent: bool) -> None:
-        wanted = frame_count + (0 if urgent else self._reserve)
+        wanted = frame_count + (0 if urgent else self.reserve)
         if self.known_free < wanted:
             self._learn_all(wanted)
         if self.known_free < wanted:
@@ -226,7 +228,7 @@ class Allocator:
                 starts = run_starts(group.masks[chunk], wanted)
                 if starts:
                     self._small_group = number
-                    bit = (starts & -starts).bit_length() - 1
+                    bit = first_bit(starts)
                     pfn = self.geometry.group_pfn(number) + chunk * CHUNK_FRAMES + bit
                     return self._mark(Run(pfn, wanted))
             if group.partial and step >= _TRIES:
@@ -242,7 +244,7 @@ class Allocator:
                 starts = group.masks[chunk]
                 while length < wanted and (more := starts & group.masks[chunk] >> length):
                     starts, length = more, length + 1
-                bit = (starts & -starts).bit_length() - 1
+                bit = first_bit(starts)
                 pfn = self.geometry.group_pfn(number) + chunk * CHUNK_FRAMES + bit
                 return self._mark(Run(pfn, length))
         raise system_error(errno.ENOSPC)
@@ -266,9 +268,7 @@ class Allocator:
         while found < wanted and position < GROUP_FRAMES:
             chunk, bit = divmod(position, CHUNK_FRAMES)
             mask = group.masks[chunk] >> bit
-            # The ones at the low end of the mask.
-            length = (~mask & (mask + 1)).bit_length() - 1
-            length = min(length, wanted - found)
+            length = min(leading_bits(mask), wanted - found)
             found += length
             position += length
             if not length or (bit + length) != CHUNK_FRAMES:
@@ -279,7 +279,7 @@ class Allocator:
         marked = []
         try:
             for group, chunk, bit, count in self._parts(run):
-                mask = self.group(group).masks[chunk] & ~(((1 << count) - 1) << bit)
+                mask = self.group(group).masks[chunk] & ~bits(bit, count)
                 self._store(group, chunk, bit, count, mask)
                 marked.append(count)
         except OSError:
@@ -291,15 +291,9 @@ class Allocator:
         return run
 
     def _parts(self, run: Run) -> Iterable[tuple[int, int, int, int]]:
-        """A run by chunks: group, chunk, first bit and count."""
-        start, left = run.pfn - self.geometry.first_pfn, run.frame_count
-        while left:
-            group, position = divmod(start, GROUP_FRAMES)
-            chunk, bit = divmod(position, CHUNK_FRAMES)
-            count = min(left, CHUNK_FRAMES - bit)
-            yield group, chunk, bit, count
-            start += count
-            left -= count
+        """A run by chunks: group, chunk in it, first bit and count."""
+        for chunk, bit, count in chunk_parts(run, self.geometry.first_pfn):
+            yield *divmod(chunk, GROUP_CHUNKS), bit, count
 
     def _store(self, number: int, chunk: int, bit: int, count: int, mask: int) -> None:
         """Store the words of a chunk's line that a range of bits lies in."""
@@ -316,18 +310,8 @@ class Allocator:
 
     def _managed_mask(self, number: int, chunk: int) -> int:
         if chunk and self.geometry.frames_of(number) == GROUP_FRAMES:
-            return _ALL
+            return ALL
         return self.managed(number)[chunk]
-
-
-def run_starts(mask: int, length: int) -> int:
-    """The bits of a mask at which a run of `length` set bits starts."""
-    done = 1
-    while done < length and mask:
-        step = min(done, length - done)
-        mask &= mask >> step
-        done += step
-    return mask
 
 
 def _first_of_run(chunks: set[int], wanted: int) -> int:
@@ -335,4 +319,4 @@ def _first_of_run(chunks: set[int], wanted: int) -> int:
     mask = sum(1 << chunk for chunk in chunks)
     while not (starts := run_starts(mask, wanted)):
         wanted -= 1
-    return (starts & -starts).bit_length() - 1
+    return first_bit(starts)

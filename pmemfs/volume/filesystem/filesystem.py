@@ -12,6 +12,7 @@ and the size and time in the live line, are durable with `persist`.
 
 from __future__ import annotations
 
+import stat
 import time
 from dataclasses import dataclass
 
@@ -37,8 +38,6 @@ from pmemfs.volume.filesystem.inode import State
 from pmemfs.volume.filesystem.leaks import LeakSearch
 from pmemfs.volume.filesystem.names import NameOperations
 from pmemfs.volume.filesystem.store import geometry_of
-
-_DIRECTORY = 0o040000
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +85,7 @@ class FileSystem(FileOperations, NameOperations):
         medium.store(geometry.offset_of(JOURNAL_FRAME), bytes(FRAME_BYTES))
         slot = geometry.offset_of(FIRST_INODES_FRAME)
         now_ns = time.time_ns()
-        state = State(_DIRECTORY | mode, 1, uid, gid, 0, now_ns, now_ns, now_ns, 0, 0, 0)
+        state = State(stat.S_IFDIR | mode, 1, uid, gid, 0, now_ns, now_ns, now_ns, 0, 0, 0)
         records = pack_parent(ROOT) + state.pack()
         log_start = slot + INLINE_OFFSET
         raw = pack_inode_head(ROOT, 1, now_ns, log_start, log_start + len(records))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from pmemfs.errors import DamagedFileSystem
 from pmemfs.media.filesystem import CHUNK_FRAMES, FIRST_INODES_FRAME, GROUP_CHUNKS
 from pmemfs.volume.filesystem.extents import Run
+from pmemfs.volume.filesystem.masks import ALL, bits, chunk_parts, runs_of
 from pmemfs.volume.filesystem.transaction import log_runs
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _STEP_SECONDS = 0.005
-_ALL = (1 << CHUNK_FRAMES) - 1
 
 
 class FrameSet:
@@ -37,35 +37,21 @@ class FrameSet:
     def add(self, runs: Iterable[Run]) -> list[Run]:
         """Add runs; those parts of them that were there before."""
         known = []
-        for pfn, count in runs:
-            start, left = pfn - self._first_pfn, count
-            while left:
-                chunk, bit = divmod(start, CHUNK_FRAMES)
-                step = min(left, CHUNK_FRAMES - bit)
-                mask = ((1 << step) - 1) << bit
-                before = self._masks.get(chunk, 0)
-                if before & mask:
-                    known += self._runs(chunk, before & mask)
+        for run in runs:
+            for chunk, bit, count in chunk_parts(run, self._first_pfn):
+                mask, before = bits(bit, count), self._masks.get(chunk, 0)
+                known += self._runs(chunk, before & mask)
                 after = before | mask
                 # One object for all whole chunks: there may be very many of them.
-                self._masks[chunk] = _ALL if after == _ALL else after
-                start += step
-                left -= step
+                self._masks[chunk] = ALL if after == ALL else after
         return known
 
     def meeting(self, runs: Iterable[Run]) -> list[Run]:
         """The parts of runs that are in the set."""
         found = []
-        for pfn, count in runs:
-            start, left = pfn - self._first_pfn, count
-            while left:
-                chunk, bit = divmod(start, CHUNK_FRAMES)
-                step = min(left, CHUNK_FRAMES - bit)
-                both = self._masks.get(chunk, 0) & ((1 << step) - 1) << bit
-                if both:
-                    found += self._runs(chunk, both)
-                start += step
-                left -= step
+        for run in runs:
+            for chunk, bit, count in chunk_parts(run, self._first_pfn):
+                found += self._runs(chunk, self._masks.get(chunk, 0) & bits(bit, count))
         return found
 
     def mask(self, chunk: int) -> int:
@@ -166,16 +152,3 @@ class LeakSearch:
                 "after a crash: %d frames of nobody and %d inodes without a name were freed",
                 self.freed_frames, self.freed_inodes,
             )  # fmt: skip
-
-
-def runs_of(mask: int) -> Iterator[tuple[int, int]]:
-    """The runs of set bits in a mask: first bit and count."""
-    at = 0
-    while mask:
-        skip = (mask & -mask).bit_length() - 1
-        mask >>= skip
-        at += skip
-        count = (~mask & (mask + 1)).bit_length() - 1
-        yield at, count
-        mask >>= count
-        at += count

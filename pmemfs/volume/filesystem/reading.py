@@ -5,6 +5,7 @@ Invariant: nothing here writes, and nothing that is stored is believed before it
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 
 from pmemfs.errors import DamagedFileSystem
@@ -17,14 +18,17 @@ from pmemfs.media.inode import (
     SIZE_LIMIT_BYTES,
     SLOT_BYTES,
     TAIL_WORD_AT,
+    InodeHead,
 )
 from pmemfs.media.journal import read_journal
+from pmemfs.media.live import LIVE_LINE
 from pmemfs.medium.base import Medium
 from pmemfs.pfn import FRAME_BYTES
 from pmemfs.volume.filesystem.inode import Inode, Replay
 from pmemfs.volume.filesystem.log import LogReader
 from pmemfs.volume.filesystem.table import InodeTable
 
+_LIVE = LIVE_LINE.head_struct("written_ns")
 IMPOSSIBLE_SIZE = "its size is impossible"
 
 
@@ -33,11 +37,9 @@ def read_inode(medium: Medium, table: InodeTable, number: int) -> Inode | None:
     head = table.head(number)
     if head is None:
         return None
-    slot = table.slot_offset(number)
-    reader = LogReader(medium, table.geometry, number, slot, head.head, head.tail)
-    inode = Inode(number, slot, head.generation, head.birth_ns, reader.log)
+    inode, records = _blank(medium, table, head)
     replay = Replay(inode, table.geometry)
-    for kind, raw in reader.records():
+    for kind, raw in records:
         replay.apply(kind, raw)
     replay.finish()
     if stored_size(medium, inode) >= SIZE_LIMIT_BYTES:
@@ -53,14 +55,22 @@ def readable_part(medium: Medium, table: InodeTable, number: int) -> Inode | Non
         return None
     if head is None:
         return None
-    slot = table.slot_offset(number)
-    reader = LogReader(medium, table.geometry, number, slot, head.head, head.tail)
-    inode = Inode(number, slot, head.generation, head.birth_ns, reader.log)
+    inode, records = _blank(medium, table, head)
     replay = Replay(inode, table.geometry)
     with suppress(DamagedFileSystem):
-        for kind, raw in reader.records():
+        for kind, raw in records:
             replay.apply(kind, raw)
     return inode
+
+
+def _blank(
+    medium: Medium, table: InodeTable, head: InodeHead
+) -> tuple[Inode, Iterator[tuple[int, bytes]]]:
+    """An inode of which nothing is known but its head, and the records that say the rest."""
+    slot = table.slot_offset(head.number)
+    reader = LogReader(medium, table.geometry, head.number, slot, head.head, head.tail)
+    inode = Inode(head.number, slot, head.generation, head.birth_ns, reader.log)
+    return inode, reader.records()
 
 
 def is_directory_still(medium: Medium, table: InodeTable, number: int) -> bool:
@@ -75,12 +85,14 @@ def is_directory_still(medium: Medium, table: InodeTable, number: int) -> bool:
 
 def stored_size(medium: Medium, inode: Inode) -> int:
     """The size of an inode in bytes: of a file, that of the live line if that counts."""
-    if inode.is_file:
-        raw = medium.read(inode.slot_offset + LIVE_OFFSET, 8)
-        word = int.from_bytes(raw, "little")
-        if word & EPOCH_MASK == inode.state.epoch:
-            return word >> EPOCH_BITS
-    return inode.state.size_bytes
+    size_bytes = read_live(medium, inode)[0] if inode.is_file else None
+    return inode.state.size_bytes if size_bytes is None else size_bytes
+
+
+def read_live(medium: Medium, inode: Inode) -> tuple[int | None, int]:
+    """The live line of a file: its size, None where it does not count, and the last write."""
+    word, written_ns = _LIVE.unpack(medium.read(inode.slot_offset + LIVE_OFFSET, _LIVE.size))
+    return (word >> EPOCH_BITS if word & EPOCH_MASK == inode.state.epoch else None), written_ns
 
 
 def unfinished_words(medium: Medium, table: InodeTable) -> dict[int, int]:

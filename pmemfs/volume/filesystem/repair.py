@@ -11,6 +11,7 @@ left that it can do anything about. Invariants:
 from __future__ import annotations
 
 import errno
+import stat
 import time
 from collections.abc import Callable
 
@@ -22,20 +23,16 @@ from pmemfs.media.filesystem import (
     GROUP_CHUNKS,
     HEAD,
     HEAD_FRAME,
-    JOURNAL_FRAME,
     Head,
     pack_head,
 )
+from pmemfs.media.inode import HEAD as INODE_HEAD
 from pmemfs.media.inode import (
-    EPOCH_BITS,
     HEAD_WORD_AT,
-    LIVE_OFFSET,
     ROOT,
     TAIL_WORD_AT,
 )
-from pmemfs.media.inode import HEAD as INODE_HEAD
 from pmemfs.media.inode import pack_head as pack_inode_head
-from pmemfs.media.journal import HEAD as JOURNAL_HEAD
 from pmemfs.memmap.none import NoMemmap
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
 from pmemfs.pool import Pool
@@ -48,9 +45,9 @@ from pmemfs.volume.filesystem.leaks import FrameSet
 from pmemfs.volume.filesystem.log import Log
 from pmemfs.volume.filesystem.names import NewInode
 from pmemfs.volume.filesystem.reading import read_inode, readable_part
+from pmemfs.volume.filesystem.store import empty_journal, geometry_of
 
 _MOST_ROUNDS = 1000
-_DIRECTORY = 0o040000
 _LOST_AND_FOUND = b"lost+found"
 
 Say = Callable[[Problem, str], object]
@@ -137,15 +134,13 @@ class Repairs:
 
     def write_head(self) -> None:
         """Write the head anew."""
-        at = _offset(self._pool, HEAD_FRAME)
+        at = geometry_of(self._pool).offset_of(HEAD_FRAME)
         self._medium.store(at, pack_head(Head(uuid=self._pool.label.uuid)))
         self._medium.persist(at, HEAD.size_bytes)
 
     def empty_journal(self) -> None:
         """Forget what the journal says."""
-        at = _offset(self._pool, JOURNAL_FRAME)
-        self._medium.store(at, bytes(JOURNAL_HEAD.size_bytes))
-        self._medium.persist(at, JOURNAL_HEAD.size_bytes)
+        empty_journal(self._medium, geometry_of(self._pool))
 
     def finish_journal(self) -> None:
         """Carry out what the journal says."""
@@ -282,7 +277,7 @@ class Repairs:
             name = _LOST_AND_FOUND + (b".%d" % more if more else b"")
             entry = self._inode(ROOT).entries.get(name)
             if entry is None:
-                return fs.make(ROOT, name, NewInode(_DIRECTORY | 0o700, 0, 0))
+                return fs.make(ROOT, name, NewInode(stat.S_IFDIR | 0o700, 0, 0))
             if entry.type == DIRECTORY_TYPE and fs.parent(entry.inode) == ROOT:
                 return entry.inode
         raise OSError(errno.EEXIST, "every name for lost+found is taken")
@@ -320,10 +315,8 @@ class Repairs:
         """Let a file have the size that its log says."""
         inode = readable_part(self._medium, self._fs.table, number)
         assert inode is not None, "its size was read"
-        word = inode.state.size_bytes << EPOCH_BITS | inode.state.epoch
-        at = inode.slot_offset + LIVE_OFFSET
-        self._medium.store(at, word.to_bytes(8, "little"))
-        self._medium.persist(at, 8)
+        self._fs.set_live_size(inode, inode.state.size_bytes)
+        self._medium.fence()
 
     def free_damaged(self, number: int) -> None:
         """Free the slot of an inode that can't be read; its frames are found as leaked."""
@@ -356,7 +349,7 @@ class Repairs:
         mode, uid, gid = (0o755 if number == ROOT else 0o700), 0, 0
         if rest is not None and rest.is_directory:
             mode, uid, gid = rest.state.mode & 0o7777, rest.state.uid, rest.state.gid
-        inode.state = State(_DIRECTORY | mode, 1, uid, gid, 0, now_ns, now_ns, now_ns, 0, 0, 0)
+        inode.state = State(stat.S_IFDIR | mode, 1, uid, gid, 0, now_ns, now_ns, now_ns, 0, 0, 0)
         inode.parent = ROOT if number == ROOT or rest is None else rest.parent or ROOT
         if rest is not None:
             for name, value in rest.xattrs.items():
@@ -390,7 +383,3 @@ def _mapper(inode: Inode, extent: MappedExtent) -> Callable[[], object]:
 
 def _remover(directory: Inode, name: bytes) -> Callable[[], object]:
     return lambda: directory.remove_entry(name)
-
-
-def _offset(pool: Pool, frame: int) -> int:
-    return pool.zones.data.offset_bytes + (frame << PAGE_SHIFT)

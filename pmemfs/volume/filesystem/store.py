@@ -24,16 +24,22 @@ from pmemfs.media.filesystem import (
 )
 from pmemfs.media.inode import (
     EPOCH_BITS,
-    EPOCH_MASK,
     LIVE_OFFSET,
 )
+from pmemfs.media.journal import HEAD as JOURNAL_HEAD
+from pmemfs.medium.base import Medium
 from pmemfs.memmap.base import Memmap
 from pmemfs.pool import Pool
 from pmemfs.volume.filesystem.allocator import Allocator
 from pmemfs.volume.filesystem.busy import BusyPages
 from pmemfs.volume.filesystem.extents import Run
 from pmemfs.volume.filesystem.inode import Inode, State
-from pmemfs.volume.filesystem.reading import read_inode, stored_size, unfinished_words
+from pmemfs.volume.filesystem.reading import (
+    read_inode,
+    read_live,
+    stored_size,
+    unfinished_words,
+)
 from pmemfs.volume.filesystem.table import InodeTable
 from pmemfs.volume.filesystem.tables import NoTables, Tables
 from pmemfs.volume.filesystem.transaction import Transaction
@@ -48,6 +54,13 @@ _CLEAN_AT = HEAD.offset_of("is_clean")
 def geometry_of(pool: Pool) -> Geometry:
     """The frames of a pool's data zone."""
     return Geometry(int(pool.first_data_pfn), pool.data_pfn_count)
+
+
+def empty_journal(medium: Medium, geometry: Geometry) -> None:
+    """Let the journal say nothing any more."""
+    at = geometry.offset_of(JOURNAL_FRAME)
+    medium.store(at, bytes(JOURNAL_HEAD.size_bytes))
+    medium.persist(at, JOURNAL_HEAD.size_bytes)
 
 
 class InodeStore:
@@ -88,13 +101,12 @@ class InodeStore:
         """
         inode = self._inodes.get(number)
         if inode is None:
-            if not self.table.is_possible(number):
-                raise system_error(errno.ESTALE)
             try:
                 inode = self._load(number)
             except DamagedFileSystem as damage:
-                self.become_read_only(str(damage))
-                raise OSError(errno.EIO, str(damage)) from None
+                if not self.table.is_possible(number):
+                    raise system_error(errno.ESTALE) from None
+                raise self.found_damage(str(damage)) from None
             self._inodes[number] = inode
         inode.used_at = self.clock
         return inode
@@ -123,8 +135,8 @@ class InodeStore:
         if inode is None:
             raise OSError(errno.ESTALE, "no such inode")
         if inode.is_file and not self.read_only:
-            word = self._live_word(inode)
-            if word & EPOCH_MASK != inode.state.epoch:
+            size_bytes, _ = read_live(self.medium, inode)
+            if size_bytes is None:
                 self.set_live_size(inode, inode.state.size_bytes)
         return inode
 
@@ -176,8 +188,12 @@ class InodeStore:
             self._holds[number] = left
             return
         self._holds.pop(number, None)
-        inode = self._inodes.get(number)
+        self._free_unnamed(number)
+
+    def _free_unnamed(self, number: int) -> None:
+        """Free an inode that nobody holds any more, if it has no name."""
         # One without a name stays in memory as long as it is held.
+        inode = self._inodes.get(number)
         if inode is not None and inode.state.link_count == 0 and not self.read_only:
             self.remove(inode)
 
@@ -212,18 +228,12 @@ class InodeStore:
         """The attributes of an inode, as a record would have them now."""
         state = inode.state.replaced()
         if inode.is_file:
-            raw = self.medium.read(inode.slot_offset + LIVE_OFFSET, 16)
-            word = int.from_bytes(raw[:8], "little")
-            written_ns = int.from_bytes(raw[8:], "little")
-            if word & EPOCH_MASK == state.epoch:
-                state.size_bytes = word >> EPOCH_BITS
+            size_bytes, written_ns = read_live(self.medium, inode)
+            if size_bytes is not None:
+                state.size_bytes = size_bytes
             if state.changed_ns < written_ns < 1 << 63:
                 state.modified_ns = state.changed_ns = written_ns
         return state
-
-    def _live_word(self, inode: Inode) -> int:
-        raw = self.medium.read(inode.slot_offset + LIVE_OFFSET, 8)
-        return int.from_bytes(raw, "little")
 
     # Changes
 
@@ -289,9 +299,7 @@ class InodeStore:
             return
         # The journal is carried out with this fence. What it speaks of is to be no inode any more.
         self.medium.fence()
-        journal = self.geometry.offset_of(JOURNAL_FRAME)
-        self.medium.store(journal, bytes(8))
-        self.medium.persist(journal, 8)
+        empty_journal(self.medium, self.geometry)
         self.allocator.free(self.table.drop_frames(frames))
 
     def found_damage(self, why: str) -> OSError:
@@ -312,12 +320,10 @@ class InodeStore:
             return
         for number in list(self._holds):
             self._holds.pop(number)
-            inode = self._inodes.get(number)
             if not self.read_only:
                 # What was open may have grown since its last fsync, and nothing here knows.
                 self.medium.flush(self.table.slot_offset(number) + LIVE_OFFSET, 16)
-            if inode is not None and inode.state.link_count == 0 and not self.read_only:
-                self.remove(inode)
+            self._free_unnamed(number)
         self.clock += _IDLE_TICKS
         self.drop_idle()
         while self.busy.collect():

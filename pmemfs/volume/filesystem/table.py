@@ -29,6 +29,7 @@ from pmemfs.medium.base import Medium
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
 from pmemfs.volume.filesystem.allocator import Allocator
 from pmemfs.volume.filesystem.extents import Run
+from pmemfs.volume.filesystem.masks import first_bit
 
 _SCAN_FRAMES = 64
 """Frames that are looked through for free slots before another frame is taken."""
@@ -126,7 +127,7 @@ class InodeTable:
             bits = self.marked(group) | (1 << FIRST_INODES_FRAME if group == 0 else 0)
             bits &= (1 << self.geometry.frames_of(group)) - (1 << self.geometry.kept_of(group))
             while bits:
-                position = (bits & -bits).bit_length() - 1
+                position = first_bit(bits)
                 bits &= bits - 1
                 pfn = self.geometry.group_pfn(group) + position
                 if self._has_inodes(pfn):

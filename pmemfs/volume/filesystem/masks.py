@@ -1,0 +1,59 @@
+"""Frames of chunks as bits of a number: a set bit is a frame, the lowest is the first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pmemfs.media.filesystem import CHUNK_FRAMES
+from pmemfs.volume.filesystem.extents import Run
+
+ALL = (1 << CHUNK_FRAMES) - 1
+
+
+def chunk_parts(run: Run, first_pfn: int) -> Iterator[tuple[int, int, int]]:
+    """A run by chunks, which are counted from `first_pfn` on: chunk, first bit and count."""
+    start, left = run.pfn - first_pfn, run.frame_count
+    while left:
+        chunk, bit = divmod(start, CHUNK_FRAMES)
+        count = min(left, CHUNK_FRAMES - bit)
+        yield chunk, bit, count
+        start += count
+        left -= count
+
+
+def bits(first: int, count: int) -> int:
+    """The mask of a range of bits."""
+    return ((1 << count) - 1) << first
+
+
+def first_bit(mask: int) -> int:
+    """The lowest bit that is set; there is one."""
+    return (mask & -mask).bit_length() - 1
+
+
+def leading_bits(mask: int) -> int:
+    """How many bits are set from the lowest position on."""
+    return (~mask & (mask + 1)).bit_length() - 1
+
+
+def run_starts(mask: int, length: int) -> int:
+    """The bits of a mask at which a run of `length` set bits starts."""
+    done = 1
+    while done < length and mask:
+        step = min(done, length - done)
+        mask &= mask >> step
+        done += step
+    return mask
+
+
+def runs_of(mask: int) -> Iterator[tuple[int, int]]:
+    """The runs of set bits in a mask: first bit and count."""
+    at = 0
+    while mask:
+        skip = first_bit(mask)
+        mask >>= skip
+        at += skip
+        count = leading_bits(mask)
+        yield at, count
+        mask >>= count
+        at += count
