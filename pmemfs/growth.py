@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -32,12 +32,10 @@ from pmemfs.media.label import Incompatible, Scheme, pack
 from pmemfs.media.zones import Zone, Zones
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.medium.source import identify
+from pmemfs.memmap.moving import Range, without
 from pmemfs.pfn import FRAME_BYTES
 from pmemfs.pool import Pool
 from pmemfs.units import align_up, format_size
-
-Range = tuple[int, int]
-"""From the first byte to behind the last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +113,10 @@ class Growth:
     def _new_data(self) -> Range:
         return self.old.data.end_bytes, self.new.data.end_bytes
 
-    def _clear(self, wanted: Range, without: Iterable[Zone]) -> None:
+    def _clear(self, wanted: Range, kept: Iterable[Zone]) -> None:
         start, end = wanted
-        for part_start, part_end in _parts((start, min(end, self._is_clean_behind)), without):
+        taken = sorted((zone.offset_bytes, zone.end_bytes) for zone in kept if zone.size_bytes)
+        for part_start, part_end in without([(start, min(end, self._is_clean_behind))], taken):
             self._pool.medium.clear(part_start, part_end - part_start)
 
 
@@ -199,15 +198,3 @@ def heal(pool: Pool) -> None:
     first, second = (reading.label for reading in pool.readings)
     if first != second:
         pool.rewrite()
-
-
-def _parts(wanted: Range, without: Iterable[Zone]) -> Iterator[Range]:
-    """What is left of a range without some zones, which do not overlap."""
-    start, end = wanted
-    for zone in sorted(without, key=lambda zone: zone.offset_bytes):
-        if zone.size_bytes and start < zone.end_bytes and zone.offset_bytes < end:
-            if start < zone.offset_bytes:
-                yield start, zone.offset_bytes
-            start = zone.end_bytes
-    if start < end:
-        yield start, end

@@ -22,7 +22,7 @@ from pmemfs.media.page import LAYOUT
 from pmemfs.media.zones import Zone
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap import Access, Memmap, NoMemmap, effective_scheme
-from pmemfs.memmap.moving import clipped, live_runs, move_structures, prepare_places
+from pmemfs.memmap.moving import live_runs, move_zone, prepare_places
 from pmemfs.memmap.records import RecordMemmap, Records
 from pmemfs.pfn import PAGE_STRUCTURE_BYTES, PageGeometry
 from pmemfs.pool import Pool
@@ -85,16 +85,7 @@ class SharedMemmap(RecordMemmap):
         """As `Memmap.move`. In the scheme `pmem`, no worker may be in a section."""
         if not self._is_droppable:
             kept = min(self._page_count, geometry.page_count)
-            runs = self._live_runs()
-            prepare_places(self._medium, runs, zone)
-            move_structures(
-                self._medium.view(0, self._medium.size_bytes),
-                clipped(runs, kept),
-                old_offset=self._zone.offset_bytes,
-                new_offset=zone.offset_bytes,
-                new_end=zone.end_bytes,
-                stale=stale,
-            )
+            move_zone(self._medium, self._live_runs(), kept, self._zone, zone, stale)
         self._set_geometry(geometry)
         self._find_structures(zone)
 

@@ -21,8 +21,9 @@ import trio
 from pmemfs.bio.bio_vec import BioVec
 from pmemfs.dataplane.counters import WorkerCounters
 from pmemfs.medium.base import Durability, Medium
-from pmemfs.memmap.base import Access, Memmap
-from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT, PFN_SHIFT
+from pmemfs.memmap.base import Memmap
+from pmemfs.pfn import PAGE_SHIFT, PFN_SHIFT
+from pmemfs.volume.content import Content
 from pmemfs.volume.linear import INODE, LinearVolume
 
 
@@ -117,13 +118,13 @@ class PythonEngine(Engine):
     def __init__(self, medium: Medium, memmap: Memmap, volume: LinearVolume) -> None:
         super().__init__(medium, memmap)
         self._volume = volume
-        self._order = memmap.geometry.order if memmap.geometry else 0
+        self._content = Content(medium, memmap)
         self._last_write_ns = 0
 
     def read(self, offset_bytes: int, length_bytes: int) -> memoryview | bytes:
         """The bytes of a range: shorter at the end of the volume, empty behind it."""
         vecs = self._volume.bio(offset_bytes, length_bytes)
-        parts = [self._read_vec(vec, offset_bytes) for vec in vecs]
+        parts = [self._content.load(INODE, offset_bytes, _start(vec), vec.length) for vec in vecs]
         data = parts[0] if len(parts) == 1 else b"".join(parts)
         self.count_read(len(data))
         return data
@@ -144,7 +145,7 @@ class PythonEngine(Engine):
         written = 0
         for vec in vecs:
             part = view[written : written + vec.length] if len(data) != vec.length else data
-            self._write_vec(vec, offset_bytes + written, part)
+            self._content.store(INODE, offset_bytes + written, _start(vec), part)
             written += vec.length
         return written
 
@@ -153,36 +154,7 @@ class PythonEngine(Engine):
         """When something was last written, in ns since 1970; 0: not since the mount."""
         return self._last_write_ns
 
-    def _read_vec(self, vec: BioVec, offset_bytes: int) -> memoryview | bytes:
-        pfn = vec.pfn_t >> PFN_SHIFT
-        start_bytes = (pfn << PAGE_SHIFT) + vec.offset
-        if not self._medium.reserved and self._medium.is_hole(start_bytes, vec.length):
-            # Nothing is there: no page to hold, and none to make room for.
-            return bytes(vec.length)
-        if not self._memmap.has_pages:
-            return self._medium.read(start_bytes, vec.length)
-        count = (vec.offset + vec.length + FRAME_BYTES - 1) >> PAGE_SHIFT
-        index = offset_bytes >> (PAGE_SHIFT + self._order)
-        self._memmap.get_pages(pfn, count, Access.READ, INODE, index)
-        try:
-            return self._medium.read(start_bytes, vec.length)
-        finally:
-            self._memmap.put_pages(pfn, count)
 
-    def _write_vec(self, vec: BioVec, offset_bytes: int, data: bytes | memoryview) -> None:
-        pfn = vec.pfn_t >> PFN_SHIFT
-        start_bytes = (pfn << PAGE_SHIFT) + vec.offset
-        if not self._memmap.has_pages:
-            self._store(start_bytes, data)
-            return
-        count = (vec.offset + vec.length + FRAME_BYTES - 1) >> PAGE_SHIFT
-        index = offset_bytes >> (PAGE_SHIFT + self._order)
-        self._memmap.get_pages(pfn, count, Access.WRITE, INODE, index)
-        try:
-            self._store(start_bytes, data)
-        finally:
-            self._memmap.put_pages(pfn, count)
-
-    def _store(self, start_bytes: int, data: bytes | memoryview) -> None:
-        self._medium.store(start_bytes, data)
-        self._medium.flush(start_bytes, len(data))
+def _start(vec: BioVec) -> int:
+    """Where a vec begins in the pool, in bytes."""
+    return (vec.pfn_t >> PFN_SHIFT << PAGE_SHIFT) + vec.offset

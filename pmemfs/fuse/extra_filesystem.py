@@ -73,7 +73,7 @@ class FileSystemExtra:
 
     def handlers(self) -> dict[int, Handler]:
         """The handlers by opcode."""
-        handlers = {
+        return {
             FALLOCATE: self._fallocate,
             LSEEK: self._lseek,
             SYNCFS: self._syncfs,
@@ -81,7 +81,6 @@ class FileSystemExtra:
             STATX: self._statx,
             **copying(self._copy),
         }
-        return dict(handlers)
 
     async def _fallocate(self, request: Request) -> bytes:
         wanted = allocation_of(request)

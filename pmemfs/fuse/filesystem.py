@@ -326,12 +326,7 @@ class FileSystemOperations(pyfuse3.Operations):
 
     def _list(self, ino: int, name: bytes) -> bytes:
         """An access control list as it is stored; empty where there is none."""
-        try:
-            return bytes(self._fs.get_xattr(ino, name))
-        except OSError as error:
-            if error.errno != errno.ENODATA:
-                raise
-            return b""
+        return self._fs.find_xattr(ino, name) or b""
 
     def _change_list(self, ino: int, mode: int) -> bool:
         """Change the mode of what has an access control list; whether it has one."""

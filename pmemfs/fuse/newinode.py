@@ -6,7 +6,6 @@ umask. Source: inode(7), acl(5).
 
 from __future__ import annotations
 
-import errno
 import stat
 from dataclasses import dataclass
 
@@ -41,10 +40,5 @@ def new_inode(
 
 
 def _inherited(fs: FileSystem, parent: int, umask: int, mode: int) -> acl.Inherited:
-    try:
-        default = fs.get_xattr(parent, acl.DEFAULT)
-    except OSError as error:
-        if error.errno != errno.ENODATA:
-            raise
-        return acl.Inherited(mode & ~umask)
-    return acl.inherit(default, mode)
+    default = fs.find_xattr(parent, acl.DEFAULT)
+    return acl.Inherited(mode & ~umask) if default is None else acl.inherit(default, mode)

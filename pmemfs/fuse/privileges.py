@@ -7,7 +7,6 @@ opened the file: root may. Source: inode(7); fs/fuse/file.c of Linux, FUSE_WRITE
 
 from __future__ import annotations
 
-import errno
 import stat
 
 from pmemfs.volume.filesystem.filesystem import FileSystem
@@ -40,9 +39,4 @@ def _without(mode: int) -> int:
 
 
 def _has_capabilities(fs: FileSystem, ino: int) -> bool:
-    try:
-        return bool(fs.get_xattr(ino, CAPABILITIES))
-    except OSError as error:
-        if error.errno != errno.ENODATA:
-            raise
-        return False
+    return bool(fs.find_xattr(ino, CAPABILITIES))

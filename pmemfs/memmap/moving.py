@@ -47,6 +47,29 @@ def prepare_places(medium: Medium, runs: Iterable[Range], zone: Zone) -> None:
             medium.populate(start, end - start)
 
 
+def move_zone(
+    medium: Medium,
+    runs: Sequence[Range],
+    kept_pages: int,
+    old: Zone,
+    new: Zone,
+    stale: Sequence[Range],
+) -> None:
+    """Move runs of pages, as far as they are kept, from the old memmap zone to the new one.
+
+    Raises OSError (ENOSPC), and then has moved nothing.
+    """
+    prepare_places(medium, runs, new)
+    move_structures(
+        medium.view(0, medium.size_bytes),
+        clipped(runs, kept_pages),
+        old_offset=old.offset_bytes,
+        new_offset=new.offset_bytes,
+        new_end=new.end_bytes,
+        stale=stale,
+    )
+
+
 def move_structures(
     memory: memoryview,
     runs: Sequence[Range],

@@ -15,7 +15,7 @@ import numpy as np
 from pmemfs.media.page import LAYOUT
 from pmemfs.media.zones import Zone
 from pmemfs.medium.base import Medium
-from pmemfs.memmap.moving import clipped, live_runs, move_structures, prepare_places
+from pmemfs.memmap.moving import live_runs, move_zone, prepare_places
 from pmemfs.memmap.records import RecordMemmap, Records
 from pmemfs.pfn import PAGE_STRUCTURE_BYTES, PageGeometry
 
@@ -39,15 +39,7 @@ class PmemMemmap(RecordMemmap):
     def move(self, geometry: PageGeometry, zone: Zone, stale: Sequence[tuple[int, int]]) -> None:
         kept = min(self._page_count, geometry.page_count)
         runs = live_runs(self._reserved, 1, _STRETCH_SHIFT)
-        prepare_places(self._medium, runs, zone)
-        move_structures(
-            self._medium.view(0, self._medium.size_bytes),
-            clipped(runs, kept),
-            old_offset=self._zone.offset_bytes,
-            new_offset=zone.offset_bytes,
-            new_end=zone.end_bytes,
-            stale=stale,
-        )
+        move_zone(self._medium, runs, kept, self._zone, zone, stale)
         self._set_geometry(geometry)
         self._set_zone(zone)
         wanted = (geometry.page_count >> _STRETCH_SHIFT) + 1

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from benchmark import backing, host
 from benchmark.cells import MIB
+from benchmark.ext4 import MKFS, MountedExt4
 from benchmark.peers import INSTALL, START_SECONDS
 from benchmark.pmemfsmount import PmemfsMount
 from benchmark.stage import Measured
@@ -19,7 +20,7 @@ from benchmark.stage import Measured
 FOLDER_NAME = "work"
 FUSE2FS_OPTIONS = "kernel_cache,attr_timeout=3600,entry_timeout=3600"
 # an inode for every 4 KiB: the files are as small
-MKFS = ["mkfs.ext4", "-q", "-F", "-b", "4096", "-m", "0", "-i", "4096"]
+INODES = ("-i", "4096")
 
 
 class Folder(Measured, Protocol):
@@ -95,40 +96,26 @@ class Ext4Folder(_Mounted):
     def __init__(self) -> None:
         super().__init__()
         self._image = backing.MemoryFile(self.name)
-        self._device = backing.LoopDevice(self._image.path)
-        self._mountpoint: Path | None = None
+        self._ext4 = MountedExt4(self._image.path)
 
     @property
     def folder(self) -> Path:
         """Where files are made."""
-        assert self._mountpoint is not None
-        return self._mountpoint / FOLDER_NAME
+        return self._ext4.mountpoint / FOLDER_NAME
 
     def setup(self, size_bytes: int) -> None:
         """Allocate the file, attach, make the file system, mount."""
-        backing.require_loop_devices()
-        backing.require_program("mkfs.ext4", "install e2fsprogs")
         self._image.create(size_bytes)
-        self.notes.append(f"loop device: {self._device.attach(direct_io=True)}")
-        device = str(self._device.path)
-        lazy = ["-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0"]
-        backing.checked([*MKFS, *lazy, device])
-        self._mountpoint = backing.make_folder()
-        backing.checked(["mount", "-t", "ext4", device, str(self._mountpoint)])
+        self._ext4.setup(*INODES)
+        self.notes.append(f"loop device: {self._ext4.note}")
         self._look_at(self.folder)
 
     def teardown(self) -> None:
         """Unmount, detach, remove mountpoint and file."""
         try:
-            if self._mountpoint is not None:
-                backing.unmount(self._mountpoint)
-                self._mountpoint.rmdir()
-                self._mountpoint = None
+            self._ext4.teardown()
         finally:
-            try:
-                self._device.detach()
-            finally:
-                self._image.remove()
+            self._image.remove()
 
 
 class Fuse2fsFolder(_Mounted):
@@ -161,7 +148,7 @@ class Fuse2fsFolder(_Mounted):
         self._image.create(size_bytes)
         image = str(self._image.path)
         options = ["-O", "^has_journal", "-E", "nodiscard,lazy_itable_init=0"]
-        backing.checked([*MKFS, *options, image])
+        backing.checked([*MKFS, *INODES, *options, image])
         mountpoint = self._mountpoint = backing.make_folder()
         self._server = host.Server(["fuse2fs", image, str(mountpoint), "-f", "-o", FUSE2FS_OPTIONS])
         self._server.await_ready(lambda: host.is_mounted(mountpoint), START_SECONDS)

@@ -128,10 +128,14 @@ class AttributeOperations(InodeStore, ABC):
 
     def get_xattr(self, number: int, name: bytes) -> bytes:
         """The value of an attribute. Raises OSError (ENODATA)."""
-        value = self.inode(number).xattrs.get(name)
+        value = self.find_xattr(number, name)
         if value is None:
             raise system_error(errno.ENODATA)
         return value
+
+    def find_xattr(self, number: int, name: bytes) -> bytes | None:
+        """The value of an attribute; None where there is none."""
+        return self.inode(number).xattrs.get(name)
 
     def list_xattrs(self, number: int) -> list[bytes]:
         """The names of all attributes."""

@@ -25,8 +25,8 @@ from pmemfs.memmap.base import Memmap
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
 from pmemfs.pool import Pool
 from pmemfs.units import MIB
+from pmemfs.volume.content import Content
 from pmemfs.volume.filesystem.attributes import AttributeOperations
-from pmemfs.volume.filesystem.content import Content
 from pmemfs.volume.filesystem.extents import MappedExtent, Run
 from pmemfs.volume.filesystem.inode import Inode, State
 from pmemfs.volume.filesystem.tables import Tables

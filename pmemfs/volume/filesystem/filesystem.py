@@ -1,6 +1,6 @@
 """A file system on a pool: mode `fs`.
 
-    content.py  files.py  names.py  attributes.py      what can be done
+    files.py  names.py  attributes.py                  what can be done
     store.py  transaction.py                           inodes, and how they change
     inode.py  log.py  extents.py                       what an inode is
     table.py  allocator.py  busy.py                    slots and frames

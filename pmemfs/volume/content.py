@@ -11,7 +11,7 @@ _ZEROES = memoryview(bytes(MIB))
 
 
 class Content:
-    """The bytes in the frames of files."""
+    """The bytes in the frames of inodes."""
 
     def __init__(self, medium: Medium, memmap: Memmap) -> None:
         self._medium = medium
@@ -21,6 +21,7 @@ class Content:
     def load(self, number: int, position: int, pool_offset: int, length: int) -> memoryview | bytes:
         """Bytes of an inode: those at `position` of it lie at `pool_offset`. Raises OSError."""
         if not self._medium.reserved and self._medium.is_hole(pool_offset, length):
+            # Nothing is there: no page to hold, and none to make room for.
             return bytes(length)
         if not self._memmap.has_pages:
             return self._medium.read(pool_offset, length)
@@ -30,7 +31,7 @@ class Content:
         finally:
             self._memmap.put_pages(pfn, count)
 
-    def store(self, number: int, position: int, pool_offset: int, data: memoryview) -> None:
+    def store(self, number: int, position: int, pool_offset: int, data: bytes | memoryview) -> None:
         """Store bytes of an inode, durable with the next fence. Raises OSError."""
         if not self._memmap.has_pages:
             self._put(pool_offset, data)
@@ -49,7 +50,7 @@ class Content:
             pool_offset += step
             length -= step
 
-    def _put(self, pool_offset: int, data: memoryview) -> None:
+    def _put(self, pool_offset: int, data: bytes | memoryview) -> None:
         self._medium.store(pool_offset, data)
         self._medium.flush(pool_offset, len(data))
 
