@@ -296,6 +296,11 @@ def uring_is_there() -> bool:
     return ENABLE_URING.exists() and ENABLE_URING.read_text().strip() == "Y"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The virtual machine takes longest: with several processes, one begins with it."""
+    items.sort(key=lambda item: item.get_closest_marker("guest") is None)
+
+
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Switch FUSE over io_uring on for the tests, where that can be done: before any of the
     processes that run them is started."""
