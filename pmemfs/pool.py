@@ -30,8 +30,9 @@ from pmemfs.media.label import (
     has_magic,
     pack,
     validate,
+    with_zones,
 )
-from pmemfs.media.zones import DEFAULT_ALIGNMENT_BYTES, LABEL_BYTES, Zones, compute_zones
+from pmemfs.media.zones import DEFAULT_ALIGNMENT_BYTES, LABEL_BYTES, Zones
 from pmemfs.medium.base import Medium
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT, PageGeometry, Pfn
 from pmemfs.units import format_size
@@ -180,16 +181,7 @@ class Pool:
             generation=generation,
             software=_software(),
         )
-        zones = label.zones
-        return _readable(
-            replace(
-                label,
-                memmap_offset_bytes=zones.memmap.offset_bytes,
-                memmap_size_bytes=zones.memmap.size_bytes,
-                data_offset_bytes=zones.data.offset_bytes,
-                data_size_bytes=zones.data.size_bytes,
-            )
-        )
+        return _readable(with_zones(label))
 
     def announce(self, label: Label) -> None:
         """Write the copy of a `grown_label`, where it belongs; it counts for nothing yet."""
@@ -282,16 +274,9 @@ def _new_label(
     medium: Medium, spec: PoolSpec, readings: tuple[LabelReading, LabelReading]
 ) -> Label:
     is_in_pool = spec.scheme is Scheme.PMEM
-    zones = compute_zones(
-        medium.size_bytes,
-        page_size_bytes=spec.page_size_bytes,
-        alignment_bytes=spec.alignment_bytes,
-        memmap_in_pool=is_in_pool,
-        memmap_behind_data=True,
-    )
     # A pool that is overwritten must lose against the new one, whichever copies a crash leaves.
     sequence = 1 + max(reading.label.sequence if reading.label else 0 for reading in readings)
-    return Label(
+    label = Label(
         sequence=sequence,
         uuid=uuid.uuid4().bytes,
         # In the other schemes it would say nothing, and keep older programs out.
@@ -302,16 +287,13 @@ def _new_label(
         scheme=spec.scheme,
         mode=spec.mode,
         state=State.CLEAN,
-        memmap_offset_bytes=zones.memmap.offset_bytes,
-        memmap_size_bytes=zones.memmap.size_bytes,
-        data_offset_bytes=zones.data.offset_bytes,
-        data_size_bytes=zones.data.size_bytes,
         # The memmap zone may hold anything: a random start keeps it from passing for ours.
         generation=secrets.randbits(62) or 1,
         created_ns=time.time_ns(),
         name=spec.name,
         software=_software(),
     )
+    return with_zones(label)
 
 
 def _software() -> str:

@@ -191,6 +191,18 @@ def has_magic(buffer: Buffer) -> bool:
     return bytes(memoryview(buffer)[: len(MAGIC)]) == MAGIC
 
 
+def with_zones(label: Label) -> Label:
+    """The label with the zones recorded that follow from its geometry. Raises BadGeometry."""
+    zones = label.zones
+    return replace(
+        label,
+        memmap_offset_bytes=zones.memmap.offset_bytes,
+        memmap_size_bytes=zones.memmap.size_bytes,
+        data_offset_bytes=zones.data.offset_bytes,
+        data_size_bytes=zones.data.size_bytes,
+    )
+
+
 def check_name(name: str) -> None:
     """Raise BadName unless `name` can be a file name of at most 63 bytes."""
     for wrong, why in (
@@ -217,22 +229,10 @@ def _check_features(label: Label) -> None:
 
 def _check_zones(label: Label) -> None:
     try:
-        zones = label.zones
+        computed = with_zones(label)
     except BadGeometry as error:
         raise InvalidLabel(why=f"its geometry is impossible: {error}") from None
-    recorded = (
-        label.memmap_offset_bytes,
-        label.memmap_size_bytes,
-        label.data_offset_bytes,
-        label.data_size_bytes,
-    )
-    computed = (
-        zones.memmap.offset_bytes,
-        zones.memmap.size_bytes,
-        zones.data.offset_bytes,
-        zones.data.size_bytes,
-    )
-    _refuse(recorded != computed, "its zones do not follow from its geometry")
+    _refuse(label != computed, "its zones do not follow from its geometry")
 
 
 def _all_bits(flags: type[IntFlag]) -> int:

@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
-from pmemfs.units import MIB
+from pmemfs.media.filesystem import CHUNK_FRAMES
+from pmemfs.pfn import PAGE_SHIFT
 from pmemfs.volume.filesystem.extents import MappedExtent
 from pmemfs.volume.filesystem.filesystem import FileSystem
-
-_HUGE_FRAMES = 2 * MIB // FRAME_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,5 +51,5 @@ def _report(extent: MappedExtent) -> ExtentReport:
         offset_bytes=extent.index << PAGE_SHIFT,
         pfn=extent.pfn,
         length_bytes=extent.frame_count << PAGE_SHIFT,
-        is_aligned=not any(number % _HUGE_FRAMES for number in numbers),
+        is_aligned=not any(number % CHUNK_FRAMES for number in numbers),
     )
