@@ -129,7 +129,7 @@ class Tables:
 
 @contextmanager
 def some_tables(
-    directory: Path, worker_count: int = 2, *, forward_fsync: bool = False
+    directory: Path, worker_count: int = 2, *, has_files: bool = False
 ) -> Iterator[Tables]:
     """Tables over a new pool without page structures."""
     with mapped_pool(directory, Scheme.NONE, 4 * KIB, 16 * MIB) as pool:
@@ -138,7 +138,7 @@ def some_tables(
             pool,
             worker_count=worker_count,
             memmap_place=MemmapPlace.NOWHERE,
-            forward_fsync=forward_fsync,
+            has_files=has_files,
         )
         yield Tables(pool, shared, pool.medium.fileno(), pool.medium.map_flags)
 

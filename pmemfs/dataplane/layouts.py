@@ -102,7 +102,7 @@ class Header:
     reserved: int = stored("<u8", "1: all of the pool had memory when it was opened")
     read_only: int = stored("<u8", "1: the pool is mapped for reading only")
     section_shift: int = stored("<u8", "structures in a section or stretch, as a power of two")
-    forward_fsync: int = stored("<u8", "1: answer no fsync of what is not published")
+    has_files: int = stored("<u8", "1: mode fs; what is not published may be any file")
     reach_bytes: int = stored("<u8", "the pool may grow to it, and is mapped so", unit="bytes")
     unused: int = stored("V40", "zero", default=bytes(40))
     write_epoch: int = stored("<u8", "stamps what is written now", default=1)

@@ -27,7 +27,7 @@ cdef struct plane_t:
     int fuse_fd
     # Where requests are handed to: pyfuse3, the operations that it lacks, the thread that syncs.
     int forward_fd
-    int extra_fd
+    int raw_fd
     int sync_fd
     uint32_t max_write
 

@@ -203,7 +203,7 @@ cdef void route(process_t *process) noexcept nogil:
     cdef pollfd files[2]
     cdef int position
     cdef ssize_t count
-    files[0].fd, files[1].fd = plane.forward_fd, plane.extra_fd
+    files[0].fd, files[1].fd = plane.forward_fd, plane.raw_fd
     files[0].events = files[1].events = POLLIN
     while not load(&plane.header.ends):
         if poll(files, 2, -1) < 0:
@@ -277,7 +277,7 @@ def stay_in_memory() -> int:
     return lock_memory(NULL, 0) or refused
 
 
-def run(int fuse_fd, int shared_fd, int pool_fd, int forward_fd, int extra_fd, *, int map_flags,
+def run(int fuse_fd, int shared_fd, int pool_fd, int forward_fd, int raw_fd, *, int map_flags,
         uint32_t max_write, int max_background, int queue_count, int depth,
         int reader_count, bint dont_mask) -> int:
     """Serve one mount until it ends; 0 or an errno.
@@ -296,7 +296,7 @@ def run(int fuse_fd, int shared_fd, int pool_fd, int forward_fd, int extra_fd, *
     if failed:
         return failed
     process.plane.fuse_fd, process.plane.forward_fd = fuse_fd, forward_fd
-    process.plane.extra_fd, process.plane.max_write = extra_fd, max_write
+    process.plane.raw_fd, process.plane.max_write = raw_fd, max_write
     process.buffer_bytes = max_write + 2 * HEADERS_BYTES
     process.buffer = <uint8_t *>calloc(1, process.buffer_bytes)
     process.queue_count, process.thread_count = queue_count, queue_count + reader_count

@@ -63,12 +63,18 @@ cdef extern from "linux/fuse.h" nogil:
         uint64_t offset
 
     enum:
+        FUSE_LOOKUP
         FUSE_FORGET
+        FUSE_GETATTR
+        FUSE_UNLINK
+        FUSE_RENAME
+        FUSE_RENAME2
         FUSE_OPEN
         FUSE_READ
         FUSE_WRITE
         FUSE_FSYNC
         FUSE_FLUSH
+        FUSE_RELEASE
         FUSE_INIT
         FUSE_CREATE
         FUSE_INTERRUPT

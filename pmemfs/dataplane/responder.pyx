@@ -18,7 +18,7 @@ from pmemfs.dataplane.serve cimport *
 
 import os
 
-_VERDICTS = {ANSWER: "answer", FORWARD: "forward", FORWARD_EXTRA: "forward-extra", SYNC: "sync",
+_VERDICTS = {ANSWER: "answer", FORWARD: "forward", FORWARD_RAW: "forward-raw", SYNC: "sync",
              DROP: "drop"}
 
 

@@ -56,6 +56,23 @@ cdef extern from "fcntl.h" nogil:
 
 cdef verdict_t serve(worker_t *worker, request_t *request) noexcept nogil:
     """Answer a request, or say what is to become of it. `release` must follow an ANSWER."""
+    cdef verdict_t verdict = judge(worker, request)
+    if verdict == FORWARD and worker.plane.header.has_files and is_frequent(request.head.opcode):
+        return FORWARD_RAW
+    return verdict
+
+
+cdef bint is_frequent(uint32_t opcode) noexcept nogil:
+    """Whether the control plane wants such requests of files past pyfuse3; see `fuse/raw`."""
+    return (opcode == FUSE_LOOKUP or opcode == FUSE_FORGET or opcode == FUSE_BATCH_FORGET
+            or opcode == FUSE_GETATTR or opcode == FUSE_UNLINK or opcode == FUSE_RENAME
+            or opcode == FUSE_RENAME2 or opcode == FUSE_OPEN or opcode == FUSE_CREATE
+            or opcode == FUSE_READ or opcode == FUSE_WRITE or opcode == FUSE_FSYNC
+            or opcode == FUSE_RELEASE)
+
+
+cdef verdict_t judge(worker_t *worker, request_t *request) noexcept nogil:
+    """Answer a request, or say whether pyfuse3, or who else, is to answer it."""
     cdef uint32_t opcode = request.head.opcode
     cdef verdict_t verdict
     request.worker = worker
@@ -85,7 +102,7 @@ cdef verdict_t serve(worker_t *worker, request_t *request) noexcept nogil:
         return verdict
     if opcode == FUSE_SYNCFS:
         # Whose live lines are not durable, no table says.
-        return FORWARD_EXTRA if worker.plane.header.forward_fsync else serve_sync(worker, request)
+        return FORWARD_RAW if worker.plane.header.has_files else serve_sync(worker, request)
     if opcode == FUSE_FLUSH:
         return ANSWER
     if opcode == FUSE_INTERRUPT:
@@ -93,7 +110,7 @@ cdef verdict_t serve(worker_t *worker, request_t *request) noexcept nogil:
         return DROP
     if (opcode == FUSE_FALLOCATE or opcode == FUSE_COPY_FILE_RANGE
             or opcode == COPY_FILE_RANGE_64 or opcode == TMPFILE or opcode == STATX):
-        return FORWARD_EXTRA
+        return FORWARD_RAW
     return FORWARD
 
 
@@ -386,11 +403,11 @@ cdef verdict_t serve_seek(worker_t *worker, request_t *request) noexcept nogil:
     if request.operation_bytes < sizeof(fuse_lseek_in):
         return refuse(request, EINVAL)
     if table == NULL or (wanted.whence != SEEK_DATA and wanted.whence != SEEK_HOLE):
-        return FORWARD_EXTRA
+        return FORWARD_RAW
     if wanted.offset >= size_bytes:
         return refuse(request, ENXIO)
     if size_bytes > table.limit_bytes:
-        return FORWARD_EXTRA
+        return FORWARD_RAW
     for_data = wanted.whence == SEEK_DATA
     position = seek(worker.plane, table, wanted.offset, size_bytes, for_data)
     if for_data and position >= size_bytes:
@@ -429,7 +446,7 @@ cdef uint64_t seek(plane_t *plane, table_t *table, uint64_t position, uint64_t s
 
 cdef verdict_t serve_fsync(worker_t *worker, request_t *request) noexcept nogil:
     cdef header_t *header = worker.plane.header
-    if request.table == NULL and header.forward_fsync:
+    if request.table == NULL and header.has_files:
         return FORWARD
     if (request.live != NULL and header.durability == DURABILITY_CACHE_LINES
             and not run_guarded(write_back_live, request)):

@@ -43,7 +43,7 @@ cdef struct header_t:
     uint64_t reserved
     uint64_t read_only
     uint64_t section_shift
-    uint64_t forward_fsync
+    uint64_t has_files
     uint64_t reach_bytes
     uint8_t unused[40]
     uint64_t write_epoch

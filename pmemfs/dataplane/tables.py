@@ -74,7 +74,8 @@ class Grace(NamedTuple):
 class SharedMemory:
     """One memfd with all that the planes share but the pool.
 
-    With `forward_fsync`, workers answer an fsync only of an inode that is published.
+    With `has_files`, in mode `fs`, workers answer an fsync only of an inode that is published, and
+    hand over what comes most often past pyfuse3.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class SharedMemory:
         *,
         worker_count: int,
         memmap_place: MemmapPlace,
-        forward_fsync: bool = False,
+        has_files: bool = False,
     ) -> None:
         self.geometry: PageGeometry | None = pool.page_geometry if memmap_place else None
         self.section_shift = _section_shift(memmap_place, pool.page_geometry.order)
@@ -101,7 +102,7 @@ class SharedMemory:
         os.ftruncate(self.fd, self.areas.total)
         self.memory = memoryview(mmap.mmap(self.fd, self.areas.total))
         self._pool_bytes = pool.medium.size_bytes
-        header = self._header(pool, memmap_place, forward_fsync=forward_fsync)
+        header = self._header(pool, memmap_place, has_files=has_files)
         self.memory[: layouts.HEADER.size_bytes] = layouts.HEADER.pack(header)
         self._arena = Arena(self.areas.tables, layouts.EXTENT_ARENA_BYTES)
         self._entries: dict[int, int] = {}
@@ -244,7 +245,7 @@ class SharedMemory:
             found.append(layouts.FAULT_RECORD.unpack(self.memory[at : at + size]))
         return found
 
-    def _header(self, pool: Pool, memmap_place: MemmapPlace, *, forward_fsync: bool) -> Header:
+    def _header(self, pool: Pool, memmap_place: MemmapPlace, *, has_files: bool) -> Header:
         medium, areas, geometry = pool.medium, self.areas, self.geometry
         in_pool = memmap_place is MemmapPlace.POOL
         return Header(
@@ -265,7 +266,7 @@ class SharedMemory:
             reserved=int(medium.reserved),
             read_only=int(medium.read_only),
             section_shift=self.section_shift,
-            forward_fsync=int(forward_fsync),
+            has_files=int(has_files),
             reach_bytes=self.reach_bytes,
         )
 

@@ -14,7 +14,7 @@ from posix.types cimport off_t
 from pmemfs.dataplane.memory cimport store
 from pmemfs.dataplane.plane cimport plane_t, worker_t
 from pmemfs.dataplane.protocol cimport *
-from pmemfs.dataplane.serve cimport FORWARD_EXTRA, SYNC, request_t, verdict_t
+from pmemfs.dataplane.serve cimport FORWARD_RAW, SYNC, request_t, verdict_t
 
 cdef extern from "sys/socket.h" nogil:
     cdef struct msghdr:
@@ -61,7 +61,7 @@ cdef int hand_over(worker_t *worker, request_t *request, verdict_t verdict) noex
     message.msg_iov = parts
     message.msg_iovlen = 3
     while True:
-        sent = sendmsg(plane.extra_fd if verdict == FORWARD_EXTRA else plane.forward_fd, &message,
+        sent = sendmsg(plane.raw_fd if verdict == FORWARD_RAW else plane.forward_fd, &message,
                        MSG_NOSIGNAL)
         if sent >= 0:
             return 0

@@ -14,14 +14,14 @@ import pyfuse3
 from pmemfs.dataplane.tables import SharedMemory
 from pmemfs.fuse.block import BlockOperations
 from pmemfs.fuse.engine import Engine, PythonEngine
-from pmemfs.fuse.extra import Handler
-from pmemfs.fuse.extra_block import BlockExtra
-from pmemfs.fuse.extra_filesystem import FileSystemExtra
 from pmemfs.fuse.filesystem import FileSystemOperations
 from pmemfs.fuse.native import NativeEngine, SharedEngine
 from pmemfs.fuse.openfiles import OpenFiles
 from pmemfs.fuse.options import MountOptions
 from pmemfs.fuse.published import PublishedTables, Publisher
+from pmemfs.fuse.raw import Handler
+from pmemfs.fuse.raw_block import RawBlock
+from pmemfs.fuse.raw_filesystem import RawFileSystem
 from pmemfs.media.label import Mode
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap import Memmap
@@ -47,8 +47,8 @@ class Content(Generic[EngineT_co]):
 
     engine: EngineT_co
     operations: pyfuse3.Operations
-    extra: Mapping[int, Handler] = field(default_factory=dict)
-    """What a data plane hands over that pyfuse3 lacks."""
+    raw: Mapping[int, Handler] = field(default_factory=dict)
+    """Answers that need no pyfuse3, by opcode."""
     fs: FileSystem | None = None
     """In mode `fs`."""
     device_name: str | None = None
@@ -111,7 +111,7 @@ def native_content(
     return Content(
         engine,
         operations,
-        BlockExtra(engine, read_only=options.read_only).handlers(),
+        RawBlock(engine, read_only=options.read_only).handlers(),
         device_name=volume.name,
         show_growth=show_growth,
     )
@@ -127,7 +127,7 @@ def _files(
     return Content(
         engine,
         FileSystemOperations(fs, files, cached=options.cached),
-        FileSystemExtra(fs, files, cached=options.cached).handlers(),
+        RawFileSystem(fs, files, cached=options.cached).handlers(),
         fs,
         show_growth=fs.grow,
         tidy=fs.tidy,

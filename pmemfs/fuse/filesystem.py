@@ -77,11 +77,9 @@ class FileSystemOperations(pyfuse3.Operations):
     async def lookup(
         self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
-        try:
-            return self._entry(self._find(parent_inode, name))
-        except OSError as error:
-            if error.errno != errno.ENOENT:
-                raise
+        ino = find(self._fs, parent_inode, name)
+        if ino is not None:
+            return self._entry(ino)
         # The number 0: there is no such name, and the kernel may remember that.
         missing = EntryAttributes()
         missing.st_ino = InodeT(0)
@@ -90,11 +88,7 @@ class FileSystemOperations(pyfuse3.Operations):
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
         for ino, count in inode_list:
-            try:
-                self._fs.drop(ino, count)
-            except Exception:
-                # Nobody waits for an answer, and the rest is to be forgotten nevertheless.
-                log.exception("inode %d could not be let go", ino)
+            let_go(self._fs, ino, count)
 
     async def mknod(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: RequestContext
@@ -224,14 +218,7 @@ class FileSystemOperations(pyfuse3.Operations):
     # Open files
 
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
-        fh = self._files.open(inode, flags, ctx.uid)
-        if flags & os.O_TRUNC:
-            try:
-                self._files.truncate(fh)
-            except OSError:
-                self._files.close(fh)
-                raise
-        return self._opened(fh)
+        return self._opened(self._files.open(inode, flags, ctx.uid))
 
     async def create(
         self,
@@ -242,7 +229,7 @@ class FileSystemOperations(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> tuple[FileInfo, EntryAttributes]:
         ino = self._make(parent_inode, name, stat.S_IFREG | stat.S_IMODE(mode), ctx)
-        fh = self._files.open(ino, flags, ctx.uid)
+        fh = self._files.open(ino, flags & ~os.O_TRUNC, ctx.uid)
         return self._opened(fh), self._entry(ino)
 
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes | memoryview:  # type: ignore[override]
@@ -294,13 +281,6 @@ class FileSystemOperations(pyfuse3.Operations):
 
     # Parts of the above
 
-    def _find(self, parent: int, name: bytes) -> int:
-        if name == b".":
-            return parent
-        if name == b"..":
-            return self._fs.parent(parent)
-        return self._fs.lookup(parent, name)
-
     def _make(
         self,
         parent: int,
@@ -351,6 +331,28 @@ class FileSystemOperations(pyfuse3.Operations):
         stored = acl.pack(entries) if acl.says_more_than_a_mode(entries) else None
         self._fs.set_xattrs_and_mode(ino, {name: stored}, stat.S_IMODE(mode))
         self._files.note_change(ino)
+
+
+def find(fs: FileSystem, parent: int, name: bytes) -> int | None:
+    """The inode of a name, `.` and `..` among them; None if there is none. Raises OSError."""
+    if name == b".":
+        return parent
+    if name == b"..":
+        return fs.parent(parent)
+    try:
+        return fs.lookup(parent, name)
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            raise
+    return None
+
+
+def let_go(fs: FileSystem, ino: int, count: int) -> None:
+    """The kernel does not hold an inode so many times any more. Raises nothing: it doesn't ask."""
+    try:
+        fs.drop(ino, count)
+    except Exception:
+        log.exception("inode %d could not be let go", ino)
 
 
 def entry_of(attributes: Attributes) -> EntryAttributes:

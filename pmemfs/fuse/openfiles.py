@@ -8,18 +8,24 @@ Invariants:
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pyfuse3
 from pyfuse3 import FileHandleT, InodeT
 
+from pmemfs.errors import system_error
 from pmemfs.fuse.engine import Engine
 from pmemfs.fuse.privileges import take_privileges
 from pmemfs.fuse.published import Publisher
 from pmemfs.volume.filesystem.filesystem import FileSystem
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 
 @dataclass(slots=True)
@@ -64,7 +70,7 @@ class OpenFiles:
         self._numbers = itertools.count(1)
 
     def open(self, ino: int, flags: int, uid: int) -> FileHandleT:
-        """A new handle for a user. Raises OSError."""
+        """A new handle for a user, the file emptied if the flags say so. Raises OSError."""
         self._fs.hold(ino)
         notes_reads = self._notes_reads and not flags & os.O_NOATIME
         file = _OpenFile(ino, flags, notes_reads, is_roots=uid == 0)
@@ -75,11 +81,19 @@ class OpenFiles:
         opens.was_writable |= file.is_writable
         if self._publisher:
             self._publisher.opened(ino)
+        if flags & os.O_TRUNC:
+            try:
+                self._take_privileges(file)
+                self._fs.set_attributes(ino, size_bytes=0)
+            except OSError:
+                self.close(number)
+                raise
         return number
 
     def close(self, number: int) -> None:
         """Give a handle back. Raises OSError; it is gone nevertheless."""
-        ino = self._handles.pop(number).ino
+        ino = self._file(number).ino
+        del self._handles[number]
         opens = self._opens[ino]
         opens.count -= 1
         if self._publisher:
@@ -94,7 +108,7 @@ class OpenFiles:
 
     def read(self, number: int, offset_bytes: int, length_bytes: int) -> bytes | memoryview:
         """The bytes of a range, as far as the file goes. Raises OSError."""
-        file = self._handles[number]
+        file = self._file(number)
         data = self._fs.read(file.ino, offset_bytes, length_bytes)
         self._engine.count_read(len(data))
         if file.notes_reads and not self._fs.read_only:
@@ -105,28 +119,32 @@ class OpenFiles:
             self._publisher.was_read(file.ino, offset_bytes + length_bytes)
         return data
 
-    async def write(self, number: int, offset_bytes: int, data: bytes) -> int:
+    def store(self, number: int, offset_bytes: int, data: Buffer) -> int:
         """Store bytes; how many. Raises OSError."""
-        file = self._handles[number]
+        file = self._file(number)
         self._take_privileges(file)
         written = self._fs.write(file.ino, offset_bytes, data)
         self._engine.count_write(written)
         if self._publisher:
             self._publisher.was_written(file.ino, written)
-        if file.is_synchronous:
-            self._fs.write_back(file.ino)
-            await self._engine.make_durable()
         return written
 
-    def truncate(self, number: int) -> None:
-        """Empty a file. Raises OSError."""
-        file = self._handles[number]
-        self._take_privileges(file)
-        self._fs.set_attributes(file.ino, size_bytes=0)
+    async def write_through(self, number: int, offset_bytes: int, data: Buffer) -> int:
+        """Store bytes, and make them durable; how many. Raises OSError."""
+        written = self.store(number, offset_bytes, data)
+        self._fs.write_back(self._file(number).ino)
+        await self._engine.make_durable()
+        return written
+
+    async def write(self, number: int, offset_bytes: int, data: Buffer) -> int:
+        """Store bytes as the file's flags want it; how many. Raises OSError."""
+        if self._file(number).is_synchronous:
+            return await self.write_through(number, offset_bytes, data)
+        return self.store(number, offset_bytes, data)
 
     async def fsync(self, number: int) -> None:
         """Make a file durable. Raises OSError."""
-        ino = self._handles[number].ino
+        ino = self._file(number).ino
         self._fs.write_back(ino)
         await self._engine.fsync()
         if self._publisher:
@@ -138,6 +156,12 @@ class OpenFiles:
         for ino in list(self._opens):
             self._fs.write_back(ino)
         await self._engine.make_durable()
+
+    def _file(self, number: int) -> _OpenFile:
+        file = self._handles.get(number)
+        if file is None:
+            raise system_error(errno.EBADF)
+        return file
 
     def _take_privileges(self, file: _OpenFile) -> None:
         if take_privileges(self._fs, file.ino, is_root=file.is_roots):

@@ -2,7 +2,7 @@
 
     fusermount3 -> /dev/fuse -> data plane (a process of its own)
                                   | forward: what pyfuse3 answers, as if it came from the kernel
-                                  | extra:   what pyfuse3 lacks
+                                  | raw:     what pyfuse3 lacks, or is too slow for
 
 Invariants: after `start` this process holds no descriptor of the connection, so the mount dies with
 the data plane; the data plane ends when this process does, since a mount that can neither be opened
@@ -54,6 +54,11 @@ class PlaneSettings:
     dont_mask: bool = False
 
     @property
+    def longest_bytes(self) -> int:
+        """The longest request."""
+        return self.max_write + _HEADERS_BYTES
+
+    @property
     def worker_count(self) -> int:
         """All threads that serve requests."""
         return self.queue_count + self.reader_count
@@ -79,11 +84,11 @@ def possible_cpu_count() -> int:
 
 
 class Sockets:
-    """What joins the planes: `forward` and `extra` are this process's ends."""
+    """What joins the planes: `forward` and `raw` are this process's ends."""
 
     def __init__(self) -> None:
         self.forward, self.their_forward = _socketpair()
-        self.extra, self.their_extra = _socketpair()
+        self.raw, self.their_raw = _socketpair()
 
     @property
     def message_bytes(self) -> int:
@@ -93,7 +98,7 @@ class Sockets:
     def close(self) -> None:
         """Close this process's ends."""
         self.forward.close()
-        self.extra.close()
+        self.raw.close()
 
 
 class DataPlane:
@@ -104,7 +109,7 @@ class DataPlane:
     ) -> None:
         self._fuse_fd = fuse_fd
         self._shared = shared
-        self._settings = settings
+        self.settings = settings
         self.sockets = sockets
         self._process: subprocess.Popen[bytes] | None = None
         self._said = os.memfd_create("pmemfs-said", os.MFD_CLOEXEC)
@@ -121,9 +126,9 @@ class DataPlane:
             "shared_fd": self._shared.fd,
             "pool_fd": medium.fileno(),
             "forward_fd": self.sockets.their_forward.fileno(),
-            "extra_fd": self.sockets.their_extra.fileno(),
+            "raw_fd": self.sockets.their_raw.fileno(),
             "map_flags": medium.map_flags,
-            **asdict(self._settings),
+            **asdict(self.settings),
         }
         self._process = subprocess.Popen(
             [sys.executable, "-m", _DAEMON, json.dumps(arguments)],
@@ -135,7 +140,7 @@ class DataPlane:
         )
         os.close(self._fuse_fd)
         self.sockets.their_forward.close()
-        self.sockets.their_extra.close()
+        self.sockets.their_raw.close()
 
     async def wait_until_ready(self) -> None:
         """Return once every worker runs. Raises DataPlaneFailed."""
@@ -178,7 +183,7 @@ class DataPlane:
         os.close(self._said)
 
     def _is_ready(self) -> bool:
-        workers = range(self._settings.worker_count)
+        workers = range(self.settings.worker_count)
         return all(self._shared.slot_word(worker, "thread_id") for worker in workers)
 
     def _why(self) -> str:

@@ -22,12 +22,12 @@ from pmemfs.dataplane.process import stay_in_memory
 from pmemfs.dataplane.tables import SharedMemory
 from pmemfs.fuse.content import Content, is_file_system, native_content, python_content
 from pmemfs.fuse.engine import Engine
-from pmemfs.fuse.extra import ExtraOperations
 from pmemfs.fuse.growing import Grower
 from pmemfs.fuse.mount import detach_mount, make_mount, mount_by_helper, serve_pyfuse3
 from pmemfs.fuse.native import SharedEngine
 from pmemfs.fuse.options import MountOptions
 from pmemfs.fuse.planes import DataPlane, Sockets, choose_settings
+from pmemfs.fuse.raw import RawRequests
 from pmemfs.fuse.transport import Choice
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap import Memmap, open_memmap
@@ -140,11 +140,11 @@ class NativeSession(Session):
             pool,
             worker_count=settings.worker_count,
             memmap_place=memmap_place(pool),
-            forward_fsync=has_files,
+            has_files=has_files,
         )
         self.memmap = open_shared_memmap(pool, medium, self._shared)
         self.content = native_content(pool, medium, self.memmap, options, self._shared)
-        self._extra = ExtraOperations(self.content.extra)
+        self._raw = RawRequests(self.content.raw)
         self.grower = self._grower(pool, medium)
         fuse_fd, self.mount = mount_by_helper(medium.name, mountpoint, options)
         self._plane = DataPlane(fuse_fd, self._shared, settings, sockets)
@@ -161,7 +161,9 @@ class NativeSession(Session):
         self._plane.start(self._medium)
         self.data_plane_pid = self._plane.pid
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._extra.serve, self._plane.sockets.extra)
+            nursery.start_soon(
+                self._raw.serve, self._plane.sockets.raw, self._plane.settings.longest_bytes
+            )
             nursery.start_soon(self._watch_memory)
             nursery.start_soon(serve_pyfuse3, self._medium.durability)
             await self._plane.wait_until_ready()

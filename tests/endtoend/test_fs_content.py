@@ -21,7 +21,7 @@ from conftest import Engine, Mounted, pmemfs_ok, run_command
 from endtoend_tools import wait_until
 from fs_tools import fails_with, names, pattern
 
-from pmemfs.fuse.extra import (
+from pmemfs.fuse.raw import (
     COLLAPSE_RANGE,
     INSERT_RANGE,
     KEEP_SIZE,

@@ -13,7 +13,7 @@ import pytest
 from conftest import NATIVE_ONLY, Mounted, PoolMaker, pmemfs_ok, run_command
 from endtoend_tools import MIB, fio, loop_device, mounted_tmpfs, opened
 
-from pmemfs.fuse.extra import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE
+from pmemfs.fuse.raw import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE
 
 pytestmark = [pytest.mark.mount, *NATIVE_ONLY]
 

@@ -43,9 +43,9 @@ class Ends:
 
     def __init__(self) -> None:
         pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(3)]
-        (self.kernel, _), (self.forward, _), (self.extra, _) = pairs
+        (self.kernel, _), (self.forward, _), (self.raw, _) = pairs
         self.theirs = [pair[1] for pair in pairs]
-        for end in (self.kernel, self.forward, self.extra):
+        for end in (self.kernel, self.forward, self.raw):
             end.settimeout(20)
 
     def shake_hands(self, offered: int) -> int:
@@ -64,11 +64,11 @@ def data_plane(directory: Path, *, dont_mask: bool) -> Iterator[Ends]:
         ends = Ends()
 
         def serve() -> None:
-            fuse_fd, forward_fd, extra_fd = (end.fileno() for end in ends.theirs)
-            for end in (ends.kernel, ends.forward, ends.extra):
+            fuse_fd, forward_fd, raw_fd = (end.fileno() for end in ends.theirs)
+            for end in (ends.kernel, ends.forward, ends.raw):
                 end.close()
             os._exit(
-                run(fuse_fd, tables.shared.fd, tables.fd, forward_fd, extra_fd,
+                run(fuse_fd, tables.shared.fd, tables.fd, forward_fd, raw_fd,
                     map_flags=tables.map_flags, max_write=MAX_WRITE, max_background=64,
                     queue_count=0, depth=0, reader_count=1, dont_mask=dont_mask)
             )  # fmt: skip
@@ -81,7 +81,7 @@ def data_plane(directory: Path, *, dont_mask: bool) -> Iterator[Ends]:
             yield ends
         finally:
             tables.shared.set_header_word("ends", 1)
-            for end in (ends.forward, ends.extra, ends.kernel):
+            for end in (ends.forward, ends.raw, ends.kernel):
                 end.close()
             process.join()
         assert process.exitcode == 0
@@ -103,7 +103,7 @@ def test_umask_is_the_control_planes_where_it_wants_it_and_the_kernel_offers_it(
     [
         (OPEN, 0, lambda ends: ends.forward),
         (CREATE, ENTRY_OUT_BYTES, lambda ends: ends.forward),
-        (TMPFILE, ENTRY_OUT_BYTES, lambda ends: ends.extra),
+        (TMPFILE, ENTRY_OUT_BYTES, lambda ends: ends.raw),
     ],
 )
 def test_files_are_opened_for_parallel_direct_writes_however_they_are_opened(

@@ -50,4 +50,4 @@ def test_a_message_of_the_promised_size_passes_the_sockets_whole() -> None:
     finally:
         sockets.close()
         sockets.their_forward.close()
-        sockets.their_extra.close()
+        sockets.their_raw.close()

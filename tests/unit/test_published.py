@@ -60,9 +60,7 @@ def served(shm: Path) -> Iterator[Served]:
     with mapped_pool(shm, Scheme.NONE, 4 * KIB, 64 * MIB) as pool:
         assert isinstance(pool.medium, MappedMedium)
         FileSystem.format(pool)
-        shared = SharedMemory(
-            pool, worker_count=1, memmap_place=memmap_place(pool), forward_fsync=True
-        )
+        shared = SharedMemory(pool, worker_count=1, memmap_place=memmap_place(pool), has_files=True)
         tables = PublishedTables(shared)
         fs = FileSystem(pool, open_shared_memmap(pool, pool.medium, shared), tables)
         assert layouts.SLOT_HEAD.offset_of("section") == 0

@@ -37,7 +37,7 @@ from pmemfs.pool import Pool
 from pmemfs.units import MIB
 from pmemfs.volume.linear import INODE
 
-VERDICTS = {"answer", "forward", "forward-extra", "sync", "drop"}
+VERDICTS = {"answer", "forward", "forward-raw", "sync", "drop"}
 ERRNOS = {0, errno.EINVAL, errno.ENXIO, errno.EROFS, errno.ENOSPC, errno.EIO}
 
 

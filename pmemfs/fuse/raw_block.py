@@ -1,11 +1,12 @@
-"""What pyfuse3 lacks, for the device of mode `block`: TRIM and copies."""
+"""Mode `block` without pyfuse3: TRIM and copies, which it lacks."""
 
 from __future__ import annotations
 
 import errno
 
-from pmemfs.fuse.extra import (
-    FALLOCATE,
+from pmemfs.fuse import wire
+from pmemfs.fuse.native import NativeEngine
+from pmemfs.fuse.raw import (
     KEEP_SIZE,
     PUNCH_HOLE,
     ZERO_RANGE,
@@ -15,14 +16,13 @@ from pmemfs.fuse.extra import (
     copy_of,
     copying,
 )
-from pmemfs.fuse.native import NativeEngine
 from pmemfs.volume.linear import INODE
 
 _COPY_AT_ONCE_BYTES = 1 << 27
 """copy_file_range(2) may copy less than it is asked for, so one request need not last for long."""
 
 
-class BlockExtra:
+class RawBlock:
     """Answers for the one file that there is."""
 
     def __init__(self, engine: NativeEngine, *, read_only: bool) -> None:
@@ -31,7 +31,7 @@ class BlockExtra:
 
     def handlers(self) -> dict[int, Handler]:
         """The handlers by opcode."""
-        return {FALLOCATE: self._fallocate, **copying(self._copy)}
+        return {wire.FALLOCATE: self._fallocate, **copying(self._copy)}
 
     async def _fallocate(self, request: Request) -> bytes:
         wanted = allocation_of(request)

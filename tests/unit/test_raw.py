@@ -1,9 +1,10 @@
-"""What pyfuse3 lacks: answers of the kernel's form to requests of any form."""
+"""Without pyfuse3: answers of the kernel's form to requests of any form."""
 
 from __future__ import annotations
 
 import errno
 import os
+import socket
 import stat
 import struct
 from collections.abc import Iterator
@@ -16,21 +17,31 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pmemfs.fuse.engine import Engine
-from pmemfs.fuse.extra import (
-    COLLAPSE_RANGE,
+from pmemfs.fuse.openfiles import OpenFiles
+from pmemfs.fuse.raw import COLLAPSE_RANGE, INSERT_RANGE, PUNCH_HOLE, RawRequests
+from pmemfs.fuse.raw_filesystem import RawFileSystem
+from pmemfs.fuse.wire import (
+    BATCH_FORGET,
     COPY_FILE_RANGE,
     COPY_FILE_RANGE_64,
+    CREATE,
     FALLOCATE,
-    INSERT_RANGE,
+    FORGET,
+    FSYNC,
+    GETATTR,
+    LOOKUP,
     LSEEK,
-    PUNCH_HOLE,
+    OPEN,
+    READ,
+    RELEASE,
+    RENAME,
+    RENAME2,
     STATX,
     SYNCFS,
     TMPFILE,
-    ExtraOperations,
+    UNLINK,
+    WRITE,
 )
-from pmemfs.fuse.extra_filesystem import FileSystemExtra
-from pmemfs.fuse.openfiles import OpenFiles
 from pmemfs.media.inode import ROOT
 from pmemfs.media.label import Scheme
 from pmemfs.memmap import open_memmap
@@ -38,7 +49,11 @@ from pmemfs.units import KIB, MIB
 from pmemfs.volume.filesystem.filesystem import FileSystem
 from pmemfs.volume.filesystem.names import NewInode
 
-OPCODES = [FALLOCATE, LSEEK, COPY_FILE_RANGE, SYNCFS, TMPFILE, STATX, COPY_FILE_RANGE_64]
+OPCODES = [
+    LOOKUP, GETATTR, UNLINK, RENAME, RENAME2, OPEN, CREATE, READ, WRITE, RELEASE, FSYNC,
+    FALLOCATE, LSEEK, COPY_FILE_RANGE, SYNCFS, TMPFILE, STATX, COPY_FILE_RANGE_64,
+]  # fmt: skip
+LONGEST = 64 * KIB
 FRAME = 4096
 
 
@@ -48,7 +63,7 @@ class Served:
 
     fs: FileSystem
     files: OpenFiles
-    extra: ExtraOperations
+    raw: RawRequests
     ino: int
 
     def ask(
@@ -58,12 +73,28 @@ class Served:
         head = struct.pack(
             "<IIQQIIIHH", 40 + len(operation), opcode, unique, ino or self.ino, 5, 6, 1, 0, 0
         )
-        reply = trio.run(self.extra.answer, head + operation)
+        (reply,) = self.replies(head + operation)
         length, error, replied = struct.unpack_from("<IiQ", reply)
         assert (length, replied) == (len(reply), unique)
         assert error <= 0
         assert not error or length == 16
         return -error, reply[16:]
+
+    def tell(self, opcode: int, operation: bytes, ino: int) -> None:
+        """Say what no reply is due to."""
+        head = struct.pack("<IIQQIIIHH", 40 + len(operation), opcode, 9, ino, 5, 6, 1, 0, 0)
+        assert self.replies(head + operation) == []
+
+    def replies(self, *messages: bytes) -> list[bytes]:
+        """What comes back for messages, until all is answered."""
+        theirs, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs, ours:
+            for message in messages:
+                theirs.send(message)
+            theirs.shutdown(socket.SHUT_WR)
+            trio.run(self.raw.serve, ours, LONGEST)
+            ours.shutdown(socket.SHUT_WR)
+            return list(iter(lambda: theirs.recv(LONGEST), b""))
 
 
 @pytest.fixture(scope="module")
@@ -73,10 +104,10 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         memmap = open_memmap(pool)
         fs = FileSystem(pool, memmap)
         files = OpenFiles(fs, Engine(pool.medium, memmap), None, notes_reads=True)
-        extra = ExtraOperations(FileSystemExtra(fs, files, cached=False).handlers())
+        raw = RawRequests(RawFileSystem(fs, files, cached=False).handlers())
         ino = fs.make(ROOT, b"file", NewInode(mode=stat.S_IFREG | 0o644, uid=1, gid=2))
         fs.hold(ino)
-        yield Served(fs, files, extra, ino)
+        yield Served(fs, files, raw, ino)
 
 
 def fallocate_in(mode: int, offset: int, length: int) -> bytes:
@@ -170,9 +201,89 @@ def test_what_nobody_knows_is_not_asked_again(served: Served) -> None:
     assert served.ask(SYNCFS, bytes(8)) == (0, b"")
 
 
-@pytest.mark.parametrize("opcode", [FALLOCATE, LSEEK, COPY_FILE_RANGE, TMPFILE])
+def made(served: Served, name: bytes, flags: int = os.O_RDWR) -> tuple[int, int]:
+    """A new file in the root, open: its number and handle. The kernel holds it once."""
+    operation = struct.pack("<IIII", flags, stat.S_IFREG | 0o666, 0o027, 0) + name + b"\0"
+    error, data = served.ask(CREATE, operation, ROOT)
+    assert (error, len(data)) == (0, 128 + 16)
+    (ino,) = struct.unpack_from("<Q", data)
+    (handle,) = struct.unpack_from("<Q", data, 128)
+    return ino, handle
+
+
+def write_in(handle: int, offset: int, data: bytes, flags: int = 0) -> bytes:
+    return struct.pack("<QQIIQII", handle, offset, len(data), 0, 0, flags, 0) + data
+
+
+def read_in(handle: int, offset: int, size: int) -> bytes:
+    return struct.pack("<QQIIQII", handle, offset, size, 0, 0, 0, 0)
+
+
+def test_a_file_from_its_making_to_its_end(served: Served) -> None:
+    assert served.ask(LOOKUP, b"life\0", ROOT) == (0, struct.pack("<QQQ", 0, 0, 3600) + bytes(104))
+    ino, handle = made(served, b"life")
+    assert served.ask(WRITE, write_in(handle, 0, b"content"), ino) == (0, struct.pack("<II", 7, 0))
+    through = write_in(handle, 7, b"!", os.O_DSYNC)
+    assert served.ask(WRITE, through, ino) == (0, struct.pack("<II", 1, 0))
+    assert served.ask(READ, read_in(handle, 3, 100), ino) == (0, b"tent!")
+    assert served.ask(FSYNC, struct.pack("<QII", handle, 1, 0), ino) == (0, b"")
+    assert served.ask(RELEASE, struct.pack("<QIIQ", handle, 0, 0, 0), ino) == (0, b"")
+    error, data = served.ask(LOOKUP, b"life\0", ROOT)
+    assert (error, struct.unpack_from("<Q", data)[0]) == (0, ino)
+    assert struct.unpack_from("<QQQ", data, 40) == (ino, 8, 8), "number, size and blocks"
+    error, attributes = served.ask(GETATTR, bytes(16), ino)
+    assert (error, attributes[16:]) == (0, data[40:])
+    assert attributes[:16] == struct.pack("<QQ", 3600, 0)
+    error, opened = served.ask(OPEN, struct.pack("<II", os.O_WRONLY | os.O_TRUNC, 0), ino)
+    assert (error, len(opened)) == (0, 16)
+    assert served.fs.attributes(ino).size_bytes == 0
+    assert served.ask(RELEASE, opened[:8] + bytes(16), ino) == (0, b"")
+    assert served.ask(RENAME, struct.pack("<Q", ROOT) + b"life\0death\0", ROOT) == (0, b"")
+    no_replace = struct.pack("<QII", ROOT, 1, 0) + b"death\0file\0"
+    assert served.ask(RENAME2, no_replace, ROOT) == (errno.EEXIST, b"")
+    assert served.ask(UNLINK, b"life\0", ROOT) == (errno.ENOENT, b"")
+    assert served.ask(UNLINK, b"death\0", ROOT) == (0, b"")
+    assert served.fs.attributes(ino).nlink == 0, "the kernel still holds it"
+    served.tell(FORGET, struct.pack("<Q", 1), ino)
+    assert served.fs.attributes(ino).nlink == 0, "it was looked up twice"
+    served.tell(BATCH_FORGET, struct.pack("<IIQQ", 1, 0, ino, 1), ROOT)
+    assert served.ask(GETATTR, bytes(16), ino) == (errno.ESTALE, b"")
+
+
+def test_what_the_kernel_never_held_is_forgotten_in_silence(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    served.tell(FORGET, struct.pack("<Q", 5), 1 << 40)
+    served.tell(BATCH_FORGET, struct.pack("<IIQQQQ", 2, 0, 1 << 40, 1, 1 << 41, 2), ROOT)
+    assert [record.levelname for record in caplog.records] in ([], ["ERROR"] * 3)
+
+
+def test_a_new_file_is_not_emptied(served: Served) -> None:
+    before = served.fs.attributes(made(served, b"empty", os.O_WRONLY | os.O_TRUNC)[0])
+    assert before.ctime_ns == before.birth_ns
+
+
+def test_a_write_with_less_than_it_says_is_refused(served: Served) -> None:
+    ino, handle = made(served, b"short")
+    assert served.ask(WRITE, write_in(handle, 0, b"content")[:-1], ino) == (errno.EINVAL, b"")
+    assert served.fs.attributes(ino).size_bytes == 0
+
+
+def test_requests_that_come_together_are_all_answered(served: Served) -> None:
+    heads = [
+        struct.pack("<IIQQIIIHH", 56, opcode, unique, ROOT, 5, 6, 1, 0, 0) + bytes(16)
+        for unique, opcode in enumerate([GETATTR, SYNCFS] * 100)
+    ]
+    replies = [struct.unpack_from("<IiQ", reply) for reply in served.replies(*heads)]
+    assert sorted(replies, key=lambda reply: reply[2]) == [
+        (16 + 104 * (opcode == GETATTR), 0, unique)
+        for unique, opcode in enumerate([GETATTR, SYNCFS] * 100)
+    ]
+
+
+@pytest.mark.parametrize("opcode", [op for op in OPCODES if op not in (GETATTR, STATX, SYNCFS)])
 def test_a_request_that_is_too_short_is_refused(served: Served, opcode: int) -> None:
-    assert served.ask(opcode, bytes(3))[0] == errno.EINVAL
+    assert served.ask(opcode, b"abc")[0] == errno.EINVAL
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
@@ -195,5 +306,5 @@ def test_whatever_is_asked_gets_a_reply(
 
 
 def test_a_message_without_a_header_gets_a_reply(served: Served) -> None:
-    reply = trio.run(served.extra.answer, b"short")
+    (reply,) = served.replies(b"short")
     assert struct.unpack("<IiQ", reply) == (16, -errno.EINVAL, 0)

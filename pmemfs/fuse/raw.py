@@ -1,0 +1,182 @@
+"""Requests that are answered without pyfuse3, as the kernel sends them.
+
+There are those that pyfuse3 lacks and, in mode `fs`, those that come most often: what pyfuse3 and
+a task switch cost would be more than the answer. The data plane hands them over on a socket of
+their own, one message each; each is answered with one message. What a mode does not have answers
+ENOSYS, and the kernel does not ask again.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+
+import trio
+
+from pmemfs.errors import system_error
+from pmemfs.fuse import wire
+from pmemfs.fuse.barrier import errno_of
+
+KEEP_SIZE = 0x01
+PUNCH_HOLE = 0x02
+COLLAPSE_RANGE = 0x08
+ZERO_RANGE = 0x10
+INSERT_RANGE = 0x20
+
+_OFFSET_LIMIT = 1 << 63
+_AT_ONCE = 64
+"""Requests that are answered before others have their turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request: what it is about, who asks, and what follows the header."""
+
+    inode: int
+    uid: int
+    gid: int
+    operation: bytes
+
+
+Answer = bytes | memoryview | None
+"""What follows the header of a reply; None where the kernel waits for none."""
+Handler = Callable[[Request], Answer | Coroutine[None, None, bytes]]
+"""Answers at once, or with what has to be waited for. Raises OSError, and struct.error for too
+little."""
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """What fallocate(2) asks for."""
+
+    offset_bytes: int
+    length_bytes: int
+    mode: int
+
+    @property
+    def keeps_size(self) -> bool:
+        """Whether the file is not to become longer."""
+        return bool(self.mode & KEEP_SIZE)
+
+    @property
+    def kind(self) -> int:
+        """The mode but for the size."""
+        return self.mode & ~KEEP_SIZE
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """What copy_file_range(2) asks for."""
+
+    source_bytes: int
+    target_inode: int
+    target_bytes: int
+    length_bytes: int
+
+
+class RawRequests:
+    """Answers requests with the handlers of a mode, by opcode."""
+
+    def __init__(self, handlers: Mapping[int, Handler]) -> None:
+        self._handlers = handlers
+
+    async def serve(self, connection: socket.socket, longest_bytes: int) -> None:
+        """Answer what comes until the data plane hangs up; what has to wait, beside the rest."""
+        buffer = memoryview(bytearray(longest_bytes))
+        async with trio.open_nursery() as nursery:
+            while True:
+                await trio.lowlevel.wait_readable(connection)
+                for _ in range(_AT_ONCE):
+                    try:
+                        count = connection.recv_into(buffer, 0, socket.MSG_DONTWAIT)
+                    except BlockingIOError:
+                        break
+                    except ConnectionResetError:
+                        return
+                    if not count:
+                        return
+                    self._serve_one(connection, bytes(buffer[:count]), nursery)
+
+    def _serve_one(self, connection: socket.socket, message: bytes, nursery: trio.Nursery) -> None:
+        if len(message) < wire.IN_HEADER.size:
+            _reply(connection, 0, b"", errno.EINVAL)
+            return
+        _, opcode, unique, inode, uid, gid, *_ = wire.IN_HEADER.unpack_from(message)
+        request = Request(inode, uid, gid, message[wire.IN_HEADER.size :])
+        handler = self._handlers.get(opcode, _unknown)
+        try:
+            answer = handler(request)
+        except Exception as problem:
+            _reply(connection, unique, b"", _errno_of(problem, handler, request))
+            return
+        if isinstance(answer, Coroutine):
+            nursery.start_soon(_wait_and_reply, connection, unique, handler, request, answer)
+        elif answer is not None:
+            _reply(connection, unique, answer)
+
+
+async def _wait_and_reply(
+    connection: socket.socket,
+    unique: int,
+    handler: Handler,
+    request: Request,
+    answer: Coroutine[None, None, bytes],
+) -> None:
+    try:
+        data = await answer
+    except Exception as problem:
+        _reply(connection, unique, b"", _errno_of(problem, handler, request))
+    else:
+        _reply(connection, unique, data)
+
+
+def _reply(
+    connection: socket.socket, unique: int, data: bytes | memoryview, error: int = 0
+) -> None:
+    header = wire.OUT_HEADER.pack(wire.OUT_HEADER.size + len(data), -error, unique)
+    try:
+        # The data plane takes replies at once, so this waits for nobody.
+        connection.sendmsg([header, data])
+    except (BrokenPipeError, ConnectionResetError):
+        return
+
+
+def _errno_of(problem: Exception, handler: Handler, request: Request) -> int:
+    if isinstance(problem, struct.error):
+        return errno.EINVAL
+    return errno_of(problem, handler, (request,))
+
+
+def allocation_of(request: Request) -> Allocation:
+    """What a FALLOCATE asks for. Raises OSError (EINVAL) for an impossible range."""
+    _, offset, length, mode, _ = wire.FALLOCATE_IN.unpack_from(request.operation)
+    if not length or offset >= _OFFSET_LIMIT or length >= _OFFSET_LIMIT:
+        raise OSError(errno.EINVAL, "no such range")
+    return Allocation(offset, length, mode)
+
+
+def copy_of(request: Request) -> Copy:
+    """What a COPY_FILE_RANGE asks for. Raises OSError (EINVAL) for an impossible range."""
+    _, source, inode_out, _, target, length, flags = wire.COPY_IN.unpack_from(request.operation)
+    if flags or max(source, target) >= _OFFSET_LIMIT:
+        raise OSError(errno.EINVAL, "no such range")
+    return Copy(source, inode_out, target, length)
+
+
+def copying(copy: Callable[[Request], Coroutine[None, None, int]]) -> dict[int, Handler]:
+    """Handlers for both forms of COPY_FILE_RANGE, whose replies differ in the width of a number."""
+
+    async def in_32_bits(request: Request) -> bytes:
+        return struct.pack("<II", await copy(request), 0)
+
+    async def in_64_bits(request: Request) -> bytes:
+        return struct.pack("<Q", await copy(request))
+
+    return {wire.COPY_FILE_RANGE: in_32_bits, wire.COPY_FILE_RANGE_64: in_64_bits}
+
+
+def _unknown(request: Request) -> Answer:
+    raise system_error(errno.ENOSYS)

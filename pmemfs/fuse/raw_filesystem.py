@@ -1,0 +1,249 @@
+"""Mode `fs` without pyfuse3: the requests that come most often, and those that it lacks.
+
+The latter are fallocate, copies, holes, unnamed files, times of birth. Nothing is awaited here but
+durability and long copies, so each answer is one step to everybody else.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Coroutine
+
+import trio
+
+from pmemfs.errors import system_error
+from pmemfs.fuse import wire
+from pmemfs.fuse.filesystem import CACHE_SECONDS, find, let_go
+from pmemfs.fuse.newinode import Maker, new_inode
+from pmemfs.fuse.openfiles import OpenFiles
+from pmemfs.fuse.raw import (
+    COLLAPSE_RANGE,
+    INSERT_RANGE,
+    KEEP_SIZE,
+    PUNCH_HOLE,
+    ZERO_RANGE,
+    Answer,
+    Handler,
+    Request,
+    allocation_of,
+    copy_of,
+    copying,
+)
+from pmemfs.units import MIB
+from pmemfs.volume.filesystem.filesystem import FileSystem
+
+_COPY_STEP_BYTES = 4 * MIB
+_COPY_AT_ONCE_BYTES = 128 * MIB
+"""copy_file_range(2) may copy less than it is asked for, so one request need not last for long."""
+
+
+class RawFileSystem:
+    """Answers for all files."""
+
+    def __init__(self, fs: FileSystem, files: OpenFiles, *, cached: bool) -> None:
+        self._fs = fs
+        self._files = files
+        self._cached = cached
+
+    def handlers(self) -> dict[int, Handler]:
+        """The handlers by opcode."""
+        return {
+            wire.LOOKUP: self._lookup,
+            wire.FORGET: self._forget,
+            wire.BATCH_FORGET: self._forget_many,
+            wire.GETATTR: self._getattr,
+            wire.UNLINK: self._unlink,
+            wire.RENAME: self._rename,
+            wire.RENAME2: self._rename_with_flags,
+            wire.OPEN: self._open,
+            wire.CREATE: self._create,
+            wire.READ: self._read,
+            wire.WRITE: self._write,
+            wire.RELEASE: self._release,
+            wire.FSYNC: self._fsync,
+            wire.FALLOCATE: self._fallocate,
+            wire.LSEEK: self._lseek,
+            wire.SYNCFS: self._syncfs,
+            wire.TMPFILE: self._tmpfile,
+            wire.STATX: self._statx,
+            **copying(self._copy),
+        }
+
+    # Names
+
+    def _lookup(self, request: Request) -> Answer:
+        ino = find(self._fs, request.inode, _name(request.operation))
+        return wire.no_entry_out(CACHE_SECONDS) if ino is None else self._entry(ino)
+
+    def _forget(self, request: Request) -> Answer:
+        (count,) = wire.FORGET_IN.unpack_from(request.operation)
+        let_go(self._fs, request.inode, count)
+        return None
+
+    def _forget_many(self, request: Request) -> Answer:
+        count, _ = wire.BATCH_FORGET_IN.unpack_from(request.operation)
+        start = wire.BATCH_FORGET_IN.size
+        end = start + count * wire.FORGET_ONE.size
+        for ino, times in wire.FORGET_ONE.iter_unpack(request.operation[start:end]):
+            let_go(self._fs, ino, times)
+        return None
+
+    def _unlink(self, request: Request) -> Answer:
+        self._fs.unlink(request.inode, _name(request.operation))
+        return b""
+
+    def _rename(self, request: Request) -> Answer:
+        (target,) = wire.RENAME_IN.unpack_from(request.operation)
+        old, new = _names(request.operation[wire.RENAME_IN.size :])
+        self._fs.rename(request.inode, old, target, new)
+        return b""
+
+    def _rename_with_flags(self, request: Request) -> Answer:
+        target, flags, _ = wire.RENAME2_IN.unpack_from(request.operation)
+        old, new = _names(request.operation[wire.RENAME2_IN.size :])
+        self._fs.rename(request.inode, old, target, new, flags)
+        return b""
+
+    # Attributes
+
+    def _getattr(self, request: Request) -> Answer:
+        return wire.attr_out(self._fs.attributes(request.inode), CACHE_SECONDS)
+
+    def _statx(self, request: Request) -> Answer:
+        return wire.statx_out(self._fs.attributes(request.inode), CACHE_SECONDS)
+
+    # Open files
+
+    def _open(self, request: Request) -> Answer:
+        flags, _ = wire.OPEN_IN.unpack_from(request.operation)
+        handle = self._files.open(request.inode, flags, request.uid)
+        return wire.open_out(handle, cached=self._cached)
+
+    def _create(self, request: Request) -> Answer:
+        flags, mode, maker = _wanted(request)
+        name = _name(request.operation[wire.CREATE_IN.size :])
+        new = new_inode(self._fs, request.inode, maker, mode)
+        return self._made(self._fs.make(request.inode, name, new), flags, request.uid)
+
+    def _tmpfile(self, request: Request) -> Answer:
+        flags, mode, maker = _wanted(request)
+        new = new_inode(self._fs, request.inode, maker, mode)
+        return self._made(self._fs.make_unnamed(new), flags, request.uid)
+
+    def _read(self, request: Request) -> Answer:
+        handle, offset, size, *_ = wire.READ_IN.unpack_from(request.operation)
+        return self._files.read(handle, offset, size)
+
+    def _write(self, request: Request) -> Answer | Coroutine[None, None, bytes]:
+        handle, offset, size, _, _, flags, _ = wire.WRITE_IN.unpack_from(request.operation)
+        data = memoryview(request.operation)[wire.WRITE_IN.size :][:size]
+        if len(data) < size:
+            raise system_error(errno.EINVAL)
+        if flags & os.O_DSYNC:
+            return self._write_through(handle, offset, data)
+        return wire.WRITE_OUT.pack(self._files.store(handle, offset, data), 0)
+
+    async def _write_through(self, handle: int, offset: int, data: memoryview) -> bytes:
+        return wire.WRITE_OUT.pack(await self._files.write_through(handle, offset, data), 0)
+
+    def _release(self, request: Request) -> Answer:
+        handle, *_ = wire.RELEASE_IN.unpack_from(request.operation)
+        self._files.close(handle)
+        return b""
+
+    async def _fsync(self, request: Request) -> bytes:
+        handle, *_ = wire.FSYNC_IN.unpack_from(request.operation)
+        await self._files.fsync(handle)
+        return b""
+
+    # Content
+
+    def _fallocate(self, request: Request) -> Answer:
+        wanted = allocation_of(request)
+        fs, ino = self._fs, request.inode
+        offset, length = wanted.offset_bytes, wanted.length_bytes
+        if wanted.kind == 0:
+            fs.allocate(ino, offset, length, keep_size=wanted.keeps_size)
+        elif wanted.mode == PUNCH_HOLE | KEEP_SIZE:
+            fs.punch(ino, offset, length)
+        elif wanted.kind == ZERO_RANGE:
+            fs.zero(ino, offset, length, keep_size=wanted.keeps_size)
+        elif wanted.mode == COLLAPSE_RANGE:
+            fs.collapse(ino, offset, length)
+        elif wanted.mode == INSERT_RANGE:
+            fs.insert(ino, offset, length)
+        else:
+            raise OSError(errno.EOPNOTSUPP, "no such mode of fallocate")
+        self._files.note_change(ino)
+        return b""
+
+    def _lseek(self, request: Request) -> Answer:
+        _, offset, whence, _ = wire.LSEEK_IN.unpack_from(request.operation)
+        if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
+            raise OSError(errno.EINVAL, "seeking to neither data nor hole")
+        if offset >= 1 << 63:
+            raise OSError(errno.ENXIO, "beyond any file")
+        found = self._fs.seek(request.inode, offset, for_data=whence == os.SEEK_DATA)
+        return wire.LSEEK_OUT.pack(found)
+
+    async def _syncfs(self, request: Request) -> bytes:
+        await self._files.sync_all()
+        return b""
+
+    async def _copy(self, request: Request) -> int:
+        wanted = copy_of(request)
+        length = min(wanted.length_bytes, _COPY_AT_ONCE_BYTES)
+        done = 0
+        while done < length:
+            step = min(_COPY_STEP_BYTES, length - done)
+            try:
+                copied = self._fs.copy(
+                    request.inode, wanted.source_bytes + done,
+                    wanted.target_inode, wanted.target_bytes + done, step,
+                )  # fmt: skip
+            except OSError:
+                if done:
+                    break
+                raise
+            done += copied
+            if copied < step:
+                break
+            await trio.lowlevel.checkpoint()
+        self._files.note_change(wanted.target_inode)
+        return done
+
+    # What these have in common
+
+    def _made(self, ino: int, flags: int, uid: int) -> bytes:
+        """The answer to whoever makes a file and opens it: it is empty, whatever the flags say."""
+        handle = self._files.open(ino, flags & ~os.O_TRUNC, uid)
+        return self._entry(ino) + wire.open_out(handle, cached=self._cached)
+
+    def _entry(self, ino: int) -> bytes:
+        """The answer to whoever looks an inode up, which the kernel holds from now on."""
+        entry = wire.entry_out(self._fs.attributes(ino), CACHE_SECONDS)
+        self._fs.hold(ino)
+        return entry
+
+
+def _wanted(request: Request) -> tuple[int, int, Maker]:
+    """How a file is to be opened, its mode, and who makes it."""
+    flags, mode, umask, _ = wire.CREATE_IN.unpack_from(request.operation)
+    maker = Maker(request.uid, request.gid, umask)
+    return flags, stat.S_IFREG | stat.S_IMODE(mode), maker
+
+
+def _name(raw: bytes) -> bytes:
+    """The name at the start, which ends with a zero."""
+    name, end, _ = raw.partition(b"\0")
+    if not end:
+        raise system_error(errno.EINVAL)
+    return name
+
+
+def _names(raw: bytes) -> tuple[bytes, bytes]:
+    """Two names, one behind the other."""
+    old, _, rest = raw.partition(b"\0")
+    return old, _name(rest)
