@@ -25,15 +25,16 @@ cdef struct plane_t:
     uint8_t *presence
     memmap_t memmap
     int fuse_fd
-    # Where requests are handed to: pyfuse3, the operations that it lacks, the thread that syncs.
+    # Where requests are handed to: pyfuse3, and the thread that syncs.
     int forward_fd
-    int raw_fd
     int sync_fd
     uint32_t max_write
 
 cdef struct worker_t:
     plane_t *plane
     slot_t *slot
+    # Where requests are handed to that need no pyfuse3.
+    int raw_fd
     uint64_t now_ns
 
 cdef struct piece_t:

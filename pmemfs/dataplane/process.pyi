@@ -4,7 +4,7 @@ def run(
     shared_fd: int,
     pool_fd: int,
     forward_fd: int,
-    raw_fd: int,
+    raw_fds: list[int],
     *,
     map_flags: int,
     max_write: int,

@@ -110,6 +110,8 @@ cdef struct process_t:
     int sync_reader
     uint8_t *buffer
     size_t buffer_bytes
+    # The socket whose replies `route` passes on, as the one of `forward_fd`.
+    int raw_fd
 
 
 cdef void *run_worker(void *argument) noexcept nogil:
@@ -203,7 +205,7 @@ cdef void route(process_t *process) noexcept nogil:
     cdef pollfd files[2]
     cdef int position
     cdef ssize_t count
-    files[0].fd, files[1].fd = plane.forward_fd, plane.raw_fd
+    files[0].fd, files[1].fd = plane.forward_fd, process.raw_fd
     files[0].events = files[1].events = POLLIN
     while not load(&plane.header.ends):
         if poll(files, 2, -1) < 0:
@@ -277,18 +279,20 @@ def stay_in_memory() -> int:
     return lock_memory(NULL, 0) or refused
 
 
-def run(int fuse_fd, int shared_fd, int pool_fd, int forward_fd, int raw_fd, *, int map_flags,
+def run(int fuse_fd, int shared_fd, int pool_fd, int forward_fd, list raw_fds, *, int map_flags,
         uint32_t max_write, int max_background, int queue_count, int depth,
         int reader_count, bint dont_mask) -> int:
     """Serve one mount until it ends; 0 or an errno.
 
     `queue_count` is the number of possible CPUs for the transport uring, and 0 for the other;
     `depth` the requests of each that may be under way; `reader_count` the threads that read
-    /dev/fuse; with `dont_mask`, umask is the control plane's business, which knows of default ACLs.
+    /dev/fuse; `raw_fds` are for what needs no pyfuse3: the first for everybody, the others for a
+    queue each, as far as there are any; with `dont_mask`, umask is the control plane's business, which knows of default ACLs.
     `max_write` is in bytes.
     """
     cdef process_t process
     cdef int failed, number
+    cdef bint has_own
     cdef thread_t *thread
     cdef worker_t worker
     memset(&process, 0, sizeof(process))
@@ -296,7 +300,7 @@ def run(int fuse_fd, int shared_fd, int pool_fd, int forward_fd, int raw_fd, *, 
     if failed:
         return failed
     process.plane.fuse_fd, process.plane.forward_fd = fuse_fd, forward_fd
-    process.plane.raw_fd, process.plane.max_write = raw_fd, max_write
+    process.plane.max_write, process.raw_fd = max_write, raw_fds[0]
     process.buffer_bytes = max_write + 2 * HEADERS_BYTES
     process.buffer = <uint8_t *>calloc(1, process.buffer_bytes)
     process.queue_count, process.thread_count = queue_count, queue_count + reader_count
@@ -305,10 +309,12 @@ def run(int fuse_fd, int shared_fd, int pool_fd, int forward_fd, int raw_fd, *, 
     for number in range(process.thread_count):
         thread = &process.threads[number]
         worker.plane, worker.slot, worker.now_ns = &process.plane, slot_of(&process.plane, number), 0
+        has_own = number < queue_count and number + 1 < len(raw_fds)
+        worker.raw_fd = raw_fds[number + 1 if has_own else 0]
         thread.worker = worker
         if number < queue_count:
             thread.queue = &process.queues[number]
-            failed = failed or set_up_queue(thread.queue, worker, number, depth)
+            failed = failed or set_up_queue(thread.queue, worker, number, depth, has_own)
     if failed or catch_faults():
         return failed or EINVAL
     become_wakeable()

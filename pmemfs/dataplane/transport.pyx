@@ -61,7 +61,7 @@ cdef int hand_over(worker_t *worker, request_t *request, verdict_t verdict) noex
     message.msg_iov = parts
     message.msg_iovlen = 3
     while True:
-        sent = sendmsg(plane.raw_fd if verdict == FORWARD_RAW else plane.forward_fd, &message,
+        sent = sendmsg(worker.raw_fd if verdict == FORWARD_RAW else plane.forward_fd, &message,
                        MSG_NOSIGNAL)
         if sent >= 0:
             return 0

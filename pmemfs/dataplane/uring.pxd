@@ -43,10 +43,13 @@ cdef struct queue_t:
     int inbox_reader
     int inbox_writer
     uint32_t inbox[INBOX_ROOM]
+    # The reply that comes next on the worker's own socket; NULL where it has none.
+    uint8_t *reply
     patience_t patience
     place_t place
 
-cdef int set_up_queue(queue_t *queue, worker_t worker, int number, uint32_t depth) noexcept nogil
+cdef int set_up_queue(queue_t *queue, worker_t worker, int number, uint32_t depth,
+                      bint has_own_socket) noexcept nogil
 cdef int serve_queue(queue_t *queue) noexcept nogil
 cdef bint reply_uring(queue_t *queues, int queue_count, fuse_out_header *head, const void *data,
                       uint32_t data_bytes) noexcept nogil

@@ -5,7 +5,8 @@ An entry of a queue is a header and a payload that the kernel fills with a reque
 worker's until it commits a reply, which is also what fetches the next request. Invariants:
 - only the worker of a queue submits to its ring, as the kernel wants it;
 - an entry whose request was handed over is nobody's but the replier's, who finds it by the number
-  of the request, fills it, and sends its position to the worker's inbox.
+  of the request and fills it. The worker does so itself with what comes back on its own socket,
+  which saves two wake-ups; whoever else does sends the entry's position to the worker's inbox.
 
 Source: Documentation/filesystems/fuse/fuse-io-uring.rst and fs/fuse/dev_uring.c of Linux 6.18.
 """
@@ -23,7 +24,7 @@ from pmemfs.dataplane.plane cimport slot_of, worker_t
 from pmemfs.dataplane.protocol cimport *
 from pmemfs.dataplane.serve cimport *
 from pmemfs.dataplane.structures cimport header_t, slot_t
-from pmemfs.dataplane.transport cimport end_all, hand_over
+from pmemfs.dataplane.transport cimport end_all, hand_over, rewrite_reply
 
 cdef extern from "liburing.h" nogil:
     cdef struct io_uring_sqe:
@@ -43,6 +44,7 @@ cdef extern from "liburing.h" nogil:
     unsigned io_uring_peek_batch_cqe(io_uring *ring, io_uring_cqe **cqes, unsigned count)
     void io_uring_cq_advance(io_uring *ring, unsigned count)
     void io_uring_prep_read(io_uring_sqe *sqe, int fd, void *into, unsigned length, uint64_t offset)
+    void io_uring_prep_recv(io_uring_sqe *sqe, int fd, void *into, size_t length, int flags)
     enum:
         IORING_SETUP_SQE128
         IORING_SETUP_COOP_TASKRUN
@@ -115,9 +117,11 @@ cdef enum:
     MOST_FAILURES = 10
 
 cdef uint64_t INBOX = <uint64_t>-1
+cdef uint64_t REPLY = <uint64_t>-2
 
 
-cdef int set_up_queue(queue_t *queue, worker_t worker, int number, uint32_t depth) noexcept nogil:
+cdef int set_up_queue(queue_t *queue, worker_t worker, int number, uint32_t depth,
+                      bint has_own_socket) noexcept nogil:
     """A ring and `depth` entries, all memory there already; 0 or errno."""
     cdef size_t payload_bytes = worker.plane.max_write
     cdef size_t entry_bytes = FRAME + payload_bytes
@@ -125,7 +129,7 @@ cdef int set_up_queue(queue_t *queue, worker_t worker, int number, uint32_t dept
     cdef entry_t *entry
     cdef int ends[2]
     cdef int failed
-    cdef size_t memory_bytes = depth * (entry_bytes + sizeof(entry_t))
+    cdef size_t memory_bytes = (depth + has_own_socket) * (entry_bytes + sizeof(entry_t))
     cdef uint8_t *memory = <uint8_t *>mmap(NULL, memory_bytes, PROT_READ | PROT_WRITE,
                                            MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
     if memory == MAP_FAILED:
@@ -147,8 +151,11 @@ cdef int set_up_queue(queue_t *queue, worker_t worker, int number, uint32_t dept
         entry.memory[0].iov_base, entry.memory[0].iov_len = entry.header, sizeof(uring_header_t)
         entry.memory[1].iov_base, entry.memory[1].iov_len = entry.payload, payload_bytes
         entry.pending = 0
-    # Room for every entry's command and for the read of the inbox.
-    failed = io_uring_queue_init(depth + 1, &queue.ring,
+    if has_own_socket:
+        # Behind the entries there is as much as one of them.
+        queue.reply = <uint8_t *>&queue.entries[depth + 1]
+    # Room for every entry's command, for the read of the inbox, and for the next reply.
+    failed = io_uring_queue_init(depth + 2, &queue.ring,
                                  IORING_SETUP_SQE128 | IORING_SETUP_COOP_TASKRUN)
     if failed:
         return -failed
@@ -169,6 +176,7 @@ cdef int serve_queue(queue_t *queue) noexcept nogil:
         submit_entry(queue, position, URING_REGISTER)
     queue.living = queue.entry_count
     await_inbox(queue)
+    await_reply(queue)
     while queue.living and not load(ends):
         failed = await_requests(queue)
         if failed < 0 and failed != -EINTR:
@@ -181,6 +189,8 @@ cdef int serve_queue(queue_t *queue) noexcept nogil:
             tag, result = done[position].user_data, done[position].res
             if tag == INBOX:
                 empty_inbox(queue, result)
+            elif tag == REPLY:
+                take_reply(queue, result)
             elif result == 0:
                 serve_entry(queue, <uint32_t>tag)
             else:
@@ -264,7 +274,7 @@ cdef void submit_entry(queue_t *queue, uint32_t position, unsigned command) noex
 
 cdef inline void expect_entry(queue_t *queue, io_uring_cqe *done) noexcept nogil:
     cdef entry_t *entry
-    if done.user_data != INBOX and done.res == 0:
+    if done.user_data < queue.entry_count and done.res == 0:
         entry = &queue.entries[done.user_data]
         expect(&queue.worker, <fuse_in_header *>entry.header.in_out,
                <uint8_t *>entry.header.op_in)
@@ -339,24 +349,63 @@ cdef void empty_inbox(queue_t *queue, int32_t received_bytes) noexcept nogil:
     await_inbox(queue)
 
 
+cdef void await_reply(queue_t *queue) noexcept nogil:
+    cdef io_uring_sqe *sqe
+    if queue.reply == NULL:
+        return
+    sqe = io_uring_get_sqe(&queue.ring)
+    memset(sqe, 0, 128)
+    io_uring_prep_recv(sqe, queue.worker.raw_fd, queue.reply, reply_bytes(queue), 0)
+    sqe.user_data = REPLY
+
+
+cdef inline uint32_t reply_bytes(queue_t *queue) noexcept nogil:
+    """Room for the longest reply, and a byte that tells a longer one from it."""
+    return queue.worker.plane.max_write + <uint32_t>sizeof(fuse_out_header) + 1
+
+
+cdef void take_reply(queue_t *queue, int32_t received_bytes) noexcept nogil:
+    """Let the kernel have what came on the worker's own socket."""
+    cdef fuse_out_header *head = <fuse_out_header *>queue.reply
+    cdef uint8_t *data = queue.reply + sizeof(fuse_out_header)
+    cdef uint32_t data_bytes, position
+    if received_bytes <= 0 and received_bytes != -EINTR:
+        # The control plane is gone, as it will be found to be on the other sockets.
+        return
+    if received_bytes >= <int32_t>sizeof(fuse_out_header):
+        data_bytes = <uint32_t>received_bytes - <uint32_t>sizeof(fuse_out_header)
+        rewrite_reply(head, data, data_bytes)
+        if fill_pending(queue, head, data, data_bytes, &position):
+            submit_entry(queue, position, URING_COMMIT_AND_FETCH)
+    await_reply(queue)
+
+
+cdef bint fill_pending(queue_t *queue, fuse_out_header *head, const void *data,
+                       uint32_t data_bytes, uint32_t *found) noexcept nogil:
+    """Fill the entry that waits for a reply, if it is of this queue."""
+    cdef entry_t *entry
+    cdef uint32_t position
+    for position in range(queue.entry_count):
+        entry = &queue.entries[position]
+        if load(&entry.pending) != head.unique:
+            continue
+        if data_bytes > queue.worker.plane.max_write:
+            head.error, data_bytes = -EIO, 0
+        memcpy(entry.payload, data, data_bytes)
+        fill_reply(entry, head.unique, head.error, data_bytes)
+        store(&entry.pending, 0)
+        found[0] = position
+        return True
+    return False
+
+
 cdef bint reply_uring(queue_t *queues, int queue_count, fuse_out_header *head, const void *data,
                       uint32_t data_bytes) noexcept nogil:
     """Reply to a request that was handed over; False where nobody waits for it."""
-    cdef queue_t *queue
-    cdef entry_t *entry
     cdef int number
     cdef uint32_t position
     for number in range(queue_count):
-        queue = &queues[number]
-        for position in range(queue.entry_count):
-            entry = &queue.entries[position]
-            if load(&entry.pending) != head.unique:
-                continue
-            if data_bytes > queue.worker.plane.max_write:
-                head.error, data_bytes = -EIO, 0
-            memcpy(entry.payload, data, data_bytes)
-            fill_reply(entry, head.unique, head.error, data_bytes)
-            store(&entry.pending, 0)
+        if fill_pending(&queues[number], head, data, data_bytes, &position):
             # A pipe has room for as many positions as there are entries, and takes each whole.
-            return c_write(queue.inbox_writer, &position, 4) == 4
+            return c_write(queues[number].inbox_writer, &position, 4) == 4
     return False

@@ -40,6 +40,7 @@ _ENTRIES_BYTES = 64 * MIB
 _LEAST_DEPTH = 4
 _LEAST_WRITE = 64 * KIB
 _MOST_DEPTH = 32
+_MOST_RAW = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +85,28 @@ def possible_cpu_count() -> int:
 
 
 class Sockets:
-    """What joins the planes: `forward` and `raw` are this process's ends."""
+    """What joins the planes: `forward` and `raw` are this process's ends.
+
+    The first of `raw` is for all workers; `add_raw` adds one for each of some.
+    """
 
     def __init__(self) -> None:
         self.forward, self.their_forward = _socketpair()
-        self.raw, self.their_raw = _socketpair()
+        self.raw: list[socket.socket] = []
+        self.their_raw: list[socket.socket] = []
+        self.add_raw(1)
+
+    def add_raw(self, count: int) -> None:
+        """More sockets for what needs no pyfuse3, as many as descriptors are cheap."""
+        for _ in range(min(count, _MOST_RAW)):
+            ours, theirs = _socketpair()
+            self.raw.append(ours)
+            self.their_raw.append(theirs)
+
+    def close_theirs(self) -> None:
+        """Close the ends that the data plane has got."""
+        for end in (self.their_forward, *self.their_raw):
+            end.close()
 
     @property
     def message_bytes(self) -> int:
@@ -97,8 +115,8 @@ class Sockets:
 
     def close(self) -> None:
         """Close this process's ends."""
-        self.forward.close()
-        self.raw.close()
+        for end in (self.forward, *self.raw):
+            end.close()
 
 
 class DataPlane:
@@ -126,7 +144,7 @@ class DataPlane:
             "shared_fd": self._shared.fd,
             "pool_fd": medium.fileno(),
             "forward_fd": self.sockets.their_forward.fileno(),
-            "raw_fd": self.sockets.their_raw.fileno(),
+            "raw_fds": [end.fileno() for end in self.sockets.their_raw],
             "map_flags": medium.map_flags,
             **asdict(self.settings),
         }
@@ -136,11 +154,13 @@ class DataPlane:
             stdout=self._said,
             stderr=self._said,
             cwd="/",
-            pass_fds=[value for name, value in arguments.items() if name.endswith("_fd")],
+            pass_fds=[
+                *(value for name, value in arguments.items() if name.endswith("_fd")),
+                *arguments["raw_fds"],
+            ],
         )
         os.close(self._fuse_fd)
-        self.sockets.their_forward.close()
-        self.sockets.their_raw.close()
+        self.sockets.close_theirs()
 
     async def wait_until_ready(self) -> None:
         """Return once every worker runs. Raises DataPlaneFailed."""

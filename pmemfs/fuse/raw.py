@@ -80,12 +80,13 @@ class Copy:
 class RawRequests:
     """Answers requests with the handlers of a mode, by opcode."""
 
-    def __init__(self, handlers: Mapping[int, Handler]) -> None:
+    def __init__(self, handlers: Mapping[int, Handler], longest_bytes: int) -> None:
         self._handlers = handlers
+        self._buffer = memoryview(bytearray(longest_bytes))
 
-    async def serve(self, connection: socket.socket, longest_bytes: int) -> None:
+    async def serve(self, connection: socket.socket) -> None:
         """Answer what comes until the data plane hangs up; what has to wait, beside the rest."""
-        buffer = memoryview(bytearray(longest_bytes))
+        buffer = self._buffer
         async with trio.open_nursery() as nursery:
             while True:
                 await trio.lowlevel.wait_readable(connection)

@@ -136,6 +136,8 @@ class NativeSession(Session):
             choose_settings(choice.transport, sockets.message_bytes), dont_mask=has_files
         )
         self.queue_count = settings.queue_count
+        if has_files:
+            sockets.add_raw(settings.queue_count)
         self._shared = SharedMemory(
             pool,
             worker_count=settings.worker_count,
@@ -144,7 +146,7 @@ class NativeSession(Session):
         )
         self.memmap = open_shared_memmap(pool, medium, self._shared)
         self.content = native_content(pool, medium, self.memmap, options, self._shared)
-        self._raw = RawRequests(self.content.raw)
+        self._raw = RawRequests(self.content.raw, settings.longest_bytes)
         self.grower = self._grower(pool, medium)
         fuse_fd, self.mount = mount_by_helper(medium.name, mountpoint, options)
         self._plane = DataPlane(fuse_fd, self._shared, settings, sockets)
@@ -161,9 +163,8 @@ class NativeSession(Session):
         self._plane.start(self._medium)
         self.data_plane_pid = self._plane.pid
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(
-                self._raw.serve, self._plane.sockets.raw, self._plane.settings.longest_bytes
-            )
+            for connection in self._plane.sockets.raw:
+                nursery.start_soon(self._raw.serve, connection)
             nursery.start_soon(self._watch_memory)
             nursery.start_soon(serve_pyfuse3, self._medium.durability)
             await self._plane.wait_until_ready()

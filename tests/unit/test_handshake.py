@@ -68,7 +68,7 @@ def data_plane(directory: Path, *, dont_mask: bool) -> Iterator[Ends]:
             for end in (ends.kernel, ends.forward, ends.raw):
                 end.close()
             os._exit(
-                run(fuse_fd, tables.shared.fd, tables.fd, forward_fd, raw_fd,
+                run(fuse_fd, tables.shared.fd, tables.fd, forward_fd, [raw_fd],
                     map_flags=tables.map_flags, max_write=MAX_WRITE, max_background=64,
                     queue_count=0, depth=0, reader_count=1, dont_mask=dont_mask)
             )  # fmt: skip

@@ -49,5 +49,4 @@ def test_a_message_of_the_promised_size_passes_the_sockets_whole() -> None:
         assert sockets.their_forward.recv(2 * MIB) == data
     finally:
         sockets.close()
-        sockets.their_forward.close()
-        sockets.their_raw.close()
+        sockets.close_theirs()

@@ -92,7 +92,7 @@ class Served:
             for message in messages:
                 theirs.send(message)
             theirs.shutdown(socket.SHUT_WR)
-            trio.run(self.raw.serve, ours, LONGEST)
+            trio.run(self.raw.serve, ours)
             ours.shutdown(socket.SHUT_WR)
             return list(iter(lambda: theirs.recv(LONGEST), b""))
 
@@ -104,7 +104,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         memmap = open_memmap(pool)
         fs = FileSystem(pool, memmap)
         files = OpenFiles(fs, Engine(pool.medium, memmap), None, notes_reads=True)
-        raw = RawRequests(RawFileSystem(fs, files, cached=False).handlers())
+        raw = RawRequests(RawFileSystem(fs, files, cached=False).handlers(), LONGEST)
         ino = fs.make(ROOT, b"file", NewInode(mode=stat.S_IFREG | 0o644, uid=1, gid=2))
         fs.hold(ino)
         yield Served(fs, files, raw, ino)
