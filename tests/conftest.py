@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,9 @@ BIN = Path(sys.executable).parent
 Test = TypeVar("Test", bound=Callable[..., object])
 
 ENABLE_URING = Path("/sys/module/fuse/parameters/enable_uring")
+ROOT = Path(__file__).parents[1]
 _URING_BEFORE = pytest.StashKey[str]()
+_LOCK, _GATE, _KEPT = pytest.StashKey[int](), pytest.StashKey[int](), pytest.StashKey[bool]()
 
 
 @dataclass(frozen=True)
@@ -297,8 +300,44 @@ def uring_is_there() -> bool:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The virtual machine takes longest: with several processes, one begins with it."""
-    items.sort(key=lambda item: item.get_closest_marker("guest") is None)
+    """The virtual machine takes longest: with several processes, one begins with it. What others
+    have to wait for comes last."""
+
+    def turn(item: pytest.Item) -> int:
+        return 0 if item.get_closest_marker("guest") else 2 if is_alone(item) else 1
+
+    items.sort(key=turn)
+
+
+def is_alone(item: pytest.Item | None) -> bool:
+    """Whether nothing else may run beside a test."""
+    return item is not None and item.get_closest_marker("alone") is not None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(
+    item: pytest.Item, nextitem: pytest.Item | None
+) -> Generator[None, object, object]:
+    """Run a test that is to be alone while none of the other processes runs one.
+
+    Locks of the same file, exclusive or shared, do that; who waits keeps newcomers out with a
+    second one. The lock is kept where the next test shares fixtures that were the reason for it.
+    """
+    stash = item.config.stash
+    lock = stash.get(_LOCK, None)
+    if lock is None:
+        lock = stash[_LOCK] = os.open(__file__, os.O_RDONLY | os.O_CLOEXEC)
+        stash[_GATE] = os.open(ROOT / "pyproject.toml", os.O_RDONLY | os.O_CLOEXEC)
+    if not stash.get(_KEPT, False):
+        fcntl.flock(stash[_GATE], fcntl.LOCK_EX)
+        fcntl.flock(lock, fcntl.LOCK_EX if is_alone(item) else fcntl.LOCK_SH)
+        fcntl.flock(stash[_GATE], fcntl.LOCK_UN)
+    try:
+        return (yield)
+    finally:
+        stash[_KEPT] = is_alone(item) and is_alone(nextitem)
+        if not stash[_KEPT]:
+            fcntl.flock(lock, fcntl.LOCK_UN)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

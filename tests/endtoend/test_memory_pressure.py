@@ -12,13 +12,15 @@ import pytest
 from conftest import NATIVE_ONLY, PoolMaker, run_command
 from endtoend_tools import MIB, fio, loop_device
 
-pytestmark = [pytest.mark.mount, pytest.mark.slow, *NATIVE_ONLY]
+pytestmark = [pytest.mark.mount, pytest.mark.slow, pytest.mark.alone, *NATIVE_ONLY]
 
 POOL_BYTES = 512 * MIB
 LEFT_BYTES = 500 * MIB
 HOG = """
 import mmap, sys
-memory = mmap.mmap(-1, int(sys.argv[1]), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x8000)
+memory = mmap.mmap(-1, int(sys.argv[1]), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+memory.madvise(mmap.MADV_HUGEPAGE)
+memory.madvise(23)  # MADV_POPULATE_WRITE
 print("full", flush=True)
 sys.stdin.read()
 """

@@ -35,7 +35,7 @@ def test_mounting_16_tib_takes_as_long_as_mounting_1_gib(pools: PoolMaker, schem
     ratios = []
     for _ in range(3):
         seconds: dict[str, list[float]] = {size: [] for size in mounts}
-        for _ in range(7):
+        for _ in range(5):
             for size, mounted in mounts.items():
                 seconds[size].append(timed_mount(pools, mounted))
         ratios.append(statistics.median(seconds[LARGE]) / statistics.median(seconds[SMALL]))

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import trio
 
-from pmemfs.control import client as control_client
 from pmemfs.control import socket_path
 from pmemfs.control.client import RemoteError, call, daemon_pidfd
 from pmemfs.control.server import listening, serve
@@ -203,11 +202,10 @@ def test_nobody_there_is_no_answer(path: Path) -> None:
 
 
 def test_a_daemon_that_says_nothing_is_not_waited_for_forever(
-    path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path,
 ) -> None:
-    monkeypatch.setattr(control_client, "ANSWER_TIMEOUT_SECONDS", 0.05)
     with listening(path), pytest.raises(NoAnswer, match="timed out"):
-        call(path, "echo")
+        call(path, "echo", timeout_seconds=0.05)
 
 
 def test_the_socket_is_private_and_goes_with_the_daemon(path: Path) -> None:

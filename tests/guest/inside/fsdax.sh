@@ -5,6 +5,7 @@
 step "/dev/pmem0 as the user calls it"
 pmemfs create /dev/pmem0
 use_pool /dev/pmem0 msync
+come_back /dev/pmem0
 
 export DM_DISABLE_UDEV=1
 for fs in ext4 xfs; do
@@ -21,6 +22,7 @@ for fs in ext4 xfs; do
     fi
     pmemfs create /mnt/dax/pool --size 256M
     use_pool /mnt/dax/pool "cache lines"
+    [ "$fs" = xfs ] || come_back /mnt/dax/pool
     umount /mnt/dax
 done
 step "an xfs is not overwritten unasked"
