@@ -83,7 +83,7 @@ class OpenFiles:
             self._publisher.opened(ino)
         if flags & os.O_TRUNC:
             try:
-                self._take_privileges(file)
+                self._take_privileges(ino, may_keep=file.is_roots)
                 self._fs.set_attributes(ino, size_bytes=0)
             except OSError:
                 self.close(number)
@@ -119,19 +119,27 @@ class OpenFiles:
             self._publisher.was_read(file.ino, offset_bytes + length_bytes)
         return data
 
-    def store(self, number: int, offset_bytes: int, data: Buffer) -> int:
-        """Store bytes; how many. Raises OSError."""
+    def store(
+        self, number: int, offset_bytes: int, data: Buffer, *, may_keep: bool | None = None
+    ) -> int:
+        """Store bytes; how many. Raises OSError.
+
+        `may_keep` says whether the writer may keep the file's set-user-ID and set-group-ID bits;
+        where nobody knows, who opened it counts.
+        """
         file = self._file(number)
-        self._take_privileges(file)
+        self._take_privileges(file.ino, may_keep=file.is_roots if may_keep is None else may_keep)
         written = self._fs.write(file.ino, offset_bytes, data)
         self._engine.count_write(written)
         if self._publisher:
             self._publisher.was_written(file.ino, written)
         return written
 
-    async def write_through(self, number: int, offset_bytes: int, data: Buffer) -> int:
-        """Store bytes, and make them durable; how many. Raises OSError."""
-        written = self.store(number, offset_bytes, data)
+    async def write_through(
+        self, number: int, offset_bytes: int, data: Buffer, *, may_keep: bool | None = None
+    ) -> int:
+        """As `store`, and make it durable. Raises OSError."""
+        written = self.store(number, offset_bytes, data, may_keep=may_keep)
         self._fs.write_back(self._file(number).ino)
         await self._engine.make_durable()
         return written
@@ -163,11 +171,11 @@ class OpenFiles:
             raise system_error(errno.EBADF)
         return file
 
-    def _take_privileges(self, file: _OpenFile) -> None:
-        if take_privileges(self._fs, file.ino, is_root=file.is_roots):
+    def _take_privileges(self, ino: int, *, may_keep: bool) -> None:
+        if take_privileges(self._fs, ino, may_keep=may_keep):
             # The kernel does not know, and would go on giving them to who executes the file.
             with suppress(OSError):
-                pyfuse3.invalidate_inode(InodeT(file.ino), attr_only=True)
+                pyfuse3.invalidate_inode(InodeT(ino), attr_only=True)
 
     def note_change(self, ino: int) -> None:
         """Something happened to an inode that may have changed its extents, size or mode."""

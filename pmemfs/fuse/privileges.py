@@ -1,8 +1,9 @@
 """What a write takes away: set-user-ID, set-group-ID of what can be executed, file capabilities.
 
 A direct write the kernel passes on without having done so. Whether the writer may keep the bits
-(CAP_FSETID) it says in a flag of the request that pyfuse3 does not show, so it counts who has
-opened the file: root may. Source: inode(7); fs/fuse/file.c of Linux, FUSE_WRITE_KILL_SUIDGID.
+(CAP_FSETID) it says in a flag of the request. pyfuse3 does not show that: what comes by it counts
+who has opened the file, and root may. Source: inode(7); fs/fuse/file.c of Linux,
+FUSE_WRITE_KILL_SUIDGID.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ def has_privileges(fs: FileSystem, ino: int, mode: int) -> bool:
     return _without(mode) != mode or _has_capabilities(fs, ino)
 
 
-def take_privileges(fs: FileSystem, ino: int, *, is_root: bool) -> bool:
+def take_privileges(fs: FileSystem, ino: int, *, may_keep: bool) -> bool:
     """Take away what a write does; whether there was anything. Raises OSError."""
     mode = fs.attributes(ino).mode
-    kept = mode if is_root else _without(mode)
+    kept = mode if may_keep else _without(mode)
     capable = _has_capabilities(fs, ino)
     if kept == mode and not capable:
         return False

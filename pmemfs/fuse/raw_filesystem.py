@@ -137,16 +137,22 @@ class RawFileSystem:
         return self._files.read(handle, offset, size)
 
     def _write(self, request: Request) -> Answer | Coroutine[None, None, bytes]:
-        handle, offset, size, _, _, flags, _ = wire.WRITE_IN.unpack_from(request.operation)
+        operation = wire.WRITE_IN.unpack_from(request.operation)
+        handle, offset, size, write_flags, _, flags, _ = operation
         data = memoryview(request.operation)[wire.WRITE_IN.size :][:size]
         if len(data) < size:
             raise system_error(errno.EINVAL)
+        may_keep = not write_flags & wire.WRITE_KILL_SUIDGID
         if flags & os.O_DSYNC:
-            return self._write_through(handle, offset, data)
-        return wire.WRITE_OUT.pack(self._files.store(handle, offset, data), 0)
+            return self._write_through(handle, offset, data, may_keep=may_keep)
+        stored = self._files.store(handle, offset, data, may_keep=may_keep)
+        return wire.WRITE_OUT.pack(stored, 0)
 
-    async def _write_through(self, handle: int, offset: int, data: memoryview) -> bytes:
-        return wire.WRITE_OUT.pack(await self._files.write_through(handle, offset, data), 0)
+    async def _write_through(
+        self, handle: int, offset: int, data: memoryview, *, may_keep: bool
+    ) -> bytes:
+        stored = await self._files.write_through(handle, offset, data, may_keep=may_keep)
+        return wire.WRITE_OUT.pack(stored, 0)
 
     def _release(self, request: Request) -> Answer:
         handle, *_ = wire.RELEASE_IN.unpack_from(request.operation)

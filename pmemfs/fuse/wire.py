@@ -51,6 +51,8 @@ CREATE_IN = struct.Struct("<IIII")
 READ_IN = struct.Struct("<QQIIQII")
 # fh, offset, size, write_flags, lock_owner, flags, padding; the bytes follow
 WRITE_IN = struct.Struct("<QQIIQII")
+WRITE_KILL_SUIDGID = 1 << 2
+"""Of write_flags: whoever writes may not keep the file's set-user-ID and set-group-ID bits."""
 # size, padding
 WRITE_OUT = struct.Struct("<II")
 # fh, flags, release_flags, lock_owner

@@ -157,6 +157,34 @@ def test_privileges_given_while_a_file_is_written_to_go_with_the_next_write(user
     assert mode_of(path) == 0o755
 
 
+def test_who_writes_counts_and_not_who_opened_the_file(
+    file_system: tuple[Engine, Mounted], users: Path
+) -> None:
+    if file_system[0].name == "python":
+        pytest.skip("pyfuse3 does not tell who may keep privileges")
+    path = users / "program"
+    path.write_bytes(bytes(10))
+    path.chmod(0o6777)
+    os.seteuid(USER)
+    try:
+        fd = os.open(path, os.O_RDWR)
+    finally:
+        os.seteuid(0)
+    try:
+        os.write(fd, b"x")
+        assert mode_of(path) == 0o6777, "root keeps them, whoever opened the file"
+    finally:
+        os.close(fd)
+    for flags in (0, os.O_DSYNC):
+        path.chmod(0o6777)
+        fd = os.open(path, os.O_RDWR | flags)
+        try:
+            as_user(lambda fd=fd: os.write(fd, b"x"))  # type: ignore[misc]
+        finally:
+            os.close(fd)
+        assert mode_of(path) == 0o777
+
+
 def test_a_write_takes_capabilities_away(users: Path) -> None:
     path = users / "program"
     # cap_net_raw, permitted and effective, of version 2

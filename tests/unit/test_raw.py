@@ -57,6 +57,16 @@ LONGEST = 64 * KIB
 FRAME = 4096
 
 
+class WatchedEngine(Engine):
+    """An engine that counts how often it was asked to make everything durable."""
+
+    times = 0
+
+    async def make_durable(self) -> None:
+        self.times += 1
+        await super().make_durable()
+
+
 @dataclass
 class Served:
     """A file system with one file, and what answers for it."""
@@ -64,6 +74,7 @@ class Served:
     fs: FileSystem
     files: OpenFiles
     raw: RawRequests
+    engine: WatchedEngine
     ino: int
 
     def ask(
@@ -103,11 +114,12 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         FileSystem.format(pool)
         memmap = open_memmap(pool)
         fs = FileSystem(pool, memmap)
-        files = OpenFiles(fs, Engine(pool.medium, memmap), None, notes_reads=True)
+        engine = WatchedEngine(pool.medium, memmap)
+        files = OpenFiles(fs, engine, None, notes_reads=True)
         raw = RawRequests(RawFileSystem(fs, files, cached=False).handlers(), LONGEST)
         ino = fs.make(ROOT, b"file", NewInode(mode=stat.S_IFREG | 0o644, uid=1, gid=2))
         fs.hold(ino)
-        yield Served(fs, files, raw, ino)
+        yield Served(fs, files, raw, engine, ino)
 
 
 def fallocate_in(mode: int, offset: int, length: int) -> bytes:
@@ -256,6 +268,16 @@ def test_what_the_kernel_never_held_is_forgotten_in_silence(
     served.tell(FORGET, struct.pack("<Q", 5), 1 << 40)
     served.tell(BATCH_FORGET, struct.pack("<IIQQQQ", 2, 0, 1 << 40, 1, 1 << 41, 2), ROOT)
     assert [record.levelname for record in caplog.records] in ([], ["ERROR"] * 3)
+
+
+@pytest.mark.parametrize(("flags", "times"), [(0, 0), (os.O_DSYNC, 1), (os.O_SYNC, 1)])
+def test_a_write_that_is_to_be_durable_is_before_it_is_answered(
+    served: Served, flags: int, times: int
+) -> None:
+    ino, handle = made(served, b"%d" % flags)
+    before = served.engine.times
+    assert served.ask(WRITE, write_in(handle, 0, b"content", flags), ino)[0] == 0
+    assert served.engine.times == before + times
 
 
 def test_a_new_file_is_not_emptied(served: Served) -> None:
