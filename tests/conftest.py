@@ -300,13 +300,8 @@ def uring_is_there() -> bool:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The virtual machine takes longest: with several processes, one begins with it. What others
-    have to wait for comes last."""
-
-    def turn(item: pytest.Item) -> int:
-        return 0 if item.get_closest_marker("guest") else 2 if is_alone(item) else 1
-
-    items.sort(key=turn)
+    """What others have to wait for comes last."""
+    items.sort(key=is_alone)
 
 
 def is_alone(item: pytest.Item | None) -> bool:
@@ -314,11 +309,12 @@ def is_alone(item: pytest.Item | None) -> bool:
     return item is not None and item.get_closest_marker("alone") is not None
 
 
-@pytest.hookimpl(wrapper=True)
+@pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(
     item: pytest.Item, nextitem: pytest.Item | None
 ) -> Generator[None, object, object]:
-    """Run a test that is to be alone while none of the other processes runs one.
+    """Run a test that is to be alone while none of the other processes runs one; the time that it
+    waits for that is not the test's.
 
     Locks of the same file, exclusive or shared, do that; who waits keeps newcomers out with a
     second one. The lock is kept where the next test shares fixtures that were the reason for it.

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import Result, run_command
 
-pytestmark = [pytest.mark.guest, pytest.mark.slow, pytest.mark.timeout(900)]
+# An emulated machine takes three times as long where others compute beside it.
+pytestmark = [pytest.mark.guest, pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
 INSIDE = ROOT / "tests/guest/inside"
