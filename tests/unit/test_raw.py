@@ -103,7 +103,7 @@ class Served:
             for message in messages:
                 theirs.send(message)
             theirs.shutdown(socket.SHUT_WR)
-            trio.run(self.raw.serve, ours)
+            trio.run(self.raw.serve, [ours])
             ours.shutdown(socket.SHUT_WR)
             return list(iter(lambda: theirs.recv(LONGEST), b""))
 
@@ -301,6 +301,24 @@ def test_requests_that_come_together_are_all_answered(served: Served) -> None:
         (16 + 104 * (opcode == GETATTR), 0, unique)
         for unique, opcode in enumerate([GETATTR, SYNCFS] * 100)
     ]
+
+
+def test_each_socket_gets_its_own_answers_until_the_last_one_hangs_up(served: Served) -> None:
+    pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(3)]
+
+    async def ask_one_after_the_other() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(served.raw.serve, [ours for _, ours in pairs])
+            for unique, (theirs, _) in enumerate(pairs):
+                head = struct.pack("<IIQQIIIHH", 56, GETATTR, unique, ROOT, 5, 6, 1, 0, 0)
+                await trio.to_thread.run_sync(theirs.send, head + bytes(16))
+                reply = await trio.to_thread.run_sync(theirs.recv, LONGEST)
+                assert struct.unpack_from("<IiQ", reply) == (120, 0, unique)
+                theirs.close()
+
+    trio.run(ask_one_after_the_other)
+    for _, ours in pairs:
+        ours.close()
 
 
 @pytest.mark.parametrize("opcode", [op for op in OPCODES if op not in (GETATTR, STATX, SYNCFS)])
