@@ -12,7 +12,7 @@ from conftest import PoolMaker
 from fs_mounts import FsMount
 from fs_workers import differences, prepare, work
 
-SECONDS = float(os.environ.get("PMEMFS_CONCURRENCY_SECONDS", "8"))
+SECONDS = float(os.environ.get("PMEMFS_CONCURRENCY_SECONDS", "6"))
 SEED = int(os.environ.get("PMEMFS_CONCURRENCY_SEED", "1"))
 
 pytestmark = [

@@ -144,7 +144,7 @@ def seeds(count: int) -> Iterator[int]:
 @pytest.mark.timeout(SECONDS + 300)
 def test_steps_have_the_same_results_as_on_tmpfs(pools: PoolMaker, engine: Engine) -> None:
     with rig(pools, engine) as both:
-        for seed in seeds(40):
+        for seed in seeds(25):
             both.explore(seed, 100)
 
 

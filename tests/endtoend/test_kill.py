@@ -19,7 +19,7 @@ from endtoend_tools import Session, fio, mounts_at, opened, wait_until
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow, pytest.mark.usefixtures("engine")]
 
-ROUNDS = 10
+ROUNDS = 7
 RECORD_BYTES = 4096
 SLOTS_PER_WRITER = 400
 WRITERS = 4
