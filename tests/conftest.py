@@ -300,13 +300,8 @@ def uring_is_there() -> bool:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The virtual machine takes longest: with several processes, one begins with it. What others
-    have to wait for comes last."""
-
-    def turn(item: pytest.Item) -> int:
-        return 0 if item.get_closest_marker("guest") else 2 if is_alone(item) else 1
-
-    items.sort(key=turn)
+    """What others have to wait for comes last."""
+    items.sort(key=is_alone)
 
 
 def is_alone(item: pytest.Item | None) -> bool:

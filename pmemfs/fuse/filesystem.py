@@ -32,6 +32,7 @@ from pyfuse3 import (
     XAttrNameT,
 )
 
+from pmemfs.errors import system_error
 from pmemfs.fuse import acl
 from pmemfs.fuse.barrier import guarded
 from pmemfs.fuse.newinode import Maker, new_inode
@@ -336,6 +337,10 @@ class FileSystemOperations(pyfuse3.Operations):
 def find(fs: FileSystem, parent: int, name: bytes) -> int | None:
     """The inode of a name, `.` and `..` among them; None if there is none. Raises OSError."""
     if name == b".":
+        # So the kernel asks for what somebody kept a handle of, if it does not know it. What was
+        # removed is not to be found, though the kernel's FORGET of it may still be on the way.
+        if not fs.attributes(parent).nlink:
+            raise system_error(errno.ESTALE)
         return parent
     if name == b"..":
         return fs.parent(parent)
