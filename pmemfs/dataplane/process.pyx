@@ -287,7 +287,8 @@ def run(int fuse_fd, int shared_fd, int pool_fd, int forward_fd, list raw_fds, *
     `queue_count` is the number of possible CPUs for the transport uring, and 0 for the other;
     `depth` the requests of each that may be under way; `reader_count` the threads that read
     /dev/fuse; `raw_fds` are for what needs no pyfuse3: the first for everybody, the others for a
-    queue each, as far as there are any; with `dont_mask`, umask is the control plane's business, which knows of default ACLs.
+    queue each, as far as there are any; with `dont_mask`, umask is the control plane's business,
+    which knows of default ACLs.
     `max_write` is in bytes.
     """
     cdef process_t process

@@ -127,7 +127,7 @@ class DataPlane:
     ) -> None:
         self._fuse_fd = fuse_fd
         self._shared = shared
-        self.settings = settings
+        self._settings = settings
         self.sockets = sockets
         self._process: subprocess.Popen[bytes] | None = None
         self._said = os.memfd_create("pmemfs-said", os.MFD_CLOEXEC)
@@ -146,7 +146,7 @@ class DataPlane:
             "forward_fd": self.sockets.their_forward.fileno(),
             "raw_fds": [end.fileno() for end in self.sockets.their_raw],
             "map_flags": medium.map_flags,
-            **asdict(self.settings),
+            **asdict(self._settings),
         }
         self._process = subprocess.Popen(
             [sys.executable, "-m", _DAEMON, json.dumps(arguments)],
@@ -203,7 +203,7 @@ class DataPlane:
         os.close(self._said)
 
     def _is_ready(self) -> bool:
-        workers = range(self.settings.worker_count)
+        workers = range(self._settings.worker_count)
         return all(self._shared.slot_word(worker, "thread_id") for worker in workers)
 
     def _why(self) -> str:

@@ -21,6 +21,7 @@ import trio
 from pmemfs.errors import system_error
 from pmemfs.fuse import wire
 from pmemfs.fuse.barrier import errno_of
+from pmemfs.units import MIB
 
 KEEP_SIZE = 0x01
 PUNCH_HOLE = 0x02
@@ -29,6 +30,8 @@ ZERO_RANGE = 0x10
 INSERT_RANGE = 0x20
 
 _OFFSET_LIMIT = 1 << 63
+_COPY_AT_ONCE_BYTES = 128 * MIB
+"""copy_file_range(2) may copy less than it is asked for, so one request need not last for long."""
 _AT_ONCE = 64
 """Rounds over all sockets before others have their turn."""
 
@@ -101,30 +104,32 @@ class RawRequests:
                     await trio.lowlevel.wait_readable(ready.fileno())
                     for _ in range(_AT_ONCE):
                         found = ready.poll(0)
+                        if not found:
+                            break
                         for number, _ in found:
-                            message = self._receive(living[number])
-                            if message:
-                                self._serve_one(living[number], message, nursery)
-                            else:
+                            if not self._serve_next(living[number], nursery):
                                 ready.unregister(number)
                                 del living[number]
-                        if not found or not living:
-                            break
 
-    def _receive(self, connection: socket.socket) -> bytes:
-        """The next message, which is there; nothing where the data plane has hung up."""
+    def _serve_next(self, connection: socket.socket, nursery: trio.Nursery) -> bool:
+        """Serve the next message, which is there; False where the data plane has hung up."""
         try:
             count = connection.recv_into(self._buffer)
         except ConnectionResetError:
-            return b""
-        return bytes(self._buffer[:count])
+            return False
+        if count:
+            self._serve_one(connection, self._buffer[:count], nursery)
+        return count > 0
 
-    def _serve_one(self, connection: socket.socket, message: bytes, nursery: trio.Nursery) -> None:
+    def _serve_one(
+        self, connection: socket.socket, message: memoryview, nursery: trio.Nursery
+    ) -> None:
         if len(message) < wire.IN_HEADER.size:
             _reply(connection, 0, b"", errno.EINVAL)
             return
         _, opcode, unique, inode, uid, gid, *_ = wire.IN_HEADER.unpack_from(message)
-        request = Request(inode, uid, gid, message[wire.IN_HEADER.size :])
+        # A copy, since the next message comes into the same buffer.
+        request = Request(inode, uid, gid, bytes(message[wire.IN_HEADER.size :]))
         handler = self._handlers.get(opcode, _unknown)
         try:
             answer = handler(request)
@@ -178,11 +183,14 @@ def allocation_of(request: Request) -> Allocation:
 
 
 def copy_of(request: Request) -> Copy:
-    """What a COPY_FILE_RANGE asks for. Raises OSError (EINVAL) for an impossible range."""
+    """What a COPY_FILE_RANGE asks for, as far as is copied at once.
+
+    Raises OSError (EINVAL) for an impossible range.
+    """
     _, source, inode_out, _, target, length, flags = wire.COPY_IN.unpack_from(request.operation)
     if flags or max(source, target) >= _OFFSET_LIMIT:
         raise OSError(errno.EINVAL, "no such range")
-    return Copy(source, inode_out, target, length)
+    return Copy(source, inode_out, target, min(length, _COPY_AT_ONCE_BYTES))
 
 
 def copying(copy: Callable[[Request], Coroutine[None, None, int]]) -> dict[int, Handler]:

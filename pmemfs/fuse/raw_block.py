@@ -18,9 +18,6 @@ from pmemfs.fuse.raw import (
 )
 from pmemfs.volume.linear import INODE
 
-_COPY_AT_ONCE_BYTES = 1 << 27
-"""copy_file_range(2) may copy less than it is asked for, so one request need not last for long."""
-
 
 class RawBlock:
     """Answers for the one file that there is."""
@@ -51,8 +48,9 @@ class RawBlock:
         wanted = copy_of(request)
         self._check_device(request.inode)
         self._check_device(wanted.target_inode)
-        length = min(wanted.length_bytes, _COPY_AT_ONCE_BYTES)
-        return await self._engine.copy(wanted.source_bytes, wanted.target_bytes, length)
+        return await self._engine.copy(
+            wanted.source_bytes, wanted.target_bytes, wanted.length_bytes
+        )
 
     def _check_device(self, inode: int) -> None:
         if inode != INODE:

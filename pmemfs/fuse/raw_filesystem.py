@@ -35,8 +35,6 @@ from pmemfs.units import MIB
 from pmemfs.volume.filesystem.filesystem import FileSystem
 
 _COPY_STEP_BYTES = 4 * MIB
-_COPY_AT_ONCE_BYTES = 128 * MIB
-"""copy_file_range(2) may copy less than it is asked for, so one request need not last for long."""
 
 
 class RawFileSystem:
@@ -200,7 +198,7 @@ class RawFileSystem:
 
     async def _copy(self, request: Request) -> int:
         wanted = copy_of(request)
-        length = min(wanted.length_bytes, _COPY_AT_ONCE_BYTES)
+        length = wanted.length_bytes
         done = 0
         while done < length:
             step = min(_COPY_STEP_BYTES, length - done)
