@@ -1,6 +1,7 @@
 """What lies in the memory that the two planes share: one memfd, declared here and nowhere else.
 
-    header | worker slots | faults | inodes | presence | stretches | extent tables | page structures
+    header | worker slots | faults | inodes | attributes | presence | stretches | extent tables
+    | page structures
 
 `structures.pxd`, which the native code is built from, is generated from these lists and from
 `media/page.py`. Invariants: all numbers are little-endian and aligned to their size, so a number of
@@ -34,6 +35,8 @@ INODE_BUCKETS_SHIFT = 11
 INODE_HASH = 0x9E37_79B9_7F4A_7C15
 """2^64 by the golden ratio, odd. Source: Knuth, TAOCP vol. 3, 6.4: multiplicative hashing."""
 EXTENT_ARENA_BYTES = 16 * MIB
+ATTRIBUTES_SHIFT = 10
+"""Attributes are published of 1024 inodes, each of which has one place."""
 
 _WORD = (1 << 64) - 1
 
@@ -104,7 +107,8 @@ class Header:
     section_shift: int = stored("<u8", "structures in a section or stretch, as a power of two")
     has_files: int = stored("<u8", "1: mode fs; what is not published may be any file")
     reach_bytes: int = stored("<u8", "the pool may grow to it, and is mapped so", unit="bytes")
-    unused: int = stored("V40", "zero", default=bytes(40))
+    attributes_offset: int = stored("<u8", "of the published attributes", unit="bytes")
+    unused: int = stored("V32", "zero", default=bytes(32))
     write_epoch: int = stored("<u8", "stamps what is written now", default=1)
     persisted_epoch: int = stored("<u8", "what was written in it or before is durable")
     lost_errno: int = stored("<u8", "of the first write-back that failed; 0: none")
@@ -150,6 +154,16 @@ class InodeEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class AttributesEntry:
+    """What GETATTR of an inode is answered with, until something of it changes; see `seqlock`."""
+
+    sequence: int = stored("<u8", "odd while the rest is being written")
+    inode: int = stored("<u8", "number of the inode; 0: none")
+    answer: bytes = stored("V104", "struct fuse_attr_out", default=bytes(104))
+    unused: int = stored("V8", "zero", default=bytes(8))
+
+
+@dataclass(frozen=True, slots=True)
 class TableHead:
     """The head of an extent table, which never changes once published; extents follow."""
 
@@ -183,6 +197,7 @@ HEADER = Layout(Header, 256)
 SLOT_HEAD = Layout(SlotHead, 64)
 OPERATION_COUNTS = Layout(OperationCounts, 64)
 INODE_ENTRY = Layout(InodeEntry, 64)
+ATTRIBUTES_ENTRY = Layout(AttributesEntry, 128)
 TABLE_HEAD = Layout(TableHead, 32)
 EXTENT = Layout(Extent, 32)
 FAULT_RECORD = Layout(FaultRecord, 32)
@@ -200,6 +215,7 @@ class Areas:
     slots: int
     faults: int
     inodes: int
+    attributes: int
     presence: int
     sections: int
     tables: int
@@ -217,6 +233,7 @@ def compute_areas(
         worker_count * SLOT_BYTES,
         FAULT_RECORDS * FAULT_RECORD.size_bytes,
         INODE_ENTRIES * INODE_ENTRY.size_bytes,
+        ATTRIBUTES_ENTRY.size_bytes << ATTRIBUTES_SHIFT,
         (pool_bytes >> CHUNK_SHIFT) + 1,
         (page_count >> section_shift) + 1,
         EXTENT_ARENA_BYTES,
@@ -227,8 +244,8 @@ def compute_areas(
     for size in sizes_bytes:
         offsets.append(end)
         end = align_up(end + size, FRAME_BYTES)
-    slots, faults, inodes, presence, sections, tables, memmap = offsets[1:]
-    return Areas(slots, faults, inodes, presence, sections, tables, memmap, total=end)
+    areas = [*offsets[1:], end]
+    return Areas(*areas)
 
 
 def buckets_of(inode: int) -> tuple[int, int]:
@@ -236,6 +253,11 @@ def buckets_of(inode: int) -> tuple[int, int]:
     mixed = inode * INODE_HASH & _WORD
     mask = (1 << INODE_BUCKETS_SHIFT) - 1
     return mixed >> (64 - INODE_BUCKETS_SHIFT), mixed >> (64 - 2 * INODE_BUCKETS_SHIFT) & mask
+
+
+def attributes_place_of(inode: int) -> int:
+    """The only place of an inode's attributes, as `find_attributes` in plane.pyx has it."""
+    return (inode * INODE_HASH & _WORD) >> (64 - ATTRIBUTES_SHIFT)
 
 
 def bucket_start_ns(bucket: int) -> int:

@@ -80,6 +80,7 @@ cdef extern from * nogil:
 
 ctypedef void (*guarded_t)(void *argument) noexcept nogil
 
+cdef bint read_seqlocked(const uint64_t *sequence, uint64_t *words, size_t count) noexcept nogil
 cdef bint run_guarded(guarded_t function, void *argument) noexcept nogil
 cdef size_t fault_address() noexcept nogil
 cdef int catch_faults() noexcept nogil

@@ -1,5 +1,10 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-"""Memory that may not be there: run a function, and survive the SIGBUS of a touch in it.
+"""Memory that others write meanwhile, and memory that may not be there.
+
+Seqlocks: one writer makes a sequence odd, writes the words behind it, and makes it even; a reader
+that found it even, and the same before and after, has words that belong together.
+
+Guards: run a function, and survive the SIGBUS of a touch in it.
 
 Poison, a truncated file and a full file system under a hole are all SIGBUS. Invariants: a guarded
 function holds no lock and owns nothing when it touches such memory that its caller couldn't put
@@ -9,6 +14,7 @@ Source: sigaction(2), sigsetjmp(3); the mask is not saved, so the handler leaves
 
 from libc.stddef cimport size_t
 from libc.stdint cimport uint64_t
+from libc.string cimport memcpy
 
 cdef extern from * nogil:
     """
@@ -89,6 +95,38 @@ def store_word(unsigned char[::1] buffer not None, size_t offset, uint64_t value
         raise IndexError(offset)
     store(<uint64_t *>&buffer[offset], value)
     full_fence()
+
+
+def write_seqlocked(unsigned char[::1] buffer not None, size_t offset,
+                    const unsigned char[::1] data not None) -> None:
+    """Write what is behind the sequence at `offset`, as its only writer. `offset` in bytes, and the
+    length of `data`, are multiples of eight."""
+    cdef size_t count = <size_t>data.shape[0] // 8
+    cdef size_t position
+    cdef uint64_t word
+    cdef uint64_t *sequence
+    if offset % 8 or data.shape[0] % 8 or offset + 8 + count * 8 > <size_t>buffer.shape[0]:
+        raise IndexError(offset)
+    sequence = <uint64_t *>&buffer[offset]
+    # Odd it is already where a writer was killed.
+    put(sequence, sequence[0] | 1)
+    full_fence()
+    for position in range(count):
+        memcpy(&word, &data[position * 8], 8)
+        put(&sequence[1 + position], word)
+    store(sequence, sequence[0] + 1)
+
+
+cdef bint read_seqlocked(const uint64_t *sequence, uint64_t *words, size_t count) noexcept nogil:
+    """Read what is behind a sequence; False where it is being written, and `words` are of no use."""
+    cdef uint64_t before = load(sequence)
+    cdef size_t position
+    if before & 1:
+        return False
+    for position in range(count):
+        words[position] = peek(&sequence[1 + position])
+    full_fence()
+    return peek(sequence) == before
 
 
 def odd_words(const unsigned char[::1] buffer not None, size_t offset, size_t stride,

@@ -5,6 +5,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from pmemfs.dataplane.pages cimport memmap_t, pages_t
 from pmemfs.dataplane.structures cimport (
+    attributes_t,
     counts_t,
     extent_t,
     header_t,
@@ -22,6 +23,7 @@ cdef struct plane_t:
     int pool_fd
     header_t *header
     inode_t *inodes
+    attributes_t *attributes
     uint8_t *presence
     memmap_t memmap
     int fuse_fd
@@ -46,6 +48,7 @@ cdef int attach(plane_t *plane, int shared_fd, int pool_fd, int map_flags) noexc
 cdef void detach(plane_t *plane) noexcept nogil
 cdef slot_t *slot_of(plane_t *plane, int number) noexcept nogil
 cdef inode_t *find_inode(plane_t *plane, uint64_t inode) noexcept nogil
+cdef bint read_attributes(plane_t *plane, uint64_t inode, void *answer) noexcept nogil
 cdef table_t *table_of(plane_t *plane, inode_t *entry) noexcept nogil
 cdef bint has_live_line(plane_t *plane, table_t *table) noexcept nogil
 cdef piece_t piece_at(table_t *table, uint64_t offset, uint64_t length) noexcept nogil

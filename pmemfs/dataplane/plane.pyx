@@ -7,17 +7,20 @@ The protocol stands at the head of `tables.py`, which is the writer.
 from libc.errno cimport errno
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint64_t
+from libc.string cimport memcpy
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 from posix.stat cimport fstat, struct_stat
 from posix.unistd cimport usleep
 
 from pmemfs.dataplane cimport memory
-from pmemfs.dataplane.memory cimport load, load_8, peek, put, store, store_8
+from pmemfs.dataplane.memory cimport load, load_8, peek, put, read_seqlocked, store, store_8
 from pmemfs.dataplane.structures cimport *
 
 
 cdef enum:
     PAUSE_MICROSECONDS = 50
+    # Of an entry, behind its sequence.
+    ATTRIBUTES_WORDS = sizeof(attributes_t) // 8 - 1
 
 
 cdef int attach(plane_t *plane, int shared_fd, int pool_fd, int map_flags) noexcept nogil:
@@ -33,6 +36,7 @@ cdef int attach(plane_t *plane, int shared_fd, int pool_fd, int map_flags) noexc
     plane.shared = <uint8_t *>mapped
     plane.header = <header_t *>mapped
     plane.inodes = <inode_t *>(plane.shared + plane.header.inodes_offset)
+    plane.attributes = <attributes_t *>(plane.shared + plane.header.attributes_offset)
     plane.presence = plane.shared + plane.header.presence_offset
     plane.pool_fd = pool_fd
     # Beyond its end, where a touch is a fault until the pool has grown.
@@ -84,6 +88,18 @@ cdef inode_t *find_inode(plane_t *plane, uint64_t inode) noexcept nogil:
                 return &bucket[way]
         mixed <<= INODE_BUCKETS_SHIFT
     return NULL
+
+
+cdef bint read_attributes(plane_t *plane, uint64_t inode, void *answer) noexcept nogil:
+    """Fill in the answer to GETATTR, if it is published; see `layouts.attributes_place_of`."""
+    cdef attributes_t *entry = &plane.attributes[inode * INODE_HASH >> (64 - ATTRIBUTES_SHIFT)]
+    cdef attributes_t found
+    if (not inode or peek(&entry.inode) != inode
+            or not read_seqlocked(&entry.sequence, &found.inode, ATTRIBUTES_WORDS)
+            or found.inode != inode):
+        return False
+    memcpy(answer, &found.answer, sizeof(found.answer))
+    return True
 
 
 cdef table_t *table_of(plane_t *plane, inode_t *entry) noexcept nogil:

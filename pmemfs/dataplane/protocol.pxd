@@ -36,6 +36,9 @@ cdef extern from "linux/fuse.h" nogil:
         uint16_t max_pages
         uint32_t flags2
 
+    cdef struct fuse_attr_out:
+        uint64_t attr_valid
+
     cdef struct fuse_open_out:
         uint64_t fh
         uint32_t open_flags

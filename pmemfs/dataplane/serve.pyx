@@ -2,7 +2,7 @@
 """What the data plane answers: a request in, an answer or a verdict out, whatever the transport.
 
 The rule: an answer is given only where the published tables prove it. READ and WRITE inside extents,
-holes as zeroes, LSEEK, FSYNC. All else is forwarded. A file with a live line (`media/live`) has the
+holes as zeroes, LSEEK, FSYNC, GETATTR. All else is forwarded. A file with a live line (`media/live`) has the
 size that stands there at each request, and is extended here as far as its table allows. Invariants:
 - a request is what the kernel or a crafted peer says: every length is checked before it is used;
 - pages are held from before the first byte moves until after the last;
@@ -33,6 +33,7 @@ from pmemfs.dataplane.plane cimport (
     piece_at,
     piece_t,
     plane_t,
+    read_attributes,
     record_fault,
     table_of,
     worker_t,
@@ -103,6 +104,8 @@ cdef verdict_t judge(worker_t *worker, request_t *request) noexcept nogil:
     if opcode == FUSE_SYNCFS:
         # Whose live lines are not durable, no table says.
         return FORWARD_RAW if worker.plane.header.has_files else serve_sync(worker, request)
+    if opcode == FUSE_GETATTR:
+        return serve_attributes(worker, request)
     if opcode == FUSE_FLUSH:
         return ANSWER
     if opcode == FUSE_INTERRUPT:
@@ -177,6 +180,15 @@ cdef void account(worker_t *worker, request_t *request, verdict_t verdict,
     count_request(worker.slot, operation, verdict == ANSWER or verdict == SYNC,
                   request.error != 0, request.moved_bytes,
                   worker.now_ns - since_ns if worker.now_ns > since_ns else 0)
+
+
+cdef verdict_t serve_attributes(worker_t *worker, request_t *request) noexcept nogil:
+    """Above all of directories, for which the kernel asks after each change that it has made."""
+    if (request.answer_room < sizeof(fuse_attr_out)
+            or not read_attributes(worker.plane, request.head.nodeid, request.answer)):
+        return FORWARD
+    request.answer_bytes = sizeof(fuse_attr_out)
+    return ANSWER
 
 
 cdef inline verdict_t refuse(request_t *request, int error) noexcept nogil:

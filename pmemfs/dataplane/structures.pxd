@@ -45,7 +45,8 @@ cdef struct header_t:
     uint64_t section_shift
     uint64_t has_files
     uint64_t reach_bytes
-    uint8_t unused[40]
+    uint64_t attributes_offset
+    uint8_t unused[32]
     uint64_t write_epoch
     uint64_t persisted_epoch
     uint64_t lost_errno
@@ -77,6 +78,13 @@ cdef struct inode_t:
     uint64_t table
     uint64_t last_write_ns
     uint8_t unused[40]
+
+
+cdef struct attributes_t:
+    uint64_t sequence
+    uint64_t inode
+    uint8_t answer[104]
+    uint8_t unused[8]
 
 
 cdef struct table_t:
@@ -134,6 +142,7 @@ cdef enum:
     FAULT_RECORDS = 0x100
     INODE_WAYS = 4
     INODE_BUCKETS_SHIFT = 0xb
+    ATTRIBUTES_SHIFT = 0xa
     OPERATION_BYTES = 0x400
     SLOT_BYTES = 0x2000
 

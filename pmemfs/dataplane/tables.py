@@ -16,6 +16,9 @@ reader may see.
   `table` word last; a withdrawn one loses its table first and its number then, and may be given to
   another inode after a grace period, since a worker that found it by the old number may be about to
   read its table. An entry never moves.
+- **Attributes.** The answers to GETATTR of some inodes lie in places that their numbers choose,
+  each under a seqlock (`memory`). The control plane alone writes them, and takes one away before
+  it answers anybody who has changed what it says.
 - **Sizes.** A device's is its table's. A file's is in its live line in the pool (`media/live`),
   which workers raise up to the table's `limit_bytes`, and the control plane sets. What lies beyond
   the limit a table does not know, so who changes a size may publish before or after.
@@ -45,7 +48,7 @@ from typing import NamedTuple
 
 from pmemfs.dataplane import layouts
 from pmemfs.dataplane.layouts import Extent, FaultRecord, Header, MemmapPlace, Presence, TableHead
-from pmemfs.dataplane.memory import load_word, odd_words, store_word
+from pmemfs.dataplane.memory import load_word, odd_words, store_word, write_seqlocked
 from pmemfs.media.inode import SIZE_LIMIT_BYTES
 from pmemfs.media.live import LIVE_LINE
 from pmemfs.medium.base import Durability
@@ -59,6 +62,7 @@ _SECTION_AT = layouts.SLOT_HEAD.offset_of("section")
 _INODE_AT = layouts.INODE_ENTRY.offset_of("inode")
 _TABLE_AT = layouts.INODE_ENTRY.offset_of("table")
 _LAST_WRITE_AT = layouts.INODE_ENTRY.offset_of("last_write_ns")
+_NO_ATTRIBUTES = bytes(8)
 
 assert {field.type for field in (*layouts.TABLE_HEAD.fields, *layouts.EXTENT.fields)} == {"<u8"}
 _head_words = attrgetter(*(field.name for field in layouts.TABLE_HEAD.fields))
@@ -225,6 +229,16 @@ class SharedMemory:
         """Whether nothing is under way any more that was when the grace period began."""
         return all(self.slot_word(worker, "section") != word for worker, word in grace.sections)
 
+    # Attributes
+
+    def publish_attributes(self, inode: int, answer: bytes) -> None:
+        """Let the data plane answer GETATTR of an inode, instead of another one if need be."""
+        write_seqlocked(self.memory, self._attributes(inode), inode.to_bytes(8, "little") + answer)
+
+    def withdraw_attributes(self, inode: int) -> None:
+        """Let the data plane forward GETATTR of an inode, and of whichever else has its place."""
+        write_seqlocked(self.memory, self._attributes(inode), _NO_ATTRIBUTES)
+
     # Presence and faults
 
     def presence(self, chunk: int) -> Presence:
@@ -253,6 +267,7 @@ class SharedMemory:
             slots_offset=areas.slots,
             faults_offset=areas.faults,
             inodes_offset=areas.inodes,
+            attributes_offset=areas.attributes,
             presence_offset=areas.presence,
             sections_offset=areas.sections,
             memmap_place=memmap_place,
@@ -288,6 +303,10 @@ class SharedMemory:
             raise ValueError(f"there is no live line at {live_offset}")
         if limit_bytes > SIZE_LIMIT_BYTES:
             raise ValueError(f"no file may have {limit_bytes} bytes")
+
+    def _attributes(self, inode: int) -> int:
+        place = layouts.attributes_place_of(inode)
+        return self.areas.attributes + place * layouts.ATTRIBUTES_ENTRY.size_bytes
 
     def _entry(self, bucket: int, way: int) -> int:
         place = bucket * layouts.INODE_WAYS + way

@@ -18,7 +18,7 @@ from pmemfs.fuse.filesystem import FileSystemOperations
 from pmemfs.fuse.native import NativeEngine, SharedEngine
 from pmemfs.fuse.openfiles import OpenFiles
 from pmemfs.fuse.options import MountOptions
-from pmemfs.fuse.published import PublishedTables, Publisher
+from pmemfs.fuse.published import PublishedAttributes, PublishedTables, Publisher
 from pmemfs.fuse.raw import Handler
 from pmemfs.fuse.raw_block import RawBlock
 from pmemfs.fuse.raw_filesystem import RawFileSystem
@@ -73,7 +73,7 @@ def python_content(
     """What the python engine serves. Raises PmemfsError."""
     if is_file_system(pool):
         fs = FileSystem(pool, memmap)
-        return _files(fs, Engine(medium, memmap), None, options)
+        return _files(fs, Engine(medium, memmap), None, None, options)
     volume = LinearVolume(pool)
     engine = PythonEngine(medium, memmap, volume)
     operations = BlockOperations(engine, volume, options, pool.label.created_ns)
@@ -96,8 +96,8 @@ def native_content(
     if is_file_system(pool):
         tables = PublishedTables(shared)
         fs = FileSystem(pool, memmap, tables)
-        return _files(fs, SharedEngine(pool, medium, memmap, shared), Publisher(fs, tables),
-                      options)  # fmt: skip
+        files_engine = SharedEngine(pool, medium, memmap, shared)
+        return _files(fs, files_engine, Publisher(fs, tables), tables.attributes, options)
     volume = LinearVolume(pool)
     engine = NativeEngine(pool, medium, memmap, volume, shared)
     engine.publish()
@@ -121,13 +121,17 @@ EngineT = TypeVar("EngineT", bound=Engine)
 
 
 def _files(
-    fs: FileSystem, engine: EngineT, publisher: Publisher | None, options: MountOptions
+    fs: FileSystem,
+    engine: EngineT,
+    publisher: Publisher | None,
+    attributes: PublishedAttributes | None,
+    options: MountOptions,
 ) -> Content[EngineT]:
     files = OpenFiles(fs, engine, publisher, notes_reads="noatime" not in options.kernel)
     return Content(
         engine,
         FileSystemOperations(fs, files, cached=options.cached),
-        RawFileSystem(fs, files, cached=options.cached).handlers(),
+        RawFileSystem(fs, files, attributes, cached=options.cached).handlers(),
         fs,
         show_growth=fs.grow,
         tidy=fs.tidy,

@@ -1,4 +1,4 @@
-"""Which files the data plane serves: those that are open and in use, by tables of their extents.
+"""What the data plane answers: I/O of files that are open and in use, attributes of directories.
 
 Most files are opened, read once and closed, and what publishing costs would be lost on them. So a
 file is published when it shows that there is more to come: at a read that does not reach its end,
@@ -8,6 +8,10 @@ Invariants:
 - whose extents changed is withdrawn before they are given to anybody else, and published anew by
   the next request that comes here;
 - `changed` and `gone` answer a token as long as any worker may see what was ever published.
+
+The kernel asks for the attributes of a directory after each change of its names, unless nobody
+looks at it: so of those that somebody has asked for, they are published, and again when they
+change.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pmemfs.dataplane import layouts
 from pmemfs.dataplane.layouts import EXTENT, EXTENT_ARENA_BYTES, Extent
 from pmemfs.dataplane.tables import Grace, SharedMemory
 from pmemfs.fuse.privileges import has_privileges
@@ -30,11 +35,35 @@ _MOST_EXTENTS = EXTENT_ARENA_BYTES // 8 // EXTENT.size_bytes
 _GRACES_KEPT = 64
 
 
+class PublishedAttributes:
+    """The answers to GETATTR in the memory that the planes share."""
+
+    def __init__(self, shared: SharedMemory) -> None:
+        self._shared = shared
+        self._wanted: dict[int, int] = {}
+        """By place, the inode that was asked for last."""
+
+    def is_wanted(self, ino: int) -> bool:
+        """Whether somebody has asked for an inode's attributes, and for no rival's since."""
+        return self._wanted.get(layouts.attributes_place_of(ino)) == ino
+
+    def publish(self, ino: int, answer: bytes) -> None:
+        """Let the data plane answer from now on; nobody else's attributes in its place."""
+        self._wanted[layouts.attributes_place_of(ino)] = ino
+        self._shared.publish_attributes(ino, answer)
+
+    def withdraw(self, ino: int) -> None:
+        """What was published is no longer so."""
+        if self.is_wanted(ino):
+            self._shared.withdraw_attributes(ino)
+
+
 class PublishedTables(Tables):
     """The tables of files in the memory that the planes share."""
 
     def __init__(self, shared: SharedMemory) -> None:
         self._shared = shared
+        self.attributes = PublishedAttributes(shared)
         self._published: dict[int, None] = {}
         """The least recently published one first."""
         self._leaving: dict[int, Grace] = {}
@@ -82,10 +111,14 @@ class PublishedTables(Tables):
             return None
         return grace
 
+    def touched(self, ino: int) -> None:
+        self.attributes.withdraw(ino)
+
     def changed(self, ino: int) -> object | None:
         return self.withdraw(ino)
 
     def gone(self, ino: int) -> object | None:
+        self.attributes.withdraw(ino)
         return self.withdraw(ino)
 
     def is_over(self, token: object) -> bool:

@@ -18,6 +18,7 @@ from pmemfs.fuse import wire
 from pmemfs.fuse.filesystem import CACHE_SECONDS, find, let_go
 from pmemfs.fuse.newinode import Maker, new_inode
 from pmemfs.fuse.openfiles import OpenFiles
+from pmemfs.fuse.published import PublishedAttributes
 from pmemfs.fuse.raw import (
     COLLAPSE_RANGE,
     INSERT_RANGE,
@@ -40,9 +41,17 @@ _COPY_STEP_BYTES = 4 * MIB
 class RawFileSystem:
     """Answers for all files."""
 
-    def __init__(self, fs: FileSystem, files: OpenFiles, *, cached: bool) -> None:
+    def __init__(
+        self,
+        fs: FileSystem,
+        files: OpenFiles,
+        published: PublishedAttributes | None,
+        *,
+        cached: bool,
+    ) -> None:
         self._fs = fs
         self._files = files
+        self._published = published
         self._cached = cached
 
     def handlers(self) -> dict[int, Handler]:
@@ -90,24 +99,34 @@ class RawFileSystem:
 
     def _unlink(self, request: Request) -> Answer:
         self._fs.unlink(request.inode, _name(request.operation))
+        self._publish_again(request.inode)
         return b""
 
     def _rename(self, request: Request) -> Answer:
         (target,) = wire.RENAME_IN.unpack_from(request.operation)
         old, new = _names(request.operation[wire.RENAME_IN.size :])
-        self._fs.rename(request.inode, old, target, new)
-        return b""
+        return self._move(request.inode, old, target, new, 0)
 
     def _rename_with_flags(self, request: Request) -> Answer:
         target, flags, _ = wire.RENAME2_IN.unpack_from(request.operation)
         old, new = _names(request.operation[wire.RENAME2_IN.size :])
-        self._fs.rename(request.inode, old, target, new, flags)
+        return self._move(request.inode, old, target, new, flags)
+
+    def _move(self, parent: int, old: bytes, target: int, new: bytes, flags: int) -> Answer:
+        self._fs.rename(parent, old, target, new, flags)
+        self._publish_again(parent)
+        if target != parent:
+            self._publish_again(target)
         return b""
 
     # Attributes
 
     def _getattr(self, request: Request) -> Answer:
-        return wire.attr_out(self._fs.attributes(request.inode), CACHE_SECONDS)
+        attributes = self._fs.attributes(request.inode)
+        answer = wire.attr_out(attributes, CACHE_SECONDS)
+        if self._published and stat.S_ISDIR(attributes.mode):
+            self._published.publish(request.inode, answer)
+        return answer
 
     def _statx(self, request: Request) -> Answer:
         return wire.statx_out(self._fs.attributes(request.inode), CACHE_SECONDS)
@@ -123,7 +142,9 @@ class RawFileSystem:
         flags, mode, maker = _wanted(request)
         name = _name(request.operation[wire.CREATE_IN.size :])
         new = new_inode(self._fs, request.inode, maker, mode)
-        return self._made(self._fs.make(request.inode, name, new), flags, request.uid)
+        ino = self._fs.make(request.inode, name, new)
+        self._publish_again(request.inode)
+        return self._made(ino, flags, request.uid)
 
     def _tmpfile(self, request: Request) -> Answer:
         flags, mode, maker = _wanted(request)
@@ -219,6 +240,12 @@ class RawFileSystem:
         return done
 
     # What these have in common
+
+    def _publish_again(self, parent: int) -> None:
+        """The kernel is about to ask what a directory is like that it has changed."""
+        if self._published and self._published.is_wanted(parent):
+            answer = wire.attr_out(self._fs.attributes(parent), CACHE_SECONDS)
+            self._published.publish(parent, answer)
 
     def _made(self, ino: int, flags: int, uid: int) -> bytes:
         """The answer to whoever makes a file and opens it: it is empty, whatever the flags say."""

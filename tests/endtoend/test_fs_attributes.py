@@ -6,7 +6,9 @@ import ctypes
 import errno
 import os
 import stat
+import struct
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,9 @@ pytestmark = pytest.mark.mount
 
 MIB = 1 << 20
 SECOND_NS = 10**9
+AT_FDCWD = -100
+AT_STATX_FORCE_SYNC = 0x2000
+STATX_BASIC_STATS = 0x7FF
 
 
 def times_changed(path: Path, action: Callable[[], object]) -> set[str]:
@@ -56,6 +61,53 @@ def test_each_operation_changes_the_times_that_it_should(root: Path) -> None:
     assert times_changed(root, (root / "new").touch) == both
     assert times_changed(root, (root / "new").unlink) == both
     assert times_changed(root, lambda: os.listdir(root)) == set()
+
+
+def status_from_the_server(path: Path) -> tuple[int, int]:
+    """The link count and the time of the last change, past all that the kernel remembers.
+
+    Source: statx(2), AT_STATX_FORCE_SYNC.
+    """
+    found = ctypes.create_string_buffer(256)
+    call = ctypes.CDLL(None, use_errno=True).statx
+    if call(AT_FDCWD, os.fsencode(path), AT_STATX_FORCE_SYNC, STATX_BASIC_STATS, found):
+        raise OSError(ctypes.get_errno(), "statx", path)
+    (nlink,) = struct.unpack_from("<I", found, 16)
+    seconds, nanoseconds = struct.unpack_from("<qI", found, 96)
+    return nlink, seconds * SECOND_NS + nanoseconds
+
+
+def test_everybody_sees_a_directory_as_it_is_while_it_changes(root: Path) -> None:
+    begun = done = 0
+    is_over = threading.Event()
+
+    def change() -> None:
+        nonlocal begun, done
+        try:
+            for number in range(1, 301):
+                begun = number
+                (root / f"d{number}").mkdir()
+                done = number
+                (root / "file").touch()
+                (root / "file").rename(root / "other")
+                (root / "other").unlink()
+        finally:
+            is_over.set()
+
+    first, last_ns = status_from_the_server(root)
+    changing = threading.Thread(target=change)
+    changing.start()
+    looks = 0
+    while not is_over.is_set():
+        least = done
+        nlink, changed_ns = status_from_the_server(root)
+        assert least <= nlink - first <= begun
+        assert changed_ns >= last_ns
+        last_ns = changed_ns
+        looks += 1
+    changing.join()
+    assert status_from_the_server(root)[0] == first + 300
+    assert looks > 10
 
 
 def test_times_are_kept_to_the_nanosecond(root: Path) -> None:

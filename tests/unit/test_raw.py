@@ -116,7 +116,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         fs = FileSystem(pool, memmap)
         engine = WatchedEngine(pool.medium, memmap)
         files = OpenFiles(fs, engine, None, notes_reads=True)
-        raw = RawRequests(RawFileSystem(fs, files, cached=False).handlers(), LONGEST)
+        raw = RawRequests(RawFileSystem(fs, files, None, cached=False).handlers(), LONGEST)
         ino = fs.make(ROOT, b"file", NewInode(mode=stat.S_IFREG | 0o644, uid=1, gid=2))
         fs.hold(ino)
         yield Served(fs, files, raw, engine, ino)

@@ -116,6 +116,7 @@ class AttributeOperations(InodeStore, ABC):
         if state.accessed_ns <= newest_ns or now_ns - state.accessed_ns > _RELATIME_NS:
             inode.state.accessed_ns = now_ns
             inode.is_read = True
+            self.tables.touched(number)
 
     def target(self, number: int) -> bytes:
         """Where a symbolic link leads. Raises OSError (EINVAL)."""

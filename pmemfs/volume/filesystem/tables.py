@@ -1,7 +1,9 @@
-"""What the file system tells whoever serves I/O by published extents.
+"""What the file system tells whoever answers requests by what is published.
 
-Invariant: the file system gives a run of frames to nobody while a token that `changed` or `gone`
-has answered for it is not over.
+Invariants:
+- `touched` is said of an inode before anybody can have learned of its change from elsewhere;
+- the file system gives a run of frames to nobody while a token that `changed` or `gone` has
+  answered for it is not over.
 """
 
 from __future__ import annotations
@@ -11,6 +13,10 @@ from abc import ABC, abstractmethod
 
 class Tables(ABC):
     """Where extents of open files are published."""
+
+    @abstractmethod
+    def touched(self, number: int) -> None:
+        """Attributes of an inode have changed, but for the size and the times in a live line."""
 
     @abstractmethod
     def changed(self, number: int) -> object | None:
@@ -30,6 +36,9 @@ class Tables(ABC):
 
 class NoTables(Tables):
     """Nothing is published."""
+
+    def touched(self, number: int) -> None:
+        return
 
     def changed(self, number: int) -> object | None:
         return None

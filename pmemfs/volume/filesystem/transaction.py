@@ -156,6 +156,8 @@ class Transaction:
             inode.log = log
         for step in self._steps:
             step()
+        for inode, _ in self._logs:
+            self._store.tables.touched(inode.number)
         self._store.release(self._released, self._removed, self._old_frames)
 
     def _abort(self) -> None:

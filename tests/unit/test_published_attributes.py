@@ -1,0 +1,273 @@
+"""Attributes of directories, as the data plane tells them: as the file system would, or not."""
+
+from __future__ import annotations
+
+import stat
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing import get_context
+
+import pytest
+from fakes import mapped_pool
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pmemfs.dataplane import layouts
+from pmemfs.dataplane.memmap import memmap_place, open_shared_memmap
+from pmemfs.dataplane.memory import write_seqlocked
+from pmemfs.dataplane.responder import Responder
+from pmemfs.dataplane.tables import SharedMemory
+from pmemfs.fuse import wire
+from pmemfs.fuse.engine import Engine
+from pmemfs.fuse.filesystem import CACHE_SECONDS
+from pmemfs.fuse.openfiles import OpenFiles
+from pmemfs.fuse.published import PublishedAttributes, PublishedTables
+from pmemfs.fuse.raw import Handler, Request
+from pmemfs.fuse.raw_filesystem import RawFileSystem
+from pmemfs.media.inode import ROOT
+from pmemfs.media.label import Scheme
+from pmemfs.medium.mapped import MappedMedium
+from pmemfs.units import KIB, MIB
+from pmemfs.volume.filesystem.filesystem import FileSystem
+from pmemfs.volume.filesystem.names import NewInode
+
+FILE = NewInode(mode=stat.S_IFREG | 0o644, uid=0, gid=0)
+DIRECTORY = NewInode(mode=stat.S_IFDIR | 0o755, uid=0, gid=0)
+ASKED = ("forward-raw", 0, b"")
+RACES = 200_000
+
+
+@dataclass
+class Served:
+    """A file system, what answers for it here, and a worker of the data plane."""
+
+    shared: SharedMemory
+    fs: FileSystem
+    published: PublishedAttributes
+    handlers: dict[int, Handler]
+    worker: Responder
+
+    def directory(self, name: bytes, parent: int = ROOT) -> int:
+        """A directory that the kernel knows."""
+        ino = self.fs.make(parent, name, DIRECTORY)
+        self.fs.hold(ino)
+        return ino
+
+    def ask_worker(self, ino: int) -> tuple[str, int, bytes]:
+        """What the data plane makes of a GETATTR."""
+        return self.worker.answer(bytes(16), opcode=wire.GETATTR, inode=ino)
+
+    def ask_here(self, opcode: int, ino: int, operation: bytes = bytes(16)) -> bytes:
+        """What is answered to a request that is handed over."""
+        answer = self.handlers[opcode](Request(ino, 0, 0, operation))
+        assert isinstance(answer, bytes)
+        return answer
+
+    def expected(self, ino: int) -> bytes:
+        return wire.attr_out(self.fs.attributes(ino), CACHE_SECONDS)
+
+    def create(self, parent: int, name: bytes) -> None:
+        created = self.ask_here(
+            wire.CREATE, parent, struct.pack("<IIII", 0, 0o644, 0, 0) + name + b"\0"
+        )
+        (ino,) = struct.unpack_from("<Q", created)
+        (handle,) = struct.unpack_from("<Q", created, len(created) - 16)
+        self.ask_here(wire.RELEASE, ino, struct.pack("<QIIQ", handle, 0, 0, 0))
+        self.fs.drop(ino)
+
+    def unlink(self, parent: int, name: bytes) -> None:
+        self.ask_here(wire.UNLINK, parent, name + b"\0")
+
+    def rename(self, parent: int, old: bytes, target: int, new: bytes) -> None:
+        names = old + b"\0" + new + b"\0"
+        self.ask_here(wire.RENAME2, parent, struct.pack("<QII", target, 0, 0) + names)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("pool")
+    with mapped_pool(folder, Scheme.NONE, 4 * KIB, 64 * MIB) as pool:
+        medium = pool.medium
+        assert isinstance(medium, MappedMedium)
+        FileSystem.format(pool)
+        shared = SharedMemory(pool, worker_count=1, memmap_place=memmap_place(pool), has_files=True)
+        tables = PublishedTables(shared)
+        memmap = open_shared_memmap(pool, medium, shared)
+        fs = FileSystem(pool, memmap, tables)
+        files = OpenFiles(fs, Engine(medium, memmap), None, notes_reads=True)
+        raw = RawFileSystem(fs, files, tables.attributes, cached=False)
+        worker = Responder(shared.fd, medium.fileno(), medium.map_flags, MIB)
+        yield Served(shared, fs, tables.attributes, raw.handlers(), worker)
+        shared.close()
+
+
+def test_once_somebody_has_asked_for_a_directory_the_data_plane_answers(served: Served) -> None:
+    ino = served.directory(b"asked")
+    assert served.ask_worker(ino) == ASKED
+    answer = served.ask_here(wire.GETATTR, ino)
+    assert answer == served.expected(ino)
+    assert served.ask_worker(ino) == ("answer", 0, answer)
+
+
+@pytest.mark.parametrize("new", [FILE, NewInode(mode=stat.S_IFIFO | 0o600, uid=0, gid=0)])
+def test_of_anything_but_directories_it_does_not(served: Served, new: NewInode) -> None:
+    ino = served.fs.make(ROOT, b"other", new)
+    served.fs.hold(ino)
+    served.ask_here(wire.GETATTR, ino)
+    assert served.ask_worker(ino) == ASKED
+    served.unlink(ROOT, b"other")
+    served.fs.drop(ino)
+
+
+def test_names_that_change_are_followed(served: Served) -> None:
+    ino, target = served.directory(b"followed"), served.directory(b"target")
+    for asked in (ino, target):
+        served.ask_here(wire.GETATTR, asked)
+    seen = {served.ask_worker(ino)}
+    for step in (
+        lambda: served.create(ino, b"one"),
+        lambda: served.rename(ino, b"one", ino, b"two"),
+        lambda: served.rename(ino, b"two", target, b"three"),
+        lambda: served.unlink(target, b"three"),
+    ):
+        step()
+        for asked in (ino, target):
+            assert served.ask_worker(asked) == ("answer", 0, served.expected(asked))
+        seen.add(served.ask_worker(ino))
+    assert len(seen) >= 4
+
+
+def test_what_nobody_has_asked_for_is_not_published_by_a_change(served: Served) -> None:
+    ino = served.directory(b"unseen")
+    served.create(ino, b"file")
+    assert served.ask_worker(ino) == ASKED
+
+
+def test_of_two_with_one_place_the_one_asked_for_last_is_told(served: Served) -> None:
+    attributes, first = served.published, 0x1000
+    place = layouts.attributes_place_of(first)
+    second = next(
+        ino for ino in range(first + 1, 1 << 20) if layouts.attributes_place_of(ino) == place
+    )
+    answers = {first: b"1" * 104, second: b"2" * 104}
+    for asked, other in ((first, second), (second, first)):
+        attributes.publish(asked, answers[asked])
+        assert attributes.is_wanted(asked)
+        assert not attributes.is_wanted(other)
+        assert served.ask_worker(asked) == ("answer", 0, answers[asked])
+        assert served.ask_worker(other) == ASKED
+    attributes.withdraw(first)
+    assert served.ask_worker(second) == ("answer", 0, answers[second])
+    attributes.withdraw(second)
+    assert served.ask_worker(second) == ASKED
+
+
+STEPS = st.sampled_from(
+    ["create", "unlink", "rename", "mkdir", "rmdir", "link", "chmod", "xattr", "read", "times",
+     "busy", "idle", "ask", "ask", "ask"]
+)  # fmt: skip
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.tuples(STEPS, st.integers(0, 3), st.integers(0, 3)), max_size=60))
+def test_what_it_tells_is_always_so(served: Served, steps: list[tuple[str, int, int]]) -> None:
+    fs = served.fs
+    top = served.directory(b"top")
+    inos = [served.directory(b"d%d" % number, top) for number in range(4)]
+    for step, one, other in steps:
+        ino, second, name = inos[one], inos[other], b"name-%d" % other
+        try:
+            if step == "create":
+                served.create(ino, name)
+            elif step == "unlink":
+                served.unlink(ino, name)
+            elif step == "rename":
+                served.rename(ino, name, second, b"name-%d" % one)
+            elif step == "mkdir":
+                fs.make(ino, name, DIRECTORY)
+            elif step == "rmdir":
+                fs.rmdir(ino, name)
+            elif step == "link":
+                fs.link(fs.lookup(ino, name), second, b"linked")
+            elif step == "chmod":
+                fs.set_attributes(ino, mode=0o700 + other)
+            elif step == "xattr":
+                fs.set_xattr(ino, b"user.some", b"x" * (1 + 100 * other))
+            elif step == "read":
+                fs.note_read(ino)
+            elif step == "times":
+                fs.set_attributes(ino, atime_ns=other, mtime_ns=one)
+            elif step == "busy":
+                # Until its log has been written anew.
+                for number in range(40):
+                    served.create(ino, b"many-%d" % number)
+                    served.unlink(ino, b"many-%d" % number)
+            elif step == "idle":
+                for _ in range(20):
+                    fs.tidy()
+            else:
+                assert served.ask_here(wire.GETATTR, ino) == served.expected(ino)
+        except OSError:
+            pass
+        for asked in (top, *inos):
+            assert served.ask_worker(asked) in (ASKED, ("answer", 0, served.expected(asked)))
+    _remove(served, ROOT, b"top")
+
+
+def _remove(served: Served, parent: int, name: bytes) -> None:
+    """A directory and all in it, which nobody tells anything of any more."""
+    fs = served.fs
+    ino = fs.lookup(parent, name)
+    for entry in list(fs.inode(ino).entries):
+        if stat.S_ISDIR(fs.attributes(fs.lookup(ino, entry)).mode):
+            _remove(served, ino, entry)
+        else:
+            fs.unlink(ino, entry)
+    fs.rmdir(parent, name)
+    if fs.is_held(ino):
+        assert served.ask_worker(ino) in (ASKED, ("answer", 0, served.expected(ino)))
+        fs.drop(ino)
+    assert served.ask_worker(ino) == ASKED
+
+
+def test_a_reader_never_sees_two_answers_mixed(served: Served) -> None:
+    ino = 0x7777
+    answers = [bytes([letter]) * 104 for letter in b"ab"]
+
+    def write() -> None:
+        while True:
+            for answer in answers:
+                served.shared.publish_attributes(ino, answer)
+
+    # Forked, for the descriptors: both map the same memory.
+    writing = get_context("fork").Process(target=write)
+    writing.start()
+    try:
+        while served.ask_worker(ino) == ASKED:
+            pass
+        found = {served.ask_worker(ino) for _ in range(RACES)}
+    finally:
+        writing.kill()
+        writing.join()
+        served.shared.withdraw_attributes(ino)
+    assert found <= {ASKED, *(("answer", 0, answer) for answer in answers)}
+    assert len(found) >= 2
+
+
+@pytest.mark.parametrize(("offset", "length"), [(4, 8), (0, 7), (0, 64), (64, 8), (2**63, 8)])
+def test_what_does_not_fit_is_not_written(offset: int, length: int) -> None:
+    memory = bytearray(64)
+    with pytest.raises((IndexError, OverflowError)):
+        write_seqlocked(memory, offset, bytes(length))
+    assert not any(memory)
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_sequence_is_odd_only_while_somebody_writes(before: int) -> None:
+    memory = bytearray(24)
+    # One that was being written to when its writer was killed.
+    memory[8] = before
+    for times in range(1, 4):
+        write_seqlocked(memory, 8, times.to_bytes(8, "little"))
+        assert struct.unpack("<QQQ", memory) == (0, 2 * times, times)
