@@ -45,6 +45,8 @@ cdef struct queue_t:
     uint32_t inbox[INBOX_ROOM]
     # The reply that comes next on the worker's own socket; NULL where it has none.
     uint8_t *reply
+    # Replies that are to come there.
+    uint32_t awaited
     patience_t patience
     place_t place
 

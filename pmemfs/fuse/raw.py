@@ -9,7 +9,6 @@ ENOSYS, and the kernel does not ask again.
 from __future__ import annotations
 
 import errno
-import select
 import socket
 import struct
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -21,6 +20,7 @@ import trio
 from pmemfs.errors import system_error
 from pmemfs.fuse import wire
 from pmemfs.fuse.barrier import errno_of
+from pmemfs.fuse.inbox import Inbox
 from pmemfs.units import MIB
 
 KEEP_SIZE = 0x01
@@ -32,8 +32,6 @@ INSERT_RANGE = 0x20
 _OFFSET_LIMIT = 1 << 63
 _COPY_AT_ONCE_BYTES = 128 * MIB
 """copy_file_range(2) may copy less than it is asked for, so one request need not last for long."""
-_AT_ONCE = 64
-"""Rounds over all sockets before others have their turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,27 +87,23 @@ class RawRequests:
         self._handlers = handlers
         self._buffer = memoryview(bytearray(longest_bytes))
 
-    async def serve(self, connections: Sequence[socket.socket]) -> None:
+    async def serve(
+        self, connections: Sequence[socket.socket], neighbours: Sequence[socket.socket] = ()
+    ) -> None:
         """Answer what comes until the data plane hangs up; what has to wait, beside the rest.
 
         One task for all sockets: what comes on several at a time, as a FORGET beside other
-        requests does, is answered without a switch of tasks in between.
+        requests does, is answered without a switch of tasks in between. It makes way for what
+        comes at the `neighbours`, which others here serve.
         """
-        living = {connection.fileno(): connection for connection in connections}
-        with closing(select.epoll()) as ready:
-            for connection in connections:
-                ready.register(connection, select.EPOLLIN)
+        with closing(Inbox(connections, neighbours)) as inbox:
             async with trio.open_nursery() as nursery:
-                while living:
-                    await trio.lowlevel.wait_readable(ready.fileno())
-                    for _ in range(_AT_ONCE):
-                        found = ready.poll(0)
-                        if not found:
-                            break
-                        for number, _ in found:
-                            if not self._serve_next(living[number], nursery):
-                                ready.unregister(number)
-                                del living[number]
+                while inbox:
+                    await inbox.wait()
+                    while found := inbox.next(may_wait=not nursery.child_tasks):
+                        for connection in found:
+                            if not self._serve_next(connection, nursery):
+                                inbox.remove(connection)
 
     def _serve_next(self, connection: socket.socket, nursery: trio.Nursery) -> bool:
         """Serve the next message, which is there; False where the data plane has hung up."""

@@ -163,7 +163,8 @@ class NativeSession(Session):
         self._plane.start(self._medium)
         self.data_plane_pid = self._plane.pid
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._raw.serve, self._plane.sockets.raw)
+            sockets = self._plane.sockets
+            nursery.start_soon(self._raw.serve, sockets.raw, [sockets.forward])
             nursery.start_soon(self._watch_memory)
             nursery.start_soon(serve_pyfuse3, self._medium.durability)
             await self._plane.wait_until_ready()
