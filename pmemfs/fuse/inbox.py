@@ -17,7 +17,7 @@ from time import perf_counter
 import trio
 
 AWAKE_SECONDS = 100e-6
-"""Measured with 30, 100 and 300 us; see docs/performance.md."""
+"""30 us gained less; see docs/performance.md."""
 _TURN_SECONDS = 1e-3
 
 

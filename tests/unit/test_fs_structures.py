@@ -212,6 +212,27 @@ def test_a_short_zone_has_only_the_frames_that_it_has(length: int) -> None:
     assert set(got) == usable(geometry)
 
 
+def test_no_more_bitmaps_are_read_than_tell_whether_there_is_enough() -> None:
+    geometry = Geometry(FIRST, 5 * GROUP_FRAMES)
+    medium = FrameMedium()
+    read: list[int] = []
+    plain_read = medium.read
+
+    def watched_read(offset_bytes: int, length_bytes: int) -> bytes:
+        read.append((offset_bytes // FRAME - FIRST) // GROUP_FRAMES)
+        return plain_read(offset_bytes, length_bytes)
+
+    medium.read = watched_read  # type: ignore[method-assign]
+    allocator = Allocator(medium, geometry)
+    assert allocator.free_up_to(GROUP_FRAMES // 2) >= GROUP_FRAMES // 2
+    assert read == [0]
+    assert allocator.free_up_to(2 * GROUP_FRAMES) >= 2 * GROUP_FRAMES
+    assert read == [0, 1, 2]
+    assert allocator.free_up_to(10 * GROUP_FRAMES) == len(usable(geometry))
+    assert allocator.free_up_to(10 * GROUP_FRAMES) == len(usable(geometry))
+    assert read == [0, 1, 2, 3, 4]
+
+
 @given(st.integers(0, 3 * GROUP_FRAMES), st.integers(0, 40), st.integers(0, 40))
 def test_a_run_is_usable_if_each_of_its_frames_is(frames: int, count: int, near: int) -> None:
     geometry = Geometry(FIRST, frames)

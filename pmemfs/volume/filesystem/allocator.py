@@ -131,6 +131,12 @@ class Allocator:
         self._learn_all()
         return self.known_free
 
+    def free_up_to(self, enough: int) -> int:
+        """How many frames are free, or at least `enough`: reads no more bitmaps than tell that."""
+        if self.known_free < enough:
+            self._learn_all(enough)
+        return self.known_free
+
     def largest_run(self) -> int:
         """The longest run of free frames, in frames. Runs over all chunks."""
         longest = 0
@@ -172,12 +178,12 @@ class Allocator:
 
     def _make_sure(self, frame_count: int, *, urgent: bool) -> None:
         wanted = frame_count + (0 if urgent else self.reserve)
-        if self.known_free < wanted:
-            self._learn_all(wanted)
-        if self.known_free < wanted:
+        if self.free_up_to(wanted) < wanted:
             raise system_error(errno.ENOSPC)
 
     def _learn_all(self, enough: int | None = None) -> None:
+        if len(self._groups) == self.geometry.group_count:
+            return
         for number in range(self.geometry.group_count):
             if number not in self._groups:
                 self.group(number)

@@ -337,8 +337,9 @@ class FileOperations(AttributeOperations):
                 return end_frame
             written = end_frame - (offset_bytes >> PAGE_SHIFT)
             wanted = max(size_bytes >> PAGE_SHIFT, _LEAST_AHEAD_FRAMES, _AHEAD_WRITES * written)
+            wanted = min(wanted, _MOST_AHEAD_FRAMES)
             # Others need room too: what is mapped ahead is given back at the last close only.
-            ahead = min(wanted, _MOST_AHEAD_FRAMES, self.allocator.known_free // 8)
+            ahead = min(wanted, self.allocator.free_up_to(8 * wanted) // 8)
         else:
             is_sequential = offset_bytes == inode.next_write_bytes
             inode.ahead_frames = min(inode.ahead_frames * 2 + 4, _MOST_FILL_AHEAD_FRAMES) * (
