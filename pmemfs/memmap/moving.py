@@ -62,7 +62,8 @@ def move_zone(
     prepare_places(medium, runs, new)
     move_structures(
         medium.view(0, medium.size_bytes),
-        clipped(runs, kept_pages),
+        runs,
+        kept_pages,
         old_offset=old.offset_bytes,
         new_offset=new.offset_bytes,
         new_end=new.end_bytes,
@@ -73,6 +74,7 @@ def move_zone(
 def move_structures(
     memory: memoryview,
     runs: Sequence[Range],
+    kept_pages: int,
     *,
     old_offset: int,
     new_offset: int,
@@ -81,11 +83,13 @@ def move_structures(
 ) -> None:
     """Move runs of pages, in ascending order, from a zone at one offset to one at another.
 
-    `stale` are ranges of bytes outside the old zone that are cleared too, as far as they lie in the
-    new one.
+    Of pages from `kept_pages` on, only what they would leave in the new zone is cleared. `stale`
+    are ranges of bytes outside the old zone that are cleared too, as far as they lie in the new
+    one.
     """
-    old, new = _bytes_of(runs, old_offset), _bytes_of(runs, new_offset)
-    moves = list(zip(old, new, strict=True))
+    kept = clipped(runs, kept_pages)
+    old, new = _bytes_of(runs, old_offset), _bytes_of(kept, new_offset)
+    moves = list(zip(_bytes_of(kept, old_offset), new, strict=True))
     if new_offset > old_offset:
         moves.reverse()
     for (source, source_end), (target, target_end) in moves:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pmemfs.memmap.moving import clipped, live_runs, move_structures, without
@@ -33,6 +33,7 @@ def _ranges(numbers: set[int]) -> list[tuple[int, int]]:
     return [(number, number + 1) for number in sorted(numbers)]
 
 
+@example(living=[False, True], old_at=0, new_at=3, more=-2)
 @given(
     st.lists(st.booleans(), min_size=1, max_size=12),
     st.integers(0, 80),
@@ -55,7 +56,8 @@ def test_structures_keep_their_index_and_no_stale_one_is_left(
     runs = live_runs(bytes(living), 1, SHIFT)
     move_structures(
         memory,
-        clipped(runs, min(old_count, new_count)),
+        runs,
+        min(old_count, new_count),
         old_offset=old_at * SIZE,
         new_offset=new_at * SIZE,
         new_end=(new_at + new_count) * SIZE,
