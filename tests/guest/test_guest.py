@@ -54,7 +54,7 @@ def test_killing_the_machine_loses_nothing_that_was_fsynced(
 ) -> None:
     script = INSIDE / "power.sh"
     kept = ("--nvdimm", nvdimm)
-    kill = ("--kill-after-line", "durable 511")
+    kill = ("--kill-after-line", "durable 191")
     killed = guest("sh", script, "before", source, mode=mode, options=(*kept, *kill))
     assert killed.code == EXIT_KILLED, killed.out + killed.err
     last_durable = re.findall(r"^durable (\d+)$", killed.out, re.MULTILINE)[-1]
