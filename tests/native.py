@@ -17,11 +17,13 @@ from pmemfs.dataplane.responder import Responder
 from pmemfs.dataplane.tables import SharedMemory
 from pmemfs.fuse.engine import EngineStatistics
 from pmemfs.fuse.native import NativeEngine
+from pmemfs.fuse.published import PublishedTables
 from pmemfs.media.label import Scheme
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap import Memmap
 from pmemfs.pool import Pool
 from pmemfs.units import KIB, MIB
+from pmemfs.volume.filesystem.filesystem import FileSystem
 from pmemfs.volume.linear import INODE, LinearVolume
 
 READ, WRITE, FSYNC, FLUSH, INTERRUPT, FALLOCATE, LSEEK, SYNCFS = 15, 16, 20, 25, 36, 43, 46, 50
@@ -141,6 +143,35 @@ def some_tables(
             has_files=has_files,
         )
         yield Tables(pool, shared, pool.medium.fileno(), pool.medium.map_flags)
+
+
+@dataclass
+class SharedFiles:
+    """A file system, and what it shares with a data plane."""
+
+    medium: MappedMedium
+    memmap: Memmap
+    shared: SharedMemory
+    tables: PublishedTables
+    fs: FileSystem
+
+    def worker(self) -> Responder:
+        """A worker of the data plane."""
+        return Responder(self.shared.fd, self.medium.fileno(), self.medium.map_flags, MAX_WRITE)
+
+
+@contextmanager
+def shared_files(directory: Path) -> Iterator[SharedFiles]:
+    """A new, empty file system of 64 MiB without page structures, and what a worker sees of it."""
+    with mapped_pool(directory, Scheme.NONE, 4 * KIB, 64 * MIB) as pool:
+        medium = pool.medium
+        assert isinstance(medium, MappedMedium)
+        FileSystem.format(pool)
+        shared = SharedMemory(pool, worker_count=1, memmap_place=memmap_place(pool), has_files=True)
+        tables = PublishedTables(shared)
+        memmap = open_shared_memmap(pool, medium, shared)
+        yield SharedFiles(medium, memmap, shared, tables, FileSystem(pool, memmap, tables))
+        shared.close()
 
 
 def extent(index: int, pfn: int, frame_count: int) -> Extent:

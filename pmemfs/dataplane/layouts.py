@@ -155,7 +155,7 @@ class InodeEntry:
 
 @dataclass(frozen=True, slots=True)
 class AttributesEntry:
-    """What GETATTR of an inode is answered with, until something of it changes; see `seqlock`."""
+    """What GETATTR of an inode is answered with, until something of it changes; see `tables`."""
 
     sequence: int = stored("<u8", "odd while the rest is being written")
     inode: int = stored("<u8", "number of the inode; 0: none")
@@ -256,7 +256,7 @@ def buckets_of(inode: int) -> tuple[int, int]:
 
 
 def attributes_place_of(inode: int) -> int:
-    """The only place of an inode's attributes, as `find_attributes` in plane.pyx has it."""
+    """The only place of an inode's attributes, as `read_attributes` in plane.pyx has it."""
     return (inode * INODE_HASH & _WORD) >> (64 - ATTRIBUTES_SHIFT)
 
 

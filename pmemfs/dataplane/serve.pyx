@@ -2,8 +2,9 @@
 """What the data plane answers: a request in, an answer or a verdict out, whatever the transport.
 
 The rule: an answer is given only where the published tables prove it. READ and WRITE inside extents,
-holes as zeroes, LSEEK, FSYNC, GETATTR. All else is forwarded. A file with a live line (`media/live`) has the
-size that stands there at each request, and is extended here as far as its table allows. Invariants:
+holes as zeroes, LSEEK, FSYNC, GETATTR. All else is forwarded. A file with a live line
+(`media/live`) has the size that stands there at each request, and is extended here as far as its
+table allows. Invariants:
 - a request is what the kernel or a crafted peer says: every length is checked before it is used;
 - pages are held from before the first byte moves until after the last;
 - a write is flushed and fenced before it is answered where cache lines make it durable, since a

@@ -18,7 +18,7 @@ from pmemfs.fuse.filesystem import FileSystemOperations
 from pmemfs.fuse.native import NativeEngine, SharedEngine
 from pmemfs.fuse.openfiles import OpenFiles
 from pmemfs.fuse.options import MountOptions
-from pmemfs.fuse.published import PublishedAttributes, PublishedTables, Publisher
+from pmemfs.fuse.published import PublishedTables, Publisher
 from pmemfs.fuse.raw import Handler
 from pmemfs.fuse.raw_block import RawBlock
 from pmemfs.fuse.raw_filesystem import RawFileSystem
@@ -73,7 +73,7 @@ def python_content(
     """What the python engine serves. Raises PmemfsError."""
     if is_file_system(pool):
         fs = FileSystem(pool, memmap)
-        return _files(fs, Engine(medium, memmap), None, None, options)
+        return _files(fs, Engine(medium, memmap), None, options)
     volume = LinearVolume(pool)
     engine = PythonEngine(medium, memmap, volume)
     operations = BlockOperations(engine, volume, options, pool.label.created_ns)
@@ -96,8 +96,7 @@ def native_content(
     if is_file_system(pool):
         tables = PublishedTables(shared)
         fs = FileSystem(pool, memmap, tables)
-        files_engine = SharedEngine(pool, medium, memmap, shared)
-        return _files(fs, files_engine, Publisher(fs, tables), tables.attributes, options)
+        return _files(fs, SharedEngine(pool, medium, memmap, shared), tables, options)
     volume = LinearVolume(pool)
     engine = NativeEngine(pool, medium, memmap, volume, shared)
     engine.publish()
@@ -121,17 +120,16 @@ EngineT = TypeVar("EngineT", bound=Engine)
 
 
 def _files(
-    fs: FileSystem,
-    engine: EngineT,
-    publisher: Publisher | None,
-    attributes: PublishedAttributes | None,
-    options: MountOptions,
+    fs: FileSystem, engine: EngineT, tables: PublishedTables | None, options: MountOptions
 ) -> Content[EngineT]:
+    """All files; `tables` is what a data plane is shown, if there is one."""
+    cached = options.cached
+    publisher = Publisher(fs, tables) if tables else None
     files = OpenFiles(fs, engine, publisher, notes_reads="noatime" not in options.kernel)
     return Content(
         engine,
-        FileSystemOperations(fs, files, cached=options.cached),
-        RawFileSystem(fs, files, attributes, cached=options.cached).handlers(),
+        FileSystemOperations(fs, files, cached=cached),
+        RawFileSystem(fs, files, tables.attributes, cached=cached).handlers() if tables else {},
         fs,
         show_growth=fs.grow,
         tidy=fs.tidy,

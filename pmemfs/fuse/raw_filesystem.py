@@ -42,12 +42,7 @@ class RawFileSystem:
     """Answers for all files."""
 
     def __init__(
-        self,
-        fs: FileSystem,
-        files: OpenFiles,
-        published: PublishedAttributes | None,
-        *,
-        cached: bool,
+        self, fs: FileSystem, files: OpenFiles, published: PublishedAttributes, *, cached: bool
     ) -> None:
         self._fs = fs
         self._files = files
@@ -122,11 +117,7 @@ class RawFileSystem:
     # Attributes
 
     def _getattr(self, request: Request) -> Answer:
-        attributes = self._fs.attributes(request.inode)
-        answer = wire.attr_out(attributes, CACHE_SECONDS)
-        if self._published and stat.S_ISDIR(attributes.mode):
-            self._published.publish(request.inode, answer)
-        return answer
+        return self._attr_out(request.inode)
 
     def _statx(self, request: Request) -> Answer:
         return wire.statx_out(self._fs.attributes(request.inode), CACHE_SECONDS)
@@ -243,9 +234,16 @@ class RawFileSystem:
 
     def _publish_again(self, parent: int) -> None:
         """The kernel is about to ask what a directory is like that it has changed."""
-        if self._published and self._published.is_wanted(parent):
-            answer = wire.attr_out(self._fs.attributes(parent), CACHE_SECONDS)
-            self._published.publish(parent, answer)
+        if self._published.is_wanted(parent):
+            self._attr_out(parent)
+
+    def _attr_out(self, ino: int) -> bytes:
+        """What an inode is like; what a directory is, the data plane answers from now on."""
+        attributes = self._fs.attributes(ino)
+        answer = wire.attr_out(attributes, CACHE_SECONDS)
+        if stat.S_ISDIR(attributes.mode):
+            self._published.publish(ino, answer)
+        return answer
 
     def _made(self, ino: int, flags: int, uid: int) -> bytes:
         """The answer to whoever makes a file and opens it: it is empty, whatever the flags say."""

@@ -8,18 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from fakes import mapped_pool
+from native import shared_files
 
 from pmemfs.dataplane import layouts
 from pmemfs.dataplane.layouts import Extent
-from pmemfs.dataplane.memmap import memmap_place, open_shared_memmap
 from pmemfs.dataplane.memory import store_word
 from pmemfs.dataplane.tables import SharedMemory
 from pmemfs.fuse.privileges import CAPABILITIES
 from pmemfs.fuse.published import PublishedTables, Publisher
 from pmemfs.media.inode import ROOT
-from pmemfs.media.label import Scheme
-from pmemfs.medium.mapped import MappedMedium
 from pmemfs.units import KIB, MIB
 from pmemfs.volume.filesystem.filesystem import FileSystem
 from pmemfs.volume.filesystem.names import NewInode
@@ -57,15 +54,10 @@ class Served:
 
 @pytest.fixture
 def served(shm: Path) -> Iterator[Served]:
-    with mapped_pool(shm, Scheme.NONE, 4 * KIB, 64 * MIB) as pool:
-        assert isinstance(pool.medium, MappedMedium)
-        FileSystem.format(pool)
-        shared = SharedMemory(pool, worker_count=1, memmap_place=memmap_place(pool), has_files=True)
-        tables = PublishedTables(shared)
-        fs = FileSystem(pool, open_shared_memmap(pool, pool.medium, shared), tables)
+    with shared_files(shm) as made:
         assert layouts.SLOT_HEAD.offset_of("section") == 0
-        yield Served(shared, tables, fs, Publisher(fs, tables))
-        shared.close()
+        publisher = Publisher(made.fs, made.tables)
+        yield Served(made.shared, made.tables, made.fs, publisher)
 
 
 def test_a_file_that_is_read_to_its_end_is_not_published(served: Served) -> None:

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 
 import pytest
-from fakes import mapped_pool
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from native import shared_files
 
 from pmemfs.dataplane import layouts
-from pmemfs.dataplane.memmap import memmap_place, open_shared_memmap
 from pmemfs.dataplane.memory import write_seqlocked
 from pmemfs.dataplane.responder import Responder
 from pmemfs.dataplane.tables import SharedMemory
@@ -22,13 +21,10 @@ from pmemfs.fuse import wire
 from pmemfs.fuse.engine import Engine
 from pmemfs.fuse.filesystem import CACHE_SECONDS
 from pmemfs.fuse.openfiles import OpenFiles
-from pmemfs.fuse.published import PublishedAttributes, PublishedTables
+from pmemfs.fuse.published import PublishedAttributes
 from pmemfs.fuse.raw import Handler, Request
 from pmemfs.fuse.raw_filesystem import RawFileSystem
 from pmemfs.media.inode import ROOT
-from pmemfs.media.label import Scheme
-from pmemfs.medium.mapped import MappedMedium
-from pmemfs.units import KIB, MIB
 from pmemfs.volume.filesystem.filesystem import FileSystem
 from pmemfs.volume.filesystem.names import NewInode
 
@@ -86,20 +82,11 @@ class Served:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    folder = tmp_path_factory.mktemp("pool")
-    with mapped_pool(folder, Scheme.NONE, 4 * KIB, 64 * MIB) as pool:
-        medium = pool.medium
-        assert isinstance(medium, MappedMedium)
-        FileSystem.format(pool)
-        shared = SharedMemory(pool, worker_count=1, memmap_place=memmap_place(pool), has_files=True)
-        tables = PublishedTables(shared)
-        memmap = open_shared_memmap(pool, medium, shared)
-        fs = FileSystem(pool, memmap, tables)
-        files = OpenFiles(fs, Engine(medium, memmap), None, notes_reads=True)
-        raw = RawFileSystem(fs, files, tables.attributes, cached=False)
-        worker = Responder(shared.fd, medium.fileno(), medium.map_flags, MIB)
-        yield Served(shared, fs, tables.attributes, raw.handlers(), worker)
-        shared.close()
+    with shared_files(tmp_path_factory.mktemp("pool")) as made:
+        fs, attributes = made.fs, made.tables.attributes
+        files = OpenFiles(fs, Engine(made.medium, made.memmap), None, notes_reads=True)
+        raw = RawFileSystem(fs, files, attributes, cached=False)
+        yield Served(made.shared, fs, attributes, raw.handlers(), made.worker())
 
 
 def test_once_somebody_has_asked_for_a_directory_the_data_plane_answers(served: Served) -> None:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import pytest
 import trio
-from fakes import mapped_pool
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from native import shared_files
 
 from pmemfs.fuse.engine import Engine
 from pmemfs.fuse.openfiles import OpenFiles
@@ -43,8 +43,6 @@ from pmemfs.fuse.wire import (
     WRITE,
 )
 from pmemfs.media.inode import ROOT
-from pmemfs.media.label import Scheme
-from pmemfs.memmap import open_memmap
 from pmemfs.units import KIB, MIB
 from pmemfs.volume.filesystem.filesystem import FileSystem
 from pmemfs.volume.filesystem.names import NewInode
@@ -110,13 +108,12 @@ class Served:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with mapped_pool(tmp_path_factory.mktemp("pool"), Scheme.NONE, 4 * KIB, 64 * MIB) as pool:
-        FileSystem.format(pool)
-        memmap = open_memmap(pool)
-        fs = FileSystem(pool, memmap)
-        engine = WatchedEngine(pool.medium, memmap)
+    with shared_files(tmp_path_factory.mktemp("pool")) as made:
+        fs = made.fs
+        engine = WatchedEngine(made.medium, made.memmap)
         files = OpenFiles(fs, engine, None, notes_reads=True)
-        raw = RawRequests(RawFileSystem(fs, files, None, cached=False).handlers(), LONGEST)
+        answers = RawFileSystem(fs, files, made.tables.attributes, cached=False)
+        raw = RawRequests(answers.handlers(), LONGEST)
         ino = fs.make(ROOT, b"file", NewInode(mode=stat.S_IFREG | 0o644, uid=1, gid=2))
         fs.hold(ino)
         yield Served(fs, files, raw, engine, ino)
