@@ -27,6 +27,7 @@ from pmemfs.volume.filesystem.filesystem import FileSystem
 from pmemfs.volume.linear import INODE, LinearVolume
 
 READ, WRITE, FSYNC, FLUSH, INTERRUPT, FALLOCATE, LSEEK, SYNCFS = 15, 16, 20, 25, 36, 43, 46, 50
+IOCTL = 39
 TMPFILE, STATX = 51, 52
 MAX_WRITE = MIB
 

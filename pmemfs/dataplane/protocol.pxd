@@ -81,6 +81,7 @@ cdef extern from "linux/fuse.h" nogil:
         FUSE_INIT
         FUSE_CREATE
         FUSE_INTERRUPT
+        FUSE_IOCTL
         FUSE_BATCH_FORGET
         FUSE_FALLOCATE
         FUSE_LSEEK

@@ -113,7 +113,8 @@ cdef verdict_t judge(worker_t *worker, request_t *request) noexcept nogil:
         # No answer is due, and nothing that we do can be interrupted.
         return DROP
     if (opcode == FUSE_FALLOCATE or opcode == FUSE_COPY_FILE_RANGE
-            or opcode == COPY_FILE_RANGE_64 or opcode == TMPFILE or opcode == STATX):
+            or opcode == COPY_FILE_RANGE_64 or opcode == TMPFILE or opcode == STATX
+            or opcode == FUSE_IOCTL):
         return FORWARD_RAW
     return FORWARD
 

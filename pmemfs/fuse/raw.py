@@ -49,6 +49,9 @@ Answer = bytes | memoryview | None
 Handler = Callable[[Request], Answer | Coroutine[None, None, bytes]]
 """Answers at once, or with what has to be waited for. Raises OSError, and struct.error for too
 little."""
+IoctlHandler = Callable[[Request, bytes], bytes | Coroutine[None, None, bytes]]
+"""Answers an ioctl(2): gets what the caller's argument points at, answers what goes back there.
+Raises as `Handler`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +200,35 @@ def copying(copy: Callable[[Request], Coroutine[None, None, int]]) -> dict[int, 
         return struct.pack("<Q", await copy(request))
 
     return {wire.COPY_FILE_RANGE: in_32_bits, wire.COPY_FILE_RANGE_64: in_64_bits}
+
+
+def ioctls(commands: Mapping[int, IoctlHandler]) -> Handler:
+    """The handler of IOCTL for these commands; all others are none of ours: ENOTTY.
+
+    The kernel says what goes in and out by what the number of the command says (_IOC_SIZE), so
+    nothing may be answered but that. Source: fs/fuse/ioctl.c of Linux, fuse_do_ioctl.
+    """
+
+    def handle(request: Request) -> Answer | Coroutine[None, None, bytes]:
+        _, _, command, _, in_bytes, out_bytes = wire.IOCTL_IN.unpack_from(request.operation)
+        handler = commands.get(command)
+        if handler is None:
+            raise system_error(errno.ENOTTY)
+        argument = request.operation[wire.IOCTL_IN.size :][:in_bytes]
+        answer = handler(request, argument)
+        if isinstance(answer, Coroutine):
+            return _answer_ioctl_later(answer, out_bytes)
+        return _ioctl_out(answer, out_bytes)
+
+    return handle
+
+
+async def _answer_ioctl_later(answer: Coroutine[None, None, bytes], out_bytes: int) -> bytes:
+    return _ioctl_out(await answer, out_bytes)
+
+
+def _ioctl_out(data: bytes, out_bytes: int) -> bytes:
+    return wire.IOCTL_OUT.pack(0, 0, 0, 0) + data[:out_bytes]
 
 
 def _unknown(request: Request) -> Answer:

@@ -15,6 +15,7 @@ from pmemfs.fuse.raw import (
     allocation_of,
     copy_of,
     copying,
+    ioctls,
 )
 from pmemfs.volume.linear import INODE
 
@@ -28,7 +29,11 @@ class RawBlock:
 
     def handlers(self) -> dict[int, Handler]:
         """The handlers by opcode."""
-        return {wire.FALLOCATE: self._fallocate, **copying(self._copy)}
+        return {
+            wire.FALLOCATE: self._fallocate,
+            wire.IOCTL: ioctls({}),
+            **copying(self._copy),
+        }
 
     async def _fallocate(self, request: Request) -> bytes:
         wanted = allocation_of(request)

@@ -27,10 +27,12 @@ from pmemfs.fuse.raw import (
     ZERO_RANGE,
     Answer,
     Handler,
+    IoctlHandler,
     Request,
     allocation_of,
     copy_of,
     copying,
+    ioctls,
 )
 from pmemfs.units import MIB
 from pmemfs.volume.filesystem.filesystem import FileSystem
@@ -70,8 +72,13 @@ class RawFileSystem:
             wire.SYNCFS: self._syncfs,
             wire.TMPFILE: self._tmpfile,
             wire.STATX: self._statx,
+            wire.IOCTL: ioctls(self._ioctls()),
             **copying(self._copy),
         }
+
+    def _ioctls(self) -> dict[int, IoctlHandler]:
+        """The commands of ioctl(2) by number; the kernel answers some more by itself."""
+        return {}
 
     # Names
 

@@ -19,6 +19,7 @@ WRITE = 16
 RELEASE = 18
 FSYNC = 20
 CREATE = 35
+IOCTL = 39
 BATCH_FORGET = 42
 FALLOCATE = 43
 RENAME2 = 45
@@ -59,6 +60,10 @@ WRITE_OUT = struct.Struct("<II")
 RELEASE_IN = struct.Struct("<QIIQ")
 # fh, fsync_flags, padding
 FSYNC_IN = struct.Struct("<QII")
+# fh, flags, command, argument, in_size, out_size; in_size bytes follow
+IOCTL_IN = struct.Struct("<QIIQII")
+# result, flags, in_iovs, out_iovs; up to out_size bytes follow
+IOCTL_OUT = struct.Struct("<iIII")
 # fh, offset, length, mode, padding
 FALLOCATE_IN = struct.Struct("<QQQII")
 # fh, offset, whence, padding

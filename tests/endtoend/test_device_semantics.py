@@ -14,8 +14,11 @@ from pathlib import Path
 import pytest
 from conftest import ENGINES, Mounted, PoolMaker, Result, pmemfs, pool_maker, run_command
 from endtoend_tools import AS_NOBODY, MIB, NOBODY, Session, may_pass, opened, read_all
+from fs_tools import fails_with
 
 pytestmark = pytest.mark.mount
+
+BLKGETSIZE64, FS_IOC_GETFLAGS = 0x80081272, 0x80086601
 
 
 @pytest.fixture(scope="module", params=ENGINES, ids=str)
@@ -258,3 +261,10 @@ def test_locks_work_as_on_any_file(mounted: Mounted) -> None:
             fcntl.flock(two, fcntl.LOCK_EX | fcntl.LOCK_NB)
         fcntl.flock(one, fcntl.LOCK_UN)
         fcntl.flock(two, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@pytest.mark.parametrize("command", [BLKGETSIZE64, FS_IOC_GETFLAGS])
+def test_it_has_no_ioctl_of_a_device_or_of_a_file_system(mounted: Mounted, command: int) -> None:
+    for path in (mounted.device, mounted.mountpoint):
+        with opened(path, os.O_RDONLY) as fd, fails_with(errno.ENOTTY):
+            fcntl.ioctl(fd, command, bytes(8))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import stat
 import struct
@@ -288,6 +289,18 @@ def test_a_full_file_system_says_so_and_works_again_once_there_is_room(pools: Po
             assert time.monotonic() < deadline
             time.sleep(0.1)
     assert path.read_bytes() == b"y" * (4 * MIB)
+
+
+@pytest.mark.parametrize("command", [0x5401, 0x80081272], ids=["TCGETS", "BLKGETSIZE64"])
+def test_an_ioctl_of_another_kind_of_file_is_refused(root: Path, command: int) -> None:
+    (root / "file").touch()
+    for path in (root, root / "file"):
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            with fails_with(errno.ENOTTY):
+                fcntl.ioctl(fd, command, bytes(64))
+        finally:
+            os.close(fd)
 
 
 def test_a_file_system_cannot_be_asked_for_flags_that_it_has_not(root: Path) -> None:

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from native import (
     FSYNC,
+    IOCTL,
     LSEEK,
     READ,
     STATX,
@@ -418,6 +419,6 @@ def test_no_size_in_a_live_line_leads_astray(file: File) -> None:
         assert file.write(offset, b"x") == FORWARDED
 
 
-@pytest.mark.parametrize("opcode", [TMPFILE, STATX])
+@pytest.mark.parametrize("opcode", [IOCTL, TMPFILE, STATX])
 def test_what_pyfuse3_lacks_goes_past_it(file: File, opcode: int) -> None:
     assert file.ask(opcode, bytes(32))[0] == "forward-raw"

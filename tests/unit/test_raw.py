@@ -29,6 +29,7 @@ from pmemfs.fuse.wire import (
     FORGET,
     FSYNC,
     GETATTR,
+    IOCTL,
     LOOKUP,
     LSEEK,
     OPEN,
@@ -50,9 +51,11 @@ from pmemfs.volume.filesystem.names import NewInode
 OPCODES = [
     LOOKUP, GETATTR, UNLINK, RENAME, RENAME2, OPEN, CREATE, READ, WRITE, RELEASE, FSYNC,
     FALLOCATE, LSEEK, COPY_FILE_RANGE, SYNCFS, TMPFILE, STATX, COPY_FILE_RANGE_64,
+    IOCTL,
 ]  # fmt: skip
 LONGEST = 64 * KIB
 FRAME = 4096
+TCGETS, BLKGETSIZE64 = 0x5401, 0x80081272
 
 
 class WatchedEngine(Engine):
@@ -138,6 +141,16 @@ def test_taking_a_range_out_and_putting_one_in(served: Served) -> None:
     assert served.ask(FALLOCATE, fallocate_in(INSERT_RANGE, FRAME, 2 * FRAME)) == (0, b"")
     data = data[:FRAME] + bytes(2 * FRAME) + data[FRAME:]
     assert bytes(served.fs.read(served.ino, 0, MIB)) == data
+
+
+def ioctl_in(command: int, argument: bytes = b"", out_bytes: int = 0) -> bytes:
+    return struct.pack("<QIIQII", 1, 0, command, 0, len(argument), out_bytes) + argument
+
+
+@pytest.mark.parametrize("command", [0, TCGETS, BLKGETSIZE64, (1 << 32) - 1])
+def test_an_ioctl_of_another_kind_of_file_is_refused(served: Served, command: int) -> None:
+    for ino in (served.ino, ROOT):
+        assert served.ask(IOCTL, ioctl_in(command, bytes(8), 8), ino) == (errno.ENOTTY, b"")
 
 
 @pytest.mark.parametrize(
