@@ -26,6 +26,7 @@ _EXTENT = struct.Struct("<8xQQQ")
 _ENTRY = struct.Struct("<8xQqBB")
 _VALUE = struct.Struct("<8xIIHH")
 _FRAME = struct.Struct("<IIQQ")
+_PLACE = struct.Struct("<QQQ")
 
 
 @dataclass
@@ -178,7 +179,7 @@ class Checker:
         if slot + 128 <= head < slot + SLOT:
             expect(head == slot + 128, "its log begins inside the slot")
             expect(head < tail <= slot + SLOT, "its tail is not in its slot")
-            cut(raw[128 : tail - slot], records, is_last=True)
+            cut(found, head, raw[128 : tail - slot], records, is_last=True)
             return records
         frame = head - LINE
         while True:
@@ -190,11 +191,12 @@ class Checker:
             content = bytes(image[frame : frame + FRAME])
             magic, checksum, number, after = _FRAME.unpack_from(content)
             expect(magic == 0x676F6C70 and number == found.number, f"frame {pfn} is no log of it")
-            expect(checksum == crc(_FRAME.pack(magic, 0, number, 0)[:16]), f"log frame {pfn}")
+            place = _PLACE.pack(number, found.generation, frame)
+            expect(checksum == crc(place + content[:4] + bytes(4)), f"log frame {pfn}")
             if frame < tail <= frame + FRAME:
-                cut(content[LINE : tail - frame], records, is_last=True)
+                cut(found, frame + LINE, content[LINE : tail - frame], records, is_last=True)
                 return records
-            cut(content[LINE:], records, is_last=False)
+            cut(found, frame + LINE, content[LINE:], records, is_last=False)
             frame = after
 
     def _tree(self, report: Report) -> None:
@@ -234,15 +236,18 @@ class Checker:
             report.problems.append(f"{lost} can't be reached")
 
 
-def cut(area: bytes, records: list[bytes], *, is_last: bool) -> None:
-    """The records of an area, to its end."""
+def cut(found: Found, offset: int, area: bytes, records: list[bytes], *, is_last: bool) -> None:
+    """The records of an area that lies at this offset, to its end."""
     at = 0
     while at < len(area):
         kind, slots, reserved, checksum = _RECORD.unpack_from(area, at)
         raw = area[at : at + slots * LINE]
         expect(slots > 0 and len(raw) == slots * LINE, "a record has no valid length")
         expect(reserved == 0, "a record's reserved bytes are not zero")
-        expect(checksum == crc(raw[:4] + bytes(4) + raw[8:]), "a record's checksum is wrong")
+        place = _PLACE.pack(found.number, found.generation, offset + at)
+        expect(
+            checksum == crc(place + raw[:4] + bytes(4) + raw[8:]), "a record's checksum is wrong"
+        )
         if kind == 1:
             expect(not is_last, "a padding is before the tail")
             return

@@ -141,6 +141,8 @@ class Base:
     slots: list[int] = field(default_factory=list)
     records: list[tuple[int, int]] = field(default_factory=list)
     """Offset and length."""
+    owners: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """Number and generation of the inode whose record, or frame of a log, is at an offset."""
     log_frames: list[int] = field(default_factory=list)
     inode_frames: list[int] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
@@ -245,6 +247,7 @@ def _surveyed(image: bytes) -> Base:
             if inode.is_directory:
                 found.directories.append(number)
             found.log_frames += inode.log.frames
+            found.owners |= dict.fromkeys(inode.log.frames, (number, inode.generation))
             areas = [(frame + 64, frame + FRAME_BYTES) for frame in inode.log.frames] or [
                 (slot + 128, slot + SLOT_BYTES)
             ]
@@ -252,6 +255,7 @@ def _surveyed(image: bytes) -> Base:
                 while start < end and image[start] and image[start + 1]:
                     length = image[start + 1] * 64
                     found.records.append((start, length))
+                    found.owners[start] = number, inode.generation
                     start += length
     return found
 
@@ -306,10 +310,9 @@ class Mutation:
             self.image[at : at + len(raw)] = raw
 
     def reseal(self, at: int, length: int) -> None:
-        """Make the checksum of a record right."""
-        self.put(at + 4, bytes(4))
-        crc = int(google_crc32c.value(bytes(self.image[at : at + length])))
-        self.put(at + 4, crc.to_bytes(4, "little"))
+        """Make the checksum of a record right for the inode that had one there."""
+        raw = bytes(self.image[at : at + length])
+        self.put(at, log_media.seal([raw], *self.of.owners[at], at))
 
     def word(self, at: int) -> None:
         """Change a word of some width."""
@@ -346,6 +349,8 @@ def move_record(pool: Mutation) -> None:
     target, room = pool.rng.choice(pool.of.records)
     if length <= room:
         pool.put(target, bytes(pool.image[source : source + length]))
+        if pool.rng.random() < 0.8:
+            pool.reseal(target, length)
 
 
 def invent_record(pool: Mutation) -> None:
@@ -368,7 +373,7 @@ def invent_record(pool: Mutation) -> None:
     else:
         raw = log_media.pack_xattr_removed(b"user.short")
     if len(raw) <= length:
-        pool.put(at, raw)
+        pool.put(at, log_media.seal([raw], *pool.of.owners[at], at))
 
 
 def change_slot(pool: Mutation) -> None:
@@ -436,9 +441,9 @@ def change_log_frame(pool: Mutation) -> None:
         pool.put(frame + 16, (pool.frame() if rng.random() < 0.7 else pool.number())
                  .to_bytes(8, "little"))  # fmt: skip
     else:
-        after = bytes(pool.image[frame + 16 : frame + 24])
-        pool.put(frame, log_media.pack_frame_head(rng.choice(pool.of.numbers)))
-        pool.put(frame + 16, after)
+        after = int.from_bytes(pool.image[frame + 16 : frame + 24], "little")
+        owner = pool.of.owners[rng.choice(pool.of.log_frames)]
+        pool.put(frame, log_media.pack_frame_head(*owner, frame, after))
 
 
 def change_head(pool: Mutation) -> None:
@@ -453,7 +458,7 @@ def change_head(pool: Mutation) -> None:
 
 
 def copy_slot(pool: Mutation) -> None:
-    """One inode over another, with the number made right."""
+    """One inode over another, with the number made right, and the records in its slot."""
     rng = pool.rng
     source, target = rng.choice(pool.of.slots), rng.choice(pool.of.slots)
     raw = bytearray(pool.image[source : source + SLOT_BYTES])
@@ -464,6 +469,11 @@ def copy_slot(pool: Mutation) -> None:
     if rng.random() < 0.6 and head[5] == source + 128:
         head[5], head[6] = target + 128, head[6] - source + target & (1 << 64) - 1
     raw[:64] = INODE_HEAD.struct.pack(*head)
+    at = 128
+    while at < SLOT_BYTES and raw[at + 1]:
+        end = at + raw[at + 1] * 64
+        raw[at:end] = log_media.seal([bytes(raw[at:end])], number, head[3], target + at)
+        at = end
     pool.put(target, bytes(raw))
 
 

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 MAGIC = b"pmemfs fs\r\n\x1a\n\x00\x00\x00"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""2: the checksum of a record covers whose it is and where it lies."""
 
 GROUP_FRAMES = 8 * FRAME_BYTES
 CHUNK_FRAMES = 512
@@ -78,7 +79,10 @@ def validate_head(buffer: Buffer, uuid: bytes) -> Head:
     for is_wrong, why in (
         (head.magic != MAGIC, "its head does not start with the magic of one"),
         (head.checksum != google_crc32c.value(blank[:_CLEAN_AT]), "its head's checksum is wrong"),
-        (head.format_version != FORMAT_VERSION, f"its format is {head.format_version}, not 1"),
+        (
+            head.format_version != FORMAT_VERSION,
+            f"its format is {head.format_version}, and this program knows {FORMAT_VERSION} only",
+        ),
         (head.features != 0, f"it uses features that this program does not know ({head.features})"),
         (head.uuid != uuid, "it belongs to another pool"),
     ):

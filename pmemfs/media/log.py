@@ -3,14 +3,17 @@
 What an inode is follows from its records, read in order up to its tail. Invariants:
 - a record never crosses the end of a frame; where the next does not fit, a record PADDING says that
   the rest of the frame is unused;
-- a record's checksum covers all its slots; what lies behind the tail is no record;
+- a record's checksum covers all its slots, whose it is and where it lies, so that a copy elsewhere,
+  or one that a former inode of the slot has left, is no record; nor is what lies behind the tail;
 - a log in the inode's slot has no frames: when it is full, it is written anew into a frame.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
+from struct import Struct
 
 import google_crc32c
 
@@ -57,7 +60,11 @@ class LogFrame:
     """The head of a frame of a log; 63 slots for records follow."""
 
     magic: int = stored("<u4", "0x676f6c70: a frame of a log", default=FRAME_MAGIC)
-    checksum: int = stored("<u4", "CRC-32C of magic, a zero of 4 bytes, and inode")
+    checksum: int = stored(
+        "<u4",
+        "CRC-32C of the inode's number, its generation and the offset of this frame in the pool, "
+        "8 bytes each, and magic",
+    )
     inode: int = stored("<u8", "number of the inode whose log it is")
     next: int = stored("<u8", "offset in the pool of the log's next frame", unit="bytes")
     reserved: bytes = stored("V40", "zero", default=bytes(40))
@@ -71,7 +78,11 @@ class RecordHead:
                        "xattr, 8 xattr removed, 9 target, 10 parent")  # fmt: skip
     slots: int = stored("u1", "64-byte slots that the record takes")
     reserved: int = stored("<u2", "zero")
-    checksum: int = stored("<u4", "CRC-32C of all its slots, this field zero")
+    checksum: int = stored(
+        "<u4",
+        "CRC-32C of the inode's number, its generation and the offset of this record in the pool, "
+        "8 bytes each, and all its slots, this field zero",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,65 +162,83 @@ NEXT_AT = FRAME.offset_of("next")
 _CHECKSUM_AT = RECORD_HEAD.offset_of("checksum")
 _ENTRY_HEAD = ENTRY.head_struct("name_bytes")
 _VALUE_HEAD = VALUE.head_struct("name_bytes")
-_FRAME_CONSTANT = FRAME.head_struct("inode")
+_PLACE = Struct("<QQQ4s4x")
+"""What a checksum covers first: number, generation, offset, 4 bytes, and the checksum as zero."""
+_CHECKSUM = Struct("<I")
 _crc = google_crc32c.value
 
 
-def pack_frame_head(inode: int) -> bytes:
-    """The head of a new, last frame of an inode's log."""
-    checksum = int(_crc(_FRAME_CONSTANT.pack(FRAME_MAGIC, 0, inode)))
-    return FRAME.pack(LogFrame(checksum=checksum, inode=inode))
+def pack_frame_head(number: int, generation: int, offset: int, after: int = 0) -> bytes:
+    """The head of a frame of an inode's log that lies at this offset; `after` is the next one's."""
+    checksum = _frame_checksum(number, generation, offset)
+    return FRAME.pack(LogFrame(checksum=checksum, inode=number, next=after))
 
 
-def is_frame_of(raw: bytes, inode: int) -> bool:
-    """Whether 64 bytes are the head of a frame of this inode's log."""
+def is_frame_of(raw: bytes, number: int, generation: int, offset: int) -> bool:
+    """Whether 64 bytes at an offset are the head of a frame of this inode's log."""
     head = FRAME.unpack(raw)
-    constant = _FRAME_CONSTANT.pack(head.magic, 0, head.inode)
-    is_sound = bool(head.checksum == _crc(constant))
-    return is_sound and head.magic == FRAME_MAGIC and head.inode == inode
+    is_sound = head.checksum == _frame_checksum(number, generation, offset)
+    return is_sound and head.magic == FRAME_MAGIC and head.inode == number
 
 
-def seal(kind: int, raw: bytearray) -> bytes:
-    """A record of this content: filled up to whole slots, with its head."""
+def _frame_checksum(number: int, generation: int, offset: int) -> int:
+    return int(_crc(_PLACE.pack(number, generation, offset, b"plog")))
+
+
+def seal(records: Iterable[bytes], number: int, generation: int, offset: int) -> bytes:
+    """Records of an inode's log as they are stored one behind the other from an offset on.
+
+    What packs a record leaves its checksum zero, since it does not know where the record will be.
+    """
+    parts: list[bytes] = []
+    for raw in records:
+        rest = raw[_CHECKSUM_AT + 4 :]
+        checksum = _crc(_PLACE.pack(number, generation, offset, raw) + rest)
+        parts += (raw[:_CHECKSUM_AT], _CHECKSUM.pack(checksum), rest)
+        offset += len(raw)
+    return b"".join(parts)
+
+
+def is_sound(raw: bytes, number: int, generation: int, offset: int) -> bool:
+    """Whether a record is one of this inode, at this offset."""
+    checksum = _crc(_PLACE.pack(number, generation, offset, raw) + raw[_CHECKSUM_AT + 4 :])
+    return bool(_CHECKSUM.unpack_from(raw, _CHECKSUM_AT)[0] == checksum)
+
+
+def record(kind: int, raw: bytearray) -> bytes:
+    """A record of this content, to be sealed: filled up to whole slots, with its head."""
     raw += bytes(-len(raw) % RECORD_BYTES)
     raw[0] = kind
     raw[1] = len(raw) // RECORD_BYTES
-    raw[_CHECKSUM_AT : _CHECKSUM_AT + 4] = int(_crc(bytes(raw))).to_bytes(4, "little")
     return bytes(raw)
-
-
-def is_sound(raw: bytes) -> bool:
-    """Whether the checksum of a record is right."""
-    blank = raw[:_CHECKSUM_AT] + bytes(4) + raw[_CHECKSUM_AT + 4 :]
-    return int.from_bytes(raw[_CHECKSUM_AT : _CHECKSUM_AT + 4], "little") == int(_crc(blank))
 
 
 def pack_padding() -> bytes:
     """A record that says that the rest of its frame is unused."""
-    return seal(RecordKind.PADDING, bytearray(RECORD_BYTES))
+    return record(RecordKind.PADDING, bytearray(RECORD_BYTES))
 
 
 def pack_extent(index: int, pfn: int, frame_count: int) -> bytes:
     """An EXTENT."""
     raw = EXTENT.struct.pack(b"", index, pfn, frame_count, b"")
-    return seal(RecordKind.EXTENT, bytearray(raw))
+    return record(RecordKind.EXTENT, bytearray(raw))
 
 
 def pack_hole(index: int, frame_count: int) -> bytes:
     """A HOLE."""
     raw = EXTENT.struct.pack(b"", index, 0, frame_count, b"")
-    return seal(RecordKind.HOLE, bytearray(raw))
+    return record(RecordKind.HOLE, bytearray(raw))
 
 
 def pack_entry(name: bytes, inode: int, type_: int, time_ns: int) -> bytes:
     """An ENTRY, or with `type_` 0 a REMOVED."""
     raw = bytearray(_ENTRY_HEAD.pack(b"", inode, time_ns, type_, len(name)) + name)
-    return seal(RecordKind.ENTRY if type_ else RecordKind.REMOVED, raw)
+    return record(RecordKind.ENTRY if type_ else RecordKind.REMOVED, raw)
 
 
 def pack_parent(inode: int) -> bytes:
     """A PARENT."""
-    return seal(RecordKind.PARENT, bytearray(PARENT.struct.pack(b"", inode, b"")))
+    return record(RecordKind.PARENT, bytearray(PARENT.struct.pack(b"", inode, b"")))
 
 
 def pack_values(kind: RecordKind, name: bytes, value: bytes) -> list[bytes]:
@@ -218,14 +247,14 @@ def pack_values(kind: RecordKind, name: bytes, value: bytes) -> list[bytes]:
     for offset in range(0, len(value) or 1, PART_BYTES):
         part = value[offset : offset + PART_BYTES]
         head = _VALUE_HEAD.pack(b"", len(value), offset, len(part), len(name))
-        records.append(seal(kind, bytearray(head + name + part)))
+        records.append(record(kind, bytearray(head + name + part)))
     return records
 
 
 def pack_xattr_removed(name: bytes) -> bytes:
     """An XATTR_REMOVED."""
     head = _VALUE_HEAD.pack(b"", 0, 0, 0, len(name))
-    return seal(RecordKind.XATTR_REMOVED, bytearray(head + name))
+    return record(RecordKind.XATTR_REMOVED, bytearray(head + name))
 
 
 def unpack_entry(raw: bytes) -> tuple[bytes, int, int, int]:

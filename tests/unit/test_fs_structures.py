@@ -261,15 +261,17 @@ def usable_near(geometry: Geometry):  # type: ignore[no-untyped-def]
 # Records and the journal
 
 NAMES = st.binary(min_size=1, max_size=255)
+PLACE = 1234, 2, 5 << 12
+"""Number and generation of an inode, and an offset."""
 
 
 @given(NAMES, st.integers(1, (1 << 64) - 1), st.integers(1, 15), st.integers(-(1 << 63), 1 << 62))
 def test_an_entry_is_read_as_it_was_written(
     name: bytes, number: int, type_: int, time_ns: int
 ) -> None:
-    raw = log_media.pack_entry(name, number, type_, time_ns)
+    raw = log_media.seal([log_media.pack_entry(name, number, type_, time_ns)], *PLACE)
     assert len(raw) % 64 == 0
-    assert log_media.is_sound(raw)
+    assert log_media.is_sound(raw, *PLACE)
     assert log_media.unpack_entry(raw) == (name, number, type_, time_ns)
 
 
@@ -277,7 +279,6 @@ def test_an_entry_is_read_as_it_was_written(
 def test_a_value_is_read_as_it_was_written(name: bytes, value: bytes) -> None:
     whole = b""
     for raw in log_media.pack_values(RecordKind.XATTR, name, value):
-        assert log_media.is_sound(raw)
         own, part, offset, total = log_media.unpack_value(raw)
         assert (own, offset, total) == (name, len(whole), len(value))
         whole += part
@@ -286,10 +287,41 @@ def test_a_value_is_read_as_it_was_written(name: bytes, value: bytes) -> None:
 
 @given(NAMES, st.data())
 def test_any_byte_that_changes_in_a_record_is_noticed(name: bytes, data: st.DataObject) -> None:
-    raw = bytearray(log_media.pack_entry(name, 77, 8, 5))
+    raw = bytearray(log_media.seal([log_media.pack_entry(name, 77, 8, 5)], *PLACE))
     at, xor = data.draw(st.integers(0, len(raw) - 1)), data.draw(st.integers(1, 255))
     raw[at] ^= xor
-    assert not log_media.is_sound(bytes(raw))
+    assert not log_media.is_sound(bytes(raw), *PLACE)
+
+
+@given(NAMES, st.integers(0, 2), st.integers(1, (1 << 64) - 1))
+def test_a_record_is_one_of_its_inode_at_its_place_only(name: bytes, which: int, xor: int) -> None:
+    raw = log_media.seal([log_media.pack_entry(name, 77, 8, 5)], *PLACE)
+    other = list(PLACE)
+    other[which] ^= xor
+    assert not log_media.is_sound(raw, *other)
+
+
+@given(st.lists(NAMES, min_size=1, max_size=9))
+def test_records_are_sealed_one_behind_the_other(names: list[bytes]) -> None:
+    number, generation, offset = PLACE
+    records = [log_media.pack_entry(name, 77, 8, 5) for name in names]
+    raw = log_media.seal(records, *PLACE)
+    at = 0
+    for record in records:
+        sealed = raw[at : at + len(record)]
+        assert log_media.is_sound(sealed, number, generation, offset + at)
+        assert sealed[8:] == record[8:]
+        at += len(record)
+    assert at == len(raw)
+
+
+@given(st.integers(0, 2), st.integers(1, (1 << 64) - 1))
+def test_a_frame_of_a_log_is_one_of_its_inode_at_its_place_only(which: int, xor: int) -> None:
+    raw = log_media.pack_frame_head(*PLACE, 1 << 20)
+    assert log_media.is_frame_of(raw, *PLACE)
+    other = list(PLACE)
+    other[which] ^= xor
+    assert not log_media.is_frame_of(raw, *other)
 
 
 WORDS = st.lists(

@@ -13,7 +13,14 @@ from test_check_filesystem import Changes, Tree
 
 from pmemfs.errors import DamagedFileSystem
 from pmemfs.media import log as media
-from pmemfs.media.filesystem import FIRST_INODES_FRAME, JOURNAL_FRAME
+from pmemfs.media.filesystem import (
+    FIRST_INODES_FRAME,
+    FORMAT_VERSION,
+    HEAD_FRAME,
+    JOURNAL_FRAME,
+    Head,
+)
+from pmemfs.media.filesystem import pack_head as pack_filesystem_head
 from pmemfs.media.inode import HEAD, INLINE_OFFSET, ROOT, SLOT_BYTES, TAIL_WORD_AT, pack_head
 from pmemfs.media.journal import pack_journal
 from pmemfs.media.log import RecordKind
@@ -58,7 +65,7 @@ def test_the_tail_of_a_log_in_frames_is_behind_the_head_of_one(tree: Tree) -> No
                                   RecordKind.PARENT])  # fmt: skip
 def test_a_record_of_one_slot_has_no_more(tree: Tree, kind: int) -> None:
     with tree.changed() as changes:
-        changes.append(tree.other, media.seal(kind, bytearray(128)))
+        changes.append(tree.other, media.record(kind, bytearray(128)))
     with pytest.raises(OSError, match="takes 128 bytes"):
         tree.mount().attributes(tree.other)
 
@@ -180,3 +187,103 @@ def _with(tree: Tree, record: bytes) -> None:
         read_inode(tree.medium, fs.table, tree.other)
     finally:
         tree.medium.store(0, before)
+
+
+@pytest.mark.parametrize("version", [1, FORMAT_VERSION - 1, FORMAT_VERSION + 1])
+def test_a_file_system_of_another_format_is_refused(tree: Tree, version: int) -> None:
+    at = tree.pool.zones.data.offset_bytes + (HEAD_FRAME << PAGE_SHIFT)
+    head = Head(format_version=version, uuid=tree.pool.label.uuid)
+    tree.medium.store(at, pack_filesystem_head(head))
+    with pytest.raises(
+        DamagedFileSystem,
+        match=f"is {version}, and this program knows {FORMAT_VERSION} only",
+    ):
+        tree.mount()
+    [error] = tree.errors()
+    assert f"its format is {version}, and" in error
+
+
+# Records elsewhere than where they were written
+
+Copy = Callable[[Tree], tuple[int, int, int]]
+"""A directory, and the offsets in the pool of two records of one length: the second is overwritten
+with the first."""
+
+
+def _in_its_slot(tree: Tree) -> tuple[int, int, int]:
+    # parent, attributes, then file and other
+    start = tree.mount().inode(tree.deep).log.head
+    return tree.deep, start + 128, start + 192
+
+
+def _of_another_inode(tree: Tree) -> tuple[int, int, int]:
+    fs = tree.mount()
+    return tree.deep, fs.inode(tree.home).log.head, fs.inode(tree.deep).log.head
+
+
+def _in_a_frame(tree: Tree) -> tuple[int, int, int]:
+    fs = tree.mount()
+    for count in range(100):
+        fs.make(tree.home, b"n%d" % count, FILE)
+    first, second = fs.inode(tree.home).log.frames[:2]
+    return tree.home, first + 640, second + 128
+
+
+def _of_a_former_inode(tree: Tree) -> tuple[int, int, int]:
+    """The slot of the file is used anew: what the former one wrote there is put back."""
+    fs = tree.mount()
+    slot = fs.table.slot_offset(tree.file)
+    kept = bytes(tree.medium.read(slot + INLINE_OFFSET, media.RECORD_BYTES))
+    fs.unlink(ROOT, b"same")
+    fs.unlink(tree.deep, b"file")
+    while fs.make(tree.deep, b"again%d" % fs.clock, FILE) != tree.file:
+        fs.clock += 1
+    spare = slot + SLOT_BYTES - media.RECORD_BYTES
+    tree.medium.store(spare, kept)
+    return tree.file, spare, slot + INLINE_OFFSET
+
+
+COPIES = [_in_its_slot, _of_another_inode, _in_a_frame, _of_a_former_inode]
+
+
+@pytest.mark.parametrize("copied", COPIES)
+def test_a_record_that_was_copied_over_another_is_damage(tree: Tree, copied: Copy) -> None:
+    number, source, target = copied(tree)
+    raw = bytes(tree.medium.read(source, media.RECORD_BYTES))
+    assert raw[1] == tree.medium.read(target, 2)[1] == 1
+    tree.medium.store(target, raw)
+    assert any(f"a record at {target:#x} has a wrong checksum" in e for e in tree.errors())
+    fs = tree.mount()
+    with pytest.raises(OSError, match="a wrong checksum") as raised:
+        fs.attributes(number)
+    assert raised.value.errno == errno.EIO
+    assert fs.read_only
+
+
+def test_a_frame_of_a_log_that_was_copied_over_another_is_damage(tree: Tree) -> None:
+    fs = tree.mount()
+    for count in range(200):
+        fs.make(tree.home, b"n%d" % count, FILE)
+    first, second = fs.inode(tree.home).log.frames[:2]
+    after = bytes(tree.medium.read(second + media.NEXT_AT, 8))
+    tree.medium.store(second, bytes(tree.medium.read(first, FRAME_BYTES)))
+    tree.medium.store(second + media.NEXT_AT, after)
+    assert any(f"goes on at {second:#x}, where another thing is" in e for e in tree.errors())
+    with pytest.raises(OSError, match="another thing"):
+        tree.mount().attributes(tree.home)
+
+
+def test_records_that_compaction_has_moved_are_sound(tree: Tree) -> None:
+    fs = tree.mount()
+    for count in range(300):
+        fs.make(tree.home, b"n%d" % count, FILE)
+        fs.unlink(tree.home, b"n%d" % count)
+    fs.set_xattr(tree.other, b"user.long", bytes(3000))
+    fs.remove_xattr(tree.other, b"user.long")
+    for number in (tree.home, tree.other):
+        assert not fs.inode(number).log.is_inline
+        with fs.change() as change:
+            change.compact(fs.inode(number))
+        assert fs.inode(number).log.is_inline
+    assert tree.errors() == []
+    assert bytes(tree.mount().read(tree.other, 0, 20_000)) == b"b" * 10_000

@@ -29,7 +29,7 @@ from pmemfs.media.filesystem import (
 )
 from pmemfs.media.inode import INLINE_OFFSET, ROOT
 from pmemfs.media.inode import pack_head as pack_inode_head
-from pmemfs.media.log import RECORD_BYTES, pack_parent
+from pmemfs.media.log import RECORD_BYTES, pack_parent, seal
 from pmemfs.medium.base import Medium
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
 from pmemfs.pool import Pool
@@ -86,8 +86,8 @@ class FileSystem(FileOperations, NameOperations):
         slot = geometry.offset_of(FIRST_INODES_FRAME)
         now_ns = time.time_ns()
         state = State(stat.S_IFDIR | mode, 1, uid, gid, 0, now_ns, now_ns, now_ns, 0, 0, 0)
-        records = pack_parent(ROOT) + state.pack()
         log_start = slot + INLINE_OFFSET
+        records = seal((pack_parent(ROOT), state.pack()), ROOT, 1, log_start)
         raw = pack_inode_head(ROOT, 1, now_ns, log_start, log_start + len(records))
         raw += bytes(INLINE_OFFSET - len(raw)) + records
         medium.store(slot, raw + bytes(FRAME_BYTES - len(raw)))

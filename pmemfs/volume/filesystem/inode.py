@@ -66,13 +66,13 @@ class State:
     flags: int
 
     def pack(self) -> bytes:
-        """The record ATTRIBUTES."""
+        """The record ATTRIBUTES, to be sealed."""
         raw = ATTRIBUTES.struct.pack(
             _NO_HEAD, self.mode, self.link_count, self.uid, self.gid, self.size_bytes,
             self.accessed_ns, self.modified_ns, self.changed_ns, self.device, self.epoch,
             self.flags,
         )  # fmt: skip
-        return media.seal(RecordKind.ATTRIBUTES, bytearray(raw))
+        return media.record(RecordKind.ATTRIBUTES, bytearray(raw))
 
     def replaced(self, **changes: int) -> State:
         """A copy with some of it changed."""

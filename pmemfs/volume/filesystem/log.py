@@ -46,12 +46,13 @@ class LogReader:
     """Walks the log of one inode; `log` is complete when `records` has ended."""
 
     def __init__(
-        self, medium: Medium, geometry: Geometry, number: int, slot_offset: int, head: int,
-        tail: int,
+        self, medium: Medium, geometry: Geometry, number: int, generation: int, slot_offset: int,
+        head: int, tail: int,
     ) -> None:  # fmt: skip
         self._medium = medium
         self._geometry = geometry
         self._number = number
+        self._generation = generation
         self._slot_offset = slot_offset
         self.log = Log(head, tail)
 
@@ -79,7 +80,7 @@ class LogReader:
             raise self._damaged("its log goes in a circle")
         seen.add(offset)
         area = bytes(self._medium.read(offset, FRAME_BYTES))
-        if not media.is_frame_of(area[:FRAME_HEAD_BYTES], self._number):
+        if not media.is_frame_of(area[:FRAME_HEAD_BYTES], self._number, self._generation, offset):
             raise self._damaged(f"its log goes on at {offset:#x}, where another thing is")
         self.log.frames.append(offset)
         return area
@@ -97,7 +98,7 @@ class LogReader:
             if not slots or after > end:
                 raise self._damaged(f"a record at {offset + position:#x} has no valid length")
             raw = area[position:after]
-            if not media.is_sound(raw):
+            if not media.is_sound(raw, self._number, self._generation, offset + position):
                 raise self._damaged(f"a record at {offset + position:#x} has a wrong checksum")
             self.log.slot_count += slots
             if kind == RecordKind.PADDING:

@@ -68,7 +68,9 @@ def _blank(
 ) -> tuple[Inode, Iterator[tuple[int, bytes]]]:
     """An inode of which nothing is known but its head, and the records that say the rest."""
     slot = table.slot_offset(head.number)
-    reader = LogReader(medium, table.geometry, head.number, slot, head.head, head.tail)
+    reader = LogReader(
+        medium, table.geometry, head.number, head.generation, slot, head.head, head.tail
+    )
     inode = Inode(head.number, slot, head.generation, head.birth_ns, reader.log)
     return inode, reader.records()
 

@@ -113,13 +113,10 @@ class Transaction:
     def fill_slot(self, inode: Inode) -> None:
         """Write the slot of a new inode, with all that was appended to it so far as its log."""
         _, records = self._records.pop(inode.number)
-        raw = b"".join(records)
-        log = inode.log
-        if len(raw) <= SLOT_BYTES - INLINE_OFFSET:
-            self._put(log.head, raw)
-            new = Log(log.head, log.head + len(raw), slot_count=len(raw) // RECORD_BYTES)
+        if sum(map(len, records)) <= SLOT_BYTES - INLINE_OFFSET:
+            new = self._write_slot(inode, records)
         else:
-            new = self._write_frames(inode.number, records)
+            new = self._write_frames(inode, records)
         head = pack_head(inode.number, inode.generation, inode.birth_ns, new.head, 0)
         # The live line of an old inode must not count for this one.
         self._put(inode.slot_offset, head + bytes(INLINE_OFFSET - len(head)))
@@ -196,74 +193,90 @@ class Transaction:
             except OSError:
                 if log.is_inline:
                     raise
-        new = self._append_to_frames(inode, records) if is_full else self._append_here(log, records)
+        append = self._append_to_frames if is_full else self._append_here
+        new = append(inode, records)
         self._word(inode.slot_offset + TAIL_WORD_AT, log.tail, new.tail)
         self._logs.append((inode, new))
 
-    def _append_here(self, log: Log, records: list[bytes]) -> Log:
-        raw = b"".join(records)
-        self._put(log.tail, raw)
-        count = log.slot_count + len(raw) // RECORD_BYTES
-        return Log(log.head, log.tail + len(raw), log.frames, count)
+    def _append_here(self, inode: Inode, records: list[bytes]) -> Log:
+        log = inode.log
+        length = self._put_records(inode, log.tail, records)
+        count = log.slot_count + length // RECORD_BYTES
+        return Log(log.head, log.tail + length, log.frames, count)
 
     def _append_to_frames(self, inode: Inode, records: list[bytes]) -> Log:
         """What fits goes into the last frame, the rest into new ones, which are linked to it."""
         log = inode.log
         room = end_of_area(log.tail, inode.slot_offset) - log.tail
-        here = bytearray()
         position = 0
-        while position < len(records) and len(here) + len(records[position]) <= room:
-            here += records[position]
+        while position < len(records) and len(records[position]) <= room:
+            room -= len(records[position])
             position += 1
-        if len(here) < room:
-            here += media.pack_padding()
-        if here:
-            self._put(log.tail, bytes(here))
+        here = records[:position]
+        if room:
+            here.append(media.pack_padding())
+        length = self._put_records(inode, log.tail, here)
         # A frame that this log had before may be below, or end where an older log ended: within
         # one frame a tail advances, but between frames only the journal may take it.
         self._needs_journal = True
-        rest = self._write_frames(inode.number, records[position:])
+        rest = self._write_frames(inode, records[position:])
         self._put(log.frames[-1] + NEXT_AT, rest.frames[0].to_bytes(8, "little"))
-        count = log.slot_count + len(here) // RECORD_BYTES + rest.slot_count
+        count = log.slot_count + length // RECORD_BYTES + rest.slot_count
         return Log(log.head, rest.tail, log.frames + rest.frames, count)
 
     def _rewrite(self, inode: Inode, records: list[bytes]) -> None:
         """A new log: what the inode is, and then these records."""
         everything = [*inode.records(), *records]
-        raw = b"".join(everything)
-        start = inode.slot_offset + INLINE_OFFSET
-        if len(raw) <= SLOT_BYTES - INLINE_OFFSET and not inode.log.is_inline:
-            self._put(start, raw)
-            new = Log(start, start + len(raw), slot_count=len(raw) // RECORD_BYTES)
+        does_fit = sum(map(len, everything)) <= SLOT_BYTES - INLINE_OFFSET
+        if does_fit and not inode.log.is_inline:
+            new = self._write_slot(inode, everything)
         else:
-            new = self._write_frames(inode.number, everything)
+            new = self._write_frames(inode, everything)
         self._word(inode.slot_offset + HEAD_WORD_AT, inode.log.head, new.head)
         self._word(inode.slot_offset + TAIL_WORD_AT, inode.log.tail, new.tail)
         self._needs_journal = True
         self._old_frames += log_runs(inode.log)
         self._logs.append((inode, new))
 
-    def _write_frames(self, number: int, records: list[bytes]) -> Log:
+    def _write_slot(self, inode: Inode, records: list[bytes]) -> Log:
+        """Records in the slot of an inode."""
+        start = inode.slot_offset + INLINE_OFFSET
+        length = self._put_records(inode, start, records)
+        return Log(start, start + length, slot_count=length // RECORD_BYTES)
+
+    def _write_frames(self, inode: Inode, records: list[bytes]) -> Log:
         """Records in new frames, linked to each other."""
-        contents: list[bytearray] = [bytearray()]
+        contents: list[list[bytes]] = [[]]
+        room = MOST_SLOTS * RECORD_BYTES
         for record in records:
-            if len(contents[-1]) + len(record) > MOST_SLOTS * RECORD_BYTES:
-                contents.append(bytearray())
-            contents[-1] += record
+            if len(record) > room:
+                if room:
+                    contents[-1].append(media.pack_padding())
+                contents.append([])
+                room = MOST_SLOTS * RECORD_BYTES
+            contents[-1].append(record)
+            room -= len(record)
         frames = [
             (run.pfn + position) << PAGE_SHIFT
             for run in self.allocate(len(contents))
             for position in range(run.frame_count)
         ]
+        slot_count = length = 0
         for content, frame, after in zip(contents, frames, [*frames[1:], 0], strict=True):
-            if after and len(content) < MOST_SLOTS * RECORD_BYTES:
-                content += media.pack_padding()
-            head = bytearray(media.pack_frame_head(number))
-            head[NEXT_AT : NEXT_AT + 8] = after.to_bytes(8, "little")
-            self._put(frame, bytes(head + content))
-        tail = frames[-1] + FRAME_HEAD_BYTES + len(contents[-1])
-        slot_count = sum(map(len, contents)) // RECORD_BYTES
-        return Log(frames[0] + FRAME_HEAD_BYTES, tail, frames, slot_count)
+            head = media.pack_frame_head(inode.number, inode.generation, frame, after)
+            length = self._put_records(inode, frame + FRAME_HEAD_BYTES, content, head)
+            slot_count += length // RECORD_BYTES
+        return Log(frames[0] + FRAME_HEAD_BYTES, frames[-1] + FRAME_HEAD_BYTES + length, frames,
+                   slot_count)  # fmt: skip
+
+    def _put_records(
+        self, inode: Inode, offset: int, records: list[bytes], before: bytes = b""
+    ) -> int:
+        """Store records where they will lie, behind what is to be before them; their length."""
+        raw = media.seal(records, inode.number, inode.generation, offset)
+        if raw:
+            self._put(offset - len(before), before + raw)
+        return len(raw)
 
     def _word(self, offset: int, old: int, new: int) -> None:
         self._words.append((offset, old, new))
