@@ -25,7 +25,8 @@ from pmemfs.media.inode import HEAD, INLINE_OFFSET, ROOT, SLOT_BYTES, TAIL_WORD_
 from pmemfs.media.journal import pack_journal
 from pmemfs.media.log import RecordKind
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
-from pmemfs.volume.filesystem.names import NewInode
+from pmemfs.volume.filesystem.filesystem import FileSystem
+from pmemfs.volume.filesystem.names import RENAME_EXCHANGE, NewInode
 from pmemfs.volume.filesystem.reading import read_inode
 
 FILE = NewInode(0o100644, 1, 2)
@@ -287,3 +288,54 @@ def test_records_that_compaction_has_moved_are_sound(tree: Tree) -> None:
         assert fs.inode(number).log.is_inline
     assert tree.errors() == []
     assert bytes(tree.mount().read(tree.other, 0, 20_000)) == b"b" * 10_000
+
+
+def wrong_ways(tree: Tree) -> dict[str, tuple[int, int]]:
+    """Entries for a directory that is elsewhere: where the entry is, and where it leads."""
+    return {
+        "the root, in itself": (ROOT, ROOT),
+        "the root": (tree.deep, ROOT),
+        "itself": (tree.deep, tree.deep),
+        "above": (tree.deep, tree.home),
+        "elsewhere": (ROOT, tree.deep),
+    }
+
+
+@pytest.mark.parametrize("way", wrong_ways(Tree()))
+@pytest.mark.parametrize("kind", [4, 8], ids=["directory", "file"])
+def test_an_entry_for_a_directory_that_is_elsewhere_is_damage(
+    tree: Tree, way: str, kind: int
+) -> None:
+    directory, number = wrong_ways(tree)[way]
+    tree.mount().make(ROOT, b"empty", NewInode(0o40755, 0, 0))
+    with tree.changed() as changes:
+        changes.append(directory, media.pack_entry(b"wrong", number, kind, 1))
+    uses: list[Callable[[FileSystem], object]] = [
+        lambda fs: fs.lookup(directory, b"wrong"),
+        lambda fs: fs.has_entry(directory, b"wrong"),
+        lambda fs: fs.rmdir(directory, b"wrong"),
+        lambda fs: fs.unlink(directory, b"wrong"),
+        lambda fs: fs.rename(directory, b"wrong", ROOT, b"new"),
+        lambda fs: fs.rename(ROOT, b"empty", directory, b"wrong"),
+        lambda fs: fs.rename(ROOT, b"empty", directory, b"wrong", RENAME_EXCHANGE),
+    ]
+    for use in uses:
+        fs = tree.mount()
+        with pytest.raises(OSError, match="its entry b'wrong' leads to") as raised:
+            use(fs)
+        assert raised.value.errno == errno.EIO
+        assert fs.read_only
+        assert fs.lookup(tree.deep, b"file") == tree.file
+    assert tree.errors()
+
+
+def test_directories_that_were_moved_are_where_they_are(tree: Tree) -> None:
+    fs = tree.mount()
+    away = fs.make(ROOT, b"away", NewInode(0o40755, 0, 0))
+    fs.rename(tree.home, b"deep", away, b"moved")
+    fs.rename(away, b"moved", ROOT, b"home", RENAME_EXCHANGE)
+    for mounted in (fs, tree.mount()):
+        assert mounted.lookup(ROOT, b"home") == tree.deep
+        assert mounted.lookup(away, b"moved") == tree.home
+        assert mounted.has_entry(away, b"moved") == tree.home
+    assert not tree.errors()

@@ -1,6 +1,9 @@
 """Names: what makes, links, renames and removes inodes.
 
-Every operation is one transaction on the directories and inodes that it concerns.
+Every operation is one transaction on the directories and inodes that it concerns. Invariant:
+- an entry is followed only if its inode is no directory, or one that says that it is in this one
+  (PARENT). So whoever goes down from the root meets each directory once. A kernel that is told of a
+  directory in itself hangs, and so does whoever walks the tree.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from dataclasses import dataclass
 
 from pmemfs.errors import system_error
 from pmemfs.media import log as media
+from pmemfs.media.inode import ROOT
 from pmemfs.media.log import NAME_MAX_BYTES, TARGET_MAX_BYTES
 from pmemfs.volume.filesystem.attributes import AttributeOperations, check_xattr
 from pmemfs.volume.filesystem.inode import Entry, Inode, State, is_name, value_slots
@@ -39,10 +43,7 @@ class NameOperations(AttributeOperations):
 
     def lookup(self, parent: int, name: bytes) -> int:
         """The inode of a name. Raises OSError: ENOENT, ENOTDIR, ENAMETOOLONG."""
-        entry = self._directory(parent).entries.get(name)
-        if entry is None:
-            raise system_error(errno.ENAMETOOLONG if len(name) > NAME_MAX_BYTES else errno.ENOENT)
-        return entry.inode
+        return self._named(parent, name)[1].number
 
     def entries(self, number: int) -> list[tuple[bytes, int, int]]:
         """Name, inode and type of every entry, in order of addition. Raises OSError (ENOTDIR)."""
@@ -50,9 +51,9 @@ class NameOperations(AttributeOperations):
         return [(name, entry.inode, entry.type) for name, entry in directory.entries.items()]
 
     def has_entry(self, number: int, name: bytes) -> int | None:
-        """The inode that a name leads to now."""
-        entry = self._directory(number).entries.get(name)
-        return entry.inode if entry else None
+        """The inode that a name leads to now. Raises OSError."""
+        directory = self._directory(number)
+        return self._follow(directory, name).number if name in directory.entries else None
 
     def parent(self, number: int) -> int:
         """The directory above a directory."""
@@ -133,7 +134,7 @@ class NameOperations(AttributeOperations):
         if flags == RENAME_EXCHANGE:
             if there is None:
                 raise system_error(errno.ENOENT)
-            other = self.inode(there.inode)
+            other = self._follow(target, new_name)
             self._refuse_circle(other, source)
             self._exchange(source, name, inode, target, new_name, other)
             return
@@ -143,7 +144,7 @@ class NameOperations(AttributeOperations):
             raise system_error(errno.EEXIST)
         if there is not None and there.inode == inode.number:
             return
-        victim = self.inode(there.inode) if there is not None else None
+        victim = self._follow(target, new_name) if there is not None else None
         if victim is not None:
             _check_replaced(inode, victim)
         self._move(source, name, inode, target, new_name, victim)
@@ -293,7 +294,18 @@ class NameOperations(AttributeOperations):
 
     def _named(self, parent: int, name: bytes) -> tuple[Inode, Inode]:
         directory = self._directory(parent)
-        return directory, self.inode(self.lookup(parent, name))
+        if name not in directory.entries:
+            raise system_error(errno.ENAMETOOLONG if len(name) > NAME_MAX_BYTES else errno.ENOENT)
+        return directory, self._follow(directory, name)
+
+    def _follow(self, directory: Inode, name: bytes) -> Inode:
+        """The inode that an entry leads to. Raises OSError (EIO) where it must not lead there."""
+        inode = self.inode(directory.entries[name].inode)
+        is_elsewhere = inode.number == ROOT or inode.parent != directory.number
+        if inode.is_directory and is_elsewhere:
+            why = f"its entry {name!r} leads to directory {inode.number}, which is not in it"
+            raise self.found_damage(f"inode {directory.number}: {why}")
+        return inode
 
     def _refuse_circle(self, inode: Inode, directory: Inode) -> None:
         """Raise OSError (EINVAL) where a directory would get into itself."""
