@@ -21,7 +21,7 @@ from posix.types cimport off_t
 from posix.unistd cimport SEEK_SET, lseek, pread, pwrite
 
 from pmemfs.dataplane cimport memory
-from pmemfs.dataplane.memory cimport fault_address, load, peek, prefetch, put, run_guarded
+from pmemfs.dataplane.memory cimport fault_address, load, now_ns, peek, prefetch, run_guarded
 from pmemfs.dataplane.pages cimport expect_page, get_pages, put_pages, raise_persisted
 from pmemfs.dataplane.plane cimport (
     begin_section,
@@ -46,6 +46,7 @@ from pmemfs.medium.writeback cimport wait_for_write_back, write_back
 cdef enum:
     # From here on, a copy past the caches is the faster one.
     STREAM_BYTES = 65536
+    SECOND_NS = 1000000000
 
 cdef extern from "unistd.h" nogil:
     enum:
@@ -54,6 +55,9 @@ cdef extern from "unistd.h" nogil:
 
 cdef extern from "fcntl.h" nogil:
     enum: O_DSYNC
+
+cdef extern from "time.h" nogil:
+    enum: CLOCK_REALTIME_COARSE
 
 
 cdef verdict_t serve(worker_t *worker, request_t *request) noexcept nogil:
@@ -221,6 +225,19 @@ cdef void read_size(void *argument) noexcept nogil:
     request.size_bytes = load(&request.live.size_word) >> LIVE_SIZE_SHIFT
 
 
+cdef void stamp(uint64_t *time_ns) noexcept nogil:
+    """Let a time be now, by the clock of the kernel's own file systems; see `pmemfs/clock`.
+
+    A worker that was interrupted on the way leaves the later time of another one as it is. What is
+    ahead by more than that can explain stems from a clock that was set back.
+    """
+    cdef uint64_t now = now_ns(CLOCK_REALTIME_COARSE)
+    cdef uint64_t before = load(time_ns)
+    while ((now > before or before - now > SECOND_NS)
+           and not memory.swap(time_ns, &before, now)):
+        pass
+
+
 cdef void note_write(request_t *request) noexcept nogil:
     """Bytes up to the end of a write are in a file with a live line: let it say so."""
     cdef live_t *live = request.live
@@ -231,7 +248,7 @@ cdef void note_write(request_t *request) noexcept nogil:
     while (word >> LIVE_SIZE_SHIFT < end and not memory.swap(
             &live.size_word, &word, end << LIVE_SIZE_SHIFT | (word & low_bits))):
         pass
-    put(&live.written_ns, request.worker.now_ns)
+    stamp(&live.written_ns)
 
 
 cdef verdict_t serve_read(worker_t *worker, request_t *request) noexcept nogil:
@@ -322,7 +339,7 @@ cdef verdict_t serve_write(worker_t *worker, request_t *request) noexcept nogil:
     if request.error:
         return ANSWER
     if request.live == NULL:
-        put(&request.entry.last_write_ns, worker.now_ns)
+        stamp(&request.entry.last_write_ns)
     (<fuse_write_out *>request.answer).size = wanted.size
     request.answer_bytes = 8
     request.moved_bytes = wanted.size

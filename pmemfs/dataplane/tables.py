@@ -220,6 +220,12 @@ class SharedMemory:
             return 0
         return load_word(self.memory, entry + _LAST_WRITE_AT)
 
+    def forget_last_write(self, inode: int) -> None:
+        """Let `last_write_ns` be 0 until the data plane writes to a device again."""
+        entry = self._entries.get(inode)
+        if entry is not None:
+            store_word(self.memory, entry + _LAST_WRITE_AT, 0)
+
     def begin_grace(self) -> Grace:
         """What is under way now; all that begins later sees whatever was stored before."""
         at = self.areas.slots + _SECTION_AT

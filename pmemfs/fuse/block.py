@@ -10,13 +10,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 
 import pyfuse3
 from pyfuse3 import EntryAttributes, FileHandleT, FileInfo, FileNameT, FlagT, FUSEError, InodeT
 
+from pmemfs.clock import coarse_ns
 from pmemfs.fuse.barrier import guarded
 from pmemfs.fuse.engine import PythonEngine
 from pmemfs.fuse.options import MountOptions
@@ -87,7 +87,9 @@ class BlockOperations(pyfuse3.Operations):
             kept.st_atime_ns = attr.st_atime_ns
         if fields.update_mtime:
             kept.st_mtime_ns = attr.st_mtime_ns
-        kept.st_ctime_ns = time.time_ns()
+            if inode == DEVICE_INODE:
+                self._engine.forget_last_write()
+        kept.st_ctime_ns = coarse_ns()
         return kept
 
     async def open(self, inode: InodeT, flags: FlagT, ctx: pyfuse3.RequestContext) -> FileInfo:
@@ -102,7 +104,7 @@ class BlockOperations(pyfuse3.Operations):
 
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
         written = self._engine.write(off, buf)
-        self._device.st_mtime_ns = self._device.st_ctime_ns = time.time_ns()
+        self._device.st_mtime_ns = self._device.st_ctime_ns = coarse_ns()
         return written
 
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
@@ -173,7 +175,7 @@ class BlockOperations(pyfuse3.Operations):
 
     def _attributes_of(self, inode: InodeT) -> EntryAttributes:
         if inode == DEVICE_INODE:
-            if self._engine.last_write_ns > self._device.st_ctime_ns:
+            if self._engine.last_write_ns >= self._device.st_ctime_ns:
                 self._device.st_mtime_ns = self._device.st_ctime_ns = self._engine.last_write_ns
             return self._device
         if inode == pyfuse3.ROOT_INODE:

@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import errno
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 import trio
 
 from pmemfs.bio.bio_vec import BioVec
+from pmemfs.clock import coarse_ns
 from pmemfs.dataplane.counters import WorkerCounters
 from pmemfs.medium.base import Durability, Medium
 from pmemfs.memmap.base import Memmap
@@ -133,7 +133,7 @@ class PythonEngine(Engine):
         """Store bytes; how many fitted. Raises OSError: ENOSPC where none did."""
         written = self.store(offset_bytes, data)
         self.count_write(written)
-        self._last_write_ns = time.time_ns()
+        self._last_write_ns = coarse_ns()
         return written
 
     def store(self, offset_bytes: int, data: bytes) -> int:
@@ -153,6 +153,10 @@ class PythonEngine(Engine):
     def last_write_ns(self) -> int:
         """When something was last written, in ns since 1970; 0: not since the mount."""
         return self._last_write_ns
+
+    def forget_last_write(self) -> None:
+        """Somebody has set another time of modification, which counts until the next write."""
+        self._last_write_ns = 0
 
 
 def _start(vec: BioVec) -> int:

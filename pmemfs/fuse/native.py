@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import errno
 import logging
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import trio
 
+from pmemfs.clock import coarse_ns
 from pmemfs.dataplane.counters import WorkerCounters, read_counters
 from pmemfs.dataplane.layouts import Extent, FaultRecord, Operation
 from pmemfs.dataplane.memmap import SharedMemmap
@@ -200,6 +200,10 @@ class NativeEngine(SharedEngine, PythonEngine):
     def last_write_ns(self) -> int:
         return max(super().last_write_ns, self._shared.last_write_ns(INODE))
 
+    def forget_last_write(self) -> None:
+        super().forget_last_write()
+        self._shared.forget_last_write(INODE)
+
     async def punch(self, offset_bytes: int, length_bytes: int) -> None:
         """Make a range read as zeroes, and give its whole frames back. Raises OSError."""
         await self._zero(offset_bytes, length_bytes, keep_memory=False)
@@ -243,7 +247,7 @@ class NativeEngine(SharedEngine, PythonEngine):
         for offset, length in (frames.head, frames.tail):
             if length and not self._is_hole(offset, length):
                 self.store(offset, bytes(length))
-        self._last_write_ns = time.time_ns()
+        self._last_write_ns = coarse_ns()
 
     async def _release(self, pool_offset: int, length: int, *, keep_memory: bool) -> None:
         was_reserved = self._mapped.reserved

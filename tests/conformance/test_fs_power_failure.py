@@ -408,6 +408,7 @@ GATED: list[tuple[str, list[Op], Op]] = [
     ("standard", [native("b", 10000, 2000)], trimmed("b")),
     ("standard", [native("b", 10000, 2000)], END),
     ("standard", [unlink("d/t")], END),
+    ("standard", [native("b", 0, 10), persisted("b")], attributed("b", mtime_ns=-6)),
     *[(kind, [], op) for kind, ops in OPERATIONS.items() for op in ops],
 ]
 

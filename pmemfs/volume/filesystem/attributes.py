@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import stat
-import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -81,7 +80,9 @@ class AttributeOperations(InodeStore, ABC):
     ) -> None:
         """Change what is given. Raises OSError: EINVAL and EISDIR for a size."""
         inode = self.inode(number)
-        now_ns = time.time_ns()
+        for time_ns in (atime_ns, mtime_ns):
+            self.times.was_set(time_ns or 0)
+        now_ns = self.times.now_ns()
         wanted = {
             "uid": uid,
             "gid": gid,
@@ -98,11 +99,13 @@ class AttributeOperations(InodeStore, ABC):
         if size_bytes is not None:
             changes.setdefault("modified_ns", now_ns)
             self.truncate(inode, size_bytes, changes)
-            return
-        state = self.state_of(inode).replaced(**changes)
-        with self.change() as change:
-            change.append(inode, state.pack())
-            change.then(lambda: self._set_state(inode, state))
+        else:
+            state = self.state_of(inode).replaced(**changes)
+            with self.change() as change:
+                change.append(inode, state.pack())
+                change.then(lambda: self._set_state(inode, state))
+        if mtime_ns is not None:
+            self.forget_written(inode)
 
     @abstractmethod
     def truncate(self, inode: Inode, size_bytes: int, changes: dict[str, int]) -> None:
@@ -111,7 +114,7 @@ class AttributeOperations(InodeStore, ABC):
     def note_read(self, number: int) -> None:
         """Somebody reads a file: the time of access as relatime has it, see mount(8)."""
         inode = self.inode(number)
-        state, now_ns = self.state_of(inode), time.time_ns()
+        state, now_ns = self.state_of(inode), self.times.now_ns()
         newest_ns = max(state.modified_ns, state.changed_ns)
         if state.accessed_ns <= newest_ns or now_ns - state.accessed_ns > _RELATIME_NS:
             inode.state.accessed_ns = now_ns
@@ -169,7 +172,7 @@ class AttributeOperations(InodeStore, ABC):
                 if listed_bytes + len(name) + 1 > _XATTR_LIST_MAX_BYTES:
                     raise system_error(errno.ENOSPC)
         state = self.state_of(inode)
-        state.changed_ns = time.time_ns()
+        state.changed_ns = self.times.now_ns()
         if mode is not None:
             state.mode = stat.S_IFMT(state.mode) | stat.S_IMODE(mode)
         with self.change() as change:

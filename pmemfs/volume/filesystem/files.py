@@ -11,7 +11,6 @@ Invariants:
 from __future__ import annotations
 
 import errno
-import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -91,7 +90,7 @@ class FileOperations(AttributeOperations):
                 # What the frames held before is no business of whoever reads after a power failure.
                 self.medium.fence()
             self.set_live_size(inode, end)
-        self.set_written_ns(inode, time.time_ns())
+        self.set_written_ns(inode, self.times.now_ns())
         return len(view)
 
     def copy(
@@ -421,7 +420,7 @@ class FileOperations(AttributeOperations):
 
     def _resized(self, inode: Inode, size_bytes: int, **changes: int) -> State:
         """The attributes with another size: those of a new epoch."""
-        now_ns = time.time_ns()
+        now_ns = self.times.now_ns()
         state = self.state_of(inode).replaced(modified_ns=now_ns, changed_ns=now_ns)
         state = state.replaced(**changes)
         state.size_bytes = size_bytes
@@ -439,7 +438,7 @@ class FileOperations(AttributeOperations):
         change.then(apply)
 
     def _touch_file(self, change: Transaction, inode: Inode) -> None:
-        now_ns = time.time_ns()
+        now_ns = self.times.now_ns()
         state = self.state_of(inode).replaced(modified_ns=now_ns, changed_ns=now_ns)
         change.append(inode, state.pack())
         change.then(lambda: self._set_state(inode, state))

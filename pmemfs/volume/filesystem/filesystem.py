@@ -13,9 +13,9 @@ and the size and time in the live line, are durable with `persist`.
 from __future__ import annotations
 
 import stat
-import time
 from dataclasses import dataclass
 
+from pmemfs.clock import coarse_ns
 from pmemfs.errors import BadGeometry
 from pmemfs.media.filesystem import (
     FIRST_INODES_FRAME,
@@ -84,7 +84,7 @@ class FileSystem(FileOperations, NameOperations):
         _wipe_bitmaps(medium, geometry)
         medium.store(geometry.offset_of(JOURNAL_FRAME), bytes(FRAME_BYTES))
         slot = geometry.offset_of(FIRST_INODES_FRAME)
-        now_ns = time.time_ns()
+        now_ns = coarse_ns()
         state = State(stat.S_IFDIR | mode, 1, uid, gid, 0, now_ns, now_ns, now_ns, 0, 0, 0)
         log_start = slot + INLINE_OFFSET
         records = seal((pack_parent(ROOT), state.pack()), ROOT, 1, log_start)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import stat
-import time
 from dataclasses import dataclass
 
 from pmemfs.errors import system_error
@@ -62,7 +61,7 @@ class NameOperations(AttributeOperations):
     def make(self, parent: int, name: bytes, new: NewInode) -> int:
         """Make an inode with a name. Raises OSError: EEXIST, ENOENT, ENAMETOOLONG, ENOSPC."""
         directory = self._directory_for_new(parent, name)
-        now_ns = time.time_ns()
+        now_ns = self.times.now_ns()
         with self.change() as change:
             inode = self._new_inode(change, new, now_ns, parent, link_count=1)
             entry = Entry(inode.number, inode.type)
@@ -78,7 +77,7 @@ class NameOperations(AttributeOperations):
     def make_unnamed(self, new: NewInode) -> int:
         """Make an inode without a name, as O_TMPFILE does; whoever wants it must hold it."""
         with self.change() as change:
-            inode = self._new_inode(change, new, time.time_ns(), 0, link_count=0)
+            inode = self._new_inode(change, new, self.times.now_ns(), 0, link_count=0)
             change.then(lambda: self.keep(inode))
         return inode.number
 
@@ -90,7 +89,7 @@ class NameOperations(AttributeOperations):
             raise system_error(errno.EPERM)
         if inode.state.link_count >= LINK_MAX:
             raise system_error(errno.EMLINK)
-        now_ns = time.time_ns()
+        now_ns = self.times.now_ns()
         state = self._linked(inode, 1, now_ns)
         entry = Entry(number, inode.type)
         with self.change() as change:
@@ -180,7 +179,7 @@ class NameOperations(AttributeOperations):
         return inode
 
     def _remove_name(self, directory: Inode, name: bytes, inode: Inode) -> None:
-        now_ns = time.time_ns()
+        now_ns = self.times.now_ns()
         with self.change(urgent=True) as change:
             change.append(directory, media.pack_entry(name, inode.number, 0, now_ns))
             state = self._drop_link(change, inode, now_ns)
@@ -205,7 +204,7 @@ class NameOperations(AttributeOperations):
         self, source: Inode, name: bytes, inode: Inode, target: Inode, new_name: bytes,
         victim: Inode | None,
     ) -> None:  # fmt: skip
-        now_ns = time.time_ns()
+        now_ns = self.times.now_ns()
         entry = Entry(inode.number, inode.type)
         with self.change(urgent=victim is not None) as change:
             change.append(target, media.pack_entry(new_name, entry.inode, entry.type, now_ns))
@@ -226,7 +225,7 @@ class NameOperations(AttributeOperations):
     def _exchange(
         self, source: Inode, name: bytes, inode: Inode, target: Inode, new_name: bytes, other: Inode
     ) -> None:
-        now_ns = time.time_ns()
+        now_ns = self.times.now_ns()
         if inode is other:
             return
         entry, other_entry = Entry(inode.number, inode.type), Entry(other.number, other.type)

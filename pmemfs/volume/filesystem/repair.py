@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import errno
 import stat
-import time
 from collections.abc import Callable
 
+from pmemfs.clock import coarse_ns
 from pmemfs.errors import DamagedFileSystem
 from pmemfs.media import log as media
 from pmemfs.media.filesystem import (
@@ -217,7 +217,7 @@ class Repairs:
     def remove_entry(self, directory: int, name: bytes) -> None:
         """Let a name lead nowhere."""
         inode = self._inode(directory)
-        entry, now_ns = inode.entries[name], time.time_ns()
+        entry, now_ns = inode.entries[name], coarse_ns()
         with self._fs.change(urgent=True) as change:
             change.append(inode, media.pack_entry(name, entry.inode, 0, now_ns))
             change.then(lambda: inode.remove_entry(name))
@@ -227,7 +227,7 @@ class Repairs:
         inode = self._inode(directory)
         entry = Entry(inode.entries[name].inode, type_)
         with self._fs.change(urgent=True) as change:
-            change.append(inode, media.pack_entry(name, *entry, time.time_ns()))
+            change.append(inode, media.pack_entry(name, *entry, coarse_ns()))
             change.then(lambda: inode.add_entry(name, entry))
 
     def keep_one_name(self, number: int, home: int, directories: list[int]) -> None:
@@ -243,7 +243,7 @@ class Repairs:
         fs = self._fs
         inode = self._inode(number)
         place = self._inode(self._lost_and_found())
-        now_ns = time.time_ns()
+        now_ns = coarse_ns()
         for directory in homes:
             for name in self._names_in(directory, number)[1:]:
                 self.remove_entry(directory, name)
@@ -345,7 +345,7 @@ class Repairs:
         if rest is None:
             self._write_inode_head(number)
         inode = self._stub(number)
-        now_ns = time.time_ns()
+        now_ns = coarse_ns()
         mode, uid, gid = (0o755 if number == ROOT else 0o700), 0, 0
         if rest is not None and rest.is_directory:
             mode, uid, gid = rest.state.mode & 0o7777, rest.state.uid, rest.state.gid
@@ -373,7 +373,7 @@ class Repairs:
         raw = bytes(self._medium.read(slot, INODE_HEAD.size_bytes))
         head = int.from_bytes(raw[HEAD_WORD_AT : HEAD_WORD_AT + 8], "little")
         tail = int.from_bytes(raw[TAIL_WORD_AT : TAIL_WORD_AT + 8], "little")
-        self._medium.store(slot, pack_inode_head(number, 1, time.time_ns(), head, tail))
+        self._medium.store(slot, pack_inode_head(number, 1, coarse_ns(), head, tail))
         self._medium.persist(slot, INODE_HEAD.size_bytes)
 
 

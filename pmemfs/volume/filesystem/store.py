@@ -13,6 +13,7 @@ import errno
 import logging
 from collections.abc import Iterable
 
+from pmemfs.clock import FileClock, not_before
 from pmemfs.errors import DamagedFileSystem, system_error
 from pmemfs.media.filesystem import (
     HEAD,
@@ -86,6 +87,7 @@ class InodeStore:
         self.table = InodeTable(self.medium, self.geometry, self.allocator)
         self.busy = BusyPages(self.allocator, memmap, self.tables)
         self.clock = 0
+        self.times = FileClock()
         self._inodes: dict[int, Inode] = {}
         self._holds: dict[int, int] = {}
         self._busy_slots: list[tuple[object, int]] = []
@@ -224,6 +226,12 @@ class InodeStore:
         self.medium.store(at, now_ns.to_bytes(8, "little"))
         self.medium.flush(at, 8)
 
+    def forget_written(self, inode: Inode) -> None:
+        """Let the time of modification that was logged count, and no write before it."""
+        if inode.is_file and read_live(self.medium, inode)[1] >= inode.state.changed_ns:
+            self.set_written_ns(inode, 0)
+            self.medium.fence()
+
     def state_of(self, inode: Inode) -> State:
         """The attributes of an inode, as a record would have them now."""
         state = inode.state.replaced()
@@ -231,8 +239,10 @@ class InodeStore:
             size_bytes, written_ns = read_live(self.medium, inode)
             if size_bytes is not None:
                 state.size_bytes = size_bytes
-            if state.changed_ns < written_ns < 1 << 63:
-                state.modified_ns = state.changed_ns = written_ns
+            # In one tick, the write was the later one: see `forget_written`.
+            if 0 < written_ns < 1 << 63 and state.changed_ns <= written_ns:
+                state.modified_ns = not_before(written_ns, state.modified_ns)
+                state.changed_ns = not_before(written_ns, state.modified_ns)
         return state
 
     # Changes
