@@ -14,6 +14,7 @@ from pmemfs.medium.base import Durability
 from pmemfs.volume.filesystem.names import NewInode
 
 LONG = b"n" * 255
+WHITEOUT = NewInode(0o020000, 1, 2)
 XATTRS = ((b"user.one", b"1" * 10), (b"user.two", b"2" * 3000))
 BIG_XATTR = (bytes(range(1, 256)) * 258)[:65536]
 
@@ -107,9 +108,10 @@ def rmdir(path: str) -> Op:
 
 
 def rename(old: str, new: str, flags: int = 0) -> Op:
+    how = {0: "", 1: " not over", 2: " exchanged", 4: " whiteout", 5: " whiteout not over"}[flags]
+    left = WHITEOUT if flags & 4 else None
     return Op(
-        f"rename {old} {new}{' exchanged' if flags == 2 else ''}",
-        lambda w: w.fs.rename(*w.at(old), *w.at(new), flags),
+        f"rename {old} {new}{how}", lambda w: w.fs.rename(*w.at(old), *w.at(new), flags, left)
     )
 
 
@@ -304,6 +306,11 @@ NAMES = [
     rename("d", "e", 2),
     rename("d", "a", 2),
     rename("d/x", "d/" + "m" * 250),
+    rename("a", "a5", 4),
+    rename("a", "d/x", 4),
+    rename("d", "d5", 4),
+    rename("e", "d/e", 4),
+    rename("d/x", "x5", 5),
 ]
 
 DATA = [
@@ -392,6 +399,9 @@ EDGES = [
     rename("c", "m/9"),
     rename("g", "c/g"),
     rename("c", "m", 2),
+    rename("c/2", "m/2", 4),
+    rename("i", "f", 4),
+    rename("c", "c5", 5),
     trimmed("f"),
     Op("remove xattr", lambda w: w.fs.remove_xattr(w.ino("h"), b"user.two")),
 ]

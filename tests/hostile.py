@@ -604,6 +604,9 @@ def work(
         lambda: fs.rename(*rng.choice(some), directory(), b"renamed"),
         lambda: fs.rename(*rng.choice(some), *rng.choice(some)),
         lambda: fs.rename(*rng.choice(some), *rng.choice(some), 2),
+        lambda: fs.rename(
+            *rng.choice(some), *rng.choice(some), 4, NewInode(0o020000, rng.getrandbits(16), 2)
+        ),
         lambda: fs.link(number(), directory(), b"linked%d" % rng.randrange(99)),
         lambda: fs.write(number(), size(), rng.randbytes(long())),
         lambda: fs.write(number(), 0, rng.randbytes(long())),

@@ -35,12 +35,13 @@ from pyfuse3 import (
 from pmemfs.errors import system_error
 from pmemfs.fuse import acl
 from pmemfs.fuse.barrier import guarded
-from pmemfs.fuse.newinode import Maker, new_inode
+from pmemfs.fuse.newinode import Maker, new_inode, whiteout
 from pmemfs.fuse.openfiles import OpenFiles
 from pmemfs.fuse.privileges import CAPABILITIES
 from pmemfs.pfn import FRAME_BYTES
 from pmemfs.volume.filesystem.attributes import Attributes
 from pmemfs.volume.filesystem.filesystem import FileSystem
+from pmemfs.volume.filesystem.names import RENAME_WHITEOUT
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +128,10 @@ class FileSystemOperations(pyfuse3.Operations):
         flags: FlagT,
         ctx: RequestContext,
     ) -> None:
-        self._fs.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
+        left = None
+        if flags & RENAME_WHITEOUT:
+            left = whiteout(self._fs, parent_inode_old, Maker(ctx.uid, ctx.gid, umask=0))
+        self._fs.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags, left)
 
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
         return FileNameT(bytes(self._fs.target(inode)))

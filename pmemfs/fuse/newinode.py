@@ -39,6 +39,11 @@ def new_inode(
     )
 
 
+def whiteout(fs: FileSystem, parent: int, maker: Maker) -> NewInode:
+    """What renameat2(2) with RENAME_WHITEOUT leaves behind: to overlayfs, that nothing is there."""
+    return new_inode(fs, parent, maker, stat.S_IFCHR)
+
+
 def _inherited(fs: FileSystem, parent: int, umask: int, mode: int) -> acl.Inherited:
     default = fs.find_xattr(parent, acl.DEFAULT)
     return acl.Inherited(mode & ~umask) if default is None else acl.inherit(default, mode)

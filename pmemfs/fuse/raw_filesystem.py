@@ -16,7 +16,7 @@ import trio
 from pmemfs.errors import system_error
 from pmemfs.fuse import wire
 from pmemfs.fuse.filesystem import CACHE_SECONDS, find, let_go
-from pmemfs.fuse.newinode import Maker, new_inode
+from pmemfs.fuse.newinode import Maker, new_inode, whiteout
 from pmemfs.fuse.openfiles import OpenFiles
 from pmemfs.fuse.published import PublishedAttributes
 from pmemfs.fuse.raw import (
@@ -36,6 +36,7 @@ from pmemfs.fuse.raw import (
 )
 from pmemfs.units import MIB
 from pmemfs.volume.filesystem.filesystem import FileSystem
+from pmemfs.volume.filesystem.names import RENAME_WHITEOUT
 
 _COPY_STEP_BYTES = 4 * MIB
 
@@ -107,15 +108,19 @@ class RawFileSystem:
     def _rename(self, request: Request) -> Answer:
         (target,) = wire.RENAME_IN.unpack_from(request.operation)
         old, new = _names(request.operation[wire.RENAME_IN.size :])
-        return self._move(request.inode, old, target, new, 0)
+        return self._move(request, old, target, new, 0)
 
     def _rename_with_flags(self, request: Request) -> Answer:
         target, flags, _ = wire.RENAME2_IN.unpack_from(request.operation)
         old, new = _names(request.operation[wire.RENAME2_IN.size :])
-        return self._move(request.inode, old, target, new, flags)
+        return self._move(request, old, target, new, flags)
 
-    def _move(self, parent: int, old: bytes, target: int, new: bytes, flags: int) -> Answer:
-        self._fs.rename(parent, old, target, new, flags)
+    def _move(self, request: Request, old: bytes, target: int, new: bytes, flags: int) -> Answer:
+        parent = request.inode
+        left = None
+        if flags & RENAME_WHITEOUT:
+            left = whiteout(self._fs, parent, Maker(request.uid, request.gid, umask=0))
+        self._fs.rename(parent, old, target, new, flags, left)
         self._publish_again(parent)
         if target != parent:
             self._publish_again(target)

@@ -172,11 +172,35 @@ def test_rename_exchanges_files_and_directories_alike(root: Path) -> None:
         rename(root / "file", root / "missing", RENAME_EXCHANGE)
 
 
+def test_rename_leaves_a_whiteout(root: Path) -> None:
+    (root / "old").write_bytes(b"old")
+    (root / "there").write_bytes(b"there")
+    (root / "directory").mkdir()
+    with fails_with(errno.EEXIST):
+        rename(root / "old", root / "there", RENAME_WHITEOUT | RENAME_NOREPLACE)
+    rename(root / "old", root / "there", RENAME_WHITEOUT)
+    rename(root / "there", root / "free", RENAME_WHITEOUT | RENAME_NOREPLACE)
+    rename(root / "directory", root / "moved", RENAME_WHITEOUT)
+    assert names(root) == {"old", "there", "free", "directory", "moved"}
+    assert (root / "free").read_bytes() == b"old"
+    for name in ("old", "there", "directory"):
+        status = (root / name).lstat()
+        assert (status.st_mode, status.st_rdev, status.st_nlink) == (stat.S_IFCHR, 0, 1)
+    assert root.stat().st_nlink == 3
+    # A whiteout is a file like others: it can be renamed and replaced.
+    rename(root / "old", root / "there", RENAME_WHITEOUT)
+    (root / "free").rename(root / "old")
+    assert names(root) == {"old", "there", "directory", "moved"}
+    assert (root / "old").read_bytes() == b"old"
+
+
 def test_other_kinds_of_rename_are_refused(root: Path) -> None:
     (root / "old").touch()
-    with fails_with(errno.EINVAL):
-        rename(root / "old", root / "new", RENAME_WHITEOUT)
-    assert names(root) == {"old"}
+    (root / "there").touch()
+    for flags in (RENAME_EXCHANGE | RENAME_WHITEOUT, RENAME_EXCHANGE | RENAME_NOREPLACE, 8):
+        with fails_with(errno.EINVAL):
+            rename(root / "old", root / "there", flags)
+    assert names(root) == {"old", "there"}
 
 
 def test_a_directory_does_not_move_into_itself(root: Path) -> None:

@@ -22,6 +22,7 @@ from pmemfs.volume.filesystem.transaction import Transaction
 
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
+RENAME_WHITEOUT = 4
 LINK_MAX = 0x7FFF_FFFF
 
 
@@ -119,10 +120,17 @@ class NameOperations(AttributeOperations):
         self._remove_name(directory, name, inode)
 
     def rename(
-        self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0
-    ) -> None:
-        """As renameat2(2), with NOREPLACE or EXCHANGE. Raises OSError."""
-        if flags not in (0, RENAME_NOREPLACE, RENAME_EXCHANGE):
+        self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0,
+        whiteout: NewInode | None = None,
+    ) -> None:  # fmt: skip
+        """As renameat2(2), with NOREPLACE or EXCHANGE. Raises OSError.
+
+        `whiteout` is what WHITEOUT leaves at the old name, and is given with that flag only.
+        """
+        replaces = not flags & RENAME_NOREPLACE
+        flags &= ~RENAME_NOREPLACE
+        has_known_flags = flags in (0, RENAME_WHITEOUT) or (flags == RENAME_EXCHANGE and replaces)
+        if not has_known_flags or bool(flags & RENAME_WHITEOUT) != (whiteout is not None):
             raise system_error(errno.EINVAL)
         source, inode = self._named(parent, name)
         target = self._directory(new_parent)
@@ -139,14 +147,14 @@ class NameOperations(AttributeOperations):
             return
         if there is None and not (is_name(new_name) and target.state.link_count):
             raise system_error(errno.ENOENT)
-        if there is not None and flags == RENAME_NOREPLACE:
+        if there is not None and not replaces:
             raise system_error(errno.EEXIST)
         if there is not None and there.inode == inode.number:
             return
         victim = self._follow(target, new_name) if there is not None else None
         if victim is not None:
             _check_replaced(inode, victim)
-        self._move(source, name, inode, target, new_name, victim)
+        self._move(source, name, inode, target, new_name, victim, whiteout)
 
     # What these have in common
 
@@ -202,20 +210,30 @@ class NameOperations(AttributeOperations):
 
     def _move(
         self, source: Inode, name: bytes, inode: Inode, target: Inode, new_name: bytes,
-        victim: Inode | None,
+        victim: Inode | None, whiteout: NewInode | None,
     ) -> None:  # fmt: skip
         now_ns = self.times.now_ns()
         entry = Entry(inode.number, inode.type)
-        with self.change(urgent=victim is not None) as change:
+        # What makes an inode is not urgent: see `InodeStore.take_frames`.
+        with self.change(urgent=victim is not None and whiteout is None) as change:
+            left = (
+                self._new_inode(change, whiteout, now_ns, source.number, link_count=1)
+                if whiteout
+                else None
+            )
             change.append(target, media.pack_entry(new_name, entry.inode, entry.type, now_ns))
-            change.append(source, media.pack_entry(name, entry.inode, 0, now_ns))
+            change.append(source, _pack_left(name, entry, left, now_ns))
             state = self._moved(change, inode, source, target, now_ns)
             victim_state = self._drop_link(change, victim, now_ns) if victim else None
 
             def apply() -> None:
                 self._add(target, new_name, entry, now_ns)
-                source.remove_entry(name)
-                self._touch(source, now_ns)
+                if left is not None:
+                    self.keep(left)
+                    self._add(source, name, Entry(left.number, left.type), now_ns)
+                else:
+                    source.remove_entry(name)
+                    self._touch(source, now_ns)
                 self._set_moved(inode, state, target)
                 if victim is not None and victim_state is not None:
                     self._set_state(victim, victim_state)
@@ -316,6 +334,13 @@ class NameOperations(AttributeOperations):
                 raise system_error(errno.EINVAL)
             seen.add(directory.number)
             directory = self._directory(directory.parent)
+
+
+def _pack_left(name: bytes, moved: Entry, left: Inode | None, now_ns: int) -> bytes:
+    """What a directory says of a name from which something was moved."""
+    if left is not None:
+        return media.pack_entry(name, left.number, left.type, now_ns)
+    return media.pack_entry(name, moved.inode, 0, now_ns)
 
 
 def _check_replaced(inode: Inode, victim: Inode) -> None:
