@@ -185,6 +185,7 @@ def same_every_time(rng: random.Random) -> Iterator[None]:
     clock = itertools.count(1_700_000_000 * 10**9, 10**6)
     with (
         patch("time.time_ns", lambda: next(clock)),
+        patch("time.clock_gettime_ns", lambda _: next(clock)),
         patch("uuid.uuid4", lambda: uuid.UUID(int=rng.getrandbits(128))),
         patch("secrets.randbits", rng.getrandbits),
     ):

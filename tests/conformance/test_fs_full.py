@@ -51,7 +51,7 @@ class Clock:
 
     now_ns: int = START_NS
 
-    def __call__(self) -> int:
+    def __call__(self, *_: int) -> int:
         self.now_ns += 1
         return self.now_ns
 
@@ -60,6 +60,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(time, "time_ns", clock)
+    monkeypatch.setattr(time, "clock_gettime_ns", clock)
     return clock
 
 
