@@ -24,7 +24,7 @@ from pmemfs.dataplane.plane cimport slot_of, worker_t
 from pmemfs.dataplane.protocol cimport *
 from pmemfs.dataplane.serve cimport *
 from pmemfs.dataplane.structures cimport header_t, slot_t
-from pmemfs.dataplane.transport cimport end_all, hand_over, rewrite_reply
+from pmemfs.dataplane.transport cimport end_all, hand_over, rewrite_reply, wants_reply
 
 cdef extern from "liburing.h" nogil:
     cdef struct io_uring_sqe:
@@ -296,7 +296,15 @@ cdef void serve_entry(queue_t *queue, uint32_t position) noexcept nogil:
     else:
         verdict = ANSWER
         request.error, request.answer_bytes, request.moved_bytes = EINVAL, 0, 0
-    if verdict != ANSWER:
+    if verdict != ANSWER and not wants_reply(&head):
+        # The kernel sends a FORGET here when it can't use what it was told of an inode, and its
+        # caller waits until the entry comes back.
+        if verdict != DROP:
+            hand_over(worker, &request, verdict)
+        request.error = 0
+        fill_reply(entry, head.unique, 0, 0)
+        submit_entry(queue, position, URING_COMMIT_AND_FETCH)
+    elif verdict != ANSWER:
         store(&entry.pending, head.unique)
         request.error = hand_over(worker, &request, verdict)
         if request.error:

@@ -28,6 +28,7 @@ class Inbox:
         self, connections: Sequence[socket.socket], neighbours: Sequence[socket.socket]
     ) -> None:
         self._mine = {connection.fileno(): connection for connection in connections}
+        self._muted: set[socket.socket] = set()
         self._asleep = select.epoll()
         self._awake = select.epoll()
         self._pays = False
@@ -49,9 +50,22 @@ class Inbox:
 
     def remove(self, connection: socket.socket) -> None:
         """Its other end has hung up."""
+        self.mute(connection)
         del self._mine[connection.fileno()]
-        self._asleep.unregister(connection)
-        self._awake.unregister(connection)
+
+    def mute(self, connection: socket.socket) -> None:
+        """Take nothing from a socket until `unmute`."""
+        if connection not in self._muted:
+            self._muted.add(connection)
+            self._asleep.unregister(connection)
+            self._awake.unregister(connection)
+
+    def unmute(self, connection: socket.socket) -> None:
+        """Take messages again, unless the socket was removed."""
+        if connection in self._muted and connection.fileno() in self._mine:
+            self._muted.remove(connection)
+            self._asleep.register(connection, select.EPOLLIN)
+            self._awake.register(connection, select.EPOLLIN)
 
     async def wait(self) -> None:
         """Let all others run until there is a message."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ ZERO_RANGE = 0x10
 INSERT_RANGE = 0x20
 
 _OFFSET_LIMIT = 1 << 63
+MOST_KEPT_BYTES = 128 * MIB
+"""More than the entries of all rings together can hold (`planes`), so no ring is ever muted."""
 _COPY_AT_ONCE_BYTES = 128 * MIB
 """copy_file_range(2) may copy less than it is asked for, so one request need not last for long."""
 
@@ -83,12 +86,66 @@ class Copy:
     length_bytes: int
 
 
+class Outbox:
+    """The replies to one socket: sent at once where there is room, else kept until there is.
+
+    A ring has as many requests under way as it has entries, so their replies bound what is kept.
+    On the socket that all workers share, requests wait while more than `MOST_KEPT_BYTES` is kept:
+    the thread that takes those replies never waits for this process.
+    """
+
+    def __init__(self, connection: socket.socket, inbox: Inbox, nursery: trio.Nursery) -> None:
+        self._connection = connection
+        self._inbox = inbox
+        self._nursery = nursery
+        self._kept: deque[bytes] = deque()
+        self.kept_bytes = 0
+
+    def reply(self, unique: int, data: bytes | memoryview, error: int = 0) -> None:
+        """Answer a request. What `data` shows is copied before this returns."""
+        header = wire.OUT_HEADER.pack(wire.OUT_HEADER.size + len(data), -error, unique)
+        if self._kept or not self._send([header, data]):
+            self._keep(header + data)
+
+    def _send(self, parts: Sequence[bytes | memoryview]) -> bool:
+        """Send a reply; whether it needs no keeping."""
+        try:
+            self._connection.sendmsg(parts, [], socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except (BrokenPipeError, ConnectionResetError):
+            # The data plane is gone, and with it whoever waits.
+            return True
+        return True
+
+    def _keep(self, reply: bytes) -> None:
+        if not self._kept:
+            self._nursery.start_soon(self._send_kept)
+        self._kept.append(reply)
+        self.kept_bytes += len(reply)
+        if self.kept_bytes > MOST_KEPT_BYTES:
+            self._inbox.mute(self._connection)
+
+    async def _send_kept(self) -> None:
+        while self._kept:
+            await trio.lowlevel.wait_writable(self._connection)
+            while self._kept and self._send([self._kept[0]]):
+                self.kept_bytes -= len(self._kept.popleft())
+            if self.kept_bytes <= MOST_KEPT_BYTES:
+                self._inbox.unmute(self._connection)
+
+
 class RawRequests:
-    """Answers requests with the handlers of a mode, by opcode."""
+    """Answers requests with the handlers of a mode, by opcode.
+
+    Invariant: nothing here waits for room in a socket. A worker that is sending a request takes no
+    reply meanwhile, so a daemon that waited for the worker would wait for ever.
+    """
 
     def __init__(self, handlers: Mapping[int, Handler], longest_bytes: int) -> None:
         self._handlers = handlers
         self._buffer = memoryview(bytearray(longest_bytes))
+        self._outboxes: dict[socket.socket, Outbox] = {}
 
     async def serve(
         self, connections: Sequence[socket.socket], neighbours: Sequence[socket.socket] = ()
@@ -101,6 +158,9 @@ class RawRequests:
         """
         with closing(Inbox(connections, neighbours)) as inbox:
             async with trio.open_nursery() as nursery:
+                self._outboxes = {
+                    connection: Outbox(connection, inbox, nursery) for connection in connections
+                }
                 while inbox:
                     await inbox.wait()
                     while found := inbox.next(may_wait=not nursery.child_tasks):
@@ -121,8 +181,9 @@ class RawRequests:
     def _serve_one(
         self, connection: socket.socket, message: memoryview, nursery: trio.Nursery
     ) -> None:
+        outbox = self._outboxes[connection]
         if len(message) < wire.IN_HEADER.size:
-            _reply(connection, 0, b"", errno.EINVAL)
+            outbox.reply(0, b"", errno.EINVAL)
             return
         _, opcode, unique, inode, uid, gid, *_ = wire.IN_HEADER.unpack_from(message)
         # A copy, since the next message comes into the same buffer.
@@ -131,16 +192,16 @@ class RawRequests:
         try:
             answer = handler(request)
         except Exception as problem:
-            _reply(connection, unique, b"", _errno_of(problem, handler, request))
+            outbox.reply(unique, b"", _errno_of(problem, handler, request))
             return
         if isinstance(answer, Coroutine):
-            nursery.start_soon(_wait_and_reply, connection, unique, handler, request, answer)
+            nursery.start_soon(_wait_and_reply, outbox, unique, handler, request, answer)
         elif answer is not None:
-            _reply(connection, unique, answer)
+            outbox.reply(unique, answer)
 
 
 async def _wait_and_reply(
-    connection: socket.socket,
+    outbox: Outbox,
     unique: int,
     handler: Handler,
     request: Request,
@@ -149,20 +210,9 @@ async def _wait_and_reply(
     try:
         data = await answer
     except Exception as problem:
-        _reply(connection, unique, b"", _errno_of(problem, handler, request))
+        outbox.reply(unique, b"", _errno_of(problem, handler, request))
     else:
-        _reply(connection, unique, data)
-
-
-def _reply(
-    connection: socket.socket, unique: int, data: bytes | memoryview, error: int = 0
-) -> None:
-    header = wire.OUT_HEADER.pack(wire.OUT_HEADER.size + len(data), -error, unique)
-    try:
-        # The data plane takes replies at once, so this waits for nobody.
-        connection.sendmsg([header, data])
-    except (BrokenPipeError, ConnectionResetError):
-        return
+        outbox.reply(unique, data)
 
 
 def _errno_of(problem: Exception, handler: Handler, request: Request) -> int:

@@ -153,3 +153,20 @@ def test_what_has_hung_up_is_watched_no_more(ends: Ends) -> None:
     assert ends.take() == [1]
     ends.inbox.remove(ends.ours[1])
     assert not ends.inbox
+
+
+def test_a_muted_socket_has_no_messages_until_it_is_unmuted(ends: Ends) -> None:
+    for _ in range(2):
+        ends.inbox.mute(ends.ours[0])
+    for end in ends.theirs:
+        end.send(b"message")
+    ends.wait()
+    assert ends.take() == [1]
+    assert ends.take() == []
+    for _ in range(2):
+        ends.inbox.unmute(ends.ours[0])
+    assert ends.take() == [0]
+    ends.inbox.remove(ends.ours[0])
+    ends.inbox.unmute(ends.ours[0])
+    ends.theirs[0].send(b"message")
+    assert ends.take() == []

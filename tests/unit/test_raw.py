@@ -8,14 +8,17 @@ import socket
 import stat
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import pytest
 import trio
+import trio.lowlevel
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from native import shared_files
 
+from pmemfs.fuse import raw as raw_module
 from pmemfs.fuse.engine import Engine
 from pmemfs.fuse.openfiles import OpenFiles
 from pmemfs.fuse.raw import COLLAPSE_RANGE, INSERT_RANGE, PUNCH_HOLE, RawRequests
@@ -329,6 +332,44 @@ def test_each_socket_gets_its_own_answers_until_the_last_one_hangs_up(served: Se
     trio.run(ask_one_after_the_other)
     for _, ours in pairs:
         ours.close()
+
+
+@pytest.mark.parametrize("limit", [0, raw_module.MOST_KEPT_BYTES])
+def test_a_peer_that_takes_no_replies_holds_nobody_up(
+    served: Served, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(raw_module, "MOST_KEPT_BYTES", limit)
+    (lazy, first), (other, second) = (
+        socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(2)
+    )
+    lazy.setblocking(False)
+
+    def ask(peer: socket.socket, unique: int) -> None:
+        peer.send(struct.pack("<IIQQIIIHH", 56, GETATTR, unique, ROOT, 5, 6, 1, 0, 0) + bytes(16))
+
+    async def ask_and_take_late() -> None:
+        asked = 0
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(served.raw.serve, [first, second])
+            # More than the socket holds of replies, and with no limit more than of requests.
+            for _ in range(3000):
+                with suppress(BlockingIOError):
+                    ask(lazy, asked)
+                    asked += 1
+                await trio.lowlevel.checkpoint()
+            ask(other, 7)
+            reply = await trio.to_thread.run_sync(other.recv, LONGEST)
+            assert struct.unpack_from("<IiQ", reply) == (120, 0, 7)
+            assert limit == 0 or asked == 3000
+            for unique in range(asked):
+                await trio.lowlevel.wait_readable(lazy)
+                assert struct.unpack_from("<IiQ", lazy.recv(LONGEST)) == (120, 0, unique)
+            lazy.close()
+            other.close()
+
+    trio.run(ask_and_take_late)
+    first.close()
+    second.close()
 
 
 @pytest.mark.parametrize("opcode", [op for op in OPCODES if op not in (GETATTR, STATX, SYNCFS)])

@@ -1,0 +1,95 @@
+"""Neither plane waits for the other to take what it sends, however much is under way.
+
+Of a file with set-user-ID every read and write goes to the daemon. A burst from one CPU fills both
+directions of the socket that the worker of that CPU shares with the daemon.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from burst import REQUESTS
+from conftest import BIN, NATIVE_ONLY, Mounted, PoolMaker, run_command
+from endtoend_tools import MIB
+
+BURST = Path(__file__).with_name("burst.py")
+
+pytestmark = [pytest.mark.mount, pytest.mark.slow, *NATIVE_ONLY]
+
+
+def unpublished_file(pools: PoolMaker, prefix: Sequence[object]) -> Mounted:
+    """A mount, made with `prefix` before the command, with a file `f` that is never published."""
+    pool = pools.create("pmem0", "128M", "--mode", "fs")
+    mounted = Mounted(pool, pools.mountpoint())
+    done = run_command(
+        *prefix, BIN / "pmemfs", "mount", *pools.engine.options, pool, mounted.mountpoint
+    )
+    assert done.code == 0, done.err
+    file = mounted.mountpoint / "f"
+    file.write_bytes(bytes(REQUESTS * MIB))
+    file.chmod(0o4755)
+    return mounted
+
+
+BUFFERS: dict[str, tuple[object, ...]] = {
+    "large-buffers": (),
+    "default-buffers": ("setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"),
+}
+
+
+@pytest.mark.parametrize("buffers", BUFFERS)
+def test_a_burst_of_any_size_is_answered(pools: PoolMaker, buffers: str) -> None:
+    mounted = unpublished_file(pools, BUFFERS[buffers])
+    for length in (4096, 64 * 1024, 128 * 1024, MIB):
+        # A process of its own, since one that hangs in the kernel ends with the mount only.
+        done = run_command(sys.executable, BURST, mounted.mountpoint / "f", length, 10, timeout=100)
+        assert done.code == 0, done.err
+    assert mounted.info()["pid"]
+
+
+LIAR = """
+import sys
+import pyfuse3
+from pmemfs.daemons import mountd
+from pmemfs.fuse.filesystem import FileSystemOperations
+
+told = FileSystemOperations.readdir
+
+async def readdir(self, fh, start_id, token):
+    if start_id == 0:
+        attributes = await self.getattr(1, None)
+        attributes.st_ino = attributes.generation = 1
+        pyfuse3.readdir_reply(token, b"loop", attributes, 1)
+
+FileSystemOperations.readdir = readdir
+mountd.main()
+"""
+
+
+def test_what_the_kernel_forgets_at_once_holds_nobody_up(pools: PoolMaker) -> None:
+    # An entry that leads to the root: the kernel refuses it, and forgets it by a request like any
+    # other, whose end the reader of the directory waits for.
+    pool = pools.create("pmem0", "32M", "--mode", "fs")
+    mounted = Mounted(pool, pools.mountpoint())
+    pools.mount(pool, at=mounted.mountpoint.name)
+    pools.umount(mounted)
+    read_end, write_end = os.pipe()
+    daemon = subprocess.Popen(
+        [sys.executable, "-c", LIAR, str(pool), str(mounted.mountpoint), *pools.engine.options,
+         "--ready-fd", str(write_end)],
+        pass_fds=[write_end],
+    )  # fmt: skip
+    os.close(write_end)
+    with open(read_end, "rb") as said:
+        assert b"ready" in said.read()
+    done = run_command("ls", "-l", mounted.mountpoint, timeout=60)
+    assert "loop" in done.out
+    assert done.code != 0, "what it leads to can't be looked at"
+    assert run_command("stat", mounted.mountpoint, timeout=60).code == 0
+    pools.umount(mounted)
+    assert daemon.wait(60) == 0
