@@ -3,7 +3,9 @@
 Most files are opened, read once and closed, and what publishing costs would be lost on them. So a
 file is published when it shows that there is more to come: at a read that does not reach its end,
 at its second write or one of 64 KiB, at an fsync; and withdrawn when nobody has it open any more.
-Invariants:
+Publishing costs by the number of extents, so a file of many that changes again and again (pages
+written in any order into holes) is published anew only after so many requests that this is no more
+than they cost themselves. Invariants:
 - only regular files that are open are published, and none that a write must take privileges from;
 - whose extents changed is withdrawn before they are given to anybody else, and published anew by
   the next request that comes here;
@@ -32,6 +34,8 @@ _LARGE_WRITE_BYTES = 64 * KIB
 _WRITES = 2
 _MOST_EXTENTS = EXTENT_ARENA_BYTES // 8 // EXTENT.size_bytes
 """One file may not push out all others."""
+_EXTENTS_A_REQUEST = 64
+"""So many can be published while one request is answered."""
 _GRACES_KEPT = 64
 
 
@@ -145,6 +149,8 @@ class _Demand:
     opens: int = 0
     writes: int = 0
     is_wanted: bool = False
+    patience: int = 0
+    """Requests that are answered here before it is published again."""
 
 
 class Publisher:
@@ -204,7 +210,12 @@ class Publisher:
         if not stat.S_ISREG(attributes.mode) or has_privileges(self._fs, ino, attributes.mode):
             self._tables.withdraw(ino)
             return
+        if demand.patience:
+            demand.patience -= 1
+            self._tables.withdraw(ino)
+            return
         extents = [Extent(e.index, e.pfn, e.frame_count, 0) for e in self._fs.extents(ino)]
+        demand.patience = len(extents) // _EXTENTS_A_REQUEST
         self._tables.publish(
             ino,
             attributes.size_bytes,

@@ -197,6 +197,10 @@ class RawFileSystem:
         elif wanted.mode == PUNCH_HOLE | KEEP_SIZE:
             fs.punch(ino, offset, length)
         elif wanted.kind == ZERO_RANGE:
+            if fs.has_hole(ino, offset, length):
+                # To map it would fill an image that is thin (mkfs zeroes a journal so), to leave it
+                # would not be what zeroing promises. On tmpfs, too, the caller has to choose.
+                raise OSError(errno.EOPNOTSUPP, "zeroing a hole")
             fs.zero(ino, offset, length, keep_size=wanted.keeps_size)
         elif wanted.mode == COLLAPSE_RANGE:
             fs.collapse(ino, offset, length)

@@ -215,3 +215,29 @@ def test_one_file_of_very_many_extents_pushes_nobody_out(served: Served) -> None
     assert served.tables.publish(10, 10, few, live_offset=line, limit_bytes=4096)
     assert not served.tables.publish(11, 10, many, live_offset=line, limit_bytes=4096)
     assert served.tables.is_published(10)
+
+
+def test_a_file_of_many_extents_is_published_seldom_while_it_changes(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is published all in all grows with the requests, not with their square."""
+    ino = served.file(size_bytes=0)
+    published = 0
+    publish = served.tables.publish
+
+    def counted(ino: int, size: int, extents: list[Extent], **places: int) -> bool:
+        nonlocal published
+        published += len(extents)
+        return publish(ino, size, extents, **places)
+
+    monkeypatch.setattr(served.tables, "publish", counted)
+    served.fs.set_attributes(ino, size_bytes=4 * MIB)
+    for at in range(0, 4 * MIB, 8 * KIB):
+        served.fs.write(ino, at, b"x")
+        served.publisher.was_written(ino, 1)
+    assert len(served.fs.extents(ino)) == 512
+    assert published < 512 * 80
+    # Nothing changes any more: soon the data plane serves it.
+    for _ in range(512 // 64 + 1):
+        served.publisher.was_read(ino, 10)
+    assert served.tables.is_published(ino)

@@ -2,7 +2,9 @@
 
 Two kinds of demand, as in WineFS (SOSP '21): whole chunks of 2 MiB for what is large, so that it is
 aligned however old the pool, and pieces of chunks that are broken already for what is small.
-Invariants:
+A third one comes in pieces and in any order, as downloads and images of disks do: a chunk is *held*
+for the file. What is not used of it counts as free, but small demands of others look elsewhere as
+long as there is anything; so the pieces of the file fall into place. Invariants:
 - a bit is set and flushed before its run is given out; whoever maps the run fences before that is
   committed. A bit is cleared after what freed it was committed. So a crash can leave a bit set that
   nobody owns, and never one clear that somebody does;
@@ -38,13 +40,15 @@ from pmemfs.volume.filesystem.masks import (
 )
 
 RESERVE_FRAMES = 1024
+LARGE_FRAMES = 64
+"""What comes in pieces of this size gets chunks of its own."""
 _TRIES = 16
 
 
 class Group:
     """The free frames of one group: a mask for each chunk, in which a set bit is a free frame."""
 
-    __slots__ = ("free_count", "masks", "partial", "whole")
+    __slots__ = ("free_count", "held", "masks", "partial", "whole")
 
     def __init__(self, bitmap: bytes, managed: list[int]) -> None:
         self.masks: list[int] = []
@@ -56,6 +60,8 @@ class Group:
         self.free_count = sum(mask.bit_count() for mask in self.masks)
         self.whole = {chunk for chunk, mask in enumerate(self.masks) if mask == ALL}
         self.partial = {chunk for chunk, mask in enumerate(self.masks) if mask and mask != ALL}
+        self.held: set[int] = set()
+        """Chunks that are held for a file: no `partial` ones, once they are broken."""
 
     def set_mask(self, chunk: int, mask: int) -> None:
         """Replace the mask of a chunk, and what follows from it."""
@@ -67,7 +73,16 @@ class Group:
             self.partial.discard(chunk)
         else:
             self.whole.discard(chunk)
-            (self.partial.add if mask else self.partial.discard)(chunk)
+            is_small = mask and chunk not in self.held
+            (self.partial.add if is_small else self.partial.discard)(chunk)
+        if mask in (0, ALL):
+            self.held.discard(chunk)
+
+    def unhold(self, chunk: int) -> None:
+        """Let small demands have a chunk again."""
+        if chunk in self.held:
+            self.held.discard(chunk)
+            self.set_mask(chunk, self.masks[chunk])
 
 
 class Allocator:
@@ -78,6 +93,8 @@ class Allocator:
         self._groups: dict[int, Group] = {}
         self._small_group = self._large_group = 0
         self.known_free = 0
+        self._holds: dict[int, list[tuple[int, int]]] = {}
+        """By who holds them, group and chunk in it."""
         self.given_out: list[Run] | None = None
         """What was given out since somebody began to collect it here."""
         self.set_geometry(geometry)
@@ -102,7 +119,7 @@ class Allocator:
         self._make_sure(frame_count, urgent=urgent)
         runs: list[Run] = []
         try:
-            if goal and (not whole or self._is_whole(goal)):
+            if goal and (not whole or self._chunk_at(goal)):
                 runs += self._take_at(goal, frame_count)
             rest = frame_count - sum(run.frame_count for run in runs)
             while rest:
@@ -112,6 +129,29 @@ class Allocator:
             self.free(runs)
             raise
         return runs
+
+    def hold(self, owner: int, wish: int, *, frame_count: int) -> int | None:
+        """Hold a whole chunk for an inode that needs a part of it; its first pfn, or None.
+
+        The one at the pfn `wish`, if that is a whole one. For a small part there is one only while
+        half of a group is whole, so that what comes in whole chunks finds some, too.
+        """
+        least = 0 if frame_count >= LARGE_FRAMES else GROUP_CHUNKS // 2
+        place = self._chunk_at(wish)
+        if place is None or len(self.group(place[0]).whole) <= self._share(place[0], least):
+            place = self._find_whole(least)
+        if place is None:
+            return None
+        number, chunk = place
+        self.group(number).held.add(chunk)
+        self._holds.setdefault(owner, []).append(place)
+        return self.geometry.group_pfn(number) + chunk * CHUNK_FRAMES
+
+    def unhold(self, owner: int) -> None:
+        """Let others have what an inode holds."""
+        for number, chunk in self._holds.pop(owner, ()):
+            if number in self._groups:
+                self._groups[number].unhold(chunk)
 
     def free(self, runs: Iterable[Run]) -> None:
         """Give runs back. Their bits are cleared, and durable with a later fence."""
@@ -196,7 +236,12 @@ class Allocator:
             run = self._take_chunks(wanted)
             if run:
                 return run
-        run = self._take_small(min(wanted, CHUNK_FRAMES - 1)) or self._take_chunks(wanted)
+        small = min(wanted, CHUNK_FRAMES - 1)
+        run = self._take_small(small) or self._take_chunks(wanted)
+        if run is None and self._holds:
+            for owner in list(self._holds):
+                self.unhold(owner)
+            run = self._take_small(small)
         return run or self._take_longest(wanted)
 
     def _take_chunks(self, wanted: int) -> Run | None:
@@ -245,7 +290,7 @@ class Allocator:
         """The longest run in the first chunk that has any: where a pool is nearly full."""
         for number in range(self.geometry.group_count):
             group = self.group(number)
-            for chunk in sorted(group.whole | group.partial):
+            for chunk in sorted(group.whole | group.partial | group.held):
                 length = 1
                 starts = group.masks[chunk]
                 while length < wanted and (more := starts & group.masks[chunk] >> length):
@@ -255,13 +300,29 @@ class Allocator:
                 return self._mark(Run(pfn, length))
         raise system_error(errno.ENOSPC)
 
-    def _is_whole(self, pfn: int) -> bool:
-        """Whether a chunk begins here, and is free."""
+    def _chunk_at(self, pfn: int) -> tuple[int, int] | None:
+        """The group and the chunk in it that begins here, if it is a whole one."""
         start = pfn - self.geometry.first_pfn
         if start % CHUNK_FRAMES or not 0 <= start < self.geometry.frame_count:
-            return False
+            return None
         number, position = divmod(start, GROUP_FRAMES)
-        return position // CHUNK_FRAMES in self.group(number).whole
+        chunk = position // CHUNK_FRAMES
+        group = self.group(number)
+        return (number, chunk) if chunk in group.whole and chunk not in group.held else None
+
+    def _find_whole(self, least: int) -> tuple[int, int] | None:
+        """A whole chunk that nobody holds, in a group that has more than `least` of 64."""
+        count = self.geometry.group_count
+        for step in range(min(count, _TRIES)):
+            number = (self._large_group + step) % count
+            group = self.group(number)
+            if len(group.whole) > self._share(number, least) and group.whole - group.held:
+                return number, min(group.whole - group.held)
+        return None
+
+    def _share(self, number: int, chunks: int) -> int:
+        """As many of a group's chunks as `chunks` are of a long one's."""
+        return chunks * self.geometry.frames_of(number) // GROUP_FRAMES
 
     def _take_at(self, pfn: int, wanted: int) -> list[Run]:
         """As many free frames as there are from `pfn` on, in its group."""
@@ -273,6 +334,8 @@ class Allocator:
         found = 0
         while found < wanted and position < GROUP_FRAMES:
             chunk, bit = divmod(position, CHUNK_FRAMES)
+            if found and chunk in group.held:
+                break
             mask = group.masks[chunk] >> bit
             length = min(leading_bits(mask), wanted - found)
             found += length

@@ -62,6 +62,15 @@ class ExtentMap:
             return -1, self._indexes[at + 1] - index
         return -1, 1 << 62
 
+    def around(self, index: int) -> list[MappedExtent]:
+        """The extents before and behind a frame that lies in a hole, as far as there are any."""
+        at = bisect_right(self._indexes, index)
+        return [
+            MappedExtent(self._indexes[near], self._pfns[near], self._counts[near])
+            for near in (at - 1, at)
+            if 0 <= near < len(self._indexes)
+        ]
+
     def pieces(self, index: int, frame_count: int) -> Iterator[MappedExtent]:
         """A range, in order, as extents and holes; the pfn of a hole is -1."""
         end = index + frame_count

@@ -11,12 +11,11 @@ Invariants:
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from pmemfs.errors import system_error
 from pmemfs.media import log as media
-from pmemfs.media.filesystem import CHUNK_FRAMES
 from pmemfs.media.inode import EPOCH_MASK, LIVE_OFFSET, SIZE_LIMIT_BYTES
 from pmemfs.media.log import InodeFlags
 from pmemfs.medium.base import Durability
@@ -28,18 +27,13 @@ from pmemfs.volume.content import Content
 from pmemfs.volume.filesystem.attributes import AttributeOperations
 from pmemfs.volume.filesystem.extents import MappedExtent, Run
 from pmemfs.volume.filesystem.inode import Inode, State
+from pmemfs.volume.filesystem.placing import Placing
 from pmemfs.volume.filesystem.tables import Tables
 from pmemfs.volume.filesystem.transaction import Transaction
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-_LEAST_AHEAD_FRAMES = 16
-_AHEAD_WRITES = 8
-_MOST_AHEAD_FRAMES = 16384
-_MOST_FILL_AHEAD_FRAMES = CHUNK_FRAMES
-_GROWING_FRAMES = 64
-"""What is written in pieces of this size, or is already so long, gets chunks of its own."""
 _COPY_BYTES = MIB
 
 
@@ -49,6 +43,7 @@ class FileOperations(AttributeOperations):
     def __init__(self, pool: Pool, memmap: Memmap, tables: Tables | None = None) -> None:
         super().__init__(pool, memmap, tables)
         self._content = Content(self.medium, memmap)
+        self._placing = Placing(self.allocator)
         # A size may reach the medium before the bytes that it covers, where both wait for msync.
         self._must_clear = self.medium.durability is Durability.MSYNC
 
@@ -78,7 +73,7 @@ class FileOperations(AttributeOperations):
         size_bytes = self.size_of(inode)
         mapped = list(_pieces(inode, offset_bytes, len(view)))
         if offset_bytes > size_bytes:
-            self._zero_mapped(inode, size_bytes, offset_bytes)
+            self._leave_gap(inode, size_bytes, offset_bytes)
         if any(pool_offset < 0 for _, pool_offset, _ in mapped):
             self._fill(inode, offset_bytes, view, size_bytes)
         for position, pool_offset, length in mapped:
@@ -121,6 +116,12 @@ class FileOperations(AttributeOperations):
             raise system_error(errno.ENXIO)
         return size_bytes
 
+    def has_hole(self, number: int, offset_bytes: int, length_bytes: int) -> bool:
+        """Whether a range meets a hole inside the size. Raises OSError."""
+        inode = self._file(number)
+        length_bytes = min(length_bytes, self.size_of(inode) - offset_bytes)
+        return any(at < 0 for _, at, _ in _pieces(inode, offset_bytes, length_bytes))
+
     # Sizes and holes
 
     def truncate(self, inode: Inode, size_bytes: int, changes: dict[str, int]) -> None:
@@ -131,15 +132,17 @@ class FileOperations(AttributeOperations):
             raise system_error(errno.EFBIG)
         self.begin_writing()
         old_bytes = self.size_of(inode)
-        first_gone = frames_of(size_bytes)
         is_shorter = size_bytes < old_bytes
         state = self._resized(inode, size_bytes, **changes)
+        # What was mapped ahead is no part of what a file becomes that is made longer.
+        first_gone = frames_of(min(size_bytes, old_bytes))
         if is_shorter:
             state.flags &= ~InodeFlags.KEEPS_AHEAD
-        else:
-            self._zero_mapped(inode, old_bytes, size_bytes)
+        elif state.flags & InodeFlags.KEEPS_AHEAD:
+            first_gone = inode.extents.end
+        self._zero_mapped(inode, old_bytes, min(size_bytes, first_gone << PAGE_SHIFT))
         with self.change(urgent=is_shorter) as change:
-            if is_shorter and inode.extents.end > first_gone:
+            if inode.extents.end > first_gone:
                 self._unmap(change, inode, first_gone, inode.extents.end - first_gone)
             self._set_size(change, inode, state)
 
@@ -220,8 +223,8 @@ class FileOperations(AttributeOperations):
         inode = self.inode(number)
         if not inode.is_file or self.read_only:
             return
-        inode.next_write_bytes = -1
-        inode.ahead_frames = 0
+        inode.next_fill_frame = -1
+        self.allocator.unhold(number)
         self.medium.flush(inode.slot_offset + LIVE_OFFSET, 16)
         if self.medium.durability is Durability.CACHE_LINES:
             self.medium.fence()
@@ -249,16 +252,17 @@ class FileOperations(AttributeOperations):
 
         More than the range, where it looks as if more were to come. Raises OSError (ENOSPC).
         """
-        first = offset_bytes >> PAGE_SHIFT
-        end_frame = frames_of(offset_bytes + len(data))
-        window_end = self._window_end(inode, offset_bytes, end_frame, size_bytes)
+        hole, end = offset_bytes >> PAGE_SHIFT, frames_of(offset_bytes + len(data))
+        first, window_end = self._placing.window(
+            inode, hole, end, size_frames=frames_of(size_bytes),
+            is_append=0 < size_bytes == offset_bytes,
+        )  # fmt: skip
         try:
             self._map_filled(inode, first, window_end, offset_bytes, data, size_bytes)
         except OSError as error:
-            if error.errno != errno.ENOSPC or window_end == end_frame:
+            if error.errno != errno.ENOSPC or (first, window_end) == (hole, end):
                 raise
-            self._map_filled(inode, first, end_frame, offset_bytes, data, size_bytes)
-        inode.next_write_bytes = window_end << PAGE_SHIFT
+            self._map_filled(inode, hole, end, offset_bytes, data, size_bytes)
 
     def _map_filled(
         self, inode: Inode, first: int, end: int, offset_bytes: int, data: memoryview,
@@ -285,12 +289,10 @@ class FileOperations(AttributeOperations):
     ) -> list[MappedExtent]:
         """Map what is not mapped of a range: the extents that are new, their content undefined."""
         new: list[MappedExtent] = []
+        size_frames = frames_of(self.size_of(inode))
         for hole in list(inode.extents.pieces(index, frame_count)):
             if hole.pfn < 0:
-                at = hole.index
-                for run in self._place(change, inode, hole, new):
-                    new.append(MappedExtent(at, *run))
-                    at += run.frame_count
+                new += self._placing.place(change, inode, hole, size_frames)
         for extent in new:
             change.append(inode, media.pack_extent(*extent))
 
@@ -302,53 +304,13 @@ class FileOperations(AttributeOperations):
             change.then(apply)
         return new
 
-    def _place(
-        self, change: Transaction, inode: Inode, hole: MappedExtent, new: list[MappedExtent]
-    ) -> Iterator[Run]:
-        """Frames for a hole: behind what is before it, and aligned where it is large."""
-        index, left = hole.index, hole.frame_count
-        before = new[-1] if new and new[-1].index + new[-1].frame_count == index else None
-        if before:
-            goal = before.pfn + before.frame_count
-        else:
-            pfn, _ = inode.extents.find(index - 1) if index else (-1, 0)
-            goal = pfn + 1
-        is_growing = left >= _GROWING_FRAMES or index >= CHUNK_FRAMES
-        while left:
-            to_boundary = -index % CHUNK_FRAMES
-            step = min(left, to_boundary) if to_boundary else left
-            if not to_boundary and left > CHUNK_FRAMES:
-                step = left & -CHUNK_FRAMES
-            whole = is_growing and not to_boundary
-            for run in change.allocate(step, goal=goal, whole=whole):
-                yield run
-                goal = run.pfn + run.frame_count
-            index += step
-            left -= step
-
-    def _window_end(self, inode: Inode, offset_bytes: int, end_frame: int, size_bytes: int) -> int:
-        """How far to map where a write needs frames up to `end_frame`."""
-        pfn, room = inode.extents.find(end_frame)
-        if pfn >= 0:
-            return end_frame
-        if end_frame << PAGE_SHIFT >= size_bytes:
-            if offset_bytes != size_bytes or not size_bytes:
-                return end_frame
-            written = end_frame - (offset_bytes >> PAGE_SHIFT)
-            wanted = max(size_bytes >> PAGE_SHIFT, _LEAST_AHEAD_FRAMES, _AHEAD_WRITES * written)
-            wanted = min(wanted, _MOST_AHEAD_FRAMES)
-            # Others need room too: what is mapped ahead is given back at the last close only.
-            ahead = min(wanted, self.allocator.free_up_to(8 * wanted) // 8)
-        else:
-            is_sequential = offset_bytes == inode.next_write_bytes
-            inode.ahead_frames = min(inode.ahead_frames * 2 + 4, _MOST_FILL_AHEAD_FRAMES) * (
-                is_sequential
-            )
-            ahead = min(inode.ahead_frames, frames_of(size_bytes) - end_frame)
-        end = end_frame + min(ahead, room)
-        if end - end_frame < room and end > CHUNK_FRAMES:
-            end = min(end_frame + room, -(-end // CHUNK_FRAMES) * CHUNK_FRAMES)
-        return min(end, (SIZE_LIMIT_BYTES >> PAGE_SHIFT) - 1)
+    def _leave_gap(self, inode: Inode, size_bytes: int, offset_bytes: int) -> None:
+        """The size is about to pass a range that nobody writes to: zeroes, or holes if possible."""
+        first, end = frames_of(size_bytes), offset_bytes >> PAGE_SHIFT
+        if inode.extents.end > first < end and not inode.state.flags & InodeFlags.KEEPS_AHEAD:
+            with self.change(urgent=True) as change:
+                self._unmap(change, inode, first, end - first)
+        self._zero_mapped(inode, size_bytes, offset_bytes)
 
     def _reserve(
         self, number: int, offset_bytes: int, length_bytes: int, *, keep_size: bool, clear: bool

@@ -89,8 +89,8 @@ class Inode:
     """One inode."""
 
     __slots__ = (
-        "ahead_frames", "birth_ns", "damage", "entries", "extents", "generation", "is_read",
-        "live_slots", "log", "next_write_bytes", "number", "parent", "slot_offset", "state",
+        "birth_ns", "damage", "entries", "extents", "generation", "is_read", "live_slots", "log",
+        "next_fill_frame", "number", "parent", "run_start_frame", "slot_offset", "state",
         "subdirectory_count", "target", "used_at", "xattrs",
     )  # fmt: skip
 
@@ -111,8 +111,10 @@ class Inode:
         self.parent = 0
         self.live_slots = 1
         """Slots that a compacted log would need, but for extents."""
-        self.next_write_bytes = -1
-        self.ahead_frames = 0
+        self.next_fill_frame = -1
+        """Where the next write into a hole begins if it goes on where the last one ended."""
+        self.run_start_frame = 0
+        """Where the writes began that each went on where the one before ended."""
         self.is_read = False
         self.used_at = 0
 

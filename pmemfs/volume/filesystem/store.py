@@ -283,6 +283,7 @@ class InodeStore:
             token = self.tables.gone(inode.number)
             self.busy.add(inode.runs(), token)
             self._inodes.pop(inode.number, None)
+            self.allocator.unhold(inode.number)
             if token is None:
                 self.table.give_back(inode.slot_offset)
             else:
