@@ -21,16 +21,17 @@ from typing import Any, Literal
 
 import trio
 
-from pmemfs.control import server, socket_path
+from pmemfs.control import server
+from pmemfs.control.places import new_socket_path
 from pmemfs.errors import EXIT_MOUNT_FAILED, PmemfsError, SourceBusy, mount_exit_code
-from pmemfs.fuse.mountpoint import source_name
+from pmemfs.fuse.mountpoint import mounts_of_pool
 from pmemfs.fuse.options import MountOptions
 from pmemfs.fuse.session import NativeSession, PythonSession, Session
 from pmemfs.fuse.transport import choose_transport, read_offer
 from pmemfs.logs import start_logging
 from pmemfs.media.label import State
 from pmemfs.medium.mapped import Advice, MappedMedium
-from pmemfs.mountinfo import Mount, mounts
+from pmemfs.mountinfo import Mount
 from pmemfs.observe.mount import MountObserver
 from pmemfs.pool import Pool
 
@@ -160,8 +161,7 @@ def _open(path: str, *, read_only: bool) -> MappedMedium:
         try:
             return MappedMedium.open(path, read_only=read_only)
         except SourceBusy:
-            is_mounted = any(m.is_ours and m.source == source_name(path) for m in mounts())
-            if is_mounted or time.monotonic() > deadline:
+            if mounts_of_pool(path) or time.monotonic() > deadline:
                 raise
             time.sleep(0.05)
 
@@ -205,7 +205,7 @@ def open_session(arguments: Arguments, pool: Pool, medium: MappedMedium) -> Sess
 
 
 async def _serve(starter: Starter, session: Session, methods: dict[str, server.Method]) -> None:
-    with server.listening(socket_path(session.mount)) as listener:
+    with server.listening(new_socket_path(session.mount)) as listener:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(server.serve, listener, methods)
             nursery.start_soon(_stop_on_signal, session)

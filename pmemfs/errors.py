@@ -260,6 +260,12 @@ class NotClean(PmemfsError):
     errno = errno.EIO
 
 
+class NoControlSocket(PmemfsError):
+    """there is no safe place for a control socket: {why}"""
+
+    errno = errno.EACCES
+
+
 class NoAnswer(PmemfsError):
     """the daemon of {path} does not answer: {why}"""
 

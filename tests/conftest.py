@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 
 import pytest
 
-from pmemfs.control import socket_path
 from pmemfs.control.client import call
+from pmemfs.control.places import socket_path
 from pmemfs.mountinfo import Mount, mount_at
 
 BIN = Path(sys.executable).parent

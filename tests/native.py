@@ -15,9 +15,9 @@ from pmemfs.dataplane.layouts import Extent, MemmapPlace
 from pmemfs.dataplane.memmap import memmap_place, open_shared_memmap
 from pmemfs.dataplane.responder import Responder
 from pmemfs.dataplane.tables import SharedMemory
-from pmemfs.fuse.engine import EngineStatistics
 from pmemfs.fuse.native import NativeEngine
 from pmemfs.fuse.published import PublishedTables
+from pmemfs.fuse.statistics import EngineStatistics
 from pmemfs.media.label import Scheme
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap import Memmap

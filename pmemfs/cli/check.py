@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 import click
 
 from pmemfs.check import Finding, check_pool, has_errors, repair_pool
-from pmemfs.cli.output import json_option, print_facts, print_json
+from pmemfs.cli.output import complain, json_option, print_facts, print_json, say
 from pmemfs.errors import PmemfsError
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.volume.filesystem.check import Progress
@@ -55,7 +55,7 @@ def check(pool: str, repair: bool, dry_run: bool, as_json: bool) -> int:
         with closing(MappedMedium.open(pool, read_only=not is_repair)) as medium, _bar() as bar:
             outcome = _repaired(medium, bar) if is_repair else _Outcome(check_pool(medium, bar))
     except (PmemfsError, OSError) as error:
-        print(f"pmemfs: {error}", file=sys.stderr)
+        complain(str(error))
         return _EXIT_CANNOT_CHECK
     if as_json:
         _print_as_json(pool, outcome)
@@ -83,29 +83,23 @@ def _print_as_json(pool: str, outcome: _Outcome) -> None:
 
 def _print_as_text(pool: str, outcome: _Outcome, *, with_remedies: bool) -> None:
     for done in outcome.repairs:
-        print(f"{'NOT ' if done.is_error else ''}repaired: {_where(done)}: {done.sentence}")
+        say(f"{'NOT ' if done.is_error else ''}repaired: {_where(done)}: {done.sentence}")
     print_facts(
         (_where(f), f"{'ERROR: ' if f.is_error else ''}{f.sentence}") for f in outcome.findings
     )
     if with_remedies:
         for finding in outcome.findings:
             if finding.remedy:
-                print(f"would repair: {_where(finding)}: {finding.sentence}: {finding.remedy}")
+                say(f"would repair: {_where(finding)}: {finding.sentence}: {finding.remedy}")
     if has_errors(outcome.findings):
         said = "errors are left" if outcome.repairs else "errors were found"
     else:
         said = "errors were corrected" if outcome.done_count else "no errors"
-    print(f"{pool}: {said}")
+    say(f"{pool}: {said}")
 
 
 def _where(finding: Finding) -> str:
-    if finding.path is None:
-        return finding.what
-    shown = finding.path
-    if not shown.isprintable():
-        # Names are what users chose; none may move the cursor of whoever reads this.
-        shown = shown.encode("unicode_escape").decode()
-    return f"{finding.what} ({shown})"
+    return finding.what if finding.path is None else f"{finding.what} ({finding.path})"
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from contextlib import closing, contextmanager
 
 import click
 
-from pmemfs.cli.output import json_option, print_json, warn
+from pmemfs.cli.output import json_option, print_json, say, warn
 from pmemfs.errors import BadGeometry, HasContent, NoSuchSource
 from pmemfs.media.label import Mode, Scheme, check_name
 from pmemfs.media.zones import (
@@ -96,7 +96,7 @@ def create(
     if as_json:
         print_json(report.as_json())
     else:
-        print(
+        say(
             f"pool '{report.name}' of {format_size(report.size_bytes)} on {path}, "
             f"{_WORDS[spec.mode]}: {report.page_count} pages of {page_size}, "
             f"page structures: {report.scheme}"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from pmemfs.cli.output import json_option, print_json, print_table
+from pmemfs.cli.output import json_option, print_json, print_table, say
 from pmemfs.errors import EXIT_FAILED, RootOnly
 from pmemfs.observe.finding import Finding, Setting
 from pmemfs.observe.machine import can_mount, examine
@@ -99,11 +99,15 @@ def _print(findings: Sequence[Finding], changes: Iterable[Change], *, fix: bool)
     # Below the table, so that no terminal breaks a command that is to be copied.
     advice = [f"  {f.name}: {f.command}" for f in findings if f.command]
     if advice:
-        print("\nWhat would improve this:", *advice, sep="\n")
+        _say_all("What would improve this:", advice)
     if fix:
         done = [f"  {change.sentence}" for change in changes]
-        print("\nWhat was changed:", *(done or ["  nothing"]), sep="\n")
+        _say_all("What was changed:", done or ["  nothing"])
     needed = [f.name for f in findings if not can_mount([f])]
-    print(
-        f"\npmemfs can't mount here: {', '.join(needed)}" if needed else "\npmemfs can mount here"
-    )
+    said = f"pmemfs can't mount here: {', '.join(needed)}" if needed else "pmemfs can mount here"
+    _say_all(said, [])
+
+
+def _say_all(heading: str, lines: Iterable[str]) -> None:
+    for line in ("", heading, *lines):
+        say(line)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import Any
+from dataclasses import replace
 
 import click
 
 from pmemfs.cli.find import ask
-from pmemfs.cli.output import json_option, print_json, print_table
+from pmemfs.cli.output import json_option, print_json, print_table, say
 from pmemfs.errors import NoExtents, NoSuchSource, NotMounted
 from pmemfs.mountinfo import Mount, mount_of_device
+from pmemfs.observe.answers import ExtentReport, FileExtents
 from pmemfs.units import format_size
+
+_MOST_EXTENTS = 1 << 20
 
 
 @click.command()
@@ -27,26 +30,36 @@ def extents(file: str, as_json: bool) -> None:
     ahead.
     """
     mount, inode = _find(file)
-    report = ask(mount, "extents", inode=inode)
+    report = _ask(mount, inode)
     if as_json:
-        print_json(report)
+        print_json(report.as_json())
         return
-    rows = report["extents"]
-    if rows:
+    if report.extents:
         print_table(
             ["OFFSET", "PFN", "LENGTH", "SIZE", "ALIGNED"],
             [
                 (
-                    row["offset_bytes"],
-                    f"{row['pfn']:#x}",
-                    row["length_bytes"],
-                    format_size(row["length_bytes"]),
-                    "yes" if row["is_aligned"] else "no",
+                    row.offset_bytes,
+                    f"{row.pfn:#x}",
+                    row.length_bytes,
+                    format_size(row.length_bytes),
+                    "yes" if row.is_aligned else "no",
                 )
-                for row in rows
+                for row in report.extents
             ],
         )
-    print(_summary(report))
+    say(_summary(report))
+
+
+def _ask(mount: Mount, inode: int) -> FileExtents:
+    """All extents of a file; as many as we have room for, of one that has millions."""
+    rows: list[ExtentReport] = []
+    while True:
+        start = rows[-1].offset_bytes + 1 if rows else 0
+        part = ask(mount, "extents", FileExtents, inode=inode, start_bytes=start)
+        rows += part.extents
+        if part.is_complete or not part.extents or len(rows) >= _MOST_EXTENTS:
+            return replace(part, extents=tuple(rows[:_MOST_EXTENTS]))
 
 
 def _find(path: str) -> tuple[Mount, int]:
@@ -63,12 +76,13 @@ def _find(path: str) -> tuple[Mount, int]:
     return mount, status.st_ino
 
 
-def _summary(report: dict[str, Any]) -> str:
-    rows = report["extents"]
-    mapped_bytes = sum(row["length_bytes"] for row in rows)
-    aligned_bytes = sum(row["length_bytes"] for row in rows if row["is_aligned"])
+def _summary(report: FileExtents) -> str:
+    rows = report.extents
+    mapped_bytes = sum(row.length_bytes for row in rows)
+    aligned_bytes = sum(row.length_bytes for row in rows if row.is_aligned)
     count = "1 extent" if len(rows) == 1 else f"{len(rows)} extents"
     return (
-        f"{format_size(report['size_bytes'])} in {count} of {format_size(mapped_bytes)}, "
+        f"{format_size(report.size_bytes)} in {count} of {format_size(mapped_bytes)}, "
         f"of which {format_size(aligned_bytes)} aligned"
+        + ("" if report.is_complete else "; more extents follow")
     )

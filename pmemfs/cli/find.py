@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
-from pmemfs.control import check_private, socket_path
-from pmemfs.control.client import ANSWER_TIMEOUT_SECONDS, call
-from pmemfs.errors import NoAnswer, NotMounted
-from pmemfs.fuse.mountpoint import resolve, source_name
+from pmemfs.control.client import ANSWER_TIMEOUT_SECONDS, Question, call_all
+from pmemfs.control.places import socket_path
+from pmemfs.control.shape import decode
+from pmemfs.errors import NoAnswer, NotMounted, PmemfsError
+from pmemfs.fuse.mountpoint import mounts_of_pool, resolve
 from pmemfs.mountinfo import Mount, mount_at, mounts
+
+_MANY_TIMEOUT_SECONDS = 5
+_MANY_LIMIT_BYTES = 256 * 1024
+"""For what is asked of all daemons: any user may have a thousand mounts that answer at length."""
+
+Report = TypeVar("Report")
 
 
 def our_mounts() -> Iterator[Mount]:
@@ -24,8 +32,7 @@ def find_mount(target: str) -> Mount | None:
     at = mount_at(resolved)
     if at and at.is_ours:
         return at
-    name = source_name(resolved)
-    return next((mount for mount in our_mounts() if mount.source == name), None)
+    return next(iter(mounts_of_pool(resolved)), None)
 
 
 def require_mount(target: str) -> Mount:
@@ -37,15 +44,34 @@ def require_mount(target: str) -> Mount:
 
 
 def ask(
-    mount: Mount, method: str, *, timeout_seconds: float = ANSWER_TIMEOUT_SECONDS, **params: Any
-) -> Any:
+    mount: Mount,
+    method: str,
+    shape: type[Report],
+    *,
+    timeout_seconds: float = ANSWER_TIMEOUT_SECONDS,
+    **params: Any,
+) -> Report:
     """Ask the daemon of a mount. Raises NoAnswer, and RemoteError with the daemon's sentence."""
-    path = socket_path(mount)
-    try:
-        check_private(path.parent, mount.owner_uid)
-        return call(path, method, timeout_seconds=timeout_seconds, **params)
-    except NoAnswer as error:
-        raise NoAnswer(path=mount.mountpoint, why=error.facts["why"]) from None
-    except OSError as error:
-        why = (error.strerror or str(error)).lower()
-        raise NoAnswer(path=mount.mountpoint, why=why) from None
+    question = Question(socket_path(mount), mount.owner_uid, method, params)
+    (answer,) = call_all([question], partial(decode, shape), timeout_seconds=timeout_seconds)
+    if isinstance(answer, PmemfsError):
+        raise _about(mount, answer)
+    return answer
+
+
+def ask_all(asked: Sequence[Mount], method: str, shape: type[Report]) -> list[Report | PmemfsError]:
+    """Ask the daemons of many mounts at once; for each its report, or why there is none."""
+    around = mounts()
+    questions = [Question(socket_path(m, around), m.owner_uid, method, {}) for m in asked]
+    return call_all(
+        questions,
+        partial(decode, shape),
+        timeout_seconds=_MANY_TIMEOUT_SECONDS,
+        limit_bytes=_MANY_LIMIT_BYTES,
+    )
+
+
+def _about(mount: Mount, error: PmemfsError) -> PmemfsError:
+    """The error, with the mountpoint for the socket, which means nothing to a user."""
+    is_silent = isinstance(error, NoAnswer)
+    return NoAnswer(path=mount.mountpoint, why=error.facts["why"]) if is_silent else error

@@ -6,28 +6,34 @@ from typing import Any
 
 import click
 
-from pmemfs.cli.find import ask, our_mounts
+from pmemfs.cli.find import ask_all, our_mounts
 from pmemfs.cli.output import json_option, print_json, print_table
 from pmemfs.errors import PmemfsError
 from pmemfs.mountinfo import Mount
+from pmemfs.observe.answers import MountStatus
 from pmemfs.units import format_size
 
 
 @click.command(name="list")
 @json_option
 def list_mounts(as_json: bool) -> None:
-    """List all mounts, and those whose daemon does not answer."""
-    entries = [_describe(mount) for mount in our_mounts()]
+    """List all mounts, and those whose daemon does not answer.
+
+    What a row says of its pool is the word of the mount's owner, the user UID.
+    """
+    mounts = list(our_mounts())
+    entries = list(map(_describe, mounts, ask_all(mounts, "info", MountStatus)))
     if as_json:
         print_json(entries)
         return
     print_table(
-        ["NAME", "POOL", "MOUNTPOINT", "SIZE", "SCHEME", "ENGINE", "PID", "STATE"],
+        ["NAME", "POOL", "MOUNTPOINT", "UID", "SIZE", "SCHEME", "ENGINE", "PID", "STATE"],
         [
             (
                 entry.get("name", "-"),
                 entry["pool"],
                 entry["mountpoint"],
+                entry["owner_uid"],
                 format_size(entry["size_bytes"]) if "size_bytes" in entry else "-",
                 entry.get("scheme", "-"),
                 entry.get("engine", "-"),
@@ -39,18 +45,20 @@ def list_mounts(as_json: bool) -> None:
     )
 
 
-def _describe(mount: Mount) -> dict[str, Any]:
-    entry: dict[str, Any] = {"pool": mount.source, "mountpoint": mount.mountpoint}
-    try:
-        status = ask(mount, "info")
-    except PmemfsError:
+def _describe(mount: Mount, status: MountStatus | PmemfsError) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "pool": mount.source,
+        "mountpoint": mount.mountpoint,
+        "owner_uid": mount.owner_uid,
+    }
+    if isinstance(status, PmemfsError):
         return entry | {"state": "no answer"}
     return entry | {
-        "pool": status["pool"]["path"],
-        "name": status["pool"]["name"],
-        "size_bytes": status["pool"]["size_bytes"],
-        "scheme": status["effective_scheme"],
-        "engine": status["engine"],
-        "pid": status["pid"],
-        "state": "read-only" if status["read_only"] else "mounted",
+        "pool": status.pool.path,
+        "name": status.pool.name,
+        "size_bytes": status.pool.size_bytes,
+        "scheme": status.effective_scheme,
+        "engine": status.engine,
+        "pid": status.pid,
+        "state": "read-only" if status.read_only else "mounted",
     }

@@ -9,6 +9,7 @@ import sys
 
 import click
 
+from pmemfs.cli.output import complain, show_usage_error
 from pmemfs.errors import EXIT_FAILED, PmemfsError
 from pmemfs.version import VERSION
 
@@ -79,19 +80,18 @@ def run(command: click.Command, words: list[str]) -> int:
         result = command.main(words, standalone_mode=False)
         return result if isinstance(result, int) else 0
     except click.Abort:
-        print("pmemfs: interrupted", file=sys.stderr)
+        complain("interrupted")
         return 130
     except click.ClickException as error:
-        error.show()
+        show_usage_error(error)
         return error.exit_code
     except PmemfsError as error:
-        print(f"pmemfs: {error}", file=sys.stderr)
+        complain(str(error))
         return error.exit_code
     except BrokenPipeError:
         # Whoever read our output has gone; Python would complain about it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     except OSError as error:
-        print(f"pmemfs: {error.filename or ''}: {error.strerror}".replace(": :", ":"),
-              file=sys.stderr)  # fmt: skip
+        complain(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror))
         return EXIT_FAILED

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import click
 
-from pmemfs.cli.output import warn
+from pmemfs.cli.output import complain, warn
 from pmemfs.errors import MountFailed, PmemfsError, mount_exit_code
 from pmemfs.fuse.mountpoint import prepare_mountpoint
 from pmemfs.fuse.options import MountOptions
@@ -81,7 +81,7 @@ def reporting_mount_failure(attempt: Callable[[], int]) -> int:
     try:
         return attempt()
     except PmemfsError as error:
-        print(f"pmemfs: {error}", file=sys.stderr)
+        complain(str(error))
         return mount_exit_code(error)
 
 

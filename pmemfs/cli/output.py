@@ -1,7 +1,13 @@
-"""How the commands speak: tables for people, JSON for programs, warnings for both."""
+"""How the commands speak: tables for people, JSON for programs, warnings for both.
+
+All output of all commands is made here. Invariant: what is said to people has no character that a
+terminal would not show as it is, whoever chose the names and sentences in it. Without that, the
+name of a file could clear the screen, or forge the rows of a table.
+"""
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Iterable, Sequence
@@ -9,15 +15,42 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pmemfs.text import printable
+
 # rich takes longer to load than a command that prints JSON takes to run.
 if TYPE_CHECKING:
     from rich.table import Table
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 
+_PIPE_WIDTH = 1 << 20
+
+
+def say(line: str = "", *, flush: bool = False) -> None:
+    """One line."""
+    print(printable(line), flush=flush)
+
+
+def complain(sentence: str) -> None:
+    """What went wrong."""
+    print(f"pmemfs: {printable(sentence)}", file=sys.stderr)
+
+
+def warn(sentence: str) -> None:
+    """Something that a user should know, though the command goes on."""
+    complain(f"warning: {sentence}")
+
+
+def show_usage_error(error: click.ClickException) -> None:
+    """What click has to say of a command line, which may have any words in it."""
+    shown = io.StringIO()
+    error.show(file=shown)
+    for line in shown.getvalue().split("\n")[:-1]:
+        print(printable(line), file=sys.stderr)
+
 
 def print_json(value: Any) -> None:
-    """A report for programs."""
+    """A report for programs. It is in ASCII, and escapes the rest."""
     print(json.dumps(value, indent=2))
 
 
@@ -27,7 +60,7 @@ def print_facts(facts: Iterable[tuple[str, object]]) -> None:
 
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, value in facts:
-        table.add_row(name, str(value))
+        table.add_row(printable(name), printable(str(value)))
     _print(table)
 
 
@@ -54,13 +87,8 @@ def print_table(
             is_number = position >= text_columns
         table.add_column(column, justify="right" if rows and is_number else "left")
     for row in rows:
-        table.add_row(*(str(cell) for cell in row))
+        table.add_row(*(printable(str(cell)) for cell in row))
     _print(table, must_fit=text_columns is None)
-
-
-def warn(sentence: str) -> None:
-    """Something that a user should know, though the command goes on."""
-    print(f"pmemfs: warning: {sentence}", file=sys.stderr)
 
 
 def _print(table: Table, *, must_fit: bool = True) -> None:
@@ -68,7 +96,10 @@ def _print(table: Table, *, must_fit: bool = True) -> None:
 
     # A pipe gets whole lines, however wide; a terminal gets what fits.
     is_bounded = must_fit and sys.stdout.isatty()
-    console = Console(width=None if is_bounded else 1000, highlight=False, markup=False)
+    # No name is a picture: rich would make one of ":bomb:".
+    console = Console(
+        width=None if is_bounded else _PIPE_WIDTH, highlight=False, markup=False, emoji=False
+    )
     with console.capture() as captured:
         console.print(table)
-    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+    print("\n".join(line.rstrip() for line in captured.get().split("\n")[:-1]))

@@ -7,7 +7,8 @@ import time
 import click
 
 from pmemfs.cli.find import ask, require_mount
-from pmemfs.cli.output import json_option, print_facts, print_json, print_table
+from pmemfs.cli.output import json_option, print_facts, print_json, print_table, say
+from pmemfs.observe.answers import Pages
 from pmemfs.units import format_size
 
 
@@ -29,36 +30,33 @@ def pages(target: str, hottest: int, as_json: bool) -> None:
     durable, which fsync does, and the daemon every 30 s; clean: not dirty;
     referenced: read or written; in use: held by a transfer or a pin now.
     """
-    report = ask(require_mount(target), "pages", hottest=hottest)
+    report = ask(require_mount(target), "pages", Pages, hottest=hottest)
     if as_json:
-        print_json(report)
+        print_json(report.as_json())
         return
+    size = format_size(report.page_size_bytes)
     print_facts(
         [
-            ("page structures", f"{report['scheme']}, one for {_size(report)}"),
-            *((name.replace("_", " "), count) for name, count in report["counts"].items()),
+            ("page structures", f"{report.scheme}, one for {size}"),
+            *((name.replace("_", " "), count) for name, count in report.counts.items()),
         ]
     )
-    if report["hottest"]:
-        print()
+    if report.hottest:
+        say()
         now_ns = time.time_ns()
         print_table(
             ["PFN", "INODE", "INDEX", "READS", "WRITES", "REFS", "STATE", "LAST ACCESS"],
             [
                 (
-                    f"{page['pfn']:#x}",
-                    page["mapping"],
-                    page["index"],
-                    page["reads"],
-                    page["writes"],
-                    page["refcount"],
-                    "dirty" if page["dirty"] else "clean",
-                    f"{(now_ns - page['last_access_ns']) / 1e9:.1f} s ago",
+                    f"{page.pfn:#x}",
+                    page.mapping,
+                    page.index,
+                    page.reads,
+                    page.writes,
+                    page.refcount,
+                    "dirty" if page.dirty else "clean",
+                    f"{(now_ns - page.last_access_ns) / 1e9:.1f} s ago",
                 )
-                for page in report["hottest"]
+                for page in report.hottest
             ],
         )
-
-
-def _size(report: dict[str, int]) -> str:
-    return format_size(report["page_size_bytes"])

@@ -8,7 +8,7 @@ from dataclasses import asdict
 import click
 
 from pmemfs.cli.find import ask, find_mount, require_mount
-from pmemfs.cli.output import json_option, print_json
+from pmemfs.cli.output import json_option, print_json, say
 from pmemfs.growth import Grown, grow_unmounted
 from pmemfs.units import format_size, parse_size
 
@@ -36,14 +36,15 @@ def resize(target: str, size: str | None, as_json: bool) -> None:
     wanted_bytes = parse_size(size) if size is not None else None
     mount = require_mount(target) if os.path.isdir(target) else find_mount(target)
     if mount:
-        answer = ask(mount, "resize", timeout_seconds=_PATIENCE_SECONDS, size_bytes=wanted_bytes)
-        grown = Grown(**answer)
+        grown = ask(
+            mount, "resize", Grown, timeout_seconds=_PATIENCE_SECONDS, size_bytes=wanted_bytes
+        )
     else:
         grown = grow_unmounted(target, wanted_bytes)
     if as_json:
         print_json(asdict(grown))
     elif grown.old_bytes == grown.new_bytes:
-        print(f"pool '{grown.name}' has {format_size(grown.old_bytes)} already: nothing to do")
+        say(f"pool '{grown.name}' has {format_size(grown.old_bytes)} already: nothing to do")
     else:
         old, new = format_size(grown.old_bytes), format_size(grown.new_bytes)
-        print(f"pool '{grown.name}' has {new} now, and had {old}")
+        say(f"pool '{grown.name}' has {new} now, and had {old}")

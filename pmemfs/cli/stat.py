@@ -12,7 +12,7 @@ from typing import Any, Literal
 import click
 
 from pmemfs.cli.find import ask, require_mount
-from pmemfs.cli.output import json_option, print_json, print_json_line, print_table
+from pmemfs.cli.output import json_option, print_json, print_json_line, print_table, say
 from pmemfs.errors import NoAnswer
 from pmemfs.mountinfo import Mount
 from pmemfs.observe.stat import (
@@ -115,11 +115,11 @@ def stat(
                 print_json_line(_as_json(sample, since))
             else:
                 _print(sample, since, per_cpu=per_cpu, latency=latency)
-                print(flush=True)
+                say(flush=True)
 
 
 def _ask(mount: Mount) -> Sample:
-    return Sample.from_json(ask(mount, "stat"))
+    return ask(mount, "stat", Sample)
 
 
 def _watch(
@@ -172,7 +172,7 @@ def _as_json(sample: Sample, since: Since) -> dict[str, Any]:
 
 
 def _print(sample: Sample, since: Since, *, per_cpu: bool, latency: bool) -> None:
-    print(f"{'since the mount' if since == 'mount' else 'the last'} {sample.seconds:.2f} s")
+    say(f"{'since the mount' if since == 'mount' else 'the last'} {sample.seconds:.2f} s")
     operations = [
         (name, _figures(sample, counts))
         for name, counts in sample.operations.items()
@@ -181,16 +181,16 @@ def _print(sample: Sample, since: Since, *, per_cpu: bool, latency: bool) -> Non
     if not sample.is_native:
         _print_figures("OPERATION", operations, _REQUESTS + _MOVED + _RATES)
         if since == "mount":
-            print("latencies are counted by the native engine only")
+            say("latencies are counted by the native engine only")
         return
     _print_figures("OPERATION", operations, _NATIVE + _MOVED + _RATES + _MEAN)
     if any(sample.control.values()):
-        print("control plane: " + ", ".join(_moved(*item) for item in sample.control.items()))
+        say("control plane: " + ", ".join(_moved(*item) for item in sample.control.items()))
     if latency:
-        print()
+        say()
         _print_figures("OPERATION", operations, _LATENCIES)
     if per_cpu:
-        print()
+        say()
         _print_workers(sample, latency=latency)
 
 
@@ -204,9 +204,9 @@ def _print_workers(sample: Sample, *, latency: bool) -> None:
     waiting = [(worker.sleeps, worker.spins) for worker in busy]
     _print_figures("WORKER", workers, _NATIVE + _RATES, ("SLEEPS", "SPINS"), waiting)
     if len(busy) < len(sample.workers):
-        print(f"{len(sample.workers) - len(busy)} of {len(sample.workers)} workers had no request")
+        say(f"{len(sample.workers) - len(busy)} of {len(sample.workers)} workers had no request")
     if latency:
-        print()
+        say()
         _print_figures("WORKER", workers, _LATENCIES)
 
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import select
 
 import click
 
 from pmemfs.cli.find import ask, require_mount
 from pmemfs.cli.mount import reporting_mount_failure
-from pmemfs.control import socket_path
 from pmemfs.control.client import daemon_pidfd
+from pmemfs.control.places import socket_path
 from pmemfs.errors import NoAnswer, NotClean, PmemfsError, SourceBusy
 from pmemfs.fuse.mountpoint import unmount
 from pmemfs.media.label import State
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.mountinfo import Mount
+from pmemfs.observe.answers import MountStatus
 from pmemfs.pool import Pool
 
 _TIMEOUT_SECONDS = 60
@@ -27,7 +29,8 @@ def umount(target: str, lazy: bool) -> int:
     """Unmount TARGET, a mountpoint or a pool.
 
     umount(8) and fusermount3 -u do as well; this waits until the daemon has ended, and fails if
-    it did not leave the pool clean.
+    it did not leave the pool clean. That only the owner of a mount is told: root opens no file
+    that another user's daemon names.
     """
 
     def attempt() -> int:
@@ -35,8 +38,9 @@ def umount(target: str, lazy: bool) -> int:
         if lazy:
             unmount(mount.mountpoint, lazy=True)
             return 0
-        pidfd = daemon_pidfd(socket_path(mount))
-        pool_path = None if pidfd is None else _writable_pool(mount)
+        is_ours = mount.owner_uid == os.geteuid()
+        pidfd = daemon_pidfd(socket_path(mount), owner_uid=mount.owner_uid)
+        pool_path = _writable_pool(mount) if is_ours and pidfd is not None else None
         unmount(mount.mountpoint)
         if pidfd is not None:
             if not _has_ended(pidfd):
@@ -51,10 +55,10 @@ def umount(target: str, lazy: bool) -> int:
 def _writable_pool(mount: Mount) -> str | None:
     """The pool of a mount that may write to it; None where it can't, or nobody answers."""
     try:
-        status = ask(mount, "info")
+        status = ask(mount, "info", MountStatus)
     except PmemfsError:
         return None
-    return None if status["read_only"] else status["pool"]["path"]
+    return None if status.read_only else status.pool.path
 
 
 def _has_ended(pidfd: int) -> bool:

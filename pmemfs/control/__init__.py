@@ -4,35 +4,43 @@ A request is `{"method": NAME, "params": {…}}`, its answer `{"result": …}` o
 `{"error": {"message": SENTENCE, "exit_code": N}}`. The socket is named after the mount's device
 number, which stat(2) of any file of the mount tells: /run/pmemfs/0:57.sock. So the daemon of a
 mount is found without asking the mount, and a socket whose daemon died belongs to no mount.
+
+`places` says where sockets lie, and whose they must be. Both sides look at who is at the other end:
+a daemon answers its owner and root, a command believes the owner of the mount.
 """
 
 from __future__ import annotations
 
-import os
-import stat
-from pathlib import Path
+import socket
+import struct
+from typing import Protocol
 
-from pmemfs.mountinfo import Mount
+REQUEST_LIMIT_BYTES = 64 * 1024
+ANSWER_LIMIT_BYTES = 4 << 20
+"""The longest answer that is needed is `stat` of a machine with 1024 CPUs."""
 
-
-def runtime_directory(uid: int) -> Path:
-    """Where a user's daemons keep their sockets: the same from every session of that user."""
-    if uid == 0:
-        return Path("/run/pmemfs")
-    session = Path(f"/run/user/{uid}")
-    return session / "pmemfs" if session.is_dir() else Path(f"/tmp/pmemfs-{uid}")
+_UCRED = struct.Struct("3i")
+"""pid, uid, gid of the peer of a Unix socket, see unix(7)."""
 
 
-def socket_path(mount: Mount, directory: Path | None = None) -> Path:
-    """The control socket of a mount, whoever asks."""
-    return (directory or runtime_directory(mount.owner_uid)) / f"{mount.device}.sock"
+class Connection(Protocol):
+    """A socket, Python's or trio's."""
+
+    def getsockopt(self, level: int, option: int, size: int, /) -> bytes:
+        """See getsockopt(2)."""
 
 
-def check_private(directory: Path, uid: int) -> None:
-    """Raise PermissionError unless a directory is a user's own and closed to the others' writing.
+def peer_uid(connection: Connection) -> int:
+    """The user at the other end, as the kernel noted when it connected or began to listen."""
+    return _credentials(connection)[1]
 
-    It may lie where anybody could have made it.
-    """
-    status = os.lstat(directory)
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != uid or status.st_mode & 0o022:
-        raise PermissionError(f"{directory} does not belong to user {uid} alone")
+
+def peer_pid(connection: Connection) -> int:
+    """The process at the other end, as `peer_uid`."""
+    return _credentials(connection)[0]
+
+
+def _credentials(connection: Connection) -> tuple[int, int]:
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    pid, uid, _ = _UCRED.unpack(raw)
+    return pid, uid

@@ -1,20 +1,42 @@
-"""The side of the commands. Loads no trio: a command should start at once."""
+"""The side of the commands. Loads no trio: a command should start at once.
+
+What answers may be another user's program, and root asks it, too. Invariants:
+- nothing is sent to and nothing taken from a process that is not the mount owner's: the kernel says
+  whose it is. Without that, whoever gets hold of a socket's name speaks for the mount;
+- a question ends in time, whatever the other side does, and its answer is of bounded length;
+- many are asked at once, in one thread, and their answers looked at one after the other: so one
+  that says nothing delays no other one, and a hundred that say too much take the memory of one.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import selectors
 import socket
-import struct
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
-from pmemfs.errors import NoAnswer, PmemfsError
+from pmemfs.control import ANSWER_LIMIT_BYTES, peer_pid, peer_uid
+from pmemfs.control.places import opened_socket
+from pmemfs.control.shape import Malformed, decode
+from pmemfs.errors import EXIT_FAILED, NoAnswer, PmemfsError
 
 ANSWER_TIMEOUT_SECONDS = 20
 
-_UCRED = struct.Struct("3i")
-"""pid, uid, gid of the peer of a Unix socket, see unix(7)."""
+_RETRY_SECONDS = 0.02
+_CHUNK_BYTES = 64 * 1024
+_SENTENCE_LIMIT = 1000
+
+Answer = TypeVar("Answer")
+_Wanted = tuple[socket.socket, int] | None
+"""What an exchange waits for: an event of its socket, or just a moment."""
+_Exchange = Generator[_Wanted, None, tuple[bytes, int]]
+"""Ends with the line that was answered, and the process that did."""
 
 
 class RemoteError(PmemfsError):
@@ -25,33 +47,188 @@ class RemoteError(PmemfsError):
         self.exit_code = exit_code
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What to ask which daemon."""
+
+    path: Path
+    """Its socket."""
+    owner_uid: int
+    method: str
+    params: Mapping[str, Any]
+
+
 def call(
-    path: Path, method: str, *, timeout_seconds: float = ANSWER_TIMEOUT_SECONDS, **params: Any
+    path: Path,
+    method: str,
+    shape: Callable[[Any], Answer] | None = None,
+    *,
+    owner_uid: int | None = None,
+    timeout_seconds: float = ANSWER_TIMEOUT_SECONDS,
+    **params: Any,
 ) -> Any:
-    """Ask a daemon. Raises RemoteError with the daemon's own sentence, and NoAnswer."""
-    try:
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(timeout_seconds)
-            connection.connect(str(path))
-            request = json.dumps({"method": method, "params": params})
-            connection.sendall(request.encode() + b"\n")
-            with connection.makefile("rb") as lines:
-                answer = json.loads(lines.readline())
-    except OSError as error:
-        raise NoAnswer(path=path, why=(error.strerror or str(error)).lower()) from None
-    except ValueError:
-        raise NoAnswer(path=path, why="it closed the connection") from None
-    if "error" in answer:
-        raise RemoteError(answer["error"]["message"], answer["error"]["exit_code"])
-    return answer["result"]
+    """Ask a daemon, of this user where no other is named.
+
+    Raises RemoteError with the daemon's own sentence, and NoAnswer.
+    """
+    uid = os.geteuid() if owner_uid is None else owner_uid
+    read = shape or (lambda result: result)
+    question = Question(path, uid, method, params)
+    (answer,) = call_all([question], read, timeout_seconds=timeout_seconds)
+    if isinstance(answer, PmemfsError):
+        raise answer
+    return answer
 
 
-def daemon_pidfd(path: Path) -> int | None:
-    """A pidfd of the daemon that listens on a socket, to wait for its end; None if it's gone."""
-    with socket.socket(socket.AF_UNIX) as connection:
+def call_all(
+    questions: Sequence[Question],
+    read: Callable[[Any], Answer],
+    *,
+    timeout_seconds: float = ANSWER_TIMEOUT_SECONDS,
+    limit_bytes: int = ANSWER_LIMIT_BYTES,
+) -> list[Answer | PmemfsError]:
+    """Ask many daemons at once; for each what `read` makes of its result, or what went wrong.
+
+    `read` raises Malformed for what makes no sense, as `decode` does.
+    """
+    answers: list[Answer | PmemfsError] = [
+        NoAnswer(path=question.path, why="it timed out") for question in questions
+    ]
+    exchanges = [_exchange(question, limit_bytes) for question in questions]
+    for position, ended in _lines(exchanges, time.monotonic() + timeout_seconds):
+        path = questions[position].path
+        if isinstance(ended, OSError):
+            answers[position] = NoAnswer(path=path, why=reason(ended))
+            continue
         try:
-            connection.connect(str(path))
-            credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-            return os.pidfd_open(_UCRED.unpack(credentials)[0])
-        except OSError:
-            return None
+            answers[position] = read(_result(*ended))
+        except Malformed as error:
+            why = f"its answer makes no sense: {error}"
+            answers[position] = NoAnswer(path=path, why=why)
+        except RemoteError as error:
+            answers[position] = error
+    return answers
+
+
+def daemon_pidfd(path: Path, *, owner_uid: int | None = None) -> int | None:
+    """A pidfd of the daemon that listens on a socket, to wait for its end; None if it's gone."""
+    uid = os.geteuid() if owner_uid is None else owner_uid
+    try:
+        with _connected(path, uid) as connection:
+            return os.pidfd_open(peer_pid(connection))
+    except OSError:
+        return None
+
+
+def reason(error: OSError) -> str:
+    """Why a system call failed, as part of a sentence."""
+    sentence = error.strerror or str(error) or "it failed"
+    return sentence[:1].lower() + sentence[1:]
+
+
+def _exchange(question: Question, limit_bytes: int) -> _Exchange:
+    """Ask one question. Never blocks, and raises OSError."""
+    request = {"method": question.method, "params": question.params}
+    unsent = memoryview(json.dumps(request).encode() + b"\n")
+    while True:
+        try:
+            connection = _connected(question.path, question.owner_uid)
+            break
+        except BlockingIOError:
+            # Its queue of connections is full, and no event tells when there is room again.
+            yield None
+    received = bytearray()
+    with connection:
+        while unsent:
+            yield connection, selectors.EVENT_WRITE
+            with contextlib.suppress(BlockingIOError):
+                unsent = unsent[connection.send(unsent) :]
+        while True:
+            yield connection, selectors.EVENT_READ
+            chunk = connection.recv(_CHUNK_BYTES)
+            end = chunk.find(b"\n")
+            received += chunk if end < 0 else chunk[:end]
+            if len(received) > limit_bytes:
+                raise OSError(f"its answer is longer than {limit_bytes} bytes")
+            if end >= 0:
+                return bytes(received), peer_pid(connection)
+            if not chunk:
+                raise OSError("it closed the connection")
+
+
+def _connected(path: Path, uid: int) -> socket.socket:
+    """A connection to a process of that user. Raises PermissionError, and OSError."""
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.setblocking(False)
+        with opened_socket(path, uid) as address:
+            connection.connect(address)
+        # The owner of the file says who made the name; what counts is who listens behind it.
+        if peer_uid(connection) != uid:
+            raise PermissionError(f"it is a process of user {peer_uid(connection)}, not of {uid}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _lines(
+    exchanges: Sequence[_Exchange], deadline: float
+) -> Iterator[tuple[int, tuple[bytes, int] | OSError]]:
+    """How exchanges end, each with its position, as they do; those that don't in time are left."""
+    ready = list(enumerate(exchanges))
+    with contextlib.ExitStack() as opened:
+        for exchange in exchanges:
+            opened.callback(exchange.close)
+        selector = opened.enter_context(selectors.DefaultSelector())
+        while True:
+            later = []
+            for position, exchange in ready:
+                try:
+                    wanted = next(exchange)
+                except StopIteration as end:
+                    yield position, end.value
+                except OSError as error:
+                    yield position, error
+                else:
+                    if wanted is None:
+                        later.append((position, exchange))
+                    else:
+                        selector.register(*wanted, (position, exchange))
+            seconds = deadline - time.monotonic()
+            if seconds <= 0 or not (later or selector.get_map()):
+                return
+            events = selector.select(min(seconds, _RETRY_SECONDS) if later else seconds)
+            for key, _ in events:
+                selector.unregister(key.fileobj)
+            ready = later + [key.data for key, _ in events]
+
+
+def _result(line: bytes, pid: int) -> Any:
+    """The result that a line of JSON brings. Raises Malformed, and RemoteError."""
+    try:
+        answer = json.loads(line, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        raise Malformed("it is not JSON") from None
+    if not isinstance(answer, dict) or len(answer.keys() & {"result", "error"}) != 1:
+        raise Malformed("it has neither result nor error")
+    if "result" in answer:
+        result = answer["result"]
+        if isinstance(result, dict) and "pid" in result and pid:
+            # Somebody may want to end that process: so it is the kernel's word that counts.
+            result["pid"] = pid
+        return result
+    error = decode(_Failure, answer["error"])
+    code = error.exit_code if 0 < error.exit_code < 256 else EXIT_FAILED
+    raise RemoteError(error.message[:_SENTENCE_LIMIT], code)
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    message: str
+    exit_code: int
+
+
+def _refuse(word: str) -> NoReturn:
+    """NaN and infinities, which Python reads and JSON does not know."""
+    raise ValueError(word)

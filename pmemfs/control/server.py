@@ -1,4 +1,11 @@
-"""The side of the daemon: listens, and answers with the methods that it is given."""
+"""The side of the daemon: listens, and answers with the methods that it is given.
+
+Invariants:
+- only the daemon's own user and root are answered; anybody else is hung up on at once;
+- a connection takes bounded memory, and none that says nothing, or takes nothing, stays for long;
+- there are never more connections than a fixed number: for one more, the one that has been silent
+  for longest goes. Without that, clients that hang would shut the others out.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +17,21 @@ import os
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import trio
 
-from pmemfs.control import check_private
-from pmemfs.errors import PmemfsError
+from pmemfs.control import ANSWER_LIMIT_BYTES, REQUEST_LIMIT_BYTES, peer_uid
+from pmemfs.control.places import check_private
+from pmemfs.control.shape import Malformed, decode
+from pmemfs.errors import EXIT_FAILED, NoControlSocket, PmemfsError
 
 log = logging.getLogger(__name__)
 
-_LINE_LIMIT_BYTES = 64 * 1024
+_CONNECTIONS = 64
+_PATIENCE_SECONDS = 20
+"""For a whole request to come, and for a whole answer to be taken."""
+_CHUNK_BYTES = 16 * 1024
 
 Method = Callable[..., Awaitable[Any]]
 
@@ -29,45 +41,90 @@ def listening(path: Path) -> Iterator[socket.socket]:
     """A listening socket for the mount of this process; the path goes with the context.
 
     Unless it is another's by then: the device number of a mount that has ended, which names the
-    path, is given to the next one while the daemon still ends.
+    path, is given to the next one while the daemon still ends. Raises NoControlSocket.
     """
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    check_private(path.parent, os.geteuid())
-    # What is there belongs to a daemon that died: device numbers are given out again.
-    path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen(16)
-        ours = path.stat()
+        try:
+            check_private(path.parent, os.lstat(path.parent), os.geteuid())
+            # What is there belongs to a daemon that died: device numbers are given out again.
+            path.unlink(missing_ok=True)
+            listener.bind(str(path))
+            listener.listen(_CONNECTIONS)
+            ours = path.lstat()
+        except OSError as error:
+            why = error.strerror.lower() if error.strerror else str(error)
+            raise NoControlSocket(why=f"{path}: {why}") from None
         try:
             yield listener
         finally:
             with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(path.stat(), ours):
+                if os.path.samestat(path.lstat(), ours):
                     path.unlink()
 
 
-async def serve(listener: socket.socket, methods: Mapping[str, Method]) -> None:
+async def serve(
+    listener: socket.socket,
+    methods: Mapping[str, Method],
+    *,
+    patience_seconds: float = _PATIENCE_SECONDS,
+) -> None:
     """Answer requests until cancelled."""
     trio_listener = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
-
-    async def serve_one(stream: trio.SocketStream) -> None:
-        with contextlib.suppress(trio.BrokenResourceError):
-            await _serve_connection(stream, methods)
-
-    await trio.serve_listeners(serve_one, [trio_listener])
+    server = _Server(methods, patience_seconds)
+    await trio.serve_listeners(server.serve_one, [trio_listener])
 
 
-async def _serve_connection(stream: trio.SocketStream, methods: Mapping[str, Method]) -> None:
-    received = bytearray()
-    async for chunk in stream:
-        received += chunk
-        while (end := received.find(b"\n")) >= 0:
-            answer = await _answer(bytes(received[:end]), methods)
-            del received[: end + 1]
-            await stream.send_all(answer + b"\n")
-        if len(received) > _LINE_LIMIT_BYTES:
+class _Server:
+    """All connections of one daemon."""
+
+    def __init__(self, methods: Mapping[str, Method], patience_seconds: float) -> None:
+        self._methods = methods
+        self._patience_seconds = patience_seconds
+        self._count = 0
+        self._silent: dict[trio.CancelScope, None] = {}
+        """Connections that a request should come on, those first that have waited for longest."""
+
+    async def serve_one(self, stream: trio.SocketStream) -> None:
+        """Serve one connection until it ends, one way or another."""
+        if peer_uid(stream.socket) not in (0, os.geteuid()):
             return
+        if self._count >= _CONNECTIONS:
+            if not self._silent:
+                return
+            oldest = next(iter(self._silent))
+            del self._silent[oldest]
+            oldest.cancel()
+        self._count += 1
+        try:
+            with contextlib.suppress(trio.BrokenResourceError, trio.TooSlowError):
+                await self._answer_all(stream)
+        finally:
+            self._count -= 1
+
+    async def _answer_all(self, stream: trio.SocketStream) -> None:
+        received = bytearray()
+        while await self._has_line(stream, received):
+            line, _, received = received.partition(b"\n")
+            answer = await _answer(bytes(line), self._methods)
+            with trio.fail_after(self._patience_seconds):
+                await stream.send_all(answer + b"\n")
+
+    async def _has_line(self, stream: trio.SocketStream, received: bytearray) -> bool:
+        """Receive until there is a line; False where none comes, or none ends."""
+        with trio.move_on_after(self._patience_seconds) as scope:
+            self._silent[scope] = None
+            try:
+                while b"\n" not in received:
+                    if len(received) > REQUEST_LIMIT_BYTES:
+                        return False
+                    chunk = await stream.receive_some(_CHUNK_BYTES)
+                    if not chunk:
+                        return False
+                    received += chunk
+                return True
+            finally:
+                self._silent.pop(scope, None)
+        return False
 
 
 async def _answer(line: bytes, methods: Mapping[str, Method]) -> bytes:
@@ -75,15 +132,20 @@ async def _answer(line: bytes, methods: Mapping[str, Method]) -> bytes:
         request = json.loads(line)
         method, params = methods[request["method"]], request.get("params", {})
         inspect.signature(method).bind(**params)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return _failure("the daemon does not understand this request", 1)
+        hints = get_type_hints(method)
+        params = {name: decode(hints.get(name, Any), value) for name, value in params.items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, Malformed):
+        return _failure("the daemon does not understand this request", EXIT_FAILED)
     try:
-        return json.dumps({"result": await method(**params)}).encode()
+        answer = json.dumps({"result": await method(**params)}).encode()
     except PmemfsError as error:
         return _failure(str(error), error.exit_code)
     except Exception:
         log.exception("control request %r failed", line[:200])
-        return _failure("the daemon failed; its log says why", 1)
+        return _failure("the daemon failed; its log says why", EXIT_FAILED)
+    if len(answer) > ANSWER_LIMIT_BYTES:
+        return _failure("the answer is too long to be sent", EXIT_FAILED)
+    return answer
 
 
 def _failure(message: str, exit_code: int) -> bytes:

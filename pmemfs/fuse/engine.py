@@ -13,29 +13,18 @@ from __future__ import annotations
 import errno
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 
 import trio
 
 from pmemfs.bio.bio_vec import BioVec
 from pmemfs.clock import coarse_ns
 from pmemfs.dataplane.counters import WorkerCounters
+from pmemfs.fuse.statistics import EngineStatistics
 from pmemfs.medium.base import Durability, Medium
 from pmemfs.memmap.base import Memmap
 from pmemfs.pfn import PAGE_SHIFT, PFN_SHIFT
 from pmemfs.volume.content import Content
 from pmemfs.volume.linear import INODE, LinearVolume
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStatistics:
-    """What went through an engine since the mount."""
-
-    reads: int
-    writes: int
-    fsyncs: int
-    read_bytes: int
-    written_bytes: int
 
 
 class Engine:

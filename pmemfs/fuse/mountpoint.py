@@ -6,6 +6,7 @@ doesn't answer is to wait for it.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -13,7 +14,7 @@ import subprocess
 import time
 
 from pmemfs.errors import BadMountPoint, UnmountFailed
-from pmemfs.mountinfo import Mount, mount_at
+from pmemfs.mountinfo import Mount, mount_at, mounts
 
 _ENDING = (errno.ECONNABORTED, errno.EPIPE, errno.ECANCELED)
 """What who asks is told while a mount is ending whose daemon has died."""
@@ -23,6 +24,19 @@ _ENDING_SECONDS = 5
 def source_name(pool_path: str) -> str:
     """How mountinfo names the pool of a mount: in ASCII, as libfuse's options are."""
     return pool_path.encode("ascii", "backslashreplace").decode()
+
+
+def mounts_of_pool(path: str) -> list[Mount]:
+    """The mounts of the pool at an absolute path, as far as their word can be taken for it.
+
+    Any user can mount something under the name of any pool. So a mount counts only if it is
+    root's, or of who asks, or of the owner of the pool's file.
+    """
+    believed = {0, os.geteuid()}
+    with contextlib.suppress(OSError):
+        believed.add(os.stat(path).st_uid)
+    name = source_name(path)
+    return [m for m in mounts() if m.is_ours and m.source == name and m.owner_uid in believed]
 
 
 def resolve(path: str) -> str:

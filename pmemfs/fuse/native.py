@@ -25,7 +25,8 @@ from pmemfs.dataplane.memmap import SharedMemmap
 from pmemfs.dataplane.presence import expect_holes, look_again, survey
 from pmemfs.dataplane.tables import Grace, SharedMemory
 from pmemfs.errors import CannotGrow
-from pmemfs.fuse.engine import Engine, EngineStatistics, PythonEngine
+from pmemfs.fuse.engine import Engine, PythonEngine
+from pmemfs.fuse.statistics import EngineStatistics
 from pmemfs.media.zones import Zone
 from pmemfs.medium.base import Durability
 from pmemfs.medium.mapped import MappedMedium

@@ -2,46 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from bisect import bisect_left
 
 from pmemfs.media.filesystem import CHUNK_FRAMES
+from pmemfs.observe.answers import ExtentReport, FileExtents
 from pmemfs.pfn import PAGE_SHIFT
 from pmemfs.volume.filesystem.extents import MappedExtent
 from pmemfs.volume.filesystem.filesystem import FileSystem
 
-
-@dataclass(frozen=True, slots=True)
-class ExtentReport:
-    """A run of page frames of a file."""
-
-    offset_bytes: int
-    """In the file."""
-    pfn: int
-    length_bytes: int
-    is_aligned: bool
-    """Whether it is all of whole 2 MiB, aligned in the file and in the pool."""
+EXTENTS_AT_ONCE = 1 << 15
+"""What fits into one answer of a daemon, however long the numbers are."""
 
 
-@dataclass(frozen=True, slots=True)
-class FileExtents:
-    """All extents of a file, those beyond its size included."""
-
-    inode: int
-    size_bytes: int
-    extents: tuple[ExtentReport, ...]
-
-    def as_json(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        return asdict(self)
-
-
-def file_extents(fs: FileSystem, inode: int) -> FileExtents:
-    """The extents of an inode. Raises OSError."""
+def file_extents(fs: FileSystem, inode: int, start_bytes: int = 0) -> FileExtents:
+    """The extents of an inode that begin at `start_bytes` or behind. Raises OSError."""
+    extents = fs.extents(inode)
+    start = -(-start_bytes >> PAGE_SHIFT)
+    first = bisect_left(extents, start, key=lambda extent: extent.index)
+    shown = extents[first : first + EXTENTS_AT_ONCE]
     return FileExtents(
         inode=inode,
         size_bytes=fs.attributes(inode).size_bytes,
-        extents=tuple(map(_report, fs.extents(inode))),
+        extents=tuple(map(_report, shown)),
+        is_complete=first + len(shown) >= len(extents),
     )
 
 

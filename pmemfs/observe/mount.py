@@ -4,50 +4,23 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict
+from typing import Any, Literal
 
 import trio
 
 from pmemfs.errors import NoExtents
-from pmemfs.fuse.engine import EngineStatistics
 from pmemfs.fuse.options import MountOptions
 from pmemfs.fuse.session import Session
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap import effective_scheme
+from pmemfs.observe.answers import HotPage, MountStatus, Pages
 from pmemfs.observe.extents import file_extents
-from pmemfs.observe.pool import PoolInfo, pool_info
+from pmemfs.observe.pool import pool_info
 from pmemfs.observe.stat import Sample, own_counts, worker_sample
 from pmemfs.pool import Pool
-from pmemfs.volume.filesystem.filesystem import Space
 
-
-@dataclass(frozen=True, slots=True)
-class MountStatus:
-    """What the daemon of a mount says of itself."""
-
-    pid: int
-    mountpoint: str
-    device: str
-    read_only: bool
-    options: str
-    engine: str
-    transport: str
-    transport_reason: str
-    data_plane_pid: int | None
-    """The process that moves the bytes; None where the daemon itself does."""
-    effective_scheme: str
-    uptime_seconds: float
-    fault_count: int
-    """Requests that met memory which could not be touched; the log names the pages."""
-    io: EngineStatistics
-    space: Space | None
-    """How the frames of a file system are used; None in mode `block`."""
-    pool: PoolInfo
-
-    def as_json(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        return asdict(self)
+_MOST_PAGES = 1000
 
 
 class MountObserver:
@@ -59,7 +32,7 @@ class MountObserver:
         medium: MappedMedium,
         session: Session,
         options: MountOptions,
-        engine_name: str,
+        engine_name: Literal["native", "python"],
     ) -> None:
         self._pool = pool
         self._medium = medium
@@ -101,21 +74,22 @@ class MountObserver:
         """
         async with self._session.grower.memmap_lock:
             counts = await trio.to_thread.run_sync(self._memmap.counts)
-            reports = await trio.to_thread.run_sync(self._memmap.hottest, hottest)
-        return {
-            "scheme": effective_scheme(self._pool).word,
-            "page_size_bytes": self._pool.label.page_size_bytes,
-            "generation": self._pool.label.generation,
-            "counts": asdict(counts),
-            "hottest": [report.as_json() for report in reports],
-        }
+            limit = min(max(0, hottest), _MOST_PAGES)
+            reports = await trio.to_thread.run_sync(self._memmap.hottest, limit)
+        return Pages(
+            scheme=effective_scheme(self._pool).word,
+            page_size_bytes=self._pool.label.page_size_bytes,
+            generation=self._pool.label.generation,
+            counts=asdict(counts),
+            hottest=tuple(HotPage(**asdict(report)) for report in reports),
+        ).as_json()
 
-    async def extents(self, inode: int) -> dict[str, Any]:
-        """Where a file is in the pool. Raises NoExtents."""
+    async def extents(self, inode: int, start_bytes: int = 0) -> dict[str, Any]:
+        """Where a file is in the pool, from an offset on. Raises NoExtents."""
         if self._fs is None:
             raise NoExtents(path=self._mount.mountpoint, why="it shows a device, not files")
         try:
-            return file_extents(self._fs, inode).as_json()
+            return file_extents(self._fs, inode, start_bytes).as_json()
         except OSError as error:
             why = (error.strerror or str(error)).lower()
             raise NoExtents(path=f"inode {inode}", why=why) from None

@@ -3,44 +3,13 @@
 from __future__ import annotations
 
 import uuid
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 from pmemfs.media.label import Mode, Scheme, State
 from pmemfs.medium.mapped import MappedMedium
+from pmemfs.observe.answers import PoolInfo, ZoneInfo
 from pmemfs.pool import Pool
-
-
-@dataclass(frozen=True, slots=True)
-class PoolInfo:
-    """What the label and the medium say. Sizes and offsets in bytes."""
-
-    path: str
-    name: str
-    uuid: str
-    kind: str
-    durability: str
-    reserved: bool
-    mode: str
-    scheme: str
-    state: str
-    format_version: int
-    software: str
-    size_bytes: int
-    page_size_bytes: int
-    page_count: int
-    alignment_bytes: int
-    generation: int
-    mount_count: int
-    created: str
-    mounted: str
-    zones: dict[str, dict[str, int]]
-    damaged_labels: list[str]
-
-    def as_json(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        return asdict(self)
+from pmemfs.text import printable
 
 
 def pool_info(pool: Pool, medium: MappedMedium) -> PoolInfo:
@@ -58,7 +27,7 @@ def pool_info(pool: Pool, medium: MappedMedium) -> PoolInfo:
         state=State(label.state).word,
         format_version=label.format_version,
         # The gate lets any bytes pass here, and a terminal takes some of them for commands.
-        software=label.software if label.software.isprintable() else ascii(label.software),
+        software=printable(label.software),
         size_bytes=label.pool_size_bytes,
         page_size_bytes=label.page_size_bytes,
         page_count=label.data_size_bytes // label.page_size_bytes,
@@ -68,7 +37,7 @@ def pool_info(pool: Pool, medium: MappedMedium) -> PoolInfo:
         created=_iso(label.created_ns),
         mounted=_iso(label.mounted_ns),
         zones={
-            name: {"offset_bytes": zone.offset_bytes, "size_bytes": zone.size_bytes}
+            name: ZoneInfo(zone.offset_bytes, zone.size_bytes)
             for name, zone in pool.zones.in_order()
         },
         damaged_labels=[f"{r.where}: {r.problem}" for r in pool.damaged_copies],

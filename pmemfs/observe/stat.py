@@ -19,7 +19,7 @@ from pmemfs.dataplane.layouts import LATENCY_BUCKETS, Operation, bucket_start_ns
 
 if TYPE_CHECKING:
     from pmemfs.dataplane.counters import OperationCounters, WorkerCounters
-    from pmemfs.fuse.engine import EngineStatistics
+    from pmemfs.fuse.statistics import EngineStatistics
 
 OPERATIONS = tuple(operation.name.lower() for operation in Operation)
 
@@ -35,14 +35,13 @@ class Counts:
     total_ns: int = 0
     latencies: dict[int, int] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Raise ValueError for a bucket that there can't be: its start would be astronomical."""
+        if not all(0 <= bucket < LATENCY_BUCKETS for bucket in self.latencies):
+            raise ValueError("there is no such bucket of latencies")
+
     def __bool__(self) -> bool:
         return self != Counts()
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Counts:
-        """The counts that `asdict` made JSON of, which has texts for keys."""
-        latencies = {int(bucket): count for bucket, count in values["latencies"].items()}
-        return cls(**{**values, "latencies": latencies})
 
 
 Operations = Mapping[str, Counts]
@@ -79,16 +78,6 @@ class Sample:
     def as_json(self) -> dict[str, Any]:
         """The sample as JSON values."""
         return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Sample:
-        """The sample that `as_json` made JSON of."""
-        workers = (
-            Worker(**{**worker, "operations": _operations_from_json(worker["operations"])})
-            for worker in values["workers"]
-        )
-        control = _operations_from_json(values["control"])
-        return cls(**{**values, "control": control, "workers": tuple(workers)})
 
     @property
     def is_native(self) -> bool:
@@ -230,10 +219,6 @@ def _counts(counters: OperationCounters) -> Counts:
         total_ns=counters.total_ns,
         latencies={bucket: count for bucket, count in enumerate(counters.latencies) if count},
     )
-
-
-def _operations_from_json(values: Mapping[str, Any]) -> Operations:
-    return {name: Counts.from_json(counts) for name, counts in values.items()}
 
 
 def _worker_between(now: Worker, before: Worker | None) -> Worker:

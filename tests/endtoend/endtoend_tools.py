@@ -13,7 +13,7 @@ from pathlib import Path
 
 from conftest import Mounted, PoolMaker, Result, is_running, run_command
 
-from pmemfs.control import socket_path
+from pmemfs.control.places import socket_path
 from pmemfs.fuse.mountpoint import source_name
 from pmemfs.media.label import LAYOUT, State, validate
 from pmemfs.mountinfo import mount_at, mounts

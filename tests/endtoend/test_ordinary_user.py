@@ -14,7 +14,7 @@ import pytest
 from conftest import BIN, PoolMaker, Result, end_process, is_running, run_command
 from endtoend_tools import AS_NOBODY, NOBODY, may_pass, refused, wait_until
 
-from pmemfs.control import runtime_directory
+from pmemfs.control.places import private_directories
 
 pytestmark = pytest.mark.mount
 
@@ -116,7 +116,7 @@ def test_a_user_makes_mounts_uses_and_unmounts_a_pool(pools: PoolMaker, user: Ru
     assert status["pid"] in [
         mount.get("pid") for mount in json.loads(succeed(user(pmemfs, "list", "--json")))
     ]
-    sockets = runtime_directory(NOBODY)
+    sockets = next(private_directories(NOBODY))
     assert len(list(sockets.iterdir())) == 1
     assert sockets.stat().st_mode & 0o077 == 0
 

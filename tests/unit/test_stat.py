@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from pmemfs.cli import stat as command
 from pmemfs.cli.main import pmemfs, run
+from pmemfs.control.shape import decode
 from pmemfs.dataplane import layouts
 from pmemfs.dataplane.counters import read_counters
 from pmemfs.dataplane.layouts import (
@@ -28,7 +29,7 @@ from pmemfs.dataplane.layouts import (
 )
 from pmemfs.dataplane.memory import load_word, store_word
 from pmemfs.dataplane.tables import SharedMemory
-from pmemfs.fuse.engine import EngineStatistics
+from pmemfs.fuse.statistics import EngineStatistics
 from pmemfs.mountinfo import Mount
 from pmemfs.observe.stat import (
     OPERATIONS,
@@ -69,7 +70,7 @@ workers = st.builds(
 )
 samples = st.builds(
     Sample,
-    pid=st.integers(1),
+    pid=st.integers(1, 2**31),
     engine=st.sampled_from(["native", "python"]),
     transport=st.just("fd"),
     seconds=st.floats(0, 1e9),
@@ -231,7 +232,7 @@ def test_what_a_worker_counted_first_is_a_difference_from_nothing() -> None:
 
 @given(samples)
 def test_a_sample_survives_the_way_through_json(sample: Sample) -> None:
-    assert Sample.from_json(json.loads(json.dumps(sample.as_json()))) == sample
+    assert decode(Sample, json.loads(json.dumps(sample.as_json()))) == sample
 
 
 # Counters in the shared memory
@@ -342,7 +343,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def prepare(*these: Sample) -> None:
         left = iter(these)
-        monkeypatch.setattr(command, "ask", lambda *_: next(left).as_json())
+        monkeypatch.setattr(command, "ask", lambda *_: next(left))
 
     return prepare
 

@@ -37,6 +37,7 @@ from pmemfs.volume.filesystem.files import FileOperations
 from pmemfs.volume.filesystem.inode import State
 from pmemfs.volume.filesystem.leaks import LeakSearch
 from pmemfs.volume.filesystem.names import NameOperations
+from pmemfs.volume.filesystem.space import Space
 from pmemfs.volume.filesystem.store import geometry_of
 
 
@@ -48,25 +49,6 @@ class Room:
     free_frames: int
     reserved_frames: int
     """Of the free ones, those that only what deletes may take."""
-
-
-@dataclass(frozen=True, slots=True)
-class Space:
-    """Where the frames of a file system are."""
-
-    total_frames: int
-    free_frames: int
-    busy_frames: int
-    largest_free_frames: int
-    cached_inodes: int
-    cached_extents: int
-    mapped_frames: int
-    """Of files that are in memory."""
-    aligned_frames: int
-    """Of these, frames in whole chunks, aligned alike in file and pool."""
-    log_bytes: int
-    """Of logs of inodes in memory."""
-    dead_log_bytes: int
 
 
 class FileSystem(FileOperations, NameOperations):

@@ -1,0 +1,101 @@
+"""From JSON that anybody may have written to the dataclass that it should be.
+
+Knows what the answers are made of: dataclasses, tuples of one type, dictionaries, texts, integers
+of 64 bits, finite numbers, booleans, literals, None. Keys that a dataclass doesn't know are left
+out, so that an older command can read what a newer daemon says.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+Decoded = TypeVar("Decoded")
+
+_LEAST, _MOST = -(1 << 63), (1 << 64) - 1
+_KEY_DIGITS = 20
+
+
+class Malformed(Exception):
+    """What was said has not the shape that it should have; in words, where and why."""
+
+
+def decode(shape: type[Decoded], value: Any) -> Decoded:
+    """The value as a `shape`; anything where that is Any. Raises Malformed."""
+    return cast(Decoded, _decode(shape, value, "it"))
+
+
+def _decode(shape: Any, value: Any, where: str) -> Any:
+    origin, parts = get_origin(shape), get_args(shape)
+    if is_dataclass(shape):
+        return _dataclass(cast(type, shape), value, where)
+    if origin in (types.UnionType, Union):
+        return _one_of(parts, value, where)
+    if origin is Literal:
+        return _known(value in parts if isinstance(value, str) else False, value, where)
+    if origin is tuple:
+        _known(isinstance(value, list), value, where)
+        return tuple(_decode(parts[0], item, f"an item of {where}") for item in value)
+    if origin is list:
+        _known(isinstance(value, list), value, where)
+        return [_decode(parts[0], item, f"an item of {where}") for item in value]
+    if origin in (dict, Mapping):
+        _known(isinstance(value, dict), value, where)
+        return {
+            _key(parts[0], key, where): _decode(parts[1], item, f"an item of {where}")
+            for key, item in value.items()
+        }
+    return _plain(shape, value, where)
+
+
+def _plain(shape: Any, value: Any, where: str) -> Any:
+    if shape is float:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return float(_known(is_number and _LEAST <= value <= _MOST, value, where))
+    if shape is int:
+        is_number = isinstance(value, int) and not isinstance(value, bool)
+        return _known(is_number and _LEAST <= value <= _MOST, value, where)
+    if shape in (None, types.NoneType):
+        return _known(value is None, value, where)
+    return _known(shape is Any or isinstance(value, shape), value, where)
+
+
+def _dataclass(shape: type, value: Any, where: str) -> Any:
+    _known(isinstance(value, dict), value, where)
+    hints = get_type_hints(shape)
+    members = {}
+    for field in fields(cast(Any, shape)):
+        place = field.name if where == "it" else f"{where}.{field.name}"
+        if field.name in value:
+            members[field.name] = _decode(hints[field.name], value[field.name], place)
+        elif field.default is MISSING and field.default_factory is MISSING:
+            raise Malformed(f"{place} is missing")
+    try:
+        return shape(**members)
+    except ValueError as error:
+        raise Malformed(f"{where}: {error}") from None
+
+
+def _one_of(shapes: tuple[Any, ...], value: Any, where: str) -> Any:
+    reasons = []
+    for shape in shapes:
+        try:
+            return _decode(shape, value, where)
+        except Malformed as error:
+            reasons.append(error)
+    raise reasons[0]
+
+
+def _key(shape: Any, key: str, where: str) -> Any:
+    if shape is str:
+        return key
+    is_number = key.isascii() and key.isdecimal() and len(key) <= _KEY_DIGITS
+    return int(_known(is_number, key, where))
+
+
+def _known(is_known: bool, value: Any, where: str) -> Any:
+    if not is_known:
+        raise Malformed(f"{where} is not what it should be")
+    return value

@@ -1,0 +1,16 @@
+"""What an engine tells of itself; apart from the engines, which take long to load."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatistics:
+    """What went through an engine since the mount."""
+
+    reads: int
+    writes: int
+    fsyncs: int
+    read_bytes: int
+    written_bytes: int

@@ -1,0 +1,130 @@
+"""What the daemon of a mount answers, declared once: the daemon makes it, the commands read it.
+
+The commands decode it from JSON (`control.shape`), which may come from another user's program. So
+nothing here is heavy to load, and every field has a type that says all that its readers rely on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from pmemfs.fuse.statistics import EngineStatistics
+from pmemfs.volume.filesystem.space import Space
+
+
+class Answer:
+    """One of the reports below."""
+
+    __slots__ = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return asdict(self)  # type: ignore[call-overload, no-any-return]
+
+
+@dataclass(frozen=True, slots=True)
+class PoolInfo(Answer):
+    """What the label and the medium say. Sizes and offsets in bytes."""
+
+    path: str
+    name: str
+    uuid: str
+    kind: str
+    durability: str
+    reserved: bool
+    mode: str
+    scheme: str
+    state: str
+    format_version: int
+    software: str
+    size_bytes: int
+    page_size_bytes: int
+    page_count: int
+    alignment_bytes: int
+    generation: int
+    mount_count: int
+    created: str
+    mounted: str
+    zones: dict[str, ZoneInfo]
+    damaged_labels: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class ZoneInfo:
+    """Where a zone of a pool is."""
+
+    offset_bytes: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class MountStatus(Answer):
+    """What the daemon of a mount says of itself."""
+
+    pid: int
+    mountpoint: str
+    device: str
+    read_only: bool
+    options: str
+    engine: Literal["native", "python"]
+    transport: str
+    transport_reason: str
+    data_plane_pid: int | None
+    """The process that moves the bytes; None where the daemon itself does."""
+    effective_scheme: str
+    uptime_seconds: float
+    fault_count: int
+    """Requests that met memory which could not be touched; the log names the pages."""
+    io: EngineStatistics
+    space: Space | None
+    """How the frames of a file system are used; None in mode `block`."""
+    pool: PoolInfo
+
+
+@dataclass(frozen=True, slots=True)
+class HotPage:
+    """One page structure, as `memmap.base.PageReport` has it."""
+
+    pfn: int
+    mapping: int
+    index: int
+    refcount: int
+    dirty: bool
+    reads: int
+    writes: int
+    last_access_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pages(Answer):
+    """The states of all pages, and those with the most transfers."""
+
+    scheme: str
+    page_size_bytes: int
+    generation: int
+    counts: dict[str, int]
+    hottest: tuple[HotPage, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ExtentReport:
+    """A run of page frames of a file."""
+
+    offset_bytes: int
+    """In the file."""
+    pfn: int
+    length_bytes: int
+    is_aligned: bool
+    """Whether it is all of whole 2 MiB, aligned in the file and in the pool."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileExtents(Answer):
+    """Extents of a file from some offset on, those beyond its size included."""
+
+    inode: int
+    size_bytes: int
+    extents: tuple[ExtentReport, ...]
+    is_complete: bool
+    """Whether no extent follows."""
