@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -236,14 +236,23 @@ async def _keep_house(session: Session) -> None:
 
 async def _tidy(session: Session) -> None:
     """Let the content of the mount do what need not be done while somebody waits."""
-    has_more = False
+    content = session.content
     while True:
-        await trio.sleep(_SOON_SECONDS if has_more else _TIDY_SECONDS)
-        try:
-            has_more = session.content.tidy()
-        except (OSError, PmemfsError) as error:
-            has_more = False
-            log.error("tidying up failed: %s", error)
+        await trio.sleep(_TIDY_SECONDS)
+        due = trio.current_time() + _TIDY_SECONDS
+        has_more = _done(content.tidy)
+        while has_more and trio.current_time() < due:
+            await trio.sleep(_SOON_SECONDS)
+            has_more = _done(content.go_on)
+
+
+def _done(step: Callable[[], bool]) -> bool:
+    """Do a step of tidying up; whether there is more to do soon."""
+    try:
+        return step()
+    except (OSError, PmemfsError) as error:
+        log.error("tidying up failed: %s", error)
+        return False
 
 
 def _advise(pool: Pool, medium: MappedMedium, options: MountOptions) -> None:

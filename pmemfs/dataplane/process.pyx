@@ -186,7 +186,8 @@ cdef int handshake(process_t *process, int max_background, bint dont_mask) noexc
     agreed.max_pages = <uint16_t>(plane.max_write // 4096)
     agreed.max_background = <uint16_t>max_background
     agreed.congestion_threshold = <uint16_t>(max_background // 4 * 3)
-    agreed.flags |= offered & (FUSE_MAX_PAGES | FUSE_ASYNC_DIO | FUSE_INIT_EXT)
+    agreed.flags |= offered & (FUSE_MAX_PAGES | FUSE_ASYNC_DIO | FUSE_PARALLEL_DIROPS
+                               | FUSE_INIT_EXT)
     if dont_mask:
         agreed.flags |= offered & FUSE_DONT_MASK
     agreed.flags2 |= offered_more & DIRECT_IO_ALLOW_MMAP

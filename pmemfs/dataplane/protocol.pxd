@@ -88,6 +88,7 @@ cdef extern from "linux/fuse.h" nogil:
         FUSE_COPY_FILE_RANGE
         FUSE_SYNCFS
         FUSE_ASYNC_DIO
+        FUSE_PARALLEL_DIROPS
         FUSE_DONT_MASK
         FUSE_MAX_PAGES
         FUSE_INIT_EXT

@@ -18,6 +18,7 @@ from pmemfs.fuse.filesystem import FileSystemOperations
 from pmemfs.fuse.native import NativeEngine, SharedEngine
 from pmemfs.fuse.openfiles import OpenFiles
 from pmemfs.fuse.options import MountOptions
+from pmemfs.fuse.patience import Patience
 from pmemfs.fuse.published import PublishedTables, Publisher
 from pmemfs.fuse.raw import Handler
 from pmemfs.fuse.raw_block import RawBlock
@@ -56,8 +57,10 @@ class Content(Generic[EngineT_co]):
     show_growth: Callable[[], None] = _nothing
     """To be called when the pool's zones have become larger."""
     tidy: Callable[[], bool] = _no_more
-    """To be called every second or so while it is served, and soon again if it says so. Raises
-    OSError and PmemfsError."""
+    """To be called every second or so while it is served; whether to `go_on` soon. Raises OSError
+    and PmemfsError."""
+    go_on: Callable[[], bool] = _no_more
+    """To be called until it says that there is no more. Raises as `tidy`."""
     end: Callable[[], None] = _nothing
     """To be called when nobody is served any more, before the pool is clean. Raises as `tidy`."""
 
@@ -126,12 +129,15 @@ def _files(
     cached = options.cached
     publisher = Publisher(fs, tables) if tables else None
     files = OpenFiles(fs, engine, publisher, notes_reads="noatime" not in options.kernel)
+    patience = Patience(fs)
+    raw = RawFileSystem(fs, files, tables.attributes, patience, cached=cached) if tables else None
     return Content(
         engine,
-        FileSystemOperations(fs, files, cached=cached),
-        RawFileSystem(fs, files, tables.attributes, cached=cached).handlers() if tables else {},
+        FileSystemOperations(fs, files, patience, cached=cached),
+        raw.handlers() if raw else {},
         fs,
         show_growth=fs.grow,
         tidy=fs.tidy,
+        go_on=fs.go_on,
         end=fs.end,
     )

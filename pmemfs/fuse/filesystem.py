@@ -3,7 +3,8 @@
 The kernel checks permissions (default_permissions) and keeps what it has learnt for an hour, names
 that do not exist included: nobody changes a pool but through its one mount. Invariants:
 - each entry that is answered holds its inode once, until the kernel forgets it;
-- nothing is awaited between looking and answering, so no other request comes between;
+- nothing is awaited between looking and answering, so no other request comes between; what has to
+  be read for long is read before, see `patience`;
 - reading an attribute, a name or a directory stores nothing.
 """
 
@@ -16,6 +17,7 @@ import os
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyfuse3
@@ -37,6 +39,7 @@ from pmemfs.fuse import acl
 from pmemfs.fuse.barrier import guarded
 from pmemfs.fuse.newinode import Maker, new_inode, whiteout
 from pmemfs.fuse.openfiles import OpenFiles
+from pmemfs.fuse.patience import Patience, patient
 from pmemfs.fuse.privileges import CAPABILITIES
 from pmemfs.pfn import FRAME_BYTES
 from pmemfs.volume.filesystem.attributes import Attributes
@@ -53,21 +56,25 @@ _ACLS = (acl.ACCESS, acl.DEFAULT)
 
 @dataclass(slots=True)
 class _OpenDirectory:
-    """A directory that is being listed; `entries` are what it had when the listing began."""
+    """A directory that is being listed; `names` are what it had when the listing began."""
 
     ino: int
-    entries: list[tuple[bytes, int, int]] | None = None
+    names: list[bytes] | None = None
 
 
 @guarded
+@patient
 class FileSystemOperations(pyfuse3.Operations):
     """What the kernel asks of a mount in mode `fs`."""
 
     supports_dot_lookup = True
     enable_acl = True
 
-    def __init__(self, fs: FileSystem, files: OpenFiles, *, cached: bool) -> None:
+    def __init__(
+        self, fs: FileSystem, files: OpenFiles, patience: Patience, *, cached: bool
+    ) -> None:
         super().__init__()
+        self._patience = patience
         self._fs = fs
         self._files = files
         self._cached = cached
@@ -258,25 +265,32 @@ class FileSystemOperations(pyfuse3.Operations):
 
     async def readdir(self, fh: FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         directory = self._directories[fh]
-        if start_id == 0 or directory.entries is None:
-            directory.entries = self._fs.entries(directory.ino)
-        dots = (
-            (b".", directory.ino),
-            (b"..", self._fs.parent(directory.ino)),
-        )
-        for position, (name, ino) in enumerate(dots[start_id:], start_id + 1):
-            if not _reply(token, name, self._fs.attributes(ino), position):
+        ino, look = directory.ino, self._patience.look
+        if start_id == 0 or directory.names is None:
+            directory.names = await look(lambda: self._fs.names(ino))
+        names = directory.names
+        dots = ((b".", ino), (b"..", await look(lambda: self._fs.parent(ino))))
+        for position, (name, to) in enumerate(dots[start_id:], start_id + 1):
+            attributes = await look(partial(self._fs.attributes, to))
+            if not _reply(token, name, attributes, position):
                 return
-        first = max(0, start_id - len(dots))
-        for position, (name, *_) in enumerate(directory.entries[first:], first + len(dots) + 1):
-            # Looked up again: what has gone meanwhile is not listed.
-            now = self._fs.has_entry(directory.ino, name)
-            if now is None:
-                continue
-            if not _reply(token, name, self._fs.attributes(now), position):
+        for position in range(max(start_id, len(dots)), len(names) + len(dots)):
+            name = names[position - len(dots)]
+            if not await self._list_one(token, ino, name, position + 1):
                 return
-            # An entry but the dots counts as looked up.
-            self._fs.hold(now)
+
+    async def _list_one(
+        self, token: pyfuse3.ReaddirToken, directory: int, name: bytes, position: int
+    ) -> bool:
+        """List an entry, unless it has gone meanwhile; False where the answer is full."""
+        to = await self._patience.look(lambda: self._fs.has_entry(directory, name))
+        if to is None:
+            return True
+        if not _reply(token, name, self._fs.attributes(to), position):
+            return False
+        # An entry but the dots counts as looked up.
+        self._fs.hold(to)
+        return True
 
     async def releasedir(self, fh: FileHandleT) -> None:
         del self._directories[fh]

@@ -17,7 +17,6 @@ import pyfuse3
 from pmemfs.errors import MountFailed
 from pmemfs.fuse.mountpoint import detach, source_name
 from pmemfs.fuse.options import MountOptions
-from pmemfs.medium.base import Durability
 from pmemfs.mountinfo import Mount, mount_at
 
 _MAX_BACKGROUND = 1024
@@ -81,12 +80,11 @@ def _made(pool_path: str, mountpoint: str) -> Mount:
     return mount
 
 
-async def serve_pyfuse3(durability: Durability) -> None:
+async def serve_pyfuse3(*, may_wait: bool) -> None:
     """Answer requests until somebody unmounts, `pyfuse3.terminate` is called, or the data plane
-    hangs up."""
-    # Only msync is awaited. Where there is none, a task answers without ever waiting for anything
-    # but the next request, and handing over to others costs a tenth of each answer.
-    task_count = 64 if durability is Durability.MSYNC else 1
+    hangs up. `may_wait` says whether an answer may have to wait for anything."""
+    # Where none has, one task does; handing over to others costs a tenth of each answer.
+    task_count = 64 if may_wait else 1
     try:
         await pyfuse3.main(min_tasks=min(2, task_count), max_tasks=task_count)
     except* OSError as group:

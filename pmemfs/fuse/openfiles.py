@@ -71,6 +71,9 @@ class OpenFiles:
 
     def open(self, ino: int, flags: int, uid: int) -> FileHandleT:
         """A new handle for a user, the file emptied if the flags say so. Raises OSError."""
+        if flags & os.O_TRUNC:
+            # Before anything is changed, since it may have to be read; see `patience`.
+            self._fs.inode(ino)
         self._fs.hold(ino)
         notes_reads = self._notes_reads and not flags & os.O_NOATIME
         file = _OpenFile(ino, flags, notes_reads, is_roots=uid == 0)
@@ -93,15 +96,20 @@ class OpenFiles:
     def close(self, number: int) -> None:
         """Give a handle back. Raises OSError; it is gone nevertheless."""
         ino = self._file(number).ino
-        del self._handles[number]
         opens = self._opens[ino]
+        gives_back = opens.count == 1 and opens.was_writable and not self._fs.read_only
+        if gives_back:
+            with suppress(OSError):
+                # As in `open`. Where it can't be read, `trim_ahead` says so.
+                self._fs.inode(ino)
+        del self._handles[number]
         opens.count -= 1
         if self._publisher:
             self._publisher.closed(ino)
         try:
             if not opens.count:
                 del self._opens[ino]
-                if opens.was_writable and not self._fs.read_only:
+                if gives_back:
                     self._fs.trim_ahead(ino)
         finally:
             self._fs.drop(ino, 1)

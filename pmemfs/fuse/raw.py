@@ -49,7 +49,7 @@ class Request:
 
 Answer = bytes | memoryview | None
 """What follows the header of a reply; None where the kernel waits for none."""
-Handler = Callable[[Request], Answer | Coroutine[None, None, bytes]]
+Handler = Callable[[Request], Answer | Coroutine[None, None, Answer]]
 """Answers at once, or with what has to be waited for. Raises OSError, and struct.error for too
 little."""
 IoctlHandler = Callable[[Request, bytes], bytes | Coroutine[None, None, bytes]]
@@ -205,14 +205,15 @@ async def _wait_and_reply(
     unique: int,
     handler: Handler,
     request: Request,
-    answer: Coroutine[None, None, bytes],
+    answer: Coroutine[None, None, Answer],
 ) -> None:
     try:
         data = await answer
     except Exception as problem:
         outbox.reply(unique, b"", _errno_of(problem, handler, request))
     else:
-        outbox.reply(unique, data)
+        if data is not None:
+            outbox.reply(unique, data)
 
 
 def _errno_of(problem: Exception, handler: Handler, request: Request) -> int:

@@ -18,6 +18,7 @@ from pmemfs.fuse import wire
 from pmemfs.fuse.filesystem import CACHE_SECONDS, find, let_go
 from pmemfs.fuse.newinode import Maker, new_inode, whiteout
 from pmemfs.fuse.openfiles import OpenFiles
+from pmemfs.fuse.patience import Patience
 from pmemfs.fuse.published import PublishedAttributes
 from pmemfs.fuse.raw import (
     COLLAPSE_RANGE,
@@ -45,16 +46,23 @@ class RawFileSystem:
     """Answers for all files."""
 
     def __init__(
-        self, fs: FileSystem, files: OpenFiles, published: PublishedAttributes, *, cached: bool
+        self,
+        fs: FileSystem,
+        files: OpenFiles,
+        published: PublishedAttributes,
+        patience: Patience,
+        *,
+        cached: bool,
     ) -> None:
         self._fs = fs
+        self._patience = patience
         self._files = files
         self._published = published
         self._cached = cached
 
     def handlers(self) -> dict[int, Handler]:
         """The handlers by opcode."""
-        return {
+        handlers: dict[int, Handler] = {
             wire.LOOKUP: self._lookup,
             wire.FORGET: self._forget,
             wire.BATCH_FORGET: self._forget_many,
@@ -76,6 +84,8 @@ class RawFileSystem:
             wire.IOCTL: ioctls(self._ioctls()),
             **copying(self._copy),
         }
+        patience = self._patience
+        return {opcode: patience.patient(handler) for opcode, handler in handlers.items()}
 
     def _ioctls(self) -> dict[int, IoctlHandler]:
         """The commands of ioctl(2) by number; the kernel answers some more by itself."""

@@ -13,6 +13,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pyfuse3
 import trio
@@ -29,6 +30,7 @@ from pmemfs.fuse.options import MountOptions
 from pmemfs.fuse.planes import DataPlane, Sockets, choose_settings
 from pmemfs.fuse.raw import RawRequests
 from pmemfs.fuse.transport import Choice
+from pmemfs.medium.base import Durability
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap import Memmap, open_memmap
 from pmemfs.mountinfo import Mount
@@ -107,7 +109,9 @@ class PythonSession(Session):
 
     async def serve(self, on_ready: Callable[[Mount], None]) -> None:
         on_ready(self.mount)
-        await serve_pyfuse3(self._medium.durability)
+        # What takes long to read in mode `fs` is waited for, too, but so seldom that all answers
+        # are not to pay for it.
+        await serve_pyfuse3(may_wait=self._medium.durability is Durability.MSYNC)
 
     def end(self) -> None:
         pyfuse3.close(unmount=True)
@@ -132,6 +136,7 @@ class NativeSession(Session):
         self._medium = medium
         sockets = Sockets()
         has_files = is_file_system(pool)
+        self._may_wait = has_files or medium.durability is Durability.MSYNC
         settings = replace(
             choose_settings(choice.transport, sockets.message_bytes), dont_mask=has_files
         )
@@ -166,7 +171,7 @@ class NativeSession(Session):
             sockets = self._plane.sockets
             nursery.start_soon(self._raw.serve, sockets.raw, [sockets.forward])
             nursery.start_soon(self._watch_memory)
-            nursery.start_soon(serve_pyfuse3, self._medium.durability)
+            nursery.start_soon(partial(serve_pyfuse3, may_wait=self._may_wait))
             await self._plane.wait_until_ready()
             if stay_in_memory():
                 log.info(

@@ -362,7 +362,7 @@ def test_a_compacted_log_says_what_the_whole_one_does() -> None:
             replay = Replay(again, world.fs.geometry)
             slots = 0
             for raw in inode.records():
-                replay.apply(raw[0], raw)
+                replay.apply([(raw[0], raw)])
                 slots += raw[1]
             replay.finish()
             for name in ("state", "xattrs", "entries", "target", "parent", "subdirectory_count",

@@ -19,7 +19,7 @@ from native import MAX_WRITE, TMPFILE, some_tables
 from pmemfs.dataplane.process import run
 
 INIT, OPEN, CREATE, GETATTR = 26, 14, 35, 3
-DONT_MASK = 1 << 6
+DONT_MASK, PARALLEL_DIROPS = 1 << 6, 1 << 18
 FOPEN_DIRECT_IO, FOPEN_NOFLUSH, FOPEN_PARALLEL_DIRECT_WRITES = 1 << 0, 1 << 5, 1 << 6
 ENTRY_OUT_BYTES = 128
 
@@ -96,6 +96,12 @@ def test_umask_is_the_control_planes_where_it_wants_it_and_the_kernel_offers_it(
 ) -> None:
     with data_plane(shm, dont_mask=wanted) as ends:
         assert ends.shake_hands(offered) & DONT_MASK == agreed
+
+
+@pytest.mark.parametrize("offered", [0, PARALLEL_DIROPS])
+def test_one_look_up_in_a_directory_need_not_wait_for_another(shm: Path, offered: int) -> None:
+    with data_plane(shm, dont_mask=True) as ends:
+        assert ends.shake_hands(offered) & PARALLEL_DIROPS == offered
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from pmemfs.fuse import wire
 from pmemfs.fuse.engine import Engine
 from pmemfs.fuse.filesystem import CACHE_SECONDS
 from pmemfs.fuse.openfiles import OpenFiles
+from pmemfs.fuse.patience import Patience
 from pmemfs.fuse.published import PublishedAttributes
 from pmemfs.fuse.raw import Handler, Request
 from pmemfs.fuse.raw_filesystem import RawFileSystem
@@ -85,7 +86,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with shared_files(tmp_path_factory.mktemp("pool")) as made:
         fs, attributes = made.fs, made.tables.attributes
         files = OpenFiles(fs, Engine(made.medium, made.memmap), None, notes_reads=True)
-        raw = RawFileSystem(fs, files, attributes, cached=False)
+        raw = RawFileSystem(fs, files, attributes, Patience(fs), cached=False)
         yield Served(made.shared, fs, attributes, raw.handlers(), made.worker())
 
 

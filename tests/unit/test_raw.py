@@ -21,6 +21,7 @@ from native import shared_files
 from pmemfs.fuse import raw as raw_module
 from pmemfs.fuse.engine import Engine
 from pmemfs.fuse.openfiles import OpenFiles
+from pmemfs.fuse.patience import Patience
 from pmemfs.fuse.raw import COLLAPSE_RANGE, INSERT_RANGE, PUNCH_HOLE, RawRequests
 from pmemfs.fuse.raw_filesystem import RawFileSystem
 from pmemfs.fuse.wire import (
@@ -118,7 +119,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         fs = made.fs
         engine = WatchedEngine(made.medium, made.memmap)
         files = OpenFiles(fs, engine, None, notes_reads=True)
-        answers = RawFileSystem(fs, files, made.tables.attributes, cached=False)
+        answers = RawFileSystem(fs, files, made.tables.attributes, Patience(fs), cached=False)
         raw = RawRequests(answers.handlers(), LONGEST)
         ino = fs.make(ROOT, b"file", NewInode(mode=stat.S_IFREG | 0o644, uid=1, gid=2))
         fs.hold(ino)

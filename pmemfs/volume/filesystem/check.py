@@ -31,8 +31,9 @@ from pmemfs.media.log import InodeFlags
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
 from pmemfs.pool import Pool
 from pmemfs.volume.filesystem.allocator import Allocator
+from pmemfs.volume.filesystem.entries import Entry
 from pmemfs.volume.filesystem.extents import MappedExtent, Run
-from pmemfs.volume.filesystem.inode import DIRECTORY_TYPE, Entry, Inode
+from pmemfs.volume.filesystem.inode import DIRECTORY_TYPE, Inode
 from pmemfs.volume.filesystem.leaks import FrameSet
 from pmemfs.volume.filesystem.reading import (
     IMPOSSIBLE_SIZE,

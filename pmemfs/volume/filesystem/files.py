@@ -422,8 +422,9 @@ class FileOperations(AttributeOperations):
             raise system_error(errno.EINVAL)
         if offset_bytes + length_bytes >= SIZE_LIMIT_BYTES:
             raise system_error(errno.EFBIG)
+        inode = self._file(number)
         self.begin_writing()
-        return self._file(number)
+        return inode
 
 
 def frames_of(size_bytes: int) -> int:

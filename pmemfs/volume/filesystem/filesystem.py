@@ -109,15 +109,19 @@ class FileSystem(FileOperations, NameOperations):
         )
 
     def tidy(self) -> bool:
-        """What is to be done now and then; whether it should be done again soon."""
+        """What is to be done now and then; whether to `go_on` with it soon."""
         self.clock += 1
-        has_more = self.busy.collect()
         self.collect_slots()
-        self.drop_idle()
-        if self.read_only:
-            return has_more
-        self.drop_inode_frames()
-        return self._search_leaks() or has_more
+        self.look_for_idle()
+        if not self.read_only:
+            self.drop_inode_frames()
+        return self.go_on()
+
+    def go_on(self) -> bool:
+        """Some ms of what takes long, beside the operations; whether there is more."""
+        has_more = self.busy.collect()
+        has_more |= self.drop_some()
+        return has_more if self.read_only else self._search_leaks() or has_more
 
     def _search_leaks(self) -> bool:
         if not self.may_have_leaks:

@@ -7,9 +7,8 @@ that the inode is, so that a log of these alone is the inode's, compacted.
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from pmemfs.errors import DamagedFileSystem
 from pmemfs.media import log as media
@@ -26,6 +25,7 @@ from pmemfs.media.log import (
     RecordKind,
 )
 from pmemfs.pfn import FRAME_BYTES
+from pmemfs.volume.filesystem.entries import Entries
 from pmemfs.volume.filesystem.extents import ExtentMap, Run
 from pmemfs.volume.filesystem.log import Log
 
@@ -38,15 +38,11 @@ _INDEX_LIMIT = SIZE_LIMIT_BYTES // FRAME_BYTES
 _OF_ONE_SLOT = frozenset(
     (RecordKind.ATTRIBUTES, RecordKind.EXTENT, RecordKind.HOLE, RecordKind.PARENT)
 )
+_ENTRY = int(RecordKind.ENTRY)
 _NO_HEAD = b""
+_NO_NAMES = frozenset((b"", b".", b".."))
+_ENTRY_TYPES = frozenset(type_ >> 12 for type_ in _TYPES)
 DIRECTORY_TYPE = stat.S_IFDIR >> 12
-
-
-class Entry(NamedTuple):
-    """What a name in a directory leads to."""
-
-    inode: int
-    type: int
 
 
 @dataclass(slots=True)
@@ -105,7 +101,7 @@ class Inode:
         self.state = State(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
         self.xattrs: dict[bytes, bytes] = {}
         self.extents = ExtentMap()
-        self.entries: dict[bytes, Entry] = {}
+        self.entries = Entries()
         self.subdirectory_count = 0
         self.target = b""
         self.parent = 0
@@ -164,20 +160,17 @@ class Inode:
         """The frames of its data."""
         return [Run(extent.pfn, extent.frame_count) for extent in self.extents]
 
-    def add_entry(self, name: bytes, entry: Entry) -> None:
-        """Let a name lead to an inode."""
-        before = self.entries.get(name)
-        self.subdirectory_count += (entry.type == DIRECTORY_TYPE) - (
-            before is not None and before.type == DIRECTORY_TYPE
-        )
-        if before is None:
+    def add_entry(self, name: bytes, inode: int, type_: int) -> None:
+        """Let a name lead to an inode of a type."""
+        before = self.entries.set(name, inode, type_)
+        self.subdirectory_count += (type_ == DIRECTORY_TYPE) - (before == DIRECTORY_TYPE)
+        if not before:
             self.live_slots += entry_slots(name)
-        self.entries[name] = entry
 
     def remove_entry(self, name: bytes) -> None:
-        """Let a name lead nowhere."""
-        entry = self.entries.pop(name)
-        self.subdirectory_count -= entry.type == DIRECTORY_TYPE
+        """Let a name lead nowhere. Raises KeyError."""
+        type_ = self.entries.remove(name)
+        self.subdirectory_count -= type_ == DIRECTORY_TYPE
         self.live_slots -= entry_slots(name)
 
     def set_xattr(self, name: bytes, value: bytes | None) -> None:
@@ -192,8 +185,8 @@ class Inode:
 
 def is_name(name: bytes) -> bool:
     """Whether a directory may have an entry of this name."""
-    is_possible = 0 < len(name) <= NAME_MAX_BYTES and b"/" not in name and b"\0" not in name
-    return is_possible and name not in (b".", b"..")
+    is_possible = len(name) <= NAME_MAX_BYTES and b"/" not in name and b"\0" not in name
+    return is_possible and name not in _NO_NAMES
 
 
 def entry_slots(name: bytes) -> int:
@@ -217,12 +210,28 @@ class Replay:
         self._has_state = False
         self._values: dict[bytes, bytearray] = {}
 
-    def apply(self, kind: int, raw: bytes) -> None:
-        """One record more."""
+    def apply(self, records: Iterable[tuple[int, bytes]]) -> None:
+        """Records more, each as its kind and its bytes."""
+        inode = self._inode
+        add, unpack = inode.add_entry, media.unpack_entry
+        for kind, raw in records:
+            # First and by itself, since of these there are millions.
+            if kind != _ENTRY:
+                self._apply(kind, raw)
+                continue
+            name, number, type_, time_ns = unpack(raw)
+            if type_ not in _ENTRY_TYPES:
+                raise self._damaged(f"{name!r} is of the type {type_}")
+            if b"/" in name or b"\0" in name or name in _NO_NAMES:
+                raise self._damaged(f"{name!r} is no name")
+            add(name, number, type_)
+            inode.state.modified_ns = inode.state.changed_ns = time_ns
+
+    def _apply(self, kind: int, raw: bytes) -> None:
         if kind in _OF_ONE_SLOT and len(raw) != RECORD_BYTES:
             raise self._damaged(f"a record of the kind {kind} takes {len(raw)} bytes")
-        if kind == RecordKind.ENTRY or kind == RecordKind.REMOVED:
-            self._entry(kind, raw)
+        if kind == RecordKind.REMOVED:
+            self._remove(raw)
         elif kind == RecordKind.ATTRIBUTES:
             self._attributes(raw)
         elif kind == RecordKind.EXTENT or kind == RecordKind.HOLE:
@@ -252,9 +261,8 @@ class Replay:
         ):
             if is_wrong:
                 raise self._damaged(why)
-        inode.live_slots = 1 + (1 if inode.parent else 0)
-        inode.live_slots += sum(map(entry_slots, inode.entries))
-        inode.live_slots += sum(value_slots(name, value) for name, value in inode.xattrs.items())
+        if inode.parent:
+            inode.live_slots += 1
         if inode.target:
             inode.live_slots += value_slots(b"", inode.target)
 
@@ -274,20 +282,13 @@ class Replay:
             raise self._damaged(f"{count} frames at {pfn:#x} are not for files")
         self._inode.extents.map(index, pfn, count)
 
-    def _entry(self, kind: int, raw: bytes) -> None:
+    def _remove(self, raw: bytes) -> None:
         inode = self._inode
-        name, number, type_, time_ns = media.unpack_entry(raw)
+        name, _, _, time_ns = media.unpack_entry(raw)
+        if name not in inode.entries:
+            raise self._damaged(f"{name!r} was removed, but never there")
+        inode.remove_entry(name)
         inode.state.modified_ns = inode.state.changed_ns = time_ns
-        if kind == RecordKind.REMOVED:
-            if name not in inode.entries:
-                raise self._damaged(f"{name!r} was removed, but never there")
-            inode.remove_entry(name)
-            return
-        if not is_name(name):
-            raise self._damaged(f"{name!r} is no name")
-        if type_ << 12 not in _TYPES:
-            raise self._damaged(f"{name!r} is of the type {type_}")
-        inode.add_entry(name, Entry(number, type_))
 
     def _value(self, kind: int, raw: bytes) -> None:
         """Values come in parts, one behind the other."""

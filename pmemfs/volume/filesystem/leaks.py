@@ -8,6 +8,8 @@ It runs in steps beside the work of the mount. Invariants:
 
 from __future__ import annotations
 
+import errno
+import itertools
 import logging
 import time
 from collections.abc import Iterable, Iterator
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _STEP_SECONDS = 0.005
+_RUNS_A_STEP = 1000
 
 
 class FrameSet:
@@ -96,6 +99,10 @@ class LeakSearch:
             except DamagedFileSystem as damage:
                 self._fs.become_read_only(str(damage))
                 return False
+            except OSError:
+                if self._fs.damage:
+                    return False
+                raise
         return True
 
     def _search(self) -> Iterator[int]:
@@ -106,45 +113,57 @@ class LeakSearch:
                 # Between two steps all of them may be removed, and the frame be a file's.
                 if not fs.table.has_inodes(Run(pfn, 1)):
                     break
-                self._look_at(number)
+                yield from self._look_at(number)
                 yield number
         self._owned.add([Run(fs.geometry.first_pfn + FIRST_INODES_FRAME, 1)])
         for group in range(fs.geometry.group_count):
-            self._free_leaked(group)
+            yield from self._free_leaked(group)
             yield group
         fs.allocator.given_out = None
 
-    def _look_at(self, number: int) -> None:
+    def _look_at(self, number: int) -> Iterator[int]:
         fs = self._fs
-        inode = fs.cached(number) or fs.read_inode(number)
-        if inode is None:
-            return
+        try:
+            while fs.read_on(number):
+                yield number
+        except OSError as error:
+            if error.errno == errno.ESTALE:
+                # Removed meanwhile.
+                return
+            raise
+        inode = fs.inode(number)
         if inode.state.link_count == 0 and not fs.is_held(number):
-            fs.remove(fs.inode(number))
+            fs.remove(inode)
             self.freed_inodes += 1
             return
         if not fs.is_held(number):
-            fs.inode(number)
             fs.trim_ahead(number)
-            inode = fs.inode(number)
-        self._owned.add(inode.runs())
-        self._owned.add(log_runs(inode.log))
+        # What becomes of the inode meanwhile does not matter: it gives back what it has, or gets
+        # what is given out since.
+        runs = iter((*inode.runs(), *log_runs(inode.log)))
+        while some := tuple(itertools.islice(runs, _RUNS_A_STEP)):
+            self._owned.add(some)
+            yield number
 
-    def _free_leaked(self, group: int) -> None:
+    def _free_leaked(self, group: int) -> Iterator[int]:
+        self._owned.add(self._fs.busy.runs())
+        for chunk in range(GROUP_CHUNKS):
+            yield self._free_leaked_of(group, chunk)
+
+    def _free_leaked_of(self, group: int, chunk: int) -> int:
+        """Free what is leaked of a chunk; how many frames."""
         allocator, geometry = self._fs.allocator, self._fs.geometry
+        # Before each look at the bitmap, since others have their turn in between.
         if allocator.given_out:
             self._owned.add(allocator.given_out)
             allocator.given_out = []
-        self._owned.add(self._fs.busy.runs())
-        masks = allocator.group(group).masks
-        managed = allocator.managed(group)
-        for chunk in range(GROUP_CHUNKS):
-            used = managed[chunk] & ~masks[chunk]
-            leaked = used & ~self._owned.mask(group * GROUP_CHUNKS + chunk)
-            start = geometry.group_pfn(group) + chunk * CHUNK_FRAMES
-            for bit, count in runs_of(leaked):
-                allocator.free([Run(start + bit, count)])
-                self.freed_frames += count
+        used = allocator.managed(group)[chunk] & ~allocator.group(group).masks[chunk]
+        leaked = used & ~self._owned.mask(group * GROUP_CHUNKS + chunk)
+        start = geometry.group_pfn(group) + chunk * CHUNK_FRAMES
+        for bit, count in runs_of(leaked):
+            allocator.free([Run(start + bit, count)])
+            self.freed_frames += count
+        return chunk
 
     def _say(self) -> None:
         if self.freed_frames or self.freed_inodes:

@@ -17,6 +17,8 @@ from pmemfs.media.log import FRAME_HEAD_BYTES, NEXT_AT, RECORD_BYTES, RecordKind
 from pmemfs.medium.base import Medium
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
 
+_PADDING = int(RecordKind.PADDING)
+
 
 @dataclass(slots=True)
 class Log:
@@ -43,7 +45,7 @@ def end_of_area(position: int, slot_offset: int) -> int:
 
 
 class LogReader:
-    """Walks the log of one inode; `log` is complete when `records` has ended."""
+    """Walks the log of one inode; `log` is complete when `areas` has ended."""
 
     def __init__(
         self, medium: Medium, geometry: Geometry, number: int, generation: int, slot_offset: int,
@@ -56,8 +58,11 @@ class LogReader:
         self._slot_offset = slot_offset
         self.log = Log(head, tail)
 
-    def records(self) -> Iterator[tuple[int, bytes]]:
-        """Every record, as its kind and its bytes. Raises DamagedFileSystem."""
+    def areas(self) -> Iterator[list[tuple[int, bytes]]]:
+        """The records of the slot, or of one frame after the other: the kind and the bytes of each.
+
+        What comes before damage is given before it is raised. Raises DamagedFileSystem.
+        """
         if self.log.head == self._slot_offset + INLINE_OFFSET:
             if not INLINE_OFFSET <= self.log.tail - self._slot_offset <= SLOT_BYTES:
                 raise self._damaged(f"its log ends at {self.log.tail:#x}, outside its slot")
@@ -85,27 +90,39 @@ class LogReader:
         self.log.frames.append(offset)
         return area
 
-    def _area(self, area: bytes, offset: int, position: int) -> Iterator[tuple[int, bytes]]:
+    def _area(self, area: bytes, offset: int, position: int) -> Iterator[list[tuple[int, bytes]]]:
         """The records in a slot or frame, up to its end or the tail."""
+        records: list[tuple[int, bytes]] = []
+        try:
+            self._read_area(records, area, offset, position)
+        except DamagedFileSystem:
+            yield records
+            raise
+        yield records
+
+    def _read_area(
+        self, records: list[tuple[int, bytes]], area: bytes, offset: int, position: int
+    ) -> None:
         end = self.log.tail - offset
         if not 0 < end <= len(area):
             end = len(area)
         elif end % RECORD_BYTES or end < position:
             raise self._damaged("its log ends where no record does")
+        is_sound, number, generation = media.is_sound, self._number, self._generation
         while position < end:
             kind, slots = area[position], area[position + 1]
             after = position + slots * RECORD_BYTES
             if not slots or after > end:
                 raise self._damaged(f"a record at {offset + position:#x} has no valid length")
             raw = area[position:after]
-            if not media.is_sound(raw, self._number, self._generation, offset + position):
+            if not is_sound(raw, number, generation, offset + position):
                 raise self._damaged(f"a record at {offset + position:#x} has a wrong checksum")
             self.log.slot_count += slots
-            if kind == RecordKind.PADDING:
+            if kind == _PADDING:
                 if end != len(area):
                     raise self._damaged(f"the tail is behind a padding at {offset + position:#x}")
                 return
-            yield kind, raw
+            records.append((kind, raw))
             position = after
 
     def _damaged(self, why: str) -> DamagedFileSystem:

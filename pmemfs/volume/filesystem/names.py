@@ -17,7 +17,8 @@ from pmemfs.media import log as media
 from pmemfs.media.inode import ROOT
 from pmemfs.media.log import NAME_MAX_BYTES, TARGET_MAX_BYTES
 from pmemfs.volume.filesystem.attributes import AttributeOperations, check_xattr
-from pmemfs.volume.filesystem.inode import Entry, Inode, State, is_name, value_slots
+from pmemfs.volume.filesystem.entries import Entry
+from pmemfs.volume.filesystem.inode import Inode, State, is_name, value_slots
 from pmemfs.volume.filesystem.transaction import Transaction
 
 RENAME_NOREPLACE = 1
@@ -49,6 +50,10 @@ class NameOperations(AttributeOperations):
         """Name, inode and type of every entry, in order of addition. Raises OSError (ENOTDIR)."""
         directory = self._directory(number)
         return [(name, entry.inode, entry.type) for name, entry in directory.entries.items()]
+
+    def names(self, number: int) -> list[bytes]:
+        """The name of every entry, in order of addition. Raises OSError (ENOTDIR)."""
+        return list(self._directory(number).entries)
 
     def has_entry(self, number: int, name: bytes) -> int | None:
         """The inode that a name leads to now. Raises OSError."""
@@ -284,7 +289,7 @@ class NameOperations(AttributeOperations):
         return state
 
     def _add(self, directory: Inode, name: bytes, entry: Entry, now_ns: int) -> None:
-        directory.add_entry(name, entry)
+        directory.add_entry(name, *entry)
         self._touch(directory, now_ns)
 
     def _touch(self, directory: Inode, now_ns: int) -> None:

@@ -5,7 +5,8 @@ Invariant: nothing here writes, and nothing that is stored is believed before it
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 
 from pmemfs.errors import DamagedFileSystem
@@ -32,19 +33,55 @@ _LIVE = LIVE_LINE.head_struct("written_ns")
 IMPOSSIBLE_SIZE = "its size is impossible"
 
 
-def read_inode(medium: Medium, table: InodeTable, number: int) -> Inode | None:
-    """An inode as it is stored; None where its slot is free. Raises DamagedFileSystem."""
+Steps = Generator[None, None, "Inode | None"]
+
+
+class Reading:
+    """An inode that is being read, of a log that may be long, a frame of it at a time.
+
+    Nobody may change the inode meanwhile.
+    """
+
+    def __init__(self, steps: Steps) -> None:
+        self._steps = steps
+        self.inode: Inode | None = None
+        """What was read, when `go_on` has said that there is no more; None for a free slot."""
+
+    def go_on(self, steps: int | None = None) -> bool:
+        """Read on for so many steps, or to the end; whether there is more. Raises as `steps`."""
+        for _ in itertools.count() if steps is None else range(steps):
+            try:
+                next(self._steps)
+            except StopIteration as end:
+                self.inode = end.value
+                return False
+        return True
+
+
+def reading_inode(medium: Medium, table: InodeTable, number: int) -> Steps:
+    """The steps of reading an inode as it is stored, whose result is None where its slot is free.
+
+    Raises DamagedFileSystem.
+    """
     head = table.head(number)
     if head is None:
         return None
-    inode, records = _blank(medium, table, head)
+    inode, areas = _blank(medium, table, head)
     replay = Replay(inode, table.geometry)
-    for kind, raw in records:
-        replay.apply(kind, raw)
+    for records in areas:
+        replay.apply(records)
+        yield
     replay.finish()
     if stored_size(medium, inode) >= SIZE_LIMIT_BYTES:
         raise DamagedFileSystem(why=f"inode {number}: {IMPOSSIBLE_SIZE}")
     return inode
+
+
+def read_inode(medium: Medium, table: InodeTable, number: int) -> Inode | None:
+    """An inode as it is stored; None where its slot is free. Raises DamagedFileSystem."""
+    reading = Reading(reading_inode(medium, table, number))
+    reading.go_on()
+    return reading.inode
 
 
 def readable_part(medium: Medium, table: InodeTable, number: int) -> Inode | None:
@@ -55,24 +92,24 @@ def readable_part(medium: Medium, table: InodeTable, number: int) -> Inode | Non
         return None
     if head is None:
         return None
-    inode, records = _blank(medium, table, head)
+    inode, areas = _blank(medium, table, head)
     replay = Replay(inode, table.geometry)
     with suppress(DamagedFileSystem):
-        for kind, raw in records:
-            replay.apply(kind, raw)
+        for records in areas:
+            replay.apply(records)
     return inode
 
 
 def _blank(
     medium: Medium, table: InodeTable, head: InodeHead
-) -> tuple[Inode, Iterator[tuple[int, bytes]]]:
+) -> tuple[Inode, Iterator[list[tuple[int, bytes]]]]:
     """An inode of which nothing is known but its head, and the records that say the rest."""
     slot = table.slot_offset(head.number)
     reader = LogReader(
         medium, table.geometry, head.number, head.generation, slot, head.head, head.tail
     )
     inode = Inode(head.number, slot, head.generation, head.birth_ns, reader.log)
-    return inode, reader.records()
+    return inode, reader.areas()
 
 
 def is_directory_still(medium: Medium, table: InodeTable, number: int) -> bool:

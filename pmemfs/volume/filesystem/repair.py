@@ -38,9 +38,10 @@ from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
 from pmemfs.pool import Pool
 from pmemfs.units import MIB
 from pmemfs.volume.filesystem.check import Problem, Progress, Stage, Verdict, check_filesystem
+from pmemfs.volume.filesystem.entries import Entry
 from pmemfs.volume.filesystem.extents import MappedExtent, Run
 from pmemfs.volume.filesystem.filesystem import FileSystem
-from pmemfs.volume.filesystem.inode import DIRECTORY_TYPE, Entry, Inode, State
+from pmemfs.volume.filesystem.inode import DIRECTORY_TYPE, Inode, State
 from pmemfs.volume.filesystem.leaks import FrameSet
 from pmemfs.volume.filesystem.log import Log
 from pmemfs.volume.filesystem.names import NewInode
@@ -228,7 +229,7 @@ class Repairs:
         entry = Entry(inode.entries[name].inode, type_)
         with self._fs.change(urgent=True) as change:
             change.append(inode, media.pack_entry(name, *entry, coarse_ns()))
-            change.then(lambda: inode.add_entry(name, entry))
+            change.then(lambda: inode.add_entry(name, *entry))
 
     def keep_one_name(self, number: int, home: int, directories: list[int]) -> None:
         """Remove all names of a directory but one in its home."""
@@ -263,7 +264,7 @@ class Repairs:
             change.append(inode, state.pack())
 
             def apply() -> None:
-                place.add_entry(name, entry)
+                place.add_entry(name, *entry)
                 inode.state = state
                 if inode.is_directory:
                     inode.parent = place.number
@@ -356,7 +357,7 @@ class Repairs:
                 inode.set_xattr(name, value)
             for name, entry in rest.entries.items():
                 if lacks_name(*entry):
-                    inode.add_entry(name, entry)
+                    inode.add_entry(name, *entry)
         with fs.change(urgent=True) as change:
             change.compact(inode)
 

@@ -4,7 +4,9 @@ Invariants:
 - an inode in memory is what its log says; every change goes through a transaction first. The
   exceptions are the live line and the time of the last access, which the next record logs;
 - an inode that has no name lives as long as anybody holds it;
-- nothing here awaits, so what one call does is atomic to all tasks.
+- nothing here awaits, so what one call does is atomic to all tasks;
+- an inode that is being read in steps is not changed meanwhile: whoever wants it reads it to its
+  end first, or is told to come again.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Iterable
+from contextvars import ContextVar
 
 from pmemfs.clock import FileClock, not_before
 from pmemfs.errors import DamagedFileSystem, system_error
@@ -33,11 +36,14 @@ from pmemfs.memmap.base import Memmap
 from pmemfs.pool import Pool
 from pmemfs.volume.filesystem.allocator import Allocator
 from pmemfs.volume.filesystem.busy import BusyPages
+from pmemfs.volume.filesystem.entries import Entries
 from pmemfs.volume.filesystem.extents import Run
 from pmemfs.volume.filesystem.inode import Inode, State
 from pmemfs.volume.filesystem.reading import (
-    read_inode,
+    Reading,
+    Steps,
     read_live,
+    reading_inode,
     stored_size,
     unfinished_words,
 )
@@ -50,6 +56,36 @@ log = logging.getLogger(__name__)
 _IDLE_TICKS = 10
 _MOST_CACHED = 50_000
 _CLEAN_AT = HEAD.offset_of("is_clean")
+READING_STEPS = 16
+"""Frames of a log that are read at once while others wait: some thousand records, some ms."""
+_RUNS_A_STEP = 512
+_DROPPED_AT_ONCE = 1000
+_DISCARDED_AT_ONCE = 20_000
+
+_may_wait: ContextVar[bool] = ContextVar("_may_wait", default=False)
+
+
+class NotRead(Exception):
+    """An operation needs an inode that takes long to read; it has changed nothing yet.
+
+    Read it with `read_on`, and begin again.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+class MayWait:
+    """In this context an operation raises NotRead, as long as it has changed nothing."""
+
+    __slots__ = ("_token",)
+
+    def __enter__(self) -> None:
+        self._token = _may_wait.set(True)
+
+    def __exit__(self, *_: object) -> None:
+        _may_wait.reset(self._token)
 
 
 def geometry_of(pool: Pool) -> Geometry:
@@ -89,6 +125,9 @@ class InodeStore:
         self.clock = 0
         self.times = FileClock()
         self._inodes: dict[int, Inode] = {}
+        self._readings: dict[int, Reading] = {}
+        self._idle: list[Inode] = []
+        self._leftover: Entries | None = None
         self._holds: dict[int, int] = {}
         self._busy_slots: list[tuple[object, int]] = []
         self.table.pending_words = self._recover()
@@ -96,31 +135,60 @@ class InodeStore:
     # Inodes
 
     def inode(self, number: int) -> Inode:
-        """An inode. Raises OSError: ESTALE where there is none, EIO where it is damaged.
+        """An inode. Raises OSError: ESTALE where there is none, EIO where it is damaged; NotRead.
 
         A number may come from a file handle that outlasts the inode, or that somebody made up, so
         one that none can have is no damage.
         """
         inode = self._inodes.get(number)
         if inode is None:
-            try:
-                inode = self._load(number)
-            except DamagedFileSystem as damage:
-                if not self.table.is_possible(number):
-                    raise system_error(errno.ESTALE) from None
-                raise self.found_damage(str(damage)) from None
-            self._inodes[number] = inode
+            if self.read_on(number, READING_STEPS if _may_wait.get() else None):
+                raise NotRead(number)
+            inode = self._inodes[number]
         inode.used_at = self.clock
         return inode
 
+    def read_on(self, number: int, steps: int | None = READING_STEPS) -> bool:
+        """Read an inode that is not in memory, or read it on; whether there is more to read.
+
+        Raises OSError, as `inode`, and then nothing is read any more.
+        """
+        if number in self._inodes:
+            return False
+        reading = self._readings.pop(number, None) or Reading(self._reading(number))
+        try:
+            if reading.go_on(steps):
+                self._readings[number] = reading
+                return True
+            inode = reading.inode
+        except DamagedFileSystem as damage:
+            if not self.table.is_possible(number):
+                raise system_error(errno.ESTALE) from None
+            raise self.found_damage(str(damage)) from None
+        if inode is None:
+            raise OSError(errno.ESTALE, "no such inode")
+        if inode.is_file and not self.read_only and read_live(self.medium, inode)[0] is None:
+            self.set_live_size(inode, inode.state.size_bytes)
+        self.keep(inode)
+        return False
+
     def read_inode(self, number: int) -> Inode | None:
-        """As `reading.read_inode`. Raises DamagedFileSystem.
+        """As `reading.read_inode`, for who only looks. Raises DamagedFileSystem.
 
         Where frames of inodes are among those of a file, too: a write to it would destroy them.
         """
-        inode = read_inode(self.medium, self.table, number)
-        if inode is not None and any(map(self.table.has_inodes, inode.runs())):
-            raise DamagedFileSystem(why=f"inode {number}: it has frames of inodes")
+        reading = Reading(self._reading(number))
+        reading.go_on()
+        return reading.inode
+
+    def _reading(self, number: int) -> Steps:
+        inode = yield from reading_inode(self.medium, self.table, number)
+        if inode is not None:
+            for at, run in enumerate(inode.runs()):
+                if self.table.has_inodes(run):
+                    raise DamagedFileSystem(why=f"inode {number}: it has frames of inodes")
+                if at % _RUNS_A_STEP == _RUNS_A_STEP - 1:
+                    yield
         return inode
 
     def cached(self, number: int) -> Inode | None:
@@ -132,16 +200,6 @@ class InodeStore:
         inode.used_at = self.clock
         self._inodes[inode.number] = inode
 
-    def _load(self, number: int) -> Inode:
-        inode = self.read_inode(number)
-        if inode is None:
-            raise OSError(errno.ESTALE, "no such inode")
-        if inode.is_file and not self.read_only:
-            size_bytes, _ = read_live(self.medium, inode)
-            if size_bytes is None:
-                self.set_live_size(inode, inode.state.size_bytes)
-        return inode
-
     @property
     def cached_inodes(self) -> Iterable[Inode]:
         """The inodes in memory."""
@@ -152,20 +210,44 @@ class InodeStore:
 
         Between two operations only: one under way has inodes in its hands.
         """
+        before = len(self._inodes)
+        self.look_for_idle(ticks)
+        while self.drop_some():
+            pass
+        return before - len(self._inodes)
+
+    def look_for_idle(self, ticks: int = _IDLE_TICKS) -> None:
+        """Find inodes that nobody needed for a while, for `drop_some`."""
         if len(self._inodes) > _MOST_CACHED:
             ticks = min(ticks, 1)
-        idle = [
+        self._idle = [
             inode
             for inode in self._inodes.values()
             if inode.used_at + ticks <= self.clock and inode.state.link_count
         ]
-        dropped = 0
-        for inode in idle:
+
+    def drop_some(self) -> bool:
+        """Forget some of the idle inodes, as many as take some ms; whether there are more.
+
+        As `drop_idle`. The memory of a very large one is freed in pieces, too.
+        """
+        if self._leftover is not None:
+            if not self._leftover.discard(_DISCARDED_AT_ONCE):
+                self._leftover = None
+            return True
+        for _ in range(_DROPPED_AT_ONCE):
+            inode = self._idle.pop() if self._idle else None
+            if inode is None:
+                return False
+            if self._inodes.get(inode.number) is not inode or inode.used_at == self.clock:
+                continue
             if inode.is_read and not self.read_only:
                 self._log_access(inode)
             del self._inodes[inode.number]
-            dropped += 1
-        return dropped
+            if len(inode.entries) > _DISCARDED_AT_ONCE:
+                self._leftover = inode.entries
+                return True
+        return True
 
     def _log_access(self, inode: Inode) -> None:
         """What was only read has a time of access that no record has."""
@@ -181,10 +263,12 @@ class InodeStore:
 
     def hold(self, number: int, count: int = 1) -> None:
         """Keep an inode, whatever becomes of its names."""
+        _may_wait.set(False)
         self._holds[number] = self._holds.get(number, 0) + count
 
     def drop(self, number: int, count: int = 1) -> None:
         """Let go of an inode; one without a name is freed with its last hold. Raises OSError."""
+        _may_wait.set(False)
         left = self._holds.get(number, 0) - count
         if left > 0:
             self._holds[number] = left
@@ -252,7 +336,11 @@ class InodeStore:
         return Transaction(self, urgent=urgent)
 
     def begin_writing(self) -> None:
-        """Raise OSError (EROFS) where nothing may be written; remember that something was."""
+        """Raise OSError (EROFS) where nothing may be written; remember that something was.
+
+        Whoever has begun to write goes on to the end, so nothing raises NotRead after this.
+        """
+        _may_wait.set(False)
         if self.read_only:
             raise system_error(errno.EROFS)
         if not self._has_written:

@@ -1,0 +1,69 @@
+"""The entries of a directory, in memory: there may be millions.
+
+Each is one number beside its name, not an object: objects would take half as much memory again, and
+Python's collector of cycles would walk them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+_TYPE_BITS = 4
+_TYPE_MASK = (1 << _TYPE_BITS) - 1
+
+
+class Entry(NamedTuple):
+    """What a name in a directory leads to."""
+
+    inode: int
+    type: int
+
+
+class Entries(Mapping[bytes, Entry]):
+    """Names and what they lead to, in order of addition."""
+
+    __slots__ = ("_words",)
+
+    def __init__(self) -> None:
+        self._words: dict[bytes, int] = {}
+
+    def __getitem__(self, name: bytes) -> Entry:
+        word = self._words[name]
+        return Entry(word >> _TYPE_BITS, word & _TYPE_MASK)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._words)
+
+    def __len__(self) -> int:
+        return len(self._words)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._words
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} entries>"
+
+    def set(self, name: bytes, inode: int, type_: int) -> int:
+        """Let a name lead to an inode; the type of the inode that it led to before, 0 if none."""
+        words = self._words
+        before = words.get(name, 0)
+        words[name] = inode << _TYPE_BITS | type_
+        return before & _TYPE_MASK
+
+    def remove(self, name: bytes) -> int:
+        """Let a name lead nowhere; the type of the inode that it led to. Raises KeyError."""
+        return self._words.pop(name) & _TYPE_MASK
+
+    def copy(self) -> Entries:
+        """The entries as they are now: some 10 ms for a million of them."""
+        other = Entries()
+        other._words = self._words.copy()
+        return other
+
+    def discard(self, count: int) -> bool:
+        """Let go of some of the entries' memory; whether there are more."""
+        words = self._words
+        for _ in range(min(count, len(words))):
+            words.popitem()
+        return bool(words)

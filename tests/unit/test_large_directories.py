@@ -1,0 +1,312 @@
+"""Directories of very many entries: nobody else waits long for what they take."""
+
+from __future__ import annotations
+
+import errno
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import trio
+from fs_crash import ROOT, World, on_medium, snapshot, template
+from fs_operations import IMAGES, OPERATIONS
+from large import (
+    DIRECTORY,
+    RECORDS_A_FRAME,
+    Stretches,
+    forget_all,
+    large_directory,
+    new_pool,
+    opened,
+)
+from pyfuse3 import InodeT, ReaddirToken, RequestContext
+
+from pmemfs.fuse import filesystem
+from pmemfs.fuse.engine import Engine
+from pmemfs.fuse.filesystem import FileSystemOperations
+from pmemfs.fuse.openfiles import OpenFiles
+from pmemfs.fuse.patience import Patience
+from pmemfs.fuse.raw import Answer, Handler, Request
+from pmemfs.fuse.raw_filesystem import RawFileSystem
+from pmemfs.fuse.wire import GETATTR, LOOKUP, RENAME, UNLINK
+from pmemfs.medium.recording import RecordingMedium
+from pmemfs.memmap.none import NoMemmap
+from pmemfs.volume.filesystem import store
+from pmemfs.volume.filesystem.filesystem import FileSystem
+from pmemfs.volume.filesystem.leaks import LeakSearch
+from pmemfs.volume.filesystem.store import READING_STEPS, MayWait, NotRead
+
+COUNT = 100_000
+AT_ONCE = (READING_STEPS + 1) * RECORDS_A_FRAME
+
+
+class Nothing:
+    """Attributes are published nowhere."""
+
+    def is_wanted(self, ino: int) -> bool:
+        return False
+
+    def publish(self, ino: int, answer: bytes) -> None:
+        return
+
+
+@pytest.fixture(scope="module")
+def large_pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two large directories, `one` and `two`, and a small one."""
+    path = tmp_path_factory.mktemp("large") / "pool"
+    new_pool(path, 256 << 20)
+    with opened(path) as fs:
+        large_directory(fs, ROOT, b"one", COUNT)
+        large_directory(fs, ROOT, b"two", COUNT)
+        fs.make(ROOT, b"small", DIRECTORY)
+    return path
+
+
+@pytest.fixture
+def fs(large_pool: Path) -> Iterator[FileSystem]:
+    with opened(large_pool) as fs:
+        yield fs
+
+
+def unread(fs: FileSystem, name: bytes) -> int:
+    """An inode in the root, with nothing in memory."""
+    number = fs.lookup(ROOT, name)
+    forget_all(fs)
+    return number
+
+
+def handlers(fs: FileSystem) -> dict[int, Handler]:
+    files = OpenFiles(fs, Engine(fs.medium, fs.memmap), None, notes_reads=True)
+    return RawFileSystem(fs, files, Nothing(), Patience(fs), cached=False).handlers()
+
+
+async def answered(handler: Handler, inode: int, operation: bytes) -> Answer:
+    answer = handler(Request(inode, 0, 0, operation))
+    return answer if answer is None or isinstance(answer, bytes | memoryview) else await answer
+
+
+def at_once(
+    fs: FileSystem, requests: list[tuple[int, int, bytes]], stretches: Stretches
+) -> list[Answer | OSError]:
+    """The answers to requests that come at the same time."""
+    table = handlers(fs)
+    answers: list[Answer | OSError] = [None] * len(requests)
+
+    async def ask(at: int, opcode: int, inode: int, operation: bytes) -> None:
+        try:
+            answers[at] = await answered(table[opcode], inode, operation)
+        except OSError as error:
+            answers[at] = error
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            for at, request in enumerate(requests):
+                nursery.start_soon(ask, at, *request)
+
+    trio.run(main, instruments=[stretches])
+    print(f"the longest stretch: {stretches.longest} of {stretches.total} records, "
+          f"{stretches.longest_seconds * 1000:.1f} ms")  # fmt: skip
+    return answers
+
+
+def test_a_first_look_up_lets_others_in_after_some_records(
+    fs: FileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = unread(fs, b"one")
+    stretches = Stretches()
+    stretches.count_records(monkeypatch)
+    [answer] = at_once(fs, [(LOOKUP, directory, b"n777\0")], stretches)
+    assert isinstance(answer, bytes)
+    assert stretches.total > COUNT
+    assert stretches.longest <= AT_ONCE
+
+
+def test_what_needs_the_same_directory_waits_for_one_reading_of_it(
+    fs: FileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, small = unread(fs, b"one"), unread(fs, b"small")
+    stretches = Stretches()
+    stretches.count_records(monkeypatch)
+    requests = [
+        *[(LOOKUP, directory, b"n%d\0" % at) for at in range(20)],
+        (LOOKUP, directory, b"none\0"),
+        (GETATTR, directory, b""),
+        (LOOKUP, small, b"none\0"),
+    ]
+    answers = at_once(fs, requests, stretches)
+    assert all(isinstance(answer, bytes) for answer in answers)
+    # Beside the directory, a few records of others.
+    assert stretches.total < COUNT + 1000
+    assert stretches.longest <= AT_ONCE
+
+
+def test_two_directories_that_are_wanted_are_read_one_after_the_other(
+    fs: FileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = unread(fs, b"one"), unread(fs, b"two")
+    stretches = Stretches()
+    stretches.count_records(monkeypatch)
+    rename = two.to_bytes(8, "little") + b"n5\0moved\0"
+    requests = [
+        (RENAME, one, rename),
+        (UNLINK, two, b"n6\0"),
+        *[(LOOKUP, directory, b"n7\0") for directory in (one, two) * 5],
+    ]
+    answers = at_once(fs, requests, stretches)
+    assert not [answer for answer in answers if isinstance(answer, OSError)]
+    # The end of one reading, and the begin of the next.
+    assert stretches.longest <= 2 * AT_ONCE
+    assert fs.lookup(two, b"moved")
+    for directory, name in ((one, b"n5"), (two, b"n6")):
+        with pytest.raises(OSError, match="No such file"):
+            fs.lookup(directory, name)
+    fs.rename(two, b"moved", one, b"n5")
+    fs.link(fs.lookup(two, b"n7"), two, b"n6")
+
+
+def test_whoever_waits_for_a_damaged_directory_gets_an_error(fs: FileSystem) -> None:
+    directory = unread(fs, b"one")
+    head = fs.table.head(directory)
+    assert head is not None
+    fs.inode(directory)
+    at = fs.inode(directory).log.frames[900] + 10 * 64 + 20
+    before = bytes(fs.medium.read(at, 1))
+    forget_all(fs)
+    fs.medium.store(at, bytes([before[0] ^ 1]))
+    try:
+        requests = [(LOOKUP, directory, b"n%d\0" % at) for at in range(5)]
+        for answer in at_once(fs, requests, Stretches()):
+            assert isinstance(answer, OSError)
+            assert answer.errno == errno.EIO
+        assert "wrong checksum" in fs.damage
+    finally:
+        fs.medium.store(at, before)
+
+
+def test_a_search_for_leaks_lets_others_in_after_some_records(
+    fs: FileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stretches = Stretches()
+    stretches.count_records(monkeypatch)
+    search = LeakSearch(fs)
+    for _ in search._steps:
+        stretches.longest = max(stretches.longest, stretches.count)
+        stretches.total += stretches.count
+        stretches.count = 0
+    assert stretches.total > 2 * COUNT
+    assert stretches.longest <= AT_ONCE
+    assert search.freed_frames == 0
+
+
+def test_a_large_directory_is_forgotten_in_pieces(fs: FileSystem) -> None:
+    directory = unread(fs, b"one")
+    entries = fs.inode(directory).entries
+    fs.clock += 100
+    fs.look_for_idle()
+    steps = 0
+    before = len(entries)
+    while fs.drop_some():
+        assert before - len(entries) <= 20_000
+        before = len(entries)
+        steps += 1
+    assert steps >= COUNT // 20_000
+    assert fs.cached(directory) is None
+    assert len(fs.inode(directory).entries) == COUNT
+
+
+def test_what_is_read_in_steps_is_what_is_read_at_once(fs: FileSystem) -> None:
+    directory = unread(fs, b"one")
+    whole = fs.read_inode(directory)
+    steps = 1
+    while fs.read_on(directory, 7):
+        steps += 1
+    stepped = fs.inode(directory)
+    assert whole is not None
+    assert steps > COUNT / RECORDS_A_FRAME / 7
+    for name in ("state", "entries", "parent", "subdirectory_count", "live_slots", "log"):
+        assert getattr(whole, name) == getattr(stepped, name), name
+
+
+def test_a_request_of_a_listing_copies_nothing_of_the_rest(
+    fs: FileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = unread(fs, b"one")
+    files = OpenFiles(fs, Engine(fs.medium, fs.memmap), None, notes_reads=True)
+    operations = FileSystemOperations(fs, files, Patience(fs), cached=False)
+    room = [0]
+    fs.inode(directory)
+
+    def reply(token: object, name: bytes, attributes: object, position: int) -> bool:
+        room[0] -= 1
+        return room[0] >= 0
+
+    monkeypatch.setattr(filesystem, "_reply", reply)
+    most = 0
+
+    async def list_some() -> None:
+        nonlocal most
+        handle = await operations.opendir(InodeT(directory), RequestContext())
+        for start in (0, 20, COUNT // 2):
+            room[0] = 20
+            tracemalloc.reset_peak()
+            before, _ = tracemalloc.get_traced_memory()
+            await operations.readdir(handle, start, ReaddirToken())
+            if start:
+                most = max(most, tracemalloc.get_traced_memory()[1] - before)
+
+    tracemalloc.start()
+    try:
+        trio.run(list_some)
+    finally:
+        tracemalloc.stop()
+    assert room[0] < 0
+    assert most < COUNT
+
+
+def test_an_operation_may_have_to_read_first_only_while_it_has_changed_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever is not in memory is called long here, and each operation begins with nothing."""
+    monkeypatch.setattr(store, "READING_STEPS", 1)
+    begun_again = 0
+    for kind, operations in OPERATIONS.items():
+        for op in operations:
+            plain, patient = World(IMAGES[kind]()), World(IMAGES[kind]())
+            plain.run(op)
+            forget_all(patient.fs)
+            tree = stored_tree(patient)
+            again = run_patiently(lambda op=op, world=patient: op.run(world), patient, tree)
+            begun_again += again
+            assert without_times(stored_tree(patient)) == without_times(stored_tree(plain)), op.name
+    assert begun_again > 100
+
+
+def run_patiently(operation: Callable[[], object], world: World, before: dict[int, object]) -> int:
+    """Run an operation until it needs nothing more; how often it was begun again."""
+    again, counter = 0, world.counter
+    while True:
+        world.counter = counter
+        try:
+            with MayWait():
+                operation()
+        except NotRead as missing:
+            assert stored_tree(world) == before
+            again += 1
+            while world.fs.read_on(missing.number, 1):
+                pass
+        except OSError:
+            return again
+        else:
+            return again
+
+
+def stored_tree(world: World) -> dict[int, object]:
+    """What another mount would find."""
+    image = bytes(world.medium.read(0, world.medium.size_bytes))
+    pool = on_medium(template(len(image)), RecordingMedium(image))
+    return dict(snapshot(FileSystem(pool, NoMemmap())))
+
+
+def without_times(tree: dict[int, object]) -> dict[int, object]:
+    return {number: (node[0][:7], node[3:]) for number, node in tree.items()}  # type: ignore[index]
