@@ -5,7 +5,9 @@ fio starts a pass over its blocks while the last one's requests are still under 
 sees beside a write of the same block is undefined. Here a block has one request at a time.
 
 Every block holds zeroes, or its number and how often it was written, in each of its words. Run as
-a program it hammers one device and prints one line of JSON.
+a program it hammers one device until its input ends, and prints one line of JSON; so for an hour:
+
+    sleep 3600 | .venv/bin/python tests/endtoend/ordered_io.py DEVICE SEED [--trims]
 """
 
 from __future__ import annotations
@@ -17,8 +19,8 @@ import os
 import random
 import sys
 import threading
-import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -88,30 +90,31 @@ class OrderedIo:
         self.blocks = Blocks(np.zeros(self._block_count(), np.uint32))
         self.seed = seed
         self.trims = trims
+        self.is_over = False
         self.tally: Counter[str] = Counter()
         self.wrong: list[str] = []
 
-    def run(self, seconds: float, thread_count: int) -> None:
-        """Hammer, then read all of it once more."""
-        end = time.monotonic() + seconds
+    def run(self, wait: Callable[[], object], thread_count: int = 8) -> None:
+        """Hammer while `wait` lasts, then read all of it once more."""
         threads = [
-            threading.Thread(target=self._work, args=(number, end))
-            for number in range(thread_count)
+            threading.Thread(target=self._work, args=(number,)) for number in range(thread_count)
         ]
         for thread in threads:
             thread.start()
+        wait()
+        self.is_over = True
         for thread in threads:
             thread.join()
-        buffer = mmap.mmap(-1, MOST_BLOCKS * BLOCK_BYTES)
+        buffer = memoryview(mmap.mmap(-1, MOST_BLOCKS * BLOCK_BYTES))
+        self.blocks.grow(self._block_count())
         for first in range(0, len(self.blocks.versions), MOST_BLOCKS):
-            count = min(MOST_BLOCKS, len(self.blocks.versions) - first)
-            self._read(memoryview(buffer), first, count)
+            self._read(buffer, first, min(MOST_BLOCKS, len(self.blocks.versions) - first))
 
-    def _work(self, number: int, end: float) -> None:
+    def _work(self, number: int) -> None:
         chance = random.Random(self.seed * 100 + number)
         buffer = memoryview(mmap.mmap(-1, MOST_BLOCKS * BLOCK_BYTES))
         try:
-            while time.monotonic() < end and not self.wrong:
+            while not self.is_over and not self.wrong:
                 self._step(chance, buffer)
         except OSError as error:
             self.wrong.append(f"thread {number}: {error}")
@@ -173,10 +176,10 @@ class OrderedIo:
         return os.fstat(self.fd).st_size // BLOCK_BYTES
 
 
-def main(path: str, seconds: str, seed: str, *options: str) -> int:
-    """`ordered_io.py DEVICE SECONDS SEED [--trims]`"""
+def main(path: str, seed: str, *options: str) -> int:
+    """Hammer the device at `path` until standard input ends."""
     work = OrderedIo(Path(path), int(seed), trims="--trims" in options)
-    work.run(float(seconds), thread_count=8)
+    work.run(sys.stdin.read)
     print(json.dumps({"tally": work.tally, "wrong": work.wrong}))
     return bool(work.wrong)
 
