@@ -7,12 +7,30 @@ import logging.handlers
 import os
 import sys
 from pathlib import Path
+from typing import Any
+
+from pmemfs.text import printable
 
 JOURNAL = "/run/systemd/journal/dev-log"
 _NAME_LIMIT = 60
 """Characters of a pool's name in that of its log, so that no file system finds it too long."""
 
 _FILE_FORMAT = "%(asctime)s pmemfs[%(process)d]: %(levelname)s: %(message)s"
+
+
+class Formatter(logging.Formatter):
+    """Lines that nobody can forge by the name of a file or pool, and that any terminal can show.
+
+    Those of a traceback are indented.
+    """
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """See logging.Formatter."""
+        return printable(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:
+        """See logging.Formatter."""
+        return "\n".join(f"  {printable(line)}" for line in super().formatException(ei).split("\n"))
 
 
 def log_file(name: str) -> Path:
@@ -34,13 +52,13 @@ def start_logging(name: str, *, foreground: bool) -> str:
 def _handler(name: str, foreground: bool) -> tuple[logging.Handler, str]:
     if foreground:
         handler: logging.Handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("pmemfs: %(levelname)s: %(message)s"))
+        handler.setFormatter(Formatter("pmemfs: %(levelname)s: %(message)s"))
         return handler, "standard error"
     if os.path.exists(JOURNAL):
         handler = logging.handlers.SysLogHandler(
             JOURNAL, facility=logging.handlers.SysLogHandler.LOG_DAEMON
         )
-        handler.setFormatter(logging.Formatter("pmemfs[%(process)d]: %(message)s"))
+        handler.setFormatter(Formatter("pmemfs[%(process)d]: %(message)s"))
         return handler, "the journal (journalctl -t pmemfs)"
     try:
         path = log_file(name)
@@ -49,5 +67,5 @@ def _handler(name: str, foreground: bool) -> tuple[logging.Handler, str]:
         handler = logging.handlers.WatchedFileHandler(path, errors="backslashreplace")
     except (OSError, RuntimeError):
         return logging.NullHandler(), "nowhere: there is no place for a log file"
-    handler.setFormatter(logging.Formatter(_FILE_FORMAT))
+    handler.setFormatter(Formatter(_FILE_FORMAT))
     return handler, str(path)

@@ -81,3 +81,19 @@ def test_no_name_of_a_pool_is_too_long_for_the_name_of_its_log() -> None:
 
 def test_in_the_foreground_it_goes_to_standard_error() -> None:
     assert started(foreground=True) == "standard error"
+
+
+def test_no_name_in_a_message_forges_a_line_or_reaches_a_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    started(foreground=True)
+    name = "a\x1b[2J\npmemfs: ERROR: forged\u202e"
+    logging.getLogger("pmemfs").warning("%s is damaged", name)
+    try:
+        raise ValueError(name)
+    except ValueError:
+        logging.getLogger("pmemfs").exception("it failed")
+    lines = capsys.readouterr().err.split("\n")
+    assert all(line.isprintable() for line in lines)
+    assert lines[0] == r"pmemfs: WARNING: a\x1b[2J\npmemfs: ERROR: forged\u202e is damaged"
+    assert not any(line.startswith("pmemfs: ERROR: forged") for line in lines)
