@@ -1,18 +1,17 @@
 """The daemon behind one mount: parse, wire, run, stop.
 
 Started by `pmemfs mount`, as `python -m pmemfs.daemons.mountd POOL MOUNTPOINT -o OPTIONS`. It says
-on --ready-fd whether the mount is made or why not, one JSON line, and ends when the mount ends.
+on --starter-fd whether the mount is made or why not (see control/starter), and ends when the mount
+ends.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import logging
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -23,17 +22,29 @@ import trio
 
 from pmemfs.control import server
 from pmemfs.control.places import new_socket_path
-from pmemfs.errors import EXIT_MOUNT_FAILED, PmemfsError, SourceBusy, mount_exit_code
+from pmemfs.control.starter import ENDING_SIGNALS, Starter
+from pmemfs.errors import (
+    EXIT_MOUNT_FAILED,
+    Interrupted,
+    MountFailed,
+    NotDurable,
+    PmemfsError,
+    SourceBusy,
+    cause_of,
+    mount_exit_code,
+    sentence_of,
+)
 from pmemfs.fuse.mountpoint import mounts_of_pool
 from pmemfs.fuse.options import MountOptions
+from pmemfs.fuse.processes import limits_behind
 from pmemfs.fuse.session import NativeSession, PythonSession, Session
 from pmemfs.fuse.transport import choose_transport, read_offer
 from pmemfs.logs import start_logging
 from pmemfs.media.label import State
 from pmemfs.medium.mapped import Advice, MappedMedium
-from pmemfs.mountinfo import Mount
 from pmemfs.observe.mount import MountObserver
 from pmemfs.pool import Pool
+from pmemfs.units import GIB
 
 log = logging.getLogger("pmemfs")
 
@@ -41,7 +52,7 @@ _HOUSEKEEPING_SECONDS = 30
 _TIDY_SECONDS = 1
 _SOON_SECONDS = 0.01
 _PATIENCE_SECONDS = 5
-_ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_ADVICE_BYTES = GIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +64,7 @@ class Arguments:
     options: MountOptions
     engine: Literal["native", "python"]
     transport: Literal["auto", "uring", "fd"]
-    ready_fd: int | None
+    starter_fd: int | None
 
 
 def parse(words: list[str]) -> Arguments:
@@ -64,64 +75,53 @@ def parse(words: list[str]) -> Arguments:
     parser.add_argument("-o", dest="options", type=MountOptions.parse, default=MountOptions())
     parser.add_argument("--engine", default="native")
     parser.add_argument("--transport", default="auto")
-    parser.add_argument("--ready-fd", type=int)
+    parser.add_argument("--starter-fd", type=int)
     return Arguments(**vars(parser.parse_args(words)))
-
-
-class Starter:
-    """Whoever started this process: told once how it went, and systemd with it."""
-
-    def __init__(self, fd: int | None) -> None:
-        self._fd = fd
-        self.knows_ready = False
-
-    def say_ready(self, mount: Mount) -> None:
-        """The mount is made, and answers from now on."""
-        self.knows_ready = True
-        _notify_systemd()
-        self._say({"ready": mount.device})
-
-    def say_failed(self, sentence: str) -> None:
-        """There is no mount, and why."""
-        self._say({"error": sentence})
-
-    def _say(self, message: dict[str, str]) -> None:
-        if self._fd is not None:
-            with contextlib.suppress(OSError):
-                os.write(self._fd, json.dumps(message).encode() + b"\n")
-            os.close(self._fd)
-            self._fd = None
 
 
 def main() -> None:
     """Serve one mount until it ends."""
     arguments = parse(sys.argv[1:])
-    starter = Starter(arguments.ready_fd)
-    # A signal that comes before there is anything to end is kept until there is.
-    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING_SIGNALS)
-    # What trio's receiver puts back when it closes: while a pool is made clean, no signal counts.
-    for number in _ENDING_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    # No system call of this thread is broken off, but where `endable` says so.
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
+    starter = Starter(arguments.starter_fd)
+    starter.note_signals()
     name = os.path.basename(arguments.pool)
-    log.info("log to %s", start_logging(name, foreground=arguments.ready_fd is None))
+    log.info("log to %s", start_logging(name, foreground=arguments.starter_fd is None))
+    try:
+        serve_mount(arguments, starter)
+    except Exception as error:
+        cause, sentence = cause_of(error), f"{sentence_of(error)}{limits_behind(error)}"
+        if isinstance(cause, PmemfsError):
+            log.error("%s", sentence)
+            starter.say_failed(sentence)
+            sys.exit(mount_exit_code(cause))
+        log.error("the daemon failed: %s", sentence, exc_info=cause)
+        starter.say_failed(f"the daemon failed: {sentence}")
+        sys.exit(EXIT_MOUNT_FAILED)
+
+
+def serve_mount(arguments: Arguments, starter: Starter) -> None:
+    """Serve one mount until it ends. Raises whatever ended it, if that was no orderly end."""
     try:
         with mounted_pool(arguments, starter) as (pool, medium):
             run(arguments, pool, medium, starter)
-    except PmemfsError as error:
-        log.error("%s", error)
-        starter.say_failed(str(error))
-        sys.exit(mount_exit_code(error))
-    except Exception as error:
-        log.exception("the daemon failed")
-        starter.say_failed(f"the daemon failed: {error}")
-        sys.exit(EXIT_MOUNT_FAILED)
+            if not starter.is_kept:
+                raise MountFailed(pool=medium.name, path=arguments.mountpoint,
+                                  why="it was unmounted before it was ready")  # fmt: skip
+    except Exception:
+        if starter.ended_by is not None and not starter.is_kept:
+            # Whatever failed then failed because of that.
+            raise Interrupted(starter.ended_by) from None
+        raise
 
 
 @contextlib.contextmanager
 def mounted_pool(arguments: Arguments, starter: Starter) -> Iterator[tuple[Pool, MappedMedium]]:
     """The pool, open, and dirty for as long as this lasts; for good if this ends by an error."""
     read_only = arguments.options.read_only
-    medium = _open(arguments.pool, read_only=read_only)
+    with starter.endable():
+        medium = _open(arguments.pool, read_only=read_only)
     try:
         pool = Pool.open(medium)
         log.info("%s: mounting on %s", medium.name, arguments.mountpoint)
@@ -143,9 +143,11 @@ def _dirty(pool: Pool, starter: Starter) -> Iterator[None]:
     pool.begin_mount()
     try:
         yield
+    except NotDurable:
+        raise
     except BaseException:
-        # What was never served has nothing to recover that it didn't have before.
-        if was_clean and not starter.knows_ready:
+        # What nobody keeps is as it was, and has nothing to recover that it didn't have before.
+        if was_clean and not starter.is_kept:
             pool.end_mount()
         raise
     pool.end_mount()
@@ -168,58 +170,86 @@ def _open(path: str, *, read_only: bool) -> MappedMedium:
 
 def run(arguments: Arguments, pool: Pool, medium: MappedMedium, starter: Starter) -> None:
     """Wire the parts, mount, and serve until the mount ends; all that was written is durable."""
-    _advise(pool, medium, arguments.options)
-    session = open_session(arguments, pool, medium)
+    options = arguments.options
+    with starter.endable():
+        _advise(pool, medium, options)
+        session = open_session(arguments, pool, medium)
+    try:
+        session.make_mount(arguments.mountpoint, options)
+        try:
+            observer = MountObserver(pool, medium, session, options, arguments.engine)
+            methods = _methods(observer, session, lambda: _advise(pool, medium, options))
+            trio.run(_serve, starter, session, methods)
+        finally:
+            # While a pool is made clean, no signal counts.
+            signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
+            session.end()
+    except BaseException:
+        if not starter.is_kept:
+            # A mount that fails has been seen by then, and perhaps written to.
+            _leave_durable(session, medium)
+        raise
+    _leave_durable(session, medium)
+
+
+def _leave_durable(session: Session, medium: MappedMedium) -> None:
+    try:
+        session.content.end()
+        trio.run(session.engine.make_durable)
+    except (OSError, PmemfsError) as error:
+        raise NotDurable(path=medium.name, why=sentence_of(error)) from error
+
+
+def _methods(
+    observer: MountObserver, session: Session, advise: Callable[[], None]
+) -> dict[str, server.Method]:
+    """What the daemon answers on its socket."""
 
     async def resize(size_bytes: int | None = None) -> dict[str, Any]:
         grown = await session.grower.grow(size_bytes)
         if grown.new_bytes > grown.old_bytes:
-            await trio.to_thread.run_sync(_advise, pool, medium, options)
+            await trio.to_thread.run_sync(advise)
         return asdict(grown)
 
-    options = arguments.options
-    observer = MountObserver(pool, medium, session, options, arguments.engine)
-    methods: dict[str, server.Method] = {
+    return {
         "info": observer.info,
         "pages": observer.pages,
         "stat": observer.stat,
         "extents": observer.extents,
         "resize": resize,
     }
-    try:
-        trio.run(_serve, starter, session, methods)
-    finally:
-        session.end()
-    session.content.end()
-    trio.run(session.engine.make_durable)
 
 
 def open_session(arguments: Arguments, pool: Pool, medium: MappedMedium) -> Session:
-    """The mount, made with the engine that was asked for. Raises PmemfsError."""
+    """All but the mount, with the engine that was asked for. Raises PmemfsError."""
     options = arguments.options
     if arguments.engine == "python":
-        return PythonSession(pool, medium, arguments.mountpoint, options)
+        return PythonSession(pool, medium, options)
     choice = choose_transport(arguments.transport, read_offer())
     log.info("%s: %s", medium.name, choice.sentence)
-    return NativeSession(pool, medium, arguments.mountpoint, options, choice)
+    return NativeSession(pool, medium, options, choice)
 
 
 async def _serve(starter: Starter, session: Session, methods: dict[str, server.Method]) -> None:
     with server.listening(new_socket_path(session.mount)) as listener:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(server.serve, listener, methods)
-            nursery.start_soon(_stop_on_signal, session)
+            nursery.start_soon(_stop_on_signal, starter, session)
             nursery.start_soon(_keep_house, session)
             nursery.start_soon(_tidy, session)
             await session.serve(starter.say_ready)
             nursery.cancel_scope.cancel()
 
 
-async def _stop_on_signal(session: Session) -> None:
-    with trio.open_signal_receiver(*_ENDING_SIGNALS) as signals:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING_SIGNALS)
+async def _stop_on_signal(starter: Starter, session: Session) -> None:
+    with trio.open_signal_receiver(*ENDING_SIGNALS) as signals:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING_SIGNALS)
+        if starter.ended_by is not None:
+            # It came before there was anything to end.
+            session.terminate()
         async for number in signals:
             log.info("ending on %s", signal.Signals(number).name)
+            starter.ended_by = starter.ended_by or number
             session.terminate()
 
 
@@ -261,16 +291,12 @@ def _advise(pool: Pool, medium: MappedMedium, options: MountOptions) -> None:
     for wanted, advice in ((options.huge_pages, Advice.HUGE_PAGES), (options.populate, populate)):
         if wanted and not medium.reserved:
             log.warning("%s is sparse: it takes no memory in advance", medium.name)
-        elif wanted and not medium.advise(advice, zone.offset_bytes, zone.size_bytes):
+        elif wanted and not all(
+            # In steps, because nobody hears a signal meanwhile.
+            medium.advise(advice, start, min(_ADVICE_BYTES, zone.end_bytes - start))
+            for start in range(zone.offset_bytes, zone.end_bytes, _ADVICE_BYTES)
+        ):
             log.warning("%s: the kernel does not take the advice %s", medium.name, advice.name)
-
-
-def _notify_systemd() -> None:
-    """READY=1, see sd_notify(3)."""
-    address = os.environ.pop("NOTIFY_SOCKET", "")
-    if address:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
-            notify.sendto(b"READY=1", address.replace("@", "\0", 1))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from __future__ import annotations
 import errno
 import inspect
 import os
+import signal
+from collections.abc import Iterator
 from typing import ClassVar
 
 EXIT_FAILED = 1
@@ -22,6 +24,8 @@ EXIT_REFUSED = 3
 EXIT_INVALID_POOL = 4
 EXIT_BUSY = 16
 EXIT_MOUNT_FAILED = 32
+EXIT_SIGNALLED = 128
+"""Beside the number of the signal, as shells say it."""
 
 
 class PmemfsError(Exception):
@@ -42,8 +46,43 @@ def system_error(number: int) -> OSError:
 
 
 def mount_exit_code(error: PmemfsError) -> int:
-    """What mounting and unmounting end with, as mount(8) does: bad usage, or 32."""
-    return EXIT_USAGE if error.exit_code == EXIT_USAGE else EXIT_MOUNT_FAILED
+    """What mounting and unmounting end with, as mount(8) does: bad usage, a signal, or 32."""
+    is_told = error.exit_code == EXIT_USAGE or error.exit_code > EXIT_SIGNALLED
+    return error.exit_code if is_told else EXIT_MOUNT_FAILED
+
+
+def cause_of(error: Exception) -> Exception:
+    """The error that a group of errors is about; any other error is its own cause.
+
+    Tasks that run side by side fail in groups, whose text names none of them. This is the one place
+    that looks into a group. What has a sentence of ours comes first, then what the system said:
+    other tasks of a group often fail because that one did.
+    """
+    leaves = list(_leaves(error))
+    for kind in (PmemfsError, OSError):
+        for leaf in leaves:
+            if isinstance(leaf, kind):
+                return leaf
+    return leaves[0]
+
+
+def _leaves(error: Exception) -> Iterator[Exception]:
+    if isinstance(error, ExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
+
+
+def sentence_of(error: Exception) -> str:
+    """What to say of an error that may be none of ours, or a group: one line, and no traceback."""
+    cause = cause_of(error)
+    if isinstance(cause, PmemfsError):
+        return str(cause)
+    if isinstance(cause, OSError) and cause.strerror:
+        where = f"{os.fsdecode(cause.filename)}: " if cause.filename else ""
+        return f"{where}{cause.strerror.lower()}"
+    return " ".join(f"{type(cause).__name__}: {cause}".split())
 
 
 # What was asked for
@@ -223,6 +262,22 @@ class MountFailed(PmemfsError):
     errno = errno.EIO
 
 
+class Interrupted(PmemfsError):
+    """interrupted by {name}; nothing is mounted"""
+
+    errno = errno.EINTR
+
+    def __init__(self, number: int) -> None:
+        super().__init__(name=signal.Signals(number).name)
+        self.exit_code = EXIT_SIGNALLED + number
+
+
+class DaemonDied(PmemfsError):
+    """the daemon ended before the mount was made, with {how}"""
+
+    errno = errno.ENOTCONN
+
+
 class TransportUnavailable(PmemfsError):
     """transport {transport} can't be used: {why}"""
 
@@ -264,6 +319,12 @@ class NoControlSocket(PmemfsError):
     """there is no safe place for a control socket: {why}"""
 
     errno = errno.EACCES
+
+
+class NotDurable(PmemfsError):
+    """{path} could not be left clean, and not everything may be durable: {why}"""
+
+    errno = errno.EIO
 
 
 class NoAnswer(PmemfsError):

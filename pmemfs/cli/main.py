@@ -9,7 +9,7 @@ import sys
 
 import click
 
-from pmemfs.cli.output import complain, show_usage_error
+from pmemfs.cli.output import complain, open_standard_files, show_usage_error
 from pmemfs.errors import EXIT_FAILED, PmemfsError
 from pmemfs.version import VERSION
 
@@ -72,6 +72,7 @@ def main() -> None:
 
 def run(command: click.Command, words: list[str]) -> int:
     """Run a command; its exit code. Nothing that a user does wrong prints a traceback."""
+    open_standard_files()
     # A path need not be text in the user's encoding, and must not stop us from naming it.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NoReturn
 
 import click
 
 from pmemfs.cli.output import complain, warn
-from pmemfs.errors import MountFailed, PmemfsError, mount_exit_code
-from pmemfs.fuse.mountpoint import prepare_mountpoint
+from pmemfs.control.launch import Launch, NotedSignals
+from pmemfs.control.starter import ENDING_SIGNALS
+from pmemfs.errors import (
+    EXIT_MOUNT_FAILED,
+    DaemonDied,
+    MountFailed,
+    PmemfsError,
+    mount_exit_code,
+    sentence_of,
+)
+from pmemfs.fuse.mountpoint import detach, is_dead, prepare_mountpoint, source_name
 from pmemfs.fuse.options import MountOptions
+from pmemfs.fuse.processes import (
+    cpu_limit,
+    limits_behind,
+    limits_on_everything,
+    python_words,
+    raise_limits,
+)
 from pmemfs.medium.source import identify
+from pmemfs.mountinfo import mount_at
 
 ENGINES = ("native", "python")
 TRANSPORTS = ("auto", "uring", "fd")
@@ -83,6 +101,10 @@ def reporting_mount_failure(attempt: Callable[[], int]) -> int:
     except PmemfsError as error:
         complain(str(error))
         return mount_exit_code(error)
+    except (OSError, RuntimeError, MemoryError) as error:
+        # Such as a process, a thread or a descriptor that could not be had.
+        complain(f"{sentence_of(error)}{limits_behind(error)}")
+        return EXIT_MOUNT_FAILED
 
 
 def start(
@@ -94,50 +116,66 @@ def start(
     transport: str = TRANSPORTS[0],
     foreground: bool = False,
 ) -> int:
-    """Start the daemon and wait until the mount answers. Raises PmemfsError."""
+    """Start the daemon and wait until the mount answers. Raises PmemfsError, and leaves nothing.
+
+    A signal counts as long as the mount is not there: afterwards the command has succeeded.
+    """
+    signals = NotedSignals()
+    raise_limits()
     source = identify(pool)
-    resolved = prepare_mountpoint(mountpoint)
-    words = [sys.executable, "-m", _DAEMON, os.path.realpath(pool), resolved]
+    wanted = Wanted(
+        os.path.realpath(pool), signals.wait_for(lambda: prepare_mountpoint(mountpoint))
+    )
+    words = [*python_words(_DAEMON), wanted.pool, wanted.mountpoint]
     words += ["-o", options.as_text(), "--engine", engine, "--transport", transport]
     if foreground:
-        os.execv(sys.executable, words)
-    answer = _start_in_background(words)
-    if "error" in answer:
-        raise _Said(answer["error"])
-    if source.warning:
-        warn(source.warning)
-    try:
-        # Unlike its size, this is known at once, however large the pool is.
-        os.stat(resolved)
-    except OSError as error:
-        why = f"the mount does not answer: {error.strerror}"
-        raise MountFailed(pool=pool, path=mountpoint, why=why) from None
+        _become(words, signals)
+    with _launched(words, signals, wanted) as launch:
+        launch.wait_until_ready()
+        try:
+            # Unlike its size, this is known at once, however large the pool is.
+            launch.look(lambda: os.stat(wanted.mountpoint))
+        except OSError as error:
+            why = f"the mount does not answer: {(error.strerror or str(error)).lower()}"
+            raise MountFailed(pool=pool, path=mountpoint, why=why) from None
+        launch.keep()
+    for warning in (source.warning, cpu_limit()):
+        if warning:
+            warn(warning)
     return 0
 
 
-class _Said(PmemfsError):
-    """{sentence}"""
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is to be mounted where: both absolute, and without symbolic links."""
 
-    def __init__(self, sentence: str) -> None:
-        super().__init__(sentence=sentence)
+    pool: str
+    mountpoint: str
 
 
-def _start_in_background(words: list[str]) -> dict[str, str]:
-    """Start the daemon in a session of its own; the line that it says when it is ready or fails."""
-    reader, writer = os.pipe()
-    daemon = subprocess.Popen(
-        [*words, "--ready-fd", str(writer)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd="/",
-        pass_fds=[writer],
-        start_new_session=True,
-    )
-    os.close(writer)
-    with os.fdopen(reader) as ready:
-        line = ready.readline()
-    if not line:
-        return {"error": f"the daemon ended with status {daemon.wait()} before it was ready"}
-    answer: dict[str, str] = json.loads(line)
-    return answer
+def _become(words: list[str], signals: NotedSignals) -> NoReturn:
+    """Be the daemon. What this process has blocked stays so until the daemon looks."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
+    signals.check()
+    # No directory is kept busy by a daemon that was started there.
+    os.chdir("/")
+    os.execv(words[0], words)
+
+
+@contextmanager
+def _launched(words: list[str], signals: NotedSignals, wanted: Wanted) -> Iterator[Launch]:
+    """A daemon that is started, and of which nothing is left if this ends by an error."""
+    launch = Launch(words, signals)
+    try:
+        try:
+            yield launch
+        except DaemonDied as error:
+            raise DaemonDied(how=f"{error.facts['how']}{limits_on_everything()}") from None
+    except BaseException:
+        if not launch.abandon():
+            warn(f"the daemon did not end by itself and was killed; {wanted.pool} is not clean")
+        left = mount_at(wanted.mountpoint)
+        # A daemon that was killed could not unmount.
+        if left and left.is_ours and left.source == source_name(wanted.pool) and is_dead(left):
+            detach(wanted.mountpoint)
+        raise

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,21 @@ def show_usage_error(error: click.ClickException) -> None:
     error.show(file=shown)
     for line in shown.getvalue().split("\n")[:-1]:
         print(printable(line), file=sys.stderr)
+
+
+def open_standard_files() -> None:
+    """Open what our caller has closed of standard input, output and error, as cron jobs do.
+
+    The next file or socket would get such a number, and a child would take it for its input, or
+    lose it.
+    """
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(fd)
+        except OSError:
+            # The lowest free number is given out: this one. Children may have it.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+            setattr(sys, name, os.fdopen(fd, "w" if fd else "r", closefd=False))
 
 
 def print_json(value: Any) -> None:

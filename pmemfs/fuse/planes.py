@@ -13,16 +13,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
-import sys
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 import trio
 
 from pmemfs.dataplane.tables import SharedMemory
-from pmemfs.errors import DataPlaneFailed
+from pmemfs.errors import DataPlaneFailed, system_error
+from pmemfs.fuse.processes import limits_on_everything, python_words
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.units import KIB, MIB
 
@@ -149,7 +150,7 @@ class DataPlane:
             **asdict(self._settings),
         }
         self._process = subprocess.Popen(
-            [sys.executable, "-m", _DAEMON, json.dumps(arguments)],
+            [*python_words(_DAEMON), json.dumps(arguments)],
             stdin=subprocess.DEVNULL,
             stdout=self._said,
             stderr=self._said,
@@ -167,7 +168,7 @@ class DataPlane:
         with trio.move_on_after(_READY_SECONDS):
             while not self._is_ready():
                 if self._process is None or self._process.poll() is not None:
-                    raise DataPlaneFailed(why=self._why())
+                    raise self._failure()
                 await trio.sleep(_POLL_SECONDS)
             return
         raise DataPlaneFailed(why=f"it was not ready within {_READY_SECONDS} s")
@@ -181,7 +182,7 @@ class DataPlane:
         finally:
             os.close(pidfd)
         if self._process.wait():
-            raise DataPlaneFailed(why=self._why())
+            raise self._failure()
 
     def ask_to_end(self) -> None:
         """Let it finish what it has begun, and end."""
@@ -206,15 +207,20 @@ class DataPlane:
         workers = range(self._settings.worker_count)
         return all(self._shared.slot_word(worker, "thread_id") for worker in workers)
 
-    def _why(self) -> str:
+    def _failure(self) -> DataPlaneFailed:
+        """Why it has ended, or is about to."""
         assert self._process is not None
         status = self._process.wait()
         said = os.pread(self._said, 64 * KIB, 0).decode(errors="replace").strip()
         if said:
-            return f"it ended with status {status}: {said.splitlines()[-1]}"
+            why = f"it ended with status {status}: {said.splitlines()[-1]}{limits_on_everything()}"
+            return DataPlaneFailed(why=why)
         if status < 0:
-            return f"it was ended by signal {-status}"
-        return os.strerror(status).lower()
+            return DataPlaneFailed(why=f"it was ended by signal {signal.Signals(-status).name}")
+        failure = DataPlaneFailed(why=os.strerror(status).lower())
+        # What it has answered is the errno of a system call.
+        failure.__cause__ = system_error(status)
+        return failure
 
 
 def _socketpair() -> tuple[socket.socket, socket.socket]:

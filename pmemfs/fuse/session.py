@@ -1,6 +1,7 @@
 """One mount from its making to its end, with either engine.
 
-session = open_session(...)       mounted, but nothing is answered yet
+session = open_session(...)       all but the mount
+session.make_mount(...)           mounted, but nothing is answered yet
 await session.serve(on_ready)     until somebody unmounts, or `terminate`
 session.end()                     unmounted, and nobody serves any more
 """
@@ -77,6 +78,10 @@ class Session(ABC):
         return Grower(pool, medium, self.memmap, self.engine, show)
 
     @abstractmethod
+    def make_mount(self, mountpoint: str, options: MountOptions) -> None:
+        """Mount: from now on there is something to `end`. Raises MountFailed."""
+
+    @abstractmethod
     async def serve(self, on_ready: Callable[[Mount], None]) -> None:
         """Serve until the mount ends; `on_ready` is called once it answers.
 
@@ -98,14 +103,14 @@ class PythonSession(Session):
     transport = "pyfuse3"
     transport_reason = "transport pyfuse3; it is the python engine's"
 
-    def __init__(
-        self, pool: Pool, medium: MappedMedium, mountpoint: str, options: MountOptions
-    ) -> None:
+    def __init__(self, pool: Pool, medium: MappedMedium, options: MountOptions) -> None:
         self._medium = medium
         self.memmap = open_memmap(pool)
         self.content = python_content(pool, medium, self.memmap, options)
         self.grower = self._grower(pool, medium)
-        self.mount = make_mount(self.content.operations, medium.name, mountpoint, options)
+
+    def make_mount(self, mountpoint: str, options: MountOptions) -> None:
+        self.mount = make_mount(self.content.operations, self._medium.name, mountpoint, options)
 
     async def serve(self, on_ready: Callable[[Mount], None]) -> None:
         on_ready(self.mount)
@@ -127,7 +132,6 @@ class NativeSession(Session):
         self,
         pool: Pool,
         medium: MappedMedium,
-        mountpoint: str,
         options: MountOptions,
         choice: Choice,
     ) -> None:
@@ -153,13 +157,16 @@ class NativeSession(Session):
         self.content = native_content(pool, medium, self.memmap, options, self._shared)
         self._raw = RawRequests(self.content.raw, settings.longest_bytes)
         self.grower = self._grower(pool, medium)
-        fuse_fd, self.mount = mount_by_helper(medium.name, mountpoint, options)
-        self._plane = DataPlane(fuse_fd, self._shared, settings, sockets)
+        self._settings = settings
+        self._sockets = sockets
+
+    def make_mount(self, mountpoint: str, options: MountOptions) -> None:
+        fuse_fd, self.mount = mount_by_helper(self._medium.name, mountpoint, options)
+        self._plane = DataPlane(fuse_fd, self._shared, self._settings, self._sockets)
+        forward = self._sockets.forward
         try:
             # A descriptor of its own, since pyfuse3 closes it.
-            pyfuse3.init(
-                self.content.operations, f"/dev/fd/{os.dup(sockets.forward.fileno())}", set()
-            )
+            pyfuse3.init(self.content.operations, f"/dev/fd/{os.dup(forward.fileno())}", set())
         except BaseException:
             detach_mount(self.mount)
             raise

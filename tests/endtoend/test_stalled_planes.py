@@ -6,7 +6,7 @@ directions of the socket that the worker of that CPU shares with the daemon.
 
 from __future__ import annotations
 
-import os
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -55,6 +55,7 @@ def test_a_burst_of_any_size_is_answered(pools: PoolMaker, buffers: str) -> None
 LIAR = """
 import sys
 import pyfuse3
+from pmemfs.control.starter import KEEP
 from pmemfs.daemons import mountd
 from pmemfs.fuse.filesystem import FileSystemOperations
 
@@ -78,15 +79,16 @@ def test_what_the_kernel_forgets_at_once_holds_nobody_up(pools: PoolMaker) -> No
     mounted = Mounted(pool, pools.mountpoint())
     pools.mount(pool, at=mounted.mountpoint.name)
     pools.umount(mounted)
-    read_end, write_end = os.pipe()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     daemon = subprocess.Popen(
         [sys.executable, "-c", LIAR, str(pool), str(mounted.mountpoint), *pools.engine.options,
-         "--ready-fd", str(write_end)],
-        pass_fds=[write_end],
+         "--starter-fd", str(theirs.fileno())],
+        pass_fds=[theirs.fileno()],
     )  # fmt: skip
-    os.close(write_end)
-    with open(read_end, "rb") as said:
-        assert b"ready" in said.read()
+    theirs.close()
+    with ours:
+        assert b"ready" in ours.recv(4096)
+        ours.send(KEEP)
     done = run_command("ls", "-l", mounted.mountpoint, timeout=60)
     assert "loop" in done.out
     assert done.code != 0, "what it leads to can't be looked at"

@@ -1,0 +1,196 @@
+"""The command's end of starting a daemon: wait, look, and keep the mount or see everything end.
+
+The protocol stands in `control/starter`. Invariants:
+- a launch ends by `keep` or by `abandon`. After `keep` the command succeeds, so signals no longer
+  count; after `abandon` there is no process and no mount;
+- signals only leave a note, which is read where this waits. If they raised, one could come between
+  the start of a process and the line that remembers it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Generic, TypeVar
+
+from pmemfs.control.starter import ENDING_SIGNALS, KEEP
+from pmemfs.errors import DaemonDied, Interrupted, PmemfsError
+from pmemfs.units import KIB
+
+_PATIENCE_SECONDS = 60
+"""For a daemon to end by itself; then it is killed."""
+_REST_SECONDS = 10
+_POLL_SECONDS = 0.01
+_MESSAGE_BYTES = 64 * KIB
+
+T = TypeVar("T")
+
+
+class Said(PmemfsError):
+    """{sentence}"""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(sentence=sentence)
+
+
+class NotedSignals:
+    """The first ending signal that has come since this was made; what is ignored stays so.
+
+    They are never obeyed again, because whoever makes this ends by `Interrupted` or succeeds.
+    """
+
+    def __init__(self) -> None:
+        self._number: int | None = None
+        self._reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        for number in ENDING_SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._note)
+
+    def fileno(self) -> int:
+        """Readable once a signal has come."""
+        return self._reader
+
+    def check(self) -> None:
+        """Raise Interrupted if a signal has come."""
+        if self._number is not None:
+            raise Interrupted(self._number)
+
+    def wait_readable(self, *fds: int) -> set[int]:
+        """Which of some descriptors are readable, once one is. Raises Interrupted."""
+        poll = select.poll()
+        for fd in (*fds, self._reader):
+            poll.register(fd, select.POLLIN)
+        found = {fd for fd, _ in poll.poll()}
+        self.check()
+        return found
+
+    def wait_for(self, work: Callable[[], T]) -> T:
+        """Do in a thread what may wait for long. Raises Interrupted, and what `work` raises."""
+        task = Task(work)
+        self.wait_readable(task.fileno())
+        return task.result()
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if self._number is None:
+            self._number = number
+
+
+class Task(Generic[T]):
+    """Work in a thread of its own, which is left alone if nobody waits for it any more."""
+
+    def __init__(self, work: Callable[[], T]) -> None:
+        self._work = work
+        self._results: list[T] = []
+        self._problem: Exception | None = None
+        self._reader, self._writer = os.pipe2(os.O_CLOEXEC)
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def fileno(self) -> int:
+        """Readable once it is done."""
+        return self._reader
+
+    def result(self) -> T:
+        """What it has answered. Raises what it has raised."""
+        if self._problem:
+            raise self._problem
+        return self._results[0]
+
+    def _run(self) -> None:
+        try:
+            self._results.append(self._work())
+        except Exception as error:
+            self._problem = error
+        finally:
+            os.close(self._writer)
+
+
+class Launch:
+    """A daemon that has been started, and whose mount nobody keeps yet."""
+
+    def __init__(self, words: Sequence[str], signals: NotedSignals) -> None:
+        self._signals = signals
+        self._stderr = os.memfd_create("pmemfs-said", os.MFD_CLOEXEC)
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._daemon = subprocess.Popen(
+                [*words, "--starter-fd", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self._stderr,
+                cwd="/",
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+
+    def wait_until_ready(self) -> None:
+        """Return once the mount is made. Raises Said, DaemonDied and Interrupted."""
+        self._signals.wait_readable(self._socket.fileno())
+        self._hear()
+
+    def look(self, work: Callable[[], object]) -> None:
+        """Do something that asks the daemon's mount.
+
+        Raises OSError as `work` does, and as `wait_until_ready`.
+        """
+        task = Task(work)
+        found = self._signals.wait_readable(task.fileno(), self._socket.fileno())
+        if task.fileno() in found:
+            task.result()
+        else:
+            self._hear()
+
+    def keep(self) -> None:
+        """Let the mount stay. Raises as `wait_until_ready`."""
+        self._signals.check()
+        try:
+            self._socket.send(KEEP)
+        except OSError:
+            self._hear()
+
+    def abandon(self) -> bool:
+        """Return when no process of the daemon is left; whether they ended by themselves."""
+        self._socket.close()
+        by_itself = True
+        try:
+            self._daemon.wait(_PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            by_itself = False
+            os.killpg(self._daemon.pid, signal.SIGKILL)
+            self._daemon.wait()
+        # What is left of its process group, such as a data plane, ends because the daemon did.
+        deadline = time.monotonic() + _REST_SECONDS
+        with contextlib.suppress(ProcessLookupError):
+            while time.monotonic() < deadline:
+                with contextlib.suppress(PermissionError):
+                    os.killpg(self._daemon.pid, 0)
+                time.sleep(_POLL_SECONDS)
+        return by_itself
+
+    def _hear(self) -> None:
+        try:
+            message = self._socket.recv(_MESSAGE_BYTES)
+        except OSError:
+            message = b""
+        if not message:
+            raise self._died()
+        answer: dict[str, str] = json.loads(message)
+        if "error" in answer:
+            raise Said(answer["error"])
+
+    def _died(self) -> DaemonDied:
+        """It has closed its end without a word."""
+        status = self._daemon.wait()
+        lines = os.pread(self._stderr, _MESSAGE_BYTES, 0).decode(errors="replace").split("\n")
+        said = [line.strip() for line in lines if line.strip()]
+        how = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
+        return DaemonDied(how=how + (f": {said[-1]}" if said else ""))

@@ -1,0 +1,127 @@
+"""The daemon's end of its start: it says how that went, and hears whether its mount is to stay.
+
+    daemon -> command   {"ready": DEVICE}      the mount is made, and answers
+    command -> daemon   keep                   it does, and is to stay: the command succeeds
+    daemon -> command   {"error": SENTENCE}    there is no mount, and nothing is left of one
+
+Messages of a SOCK_SEQPACKET socket; `control/launch` is the command's end. Invariant: a mount stays
+only if the command has said so, because a command that was killed, or that has found the mount
+wanting, just closes the socket. The daemon then gets SIGTERM from itself, and so ends as it would
+have for anybody's signal, however far it has come.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+from pmemfs.errors import Interrupted
+from pmemfs.mountinfo import Mount
+
+log = logging.getLogger(__name__)
+
+ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+KEEP = b"keep"
+
+
+class Starter:
+    """Whoever started this process, and systemd; without a socket, nobody has to keep the mount."""
+
+    def __init__(self, fd: int | None) -> None:
+        self._socket = None if fd is None else socket.socket(fileno=fd)
+        self.is_kept = False
+        """Whether the mount has become what was asked for: only then is its end no failure."""
+        self.ended_by: int | None = None
+        """The signal that has ended it."""
+        self._has_failed = False
+        self._may_raise = False
+        if self._socket is not None:
+            threading.Thread(target=self._listen, args=(self._socket,), daemon=True).start()
+
+    def say_ready(self, mount: Mount) -> None:
+        """The mount is made, and answers from now on."""
+        _notify_systemd()
+        if self._socket is None:
+            self.is_kept = True
+        else:
+            self._say({"ready": mount.device})
+
+    def say_failed(self, sentence: str) -> None:
+        """There is no mount, and why."""
+        self._has_failed = True
+        self._say({"error": sentence})
+
+    def note_signals(self) -> None:
+        """From now on an ending signal is noted in `ended_by`."""
+        # Never ignored instead, not even while the main thread blocks them: a thread of some
+        # library, started by an import, may not block them, and would take them and drop them.
+        for number in ENDING_SIGNALS:
+            signal.signal(number, self._note)
+
+    @contextlib.contextmanager
+    def endable(self) -> Iterator[None]:
+        """While this lasts, an ending signal raises Interrupted wherever the main thread is.
+
+        So does one that came before.
+        """
+        self._may_raise = True
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING_SIGNALS)
+        try:
+            self.check()
+            yield
+        finally:
+            self._may_raise = False
+            signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
+        # Python may have raised it where nothing can be raised, as in a finalizer.
+        self.check()
+
+    def check(self) -> None:
+        """Raise Interrupted if a signal has come."""
+        if self.ended_by is not None:
+            raise Interrupted(self.ended_by)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        # Once: a second signal must not break off what the first one has begun to end.
+        if self.ended_by is None:
+            self.ended_by = number
+            if self._may_raise:
+                raise Interrupted(number)
+
+    def _listen(self, connection: socket.socket) -> None:
+        """In a thread of its own, since the main thread may be busy for long."""
+        with contextlib.suppress(OSError):
+            if connection.recv(len(KEEP)) == KEEP:
+                self.is_kept = True
+                connection.close()
+                _say_no_more()
+                return
+        if not self._has_failed:
+            log.warning("whoever started this daemon has gone, or does not keep its mount")
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def _say(self, message: dict[str, str]) -> None:
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                self._socket.send(json.dumps(message).encode())
+
+
+def _say_no_more() -> None:
+    """Let go of the standard error that the command reads if this process dies early."""
+    fd = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    os.dup2(fd, 2)
+    os.close(fd)
+
+
+def _notify_systemd() -> None:
+    """READY=1, see sd_notify(3)."""
+    address = os.environ.pop("NOTIFY_SOCKET", "")
+    if address:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+            notify.sendto(b"READY=1", address.replace("@", "\0", 1))

@@ -1,0 +1,134 @@
+"""How the processes of a mount are started: by which Python code, and under which limits.
+
+Loads no pyfuse3, for the commands.
+"""
+
+from __future__ import annotations
+
+import errno
+import resource
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from pmemfs.errors import cause_of
+from pmemfs.units import MIB, format_size
+
+_NO_THREAD = "can't start new thread"
+"""What Python's RuntimeError says for EAGAIN."""
+
+
+def python_words(module: str) -> list[str]:
+    """The command that runs a module in this Python, without code of the current directory.
+
+    Root mounts in directories that are not root's, and `-m` alone takes `trio.py` from there. What
+    ignores the environment as well (`-I`, as scripts/install links it) starts only what does so.
+    """
+    return [sys.executable, "-I" if sys.flags.isolated else "-P", "-m", module]
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A limit of getrlimit(2) that a daemon may run into, and that its caller's shell has set."""
+
+    number: int
+    flag: str
+    """Of the shell's ulimit."""
+    of: str
+    errnos: tuple[int, ...]
+    """What system calls fail with that run into it."""
+    wanted: int = resource.RLIM_INFINITY
+    is_count: bool = False
+    """Of something other than bytes."""
+
+    @property
+    def is_low(self) -> bool:
+        """Whether this process may have less than is wanted."""
+        return not _reaches(resource.getrlimit(self.number)[0], self.wanted)
+
+    def __str__(self) -> str:
+        value = resource.getrlimit(self.number)[0]
+        return f"{self.of} (ulimit {self.flag}: {value if self.is_count else format_size(value)})"
+
+    def raise_it(self) -> None:
+        """Raise it to what is wanted, or as far as this user may."""
+        soft, hard = resource.getrlimit(self.number)
+        if _reaches(soft, self.wanted):
+            return
+        if not _reaches(hard, self.wanted):
+            try:
+                resource.setrlimit(self.number, (self.wanted, self.wanted))
+            except (OSError, ValueError):
+                # Only root may raise the hard limit, and in a container not even root.
+                resource.setrlimit(self.number, (hard, hard))
+            return
+        resource.setrlimit(self.number, (self.wanted, hard))
+
+
+LIMITS = (
+    Limit(resource.RLIMIT_FSIZE, "-f", "the size of files", (errno.EFBIG,)),
+    Limit(resource.RLIMIT_AS, "-v", "address space", (errno.ENOMEM,)),
+    Limit(resource.RLIMIT_DATA, "-d", "data segments", (errno.ENOMEM,)),
+    Limit(resource.RLIMIT_STACK, "-s", "the stack", (errno.ENOMEM,), 8 * MIB),
+    Limit(resource.RLIMIT_NOFILE, "-n", "open files", (errno.EMFILE,), 65536, True),
+    Limit(resource.RLIMIT_NPROC, "-u", "processes", (errno.EAGAIN,), is_count=True),
+    Limit(resource.RLIMIT_MEMLOCK, "-l", "locked memory", ()),
+    Limit(resource.RLIMIT_CPU, "-t", "CPU time", (), is_count=True),
+)
+"""`-m` is missing: Linux ignores it."""
+
+
+def raise_limits() -> None:
+    """Raise the limits of this process, and so of the daemon that it starts or becomes.
+
+    A mount serves everybody and for long: what somebody's shell allows its commands says nothing
+    about it.
+    """
+    for limit in LIMITS:
+        limit.raise_it()
+
+
+def cpu_limit() -> str:
+    """A warning about a limit that ends every daemon sooner or later; empty: there is none."""
+    named = _named(limit for limit in LIMITS if limit.number == resource.RLIMIT_CPU)
+    return named and f"{named}; the mount ends when a process of it has used that many seconds"
+
+
+def limits_behind(error: Exception) -> str:
+    """The limits that may be why something failed, as the end of a sentence; empty: none.
+
+    Only limits that are lower than wanted, which are those that could not be raised.
+    """
+    numbers = set(_errnos_of(cause_of(error)))
+    named = _named(limit for limit in LIMITS if numbers & set(limit.errnos))
+    return f"; {named}" if named else ""
+
+
+def limits_on_everything() -> str:
+    """As `limits_behind`, for what failed so early that nobody knows why."""
+    # Many a user has a finite number of processes, which is seldom why.
+    named = _named(limit for limit in LIMITS if limit.errnos and limit.flag != "-u")
+    return f"; {named}" if named else ""
+
+
+def _named(limits: Iterable[Limit]) -> str:
+    low = " and ".join(str(limit) for limit in limits if limit.is_low)
+    return low and f"this user may not raise the limit of {low}"
+
+
+def _errnos_of(error: BaseException | None) -> Iterator[int]:
+    """What the system has answered, here or where this error comes from."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno:
+            yield error.errno
+        elif isinstance(error, MemoryError):
+            yield errno.ENOMEM
+        elif isinstance(error, RuntimeError) and _NO_THREAD in str(error):
+            yield errno.EAGAIN
+        error = error.__cause__ or error.__context__
+
+
+def _reaches(value: int, wanted: int) -> bool:
+    if value == resource.RLIM_INFINITY:
+        return True
+    return wanted != resource.RLIM_INFINITY and value >= wanted

@@ -1,0 +1,264 @@
+"""A mount command that fails leaves nothing, whatever made it fail; one that succeeds says 0."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from conftest import BIN, Mounted, PoolMaker, Result, is_running, pmemfs, run_command
+from endtoend_tools import MIB, mounts_at, refused, wait_until
+
+from pmemfs.logs import JOURNAL, log_file
+from pmemfs.media.inode import INLINE_OFFSET, ROOT
+from pmemfs.media.label import LAYOUT, State, validate
+from pmemfs.medium.mapped import MappedMedium
+from pmemfs.memmap import open_memmap
+from pmemfs.mountinfo import mount_at
+from pmemfs.pool import Pool
+from pmemfs.volume.filesystem.filesystem import FileSystem
+
+pytestmark = [pytest.mark.mount, pytest.mark.slow, pytest.mark.usefixtures("engine")]
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+INSTANTS = 9
+
+
+def command(mounted: Mounted, pools: PoolMaker, *options: object) -> list[str]:
+    """The words of `pmemfs mount`."""
+    words = ["mount", mounted.pool, mounted.mountpoint, *pools.engine.options, *options]
+    return [str(BIN / "pmemfs"), *map(str, words)]
+
+
+def daemons_of(pool: Path) -> list[int]:
+    """Other processes that have a pool open, and daemons that are about to."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        if int(entry.name) == os.getpid():
+            continue
+        with suppress(OSError):
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            is_daemon = b"pmemfs.daemons.mountd" in words and os.fsencode(pool) in words
+            # What is no more than a zombie waits for whoever started this test.
+            if is_running(int(entry.name)) and (is_daemon or has_open(entry, pool)):
+                found.append(int(entry.name))
+    return found
+
+
+def has_open(process: Path, file: Path) -> bool:
+    """Whether a process has a file open."""
+    for fd in (process / "fd").iterdir():
+        with suppress(OSError):
+            if fd.readlink() == file:
+                return True
+    return False
+
+
+def children_of(pid: int) -> list[int]:
+    """The processes that a process has started and not yet seen end."""
+    with suppress(OSError):
+        text = " ".join(
+            (task / "children").read_text() for task in Path(f"/proc/{pid}/task").iterdir()
+        )
+        return [int(word) for word in text.split()]
+    return []
+
+
+def data_planes_of(pool: Path) -> list[int]:
+    """The data plane of a mount that is made, as soon as it is a process of its own."""
+    return [
+        child
+        for pid in daemons_of(pool)
+        for child in children_of(pid)
+        if b"planed" in Path(f"/proc/{child}/cmdline").read_bytes()
+    ]
+
+
+def state_of(pool: Path) -> State:
+    with pool.open("rb") as file:
+        return State(validate(file.read(LAYOUT.size_bytes)).state)
+
+
+def assert_nothing_is_left(mounted: Mounted, state: State = State.CLEAN) -> None:
+    """No mount, no daemon, no data plane, and the pool as it was."""
+    assert daemons_of(mounted.pool) == []
+    assert mounts_at(mounted.mountpoint) == 0
+    assert state_of(mounted.pool) == state
+
+
+def assert_it_is_mounted(mounted: Mounted) -> None:
+    """A whole mount, which is taken away."""
+    assert mounts_at(mounted.mountpoint) == 1
+    assert os.listdir(mounted.mountpoint) == [mounted.pool.name]
+    assert pmemfs("umount", mounted.mountpoint).code == 0
+    assert_nothing_is_left(mounted)
+
+
+def log_of(mounted: Mounted) -> str:
+    """What the daemons of a pool have logged."""
+    if os.path.exists(JOURNAL):
+        pytest.skip("the log is in the journal")
+    return log_file(mounted.pool.name).read_text()
+
+
+def prepared(pools: PoolMaker, *options: object) -> Mounted:
+    """A pool to mount, whose name no other test logs under."""
+    pool = pools.create(pools.directory.name, "16M", *options)
+    return Mounted(pool, pools.mountpoint())
+
+
+def interrupted(
+    mounted: Mounted, pools: PoolMaker, number: int, wait: Callable[[], object]
+) -> Result:
+    """Start a mount, wait, and send the command a signal."""
+    with subprocess.Popen(
+        command(mounted, pools), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        wait()
+        process.send_signal(number)
+        out, err = process.communicate(timeout=100)
+    return Result(process.returncode, out, err)
+
+
+def instants(mounted: Mounted, pools: PoolMaker) -> list[Callable[[], object]]:
+    """Ways to wait for an instant of a mount: by what can be seen, and by a part of its time."""
+    began = time.monotonic()
+    assert run_command(*command(mounted, pools)).code == 0
+    seconds = time.monotonic() - began
+    assert_it_is_mounted(mounted)
+
+    def until(what: Callable[[], object]) -> Callable[[], None]:
+        return lambda: wait_until(lambda: bool(what()), "the mount gets there")
+
+    def after(part: float) -> Callable[[], None]:
+        return lambda: time.sleep(seconds * part)
+
+    seen = [
+        until(lambda: daemons_of(mounted.pool)),
+        until(lambda: mount_at(str(mounted.mountpoint))),
+    ]
+    if pools.engine.name == "native":
+        seen.append(until(lambda: data_planes_of(mounted.pool)))
+    return [*seen * 2, *(after(1.2 * n / INSTANTS) for n in range(1, INSTANTS + 1))]
+
+
+def test_a_signal_at_any_instant_of_a_mount_leaves_nothing_or_a_mount(pools: PoolMaker) -> None:
+    mounted = prepared(pools)
+    failures = 0
+    for wait, number in zip(instants(mounted, pools), itertools.cycle(SIGNALS), strict=False):
+        result = interrupted(mounted, pools, number, wait)
+        if result.code == 0:
+            assert_it_is_mounted(mounted)
+            continue
+        failures += 1
+        assert_nothing_is_left(mounted)
+        # Early on, a signal that ends any program ends this one.
+        assert result.code in (128 + number, -number), result
+        if result.code > 0:
+            assert result.err.startswith("pmemfs: interrupted"), result
+            assert len(result.err.splitlines()) == 1
+    assert failures >= 2
+
+
+def test_a_command_that_is_killed_leaves_nothing_or_a_mount(pools: PoolMaker) -> None:
+    mounted = prepared(pools)
+    for wait in instants(mounted, pools):
+        interrupted(mounted, pools, signal.SIGKILL, wait)
+        wait_until(
+            lambda: not daemons_of(mounted.pool) or mounts_at(mounted.mountpoint) == 1,
+            "it is gone or there",
+        )
+        # It may be there already, and not be kept.
+        with suppress(AssertionError):
+            wait_until(lambda: not daemons_of(mounted.pool), "it is gone", seconds=3)
+        if daemons_of(mounted.pool):
+            assert_it_is_mounted(mounted)
+        assert_nothing_is_left(mounted)
+
+
+def test_a_daemon_that_is_killed_while_it_mounts_leaves_no_dead_mount(pools: PoolMaker) -> None:
+    mounted = prepared(pools)
+    with subprocess.Popen(
+        command(mounted, pools), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        wait_until(lambda: mount_at(str(mounted.mountpoint)) is not None, "it is mounted")
+        for pid in daemons_of(mounted.pool):
+            if pid not in data_planes_of(mounted.pool):
+                os.kill(pid, signal.SIGKILL)
+        out, err = process.communicate(timeout=100)
+    if process.returncode:
+        refused(Result(process.returncode, out, err), 32, "daemon", "SIGKILL")
+        assert daemons_of(mounted.pool) == []
+        assert mounts_at(mounted.mountpoint) == 0
+    pools.mount(mounted.pool)
+
+
+def test_a_mount_whose_root_does_not_answer_is_taken_away_again(pools: PoolMaker) -> None:
+    mounted = prepared(pools, "--mode", "fs")
+    medium = MappedMedium.open(str(mounted.pool))
+    pool = Pool.open(medium)
+    fs = FileSystem(pool, open_memmap(pool))
+    at = fs.table.slot_offset(ROOT)
+    fs.end()
+    medium.close()
+    before = mounted.pool.read_bytes()
+    for offset in range(at + INLINE_OFFSET, at + INLINE_OFFSET + 64, 24):
+        with mounted.pool.open("r+b") as file:
+            file.seek(offset)
+            file.write(bytes([before[offset] ^ 1]))
+        result = run_command(*command(mounted, pools))
+        if result.code == 0:
+            assert_it_is_mounted(mounted)
+        else:
+            refused(result, 32, str(mounted.pool))
+            assert_nothing_is_left(mounted)
+        mounted.pool.write_bytes(before)
+
+
+CLOSED = [
+    " ".join(words)
+    for count in range(4)
+    for words in itertools.combinations(("<&-", ">&-", "2>&-"), count)
+]
+
+
+@pytest.mark.parametrize("closed", CLOSED)
+def test_a_command_whose_standard_files_are_closed_mounts_and_returns(
+    pools: PoolMaker, closed: str
+) -> None:
+    mounted = prepared(pools)
+    words = ["sh", "-c", f'exec "$@" {closed}', "sh"]
+    result = run_command(*words, *command(mounted, pools), timeout=60)
+    assert result.code == 0, result
+    for pid in daemons_of(mounted.pool):
+        for fd in range(2):
+            assert os.readlink(f"/proc/{pid}/fd/{fd}").startswith(("/dev/null", "/memfd"))
+    assert_it_is_mounted(mounted)
+    result = run_command(*words, *command(mounted, pools, "-o", "mode=9"), timeout=60)
+    assert result.code == 2
+    # A sentence about what went wrong goes nowhere if there is no standard error.
+    assert result.out == ""
+    assert bool(result.err) == ("2>&-" not in closed)
+    mounted.pool.write_bytes(bytes(MIB))
+    assert run_command(*words, *command(mounted, pools), timeout=60).code == 32
+    assert daemons_of(mounted.pool) == []
+
+
+def test_a_daemon_holds_nothing_that_its_command_was_given(pools: PoolMaker) -> None:
+    mounted = prepared(pools)
+    reader, writer = os.pipe()
+    with subprocess.Popen(
+        command(mounted, pools), stdout=writer, stderr=writer, pass_fds=[writer]
+    ) as process:
+        os.close(writer)
+        with os.fdopen(reader, "rb") as output:
+            # At the end of the file nobody has the other end any more.
+            assert output.read() == b""
+        assert process.wait() == 0
+    assert_it_is_mounted(mounted)
