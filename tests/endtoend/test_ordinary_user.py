@@ -56,8 +56,8 @@ def prepare(directory: Path) -> str:
 
 
 @pytest.fixture
-def user(pools: PoolMaker) -> Iterator[Run]:
-    """Runs a command as an ordinary user, in a mount namespace that goes with the test."""
+def inside(pools: PoolMaker) -> Iterator[Run]:
+    """Runs a command as root in a mount namespace that goes with the test, and lets users mount."""
     if shutil.which("fusermount3") is None:
         pytest.skip("there is no fusermount3 here")
     if hidden_ancestor(BIN.resolve()):
@@ -76,15 +76,23 @@ def user(pools: PoolMaker) -> Iterator[Run]:
         assert holder.poll() is None
 
         def run(*words: object) -> Result:
-            return run_command(
-                "nsenter", "--target", holder.pid, "--mount", "--", *AS_NOBODY,
-                "env", f"HOME={home}", f"XDG_RUNTIME_DIR={home}", *words,
-            )  # fmt: skip
+            return run_command("nsenter", "--target", holder.pid, "--mount", "--", *words)
 
         yield run
     finally:
         end_process(holder.pid, seconds=0)
         holder.wait()
+
+
+@pytest.fixture
+def user(pools: PoolMaker, inside: Run) -> Run:
+    """Runs a command as an ordinary user, in that namespace."""
+    home = pools.directory / "home"
+
+    def run(*words: object) -> Result:
+        return inside(*AS_NOBODY, "env", f"HOME={home}", f"XDG_RUNTIME_DIR={home}", *words)
+
+    return run
 
 
 def succeed(result: Result) -> str:
@@ -150,3 +158,39 @@ def test_a_user_may_not_do_what_is_for_root(pools: PoolMaker, user: Run) -> None
             "user_allow_other",
         )
     assert "clean" in succeed(user(pmemfs, "info", home / "pmem0"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "squat", ["mkdir {0}", "touch {0}", "ln -s /dev/shm {0}"], ids=["directory", "file", "link"]
+)
+def test_a_user_whose_place_for_sockets_is_taken_has_another(
+    pools: PoolMaker, inside: Run, user: Run, squat: str
+) -> None:
+    pmemfs = BIN / "pmemfs"
+    home = pools.directory / "home"
+    pool, mountpoint = home / "pmem0", home / "mnt"
+    taken = f"/tmp/pmemfs-{NOBODY}"
+    succeed(inside("mount", "-t", "tmpfs", "-o", "mode=1777", "none", "/tmp"))
+    succeed(inside(*squat.format(taken).split()))
+    succeed(user("mkdir", mountpoint))
+    succeed(user(pmemfs, "create", pool, "--size", "16M"))
+    succeed(user(pmemfs, "mount", pool, mountpoint))
+    try:
+        status = json.loads(succeed(user(pmemfs, "info", mountpoint, "--json")))
+        (row,) = (
+            row
+            for row in json.loads(succeed(inside(pmemfs, "list", "--json")))
+            if row["mountpoint"] == str(mountpoint)
+        )
+        # Root, too, finds it there, and whose it is.
+        assert (row["pid"], row["owner_uid"]) == (status["pid"], NOBODY)
+        assert succeed(user("find", "/tmp", "-name", "*.sock")).startswith(f"{taken}-")
+        assert json.loads(succeed(inside(pmemfs, "info", pool, "--json")))["pid"] == status["pid"]
+    finally:
+        succeed(user(pmemfs, "umount", mountpoint))
+    assert not is_running(status["pid"])
+    assert succeed(user("find", "/tmp", "-name", "*.sock")) == ""
+    log = (home / ".local/state/pmemfs/pmem0.log").read_text()
+    assert f"{taken} does not belong to user {NOBODY} alone: the control socket gets" in log
+    assert "Traceback" not in log
