@@ -17,6 +17,8 @@ from burst import REQUESTS
 from conftest import BIN, NATIVE_ONLY, Mounted, PoolMaker, run_command
 from endtoend_tools import MIB
 
+from pmemfs.control.starter import KEEP
+
 BURST = Path(__file__).with_name("burst.py")
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow, *NATIVE_ONLY]
