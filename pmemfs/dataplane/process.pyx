@@ -158,7 +158,7 @@ cdef void reply(process_t *process, fuse_out_header *head, const void *data,
         reply_classic(process.plane.fuse_fd, head, data, data_bytes)
 
 
-cdef int handshake(process_t *process, int max_background, bint dont_mask) noexcept nogil:
+cdef int handshake(process_t *process, int max_background, bint has_files) noexcept nogil:
     """Let pyfuse3 answer INIT, and change the answer to what the data plane can do; 0 or errno."""
     cdef plane_t *plane = &process.plane
     cdef fuse_out_header *head = <fuse_out_header *>process.buffer
@@ -188,8 +188,9 @@ cdef int handshake(process_t *process, int max_background, bint dont_mask) noexc
     agreed.congestion_threshold = <uint16_t>(max_background // 4 * 3)
     agreed.flags |= offered & (FUSE_MAX_PAGES | FUSE_ASYNC_DIO | FUSE_PARALLEL_DIROPS
                                | FUSE_INIT_EXT)
-    if dont_mask:
-        agreed.flags |= offered & FUSE_DONT_MASK
+    if has_files:
+        agreed.flags |= offered & (FUSE_DONT_MASK | FUSE_HANDLE_KILLPRIV_V2)
+        agreed.flags &= ~<uint32_t>FUSE_HANDLE_KILLPRIV
     agreed.flags2 |= offered_more & DIRECT_IO_ALLOW_MMAP
     if process.queue_count:
         if not offered_more & OVER_IO_URING:
@@ -282,14 +283,14 @@ def stay_in_memory() -> int:
 
 def run(int fuse_fd, int shared_fd, int pool_fd, int forward_fd, list raw_fds, *, int map_flags,
         uint32_t max_write, int max_background, int queue_count, int depth,
-        int reader_count, bint dont_mask) -> int:
+        int reader_count, bint has_files) -> int:
     """Serve one mount until it ends; 0 or an errno.
 
     `queue_count` is the number of possible CPUs for the transport uring, and 0 for the other;
     `depth` the requests of each that may be under way; `reader_count` the threads that read
     /dev/fuse; `raw_fds` are for what needs no pyfuse3: the first for everybody, the others for a
-    queue each, as far as there are any; with `dont_mask`, umask is the control plane's business,
-    which knows of default ACLs.
+    queue each, as far as there are any; with `has_files`, umask is the control plane's business,
+    which knows of default ACLs, and so are privileges that go with a change.
     `max_write` is in bytes.
     """
     cdef process_t process
@@ -321,7 +322,7 @@ def run(int fuse_fd, int shared_fd, int pool_fd, int forward_fd, list raw_fds, *
         return failed or EINVAL
     become_wakeable()
     with nogil:
-        failed = handshake(&process, max_background, dont_mask)
+        failed = handshake(&process, max_background, has_files)
         if not failed:
             # Where this is refused, the control plane has said so: see `stay_in_memory`.
             become_io_flusher()

@@ -69,6 +69,7 @@ cdef extern from "linux/fuse.h" nogil:
         FUSE_LOOKUP
         FUSE_FORGET
         FUSE_GETATTR
+        FUSE_SETATTR
         FUSE_UNLINK
         FUSE_RENAME
         FUSE_RENAME2
@@ -90,6 +91,8 @@ cdef extern from "linux/fuse.h" nogil:
         FUSE_ASYNC_DIO
         FUSE_PARALLEL_DIROPS
         FUSE_DONT_MASK
+        FUSE_HANDLE_KILLPRIV
+        FUSE_HANDLE_KILLPRIV_V2
         FUSE_MAX_PAGES
         FUSE_INIT_EXT
         FOPEN_DIRECT_IO

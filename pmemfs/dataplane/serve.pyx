@@ -71,10 +71,10 @@ cdef verdict_t serve(worker_t *worker, request_t *request) noexcept nogil:
 cdef bint is_frequent(uint32_t opcode) noexcept nogil:
     """Whether the control plane wants such requests of files past pyfuse3; see `fuse/raw`."""
     return (opcode == FUSE_LOOKUP or opcode == FUSE_FORGET or opcode == FUSE_BATCH_FORGET
-            or opcode == FUSE_GETATTR or opcode == FUSE_UNLINK or opcode == FUSE_RENAME
-            or opcode == FUSE_RENAME2 or opcode == FUSE_OPEN or opcode == FUSE_CREATE
-            or opcode == FUSE_READ or opcode == FUSE_WRITE or opcode == FUSE_FSYNC
-            or opcode == FUSE_RELEASE)
+            or opcode == FUSE_GETATTR or opcode == FUSE_SETATTR or opcode == FUSE_UNLINK
+            or opcode == FUSE_RENAME or opcode == FUSE_RENAME2 or opcode == FUSE_OPEN
+            or opcode == FUSE_CREATE or opcode == FUSE_READ or opcode == FUSE_WRITE
+            or opcode == FUSE_FSYNC or opcode == FUSE_RELEASE)
 
 
 cdef verdict_t judge(worker_t *worker, request_t *request) noexcept nogil:

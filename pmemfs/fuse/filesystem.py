@@ -18,7 +18,6 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import pyfuse3
 from pyfuse3 import (
@@ -37,10 +36,11 @@ from pyfuse3 import (
 from pmemfs.errors import system_error
 from pmemfs.fuse import acl
 from pmemfs.fuse.barrier import guarded
+from pmemfs.fuse.changes import Change, change_inode
 from pmemfs.fuse.newinode import Maker, new_inode, whiteout
 from pmemfs.fuse.openfiles import OpenFiles
 from pmemfs.fuse.patience import Patience, patient
-from pmemfs.fuse.privileges import CAPABILITIES
+from pmemfs.fuse.privileges import CAPABILITIES, Caller
 from pmemfs.pfn import FRAME_BYTES
 from pmemfs.volume.filesystem.attributes import Attributes
 from pmemfs.volume.filesystem.filesystem import FileSystem
@@ -156,28 +156,17 @@ class FileSystemOperations(pyfuse3.Operations):
         fh: FileHandleT | None,
         ctx: RequestContext,
     ) -> EntryAttributes:
-        changes: dict[str, Any] = {}
-        if fields.update_mode:
-            mode = stat.S_IMODE(attr.st_mode)
-            if not self._change_list(inode, mode):
-                changes["mode"] = mode
-        if fields.update_uid:
-            changes["uid"] = attr.st_uid
-        if fields.update_gid:
-            changes["gid"] = attr.st_gid
-        if fields.update_size:
-            changes["size_bytes"] = attr.st_size
-        if fields.update_atime:
-            changes["atime_ns"] = attr.st_atime_ns
-        if fields.update_mtime:
-            changes["mtime_ns"] = attr.st_mtime_ns
-        if fields.update_ctime:
-            changes["ctime_ns"] = attr.st_ctime_ns
-        if changes:
-            self._fs.set_attributes(inode, **changes)
-        if fields.update_mode or fields.update_size:
-            self._files.note_change(inode)
-        return entry_of(self._fs.attributes(inode))
+        change = Change(
+            mode=attr.st_mode if fields.update_mode else None,
+            uid=attr.st_uid if fields.update_uid else None,
+            gid=attr.st_gid if fields.update_gid else None,
+            size_bytes=attr.st_size if fields.update_size else None,
+            atime_ns=attr.st_atime_ns if fields.update_atime else None,
+            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+            ctime_ns=attr.st_ctime_ns if fields.update_ctime else None,
+            takes_privileges=fields.update_size and ctx.uid != 0,
+        )
+        return entry_of(change_inode(self._fs, self._files, inode, change, caller_of(ctx)))
 
     async def access(self, inode: InodeT, mode: ModeT, ctx: RequestContext) -> bool:
         """The kernel has checked it: the mount has default_permissions."""
@@ -230,7 +219,7 @@ class FileSystemOperations(pyfuse3.Operations):
     # Open files
 
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
-        return self._opened(self._files.open(inode, flags, ctx.uid))
+        return self._opened(self._files.open(inode, flags, caller_of(ctx)))
 
     async def create(
         self,
@@ -241,7 +230,7 @@ class FileSystemOperations(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> tuple[FileInfo, EntryAttributes]:
         ino = self._make(parent_inode, name, stat.S_IFREG | stat.S_IMODE(mode), ctx)
-        fh = self._files.open(ino, flags & ~os.O_TRUNC, ctx.uid)
+        fh = self._files.open(ino, flags & ~os.O_TRUNC, caller_of(ctx))
         return self._opened(fh), self._entry(ino)
 
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes | memoryview:  # type: ignore[override]
@@ -327,15 +316,6 @@ class FileSystemOperations(pyfuse3.Operations):
         """An access control list as it is stored; empty where there is none."""
         return self._fs.find_xattr(ino, name) or b""
 
-    def _change_list(self, ino: int, mode: int) -> bool:
-        """Change the mode of what has an access control list; whether it has one."""
-        stored = self._list(ino, acl.ACCESS)
-        if not stored:
-            return False
-        changed = acl.pack(acl.with_mode(acl.parse(stored), mode))
-        self._fs.set_xattrs_and_mode(ino, {acl.ACCESS: changed}, mode)
-        return True
-
     def _set_list(self, ino: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
         entries = acl.parse(value)
         attributes = self._fs.attributes(ino)
@@ -345,7 +325,9 @@ class FileSystemOperations(pyfuse3.Operations):
             self._fs.set_xattrs_and_mode(ino, {name: value if entries else None}, None)
             return
         mode = acl.mode_of(entries, attributes.mode) if entries else attributes.mode
-        if mode & stat.S_ISGID and not _may_keep_setgid(ctx, attributes.gid):
+        # The kernel leaves this to us, with a flag (FUSE_SETXATTR_ACL_KILL_SGID) that libfuse does
+        # not ask for.
+        if mode & stat.S_ISGID and ctx.uid != 0 and not caller_of(ctx).is_member(attributes.gid):
             mode &= ~stat.S_ISGID
         stored = acl.pack(entries) if acl.says_more_than_a_mode(entries) else None
         self._fs.set_xattrs_and_mode(ino, {name: stored}, stat.S_IMODE(mode))
@@ -410,15 +392,6 @@ def _check_namespace(name: bytes) -> None:
         raise FUSEError(errno.EINVAL)
 
 
-def _may_keep_setgid(ctx: RequestContext, gid: int) -> bool:
-    """Whether somebody may give a file of a group its set-group-ID bit.
-
-    The kernel leaves that question to us, with a flag (FUSE_SETXATTR_ACL_KILL_SGID) that libfuse
-    does not ask for.
-    """
-    if ctx.uid == 0 or ctx.gid == gid:
-        return True
-    try:
-        return gid in pyfuse3.get_sup_groups(ctx.pid)
-    except (OSError, RuntimeError):
-        return False
+def caller_of(ctx: RequestContext) -> Caller:
+    """Who asks pyfuse3."""
+    return Caller(ctx.uid, ctx.gid, ctx.pid)

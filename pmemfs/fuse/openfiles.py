@@ -20,7 +20,7 @@ from pyfuse3 import FileHandleT, InodeT
 
 from pmemfs.errors import system_error
 from pmemfs.fuse.engine import Engine
-from pmemfs.fuse.privileges import take_privileges
+from pmemfs.fuse.privileges import Caller, take_privileges
 from pmemfs.fuse.published import Publisher
 from pmemfs.volume.filesystem.filesystem import FileSystem
 
@@ -35,7 +35,8 @@ class _OpenFile:
     ino: int
     flags: int
     notes_reads: bool
-    is_roots: bool
+    loser: Caller | None
+    """Who has opened it, unless that is root, who may keep privileges."""
 
     @property
     def is_writable(self) -> bool:
@@ -69,14 +70,20 @@ class OpenFiles:
         self._opens: dict[int, _Opens] = {}
         self._numbers = itertools.count(1)
 
-    def open(self, ino: int, flags: int, uid: int) -> FileHandleT:
-        """A new handle for a user, the file emptied if the flags say so. Raises OSError."""
+    def open(
+        self, ino: int, flags: int, caller: Caller, *, may_keep: bool | None = None
+    ) -> FileHandleT:
+        """A new handle, the file emptied if the flags say so. Raises OSError.
+
+        `may_keep` says whether the caller may then keep the file's set-user-ID and set-group-ID
+        bits; where nobody knows, root may.
+        """
         if flags & os.O_TRUNC:
             # Before anything is changed, since it may have to be read; see `patience`.
             self._fs.inode(ino)
         self._fs.hold(ino)
         notes_reads = self._notes_reads and not flags & os.O_NOATIME
-        file = _OpenFile(ino, flags, notes_reads, is_roots=uid == 0)
+        file = _OpenFile(ino, flags, notes_reads, loser=None if caller.uid == 0 else caller)
         number = FileHandleT(next(self._numbers))
         self._handles[number] = file
         opens = self._opens.setdefault(ino, _Opens())
@@ -86,7 +93,8 @@ class OpenFiles:
             self._publisher.opened(ino)
         if flags & os.O_TRUNC:
             try:
-                self._take_privileges(ino, may_keep=file.is_roots)
+                loser = file.loser if may_keep is None else None if may_keep else caller
+                self.take_privileges(ino, loser)
                 self._fs.set_attributes(ino, size_bytes=0)
             except OSError:
                 self.close(number)
@@ -127,16 +135,14 @@ class OpenFiles:
             self._publisher.was_read(file.ino, offset_bytes + length_bytes)
         return data
 
-    def store(
-        self, number: int, offset_bytes: int, data: Buffer, *, may_keep: bool | None = None
-    ) -> int:
+    def store(self, number: int, offset_bytes: int, data: Buffer, loser: Caller | None) -> int:
         """Store bytes; how many. Raises OSError.
 
-        `may_keep` says whether the writer may keep the file's set-user-ID and set-group-ID bits;
-        where nobody knows, who opened it counts.
+        `loser` is the writer, who may not keep the file's set-user-ID and set-group-ID bits; None:
+        who may.
         """
         file = self._file(number)
-        self._take_privileges(file.ino, may_keep=file.is_roots if may_keep is None else may_keep)
+        self.take_privileges(file.ino, loser)
         written = self._fs.write(file.ino, offset_bytes, data)
         self._engine.count_write(written)
         if self._publisher:
@@ -144,19 +150,23 @@ class OpenFiles:
         return written
 
     async def write_through(
-        self, number: int, offset_bytes: int, data: Buffer, *, may_keep: bool | None = None
+        self, number: int, offset_bytes: int, data: Buffer, loser: Caller | None
     ) -> int:
         """As `store`, and make it durable. Raises OSError."""
-        written = self.store(number, offset_bytes, data, may_keep=may_keep)
+        written = self.store(number, offset_bytes, data, loser)
         self._fs.write_back(self._file(number).ino)
         await self._engine.make_durable()
         return written
 
     async def write(self, number: int, offset_bytes: int, data: Buffer) -> int:
-        """Store bytes as the file's flags want it; how many. Raises OSError."""
-        if self._file(number).is_synchronous:
-            return await self.write_through(number, offset_bytes, data)
-        return self.store(number, offset_bytes, data)
+        """Store bytes as the file's flags want it; how many. Raises OSError.
+
+        For who knows nothing of the writer: who opened the file counts.
+        """
+        file = self._file(number)
+        if file.is_synchronous:
+            return await self.write_through(number, offset_bytes, data, file.loser)
+        return self.store(number, offset_bytes, data, file.loser)
 
     async def fsync(self, number: int) -> None:
         """Make a file durable. Raises OSError."""
@@ -179,8 +189,9 @@ class OpenFiles:
             raise system_error(errno.EBADF)
         return file
 
-    def _take_privileges(self, ino: int, *, may_keep: bool) -> None:
-        if take_privileges(self._fs, ino, may_keep=may_keep):
+    def take_privileges(self, ino: int, loser: Caller | None) -> None:
+        """As `privileges.take_privileges`, and let the kernel know. Raises OSError."""
+        if take_privileges(self._fs, ino, loser):
             # The kernel does not know, and would go on giving them to who executes the file.
             with suppress(OSError):
                 pyfuse3.invalidate_inode(InodeT(ino), attr_only=True)

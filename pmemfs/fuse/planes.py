@@ -53,7 +53,7 @@ class PlaneSettings:
     queue_count: int
     depth: int
     reader_count: int
-    dont_mask: bool = False
+    has_files: bool = False
 
     @property
     def longest_bytes(self) -> int:

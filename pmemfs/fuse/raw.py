@@ -22,6 +22,7 @@ from pmemfs.errors import system_error
 from pmemfs.fuse import wire
 from pmemfs.fuse.barrier import errno_of
 from pmemfs.fuse.inbox import Inbox
+from pmemfs.fuse.privileges import Caller
 from pmemfs.units import MIB
 
 KEEP_SIZE = 0x01
@@ -42,8 +43,7 @@ class Request:
     """One request: what it is about, who asks, and what follows the header."""
 
     inode: int
-    uid: int
-    gid: int
+    caller: Caller
     operation: bytes
 
 
@@ -185,9 +185,9 @@ class RawRequests:
         if len(message) < wire.IN_HEADER.size:
             outbox.reply(0, b"", errno.EINVAL)
             return
-        _, opcode, unique, inode, uid, gid, *_ = wire.IN_HEADER.unpack_from(message)
+        _, opcode, unique, inode, uid, gid, pid, *_ = wire.IN_HEADER.unpack_from(message)
         # A copy, since the next message comes into the same buffer.
-        request = Request(inode, uid, gid, bytes(message[wire.IN_HEADER.size :]))
+        request = Request(inode, Caller(uid, gid, pid), bytes(message[wire.IN_HEADER.size :]))
         handler = self._handlers.get(opcode, _unknown)
         try:
             answer = handler(request)

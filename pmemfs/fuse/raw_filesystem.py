@@ -15,10 +15,12 @@ import trio
 
 from pmemfs.errors import system_error
 from pmemfs.fuse import wire
+from pmemfs.fuse.changes import Change, change_inode
 from pmemfs.fuse.filesystem import CACHE_SECONDS, find, let_go
 from pmemfs.fuse.newinode import Maker, new_inode, whiteout
 from pmemfs.fuse.openfiles import OpenFiles
 from pmemfs.fuse.patience import Patience
+from pmemfs.fuse.privileges import Caller
 from pmemfs.fuse.published import PublishedAttributes
 from pmemfs.fuse.raw import (
     COLLAPSE_RANGE,
@@ -67,6 +69,7 @@ class RawFileSystem:
             wire.FORGET: self._forget,
             wire.BATCH_FORGET: self._forget_many,
             wire.GETATTR: self._getattr,
+            wire.SETATTR: self._setattr,
             wire.UNLINK: self._unlink,
             wire.RENAME: self._rename,
             wire.RENAME2: self._rename_with_flags,
@@ -129,7 +132,9 @@ class RawFileSystem:
         parent = request.inode
         left = None
         if flags & RENAME_WHITEOUT:
-            left = whiteout(self._fs, parent, Maker(request.uid, request.gid, umask=0))
+            left = whiteout(
+                self._fs, parent, Maker(request.caller.uid, request.caller.gid, umask=0)
+            )
         self._fs.rename(parent, old, target, new, flags, left)
         self._publish_again(parent)
         if target != parent:
@@ -141,14 +146,20 @@ class RawFileSystem:
     def _getattr(self, request: Request) -> Answer:
         return self._attr_out(request.inode)
 
+    def _setattr(self, request: Request) -> Answer:
+        change = _change_of(request)
+        attributes = change_inode(self._fs, self._files, request.inode, change, request.caller)
+        return wire.attr_out(attributes, CACHE_SECONDS)
+
     def _statx(self, request: Request) -> Answer:
         return wire.statx_out(self._fs.attributes(request.inode), CACHE_SECONDS)
 
     # Open files
 
     def _open(self, request: Request) -> Answer:
-        flags, _ = wire.OPEN_IN.unpack_from(request.operation)
-        handle = self._files.open(request.inode, flags, request.uid)
+        flags, open_flags = wire.OPEN_IN.unpack_from(request.operation)
+        may_keep = not open_flags & wire.OPEN_KILL_SUIDGID
+        handle = self._files.open(request.inode, flags, request.caller, may_keep=may_keep)
         return wire.open_out(handle, cached=self._cached)
 
     def _create(self, request: Request) -> Answer:
@@ -157,12 +168,12 @@ class RawFileSystem:
         new = new_inode(self._fs, request.inode, maker, mode)
         ino = self._fs.make(request.inode, name, new)
         self._publish_again(request.inode)
-        return self._made(ino, flags, request.uid)
+        return self._made(ino, flags, request.caller)
 
     def _tmpfile(self, request: Request) -> Answer:
         flags, mode, maker = _wanted(request)
         new = new_inode(self._fs, request.inode, maker, mode)
-        return self._made(self._fs.make_unnamed(new), flags, request.uid)
+        return self._made(self._fs.make_unnamed(new), flags, request.caller)
 
     def _read(self, request: Request) -> Answer:
         handle, offset, size, *_ = wire.READ_IN.unpack_from(request.operation)
@@ -174,16 +185,16 @@ class RawFileSystem:
         data = memoryview(request.operation)[wire.WRITE_IN.size :][:size]
         if len(data) < size:
             raise system_error(errno.EINVAL)
-        may_keep = not write_flags & wire.WRITE_KILL_SUIDGID
+        loser = request.caller if write_flags & wire.WRITE_KILL_SUIDGID else None
         if flags & os.O_DSYNC:
-            return self._write_through(handle, offset, data, may_keep=may_keep)
-        stored = self._files.store(handle, offset, data, may_keep=may_keep)
+            return self._write_through(handle, offset, data, loser)
+        stored = self._files.store(handle, offset, data, loser)
         return wire.WRITE_OUT.pack(stored, 0)
 
     async def _write_through(
-        self, handle: int, offset: int, data: memoryview, *, may_keep: bool
+        self, handle: int, offset: int, data: memoryview, loser: Caller | None
     ) -> bytes:
-        stored = await self._files.write_through(handle, offset, data, may_keep=may_keep)
+        stored = await self._files.write_through(handle, offset, data, loser)
         return wire.WRITE_OUT.pack(stored, 0)
 
     def _release(self, request: Request) -> Answer:
@@ -202,6 +213,7 @@ class RawFileSystem:
         wanted = allocation_of(request)
         fs, ino = self._fs, request.inode
         offset, length = wanted.offset_bytes, wanted.length_bytes
+        self._take_privileges(ino, request.caller)
         if wanted.kind == 0:
             fs.allocate(ino, offset, length, keep_size=wanted.keeps_size)
         elif wanted.mode == PUNCH_HOLE | KEEP_SIZE:
@@ -238,6 +250,7 @@ class RawFileSystem:
         wanted = copy_of(request)
         length = wanted.length_bytes
         done = 0
+        self._take_privileges(wanted.target_inode, request.caller)
         while done < length:
             step = min(_COPY_STEP_BYTES, length - done)
             try:
@@ -258,6 +271,10 @@ class RawFileSystem:
 
     # What these have in common
 
+    def _take_privileges(self, ino: int, caller: Caller) -> None:
+        """Of what has no flag that would say whether the caller may keep them."""
+        self._files.take_privileges(ino, None if caller.may_set_ids() else caller)
+
     def _publish_again(self, parent: int) -> None:
         """The kernel is about to ask what a directory is like that it has changed."""
         if self._published.is_wanted(parent):
@@ -271,9 +288,9 @@ class RawFileSystem:
             self._published.publish(ino, answer)
         return answer
 
-    def _made(self, ino: int, flags: int, uid: int) -> bytes:
+    def _made(self, ino: int, flags: int, caller: Caller) -> bytes:
         """The answer to whoever makes a file and opens it: it is empty, whatever the flags say."""
-        handle = self._files.open(ino, flags & ~os.O_TRUNC, uid)
+        handle = self._files.open(ino, flags & ~os.O_TRUNC, caller)
         return self._entry(ino) + wire.open_out(handle, cached=self._cached)
 
     def _entry(self, ino: int) -> bytes:
@@ -286,8 +303,31 @@ class RawFileSystem:
 def _wanted(request: Request) -> tuple[int, int, Maker]:
     """How a file is to be opened, its mode, and who makes it."""
     flags, mode, umask, _ = wire.CREATE_IN.unpack_from(request.operation)
-    maker = Maker(request.uid, request.gid, umask)
-    return flags, stat.S_IFREG | stat.S_IMODE(mode), maker
+    return flags, stat.S_IFREG | stat.S_IMODE(mode), _maker(request, umask)
+
+
+def _maker(request: Request, umask: int) -> Maker:
+    return Maker(request.caller.uid, request.caller.gid, umask)
+
+
+def _change_of(request: Request) -> Change:
+    """What SETATTR asks for."""
+    (valid, _, size, _, atime, mtime, ctime, atime_ns, mtime_ns, ctime_ns, mode, uid,
+     gid) = wire.SETATTR_IN.unpack_from(request.operation)  # fmt: skip
+
+    def wanted(flag: int, value: int) -> int | None:
+        return value if valid & flag else None
+
+    return Change(
+        mode=wanted(wire.SETS_MODE, mode),
+        uid=wanted(wire.SETS_UID, uid),
+        gid=wanted(wire.SETS_GID, gid),
+        size_bytes=wanted(wire.SETS_SIZE, size),
+        atime_ns=wanted(wire.SETS_ATIME, atime * wire.NS + atime_ns),
+        mtime_ns=wanted(wire.SETS_MTIME, mtime * wire.NS + mtime_ns),
+        ctime_ns=wanted(wire.SETS_CTIME, ctime * wire.NS + ctime_ns),
+        takes_privileges=bool(valid & wire.SETATTR_KILL_SUIDGID),
+    )
 
 
 def _name(raw: bytes) -> bytes:

@@ -142,7 +142,7 @@ class NativeSession(Session):
         has_files = is_file_system(pool)
         self._may_wait = has_files or medium.durability is Durability.MSYNC
         settings = replace(
-            choose_settings(choice.transport, sockets.message_bytes), dont_mask=has_files
+            choose_settings(choice.transport, sockets.message_bytes), has_files=has_files
         )
         self.queue_count = settings.queue_count
         if has_files:

@@ -11,6 +11,7 @@ from pmemfs.volume.filesystem.attributes import Attributes
 LOOKUP = 1
 FORGET = 2
 GETATTR = 3
+SETATTR = 4
 UNLINK = 10
 RENAME = 12
 OPEN = 14
@@ -34,6 +35,12 @@ COPY_FILE_RANGE_64 = 53
 IN_HEADER = struct.Struct("<IIQQIIIHH")
 # len, error, unique
 OUT_HEADER = struct.Struct("<IiQ")
+# valid, fh, size, lock_owner, seconds and nanoseconds of atime, mtime and ctime, mode, uid, gid
+SETATTR_IN = struct.Struct("<I4xQQQqqqIIII4xII4x")
+SETS_MODE, SETS_UID, SETS_GID, SETS_SIZE = 1 << 0, 1 << 1, 1 << 2, 1 << 3
+SETS_ATIME, SETS_MTIME, SETS_CTIME = 1 << 4, 1 << 5, 1 << 10
+SETATTR_KILL_SUIDGID = 1 << 11
+"""Of `valid`, as `WRITE_KILL_SUIDGID`; always of a change of the owner."""
 # nlookup
 FORGET_IN = struct.Struct("<Q")
 # count, dummy; pairs follow
@@ -46,6 +53,8 @@ RENAME_IN = struct.Struct("<Q")
 RENAME2_IN = struct.Struct("<QII")
 # flags, open_flags
 OPEN_IN = struct.Struct("<II")
+OPEN_KILL_SUIDGID = 1 << 0
+"""Of open_flags: who empties the file may not keep its set-user-ID and set-group-ID bits."""
 # flags, mode, umask, open_flags; the name follows
 CREATE_IN = struct.Struct("<IIII")
 # fh, offset, size, read_flags, lock_owner, flags, padding
@@ -92,7 +101,7 @@ _STATX_TIME = struct.Struct("<qIi")
 # rdev, dev, spare
 _STATX_TAIL = struct.Struct("<IIII112x")
 _STATX_BASIC_AND_BIRTH = 0x7FF | 0x800
-_NS = 1_000_000_000
+NS = 1_000_000_000
 
 
 def entry_out(attributes: Attributes, valid_seconds: int) -> bytes:
@@ -128,7 +137,7 @@ def statx_out(attributes: Attributes, valid_seconds: int) -> bytes:
     return (
         _STATX_OUT.pack(valid_seconds, 0, 0)
         + head
-        + b"".join(_STATX_TIME.pack(time // _NS, time % _NS, 0) for time in times)
+        + b"".join(_STATX_TIME.pack(time // NS, time % NS, 0) for time in times)
         + _STATX_TAIL.pack(os.major(attributes.rdev), os.minor(attributes.rdev), 0, 0)
     )
 
@@ -136,7 +145,7 @@ def statx_out(attributes: Attributes, valid_seconds: int) -> bytes:
 def _attr(attributes: Attributes) -> bytes:
     """struct fuse_attr."""
     seconds, nanoseconds = zip(
-        *(divmod(time, _NS) for time in
+        *(divmod(time, NS) for time in
           (attributes.atime_ns, attributes.mtime_ns, attributes.ctime_ns)),
         strict=True,
     )  # fmt: skip

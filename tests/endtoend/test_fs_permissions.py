@@ -113,7 +113,7 @@ def test_in_a_sticky_directory_files_are_their_owners(users: Path) -> None:
 
 @pytest.mark.parametrize(
     ("before", "after"),
-    [(0o4755, 0o755), (0o2755, 0o755), (0o6777, 0o777), (0o2644, 0o2644), (0o755, 0o755)],
+    [(0o4755, 0o755), (0o2755, 0o755), (0o6777, 0o777), (0o2644, 0o644), (0o755, 0o755)],
 )
 def test_a_write_by_a_user_takes_privileges_away(users: Path, before: int, after: int) -> None:
     path = users / "program"

@@ -20,6 +20,7 @@ from pmemfs.dataplane.process import run
 
 INIT, OPEN, CREATE, GETATTR = 26, 14, 35, 3
 DONT_MASK, PARALLEL_DIROPS = 1 << 6, 1 << 18
+HANDLE_KILLPRIV_V2 = 1 << 28
 FOPEN_DIRECT_IO, FOPEN_NOFLUSH, FOPEN_PARALLEL_DIRECT_WRITES = 1 << 0, 1 << 5, 1 << 6
 ENTRY_OUT_BYTES = 128
 
@@ -58,7 +59,7 @@ class Ends:
 
 
 @contextmanager
-def data_plane(directory: Path, *, dont_mask: bool) -> Iterator[Ends]:
+def data_plane(directory: Path, *, has_files: bool) -> Iterator[Ends]:
     """A data plane of one reader, in a process of its own."""
     with some_tables(directory, worker_count=1) as tables:
         ends = Ends()
@@ -70,7 +71,7 @@ def data_plane(directory: Path, *, dont_mask: bool) -> Iterator[Ends]:
             os._exit(
                 run(fuse_fd, tables.shared.fd, tables.fd, forward_fd, [raw_fd],
                     map_flags=tables.map_flags, max_write=MAX_WRITE, max_background=64,
-                    queue_count=0, depth=0, reader_count=1, dont_mask=dont_mask)
+                    queue_count=0, depth=0, reader_count=1, has_files=has_files)
             )  # fmt: skip
 
         process = get_context("fork").Process(target=serve)
@@ -89,18 +90,23 @@ def data_plane(directory: Path, *, dont_mask: bool) -> Iterator[Ends]:
 
 @pytest.mark.parametrize(
     ("wanted", "offered", "agreed"),
-    [(True, DONT_MASK, DONT_MASK), (True, 0, 0), (False, DONT_MASK, 0)],
+    [
+        (True, DONT_MASK | HANDLE_KILLPRIV_V2, DONT_MASK | HANDLE_KILLPRIV_V2),
+        (True, DONT_MASK, DONT_MASK),
+        (True, 0, 0),
+        (False, DONT_MASK | HANDLE_KILLPRIV_V2, 0),
+    ],
 )
-def test_umask_is_the_control_planes_where_it_wants_it_and_the_kernel_offers_it(
+def test_umask_and_privileges_are_the_control_planes_where_there_are_files_and_the_kernel_offers_it(
     shm: Path, wanted: bool, offered: int, agreed: int
 ) -> None:
-    with data_plane(shm, dont_mask=wanted) as ends:
-        assert ends.shake_hands(offered) & DONT_MASK == agreed
+    with data_plane(shm, has_files=wanted) as ends:
+        assert ends.shake_hands(offered) & (DONT_MASK | HANDLE_KILLPRIV_V2) == agreed
 
 
 @pytest.mark.parametrize("offered", [0, PARALLEL_DIROPS])
 def test_one_look_up_in_a_directory_need_not_wait_for_another(shm: Path, offered: int) -> None:
-    with data_plane(shm, dont_mask=True) as ends:
+    with data_plane(shm, has_files=True) as ends:
         assert ends.shake_hands(offered) & PARALLEL_DIROPS == offered
 
 
@@ -116,7 +122,7 @@ def test_files_are_opened_for_parallel_direct_writes_however_they_are_opened(
     shm: Path, opcode: int, skipped: int, who: Callable[[Ends], socket.socket]
 ) -> None:
     more = FOPEN_NOFLUSH | FOPEN_PARALLEL_DIRECT_WRITES
-    with data_plane(shm, dont_mask=True) as ends:
+    with data_plane(shm, has_files=True) as ends:
         ends.shake_hands(0)
         for flags, opened in ((FOPEN_DIRECT_IO, FOPEN_DIRECT_IO | more), (0, 0)):
             ends.kernel.send(request(opcode, 4, bytes(16) + b"name\0"))
@@ -129,7 +135,7 @@ def test_files_are_opened_for_parallel_direct_writes_however_they_are_opened(
 
 
 def test_no_other_reply_is_changed(shm: Path) -> None:
-    with data_plane(shm, dont_mask=True) as ends:
+    with data_plane(shm, has_files=True) as ends:
         ends.shake_hands(0)
         ends.kernel.send(request(GETATTR, 6, bytes(16)))
         asked = ends.forward.recv(4096)

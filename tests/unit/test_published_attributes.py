@@ -22,6 +22,7 @@ from pmemfs.fuse.engine import Engine
 from pmemfs.fuse.filesystem import CACHE_SECONDS
 from pmemfs.fuse.openfiles import OpenFiles
 from pmemfs.fuse.patience import Patience
+from pmemfs.fuse.privileges import Caller
 from pmemfs.fuse.published import PublishedAttributes
 from pmemfs.fuse.raw import Handler, Request
 from pmemfs.fuse.raw_filesystem import RawFileSystem
@@ -57,7 +58,7 @@ class Served:
 
     def ask_here(self, opcode: int, ino: int, operation: bytes = bytes(16)) -> bytes:
         """What is answered to a request that is handed over."""
-        answer = self.handlers[opcode](Request(ino, 0, 0, operation))
+        answer = self.handlers[opcode](Request(ino, Caller(0, 0, 0), operation))
         assert isinstance(answer, bytes)
         return answer
 
