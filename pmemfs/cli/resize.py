@@ -9,6 +9,7 @@ import click
 
 from pmemfs.cli.find import ask, find_mount, require_mount
 from pmemfs.cli.output import json_option, print_json, say
+from pmemfs.control.client import ANSWER_TIMEOUT_SECONDS
 from pmemfs.growth import Grown, grow_unmounted
 from pmemfs.units import format_size, parse_size
 
@@ -36,9 +37,10 @@ def resize(target: str, size: str | None, as_json: bool) -> None:
     wanted_bytes = parse_size(size) if size is not None else None
     mount = require_mount(target) if os.path.isdir(target) else find_mount(target)
     if mount:
-        grown = ask(
-            mount, "resize", Grown, timeout_seconds=_PATIENCE_SECONDS, size_bytes=wanted_bytes
-        )
+        # Another user's daemon may have no intention to answer; it grows while nobody waits, too.
+        is_ours = mount.owner_uid in (0, os.geteuid())
+        seconds = _PATIENCE_SECONDS if is_ours else ANSWER_TIMEOUT_SECONDS
+        grown = ask(mount, "resize", Grown, timeout_seconds=seconds, size_bytes=wanted_bytes)
     else:
         grown = grow_unmounted(target, wanted_bytes)
     if as_json:
