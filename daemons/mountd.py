@@ -94,7 +94,7 @@ def main() -> None:
         cause, sentence = cause_of(error), f"{sentence_of(error)}{limits_behind(error)}"
         if isinstance(cause, PmemfsError):
             log.error("%s", sentence)
-            starter.say_failed(sentence)
+            starter.say_failed(sentence, is_busy=isinstance(cause, SourceBusy))
             sys.exit(mount_exit_code(cause))
         log.error("the daemon failed: %s", sentence, exc_info=cause)
         starter.say_failed(f"the daemon failed: {sentence}")

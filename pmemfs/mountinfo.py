@@ -26,6 +26,8 @@ class Mount:
     fs_type: str
     source: str
     options: str
+    root: str = "/"
+    """The directory of the file system that is mounted there: not all of it by a bind mount."""
 
     @property
     def minor(self) -> int:
@@ -75,6 +77,7 @@ def _parse(line: str) -> Mount:
         fs_type=fs_type,
         source=_unescape(source),
         options=",".join([fields[5], *super_options]),
+        root=_unescape(fields[3]),
     )
 
 

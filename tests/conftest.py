@@ -294,6 +294,18 @@ def native_root(file_system: tuple[Engine, Mounted], root: Path) -> Path:
     return root
 
 
+@pytest.fixture
+def helper() -> Iterator[None]:
+    """The helper of mount(8), where that looks for it; one that is installed stays."""
+    place = Path("/sbin/mount.pmemfs")
+    if place.exists():
+        yield
+        return
+    place.symlink_to(BIN / "mount.pmemfs")
+    yield
+    place.unlink()
+
+
 def uring_is_there() -> bool:
     """Whether mounts can use FUSE over io_uring; `pytest_sessionstart` has done what it could."""
     return ENABLE_URING.exists() and ENABLE_URING.read_text().strip() == "Y"

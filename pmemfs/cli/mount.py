@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import NoReturn
 
 import click
 
+from pmemfs.cli.again import Living, Wanted, find_living, mount_again
 from pmemfs.cli.output import complain, warn
-from pmemfs.control.launch import Launch, NotedSignals
+from pmemfs.control.launch import Launch, NotedSignals, Said
 from pmemfs.control.starter import ENDING_SIGNALS
 from pmemfs.errors import (
     EXIT_MOUNT_FAILED,
@@ -22,7 +23,7 @@ from pmemfs.errors import (
     mount_exit_code,
     sentence_of,
 )
-from pmemfs.fuse.mountpoint import detach, is_dead, prepare_mountpoint, source_name
+from pmemfs.fuse.mountpoint import detach, is_dead, mounts_of_pool, prepare_mountpoint, source_name
 from pmemfs.fuse.options import MountOptions
 from pmemfs.fuse.processes import (
     cpu_limit,
@@ -37,6 +38,8 @@ from pmemfs.mountinfo import mount_at
 ENGINES = ("native", "python")
 TRANSPORTS = ("auto", "uring", "fd")
 _DAEMON = "pmemfs.daemons.mountd"
+_PATIENCE_SECONDS = 5
+_POLL_SECONDS = 0.1
 
 
 @click.command()
@@ -72,7 +75,9 @@ def mount(
 ) -> int:
     """Mount POOL on the directory MOUNTPOINT.
 
-    Returns when the mount answers; a daemon stays behind until somebody unmounts it.
+    Returns when the mount answers; a daemon stays behind until somebody unmounts it. If this fails
+    or is interrupted, nothing is left. A pool that root has mounted already appears on MOUNTPOINT
+    too, with the same options.
 
     \b
     Options for -o, separated by commas:
@@ -123,13 +128,32 @@ def start(
     signals = NotedSignals()
     raise_limits()
     source = identify(pool)
-    wanted = Wanted(
-        os.path.realpath(pool), signals.wait_for(lambda: prepare_mountpoint(mountpoint))
-    )
+    resolved = signals.wait_for(lambda: prepare_mountpoint(mountpoint))
+    wanted = Wanted(os.path.realpath(pool), resolved, options, engine, transport)
+    first = signals.wait_for(lambda: find_living(wanted.pool))
+    if first and not foreground:
+        mount_again(first, wanted, signals)
+        return 0
     words = [*python_words(_DAEMON), wanted.pool, wanted.mountpoint]
     words += ["-o", options.as_text(), "--engine", engine, "--transport", transport]
     if foreground:
         _become(words, signals)
+    try:
+        _launch(words, signals, wanted)
+    except Said as said:
+        # Somebody else has mounted it meanwhile, such as another line of fstab.
+        first = signals.wait_for(lambda: _wait_for_living(wanted.pool)) if said.is_busy else None
+        if first is None:
+            raise
+        mount_again(first, wanted, signals)
+        return 0
+    for warning in (source.warning, cpu_limit()):
+        if warning:
+            warn(warning)
+    return 0
+
+
+def _launch(words: list[str], signals: NotedSignals, wanted: Wanted) -> None:
     with _launched(words, signals, wanted) as launch:
         launch.wait_until_ready()
         try:
@@ -137,20 +161,18 @@ def start(
             launch.look(lambda: os.stat(wanted.mountpoint))
         except OSError as error:
             why = f"the mount does not answer: {(error.strerror or str(error)).lower()}"
-            raise MountFailed(pool=pool, path=mountpoint, why=why) from None
+            raise MountFailed(pool=wanted.pool, path=wanted.mountpoint, why=why) from None
         launch.keep()
-    for warning in (source.warning, cpu_limit()):
-        if warning:
-            warn(warning)
-    return 0
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What is to be mounted where: both absolute, and without symbolic links."""
-
-    pool: str
-    mountpoint: str
+def _wait_for_living(pool: str) -> Living | None:
+    """As `find_living`, of a mount that may not be ready yet."""
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        found = find_living(pool)
+        if found or not mounts_of_pool(pool) or time.monotonic() > deadline:
+            return found
+        time.sleep(_POLL_SECONDS)
 
 
 def _become(words: list[str], signals: NotedSignals) -> NoReturn:

@@ -12,7 +12,7 @@ from pmemfs.cli.mount import reporting_mount_failure
 from pmemfs.control.client import daemon_pidfd
 from pmemfs.control.places import socket_path
 from pmemfs.errors import NoAnswer, NotClean, PmemfsError, SourceBusy
-from pmemfs.fuse.mountpoint import unmount
+from pmemfs.fuse.mountpoint import places_of, resolve, unmount
 from pmemfs.media.label import State
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.mountinfo import Mount
@@ -35,14 +35,18 @@ def umount(target: str, lazy: bool) -> int:
 
     def attempt() -> int:
         mount = require_mount(target)
+        # A pool is unmounted wherever it appears; a mountpoint, as it is told.
+        is_mountpoint = mount.mountpoint == resolve(target)
+        places = [mount] if is_mountpoint else places_of(mount)
         if lazy:
-            unmount(mount.mountpoint, lazy=True)
+            _unmount_all(places, lazy=True)
             return 0
         is_ours = mount.owner_uid == os.geteuid()
         pidfd = daemon_pidfd(socket_path(mount), owner_uid=mount.owner_uid)
         pool_path = _writable_pool(mount) if is_ours and pidfd is not None else None
-        unmount(mount.mountpoint)
-        if pidfd is not None:
+        _unmount_all(places)
+        # Elsewhere, the same mount goes on.
+        if pidfd is not None and not places_of(mount):
             if not _has_ended(pidfd):
                 raise NoAnswer(path=target, why=f"it has not ended after {_TIMEOUT_SECONDS} s")
             if pool_path and not _is_clean(pool_path):
@@ -50,6 +54,11 @@ def umount(target: str, lazy: bool) -> int:
         return 0
 
     return reporting_mount_failure(attempt)
+
+
+def _unmount_all(places: list[Mount], *, lazy: bool = False) -> None:
+    for place in reversed(places):
+        unmount(place.mountpoint, lazy=lazy)
 
 
 def _writable_pool(mount: Mount) -> str | None:

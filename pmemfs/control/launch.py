@@ -38,8 +38,10 @@ T = TypeVar("T")
 class Said(PmemfsError):
     """{sentence}"""
 
-    def __init__(self, sentence: str) -> None:
+    def __init__(self, sentence: str, *, is_busy: bool = False) -> None:
         super().__init__(sentence=sentence)
+        self.is_busy = is_busy
+        """Whether somebody else has the pool."""
 
 
 class NotedSignals:
@@ -185,7 +187,7 @@ class Launch:
             raise self._died()
         answer: dict[str, str] = json.loads(message)
         if "error" in answer:
-            raise Said(answer["error"])
+            raise Said(answer["error"], is_busy="busy" in answer)
 
     def _died(self) -> DaemonDied:
         """It has closed its end without a word."""

@@ -24,7 +24,7 @@ import trio
 from pmemfs.control import ANSWER_LIMIT_BYTES, REQUEST_LIMIT_BYTES, peer_uid
 from pmemfs.control.places import check_private
 from pmemfs.control.shape import Malformed, decode
-from pmemfs.errors import EXIT_FAILED, NoControlSocket, PmemfsError
+from pmemfs.errors import EXIT_FAILED, NoControlSocket, PmemfsError, cause_of
 
 log = logging.getLogger(__name__)
 
@@ -138,10 +138,11 @@ async def _answer(line: bytes, methods: Mapping[str, Method]) -> bytes:
         return _failure("the daemon does not understand this request", EXIT_FAILED)
     try:
         answer = json.dumps({"result": await method(**params)}).encode()
-    except PmemfsError as error:
-        return _failure(str(error), error.exit_code)
-    except Exception:
-        log.exception("control request %r failed", line[:200])
+    except Exception as error:
+        cause = cause_of(error)
+        if isinstance(cause, PmemfsError):
+            return _failure(str(cause), cause.exit_code)
+        log.error("control request %r failed", line[:200], exc_info=cause)
         return _failure("the daemon failed; its log says why", EXIT_FAILED)
     if len(answer) > ANSWER_LIMIT_BYTES:
         return _failure("the answer is too long to be sent", EXIT_FAILED)

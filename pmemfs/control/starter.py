@@ -2,7 +2,8 @@
 
     daemon -> command   {"ready": DEVICE}      the mount is made, and answers
     command -> daemon   keep                   it does, and is to stay: the command succeeds
-    daemon -> command   {"error": SENTENCE}    there is no mount, and nothing is left of one
+    daemon -> command   {"error": SENTENCE}    there is no mount, and nothing is left of one;
+                                               with "busy" the pool is somebody else's
 
 Messages of a SOCK_SEQPACKET socket; `control/launch` is the command's end. Invariant: a mount stays
 only if the command has said so, because a command that was killed, or that has found the mount
@@ -53,10 +54,10 @@ class Starter:
         else:
             self._say({"ready": mount.device})
 
-    def say_failed(self, sentence: str) -> None:
+    def say_failed(self, sentence: str, *, is_busy: bool = False) -> None:
         """There is no mount, and why."""
         self._has_failed = True
-        self._say({"error": sentence})
+        self._say({"error": sentence, **({"busy": "yes"} if is_busy else {})})
 
     def note_signals(self) -> None:
         """From now on an ending signal is noted in `ended_by`."""

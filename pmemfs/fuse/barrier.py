@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import pyfuse3
 
-from pmemfs.errors import PmemfsError
+from pmemfs.errors import PmemfsError, cause_of
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +45,7 @@ def _guarded_handler(handler: Callable[..., Awaitable[Any]]) -> Callable[..., Aw
 
 def errno_of(error: Exception, handler: Callable[..., Any], request: tuple[Any, ...]) -> int:
     """What to answer a request whose handler raised; what should not have happened is logged."""
+    error = cause_of(error)
     if isinstance(error, PmemfsError):
         return error.errno
     if isinstance(error, OSError):

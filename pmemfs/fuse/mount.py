@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pyfuse3
 
-from pmemfs.errors import MountFailed
-from pmemfs.fuse.mountpoint import detach, source_name
+from pmemfs.errors import MountFailed, UnmountFailed
+from pmemfs.fuse.mountpoint import detach, places_of, source_name
 from pmemfs.fuse.options import MountOptions
 from pmemfs.mountinfo import Mount, mount_at
 
@@ -99,12 +99,17 @@ def _ends_a_mount(error: BaseException) -> bool:
 
 
 def detach_mount(mount: Mount) -> None:
-    """Unmount if it's still there: at once for who looks for it, later for who uses it."""
-    # libfuse leaves a mount whose connection was aborted. The device number tells it from a newer
-    # one, but for one that got the same number again; that is of another pool, as this is locked.
-    still_there = mount_at(mount.mountpoint)
-    if still_there and (still_there.device, still_there.source) == (mount.device, mount.source):
-        detach(mount.mountpoint)
+    """Unmount wherever it's still there: at once for who looks for it, later for who uses it."""
+    # libfuse leaves a mount whose connection was aborted.
+    for place in reversed(places_of(mount)):
+        covering = mount_at(place.mountpoint)
+        if covering and covering.device == mount.device:
+            try:
+                detach(place.mountpoint)
+            except UnmountFailed:
+                # Where root has bound a user's mount, only root can take it away.
+                if place.mountpoint == mount.mountpoint:
+                    raise
 
 
 def _check_permissions(

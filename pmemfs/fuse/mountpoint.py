@@ -39,6 +39,16 @@ def mounts_of_pool(path: str) -> list[Mount]:
     return [m for m in mounts() if m.is_ours and m.source == name and m.owner_uid in believed]
 
 
+def places_of(mount: Mount) -> list[Mount]:
+    """Wherever the same mount appears: a bind mount shows it on other directories, too.
+
+    The device number tells it from a newer one, but for one that got the same number again; that is
+    of another pool, because nobody else can have this one open.
+    """
+    is_it = (mount.device, mount.source)
+    return [m for m in mounts() if (m.device, m.source) == is_it]
+
+
 def resolve(path: str) -> str:
     """As os.path.realpath, but a mountpoint is not looked at: its daemon might not answer."""
     parent, name = os.path.split(path.rstrip("/"))

@@ -26,6 +26,7 @@ from pmemfs.fuse.content import Content, is_file_system, native_content, python_
 from pmemfs.fuse.engine import Engine
 from pmemfs.fuse.growing import Grower
 from pmemfs.fuse.mount import detach_mount, make_mount, mount_by_helper, serve_pyfuse3
+from pmemfs.fuse.mountpoint import places_of
 from pmemfs.fuse.native import SharedEngine
 from pmemfs.fuse.options import MountOptions
 from pmemfs.fuse.planes import DataPlane, Sockets, choose_settings
@@ -62,6 +63,12 @@ class Session(ABC):
         """The counts of the mount, and its durability."""
         return self.content.engine
 
+    @property
+    def mountpoint(self) -> str:
+        """Where the mount is now: where it was made, or elsewhere if only a bind mount is left."""
+        places = [place.mountpoint for place in places_of(self.mount)]
+        return places[0] if places else self.mount.mountpoint
+
     def _grower(self, pool: Pool, medium: MappedMedium) -> Grower:
         async def show() -> None:
             self.engine.note_size()
@@ -71,7 +78,7 @@ class Session(ABC):
                 # reads behind the old end find nothing. Another process must look: a thread of
                 # this one that waits for our own answer would keep us from dying when killed,
                 # and so the data plane from noticing.
-                path = os.path.join(self.mount.mountpoint, self.content.device_name)
+                path = os.path.join(self.mountpoint, self.content.device_name)
                 await trio.run_process(["stat", "--", path], check=False,
                                        capture_stdout=True, capture_stderr=True)  # fmt: skip
 
@@ -119,8 +126,9 @@ class PythonSession(Session):
         await serve_pyfuse3(may_wait=self._medium.durability is Durability.MSYNC)
 
     def end(self) -> None:
-        pyfuse3.close(unmount=True)
+        # libfuse would unmount whatever is on that directory now.
         detach_mount(self.mount)
+        pyfuse3.close(unmount=False)
 
 
 class NativeSession(Session):

@@ -49,7 +49,7 @@ class MountObserver:
         """The status of the mount and its pool."""
         status = MountStatus(
             pid=os.getpid(),
-            mountpoint=self._mount.mountpoint,
+            mountpoint=self._session.mountpoint,
             device=self._mount.device,
             read_only=self._options.read_only,
             options=self._options.as_text(),

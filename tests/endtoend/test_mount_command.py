@@ -199,6 +199,24 @@ def test_a_daemon_that_is_killed_while_it_mounts_leaves_no_dead_mount(pools: Poo
     pools.mount(mounted.pool)
 
 
+def test_a_data_plane_that_dies_while_it_mounts_is_one_sentence(pools: PoolMaker) -> None:
+    if pools.engine.name != "native":
+        pytest.skip("there is no other process")
+    mounted = prepared(pools)
+    with subprocess.Popen(
+        command(mounted, pools), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        wait_until(lambda: bool(data_planes_of(mounted.pool)), "there is a data plane")
+        for pid in data_planes_of(mounted.pool):
+            os.kill(pid, signal.SIGKILL)
+        out, err = process.communicate(timeout=100)
+    refused(Result(process.returncode, out, err), 32, "the data plane failed", "SIGKILL")
+    assert_nothing_is_left(mounted)
+    log = log_of(mounted)
+    assert "the data plane failed: it was ended by signal SIGKILL" in log
+    assert "Exceptions from" not in log
+
+
 def test_a_mount_whose_root_does_not_answer_is_taken_away_again(pools: PoolMaker) -> None:
     mounted = prepared(pools, "--mode", "fs")
     medium = MappedMedium.open(str(mounted.pool))

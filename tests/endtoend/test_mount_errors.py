@@ -28,17 +28,20 @@ def assert_refused(
 
 
 @pytest.mark.slow
-def test_a_second_mount_of_a_pool_names_the_process_that_has_it(pools: PoolMaker) -> None:
+def test_a_second_mount_of_a_pool_with_other_options_names_the_first(pools: PoolMaker) -> None:
     mounted = pools.mount(pools.create(size="16M"))
     session = Session.of(mounted)
-    for options in ("rw", "ro"):
-        assert_refused(pools, mounted.pool, "in use", str(session.pid), options=options)
+    assert_refused(pools, mounted.pool, "in use", str(mounted.mountpoint), options="ro")
     assert mounted.pid == session.pid
     assert mounted.device.read_bytes()
     # Through another name of the same file, too.
     link = pools.directory / "link"
     link.symlink_to(mounted.pool)
-    assert_refused(pools, link, "in use")
+    assert_refused(pools, link, "in use", options="ro")
+    # A name that leads nowhere else, but that no mount is called by, tells the process.
+    hard = pools.directory / "hard"
+    hard.hardlink_to(mounted.pool)
+    assert_refused(pools, hard, "in use", str(session.pid))
 
 
 def test_a_mountpoint_must_be_a_directory(pools: PoolMaker) -> None:

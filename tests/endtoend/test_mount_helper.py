@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import BIN, Mounted, PoolMaker, run_command
+from conftest import Mounted, PoolMaker, run_command
 from endtoend_tools import Session, mounts_at
 
 pytestmark = pytest.mark.mount
@@ -15,14 +14,8 @@ HELPER = Path("/sbin/mount.pmemfs")
 
 
 @pytest.fixture(autouse=True)
-def helper() -> Iterator[None]:
-    """The helper, where mount(8) looks for it; one that is installed stays."""
-    if HELPER.exists():
-        yield
-        return
-    HELPER.symlink_to(BIN / "mount.pmemfs")
-    yield
-    HELPER.unlink()
+def _with_helper(helper: None) -> None:
+    """All tests here need it."""
 
 
 def test_mount_8_mounts_by_type(pools: PoolMaker) -> None:

@@ -128,6 +128,11 @@ def test_a_user_makes_mounts_uses_and_unmounts_a_pool(pools: PoolMaker, user: Ru
     assert len(list(sockets.iterdir())) == 1
     assert sockets.stat().st_mode & 0o077 == 0
 
+    # Nobody but root can make it appear elsewhere, too.
+    succeed(user("mkdir", home / "other"))
+    again = user(pmemfs, "mount", pool, home / "other")
+    refused(again, 32, str(mountpoint), "root may run 'mount --bind")
+
     succeed(user(pmemfs, "umount", mountpoint))
     assert not list(sockets.iterdir())
     assert not is_running(status["pid"])

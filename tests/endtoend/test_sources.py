@@ -112,7 +112,7 @@ def test_a_block_device_serves_and_is_not_touched_while_the_kernel_has_it(
         data = os.urandom(MIB)
         write_and_sync(volume, MIB, data)
         assert content(volume, MIB, MIB) == data
-        refused(pmemfs("mount", device, pools.mountpoint("again")), 32, "in use")
+        refused(pmemfs("mount", device, pools.mountpoint("again"), "-r"), 32, "in use")
         pmemfs_ok("umount", mounted.mountpoint)
 
         pmemfs_ok("check", device)

@@ -37,9 +37,14 @@ def lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_fields_are_found_however_many_optional_ones_there_are() -> None:
     assert mounts()[0] == Mount("0:21", "/proc", "proc", "proc", "rw,nosuid,rw")
     assert mounts()[1] == Mount(
-        "98:0", "/mnt/with space", "ext4", "/dev/a b", "rw,noatime,rw,errors=continue"
+        "98:0", "/mnt/with space", "ext4", "/dev/a b", "rw,noatime,rw,errors=continue", "/mnt1"
     )
     assert len(mounts()) == 6
+
+
+def test_a_mount_of_a_part_of_a_file_system_says_so(lines: Path) -> None:
+    lines.write_text("40 22 0:57 /a\\040b /mnt rw - fuse.pmemfs /dev/shm/pmem0 rw,user_id=0\n")
+    assert mounts()[0].root == "/a b"
 
 
 @pytest.mark.usefixtures("lines")

@@ -1,0 +1,113 @@
+"""Mounting a pool that is mounted already: the same mount appears on another directory too.
+
+As with a block device that mount(8) mounts a second time. A bind mount does it, which the kernel
+grants root only; unmounting either leaves the other. There is one daemon with one set of options,
+so whoever asks for others is refused, as the kernel refuses ro beside rw.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from contextlib import suppress
+from dataclasses import dataclass
+
+from pmemfs.cli.find import ask
+from pmemfs.control.launch import NotedSignals
+from pmemfs.errors import MountFailed, PmemfsError, UnmountFailed
+from pmemfs.fuse.mountpoint import detach, mounts_of_pool, places_of
+from pmemfs.fuse.options import MountOptions
+from pmemfs.mountinfo import Mount, mount_at
+from pmemfs.observe.answers import MountStatus
+
+_TIMEOUT_SECONDS = 5
+_DEFAULTS = frozenset(("suid", "dev", "exec", "atime", "async"))
+"""What a mount does anyway."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is to be mounted where, and how; the paths are absolute, without symbolic links."""
+
+    pool: str
+    mountpoint: str
+    options: MountOptions
+    engine: str
+    transport: str
+
+
+@dataclass(frozen=True, slots=True)
+class Living:
+    """A mount whose daemon answers."""
+
+    mount: Mount
+    status: MountStatus
+
+
+def find_living(pool: str) -> Living | None:
+    """A mount of all of a pool; None where there is none, or its daemon doesn't answer."""
+    for mount in mounts_of_pool(pool):
+        is_whole = mount.root == "/" and mount_at(mount.mountpoint) == mount
+        with suppress(PmemfsError):
+            if is_whole:
+                status = ask(mount, "info", MountStatus, timeout_seconds=_TIMEOUT_SECONDS)
+                return Living(mount, status)
+    return None
+
+
+def mount_again(first: Living, wanted: Wanted, signals: NotedSignals) -> None:
+    """Let a mount appear where it is wanted, too. Raises MountFailed and Interrupted."""
+    there, here = first.mount.mountpoint, wanted.mountpoint
+    bind = f"'mount --bind {there} {here}'"
+
+    def refuse(why: str) -> MountFailed:
+        return MountFailed(pool=wanted.pool, path=here, why=why)
+
+    if os.geteuid() != 0 or first.mount.owner_uid != 0:
+        pid = first.status.pid
+        raise refuse(f"it is in use: mounted on {there} by process {pid}; root may run {bind}")
+    differences = _differences(first.status, wanted)
+    if differences:
+        raise refuse(f"it is in use: mounted on {there} with other options ({differences}); ask "
+                     f"for the same, or run {bind}")  # fmt: skip
+    done = subprocess.run(
+        ["mount", "--bind", "--", there, here], capture_output=True, text=True, check=False
+    )
+    try:
+        signals.check()
+        if done.returncode:
+            raise refuse(" ".join(done.stderr.split()) or f"{bind} failed")
+        signals.wait_for(lambda: os.stat(here))
+    except BaseException as error:
+        if any(place.mountpoint == here for place in places_of(first.mount)):
+            with suppress(UnmountFailed):
+                detach(here)
+        if isinstance(error, OSError):
+            why = f"the mount does not answer: {(error.strerror or str(error)).lower()}"
+            raise refuse(why) from None
+        raise
+
+
+def _differences(status: MountStatus, wanted: Wanted) -> str:
+    """What is there and what is wanted, as far as they differ; empty: they don't."""
+    there = _words(MountOptions.parse(status.options))
+    here = _words(wanted.options)
+    # What was not asked for may be as it is.
+    for asked, found, default in (
+        (wanted.engine, status.engine, "native"),
+        (wanted.transport, status.transport, "auto"),
+    ):
+        if asked not in (found, default):
+            there, here = there | {found}, here | {asked}
+    if there == here:
+        return ""
+    return f"{_shown(there - here)} there, {_shown(here - there)} here"
+
+
+def _words(options: MountOptions) -> frozenset[str]:
+    words = frozenset(options.as_text().split(",")) - _DEFAULTS
+    return words if options.read_only else words | {"rw"}
+
+
+def _shown(words: frozenset[str]) -> str:
+    return ",".join(sorted(words)) or "none"
