@@ -183,6 +183,7 @@ def run(arguments: Arguments, pool: Pool, medium: MappedMedium, starter: Starter
         finally:
             # While a pool is made clean, no signal counts.
             signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
+            starter.end()
             session.end()
     except BaseException:
         if not starter.is_kept:

@@ -154,10 +154,10 @@ class Launch:
     def keep(self) -> None:
         """Let the mount stay. Raises as `wait_until_ready`."""
         self._signals.check()
-        try:
+        # If it has ended meanwhile, it has said why.
+        with contextlib.suppress(OSError):
             self._socket.send(KEEP)
-        except OSError:
-            self._hear()
+        self._hear()
 
     def abandon(self) -> bool:
         """Return when no process of the daemon is left; whether they ended by themselves."""

@@ -1,7 +1,8 @@
 """The daemon's end of its start: it says how that went, and hears whether its mount is to stay.
 
     daemon -> command   {"ready": DEVICE}      the mount is made, and answers
-    command -> daemon   keep                   it does, and is to stay: the command succeeds
+    command -> daemon   keep                   it does, and is to stay
+    daemon -> command   {"kept": DEVICE}       it stays: the command succeeds
     daemon -> command   {"error": SENTENCE}    there is no mount, and nothing is left of one;
                                                with "busy" the pool is somebody else's
 
@@ -42,6 +43,9 @@ class Starter:
         self.ended_by: int | None = None
         """The signal that has ended it."""
         self._has_failed = False
+        self._is_over = False
+        self._lock = threading.Lock()
+        self._device = ""
         self._may_raise = False
         if self._socket is not None:
             threading.Thread(target=self._listen, args=(self._socket,), daemon=True).start()
@@ -52,7 +56,13 @@ class Starter:
         if self._socket is None:
             self.is_kept = True
         else:
+            self._device = mount.device
             self._say({"ready": mount.device})
+
+    def end(self) -> None:
+        """The mount is about to end: it is kept by now, or never."""
+        with self._lock:
+            self._is_over = True
 
     def say_failed(self, sentence: str, *, is_busy: bool = False) -> None:
         """There is no mount, and why."""
@@ -99,7 +109,12 @@ class Starter:
         """In a thread of its own, since the main thread may be busy for long."""
         with contextlib.suppress(OSError):
             if connection.recv(len(KEEP)) == KEEP:
-                self.is_kept = True
+                with self._lock:
+                    if self._is_over:
+                        # What has ended is not kept any more: `say_failed` says why.
+                        return
+                    self.is_kept = True
+                self._say({"kept": self._device})
                 connection.close()
                 _say_no_more()
                 return

@@ -70,7 +70,7 @@ LIMITS = (
     Limit(resource.RLIMIT_AS, "-v", "address space", (errno.ENOMEM,)),
     Limit(resource.RLIMIT_DATA, "-d", "data segments", (errno.ENOMEM,)),
     Limit(resource.RLIMIT_STACK, "-s", "the stack", (errno.ENOMEM,), 8 * MIB),
-    Limit(resource.RLIMIT_NOFILE, "-n", "open files", (errno.EMFILE,), 65536, True),
+    Limit(resource.RLIMIT_NOFILE, "-n", "open files", (errno.EMFILE,), 4096, True),
     Limit(resource.RLIMIT_NPROC, "-u", "processes", (errno.EAGAIN,), is_count=True),
     Limit(resource.RLIMIT_MEMLOCK, "-l", "locked memory", ()),
     Limit(resource.RLIMIT_CPU, "-t", "CPU time", (), is_count=True),

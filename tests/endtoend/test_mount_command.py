@@ -72,12 +72,12 @@ def children_of(pid: int) -> list[int]:
 
 def data_planes_of(pool: Path) -> list[int]:
     """The data plane of a mount that is made, as soon as it is a process of its own."""
-    return [
-        child
-        for pid in daemons_of(pool)
-        for child in children_of(pid)
-        if b"planed" in Path(f"/proc/{child}/cmdline").read_bytes()
-    ]
+    found = []
+    for child in (child for pid in daemons_of(pool) for child in children_of(pid)):
+        with suppress(OSError):
+            if b"pmemfs.daemons.planed" in Path(f"/proc/{child}/cmdline").read_bytes():
+                found.append(child)
+    return found
 
 
 def state_of(pool: Path) -> State:
@@ -206,9 +206,14 @@ def test_a_data_plane_that_dies_while_it_mounts_is_one_sentence(pools: PoolMaker
     with subprocess.Popen(
         command(mounted, pools), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
+        wait_until(lambda: bool(daemons_of(mounted.pool)), "there is a daemon")
+        # So that the mount can't be kept before.
+        process.send_signal(signal.SIGSTOP)
         wait_until(lambda: bool(data_planes_of(mounted.pool)), "there is a data plane")
         for pid in data_planes_of(mounted.pool):
             os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: mounts_at(mounted.mountpoint) == 0, "it is unmounted")
+        process.send_signal(signal.SIGCONT)
         out, err = process.communicate(timeout=100)
     refused(Result(process.returncode, out, err), 32, "the data plane failed", "SIGKILL")
     assert_nothing_is_left(mounted)
