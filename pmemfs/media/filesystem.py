@@ -51,7 +51,9 @@ class Head:
     features: int = stored("<u8", "an unknown bit set: refuse the file system")
     uuid: bytes = stored("V16", "of the pool whose file system it is", default=bytes(16))
     is_clean: int = stored("<u8", "1: unmounted, and no frame is used that nobody owns")
-    reserved: bytes = stored("V8", "zero", default=bytes(8))
+    log_frames: int = stored(
+        "<u8", "frames of the longest log that there was: so many are kept free", default=0
+    )
 
 
 HEAD = Layout(Head, 64)

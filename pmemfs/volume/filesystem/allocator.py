@@ -8,8 +8,9 @@ long as there is anything; so the pieces of the file fall into place. Invariants
 - a bit is set and flushed before its run is given out; whoever maps the run fences before that is
   committed. A bit is cleared after what freed it was committed. So a crash can leave a bit set that
   nobody owns, and never one clear that somebody does;
-- the last `RESERVE_FRAMES` (of a small pool less) are for urgent demands: what deletes needs room
-  for its records.
+- the last frames are for urgent demands, whose operations take no more room in the end:
+  `RESERVE_FRAMES` (of a small pool less) for what their records need meanwhile, `log_frames` so
+  that the longest log can be written anew. Without these a full pool could not be emptied.
 
 A group is read when it is needed first, so nothing here costs by the size of the pool at mount.
 """
@@ -40,6 +41,7 @@ from pmemfs.volume.filesystem.masks import (
 )
 
 RESERVE_FRAMES = 1024
+_LEAST_RESERVE_FRAMES = 8
 LARGE_FRAMES = 64
 """What comes in pieces of this size gets chunks of its own."""
 _TRIES = 16
@@ -93,6 +95,8 @@ class Allocator:
         self._groups: dict[int, Group] = {}
         self._small_group = self._large_group = 0
         self.known_free = 0
+        self.log_frames = 0
+        """What the longest log takes that is to be written anew."""
         self._holds: dict[int, list[tuple[int, int]]] = {}
         """By who holds them, group and chunk in it."""
         self.given_out: list[Run] | None = None
@@ -102,11 +106,21 @@ class Allocator:
     def set_geometry(self, geometry: Geometry) -> None:
         """The zone, as it is now: groups may have become longer, and more."""
         self.geometry = geometry
-        self.reserve = min(RESERVE_FRAMES, geometry.frame_count // 64)
-        """Frames that only urgent demands get."""
+        least = min(_LEAST_RESERVE_FRAMES, geometry.frame_count // 8)
+        self._for_records = min(RESERVE_FRAMES, max(geometry.frame_count // 64, least))
         # Forgotten and read anew when needed: the last group may have got more frames.
         self._groups.clear()
         self.known_free = 0
+
+    @property
+    def reserve(self) -> int:
+        """How many frames only urgent demands get."""
+        return self._for_records + min(self.log_frames, self.geometry.frame_count // 2)
+
+    def is_tight(self, wanted: int) -> bool:
+        """Whether urgent demands have taken half of what is for their records, but not `wanted`."""
+        least = self.reserve - self._for_records // 2
+        return wanted <= self.free_up_to(least) < least
 
     def allocate(
         self, frame_count: int, *, goal: int = 0, whole: bool = False, urgent: bool = False

@@ -101,7 +101,7 @@ class AttributeOperations(InodeStore, ABC):
             self.truncate(inode, size_bytes, changes)
         else:
             state = self.state_of(inode).replaced(**changes)
-            with self.change() as change:
+            with self.change(urgent=True) as change:
                 change.append(inode, state.pack())
                 change.then(lambda: self._set_state(inode, state))
         if mtime_ns is not None:
@@ -175,7 +175,11 @@ class AttributeOperations(InodeStore, ABC):
         state.changed_ns = self.times.now_ns()
         if mode is not None:
             state.mode = stat.S_IFMT(state.mode) | stat.S_IMODE(mode)
-        with self.change() as change:
+        is_urgent = all(
+            value is None or (name in inode.xattrs and len(value) <= len(inode.xattrs[name]))
+            for name, value in changes.items()
+        )
+        with self.change(urgent=is_urgent) as change:
             for name, value in changes.items():
                 if value is not None:
                     change.append(inode, *media.pack_values(RecordKind.XATTR, name, value))

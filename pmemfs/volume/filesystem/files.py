@@ -141,7 +141,7 @@ class FileOperations(AttributeOperations):
         elif state.flags & InodeFlags.KEEPS_AHEAD:
             first_gone = inode.extents.end
         self._zero_mapped(inode, old_bytes, min(size_bytes, first_gone << PAGE_SHIFT))
-        with self.change(urgent=is_shorter) as change:
+        with self.change(urgent=True) as change:
             if inode.extents.end > first_gone:
                 self._unmap(change, inode, first_gone, inode.extents.end - first_gone)
             self._set_size(change, inode, state)

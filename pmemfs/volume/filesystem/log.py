@@ -13,7 +13,14 @@ from pmemfs.errors import DamagedFileSystem
 from pmemfs.media import log as media
 from pmemfs.media.filesystem import Geometry
 from pmemfs.media.inode import INLINE_OFFSET, SLOT_BYTES
-from pmemfs.media.log import FRAME_HEAD_BYTES, NEXT_AT, RECORD_BYTES, RecordKind
+from pmemfs.media.log import (
+    FRAME_HEAD_BYTES,
+    INLINE_RECORDS,
+    MOST_SLOTS,
+    NEXT_AT,
+    RECORD_BYTES,
+    RecordKind,
+)
 from pmemfs.medium.base import Medium
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
 
@@ -35,6 +42,14 @@ class Log:
     def is_inline(self) -> bool:
         """Whether it lies in the inode's slot."""
         return not self.frames
+
+
+def frames_needed(slot_count: int) -> int:
+    """How many frames a compacted log of so many slots takes, at most; none in an inode's slot.
+
+    A record does not cross the end of a frame, so of a frame up to nine slots are left over.
+    """
+    return -(-slot_count // (MOST_SLOTS - 9)) if slot_count > INLINE_RECORDS else 0
 
 
 def end_of_area(position: int, slot_offset: int) -> int:

@@ -220,7 +220,7 @@ class NameOperations(AttributeOperations):
         now_ns = self.times.now_ns()
         entry = Entry(inode.number, inode.type)
         # What makes an inode is not urgent: see `InodeStore.take_frames`.
-        with self.change(urgent=victim is not None and whiteout is None) as change:
+        with self.change(urgent=whiteout is None) as change:
             left = (
                 self._new_inode(change, whiteout, now_ns, source.number, link_count=1)
                 if whiteout
@@ -252,7 +252,7 @@ class NameOperations(AttributeOperations):
         if inode is other:
             return
         entry, other_entry = Entry(inode.number, inode.type), Entry(other.number, other.type)
-        with self.change() as change:
+        with self.change(urgent=True) as change:
             change.append(target, media.pack_entry(new_name, entry.inode, entry.type, now_ns))
             change.append(source, media.pack_entry(name, other.number, other.type, now_ns))
             state = self._moved(change, inode, source, target, now_ns)

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
+from contextlib import suppress
 from contextvars import ContextVar
 
 from pmemfs.clock import FileClock, not_before
@@ -39,6 +40,7 @@ from pmemfs.volume.filesystem.busy import BusyPages
 from pmemfs.volume.filesystem.entries import Entries
 from pmemfs.volume.filesystem.extents import Run
 from pmemfs.volume.filesystem.inode import Inode, State
+from pmemfs.volume.filesystem.log import frames_needed
 from pmemfs.volume.filesystem.reading import (
     Reading,
     Steps,
@@ -56,6 +58,7 @@ log = logging.getLogger(__name__)
 _IDLE_TICKS = 10
 _MOST_CACHED = 50_000
 _CLEAN_AT = HEAD.offset_of("is_clean")
+_LOG_FRAMES_AT = HEAD.offset_of("log_frames")
 READING_STEPS = 16
 """Frames of a log that are read at once while others wait: some thousand records, some ms."""
 _RUNS_A_STEP = 512
@@ -120,6 +123,7 @@ class InodeStore:
         self.may_have_leaks = not head.is_clean
         self._has_written = False
         self.allocator = Allocator(self.medium, self.geometry)
+        self.allocator.log_frames = head.log_frames
         self.table = InodeTable(self.medium, self.geometry, self.allocator)
         self.busy = BusyPages(self.allocator, memmap, self.tables)
         self.clock = 0
@@ -130,6 +134,7 @@ class InodeStore:
         self._leftover: Entries | None = None
         self._holds: dict[int, int] = {}
         self._busy_slots: list[tuple[object, int]] = []
+        self._is_compacting = False
         self.table.pending_words = self._recover()
 
     # Inodes
@@ -243,6 +248,8 @@ class InodeStore:
                 continue
             if inode.is_read and not self.read_only:
                 self._log_access(inode)
+            if not self.read_only:
+                self.keep_reserve([inode])
             del self._inodes[inode.number]
             if len(inode.entries) > _DISCARDED_AT_ONCE:
                 self._leftover = inode.entries
@@ -347,8 +354,10 @@ class InodeStore:
             self._store_clean(0)
             self._has_written = True
 
-    def take_frames(self, frame_count: int, *, goal: int, whole: bool, urgent: bool) -> list[Run]:
-        """Free frames. Raises OSError (ENOSPC)."""
+    def take_frames(
+        self, frame_count: int, *, goal: int, whole: bool, urgent: bool, under_way: Set[int]
+    ) -> list[Run]:
+        """Free frames, not from the logs of `under_way`. Raises OSError (ENOSPC)."""
         try:
             return self.allocator.allocate(frame_count, goal=goal, whole=whole, urgent=urgent)
         except OSError as error:
@@ -359,6 +368,11 @@ class InodeStore:
         if urgent:
             # Nothing urgent makes an inode, so no slot in an empty frame is in anybody's hands.
             self.drop_inode_frames(kept_slots=0)
+            for inode in [] if self._is_compacting else list(self._inodes.values()):
+                if self.allocator.free_up_to(frame_count) >= frame_count:
+                    break
+                if inode.number not in under_way:
+                    self._compact(inode)
         return self.allocator.allocate(frame_count, goal=goal, whole=whole, urgent=urgent)
 
     def release(
@@ -380,6 +394,37 @@ class InodeStore:
                 self.table.withhold(inode.slot_offset)
         # Of logs nobody knows but us.
         self.allocator.free(frames)
+
+    def keep_reserve(self, changed: Iterable[Inode]) -> None:
+        """Something was logged of these: where free frames are few, give back what is dead of it.
+
+        So urgent operations give back what they take of the reserve, but for what lives.
+        """
+        for inode in changed:
+            frames = frames_needed(inode.compacted_slots)
+            if frames > self.allocator.log_frames:
+                self._note_log_frames(frames)
+            if self.allocator.is_tight(frames):
+                self._compact(inode)
+
+    def _compact(self, inode: Inode) -> None:
+        """Write a log anew that would take fewer frames so, if there is room for that."""
+        is_worth_it = frames_needed(inode.compacted_slots) < len(inode.log.frames)
+        if self._is_compacting or not is_worth_it or inode.number not in self._inodes:
+            return
+        self._is_compacting = True
+        try:
+            with suppress(OSError), self.change(urgent=True) as change:
+                change.compact(inode)
+        finally:
+            self._is_compacting = False
+
+    def _note_log_frames(self, frame_count: int) -> None:
+        """Keep room for a log that is longer than any was, after the next mount, too."""
+        self.allocator.log_frames = frame_count
+        at = self._head_offset + _LOG_FRAMES_AT
+        self.medium.store(at, frame_count.to_bytes(8, "little"))
+        self.medium.flush(at, 8)
 
     def collect_slots(self) -> None:
         """Give back the slots of inodes that nobody sees any more."""

@@ -44,7 +44,7 @@ _MIN_DEAD_SLOTS = MOST_SLOTS
 
 
 class Transaction:
-    """The changes of one operation. `urgent` lets it use the reserve: it gives more than it takes.
+    """The changes of one operation. `urgent` lets it use the reserve: in the end it takes nothing.
 
     Raises OSError: ENOSPC, where nothing has happened; EIO, after which nothing can be written.
     """
@@ -88,8 +88,9 @@ class Transaction:
     ) -> list[Run]:
         """Free frames, which are given back unless this is committed. Raises OSError (ENOSPC)."""
         runs = self._store.take_frames(
-            frame_count, goal=goal, whole=whole, urgent=urgent or self._urgent
-        )
+            frame_count, goal=goal, whole=whole, urgent=urgent or self._urgent,
+            under_way=self._records.keys() | {inode.number for inode in self._removed},
+        )  # fmt: skip
         self._allocated += runs
         return runs
 
@@ -156,6 +157,7 @@ class Transaction:
         for inode, _ in self._logs:
             self._store.tables.touched(inode.number)
         self._store.release(self._released, self._removed, self._old_frames)
+        self._store.keep_reserve([inode for inode, _ in self._logs])
 
     def _abort(self) -> None:
         self._store.allocator.free(self._allocated)
