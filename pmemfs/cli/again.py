@@ -78,6 +78,7 @@ def mount_again(first: Living, wanted: Wanted, signals: NotedSignals) -> None:
         if done.returncode:
             raise refuse(" ".join(done.stderr.split()) or f"{bind} failed")
         signals.wait_for(lambda: os.stat(here))
+        signals.ignore()
     except BaseException as error:
         if any(place.mountpoint == here for place in places_of(first.mount)):
             with suppress(UnmountFailed):

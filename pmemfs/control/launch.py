@@ -58,6 +58,14 @@ class NotedSignals:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._note)
 
+    def ignore(self) -> None:
+        """The command has succeeded: from now on no signal counts.
+
+        Not even while Python ends, when it gives signals back their default.
+        """
+        for number in ENDING_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
     def fileno(self) -> int:
         """Readable once a signal has come."""
         return self._reader
@@ -158,6 +166,7 @@ class Launch:
         with contextlib.suppress(OSError):
             self._socket.send(KEEP)
         self._hear()
+        self._signals.ignore()
 
     def abandon(self) -> bool:
         """Return when no process of the daemon is left; whether they ended by themselves."""
