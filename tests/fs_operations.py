@@ -233,7 +233,7 @@ def names(w: World) -> list[str]:
 
 
 def make_unnamed(w: World) -> None:
-    number = w.fs.make_unnamed(FILE)
+    number = w.fs.make_unnamed(ROOT, FILE)
     w.fs.hold(number)
     w.held.append(number)
 

@@ -212,7 +212,7 @@ def _made(seed: int, rng: random.Random) -> Base:
         populate(fs, rng)
     image = bytes(medium.memory)
     if seed % 2:
-        fs.make_unnamed(NewInode(_FILE, 0, 0))
+        fs.make_unnamed(ROOT, NewInode(_FILE, 0, 0))
         image = _interrupted(bytes(medium.memory), rng)
     else:
         fs.end()
@@ -623,7 +623,7 @@ def work(
         lambda: fs.copy(number(), 0, number(), 5000, 5000),
         lambda: fs.trim_ahead(number()),
         lambda: fs.persist(number()),
-        lambda: fs.make_unnamed(NewInode(_FILE, 0, 0)),
+        lambda: fs.make_unnamed(ROOT, NewInode(_FILE, 0, 0)),
         lambda: fs.hold(number()),
         lambda: fs.drop(number()),
         fs.tidy,

@@ -23,6 +23,8 @@ class Change:
     atime_ns: int | None = None
     mtime_ns: int | None = None
     ctime_ns: int | None = None
+    is_touch: bool = False
+    """The times are now, which also who may write may set. pyfuse3 does not show that."""
     takes_privileges: bool = False
     """The caller may not keep set-user-ID and set-group-ID, whatever else changes."""
 
@@ -50,7 +52,7 @@ def change_inode(
     }
     wanted = {name: value for name, value in fields.items() if value is not None}
     if wanted:
-        fs.set_attributes(ino, **wanted)
+        fs.set_attributes(ino, is_touch=change.is_touch, **wanted)
     if change.mode is not None or change.size_bytes is not None or change.gives_away:
         files.note_change(ino)
     return fs.attributes(ino)

@@ -43,6 +43,11 @@ class _OpenFile:
         return self.flags & os.O_ACCMODE != os.O_RDONLY
 
     @property
+    def is_for_appending(self) -> bool:
+        """Whether it was opened so, as one must that is append-only."""
+        return bool(self.flags & os.O_APPEND)
+
+    @property
     def is_synchronous(self) -> bool:
         """Whether each write is durable when it is answered."""
         return bool(self.flags & os.O_DSYNC)
@@ -78,9 +83,8 @@ class OpenFiles:
         `may_keep` says whether the caller may then keep the file's set-user-ID and set-group-ID
         bits; where nobody knows, root may.
         """
-        if flags & os.O_TRUNC:
-            # Before anything is changed, since it may have to be read; see `patience`.
-            self._fs.inode(ino)
+        # Before anything is changed, since it may have to be read; see `patience`.
+        self._fs.check_open(ino, flags)
         self._fs.hold(ino)
         notes_reads = self._notes_reads and not flags & os.O_NOATIME
         file = _OpenFile(ino, flags, notes_reads, loser=None if caller.uid == 0 else caller)
@@ -135,25 +139,41 @@ class OpenFiles:
             self._publisher.was_read(file.ino, offset_bytes + length_bytes)
         return data
 
-    def store(self, number: int, offset_bytes: int, data: Buffer, loser: Caller | None) -> int:
+    def store(
+        self,
+        number: int,
+        offset_bytes: int,
+        data: Buffer,
+        loser: Caller | None,
+        *,
+        is_append: bool = False,
+    ) -> int:
         """Store bytes; how many. Raises OSError.
 
         `loser` is the writer, who may not keep the file's set-user-ID and set-group-ID bits; None:
-        who may.
+        who may. `is_append` says that the kernel has chosen the place, which was the end then:
+        several parts of one large write may come in any order.
         """
         file = self._file(number)
+        may_overwrite = is_append or self.may_overwrite(number)
         self.take_privileges(file.ino, loser)
-        written = self._fs.write(file.ino, offset_bytes, data)
+        written = self._fs.write(file.ino, offset_bytes, data, may_overwrite=may_overwrite)
         self._engine.count_write(written)
         if self._publisher:
             self._publisher.was_written(file.ino, written)
         return written
 
     async def write_through(
-        self, number: int, offset_bytes: int, data: Buffer, loser: Caller | None
+        self,
+        number: int,
+        offset_bytes: int,
+        data: Buffer,
+        loser: Caller | None,
+        *,
+        is_append: bool = False,
     ) -> int:
         """As `store`, and make it durable. Raises OSError."""
-        written = self.store(number, offset_bytes, data, loser)
+        written = self.store(number, offset_bytes, data, loser, is_append=is_append)
         self._fs.write_back(self._file(number).ino)
         await self._engine.make_durable()
         return written
@@ -167,6 +187,14 @@ class OpenFiles:
         if file.is_synchronous:
             return await self.write_through(number, offset_bytes, data, file.loser)
         return self.store(number, offset_bytes, data, file.loser)
+
+    def may_overwrite(self, number: int) -> bool:
+        """Whether a handle is older than its file is append-only, if it is. Raises OSError.
+
+        After that the kernel opens it for appending only. But fcntl(2) can take O_APPEND away, and
+        a mapping stores anywhere, since the kernel knows nothing of the flag.
+        """
+        return not self._file(number).is_for_appending
 
     async def fsync(self, number: int) -> None:
         """Make a file durable. Raises OSError."""

@@ -6,7 +6,8 @@ at its second write or one of 64 KiB, at an fsync; and withdrawn when nobody has
 Publishing costs by the number of extents, so a file of many that changes again and again (pages
 written in any order into holes) is published anew only after so many requests that this is no more
 than they cost themselves. Invariants:
-- only regular files that are open are published, and none that a write must take privileges from;
+- only regular files that are open are published, and none that a write must take privileges from,
+  or that is immutable or append-only: the data plane knows nothing of either;
 - whose extents changed is withdrawn before they are given to anybody else, and published anew by
   the next request that comes here;
 - `changed` and `gone` answer a token as long as any worker may see what was ever published.
@@ -28,6 +29,7 @@ from pmemfs.dataplane.tables import Grace, SharedMemory
 from pmemfs.fuse.privileges import has_privileges
 from pmemfs.units import KIB
 from pmemfs.volume.filesystem.filesystem import FileSystem
+from pmemfs.volume.filesystem.inode import FIXED
 from pmemfs.volume.filesystem.tables import Tables
 
 _LARGE_WRITE_BYTES = 64 * KIB
@@ -207,7 +209,11 @@ class Publisher:
         if not demand.is_wanted:
             return
         attributes = self._fs.attributes(ino)
-        if not stat.S_ISREG(attributes.mode) or has_privileges(self._fs, ino, attributes.mode):
+        if (
+            not stat.S_ISREG(attributes.mode)
+            or attributes.flags & FIXED
+            or has_privileges(self._fs, ino, attributes.mode)
+        ):
             self._tables.withdraw(ino)
             return
         if demand.patience:

@@ -82,6 +82,7 @@ class Copy:
 
     source_bytes: int
     target_inode: int
+    target_handle: int
     target_bytes: int
     length_bytes: int
 
@@ -235,10 +236,12 @@ def copy_of(request: Request) -> Copy:
 
     Raises OSError (EINVAL) for an impossible range.
     """
-    _, source, inode_out, _, target, length, flags = wire.COPY_IN.unpack_from(request.operation)
+    _, source, inode_out, handle_out, target, length, flags = wire.COPY_IN.unpack_from(
+        request.operation
+    )
     if flags or max(source, target) >= _OFFSET_LIMIT:
         raise OSError(errno.EINVAL, "no such range")
-    return Copy(source, inode_out, target, min(length, _COPY_AT_ONCE_BYTES))
+    return Copy(source, inode_out, handle_out, target, min(length, _COPY_AT_ONCE_BYTES))
 
 
 def copying(copy: Callable[[Request], Coroutine[None, None, int]]) -> dict[int, Handler]:

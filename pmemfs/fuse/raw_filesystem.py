@@ -16,6 +16,7 @@ import trio
 from pmemfs.errors import system_error
 from pmemfs.fuse import wire
 from pmemfs.fuse.changes import Change, change_inode
+from pmemfs.fuse.fileattr import FlagCommands
 from pmemfs.fuse.filesystem import CACHE_SECONDS, find, let_go
 from pmemfs.fuse.newinode import Maker, new_inode, whiteout
 from pmemfs.fuse.openfiles import OpenFiles
@@ -92,7 +93,7 @@ class RawFileSystem:
 
     def _ioctls(self) -> dict[int, IoctlHandler]:
         """The commands of ioctl(2) by number; the kernel answers some more by itself."""
-        return {}
+        return FlagCommands(self._fs, self._files).by_number()
 
     # Names
 
@@ -173,7 +174,7 @@ class RawFileSystem:
     def _tmpfile(self, request: Request) -> Answer:
         flags, mode, maker = _wanted(request)
         new = new_inode(self._fs, request.inode, maker, mode)
-        return self._made(self._fs.make_unnamed(new), flags, request.caller)
+        return self._made(self._fs.make_unnamed(request.inode, new), flags, request.caller)
 
     def _read(self, request: Request) -> Answer:
         handle, offset, size, *_ = wire.READ_IN.unpack_from(request.operation)
@@ -186,15 +187,16 @@ class RawFileSystem:
         if len(data) < size:
             raise system_error(errno.EINVAL)
         loser = request.caller if write_flags & wire.WRITE_KILL_SUIDGID else None
+        is_append = bool(flags & os.O_APPEND) and not write_flags & wire.WRITE_CACHE
         if flags & os.O_DSYNC:
-            return self._write_through(handle, offset, data, loser)
-        stored = self._files.store(handle, offset, data, loser)
+            return self._write_through(handle, offset, data, loser, is_append=is_append)
+        stored = self._files.store(handle, offset, data, loser, is_append=is_append)
         return wire.WRITE_OUT.pack(stored, 0)
 
     async def _write_through(
-        self, handle: int, offset: int, data: memoryview, loser: Caller | None
+        self, handle: int, offset: int, data: memoryview, loser: Caller | None, *, is_append: bool
     ) -> bytes:
-        stored = await self._files.write_through(handle, offset, data, loser)
+        stored = await self._files.write_through(handle, offset, data, loser, is_append=is_append)
         return wire.WRITE_OUT.pack(stored, 0)
 
     def _release(self, request: Request) -> Answer:
@@ -249,6 +251,7 @@ class RawFileSystem:
     async def _copy(self, request: Request) -> int:
         wanted = copy_of(request)
         length = wanted.length_bytes
+        may_overwrite = self._files.may_overwrite(wanted.target_handle)
         done = 0
         self._take_privileges(wanted.target_inode, request.caller)
         while done < length:
@@ -257,6 +260,7 @@ class RawFileSystem:
                 copied = self._fs.copy(
                     request.inode, wanted.source_bytes + done,
                     wanted.target_inode, wanted.target_bytes + done, step,
+                    may_overwrite=may_overwrite,
                 )  # fmt: skip
             except OSError:
                 if done:
@@ -318,6 +322,8 @@ def _change_of(request: Request) -> Change:
     def wanted(flag: int, value: int) -> int | None:
         return value if valid & flag else None
 
+    both_now = wire.SETS_ATIME_NOW | wire.SETS_MTIME_NOW
+
     return Change(
         mode=wanted(wire.SETS_MODE, mode),
         uid=wanted(wire.SETS_UID, uid),
@@ -326,6 +332,7 @@ def _change_of(request: Request) -> Change:
         atime_ns=wanted(wire.SETS_ATIME, atime * wire.NS + atime_ns),
         mtime_ns=wanted(wire.SETS_MTIME, mtime * wire.NS + mtime_ns),
         ctime_ns=wanted(wire.SETS_CTIME, ctime * wire.NS + ctime_ns),
+        is_touch=valid & both_now == both_now,
         takes_privileges=bool(valid & wire.SETATTR_KILL_SUIDGID),
     )
 

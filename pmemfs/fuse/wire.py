@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Mapping
 
+from pmemfs.media.log import InodeFlags
 from pmemfs.pfn import FRAME_BYTES
 from pmemfs.volume.filesystem.attributes import Attributes
 
@@ -39,6 +41,7 @@ OUT_HEADER = struct.Struct("<IiQ")
 SETATTR_IN = struct.Struct("<I4xQQQqqqIIII4xII4x")
 SETS_MODE, SETS_UID, SETS_GID, SETS_SIZE = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 SETS_ATIME, SETS_MTIME, SETS_CTIME = 1 << 4, 1 << 5, 1 << 10
+SETS_ATIME_NOW, SETS_MTIME_NOW = 1 << 7, 1 << 8
 SETATTR_KILL_SUIDGID = 1 << 11
 """Of `valid`, as `WRITE_KILL_SUIDGID`; always of a change of the owner."""
 # nlookup
@@ -61,6 +64,8 @@ CREATE_IN = struct.Struct("<IIII")
 READ_IN = struct.Struct("<QQIIQII")
 # fh, offset, size, write_flags, lock_owner, flags, padding; the bytes follow
 WRITE_IN = struct.Struct("<QQIIQII")
+WRITE_CACHE = 1 << 0
+"""Of write_flags: the kernel writes its page cache back, for nobody in particular."""
 WRITE_KILL_SUIDGID = 1 << 2
 """Of write_flags: whoever writes may not keep the file's set-user-ID and set-group-ID bits."""
 # size, padding
@@ -101,6 +106,15 @@ _STATX_TIME = struct.Struct("<qIi")
 # rdev, dev, spare
 _STATX_TAIL = struct.Struct("<IIII112x")
 _STATX_BASIC_AND_BIRTH = 0x7FF | 0x800
+FLAG_BITS = {
+    InodeFlags.IMMUTABLE: 0x10,
+    InodeFlags.APPEND_ONLY: 0x20,
+    InodeFlags.NO_DUMP: 0x40,
+    InodeFlags.NO_ACCESS_TIME: 0x80,
+}
+"""The flags of chattr(1) as FS_IOC_GETFLAGS has them; statx(2) has the same bits."""
+_STATX_FLAGS = 0x10 | 0x20 | 0x40
+"""But for the last one, for which it has none."""
 NS = 1_000_000_000
 
 
@@ -129,9 +143,9 @@ def open_out(handle: int, *, cached: bool) -> bytes:
 def statx_out(attributes: Attributes, valid_seconds: int) -> bytes:
     """All that is known of an inode: struct fuse_statx_out."""
     head = _STATX_HEAD.pack(
-        _STATX_BASIC_AND_BIRTH, FRAME_BYTES, 0, attributes.nlink, attributes.uid,
-        attributes.gid, attributes.mode, 0, attributes.ino, attributes.size_bytes,
-        attributes.block_count, 0,
+        _STATX_BASIC_AND_BIRTH, FRAME_BYTES, bits_of(attributes.flags, FLAG_BITS) & _STATX_FLAGS,
+        attributes.nlink, attributes.uid, attributes.gid, attributes.mode, 0, attributes.ino,
+        attributes.size_bytes, attributes.block_count, _STATX_FLAGS,
     )  # fmt: skip
     times = (attributes.atime_ns, attributes.birth_ns, attributes.ctime_ns, attributes.mtime_ns)
     return (
@@ -140,6 +154,11 @@ def statx_out(attributes: Attributes, valid_seconds: int) -> bytes:
         + b"".join(_STATX_TIME.pack(time // NS, time % NS, 0) for time in times)
         + _STATX_TAIL.pack(os.major(attributes.rdev), os.minor(attributes.rdev), 0, 0)
     )
+
+
+def bits_of(flags: InodeFlags, bits: Mapping[InodeFlags, int]) -> int:
+    """Flags of an inode in another numbering, which may lack some of them."""
+    return sum(bit for flag, bit in bits.items() if flags & flag)
 
 
 def _attr(attributes: Attributes) -> bytes:

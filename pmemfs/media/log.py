@@ -49,10 +49,18 @@ class RecordKind(IntEnum):
 
 
 class InodeFlags(IntFlag):
-    """Flags of an inode."""
+    """Flags of an inode. A record with any other is damaged."""
 
     KEEPS_AHEAD = 1
     """Frames behind the size are wanted there: fallocate with FALLOC_FL_KEEP_SIZE."""
+    IMMUTABLE = 2
+    """Of a file or directory: nothing of it changes. This and the rest are those of chattr(1)."""
+    APPEND_ONLY = 4
+    """Of a file or directory: something is added at its end, and nothing else of it changes."""
+    NO_DUMP = 8
+    """Programs that make backups are asked to leave it out."""
+    NO_ACCESS_TIME = 16
+    """Reading it does not change its time of access."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +108,8 @@ class AttributesRecord:
     changed_ns: int = stored("<i8", "last change of the inode", unit="ns since 1970")
     device: int = stored("<u4", "of a device node, as the kernel encodes it")
     epoch: int = stored("<u2", "counts truncations; see the live line")
-    flags: int = stored("<u2", "1 frames behind the size are kept")
+    flags: int = stored("<u2", "1 frames behind the size are kept, 2 immutable, 4 append-only, 8 "
+                        "not to be dumped, 16 a read changes no time of access")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

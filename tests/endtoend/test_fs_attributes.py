@@ -6,7 +6,6 @@ import ctypes
 import errno
 import fcntl
 import os
-import stat
 import struct
 import subprocess
 import threading
@@ -304,17 +303,3 @@ def test_an_ioctl_of_another_kind_of_file_is_refused(root: Path, command: int) -
                 fcntl.ioctl(fd, command, bytes(64))
         finally:
             os.close(fd)
-
-
-def test_a_file_system_cannot_be_asked_for_flags_that_it_has_not(root: Path) -> None:
-    path = root / "file"
-    path.touch()
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        libc = ctypes.CDLL(None, use_errno=True)
-        flags = ctypes.c_long()
-        assert libc.ioctl(fd, 0x80086601, ctypes.byref(flags)) == -1
-        assert ctypes.get_errno() == errno.ENOTTY
-    finally:
-        os.close(fd)
-    assert stat.S_ISREG(path.stat().st_mode)

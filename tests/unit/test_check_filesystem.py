@@ -166,7 +166,7 @@ def test_a_sound_file_system_has_no_problems_and_is_counted(tree: Tree) -> None:
 def test_what_a_crash_leaves_is_a_leak_and_no_error(tree: Tree) -> None:
     fs = tree.mount()
     fs.allocator.allocate(5)
-    fs.make_unnamed(FILE)
+    fs.make_unnamed(ROOT, FILE)
     fs.write(tree.file, 10_000, bytes(5000))
     assert tree.errors() == []
     leaks = "\n".join(tree.leaks())

@@ -6,10 +6,11 @@ What the fuzzer has found once, and what it can hardly find.
 from __future__ import annotations
 
 import errno
+import stat
 from collections.abc import Callable
 
 import pytest
-from test_check_filesystem import Changes, Tree
+from test_check_filesystem import Changes, Tree, names
 
 from pmemfs.errors import DamagedFileSystem
 from pmemfs.media import log as media
@@ -23,8 +24,9 @@ from pmemfs.media.filesystem import (
 from pmemfs.media.filesystem import pack_head as pack_filesystem_head
 from pmemfs.media.inode import HEAD, INLINE_OFFSET, ROOT, SLOT_BYTES, TAIL_WORD_AT, pack_head
 from pmemfs.media.journal import pack_journal
-from pmemfs.media.log import RecordKind
+from pmemfs.media.log import InodeFlags, RecordKind
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
+from pmemfs.volume.filesystem.attributes import CHATTR
 from pmemfs.volume.filesystem.filesystem import FileSystem
 from pmemfs.volume.filesystem.names import RENAME_EXCHANGE, NewInode
 from pmemfs.volume.filesystem.reading import read_inode
@@ -339,3 +341,61 @@ def test_directories_that_were_moved_are_where_they_are(tree: Tree) -> None:
         assert mounted.lookup(away, b"moved") == tree.home
         assert mounted.has_entry(away, b"moved") == tree.home
     assert not tree.errors()
+
+
+# Flags
+
+FLAGS = InodeFlags.IMMUTABLE | InodeFlags.APPEND_ONLY
+
+
+@pytest.mark.parametrize("flags", [32, 64, 1 << 15, 0xFFFF])
+def test_flags_that_nobody_knows_are_damage(tree: Tree, flags: int) -> None:
+    with tree.changed() as changes:
+        changes.state(tree.other, flags=flags)
+    fs = tree.mount()
+    with pytest.raises(OSError, match="none that are known") as raised:
+        fs.attributes(tree.other)
+    assert raised.value.errno == errno.EIO
+    assert fs.read_only
+    assert any("none that are known" in error for error in tree.errors())
+
+
+@pytest.mark.parametrize("kind", [stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR])
+def test_what_nobody_can_open_for_its_flags_is_never_fixed(tree: Tree, kind: int) -> None:
+    special = NewInode(kind | 0o644, 0, 0)
+    inherited = InodeFlags.NO_DUMP | InodeFlags.NO_ACCESS_TIME
+    number = tree.mount().make(ROOT, b"sound", special)
+    with tree.changed() as changes:
+        changes.state(number, flags=inherited)
+    assert tree.mount().attributes(number).flags == inherited
+    for flags in (InodeFlags.IMMUTABLE, InodeFlags.APPEND_ONLY):
+        number = tree.mount().make(ROOT, b"special%d" % flags, special)
+        with tree.changed() as changes:
+            changes.state(number, flags=flags)
+        with pytest.raises(OSError, match="its type has no such flags"):
+            tree.mount().attributes(number)
+
+
+def test_all_flags_together_are_no_damage_and_none_is_lost(tree: Tree) -> None:
+    everything = InodeFlags.KEEPS_AHEAD | CHATTR
+    with tree.changed() as changes:
+        for number in (ROOT, tree.home, tree.other):
+            changes.state(number, flags=everything)
+    assert not tree.errors()
+    fs = tree.mount()
+    assert fs.attributes(tree.other).flags == everything
+    fs.set_flags(tree.other, InodeFlags(0))
+    assert fs.attributes(tree.other).flags == InodeFlags.KEEPS_AHEAD
+    assert tree.mount().attributes(tree.other).flags == InodeFlags.KEEPS_AHEAD
+
+
+def test_a_repair_changes_what_is_immutable(tree: Tree) -> None:
+    with tree.changed() as changes:
+        for number in (ROOT, tree.home, tree.deep, tree.file):
+            changes.state(number, flags=FLAGS)
+        changes.damage(tree.home)
+        changes.state(tree.other, link_count=7)
+    assert tree.repair()
+    found = names(tree.mount(), ROOT)
+    assert tree.other in found.values()
+    assert tree.mount().attributes(tree.file).flags == FLAGS

@@ -17,6 +17,7 @@ from pmemfs.dataplane.tables import SharedMemory
 from pmemfs.fuse.privileges import CAPABILITIES
 from pmemfs.fuse.published import PublishedTables, Publisher
 from pmemfs.media.inode import ROOT
+from pmemfs.media.log import InodeFlags
 from pmemfs.units import KIB, MIB
 from pmemfs.volume.filesystem.filesystem import FileSystem
 from pmemfs.volume.filesystem.names import NewInode
@@ -240,4 +241,35 @@ def test_a_file_of_many_extents_is_published_seldom_while_it_changes(
     # Nothing changes any more: soon the data plane serves it.
     for _ in range(512 // 64 + 1):
         served.publisher.was_read(ino, 10)
+    assert served.tables.is_published(ino)
+
+
+@pytest.mark.parametrize("flag", [InodeFlags.IMMUTABLE, InodeFlags.APPEND_ONLY])
+def test_what_is_immutable_or_append_only_is_not_published(
+    served: Served, flag: InodeFlags
+) -> None:
+    ino = served.file()
+    served.publisher.was_synced(ino)
+    served.begin_request()
+    token = served.fs.set_flags(ino, flag)
+    assert not served.tables.is_published(ino)
+    for event in (served.publisher.was_changed, served.publisher.was_synced):
+        event(ino)
+    served.publisher.was_written(ino, MIB)
+    served.publisher.was_read(ino, 0)
+    assert not served.tables.is_published(ino)
+    assert token is not None
+    assert not served.tables.is_over(token), "a worker may still write by the old table"
+    served.end_request()
+    assert served.tables.is_over(token)
+    served.fs.set_flags(ino, InodeFlags(0))
+    served.publisher.was_synced(ino)
+    assert served.tables.is_published(ino)
+
+
+def test_other_flags_are_no_reason_not_to_publish(served: Served) -> None:
+    ino = served.file()
+    served.publisher.was_synced(ino)
+    served.fs.set_flags(ino, InodeFlags.NO_DUMP | InodeFlags.NO_ACCESS_TIME)
+    served.publisher.was_changed(ino)
     assert served.tables.is_published(ino)

@@ -20,6 +20,7 @@ from native import shared_files
 
 from pmemfs.fuse import raw as raw_module
 from pmemfs.fuse.engine import Engine
+from pmemfs.fuse.fileattr import GET_EXTENDED, GET_FLAGS, SET_EXTENDED, SET_FLAGS
 from pmemfs.fuse.openfiles import OpenFiles
 from pmemfs.fuse.patience import Patience
 from pmemfs.fuse.raw import COLLAPSE_RANGE, INSERT_RANGE, PUNCH_HOLE, RawRequests
@@ -48,6 +49,7 @@ from pmemfs.fuse.wire import (
     WRITE,
 )
 from pmemfs.media.inode import ROOT
+from pmemfs.media.log import InodeFlags
 from pmemfs.units import KIB, MIB
 from pmemfs.volume.filesystem.filesystem import FileSystem
 from pmemfs.volume.filesystem.names import NewInode
@@ -147,14 +149,89 @@ def test_taking_a_range_out_and_putting_one_in(served: Served) -> None:
     assert bytes(served.fs.read(served.ino, 0, MIB)) == data
 
 
-def ioctl_in(command: int, argument: bytes = b"", out_bytes: int = 0) -> bytes:
-    return struct.pack("<QIIQII", 1, 0, command, 0, len(argument), out_bytes) + argument
+def ioctl_in(command: int, argument: bytes = b"", out_bytes: int = 0, pointer: int = 0) -> bytes:
+    return struct.pack("<QIIQII", 1, 0, command, pointer, len(argument), out_bytes) + argument
 
 
 @pytest.mark.parametrize("command", [0, TCGETS, BLKGETSIZE64, (1 << 32) - 1])
 def test_an_ioctl_of_another_kind_of_file_is_refused(served: Served, command: int) -> None:
     for ino in (served.ino, ROOT):
         assert served.ask(IOCTL, ioctl_in(command, bytes(8), 8), ino) == (errno.ENOTTY, b"")
+
+
+@pytest.fixture
+def flagged(served: Served) -> Iterator[int]:
+    """A file whose flags may be set."""
+    yield served.ino
+    served.fs.set_flags(served.ino, InodeFlags(0))
+
+
+def set_flags(served: Served, bits: int) -> int:
+    error, data = served.ask(IOCTL, ioctl_in(SET_FLAGS, struct.pack("<I", bits)))
+    assert data == (b"" if error else bytes(16))
+    return error
+
+
+def set_extended(served: Served, *fields: int) -> int:
+    argument = struct.pack("<IIIII8x", *fields)
+    return served.ask(IOCTL, ioctl_in(SET_EXTENDED, argument))[0]
+
+
+def flags_of(served: Served) -> tuple[int, int]:
+    """As FS_IOC_GETFLAGS and FS_IOC_FSGETXATTR have them."""
+    error, data = served.ask(IOCTL, ioctl_in(GET_FLAGS, out_bytes=4))
+    assert (error, len(data), data[:16]) == (0, 20, bytes(16))
+    error, extended = served.ask(IOCTL, ioctl_in(GET_EXTENDED, out_bytes=28))
+    assert (error, len(extended), extended[20:]) == (0, 44, bytes(24))
+    return struct.unpack("<I", data[16:])[0], struct.unpack("<I", extended[16:20])[0]
+
+
+def test_flags_are_answered_as_the_kernel_wants_them(served: Served, flagged: int) -> None:
+    same = [(0x10, 0x08), (0x20, 0x10), (0x40, 0x80), (0x80, 0x40), (0xF0, 0xD8), (0, 0)]
+    for bits, extended in same:
+        served.fs.set_flags(flagged, InodeFlags(0))
+        assert set_flags(served, bits) == 0
+        assert flags_of(served) == (bits, extended)
+        served.fs.set_flags(flagged, InodeFlags(0))
+        assert set_extended(served, extended, 0, 5, 0, 0) == 0
+        assert flags_of(served) == (bits, extended)
+        attributes, mask = struct.unpack_from("<Q40xQ", served.ask(STATX, bytes(24))[1], 32 + 8)
+        assert (attributes, mask) == (bits & 0x70, 0x70)
+
+
+def test_flags_that_cannot_be_kept_are_refused(served: Served, flagged: int) -> None:
+    for bit in range(32):
+        expected = 0 if 1 << bit & 0xF0 else errno.EOPNOTSUPP
+        assert set_flags(served, 1 << bit) == expected, bit
+        served.fs.set_flags(flagged, InodeFlags(0))
+        expected = 0 if 1 << bit & 0xD8 else errno.EOPNOTSUPP
+        assert set_extended(served, 1 << bit, 0, 0, 0, 0) == expected, bit
+        served.fs.set_flags(flagged, InodeFlags(0))
+    for which in (1, 3, 4):
+        fields = [0] * 5
+        fields[which] = 4096
+        assert set_extended(served, *fields) == errno.EOPNOTSUPP
+    assert flags_of(served) == (0, 0)
+
+
+def test_a_process_that_asks_for_flags_past_the_kernel_gets_no_answer(
+    served: Served, flagged: int
+) -> None:
+    for command, argument in (
+        (GET_FLAGS, b""),
+        (SET_FLAGS, struct.pack("<I", 0x10)),
+        (GET_EXTENDED, b""),
+        (SET_EXTENDED, struct.pack("<IIIII8x", 8, 0, 0, 0, 0)),
+    ):
+        operation = ioctl_in(command, argument, 28, pointer=0x7FFE_1234_5678)
+        assert served.ask(IOCTL, operation) == (errno.ENOTTY, b"")
+    assert served.fs.attributes(flagged).flags == 0
+
+
+@pytest.mark.parametrize("length", [0, 3, 5, 27])
+def test_flags_of_another_length_are_refused(served: Served, flagged: int, length: int) -> None:
+    for command in (SET_FLAGS, SET_EXTENDED):
+        assert served.ask(IOCTL, ioctl_in(command, bytes(length)))[0] == errno.EINVAL
 
 
 @pytest.mark.parametrize(
@@ -214,9 +291,8 @@ def test_holes_are_found(served: Served) -> None:
 
 def test_both_forms_of_a_copy(served: Served) -> None:
     data = fill(served, 4)
-    target = served.fs.make(ROOT, b"target", NewInode(mode=stat.S_IFREG | 0o600, uid=0, gid=0))
-    served.fs.hold(target)
-    operation = struct.pack("<QQQQQQQ", 1, 5, target, 2, 3, 3 * FRAME, 0)
+    target, handle = made(served, b"target")
+    operation = struct.pack("<QQQQQQQ", 1, 5, target, handle, 3, 3 * FRAME, 0)
     assert served.ask(COPY_FILE_RANGE, operation) == (0, struct.pack("<II", 3 * FRAME, 0))
     assert served.ask(COPY_FILE_RANGE_64, operation) == (0, struct.pack("<Q", 3 * FRAME))
     assert served.fs.read(target, 0, MIB) == bytes(3) + data[5 : 5 + 3 * FRAME]

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from pmemfs.errors import system_error
 from pmemfs.media import log as media
-from pmemfs.media.log import XATTR_MAX_BYTES, RecordKind
-from pmemfs.volume.filesystem.inode import Inode, State
+from pmemfs.media.log import XATTR_MAX_BYTES, InodeFlags, RecordKind
+from pmemfs.volume.filesystem.inode import FIXED, Inode, State
 from pmemfs.volume.filesystem.store import InodeStore
 
 XATTR_CREATE = 1
@@ -18,6 +18,8 @@ XATTR_REPLACE = 2
 _XATTR_NAME_MAX_BYTES = 255
 _XATTR_LIST_MAX_BYTES = 65536
 _RELATIME_NS = 24 * 3600 * 10**9
+CHATTR = FIXED | InodeFlags.NO_DUMP | InodeFlags.NO_ACCESS_TIME
+"""The flags that chattr(1) sets and lsattr(1) shows."""
 _TIME_LIMIT = (1 << 63) - 1
 
 
@@ -38,6 +40,7 @@ class Attributes:
     mtime_ns: int
     ctime_ns: int
     birth_ns: int
+    flags: InodeFlags
 
 
 class AttributeOperations(InodeStore, ABC):
@@ -64,6 +67,7 @@ class AttributeOperations(InodeStore, ABC):
             mtime_ns=state.modified_ns,
             ctime_ns=state.changed_ns,
             birth_ns=inode.birth_ns,
+            flags=InodeFlags(state.flags),
         )
 
     def set_attributes(
@@ -77,9 +81,16 @@ class AttributeOperations(InodeStore, ABC):
         atime_ns: int | None = None,
         mtime_ns: int | None = None,
         ctime_ns: int | None = None,
+        is_touch: bool = False,
     ) -> None:
-        """Change what is given. Raises OSError: EINVAL and EISDIR for a size."""
+        """Change what is given. `is_touch`: the times are now, which who may write may set.
+
+        Raises OSError: EINVAL and EISDIR for a size, EPERM.
+        """
         inode = self.inode(number)
+        if any(value is not None for value in (mode, uid, gid, size_bytes)):
+            is_touch = False
+        self.refuse(inode, InodeFlags.IMMUTABLE if is_touch else FIXED)
         for time_ns in (atime_ns, mtime_ns):
             self.times.was_set(time_ns or 0)
         now_ns = self.times.now_ns()
@@ -107,6 +118,24 @@ class AttributeOperations(InodeStore, ABC):
         if mtime_ns is not None:
             self.forget_written(inode)
 
+    def set_flags(self, number: int, flags: InodeFlags) -> object | None:
+        """Set those of chattr(1), and take the others of these away. Raises OSError (EPERM).
+
+        Answers what `Tables.changed` does: until that is over, somebody may still be writing.
+        """
+        inode = self.inode(number)
+        changed = (inode.state.flags ^ flags) & CHATTR
+        if flags & InodeFlags.IMMUTABLE and changed:
+            # Of what stays immutable, the other flags stay too.
+            self.refuse(inode, InodeFlags.IMMUTABLE)
+        state = self.state_of(inode)
+        state.flags ^= changed
+        state.changed_ns = self.times.now_ns()
+        with self.change() as change:
+            change.append(inode, state.pack())
+            change.then(lambda: self._set_state(inode, state))
+        return self.tables.changed(number)
+
     @abstractmethod
     def truncate(self, inode: Inode, size_bytes: int, changes: dict[str, int]) -> None:
         """Set the size of a file, and other attributes with it. Raises OSError."""
@@ -114,6 +143,8 @@ class AttributeOperations(InodeStore, ABC):
     def note_read(self, number: int) -> None:
         """Somebody reads a file: the time of access as relatime has it, see mount(8)."""
         inode = self.inode(number)
+        if inode.state.flags & InodeFlags.NO_ACCESS_TIME:
+            return
         state, now_ns = self.state_of(inode), self.times.now_ns()
         newest_ns = max(state.modified_ns, state.changed_ns)
         if state.accessed_ns <= newest_ns or now_ns - state.accessed_ns > _RELATIME_NS:
@@ -163,8 +194,12 @@ class AttributeOperations(InodeStore, ABC):
     def set_xattrs_and_mode(
         self, number: int, changes: dict[bytes, bytes | None], mode: int | None
     ) -> None:
-        """Set and (None) remove attributes, and permission bits with them, all in one."""
+        """Set and (None) remove attributes, and permission bits with them, all in one.
+
+        Raises OSError: as `check_xattr`, ENOSPC, EPERM.
+        """
         inode = self.inode(number)
+        self.refuse(inode, FIXED)
         for name, value in changes.items():
             check_xattr(name, value or b"")
             if value is not None and name not in inode.xattrs:

@@ -11,6 +11,7 @@ Invariants:
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ from pmemfs.units import MIB
 from pmemfs.volume.content import Content
 from pmemfs.volume.filesystem.attributes import AttributeOperations
 from pmemfs.volume.filesystem.extents import MappedExtent, Run
-from pmemfs.volume.filesystem.inode import Inode, State
+from pmemfs.volume.filesystem.inode import FIXED, Inode, State
 from pmemfs.volume.filesystem.placing import Placing
 from pmemfs.volume.filesystem.tables import Tables
 from pmemfs.volume.filesystem.transaction import Transaction
@@ -60,9 +61,26 @@ class FileOperations(AttributeOperations):
         ]  # fmt: skip
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def write(self, number: int, offset_bytes: int, data: Buffer) -> int:
-        """Store bytes; how many: all. Raises OSError: ENOSPC, EFBIG."""
+    def check_open(self, number: int, flags: int) -> None:
+        """Raise OSError (EPERM) where an inode may not be opened with these flags of open(2)."""
+        inode = self.inode(number)
+        if flags & os.O_ACCMODE == os.O_RDONLY and not flags & os.O_TRUNC:
+            return
+        self.refuse(inode, InodeFlags.IMMUTABLE)
+        if flags & os.O_TRUNC or not flags & os.O_APPEND:
+            self.refuse(inode, InodeFlags.APPEND_ONLY)
+
+    def write(
+        self, number: int, offset_bytes: int, data: Buffer, *, may_overwrite: bool = True
+    ) -> int:
+        """Store bytes; how many: all. Raises OSError: ENOSPC, EFBIG, EPERM.
+
+        `may_overwrite` is for who had an append-only file open before it became so.
+        """
         inode = self._file(number)
+        self.refuse(inode, InodeFlags.IMMUTABLE)
+        if not may_overwrite and offset_bytes < self.size_of(inode):
+            self.refuse(inode, InodeFlags.APPEND_ONLY)
         view = memoryview(data).cast("B")
         end = offset_bytes + len(view)
         if not view:
@@ -89,9 +107,10 @@ class FileOperations(AttributeOperations):
         return len(view)
 
     def copy(
-        self, source: int, source_bytes: int, target: int, target_bytes: int, length_bytes: int
-    ) -> int:
-        """Copy a range as far as the source has it; how much. Raises OSError."""
+        self, source: int, source_bytes: int, target: int, target_bytes: int, length_bytes: int,
+        *, may_overwrite: bool = True,
+    ) -> int:  # fmt: skip
+        """Copy a range as far as the source has it; how much. Raises OSError as `write`."""
         if source == target and abs(source_bytes - target_bytes) < length_bytes:
             raise system_error(errno.EINVAL)
         done = 0
@@ -100,7 +119,8 @@ class FileOperations(AttributeOperations):
             part = bytes(self.read(source, source_bytes + done, step))
             if not part:
                 break
-            done += self.write(target, target_bytes + done, part)
+            at = target_bytes + done
+            done += self.write(target, at, part, may_overwrite=may_overwrite)
         return done
 
     def seek(self, number: int, offset_bytes: int, *, for_data: bool) -> int:
@@ -147,8 +167,8 @@ class FileOperations(AttributeOperations):
             self._set_size(change, inode, state)
 
     def punch(self, number: int, offset_bytes: int, length_bytes: int) -> None:
-        """Make a range a hole. Raises OSError (EINVAL)."""
-        inode = self._range(number, offset_bytes, length_bytes)
+        """Make a range a hole. Raises OSError: EINVAL, EPERM."""
+        inode = self._range(number, offset_bytes, length_bytes, unless=FIXED)
         size_bytes = self.size_of(inode)
         end = offset_bytes + length_bytes
         first, last = frames_of(offset_bytes), end >> PAGE_SHIFT
@@ -167,24 +187,27 @@ class FileOperations(AttributeOperations):
     def allocate(
         self, number: int, offset_bytes: int, length_bytes: int, *, keep_size: bool
     ) -> None:
-        """Map a range, zeroes where it was a hole. Raises OSError: ENOSPC, EFBIG, EINVAL."""
+        """Map a range, zeroes where it was a hole.
+
+        Raises OSError: ENOSPC, EFBIG, EINVAL, EPERM.
+        """
         self._reserve(number, offset_bytes, length_bytes, keep_size=keep_size, clear=False)
 
     def zero(self, number: int, offset_bytes: int, length_bytes: int, *, keep_size: bool) -> None:
-        """Map a range, and make it zeroes. Raises OSError: ENOSPC, EFBIG, EINVAL."""
+        """Map a range, and make it zeroes. Raises OSError as `allocate`."""
         self._reserve(number, offset_bytes, length_bytes, keep_size=keep_size, clear=True)
 
     def collapse(self, number: int, offset_bytes: int, length_bytes: int) -> None:
-        """Take a range out of a file. Raises OSError (EINVAL)."""
-        inode = self._range(number, offset_bytes, length_bytes)
+        """Take a range out of a file. Raises OSError: EINVAL, EPERM."""
+        inode = self._range(number, offset_bytes, length_bytes, unless=FIXED)
         size_bytes = self.size_of(inode)
         if (offset_bytes | length_bytes) % FRAME_BYTES or offset_bytes + length_bytes >= size_bytes:
             raise system_error(errno.EINVAL)
         self._shift(inode, offset_bytes, -length_bytes, size_bytes)
 
     def insert(self, number: int, offset_bytes: int, length_bytes: int) -> None:
-        """Put a hole into a file. Raises OSError: EINVAL, EFBIG."""
-        inode = self._range(number, offset_bytes, length_bytes)
+        """Put a hole into a file. Raises OSError: EINVAL, EFBIG, EPERM."""
+        inode = self._range(number, offset_bytes, length_bytes, unless=FIXED)
         size_bytes = self.size_of(inode)
         if (offset_bytes | length_bytes) % FRAME_BYTES or offset_bytes >= size_bytes:
             raise system_error(errno.EINVAL)
@@ -315,7 +338,8 @@ class FileOperations(AttributeOperations):
     def _reserve(
         self, number: int, offset_bytes: int, length_bytes: int, *, keep_size: bool, clear: bool
     ) -> None:
-        inode = self._range(number, offset_bytes, length_bytes)
+        unless = FIXED if clear else InodeFlags.IMMUTABLE
+        inode = self._range(number, offset_bytes, length_bytes, unless=unless)
         end = offset_bytes + length_bytes
         if end >= SIZE_LIMIT_BYTES:
             raise system_error(errno.EFBIG)
@@ -417,12 +441,16 @@ class FileOperations(AttributeOperations):
             raise system_error(errno.EISDIR if inode.is_directory else errno.EINVAL)
         return inode
 
-    def _range(self, number: int, offset_bytes: int, length_bytes: int) -> Inode:
+    def _range(
+        self, number: int, offset_bytes: int, length_bytes: int, *, unless: InodeFlags
+    ) -> Inode:
+        """The file that has a range. Raises OSError: EINVAL, EFBIG, EPERM for these flags."""
         if offset_bytes < 0 or length_bytes <= 0:
             raise system_error(errno.EINVAL)
         if offset_bytes + length_bytes >= SIZE_LIMIT_BYTES:
             raise system_error(errno.EFBIG)
         inode = self._file(number)
+        self.refuse(inode, unless)
         self.begin_writing()
         return inode
 

@@ -22,6 +22,7 @@ from pmemfs.media.log import (
     RECORD_BYTES,
     TARGET_MAX_BYTES,
     XATTR_MAX_BYTES,
+    InodeFlags,
     RecordKind,
 )
 from pmemfs.pfn import FRAME_BYTES
@@ -42,6 +43,9 @@ _ENTRY = int(RecordKind.ENTRY)
 _NO_HEAD = b""
 _NO_NAMES = frozenset((b"", b".", b".."))
 _ENTRY_TYPES = frozenset(type_ >> 12 for type_ in _TYPES)
+_FLAGS_LIMIT = InodeFlags.NO_ACCESS_TIME << 1
+FIXED = InodeFlags.IMMUTABLE | InodeFlags.APPEND_ONLY
+"""What an inode is left as it is by, but for what is added to one that is append-only."""
 DIRECTORY_TYPE = stat.S_IFDIR >> 12
 
 
@@ -246,7 +250,7 @@ class Replay:
     def finish(self) -> None:
         """The log has ended: what it says must be an inode."""
         inode, mode = self._inode, self._inode.state.mode
-        is_directory, is_file = inode.is_directory, inode.is_file
+        is_directory, is_file, flags = inode.is_directory, inode.is_file, inode.state.flags
         for is_wrong, why in (
             (not self._has_state, "it has no attributes"),
             (mode > 0o177777 or stat.S_IFMT(mode) not in _TYPES, "its mode is of no type"),
@@ -257,6 +261,9 @@ class Replay:
             (inode.number == ROOT and not is_directory, "it is no directory"),
             (stat.S_ISLNK(mode) != bool(inode.target), "it is no link, or one without a target"),
             (b"\0" in inode.target, "its target is none"),
+            (flags >= _FLAGS_LIMIT, f"its flags, {flags:#x}, are none that are known"),
+            # Nobody could take them away: the kernel opens no other inode to set its flags.
+            (flags & FIXED and not (is_file or is_directory), "its type has no such flags"),
             (self._values, "a value is not whole"),
         ):
             if is_wrong:

@@ -15,16 +15,18 @@ from dataclasses import dataclass
 from pmemfs.errors import system_error
 from pmemfs.media import log as media
 from pmemfs.media.inode import ROOT
-from pmemfs.media.log import NAME_MAX_BYTES, TARGET_MAX_BYTES
+from pmemfs.media.log import NAME_MAX_BYTES, TARGET_MAX_BYTES, InodeFlags
 from pmemfs.volume.filesystem.attributes import AttributeOperations, check_xattr
 from pmemfs.volume.filesystem.entries import Entry
-from pmemfs.volume.filesystem.inode import Inode, State, is_name, value_slots
+from pmemfs.volume.filesystem.inode import FIXED, Inode, State, is_name, value_slots
 from pmemfs.volume.filesystem.transaction import Transaction
 
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
 RENAME_WHITEOUT = 4
 LINK_MAX = 0x7FFF_FFFF
+_INHERITED = InodeFlags.NO_DUMP | InodeFlags.NO_ACCESS_TIME
+"""Flags that a directory hands on to what is made in it, as ext4 and tmpfs do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,7 @@ class NameOperations(AttributeOperations):
         directory = self._directory_for_new(parent, name)
         now_ns = self.times.now_ns()
         with self.change() as change:
-            inode = self._new_inode(change, new, now_ns, parent, link_count=1)
+            inode = self._new_inode(change, new, now_ns, directory, link_count=1)
             entry = Entry(inode.number, inode.type)
             change.append(directory, media.pack_entry(name, entry.inode, entry.type, now_ns))
 
@@ -80,10 +82,15 @@ class NameOperations(AttributeOperations):
             change.then(apply)
         return inode.number
 
-    def make_unnamed(self, new: NewInode) -> int:
-        """Make an inode without a name, as O_TMPFILE does; whoever wants it must hold it."""
+    def make_unnamed(self, parent: int, new: NewInode) -> int:
+        """Make an inode without a name, as O_TMPFILE does; whoever wants it must hold it.
+
+        Raises OSError: EPERM where the directory may get no names, ENOSPC.
+        """
+        directory = self._directory(parent)
+        self.refuse(directory, InodeFlags.IMMUTABLE)
         with self.change() as change:
-            inode = self._new_inode(change, new, self.times.now_ns(), 0, link_count=0)
+            inode = self._new_inode(change, new, self.times.now_ns(), directory, link_count=0)
             change.then(lambda: self.keep(inode))
         return inode.number
 
@@ -91,6 +98,7 @@ class NameOperations(AttributeOperations):
         """Give an inode another name. Raises OSError: EPERM, EMLINK, and as `make`."""
         inode = self.inode(number)
         directory = self._directory_for_new(parent, name)
+        self.refuse(inode, FIXED)
         if inode.is_directory:
             raise system_error(errno.EPERM)
         if inode.state.link_count >= LINK_MAX:
@@ -109,15 +117,17 @@ class NameOperations(AttributeOperations):
             change.then(apply)
 
     def unlink(self, parent: int, name: bytes) -> None:
-        """Remove a name that is not of a directory. Raises OSError: ENOENT, EISDIR."""
+        """Remove a name that is not of a directory. Raises OSError: ENOENT, EISDIR, EPERM."""
         directory, inode = self._named(parent, name)
+        self._refuse_removal(directory, inode)
         if inode.is_directory:
             raise system_error(errno.EISDIR)
         self._remove_name(directory, name, inode)
 
     def rmdir(self, parent: int, name: bytes) -> None:
-        """Remove an empty directory. Raises OSError: ENOENT, ENOTDIR, ENOTEMPTY."""
+        """Remove an empty directory. Raises OSError: ENOENT, ENOTDIR, ENOTEMPTY, EPERM."""
         directory, inode = self._named(parent, name)
+        self._refuse_removal(directory, inode)
         if not inode.is_directory:
             raise system_error(errno.ENOTDIR)
         if inode.entries:
@@ -148,6 +158,10 @@ class NameOperations(AttributeOperations):
                 raise system_error(errno.ENOENT)
             other = self._follow(target, new_name)
             self._refuse_circle(other, source)
+            if inode is other:
+                return
+            self._refuse_removal(source, inode)
+            self._refuse_removal(target, other)
             self._exchange(source, name, inode, target, new_name, other)
             return
         if there is None and not (is_name(new_name) and target.state.link_count):
@@ -157,14 +171,18 @@ class NameOperations(AttributeOperations):
         if there is not None and there.inode == inode.number:
             return
         victim = self._follow(target, new_name) if there is not None else None
-        if victim is not None:
+        self._refuse_removal(source, inode)
+        if victim is None:
+            self.refuse(target, InodeFlags.IMMUTABLE)
+        else:
+            self._refuse_removal(target, victim)
             _check_replaced(inode, victim)
         self._move(source, name, inode, target, new_name, victim, whiteout)
 
     # What these have in common
 
     def _new_inode(
-        self, change: Transaction, new: NewInode, now_ns: int, parent: int, *, link_count: int
+        self, change: Transaction, new: NewInode, now_ns: int, directory: Inode, *, link_count: int
     ) -> Inode:
         """A new inode in a transaction, its slot written."""
         for name, value in new.xattrs:
@@ -177,10 +195,11 @@ class NameOperations(AttributeOperations):
         inode.state = State(
             mode=new.mode & 0o177777, link_count=link_count, uid=new.uid, gid=new.gid,
             size_bytes=0, accessed_ns=now_ns, modified_ns=now_ns, changed_ns=now_ns,
-            device=new.rdev & 0xFFFFFFFF, epoch=0, flags=0,
+            device=new.rdev & 0xFFFFFFFF, epoch=0,
+            flags=directory.state.flags & _INHERITED,
         )  # fmt: skip
         if stat.S_ISDIR(new.mode):
-            inode.parent = parent
+            inode.parent = directory.number
             inode.live_slots += 1
         if new.target:
             inode.target = new.target
@@ -222,7 +241,7 @@ class NameOperations(AttributeOperations):
         # What makes an inode is not urgent: see `InodeStore.take_frames`.
         with self.change(urgent=whiteout is None) as change:
             left = (
-                self._new_inode(change, whiteout, now_ns, source.number, link_count=1)
+                self._new_inode(change, whiteout, now_ns, source, link_count=1)
                 if whiteout
                 else None
             )
@@ -249,8 +268,6 @@ class NameOperations(AttributeOperations):
         self, source: Inode, name: bytes, inode: Inode, target: Inode, new_name: bytes, other: Inode
     ) -> None:
         now_ns = self.times.now_ns()
-        if inode is other:
-            return
         entry, other_entry = Entry(inode.number, inode.type), Entry(other.number, other.type)
         with self.change(urgent=True) as change:
             change.append(target, media.pack_entry(new_name, entry.inode, entry.type, now_ns))
@@ -312,6 +329,7 @@ class NameOperations(AttributeOperations):
             raise system_error(errno.EINVAL)
         if directory.state.link_count == 0:
             raise system_error(errno.ENOENT)
+        self.refuse(directory, InodeFlags.IMMUTABLE)
         return directory
 
     def _named(self, parent: int, name: bytes) -> tuple[Inode, Inode]:
@@ -328,6 +346,11 @@ class NameOperations(AttributeOperations):
             why = f"its entry {name!r} leads to directory {inode.number}, which is not in it"
             raise self.found_damage(f"inode {directory.number}: {why}")
         return inode
+
+    def _refuse_removal(self, directory: Inode, inode: Inode) -> None:
+        """Raise OSError (EPERM) where flags keep an inode's name where it is."""
+        self.refuse(directory, FIXED)
+        self.refuse(inode, FIXED)
 
     def _refuse_circle(self, inode: Inode, directory: Inode) -> None:
         """Raise OSError (EINVAL) where a directory would get into itself."""

@@ -121,6 +121,7 @@ class Repairs:
         """The file system; that it is opened finishes the journal."""
         if self._mounted is None:
             self._mounted = FileSystem(self._pool, NoMemmap())
+            self._mounted.obeys_flags = False
         return self._mounted
 
     def _inode(self, number: int) -> Inode:

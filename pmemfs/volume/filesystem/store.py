@@ -32,6 +32,7 @@ from pmemfs.media.inode import (
     LIVE_OFFSET,
 )
 from pmemfs.media.journal import HEAD as JOURNAL_HEAD
+from pmemfs.media.log import InodeFlags
 from pmemfs.medium.base import Medium
 from pmemfs.memmap.base import Memmap
 from pmemfs.pool import Pool
@@ -128,6 +129,8 @@ class InodeStore:
         self.busy = BusyPages(self.allocator, memmap, self.tables)
         self.clock = 0
         self.times = FileClock()
+        self.obeys_flags = True
+        """Whether flags of inodes forbid anything: a repair must change what is immutable too."""
         self._inodes: dict[int, Inode] = {}
         self._readings: dict[int, Reading] = {}
         self._idle: list[Inode] = []
@@ -337,6 +340,14 @@ class InodeStore:
         return state
 
     # Changes
+
+    def refuse(self, inode: Inode, flags: InodeFlags) -> None:
+        """Raise OSError (EPERM) for an inode that has one of these flags, which forbid a change.
+
+        The kernel can't, since it does not know them for an inode of FUSE.
+        """
+        if inode.state.flags & flags and self.obeys_flags:
+            raise system_error(errno.EPERM)
 
     def change(self, *, urgent: bool = False) -> Transaction:
         """A transaction. Raises OSError (EROFS)."""
