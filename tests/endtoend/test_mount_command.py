@@ -100,16 +100,19 @@ def assert_it_is_mounted(mounted: Mounted) -> None:
     assert_nothing_is_left(mounted)
 
 
-def log_of(mounted: Mounted) -> str:
-    """What the daemons of a pool have logged."""
+def taken_log(mounted: Mounted) -> str:
+    """What the daemons of a pool have logged, which is gone afterwards."""
     if os.path.exists(JOURNAL):
         pytest.skip("the log is in the journal")
-    return log_file(mounted.pool.name).read_text()
+    path = log_file(mounted.pool.name)
+    text = path.read_text()
+    path.unlink()
+    return text
 
 
-def prepared(pools: PoolMaker, *options: object) -> Mounted:
-    """A pool to mount, whose name no other test logs under."""
-    pool = pools.create(pools.directory.name, "16M", *options)
+def prepared(pools: PoolMaker, *options: object, name: str = "pmem0") -> Mounted:
+    """A pool to mount."""
+    pool = pools.create(name, "16M", *options)
     return Mounted(pool, pools.mountpoint())
 
 
@@ -203,7 +206,8 @@ def test_a_daemon_that_is_killed_while_it_mounts_leaves_no_dead_mount(pools: Poo
 def test_a_data_plane_that_dies_while_it_mounts_is_one_sentence(pools: PoolMaker) -> None:
     if pools.engine.name != "native":
         pytest.skip("there is no other process")
-    mounted = prepared(pools)
+    # A name that no other test logs under.
+    mounted = prepared(pools, name=pools.directory.name)
     with subprocess.Popen(
         command(mounted, pools), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -218,7 +222,7 @@ def test_a_data_plane_that_dies_while_it_mounts_is_one_sentence(pools: PoolMaker
         out, err = process.communicate(timeout=100)
     refused(Result(process.returncode, out, err), 32, "the data plane failed", "SIGKILL")
     assert_nothing_is_left(mounted)
-    log = log_of(mounted)
+    log = taken_log(mounted)
     assert "the data plane failed: it was ended by signal SIGKILL" in log
     assert "Exceptions from" not in log
 
