@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FUSE_TYPE = "fuse.pmemfs"
+DIRTY_PAGE_LIMITS = "/sys/class/bdi/{device}"
+"""How much of the page cache may be dirty through a mount. Source:
+Documentation/ABI/testing/sysfs-class-bdi of the kernel."""
 
 _USER_ID = re.compile(r"(?:^|,)user_id=(\d+)")
 _ESCAPE = re.compile(r"\\([0-7]{3})")

@@ -126,14 +126,14 @@ def _files(
     fs: FileSystem, engine: EngineT, tables: PublishedTables | None, options: MountOptions
 ) -> Content[EngineT]:
     """All files; `tables` is what a data plane is shown, if there is one."""
-    cached = options.cached
     publisher = Publisher(fs, tables) if tables else None
-    files = OpenFiles(fs, engine, publisher, notes_reads="noatime" not in options.kernel)
+    notes_reads = "noatime" not in options.kernel
+    files = OpenFiles(fs, engine, publisher, notes_reads=notes_reads, cached=options.cached)
     patience = Patience(fs)
-    raw = RawFileSystem(fs, files, tables.attributes, patience, cached=cached) if tables else None
+    raw = RawFileSystem(fs, files, tables.attributes, patience) if tables else None
     return Content(
         engine,
-        FileSystemOperations(fs, files, patience, cached=cached),
+        FileSystemOperations(fs, files, patience),
         raw.handlers() if raw else {},
         fs,
         show_growth=fs.grow,

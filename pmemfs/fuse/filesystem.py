@@ -70,14 +70,11 @@ class FileSystemOperations(pyfuse3.Operations):
     supports_dot_lookup = True
     enable_acl = True
 
-    def __init__(
-        self, fs: FileSystem, files: OpenFiles, patience: Patience, *, cached: bool
-    ) -> None:
+    def __init__(self, fs: FileSystem, files: OpenFiles, patience: Patience) -> None:
         super().__init__()
         self._patience = patience
         self._fs = fs
         self._files = files
-        self._cached = cached
         self._directories: dict[int, _OpenDirectory] = {}
         self._numbers = itertools.count(1)
 
@@ -219,7 +216,7 @@ class FileSystemOperations(pyfuse3.Operations):
     # Open files
 
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
-        return self._opened(self._files.open(inode, flags, caller_of(ctx)))
+        return self._opened(self._files.open(inode, flags, caller_of(ctx)), inode)
 
     async def create(
         self,
@@ -231,7 +228,7 @@ class FileSystemOperations(pyfuse3.Operations):
     ) -> tuple[FileInfo, EntryAttributes]:
         ino = self._make(parent_inode, name, stat.S_IFREG | stat.S_IMODE(mode), ctx)
         fh = self._files.open(ino, flags & ~os.O_TRUNC, caller_of(ctx))
-        return self._opened(fh), self._entry(ino)
+        return self._opened(fh, ino), self._entry(ino)
 
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes | memoryview:  # type: ignore[override]
         return self._files.read(fh, off, size)
@@ -309,8 +306,9 @@ class FileSystemOperations(pyfuse3.Operations):
         self._fs.hold(ino)
         return entry
 
-    def _opened(self, fh: FileHandleT) -> FileInfo:
-        return FileInfo(fh=fh, direct_io=not self._cached, keep_cache=self._cached)
+    def _opened(self, fh: FileHandleT, ino: int) -> FileInfo:
+        is_cached = self._files.is_cached(ino)
+        return FileInfo(fh=fh, direct_io=not is_cached, keep_cache=is_cached)
 
     def _list(self, ino: int, name: bytes) -> bytes:
         """An access control list as it is stored; empty where there is none."""

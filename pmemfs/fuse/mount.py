@@ -9,7 +9,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pyfuse3
@@ -17,7 +17,7 @@ import pyfuse3
 from pmemfs.errors import MountFailed, UnmountFailed
 from pmemfs.fuse.mountpoint import detach, places_of, source_name
 from pmemfs.fuse.options import MountOptions
-from pmemfs.mountinfo import Mount, mount_at
+from pmemfs.mountinfo import DIRTY_PAGE_LIMITS, Mount, mount_at
 
 _MAX_BACKGROUND = 1024
 """The kernel's own 12 would hold back asynchronous direct I/O that is deeper than that."""
@@ -39,6 +39,7 @@ def make_mount(
             raise MountFailed(pool=pool_path, path=mountpoint, why=why) from None
     mount = _made(pool_path, mountpoint)
     _allow_deep_queues(mount)
+    _allow_dirty_pages(mount)
     return mount
 
 
@@ -64,7 +65,9 @@ def mount_by_helper(pool_path: str, mountpoint: str, options: MountOptions) -> t
             why = said.removeprefix("fusermount3: ")
             raise MountFailed(pool=pool_path, path=mountpoint, why=why)
         _, fds, _, _ = socket.recv_fds(ours, 1, 1)
-    return fds[0], _made(pool_path, mountpoint)
+    mount = _made(pool_path, mountpoint)
+    _allow_dirty_pages(mount)
+    return fds[0], mount
 
 
 def _words(pool_path: str, options: MountOptions) -> list[str]:
@@ -144,6 +147,19 @@ def _allow_deep_queues(mount: Mount) -> None:
             (connection / name).write_text(str(_MAX_BACKGROUND))
         except OSError:
             return
+
+
+def _allow_dirty_pages(mount: Mount) -> None:
+    """Let stores through mappings fill as much of the page cache as any file system's may.
+
+    The kernel gives a FUSE mount 1 % of what may be dirty, since a daemon that never writes back
+    would keep those pages for ever. Ours writes back at the speed of memory, is locked in memory,
+    and needs no other file system for it. Only root may change this.
+    """
+    limits = Path(DIRTY_PAGE_LIMITS.format(device=mount.device))
+    for name, value in (("strict_limit", "0"), ("max_ratio", "100")):
+        with suppress(OSError):
+            (limits / name).write_text(value)
 
 
 def _escaped(text: str) -> str:

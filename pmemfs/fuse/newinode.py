@@ -7,11 +7,15 @@ umask. Source: inode(7), acl(5).
 from __future__ import annotations
 
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pmemfs.fuse import acl
 from pmemfs.volume.filesystem.filesystem import FileSystem
 from pmemfs.volume.filesystem.names import NewInode
+
+CACHED = b"user.pmemfs.cached"
+"""The attribute of a file that is opened for the page cache, unless it is "0"; what is made in a
+directory that has it gets it too. See docs/mmap.md."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,4 +50,8 @@ def whiteout(fs: FileSystem, parent: int, maker: Maker) -> NewInode:
 
 def _inherited(fs: FileSystem, parent: int, umask: int, mode: int) -> acl.Inherited:
     default = fs.find_xattr(parent, acl.DEFAULT)
-    return acl.Inherited(mode & ~umask) if default is None else acl.inherit(default, mode)
+    made = acl.Inherited(mode & ~umask) if default is None else acl.inherit(default, mode)
+    cached = fs.find_xattr(parent, CACHED)
+    if cached is not None and (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        return replace(made, xattrs=(*made.xattrs, (CACHED, cached)))
+    return made

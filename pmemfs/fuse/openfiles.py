@@ -20,6 +20,7 @@ from pyfuse3 import FileHandleT, InodeT
 
 from pmemfs.errors import system_error
 from pmemfs.fuse.engine import Engine
+from pmemfs.fuse.newinode import CACHED
 from pmemfs.fuse.privileges import Caller, take_privileges
 from pmemfs.fuse.published import Publisher
 from pmemfs.volume.filesystem.filesystem import FileSystem
@@ -65,8 +66,15 @@ class OpenFiles:
     """All open files. `publisher` is for a data plane, where there is one."""
 
     def __init__(
-        self, fs: FileSystem, engine: Engine, publisher: Publisher | None, *, notes_reads: bool
+        self,
+        fs: FileSystem,
+        engine: Engine,
+        publisher: Publisher | None,
+        *,
+        notes_reads: bool,
+        cached: bool = False,
     ) -> None:
+        self._cached = cached
         self._fs = fs
         self._engine = engine
         self._publisher = publisher
@@ -104,6 +112,10 @@ class OpenFiles:
                 self.close(number)
                 raise
         return number
+
+    def is_cached(self, ino: int) -> bool:
+        """Whether a file is opened for the page cache; see docs/mmap.md."""
+        return self._cached or self._fs.find_xattr(ino, CACHED) not in (None, b"0")
 
     def close(self, number: int) -> None:
         """Give a handle back. Raises OSError; it is gone nevertheless."""

@@ -54,14 +54,11 @@ class RawFileSystem:
         files: OpenFiles,
         published: PublishedAttributes,
         patience: Patience,
-        *,
-        cached: bool,
     ) -> None:
         self._fs = fs
         self._patience = patience
         self._files = files
         self._published = published
-        self._cached = cached
 
     def handlers(self) -> dict[int, Handler]:
         """The handlers by opcode."""
@@ -161,7 +158,7 @@ class RawFileSystem:
         flags, open_flags = wire.OPEN_IN.unpack_from(request.operation)
         may_keep = not open_flags & wire.OPEN_KILL_SUIDGID
         handle = self._files.open(request.inode, flags, request.caller, may_keep=may_keep)
-        return wire.open_out(handle, cached=self._cached)
+        return wire.open_out(handle, cached=self._files.is_cached(request.inode))
 
     def _create(self, request: Request) -> Answer:
         flags, mode, maker = _wanted(request)
@@ -295,7 +292,7 @@ class RawFileSystem:
     def _made(self, ino: int, flags: int, caller: Caller) -> bytes:
         """The answer to whoever makes a file and opens it: it is empty, whatever the flags say."""
         handle = self._files.open(ino, flags & ~os.O_TRUNC, caller)
-        return self._entry(ino) + wire.open_out(handle, cached=self._cached)
+        return self._entry(ino) + wire.open_out(handle, cached=self._files.is_cached(ino))
 
     def _entry(self, ino: int) -> bytes:
         """The answer to whoever looks an inode up, which the kernel holds from now on."""

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pmemfs.fuse.transport import number, read_text
-from pmemfs.observe.finding import Finding, Process, State, mounts_below
+from pmemfs.mountinfo import DIRTY_PAGE_LIMITS
+from pmemfs.observe.finding import Finding, Process, Setting, State, mounts_below
 from pmemfs.observe.requests import soft_limit
 from pmemfs.units import KIB, format_size
 
@@ -25,6 +26,7 @@ def memory_findings(root: Path, process: Process) -> Iterator[Finding]:
     yield _dax(root)
     yield _shm(root)
     yield _locked_memory(root, process)
+    yield _dirty_pages(root)
 
 
 def _huge_pages(root: Path) -> Finding:
@@ -126,6 +128,28 @@ def _locked_memory(root: Path, process: Process) -> Finding:
         found,
         "more of the daemon's own memory may have to come back from swap",
         f"ulimit -l {_DEFAULT_MEMLOCK_BYTES // KIB}",
+    )
+
+
+def _dirty_pages(root: Path) -> Finding:
+    """Whether the kernel holds stores through mappings of a mount up; see `fuse/mount`."""
+    for mount in mounts_below(root):
+        limit = DIRTY_PAGE_LIMITS.format(device=mount.device) + "/strict_limit"
+        if mount.is_ours and read_text(root / limit.lstrip("/")).strip() == "1":
+            setting = Setting(limit.lstrip("/"), "0")
+            return Finding(
+                "dirty pages",
+                State.COULD_BE_FASTER,
+                f"strictly limited on {mount.mountpoint}",
+                "stores through mappings there wait until earlier ones are written back",
+                setting.command,
+                setting=setting,
+            )
+    return Finding(
+        "dirty pages",
+        State.OK,
+        "no mount of pmemfs has a strict limit",
+        "root's mounts lift it; stores through mappings are as free as on any file system",
     )
 
 

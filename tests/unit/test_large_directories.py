@@ -78,7 +78,7 @@ def unread(fs: FileSystem, name: bytes) -> int:
 
 def handlers(fs: FileSystem) -> dict[int, Handler]:
     files = OpenFiles(fs, Engine(fs.medium, fs.memmap), None, notes_reads=True)
-    return RawFileSystem(fs, files, Nothing(), Patience(fs), cached=False).handlers()
+    return RawFileSystem(fs, files, Nothing(), Patience(fs)).handlers()
 
 
 async def answered(handler: Handler, inode: int, operation: bytes) -> Answer:
@@ -233,7 +233,7 @@ def test_a_request_of_a_listing_copies_nothing_of_the_rest(
 ) -> None:
     directory = unread(fs, b"one")
     files = OpenFiles(fs, Engine(fs.medium, fs.memmap), None, notes_reads=True)
-    operations = FileSystemOperations(fs, files, Patience(fs), cached=False)
+    operations = FileSystemOperations(fs, files, Patience(fs))
     room = [0]
     fs.inode(directory)
 

@@ -117,6 +117,20 @@ def test_a_machine_that_says_nothing_gives_findings_and_can_not_mount(tmp_path: 
     assert all(f.setting is None for f in findings)
 
 
+def test_a_mount_whose_stores_are_held_up_is_named_with_what_would_help(machine: Machine) -> None:
+    mounts = (machine.root / "proc/self/mountinfo").read_text()
+    limit = "sys/class/bdi/0:41/strict_limit"
+    machine.write(**{
+        "proc/self/mountinfo": f"{mounts}28 24 0:41 / /home/a/mnt rw - fuse.pmemfs /dev/shm/a rw\n",
+        limit: "1\n",
+    })  # fmt: skip
+    finding = machine.finding("dirty pages")
+    assert (finding.state, finding.command) == (State.COULD_BE_FASTER, f"echo 0 > /{limit}")
+    assert "/home/a/mnt" in finding.found
+    machine.write(**{limit: "0\n"})
+    assert machine.finding("dirty pages").state is State.OK
+
+
 def test_nonsense_everywhere_gives_findings(machine: Machine) -> None:
     for name in GOOD:
         if name.startswith(("proc/sys", "proc/self/limits", "proc/self/status", "sys/", "proc/me")):

@@ -121,7 +121,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         fs = made.fs
         engine = WatchedEngine(made.medium, made.memmap)
         files = OpenFiles(fs, engine, None, notes_reads=True)
-        answers = RawFileSystem(fs, files, made.tables.attributes, Patience(fs), cached=False)
+        answers = RawFileSystem(fs, files, made.tables.attributes, Patience(fs))
         raw = RawRequests(answers.handlers(), LONGEST)
         ino = fs.make(ROOT, b"file", NewInode(mode=stat.S_IFREG | 0o644, uid=1, gid=2))
         fs.hold(ino)
