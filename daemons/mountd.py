@@ -26,6 +26,7 @@ from pmemfs.control.starter import ENDING_SIGNALS, Starter
 from pmemfs.errors import (
     EXIT_MOUNT_FAILED,
     Interrupted,
+    MemoryFault,
     MountFailed,
     NotDurable,
     PmemfsError,
@@ -41,6 +42,7 @@ from pmemfs.fuse.session import NativeSession, PythonSession, Session
 from pmemfs.fuse.transport import choose_transport, read_offer
 from pmemfs.logs import start_logging
 from pmemfs.media.label import State
+from pmemfs.medium.faultlog import report_fault
 from pmemfs.medium.mapped import Advice, MappedMedium
 from pmemfs.observe.mount import MountObserver
 from pmemfs.pool import Pool
@@ -195,8 +197,11 @@ def run(arguments: Arguments, pool: Pool, medium: MappedMedium, starter: Starter
 
 def _leave_durable(session: Session, medium: MappedMedium) -> None:
     try:
-        session.content.end()
-        trio.run(session.engine.make_durable)
+        try:
+            session.content.end()
+        finally:
+            # Also where that has met bad memory: what was written elsewhere is to last.
+            trio.run(session.engine.make_durable)
     except (OSError, PmemfsError) as error:
         raise NotDurable(path=medium.name, why=sentence_of(error)) from error
 
@@ -281,9 +286,11 @@ def _done(step: Callable[[], bool]) -> bool:
     """Do a step of tidying up; whether there is more to do soon."""
     try:
         return step()
+    except MemoryFault as fault:
+        report_fault(fault.path, fault.pfn, "tidying up failed")
     except (OSError, PmemfsError) as error:
         log.error("tidying up failed: %s", error)
-        return False
+    return False
 
 
 def _advise(pool: Pool, medium: MappedMedium, options: MountOptions) -> None:

@@ -156,6 +156,27 @@ class ReadOnlyMedium(PmemfsError):
     errno = errno.EROFS
 
 
+class MemoryFault(PmemfsError, OSError):
+    """page frame {pfn:#x} of {path} can't be touched: the memory is damaged, or the file was cut
+    off"""
+
+    errno = errno.EIO  # type: ignore[misc]
+    inode = 0
+    """Whose page it is, where whoever touched it knows."""
+
+    @property
+    def path(self) -> str:
+        """The pool."""
+        return str(self.facts["path"])
+
+    @property
+    def pfn(self) -> int:
+        """The page frame, counted from the first byte of the pool."""
+        pfn = self.facts["pfn"]
+        assert isinstance(pfn, int)
+        return pfn
+
+
 # The pool
 
 

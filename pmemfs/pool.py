@@ -18,7 +18,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pmemfs.clock import coarse_ns
-from pmemfs.errors import InvalidLabel, InvalidPool, NewerFormat, NotAPool, ReadOnlyPool
+from pmemfs.errors import (
+    InvalidLabel,
+    InvalidPool,
+    MemoryFault,
+    NewerFormat,
+    NotAPool,
+    ReadOnlyPool,
+)
 from pmemfs.media.label import (
     LAYOUT,
     Incompatible,
@@ -216,17 +223,31 @@ def read_labels(medium: Medium) -> tuple[LabelReading, LabelReading]:
     if first.label:
         ends_bytes = [first.label.pool_size_bytes]
     else:
-        hint = LAYOUT.unpack(bytes(medium.read(0, LABEL_BYTES))).pool_size_bytes
+        hint = _size_in(medium)
         ends_bytes = [hint, medium.size_bytes] if hint <= medium.size_bytes else [medium.size_bytes]
     copies = [_read_label(medium, "label copy", end - LABEL_BYTES) for end in reversed(ends_bytes)]
     return first, _newest(copies)
+
+
+def _size_in(medium: Medium) -> int:
+    """The size of the pool in what is left of the label in front; that of the medium, if nothing
+    is."""
+    try:
+        size_bytes: int = LAYOUT.unpack(bytes(medium.read(0, LABEL_BYTES))).pool_size_bytes
+    except MemoryFault:
+        return medium.size_bytes
+    return size_bytes
 
 
 def _read_label(medium: Medium, where: str, offset_bytes: int) -> LabelReading:
     if not 0 <= offset_bytes <= medium.size_bytes - LABEL_BYTES:
         problem = InvalidLabel(why="it lies behind the end of the medium")
         return LabelReading(where, offset_bytes, None, problem, False)
-    raw = bytes(medium.read(offset_bytes, LABEL_BYTES))
+    try:
+        raw = bytes(medium.read(offset_bytes, LABEL_BYTES))
+    except MemoryFault as fault:
+        # Nobody knows what is there, so nobody is told that there is no pool.
+        return LabelReading(where, offset_bytes, None, InvalidLabel(why=str(fault)), True)
     try:
         return LabelReading(where, offset_bytes, validate(raw), None, True)
     except InvalidLabel as problem:

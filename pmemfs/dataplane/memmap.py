@@ -74,6 +74,12 @@ class SharedMemmap(RecordMemmap):
         shared.set_pages(self.geometry, start)
         self._accountant = PageAccountant(shared.memory, memory, self._sections, self._reserving_fd)
 
+    def _has_faulted(self) -> bool:
+        return self._medium.has_faulted()
+
+    def _check_touched(self) -> None:
+        self._medium.check_touched()
+
     def prepare_move(self, zone: Zone) -> None:
         if not self._is_droppable:
             prepare_places(self._medium, self._live_runs(), zone)
@@ -111,20 +117,31 @@ class SharedMemmap(RecordMemmap):
     ) -> None:
         self._page_range(pfn, pfn_count)
         error = self._accountant.get(pfn, pfn_count, access, mapping, index, time.time_ns())
+        if self._has_faulted():
+            if not error:
+                self._accountant.put(pfn, pfn_count)
+            self._check_touched()
         if error == errno.EOVERFLOW:
             raise PageReferences(pfn=pfn, why="a reference count is at the maximum")
         if error:
             raise system_error(error)
 
     def put_pages(self, pfn: int, pfn_count: int) -> None:
-        self._page_range(pfn, pfn_count)
-        if not self._accountant.put(pfn, pfn_count):
+        first, count = self._page_range(pfn, pfn_count)
+        is_put = self._accountant.put(pfn, pfn_count)
+        if self._has_faulted():
+            if not is_put:
+                for page in range(first, first + count):
+                    self._accountant.put(self.geometry.page_to_pfn(page), 1)
+            self._check_touched()
+        if not is_put:
             raise PageReferences(pfn=pfn, why="nobody holds a reference on all of the range")
 
     def clean(self, pfn: int, pfn_count: int) -> None:
         """The content of a range is gone: no page that it covers whole is dirty any more."""
         self._page_range(pfn, pfn_count)
         self._accountant.clean(pfn, pfn_count)
+        self._check_touched()
 
     def begin_persist(self) -> int:
         return self._accountant.begin_persist()

@@ -8,7 +8,9 @@ Guards: run a function, and survive the SIGBUS of a touch in it.
 
 Poison, a truncated file and a full file system under a hole are all SIGBUS. Invariants: a guarded
 function holds no lock and owns nothing when it touches such memory that its caller couldn't put
-right; guards don't nest; a SIGBUS outside of a guard kills, as it should.
+right; guards don't nest; a SIGBUS outside of a guard kills, as it should. Only a touch ends a guarded
+function: the kernel also tells of damage that nobody has touched yet (BUS_MCEERR_AO), and whoever
+runs just then is innocent.
 Source: sigaction(2), sigsetjmp(3); the mask is not saved, so the handler leaves it alone.
 """
 
@@ -16,21 +18,23 @@ from libc.stddef cimport size_t
 from libc.stdint cimport uint64_t
 from libc.string cimport memcpy
 
+from pmemfs.medium cimport sigbus
+
 cdef extern from * nogil:
     """
     #include <setjmp.h>
     #include <signal.h>
     #include <stddef.h>
-    #include <string.h>
 
     static __thread sigjmp_buf pmemfs_way_out;
     static __thread volatile sig_atomic_t pmemfs_guarded;
     static __thread void *volatile pmemfs_fault;
+    static int pmemfs_catches;
 
     static void pmemfs_on_fault(int number, siginfo_t *info, void *context) {
-        (void)context;
-        if (!pmemfs_guarded) {
-            signal(number, SIG_DFL);  /* The touch is repeated, and kills. */
+        if (pmemfs_is_news(info)) return;
+        if (!pmemfs_guarded || !pmemfs_is_touch(info)) {
+            pmemfs_pass_on(number, info, context);
             return;
         }
         pmemfs_guarded = 0;
@@ -39,11 +43,9 @@ cdef extern from * nogil:
     }
 
     static int pmemfs_catch_faults(void) {
-        struct sigaction action;
-        memset(&action, 0, sizeof action);
-        action.sa_sigaction = pmemfs_on_fault;
-        action.sa_flags = SA_SIGINFO | SA_NODEFER;
-        return sigaction(SIGBUS, &action, NULL);
+        if (pmemfs_catches) return 0;
+        pmemfs_catches = 1;
+        return pmemfs_handle_sigbus(pmemfs_on_fault);
     }
 
     __attribute__((noinline))

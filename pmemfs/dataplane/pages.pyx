@@ -191,7 +191,9 @@ cdef int reserve_section(memmap_t *memmap, uint64_t section) noexcept nogil:
     cdef header_t *header = memmap.header
     cdef uint64_t first = section << header.section_shift
     cdef uint64_t count = min(<uint64_t>1 << header.section_shift, header.page_count - first)
-    if fallocate(memmap.pool_fd, 0, <long long>(header.memmap_offset + first * sizeof(page_t)),
+    # Not longer than it is: a file that somebody has cut off is to fault.
+    if fallocate(memmap.pool_fd, FALLOC_FL_KEEP_SIZE,
+                 <long long>(header.memmap_offset + first * sizeof(page_t)),
                  <long long>(count * sizeof(page_t))):
         return errno
     return 0

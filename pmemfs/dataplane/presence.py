@@ -68,6 +68,10 @@ def _data_ranges(fd: int, start_bytes: int, end_bytes: int) -> Iterator[tuple[in
             return
         if data >= end_bytes:
             return
-        hole = min(os.lseek(fd, data, os.SEEK_HOLE), end_bytes)
+        try:
+            hole = min(os.lseek(fd, data, os.SEEK_HOLE), end_bytes)
+        except OSError:
+            # Somebody has cut the file off since.
+            return
         yield data, hole
         position = hole

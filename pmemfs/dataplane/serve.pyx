@@ -17,6 +17,7 @@ from libc.errno cimport EINTR, EINVAL, EIO, ENOSPC, ENXIO, EROFS, errno
 from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
+from posix.stat cimport S_ISREG, fstat, struct_stat
 from posix.types cimport off_t
 from posix.unistd cimport SEEK_SET, lseek, pread, pwrite
 
@@ -153,7 +154,7 @@ cdef void release(worker_t *worker, request_t *request) noexcept nogil:
     if request.pointed == NULL:
         return
     request.pointed = NULL
-    drop_pages(worker, request)
+    drop_held(request)
     end_section(worker.slot)
 
 
@@ -299,6 +300,7 @@ cdef bint read_piece(request_t *request, piece_t piece, uint64_t offset,
         return False
     if not whole:
         request.error = read_pool(plane, into, piece.length, piece.pool_offset)
+        note_refusal(request, piece.pool_offset)
     elif request.may_point and piece.length == request.answer_bytes:
         request.pointed = plane.pool + piece.pool_offset
         return True
@@ -379,6 +381,7 @@ cdef bint write_piece(request_t *request, piece_t piece, uint64_t offset,
         memcpy(into, data, piece.length)
     else:
         request.error = write_pool(plane, data, piece.length, piece.pool_offset)
+        note_refusal(request, piece.pool_offset)
     if not whole:
         note_written(plane, piece.pool_offset, piece.length)
     drop_pages(request.worker, request)
@@ -404,6 +407,13 @@ cdef inline void drop_pages(worker_t *worker, request_t *request) noexcept nogil
         put_pages(&worker.plane.memmap, &request.held, request.is_write)
 
 
+cdef inline void note_refusal(request_t *request, uint64_t pool_offset) noexcept nogil:
+    """What would be a fault through the mapping is an error of a system call past it."""
+    if request.error == EIO:
+        record_fault(request.worker.plane, pool_offset, request.head.nodeid, EIO,
+                     request.worker.now_ns)
+
+
 cdef verdict_t fail_fault(worker_t *worker, request_t *request) noexcept nogil:
     """A touch of the pool, or of its page structures, ended in a fault."""
     cdef plane_t *plane = worker.plane
@@ -415,9 +425,17 @@ cdef verdict_t fail_fault(worker_t *worker, request_t *request) noexcept nogil:
     record_fault(plane, offset, request.head.nodeid, error, worker.now_ns)
     request.pointed = NULL
     request.moved_bytes = 0
-    # If the page structures are what faults, this is interrupted too, and there is no more to do.
-    run_guarded(drop_guarded, request)
+    drop_held(request)
     return refuse(request, error)
+
+
+cdef void drop_held(request_t *request) noexcept nogil:
+    """Let go of all pages whose structures can be touched; those of the others are lost."""
+    cdef uint64_t before
+    while request.held.count:
+        before = request.held.count
+        if not run_guarded(drop_guarded, request) and request.held.count == before:
+            request.held.count -= 1
 
 
 cdef void drop_guarded(void *argument) noexcept nogil:
@@ -464,12 +482,16 @@ cdef uint64_t seek(plane_t *plane, table_t *table, uint64_t position, uint64_t s
                           SEEK_DATA if for_data else SEEK_HOLE)
             if found < <off_t>piece.pool_offset:
                 # ENXIO: a hole up to the end. Else nobody knows holes here, and all is data: by an
-                # error, or as DAX devices do, which answer any seek with where they are.
-                is_empty = found < 0 and errno == ENXIO
+                # error, or as DAX devices do, which answer any seek with where they are; or since
+                # the pool was cut off, so that whoever reads it learns that.
+                is_empty = (found < 0 and errno == ENXIO
+                            and not is_cut(plane, piece.pool_offset + piece.length))
                 found = <off_t>piece.pool_offset
                 if is_empty == for_data:
                     found += <off_t>piece.length
-            if <uint64_t>found < piece.pool_offset + piece.length:
+            if (<uint64_t>found < piece.pool_offset + piece.length
+                    # No hole begins where the file ends that was cut off.
+                    and (for_data or not is_cut(plane, <uint64_t>found + 1))):
                 return position + (<uint64_t>found - piece.pool_offset)
         position += piece.length
     return position
@@ -518,7 +540,16 @@ cdef int finish_sync(plane_t *plane, uint64_t epoch, int error) noexcept nogil:
 
 cdef bint is_unused(plane_t *plane, uint64_t pool_offset, uint64_t length) noexcept nogil:
     cdef off_t found = lseek(plane.pool_fd, <off_t>pool_offset, SEEK_DATA)
-    return errno == ENXIO if found < 0 else <uint64_t>found >= pool_offset + length
+    if found < 0:
+        return errno == ENXIO and not is_cut(plane, pool_offset + length)
+    return <uint64_t>found >= pool_offset + length
+
+
+cdef bint is_cut(plane_t *plane, uint64_t end) noexcept nogil:
+    """Whether the pool's file ends before a place that is the pool's: somebody has cut it off."""
+    cdef struct_stat status
+    return (end <= peek(&plane.header.pool_bytes) and not fstat(plane.pool_fd, &status)
+            and S_ISREG(status.st_mode) and <uint64_t>status.st_size < end)
 
 
 cdef int read_pool(plane_t *plane, uint8_t *into, uint64_t length, uint64_t offset) noexcept nogil:
@@ -538,8 +569,13 @@ cdef int read_pool(plane_t *plane, uint8_t *into, uint64_t length, uint64_t offs
 
 cdef int write_pool(plane_t *plane, const uint8_t *data, uint64_t length,
                     uint64_t offset) noexcept nogil:
-    """pwrite all of a range: where a hole finds no memory, the answer is ENOSPC; 0 or errno."""
+    """pwrite all of a range: where a hole finds no memory, the answer is ENOSPC; 0 or errno.
+
+    A file that was cut off is not made longer: what was lost would read as zeroes then.
+    """
     cdef ssize_t count
+    if is_cut(plane, offset + length):
+        return EIO
     while length:
         count = pwrite(plane.pool_fd, data, length, <off_t>offset)
         if count < 0 and errno == EINTR:

@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 
 import pyfuse3
 
-from pmemfs.errors import PmemfsError, cause_of
+from pmemfs.errors import MemoryFault, PmemfsError, cause_of
+from pmemfs.medium.faultlog import report_fault
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,9 @@ def _guarded_handler(handler: Callable[..., Awaitable[Any]]) -> Callable[..., Aw
 def errno_of(error: Exception, handler: Callable[..., Any], request: tuple[Any, ...]) -> int:
     """What to answer a request whose handler raised; what should not have happened is logged."""
     error = cause_of(error)
+    if isinstance(error, MemoryFault):
+        whose = f"a request to inode {error.inode}" if error.inode else f"a {handler.__name__}"
+        report_fault(error.path, error.pfn, f"{whose} was answered with EIO")
     if isinstance(error, PmemfsError):
         return error.errno
     if isinstance(error, OSError):

@@ -2,9 +2,8 @@
 
 `Engine` is that, whatever the mount shows; `PythonEngine` is also the I/O path of mode `block` with
 `--engine python`: from a range of bytes to memory and back, nothing else. Invariants:
-- every transfer holds references on its pages where the scheme has pages. A read is answered from
-  the mapping after `read` has returned and dropped them: no task runs in between, since pyfuse3
-  replies before its next await, so nobody can see the pages without references;
+- every transfer holds references on its pages where the scheme has pages, until a read has copied
+  what it answers with: pyfuse3 forgets a request whose reply faults in the kernel;
 - a write is flushed at once and made durable by `fsync`, so that nothing needs to be remembered.
 """
 
@@ -79,8 +78,8 @@ class Engine:
 
     @property
     def fault_count(self) -> int:
-        """How often memory could not be touched; the python engine does not outlive that."""
-        return 0
+        """How often memory could not be touched."""
+        return self._medium.fault_count
 
     def statistics(self) -> EngineStatistics:
         """The counts so far."""

@@ -123,7 +123,7 @@ class SharedEngine(Engine):
 
     @property
     def fault_count(self) -> int:
-        return self._shared.header_word("fault_count")
+        return super().fault_count + self._shared.header_word("fault_count")
 
     def statistics(self) -> EngineStatistics:
         own = self.own_statistics()

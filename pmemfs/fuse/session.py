@@ -33,6 +33,7 @@ from pmemfs.fuse.planes import DataPlane, Sockets, choose_settings
 from pmemfs.fuse.raw import RawRequests
 from pmemfs.fuse.transport import Choice
 from pmemfs.medium.base import Durability
+from pmemfs.medium.faultlog import report_fault
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap import Memmap, open_memmap
 from pmemfs.mountinfo import Mount
@@ -216,10 +217,7 @@ class NativeSession(Session):
         while True:
             await trio.sleep(_WATCH_SECONDS)
             for fault in engine.new_faults():
-                log.error(
-                    "%s: page frame %#x could not be touched; a request to inode %d was answered "
-                    "with %s",
-                    self._medium.name, fault.pool_offset >> PAGE_SHIFT, fault.inode,
-                    errno.errorcode.get(fault.error, fault.error),
-                )  # fmt: skip
+                answer = errno.errorcode.get(fault.error, fault.error)
+                what = f"a request to inode {fault.inode} was answered with {answer}"
+                report_fault(self._medium.name, fault.pool_offset >> PAGE_SHIFT, what)
             await engine.keep_presence()

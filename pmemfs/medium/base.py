@@ -5,7 +5,10 @@ Invariants:
   to what must survive. (Page structures must not survive, and are written through `view`.)
 - a store is visible to every reader at once, and durable when a `fence` has returned that came
   after a `flush` of it;
-- before that, a power failure may keep it, lose it, or tear it at any aligned 8-byte word.
+- before that, a power failure may keep it, lose it, or tear it at any aligned 8-byte word;
+- memory that can't be touched is a MemoryFault, whatever touched it: of each operation here by
+  itself, of touches of a `view` when `check_touched` is called, which must be before what was read
+  is used or what was stored counts as there.
 """
 
 from __future__ import annotations
@@ -53,23 +56,41 @@ class Medium(ABC):
     reserved: bool
     """Whether every byte has memory behind it, so that a touch of the mapping cannot fail."""
 
+    fault_count = 0
+    """How often memory could not be touched."""
+
     @abstractmethod
     def read(self, offset_bytes: int, length_bytes: int) -> memoryview | bytes:
-        """The content of a range, without a copy where the mapping is safe to touch.
+        """The content of a range as it is now, which nobody has to touch again.
 
-        Raises OSError (EIO) where the medium can't be read.
+        Raises MemoryFault where the medium can't be read.
         """
 
     @abstractmethod
     def view(self, offset_bytes: int, length_bytes: int) -> memoryview:
         """The mapping of a range; writable unless the medium is read-only.
 
-        Where the medium is sparse, `reserve` it first: touching a hole may be a SIGBUS.
+        Where the medium is sparse, `reserve` it first: touching a hole may be a SIGBUS. After the
+        touches, `check_touched`: where memory is bad, the view shows zeroes until then.
+        """
+
+    @abstractmethod
+    def has_faulted(self) -> bool:
+        """Whether this thread has touched bad memory since its last `check_touched`."""
+
+    @abstractmethod
+    def check_touched(self) -> None:
+        """Raise MemoryFault where this thread has touched bad memory through a `view`.
+
+        What it has read there are zeroes, and what it has stored is lost.
         """
 
     @abstractmethod
     def store(self, offset_bytes: int, data: Buffer) -> None:
-        """Write. Raises ReadOnlyMedium, and OSError (ENOSPC) where a sparse one finds no memory."""
+        """Write. Raises ReadOnlyMedium, and OSError (ENOSPC) where a sparse one finds no memory.
+
+        Raises MemoryFault where a page is bad, and then may have written others of the range.
+        """
 
     @abstractmethod
     def store_from_file(self, ranges: Sequence[ByteRange], fd: int, file_offset: int) -> int:
@@ -84,7 +105,7 @@ class Medium(ABC):
 
     @abstractmethod
     def flush(self, offset_bytes: int, length_bytes: int) -> None:
-        """Begin to make a range durable."""
+        """Begin to make a range durable. Raises MemoryFault."""
 
     @abstractmethod
     def fence(self) -> None:

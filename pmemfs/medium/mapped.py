@@ -4,17 +4,18 @@ Invariants:
 - at most one process has a writable one of the same source (flock, and O_EXCL on block devices,
   both of which the kernel releases when the process dies);
 - a sparse file is never touched through the mapping where it may have a hole: a store into a hole
-  of a full file system would kill the process with SIGBUS, where pwrite answers ENOSPC;
+  of a full file system is a SIGBUS, where pwrite answers ENOSPC;
+- nothing makes a file longer that somebody has cut off: what was lost would read as zeroes then;
 - `flush` and `fence` of one thread go together on cache lines, since a store fence orders the
   write-backs of its own processor only.
 """
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import errno
 import fcntl
+import itertools
 import mmap
 import os
 import threading
@@ -23,10 +24,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pmemfs.errors import NoSpace, ReadOnlyMedium, SourceBusy, UnusableSource
+from pmemfs.errors import MemoryFault, NoSpace, ReadOnlyMedium, SourceBusy, UnusableSource
 from pmemfs.medium import writeback
 from pmemfs.medium.base import ByteRange, Durability, Medium
 from pmemfs.medium.fiemap import has_blocks_everywhere
+from pmemfs.medium.mapping import GuardedMapping, has_faulted, take_fault
 from pmemfs.medium.source import (
     MAP_SHARED_VALIDATE,
     MAP_SYNC,
@@ -35,11 +37,14 @@ from pmemfs.medium.source import (
     grants_map_sync,
     identify,
 )
-from pmemfs.pfn import FRAME_BYTES
+from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
 from pmemfs.units import TIB, format_size
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+_owners = itertools.count(1)
+"""Each medium is told from all others of the process by a number: who owns which mappings."""
 
 _LEAST_REACH_BYTES = TIB
 _MOST_REACH_BYTES = 32 * TIB
@@ -77,6 +82,7 @@ class MappedMedium(Medium):
         self.name = source.path
         self.size_bytes = source.size_bytes
         self.read_only = read_only
+        self._owner = next(_owners)
         self._fd = open_locked(source, read_only=read_only) if locked_fd is None else locked_fd
         try:
             self.reserved = source.kind.is_device or _has_memory_everywhere(
@@ -105,34 +111,41 @@ class MappedMedium(Medium):
         self._memory.release()
         # A view that somebody holds keeps its mapping, that a duplicate of the descriptor, and that
         # the lock; so give the lock back by hand.
-        with contextlib.suppress(BufferError):
-            self._mapping.close()
+        self._mapping.close()
         fcntl.flock(self._fd, fcntl.LOCK_UN)
         os.close(self._fd)
 
     def read(self, offset_bytes: int, length_bytes: int) -> memoryview | bytes:
-        if self.reserved:
-            return self._memory[offset_bytes : offset_bytes + length_bytes]
-        return os.pread(self._fd, length_bytes, offset_bytes)
+        if not self.reserved:
+            return self._pread(offset_bytes, length_bytes)
+        data = self._mapping.load(offset_bytes, length_bytes)
+        if data is None:
+            raise self._fault(offset_bytes)
+        return data
 
     def view(self, offset_bytes: int, length_bytes: int) -> memoryview:
         return self._memory[offset_bytes : offset_bytes + length_bytes]
 
+    def has_faulted(self) -> bool:
+        return has_faulted(self._owner)
+
+    def check_touched(self) -> None:
+        if has_faulted(self._owner):
+            raise self._fault(0)
+
     def store(self, offset_bytes: int, data: Buffer) -> None:
         if self.read_only:
             raise ReadOnlyMedium(path=self.name)
-        view = memoryview(data).cast("B")
-        if not self.reserved and self.durability is Durability.CACHE_LINES:
+        if not self.reserved:
+            view = memoryview(data).cast("B")
+            if self.durability is not Durability.CACHE_LINES:
+                self._pwrite(offset_bytes, view)
+                return
             # A block that pwrite allocates is in the file after a crash only if somebody syncs it;
             # one that is touched through the mapping is by MAP_SYNC.
             self.reserve(offset_bytes, len(view))
-        if self.reserved or self.durability is Durability.CACHE_LINES:
-            self._memory[offset_bytes : offset_bytes + len(view)] = view
-            return
-        while view:
-            written = os.pwrite(self._fd, view, offset_bytes)
-            view = view[written:]
-            offset_bytes += written
+        if not self._mapping.store(offset_bytes, data):
+            raise self._fault(offset_bytes)
 
     def store_from_file(self, ranges: Sequence[ByteRange], fd: int, file_offset: int) -> int:
         if self.read_only:
@@ -140,15 +153,22 @@ class MappedMedium(Medium):
         if not self.reserved:
             for part in ranges:
                 self.reserve(*part)
-        return os.preadv(fd, [self.view(*part) for part in ranges], file_offset)
+        try:
+            return os.preadv(fd, [self.view(*part) for part in ranges], file_offset)
+        except OSError as error:
+            raise self._named(error, ranges) from None
 
     def load_to_file(self, ranges: Sequence[ByteRange], fd: int, file_offset: int) -> int:
         parts = [self.view(*part) if self.reserved else self._copy(*part) for part in ranges]
-        return os.pwritev(fd, parts, file_offset)
+        try:
+            return os.pwritev(fd, parts, file_offset)
+        except OSError as error:
+            raise self._named(error, ranges) from None
 
     def flush(self, offset_bytes: int, length_bytes: int) -> None:
         if self.durability is Durability.CACHE_LINES:
-            writeback.flush_lines(self._memory[offset_bytes : offset_bytes + length_bytes])
+            if not self._mapping.flush_lines(offset_bytes, length_bytes):
+                raise self._fault(offset_bytes)
         elif self.durability is Durability.MSYNC:
             first = offset_bytes >> _SYNC_CHUNK_SHIFT
             last = (offset_bytes + length_bytes - 1) >> _SYNC_CHUNK_SHIFT
@@ -165,12 +185,14 @@ class MappedMedium(Medium):
 
     def reserve(self, offset_bytes: int, length_bytes: int) -> None:
         if not self.reserved:
+            self._check_length(offset_bytes, length_bytes)
             os.posix_fallocate(self._fd, offset_bytes, length_bytes)
 
     def clear(self, offset_bytes: int, length_bytes: int) -> None:
         # A device that can make zeroes itself does it without us moving them.
         may_punch = not self.was_reserved or self.source.kind is SourceKind.BLOCK_DEVICE
         if length_bytes and may_punch and not self.read_only:
+            self._check_length(offset_bytes, length_bytes)
             try:
                 writeback.punch_hole(self._fd, offset_bytes, length_bytes)
             except OSError as error:
@@ -193,8 +215,8 @@ class MappedMedium(Medium):
         """Be that large; how large the file was, for `give_back`.
 
         A file is made so, with memory behind all of it if it had that; a device must be already.
-        Views that are held stay what they were. Raises NoSpace and UnusableSource, and then all is
-        as it was.
+        Views that are held stay what they were. Raises NoSpace, UnusableSource, and MemoryFault
+        where the file was cut off; and then all is as it was.
         """
         if self.source.kind.is_device:
             old_bytes = self.size_bytes
@@ -203,6 +225,7 @@ class MappedMedium(Medium):
         old_bytes = os.fstat(self._fd).st_size
         if size_bytes == self.size_bytes:
             return old_bytes
+        self._check_length(0, self.size_bytes)
         try:
             if self.was_reserved:
                 # Makes it larger when there is memory for all of it, and not before.
@@ -230,7 +253,8 @@ class MappedMedium(Medium):
         try:
             return os.lseek(self._fd, offset_bytes, os.SEEK_DATA) >= offset_bytes + length_bytes
         except OSError as error:
-            return error.errno == errno.ENXIO
+            # Behind the end of a file that was cut off there is no hole, but what is lost.
+            return error.errno == errno.ENXIO and not self._is_cut(offset_bytes + length_bytes)
 
     def advise(self, advice: Advice, offset_bytes: int, length_bytes: int) -> bool:
         """Advise the kernel about a range; whether it listened."""
@@ -277,7 +301,59 @@ class MappedMedium(Medium):
         """A range of a sparse file, past the mapping; aligned, as O_DIRECT needs it."""
         copy = memoryview(mmap.mmap(-1, length_bytes))
         filled = os.preadv(self._fd, [copy], offset_bytes)
-        return copy[:filled]
+        if filled < length_bytes:
+            raise self._fault(offset_bytes + filled)
+        return copy
+
+    def _pread(self, offset_bytes: int, length_bytes: int) -> bytes:
+        """As much of a range of a sparse file as the medium has."""
+        wanted_bytes = max(0, min(length_bytes, self.size_bytes - offset_bytes))
+        try:
+            data = os.pread(self._fd, wanted_bytes, offset_bytes)
+        except OSError as error:
+            raise self._translated(error, offset_bytes) from None
+        if len(data) < wanted_bytes:
+            raise self._fault(offset_bytes + len(data))
+        return data
+
+    def _pwrite(self, offset_bytes: int, view: memoryview) -> None:
+        self._check_length(offset_bytes, len(view))
+        try:
+            while view:
+                written = os.pwrite(self._fd, view, offset_bytes)
+                view = view[written:]
+                offset_bytes += written
+        except OSError as error:
+            raise self._translated(error, offset_bytes) from None
+
+    def _fault(self, offset_bytes: int) -> MemoryFault:
+        """What this thread has just met, in a range that begins there; the real pages are back."""
+        met = take_fault(self._owner)
+        self.fault_count += 1
+        return MemoryFault(pfn=(offset_bytes if met < 0 else met) >> PAGE_SHIFT, path=self.name)
+
+    def _translated(self, error: OSError, offset_bytes: int) -> OSError:
+        """What a system call says of memory whose touch would be a fault."""
+        is_fault = error.errno in (errno.EIO, errno.EFAULT)
+        return self._fault(offset_bytes) if is_fault else error
+
+    def _named(self, error: OSError, ranges: Sequence[ByteRange]) -> OSError:
+        """The same for a transfer: only a mapping faults, so a fault is a page in these ranges."""
+        if error.errno != errno.EFAULT:
+            return error
+        for part in ranges:
+            if self._mapping.load(*part) is None:
+                return self._fault(part.offset_bytes)
+        return self._fault(ranges[0].offset_bytes)
+
+    def _is_cut(self, end_bytes: int) -> bool:
+        """Whether a file ends before a place where the pool goes on."""
+        return not self.source.kind.is_device and os.fstat(self._fd).st_size < end_bytes
+
+    def _check_length(self, offset_bytes: int, length_bytes: int) -> None:
+        """Raise MemoryFault where a range of a file is not there any more."""
+        if self._is_cut(offset_bytes + length_bytes):
+            raise self._fault(max(offset_bytes, os.fstat(self._fd).st_size))
 
     def _msync(self) -> None:
         if self._lost:
@@ -320,11 +396,15 @@ class MappedMedium(Medium):
         self.source = replace(self.source, size_bytes=size_bytes)
         self.size_bytes = size_bytes
 
-    def _map(self, size_bytes: int) -> mmap.mmap:
+    def _map(self, size_bytes: int) -> GuardedMapping:
         flags = self.map_flags
         protection = mmap.PROT_READ | (0 if self.read_only else mmap.PROT_WRITE)
+        if self._is_cut(size_bytes):
+            raise UnusableSource(path=self.name, why="it can't be mapped: it has become smaller")
         try:
-            return mmap.mmap(self._fd, size_bytes, flags=flags, prot=protection)
+            return GuardedMapping(
+                self._fd, size_bytes, flags=flags, prot=protection, owner=self._owner
+            )
         except (OSError, ValueError, OverflowError) as error:
             raise UnusableSource(path=self.name, why=f"it can't be mapped: {error}") from None
 

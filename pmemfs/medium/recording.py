@@ -66,6 +66,12 @@ class RecordingMedium(Medium):
     def view(self, offset_bytes: int, length_bytes: int) -> memoryview:
         return memoryview(self._memory)[offset_bytes : offset_bytes + length_bytes]
 
+    def has_faulted(self) -> bool:
+        return False
+
+    def check_touched(self) -> None:
+        """Nothing to say: all of it can be touched."""
+
     def store(self, offset_bytes: int, data: Buffer) -> None:
         view = memoryview(data).cast("B")
         if offset_bytes < 0 or offset_bytes + len(view) > self.size_bytes:

@@ -71,7 +71,8 @@ class Memmap(ABC):
 
         `mapping` and `index` say whose page it is, where the caller knows. Raises NotInPool,
         PageReferences where the count is at its maximum, and OSError (ENOSPC) where a sparse pool
-        finds no memory for the structure.
+        finds no memory for the structure. Raises MemoryFault, as all methods do, where the memory
+        of a structure is bad; then no reference was taken.
         """
 
     @abstractmethod
@@ -94,7 +95,10 @@ class Memmap(ABC):
 
     @abstractmethod
     def put_pages(self, pfn: int, pfn_count: int) -> None:
-        """`put_page` once for every page that the range touches; all of them or none."""
+        """`put_page` once for every page that the range touches; all of them or none.
+
+        But where it raises MemoryFault, all whose structures can still be touched.
+        """
 
     @abstractmethod
     def are_referenced(self, pfn: int, pfn_count: int) -> bool:

@@ -2,7 +2,8 @@
 
 Invariants: what was initialised in the old zone is in the new one, at the same index; whatever else
 of the old zone lies in the new one too is cleared, so that no structure turns up at another index.
-The zones may overlap. Nothing here can fail but by a fault of the memory.
+The zones may overlap. Nothing here can fail but by a fault of the memory: as nobody holds a page
+meanwhile, structures that are lost or left behind by it are worth no more than fresh ones.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ def move_zone(
 ) -> None:
     """Move runs of pages, as far as they are kept, from the old memmap zone to the new one.
 
-    Raises OSError (ENOSPC), and then has moved nothing.
+    Raises OSError (ENOSPC), and then has moved nothing; and MemoryFault, after which all that could
+    be moved was, and what lay in bad memory is lost.
     """
     prepare_places(medium, runs, new)
     move_structures(
@@ -69,6 +71,7 @@ def move_zone(
         new_end=new.end_bytes,
         stale=stale,
     )
+    medium.check_touched()
 
 
 def move_structures(

@@ -2,7 +2,8 @@
 
 This is Ingo Molnar's answer. Invariants:
 - a stretch of structures is touched only after `_reserve` has seen it, which gets memory for it
-  where the pool is sparse; so no touch can fail, and the cost is paid where pages are used;
+  where the pool is sparse; so no touch fails but where memory is bad, and the cost is paid where
+  pages are used;
 - what has not been reserved in this mount holds no structure of this generation, so scans skip it.
 """
 
@@ -32,6 +33,12 @@ class PmemMemmap(RecordMemmap):
         self._set_zone(zone)
         # One byte for each stretch; zeroes of this size come from the kernel untouched.
         self._reserved = bytearray((self._page_count >> _STRETCH_SHIFT) + 1)
+
+    def _has_faulted(self) -> bool:
+        return self._medium.has_faulted()
+
+    def _check_touched(self) -> None:
+        self._medium.check_touched()
 
     def prepare_move(self, zone: Zone) -> None:
         prepare_places(self._medium, live_runs(self._reserved, 1, _STRETCH_SHIFT), zone)

@@ -65,6 +65,13 @@ class RecordMemmap(Memmap):
     def _touched(self) -> Iterator[tuple[int, Records]]:
         """Every stretch that may hold initialised structures, with the index of its first page."""
 
+    def _has_faulted(self) -> bool:
+        """Whether a structure was touched that lies in bad memory; nobody has been told yet."""
+        return False
+
+    def _check_touched(self) -> None:
+        """Raise MemoryFault where `_has_faulted`: to be called before any method here ends."""
+
     def get_page(
         self, pfn: int, access: Access = Access.PIN, mapping: int = 0, index: int = 0
     ) -> None:
@@ -78,6 +85,7 @@ class RecordMemmap(Memmap):
             flags = refcount = owner = owner_index = private = accessed_ns = 0
             reads = writes = epoch = 0
         if refcount == COUNTER_MAX:
+            self._check_touched()
             raise PageReferences(pfn=pfn, why="its reference count is at the maximum")
         if mapping:
             owner, owner_index = mapping, index
@@ -92,6 +100,7 @@ class RecordMemmap(Memmap):
                 reads += reads != COUNTER_MAX
         _PACK(buffer, at, self.generation, flags, self._order, 0, refcount + 1, owner, owner_index,
               private, accessed_ns, reads, writes, epoch)  # fmt: skip
+        self._check_touched()
 
     def put_page(self, pfn: int) -> None:
         page = (pfn - self._first_pfn) >> self._order
@@ -100,8 +109,10 @@ class RecordMemmap(Memmap):
         buffer, at = self._locate(page)
         generation, _, _, _, refcount = _HEAD.unpack_from(buffer, at)
         if generation != self.generation or refcount == 0:
+            self._check_touched()
             raise PageReferences(pfn=pfn, why="nobody holds a reference")
         _REFCOUNT.pack_into(buffer, at + _REFCOUNT_AT, refcount - 1)
+        self._check_touched()
 
     def get_pages(
         self,
@@ -119,6 +130,7 @@ class RecordMemmap(Memmap):
         for records in slices:
             self._initialise(records)
             if records["refcount"].max() == COUNTER_MAX:
+                self._check_touched()
                 raise PageReferences(pfn=pfn, why="a reference count is at the maximum")
         for records in slices:
             self._get_slice(records, access)
@@ -126,6 +138,11 @@ class RecordMemmap(Memmap):
                 records["mapping"] = mapping
                 records["index"] = np.arange(index, index + len(records), dtype=np.uint64)
                 index += len(records)
+        if self._has_faulted():
+            for records in slices:
+                refcount = records["refcount"]
+                refcount -= 1
+            self._check_touched()
 
     def put_pages(self, pfn: int, pfn_count: int) -> None:
         if pfn_count == 1:
@@ -136,17 +153,30 @@ class RecordMemmap(Memmap):
         for records in slices:
             is_current = (records["generation"] == self.generation).all()
             if not is_current or records["refcount"].min() == 0:
+                self._put_in_good_memory(slices)
                 raise PageReferences(pfn=pfn, why="nobody holds a reference on all of the range")
         for records in slices:
             refcount = records["refcount"]
             refcount -= 1
+        self._check_touched()
+
+    def _put_in_good_memory(self, slices: list[Records]) -> None:
+        """Where a structure lies in bad memory, drop the references on all others, and say so."""
+        if self._has_faulted():
+            for records in slices:
+                refcount = records["refcount"]
+                refcount -= (records["generation"] == self.generation) & (refcount != 0)
+            self._check_touched()
 
     def are_referenced(self, pfn: int, pfn_count: int) -> bool:
+        found = False
         for records in self._existing(*self._page_range(pfn, pfn_count)):
             held = records["refcount"] != 0
             if held.any() and bool((held & (records["generation"] == self.generation)).any()):
-                return True
-        return False
+                found = True
+                break
+        self._check_touched()
+        return found
 
     def clean(self, pfn: int, pfn_count: int) -> None:
         """Nothing to do: what is dirty is so until the next fsync, whoever will have the page."""
@@ -154,6 +184,7 @@ class RecordMemmap(Memmap):
     def page(self, pfn: int) -> Page | None:
         buffer, at = self._locate(self.geometry.pfn_to_page(pfn))
         page = LAYOUT.unpack(buffer[at : at + LAYOUT.size_bytes])
+        self._check_touched()
         return page if page.generation == self.generation else None
 
     @property
@@ -188,6 +219,7 @@ class RecordMemmap(Memmap):
             dirty += int(np.count_nonzero(self._dirty(current)))
             referenced += int(np.count_nonzero(current["flags"] & np.uint16(_REFERENCED)))
             in_use += int(np.count_nonzero(current["refcount"]))
+        self._check_touched()
         return PageCounts(
             total=self._page_count,
             uninitialised=self._page_count - initialised,
@@ -208,6 +240,7 @@ class RecordMemmap(Memmap):
                     report = self._report(page, records[position : position + 1])
                     best.append((int(heat[position]), -page, report))
             best = heapq.nlargest(count, best)
+        self._check_touched()
         return [report for _, _, report in best]
 
     def drop_idle(self, idle_seconds: float) -> int:

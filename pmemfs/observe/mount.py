@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import trio
 
-from pmemfs.errors import NoExtents
+from pmemfs.errors import MemoryFault, NoExtents
 from pmemfs.fuse.options import MountOptions
 from pmemfs.fuse.session import Session
 from pmemfs.medium.mapped import MappedMedium
@@ -19,6 +19,7 @@ from pmemfs.observe.extents import file_extents
 from pmemfs.observe.pool import pool_info
 from pmemfs.observe.stat import Sample, own_counts, worker_sample
 from pmemfs.pool import Pool
+from pmemfs.volume.filesystem.space import Space
 
 _MOST_PAGES = 1000
 
@@ -61,10 +62,17 @@ class MountObserver:
             fault_count=self._engine.fault_count,
             uptime_seconds=round(time.monotonic() - self._started, 3),
             io=self._engine.statistics(),
-            space=self._fs.space() if self._fs else None,
+            space=self._space(),
             pool=pool_info(self._pool, self._medium),
         )
         return status.as_json()
+
+    def _space(self) -> Space | None:
+        """Where frames are; None of a device, and where the bitmaps can't be read."""
+        try:
+            return self._fs.space() if self._fs else None
+        except MemoryFault:
+            return None
 
     async def pages(self, hottest: int) -> dict[str, Any]:
         """The states of all pages, and the hottest ones. Raises NoPageStructures.

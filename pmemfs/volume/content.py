@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pmemfs.errors import MemoryFault
 from pmemfs.medium.base import Medium
 from pmemfs.memmap.base import Access, Memmap
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
@@ -20,6 +21,31 @@ class Content:
 
     def load(self, number: int, position: int, pool_offset: int, length: int) -> memoryview | bytes:
         """Bytes of an inode: those at `position` of it lie at `pool_offset`. Raises OSError."""
+        try:
+            return self._load(number, position, pool_offset, length)
+        except MemoryFault as fault:
+            fault.inode = number
+            raise
+
+    def store(self, number: int, position: int, pool_offset: int, data: bytes | memoryview) -> None:
+        """Store bytes of an inode, durable with the next fence. Raises OSError."""
+        try:
+            self._store(number, position, pool_offset, data)
+        except MemoryFault as fault:
+            fault.inode = number
+            raise
+
+    def zero(self, pool_offset: int, length: int) -> None:
+        """Store zeroes that nobody has asked for: they count as no access. Raises OSError."""
+        while length > 0:
+            step = min(length, len(_ZEROES))
+            self._put(pool_offset, _ZEROES[:step])
+            pool_offset += step
+            length -= step
+
+    def _load(
+        self, number: int, position: int, pool_offset: int, length: int
+    ) -> memoryview | bytes:
         if not self._medium.reserved and self._medium.is_hole(pool_offset, length):
             # Nothing is there: no page to hold, and none to make room for.
             return bytes(length)
@@ -31,8 +57,9 @@ class Content:
         finally:
             self._memmap.put_pages(pfn, count)
 
-    def store(self, number: int, position: int, pool_offset: int, data: bytes | memoryview) -> None:
-        """Store bytes of an inode, durable with the next fence. Raises OSError."""
+    def _store(
+        self, number: int, position: int, pool_offset: int, data: bytes | memoryview
+    ) -> None:
         if not self._memmap.has_pages:
             self._put(pool_offset, data)
             return
@@ -41,14 +68,6 @@ class Content:
             self._put(pool_offset, data)
         finally:
             self._memmap.put_pages(pfn, count)
-
-    def zero(self, pool_offset: int, length: int) -> None:
-        """Store zeroes that nobody has asked for: they count as no access. Raises OSError."""
-        while length > 0:
-            step = min(length, len(_ZEROES))
-            self._put(pool_offset, _ZEROES[:step])
-            pool_offset += step
-            length -= step
 
     def _put(self, pool_offset: int, data: bytes | memoryview) -> None:
         self._medium.store(pool_offset, data)

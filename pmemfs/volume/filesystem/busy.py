@@ -11,7 +11,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 
+from pmemfs.errors import MemoryFault
+from pmemfs.medium.faultlog import report_fault
 from pmemfs.memmap.base import Memmap
 from pmemfs.volume.filesystem.allocator import Allocator
 from pmemfs.volume.filesystem.extents import Run
@@ -61,13 +64,19 @@ class BusyPages:
         return False
 
     def _free(self, run: Run) -> None:
-        self._memmap.clean(*run)
+        with suppress(MemoryFault):
+            self._memmap.clean(*run)
         self._allocator.free([run])
 
     def _is_free(self, token: object | None, run: Run) -> bool:
         if token is not None and not self._tables.is_over(token):
             return False
-        return not self._memmap.has_pages or not self._memmap.are_referenced(*run)
+        try:
+            return not self._memmap.has_pages or not self._memmap.are_referenced(*run)
+        except MemoryFault as fault:
+            # Nobody knows, so the frames wait.
+            report_fault(fault.path, fault.pfn, f"{run.frame_count} frames stay busy")
+            return False
 
 
 def _parts(run: Run) -> Iterable[Run]:

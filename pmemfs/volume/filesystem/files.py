@@ -43,7 +43,7 @@ class FileOperations(AttributeOperations):
 
     def __init__(self, pool: Pool, memmap: Memmap, tables: Tables | None = None) -> None:
         super().__init__(pool, memmap, tables)
-        self._content = Content(self.medium, memmap)
+        self._content = Content(pool.medium, memmap)
         self._placing = Placing(self.allocator)
         # A size may reach the medium before the bytes that it covers, where both wait for msync.
         self._must_clear = self.medium.durability is Durability.MSYNC

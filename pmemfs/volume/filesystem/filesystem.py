@@ -1,7 +1,7 @@
 """A file system on a pool: mode `fs`.
 
     files.py  names.py  attributes.py                  what can be done
-    store.py  transaction.py                           inodes, and how they change
+    store.py  transaction.py  metadata.py              inodes, and how they change
     inode.py  log.py  extents.py                       what an inode is
     table.py  allocator.py  busy.py                    slots and frames
     leaks.py                                           what a crash left behind

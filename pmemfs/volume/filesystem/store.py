@@ -18,7 +18,7 @@ from contextlib import suppress
 from contextvars import ContextVar
 
 from pmemfs.clock import FileClock, not_before
-from pmemfs.errors import DamagedFileSystem, system_error
+from pmemfs.errors import DamagedFileSystem, MemoryFault, system_error
 from pmemfs.media.filesystem import (
     HEAD,
     HEAD_FRAME,
@@ -42,6 +42,7 @@ from pmemfs.volume.filesystem.entries import Entries
 from pmemfs.volume.filesystem.extents import Run
 from pmemfs.volume.filesystem.inode import Inode, State
 from pmemfs.volume.filesystem.log import frames_needed
+from pmemfs.volume.filesystem.metadata import MetadataMedium
 from pmemfs.volume.filesystem.reading import (
     Reading,
     Steps,
@@ -110,7 +111,7 @@ class InodeStore:
     def __init__(self, pool: Pool, memmap: Memmap, tables: Tables | None = None) -> None:
         """Mount: carry out what the journal says, look at the head. Raises DamagedFileSystem."""
         self.pool = pool
-        self.medium = pool.medium
+        self.medium = MetadataMedium(pool.medium, lambda fault: self.become_read_only(str(fault)))
         self.memmap = memmap
         self.tables = tables or NoTables()
         self.geometry = geometry_of(pool)
@@ -475,10 +476,12 @@ class InodeStore:
             return
         for number in list(self._holds):
             self._holds.pop(number)
-            if not self.read_only:
-                # What was open may have grown since its last fsync, and nothing here knows.
-                self.medium.flush(self.table.slot_offset(number) + LIVE_OFFSET, 16)
-            self._free_unnamed(number)
+            # A fault has been told, and what else was open is to become durable all the same.
+            with suppress(MemoryFault):
+                if not self.read_only:
+                    # What was open may have grown since its last fsync, and nothing here knows.
+                    self.medium.flush(self.table.slot_offset(number) + LIVE_OFFSET, 16)
+                self._free_unnamed(number)
         self.clock += _IDLE_TICKS
         self.drop_idle()
         while self.busy.collect():
