@@ -217,12 +217,16 @@ def _methods(
             await trio.to_thread.run_sync(advise)
         return asdict(grown)
 
+    async def trim() -> dict[str, Any]:
+        return asdict(await session.content.trimmer.trim())
+
     return {
         "info": observer.info,
         "pages": observer.pages,
         "stat": observer.stat,
         "extents": observer.extents,
         "resize": resize,
+        "trim": trim,
     }
 
 

@@ -231,6 +231,12 @@ class CannotGrow(PmemfsError):
     errno = errno.EOPNOTSUPP
 
 
+class CannotTrim(PmemfsError):
+    """{path} gives no memory back: {why}"""
+
+    errno = errno.EOPNOTSUPP
+
+
 class CannotShrink(PmemfsError):
     """{path} is a pool of {size}, and what lies behind {wanted} would be lost: a pool can only
     grow"""

@@ -23,6 +23,7 @@ _COMMANDS = {
     "extents": "pmemfs.cli.extents:extents",
     "list": "pmemfs.cli.list:list_mounts",
     "resize": "pmemfs.cli.resize:resize",
+    "trim": "pmemfs.cli.trim:trim",
     "check": "pmemfs.cli.check:check",
     "doctor": "pmemfs.cli.doctor:doctor",
 }

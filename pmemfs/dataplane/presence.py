@@ -18,7 +18,7 @@ CHUNK_BYTES = 1 << CHUNK_SHIFT
 
 def survey(shared: SharedMemory, fd: int, start_bytes: int, end_bytes: int) -> None:
     """Find all whole chunks in a range of the pool. What is written meanwhile may be missed."""
-    for data_start, data_end in _data_ranges(fd, start_bytes, end_bytes):
+    for data_start, data_end in data_ranges(fd, start_bytes, end_bytes):
         first = -(-data_start >> CHUNK_SHIFT)
         for chunk in range(first, data_end >> CHUNK_SHIFT):
             if shared.presence(chunk) is not Presence.WHOLE:
@@ -32,7 +32,7 @@ def look_again(shared: SharedMemory, fd: int) -> int:
         # Before the look: a write that comes while it lasts marks the chunk again.
         shared.set_presence(chunk, Presence.HOLEY)
         start = chunk << CHUNK_SHIFT
-        ranges = list(_data_ranges(fd, start, start + CHUNK_BYTES))
+        ranges = list(data_ranges(fd, start, start + CHUNK_BYTES))
         if ranges == [(start, start + CHUNK_BYTES)]:
             shared.set_presence(chunk, Presence.WHOLE)
             found += 1
@@ -48,7 +48,7 @@ def expect_holes(shared: SharedMemory, start_bytes: int, end_bytes: int) -> None
 def _written_chunks(shared: SharedMemory) -> Iterator[int]:
     start, end = shared.areas.presence, shared.areas.sections
     # Only the parts of the shared memory that have ever been written are there to look at.
-    for data_start, data_end in _data_ranges(shared.fd, start, end):
+    for data_start, data_end in data_ranges(shared.fd, start, end):
         states = bytes(shared.memory[data_start:data_end])
         position = states.find(Presence.WRITTEN)
         while position >= 0:
@@ -56,7 +56,7 @@ def _written_chunks(shared: SharedMemory) -> Iterator[int]:
             position = states.find(Presence.WRITTEN, position + 1)
 
 
-def _data_ranges(fd: int, start_bytes: int, end_bytes: int) -> Iterator[tuple[int, int]]:
+def data_ranges(fd: int, start_bytes: int, end_bytes: int) -> Iterator[tuple[int, int]]:
     """The ranges of a file that have memory; all of it, where its file system knows no holes."""
     position = start_bytes
     while position < end_bytes:

@@ -23,6 +23,7 @@ from pmemfs.fuse.published import PublishedTables, Publisher
 from pmemfs.fuse.raw import Handler
 from pmemfs.fuse.raw_block import RawBlock
 from pmemfs.fuse.raw_filesystem import RawFileSystem
+from pmemfs.fuse.trimming import Trimmer
 from pmemfs.media.label import Mode
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap import Memmap
@@ -48,6 +49,7 @@ class Content(Generic[EngineT_co]):
 
     engine: EngineT_co
     operations: pyfuse3.Operations
+    trimmer: Trimmer
     raw: Mapping[int, Handler] = field(default_factory=dict)
     """Answers that need no pyfuse3, by opcode."""
     fs: FileSystem | None = None
@@ -76,7 +78,7 @@ def python_content(
     """What the python engine serves. Raises PmemfsError."""
     if is_file_system(pool):
         fs = FileSystem(pool, memmap)
-        return _files(fs, Engine(medium, memmap), None, options)
+        return _files(pool, medium, fs, Engine(medium, memmap), None, options)
     volume = LinearVolume(pool)
     engine = PythonEngine(medium, memmap, volume)
     operations = BlockOperations(engine, volume, options, pool.label.created_ns)
@@ -85,7 +87,8 @@ def python_content(
         volume.look_again()
         operations.look_again()
 
-    return Content(engine, operations, device_name=volume.name, show_growth=show_growth)
+    trimmer = Trimmer(pool, medium, engine, None)
+    return Content(engine, operations, trimmer, device_name=volume.name, show_growth=show_growth)
 
 
 def native_content(
@@ -99,7 +102,7 @@ def native_content(
     if is_file_system(pool):
         tables = PublishedTables(shared)
         fs = FileSystem(pool, memmap, tables)
-        return _files(fs, SharedEngine(pool, medium, memmap, shared), tables, options)
+        return _files(pool, medium, fs, SharedEngine(pool, medium, memmap, shared), tables, options)
     volume = LinearVolume(pool)
     engine = NativeEngine(pool, medium, memmap, volume, shared)
     engine.publish()
@@ -113,6 +116,7 @@ def native_content(
     return Content(
         engine,
         operations,
+        Trimmer(pool, medium, engine, None),
         RawBlock(engine, read_only=options.read_only).handlers(),
         device_name=volume.name,
         show_growth=show_growth,
@@ -123,17 +127,24 @@ EngineT = TypeVar("EngineT", bound=Engine)
 
 
 def _files(
-    fs: FileSystem, engine: EngineT, tables: PublishedTables | None, options: MountOptions
+    pool: Pool,
+    medium: MappedMedium,
+    fs: FileSystem,
+    engine: EngineT,
+    tables: PublishedTables | None,
+    options: MountOptions,
 ) -> Content[EngineT]:
     """All files; `tables` is what a data plane is shown, if there is one."""
     publisher = Publisher(fs, tables) if tables else None
     notes_reads = "noatime" not in options.kernel
     files = OpenFiles(fs, engine, publisher, notes_reads=notes_reads, cached=options.cached)
     patience = Patience(fs)
-    raw = RawFileSystem(fs, files, tables.attributes, patience) if tables else None
+    trimmer = Trimmer(pool, medium, engine, fs)
+    raw = RawFileSystem(fs, files, tables.attributes, patience, trimmer) if tables else None
     return Content(
         engine,
         FileSystemOperations(fs, files, patience),
+        trimmer,
         raw.handlers() if raw else {},
         fs,
         show_growth=fs.grow,

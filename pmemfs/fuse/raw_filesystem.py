@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import struct
 from collections.abc import Coroutine
 
 import trio
@@ -38,11 +39,15 @@ from pmemfs.fuse.raw import (
     copying,
     ioctls,
 )
+from pmemfs.fuse.trimming import Trimmer
 from pmemfs.units import MIB
 from pmemfs.volume.filesystem.filesystem import FileSystem
 from pmemfs.volume.filesystem.names import RENAME_WHITEOUT
 
 _COPY_STEP_BYTES = 4 * MIB
+_FITRIM = 0xC0185879
+# start, len, minlen: struct fstrim_range
+_FSTRIM_RANGE = struct.Struct("<QQQ")
 
 
 class RawFileSystem:
@@ -54,9 +59,11 @@ class RawFileSystem:
         files: OpenFiles,
         published: PublishedAttributes,
         patience: Patience,
+        trimmer: Trimmer,
     ) -> None:
         self._fs = fs
         self._patience = patience
+        self._trimmer = trimmer
         self._files = files
         self._published = published
 
@@ -90,7 +97,8 @@ class RawFileSystem:
 
     def _ioctls(self) -> dict[int, IoctlHandler]:
         """The commands of ioctl(2) by number; the kernel answers some more by itself."""
-        return FlagCommands(self._fs, self._files).by_number()
+        flags = FlagCommands(self._fs, self._files).by_number()
+        return {**flags, _FITRIM: self._fitrim}
 
     # Names
 
@@ -240,6 +248,13 @@ class RawFileSystem:
             raise OSError(errno.ENXIO, "beyond any file")
         found = self._fs.seek(request.inode, offset, for_data=whence == os.SEEK_DATA)
         return wire.LSEEK_OUT.pack(found)
+
+    async def _fitrim(self, request: Request, argument: bytes) -> bytes:
+        if request.caller.uid:
+            raise system_error(errno.EPERM)
+        start, length, least = _FSTRIM_RANGE.unpack(argument)
+        trimmed = await self._trimmer.trim(start, length, least)
+        return _FSTRIM_RANGE.pack(start, trimmed.given_back_bytes, least)
 
     async def _syncfs(self, request: Request) -> bytes:
         await self._files.sync_all()

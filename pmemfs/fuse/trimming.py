@@ -1,0 +1,114 @@
+"""Giving memory back that no file uses: FITRIM, as fstrim(8) asks for it, and `pmemfs trim`.
+
+For sparse pools and block devices. A pool that has memory everywhere was promised it at `create`,
+so it keeps it. Invariants:
+- only frames that are free are touched: no file has them, nobody holds their pages, and no worker
+  of a data plane sees them in a table. What is looked up and given back in one step without an
+  await can't be given to a file in between;
+- the data plane is told that chunks may have holes before they get them, so that it touches no hole
+  through the mapping once a file gets frames there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import trio
+
+from pmemfs.dataplane.presence import CHUNK_BYTES, data_ranges
+from pmemfs.errors import CannotTrim
+from pmemfs.fuse.engine import Engine
+from pmemfs.media.filesystem import CHUNK_FRAMES, GROUP_CHUNKS
+from pmemfs.medium.mapped import MappedMedium
+from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
+from pmemfs.pool import Pool
+from pmemfs.volume.filesystem.filesystem import FileSystem
+from pmemfs.volume.filesystem.masks import runs_of
+
+_CHUNKS_AT_ONCE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Trimmed:
+    """What was given back."""
+
+    name: str
+    given_back_bytes: int
+
+
+class Trimmer:
+    """Gives back the memory of one mount; `fs` is None in mode `block`."""
+
+    def __init__(
+        self, pool: Pool, medium: MappedMedium, engine: Engine, fs: FileSystem | None
+    ) -> None:
+        self._pool = pool
+        self._medium = medium
+        self._engine = engine
+        self._fs = fs
+
+    async def trim(
+        self, start_bytes: int = 0, length_bytes: int = 1 << 64, least_bytes: int = 0
+    ) -> Trimmed:
+        """Give back what is free in a range of the frames, in runs of at least `least_bytes`.
+
+        Raises CannotTrim.
+        """
+        fs = self._check()
+        first = start_bytes // CHUNK_BYTES
+        count = fs.geometry.group_count * GROUP_CHUNKS
+        last = min(count, -(-(start_bytes + length_bytes) // CHUNK_BYTES))
+        given_back = 0
+        for chunk in range(first, last, _CHUNKS_AT_ONCE):
+            chunks = range(chunk, min(chunk + _CHUNKS_AT_ONCE, last))
+            found = list(self._free_memory(fs, chunks, least_bytes))
+            if found:
+                async with self._engine.clearing(found[0][0], found[-1][1]):
+                    given_back += self._punch(fs, chunks, least_bytes)
+            await trio.lowlevel.checkpoint()
+        return Trimmed(self._pool.label.name, given_back)
+
+    def _check(self) -> FileSystem:
+        medium, fs = self._medium, self._fs
+        why = ""
+        if fs is None:
+            why = "it is one device, and whoever uses that trims it: fstrim over a loop device does"
+        elif medium.read_only or fs.read_only:
+            why = "it can only be read"
+        elif medium.reserved and not medium.source.kind.is_device:
+            why = "it was created with memory for all of it, and keeps that; see 'create --sparse'"
+        if why or fs is None:
+            raise CannotTrim(path=medium.name, why=why)
+        return fs
+
+    def _punch(self, fs: FileSystem, chunks: range, least_bytes: int) -> int:
+        """Without an await: what is free stays so meanwhile."""
+        given_back = 0
+        for start, end in self._free_memory(fs, chunks, least_bytes):
+            try:
+                self._medium.punch_hole(start, end - start)
+            except OSError as error:
+                raise CannotTrim(
+                    path=self._medium.name, why=os.strerror(error.errno or 0)
+                ) from error
+            given_back += end - start
+        return given_back
+
+    def _free_memory(
+        self, fs: FileSystem, chunks: range, least_bytes: int
+    ) -> Iterator[tuple[int, int]]:
+        """The ranges of the pool in these chunks that are free and have memory, in bytes."""
+        fd, first_pfn = self._medium.fileno(), fs.geometry.first_pfn
+        start_bytes = (first_pfn + chunks.start * CHUNK_FRAMES) << PAGE_SHIFT
+        end_bytes = (first_pfn + chunks.stop * CHUNK_FRAMES) << PAGE_SHIFT
+        if next(iter(data_ranges(fd, start_bytes, end_bytes)), None) is None:
+            # Nothing is to be had, so no bitmap has to be read for it.
+            return
+        for chunk in chunks:
+            group, position = divmod(chunk, GROUP_CHUNKS)
+            for bit, count in runs_of(fs.allocator.group(group).masks[position]):
+                if count * FRAME_BYTES >= least_bytes:
+                    pfn = first_pfn + chunk * CHUNK_FRAMES + bit
+                    yield from data_ranges(fd, pfn << PAGE_SHIFT, (pfn + count) << PAGE_SHIFT)
