@@ -14,7 +14,7 @@ from pmemfs.media.label import Mode, State
 from pmemfs.medium.base import Medium
 from pmemfs.pool import LabelReading, Pool, read_labels
 from pmemfs.volume.filesystem.check import Problem, Progress, Verdict, check_filesystem
-from pmemfs.volume.filesystem.repair import repair_filesystem
+from pmemfs.volume.filesystem.repair import doable, repair_filesystem, say_left
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,25 +44,19 @@ def check_pool(medium: Medium, progress: Progress = lambda *_: None) -> list[Fin
 
 
 def repair_pool(
-    medium: Medium, say: Callable[[Finding], object], progress: Progress = lambda *_: None
-) -> int:
+    medium: Medium, say: Callable[[Finding], object], progress: Progress = lambda *_: None,
+    *, force: bool = False,
+) -> int:  # fmt: skip
     """Repair what can be repaired; how many things were done.
 
-    `say` is called with each of them, and with what could not be done, as errors. Raises NotAPool,
-    InvalidPool, and OSError where the medium can't be written.
+    `say` is called with each of them, and with what could not be done, as errors; also with what
+    may lose or change somebody's data, unless `force` asks for that. Raises NotAPool, InvalidPool,
+    and OSError where the medium can't be written.
     """
     pool = Pool.open(medium)
     labels = [*map(_label_finding, pool.readings), _agreement(pool)]
     has_filesystem = pool.label.mode == Mode.FS
     verdict = check_filesystem(pool, progress) if has_filesystem else Verdict([])
-    if not has_errors(labels) and not any(problem.remedy for problem in verdict.problems):
-        return 0
-    done = 0
-    # A writable mount writes both copies of the label, and so does this.
-    pool.begin_mount()
-    if has_errors(labels):
-        say(Finding("label", False, "both copies were written anew"))
-        done += 1
 
     def say_problem(problem: Problem, failure: str) -> None:
         remedy = problem.remedy.sentence if problem.remedy else ""
@@ -70,8 +64,17 @@ def repair_pool(
         sentence = f"{found.sentence}: {failure or remedy}"
         say(Finding(found.what, bool(failure), sentence, found.inode, found.path))
 
+    if not has_errors(labels) and not doable(verdict, force=force):
+        say_left(verdict, say_problem, force=force)
+        return 0
+    done = 0
+    # A writable mount writes both copies of the label, and so does this.
+    pool.begin_mount()
+    if has_errors(labels):
+        say(Finding("label", False, "both copies were written anew"))
+        done += 1
     if has_filesystem:
-        done += repair_filesystem(pool, verdict, say_problem, progress)
+        done += repair_filesystem(pool, verdict, say_problem, progress, force=force)
     pool.end_mount()
     return done
 
@@ -92,13 +95,16 @@ def _filesystem_findings(verdict: Verdict) -> list[Finding]:
 def _problem_finding(problem: Problem) -> Finding:
     path = problem.path.decode("utf-8", "backslashreplace") if problem.path else None
     what = f"{problem.what} {problem.inode}" if problem.inode else problem.what
+    remedy = problem.remedy.sentence if problem.remedy else None
+    if problem.remedy and problem.remedy.needs_force:
+        remedy = f"only with --force: {remedy}"
     return Finding(
         what,
         problem.is_error,
         problem.sentence,
         problem.inode or None,
         path,
-        problem.remedy.sentence if problem.remedy else None,
+        remedy,
     )
 
 

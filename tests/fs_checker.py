@@ -43,6 +43,7 @@ class Found:
     target: bytes = b""
     entries: dict[bytes, tuple[int, int]] = field(default_factory=dict)
     xattrs: dict[bytes, bytes] = field(default_factory=dict)
+    keeps_ahead: bool = False
     frames: dict[int, int] = field(default_factory=dict)
     """The pfn of each mapped frame."""
     log_frames: list[int] = field(default_factory=list)
@@ -136,6 +137,9 @@ class Checker:
                 report.problems.append(f"inode {number}: {problem}")
                 return
         report.inodes[number] = found
+        end = -(-found.size_bytes // FRAME)
+        if report.is_clean and not found.keeps_ahead and any(at >= end for at in found.frames):
+            report.problems.append(f"clean, but inode {number} has frames behind its size")
         for pfn in found.frames.values():
             self._own(report, owners, pfn, f"the data of inode {number}")
         for pfn in found.log_frames:
@@ -166,9 +170,8 @@ class Checker:
             (pfn, bytes(image[pfn * FRAME : (pfn + 1) * FRAME])) for pfn in found.log_frames
         )
         # The live line is no part of what is remembered about an inode.
-        word = int.from_bytes(raw[64:72], "little")
-        if is_file and word & 0xFFFF == found.epoch:
-            found.size_bytes = word >> 16
+        if is_file:
+            found.size_bytes = live_size(found, int.from_bytes(raw[64:72], "little"))
         self._known.setdefault((number, raw), []).append((frames, found))
         return found
 
@@ -236,6 +239,19 @@ class Checker:
             report.problems.append(f"{lost} can't be reached")
 
 
+def live_size(found: Found, word: int) -> int:
+    """The size of a file, by its live line and its log."""
+    size = word >> 16
+    mixed = (size * 0x9E3779B97F4A7C15 % 2**64) >> 49
+    expect(word.bit_count() % 2 == 0, "an odd number of bits is set in its size word")
+    mixed ^= (word & 0xFFFF) >> 1
+    for epoch in (found.epoch, (found.epoch - 1) % 2**16):
+        whose = struct.pack("<QQH", found.number, found.generation, epoch)
+        if mixed == crc(whose) & 0x7FFF:
+            return size if epoch == found.epoch else found.size_bytes
+    raise ValueError("its size word is of no epoch")
+
+
 def cut(found: Found, offset: int, area: bytes, records: list[bytes], *, is_last: bool) -> None:
     """The records of an area that lies at this offset, to its end."""
     at = 0
@@ -263,6 +279,7 @@ def apply(found: Found, raw: bytes) -> None:
         found.mode, found.link_count, found.size_bytes, found.epoch = (
             values[0], values[1], values[4], values[9],
         )  # fmt: skip
+        found.keeps_ahead = bool(values[10] & 1)
     elif kind in (3, 4):
         index, pfn, count = _EXTENT.unpack_from(raw)
         expect(0 < count < 1 << 35, "an extent has no length")

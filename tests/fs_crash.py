@@ -26,6 +26,7 @@ import numpy as np
 from fs_checker import Checker, Report
 
 from pmemfs.media.label import Mode, Scheme
+from pmemfs.media.live import raised
 from pmemfs.medium.base import Durability, Medium
 from pmemfs.medium.recording import RecordingMedium
 from pmemfs.memmap.none import NoMemmap
@@ -597,7 +598,6 @@ def native_write(w: World, path: str, offset: int, length: int) -> None:
     line = fs.live_line(number)
     word = int.from_bytes(medium.read(line, 8), "little")
     if offset + length > word >> 16:
-        word = (offset + length) << 16 | word & 0xFFFF
-        medium.store(line, word.to_bytes(8, "little"))
+        medium.store(line, raised(word, offset + length).to_bytes(8, "little"))
     written_ns = fs.attributes(number).ctime_ns + 1
     medium.store(line + 8, written_ns.to_bytes(8, "little"))

@@ -41,6 +41,7 @@ from pmemfs.media.inode import HEAD as INODE_HEAD
 from pmemfs.media.inode import LIVE_OFFSET, ROOT, SLOT_BYTES
 from pmemfs.media.journal import MOST_ENTRIES, pack_journal
 from pmemfs.media.label import Mode, Scheme
+from pmemfs.media.live import line_key, size_word
 from pmemfs.medium.base import ByteRange, Durability, Medium
 from pmemfs.medium.recording import RecordingMedium
 from pmemfs.memmap import open_memmap
@@ -142,7 +143,9 @@ class Base:
     records: list[tuple[int, int]] = field(default_factory=list)
     """Offset and length."""
     owners: dict[int, tuple[int, int]] = field(default_factory=dict)
-    """Number and generation of the inode whose record, or frame of a log, is at an offset."""
+    """Number and generation of the inode whose slot, record or frame of a log is at an offset."""
+    epochs: dict[int, int] = field(default_factory=dict)
+    """The truncation epoch of the inode in a slot."""
     log_frames: list[int] = field(default_factory=list)
     inode_frames: list[int] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
@@ -245,6 +248,8 @@ def _surveyed(image: bytes) -> Base:
                 continue
             found.slots.append(slot)
             found.numbers.append(number)
+            found.owners[slot] = number, inode.generation
+            found.epochs[slot] = inode.state.epoch
             if inode.is_directory:
                 found.directories.append(number)
             found.log_frames += inode.log.frames
@@ -394,8 +399,15 @@ def change_slot(pool: Mutation) -> None:
 
 
 def change_live_line(pool: Mutation) -> None:
-    """Size or time in the live line."""
-    pool.word(pool.rng.choice(pool.of.slots) + LIVE_OFFSET + pool.rng.choice((0, 2, 8)))
+    """Size or time in the live line; the size mostly as if somebody had written so far."""
+    rng = pool.rng
+    slot = rng.choice(pool.of.slots)
+    if rng.random() < 0.3:
+        pool.word(slot + LIVE_OFFSET + rng.choice((0, 2, 8)))
+        return
+    key = line_key(*pool.of.owners[slot], pool.of.epochs[slot])
+    word = size_word(pool.number() & (1 << 48) - 1, key)
+    pool.put(slot + LIVE_OFFSET, word.to_bytes(8, "little"))
 
 
 def change_bitmap(pool: Mutation) -> None:
@@ -470,6 +482,9 @@ def copy_slot(pool: Mutation) -> None:
     if rng.random() < 0.6 and head[5] == source + 128:
         head[5], head[6] = target + 128, head[6] - source + target & (1 << 64) - 1
     raw[:64] = INODE_HEAD.struct.pack(*head)
+    size = int.from_bytes(raw[LIVE_OFFSET : LIVE_OFFSET + 8], "little") >> 16
+    word = size_word(size, line_key(number, head[3], pool.of.epochs[source]))
+    raw[LIVE_OFFSET : LIVE_OFFSET + 8] = word.to_bytes(8, "little")
     at = 128
     while at < SLOT_BYTES and raw[at + 1]:
         end = at + raw[at + 1] * 64
@@ -664,7 +679,10 @@ def repaired(of: Base, image: bytes) -> tuple[str, bytes]:
     pool = opened(of, image, read_only=False)
     failures: list[str] = []
     repair_filesystem(
-        pool, before, lambda problem, failure: failures.append(failure) if failure else None
+        pool,
+        before,
+        lambda problem, failure: failures.append(failure) if failure else None,
+        force=True,
     )
     medium = pool.medium
     assert isinstance(medium, GuardedMedium)

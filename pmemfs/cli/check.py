@@ -38,14 +38,19 @@ class _Outcome:
 @click.argument("pool")
 @click.option("--repair", is_flag=True, help="Repair what is wrong, and free what has leaked.")
 @click.option(
+    "--force", is_flag=True,
+    help="With --repair: also where that may lose or change what is in files.",
+)  # fmt: skip
+@click.option(
     "-n", "--dry-run", is_flag=True, help="Say what --repair would do first; write nothing."
 )
 @json_option
-def check(pool: str, repair: bool, dry_run: bool, as_json: bool) -> int:
+def check(pool: str, repair: bool, force: bool, dry_run: bool, as_json: bool) -> int:
     """Verify everything that is stored on POOL, which must not be mounted.
 
     Nothing is written without --repair. What one repair uncovers is repaired too, so that it may do
-    more than --dry-run can say.
+    more than --dry-run can say. What may lose or change the content of a file is left alone, and
+    said, unless --force is given too.
 
     Exit codes: 0 nothing wrong, 1 errors were corrected, 4 errors were found (and left as they
     are), 8 it could not be checked, 2 bad usage.
@@ -53,7 +58,10 @@ def check(pool: str, repair: bool, dry_run: bool, as_json: bool) -> int:
     is_repair = repair and not dry_run
     try:
         with closing(MappedMedium.open(pool, read_only=not is_repair)) as medium, _bar() as bar:
-            outcome = _repaired(medium, bar) if is_repair else _Outcome(check_pool(medium, bar))
+            if is_repair:
+                outcome = _repaired(medium, bar, force)
+            else:
+                outcome = _Outcome(check_pool(medium, bar))
     except (PmemfsError, OSError) as error:
         complain(str(error))
         return _EXIT_CANNOT_CHECK
@@ -64,9 +72,9 @@ def check(pool: str, repair: bool, dry_run: bool, as_json: bool) -> int:
     return outcome.exit_code
 
 
-def _repaired(medium: MappedMedium, bar: Progress) -> _Outcome:
+def _repaired(medium: MappedMedium, bar: Progress, force: bool) -> _Outcome:
     repairs: list[Finding] = []
-    done_count = repair_pool(medium, repairs.append, bar)
+    done_count = repair_pool(medium, repairs.append, bar, force=force)
     return _Outcome(check_pool(medium, bar), repairs, done_count)
 
 

@@ -28,6 +28,7 @@ cdef extern from * nogil:
         (p), (expected), (v), 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)
     #define pmemfs_full_fence() __atomic_thread_fence(__ATOMIC_SEQ_CST)
     #define pmemfs_prefetch(p) __builtin_prefetch((p), 1)
+    #define pmemfs_parity(v) ((uint64_t)__builtin_parityll(v))
 
     /* A copy that leaves the caches alone: what is written is not read again soon. */
     static inline void pmemfs_stream(uint8_t *to, const uint8_t *from, size_t length) {
@@ -75,6 +76,7 @@ cdef extern from * nogil:
     bint swap_8 "pmemfs_swap"(unsigned char *word, unsigned char *expected, unsigned char value)
     void full_fence "pmemfs_full_fence"()
     void prefetch "pmemfs_prefetch"(const void *line)
+    uint64_t parity "pmemfs_parity"(uint64_t value)
     void stream "pmemfs_stream"(unsigned char *to, const unsigned char *source, size_t length)
     uint64_t now_ns "pmemfs_now_ns"(int clock)
 

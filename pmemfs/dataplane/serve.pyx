@@ -239,15 +239,27 @@ cdef void stamp(uint64_t *time_ns) noexcept nogil:
         pass
 
 
+cdef inline uint64_t size_check(uint64_t size) noexcept nogil:
+    """As `media.live.size_check`."""
+    cdef uint64_t mixed = size * LIVE_SIZE_FACTOR >> (65 - LIVE_SIZE_SHIFT)
+    return mixed << 1 | memory.parity(mixed ^ size)
+
+
+cdef inline uint64_t raised(uint64_t word, uint64_t size) noexcept nogil:
+    """As `media.live.raised`: whose the word is, and whether it is damaged, stays in it."""
+    cdef uint64_t mask = (<uint64_t>1 << LIVE_SIZE_SHIFT) - 1
+    cdef uint64_t key = word & mask ^ size_check(word >> LIVE_SIZE_SHIFT)
+    return size << LIVE_SIZE_SHIFT | key ^ size_check(size)
+
+
 cdef void note_write(request_t *request) noexcept nogil:
     """Bytes up to the end of a write are in a file with a live line: let it say so."""
     cdef live_t *live = request.live
     cdef const fuse_write_in *wanted = <const fuse_write_in *>request.operation
     cdef uint64_t end = wanted.offset + wanted.size
-    cdef uint64_t low_bits = (<uint64_t>1 << LIVE_SIZE_SHIFT) - 1
     cdef uint64_t word = load(&live.size_word)
-    while (word >> LIVE_SIZE_SHIFT < end and not memory.swap(
-            &live.size_word, &word, end << LIVE_SIZE_SHIFT | (word & low_bits))):
+    while (word >> LIVE_SIZE_SHIFT < end
+            and not memory.swap(&live.size_word, &word, raised(word, end))):
         pass
     stamp(&live.written_ns)
 

@@ -149,5 +149,7 @@ cdef enum:
 cdef extern from *:
     """
     #define PMEMFS_INODE_HASH 0x9e3779b97f4a7c15ULL
+    #define PMEMFS_LIVE_SIZE_FACTOR 0x9e3779b97f4a7c15ULL
     """
     const uint64_t INODE_HASH "PMEMFS_INODE_HASH"
+    const uint64_t LIVE_SIZE_FACTOR "PMEMFS_LIVE_SIZE_FACTOR"

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 MAGIC = b"pmemfs fs\r\n\x1a\n\x00\x00\x00"
-FORMAT_VERSION = 2
-"""2: the checksum of a record covers whose it is and where it lies."""
+FORMAT_VERSION = 3
+"""2: a record's checksum covers whose it is and where it lies; 3: a live line checks itself."""
 
 GROUP_FRAMES = 8 * FRAME_BYTES
 CHUNK_FRAMES = 512

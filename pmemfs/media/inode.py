@@ -6,8 +6,9 @@ Invariants:
 - the head's fields up to `birth_ns` never change while the slot is used, and are what `checksum`
   covers; `head` and `tail` change by one aligned store each, or together through the journal;
 - `tail` 0: the slot is free, and `generation` the last one that it had;
-- the live line is about regular files. It counts if its truncation epoch is that of the log's last
-  attributes; then it has the size, and was changed by whoever wrote, the data plane included.
+- the live line is about regular files. It counts if its key is that of the truncation epoch in the
+  log's last attributes; then it has the size, and was changed by whoever wrote, the data plane
+  included. If its key is that of the epoch before, the log has the size.
 """
 
 from __future__ import annotations
@@ -28,8 +29,7 @@ ROOT = 1
 
 MAGIC = 0x6F6E6970
 """'pino'"""
-EPOCH_BITS = 16
-EPOCH_MASK = (1 << EPOCH_BITS) - 1
+EPOCH_MASK = (1 << 16) - 1
 SIZE_LIMIT_BYTES = 1 << 47
 
 

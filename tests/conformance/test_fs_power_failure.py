@@ -415,8 +415,8 @@ GATED: list[tuple[str, list[Op], Op]] = [
 UNNEEDED = {
     "flush < _store < free < _free": "a bit that stays set is a leak, which is found",
     "flush < _store < free < release": "a bit that stays set is a leak, which is found",
-    "flush < _store_clean < end": "a file system that isn't marked clean is searched for leaks",
-    "fence < _store_clean < end": "a file system that isn't marked clean is searched for leaks",
+    "flush < _store_clean < end < end": "what isn't marked clean is searched for leaks",
+    "fence < _store_clean < end < end": "what isn't marked clean is searched for leaks",
     "flush < set_live_size < apply < _commit": "without it, the record's size counts",
     "flush < set_live_size < write": "`persist` flushes the live line",
     "flush < set_written_ns < write": "`persist` flushes the live line",

@@ -73,7 +73,12 @@ def test_errors_are_said_with_paths_and_left_until_somebody_asks(pool: Path) -> 
         assert "has a wrong checksum" in result.out
         assert ("would repair" in result.out) == bool(options)
         assert pool.read_bytes() == before
-    repaired = pmemfs("check", "--repair", pool)
+    left = pmemfs("check", "--repair", pool)
+    assert left.code == 4
+    assert "NOT repaired: inode" in left.out
+    assert "only with --force: it is removed, and what it had is lost" in left.out
+    assert pool.read_bytes() == before
+    repaired = pmemfs("check", "--repair", "--force", pool)
     assert repaired.code == 1
     assert "it is removed, and what it had is lost" in repaired.out
     assert "errors were corrected" in repaired.out
@@ -91,7 +96,7 @@ def test_programs_get_the_same_as_json(pool: Path) -> None:
     [bad] = [finding for finding in report["findings"] if finding["path"] == "/dir/b\nd"]
     assert bad["is_error"]
     assert bad["inode"] > 0
-    report = json.loads(pmemfs("check", "--json", "--repair", pool).out)
+    report = json.loads(pmemfs("check", "--json", "--repair", "--force", pool).out)
     assert report["ok"] is True
     assert any(repair["inode"] == bad["inode"] for repair in report["repairs"])
 

@@ -34,13 +34,13 @@ from pmemfs.dataplane import layouts
 from pmemfs.dataplane.layouts import Extent
 from pmemfs.dataplane.memory import load_word, store_word
 from pmemfs.dataplane.responder import Responder
-from pmemfs.media.inode import EPOCH_BITS, EPOCH_MASK, SIZE_LIMIT_BYTES
-from pmemfs.media.live import LIVE_LINE
+from pmemfs.media.inode import SIZE_LIMIT_BYTES
+from pmemfs.media.live import LIVE_LINE, SIZE_SHIFT, key_of, line_key, raised, size_word
 from pmemfs.medium.base import Durability
 from pmemfs.pfn import FRAME_BYTES
 
 INODE = 0x1234_5678
-EPOCH = 0xBEEF
+KEY = line_key(INODE, 3, 0xBEEF)
 FORWARDED = ("forward-raw", 0, b"")
 RACES = 100_000
 
@@ -68,13 +68,13 @@ class File:
         )
 
     def set_size(self, size: int) -> None:
-        store_word(self._line(), 0, size << EPOCH_BITS | EPOCH)
+        store_word(self._line(), 0, size_word(size, KEY))
 
     @property
     def size(self) -> int:
         word = load_word(self._line(), 0)
-        assert word & EPOCH_MASK == EPOCH
-        return word >> EPOCH_BITS
+        assert key_of(word) == KEY
+        return word >> SIZE_SHIFT
 
     @property
     def written_ns(self) -> int:
@@ -143,6 +143,21 @@ def test_appends_extend_a_file_up_to_the_limit_and_not_a_byte_beyond(file: File)
     assert file.size == limit
     assert file.write(limit, b"x") == FORWARDED
     assert file.read(0, 2 * limit) == ("answer", 0, written + b"x" * rest)
+
+
+@pytest.mark.parametrize("bit", range(64))
+def test_a_write_that_raises_a_damaged_size_leaves_it_damaged(file: File, bit: int) -> None:
+    file.publish(5000, [extent(0, file.first, 3)], 3 * FRAME_BYTES)
+    word = size_word(5000, KEY) ^ 1 << bit
+    store_word(file._line(), 0, word)
+    for end in (5001, 9000, 3 * FRAME_BYTES):
+        before = load_word(file._line(), 0)
+        if before >> SIZE_SHIFT < end - 1 or end > 3 * FRAME_BYTES:
+            continue
+        file.write(end - 1, b"x")
+        after = load_word(file._line(), 0)
+        assert after in (before, raised(before, end))
+        assert key_of(after) == key_of(before) != KEY
 
 
 def test_a_write_that_would_leave_a_gap_is_forwarded_and_stores_nothing(file: File) -> None:
@@ -403,7 +418,7 @@ def test_sizes_and_limits_that_cannot_be_are_refused(file: File) -> None:
 
 
 def test_no_size_in_a_live_line_leads_astray(file: File) -> None:
-    most = (1 << 64 - EPOCH_BITS) - 1
+    most = (1 << 64 - SIZE_SHIFT) - 1
     last = extent(most // FRAME_BYTES, file.first, 2)
     file.publish(0, [last])
     file.set_size(most)

@@ -26,7 +26,7 @@ from pmemfs.media.filesystem import (
     is_head_sound,
     validate_head,
 )
-from pmemfs.media.inode import ROOT, SLOT_BYTES, SLOTS_PER_FRAME
+from pmemfs.media.inode import ROOT, SIZE_LIMIT_BYTES, SLOT_BYTES, SLOTS_PER_FRAME
 from pmemfs.media.log import InodeFlags
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
 from pmemfs.pool import Pool
@@ -36,9 +36,8 @@ from pmemfs.volume.filesystem.extents import MappedExtent, Run
 from pmemfs.volume.filesystem.inode import DIRECTORY_TYPE, Inode
 from pmemfs.volume.filesystem.leaks import FrameSet
 from pmemfs.volume.filesystem.reading import (
-    IMPOSSIBLE_SIZE,
     is_directory_still,
-    read_inode,
+    read_log,
     stored_size,
     unfinished_words,
 )
@@ -81,6 +80,8 @@ class Remedy:
     sentence: str
     """What it does, and what is lost by it."""
     carry_out: Callable[[Repairs], None]
+    needs_force: bool = False
+    """Whether it may lose what somebody wrote, or change it."""
 
 
 @dataclass(slots=True)
@@ -163,6 +164,8 @@ class _Check:
         self._unmarked = FrameSet(first_pfn)
         self._ahead_frames = 0
         self._ahead_inodes: list[int] = []
+        self._is_clean = False
+        self._has_unreadable = False
 
     def run(self) -> Verdict:
         if self._geometry.frame_count < LEAST_FRAMES:
@@ -185,7 +188,7 @@ class _Check:
         """Whether there is anything more to look at."""
         raw = self._medium.read(self._geometry.offset_of(HEAD_FRAME), HEAD.size_bytes)
         try:
-            validate_head(raw, self._pool.label.uuid)
+            self._is_clean = validate_head(raw, self._pool.label.uuid).is_clean == 1
         except DamagedFileSystem as damage:
             if is_head_sound(raw):
                 # Somebody meant it: a newer program, or another pool's data.
@@ -287,15 +290,10 @@ class _Check:
             self._verdict.other_count += 1
 
     def _read(self, number: int) -> Inode | None:
-        return read_inode(self._medium, self._table, number)
+        return read_log(self._medium, self._table, number)
 
     def _damaged(self, number: int, why: str) -> None:
-        if why == IMPOSSIBLE_SIZE:
-            remedy = Remedy(
-                Stage.INODES, "it gets the size that its log says, without what was appended since",
-                lambda r: r.reset_size(number),
-            )  # fmt: skip
-        elif number == ROOT or is_directory_still(self._medium, self._table, number):
+        if number == ROOT or is_directory_still(self._medium, self._table, number):
             remedy = Remedy(
                 Stage.ENTRIES,
                 "its log is written anew, with the names that can still be read; what loses its "
@@ -303,9 +301,10 @@ class _Check:
                 lambda r: r.rebuild_directory(number, self._lacks_name),
             )
         else:
+            self._has_unreadable = True
             remedy = Remedy(
                 Stage.INODES, "it is removed, and what it had is lost",
-                lambda r: r.free_damaged(number),
+                lambda r: r.free_damaged(number), needs_force=True,
             )  # fmt: skip
         self._error("inode", why, number, remedy)
 
@@ -321,13 +320,33 @@ class _Check:
         return is_that and census.names[position] < max(census.links[position], 1)
 
     def _look_at_size(self, inode: Inode) -> None:
-        if inode.state.flags & InodeFlags.KEEPS_AHEAD:
+        """Frames behind a size that is known have a reason: fallocate, or a mount that died."""
+        try:
+            end = -(-stored_size(self._medium, inode) >> PAGE_SHIFT)
+        except DamagedFileSystem as damage:
+            why = str(damage.facts["why"]).removeprefix(f"inode {inode.number}: ")
+            self._unsized(inode, why)
             return
-        end = -(-stored_size(self._medium, inode) >> PAGE_SHIFT)
-        if inode.extents.end > end:
-            beyond = inode.extents.pieces(end, inode.extents.end - end)
-            self._ahead_frames += sum(piece.frame_count for piece in beyond if piece.pfn >= 0)
-            self._ahead_inodes.append(inode.number)
+        if inode.state.flags & InodeFlags.KEEPS_AHEAD or inode.extents.end <= end:
+            return
+        beyond = inode.extents.pieces(end, inode.extents.end - end)
+        count = sum(piece.frame_count for piece in beyond if piece.pfn >= 0)
+        if self._is_clean:
+            self._unsized(inode, f"{_frames(count)} behind its size, and nothing says why")
+            return
+        self._ahead_frames += count
+        self._ahead_inodes.append(inode.number)
+
+    def _unsized(self, inode: Inode, why: str) -> None:
+        """The size of a file is not known, or wrong: what is mapped may all be its content."""
+        number, size_bytes = inode.number, _covering_size(inode)
+        cover = Remedy(
+            Stage.INODES,
+            f"its size becomes {size_bytes} bytes, which loses nothing that it has; behind what "
+            "was written may be bytes that were deleted elsewhere",
+            lambda r: r.set_size(number, size_bytes), needs_force=True,
+        )  # fmt: skip
+        self._error("inode", why, number, cover)
 
     # Directories
 
@@ -550,8 +569,13 @@ class _Check:
     def _say_leaks(self, leaked: FrameSet, leaked_frames: int) -> None:
         if leaked:
             self._verdict.leaked_frames = leaked_frames
-            free = Remedy(Stage.LEAKS, "they are freed", lambda r: r.free_frames(leaked))
+            free = Remedy(
+                Stage.LEAKS, "they are freed", lambda r: r.free_frames(leaked),
+                needs_force=self._has_unreadable,
+            )  # fmt: skip
             why = f"{_frames(leaked_frames)} used that nobody owns"
+            if self._has_unreadable:
+                why += " that can be read"
             self._leak("bitmap", why, remedy=free)
         if self._ahead_inodes:
             inodes = self._ahead_inodes
@@ -692,6 +716,12 @@ class _Check:
             number, name = names[number]
             parts.append(name)
         return b"/" + b"/".join(reversed(parts))
+
+
+def _covering_size(inode: Inode) -> int:
+    """A size that covers all that a file has."""
+    size_bytes = max(inode.state.size_bytes, inode.extents.end << PAGE_SHIFT)
+    return min(size_bytes, SIZE_LIMIT_BYTES - 1)
 
 
 def _shown(name: bytes) -> str:

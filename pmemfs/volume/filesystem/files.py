@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pmemfs.errors import system_error
@@ -252,10 +253,18 @@ class FileOperations(AttributeOperations):
         if self.medium.durability is Durability.CACHE_LINES:
             self.medium.fence()
         first = frames_of(self.size_of(inode))
-        if inode.extents.end <= first or inode.state.flags & InodeFlags.KEEPS_AHEAD:
-            return
-        with self.change(urgent=True) as change:
-            self._unmap(change, inode, first, inode.extents.end - first)
+        if inode.extents.end > first and not inode.state.flags & InodeFlags.KEEPS_AHEAD:
+            with self.change(urgent=True) as change:
+                self._unmap(change, inode, first, inode.extents.end - first)
+        self.untrimmed.discard(number)
+
+    def end(self) -> None:
+        """As the store's; what is still open is closed by this."""
+        for number in () if self.read_only else list(self.untrimmed):
+            # One that fails leaves a file system that isn't clean, which is searched.
+            with suppress(OSError):
+                self.trim_ahead(number)
+        super().end()
 
     def persist(self, number: int) -> None:
         """Make durable what was written to a file, its size and its times. Raises OSError."""
@@ -322,6 +331,7 @@ class FileOperations(AttributeOperations):
         def apply() -> None:
             for extent in new:
                 inode.extents.map(*extent)
+            self.untrimmed.add(inode.number)
 
         if new:
             change.then(apply)

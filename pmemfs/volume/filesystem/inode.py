@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pmemfs.errors import DamagedFileSystem
 from pmemfs.media import log as media
 from pmemfs.media.filesystem import Geometry
-from pmemfs.media.inode import ROOT, SIZE_LIMIT_BYTES
+from pmemfs.media.inode import EPOCH_MASK, ROOT, SIZE_LIMIT_BYTES
+from pmemfs.media.live import line_key
 from pmemfs.media.log import (
     ATTRIBUTES,
     EXTENT,
@@ -89,9 +90,9 @@ class Inode:
     """One inode."""
 
     __slots__ = (
-        "birth_ns", "damage", "entries", "extents", "generation", "is_read", "live_slots", "log",
-        "next_fill_frame", "number", "parent", "run_start_frame", "slot_offset", "state",
-        "subdirectory_count", "target", "used_at", "xattrs",
+        "birth_ns", "damage", "entries", "extents", "generation", "is_read", "line_keys",
+        "live_slots", "log", "next_fill_frame", "number", "parent", "run_start_frame",
+        "slot_offset", "state", "subdirectory_count", "target", "used_at", "xattrs",
     )  # fmt: skip
 
     def __init__(
@@ -109,6 +110,8 @@ class Inode:
         self.subdirectory_count = 0
         self.target = b""
         self.parent = 0
+        self.line_keys = (-1, 0, 0)
+        """A truncation epoch, its key and that of the epoch before: see `keys_of_line`."""
         self.live_slots = 1
         """Slots that a compacted log would need, but for extents."""
         self.next_fill_frame = -1
@@ -127,6 +130,16 @@ class Inode:
     def is_directory(self) -> bool:
         """Whether it is a directory."""
         return stat.S_ISDIR(self.state.mode)
+
+    def keys_of_line(self) -> tuple[int, int]:
+        """The key under which its live line counts, and the one before its last truncation."""
+        epoch, key, key_before = self.line_keys
+        if epoch != self.state.epoch:
+            epoch = self.state.epoch
+            key = line_key(self.number, self.generation, epoch)
+            key_before = line_key(self.number, self.generation, epoch - 1 & EPOCH_MASK)
+            self.line_keys = epoch, key, key_before
+        return key, key_before
 
     @property
     def type(self) -> int:

@@ -12,8 +12,6 @@ from contextlib import suppress
 from pmemfs.errors import DamagedFileSystem
 from pmemfs.media.filesystem import JOURNAL_FRAME
 from pmemfs.media.inode import (
-    EPOCH_BITS,
-    EPOCH_MASK,
     HEAD_WORD_AT,
     LIVE_OFFSET,
     SIZE_LIMIT_BYTES,
@@ -22,7 +20,7 @@ from pmemfs.media.inode import (
     InodeHead,
 )
 from pmemfs.media.journal import read_journal
-from pmemfs.media.live import LIVE_LINE
+from pmemfs.media.live import LIVE_LINE, SIZE_SHIFT, key_of
 from pmemfs.medium.base import Medium
 from pmemfs.pfn import FRAME_BYTES
 from pmemfs.volume.filesystem.inode import Inode, Replay
@@ -30,7 +28,6 @@ from pmemfs.volume.filesystem.log import LogReader
 from pmemfs.volume.filesystem.table import InodeTable
 
 _LIVE = LIVE_LINE.head_struct("written_ns")
-IMPOSSIBLE_SIZE = "its size is impossible"
 
 
 Steps = Generator[None, None, "Inode | None"]
@@ -63,6 +60,13 @@ def reading_inode(medium: Medium, table: InodeTable, number: int) -> Steps:
 
     Raises DamagedFileSystem.
     """
+    inode = yield from _reading_log(medium, table, number)
+    if inode is not None:
+        stored_size(medium, inode)
+    return inode
+
+
+def _reading_log(medium: Medium, table: InodeTable, number: int) -> Steps:
     head = table.head(number)
     if head is None:
         return None
@@ -72,14 +76,19 @@ def reading_inode(medium: Medium, table: InodeTable, number: int) -> Steps:
         replay.apply(records)
         yield
     replay.finish()
-    if stored_size(medium, inode) >= SIZE_LIMIT_BYTES:
-        raise DamagedFileSystem(why=f"inode {number}: {IMPOSSIBLE_SIZE}")
     return inode
 
 
 def read_inode(medium: Medium, table: InodeTable, number: int) -> Inode | None:
     """An inode as it is stored; None where its slot is free. Raises DamagedFileSystem."""
     reading = Reading(reading_inode(medium, table, number))
+    reading.go_on()
+    return reading.inode
+
+
+def read_log(medium: Medium, table: InodeTable, number: int) -> Inode | None:
+    """As `read_inode`, but for its live line, which may be damaged."""
+    reading = Reading(_reading_log(medium, table, number))
     reading.go_on()
     return reading.inode
 
@@ -123,15 +132,26 @@ def is_directory_still(medium: Medium, table: InodeTable, number: int) -> bool:
 
 
 def stored_size(medium: Medium, inode: Inode) -> int:
-    """The size of an inode in bytes: of a file, that of the live line if that counts."""
+    """The size of an inode in bytes: of a file, that of the live line if that counts.
+
+    Raises DamagedFileSystem.
+    """
     size_bytes = read_live(medium, inode)[0] if inode.is_file else None
     return inode.state.size_bytes if size_bytes is None else size_bytes
 
 
 def read_live(medium: Medium, inode: Inode) -> tuple[int | None, int]:
-    """The live line of a file: its size, None where it does not count, and the last write."""
+    """The live line of a file: its size, None where the log has it, and the last write.
+
+    Raises DamagedFileSystem.
+    """
     word, written_ns = _LIVE.unpack(medium.read(inode.slot_offset + LIVE_OFFSET, _LIVE.size))
-    return (word >> EPOCH_BITS if word & EPOCH_MASK == inode.state.epoch else None), written_ns
+    size_bytes, key = word >> SIZE_SHIFT, key_of(word)
+    is_right, is_older = (key == of_epoch for of_epoch in inode.keys_of_line())
+    if not (is_right or is_older) or size_bytes >= SIZE_LIMIT_BYTES:
+        why = "its live line is damaged, so its size is not known"
+        raise DamagedFileSystem(why=f"inode {inode.number}: {why}")
+    return size_bytes if is_right else None, written_ns
 
 
 def unfinished_words(medium: Medium, table: InodeTable) -> dict[int, int]:

@@ -5,7 +5,8 @@ left that it can do anything about. Invariants:
 - each step says what it does before it does it, and what is lost by it;
 - each step is atomic, or leaves after a power failure what the next repair finds again: bits of
   bitmaps are set before anything relies on them, and all else goes through transactions;
-- frames are freed last, when everything that is in use has an owner.
+- frames are freed last, when everything that is in use has an owner;
+- what may be somebody's data is neither freed nor changed, unless that was asked for as well.
 """
 
 from __future__ import annotations
@@ -37,7 +38,14 @@ from pmemfs.memmap.none import NoMemmap
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
 from pmemfs.pool import Pool
 from pmemfs.units import MIB
-from pmemfs.volume.filesystem.check import Problem, Progress, Stage, Verdict, check_filesystem
+from pmemfs.volume.filesystem.check import (
+    Problem,
+    Progress,
+    Remedy,
+    Stage,
+    Verdict,
+    check_filesystem,
+)
 from pmemfs.volume.filesystem.entries import Entry
 from pmemfs.volume.filesystem.extents import MappedExtent, Run
 from pmemfs.volume.filesystem.filesystem import FileSystem
@@ -45,7 +53,7 @@ from pmemfs.volume.filesystem.inode import DIRECTORY_TYPE, Inode, State
 from pmemfs.volume.filesystem.leaks import FrameSet
 from pmemfs.volume.filesystem.log import Log
 from pmemfs.volume.filesystem.names import NewInode
-from pmemfs.volume.filesystem.reading import read_inode, readable_part
+from pmemfs.volume.filesystem.reading import read_log, readable_part
 from pmemfs.volume.filesystem.store import empty_journal, geometry_of
 
 _MOST_ROUNDS = 1000
@@ -56,22 +64,27 @@ Say = Callable[[Problem, str], object]
 
 
 def repair_filesystem(
-    pool: Pool, verdict: Verdict, say: Say = lambda *_: None, progress: Progress = lambda *_: None
-) -> int:
-    """Repair the file system on a writable pool, of which a verdict is there; how many steps."""
+    pool: Pool, verdict: Verdict, say: Say = lambda *_: None, progress: Progress = lambda *_: None,
+    *, force: bool = False,
+) -> int:  # fmt: skip
+    """Repair the file system on a writable pool, of which a verdict is there; how many steps.
+
+    What needs `force` is left alone without it, and said last.
+    """
     done_count = 0
     for _ in range(_MOST_ROUNDS):
-        stages = [problem.remedy.stage for problem in verdict.problems if problem.remedy]
+        stages = [remedy.stage for _, remedy in doable(verdict, force=force)]
         if not stages:
             break
-        done = _carry_out(pool, verdict, min(stages), say)
+        done = _carry_out(pool, verdict, min(stages), say, force)
         if not done and Stage.LEAKS in stages:
             # Most likely there is no room for it: what has leaked is room.
-            done = _carry_out(pool, verdict, Stage.LEAKS, say)
+            done = _carry_out(pool, verdict, Stage.LEAKS, say, force)
         done_count += done
         if not done:
             break
         verdict = check_filesystem(pool, progress)
+    say_left(verdict, say, force=force)
     if done_count and not verdict.has_errors and not verdict.leaked_frames:
         filesystem = FileSystem(pool, NoMemmap())
         filesystem.begin_writing()
@@ -80,13 +93,35 @@ def repair_filesystem(
     return done_count
 
 
-def _carry_out(pool: Pool, verdict: Verdict, stage: int, say: Say) -> int:
+def doable(verdict: Verdict, *, force: bool) -> list[tuple[Problem, Remedy]]:
+    """What can be done about the problems of a verdict.
+
+    Without `force` nothing is done to an inode that has a problem which needs it.
+    """
+    found = [(problem, problem.remedy) for problem in verdict.problems if problem.remedy]
+    if force:
+        return found
+    left = {problem.inode for problem, remedy in found if remedy.needs_force} - {0}
+    return [
+        (problem, remedy)
+        for problem, remedy in found
+        if not remedy.needs_force and problem.inode not in left
+    ]
+
+
+def say_left(verdict: Verdict, say: Say, *, force: bool) -> None:
+    """Say what is not repaired because that was not asked for."""
+    for problem in () if force else verdict.problems:
+        if problem.remedy and problem.remedy.needs_force:
+            say(problem, f"only with --force: {problem.remedy.sentence}")
+
+
+def _carry_out(pool: Pool, verdict: Verdict, stage: int, say: Say, force: bool) -> int:
     """Do all of one stage; how many steps went well."""
     repairs = Repairs(pool)
     done = 0
-    for problem in verdict.problems:
-        remedy = problem.remedy
-        if remedy is None or remedy.stage != stage:
+    for problem, remedy in doable(verdict, force=force):
+        if remedy.stage != stage:
             continue
         try:
             remedy.carry_out(repairs)
@@ -126,7 +161,7 @@ class Repairs:
 
     def _inode(self, number: int) -> Inode:
         """An inode, also one that a mount would not take. Raises OSError, DamagedFileSystem."""
-        inode = self._fs.cached(number) or read_inode(self._medium, self._fs.table, number)
+        inode = self._fs.cached(number) or read_log(self._medium, self._fs.table, number)
         if inode is None:
             raise OSError(errno.ESTALE, f"inode {number} is free")
         self._fs.keep(inode)
@@ -313,11 +348,11 @@ class Repairs:
             change.append(inode, state.pack())
             change.then(lambda: setattr(inode, "state", state))
 
-    def reset_size(self, number: int) -> None:
-        """Let a file have the size that its log says."""
-        inode = readable_part(self._medium, self._fs.table, number)
-        assert inode is not None, "its size was read"
-        self._fs.set_live_size(inode, inode.state.size_bytes)
+    def set_size(self, number: int, size_bytes: int) -> None:
+        """Let a file have a size that covers all that it has."""
+        inode = read_log(self._medium, self._fs.table, number)
+        assert inode is not None, "its log was read"
+        self._fs.set_live_size(inode, size_bytes)
         self._medium.fence()
 
     def free_damaged(self, number: int) -> None:

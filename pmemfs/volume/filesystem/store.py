@@ -27,11 +27,9 @@ from pmemfs.media.filesystem import (
     Geometry,
     validate_head,
 )
-from pmemfs.media.inode import (
-    EPOCH_BITS,
-    LIVE_OFFSET,
-)
+from pmemfs.media.inode import LIVE_OFFSET
 from pmemfs.media.journal import HEAD as JOURNAL_HEAD
+from pmemfs.media.live import size_word
 from pmemfs.media.log import InodeFlags
 from pmemfs.medium.base import Medium
 from pmemfs.memmap.base import Memmap
@@ -122,7 +120,7 @@ class InodeStore:
         self._head_offset = self.geometry.offset_of(HEAD_FRAME)
         raw = self.medium.read(self._head_offset, HEAD.size_bytes)
         head = validate_head(raw, pool.label.uuid)
-        self.may_have_leaks = not head.is_clean
+        self.may_have_leaks = head.is_clean != 1
         self._has_written = False
         self.allocator = Allocator(self.medium, self.geometry)
         self.allocator.log_frames = head.log_frames
@@ -139,6 +137,8 @@ class InodeStore:
         self._holds: dict[int, int] = {}
         self._busy_slots: list[tuple[object, int]] = []
         self._is_compacting = False
+        self.untrimmed: set[int] = set()
+        """Files that have got frames since their last close, so perhaps some behind their size."""
         self.table.pending_words = self._recover()
 
     # Inodes
@@ -306,12 +306,22 @@ class InodeStore:
     # The live line
 
     def size_of(self, inode: Inode) -> int:
-        """The size of an inode in bytes."""
-        return stored_size(self.medium, inode)
+        """The size of an inode in bytes. Raises OSError (EIO)."""
+        try:
+            return stored_size(self.medium, inode)
+        except DamagedFileSystem as damage:
+            raise self.found_damage(str(damage)) from None
+
+    def _live_of(self, inode: Inode) -> tuple[int | None, int]:
+        """As `read_live`. Raises OSError (EIO)."""
+        try:
+            return read_live(self.medium, inode)
+        except DamagedFileSystem as damage:
+            raise self.found_damage(str(damage)) from None
 
     def set_live_size(self, inode: Inode, size_bytes: int) -> None:
         """Store a size for all to see; durable with the next fence."""
-        word = size_bytes << EPOCH_BITS | inode.state.epoch
+        word = size_word(size_bytes, inode.keys_of_line()[0])
         self.medium.store(inode.slot_offset + LIVE_OFFSET, word.to_bytes(8, "little"))
         self.medium.flush(inode.slot_offset + LIVE_OFFSET, 8)
 
@@ -323,15 +333,15 @@ class InodeStore:
 
     def forget_written(self, inode: Inode) -> None:
         """Let the time of modification that was logged count, and no write before it."""
-        if inode.is_file and read_live(self.medium, inode)[1] >= inode.state.changed_ns:
+        if inode.is_file and self._live_of(inode)[1] >= inode.state.changed_ns:
             self.set_written_ns(inode, 0)
             self.medium.fence()
 
     def state_of(self, inode: Inode) -> State:
-        """The attributes of an inode, as a record would have them now."""
+        """The attributes of an inode, as a record would have them now. Raises OSError (EIO)."""
         state = inode.state.replaced()
         if inode.is_file:
-            size_bytes, written_ns = read_live(self.medium, inode)
+            size_bytes, written_ns = self._live_of(inode)
             if size_bytes is not None:
                 state.size_bytes = size_bytes
             # In one tick, the write was the later one: see `forget_written`.
@@ -398,6 +408,7 @@ class InodeStore:
             self.busy.add(inode.runs(), token)
             self._inodes.pop(inode.number, None)
             self.allocator.unhold(inode.number)
+            self.untrimmed.discard(inode.number)
             if token is None:
                 self.table.give_back(inode.slot_offset)
             else:
@@ -487,7 +498,9 @@ class InodeStore:
         while self.busy.collect():
             pass
         self.medium.fence()
-        if not self.may_have_leaks and not self.damage and not self.busy.frame_count:
+        # In a clean file system, frames behind a size are damage.
+        has_leaks = self.may_have_leaks or self.busy.frame_count or self.untrimmed
+        if not has_leaks and not self.damage:
             self._store_clean(1)
 
     def _store_clean(self, is_clean: int) -> None:

@@ -30,6 +30,7 @@ from pmemfs.media.inode import (
     pack_head,
 )
 from pmemfs.media.journal import pack_journal
+from pmemfs.media.live import size_word
 from pmemfs.media.log import FRAME_HEAD_BYTES, MOST_SLOTS, NEXT_AT, RECORD_BYTES
 from pmemfs.pfn import PAGE_SHIFT
 from pmemfs.volume.filesystem.extents import Run
@@ -119,8 +120,9 @@ class Transaction:
         else:
             new = self._write_frames(inode, records)
         head = pack_head(inode.number, inode.generation, inode.birth_ns, new.head, 0)
-        # The live line of an old inode must not count for this one.
-        self._put(inode.slot_offset, head + bytes(INLINE_OFFSET - len(head)))
+        # The live line of an old inode would be damage here.
+        line = size_word(0, inode.keys_of_line()[0]).to_bytes(8, "little")
+        self._put(inode.slot_offset, (head + line).ljust(INLINE_OFFSET, b"\0"))
         self._word(inode.slot_offset + TAIL_WORD_AT, 0, new.tail)
         self._needs_journal = True
         self._logs.append((inode, new))
