@@ -288,6 +288,7 @@ STEPS = [("file", name, step) for name, step in ON_FILE.items()]
 STEPS += [("dir", name, step) for name, step in ON_DIRECTORY.items()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", FLAGS, ids=hex)
 def test_flags_forbid_what_they_forbid_on_ext4(native_root: Path, ext4: Path, flags: int) -> None:
     differ = {}
