@@ -8,11 +8,24 @@ after it. Source: current_time() in fs/inode.c of Linux; clock_getres(2), CLOCK_
 from __future__ import annotations
 
 import time
+from enum import IntEnum
 
+NO_READ_COUNTS = (1 << 64) - 1
+"""In place of the time of a change after which a read is an access: none ever is."""
+DAY_NS = 24 * 3600 * 10**9
 _CLOCK_REALTIME_COARSE = 5
 """Python has no name for it. Source: include/uapi/linux/time.h."""
 _LONGEST_TICK_NS = 10**7
 """Between two ticks of the slowest kernel, HZ=100."""
+
+
+class AccessTimes(IntEnum):
+    """Which accesses change the time of access; see mount(8)."""
+
+    NEVER = 0
+    RELATIVE = 1
+    """The first after a change, and after a day."""
+    STRICT = 2
 
 
 def coarse_ns() -> int:

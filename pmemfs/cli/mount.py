@@ -87,6 +87,8 @@ def mount(
       cached             keep in the page cache what was read; mode fs only
       populate           fault in the whole pool now, so that no access has to later
       huge_pages         ask for huge pages behind the mapping
+      relatime, strictatime, noatime, nodiratime
+                         which reads count as accesses, as for mount(8); mode fs only
       nosuid, noexec, …  as for mount(8)
     """
 

@@ -108,7 +108,8 @@ class Header:
     has_files: int = stored("<u8", "1: mode fs; what is not published may be any file")
     reach_bytes: int = stored("<u8", "the pool may grow to it, and is mapped so", unit="bytes")
     attributes_offset: int = stored("<u8", "of the published attributes", unit="bytes")
-    unused: int = stored("V32", "zero", default=bytes(32))
+    access_times: int = stored("<u8", "of files: 0 never noted, 1 as relatime has it, 2 always")
+    unused: int = stored("V24", "zero", default=bytes(24))
     write_epoch: int = stored("<u8", "stamps what is written now", default=1)
     persisted_epoch: int = stored("<u8", "what was written in it or before is durable")
     lost_errno: int = stored("<u8", "of the first write-back that failed; 0: none")
@@ -150,7 +151,10 @@ class InodeEntry:
     last_write_ns: int = stored(
         "<u8", "of the data plane, to a device; 0: none yet", unit="ns since 1970"
     )
-    unused: int = stored("V40", "zero", default=bytes(40))
+    changed_ns: int = stored(
+        "<u8", "of a file, the last change that its log has", unit="ns since 1970"
+    )
+    unused: int = stored("V32", "zero", default=bytes(32))
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,13 +49,19 @@ cdef enum:
     STREAM_BYTES = 65536
     SECOND_NS = 1000000000
 
+# As in `pmemfs/clock`.
+cdef uint64_t NO_READ_COUNTS = ~<uint64_t>0
+cdef uint64_t DAY_NS = <uint64_t>24 * 3600 * SECOND_NS
+
 cdef extern from "unistd.h" nogil:
     enum:
         SEEK_DATA
         SEEK_HOLE
 
 cdef extern from "fcntl.h" nogil:
-    enum: O_DSYNC
+    enum:
+        O_DSYNC
+        O_NOATIME
 
 cdef extern from "time.h" nogil:
     enum: CLOCK_REALTIME_COARSE
@@ -224,6 +230,8 @@ cdef void find_file(worker_t *worker, request_t *request) noexcept nogil:
 cdef void read_size(void *argument) noexcept nogil:
     cdef request_t *request = <request_t *>argument
     request.size_bytes = load(&request.live.size_word) >> LIVE_SIZE_SHIFT
+    if request.head.opcode == FUSE_READ and request.operation_bytes >= sizeof(fuse_read_in):
+        note_access(request)
 
 
 cdef void stamp(uint64_t *time_ns) noexcept nogil:
@@ -250,6 +258,21 @@ cdef inline uint64_t raised(uint64_t word, uint64_t size) noexcept nogil:
     cdef uint64_t mask = (<uint64_t>1 << LIVE_SIZE_SHIFT) - 1
     cdef uint64_t key = word & mask ^ size_check(word >> LIVE_SIZE_SHIFT)
     return size << LIVE_SIZE_SHIFT | key ^ size_check(size)
+
+
+cdef inline void note_access(request_t *request) noexcept nogil:
+    """A file is about to be read: let it say so, if the mount notes that; see `clock.AccessTimes`.
+    """
+    cdef const fuse_read_in *wanted = <const fuse_read_in *>request.operation
+    cdef uint64_t noted = request.worker.plane.header.access_times
+    cdef live_t *live = request.live
+    cdef uint64_t accessed = load(&live.accessed_ns)
+    cdef uint64_t changed = load(&request.entry.changed_ns)
+    if noted == ACCESSES_NEVER or wanted.flags & O_NOATIME or changed == NO_READ_COUNTS:
+        return
+    if (noted == ACCESSES_STRICT or request.worker.now_ns >= accessed + DAY_NS
+            or accessed <= max(load(&live.written_ns), changed)):
+        stamp(&live.accessed_ns)
 
 
 cdef void note_write(request_t *request) noexcept nogil:

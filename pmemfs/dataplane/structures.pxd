@@ -22,7 +22,8 @@ cdef struct page_t:
 cdef struct live_t:
     uint64_t size_word
     uint64_t written_ns
-    uint8_t reserved[48]
+    uint64_t accessed_ns
+    uint8_t reserved[40]
 
 
 cdef struct header_t:
@@ -46,7 +47,8 @@ cdef struct header_t:
     uint64_t has_files
     uint64_t reach_bytes
     uint64_t attributes_offset
-    uint8_t unused[32]
+    uint64_t access_times
+    uint8_t unused[24]
     uint64_t write_epoch
     uint64_t persisted_epoch
     uint64_t lost_errno
@@ -77,7 +79,8 @@ cdef struct inode_t:
     uint64_t inode
     uint64_t table
     uint64_t last_write_ns
-    uint8_t unused[40]
+    uint64_t changed_ns
+    uint8_t unused[32]
 
 
 cdef struct attributes_t:
@@ -114,6 +117,9 @@ cdef enum:
     ACCESS_PIN = 0
     ACCESS_READ = 1
     ACCESS_WRITE = 2
+    ACCESSES_NEVER = 0
+    ACCESSES_RELATIVE = 1
+    ACCESSES_STRICT = 2
     OPERATION_READ = 0
     OPERATION_WRITE = 1
     OPERATION_FSYNC = 2

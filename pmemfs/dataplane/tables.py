@@ -61,6 +61,7 @@ _LINE_BYTES = 64
 _SECTION_AT = layouts.SLOT_HEAD.offset_of("section")
 _INODE_AT = layouts.INODE_ENTRY.offset_of("inode")
 _TABLE_AT = layouts.INODE_ENTRY.offset_of("table")
+_CHANGED_AT = layouts.INODE_ENTRY.offset_of("changed_ns")
 _LAST_WRITE_AT = layouts.INODE_ENTRY.offset_of("last_write_ns")
 _NO_ATTRIBUTES = bytes(8)
 
@@ -220,6 +221,12 @@ class SharedMemory:
             return 0
         return load_word(self.memory, entry + _LAST_WRITE_AT)
 
+    def set_changed_ns(self, inode: int, changed_ns: int) -> None:
+        """Tell when a published inode was changed, other than by writes: then a read counts."""
+        entry = self._entries.get(inode)
+        if entry is not None:
+            store_word(self.memory, entry + _CHANGED_AT, max(0, changed_ns))
+
     def forget_last_write(self, inode: int) -> None:
         """Let `last_write_ns` be 0 until the data plane writes to a device again."""
         entry = self._entries.get(inode)
@@ -328,6 +335,8 @@ class SharedMemory:
             raise OSError(errno.ENOSPC, "too many files are open at once")
         entry = free.pop()
         store_word(self.memory, entry + _LAST_WRITE_AT, 0)
+        # Until it is told, a read may be the first after a change.
+        store_word(self.memory, entry + _CHANGED_AT, (1 << 63) - 1)
         store_word(self.memory, entry + _INODE_AT, inode)
         return entry
 

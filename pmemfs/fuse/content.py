@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 
 import pyfuse3
 
+from pmemfs.clock import AccessTimes
 from pmemfs.dataplane.tables import SharedMemory
 from pmemfs.fuse.block import BlockOperations
 from pmemfs.fuse.engine import Engine, PythonEngine
@@ -136,8 +137,10 @@ def _files(
 ) -> Content[EngineT]:
     """All files; `tables` is what a data plane is shown, if there is one."""
     publisher = Publisher(fs, tables) if tables else None
-    notes_reads = "noatime" not in options.kernel
-    files = OpenFiles(fs, engine, publisher, notes_reads=notes_reads, cached=options.cached)
+    fs.access_times, fs.notes_directories = options.access_times, not options.nodiratime
+    if tables:
+        tables.note_reads(AccessTimes.NEVER if fs.read_only else options.access_times)
+    files = OpenFiles(fs, engine, publisher, cached=options.cached)
     patience = Patience(fs)
     trimmer = Trimmer(pool, medium, engine, fs)
     raw = RawFileSystem(fs, files, tables.attributes, patience, trimmer) if tables else None

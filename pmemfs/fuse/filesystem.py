@@ -5,7 +5,8 @@ that do not exist included: nobody changes a pool but through its one mount. Inv
 - each entry that is answered holds its inode once, until the kernel forgets it;
 - nothing is awaited between looking and answering, so no other request comes between; what has to
   be read for long is read before, see `patience`;
-- reading an attribute, a name or a directory stores nothing.
+- reading an attribute or a name stores nothing; reading a directory, a link or a file at most when
+  it was accessed.
 """
 
 from __future__ import annotations
@@ -138,7 +139,9 @@ class FileSystemOperations(pyfuse3.Operations):
         self._fs.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags, left)
 
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
-        return FileNameT(bytes(self._fs.target(inode)))
+        target = FileNameT(bytes(self._fs.target(inode)))
+        self._fs.note_read(inode)
+        return target
 
     # Attributes
 
@@ -254,6 +257,8 @@ class FileSystemOperations(pyfuse3.Operations):
         ino, look = directory.ino, self._patience.look
         if start_id == 0 or directory.names is None:
             directory.names = await look(lambda: self._fs.names(ino))
+        # pyfuse3 does not tell of O_NOATIME.
+        self._fs.note_read(ino)
         names = directory.names
         dots = ((b".", ino), (b"..", await look(lambda: self._fs.parent(ino))))
         for position, (name, to) in enumerate(dots[start_id:], start_id + 1):

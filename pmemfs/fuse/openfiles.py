@@ -35,7 +35,6 @@ class _OpenFile:
 
     ino: int
     flags: int
-    notes_reads: bool
     loser: Caller | None
     """Who has opened it, unless that is root, who may keep privileges."""
 
@@ -71,14 +70,12 @@ class OpenFiles:
         engine: Engine,
         publisher: Publisher | None,
         *,
-        notes_reads: bool,
         cached: bool = False,
     ) -> None:
         self._cached = cached
         self._fs = fs
         self._engine = engine
         self._publisher = publisher
-        self._notes_reads = notes_reads
         self._handles: dict[int, _OpenFile] = {}
         self._opens: dict[int, _Opens] = {}
         self._numbers = itertools.count(1)
@@ -94,8 +91,7 @@ class OpenFiles:
         # Before anything is changed, since it may have to be read; see `patience`.
         self._fs.check_open(ino, flags)
         self._fs.hold(ino)
-        notes_reads = self._notes_reads and not flags & os.O_NOATIME
-        file = _OpenFile(ino, flags, notes_reads, loser=None if caller.uid == 0 else caller)
+        file = _OpenFile(ino, flags, loser=None if caller.uid == 0 else caller)
         number = FileHandleT(next(self._numbers))
         self._handles[number] = file
         opens = self._opens.setdefault(ino, _Opens())
@@ -143,13 +139,20 @@ class OpenFiles:
         file = self._file(number)
         data = self._fs.read(file.ino, offset_bytes, length_bytes)
         self._engine.count_read(len(data))
-        if file.notes_reads and not self._fs.read_only:
-            # Once will do: relatime looks for the day.
-            file.notes_reads = False
-            self._fs.note_read(file.ino)
+        self._note_read(file)
         if self._publisher:
             self._publisher.was_read(file.ino, offset_bytes + length_bytes)
         return data
+
+    def note_copy(self, number: int) -> None:
+        """A file is copied from through this handle. Raises OSError."""
+        file = self._file(number)
+        if self._note_read(file):
+            # Of a read the kernel knows that it changes the time of access.
+            self._invalidate(file.ino)
+
+    def _note_read(self, file: _OpenFile) -> bool:
+        return not file.flags & os.O_NOATIME and self._fs.note_read(file.ino)
 
     def store(
         self,
@@ -233,8 +236,12 @@ class OpenFiles:
         """As `privileges.take_privileges`, and let the kernel know. Raises OSError."""
         if take_privileges(self._fs, ino, loser):
             # The kernel does not know, and would go on giving them to who executes the file.
-            with suppress(OSError):
-                pyfuse3.invalidate_inode(InodeT(ino), attr_only=True)
+            self._invalidate(ino)
+
+    def _invalidate(self, ino: int) -> None:
+        """Let the kernel ask again what a file is like."""
+        with suppress(OSError):
+            pyfuse3.invalidate_inode(InodeT(ino), attr_only=True)
 
     def note_change(self, ino: int) -> None:
         """Something happened to an inode that may have changed its extents, size or mode."""

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pmemfs.clock import AccessTimes
 from pmemfs.errors import BadMountOption
 
 _KERNEL_OPTIONS = frozenset(
@@ -19,9 +20,17 @@ _OPPOSITES = {
     "exec": "noexec", "noatime": "atime", "atime": "noatime", "sync": "async", "async": "sync",
 }  # fmt: skip
 
+_TIMES_OF_ACCESS = {
+    "strictatime": {"strictatime": True}, "nostrictatime": {"strictatime": False},
+    "relatime": {"strictatime": False}, "norelatime": {}, "nodiratime": {"nodiratime": True},
+    "diratime": {"nodiratime": False},
+}  # fmt: skip
+"""For us alone: the kernel leaves times of access to the daemon, and fusermount3 knows no such
+word. `relatime` is what happens anyway."""
+
 _FSTAB_OPTIONS = frozenset(
     ("defaults", "rw", "auto", "noauto", "user", "nouser", "users", "owner", "group", "nofail",
-     "_netdev", "relatime", "strictatime", "default_permissions")
+     "_netdev", "default_permissions")
 )  # fmt: skip
 """Said to somebody else, or true anyway."""
 
@@ -43,7 +52,18 @@ class MountOptions:
     """Ask for huge pages behind the mapping."""
     cached: bool = False
     """Keep what was read in the page cache; mode `fs` only."""
+    strictatime: bool = False
+    """Each access counts, not only the first after a change."""
+    nodiratime: bool = False
+    """Listing a directory is no access."""
     kernel: tuple[str, ...] = ()
+
+    @property
+    def access_times(self) -> AccessTimes:
+        """Which accesses of files are noted."""
+        if "noatime" in self.kernel:
+            return AccessTimes.NEVER
+        return AccessTimes.STRICT if self.strictatime else AccessTimes.RELATIVE
 
     @classmethod
     def parse(cls, text: str) -> MountOptions:
@@ -58,7 +78,8 @@ class MountOptions:
         words = [f"uid={self.uid}", f"gid={self.gid}", f"mode={self.mode:o}", *self.kernel]
         flags = {"ro": self.read_only, "allow_other": self.allow_other,
                  "populate": self.populate, "huge_pages": self.huge_pages,
-                 "cached": self.cached}  # fmt: skip
+                 "cached": self.cached, "strictatime": self.strictatime,
+                 "nodiratime": self.nodiratime}  # fmt: skip
         return ",".join([word for word, is_set in flags.items() if is_set] + words)
 
     def _with(self, word: str) -> MountOptions:
@@ -68,11 +89,16 @@ class MountOptions:
         if word == "ro":
             return replace(self, read_only=True)
         if word in ("allow_other", "populate", "huge_pages", "cached"):
-            return self._replaced(word, True)
+            return self._replaced(**{word: True})
         if equals and name in ("uid", "gid"):
-            return self._replaced(name, _number(word, value, 10, (1 << 32) - 2))
+            return self._replaced(**{name: _number(word, value, 10, (1 << 32) - 2)})
         if equals and name == "mode":
             return replace(self, mode=_number(word, value, 8, 0o7777))
+        if word in _TIMES_OF_ACCESS:
+            options = self._replaced(**_TIMES_OF_ACCESS[word])
+            # The later of two that contradict each other counts, here and below.
+            is_later = word in ("strictatime", "relatime") and "noatime" in self.kernel
+            return options._with("atime") if is_later else options
         if word in _KERNEL_OPTIONS:
             # The later of two that contradict each other counts, as for mount(8).
             kept = (other for other in self.kernel if other not in (word, _OPPOSITES.get(word)))
@@ -81,8 +107,7 @@ class MountOptions:
             return self
         raise BadMountOption(option=word, why="pmemfs does not know it")
 
-    def _replaced(self, name: str, value: object) -> MountOptions:
-        changes: dict[str, Any] = {name: value}
+    def _replaced(self, **changes: Any) -> MountOptions:
         return replace(self, **changes)
 
 

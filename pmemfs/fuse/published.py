@@ -23,6 +23,7 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pmemfs.clock import AccessTimes
 from pmemfs.dataplane import layouts
 from pmemfs.dataplane.layouts import EXTENT, EXTENT_ARENA_BYTES, Extent
 from pmemfs.dataplane.tables import Grace, SharedMemory
@@ -75,6 +76,10 @@ class PublishedTables(Tables):
         self._leaving: dict[int, Grace] = {}
         """What was withdrawn, and may still be seen."""
 
+    def note_reads(self, access_times: AccessTimes) -> None:
+        """Which reads the data plane is to note; before it serves any."""
+        self._shared.set_header_word("access_times", access_times)
+
     def is_published(self, ino: int) -> bool:
         """Whether the data plane serves a file now."""
         return ino in self._published
@@ -117,8 +122,9 @@ class PublishedTables(Tables):
             return None
         return grace
 
-    def touched(self, ino: int) -> None:
+    def touched(self, ino: int, changed_ns: int) -> None:
         self.attributes.withdraw(ino)
+        self._shared.set_changed_ns(ino, changed_ns)
 
     def changed(self, ino: int) -> object | None:
         return self.withdraw(ino)
@@ -220,6 +226,7 @@ class Publisher:
             demand.patience -= 1
             self._tables.withdraw(ino)
             return
+        reads_count_after_ns = self._fs.show_accessed(ino)
         extents = [Extent(e.index, e.pfn, e.frame_count, 0) for e in self._fs.extents(ino)]
         demand.patience = len(extents) // _EXTENTS_A_REQUEST
         self._tables.publish(
@@ -229,3 +236,4 @@ class Publisher:
             live_offset=self._fs.live_line(ino),
             limit_bytes=self._fs.append_limit(ino),
         )
+        self._tables.touched(ino, reads_count_after_ns)

@@ -80,6 +80,7 @@ class Allocation:
 class Copy:
     """What copy_file_range(2) asks for."""
 
+    source_handle: int
     source_bytes: int
     target_inode: int
     target_handle: int
@@ -236,12 +237,13 @@ def copy_of(request: Request) -> Copy:
 
     Raises OSError (EINVAL) for an impossible range.
     """
-    _, source, inode_out, handle_out, target, length, flags = wire.COPY_IN.unpack_from(
+    handle, source, inode_out, handle_out, target, length, flags = wire.COPY_IN.unpack_from(
         request.operation
     )
     if flags or max(source, target) >= _OFFSET_LIMIT:
         raise OSError(errno.EINVAL, "no such range")
-    return Copy(source, inode_out, handle_out, target, min(length, _COPY_AT_ONCE_BYTES))
+    length = min(length, _COPY_AT_ONCE_BYTES)
+    return Copy(handle, source, inode_out, handle_out, target, length)
 
 
 def copying(copy: Callable[[Request], Coroutine[None, None, int]]) -> dict[int, Handler]:

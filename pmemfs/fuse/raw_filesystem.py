@@ -266,6 +266,7 @@ class RawFileSystem:
         may_overwrite = self._files.may_overwrite(wanted.target_handle)
         done = 0
         self._take_privileges(wanted.target_inode, request.caller)
+        self._files.note_copy(wanted.source_handle)
         while done < length:
             step = min(_COPY_STEP_BYTES, length - done)
             try:

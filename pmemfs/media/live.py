@@ -38,7 +38,8 @@ class LiveLine:
 
     size_word: int = stored("<u8", "size in bytes << 16, plus check bits: size check ^ key")
     written_ns: int = stored("<u8", "of the last write; 0: none", unit="ns since 1970")
-    reserved: bytes = stored("V48", "zero", default=bytes(48))
+    accessed_ns: int = stored("<u8", "of the last access; 0: the log has it", unit="ns since 1970")
+    reserved: bytes = stored("V40", "zero", default=bytes(40))
 
 
 LIVE_LINE = Layout(LiveLine, 64)

@@ -381,7 +381,7 @@ class Readers(Tables):
     def __init__(self) -> None:
         self.over: set[object] = set()
 
-    def touched(self, number: int) -> None:
+    def touched(self, number: int, changed_ns: int) -> None:
         """Nobody asked."""
 
     def changed(self, number: int) -> object:

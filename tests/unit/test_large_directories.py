@@ -77,7 +77,7 @@ def unread(fs: FileSystem, name: bytes) -> int:
 
 
 def handlers(fs: FileSystem) -> dict[int, Handler]:
-    files = OpenFiles(fs, Engine(fs.medium, fs.memmap), None, notes_reads=True)
+    files = OpenFiles(fs, Engine(fs.medium, fs.memmap), None)
     return RawFileSystem(fs, files, Nothing(), Patience(fs)).handlers()
 
 
@@ -232,7 +232,7 @@ def test_a_request_of_a_listing_copies_nothing_of_the_rest(
     fs: FileSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = unread(fs, b"one")
-    files = OpenFiles(fs, Engine(fs.medium, fs.memmap), None, notes_reads=True)
+    files = OpenFiles(fs, Engine(fs.medium, fs.memmap), None)
     operations = FileSystemOperations(fs, files, Patience(fs))
     room = [0]
     fs.inode(directory)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pmemfs.clock import AccessTimes
 from pmemfs.errors import EXIT_USAGE, BadMountOption
 from pmemfs.fuse.options import MountOptions
 
@@ -29,12 +30,32 @@ ids = st.integers(0, (1 << 32) - 2)
         populate=st.booleans(),
         huge_pages=st.booleans(),
         cached=st.booleans(),
+        nodiratime=st.booleans(),
         kernel=st.lists(
             kernel_words, max_size=5, unique_by=lambda word: word.removeprefix("no").lstrip("a")
         ).map(tuple),
     )
 )
 def test_options_survive_being_written_and_read(options: MountOptions) -> None:
+    assert MountOptions.parse(options.as_text()) == options
+
+
+@pytest.mark.parametrize(
+    ("text", "noted"),
+    [
+        ("", AccessTimes.RELATIVE),
+        ("strictatime", AccessTimes.STRICT),
+        ("noatime", AccessTimes.NEVER),
+        ("noatime,strictatime", AccessTimes.STRICT),
+        ("strictatime,noatime", AccessTimes.NEVER),
+        ("strictatime,relatime", AccessTimes.RELATIVE),
+        ("strictatime,nostrictatime,nodiratime", AccessTimes.RELATIVE),
+    ],
+)
+def test_of_options_for_times_of_access_the_later_one_counts(text: str, noted: AccessTimes) -> None:
+    options = MountOptions.parse(text)
+    assert options.access_times == noted
+    assert options.nodiratime == ("nodiratime" in text)
     assert MountOptions.parse(options.as_text()) == options
 
 

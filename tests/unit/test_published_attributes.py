@@ -86,7 +86,7 @@ class Served:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with shared_files(tmp_path_factory.mktemp("pool")) as made:
         fs, attributes = made.fs, made.tables.attributes
-        files = OpenFiles(fs, Engine(made.medium, made.memmap), None, notes_reads=True)
+        files = OpenFiles(fs, Engine(made.medium, made.memmap), None)
         raw = RawFileSystem(fs, files, attributes, Patience(fs))
         yield Served(made.shared, fs, attributes, raw.handlers(), made.worker())
 

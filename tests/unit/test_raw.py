@@ -23,6 +23,7 @@ from pmemfs.fuse.engine import Engine
 from pmemfs.fuse.fileattr import GET_EXTENDED, GET_FLAGS, SET_EXTENDED, SET_FLAGS
 from pmemfs.fuse.openfiles import OpenFiles
 from pmemfs.fuse.patience import Patience
+from pmemfs.fuse.privileges import Caller
 from pmemfs.fuse.raw import COLLAPSE_RANGE, INSERT_RANGE, PUNCH_HOLE, RawRequests
 from pmemfs.fuse.raw_filesystem import RawFileSystem
 from pmemfs.fuse.wire import (
@@ -120,7 +121,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with shared_files(tmp_path_factory.mktemp("pool")) as made:
         fs = made.fs
         engine = WatchedEngine(made.medium, made.memmap)
-        files = OpenFiles(fs, engine, None, notes_reads=True)
+        files = OpenFiles(fs, engine, None)
         answers = RawFileSystem(fs, files, made.tables.attributes, Patience(fs))
         raw = RawRequests(answers.handlers(), LONGEST)
         ino = fs.make(ROOT, b"file", NewInode(mode=stat.S_IFREG | 0o644, uid=1, gid=2))
@@ -292,10 +293,12 @@ def test_holes_are_found(served: Served) -> None:
 def test_both_forms_of_a_copy(served: Served) -> None:
     data = fill(served, 4)
     target, handle = made(served, b"target")
-    operation = struct.pack("<QQQQQQQ", 1, 5, target, handle, 3, 3 * FRAME, 0)
+    source = served.files.open(served.ino, os.O_RDONLY, Caller(0, 0, 0))
+    operation = struct.pack("<QQQQQQQ", source, 5, target, handle, 3, 3 * FRAME, 0)
     assert served.ask(COPY_FILE_RANGE, operation) == (0, struct.pack("<II", 3 * FRAME, 0))
     assert served.ask(COPY_FILE_RANGE_64, operation) == (0, struct.pack("<Q", 3 * FRAME))
     assert served.fs.read(target, 0, MIB) == bytes(3) + data[5 : 5 + 3 * FRAME]
+    served.files.close(source)
 
 
 def test_what_nobody_knows_is_not_asked_again(served: Served) -> None:

@@ -7,17 +7,18 @@ import stat
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+from pmemfs.clock import DAY_NS, AccessTimes
 from pmemfs.errors import system_error
 from pmemfs.media import log as media
 from pmemfs.media.log import XATTR_MAX_BYTES, InodeFlags, RecordKind
 from pmemfs.volume.filesystem.inode import FIXED, Inode, State
+from pmemfs.volume.filesystem.reading import read_accessed
 from pmemfs.volume.filesystem.store import InodeStore
 
 XATTR_CREATE = 1
 XATTR_REPLACE = 2
 _XATTR_NAME_MAX_BYTES = 255
 _XATTR_LIST_MAX_BYTES = 65536
-_RELATIME_NS = 24 * 3600 * 10**9
 CHATTR = FIXED | InodeFlags.NO_DUMP | InodeFlags.NO_ACCESS_TIME
 """The flags that chattr(1) sets and lsattr(1) shows."""
 _TIME_LIMIT = (1 << 63) - 1
@@ -45,6 +46,10 @@ class Attributes:
 
 class AttributeOperations(InodeStore, ABC):
     """What can be asked and changed of an inode itself."""
+
+    access_times = AccessTimes.RELATIVE
+    """Which reads are noted; with `notes_directories`, of directories too."""
+    notes_directories = True
 
     def attributes(self, number: int) -> Attributes:
         """The attributes of an inode. Raises OSError."""
@@ -117,6 +122,10 @@ class AttributeOperations(InodeStore, ABC):
                 change.then(lambda: self._set_state(inode, state))
         if mtime_ns is not None:
             self.forget_written(inode)
+        if atime_ns is not None and read_accessed(self.medium, inode):
+            # Not zero, since the data plane compares it.
+            self.set_accessed_ns(inode, atime_ns)
+            self.medium.fence()
 
     def set_flags(self, number: int, flags: InodeFlags) -> object | None:
         """Set those of chattr(1), and take the others of these away. Raises OSError (EPERM).
@@ -140,17 +149,35 @@ class AttributeOperations(InodeStore, ABC):
     def truncate(self, inode: Inode, size_bytes: int, changes: dict[str, int]) -> None:
         """Set the size of a file, and other attributes with it. Raises OSError."""
 
-    def note_read(self, number: int) -> None:
-        """Somebody reads a file: the time of access as relatime has it, see mount(8)."""
+    def note_read(self, number: int) -> bool:
+        """Somebody reads a file, a link or a directory: it was accessed, if the mount notes that.
+
+        Answers whether the time of access has changed.
+        Source: relatime_need_update() in fs/inode.c of Linux.
+        """
         inode = self.inode(number)
-        if inode.state.flags & InodeFlags.NO_ACCESS_TIME:
-            return
+        is_noted = self.access_times and (self.notes_directories or not inode.is_directory)
+        is_noted = is_noted and not inode.state.flags & InodeFlags.NO_ACCESS_TIME
+        if self.read_only or not is_noted:
+            return False
         state, now_ns = self.state_of(inode), self.times.now_ns()
-        newest_ns = max(state.modified_ns, state.changed_ns)
-        if state.accessed_ns <= newest_ns or now_ns - state.accessed_ns > _RELATIME_NS:
-            inode.state.accessed_ns = now_ns
-            inode.is_read = True
-            self.tables.touched(number)
+        is_due = state.accessed_ns <= state.newest_ns or now_ns - state.accessed_ns >= DAY_NS
+        is_due |= self.access_times is AccessTimes.STRICT
+        if not is_due or now_ns == state.accessed_ns:
+            return False
+        self.set_accessed_ns(inode, now_ns)
+        self.tables.touched(number, state.newest_ns)
+        return True
+
+    def show_accessed(self, number: int) -> int:
+        """Have the time of access in the live line, for who notes reads without asking.
+
+        Answers after which time a read counts, as `State.reads_count_after_ns`.
+        """
+        inode = self.inode(number)
+        if not self.read_only and not read_accessed(self.medium, inode):
+            self.set_accessed_ns(inode, inode.state.accessed_ns)
+        return self.state_of(inode).reads_count_after_ns
 
     def target(self, number: int) -> bytes:
         """Where a symbolic link leads. Raises OSError (EINVAL)."""
@@ -231,7 +258,6 @@ class AttributeOperations(InodeStore, ABC):
 
     def _set_state(self, inode: Inode, state: State) -> None:
         inode.state = state
-        inode.is_read = False
 
 
 def check_xattr(name: bytes, value: bytes) -> None:

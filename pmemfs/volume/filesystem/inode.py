@@ -10,6 +10,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from pmemfs.clock import NO_READ_COUNTS
 from pmemfs.errors import DamagedFileSystem
 from pmemfs.media import log as media
 from pmemfs.media.filesystem import Geometry
@@ -66,6 +67,16 @@ class State:
     epoch: int
     flags: int
 
+    @property
+    def reads_count_after_ns(self) -> int:
+        """For the data plane: as `newest_ns`, but that no read counts where chattr(1) said so."""
+        return NO_READ_COUNTS if self.flags & InodeFlags.NO_ACCESS_TIME else self.newest_ns
+
+    @property
+    def newest_ns(self) -> int:
+        """The last change of the content or of the rest."""
+        return max(self.modified_ns, self.changed_ns)
+
     def pack(self) -> bytes:
         """The record ATTRIBUTES, to be sealed."""
         raw = ATTRIBUTES.struct.pack(
@@ -90,7 +101,7 @@ class Inode:
     """One inode."""
 
     __slots__ = (
-        "birth_ns", "damage", "entries", "extents", "generation", "is_read", "line_keys",
+        "birth_ns", "damage", "entries", "extents", "generation", "line_keys",
         "live_slots", "log", "next_fill_frame", "number", "parent", "run_start_frame",
         "slot_offset", "state", "subdirectory_count", "target", "used_at", "xattrs",
     )  # fmt: skip
@@ -118,7 +129,6 @@ class Inode:
         """Where the next write into a hole begins if it goes on where the last one ended."""
         self.run_start_frame = 0
         """Where the writes began that each went on where the one before ended."""
-        self.is_read = False
         self.used_at = 0
 
     @property

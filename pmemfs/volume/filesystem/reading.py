@@ -28,6 +28,7 @@ from pmemfs.volume.filesystem.log import LogReader
 from pmemfs.volume.filesystem.table import InodeTable
 
 _LIVE = LIVE_LINE.head_struct("written_ns")
+_ACCESSED_AT = LIVE_LINE.offset_of("accessed_ns")
 
 
 Steps = Generator[None, None, "Inode | None"]
@@ -152,6 +153,13 @@ def read_live(medium: Medium, inode: Inode) -> tuple[int | None, int]:
         why = "its live line is damaged, so its size is not known"
         raise DamagedFileSystem(why=f"inode {inode.number}: {why}")
     return size_bytes if is_right else None, written_ns
+
+
+def read_accessed(medium: Medium, inode: Inode) -> int:
+    """When an inode was last accessed, by its live line; 0 where the log has it."""
+    raw = medium.read(inode.slot_offset + LIVE_OFFSET + _ACCESSED_AT, 8)
+    accessed_ns = int.from_bytes(raw, "little")
+    return accessed_ns if accessed_ns < 1 << 63 else 0
 
 
 def unfinished_words(medium: Medium, table: InodeTable) -> dict[int, int]:

@@ -2,7 +2,7 @@
 
 Invariants:
 - an inode in memory is what its log says; every change goes through a transaction first. The
-  exceptions are the live line and the time of the last access, which the next record logs;
+  exception is the live line;
 - an inode that has no name lives as long as anybody holds it;
 - nothing here awaits, so what one call does is atomic to all tasks;
 - an inode that is being read in steps is not changed meanwhile: whoever wants it reads it to its
@@ -29,7 +29,7 @@ from pmemfs.media.filesystem import (
 )
 from pmemfs.media.inode import LIVE_OFFSET
 from pmemfs.media.journal import HEAD as JOURNAL_HEAD
-from pmemfs.media.live import size_word
+from pmemfs.media.live import LIVE_LINE, size_word
 from pmemfs.media.log import InodeFlags
 from pmemfs.medium.base import Medium
 from pmemfs.memmap.base import Memmap
@@ -44,6 +44,7 @@ from pmemfs.volume.filesystem.metadata import MetadataMedium
 from pmemfs.volume.filesystem.reading import (
     Reading,
     Steps,
+    read_accessed,
     read_live,
     reading_inode,
     stored_size,
@@ -57,6 +58,7 @@ log = logging.getLogger(__name__)
 
 _IDLE_TICKS = 10
 _MOST_CACHED = 50_000
+_ACCESSED_AT = LIVE_LINE.offset_of("accessed_ns")
 _CLEAN_AT = HEAD.offset_of("is_clean")
 _LOG_FRAMES_AT = HEAD.offset_of("log_frames")
 READING_STEPS = 16
@@ -250,8 +252,6 @@ class InodeStore:
                 return False
             if self._inodes.get(inode.number) is not inode or inode.used_at == self.clock:
                 continue
-            if inode.is_read and not self.read_only:
-                self._log_access(inode)
             if not self.read_only:
                 self.keep_reserve([inode])
             del self._inodes[inode.number]
@@ -259,16 +259,6 @@ class InodeStore:
                 self._leftover = inode.entries
                 return True
         return True
-
-    def _log_access(self, inode: Inode) -> None:
-        """What was only read has a time of access that no record has."""
-        inode.is_read = False
-        try:
-            with self.change() as change:
-                change.append(inode, self.state_of(inode).pack())
-        except OSError:
-            # It is a time of access: whoever has no room for it can do without.
-            return
 
     # Holds
 
@@ -337,9 +327,16 @@ class InodeStore:
             self.set_written_ns(inode, 0)
             self.medium.fence()
 
+    def set_accessed_ns(self, inode: Inode, now_ns: int) -> None:
+        """Store when an inode was accessed; durable with the next fence. 0: the log has it."""
+        at = inode.slot_offset + LIVE_OFFSET + _ACCESSED_AT
+        self.medium.store(at, max(0, now_ns).to_bytes(8, "little"))
+        self.medium.flush(at, 8)
+
     def state_of(self, inode: Inode) -> State:
         """The attributes of an inode, as a record would have them now. Raises OSError (EIO)."""
         state = inode.state.replaced()
+        state.accessed_ns = read_accessed(self.medium, inode) or state.accessed_ns
         if inode.is_file:
             size_bytes, written_ns = self._live_of(inode)
             if size_bytes is not None:

@@ -15,8 +15,12 @@ class Tables(ABC):
     """Where extents of open files are published."""
 
     @abstractmethod
-    def touched(self, number: int) -> None:
-        """Attributes of an inode have changed, but for the size and the times in a live line."""
+    def touched(self, number: int, changed_ns: int) -> None:
+        """Attributes of an inode have changed, but for the size and the times in a live line.
+
+        `changed_ns` is the later one of its times of modification and of change, or
+        NO_READ_COUNTS.
+        """
 
     @abstractmethod
     def changed(self, number: int) -> object | None:
@@ -37,7 +41,7 @@ class Tables(ABC):
 class NoTables(Tables):
     """Nothing is published."""
 
-    def touched(self, number: int) -> None:
+    def touched(self, number: int, changed_ns: int) -> None:
         return
 
     def changed(self, number: int) -> object | None:

@@ -157,7 +157,7 @@ class Transaction:
         for step in self._steps:
             step()
         for inode, _ in self._logs:
-            self._store.tables.touched(inode.number)
+            self._store.tables.touched(inode.number, inode.state.reads_count_after_ns)
         self._store.release(self._released, self._removed, self._old_frames)
         self._store.keep_reserve([inode for inode, _ in self._logs])
 
