@@ -45,12 +45,13 @@ from fs_operations import (
     written,
     xattr,
 )
+from large import add_names, large_directory, remove_names
 
 from pmemfs.media import log as log_media
 from pmemfs.medium.base import Durability
 from pmemfs.medium.recording import RecordingMedium
 from pmemfs.memmap.none import NoMemmap
-from pmemfs.volume.filesystem import table
+from pmemfs.volume.filesystem import compaction, table, transaction
 from pmemfs.volume.filesystem.extents import Run
 from pmemfs.volume.filesystem.filesystem import FileSystem
 from pmemfs.volume.filesystem.names import NewInode
@@ -333,6 +334,81 @@ def test_a_journal_is_not_redone_when_a_log_comes_back_to_a_frame_that_it_had() 
     assert world.violations == []
 
 
+@pytest.fixture
+def stepwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logs are long, and steps small, by the measure of a small pool."""
+    monkeypatch.setattr(transaction, "_MOST_SLOTS_AT_ONCE", 20)
+    monkeypatch.setattr(compaction, "STEP_RECORDS", 20)
+    monkeypatch.setattr(compaction, "_FEW_SLOTS", 4)
+    monkeypatch.setattr(compaction, "_FRAMES_AT_ONCE", 2)
+
+
+def world_of_long_log(medium: RecordingMedium | None = None, **options: object) -> World:
+    """A world with a directory whose log is mostly dead, and is going to be compacted."""
+    image = IMAGES["standard"]()
+    world = World(image, medium=medium, judge=judge_of(image, deep_every=31), **options)  # type: ignore[arg-type]
+    fs = world.fs
+    fs.may_have_leaks = False
+    directory = large_directory(fs, ROOT, b"long", 50)
+    file = fs.lookup(directory, b"n0")
+    while not (fs._long_logs and fs.inode(directory).is_mostly_dead):
+        remove_names(fs, directory, range(1, 25))
+        add_names(fs, directory, file, range(1, 25))
+    fs.medium.fence()
+    world.tree = snapshot(fs)
+    return world
+
+
+COMPACT = Op("a step of a compaction", lambda w: w.fs.compact_some())
+WHILE_COMPACTED: list[Op] = [
+    op
+    for at in range(6)
+    for op in (
+        COMPACT,
+        unlink(f"long/n{at + 20}"),
+        link("long/n0", f"long/new{at}"),
+        rename(f"long/n{at + 30}", f"long/moved{at}"),
+        xattr("long", b"user.x", b"x" * (100 + 700 * at)),
+        attributed("long", mode=0o700 + at),
+    )
+]
+
+
+@pytest.mark.usefixtures("stepwise")
+def test_a_power_failure_leaves_the_old_log_or_the_new_one_of_a_compaction() -> None:
+    world = world_of_long_log(limit=scaled(6))
+    number = world.ino("long")
+    before = world.fs.inode(number).log.head
+    for op in WHILE_COMPACTED:
+        world.run(op)
+    while world.fs._compaction:
+        world.run(COMPACT)
+    assert world.violations == []
+    assert world.fs.inode(number).log.head != before
+    assert world.judge is not None
+    said("a compaction beside operations", world.judge)
+
+
+@pytest.mark.usefixtures("stepwise")
+def test_without_a_flush_of_a_compaction_something_goes_wrong() -> None:
+    medium = SiteMedium(IMAGES["standard"]())
+    world = world_of_long_log(medium)
+    start = medium.call_count
+    while world.fs.compact_some():
+        pass
+    calls = [
+        number
+        for number, site in enumerate(medium.sites[start:], start)
+        if "flush" in site and "_write <" in site
+    ]
+    assert calls
+    for call in calls:
+        broken = world_of_long_log(limit=10, ignored={call})
+        for _ in range(8):
+            broken.run(COMPACT)
+        assert broken.violations
+
+
 def test_what_was_fsynced_stays_although_its_inode_was_not_in_memory() -> None:
     """The data plane writes to open files, of which the control plane may have forgotten all."""
     image = IMAGES["standard"]()
@@ -414,7 +490,6 @@ GATED: list[tuple[str, list[Op], Op]] = [
 
 UNNEEDED = {
     "flush < _store < free < _free": "a bit that stays set is a leak, which is found",
-    "flush < _store < free < release": "a bit that stays set is a leak, which is found",
     "flush < _store_clean < end < end": "what isn't marked clean is searched for leaks",
     "fence < _store_clean < end < end": "what isn't marked clean is searched for leaks",
     "flush < set_live_size < apply < _commit": "without it, the record's size counts",

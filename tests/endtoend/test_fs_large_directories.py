@@ -6,12 +6,13 @@ import itertools
 import json
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
 from conftest import PoolMaker, native_only, pmemfs_ok
-from fs_mounts import create_fs, mount_fs
-from large import ROOT, large_directory, opened
+from fs_mounts import FsMount, create_fs, mount_fs
+from large import ROOT, add_names, large_directory, opened, remove_names
 
 pytestmark = pytest.mark.mount
 
@@ -41,6 +42,41 @@ def test_others_are_answered_while_a_large_directory_is_read(pools: PoolMaker) -
     assert answered > 20
     pools.umount(mounted)
     pmemfs_ok("check", pool)
+
+
+@native_only
+def test_a_daemon_that_is_killed_while_it_compacts_a_log_loses_no_name(pools: PoolMaker) -> None:
+    pool = create_fs(pools, "large", "64M")
+    with opened(pool) as fs:
+        directory = large_directory(fs, ROOT, b"large", 20_000)
+        file = fs.lookup(directory, b"n0")
+        for _ in range(2):
+            remove_names(fs, directory, range(1, 15_000))
+            add_names(fs, directory, file, range(1, 15_000))
+    mount = FsMount(pools, "64M", mount_fs(pools, pool))
+    large = mount.directory / "large"
+    here = {f"n{number}" for number in range(20_000)}
+    before = os.stat(large).st_size
+    for round_ in range(3):
+        # Of each frame that is full, the log is looked at; and compacted by and by.
+        for number in range(200):
+            name = f"new {round_} {number}"
+            os.link(large / "n0", large / name)
+            here.add(name)
+        time.sleep(1.2 + 0.1 * round_)
+        mount.restart("kill daemon")
+        assert set(os.listdir(large)) == here
+    for _ in range(100):
+        if os.stat(large).st_size < before / 2:
+            break
+        for _ in range(70):
+            os.link(large / "n0", large / "again")
+            os.unlink(large / "again")
+        time.sleep(0.1)
+    assert os.stat(large).st_size < before / 2
+    mount.check()
+    assert set(os.listdir(large)) == here
+    pools.umount(mount.mounted)
 
 
 @pytest.mark.xfail(strict=True, reason="a listing is READDIRPLUS always: pyfuse3 has no other")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import errno
+import random
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,12 @@ from large import (
     DIRECTORY,
     RECORDS_A_FRAME,
     Stretches,
+    add_names,
     forget_all,
     large_directory,
     new_pool,
     opened,
+    remove_names,
 )
 from pyfuse3 import InodeT, ReaddirToken, RequestContext
 
@@ -30,9 +33,11 @@ from pmemfs.fuse.patience import Patience
 from pmemfs.fuse.raw import Answer, Handler, Request
 from pmemfs.fuse.raw_filesystem import RawFileSystem
 from pmemfs.fuse.wire import GETATTR, LOOKUP, RENAME, UNLINK
+from pmemfs.media import log as media
 from pmemfs.medium.recording import RecordingMedium
 from pmemfs.memmap.none import NoMemmap
 from pmemfs.volume.filesystem import store
+from pmemfs.volume.filesystem.compaction import STEP_RECORDS
 from pmemfs.volume.filesystem.filesystem import FileSystem
 from pmemfs.volume.filesystem.leaks import LeakSearch
 from pmemfs.volume.filesystem.store import READING_STEPS, MayWait, NotRead
@@ -310,3 +315,178 @@ def stored_tree(world: World) -> dict[int, object]:
 
 def without_times(tree: dict[int, object]) -> dict[int, object]:
     return {number: (node[0][:7], node[3:]) for number, node in tree.items()}  # type: ignore[index]
+
+
+# Compaction
+
+
+def mostly_dead(fs: FileSystem, count: int = 3000) -> int:
+    """A directory whose log is mostly dead, and wished to be compacted."""
+    directory = large_directory(fs, ROOT, b"d", count)
+    file = fs.lookup(directory, b"n0")
+    while not (fs._long_logs and fs.inode(directory).is_mostly_dead):
+        remove_names(fs, directory, range(1, 300))
+        add_names(fs, directory, file, range(1, 300))
+    return directory
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[FileSystem]:
+    new_pool(tmp_path / "pool", 16 << 20)
+    with opened(tmp_path / "pool") as fs:
+        yield fs
+
+
+def listed(fs: FileSystem, directory: int) -> dict[bytes, int]:
+    """What a fresh look finds, which must be what is in memory."""
+    found = fs.read_inode(directory)
+    now = fs.inode(directory)
+    assert found is not None
+    for name in ("state", "xattrs", "entries", "parent", "live_slots", "log"):
+        assert getattr(found, name) == getattr(now, name), name
+    return {name: entry.inode for name, entry in found.entries.items()}
+
+
+def test_a_long_log_is_compacted_in_steps_beside_operations(small: FileSystem) -> None:
+    fs = small
+    directory = mostly_dead(fs)
+    fs.set_xattr(directory, b"user.note", b"kept" * 1000)
+    file, free = fs.lookup(directory, b"n0"), fs.room().free_frames
+    before = fs.inode(directory).log.slot_count
+    model = listed(fs, directory)
+    rng = random.Random(1)
+    steps = 0
+    while fs.compact_some():
+        steps += 1
+        for _ in range(40):
+            name = b"n%d" % rng.randrange(3200)
+            if name == b"n0":
+                continue
+            if name in model:
+                fs.unlink(directory, name)
+                del model[name]
+            else:
+                fs.link(file, directory, name)
+                model[name] = file
+        fs.set_xattr(directory, b"user.%d" % (steps % 5), b"value" * 500)
+        assert listed(fs, directory) == model
+    inode = fs.inode(directory)
+    assert steps >= 3
+    assert inode.log.slot_count < before * 0.6
+    assert inode.log.slot_count < inode.compacted_slots * 1.3 + 500
+    assert fs.get_xattr(directory, b"user.note") == b"kept" * 1000
+    while fs.busy.collect():
+        pass
+    assert fs.room().free_frames > free
+    nothing_is_lost(fs)
+
+
+def nothing_is_lost(fs: FileSystem) -> None:
+    """Every frame that is used is somebody's, and nobody's frame is free."""
+    free = fs.room().free_frames
+    fs.may_have_leaks = True
+    while fs.tidy():
+        pass
+    assert not fs.damage
+    assert fs.room().free_frames == free
+
+
+def test_no_operation_and_no_step_writes_very_much_of_a_long_log(
+    small: FileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fs = small
+    directory = mostly_dead(fs)
+    file = fs.lookup(directory, b"n0")
+    written = 0
+    seal = media.seal
+
+    def counted(records: Iterable[bytes], number: int, generation: int, offset: int) -> bytes:
+        nonlocal written
+        records = list(records)
+        written += len(records)
+        return seal(records, number, generation, offset)
+
+    monkeypatch.setattr(media, "seal", counted)
+    most = compactions = 0
+    slots = fs.inode(directory).log.slot_count
+    for at in range(200):
+        for step in (
+            lambda: fs.unlink(directory, b"n1"),
+            lambda: fs.link(file, directory, b"n1"),
+            fs.compact_some,
+        )[: 3 if at % 4 == 0 else 2]:
+            written = 0
+            step()
+            most = max(most, written)
+        now = fs.inode(directory).log.slot_count
+        compactions += now < slots
+        slots = now
+    assert compactions
+    assert most <= STEP_RECORDS + 600
+    assert most > STEP_RECORDS / 2
+    nothing_is_lost(fs)
+
+
+@pytest.mark.parametrize("when", ["removed", "forgotten", "full", "ended"])
+def test_a_compaction_that_is_abandoned_gives_its_frames_back(small: FileSystem, when: str) -> None:
+    fs = small
+    directory = mostly_dead(fs)
+    while fs.busy.collect():
+        pass
+    free = fs.room().free_frames
+    assert fs.compact_some()
+    assert fs.compact_some()
+    assert fs.room().free_frames < free
+    if when == "removed":
+        log_frames = len(fs.inode(directory).log.frames)
+        remove_names(fs, directory, range(1, 3000))
+        fs.unlink(directory, b"n0")
+        fs.rmdir(ROOT, b"d")
+        free = fs.room().free_frames + log_frames
+    elif when == "forgotten":
+        forget_all(fs)
+        fs.lookup(ROOT, b"d")
+    elif when == "full":
+        fs.allocator.allocate(fs.room().free_frames - fs.allocator.reserve)
+        fs.take_frames(16, goal=0, whole=False, urgent=False, under_way=set())
+        fs.may_have_leaks = True
+    else:
+        fs.end()
+        assert fs.room().free_frames == free
+        return
+    while fs.go_on():
+        pass
+    assert fs._compaction is None
+    nothing_is_lost(fs) if when != "full" else None
+
+
+def test_a_log_that_another_writes_anew_is_not_compacted_from_its_old_frames(
+    small: FileSystem,
+) -> None:
+    fs = small
+    directory = mostly_dead(fs)
+    model = listed(fs, directory)
+    assert fs.compact_some()
+    assert fs.compact_some()
+    with fs.change() as change:
+        change.compact(fs.inode(directory))
+    fs.link(fs.lookup(directory, b"n0"), directory, b"more")
+    while fs.go_on():
+        pass
+    assert listed(fs, directory) == {**model, b"more": model[b"n0"]}
+    nothing_is_lost(fs)
+
+
+def test_a_compaction_ends_well_in_a_pool_that_becomes_full(small: FileSystem) -> None:
+    fs = small
+    directory = mostly_dead(fs)
+    model = listed(fs, directory)
+    assert fs.compact_some()
+    taken = fs.allocator.allocate(fs.room().free_frames - fs.allocator.reserve - 64)
+    while fs.compact_some():
+        fs.set_attributes(directory, mode=0o700)
+    while fs.busy.collect():
+        pass
+    assert listed(fs, directory) == model
+    fs.allocator.free(taken)
+    nothing_is_lost(fs)

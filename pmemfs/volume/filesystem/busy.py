@@ -20,6 +20,8 @@ from pmemfs.volume.filesystem.allocator import Allocator
 from pmemfs.volume.filesystem.extents import Run
 from pmemfs.volume.filesystem.tables import Tables
 
+_RUN_FRAMES = 32
+"""What a run costs at least: giving back a frame takes as long as giving back so many together."""
 _STEP_FRAMES = 32768
 """What is given back at once: a file of terabytes takes many steps."""
 
@@ -40,7 +42,7 @@ class BusyPages:
         for run in runs:
             if run.frame_count <= left and self._is_free(token, run):
                 self._free(run)
-                left -= run.frame_count
+                left -= max(run.frame_count, _RUN_FRAMES)
             else:
                 self.frame_count += run.frame_count
                 self._waiting.extend((token, part) for part in _parts(run))
@@ -56,7 +58,7 @@ class BusyPages:
             if self._is_free(token, run):
                 self._free(run)
                 self.frame_count -= run.frame_count
-                step_frames -= run.frame_count
+                step_frames -= max(run.frame_count, _RUN_FRAMES)
                 if step_frames <= 0:
                     return bool(self._waiting)
             else:

@@ -42,6 +42,13 @@ class ExtentMap:
     def __len__(self) -> int:
         return len(self._indexes)
 
+    def copy(self) -> ExtentMap:
+        """The extents as they are now."""
+        other = ExtentMap()
+        other._indexes, other._pfns = self._indexes.copy(), self._pfns.copy()
+        other._counts, other.frame_count = self._counts.copy(), self.frame_count
+        return other
+
     def __iter__(self) -> Iterator[MappedExtent]:
         return map(MappedExtent, list(self._indexes), list(self._pfns), list(self._counts))
 

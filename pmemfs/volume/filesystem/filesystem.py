@@ -3,6 +3,7 @@
     files.py  names.py  attributes.py                  what can be done
     store.py  transaction.py  metadata.py              inodes, and how they change
     inode.py  log.py  extents.py                       what an inode is
+    compaction.py                                      long logs, written anew in steps
     table.py  allocator.py  busy.py                    slots and frames
     leaks.py                                           what a crash left behind
 
@@ -121,7 +122,10 @@ class FileSystem(FileOperations, NameOperations):
         """Some ms of what takes long, beside the operations; whether there is more."""
         has_more = self.busy.collect()
         has_more |= self.drop_some()
-        return has_more if self.read_only else self._search_leaks() or has_more
+        if self.read_only:
+            return has_more
+        has_more |= self._search_leaks()
+        return self.compact_some() or has_more
 
     def _search_leaks(self) -> bool:
         if not self.may_have_leaks:

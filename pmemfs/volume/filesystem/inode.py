@@ -19,6 +19,7 @@ from pmemfs.media.live import line_key
 from pmemfs.media.log import (
     ATTRIBUTES,
     EXTENT,
+    MOST_SLOTS,
     NAME_MAX_BYTES,
     PARENT,
     RECORD_BYTES,
@@ -167,6 +168,22 @@ class Inode:
     def compacted_slots(self) -> int:
         """The slots that a compacted log would need."""
         return self.live_slots + len(self.extents)
+
+    @property
+    def is_mostly_dead(self) -> bool:
+        """Whether more than half of its log is dead, and more than a frame of it."""
+        compacted = self.compacted_slots
+        return self.log.slot_count - compacted > compacted + MOST_SLOTS
+
+    def copy(self) -> Inode:
+        """What its log says now, whatever becomes of it."""
+        other = Inode(self.number, self.slot_offset, self.generation, self.birth_ns, self.log)
+        other.state = self.state.replaced()
+        other.xattrs = self.xattrs.copy()
+        other.extents = self.extents.copy()
+        other.entries = self.entries.copy()
+        other.target, other.parent = self.target, self.parent
+        return other
 
     def records(self) -> Iterator[bytes]:
         """A log that says what this inode is, and no more."""

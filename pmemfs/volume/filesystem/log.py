@@ -23,6 +23,7 @@ from pmemfs.media.log import (
 )
 from pmemfs.medium.base import Medium
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
+from pmemfs.volume.filesystem.extents import Run
 
 _PADDING = int(RecordKind.PADDING)
 
@@ -59,6 +60,18 @@ def end_of_area(position: int, slot_offset: int) -> int:
     return ((position - 1) & -FRAME_BYTES) + FRAME_BYTES
 
 
+def runs_of_frames(frames: list[int]) -> list[Run]:
+    """Frames at offsets in the pool, as runs: those that are neighbours are one."""
+    runs: list[Run] = []
+    for frame in frames:
+        pfn = frame >> PAGE_SHIFT
+        if runs and pfn == sum(runs[-1]):
+            runs[-1] = Run(runs[-1].pfn, runs[-1].frame_count + 1)
+        else:
+            runs.append(Run(pfn, 1))
+    return runs
+
+
 class LogReader:
     """Walks the log of one inode; `log` is complete when `areas` has ended."""
 
@@ -73,9 +86,10 @@ class LogReader:
         self._slot_offset = slot_offset
         self.log = Log(head, tail)
 
-    def areas(self) -> Iterator[list[tuple[int, bytes]]]:
+    def areas(self, start: int | None = None) -> Iterator[list[tuple[int, bytes]]]:
         """The records of the slot, or of one frame after the other: the kind and the bytes of each.
 
+        All of them, or those from a position in its frames on, where one ends and another begins.
         What comes before damage is given before it is raised. Raises DamagedFileSystem.
         """
         if self.log.head == self._slot_offset + INLINE_OFFSET:
@@ -84,11 +98,15 @@ class LogReader:
             area = bytes(self._medium.read(self._slot_offset, SLOT_BYTES))
             yield from self._area(area, self._slot_offset, INLINE_OFFSET)
             return
-        frame = self.log.head - FRAME_HEAD_BYTES
+        frame, position = self.log.head - FRAME_HEAD_BYTES, FRAME_HEAD_BYTES
+        if start is not None:
+            frame = end_of_area(start, self._slot_offset) - FRAME_BYTES
+            position = start - frame
         seen: set[int] = set()
         while True:
             area = self._frame(frame, seen)
-            yield from self._area(area, frame, FRAME_HEAD_BYTES)
+            yield from self._area(area, frame, position)
+            position = FRAME_HEAD_BYTES
             if frame < self.log.tail <= frame + FRAME_BYTES:
                 return
             frame = int.from_bytes(area[NEXT_AT : NEXT_AT + 8], "little")

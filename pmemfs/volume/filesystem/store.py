@@ -36,6 +36,7 @@ from pmemfs.memmap.base import Memmap
 from pmemfs.pool import Pool
 from pmemfs.volume.filesystem.allocator import Allocator
 from pmemfs.volume.filesystem.busy import BusyPages
+from pmemfs.volume.filesystem.compaction import Compaction
 from pmemfs.volume.filesystem.entries import Entries
 from pmemfs.volume.filesystem.extents import Run
 from pmemfs.volume.filesystem.inode import Inode, State
@@ -136,6 +137,8 @@ class InodeStore:
         self._readings: dict[int, Reading] = {}
         self._idle: list[Inode] = []
         self._leftover: Entries | None = None
+        self._long_logs: dict[int, None] = {}
+        self._compaction: Compaction | None = None
         self._holds: dict[int, int] = {}
         self._busy_slots: list[tuple[object, int]] = []
         self._is_compacting = False
@@ -380,8 +383,10 @@ class InodeStore:
         try:
             return self.allocator.allocate(frame_count, goal=goal, whole=whole, urgent=urgent)
         except OSError as error:
-            if error.errno != errno.ENOSPC or not (urgent or self.busy.frame_count):
+            may_help = urgent or self.busy.frame_count or self._compaction
+            if error.errno != errno.ENOSPC or not may_help:
                 raise
+        self.abandon_compaction()
         while self.busy.collect():
             pass
         if urgent:
@@ -392,6 +397,8 @@ class InodeStore:
                     break
                 if inode.number not in under_way:
                     self._compact(inode)
+                    while self.busy.collect():
+                        pass
         return self.allocator.allocate(frame_count, goal=goal, whole=whole, urgent=urgent)
 
     def release(
@@ -412,8 +419,52 @@ class InodeStore:
                 # A write that is under way may still touch the live line.
                 self._busy_slots.append((token, inode.slot_offset))
                 self.table.withhold(inode.slot_offset)
-        # Of logs nobody knows but us.
-        self.allocator.free(frames)
+        # Of logs nobody knows but us, so they wait for nobody; but there may be very many.
+        self.busy.add(frames, None)
+
+    def wish_compaction(self, inode: Inode) -> None:
+        """The log of an inode is to be written anew, in steps; see `compaction`."""
+        self._long_logs[inode.number] = None
+
+    def compact_some(self) -> bool:
+        """Write some of a long log anew; whether there is more to do. Raises OSError."""
+        # The search for leaks does not know what is written here, and nobody's yet.
+        if self.read_only or self.may_have_leaks:
+            return False
+        try:
+            if self._compaction is None:
+                self._compaction = self._next_compaction()
+            elif not self._compaction.is_of_inode_in_memory:
+                self.abandon_compaction()
+            elif not self._compaction.step():
+                self._compaction = None
+        except DamagedFileSystem as damage:
+            self.abandon_compaction()
+            raise self.found_damage(str(damage)) from None
+        except OSError as error:
+            self.abandon_compaction()
+            # Whoever appends to that log wishes it again.
+            if error.errno != errno.ENOSPC:
+                raise
+        return self._compaction is not None or bool(self._long_logs)
+
+    def _next_compaction(self) -> Compaction | None:
+        while self._long_logs:
+            number = next(iter(self._long_logs))
+            del self._long_logs[number]
+            inode = self._inodes.get(number)
+            if inode is not None and inode.is_mostly_dead:
+                return Compaction(self, inode)
+        return None
+
+    def abandon_compaction(self, of: Inode | None = None) -> None:
+        """Leave a log as it is that is being written anew, of an inode or of any."""
+        compaction = self._compaction
+        if compaction is None or of not in (None, compaction.inode):
+            return
+        self._compaction = None
+        if not self.read_only:
+            compaction.abandon()
 
     def keep_reserve(self, changed: Iterable[Inode]) -> None:
         """Something was logged of these: where free frames are few, give back what is dead of it.
@@ -482,6 +533,7 @@ class InodeStore:
         """Nobody holds anything any more: leave the pool clean. Raises OSError."""
         if self.pool.medium.read_only:
             return
+        self.abandon_compaction()
         for number in list(self._holds):
             self._holds.pop(number)
             # A fault has been told, and what else was open is to become durable all the same.

@@ -35,13 +35,13 @@ from pmemfs.media.log import FRAME_HEAD_BYTES, MOST_SLOTS, NEXT_AT, RECORD_BYTES
 from pmemfs.pfn import PAGE_SHIFT
 from pmemfs.volume.filesystem.extents import Run
 from pmemfs.volume.filesystem.inode import Inode
-from pmemfs.volume.filesystem.log import Log, end_of_area
+from pmemfs.volume.filesystem.log import Log, end_of_area, runs_of_frames
 
 if TYPE_CHECKING:
     from pmemfs.volume.filesystem.store import InodeStore
 
-_MIN_DEAD_SLOTS = MOST_SLOTS
-"""A log is compacted when more than half of it is dead, and more than a frame's worth."""
+_MOST_SLOTS_AT_ONCE = 1000
+"""A log that would still be longer than this, some ms of writing, is compacted in steps."""
 
 
 class Transaction:
@@ -188,9 +188,10 @@ class Transaction:
         added = sum(map(len, records)) // RECORD_BYTES
         end = end_of_area(log.tail, inode.slot_offset)
         is_full = log.tail + added * RECORD_BYTES > end
-        compacted = inode.compacted_slots
-        is_mostly_dead = log.slot_count - compacted > compacted + _MIN_DEAD_SLOTS
-        if is_full and (log.is_inline or is_mostly_dead):
+        is_mostly_dead = inode.is_mostly_dead
+        if is_full and is_mostly_dead and inode.compacted_slots > _MOST_SLOTS_AT_ONCE:
+            self._store.wish_compaction(inode)
+        elif is_full and (log.is_inline or is_mostly_dead):
             try:
                 self._rewrite(inode, records)
                 return
@@ -228,6 +229,14 @@ class Transaction:
         count = log.slot_count + length // RECORD_BYTES + rest.slot_count
         return Log(log.head, rest.tail, log.frames + rest.frames, count)
 
+    def replace_log(self, inode: Inode, new: Log) -> None:
+        """Let an inode have another log, which is written and says the same."""
+        self._word(inode.slot_offset + HEAD_WORD_AT, inode.log.head, new.head)
+        self._word(inode.slot_offset + TAIL_WORD_AT, inode.log.tail, new.tail)
+        self._needs_journal = True
+        self._old_frames += log_runs(inode.log)
+        self._logs.append((inode, new))
+
     def _rewrite(self, inode: Inode, records: list[bytes]) -> None:
         """A new log: what the inode is, and then these records."""
         everything = [*inode.records(), *records]
@@ -236,11 +245,9 @@ class Transaction:
             new = self._write_slot(inode, everything)
         else:
             new = self._write_frames(inode, everything)
-        self._word(inode.slot_offset + HEAD_WORD_AT, inode.log.head, new.head)
-        self._word(inode.slot_offset + TAIL_WORD_AT, inode.log.tail, new.tail)
-        self._needs_journal = True
-        self._old_frames += log_runs(inode.log)
-        self._logs.append((inode, new))
+        self.replace_log(inode, new)
+        # One under way would go on reading the old log.
+        self.then(lambda: self._store.abandon_compaction(inode))
 
     def _write_slot(self, inode: Inode, records: list[bytes]) -> Log:
         """Records in the slot of an inode."""
@@ -292,4 +299,4 @@ class Transaction:
 
 def log_runs(log: Log) -> list[Run]:
     """The frames of a log."""
-    return [Run(frame >> PAGE_SHIFT, 1) for frame in log.frames]
+    return runs_of_frames(log.frames)
