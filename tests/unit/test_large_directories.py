@@ -30,8 +30,10 @@ from pmemfs.fuse.engine import Engine
 from pmemfs.fuse.filesystem import FileSystemOperations
 from pmemfs.fuse.openfiles import OpenFiles
 from pmemfs.fuse.patience import Patience
+from pmemfs.fuse.privileges import Caller
 from pmemfs.fuse.raw import Answer, Handler, Request
 from pmemfs.fuse.raw_filesystem import RawFileSystem
+from pmemfs.fuse.trimming import Trimmer
 from pmemfs.fuse.wire import GETATTR, LOOKUP, RENAME, UNLINK
 from pmemfs.media import log as media
 from pmemfs.medium.recording import RecordingMedium
@@ -53,6 +55,13 @@ class Nothing:
         return False
 
     def publish(self, ino: int, answer: bytes) -> None:
+        return
+
+
+class NoTrimmer(Trimmer):
+    """Nobody asks for it."""
+
+    def __init__(self) -> None:
         return
 
 
@@ -83,11 +92,11 @@ def unread(fs: FileSystem, name: bytes) -> int:
 
 def handlers(fs: FileSystem) -> dict[int, Handler]:
     files = OpenFiles(fs, Engine(fs.medium, fs.memmap), None)
-    return RawFileSystem(fs, files, Nothing(), Patience(fs)).handlers()
+    return RawFileSystem(fs, files, Nothing(), Patience(fs), NoTrimmer()).handlers()
 
 
 async def answered(handler: Handler, inode: int, operation: bytes) -> Answer:
-    answer = handler(Request(inode, 0, 0, operation))
+    answer = handler(Request(inode, Caller(0, 0, 0), operation))
     return answer if answer is None or isinstance(answer, bytes | memoryview) else await answer
 
 

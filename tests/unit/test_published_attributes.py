@@ -26,6 +26,7 @@ from pmemfs.fuse.privileges import Caller
 from pmemfs.fuse.published import PublishedAttributes
 from pmemfs.fuse.raw import Handler, Request
 from pmemfs.fuse.raw_filesystem import RawFileSystem
+from pmemfs.fuse.trimming import Trimmer
 from pmemfs.media.inode import ROOT
 from pmemfs.volume.filesystem.filesystem import FileSystem
 from pmemfs.volume.filesystem.names import NewInode
@@ -86,8 +87,10 @@ class Served:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with shared_files(tmp_path_factory.mktemp("pool")) as made:
         fs, attributes = made.fs, made.tables.attributes
-        files = OpenFiles(fs, Engine(made.medium, made.memmap), None)
-        raw = RawFileSystem(fs, files, attributes, Patience(fs))
+        engine = Engine(made.medium, made.memmap)
+        files = OpenFiles(fs, engine, None)
+        trimmer = Trimmer(fs.pool, made.medium, engine, fs)
+        raw = RawFileSystem(fs, files, attributes, Patience(fs), trimmer)
         yield Served(made.shared, fs, attributes, raw.handlers(), made.worker())
 
 

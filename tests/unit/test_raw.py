@@ -26,6 +26,7 @@ from pmemfs.fuse.patience import Patience
 from pmemfs.fuse.privileges import Caller
 from pmemfs.fuse.raw import COLLAPSE_RANGE, INSERT_RANGE, PUNCH_HOLE, RawRequests
 from pmemfs.fuse.raw_filesystem import RawFileSystem
+from pmemfs.fuse.trimming import Trimmer
 from pmemfs.fuse.wire import (
     BATCH_FORGET,
     COPY_FILE_RANGE,
@@ -122,7 +123,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         fs = made.fs
         engine = WatchedEngine(made.medium, made.memmap)
         files = OpenFiles(fs, engine, None)
-        answers = RawFileSystem(fs, files, made.tables.attributes, Patience(fs))
+        trimmer = Trimmer(fs.pool, made.medium, engine, fs)
+        answers = RawFileSystem(fs, files, made.tables.attributes, Patience(fs), trimmer)
         raw = RawRequests(answers.handlers(), LONGEST)
         ino = fs.make(ROOT, b"file", NewInode(mode=stat.S_IFREG | 0o644, uid=1, gid=2))
         fs.hold(ino)
