@@ -93,6 +93,12 @@ class GuardedMedium(Medium):
         self._look(offset_bytes, length_bytes)
         return memoryview(self.memory)[offset_bytes : offset_bytes + length_bytes]
 
+    def has_faulted(self) -> bool:
+        return False
+
+    def check_touched(self) -> None:
+        """Nothing to find: no memory of a process is bad."""
+
     def store(self, offset_bytes: int, data: Buffer) -> None:
         view = memoryview(data).cast("B")
         self._look(offset_bytes, len(view))

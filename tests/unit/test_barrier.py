@@ -85,9 +85,11 @@ def test_every_error_of_ours_has_an_errno_an_exit_code_and_a_sentence(
     template = inspect.getdoc(kind)
     assert template, f"{kind.__name__} says nothing"
     if kind.__module__ == errors.__name__:
-        facts = dict.fromkeys(("why", "text", "name", "option", "path", "wanted", "found", "what",
-                               "pool", "transport", "size"), "fact") | {"pfn": 5}  # fmt: skip
-        sentence = str(kind(**facts))
+        names = ("why", "text", "name", "option", "path", "wanted", "found", "what", "pool",
+                 "transport", "size", "how")  # fmt: skip
+        facts = dict.fromkeys(names, "fact") | {"pfn": 5}
+        error = kind(15) if kind is errors.Interrupted else kind(**facts)
+        sentence = str(error)
         assert "{" not in sentence
         assert "\n" not in sentence
 
