@@ -20,7 +20,7 @@ from pmemfs.memmap import open_memmap
 from pmemfs.mountinfo import mount_at
 from pmemfs.pool import Pool, PoolSpec
 from pmemfs.volume.filesystem.filesystem import FileSystem
-from pmemfs.volume.filesystem.inode import DIRECTORY_TYPE, Entry
+from pmemfs.volume.filesystem.inode import DIRECTORY_TYPE
 from pmemfs.volume.filesystem.names import NewInode
 
 pytestmark = pytest.mark.mount
@@ -51,7 +51,7 @@ def craft(path: Path, way: str) -> None:
 def add_entry(fs: FileSystem, directory: int, number: int) -> None:
     """What no operation does: a name for a directory that has one, with all checksums right."""
     inode = fs.inode(directory)
-    inode.add_entry(b"wrong", Entry(number, DIRECTORY_TYPE))
+    inode.add_entry(b"wrong", number, DIRECTORY_TYPE)
     with fs.change() as change:
         # Written anew, the log says all that the directory has in memory.
         change.compact(inode)
