@@ -13,11 +13,11 @@ Invariants:
 from __future__ import annotations
 
 import secrets
+import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from pmemfs.clock import coarse_ns
 from pmemfs.errors import (
     InvalidLabel,
     InvalidPool,
@@ -166,7 +166,7 @@ class Pool:
                 self.label,
                 generation=(self.label.generation + 1) % _GENERATION_LIMIT or 1,
                 mount_count=self.label.mount_count + 1,
-                mounted_ns=coarse_ns(),
+                mounted_ns=time.time_ns(),
                 state=State.DIRTY,
             )
         )
@@ -310,7 +310,7 @@ def _new_label(
         state=State.CLEAN,
         # The memmap zone may hold anything: a random start keeps it from passing for ours.
         generation=secrets.randbits(62) or 1,
-        created_ns=coarse_ns(),
+        created_ns=time.time_ns(),
         name=spec.name,
         software=_software(),
     )
