@@ -495,7 +495,7 @@ UNNEEDED = {
     "flush < _store < free < _free": "a bit that stays set is a leak, which is found",
     "flush < _store_clean < end < end": "what isn't marked clean is searched for leaks",
     "fence < _store_clean < end < end": "what isn't marked clean is searched for leaks",
-    "flush < _note_log_frames < keep_reserve < _commit": "a shorter reserve loses nothing that is there",
+    "flush < _note_log_frames < keep_reserve < _commit": "a shorter reserve loses nothing",
     "flush < set_live_size < apply < _commit": "without it, the record's size counts",
     "flush < set_live_size < write": "`persist` flushes the live line",
     "flush < set_written_ns < write": "`persist` flushes the live line",
