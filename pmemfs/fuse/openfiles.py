@@ -117,7 +117,8 @@ class OpenFiles:
         """Give a handle back. Raises OSError; it is gone nevertheless."""
         ino = self._file(number).ino
         opens = self._opens[ino]
-        gives_back = opens.count == 1 and opens.was_writable and not self._fs.read_only
+        may_have_more = opens.was_writable or ino in self._fs.untrimmed
+        gives_back = opens.count == 1 and may_have_more and not self._fs.read_only
         if gives_back:
             with suppress(OSError):
                 # As in `open`. Where it can't be read, `trim_ahead` says so.
@@ -172,7 +173,11 @@ class OpenFiles:
         file = self._file(number)
         may_overwrite = is_append or self.may_overwrite(number)
         self.take_privileges(file.ino, loser)
-        written = self._fs.write(file.ino, offset_bytes, data, may_overwrite=may_overwrite)
+        try:
+            written = self._fs.write(file.ino, offset_bytes, data, may_overwrite=may_overwrite)
+        except Exception:
+            self.note_failure(file.ino)
+            raise
         self._engine.count_write(written)
         if self._publisher:
             self._publisher.was_written(file.ino, written)
@@ -242,6 +247,11 @@ class OpenFiles:
         """Let the kernel ask again what a file is like."""
         with suppress(OSError):
             pyfuse3.invalidate_inode(InodeT(ino), attr_only=True)
+
+    def note_failure(self, ino: int) -> None:
+        """A change of a file's content failed, perhaps after it had done a part."""
+        if self._publisher:
+            self._publisher.has_failed(ino)
 
     def note_change(self, ino: int) -> None:
         """Something happened to an inode that may have changed its extents, size or mode."""

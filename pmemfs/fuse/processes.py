@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from pmemfs.errors import cause_of
+from pmemfs.errors import SourceBusy, cause_of
 from pmemfs.units import MIB, format_size
 
 _NO_THREAD = "can't start new thread"
@@ -99,7 +99,11 @@ def limits_behind(error: Exception) -> str:
 
     Only limits that are lower than wanted, which are those that could not be raised.
     """
-    numbers = set(_errnos_of(cause_of(error)))
+    cause = cause_of(error)
+    if isinstance(cause, SourceBusy):
+        # A lock that somebody else has answers as a limit of processes does.
+        return ""
+    numbers = set(_errnos_of(cause))
     named = _named(limit for limit in LIMITS if numbers & set(limit.errnos))
     return f"; {named}" if named else ""
 

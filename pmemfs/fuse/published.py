@@ -93,8 +93,12 @@ class PublishedTables(Tables):
         live_offset: int,
         limit_bytes: int,
     ) -> bool:
-        """Let the data plane serve a file, if need be instead of another one; whether it does."""
+        """Let the data plane serve a file, if need be instead of another one; whether it does.
+
+        Where it doesn't, it does not go on with what was published before, either.
+        """
         if len(extents) > _MOST_EXTENTS:
+            self.withdraw(ino)
             return False
         # The first may have no entry, for which a rival has to go, or no memory, for which any.
         for candidates in (self._shared.rivals(ino), list(self._published), []):
@@ -108,6 +112,7 @@ class PublishedTables(Tables):
             self._published.pop(ino, None)
             self._published[ino] = None
             return True
+        self.withdraw(ino)
         return False
 
     def withdraw(self, ino: int) -> Grace | None:
@@ -210,6 +215,10 @@ class Publisher:
         demand = self._demands.get(ino)
         if demand:
             self._publish(ino, demand)
+
+    def has_failed(self, ino: int) -> None:
+        """What happened to it was not done wholly: what is published may be what was before."""
+        self._tables.withdraw(ino)
 
     def _publish(self, ino: int, demand: _Demand) -> None:
         if not demand.is_wanted:

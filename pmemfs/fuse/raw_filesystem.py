@@ -30,6 +30,7 @@ from pmemfs.fuse.raw import (
     KEEP_SIZE,
     PUNCH_HOLE,
     ZERO_RANGE,
+    Allocation,
     Answer,
     Handler,
     IoctlHandler,
@@ -218,9 +219,17 @@ class RawFileSystem:
 
     def _fallocate(self, request: Request) -> Answer:
         wanted = allocation_of(request)
-        fs, ino = self._fs, request.inode
-        offset, length = wanted.offset_bytes, wanted.length_bytes
-        self._take_privileges(ino, request.caller)
+        self._take_privileges(request.inode, request.caller)
+        try:
+            self._allocate(request.inode, wanted)
+        except Exception:
+            self._files.note_failure(request.inode)
+            raise
+        self._files.note_change(request.inode)
+        return b""
+
+    def _allocate(self, ino: int, wanted: Allocation) -> None:
+        fs, offset, length = self._fs, wanted.offset_bytes, wanted.length_bytes
         if wanted.kind == 0:
             fs.allocate(ino, offset, length, keep_size=wanted.keeps_size)
         elif wanted.mode == PUNCH_HOLE | KEEP_SIZE:
@@ -237,8 +246,6 @@ class RawFileSystem:
             fs.insert(ino, offset, length)
         else:
             raise OSError(errno.EOPNOTSUPP, "no such mode of fallocate")
-        self._files.note_change(ino)
-        return b""
 
     def _lseek(self, request: Request) -> Answer:
         _, offset, whence, _ = wire.LSEEK_IN.unpack_from(request.operation)
@@ -275,9 +282,10 @@ class RawFileSystem:
                     wanted.target_inode, wanted.target_bytes + done, step,
                     may_overwrite=may_overwrite,
                 )  # fmt: skip
-            except OSError:
-                if done:
+            except Exception as error:
+                if done and isinstance(error, OSError):
                     break
+                self._files.note_failure(wanted.target_inode)
                 raise
             done += copied
             if copied < step:

@@ -65,8 +65,9 @@ class Trimmer:
             chunks = range(chunk, min(chunk + _CHUNKS_AT_ONCE, last))
             found = list(self._free_memory(fs, chunks, least_bytes))
             if found:
-                async with self._engine.clearing(found[0][0], found[-1][1]):
-                    given_back += self._punch(fs, chunks, least_bytes)
+                start, end = found[0][0], found[-1][1]
+                async with self._engine.clearing(start, end):
+                    given_back += self._punch(fs, chunks, least_bytes, start, end)
             await trio.lowlevel.checkpoint()
         return Trimmed(self._pool.label.name, given_back)
 
@@ -83,10 +84,18 @@ class Trimmer:
             raise CannotTrim(path=medium.name, why=why)
         return fs
 
-    def _punch(self, fs: FileSystem, chunks: range, least_bytes: int) -> int:
-        """Without an await: what is free stays so meanwhile."""
+    def _punch(
+        self, fs: FileSystem, chunks: range, least_bytes: int, first_bytes: int, end_bytes: int
+    ) -> int:
+        """Without an await: what is free stays so meanwhile.
+
+        Only in the range that the data plane expects holes in: more may have been freed since.
+        """
         given_back = 0
         for start, end in self._free_memory(fs, chunks, least_bytes):
+            start, end = max(start, first_bytes), min(end, end_bytes)
+            if start >= end:
+                continue
             try:
                 self._medium.punch_hole(start, end - start)
             except OSError as error:

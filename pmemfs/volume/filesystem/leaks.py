@@ -138,6 +138,9 @@ class LeakSearch:
             return
         if not fs.is_held(number):
             fs.trim_ahead(number)
+        elif inode.is_file:
+            # Perhaps only looked up, so that no close will do it.
+            fs.untrimmed.add(number)
         # What becomes of the inode meanwhile does not matter: it gives back what it has, or gets
         # what is given out since.
         runs = iter((*inode.runs(), *log_runs(inode.log)))
