@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 
 import pytest
 import trio
@@ -13,12 +14,14 @@ from pmemfs.errors import (
     DataPlaneFailed,
     Interrupted,
     NoAnswer,
+    SourceBusy,
     cause_of,
     mount_exit_code,
     sentence_of,
     system_error,
 )
 from pmemfs.fuse.barrier import errno_of
+from pmemfs.fuse.processes import limits_behind
 
 
 def grouped(*errors: Exception) -> ExceptionGroup[Exception]:
@@ -68,6 +71,18 @@ def test_what_a_nursery_raises_is_unwrapped() -> None:
     with pytest.raises(ExceptionGroup) as caught:
         trio.run(run)
     assert cause_of(caught.value) is OURS
+
+
+def test_a_pool_that_somebody_else_has_is_no_limit_of_the_caller() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+    resource.setrlimit(resource.RLIMIT_NPROC, (min(4000, hard) if hard > 0 else 4000, hard))
+    try:
+        locked, busy = BlockingIOError(errno.EAGAIN, "locked"), SourceBusy(path="pool", why="it is")
+        busy.__cause__ = locked
+        assert "ulimit -u" in limits_behind(locked)
+        assert limits_behind(busy) == ""
+    finally:
+        resource.setrlimit(resource.RLIMIT_NPROC, (soft, hard))
 
 
 def test_a_command_that_a_signal_ends_answers_like_a_shell() -> None:

@@ -275,6 +275,20 @@ def test_what_a_killed_mount_has_mapped_ahead_is_a_leak_and_freed() -> None:
     assert bytes(fs.read(damaged.number, 0, 200_000)) == damaged.content
 
 
+def test_what_a_crash_left_mapped_ahead_of_a_file_that_is_only_looked_at_goes_at_the_end() -> None:
+    damaged = Damaged(still_open, is_clean=False)
+    damaged.flip()
+    tree = damaged.tree
+    fs = tree.mount()
+    fs.hold(damaged.number)
+    while fs.tidy():
+        pass
+    assert not fs.may_have_leaks
+    fs.end()
+    assert tree.check().problems == []
+    assert not tree.mount().may_have_leaks
+
+
 def test_the_end_gives_back_what_is_mapped_ahead_of_files_that_are_open() -> None:
     damaged = Damaged(still_open, is_clean=True)
     damaged.flip()

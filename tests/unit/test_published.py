@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import functools
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -78,6 +80,35 @@ def test_the_second_write_or_a_large_one_publishes(served: Served) -> None:
     assert served.tables.is_published(small)
     served.publisher.was_written(large, 64 * KIB)
     assert served.tables.is_published(large)
+
+
+def test_what_no_longer_holds_is_withdrawn_where_nothing_can_take_its_place(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ino = served.file(size_bytes=4 * KIB)
+    served.fs.set_attributes(ino, size_bytes=1 * MIB)
+    served.publisher.was_synced(ino)
+    assert served.tables.is_published(ino)
+    # As where the tables of other files fill the memory that is there for all of them.
+    full = functools.partial(_raise, OSError(errno.ENOSPC, "no room for another table"))
+    monkeypatch.setattr(served.shared, "publish", full)
+    served.fs.write(ino, 40 * KIB, b"more")
+    served.publisher.was_written(ino, 4)
+    assert not served.tables.is_published(ino)
+    assert not served.shared.is_published(ino)
+
+
+def test_what_was_written_in_part_is_not_published_as_it_was_before(served: Served) -> None:
+    ino = served.file()
+    served.publisher.was_synced(ino)
+    served.publisher.has_failed(ino)
+    assert not served.tables.is_published(ino)
+    served.publisher.was_changed(ino)
+    assert served.tables.is_published(ino)
+
+
+def _raise(error: Exception, *_: object, **__: object) -> None:
+    raise error
 
 
 def test_an_fsync_publishes(served: Served) -> None:
