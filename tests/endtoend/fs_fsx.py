@@ -200,7 +200,15 @@ class File:
         self.read(max(0, offset - PAGE), length + 2 * PAGE)
 
     def zero(self, offset: int, length: int, keep: bool) -> None:
-        self.fallocate(ZERO | (KEEP_SIZE if keep else 0), offset, length)
+        mode = ZERO | (KEEP_SIZE if keep else 0)
+        try:
+            self.fallocate(mode, offset, length)
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            # Holes are not zeroed, as on tmpfs: who zeroes chooses whether to map them or not.
+            self.fallocate(KEEP_SIZE, offset, length)
+            self.fallocate(mode, offset, length)
         if not keep:
             self.resize(max(len(self.expected), offset + length))
         self.clear(offset, length)

@@ -13,6 +13,7 @@ import pytest
 from conftest import BIN, PoolMaker, pmemfs, pmemfs_ok, run_command
 from endtoend_tools import refused
 from test_ordinary_user import Run
+from test_ordinary_user import inside as inside  # a fixture
 from test_ordinary_user import user as user  # a fixture
 
 from pmemfs.fuse.transport import ENABLE_URING, choose_transport, known_problem, read_offer
