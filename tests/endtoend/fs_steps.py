@@ -57,7 +57,8 @@ KINDS = [
     (stat.S_IFIFO, 0), (stat.S_IFSOCK, 0), (stat.S_IFREG, 0), (stat.S_IFDIR, 0),
     (stat.S_IFCHR, os.makedev(1, 3)), (stat.S_IFBLK, os.makedev(259, 70_000)),
 ]  # fmt: skip
-OWNERS = [-1, 0, NOBODY, 1000]
+OWNERS = [(uid, gid) for uid in (-1, 0, NOBODY, 1000) for gid in (-1, 0, NOBODY, 1000)][1:]
+"""Not (-1, -1): the kernel's FUSE asks for nothing then, whoever asks, where others say EPERM."""
 TIMES_NS = [0, 1, 999_999_999, 10**18 + 123_456_789, -1, -1_500_000_000, 4 * 10**18]
 XATTRS = ["user.a", "user.a", "user.b", "user." + "n" * 250, "trusted.a", "security.a", "user.",
           "bad.a", "user." + "n" * 251]  # fmt: skip
@@ -134,8 +135,8 @@ class Chooser:
             "truncate": (2, lambda: (self.old(), self.size())),
             "chmod": (2, lambda: (self.old(), self.mode())),
             "fchmod": (1, lambda: (self.slot(), self.mode())),
-            "chown": (2, lambda: (self.old(), self.one(OWNERS), self.one(OWNERS), self.flag())),
-            "fchown": (1, lambda: (self.slot(), self.one(OWNERS), self.one(OWNERS))),
+            "chown": (2, lambda: (self.old(), *self.one(OWNERS), self.flag())),
+            "fchown": (1, lambda: (self.slot(), *self.one(OWNERS))),
             "utimens": (2, lambda: (self.old(), self.time(), self.time(), self.flag())),
             "touch": (1, lambda: (self.old(),)),
             "stat": (1, lambda: (self.old(),)),
