@@ -70,6 +70,9 @@ def mount_again(first: Living, wanted: Wanted, signals: NotedSignals) -> None:
     if differences:
         raise refuse(f"it is in use: mounted on {there} with other options ({differences}); ask "
                      f"for the same, or run {bind}")  # fmt: skip
+    if (other := mount_at(here)) and other.is_ours:
+        # Made since it was looked at: by another command that mounts the same at the same time.
+        raise refuse(f"{other.source} is mounted there")
     done = subprocess.run(
         ["mount", "--bind", "--", there, here], capture_output=True, text=True, check=False
     )
@@ -77,6 +80,11 @@ def mount_again(first: Living, wanted: Wanted, signals: NotedSignals) -> None:
         signals.check()
         if done.returncode:
             raise refuse(" ".join(done.stderr.split()) or f"{bind} failed")
+        bound = mount_at(here)
+        if bound and bound.device != first.mount.device:
+            # What was below it: whoever writes there would write to another file system.
+            detach(here)
+            raise refuse(f"it was unmounted from {there} meanwhile")
         signals.wait_for(lambda: os.stat(here))
         signals.ignore()
     except BaseException as error:

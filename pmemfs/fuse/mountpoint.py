@@ -64,6 +64,9 @@ def prepare_mountpoint(path: str) -> str:
 
     A dead mount of ours there ("Transport endpoint is not connected") is detached first.
     """
+    if not path:
+        # As a path it would be the current directory: most likely a variable that is not set.
+        raise BadMountPoint(path="''", why="a directory has a name")
     resolved = resolve(path)
     existing = mount_at(resolved)
     if existing and existing.is_ours:

@@ -52,6 +52,8 @@ def test_a_mountpoint_must_be_a_directory(pools: PoolMaker) -> None:
     missing = pools.directory / "missing"
     assert_refused(pools, pool, str(missing), "no such file or directory", at=missing)
     assert_refused(pools, pool, "not a directory", at=file / "below")
+    # As of a variable that is not set.
+    refused(pmemfs("mount", pool, ""), 32, "a directory has a name")
     mounted = pools.mount(pool)
     assert mounted.info()["pool"]["mount_count"] == 1
 

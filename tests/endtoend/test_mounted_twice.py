@@ -100,6 +100,20 @@ def test_two_that_mount_at_once_both_succeed(pools: PoolMaker) -> None:
     assert len({place.pid for place in places}) == 1
 
 
+def test_of_two_that_mount_on_one_directory_at_once_one_is_refused(pools: PoolMaker) -> None:
+    pool = pools.create(size="16M")
+    place = pools.mountpoint("one")
+    commands = [
+        subprocess.Popen([BIN / "pmemfs", "mount", pool, place, *pools.engine.options],
+                         stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]  # fmt: skip
+    said = [command.communicate(timeout=60)[1] for command in commands]
+    assert sorted(command.returncode for command in commands) == [0, 32]
+    assert "is mounted there" in "".join(said)
+    assert mounts_at(place) == 1
+
+
 def test_a_second_mount_that_is_interrupted_leaves_the_first_alone(pools: PoolMaker) -> None:
     mounted = pools.mount(pools.create(size="16M"), at="one")
     other = pools.mountpoint("two")
