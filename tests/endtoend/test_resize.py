@@ -7,13 +7,12 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import BIN, Engine, PoolMaker, is_running, pmemfs, pmemfs_ok, run_command
+from conftest import BIN, PoolMaker, is_running, pmemfs, pmemfs_ok, run_command
 from endtoend_tools import (
     MIB,
     Oracle,
@@ -25,8 +24,6 @@ from endtoend_tools import (
     refused,
     wait_until,
 )
-
-ORDERED_IO = Path(__file__).with_name("ordered_io.py")
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow, pytest.mark.usefixtures("engine")]
 
@@ -94,27 +91,6 @@ def test_fio_verifies_what_it_writes_while_the_pool_grows(
     pools.umount(mounted)
     assert "no errors" in pmemfs_ok("check", mounted.pool)
     assert pools.mount(mounted.pool).device.stat().st_size == sizes[-1]
-
-
-@kinds
-def test_each_read_has_its_one_right_answer_while_the_pool_grows(
-    pools: PoolMaker, engine: Engine, kind: tuple[str, ...]
-) -> None:
-    mounted = pools.mount(pools.create("pmem0", "32M", *kind))
-    trims = ["--trims"] if engine.name == "native" else []
-    command = [sys.executable, ORDERED_IO, mounted.device, "1", *trims]
-    work = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    try:
-        for size in ("33M", "36M", "80M", "160M"):
-            so_far = mounted.info()["io"]["writes"]
-            wait_until(lambda at=so_far: mounted.info()["io"]["writes"] > at + 300, "I/O goes on")
-            resize(mounted.mountpoint, size)
-        said = json.loads(work.communicate(timeout=120)[0])
-    finally:
-        work.kill()
-        work.wait()
-    assert said["wrong"] == []
-    assert set(said["tally"]) == {"reads", "writes"} | {"trims" for _ in trims}
 
 
 @kinds
