@@ -13,8 +13,8 @@ from pmemfs.errors import InvalidPool
 from pmemfs.media.label import Mode, State
 from pmemfs.medium.base import Medium
 from pmemfs.pool import LabelReading, Pool, read_labels
-from pmemfs.volume.filesystem.check import Problem, Progress, Verdict, check_filesystem
-from pmemfs.volume.filesystem.repair import doable, repair_filesystem, say_left
+from pmemfs.volume.fs.check import Problem, Progress, Verdict, check_filesystem
+from pmemfs.volume.fs.repair import doable, repair_filesystem, say_left
 
 
 @dataclass(frozen=True, slots=True)

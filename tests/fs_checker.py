@@ -1,6 +1,6 @@
 """Reads a file system of mode `fs` from its bytes, by docs/format.md alone, and says what is wrong.
 
-It shares no code with pmemfs.volume.filesystem, so that a mistake there isn't repeated here. It
+It shares no code with pmemfs.volume.fs, so that a mistake there isn't repeated here. It
 trusts nothing, and is right only for a pool that was recovered: the journal isn't looked at.
 """
 

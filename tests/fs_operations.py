@@ -11,7 +11,7 @@ import functools
 from fs_crash import DIRECTORY, FILE, FRAME, ROOT, Op, World, built, link_to, native_write, write
 
 from pmemfs.medium.base import Durability
-from pmemfs.volume.filesystem.names import NewInode
+from pmemfs.volume.fs.names import NewInode
 
 LONG = b"n" * 255
 WHITEOUT = NewInode(0o020000, 1, 2)

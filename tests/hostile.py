@@ -48,10 +48,10 @@ from pmemfs.memmap import open_memmap
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
 from pmemfs.pool import Pool, PoolSpec
 from pmemfs.units import KIB
-from pmemfs.volume.filesystem.check import Verdict, check_filesystem
-from pmemfs.volume.filesystem.filesystem import FileSystem
-from pmemfs.volume.filesystem.names import NewInode
-from pmemfs.volume.filesystem.repair import repair_filesystem
+from pmemfs.volume.fs.check import Verdict, check_filesystem
+from pmemfs.volume.fs.filesystem import FileSystem
+from pmemfs.volume.fs.names import NewInode
+from pmemfs.volume.fs.repair import repair_filesystem
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

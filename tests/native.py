@@ -23,7 +23,7 @@ from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap import Memmap
 from pmemfs.pool import Pool
 from pmemfs.units import KIB, MIB
-from pmemfs.volume.filesystem.filesystem import FileSystem
+from pmemfs.volume.fs.filesystem import FileSystem
 from pmemfs.volume.linear import INODE, LinearVolume
 
 READ, WRITE, FSYNC, FLUSH, INTERRUPT, FALLOCATE, LSEEK, SYNCFS = 15, 16, 20, 25, 36, 43, 46, 50

@@ -13,7 +13,7 @@ from pmemfs.check import Finding, check_pool, has_errors, repair_pool
 from pmemfs.cli.output import complain, json_option, print_facts, print_json, say
 from pmemfs.errors import PmemfsError
 from pmemfs.medium.mapped import MappedMedium
-from pmemfs.volume.filesystem.check import Progress
+from pmemfs.volume.fs.check import Progress
 
 _EXIT_CLEAN = 0
 _EXIT_CORRECTED = 1

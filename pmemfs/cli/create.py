@@ -23,7 +23,7 @@ from pmemfs.observe.pool import pool_info
 from pmemfs.pfn import FRAME_BYTES
 from pmemfs.pool import Pool, PoolSpec, read_labels
 from pmemfs.units import MIB, format_size, parse_size
-from pmemfs.volume.filesystem.filesystem import FileSystem
+from pmemfs.volume.fs.filesystem import FileSystem
 
 _PAGE_SIZES = dict(zip(("4K", "2M", "1G"), PAGE_SIZES_BYTES, strict=True))
 _SCHEMES = {scheme.word: scheme for scheme in Scheme}

@@ -14,7 +14,7 @@ from pmemfs.observe.pool import pool_info
 from pmemfs.pfn import FRAME_BYTES
 from pmemfs.pool import Pool
 from pmemfs.units import format_size
-from pmemfs.volume.filesystem.space import Space
+from pmemfs.volume.fs.space import Space
 
 
 @click.command()

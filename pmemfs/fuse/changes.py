@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pmemfs.fuse import acl
 from pmemfs.fuse.openfiles import OpenFiles
 from pmemfs.fuse.privileges import Caller, mode_without, take_privileges
-from pmemfs.volume.filesystem.attributes import Attributes
-from pmemfs.volume.filesystem.filesystem import FileSystem
+from pmemfs.volume.fs.attributes import Attributes
+from pmemfs.volume.fs.filesystem import FileSystem
 
 
 @dataclass(frozen=True, slots=True)

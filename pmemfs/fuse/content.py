@@ -29,7 +29,7 @@ from pmemfs.media.label import Mode
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap import Memmap
 from pmemfs.pool import Pool
-from pmemfs.volume.filesystem.filesystem import FileSystem
+from pmemfs.volume.fs.filesystem import FileSystem
 from pmemfs.volume.linear import LinearVolume
 
 EngineT_co = TypeVar("EngineT_co", bound=Engine, covariant=True)

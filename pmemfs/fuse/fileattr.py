@@ -22,7 +22,7 @@ from pmemfs.fuse import wire
 from pmemfs.fuse.openfiles import OpenFiles
 from pmemfs.fuse.raw import IoctlHandler, Request
 from pmemfs.media.log import InodeFlags
-from pmemfs.volume.filesystem.filesystem import FileSystem
+from pmemfs.volume.fs.filesystem import FileSystem
 
 GET_FLAGS = 0x8008_6601
 SET_FLAGS = 0x4008_6602

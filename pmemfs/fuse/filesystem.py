@@ -43,9 +43,9 @@ from pmemfs.fuse.openfiles import OpenFiles
 from pmemfs.fuse.patience import Patience, patient
 from pmemfs.fuse.privileges import CAPABILITIES, Caller
 from pmemfs.pfn import FRAME_BYTES
-from pmemfs.volume.filesystem.attributes import Attributes
-from pmemfs.volume.filesystem.filesystem import FileSystem
-from pmemfs.volume.filesystem.names import RENAME_WHITEOUT
+from pmemfs.volume.fs.attributes import Attributes
+from pmemfs.volume.fs.filesystem import FileSystem
+from pmemfs.volume.fs.names import RENAME_WHITEOUT
 
 log = logging.getLogger(__name__)
 

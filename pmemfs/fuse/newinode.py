@@ -10,8 +10,8 @@ import stat
 from dataclasses import dataclass, replace
 
 from pmemfs.fuse import acl
-from pmemfs.volume.filesystem.filesystem import FileSystem
-from pmemfs.volume.filesystem.names import NewInode
+from pmemfs.volume.fs.filesystem import FileSystem
+from pmemfs.volume.fs.names import NewInode
 
 CACHED = b"user.pmemfs.cached"
 """The attribute of a file that is opened for the page cache, unless it is "0"; what is made in a

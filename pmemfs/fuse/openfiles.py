@@ -23,7 +23,7 @@ from pmemfs.fuse.engine import Engine
 from pmemfs.fuse.newinode import CACHED
 from pmemfs.fuse.privileges import Caller, take_privileges
 from pmemfs.fuse.published import Publisher
-from pmemfs.volume.filesystem.filesystem import FileSystem
+from pmemfs.volume.fs.filesystem import FileSystem
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

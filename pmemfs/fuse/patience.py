@@ -19,8 +19,8 @@ import pyfuse3
 import trio
 
 from pmemfs.fuse.raw import Answer, Handler, Request
-from pmemfs.volume.filesystem.filesystem import FileSystem
-from pmemfs.volume.filesystem.store import MayWait, NotRead
+from pmemfs.volume.fs.filesystem import FileSystem
+from pmemfs.volume.fs.store import MayWait, NotRead
 
 T = TypeVar("T")
 OperationsT = TypeVar("OperationsT", bound=type[pyfuse3.Operations])

@@ -29,9 +29,9 @@ from pmemfs.dataplane.layouts import EXTENT, EXTENT_ARENA_BYTES, Extent
 from pmemfs.dataplane.tables import Grace, SharedMemory
 from pmemfs.fuse.privileges import has_privileges
 from pmemfs.units import KIB
-from pmemfs.volume.filesystem.filesystem import FileSystem
-from pmemfs.volume.filesystem.inode import FIXED
-from pmemfs.volume.filesystem.tables import Tables
+from pmemfs.volume.fs.filesystem import FileSystem
+from pmemfs.volume.fs.inode import FIXED
+from pmemfs.volume.fs.tables import Tables
 
 _LARGE_WRITE_BYTES = 64 * KIB
 _WRITES = 2

@@ -42,8 +42,8 @@ from pmemfs.fuse.raw import (
 )
 from pmemfs.fuse.trimming import Trimmer
 from pmemfs.units import MIB
-from pmemfs.volume.filesystem.filesystem import FileSystem
-from pmemfs.volume.filesystem.names import RENAME_WHITEOUT
+from pmemfs.volume.fs.filesystem import FileSystem
+from pmemfs.volume.fs.names import RENAME_WHITEOUT
 
 _COPY_STEP_BYTES = 4 * MIB
 _FITRIM = 0xC0185879

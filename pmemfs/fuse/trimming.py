@@ -24,8 +24,8 @@ from pmemfs.media.filesystem import CHUNK_FRAMES, GROUP_CHUNKS
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
 from pmemfs.pool import Pool
-from pmemfs.volume.filesystem.filesystem import FileSystem
-from pmemfs.volume.filesystem.masks import runs_of
+from pmemfs.volume.fs.filesystem import FileSystem
+from pmemfs.volume.fs.masks import runs_of
 
 _CHUNKS_AT_ONCE = 8
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from pmemfs.media.log import InodeFlags
 from pmemfs.pfn import FRAME_BYTES
-from pmemfs.volume.filesystem.attributes import Attributes
+from pmemfs.volume.fs.attributes import Attributes
 
 LOOKUP = 1
 FORGET = 2

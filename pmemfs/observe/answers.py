@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from pmemfs.fuse.statistics import EngineStatistics
-from pmemfs.volume.filesystem.space import Space
+from pmemfs.volume.fs.space import Space
 
 
 class Answer:

@@ -7,8 +7,8 @@ from bisect import bisect_left
 from pmemfs.media.filesystem import CHUNK_FRAMES
 from pmemfs.observe.answers import ExtentReport, FileExtents
 from pmemfs.pfn import PAGE_SHIFT
-from pmemfs.volume.filesystem.extents import MappedExtent
-from pmemfs.volume.filesystem.filesystem import FileSystem
+from pmemfs.volume.fs.extents import MappedExtent
+from pmemfs.volume.fs.filesystem import FileSystem
 
 EXTENTS_AT_ONCE = 1 << 15
 """What fits into one answer of a daemon, however long the numbers are."""

@@ -19,7 +19,7 @@ from pmemfs.observe.extents import file_extents
 from pmemfs.observe.pool import pool_info
 from pmemfs.observe.stat import Sample, own_counts, worker_sample
 from pmemfs.pool import Pool
-from pmemfs.volume.filesystem.space import Space
+from pmemfs.volume.fs.space import Space
 
 _MOST_PAGES = 1000
 

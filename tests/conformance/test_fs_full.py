@@ -34,8 +34,8 @@ from fs_operations import IMAGES, OPERATIONS, attributed, link, make
 
 from pmemfs.medium.recording import RecordingMedium
 from pmemfs.memmap.none import NoMemmap
-from pmemfs.volume.filesystem.extents import Run
-from pmemfs.volume.filesystem.filesystem import FileSystem
+from pmemfs.volume.fs.extents import Run
+from pmemfs.volume.fs.filesystem import FileSystem
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

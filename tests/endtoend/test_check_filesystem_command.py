@@ -16,8 +16,8 @@ from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap import open_memmap
 from pmemfs.pool import Pool, PoolSpec
 from pmemfs.units import MIB
-from pmemfs.volume.filesystem.filesystem import FileSystem
-from pmemfs.volume.filesystem.names import NewInode
+from pmemfs.volume.fs.filesystem import FileSystem
+from pmemfs.volume.fs.names import NewInode
 
 
 @contextmanager

@@ -19,9 +19,9 @@ from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap import open_memmap
 from pmemfs.mountinfo import mount_at
 from pmemfs.pool import Pool, PoolSpec
-from pmemfs.volume.filesystem.filesystem import FileSystem
-from pmemfs.volume.filesystem.inode import DIRECTORY_TYPE
-from pmemfs.volume.filesystem.names import NewInode
+from pmemfs.volume.fs.filesystem import FileSystem
+from pmemfs.volume.fs.inode import DIRECTORY_TYPE
+from pmemfs.volume.fs.names import NewInode
 
 pytestmark = pytest.mark.mount
 

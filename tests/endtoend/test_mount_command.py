@@ -22,7 +22,7 @@ from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap import open_memmap
 from pmemfs.mountinfo import mount_at
 from pmemfs.pool import Pool
-from pmemfs.volume.filesystem.filesystem import FileSystem
+from pmemfs.volume.fs.filesystem import FileSystem
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow, pytest.mark.usefixtures("engine")]
 

@@ -20,10 +20,10 @@ from pmemfs.memmap.none import NoMemmap
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
 from pmemfs.pool import Pool, PoolSpec
 from pmemfs.units import KIB
-from pmemfs.volume.filesystem.check import Verdict, check_filesystem
-from pmemfs.volume.filesystem.filesystem import FileSystem
-from pmemfs.volume.filesystem.names import NewInode
-from pmemfs.volume.filesystem.repair import repair_filesystem
+from pmemfs.volume.fs.check import Verdict, check_filesystem
+from pmemfs.volume.fs.filesystem import FileSystem
+from pmemfs.volume.fs.names import NewInode
+from pmemfs.volume.fs.repair import repair_filesystem
 
 POOL_BYTES = 1024 * KIB
 FILE = NewInode(0o100644, 1, 2)

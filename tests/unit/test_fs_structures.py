@@ -34,12 +34,12 @@ from pmemfs.media.log import RecordKind
 from pmemfs.memmap.none import NoMemmap
 from pmemfs.memmap.on_demand import OnDemandMemmap
 from pmemfs.pfn import PageGeometry
-from pmemfs.volume.filesystem import leaks, table
-from pmemfs.volume.filesystem.allocator import Allocator
-from pmemfs.volume.filesystem.extents import ExtentMap, Run
-from pmemfs.volume.filesystem.filesystem import FileSystem
-from pmemfs.volume.filesystem.inode import Inode, Replay
-from pmemfs.volume.filesystem.tables import NoTables, Tables
+from pmemfs.volume.fs import leaks, table
+from pmemfs.volume.fs.allocator import Allocator
+from pmemfs.volume.fs.extents import ExtentMap, Run
+from pmemfs.volume.fs.filesystem import FileSystem
+from pmemfs.volume.fs.inode import Inode, Replay
+from pmemfs.volume.fs.tables import NoTables, Tables
 
 # Extents
 

@@ -38,11 +38,11 @@ from pmemfs.fuse.wire import GETATTR, LOOKUP, RENAME, UNLINK
 from pmemfs.media import log as media
 from pmemfs.medium.recording import RecordingMedium
 from pmemfs.memmap.none import NoMemmap
-from pmemfs.volume.filesystem import store
-from pmemfs.volume.filesystem.compaction import STEP_RECORDS
-from pmemfs.volume.filesystem.filesystem import FileSystem
-from pmemfs.volume.filesystem.leaks import LeakSearch
-from pmemfs.volume.filesystem.store import READING_STEPS, MayWait, NotRead
+from pmemfs.volume.fs import store
+from pmemfs.volume.fs.compaction import STEP_RECORDS
+from pmemfs.volume.fs.filesystem import FileSystem
+from pmemfs.volume.fs.leaks import LeakSearch
+from pmemfs.volume.fs.store import READING_STEPS, MayWait, NotRead
 
 COUNT = 100_000
 AT_ONCE = (READING_STEPS + 1) * RECORDS_A_FRAME

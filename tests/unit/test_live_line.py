@@ -19,9 +19,9 @@ from pmemfs.media.live import LIVE_LINE, key_of, line_key, raised, size_check, s
 from pmemfs.memmap.none import NoMemmap
 from pmemfs.pfn import FRAME_BYTES
 from pmemfs.pool import Pool
-from pmemfs.volume.filesystem.check import check_filesystem
-from pmemfs.volume.filesystem.filesystem import FileSystem
-from pmemfs.volume.filesystem.repair import repair_filesystem
+from pmemfs.volume.fs.check import check_filesystem
+from pmemfs.volume.fs.filesystem import FileSystem
+from pmemfs.volume.fs.repair import repair_filesystem
 
 SIZES = st.integers(0, (1 << 47) - 1) | st.integers(0, 47).map(lambda bit: (1 << bit) - 1)
 NUMBERS = st.integers(1, (1 << 64) - 1)

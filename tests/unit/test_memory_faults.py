@@ -39,8 +39,8 @@ from pmemfs.memmap.records import RecordMemmap
 from pmemfs.pfn import FRAME_BYTES
 from pmemfs.pool import Pool, PoolSpec
 from pmemfs.units import MIB
-from pmemfs.volume.filesystem.filesystem import FileSystem
-from pmemfs.volume.filesystem.names import NewInode
+from pmemfs.volume.fs.filesystem import FileSystem
+from pmemfs.volume.fs.names import NewInode
 from pmemfs.volume.linear import INODE, LinearVolume
 
 POOL_BYTES = 32 * MIB

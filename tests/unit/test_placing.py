@@ -9,8 +9,8 @@ from fs_crash import FILE, FRAME, ROOT, PlainMedium, blank_image, on_medium, tem
 
 from pmemfs.media.filesystem import CHUNK_FRAMES
 from pmemfs.memmap.none import NoMemmap
-from pmemfs.volume.filesystem import placing
-from pmemfs.volume.filesystem.filesystem import FileSystem
+from pmemfs.volume.fs import placing
+from pmemfs.volume.fs.filesystem import FileSystem
 
 KIB = 1 << 10
 MIB = 1 << 20

@@ -21,8 +21,8 @@ from pmemfs.fuse.published import PublishedTables, Publisher
 from pmemfs.media.inode import ROOT
 from pmemfs.media.log import InodeFlags
 from pmemfs.units import KIB, MIB
-from pmemfs.volume.filesystem.filesystem import FileSystem
-from pmemfs.volume.filesystem.names import NewInode
+from pmemfs.volume.fs.filesystem import FileSystem
+from pmemfs.volume.fs.names import NewInode
 
 FILE = NewInode(mode=stat.S_IFREG | 0o644, uid=0, gid=0)
 

@@ -28,8 +28,8 @@ from pmemfs.fuse.raw import Handler, Request
 from pmemfs.fuse.raw_filesystem import RawFileSystem
 from pmemfs.fuse.trimming import Trimmer
 from pmemfs.media.inode import ROOT
-from pmemfs.volume.filesystem.filesystem import FileSystem
-from pmemfs.volume.filesystem.names import NewInode
+from pmemfs.volume.fs.filesystem import FileSystem
+from pmemfs.volume.fs.names import NewInode
 
 FILE = NewInode(mode=stat.S_IFREG | 0o644, uid=0, gid=0)
 DIRECTORY = NewInode(mode=stat.S_IFDIR | 0o755, uid=0, gid=0)

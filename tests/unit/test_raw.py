@@ -53,8 +53,8 @@ from pmemfs.fuse.wire import (
 from pmemfs.media.inode import ROOT
 from pmemfs.media.log import InodeFlags
 from pmemfs.units import KIB, MIB
-from pmemfs.volume.filesystem.filesystem import FileSystem
-from pmemfs.volume.filesystem.names import NewInode
+from pmemfs.volume.fs.filesystem import FileSystem
+from pmemfs.volume.fs.names import NewInode
 
 OPCODES = [
     LOOKUP, GETATTR, UNLINK, RENAME, RENAME2, OPEN, CREATE, READ, WRITE, RELEASE, FSYNC,

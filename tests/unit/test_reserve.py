@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pmemfs.memmap.none import NoMemmap
-from pmemfs.volume.filesystem.filesystem import FileSystem
+from pmemfs.volume.fs.filesystem import FileSystem
 
 FRAMES = 700
 

@@ -30,8 +30,8 @@ from pmemfs.media.filesystem import (
 )
 from pmemfs.medium.base import Medium
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
-from pmemfs.volume.filesystem.extents import Run
-from pmemfs.volume.filesystem.masks import (
+from pmemfs.volume.fs.extents import Run
+from pmemfs.volume.fs.masks import (
     ALL,
     bits,
     chunk_parts,

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 
 from pmemfs.errors import DamagedFileSystem
 from pmemfs.media.filesystem import CHUNK_FRAMES, FIRST_INODES_FRAME, GROUP_CHUNKS
-from pmemfs.volume.filesystem.extents import Run
-from pmemfs.volume.filesystem.masks import ALL, bits, chunk_parts, runs_of
-from pmemfs.volume.filesystem.transaction import log_runs
+from pmemfs.volume.fs.extents import Run
+from pmemfs.volume.fs.masks import ALL, bits, chunk_parts, runs_of
+from pmemfs.volume.fs.transaction import log_runs
 
 if TYPE_CHECKING:
-    from pmemfs.volume.filesystem.filesystem import FileSystem
+    from pmemfs.volume.fs.filesystem import FileSystem
 
 log = logging.getLogger(__name__)
 

@@ -33,12 +33,12 @@ from pmemfs.media.journal import pack_journal
 from pmemfs.media.live import size_word
 from pmemfs.media.log import FRAME_HEAD_BYTES, MOST_SLOTS, NEXT_AT, RECORD_BYTES
 from pmemfs.pfn import PAGE_SHIFT
-from pmemfs.volume.filesystem.extents import Run
-from pmemfs.volume.filesystem.inode import Inode
-from pmemfs.volume.filesystem.log import Log, end_of_area, runs_of_frames
+from pmemfs.volume.fs.extents import Run
+from pmemfs.volume.fs.inode import Inode
+from pmemfs.volume.fs.log import Log, end_of_area, runs_of_frames
 
 if TYPE_CHECKING:
-    from pmemfs.volume.filesystem.store import InodeStore
+    from pmemfs.volume.fs.store import InodeStore
 
 _MOST_SLOTS_AT_ONCE = 1000
 """A log that would still be longer than this, some ms of writing, is compacted in steps."""

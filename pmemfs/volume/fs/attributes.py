@@ -11,9 +11,9 @@ from pmemfs.clock import DAY_NS, AccessTimes
 from pmemfs.errors import system_error
 from pmemfs.media import log as media
 from pmemfs.media.log import XATTR_MAX_BYTES, InodeFlags, RecordKind
-from pmemfs.volume.filesystem.inode import FIXED, Inode, State
-from pmemfs.volume.filesystem.reading import read_accessed
-from pmemfs.volume.filesystem.store import InodeStore
+from pmemfs.volume.fs.inode import FIXED, Inode, State
+from pmemfs.volume.fs.reading import read_accessed
+from pmemfs.volume.fs.store import InodeStore
 
 XATTR_CREATE = 1
 XATTR_REPLACE = 2

@@ -16,10 +16,10 @@ from pmemfs.errors import system_error
 from pmemfs.media import log as media
 from pmemfs.media.inode import ROOT
 from pmemfs.media.log import NAME_MAX_BYTES, TARGET_MAX_BYTES, InodeFlags
-from pmemfs.volume.filesystem.attributes import AttributeOperations, check_xattr
-from pmemfs.volume.filesystem.entries import Entry
-from pmemfs.volume.filesystem.inode import FIXED, Inode, State, is_name, value_slots
-from pmemfs.volume.filesystem.transaction import Transaction
+from pmemfs.volume.fs.attributes import AttributeOperations, check_xattr
+from pmemfs.volume.fs.entries import Entry
+from pmemfs.volume.fs.inode import FIXED, Inode, State, is_name, value_slots
+from pmemfs.volume.fs.transaction import Transaction
 
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2

@@ -30,23 +30,23 @@ from pmemfs.media.inode import ROOT, SIZE_LIMIT_BYTES, SLOT_BYTES, SLOTS_PER_FRA
 from pmemfs.media.log import InodeFlags
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
 from pmemfs.pool import Pool
-from pmemfs.volume.filesystem.allocator import Allocator
-from pmemfs.volume.filesystem.entries import Entry
-from pmemfs.volume.filesystem.extents import MappedExtent, Run
-from pmemfs.volume.filesystem.inode import DIRECTORY_TYPE, Inode
-from pmemfs.volume.filesystem.leaks import FrameSet
-from pmemfs.volume.filesystem.reading import (
+from pmemfs.volume.fs.allocator import Allocator
+from pmemfs.volume.fs.entries import Entry
+from pmemfs.volume.fs.extents import MappedExtent, Run
+from pmemfs.volume.fs.inode import DIRECTORY_TYPE, Inode
+from pmemfs.volume.fs.leaks import FrameSet
+from pmemfs.volume.fs.reading import (
     is_directory_still,
     read_log,
     stored_size,
     unfinished_words,
 )
-from pmemfs.volume.filesystem.store import geometry_of
-from pmemfs.volume.filesystem.table import InodeTable
-from pmemfs.volume.filesystem.transaction import log_runs
+from pmemfs.volume.fs.store import geometry_of
+from pmemfs.volume.fs.table import InodeTable
+from pmemfs.volume.fs.transaction import log_runs
 
 if TYPE_CHECKING:
-    from pmemfs.volume.filesystem.repair import Repairs
+    from pmemfs.volume.fs.repair import Repairs
 
 MOST_PROBLEMS = 10_000
 """What is found beyond these is counted only."""

@@ -34,15 +34,15 @@ from pmemfs.media.log import InodeFlags
 from pmemfs.medium.base import Medium
 from pmemfs.memmap.base import Memmap
 from pmemfs.pool import Pool
-from pmemfs.volume.filesystem.allocator import Allocator
-from pmemfs.volume.filesystem.busy import BusyPages
-from pmemfs.volume.filesystem.compaction import Compaction
-from pmemfs.volume.filesystem.entries import Entries
-from pmemfs.volume.filesystem.extents import Run
-from pmemfs.volume.filesystem.inode import Inode, State
-from pmemfs.volume.filesystem.log import frames_needed
-from pmemfs.volume.filesystem.metadata import MetadataMedium
-from pmemfs.volume.filesystem.reading import (
+from pmemfs.volume.fs.allocator import Allocator
+from pmemfs.volume.fs.busy import BusyPages
+from pmemfs.volume.fs.compaction import Compaction
+from pmemfs.volume.fs.entries import Entries
+from pmemfs.volume.fs.extents import Run
+from pmemfs.volume.fs.inode import Inode, State
+from pmemfs.volume.fs.log import frames_needed
+from pmemfs.volume.fs.metadata import MetadataMedium
+from pmemfs.volume.fs.reading import (
     Reading,
     Steps,
     read_accessed,
@@ -51,9 +51,9 @@ from pmemfs.volume.filesystem.reading import (
     stored_size,
     unfinished_words,
 )
-from pmemfs.volume.filesystem.table import InodeTable
-from pmemfs.volume.filesystem.tables import NoTables, Tables
-from pmemfs.volume.filesystem.transaction import Transaction
+from pmemfs.volume.fs.table import InodeTable
+from pmemfs.volume.fs.tables import NoTables, Tables
+from pmemfs.volume.fs.transaction import Transaction
 
 log = logging.getLogger(__name__)
 

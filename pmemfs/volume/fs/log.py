@@ -23,7 +23,7 @@ from pmemfs.media.log import (
 )
 from pmemfs.medium.base import Medium
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
-from pmemfs.volume.filesystem.extents import Run
+from pmemfs.volume.fs.extents import Run
 
 _PADDING = int(RecordKind.PADDING)
 

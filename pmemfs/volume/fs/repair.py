@@ -38,7 +38,7 @@ from pmemfs.memmap.none import NoMemmap
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
 from pmemfs.pool import Pool
 from pmemfs.units import MIB
-from pmemfs.volume.filesystem.check import (
+from pmemfs.volume.fs.check import (
     Problem,
     Progress,
     Remedy,
@@ -46,15 +46,15 @@ from pmemfs.volume.filesystem.check import (
     Verdict,
     check_filesystem,
 )
-from pmemfs.volume.filesystem.entries import Entry
-from pmemfs.volume.filesystem.extents import MappedExtent, Run
-from pmemfs.volume.filesystem.filesystem import FileSystem
-from pmemfs.volume.filesystem.inode import DIRECTORY_TYPE, Inode, State
-from pmemfs.volume.filesystem.leaks import FrameSet
-from pmemfs.volume.filesystem.log import Log
-from pmemfs.volume.filesystem.names import NewInode
-from pmemfs.volume.filesystem.reading import read_log, readable_part
-from pmemfs.volume.filesystem.store import empty_journal, geometry_of
+from pmemfs.volume.fs.entries import Entry
+from pmemfs.volume.fs.extents import MappedExtent, Run
+from pmemfs.volume.fs.filesystem import FileSystem
+from pmemfs.volume.fs.inode import DIRECTORY_TYPE, Inode, State
+from pmemfs.volume.fs.leaks import FrameSet
+from pmemfs.volume.fs.log import Log
+from pmemfs.volume.fs.names import NewInode
+from pmemfs.volume.fs.reading import read_log, readable_part
+from pmemfs.volume.fs.store import empty_journal, geometry_of
 
 _MOST_ROUNDS = 1000
 _LOST_AND_FOUND = b"lost+found"

@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING
 from pmemfs.media import log as media
 from pmemfs.media.log import FRAME_HEAD_BYTES, MOST_SLOTS, RECORD_BYTES
 from pmemfs.pfn import PAGE_SHIFT
-from pmemfs.volume.filesystem.inode import Inode
-from pmemfs.volume.filesystem.log import Log, LogReader, runs_of_frames
+from pmemfs.volume.fs.inode import Inode
+from pmemfs.volume.fs.log import Log, LogReader, runs_of_frames
 
 if TYPE_CHECKING:
-    from pmemfs.volume.filesystem.store import InodeStore
+    from pmemfs.volume.fs.store import InodeStore
 
 STEP_RECORDS = 1000
 """Records that are written in one step: some ms."""

@@ -27,9 +27,9 @@ from pmemfs.media.inode import (
 )
 from pmemfs.medium.base import Medium
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
-from pmemfs.volume.filesystem.allocator import Allocator
-from pmemfs.volume.filesystem.extents import Run
-from pmemfs.volume.filesystem.masks import first_bit
+from pmemfs.volume.fs.allocator import Allocator
+from pmemfs.volume.fs.extents import Run
+from pmemfs.volume.fs.masks import first_bit
 
 _SCAN_FRAMES = 64
 """Frames that are looked through for free slots before another frame is taken."""

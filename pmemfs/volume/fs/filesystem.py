@@ -34,12 +34,12 @@ from pmemfs.media.log import RECORD_BYTES, pack_parent, seal
 from pmemfs.medium.base import Medium
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
 from pmemfs.pool import Pool
-from pmemfs.volume.filesystem.files import FileOperations
-from pmemfs.volume.filesystem.inode import State
-from pmemfs.volume.filesystem.leaks import LeakSearch
-from pmemfs.volume.filesystem.names import NameOperations
-from pmemfs.volume.filesystem.space import Space
-from pmemfs.volume.filesystem.store import geometry_of
+from pmemfs.volume.fs.files import FileOperations
+from pmemfs.volume.fs.inode import State
+from pmemfs.volume.fs.leaks import LeakSearch
+from pmemfs.volume.fs.names import NameOperations
+from pmemfs.volume.fs.space import Space
+from pmemfs.volume.fs.store import geometry_of
 
 
 @dataclass(frozen=True, slots=True)

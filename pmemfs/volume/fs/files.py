@@ -26,12 +26,12 @@ from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
 from pmemfs.pool import Pool
 from pmemfs.units import MIB
 from pmemfs.volume.content import Content
-from pmemfs.volume.filesystem.attributes import AttributeOperations
-from pmemfs.volume.filesystem.extents import MappedExtent, Run
-from pmemfs.volume.filesystem.inode import FIXED, Inode, State
-from pmemfs.volume.filesystem.placing import Placing
-from pmemfs.volume.filesystem.tables import Tables
-from pmemfs.volume.filesystem.transaction import Transaction
+from pmemfs.volume.fs.attributes import AttributeOperations
+from pmemfs.volume.fs.extents import MappedExtent, Run
+from pmemfs.volume.fs.inode import FIXED, Inode, State
+from pmemfs.volume.fs.placing import Placing
+from pmemfs.volume.fs.tables import Tables
+from pmemfs.volume.fs.transaction import Transaction
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pmemfs.media.filesystem import CHUNK_FRAMES
-from pmemfs.volume.filesystem.extents import Run
+from pmemfs.volume.fs.extents import Run
 
 ALL = (1 << CHUNK_FRAMES) - 1
 

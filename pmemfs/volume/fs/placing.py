@@ -20,10 +20,10 @@ from collections.abc import Iterator
 from pmemfs.media.filesystem import CHUNK_FRAMES
 from pmemfs.media.inode import SIZE_LIMIT_BYTES
 from pmemfs.pfn import PAGE_SHIFT
-from pmemfs.volume.filesystem.allocator import LARGE_FRAMES, Allocator
-from pmemfs.volume.filesystem.extents import MappedExtent, Run
-from pmemfs.volume.filesystem.inode import Inode
-from pmemfs.volume.filesystem.transaction import Transaction
+from pmemfs.volume.fs.allocator import LARGE_FRAMES, Allocator
+from pmemfs.volume.fs.extents import MappedExtent, Run
+from pmemfs.volume.fs.inode import Inode
+from pmemfs.volume.fs.transaction import Transaction
 
 _LEAST_AHEAD_FRAMES = 16
 _AHEAD_WRITES = 8

@@ -29,9 +29,9 @@ from pmemfs.media.log import (
     RecordKind,
 )
 from pmemfs.pfn import FRAME_BYTES
-from pmemfs.volume.filesystem.entries import Entries
-from pmemfs.volume.filesystem.extents import ExtentMap, Run
-from pmemfs.volume.filesystem.log import Log
+from pmemfs.volume.fs.entries import Entries
+from pmemfs.volume.fs.extents import ExtentMap, Run
+from pmemfs.volume.fs.log import Log
 
 _TYPES = frozenset(
     (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR,
