@@ -34,7 +34,7 @@ def test_four_processes_find_what_each_of_them_left(pools: PoolMaker) -> None:
         mount.check()
         assert differences(mount.directory, outcome) == []
         for kind in ("own_rename", "slot_put", "slot_read", "count_rename", "tree_rename"):
-            assert outcome.tally[kind] > 10, outcome.tally
+            assert outcome.tally[kind] >= 12, outcome.tally
 
 
 def test_no_read_returns_another_files_bytes_while_pages_change_hands(pools: PoolMaker) -> None:
@@ -42,8 +42,8 @@ def test_no_read_returns_another_files_bytes_while_pages_change_hands(pools: Poo
         prepare(mount.directory)
         outcome = work(mount.directory, ["read", "read", "churn", "churn"], SECONDS / 2, SEED)
         assert outcome.wrong == []
-        assert outcome.tally["bytes written"] > 4 * 24 * MIB, "pages change hands"
-        assert outcome.tally["bytes read"] > 24 * MIB
+        assert outcome.tally["bytes written"] >= 4 * 24 * MIB, "pages change hands"
+        assert outcome.tally["bytes read"] >= 24 * MIB
         assert differences(mount.directory, outcome) == []
         mount.check()
         assert differences(mount.directory, outcome) == []
