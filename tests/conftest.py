@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
 import shutil
@@ -10,20 +11,24 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
+from pmemfs.cli.main import pmemfs as program
+from pmemfs.cli.main import run
 from pmemfs.control.client import call
 from pmemfs.control.places import socket_path
 from pmemfs.mountinfo import Mount, mount_at
 
 BIN = Path(sys.executable).parent
+_HERE = threading.Lock()
 
 Test = TypeVar("Test", bound=Callable[..., object])
 
@@ -89,6 +94,18 @@ def pmemfs_ok(*words: object, timeout: float = 120) -> str:
     return result.out
 
 
+def pmemfs_here(*words: object) -> str:
+    """Run a command in this process; its output. It must succeed.
+
+    For what a test needs and does not prove: to start the program takes longer than what it does.
+    """
+    out, err = io.StringIO(), io.StringIO()
+    with _HERE, redirect_stdout(out), redirect_stderr(err):
+        code = run(program, [str(word) for word in words])
+    assert code == 0, err.getvalue()
+    return out.getvalue()
+
+
 @dataclass
 class Mounted:
     """A pool that is mounted."""
@@ -103,11 +120,12 @@ class Mounted:
 
     def info(self) -> dict[str, Any]:
         """`pmemfs info`."""
-        return dict(json.loads(pmemfs_ok("info", self.mountpoint, "--json")))
+        return dict(json.loads(pmemfs_here("info", self.mountpoint, "--json")))
 
     def pages(self, hottest: int = 10) -> dict[str, Any]:
         """`pmemfs pages`."""
-        return dict(json.loads(pmemfs_ok("pages", self.mountpoint, "--json", "--hottest", hottest)))
+        said = pmemfs_here("pages", self.mountpoint, "--json", "--hottest", hottest)
+        return dict(json.loads(said))
 
     @property
     def data_plane_pid(self) -> int:
@@ -133,7 +151,7 @@ class PoolMaker:
     def create(self, name: str = "pmem0", size: str = "64M", *options: object) -> Path:
         """`pmemfs create`; the path of the pool."""
         path = self.directory / name
-        pmemfs_ok("create", path, "--size", size, *options)
+        pmemfs_here("create", path, "--size", size, *options)
         return path
 
     def mountpoint(self, name: str = "mnt") -> Path:
@@ -153,7 +171,7 @@ class PoolMaker:
 
     def umount(self, mounted: Mounted) -> None:
         """`pmemfs umount`."""
-        pmemfs_ok("umount", mounted.mountpoint)
+        pmemfs_here("umount", mounted.mountpoint)
 
     def clean_up(self) -> None:
         """Unmount what is left, end the daemons that are left, whatever state they are in."""
