@@ -7,7 +7,7 @@ are not persistent. Mode `fs` adds the file system. Nothing is written, except b
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pmemfs.errors import InvalidPool
 from pmemfs.media.label import Mode, State
@@ -15,6 +15,8 @@ from pmemfs.medium.base import Medium
 from pmemfs.pool import LabelReading, Pool, read_labels
 from pmemfs.volume.fs.check import Problem, Progress, Verdict, check_filesystem
 from pmemfs.volume.fs.repair import doable, repair_filesystem, say_left
+
+_LABEL_REMEDY = "both copies are written anew"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,9 @@ def check_pool(medium: Medium, progress: Progress = lambda *_: None) -> list[Fin
         pool = Pool.open(medium)
     except InvalidPool as error:
         return [*findings, Finding("pool", True, str(error))]
-    findings += [_agreement(pool), *_zone_findings(pool), _state(pool)]
+    labels = [*findings, _agreement(pool)]
+    findings = [replace(f, remedy=_LABEL_REMEDY) if f.is_error else f for f in labels]
+    findings += [*_zone_findings(pool), _state(pool)]
     if pool.label.mode == Mode.FS:
         findings += _filesystem_findings(check_filesystem(pool, progress))
     return findings
@@ -71,7 +75,8 @@ def repair_pool(
     # A writable mount writes both copies of the label, and so does this.
     pool.begin_mount()
     if has_errors(labels):
-        say(Finding("label", False, "both copies were written anew"))
+        why = "; ".join(label.sentence for label in labels if label.is_error)
+        say(Finding("label", False, f"{why}: {_LABEL_REMEDY}"))
         done += 1
     if has_filesystem:
         done += repair_filesystem(pool, verdict, say_problem, progress, force=force)

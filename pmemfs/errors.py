@@ -22,6 +22,8 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_REFUSED = 3
 EXIT_INVALID_POOL = 4
+EXIT_CANNOT_CHECK = 8
+"""Of `check` only, as fsck(8) says an operational error."""
 EXIT_BUSY = 16
 EXIT_MOUNT_FAILED = 32
 EXIT_SIGNALLED = 128
@@ -83,6 +85,15 @@ def sentence_of(error: Exception) -> str:
         where = f"{os.fsdecode(cause.filename)}: " if cause.filename else ""
         return f"{where}{cause.strerror.lower()}"
     return " ".join(f"{type(cause).__name__}: {cause}".split())
+
+
+class OutputLost(PmemfsError):
+    """standard output cannot be written: {why}"""
+
+    def __init__(self, cause: OSError) -> None:
+        super().__init__(why=sentence_of(cause))
+        self.has_no_reader = isinstance(cause, BrokenPipeError)
+        """Whether a reader has closed the pipe, who then wanted no more, and needs no sentence."""
 
 
 # What was asked for

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 
@@ -11,14 +13,22 @@ import click
 
 from pmemfs.check import Finding, check_pool, has_errors, repair_pool
 from pmemfs.cli.output import complain, json_option, print_facts, print_json, say
-from pmemfs.errors import PmemfsError
+from pmemfs.errors import EXIT_CANNOT_CHECK, PmemfsError
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.volume.fs.check import Progress
 
 _EXIT_CLEAN = 0
 _EXIT_CORRECTED = 1
 _EXIT_ERRORS_LEFT = 4
-_EXIT_CANNOT_CHECK = 8
+
+
+_MOST_OF_A_KIND = 20
+_PARTICULARS = re.compile(
+    r"""(?: '(?:[^'\\]|\\.)*' | "(?:[^"\\]|\\.)*" | 0x[0-9a-f]+ | [0-9]+ | ,\s | [-\s] )+""",
+    re.VERBOSE,
+)
+"""Names and numbers of a sentence, and lists of them."""
+_Kind = tuple[str, bool, str]
 
 
 @dataclass
@@ -64,7 +74,7 @@ def check(pool: str, repair: bool, force: bool, dry_run: bool, as_json: bool) ->
                 outcome = _Outcome(check_pool(medium, bar))
     except (PmemfsError, OSError) as error:
         complain(str(error))
-        return _EXIT_CANNOT_CHECK
+        return EXIT_CANNOT_CHECK
     if as_json:
         _print_as_json(pool, outcome)
     else:
@@ -90,20 +100,51 @@ def _print_as_json(pool: str, outcome: _Outcome) -> None:
 
 
 def _print_as_text(pool: str, outcome: _Outcome, *, with_remedies: bool) -> None:
-    for done in outcome.repairs:
+    for done, more in _some_of_each_kind(outcome.repairs):
         say(f"{'NOT ' if done.is_error else ''}repaired: {_where(done)}: {done.sentence}")
-    print_facts(
-        (_where(f), f"{'ERROR: ' if f.is_error else ''}{f.sentence}") for f in outcome.findings
-    )
+        if more:
+            say(_more_like_it(more))
+    facts: list[tuple[str, str]] = []
+    for found, more in _some_of_each_kind(outcome.findings):
+        facts.append((_where(found), f"{'ERROR: ' if found.is_error else ''}{found.sentence}"))
+        if more:
+            facts.append(("", _more_like_it(more)))
+    print_facts(facts)
     if with_remedies:
-        for finding in outcome.findings:
-            if finding.remedy:
-                say(f"would repair: {_where(finding)}: {finding.sentence}: {finding.remedy}")
+        curable = (finding for finding in outcome.findings if finding.remedy)
+        for found, more in _some_of_each_kind(curable):
+            say(f"would repair: {_where(found)}: {found.sentence}: {found.remedy}")
+            if more:
+                say(_more_like_it(more))
     if has_errors(outcome.findings):
         said = "errors are left" if outcome.repairs else "errors were found"
     else:
         said = "errors were corrected" if outcome.done_count else "no errors"
     say(f"{pool}: {said}")
+
+
+def _some_of_each_kind(findings: Iterable[Finding]) -> Iterator[tuple[Finding, int]]:
+    """The first findings of each kind; beside the last of these, how many more of it there are.
+
+    One scribbled frame of a bitmap makes thousands of findings, which would hide all the others.
+    """
+    kinds = [(finding, _kind(finding)) for finding in findings]
+    left, seen = Counter(kind for _, kind in kinds), Counter[_Kind]()
+    for finding, kind in kinds:
+        seen[kind] += 1
+        left[kind] -= 1
+        if seen[kind] <= _MOST_OF_A_KIND:
+            yield finding, left[kind] if seen[kind] == _MOST_OF_A_KIND else 0
+
+
+def _kind(finding: Finding) -> _Kind:
+    """Findings that differ in names and numbers only are of one kind."""
+    what, sentence = (_PARTICULARS.sub("", text) for text in (finding.what, finding.sentence))
+    return what, finding.is_error, sentence
+
+
+def _more_like_it(count: int) -> str:
+    return f"… and {count} more like it"
 
 
 def _where(finding: Finding) -> str:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import importlib
 import io
-import os
 import sys
 
 import click
 
-from pmemfs.cli.output import complain, open_standard_files, show_usage_error
-from pmemfs.errors import EXIT_FAILED, PmemfsError
+from pmemfs.cli.output import complain, heard_output, open_standard_files, show_usage_error
+from pmemfs.errors import (
+    EXIT_CANNOT_CHECK,
+    EXIT_FAILED,
+    EXIT_MOUNT_FAILED,
+    OutputLost,
+    PmemfsError,
+)
 from pmemfs.version import VERSION
 
 _COMMANDS = {
@@ -28,6 +33,14 @@ _COMMANDS = {
     "doctor": "pmemfs.cli.doctor:doctor",
 }
 """Where each command is. Only the one that is called is loaded, so that it starts at once."""
+
+_EXIT_OUTPUT_LOST: dict[str | None, int] = {
+    "check": EXIT_CANNOT_CHECK,
+    "mount": EXIT_MOUNT_FAILED,
+    "umount": EXIT_MOUNT_FAILED,
+    "mount-pmemfs": EXIT_MOUNT_FAILED,
+}
+"""What commands that have exit codes of their own end with where nobody takes what they say."""
 
 
 class LazyGroup(click.Group):
@@ -72,12 +85,27 @@ def main() -> None:
 
 
 def run(command: click.Command, words: list[str]) -> int:
-    """Run a command; its exit code. Nothing that a user does wrong prints a traceback."""
+    """Run a command; its exit code. Nothing that a user does wrong prints a traceback.
+
+    Nobody may have taken what it said, which is a failure too, also where the rest went well.
+    """
     open_standard_files()
     # A path need not be text in the user's encoding, and must not stop us from naming it.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    try:
+        with heard_output():
+            return _run(command, words)
+    except OutputLost as lost:
+        if not lost.has_no_reader:
+            complain(str(lost))
+        name = next(iter(words), None) if isinstance(command, click.Group) else command.name
+        return _EXIT_OUTPUT_LOST.get(name, EXIT_FAILED)
+
+
+def _run(command: click.Command, words: list[str]) -> int:
+    """As `run`. Raises OutputLost."""
     try:
         result = command.main(words, standalone_mode=False)
         return result if isinstance(result, int) else 0
@@ -87,13 +115,11 @@ def run(command: click.Command, words: list[str]) -> int:
     except click.ClickException as error:
         show_usage_error(error)
         return error.exit_code
+    except OutputLost:
+        raise
     except PmemfsError as error:
         complain(str(error))
         return error.exit_code
-    except BrokenPipeError:
-        # Whoever read our output has gone; Python would complain about it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILED
     except OSError as error:
         complain(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror))
         return EXIT_FAILED

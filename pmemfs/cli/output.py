@@ -11,11 +11,13 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import click
 
+from pmemfs.errors import OutputLost
 from pmemfs.text import printable
 
 # rich takes longer to load than a command that prints JSON takes to run.
@@ -34,7 +36,62 @@ def say(line: str = "", *, flush: bool = False) -> None:
 
 def complain(sentence: str) -> None:
     """What went wrong."""
-    print(f"pmemfs: {printable(sentence)}", file=sys.stderr)
+    _print_error(f"pmemfs: {printable(sentence)}")
+
+
+def _print_error(line: str) -> None:
+    """A line for standard error. Where nobody takes it the exit code has to say enough."""
+    try:
+        print(line, file=sys.stderr)
+    except OSError:
+        _forget(sys.stderr)
+
+
+class _HeardOutput:
+    """Standard output whose failures are OutputLost, whoever writes: we, click or rich.
+
+    click takes an OSError for one of its own, and ends the program with an exit code of its own.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError as error:
+            raise OutputLost(error) from None
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError as error:
+            raise OutputLost(error) from None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def heard_output() -> Iterator[None]:
+    """All that is said meanwhile reaches somebody, or this ends by OutputLost."""
+    stream = sys.stdout
+    sys.stdout = cast(TextIO, _HeardOutput(stream))
+    try:
+        yield
+        sys.stdout.flush()
+    except OutputLost:
+        _forget(stream)
+        raise
+    finally:
+        sys.stdout = stream
+
+
+def _forget(stream: TextIO) -> None:
+    """Lose what a stream still holds. Python would try again at exit, and end with 120 itself."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
 
 
 def warn(sentence: str) -> None:
@@ -47,7 +104,7 @@ def show_usage_error(error: click.ClickException) -> None:
     shown = io.StringIO()
     error.show(file=shown)
     for line in shown.getvalue().split("\n")[:-1]:
-        print(printable(line), file=sys.stderr)
+        _print_error(printable(line))
 
 
 def open_standard_files() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from pmemfs.media.inode import ROOT
 from pmemfs.media.label import Mode
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap import open_memmap
+from pmemfs.pfn import FRAME_BYTES
 from pmemfs.pool import Pool, PoolSpec
 from pmemfs.units import MIB
 from pmemfs.volume.fs.filesystem import FileSystem
@@ -113,11 +115,47 @@ def test_a_damaged_copy_of_the_label_is_written_anew(pool: Path) -> None:
     raw = bytearray(pool.read_bytes())
     raw[-4096:] = b"x" * 4096
     pool.write_bytes(raw)
-    assert pmemfs("check", pool).code == 4
+    found = pmemfs("check", pool)
+    assert found.code == 4
+    assert "would repair" not in found.out
+    would = pmemfs("check", "-n", pool)
+    assert would.code == 4
+    assert "would repair: label copy: not valid: " in would.out
+    assert would.out.count("both copies are written anew") == 1
+    said = json.loads(pmemfs("check", "--json", pool).out)["findings"]
+    [remedy] = [finding["remedy"] for finding in said if finding["is_error"]]
+    assert remedy == "both copies are written anew"
     result = pmemfs("check", "--repair", pool)
     assert result.code == 1
-    assert "both copies were written anew" in result.out
+    assert "repaired: label: not valid: " in result.out
+    assert "both copies are written anew" in result.out
     assert pmemfs("check", pool).code == 0
+
+
+@pytest.mark.parametrize("options", [(), ("-n",), ("--repair",)])
+def test_very_many_findings_of_one_kind_are_a_few_lines_and_a_number(
+    pool: Path, options: tuple[str, ...]
+) -> None:
+    with filesystem(pool) as fs:
+        number = fs.make(ROOT, b"big", NewInode(0o100644, 0, 0))
+        fs.write(number, 0, b"no inode" * (FRAME_BYTES // 8 * 128))
+        runs = fs.extents(number)
+        bitmap, first_pfn = fs.geometry.offset_of(1), fs.geometry.first_pfn
+    damage(pool)
+    raw = bytearray(pool.read_bytes())
+    for run in runs:
+        # As if its frames held inodes.
+        for frame in range(run.pfn - first_pfn, run.pfn - first_pfn + run.frame_count):
+            raw[bitmap + frame // 8] |= 1 << frame % 8
+    pool.write_bytes(raw)
+    found = json.loads(pmemfs("check", "--json", pool).out)["findings"]
+    assert len(found) > 1000, "programs get all of them"
+    report = pmemfs("check", *options, pool)
+    assert report.code == 4
+    assert len(report.out.splitlines()) < 150
+    assert re.search(r"^\W*… and 1\d{3} more like it$", report.out, re.MULTILINE)
+    assert "(/dir/b\\nd)" in report.out, "what is rare is seen among what is not"
+    assert "has a wrong checksum" in report.out
 
 
 def test_bad_usage_and_what_is_no_pool(pool: Path, tmp_path: Path) -> None:
