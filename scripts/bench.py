@@ -11,6 +11,9 @@ from textwrap import fill
 from typing import Any
 
 import click
+from rich.console import Console, Group
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
 from benchmark import chart, fio, goals, host, markdown, parts, report, verdicts
 from benchmark.cells import MIB, parse_size_bytes
 from benchmark.errors import BenchError
@@ -18,8 +21,6 @@ from benchmark.parts import KINDS, Choice, Context, Kind
 from benchmark.report import Part
 from benchmark.stage import Interrupts, Settings
 from benchmark.subjects import DEFAULT_SUBJECTS, SUBJECTS
-from rich.console import Console, Group
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 OPTIONAL = ", ".join(name for name in SUBJECTS if name not in DEFAULT_SUBJECTS)
 

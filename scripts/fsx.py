@@ -8,12 +8,9 @@ from pathlib import Path
 
 import click
 
-ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "endtoend")]
-
-from conftest import Engine, PoolMaker  # noqa: E402
-from fs_fsx import Run  # noqa: E402
-from fs_mounts import FsMount  # noqa: E402
+from kit.fs_fsx import Run
+from kit.fs_mounts import FsMount
+from kit.mounts import Engine, PoolMaker
 
 ENGINES = {
     "uring": Engine("native", "uring"),

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import trio
-from fakes import SCHEMES, mapped_pool
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from native import InProcess
 
+from kit.data_plane import InProcess
+from kit.pools import SCHEMES, mapped_pool
 from pmemfs.fuse.engine import PythonEngine
 from pmemfs.media.label import Scheme
 from pmemfs.media.page import Page

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 import trio
-from fakes import POOL_BYTES, SCHEMES, needs_root, small_pool, small_tmpfs, sparse_file
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from native import InProcess
 
+from kit.data_plane import InProcess
+from kit.pools import POOL_BYTES, SCHEMES, small_pool
+from kit.sources import needs_root, small_tmpfs, sparse_file
 from pmemfs.errors import NoPageStructures
 from pmemfs.fuse.engine import PythonEngine
 from pmemfs.media.label import Scheme

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
-from fs_crash import (
+
+from kit.fs_crash import (
     DIRECTORY,
     FILE,
     FRAME,
@@ -30,8 +31,7 @@ from fs_crash import (
     snapshot,
     template,
 )
-from fs_operations import IMAGES, OPERATIONS, attributed, link, make
-
+from kit.fs_operations import IMAGES, OPERATIONS, attributed, link, make
 from pmemfs.medium.recording import RecordingMedium
 from pmemfs.memmap.none import NoMemmap
 from pmemfs.volume.fs.extents import Run

@@ -14,7 +14,8 @@ import sys
 from collections.abc import Iterator, Sequence
 
 import pytest
-from fs_crash import (
+
+from kit.fs_crash import (
     DIRECTORY,
     FILE,
     FRAME,
@@ -27,7 +28,7 @@ from fs_crash import (
     snapshot,
     template,
 )
-from fs_operations import (
+from kit.fs_operations import (
     BIG_XATTR,
     IMAGES,
     OPERATIONS,
@@ -45,8 +46,7 @@ from fs_operations import (
     written,
     xattr,
 )
-from large import add_names, large_directory, remove_names
-
+from kit.large_directories import add_names, large_directory, remove_names
 from pmemfs.media import log as log_media
 from pmemfs.medium.base import Durability
 from pmemfs.medium.recording import RecordingMedium

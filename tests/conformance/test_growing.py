@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 import trio
-from fakes import SCHEMES, make_older, needs_root, small_tmpfs, sparse_file
-from native import READ, InProcess, read_in
 
+from kit.data_plane import READ, InProcess, read_in
+from kit.pools import SCHEMES, make_older
+from kit.sources import needs_root, small_tmpfs, sparse_file
 from pmemfs.dataplane.layouts import Presence
 from pmemfs.errors import CannotGrow, CannotShrink, NoSpace
 from pmemfs.fuse.engine import PythonEngine

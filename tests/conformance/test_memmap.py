@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import cast
 
 import pytest
-from fakes import mapped_pool
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
+from kit.pools import mapped_pool
 from pmemfs.dataplane.memmap import SharedMemmap, memmap_place, open_shared_memmap
 from pmemfs.dataplane.tables import SharedMemory
 from pmemfs.errors import NoPageStructures, NotInPool, PageReferences

@@ -12,8 +12,8 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 
 import pytest
-from fakes import SMALL_BYTES, content, small_pool, small_spec
 
+from kit.pools import SMALL_BYTES, content, small_pool, small_spec
 from pmemfs.errors import InvalidPool, NotAPool
 from pmemfs.growth import Growth, heal
 from pmemfs.media.label import Label, Scheme, pack

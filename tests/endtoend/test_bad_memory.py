@@ -14,10 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Mounted, PoolMaker, is_running, native_only, pmemfs, pmemfs_ok
-from endtoend_tools import MIB, opened, refused, wait_until
 
+from kit.commands import pmemfs, pmemfs_ok, refused
+from kit.mounts import Mounted, PoolMaker, native_only
+from kit.posix import opened
+from kit.processes import is_running, wait_until
 from pmemfs.logs import JOURNAL, log_file
+from pmemfs.units import MIB
 
 pytestmark = pytest.mark.mount
 

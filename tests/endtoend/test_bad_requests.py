@@ -8,8 +8,11 @@ import os
 from collections.abc import Callable, Iterator
 
 import pytest
-from conftest import ENGINES, Mounted, pool_maker, run_command
-from endtoend_tools import MIB, Session, opened
+
+from kit.commands import run_command
+from kit.mounts import ENGINES, Mounted, Session, pool_maker
+from kit.posix import opened
+from pmemfs.units import MIB
 
 pytestmark = pytest.mark.mount
 

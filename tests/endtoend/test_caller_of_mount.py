@@ -7,9 +7,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import BIN, Mounted, PoolMaker, Result, pmemfs, pmemfs_ok, run_command
-from endtoend_tools import refused, wait_until
 
+from kit.commands import BIN, Result, pmemfs, pmemfs_ok, refused, run_command
+from kit.mounts import Mounted, PoolMaker
+from kit.processes import wait_until
 from pmemfs.mountinfo import mount_at
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow, pytest.mark.usefixtures("engine")]

@@ -9,8 +9,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import pmemfs
 
+from kit.commands import pmemfs
 from pmemfs.media.inode import ROOT
 from pmemfs.media.label import Mode
 from pmemfs.medium.mapped import MappedMedium

@@ -9,16 +9,18 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from conftest import Engine, Mounted, PoolMaker, abort_connection, pmemfs
-from endtoend_tools import MIB, wait_until
-from fs_tools import fails_with
 
+from kit.commands import pmemfs
+from kit.mounts import Engine, Mounted, PoolMaker, abort_connection
+from kit.posix import fails_with
+from kit.processes import wait_until
 from pmemfs.media.inode import ROOT
 from pmemfs.media.label import Mode
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap import open_memmap
 from pmemfs.mountinfo import mount_at
 from pmemfs.pool import Pool, PoolSpec
+from pmemfs.units import MIB
 from pmemfs.volume.fs.filesystem import FileSystem
 from pmemfs.volume.fs.inode import DIRECTORY_TYPE
 from pmemfs.volume.fs.names import NewInode

@@ -9,8 +9,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import BIN, PoolMaker, pmemfs, pmemfs_ok, run_command
-from endtoend_tools import MIB, Session, mounted_tmpfs, opened, refused
+
+from kit.commands import BIN, pmemfs, pmemfs_ok, refused, run_command
+from kit.mounts import PoolMaker, Session
+from kit.posix import opened
+from kit.sources import mounted_tmpfs
+from pmemfs.units import MIB
 
 pytestmark = pytest.mark.mount
 

@@ -7,8 +7,11 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import PoolMaker, Result, pmemfs, pmemfs_ok
-from endtoend_tools import MIB, Session, opened, refused
+
+from kit.commands import Result, pmemfs, pmemfs_ok, refused
+from kit.mounts import PoolMaker, Session
+from kit.posix import opened
+from pmemfs.units import MIB
 
 pytestmark = pytest.mark.mount
 

@@ -9,10 +9,10 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from conftest import PoolMaker, pmemfs, run_command
-from endtoend_tools import Session
-from fs_tools import fails_with, pattern
 
+from kit.commands import pmemfs, run_command
+from kit.mounts import PoolMaker, Session
+from kit.posix import fails_with, pattern
 from pmemfs.media.inode import LIVE_OFFSET, SLOT_BYTES
 from pmemfs.medium.mapped import MappedMedium
 

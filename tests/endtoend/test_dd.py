@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ENGINES, Mounted, Result, pool_maker, run_command
-from endtoend_tools import MIB
+
+from kit.commands import Result, run_command
+from kit.mounts import ENGINES, Mounted, pool_maker
+from pmemfs.units import MIB
 
 pytestmark = pytest.mark.mount
 

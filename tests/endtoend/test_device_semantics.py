@@ -12,9 +12,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ENGINES, Mounted, PoolMaker, Result, pmemfs, pool_maker, run_command
-from endtoend_tools import AS_NOBODY, MIB, NOBODY, Session, may_pass, opened, read_all
-from fs_tools import fails_with
+
+from kit.commands import Result, pmemfs, run_command
+from kit.mounts import ENGINES, Mounted, PoolMaker, Session, may_pass, pool_maker
+from kit.posix import fails_with, opened, read_all
+from kit.users import AS_NOBODY, NOBODY
+from pmemfs.units import MIB
 
 pytestmark = pytest.mark.mount
 

@@ -8,10 +8,12 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from conftest import ENGINES, Mounted, pool_maker
-from endtoend_tools import MIB, opened
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from kit.mounts import ENGINES, Mounted, pool_maker
+from kit.posix import opened
+from pmemfs.units import MIB
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow]
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import BIN, PoolMaker, pmemfs, pmemfs_ok, run_command
-from endtoend_tools import refused
 from test_ordinary_user import Run
 from test_ordinary_user import inside as inside  # a fixture
 from test_ordinary_user import user as user  # a fixture
 
+from kit.commands import BIN, pmemfs, pmemfs_ok, refused, run_command
+from kit.mounts import PoolMaker
 from pmemfs.fuse.transport import ENABLE_URING, choose_transport, known_problem, read_offer
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can change settings")

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Mounted, PoolMaker
-from endtoend_tools import Oracle, fio
+
+from kit.commands import fio
+from kit.device_oracle import Oracle
+from kit.mounts import Mounted, PoolMaker
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow, pytest.mark.usefixtures("engine")]
 

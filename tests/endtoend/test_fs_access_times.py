@@ -12,8 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import Engine, PoolMaker
-from endtoend_tools import mounted_tmpfs, opened
+
+from kit.mounts import Engine, PoolMaker
+from kit.posix import opened
+from kit.sources import mounted_tmpfs
 
 pytestmark = [pytest.mark.mount, pytest.mark.skipif(os.geteuid() != 0, reason="not root")]
 

@@ -14,9 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Engine, Mounted, PoolMaker, run_command
-from endtoend_tools import wait_until
-from fs_tools import as_user, fails_with
+
+from kit.commands import run_command
+from kit.mounts import Engine, Mounted, PoolMaker
+from kit.posix import fails_with
+from kit.processes import wait_until
+from kit.users import as_user
 
 pytestmark = pytest.mark.mount
 

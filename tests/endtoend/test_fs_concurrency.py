@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 
 import pytest
-from conftest import PoolMaker
-from fs_mounts import FsMount
-from fs_workers import differences, prepare, work
+
+from kit.fs_mounts import FsMount
+from kit.fs_workers import differences, prepare, work
+from kit.mounts import PoolMaker
 
 SECONDS = float(os.environ.get("PMEMFS_CONCURRENCY_SECONDS", "6"))
 SEED = int(os.environ.get("PMEMFS_CONCURRENCY_SEED", "1"))

@@ -17,10 +17,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import Engine, Mounted, pmemfs_ok, run_command
-from endtoend_tools import wait_until
-from fs_tools import fails_with, names, pattern
 
+from kit.commands import pmemfs_ok, run_command
+from kit.mounts import Engine, Mounted
+from kit.posix import fails_with, names, pattern
+from kit.processes import wait_until
 from pmemfs.fuse.raw import (
     COLLAPSE_RANGE,
     INSERT_RANGE,

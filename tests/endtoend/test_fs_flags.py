@@ -19,9 +19,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from conftest import Engine, PoolMaker, pmemfs, run_command
-from endtoend_tools import MIB, loop_device, opened, wait_until
-from fs_tools import USER, as_user, fails_with
+
+from kit.commands import pmemfs, run_command
+from kit.mounts import Engine, PoolMaker
+from kit.posix import fails_with, opened
+from kit.processes import wait_until
+from kit.sources import loop_device
+from kit.users import NOBODY, as_user
+from pmemfs.units import MIB
 
 pytestmark = pytest.mark.mount
 
@@ -330,7 +335,7 @@ def test_only_the_owner_sets_flags_and_only_the_capable_those_that_forbid(
     path.chmod(0o644)
     with fails_with(errno.EPERM):
         as_user(lambda: set_flags(path, NO_DUMP))
-    os.chown(path, USER, USER)
+    os.chown(path, NOBODY, NOBODY)
     as_user(lambda: set_flags(path, NO_DUMP | NO_ACCESS_TIME))
     for flag in (IMMUTABLE, APPEND_ONLY):
         with fails_with(errno.EPERM):

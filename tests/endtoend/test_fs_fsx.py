@@ -6,9 +6,10 @@ For hours of it: scripts/fsx.
 from __future__ import annotations
 
 import pytest
-from conftest import Engine, PoolMaker
-from fs_fsx import Run
-from fs_mounts import FsMount
+
+from kit.fs_fsx import Run
+from kit.fs_mounts import FsMount
+from kit.mounts import Engine, PoolMaker
 
 LACKS = {
     # The kernel's FUSE refuses these two itself.

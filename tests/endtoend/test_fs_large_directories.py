@@ -10,9 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import PoolMaker, native_only, pmemfs_ok
-from fs_mounts import FsMount, create_fs, mount_fs
-from large import ROOT, add_names, large_directory, opened, remove_names
+
+from kit.commands import pmemfs_ok
+from kit.fs_mounts import FsMount, create_fs, mount_fs
+from kit.large_directories import ROOT, add_names, large_directory, opened, remove_names
+from kit.mounts import PoolMaker, native_only
 
 pytestmark = pytest.mark.mount
 

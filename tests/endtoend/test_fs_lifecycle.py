@@ -11,9 +11,11 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import Engine, PoolMaker, native_only, pmemfs, pmemfs_ok, run_command
-from endtoend_tools import Session, refused, wait_until
-from fs_tools import fails_with, names, pattern
+
+from kit.commands import pmemfs, pmemfs_ok, refused, run_command
+from kit.mounts import Engine, PoolMaker, Session, native_only
+from kit.posix import fails_with, names, pattern
+from kit.processes import wait_until
 
 pytestmark = pytest.mark.mount
 

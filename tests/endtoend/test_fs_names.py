@@ -9,7 +9,8 @@ import stat
 from pathlib import Path
 
 import pytest
-from fs_tools import fails_with, mode_of, names
+
+from kit.posix import fails_with, mode_of, names
 
 pytestmark = pytest.mark.mount
 

@@ -15,11 +15,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import Engine, PoolMaker
-from endtoend_tools import mounted_tmpfs
-from fs_mounts import FsMount
-from fs_oracle import NOBODY, Comparison, Side, Step
-from fs_steps import PRELUDE, REMOUNT, RESTARTS, Chooser, smallest
+
+from kit.fs_mounts import FsMount
+from kit.fs_oracle import Comparison, Side, Step
+from kit.fs_steps import PRELUDE, REMOUNT, RESTARTS, Chooser, smallest
+from kit.mounts import Engine, PoolMaker
+from kit.sources import mounted_tmpfs
+from kit.users import NOBODY
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow, pytest.mark.usefixtures("engine")]
 

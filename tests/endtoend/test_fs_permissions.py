@@ -10,9 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Engine, Mounted, run_command
-from fs_tools import OTHER_USER, USER, as_user, fails_with, mode_of
 
+from kit.commands import run_command
+from kit.mounts import Engine, Mounted
+from kit.posix import fails_with, mode_of
+from kit.users import NOBODY, OTHER_USER, as_user
 from pmemfs.fuse import acl
 from pmemfs.fuse.acl import Entry, Tag
 
@@ -46,9 +48,9 @@ def test_the_root_belongs_to_who_made_the_pool(file_system: tuple[Engine, Mounte
 def test_what_a_user_makes_is_the_users(users: Path) -> None:
     path = users / "file"
     as_user(path.touch, gid=GROUP)
-    assert (path.stat().st_uid, path.stat().st_gid) == (USER, GROUP)
+    assert (path.stat().st_uid, path.stat().st_gid) == (NOBODY, GROUP)
     as_user((users / "directory").mkdir)
-    assert (users / "directory").stat().st_uid == USER
+    assert (users / "directory").stat().st_uid == NOBODY
 
 
 def test_the_mode_decides_who_reads_and_writes(users: Path) -> None:
@@ -165,7 +167,7 @@ def test_who_writes_counts_and_not_who_opened_the_file(
     path = users / "program"
     path.write_bytes(bytes(10))
     path.chmod(0o6777)
-    os.seteuid(USER)
+    os.seteuid(NOBODY)
     try:
         fd = os.open(path, os.O_RDWR)
     finally:
@@ -203,7 +205,7 @@ def test_chown_takes_privileges_away(users: Path) -> None:
     path = users / "program"
     path.touch()
     path.chmod(0o6755)
-    os.chown(path, USER, GROUP)
+    os.chown(path, NOBODY, GROUP)
     assert mode_of(path) == 0o755
 
 
@@ -233,7 +235,7 @@ def test_a_setgid_directory_gives_its_group(users: Path) -> None:
 def test_setgid_is_for_members_of_the_group(users: Path) -> None:
     path = users / "file"
     as_user(path.touch)
-    os.chown(path, USER, GROUP)
+    os.chown(path, NOBODY, GROUP)
     as_user(lambda: path.chmod(0o2755))
     assert mode_of(path) == 0o755
     as_user(lambda: path.chmod(0o2755), groups=(GROUP,))
@@ -265,7 +267,7 @@ def list_of(path: Path, name: bytes = acl.ACCESS) -> acl.Acl | None:
         return None
 
 
-THE_USER = Entry(Tag.USER, 6, USER)
+THE_USER = Entry(Tag.USER, 6, NOBODY)
 
 
 def test_who_is_on_the_list_gets_in(users: Path) -> None:
@@ -337,7 +339,7 @@ def test_only_directories_have_a_default_list(users: Path) -> None:
 def test_a_list_set_by_who_is_not_in_the_group_takes_setgid_away(users: Path) -> None:
     path = users / "file"
     as_user(path.touch)
-    os.chown(path, USER, GROUP)
+    os.chown(path, NOBODY, GROUP)
     path.chmod(0o2755)
     as_user(lambda: set_list(path, a_list(0o755, THE_USER, mask=7)), groups=(GROUP,))
     assert mode_of(path) == 0o2775
@@ -351,11 +353,11 @@ def test_setfacl_and_getfacl_agree_with_themselves(users: Path) -> None:
     source.mkdir()
     target.mkdir()
     done = run_command(
-        "setfacl", "-m", f"u:{USER}:rwx,g:{GROUP}:r-x,d:u:{OTHER_USER}:rw,d:m::rwx", source
+        "setfacl", "-m", f"u:{NOBODY}:rwx,g:{GROUP}:r-x,d:u:{OTHER_USER}:rw,d:m::rwx", source
     )
     assert done.code == 0, done.err
     shown = run_command("getfacl", "--absolute-names", "--numeric", "--omit-header", source)
-    assert f"user:{USER}:rwx" in shown.out
+    assert f"user:{NOBODY}:rwx" in shown.out
     assert f"default:user:{OTHER_USER}:rw-" in shown.out
     (users / "list").write_text(shown.out)
     restored = run_command("setfacl", f"--set-file={users / 'list'}", target)

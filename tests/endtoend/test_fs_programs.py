@@ -16,9 +16,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import PoolMaker, Result, run_command
-from endtoend_tools import loop_device, wait_until
-from fs_mounts import FsMount
+
+from kit.commands import Result, run_command
+from kit.fs_mounts import FsMount
+from kit.mounts import PoolMaker
+from kit.processes import wait_until
+from kit.sources import loop_device
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow]
 

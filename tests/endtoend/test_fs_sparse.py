@@ -10,11 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Engine, Mounted, pmemfs_ok, run_command
-from endtoend_tools import wait_until
-from fs_tools import fails_with, pattern
 from test_fs_content import fallocate, opened
 
+from kit.commands import pmemfs_ok, run_command
+from kit.mounts import Engine, Mounted
+from kit.posix import fails_with, pattern
+from kit.processes import wait_until
 from pmemfs.fuse.raw import KEEP_SIZE, ZERO_RANGE
 
 pytestmark = pytest.mark.mount

@@ -9,12 +9,13 @@ import os
 import random
 from pathlib import Path
 
-import fs_fsx
 import pytest
-from conftest import run_command
-from fs_oracle import Comparison, Side, Step, tree
-from fs_steps import PRELUDE, Chooser, smallest
-from fs_workers import strange, words
+
+from kit import fs_fsx
+from kit.commands import run_command
+from kit.fs_oracle import Comparison, Side, Step, tree
+from kit.fs_steps import PRELUDE, Chooser, smallest
+from kit.fs_workers import strange, words
 
 ROOT = Path(__file__).parents[2]
 

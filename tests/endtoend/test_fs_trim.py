@@ -10,9 +10,12 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import Engine, Mounted, PoolMaker, pmemfs, pmemfs_ok, run_command
-from endtoend_tools import loop_device, wait_until
-from fs_tools import pattern
+
+from kit.commands import pmemfs, pmemfs_ok, run_command
+from kit.mounts import Engine, Mounted, PoolMaker
+from kit.posix import pattern
+from kit.processes import wait_until
+from kit.sources import loop_device
 
 pytestmark = [pytest.mark.mount, pytest.mark.usefixtures("engine")]
 

@@ -14,8 +14,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from conftest import PoolMaker, pmemfs_ok
-from endtoend_tools import Session, fio, mounts_at, opened, wait_until
+
+from kit.commands import fio, pmemfs_ok
+from kit.mounts import PoolMaker, Session, mounts_at
+from kit.posix import opened
+from kit.processes import wait_until
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow, pytest.mark.usefixtures("engine")]
 

@@ -15,19 +15,11 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
-from conftest import (
-    BIN,
-    Mounted,
-    PoolMaker,
-    abort_connection,
-    end_process,
-    is_running,
-    pmemfs,
-    pmemfs_ok,
-    run_command,
-)
-from endtoend_tools import Session, mounts_at, opened, refused, wait_until
 
+from kit.commands import BIN, pmemfs, pmemfs_ok, refused, run_command
+from kit.mounts import Mounted, PoolMaker, Session, abort_connection, mounts_at
+from kit.posix import opened
+from kit.processes import end_process, is_running, wait_until
 from pmemfs.mountinfo import mount_at
 
 pytestmark = [pytest.mark.mount, pytest.mark.usefixtures("engine")]

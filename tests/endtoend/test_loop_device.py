@@ -7,8 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import PoolMaker, Result, run_command
-from endtoend_tools import loop_device
+
+from kit.commands import Result, run_command
+from kit.mounts import PoolMaker
+from kit.sources import loop_device
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow, pytest.mark.usefixtures("engine")]
 

@@ -9,8 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import NATIVE_ONLY, PoolMaker, run_command
-from endtoend_tools import MIB, fio, loop_device
+
+from kit.commands import fio, run_command
+from kit.mounts import NATIVE_ONLY, PoolMaker
+from kit.sources import loop_device
+from pmemfs.units import MIB
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow, pytest.mark.alone, *NATIVE_ONLY]
 

@@ -12,9 +12,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import BIN, Mounted, PoolMaker, Result, is_running, pmemfs, run_command
-from endtoend_tools import MIB, mounts_at, refused, wait_until
 
+from kit.commands import BIN, Result, pmemfs, refused, run_command
+from kit.mounts import Mounted, PoolMaker, mounts_at
+from kit.processes import is_running, wait_until
 from pmemfs.logs import JOURNAL, log_file
 from pmemfs.media.inode import INLINE_OFFSET, ROOT
 from pmemfs.media.label import LAYOUT, State, validate
@@ -22,6 +23,7 @@ from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap import open_memmap
 from pmemfs.mountinfo import mount_at
 from pmemfs.pool import Pool
+from pmemfs.units import MIB
 from pmemfs.volume.fs.filesystem import FileSystem
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow, pytest.mark.usefixtures("engine")]

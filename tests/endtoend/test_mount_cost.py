@@ -7,8 +7,12 @@ import statistics
 import time
 
 import pytest
-from conftest import Mounted, PoolMaker, pmemfs_ok
-from endtoend_tools import MIB, opened, private_bytes
+
+from kit.commands import pmemfs_ok
+from kit.mounts import Mounted, PoolMaker
+from kit.posix import opened
+from kit.processes import private_bytes
+from pmemfs.units import MIB
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow, pytest.mark.usefixtures("engine")]
 

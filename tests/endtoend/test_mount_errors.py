@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import PoolMaker, pmemfs, pmemfs_ok, run_command
-from endtoend_tools import MIB, Session, mounted_tmpfs, mounts_at, refused
 
+from kit.commands import pmemfs, pmemfs_ok, refused, run_command
+from kit.mounts import PoolMaker, Session, mounts_at
+from kit.sources import mounted_tmpfs
 from pmemfs.media.label import FORMAT_VERSION, pack, validate
+from pmemfs.units import MIB
 
 pytestmark = pytest.mark.mount
 

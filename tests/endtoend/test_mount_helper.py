@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import Mounted, PoolMaker, run_command
-from endtoend_tools import Session, mounts_at
+
+from kit.commands import run_command
+from kit.mounts import Mounted, PoolMaker, Session, mounts_at
 
 pytestmark = pytest.mark.mount
 

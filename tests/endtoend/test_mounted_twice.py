@@ -8,8 +8,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import BIN, Mounted, PoolMaker, end_process, pmemfs, pmemfs_ok, run_command
-from endtoend_tools import Session, mounted_tmpfs, mounts_at, refused, wait_until
+
+from kit.commands import BIN, pmemfs, pmemfs_ok, refused, run_command
+from kit.mounts import Mounted, PoolMaker, Session, mounts_at
+from kit.processes import end_process, wait_until
+from kit.sources import mounted_tmpfs
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow, pytest.mark.usefixtures("engine")]
 

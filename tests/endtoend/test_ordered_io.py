@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from conftest import Engine, PoolMaker
-from endtoend_tools import wait_until
 from test_resize import resize
 
-pytestmark = [pytest.mark.mount, pytest.mark.slow, pytest.mark.usefixtures("engine")]
+from kit import ordered_io
+from kit.mounts import Engine, PoolMaker
+from kit.processes import wait_until
 
-ORDERED_IO = Path(__file__).with_name("ordered_io.py")
+pytestmark = [pytest.mark.mount, pytest.mark.slow, pytest.mark.usefixtures("engine")]
 
 
 @pytest.mark.parametrize("kind", [(), ("--sparse",)], ids=["plain", "sparse"])
@@ -23,7 +22,7 @@ def test_each_read_has_its_one_right_answer_while_the_pool_grows(
 ) -> None:
     mounted = pools.mount(pools.create("pmem0", "32M", *kind))
     trims = ["--trims"] if engine.name == "native" else []
-    command = [sys.executable, ORDERED_IO, mounted.device, "1", *trims]
+    command = [sys.executable, ordered_io.__file__, mounted.device, "1", *trims]
     work = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         for size in ("33M", "36M", "80M", "160M"):

@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import BIN, PoolMaker, Result, end_process, is_running, run_command
-from endtoend_tools import AS_NOBODY, NOBODY, may_pass, refused, wait_until
 
+from kit.commands import BIN, Result, refused, run_command
+from kit.mounts import PoolMaker, may_pass
+from kit.processes import end_process, is_running, wait_until
+from kit.users import AS_NOBODY, NOBODY
 from pmemfs.control.places import private_directories
 
 pytestmark = pytest.mark.mount

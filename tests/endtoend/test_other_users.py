@@ -15,9 +15,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import BIN, PoolMaker, pmemfs, pmemfs_ok, run_command
-from endtoend_tools import Session, refused
 
+from kit.commands import BIN, pmemfs, pmemfs_ok, refused, run_command
+from kit.mounts import PoolMaker, Session
 from pmemfs.cli.main import pmemfs as group
 from pmemfs.cli.main import run
 from pmemfs.control.places import new_socket_path, private_directories, socket_path

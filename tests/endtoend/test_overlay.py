@@ -13,8 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import Engine, Mounted, run_command
-from fs_tools import names
+
+from kit.commands import run_command
+from kit.mounts import Engine, Mounted
+from kit.posix import names
 
 pytestmark = pytest.mark.mount
 

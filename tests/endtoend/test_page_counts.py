@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 
 import pytest
-from conftest import Mounted, PoolMaker, pmemfs, pmemfs_ok
-from endtoend_tools import opened, refused
 
+from kit.commands import pmemfs, pmemfs_ok, refused
+from kit.mounts import Mounted, PoolMaker
+from kit.posix import opened
 from pmemfs.volume.linear import INODE
 
 pytestmark = [pytest.mark.mount, pytest.mark.usefixtures("engine")]

@@ -12,19 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import (
-    Engine,
-    Mounted,
-    PoolMaker,
-    abort_connection,
-    is_running,
-    native_only,
-    run_command,
-)
-from endtoend_tools import MIB, Session, mounts_at, opened, wait_until
 
+from kit.commands import run_command
+from kit.mounts import Engine, Mounted, PoolMaker, Session, abort_connection, mounts_at, native_only
+from kit.posix import opened
+from kit.processes import is_running, wait_until
 from pmemfs.logs import JOURNAL, log_file
 from pmemfs.mountinfo import mount_at
+from pmemfs.units import MIB
 
 pytestmark = [pytest.mark.mount]
 

@@ -12,9 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import Engine, PoolMaker, run_command
-from endtoend_tools import may_pass, opened
-from fs_tools import OTHER_USER, USER, as_user, mode_of
+
+from kit.commands import run_command
+from kit.mounts import Engine, PoolMaker, may_pass
+from kit.posix import mode_of, opened
+from kit.users import NOBODY, OTHER_USER, as_user
 
 pytestmark = [pytest.mark.mount, pytest.mark.skipif(os.geteuid() != 0, reason="not root")]
 
@@ -69,7 +71,7 @@ ACTIONS: dict[str, Callable[[Path], object]] = {
     "O_TRUNC": lambda path: os.close(os.open(path, os.O_WRONLY | os.O_TRUNC)),
     "chown to nobody": lambda path: os.chown(path, -1, -1),
     "chown to the group": lambda path: os.chown(path, -1, GROUP),
-    "chown to the user": lambda path: os.chown(path, USER, -1),
+    "chown to the user": lambda path: os.chown(path, NOBODY, -1),
     "chgrp to one's own": lambda path: os.chown(path, -1, os.getegid()),
     "chmod": lambda path: path.chmod(stat.S_IMODE(path.stat().st_mode)),
 }
@@ -86,9 +88,9 @@ def without_fsetid(action: Callable[[], object]) -> object:
 
 
 WHO: dict[str, Callable[[Callable[[], object]], object]] = {
-    "owner": lambda action: as_user(action, USER, 1000),
-    "owner in the group": lambda action: as_user(action, USER, 1000, groups=(GROUP,)),
-    "owner whose group it is": lambda action: as_user(action, USER, GROUP),
+    "owner": lambda action: as_user(action, NOBODY, 1000),
+    "owner in the group": lambda action: as_user(action, NOBODY, 1000, groups=(GROUP,)),
+    "owner whose group it is": lambda action: as_user(action, NOBODY, GROUP),
     "member": lambda action: as_user(action, OTHER_USER, groups=(7, GROUP, 8)),
     "other": lambda action: as_user(action, OTHER_USER),
     "root": lambda action: as_user(action, 0),
@@ -110,7 +112,7 @@ def table(directory: Path, who: str, actions: dict[str, Callable[[Path], object]
     }
     for (_, mode), path in paths.items():
         path.write_bytes(bytes(4096))
-        os.chown(path, USER, GROUP)
+        os.chown(path, NOBODY, GROUP)
         path.chmod(int(mode, 8))
 
     def attempt() -> dict[tuple[str, str], str]:

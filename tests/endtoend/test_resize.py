@@ -12,18 +12,14 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import BIN, PoolMaker, is_running, pmemfs, pmemfs_ok, run_command
-from endtoend_tools import (
-    MIB,
-    Oracle,
-    Session,
-    fio,
-    loop_device,
-    mounted_tmpfs,
-    opened,
-    refused,
-    wait_until,
-)
+
+from kit.commands import BIN, fio, pmemfs, pmemfs_ok, refused, run_command
+from kit.device_oracle import Oracle
+from kit.mounts import PoolMaker, Session
+from kit.posix import opened
+from kit.processes import is_running, wait_until
+from kit.sources import loop_device, mounted_tmpfs
+from pmemfs.units import MIB
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow, pytest.mark.usefixtures("engine")]
 

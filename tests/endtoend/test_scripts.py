@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import run_command
 
+from kit.commands import run_command
 from pmemfs.mountinfo import mounts
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow]

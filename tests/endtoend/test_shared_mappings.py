@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Engine, Mounted, PoolMaker, native_only
-from endtoend_tools import MIB, opened
 
+from kit.mounts import Engine, Mounted, PoolMaker, native_only
+from kit.posix import opened
 from pmemfs.mountinfo import mount_at
+from pmemfs.units import MIB
 
 pytestmark = [pytest.mark.mount, pytest.mark.usefixtures("engine")]
 

@@ -12,10 +12,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import BIN, PoolMaker, pmemfs, pmemfs_ok, run_command
-from endtoend_tools import MIB, loop_device, mounted_tmpfs, refused, wait_until
 
+from kit.commands import BIN, pmemfs, pmemfs_ok, refused, run_command
+from kit.mounts import PoolMaker
+from kit.processes import wait_until
+from kit.sources import loop_device, mounted_tmpfs
 from pmemfs.mountinfo import mount_at
+from pmemfs.units import MIB
 
 pytestmark = pytest.mark.mount
 

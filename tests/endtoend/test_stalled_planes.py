@@ -10,16 +10,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
-from burst import REQUESTS
-from conftest import BIN, NATIVE_ONLY, Mounted, PoolMaker, run_command
-from endtoend_tools import MIB
 
+from kit import burst
+from kit.commands import BIN, run_command
+from kit.mounts import NATIVE_ONLY, Mounted, PoolMaker
 from pmemfs.control.starter import KEEP
-
-BURST = Path(__file__).with_name("burst.py")
+from pmemfs.units import MIB
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow, *NATIVE_ONLY]
 
@@ -33,7 +31,7 @@ def unpublished_file(pools: PoolMaker, prefix: Sequence[object]) -> Mounted:
     )
     assert done.code == 0, done.err
     file = mounted.mountpoint / "f"
-    file.write_bytes(bytes(REQUESTS * MIB))
+    file.write_bytes(bytes(burst.REQUESTS * MIB))
     file.chmod(0o4755)
     return mounted
 
@@ -49,7 +47,9 @@ def test_a_burst_of_any_size_is_answered(pools: PoolMaker, buffers: str) -> None
     mounted = unpublished_file(pools, BUFFERS[buffers])
     for length in (4096, 64 * 1024, 128 * 1024, MIB):
         # A process of its own, since one that hangs in the kernel ends with the mount only.
-        done = run_command(sys.executable, BURST, mounted.mountpoint / "f", length, 10, timeout=100)
+        done = run_command(
+            sys.executable, burst.__file__, mounted.mountpoint / "f", length, 10, timeout=100
+        )
         assert done.code == 0, done.err
     assert mounted.info()["pid"]
 

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import BIN, Engine, Mounted, PoolMaker, pmemfs, pmemfs_ok
-from endtoend_tools import opened, refused
+
+from kit.commands import BIN, pmemfs, pmemfs_ok, refused
+from kit.mounts import Engine, Mounted, PoolMaker
+from kit.posix import opened
 
 pytestmark = pytest.mark.mount
 

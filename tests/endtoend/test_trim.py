@@ -10,10 +10,13 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
-from conftest import NATIVE_ONLY, Mounted, PoolMaker, pmemfs_ok, run_command
-from endtoend_tools import MIB, fio, loop_device, mounted_tmpfs, opened
 
+from kit.commands import fio, pmemfs_ok, run_command
+from kit.mounts import NATIVE_ONLY, Mounted, PoolMaker
+from kit.posix import opened
+from kit.sources import loop_device, mounted_tmpfs
 from pmemfs.fuse.raw import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE
+from pmemfs.units import MIB
 
 pytestmark = [pytest.mark.mount, *NATIVE_ONLY]
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 
 import pytest
-from conftest import PoolMaker
-from endtoend_tools import Oracle, Session
+
+from kit.device_oracle import Oracle
+from kit.mounts import PoolMaker, Session
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow, pytest.mark.usefixtures("engine")]
 

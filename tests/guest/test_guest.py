@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Result, run_command
+
+from kit.commands import Result, run_command
 
 # Beside others that compute, an emulated machine takes three times as long, whatever its priority.
 pytestmark = [pytest.mark.guest, pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(900)]

@@ -1,18 +1,14 @@
 """What the benchmark promises about its workloads and subjects: scripts/benchmark/cells, peers …"""
 
-import sys
 from pathlib import Path
 
 import pytest
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-sys.path.insert(0, str(SCRIPTS))
-
-from benchmark import backing, parts  # noqa: E402
-from benchmark.cells import CELLS, Cell  # noqa: E402
-from benchmark.errors import BenchError, SubjectFailed, SubjectUnavailable  # noqa: E402
-from benchmark.pmemfsmount import offered_choices, served_as  # noqa: E402
-from benchmark.subjects import DEFAULT_SUBJECTS, SUBJECTS  # noqa: E402
+from benchmark import backing, parts
+from benchmark.cells import CELLS, Cell
+from benchmark.errors import BenchError, SubjectFailed, SubjectUnavailable
+from benchmark.pmemfsmount import offered_choices, served_as
+from benchmark.subjects import DEFAULT_SUBJECTS, SUBJECTS
 
 CELL = {cell.name: cell for cell in CELLS}
 

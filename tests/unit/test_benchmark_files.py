@@ -3,17 +3,13 @@
 import io
 import json
 import signal
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-sys.path.insert(0, str(SCRIPTS))
-
-from benchmark import (  # noqa: E402
+from benchmark import (
     backing,
     filerun,
     files,
@@ -25,14 +21,14 @@ from benchmark import (  # noqa: E402
     report,
     verdicts,
 )
-from benchmark.cells import KIB, MIB  # noqa: E402
-from benchmark.errors import SubjectFailed, SubjectUnavailable  # noqa: E402
-from benchmark.filecells import GROWTH_CELLS, METADATA_CELLS, FileCell, series_of  # noqa: E402
-from benchmark.filerun import FileBench  # noqa: E402
-from benchmark.folders import FOLDERS, TmpfsFolder  # noqa: E402
-from benchmark.goals import GOALS  # noqa: E402
-from benchmark.report import Look, Part, Reading, Run, SubjectState  # noqa: E402
-from benchmark.stage import Interrupts, Settings  # noqa: E402
+from benchmark.cells import KIB, MIB
+from benchmark.errors import SubjectFailed, SubjectUnavailable
+from benchmark.filecells import GROWTH_CELLS, METADATA_CELLS, FileCell, series_of
+from benchmark.filerun import FileBench
+from benchmark.folders import FOLDERS, TmpfsFolder
+from benchmark.goals import GOALS
+from benchmark.report import Look, Part, Reading, Run, SubjectState
+from benchmark.stage import Interrupts, Settings
 
 CELL: dict[str, FileCell] = {cell.name: cell for cell in (*GROWTH_CELLS, *METADATA_CELLS)}
 SETTINGS = Settings(16 * MIB, rounds=2, timing=fio.Timing(0, 1), files=20)

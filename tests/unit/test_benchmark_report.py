@@ -13,15 +13,12 @@ from typing import Any, ClassVar
 import pytest
 from rich.console import Console
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-sys.path.insert(0, str(SCRIPTS))
-
-from benchmark import fio, host, places, report  # noqa: E402
-from benchmark.cells import CELLS, MIB, choose_names, parse_size_bytes  # noqa: E402
-from benchmark.errors import BenchError, FioError, SubjectFailed, SubjectUnavailable  # noqa: E402
-from benchmark.report import IO_LOOK, Part, Run, Spread, SubjectState  # noqa: E402
-from benchmark.run import Bench  # noqa: E402
-from benchmark.stage import Interrupts, Settings, rotated  # noqa: E402
+from benchmark import fio, host, places, report
+from benchmark.cells import CELLS, MIB, choose_names, parse_size_bytes
+from benchmark.errors import BenchError, FioError, SubjectFailed, SubjectUnavailable
+from benchmark.report import IO_LOOK, Part, Run, Spread, SubjectState
+from benchmark.run import Bench
+from benchmark.stage import Interrupts, Settings, rotated
 
 CELL = {cell.name: cell for cell in CELLS}
 TIMING = fio.Timing(ramp_ms=500, runtime_ms=3000)

@@ -2,7 +2,6 @@
 
 import io
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,17 +9,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-sys.path.insert(0, str(SCRIPTS))
-
-from benchmark import chart, report, verdicts  # noqa: E402
-from benchmark.cells import CELLS, MIB  # noqa: E402
-from benchmark.errors import BenchError  # noqa: E402
-from benchmark.fio import Figures  # noqa: E402
-from benchmark.goals import FILE, GOALS, SUBJECT, LimitGoal, MemoryGoal, RatioGoal  # noqa: E402
-from benchmark.parts import KINDS  # noqa: E402
-from benchmark.report import Reading, Run, Spread, SubjectState  # noqa: E402
-from benchmark.verdicts import Verdict  # noqa: E402
+from benchmark import chart, report, verdicts
+from benchmark.cells import CELLS, MIB
+from benchmark.errors import BenchError
+from benchmark.fio import Figures
+from benchmark.goals import FILE, GOALS, SUBJECT, LimitGoal, MemoryGoal, RatioGoal
+from benchmark.parts import KINDS
+from benchmark.report import Reading, Run, Spread, SubjectState
+from benchmark.verdicts import Verdict
 
 CELL = {cell.name: cell for cell in CELLS}
 GOAL = RatioGoal("reads", ("seqread",), ("loop",), 1.2)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from fakes import SMALL_BYTES, MemoryMedium, content, small_pool
 
+from kit.pools import SMALL_BYTES, MemoryMedium, content, small_pool
 from pmemfs.check import check_pool, has_errors
 from pmemfs.errors import NotAPool
 from pmemfs.media.label import Label, pack

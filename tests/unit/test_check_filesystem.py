@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
-from fakes import MemoryMedium, content
 
+from kit.pools import MemoryMedium, content
 from pmemfs.media import log as media
 from pmemfs.media.filesystem import FIRST_INODES_FRAME, HEAD, HEAD_FRAME, JOURNAL_FRAME, pack_head
 from pmemfs.media.inode import LIVE_OFFSET, ROOT, SLOT_BYTES, TAIL_WORD_AT

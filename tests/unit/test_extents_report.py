@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from fakes import MemoryMedium
 
+from kit.pools import MemoryMedium
 from pmemfs.control import ANSWER_LIMIT_BYTES
 from pmemfs.media.inode import ROOT
 from pmemfs.media.label import Mode, Scheme

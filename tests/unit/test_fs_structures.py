@@ -8,8 +8,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
-from fs_checker import Checker
-from fs_crash import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kit.fs_checker import Checker
+from kit.fs_crash import (
     FILE,
     FRAME,
     ROOT,
@@ -22,10 +25,7 @@ from fs_crash import (
     snapshot,
     template,
 )
-from fs_operations import OPERATIONS, standard_image
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
+from kit.fs_operations import OPERATIONS, standard_image
 from pmemfs.errors import DamagedFileSystem
 from pmemfs.media import log as log_media
 from pmemfs.media.filesystem import CHUNK_FRAMES, GROUP_FRAMES, Geometry

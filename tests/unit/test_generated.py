@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import run_command
+
+from kit.commands import run_command
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 

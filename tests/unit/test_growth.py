@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from fakes import SCHEMES, content, loop_device, make_older, needs_root, small_tmpfs, sparse_file
 
+from kit.pools import SCHEMES, content, make_older
+from kit.sources import loop_device, needs_root, small_tmpfs, sparse_file
 from pmemfs.errors import (
     EXIT_REFUSED,
     EXIT_USAGE,
@@ -226,8 +227,9 @@ def test_a_copy_that_serves_alone_is_not_lost_when_the_medium_grows(shm: Path) -
 @needs_root
 def test_a_device_that_has_grown_is_taken_whole_and_reads_as_zeroes(tmp_path: Path) -> None:
     backing = sparse_file(tmp_path / "disk", 16 * MIB)
-    with loop_device(backing) as device:
-        with_pool(Path(device))
+    with loop_device(backing, direct_io=False) as disk:
+        with_pool(disk)
+        device = str(disk)
         with pytest.raises(BadGeometry, match="is a device of 16MiB"):
             grow_unmounted(device, 24 * MIB)
         assert grow_unmounted(device, None).new_bytes == 16 * MIB
@@ -236,7 +238,7 @@ def test_a_device_that_has_grown_is_taken_whole_and_reads_as_zeroes(tmp_path: Pa
             file.write(b"\xa5" * 8 * MIB)
         os.system(f"losetup --set-capacity {device}")
         assert grow_unmounted(device, None).new_bytes == 24 * MIB
-        assert data_of(Path(device)).strip(b"\0") == b""
+        assert data_of(disk).strip(b"\0") == b""
 
 
 def test_a_label_that_a_growth_left_behind_loses_against_the_pool(shm: Path) -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from poison import address_of, in_child, poisoner
 
+from kit.poison import address_of, in_child, poisoner
 from pmemfs.errors import MemoryFault
 from pmemfs.medium import faultlog
 from pmemfs.medium.base import ByteRange, Durability

@@ -14,8 +14,8 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
-from native import MAX_WRITE, TMPFILE, some_tables
 
+from kit.data_plane import MAX_WRITE, TMPFILE, some_tables
 from pmemfs.dataplane.process import run
 
 INIT, OPEN, CREATE, GETATTR = 26, 14, 35, 3

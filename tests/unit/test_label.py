@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import pytest
-from fakes import older_label, some_label
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kit.pools import older_label, some_label
 from pmemfs.errors import EXIT_INVALID_POOL, BadName, InvalidLabel, NewerFormat
 from pmemfs.media.label import (
     LAYOUT,

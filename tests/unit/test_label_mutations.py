@@ -7,8 +7,8 @@ import struct
 from dataclasses import fields, replace
 
 import pytest
-from fakes import SMALL_BYTES, MemoryMedium, small_pool, some_label
 
+from kit.pools import SMALL_BYTES, MemoryMedium, small_pool, some_label
 from pmemfs.errors import InvalidLabel, InvalidPool, PmemfsError, ReadOnlyPool
 from pmemfs.media.label import LAYOUT, Label, Mode, Scheme, State, checksum, pack, validate
 from pmemfs.media.zones import LABEL_BYTES, PAGE_SIZES_BYTES, compute_zones

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import trio
-from fs_crash import ROOT, World, on_medium, snapshot, template
-from fs_operations import IMAGES, OPERATIONS
-from large import (
+from pyfuse3 import InodeT, ReaddirToken, RequestContext
+
+from kit.fs_crash import ROOT, World, on_medium, snapshot, template
+from kit.fs_operations import IMAGES, OPERATIONS
+from kit.large_directories import (
     DIRECTORY,
     RECORDS_A_FRAME,
     Stretches,
@@ -23,8 +25,6 @@ from large import (
     opened,
     remove_names,
 )
-from pyfuse3 import InodeT, ReaddirToken, RequestContext
-
 from pmemfs.fuse import filesystem
 from pmemfs.fuse.engine import Engine
 from pmemfs.fuse.filesystem import FileSystemOperations

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from native import (
+
+from kit.data_plane import (
     FSYNC,
     IOCTL,
     LSEEK,
@@ -29,7 +30,6 @@ from native import (
     some_tables,
     write_in,
 )
-
 from pmemfs.dataplane import layouts
 from pmemfs.dataplane.layouts import Extent
 from pmemfs.dataplane.memory import load_word, store_word

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
-from fakes import MemoryMedium, content
 from hypothesis import given
 from hypothesis import strategies as st
 from test_check_filesystem import FILE, Tree, names
 
+from kit.pools import MemoryMedium, content
 from pmemfs.media import log as media
 from pmemfs.media.filesystem import HEAD, HEAD_FRAME
 from pmemfs.media.inode import EPOCH_MASK, ROOT

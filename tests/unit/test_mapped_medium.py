@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import loop_device, needs_root, small_tmpfs, sparse_file
 
+from kit.sources import loop_device, needs_root, small_tmpfs, sparse_file
 from pmemfs.errors import EXIT_BUSY, ReadOnlyMedium, SourceBusy, UnusableSource
 from pmemfs.medium import writeback
 from pmemfs.medium.base import ByteRange, Durability
@@ -373,8 +373,8 @@ def test_advice_is_taken_or_not_but_never_fails(reserved: MappedMedium) -> None:
 @needs_root
 def test_a_block_device_is_mapped_and_what_is_fenced_is_on_it(tmp_path: Path) -> None:
     disk = sparse_file(tmp_path / "disk", MIB)
-    with loop_device(disk) as device:
-        with opened(device) as medium:
+    with loop_device(disk, direct_io=False) as device:
+        with opened(str(device)) as medium:
             assert medium.durability is Durability.MSYNC
             assert medium.reserved
             medium.store(123, b"on the disk")
@@ -385,7 +385,8 @@ def test_a_block_device_is_mapped_and_what_is_fenced_is_on_it(tmp_path: Path) ->
 
 @needs_root
 def test_a_block_device_has_one_writer_and_none_beside_the_kernel(tmp_path: Path) -> None:
-    with loop_device(sparse_file(tmp_path / "disk", 4 * MIB)) as device:
+    with loop_device(sparse_file(tmp_path / "disk", 4 * MIB), direct_io=False) as disk:
+        device = str(disk)
         with opened(device), pytest.raises(SourceBusy, match="mounted or open"):
             MappedMedium.open(device)
         # As a mount would hold it.

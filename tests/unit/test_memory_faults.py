@@ -17,9 +17,9 @@ from pathlib import Path
 
 import click
 import pytest
-from native import READ, WRITE, InProcess, read_in, write_in
-from poison import Poisoner, address_of, in_child, mapping_of, poisoner
 
+from kit.data_plane import READ, WRITE, InProcess, read_in, write_in
+from kit.poison import Poisoner, address_of, in_child, mapping_of, poisoner
 from pmemfs.cli.check import check
 from pmemfs.cli.info import info
 from pmemfs.cli.main import run

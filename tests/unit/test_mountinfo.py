@@ -7,10 +7,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from fakes import needs_root
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kit.sources import needs_root
 from pmemfs import mountinfo
 from pmemfs.mountinfo import Mount, mount_at, mount_of_device, mounts
 

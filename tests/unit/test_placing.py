@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 
 import pytest
-from fs_crash import FILE, FRAME, ROOT, PlainMedium, blank_image, on_medium, template
 
+from kit.fs_crash import FILE, FRAME, ROOT, PlainMedium, blank_image, on_medium, template
 from pmemfs.media.filesystem import CHUNK_FRAMES
 from pmemfs.memmap.none import NoMemmap
 from pmemfs.volume.fs import placing

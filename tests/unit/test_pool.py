@@ -6,10 +6,10 @@ import errno
 from dataclasses import replace
 
 import pytest
-from fakes import SMALL_BYTES, MemoryMedium, content, copies, small_pool, small_spec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kit.pools import SMALL_BYTES, MemoryMedium, content, copies, small_pool, small_spec
 from pmemfs.errors import (
     BadGeometry,
     BadName,

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from native import shared_files
 
+from kit.data_plane import shared_files
 from pmemfs.dataplane import layouts
 from pmemfs.dataplane.layouts import Extent
 from pmemfs.dataplane.memory import store_word

@@ -11,8 +11,8 @@ from multiprocessing import get_context
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from native import shared_files
 
+from kit.data_plane import shared_files
 from pmemfs.dataplane import layouts
 from pmemfs.dataplane.memory import write_seqlocked
 from pmemfs.dataplane.responder import Responder

@@ -16,8 +16,8 @@ import trio
 import trio.lowlevel
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from native import shared_files
 
+from kit.data_plane import shared_files
 from pmemfs.fuse import raw as raw_module
 from pmemfs.fuse.engine import Engine
 from pmemfs.fuse.fileattr import GET_EXTENDED, GET_FLAGS, SET_EXTENDED, SET_FLAGS

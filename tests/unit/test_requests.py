@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from native import (
+
+from kit.data_plane import (
     FALLOCATE,
     FLUSH,
     FSYNC,
@@ -28,7 +29,6 @@ from native import (
     read_in,
     write_in,
 )
-
 from pmemfs.dataplane.layouts import LATENCY_BUCKETS, Operation, bucket_start_ns
 from pmemfs.media.label import Scheme
 from pmemfs.medium.mapped import MappedMedium

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
-from fs_checker import Checker
-from fs_crash import DIRECTORY, FILE, FRAME, ROOT, PlainMedium, blank_image, on_medium, template
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kit.fs_checker import Checker
+from kit.fs_crash import DIRECTORY, FILE, FRAME, ROOT, PlainMedium, blank_image, on_medium, template
 from pmemfs.memmap.none import NoMemmap
 from pmemfs.volume.fs.filesystem import FileSystem
 

@@ -9,8 +9,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from fakes import loop_device, needs_root, small_tmpfs, sparse_file
 
+from kit.sources import loop_device, needs_root, small_tmpfs, sparse_file
 from pmemfs.errors import NoSpace, NoSuchSource, PmemfsError, UnusableSource
 from pmemfs.medium.source import SourceKind, identify, known_content, make_file
 from pmemfs.units import MIB
@@ -35,8 +35,8 @@ def test_any_other_file_comes_with_a_warning_of_what_durable_means(tmp_path: Pat
 
 @needs_root
 def test_a_block_device_has_the_size_of_its_end(tmp_path: Path) -> None:
-    with loop_device(sparse_file(tmp_path / "disk", MIB)) as device:
-        source = identify(device)
+    with loop_device(sparse_file(tmp_path / "disk", MIB), direct_io=False) as device:
+        source = identify(str(device))
         assert source.kind is SourceKind.BLOCK_DEVICE
         assert source.kind.is_device
         assert source.size_bytes == MIB

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from fakes import small_pool
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kit.pools import small_pool
 from pmemfs.cli import stat as command
 from pmemfs.cli.main import pmemfs, run
 from pmemfs.control.shape import decode

@@ -6,7 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import run_command
+
+from kit.commands import run_command
 
 UNIT = Path(__file__).parents[2] / "daemons/pmemfs@.service"
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from native import READ, Tables, extent, read_in, some_tables
 
+from kit.data_plane import READ, Tables, extent, read_in, some_tables
 from pmemfs.dataplane import layouts
 from pmemfs.dataplane.memory import load_word, store_word
 from pmemfs.dataplane.tables import Arena

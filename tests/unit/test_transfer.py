@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from fakes import mapped_pool
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kit.pools import mapped_pool
 from pmemfs.bio.bio_vec import BioVec, total_bytes
 from pmemfs.bio.kmap import KmapRegistry, Mapping
 from pmemfs.bio.transfer import held, open_direct, read_into_pages, write_from_pages

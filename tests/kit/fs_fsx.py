@@ -16,8 +16,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from fs_oracle import Step, pattern
-from fs_steps import smallest
+from kit.fs_oracle import Step, pattern
+from kit.fs_steps import smallest
 
 PAGE = 4096
 MIB = 1 << 20

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from fs_checker import Checker, Report
 
+from kit.fs_checker import Checker, Report
 from pmemfs.media.label import Mode, Scheme
 from pmemfs.media.live import raised
 from pmemfs.medium.base import Durability, Medium

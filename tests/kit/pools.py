@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pytest
-
+from kit.sources import sparse_file
 from pmemfs.media.label import Label, Scheme, pack, validate
 from pmemfs.media.zones import LABEL_BYTES
 from pmemfs.medium.base import Medium
@@ -29,8 +25,6 @@ SMALL_BYTES = 64 * KIB
 SCHEMES = tuple(Scheme)
 POOL_BYTES = {4 * KIB: 300 * MIB, 2 * MIB: GIB, GIB: 5 * GIB}
 """For each page size, a pool of several sections and stretches; sparse, so it costs nothing."""
-
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount and attach loops")
 
 
 class MemoryMedium(RecordingMedium):
@@ -87,13 +81,6 @@ def copies(image: bytes) -> tuple[Label, Label]:
     return validate(image[:LABEL_BYTES]), validate(image[-LABEL_BYTES:])
 
 
-def sparse_file(path: Path, size_bytes: int) -> Path:
-    """A file that has no memory behind it."""
-    with path.open("wb") as file:
-        file.truncate(size_bytes)
-    return path
-
-
 @contextmanager
 def mapped_pool(
     directory: Path, scheme: Scheme, page_size_bytes: int, size_bytes: int | None = None
@@ -115,36 +102,3 @@ def mapped_pool(
     finally:
         medium.close()
         path.unlink()
-
-
-@contextmanager
-def small_tmpfs(size_bytes: int) -> Iterator[Path]:
-    """A tmpfs that is soon full."""
-    directory = Path(tempfile.mkdtemp(prefix="pmemfs-test-tmpfs-"))
-    options = f"size={size_bytes}"
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(directory)], check=False
-    )
-    try:
-        if mounted.returncode:
-            pytest.skip("this machine lets nobody mount a tmpfs")
-        yield directory
-    finally:
-        if not mounted.returncode:
-            subprocess.run(["umount", "--lazy", str(directory)], check=True)
-        directory.rmdir()
-
-
-@contextmanager
-def loop_device(file: Path) -> Iterator[str]:
-    """A block device over a file."""
-    attached = subprocess.run(
-        ["losetup", "--find", "--show", str(file)], capture_output=True, text=True, check=False
-    )
-    if attached.returncode:
-        pytest.skip(f"no loop device here: {attached.stderr.strip()}")
-    device = attached.stdout.strip()
-    try:
-        yield device
-    finally:
-        subprocess.run(["losetup", "--detach", device], check=True)

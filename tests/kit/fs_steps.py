@@ -15,18 +15,18 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from fs_oracle import (
+from kit.fs_oracle import (
     ACCESS_ACL,
     DEFAULT_ACL,
     EXCHANGE,
     KEEP_SIZE,
     NO_OVERWRITE,
-    NOBODY,
     PUNCH,
     SLOT_COUNT,
     Side,
     Step,
 )
+from kit.users import NOBODY
 
 T = TypeVar("T")
 

@@ -8,8 +8,18 @@ from __future__ import annotations
 import errno
 import functools
 
-from fs_crash import DIRECTORY, FILE, FRAME, ROOT, Op, World, built, link_to, native_write, write
-
+from kit.fs_crash import (
+    DIRECTORY,
+    FILE,
+    FRAME,
+    ROOT,
+    Op,
+    World,
+    built,
+    link_to,
+    native_write,
+    write,
+)
 from pmemfs.medium.base import Durability
 from pmemfs.volume.fs.names import NewInode
 

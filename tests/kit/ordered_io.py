@@ -7,7 +7,7 @@ sees beside a write of the same block is undefined. Here a block has one request
 Every block holds zeroes, or its number and how often it was written, in each of its words. Run as
 a program it hammers one device until its input ends, and prints one line of JSON; so for an hour:
 
-    sleep 3600 | .venv/bin/python tests/endtoend/ordered_io.py DEVICE SEED [--trims]
+    sleep 3600 | .venv/bin/python tests/kit/ordered_io.py DEVICE SEED [--trims]
 """
 
 from __future__ import annotations

@@ -20,13 +20,14 @@ import os
 import stat
 import time
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-NOBODY = 65534
+from kit.users import acting_as
+
 SLOT_COUNT = 5
 TICK_SECONDS = 0.011
 DAY_NS = 86_400 * 10**9
@@ -376,24 +377,6 @@ def last_error() -> OSError:
     """What a C function failed with."""
     number = ctypes.get_errno()
     return OSError(number, os.strerror(number))
-
-
-@contextmanager
-def acting_as(uid: int) -> Iterator[None]:
-    """Make calls as another user, without groups; needs root."""
-    if not uid:
-        yield
-        return
-    groups = os.getgroups()
-    os.setgroups([])
-    os.setegid(uid)
-    os.seteuid(uid)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-        os.setegid(0)
-        os.setgroups(groups)
 
 
 def tree(root: Path) -> dict[str, object]:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import trio
-from fakes import mapped_pool
 
+from kit.pools import mapped_pool
 from pmemfs.dataplane.layouts import Extent, MemmapPlace
 from pmemfs.dataplane.memmap import memmap_place, open_shared_memmap
 from pmemfs.dataplane.responder import Responder

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from conftest import Mounted, PoolMaker, end_process, is_running, pmemfs, run_command
-from endtoend_tools import may_pass, wait_until
-
+from kit.commands import pmemfs, run_command
+from kit.mounts import Mounted, PoolMaker, may_pass
+from kit.processes import end_process, is_running, wait_until
 from pmemfs.mountinfo import mount_at
 
 

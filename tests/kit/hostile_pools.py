@@ -1,6 +1,6 @@
 """Pools that nobody would make: valid file systems with something changed, and what may come of it.
 
-    python tests/hostile.py --seed 1 --tries 1000      or scripts/fuzz-pool
+    scripts/fuzz-pool --seed 1 --tries 1000
 
 One try takes a small valid pool, changes one or a few things that are stored, mostly with checksums
 made right again so that what is behind them is reached, and then mounts it, walks all of it, works

@@ -1,0 +1,61 @@
+"""Calls on files, and the errors they answer."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from pmemfs.units import MIB
+
+
+@contextmanager
+def opened(path: Path, flags: int = os.O_RDWR) -> Iterator[int]:
+    """A file descriptor."""
+    fd = os.open(path, flags)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def read_all(fd: int, length: int, offset: int) -> bytes:
+    """Read a range in pieces of 1 MiB."""
+    pieces = []
+    while length:
+        piece = os.pread(fd, min(length, MIB), offset)
+        assert piece, f"the file ends at {offset}"
+        pieces.append(piece)
+        offset += len(piece)
+        length -= len(piece)
+    return b"".join(pieces)
+
+
+@contextmanager
+def fails_with(number: int) -> Iterator[None]:
+    """What is inside must fail with this errno."""
+    try:
+        yield
+    except OSError as error:
+        assert error.errno == number, error  # noqa: PT017
+    else:
+        pytest.fail(f"no {errno.errorcode[number]}")
+
+
+def mode_of(path: Path) -> int:
+    """The permission bits of a file."""
+    return path.lstat().st_mode & 0o7777
+
+
+def names(path: Path) -> set[str]:
+    """What a directory lists."""
+    return set(os.listdir(path))
+
+
+def pattern(length: int, start: int = 0) -> bytes:
+    """Bytes of which each says where it is."""
+    return b"".join((start + at).to_bytes(8, "little") for at in range(0, length + 8, 8))[:length]

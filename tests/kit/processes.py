@@ -1,0 +1,47 @@
+"""Other processes: whether they live, what they hold, and waiting for what they do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there and not merely waiting for its parent to notice its end."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def end_process(pid: int, seconds: float = 10) -> None:
+    """Wait a little for a process to end by itself, then end it."""
+    deadline = time.monotonic() + seconds
+    while is_running(pid) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    if is_running(pid):
+        os.kill(pid, signal.SIGKILL)
+
+
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 20) -> None:
+    """Wait for something that happens in another process."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not after {seconds} s: {what}"
+        time.sleep(0.02)
+
+
+def private_bytes(pid: int, pool: Path) -> int:
+    """The memory of a process that nobody shares, without the pool, whose memory is the pool's."""
+    total_kib = 0
+    is_counted = True
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        name, *values = line.split()
+        if not name.endswith(":"):
+            is_counted = str(pool) not in line
+        elif is_counted and name in ("Private_Clean:", "Private_Dirty:"):
+            total_kib += int(values[0])
+    return total_kib * 1024
