@@ -2,19 +2,39 @@
 """The transport `fd`: read(2) requests from /dev/fuse, writev(2) replies to it.
 
 A reply to a READ that is one run of the pool is written straight out of it: the kernel copies once.
+
+A worker that finds no request waits awake as the rings do, and then sleeps. Each worker sleeps in an
+epoll of its own that asks for /dev/fuse exclusively, so a request wakes one worker: poll(2) would
+wake them all. The kernel wakes a sleeper even if another worker that is awake takes the request
+first. A worker that was woken in vain many times in a row naps, so that one caller costs one worker.
+A nap has an end because the worker that is awake may be held up by a touch of the pool.
+Source: fuse_dev_do_read and fuse_dev_poll in fs/fuse/dev.c of Linux 6.18; epoll_ctl(2).
 """
 
 from libc.errno cimport EAGAIN, ECONNABORTED, EFAULT, EINTR, ENODEV, ENOENT, ENOMEM, errno
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memset
 from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap
-from posix.time cimport CLOCK_REALTIME
+from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME
+from posix.unistd cimport usleep
 
-from pmemfs.dataplane.memory cimport load, now_ns
+from pmemfs.dataplane.memory cimport load, now_ns, put
 from pmemfs.dataplane.plane cimport plane_t, worker_t
 from pmemfs.dataplane.protocol cimport *
 from pmemfs.dataplane.serve cimport *
-from pmemfs.dataplane.transport cimport HEADERS_BYTES, end_all, hand_over, iovec, wants_reply
+from pmemfs.dataplane.structures cimport slot_t
+from pmemfs.dataplane.transport cimport (
+    HEADERS_BYTES,
+    SPIN_NS,
+    end_all,
+    give_up,
+    hand_over,
+    iovec,
+    may_wait_awake,
+    patience_t,
+    wants_reply,
+)
 
 cdef extern from "sys/uio.h" nogil:
     ssize_t writev(int fd, const iovec *parts, int count)
@@ -22,8 +42,50 @@ cdef extern from "sys/uio.h" nogil:
 cdef extern from "sys/mman.h" nogil:
     enum: MAP_POPULATE
 
+cdef extern from "sys/epoll.h" nogil:
+    cdef struct epoll_event:
+        uint32_t events
+    int epoll_create1(int flags)
+    int epoll_ctl(int epoll_fd, int operation, int fd, epoll_event *event)
+    int epoll_wait(int epoll_fd, epoll_event *events, int room, int timeout)
+    enum:
+        EPOLL_CTL_ADD
+        EPOLLEXCLUSIVE
+        EPOLLIN
+
+cdef extern from "fcntl.h" nogil:
+    int fcntl(int fd, int command, ...)
+    enum:
+        F_GETFL
+        F_SETFL
+        O_NONBLOCK
+
+cdef extern from "sched.h" nogil:
+    int sched_yield()
+
 cdef extern from "unistd.h" nogil:
     ssize_t c_read "read"(int fd, void *data, size_t length)
+
+cdef enum:
+    # A worker that was woken in vain so often in a row is one too many.
+    MOST_VAIN = 8
+    NAP_MICROSECONDS = 2000
+
+# How a worker waits for its next request.
+cdef struct wait_t:
+    patience_t patience
+    int epoll_fd
+    bint was_woken
+    uint32_t vain
+
+
+cdef int stop_blocking(int fuse_fd) noexcept nogil:
+    """Let a read that finds no request return at once; 0 or errno.
+
+    Not for a connection with rings: their commands go through the same open file.
+    """
+    cdef int flags = fcntl(fuse_fd, F_GETFL)
+    return errno if flags < 0 or fcntl(fuse_fd, F_SETFL, flags | O_NONBLOCK) < 0 else 0
 
 
 cdef int serve_classic(worker_t *worker) noexcept nogil:
@@ -33,10 +95,23 @@ cdef int serve_classic(worker_t *worker) noexcept nogil:
     cdef uint8_t *memory = <uint8_t *>mmap(NULL, 2 * room, PROT_READ | PROT_WRITE,
                                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0)
     cdef ssize_t count
+    cdef wait_t waiting
+    cdef epoll_event wanted
     if memory == MAP_FAILED:
         return ENOMEM
+    memset(&waiting, 0, sizeof(waiting))
+    memset(&wanted, 0, sizeof(wanted))
+    wanted.events = EPOLLIN | EPOLLEXCLUSIVE
+    waiting.epoll_fd = epoll_create1(0)
+    if (waiting.epoll_fd < 0
+            or epoll_ctl(waiting.epoll_fd, EPOLL_CTL_ADD, plane.fuse_fd, &wanted)):
+        return errno
     while not load(&plane.header.ends):
         count = c_read(plane.fuse_fd, memory, room)
+        if count < 0 and errno == EAGAIN:
+            count = await_request(worker, &waiting, memory, room)
+        else:
+            waiting.was_woken, waiting.vain = False, 0
         if count >= <ssize_t>sizeof(fuse_in_header):
             serve_message(worker, memory, <uint32_t>count, memory + room)
         elif count < 0 and (errno == ENODEV or errno == ECONNABORTED):
@@ -45,6 +120,34 @@ cdef int serve_classic(worker_t *worker) noexcept nogil:
         elif count < 0 and errno != EINTR and errno != EAGAIN and errno != ENOENT:
             # ENOENT: the request was withdrawn while it was read.
             return errno
+    return 0
+
+
+cdef ssize_t await_request(worker_t *worker, wait_t *waiting, uint8_t *memory,
+                           size_t room) noexcept nogil:
+    """Wait awake for a request, if that pays, and read it. If not, sleep; then this is 0 bytes."""
+    cdef slot_t *slot = worker.slot
+    cdef epoll_event found
+    cdef uint64_t until
+    cdef ssize_t count
+    if waiting.was_woken:
+        waiting.was_woken = False
+        waiting.vain += 1
+        if waiting.vain >= MOST_VAIN:
+            usleep(NAP_MICROSECONDS)
+    elif may_wait_awake(&waiting.patience):
+        until = now_ns(CLOCK_MONOTONIC) + SPIN_NS
+        while now_ns(CLOCK_MONOTONIC) < until:
+            # Whoever else wants this CPU gets it.
+            sched_yield()
+            count = c_read(worker.plane.fuse_fd, memory, room)
+            if count >= 0 or errno != EAGAIN:
+                waiting.patience.failures = waiting.vain = 0
+                put(&slot.spins, slot.spins + 1)
+                return count
+        give_up(&waiting.patience)
+    put(&slot.sleeps, slot.sleeps + 1)
+    waiting.was_woken = epoll_wait(waiting.epoll_fd, &found, 1, -1) > 0
     return 0
 
 

@@ -18,7 +18,7 @@ from libc.string cimport memset
 from posix.unistd cimport close, pipe, usleep
 
 from pmemfs.dataplane cimport memory
-from pmemfs.dataplane.classic cimport reply_classic, serve_classic
+from pmemfs.dataplane.classic cimport reply_classic, serve_classic, stop_blocking
 from pmemfs.dataplane.memory cimport catch_faults, load, put, store
 from pmemfs.dataplane.plane cimport attach, plane_t, slot_of, worker_t
 from pmemfs.dataplane.protocol cimport *
@@ -230,8 +230,11 @@ cdef int start(process_t *process) noexcept nogil:
     cdef int number, ends[2]
     cdef int failed
     cdef plane_t *plane = &process.plane
-    if pipe(ends):
-        return errno
+    # With rings, the only reader gets few requests.
+    failed = 0 if process.queue_count else stop_blocking(plane.fuse_fd)
+    if failed or pipe(ends):
+        process.thread_count = 0
+        return failed or errno
     process.sync_reader, plane.sync_fd = ends[0], ends[1]
     failed = pthread_create(&process.sync_thread, NULL, run_sync, process)
     if failed:

@@ -2,7 +2,7 @@ from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
 from pmemfs.dataplane.plane cimport plane_t, worker_t
 from pmemfs.dataplane.protocol cimport fuse_out_header, uring_header_t
-from pmemfs.dataplane.transport cimport iovec
+from pmemfs.dataplane.transport cimport iovec, patience_t
 
 cdef extern from "liburing.h" nogil:
     cdef struct io_uring:
@@ -17,11 +17,6 @@ cdef struct entry_t:
 
 cdef enum:
     INBOX_ROOM = 64
-
-# How waiting awake went lately; see `await_requests`.
-cdef struct patience_t:
-    uint32_t failures
-    uint32_t sleeps_left
 
 # What came in lately, and where the worker runs for it; see `choose_place`.
 cdef struct place_t:

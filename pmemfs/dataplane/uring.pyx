@@ -24,7 +24,15 @@ from pmemfs.dataplane.plane cimport slot_of, worker_t
 from pmemfs.dataplane.protocol cimport *
 from pmemfs.dataplane.serve cimport *
 from pmemfs.dataplane.structures cimport header_t, slot_t
-from pmemfs.dataplane.transport cimport end_all, hand_over, rewrite_reply, wants_reply
+from pmemfs.dataplane.transport cimport (
+    SPIN_NS,
+    end_all,
+    give_up,
+    hand_over,
+    may_wait_awake,
+    rewrite_reply,
+    wants_reply,
+)
 
 cdef extern from "liburing.h" nogil:
     cdef struct io_uring_sqe:
@@ -113,10 +121,8 @@ cdef enum:
     WINDOW = 128
     LARGE_BYTES = 65536
     FRAME = 4096
-    SPIN_NS = 20000
     # When the control plane is about to reply: a CPU that would fall idle wakes more slowly.
     REPLY_SPIN_NS = 100000
-    MOST_FAILURES = 10
 
 cdef uint64_t INBOX = <uint64_t>-1
 cdef uint64_t REPLY = <uint64_t>-2
@@ -218,9 +224,7 @@ cdef inline int await_requests(queue_t *queue) noexcept nogil:
     cdef int failed = io_uring_submit(&queue.ring)
     if failed < 0 or io_uring_cq_ready(&queue.ring):
         return failed
-    if queue.patience.sleeps_left:
-        queue.patience.sleeps_left -= 1
-    else:
+    if may_wait_awake(&queue.patience):
         until = now_ns(CLOCK_MONOTONIC) + (REPLY_SPIN_NS if queue.awaited else SPIN_NS)
         while now_ns(CLOCK_MONOTONIC) < until:
             # Whoever else wants this CPU gets it; coming back, the kernel delivers requests.
@@ -229,8 +233,7 @@ cdef inline int await_requests(queue_t *queue) noexcept nogil:
                 queue.patience.failures = 0
                 put(&slot.spins, slot.spins + 1)
                 return 0
-        queue.patience.failures = min(queue.patience.failures + 1, MOST_FAILURES)
-        queue.patience.sleeps_left = (1 << queue.patience.failures) - 1
+        give_up(&queue.patience)
     put(&slot.sleeps, slot.sleeps + 1)
     return io_uring_submit_and_wait(&queue.ring, 1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import threading
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from kit.commands import run_command
+from kit.commands import pmemfs_here, run_command
 from kit.mounts import Engine, Mounted, PoolMaker, Session, abort_connection, mounts_at, native_only
 from kit.posix import opened
 from kit.processes import is_running, wait_until
@@ -150,6 +151,48 @@ def test_an_idle_mount_burns_no_cpu(pools: PoolMaker) -> None:
     time.sleep(5)
     # Of one CPU, 1 % is 0.05 s.
     assert used_seconds() - before <= 0.05
+
+
+def workers_of(mounted: Mounted) -> list[dict[str, int]]:
+    """What each worker has counted since the mount."""
+    return list(json.loads(pmemfs_here("stat", mounted.mountpoint, "--json"))["workers"])
+
+
+@native_only
+def test_a_worker_waits_awake_while_requests_come(pools: PoolMaker) -> None:
+    mounted = pools.mount(pools.create(size="16M"))
+
+    def was_awake() -> bool:
+        for _ in range(500):
+            os.pread(fd, 4096, 0)
+        return sum(worker["spins"] for worker in workers_of(mounted)) > 0
+
+    with opened(mounted.device) as fd:
+        wait_until(was_awake, "a worker that waits awake finds a request", 60)
+
+
+@native_only
+def test_workers_of_an_idle_mount_sleep_and_stay_asleep(pools: PoolMaker) -> None:
+    mounted = pools.mount(pools.create(size="16M"))
+    with opened(mounted.device) as fd:
+        for _ in range(2000):
+            os.pread(fd, 4096, 0)
+        tasks = Path(f"/proc/{mounted.data_plane_pid}/task")
+
+        def switches() -> int:
+            """How often a thread of the data plane went to sleep, or gave its CPU to another."""
+            return sum(
+                int(line.split()[1])
+                for task in tasks.iterdir()
+                for line in (task / "status").read_text().splitlines()
+                if line.startswith("voluntary_ctxt_switches")
+            )
+
+        # A request that the control plane answers may still be under way.
+        wait_until(lambda: switches() == (time.sleep(0.2), switches())[1], "all workers sleep")
+        before = switches()
+        time.sleep(2)
+        assert switches() - before <= 4
 
 
 @native_only
