@@ -199,7 +199,8 @@ class HasContent(PmemfsError):
 
 
 class NotAPool(PmemfsError):
-    """{path} holds no pool; 'pmemfs create {path}' would make one"""
+    """{path} has no label of a pool; 'pmemfs create {path}' makes a pool of it and destroys what it
+    holds: also a pool that has lost both copies of its label"""
 
     errno = errno.EINVAL
     exit_code = EXIT_INVALID_POOL

@@ -18,7 +18,15 @@ from pmemfs.media.zones import (
     compute_zones,
 )
 from pmemfs.medium.mapped import MappedMedium, open_locked
-from pmemfs.medium.source import Source, SourceKind, identify, known_content, make_empty, make_file
+from pmemfs.medium.source import (
+    Source,
+    SourceKind,
+    check_path,
+    identify,
+    known_content,
+    make_empty,
+    make_file,
+)
 from pmemfs.observe.pool import pool_info
 from pmemfs.pfn import FRAME_BYTES
 from pmemfs.pool import Pool, PoolSpec, read_labels
@@ -84,8 +92,9 @@ def create(
         mode=_MODES[mode],
     )
     check_name(spec.name)
-    size_bytes = _size_bytes(path, parse_size(size) if size is not None else None)
-    _check_fits(spec, size_bytes)
+    wanted_bytes = parse_size(size) if size is not None else None
+    size_bytes = _size_bytes(path, wanted_bytes)
+    _check_fits(spec, size_bytes, wanted_bytes)
     with _made_source(path, size_bytes, sparse=sparse, force=force) as medium:
         pool = Pool.create(medium, spec)
         if spec.mode is Mode.FS:
@@ -105,6 +114,7 @@ def create(
 
 def _size_bytes(path: str, wanted_bytes: int | None) -> int:
     """The size of the pool. Raises NoSuchSource, UnusableSource and BadGeometry."""
+    check_path(path)
     if not os.path.exists(path):
         if wanted_bytes is None:
             raise NoSuchSource(path=path, why="no such file; --size says how large to make it")
@@ -120,7 +130,7 @@ def _size_bytes(path: str, wanted_bytes: int | None) -> int:
     return wanted_bytes & -FRAME_BYTES
 
 
-def _check_fits(spec: PoolSpec, size_bytes: int) -> None:
+def _check_fits(spec: PoolSpec, size_bytes: int, asked_bytes: int | None) -> None:
     """Refuse an impossible geometry before anything is touched. Raises BadGeometry."""
     compute_zones(
         size_bytes,
@@ -128,6 +138,7 @@ def _check_fits(spec: PoolSpec, size_bytes: int) -> None:
         alignment_bytes=spec.alignment_bytes,
         memmap_in_pool=spec.scheme is Scheme.PMEM,
         memmap_behind_data=True,
+        asked_bytes=asked_bytes,
     )
 
 

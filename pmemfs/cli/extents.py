@@ -11,6 +11,7 @@ import click
 from pmemfs.cli.find import ask
 from pmemfs.cli.output import json_option, print_json, print_table, say
 from pmemfs.errors import NoExtents, NoSuchSource, NotMounted
+from pmemfs.medium.source import check_path
 from pmemfs.mountinfo import Mount, mount_of_device
 from pmemfs.observe.answers import ExtentReport, FileExtents
 from pmemfs.units import format_size
@@ -64,6 +65,7 @@ def _ask(mount: Mount, inode: int) -> FileExtents:
 
 def _find(path: str) -> tuple[Mount, int]:
     """The mount that a file is of, and its inode. Raises PmemfsError."""
+    check_path(path)
     try:
         status = os.stat(path)
     except OSError as error:

@@ -27,7 +27,10 @@ def our_mounts() -> Iterator[Mount]:
 
 
 def find_mount(target: str) -> Mount | None:
-    """The mount on a mountpoint, or of a pool; None where there is none."""
+    """The mount on a mountpoint, or of a pool; None where there is none. Raises NotMounted."""
+    if not target:
+        # As a path it would be the current directory: most likely a variable that is not set.
+        raise NotMounted(path="''", why=": a pool or a mountpoint has a name")
     resolved = resolve(target)
     at = mount_at(resolved)
     if at and at.is_ours:

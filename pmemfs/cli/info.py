@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import click
 
 from pmemfs.cli.find import ask, find_mount
 from pmemfs.cli.output import json_option, print_facts, print_json
+from pmemfs.fuse.mountpoint import places_of
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.observe.answers import MountStatus, PoolInfo
 from pmemfs.observe.pool import pool_info
@@ -25,10 +26,14 @@ def info(target: str, as_json: bool) -> None:
     mount = find_mount(target)
     status = ask(mount, "info", MountStatus) if mount else None
     pool = status.pool if status else _read_pool(target)
-    if as_json:
-        print_json(status.as_json() if status else {"pool": pool.as_json()})
+    # Wherever the mount appears: the daemon names one place.
+    places = [place.mountpoint for place in places_of(mount)] if mount else []
+    if not as_json:
+        print_facts(_facts(pool, status, places))
+    elif status:
+        print_json({**status.as_json(), "mountpoints": places})
     else:
-        print_facts(_facts(pool, status))
+        print_json({"pool": pool.as_json()})
 
 
 def _read_pool(path: str) -> PoolInfo:
@@ -39,7 +44,9 @@ def _read_pool(path: str) -> PoolInfo:
         medium.close()
 
 
-def _facts(pool: PoolInfo, status: MountStatus | None) -> Iterator[tuple[str, object]]:
+def _facts(
+    pool: PoolInfo, status: MountStatus | None, places: Sequence[str]
+) -> Iterator[tuple[str, object]]:
     yield "pool", f"{pool.name} ({pool.path})"
     yield "uuid", pool.uuid
     yield "source", f"{pool.kind}, durable by {pool.durability}"
@@ -56,12 +63,12 @@ def _facts(pool: PoolInfo, status: MountStatus | None) -> Iterator[tuple[str, ob
     for damaged in pool.damaged_labels:
         yield "damaged", damaged
     if status:
+        yield "mounted on", ", ".join(places)
         yield from _mount_facts(status)
 
 
 def _mount_facts(status: MountStatus) -> Iterator[tuple[str, object]]:
     io = status.io
-    yield "mounted on", status.mountpoint
     yield "options", ("ro" if status.read_only else "rw") + f" ({status.options})"
     yield "daemon", f"pid {status.pid}, engine {status.engine}"
     if status.data_plane_pid:

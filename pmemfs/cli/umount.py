@@ -23,11 +23,12 @@ _TIMEOUT_SECONDS = 60
 
 
 @click.command()
-@click.argument("target")
+@click.argument("target", metavar="{MOUNTPOINT|POOL}")
 @click.option("-l", "--lazy", is_flag=True, help="Detach now, end when nobody uses it any more.")
 def umount(target: str, lazy: bool) -> int:
-    """Unmount TARGET, a mountpoint or a pool.
+    """Unmount MOUNTPOINT, or POOL wherever it is mounted.
 
+    A pool that is mounted on several directories stays on the others if one of them is unmounted.
     umount(8) and fusermount3 -u do as well; this waits until the daemon has ended, and fails if
     it did not leave the pool clean. That only the owner of a mount is told: root opens no file
     that another user's daemon names.

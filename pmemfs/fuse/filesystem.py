@@ -38,7 +38,7 @@ from pmemfs.errors import system_error
 from pmemfs.fuse import acl
 from pmemfs.fuse.barrier import guarded
 from pmemfs.fuse.changes import Change, change_inode
-from pmemfs.fuse.newinode import Maker, new_inode, whiteout
+from pmemfs.fuse.newinode import Maker, check_cached, new_inode, whiteout
 from pmemfs.fuse.openfiles import OpenFiles
 from pmemfs.fuse.patience import Patience, patient
 from pmemfs.fuse.privileges import CAPABILITIES, Caller
@@ -193,6 +193,7 @@ class FileSystemOperations(pyfuse3.Operations):
             self._set_list(inode, name, value, ctx)
         else:
             _check_namespace(name)
+            check_cached(name, value)
             self._fs.set_xattr(inode, name, value)
             if name == CAPABILITIES:
                 self._files.note_change(inode)

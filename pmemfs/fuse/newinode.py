@@ -6,9 +6,11 @@ umask. Source: inode(7), acl(5).
 
 from __future__ import annotations
 
+import errno
 import stat
 from dataclasses import dataclass, replace
 
+from pmemfs.errors import system_error
 from pmemfs.fuse import acl
 from pmemfs.volume.fs.filesystem import FileSystem
 from pmemfs.volume.fs.names import NewInode
@@ -16,6 +18,8 @@ from pmemfs.volume.fs.names import NewInode
 CACHED = b"user.pmemfs.cached"
 """The attribute of a file that is opened for the page cache, unless it is "0"; what is made in a
 directory that has it gets it too. See docs/mmap.md."""
+
+_CACHED_VALUES = (b"0", b"1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +29,12 @@ class Maker:
     uid: int
     gid: int
     umask: int
+
+
+def check_cached(name: bytes, value: bytes) -> None:
+    """Raise OSError (EINVAL) for a value of `CACHED` that says neither yes nor no."""
+    if name == CACHED and value not in _CACHED_VALUES:
+        raise system_error(errno.EINVAL)
 
 
 def new_inode(

@@ -71,8 +71,11 @@ def compute_zones(
     alignment_bytes: int,
     memmap_in_pool: bool,
     memmap_behind_data: bool,
+    asked_bytes: int | None = None,
 ) -> Zones:
     """The zones of a pool of that geometry. A memmap zone that has nothing in it lies in front.
+
+    `asked_bytes` is what somebody has asked for, where the size was rounded: a message says it.
 
     Raises BadGeometry where a number is not allowed or not even one page fits.
     """
@@ -93,8 +96,8 @@ def compute_zones(
 
     if end_bytes(1) > pool_size_bytes:
         raise BadGeometry(
-            why=f"a pool of {format_size(pool_size_bytes)} is too small: with this page size and "
-            f"alignment it needs at least {format_size(end_bytes(1))}"
+            why=f"a pool of {format_size(asked_bytes or pool_size_bytes)} is too small: with this "
+            f"page size and alignment it needs at least {format_size(end_bytes(1))}"
         )
     page_count = _largest_that_fits(end_bytes, pool_size_bytes, pool_size_bytes // page_size_bytes)
     return Zones(

@@ -58,8 +58,15 @@ class Source:
     """What a user should know before relying on it; empty for the kinds that pmemfs is for."""
 
 
+def check_path(path: str) -> None:
+    """Raise NoSuchSource for a path that is empty: most likely a variable that is not set."""
+    if not path:
+        raise NoSuchSource(path="''", why="a path is not empty")
+
+
 def identify(path: str) -> Source:
     """What `path` is. Raises NoSuchSource and UnusableSource."""
+    check_path(path)
     try:
         status = os.stat(path)
     except OSError as error:

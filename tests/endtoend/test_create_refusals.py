@@ -27,6 +27,11 @@ def test_a_size_that_is_nonsense_is_bad_usage_and_makes_nothing(shm: Path, size:
     assert not list(shm.iterdir())
 
 
+def test_a_size_that_is_too_small_is_said_as_it_was_asked_for(shm: Path) -> None:
+    for size, said in (("1K", "1KiB"), ("5000", "4.88KiB"), ("1M", "1MiB")):
+        refused(pmemfs("create", shm / "pool", "--size", size), 2, f"a pool of {said} is too small")
+
+
 @pytest.mark.parametrize("align", ["0", "3M", "1K", "abc", "8E", ""])
 def test_an_alignment_that_is_nonsense_is_bad_usage(shm: Path, align: str) -> None:
     refused(pmemfs("create", shm / "pool", "--size=16M", f"--align={align}"), 2)

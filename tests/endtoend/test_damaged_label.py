@@ -70,7 +70,7 @@ def test_one_bad_copy_is_reported_and_does_not_matter(
 
 
 @pytest.mark.parametrize(
-    ("how", "code", "word"), [("torn", 4, "checksum"), ("random", 8, "no pool")]
+    ("how", "code", "word"), [("torn", 4, "checksum"), ("random", 8, "no label")]
 )
 def test_two_bad_copies_are_refused(pools: PoolMaker, how: str, code: int, word: str) -> None:
     pool = pools.create(size="16M")
@@ -117,3 +117,11 @@ def test_check_of_a_truncated_pool_finds_it(pools: PoolMaker) -> None:
     checked = check(pool)
     assert checked.code == 4
     assert "truncated" in checked.out
+
+
+def test_nobody_is_led_to_make_a_new_pool_where_both_labels_are_lost(pools: PoolMaker) -> None:
+    pool = pools.create(size="16M")
+    for offset in COPIES.values():
+        scribble(pool, offset, "zero")
+    for command, code in ((("info",), 4), (("check",), 8), (("mount", pools.mountpoint()), 32)):
+        refused(pmemfs(command[0], pool, *command[1:]), code, "destroys", "both copies")

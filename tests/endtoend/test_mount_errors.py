@@ -155,6 +155,19 @@ def test_a_bad_command_line_is_bad_usage(words: tuple[str, ...]) -> None:
     assert "Usage" in result.err
 
 
+def test_an_empty_path_is_refused_and_is_not_the_current_directory(
+    pools: PoolMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mounted = pools.mount(pools.create(size="16M"))
+    monkeypatch.chdir(mounted.mountpoint)
+    refused(pmemfs("mount", "", pools.mountpoint("other")), 32, "''", "not empty")
+    for command in ("info", "pages", "stat", "trim", "resize"):
+        refused(pmemfs(command, ""), 1, "''")
+    for command, code in (("umount", 32), ("check", 8), ("extents", 1), ("create", 1)):
+        refused(pmemfs(command, ""), code, "''")
+    assert mounts_at(mounted.mountpoint) == 1
+
+
 @pytest.mark.parametrize("command", ["umount", "info", "pages"])
 def test_commands_about_a_mount_refuse_what_is_none(pools: PoolMaker, command: str) -> None:
     code = {"umount": 32, "info": 1, "pages": 1}[command]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -41,6 +42,14 @@ def test_unmounting_either_leaves_the_other(pools: PoolMaker, order: tuple[int, 
     assert last.device.stat().st_size > before
     assert run_command("umount", last.mountpoint).code == 0
     session.assert_ended()
+
+
+def test_info_names_every_place(pools: PoolMaker) -> None:
+    both = mounted_twice(pools)
+    places = [str(mounted.mountpoint) for mounted in both]
+    for target in (both[0].pool, *places):
+        assert json.loads(pmemfs_ok("info", target, "--json"))["mountpoints"] == places
+        assert ", ".join(places) in pmemfs_ok("info", target)
 
 
 def test_pmemfs_umount_takes_a_mountpoint_or_all_of_a_pool(pools: PoolMaker) -> None:

@@ -18,8 +18,8 @@ import pytest
 
 from kit.commands import BIN, pmemfs, pmemfs_ok, refused, run_command
 from kit.mounts import PoolMaker, Session
-from pmemfs.cli.main import pmemfs as group
-from pmemfs.cli.main import run
+from pmemfs.cli.commands import pmemfs as group
+from pmemfs.cli.commands import run
 from pmemfs.control.places import new_socket_path, private_directories, socket_path
 from pmemfs.errors import NoControlSocket
 from pmemfs.mountinfo import Mount, mount_at

@@ -166,6 +166,15 @@ def test_a_file_is_not_cached_after_all_when_it_says_so(files: Mounted, engine: 
             mmap.mmap(fd, PAGE)
 
 
+@pytest.mark.parametrize("value", [b"", b"2", b"yes", b"no", b"1\n", b"\0"])
+def test_an_attribute_that_says_neither_yes_nor_no_is_refused(files: Mounted, value: bytes) -> None:
+    os.setxattr(files.mountpoint, CACHED, b"1")
+    with pytest.raises(OSError, match="Invalid argument"):
+        os.setxattr(files.mountpoint, CACHED, value)
+    assert os.getxattr(files.mountpoint, CACHED) == b"1"
+    os.setxattr(files.mountpoint, "user.other", value)
+
+
 def test_stores_through_mappings_of_roots_mounts_are_not_held_up(files: Mounted) -> None:
     mount = mount_at(str(files.mountpoint))
     assert mount is not None

@@ -10,8 +10,8 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
-from pmemfs.cli.main import pmemfs as program
-from pmemfs.cli.main import run
+from pmemfs.cli.commands import pmemfs as program
+from pmemfs.cli.commands import run
 
 BIN = Path(sys.executable).parent
 _HERE = threading.Lock()

@@ -21,8 +21,8 @@ import pytest
 from kit.data_plane import READ, WRITE, InProcess, read_in, write_in
 from kit.poison import Poisoner, address_of, in_child, mapping_of, poisoner
 from pmemfs.cli.check import check
+from pmemfs.cli.commands import run
 from pmemfs.cli.info import info
-from pmemfs.cli.main import run
 from pmemfs.dataplane.memmap import memmap_place, open_shared_memmap
 from pmemfs.dataplane.tables import SharedMemory
 from pmemfs.errors import MemoryFault

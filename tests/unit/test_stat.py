@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from kit.pools import small_pool
 from pmemfs.cli import stat as command
-from pmemfs.cli.main import pmemfs, run
+from pmemfs.cli.commands import pmemfs, run
 from pmemfs.control.shape import decode
 from pmemfs.dataplane import layouts
 from pmemfs.dataplane.counters import read_counters

@@ -1,0 +1,30 @@
+"""Ctrl-C while a program starts or ends. Loads next to nothing, so that it is there at once.
+
+Python turns an interrupt into KeyboardInterrupt wherever it is just then. While modules are loaded
+that is deep inside the import system, which prints a traceback, or swallows it. So the process just
+ends until a command is loaded, which has something to tidy up, and again when the command is done.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType
+
+EXIT_INTERRUPTED = 130
+
+
+def leave_quietly() -> None:
+    """From now on an interrupt ends the process; unless whoever started it has it ignored."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _leave)
+
+
+def raise_interrupts() -> None:
+    """Undo `leave_quietly`: from now on an interrupt is an exception."""
+    if signal.getsignal(signal.SIGINT) is _leave:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _leave(_number: int, _frame: FrameType | None) -> None:
+    os._exit(EXIT_INTERRUPTED)

@@ -1,0 +1,61 @@
+"""The command behind `mount.pmemfs`, as mount(8) calls it.
+
+    mount.pmemfs SOURCE DIRECTORY [-sfnv] [-N NAMESPACE] [-o OPTIONS] [-t TYPE]
+
+Exit codes are those of mount(8): 1 for bad usage, 32 for a mount that failed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+
+from pmemfs.cli.commands import run
+from pmemfs.cli.early import raise_interrupts
+from pmemfs.cli.mount import reporting_mount_failure, start
+from pmemfs.errors import EXIT_USAGE
+from pmemfs.fuse.options import MountOptions
+from pmemfs.medium.source import identify
+
+_EXIT_MOUNT_USAGE = 1
+
+
+@click.command()
+@click.argument("source")
+@click.argument("directory")
+@click.option("-o", "options_text", default="", help="Mount options.")
+@click.option("-f", "fake", is_flag=True, help="Check the words, don't mount.")
+@click.option("-s", "sloppy", is_flag=True, help="Ignored.")
+@click.option("-n", "no_mtab", is_flag=True, help="Ignored.")
+@click.option("-v", "verbose", is_flag=True, help="Ignored.")
+@click.option("-N", "namespace", help="Ignored: mount(8) has entered it.")
+@click.option("-t", "fs_type", help="Ignored.")
+def mount_pmemfs(
+    source: str,
+    directory: str,
+    options_text: str,
+    fake: bool,
+    sloppy: bool,
+    no_mtab: bool,
+    verbose: bool,
+    namespace: str | None,
+    fs_type: str | None,
+) -> int:
+    """Mount the pool SOURCE on DIRECTORY, as mount(8) asks for it."""
+
+    def attempt() -> int:
+        options = MountOptions.parse(options_text)
+        if fake:
+            identify(source)
+            return 0
+        return start(source, directory, options)
+
+    return reporting_mount_failure(attempt)
+
+
+def run_helper(words: Sequence[str]) -> int:
+    """Run it; its exit code."""
+    raise_interrupts()
+    code = run(mount_pmemfs, list(words))
+    return _EXIT_MOUNT_USAGE if code == EXIT_USAGE else code
