@@ -112,6 +112,8 @@ cdef extern from * nogil:
         for (int number = 0; number < PMEMFS_MAPPINGS; number++)
             if (!pmemfs_mappings[number].start) {
                 pmemfs_mappings[number] = *wanted;
+                /* Whoever wants it has not filled these in, and they may be anything then. */
+                pmemfs_mappings[number].low = pmemfs_mappings[number].high = 0;
                 pmemfs_unlock();
                 return number;
             }
