@@ -11,11 +11,12 @@ from dataclasses import asdict, dataclass, field
 
 import click
 
-from pmemfs.check import Finding, check_pool, has_errors, repair_pool
 from pmemfs.cli.output import complain, json_option, print_facts, print_json, say
 from pmemfs.errors import EXIT_CANNOT_CHECK, PmemfsError
 from pmemfs.medium.mapped import MappedMedium
+from pmemfs.pool.label_check import Finding, has_errors
 from pmemfs.volume.fs.check import Progress
+from pmemfs.volume.pool_check import check_pool, repair_pool
 
 _EXIT_CLEAN = 0
 _EXIT_CORRECTED = 1

@@ -29,7 +29,8 @@ from pmemfs.medium.source import (
 )
 from pmemfs.observe.pool import pool_info
 from pmemfs.pfn import FRAME_BYTES
-from pmemfs.pool import Pool, PoolSpec, read_labels
+from pmemfs.pool import Pool, PoolSpec
+from pmemfs.pool.labels import read_labels
 from pmemfs.units import MIB, format_size, parse_size
 from pmemfs.volume.fs.filesystem import FileSystem
 

@@ -10,7 +10,7 @@ import click
 from pmemfs.cli.find import ask, find_mount, require_mount
 from pmemfs.cli.output import json_option, print_json, say
 from pmemfs.control.client import ANSWER_TIMEOUT_SECONDS
-from pmemfs.growth import Grown, grow_unmounted
+from pmemfs.pool.growth import Grown, grow_unmounted
 from pmemfs.units import format_size, parse_size
 
 _PATIENCE_SECONDS = 24 * 3600

@@ -26,12 +26,12 @@ import trio
 
 from pmemfs.errors import CannotGrow
 from pmemfs.fuse.engine import Engine
-from pmemfs.growth import Grown, Growth, target_bytes, unknown_end_bytes
 from pmemfs.media.label import Scheme
 from pmemfs.media.zones import Zone, Zones
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap import Memmap
 from pmemfs.pool import Pool
+from pmemfs.pool.growth import Grown, Growth, target_bytes, unknown_end_bytes
 from pmemfs.units import format_size
 
 log = logging.getLogger(__name__)

@@ -8,15 +8,13 @@ meanwhile, structures that are lost or left behind by it are worth no more than 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 from pmemfs.media.zones import Zone
 from pmemfs.medium.base import Medium
 from pmemfs.pfn import PAGE_STRUCTURE_BYTES
+from pmemfs.ranges import Range, without
 from pmemfs.units import MIB
-
-Range = tuple[int, int]
-"""From the first to behind the last, of pages or bytes."""
 
 _CLEARING_BYTES = MIB
 
@@ -103,22 +101,6 @@ def move_structures(
             step = min(end - start, _CLEARING_BYTES)
             memory[start : start + step] = bytes(step)
             start += step
-
-
-def without(ranges: Iterable[Range], taken: Sequence[Range]) -> Iterator[Range]:
-    """What is left of ranges without others; each in ascending order, and disjoint."""
-    position = 0
-    for start, end in ranges:
-        while position < len(taken) and taken[position][1] <= start:
-            position += 1
-        at = position
-        while at < len(taken) and taken[at][0] < end:
-            if start < taken[at][0]:
-                yield start, taken[at][0]
-            start = max(start, taken[at][1])
-            at += 1
-        if start < end:
-            yield start, end
 
 
 def _bytes_of(runs: Iterable[Range], offset: int) -> list[Range]:

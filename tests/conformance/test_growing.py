@@ -21,13 +21,13 @@ from pmemfs.dataplane.layouts import Presence
 from pmemfs.errors import CannotGrow, CannotShrink, NoSpace
 from pmemfs.fuse.engine import PythonEngine
 from pmemfs.fuse.growing import Grower
-from pmemfs.growth import Grown
 from pmemfs.media.label import Scheme
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.medium.source import make_file
 from pmemfs.memmap import Memmap, open_memmap
 from pmemfs.memmap.base import Access
 from pmemfs.pool import Pool, PoolSpec
+from pmemfs.pool.growth import Grown
 from pmemfs.units import GIB, KIB, MIB, TIB
 from pmemfs.volume.linear import INODE, LinearVolume
 

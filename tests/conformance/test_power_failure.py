@@ -15,11 +15,11 @@ import pytest
 
 from kit.pools import SMALL_BYTES, content, small_pool, small_spec
 from pmemfs.errors import InvalidPool, NotAPool
-from pmemfs.growth import Growth, heal
 from pmemfs.media.label import Label, Scheme, pack
 from pmemfs.media.zones import LABEL_BYTES
 from pmemfs.medium.recording import RecordingMedium
 from pmemfs.pool import Pool
+from pmemfs.pool.growth import Growth, heal
 
 Meaning = Label | None
 """What an image opens as; None where it is refused as no pool, or not a valid one."""

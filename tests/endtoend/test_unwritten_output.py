@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from conftest import BIN, PoolMaker, pmemfs_ok
+from kit.commands import BIN, pmemfs_ok
+from kit.mounts import PoolMaker
 
 
 def unheard(*words: object, full: bool) -> tuple[int, str]:

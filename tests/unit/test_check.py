@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 
 from kit.pools import SMALL_BYTES, MemoryMedium, content, small_pool
-from pmemfs.check import check_pool, has_errors
 from pmemfs.errors import NotAPool
 from pmemfs.media.label import Label, pack
 from pmemfs.media.zones import LABEL_BYTES
+from pmemfs.pool.label_check import has_errors
+from pmemfs.volume.pool_check import check_pool
 
 
 def checked(first: bytes, second: bytes) -> tuple[bool, dict[str, str]]:

@@ -21,11 +21,11 @@ from pmemfs.errors import (
     NoSizeGiven,
     NoSpace,
 )
-from pmemfs.growth import grow_unmounted
 from pmemfs.media.label import Scheme
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.medium.source import make_file
 from pmemfs.pool import Pool, PoolSpec
+from pmemfs.pool.growth import grow_unmounted
 from pmemfs.units import GIB, KIB, MIB
 
 SIZE = 8 * MIB

@@ -7,8 +7,9 @@ from itertools import pairwise
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pmemfs.memmap.moving import clipped, live_runs, move_structures, without
+from pmemfs.memmap.moving import clipped, live_runs, move_structures
 from pmemfs.pfn import PAGE_STRUCTURE_BYTES
+from pmemfs.ranges import without
 
 SIZE = PAGE_STRUCTURE_BYTES
 SHIFT = 2

@@ -1,8 +1,6 @@
-"""A pool: a medium, its label in two copies, and the zones that follow from it.
+"""A pool: a medium, its label in two copies (see `labels`), and the zones that follow from it.
 
 Invariants:
-- a label is written to the copy that isn't the one in force, made durable, and then to the other:
-  at every instant one valid copy exists, and a torn write loses nothing;
 - both copies record generation g before any page structure is given generation g, so whichever
   copy survives, no stale structure can pass for a current one;
 - `create` and `open` touch nothing but the two labels;
@@ -15,26 +13,21 @@ from __future__ import annotations
 import secrets
 import time
 import uuid
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pmemfs.errors import (
-    InvalidLabel,
     InvalidPool,
-    MemoryFault,
     NewerFormat,
     NotAPool,
     ReadOnlyPool,
 )
 from pmemfs.media.label import (
-    LAYOUT,
     Incompatible,
     Label,
     Mode,
     Scheme,
     State,
     check_name,
-    has_magic,
     pack,
     validate,
     with_zones,
@@ -42,6 +35,14 @@ from pmemfs.media.label import (
 from pmemfs.media.zones import DEFAULT_ALIGNMENT_BYTES, LABEL_BYTES, Zones
 from pmemfs.medium.base import Medium
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT, PageGeometry, Pfn
+from pmemfs.pool.labels import (
+    LabelReading,
+    newest,
+    read_labels,
+    stray_sequence,
+    write_label,
+    write_labels,
+)
 from pmemfs.units import format_size
 from pmemfs.version import VERSION
 
@@ -59,29 +60,18 @@ class PoolSpec:
     mode: Mode = Mode.BLOCK
 
 
-@dataclass(frozen=True, slots=True)
-class LabelReading:
-    """What was found where a copy of the label belongs."""
-
-    where: str
-    offset_bytes: int
-    label: Label | None
-    problem: InvalidLabel | None
-    has_magic: bool
-
-
 class Pool:
     """An open pool."""
 
     def __init__(self, medium: Medium, readings: tuple[LabelReading, LabelReading]) -> None:
         self.medium = medium
         self.readings = readings
-        self._current = _newest(readings)
+        self._current = newest(readings)
         assert self._current.label is not None, "a pool is made of readings with a valid copy"
         self.label: Label = self._current.label
         self.zones: Zones = self.label.zones
         # A growth that came to nothing may have left a copy at the end of the medium.
-        self._least_sequence = max(self.label.sequence, _stray_sequence(medium, self.label))
+        self._least_sequence = max(self.label.sequence, stray_sequence(medium, self.label))
 
     @classmethod
     def create(cls, medium: Medium, spec: PoolSpec) -> Pool:
@@ -89,7 +79,7 @@ class Pool:
         check_name(spec.name)
         readings = read_labels(medium)
         label = _readable(_new_label(medium, spec, readings))
-        _write_labels(medium, label, in_force=_newest(readings))
+        write_labels(medium, label, in_force=newest(readings))
         return cls.open(medium)
 
     @classmethod
@@ -193,102 +183,28 @@ class Pool:
     def announce(self, label: Label) -> None:
         """Write the copy of a `grown_label`, where it belongs; it counts for nothing yet."""
         self._least_sequence = label.sequence
-        _write_label(self.medium, label, label.pool_size_bytes - LABEL_BYTES)
+        write_label(self.medium, label, label.pool_size_bytes - LABEL_BYTES)
 
     def adopt(self, label: Label) -> None:
         """Write an announced label in front, from where on it is the pool's."""
-        _write_label(self.medium, label, 0)
+        write_label(self.medium, label, 0)
         self.label, self.zones = label, label.zones
         self._read_back()
 
     def _write(self, label: Label) -> None:
         self._least_sequence += 1
         self.label = _readable(replace(label, sequence=self._least_sequence, software=_software()))
-        _write_labels(self.medium, self.label, in_force=self._current)
+        write_labels(self.medium, self.label, in_force=self._current)
         self._read_back()
 
     def _read_back(self) -> None:
         self.readings = read_labels(self.medium)
-        self._current = _newest(self.readings)
-
-
-def read_labels(medium: Medium) -> tuple[LabelReading, LabelReading]:
-    """Both copies, as far as they are valid.
-
-    The second is where the first one says that the pool ends. If the first is damaged, what is left
-    of it is only a hint (the medium may have grown since), and the end of the medium another; if
-    there is a copy at both, one pool was about to overwrite the other, and the newer one counts.
-    """
-    first = _read_label(medium, "label", 0)
-    if first.label:
-        ends_bytes = [first.label.pool_size_bytes]
-    else:
-        hint = _size_in(medium)
-        ends_bytes = [hint, medium.size_bytes] if hint <= medium.size_bytes else [medium.size_bytes]
-    copies = [_read_label(medium, "label copy", end - LABEL_BYTES) for end in reversed(ends_bytes)]
-    return first, _newest(copies)
-
-
-def _size_in(medium: Medium) -> int:
-    """The size of the pool in what is left of the label in front; that of the medium, if nothing
-    is."""
-    try:
-        size_bytes: int = LAYOUT.unpack(bytes(medium.read(0, LABEL_BYTES))).pool_size_bytes
-    except MemoryFault:
-        return medium.size_bytes
-    return size_bytes
-
-
-def _read_label(medium: Medium, where: str, offset_bytes: int) -> LabelReading:
-    if not 0 <= offset_bytes <= medium.size_bytes - LABEL_BYTES:
-        problem = InvalidLabel(why="it lies behind the end of the medium")
-        return LabelReading(where, offset_bytes, None, problem, False)
-    try:
-        raw = bytes(medium.read(offset_bytes, LABEL_BYTES))
-    except MemoryFault as fault:
-        # Nobody knows what is there, so nobody is told that there is no pool.
-        return LabelReading(where, offset_bytes, None, InvalidLabel(why=str(fault)), True)
-    try:
-        return LabelReading(where, offset_bytes, validate(raw), None, True)
-    except InvalidLabel as problem:
-        return LabelReading(where, offset_bytes, None, problem, has_magic(raw))
-
-
-def _newest(readings: Sequence[LabelReading]) -> LabelReading:
-    return max(readings, key=lambda reading: reading.label.sequence if reading.label else -1)
+        self._current = newest(self.readings)
 
 
 def _readable(label: Label) -> Label:
     """The label as it will be read back: one whose sequence number has run out won't be."""
     return validate(pack(label))
-
-
-def _write_labels(medium: Medium, label: Label, *, in_force: LabelReading) -> None:
-    """Write both copies, the one in force last."""
-    copy_offset_bytes = label.pool_size_bytes - LABEL_BYTES
-    offsets = [copy_offset_bytes, 0]
-    # A copy in force that is elsewhere, of a smaller pool that `create` overwrites, is found
-    # through the label at 0 alone, so that one must stay whole until the new copy is durable.
-    if in_force.offset_bytes == copy_offset_bytes:
-        offsets.reverse()
-    for offset_bytes in offsets:
-        _write_label(medium, label, offset_bytes)
-
-
-def _write_label(medium: Medium, label: Label, offset_bytes: int) -> None:
-    medium.store(offset_bytes, pack(label))
-    medium.persist(offset_bytes, LABEL_BYTES)
-
-
-def _stray_sequence(medium: Medium, label: Label) -> int:
-    """The sequence of a label at the end of a medium that is larger than the pool, or 0.
-
-    It would be found if the label in front were torn, and must then lose against the pool's copy.
-    """
-    if medium.size_bytes <= label.pool_size_bytes:
-        return 0
-    stray = _read_label(medium, "", medium.size_bytes - LABEL_BYTES).label
-    return stray.sequence if stray else 0
 
 
 def _new_label(

@@ -7,41 +7,37 @@ are not persistent. Mode `fs` adds the file system. Nothing is written, except b
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from pmemfs.errors import InvalidPool
-from pmemfs.media.label import Mode, State
+from pmemfs.media.label import Mode
 from pmemfs.medium.base import Medium
-from pmemfs.pool import LabelReading, Pool, read_labels
+from pmemfs.pool import Pool
+from pmemfs.pool.label_check import (
+    Finding,
+    agreement,
+    has_errors,
+    label_finding,
+    state_finding,
+    zone_findings,
+)
+from pmemfs.pool.labels import read_labels
 from pmemfs.volume.fs.check import Problem, Progress, Verdict, check_filesystem
 from pmemfs.volume.fs.repair import doable, repair_filesystem, say_left
 
 _LABEL_REMEDY = "both copies are written anew"
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was looked at."""
-
-    what: str
-    is_error: bool
-    sentence: str
-    inode: int | None = None
-    path: str | None = None
-    remedy: str | None = None
-    """What `repair_pool` would do about it."""
-
-
 def check_pool(medium: Medium, progress: Progress = lambda *_: None) -> list[Finding]:
     """What was found, in the order in which it was looked at. Raises NotAPool."""
-    findings = [_label_finding(reading) for reading in read_labels(medium)]
+    findings = [label_finding(reading) for reading in read_labels(medium)]
     try:
         pool = Pool.open(medium)
     except InvalidPool as error:
         return [*findings, Finding("pool", True, str(error))]
-    labels = [*findings, _agreement(pool)]
+    labels = [*findings, agreement(pool)]
     findings = [replace(f, remedy=_LABEL_REMEDY) if f.is_error else f for f in labels]
-    findings += [*_zone_findings(pool), _state(pool)]
+    findings += [*zone_findings(pool), state_finding(pool)]
     if pool.label.mode == Mode.FS:
         findings += _filesystem_findings(check_filesystem(pool, progress))
     return findings
@@ -58,7 +54,7 @@ def repair_pool(
     and OSError where the medium can't be written.
     """
     pool = Pool.open(medium)
-    labels = [*map(_label_finding, pool.readings), _agreement(pool)]
+    labels = [*map(label_finding, pool.readings), agreement(pool)]
     has_filesystem = pool.label.mode == Mode.FS
     verdict = check_filesystem(pool, progress) if has_filesystem else Verdict([])
 
@@ -111,44 +107,3 @@ def _problem_finding(problem: Problem) -> Finding:
         path,
         remedy,
     )
-
-
-def _label_finding(reading: LabelReading) -> Finding:
-    if reading.label is None:
-        return Finding(reading.where, True, f"not valid: {reading.problem}")
-    return Finding(reading.where, False, f"valid, sequence {reading.label.sequence}")
-
-
-def _agreement(pool: Pool) -> Finding:
-    """Copies may differ by the last write, if that was interrupted, and by nothing else."""
-    labels = [reading.label for reading in pool.readings if reading.label]
-    what = "label copies"
-    if len({label.uuid for label in labels}) > 1:
-        return Finding(what, True, "they belong to different pools; the newer one serves")
-    if len({label.sequence for label in labels}) > 1:
-        return Finding(what, False, "one is older: a label write was interrupted; the newer serves")
-    if len(set(labels)) > 1:
-        return Finding(what, True, "they have one sequence number and differ")
-    if len(labels) == 1:
-        return Finding(what, False, "one is left; the next writable mount writes the other anew")
-    return Finding(what, False, "agree")
-
-
-def _zone_findings(pool: Pool) -> list[Finding]:
-    zones = pool.zones.in_order()
-    return [
-        Finding(f"zone {name}", False, f"{zone.size_bytes} bytes at {zone.offset_bytes}")
-        for name, zone in zones
-    ]
-
-
-def _state(pool: Pool) -> Finding:
-    if pool.label.state == State.CLEAN:
-        return Finding("state", False, "clean")
-    recovery = "no recovery" if pool.label.mode != Mode.FS else "no check"
-    return Finding("state", False, f"not cleanly unmounted; the next mount needs {recovery}")
-
-
-def has_errors(findings: list[Finding]) -> bool:
-    """Whether anything is wrong."""
-    return any(finding.is_error for finding in findings)

@@ -32,9 +32,9 @@ from pmemfs.media.label import Incompatible, Scheme, pack
 from pmemfs.media.zones import Zone, Zones
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.medium.source import identify
-from pmemfs.memmap.moving import Range, without
 from pmemfs.pfn import FRAME_BYTES
-from pmemfs.pool import Pool
+from pmemfs.pool.pool import Pool
+from pmemfs.ranges import Range, without
 from pmemfs.units import align_up, format_size
 
 

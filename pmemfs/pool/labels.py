@@ -1,0 +1,105 @@
+"""The two copies of a pool's label: how they are found, and how they are written.
+
+Invariants:
+- a label is written to the copy that isn't the one in force, made durable, and then to the other:
+  at every instant one valid copy exists, and a torn write loses nothing;
+- nothing is believed that `validate` refuses; what is left of a damaged label in front is a hint
+  where the copy may be, and no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pmemfs.errors import InvalidLabel, MemoryFault
+from pmemfs.media.label import LAYOUT, Label, has_magic, pack, validate
+from pmemfs.media.zones import LABEL_BYTES
+from pmemfs.medium.base import Medium
+
+
+@dataclass(frozen=True, slots=True)
+class LabelReading:
+    """What was found where a copy of the label belongs."""
+
+    where: str
+    offset_bytes: int
+    label: Label | None
+    problem: InvalidLabel | None
+    has_magic: bool
+
+
+def read_labels(medium: Medium) -> tuple[LabelReading, LabelReading]:
+    """Both copies, as far as they are valid.
+
+    The second is where the first one says that the pool ends. If the first is damaged, what is left
+    of it is only a hint (the medium may have grown since), and the end of the medium another; if
+    there is a copy at both, one pool was about to overwrite the other, and the newer one counts.
+    """
+    first = _read_label(medium, "label", 0)
+    if first.label:
+        ends_bytes = [first.label.pool_size_bytes]
+    else:
+        hint = _size_in(medium)
+        ends_bytes = [hint, medium.size_bytes] if hint <= medium.size_bytes else [medium.size_bytes]
+    copies = [_read_label(medium, "label copy", end - LABEL_BYTES) for end in reversed(ends_bytes)]
+    return first, newest(copies)
+
+
+def _size_in(medium: Medium) -> int:
+    """The size of the pool in what is left of the label in front; that of the medium, if nothing
+    is."""
+    try:
+        size_bytes: int = LAYOUT.unpack(bytes(medium.read(0, LABEL_BYTES))).pool_size_bytes
+    except MemoryFault:
+        return medium.size_bytes
+    return size_bytes
+
+
+def _read_label(medium: Medium, where: str, offset_bytes: int) -> LabelReading:
+    if not 0 <= offset_bytes <= medium.size_bytes - LABEL_BYTES:
+        problem = InvalidLabel(why="it lies behind the end of the medium")
+        return LabelReading(where, offset_bytes, None, problem, False)
+    try:
+        raw = bytes(medium.read(offset_bytes, LABEL_BYTES))
+    except MemoryFault as fault:
+        # Nobody knows what is there, so nobody is told that there is no pool.
+        return LabelReading(where, offset_bytes, None, InvalidLabel(why=str(fault)), True)
+    try:
+        return LabelReading(where, offset_bytes, validate(raw), None, True)
+    except InvalidLabel as problem:
+        return LabelReading(where, offset_bytes, None, problem, has_magic(raw))
+
+
+def newest(readings: Sequence[LabelReading]) -> LabelReading:
+    """The copy in force: the valid one with the highest sequence number."""
+    return max(readings, key=lambda reading: reading.label.sequence if reading.label else -1)
+
+
+def write_labels(medium: Medium, label: Label, *, in_force: LabelReading) -> None:
+    """Write both copies, the one in force last."""
+    copy_offset_bytes = label.pool_size_bytes - LABEL_BYTES
+    offsets = [copy_offset_bytes, 0]
+    # A copy in force that is elsewhere, of a smaller pool that `create` overwrites, is found
+    # through the label at 0 alone, so that one must stay whole until the new copy is durable.
+    if in_force.offset_bytes == copy_offset_bytes:
+        offsets.reverse()
+    for offset_bytes in offsets:
+        write_label(medium, label, offset_bytes)
+
+
+def write_label(medium: Medium, label: Label, offset_bytes: int) -> None:
+    """Write one copy, durably."""
+    medium.store(offset_bytes, pack(label))
+    medium.persist(offset_bytes, LABEL_BYTES)
+
+
+def stray_sequence(medium: Medium, label: Label) -> int:
+    """The sequence of a label at the end of a medium that is larger than the pool, or 0.
+
+    It would be found if the label in front were torn, and must then lose against the pool's copy.
+    """
+    if medium.size_bytes <= label.pool_size_bytes:
+        return 0
+    stray = _read_label(medium, "", medium.size_bytes - LABEL_BYTES).label
+    return stray.sequence if stray else 0
