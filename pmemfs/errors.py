@@ -142,6 +142,12 @@ class NoSuchSource(PmemfsError):
     errno = errno.ENOENT
 
 
+class Silent(PmemfsError):
+    """{path} does not answer: it lies on a mount whose daemon or server is stopped or very slow"""
+
+    errno = errno.ETIMEDOUT
+
+
 class UnusableSource(PmemfsError):
     """{path} cannot hold a pool: {why}"""
 

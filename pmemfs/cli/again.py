@@ -19,8 +19,10 @@ from pmemfs.fuse.mountpoint import detach, mounts_of_pool, places_of
 from pmemfs.fuse.options import MountOptions
 from pmemfs.mountinfo import Mount, mount_at
 from pmemfs.observe.answers import MountStatus
+from pmemfs.reach import look
 
 _TIMEOUT_SECONDS = 5
+_LOOK_SECONDS = 60
 _DEFAULTS = frozenset(("suid", "dev", "exec", "atime", "async"))
 """What a mount does anyway."""
 
@@ -85,7 +87,7 @@ def mount_again(first: Living, wanted: Wanted, signals: NotedSignals) -> None:
             # What was below it: whoever writes there would write to another file system.
             detach(here)
             raise refuse(f"it was unmounted from {there} meanwhile")
-        signals.wait_for(lambda: os.stat(here))
+        signals.wait_for(lambda: look(here, seconds=_LOOK_SECONDS))
         signals.ignore()
     except BaseException as error:
         if any(place.mountpoint == here for place in places_of(first.mount)):

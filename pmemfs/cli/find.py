@@ -13,6 +13,7 @@ from pmemfs.control.shape import decode
 from pmemfs.errors import NoAnswer, NotMounted, PmemfsError
 from pmemfs.fuse.mountpoint import mounts_of_pool, resolve
 from pmemfs.mountinfo import Mount, mount_at, mounts
+from pmemfs.reach import check_answers
 
 _MANY_TIMEOUT_SECONDS = 5
 _MANY_LIMIT_BYTES = 256 * 1024
@@ -27,7 +28,10 @@ def our_mounts() -> Iterator[Mount]:
 
 
 def find_mount(target: str) -> Mount | None:
-    """The mount on a mountpoint, or of a pool; None where there is none. Raises NotMounted."""
+    """The mount on a mountpoint, or of a pool; None where there is none.
+
+    Raises NotMounted for an empty word, and Silent.
+    """
     if not target:
         # As a path it would be the current directory: most likely a variable that is not set.
         raise NotMounted(path="''", why=": a pool or a mountpoint has a name")
@@ -35,6 +39,8 @@ def find_mount(target: str) -> Mount | None:
     at = mount_at(resolved)
     if at and at.is_ours:
         return at
+    if at:
+        check_answers(resolved)
     return next(iter(mounts_of_pool(resolved)), None)
 
 

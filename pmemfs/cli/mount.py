@@ -13,7 +13,9 @@ import click
 
 from pmemfs.cli.again import Living, Wanted, find_living, mount_again
 from pmemfs.cli.output import complain, warn
+from pmemfs.control.client import daemon_pidfd
 from pmemfs.control.launch import Launch, NotedSignals, Said
+from pmemfs.control.places import socket_path
 from pmemfs.control.starter import ENDING_SIGNALS
 from pmemfs.errors import (
     EXIT_MOUNT_FAILED,
@@ -33,12 +35,14 @@ from pmemfs.fuse.processes import (
     raise_limits,
 )
 from pmemfs.medium.source import identify
-from pmemfs.mountinfo import mount_at
+from pmemfs.mountinfo import Mount, mount_at
+from pmemfs.reach import look
 
 ENGINES = ("native", "python")
 TRANSPORTS = ("auto", "uring", "fd")
 _DAEMON = "pmemfs.daemons.mountd"
 _PATIENCE_SECONDS = 5
+_LOOK_SECONDS = 60
 _POLL_SECONDS = 0.1
 
 
@@ -129,8 +133,8 @@ def start(
     """
     signals = NotedSignals()
     raise_limits()
-    source = identify(pool)
-    resolved = signals.wait_for(lambda: prepare_mountpoint(mountpoint))
+    source = signals.wait_for(lambda: identify(pool))
+    resolved = signals.wait_for(lambda: prepare_mountpoint(mountpoint, _has_daemon))
     wanted = Wanted(os.path.realpath(pool), resolved, options, engine, transport)
     first = signals.wait_for(lambda: find_living(wanted.pool))
     if first and not foreground:
@@ -160,11 +164,19 @@ def _launch(words: list[str], signals: NotedSignals, wanted: Wanted) -> None:
         launch.wait_until_ready()
         try:
             # Unlike its size, this is known at once, however large the pool is.
-            launch.look(lambda: os.stat(wanted.mountpoint))
+            launch.look(lambda: look(wanted.mountpoint, seconds=_LOOK_SECONDS))
         except OSError as error:
             why = f"the mount does not answer: {(error.strerror or str(error)).lower()}"
             raise MountFailed(pool=wanted.pool, path=wanted.mountpoint, why=why) from None
         launch.keep()
+
+
+def _has_daemon(mount: Mount) -> bool:
+    """Whether somebody listens for a mount, even if nobody answers: as far as we may ask."""
+    pidfd = daemon_pidfd(socket_path(mount), owner_uid=mount.owner_uid)
+    if pidfd is not None:
+        os.close(pidfd)
+    return pidfd is not None
 
 
 def _wait_for_living(pool: str) -> Living | None:

@@ -35,7 +35,9 @@ def resize(target: str, size: str | None, as_json: bool) -> None:
     and that is no failure.
     """
     wanted_bytes = parse_size(size) if size is not None else None
-    mount = require_mount(target) if os.path.isdir(target) else find_mount(target)
+    mount = find_mount(target)
+    if mount is None and os.path.isdir(target):
+        mount = require_mount(target)
     if mount:
         # Another user's daemon may have no intention to answer; it grows while nobody waits, too.
         is_ours = mount.owner_uid in (0, os.geteuid())

@@ -12,13 +12,17 @@ import os
 import stat
 import subprocess
 import time
+from collections.abc import Callable
 
 from pmemfs.errors import BadMountPoint, UnmountFailed
+from pmemfs.fuse.processes import needed_paths
 from pmemfs.mountinfo import Mount, mount_at, mounts
+from pmemfs.reach import PATIENCE_SECONDS, check_answers, look
 
 _ENDING = (errno.ECONNABORTED, errno.EPIPE, errno.ECANCELED)
 """What who asks is told while a mount is ending whose daemon has died."""
 _ENDING_SECONDS = 5
+_UNMOUNT_SECONDS = 60
 
 
 def source_name(pool_path: str) -> str:
@@ -50,19 +54,25 @@ def places_of(mount: Mount) -> list[Mount]:
 
 
 def resolve(path: str) -> str:
-    """As os.path.realpath, but a mountpoint is not looked at: its daemon might not answer."""
+    """As os.path.realpath, but a mountpoint is not looked at: its daemon might not answer.
+
+    Raises Silent where another mount that is on the way does not answer.
+    """
     parent, name = os.path.split(path.rstrip("/"))
     if name not in ("", ".", ".."):
+        check_answers(parent or ".")
         candidate = os.path.join(os.path.realpath(parent), name)
         if mount_at(candidate):
             return candidate
+    check_answers(path)
     return os.path.realpath(path)
 
 
-def prepare_mountpoint(path: str) -> str:
-    """The absolute path of a directory that can be mounted on. Raises BadMountPoint.
+def prepare_mountpoint(path: str, has_daemon: Callable[[Mount], bool]) -> str:
+    """The absolute path of a directory that can be mounted on. Raises BadMountPoint and Silent.
 
     A dead mount of ours there ("Transport endpoint is not connected") is detached first.
+    `has_daemon` says of a mount whether its daemon surely lives, without looking at the mount.
     """
     if not path:
         # As a path it would be the current directory: most likely a variable that is not set.
@@ -70,9 +80,12 @@ def prepare_mountpoint(path: str) -> str:
     resolved = resolve(path)
     existing = mount_at(resolved)
     if existing and existing.is_ours:
-        if not is_dead(existing):
+        if has_daemon(existing) or not is_dead(existing):
             raise BadMountPoint(path=path, why=f"{existing.source} is mounted there")
         detach(resolved)
+    if existing:
+        check_answers(resolved)
+    _refuse_hiding(path, resolved)
     try:
         status = os.stat(resolved)
     except OSError as error:
@@ -83,15 +96,23 @@ def prepare_mountpoint(path: str) -> str:
     return resolved
 
 
-def is_dead(mount: Mount) -> bool:
-    """Whether the daemon of a mount of ours is gone. Waits for one that is only slow.
+def _refuse_hiding(path: str, resolved: str) -> None:
+    """Raise BadMountPoint where a mount would hide what its own daemon opens: it would wait for
+    itself."""
+    for needed in needed_paths():
+        if os.path.commonpath((resolved, needed)) == resolved:
+            raise BadMountPoint(path=path, why=f"it would hide {needed}, which the daemon needs")
 
-    Asked by statvfs, which always goes to the daemon: attributes may be cached, and outlive it.
+
+def is_dead(mount: Mount) -> bool:
+    """Whether the daemon of a mount of ours is gone. One that does not answer is not.
+
+    Asked by statfs, which always goes to the daemon: attributes may be cached, and outlive it.
     """
     deadline = time.monotonic() + _ENDING_SECONDS
     while True:
         try:
-            os.statvfs(mount.mountpoint)
+            look(mount.mountpoint, seconds=PATIENCE_SECONDS, whole=True)
         except OSError as error:
             if error.errno not in _ENDING or time.monotonic() > deadline:
                 return error.errno == errno.ENOTCONN
@@ -118,8 +139,18 @@ def unmount(mountpoint: str, *, lazy: bool = False) -> None:
 
 def _run_unmount(mountpoint: str, as_root: list[str], as_user: list[str]) -> None:
     command = as_root if os.geteuid() == 0 else as_user
-    done = subprocess.run([*command, "--", mountpoint], capture_output=True, text=True, check=False)
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or ["no reason was given"]
+    running = subprocess.Popen(
+        [*command, "--", mountpoint], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        _, text = running.communicate(timeout=_UNMOUNT_SECONDS)
+    except subprocess.TimeoutExpired:
+        # Nobody waits for its end: it may not come while the daemon is stopped.
+        running.kill()
+        why = f"its daemon has not answered for {_UNMOUNT_SECONDS} s; 'umount -l' detaches it"
+        raise UnmountFailed(path=mountpoint, why=why) from None
+    if running.returncode:
+        said = text.strip().splitlines() or ["no reason was given"]
         why = said[-1].split(": ", 1)[-1].removesuffix(".")
         raise UnmountFailed(path=mountpoint, why=why.removeprefix(f"{mountpoint}: "))

@@ -6,11 +6,14 @@ Loads no pyfuse3, for the commands.
 from __future__ import annotations
 
 import errno
+import os
 import resource
+import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+import pmemfs
 from pmemfs.errors import SourceBusy, cause_of
 from pmemfs.units import MIB, format_size
 
@@ -25,6 +28,17 @@ def python_words(module: str) -> list[str]:
     ignores the environment as well (`-I`, as scripts/install links it) starts only what does so.
     """
     return [sys.executable, "-I" if sys.flags.isolated else "-P", "-m", module]
+
+
+def needed_paths() -> Iterator[str]:
+    """What the processes of a mount open while they start and serve."""
+    code = (sys.prefix, os.path.dirname(os.__file__), os.path.dirname(pmemfs.__file__))
+    programs = (sys.executable, *map(shutil.which, ("stat", "umount", "fusermount3")))
+    for path in (*code, *programs):
+        if path:
+            yield path
+            yield os.path.realpath(path)
+    yield from ("/dev/fuse", "/proc", "/sys")
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from pathlib import Path
 from pmemfs.errors import NoSpace, NoSuchSource, UnusableSource
 from pmemfs.mountinfo import mount_of_device
 from pmemfs.pfn import FRAME_BYTES
+from pmemfs.reach import check_answers
 from pmemfs.units import format_size
 
 MAP_SHARED_VALIDATE = 0x03
@@ -59,13 +60,15 @@ class Source:
 
 
 def check_path(path: str) -> None:
-    """Raise NoSuchSource for a path that is empty: most likely a variable that is not set."""
+    """Raise NoSuchSource for a path that is empty, most likely a variable that is not set; and
+    Silent for one that can't be looked at."""
     if not path:
         raise NoSuchSource(path="''", why="a path is not empty")
+    check_answers(path)
 
 
 def identify(path: str) -> Source:
-    """What `path` is. Raises NoSuchSource and UnusableSource."""
+    """What `path` is. Raises NoSuchSource, Silent and UnusableSource."""
     check_path(path)
     try:
         status = os.stat(path)
