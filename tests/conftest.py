@@ -15,6 +15,8 @@ from kit.commands import BIN
 from kit.mounts import ENABLE_URING, ENGINES, Engine, Mounted, PoolMaker, may_pass, pool_maker
 
 ROOT = Path(__file__).parents[1]
+_IS_WITHIN_A_TEST = "PYTEST_CURRENT_TEST" in os.environ
+"""Whether this whole run is a part of a test of another one, which holds the lock for it."""
 _URING_BEFORE = pytest.StashKey[str]()
 _LOCK, _GATE, _KEPT = pytest.StashKey[int](), pytest.StashKey[int](), pytest.StashKey[bool]()
 
@@ -103,7 +105,11 @@ def pytest_runtest_protocol(
 
     Locks of the same file, exclusive or shared, do that; who waits keeps newcomers out with a
     second one. The lock is kept where the next test shares fixtures that were the reason for it.
+    A run that a test has started takes none: who waits to be alone waits for that test, too, and
+    would keep its run out for ever.
     """
+    if _IS_WITHIN_A_TEST:
+        return (yield)
     stash = item.config.stash
     lock = stash.get(_LOCK, None)
     if lock is None:

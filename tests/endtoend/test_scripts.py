@@ -26,11 +26,12 @@ def test_the_quickstart_runs_to_its_end_and_leaves_nothing_behind() -> None:
 
 @pytest.mark.timeout(700)
 def test_the_data_plane_runs_clean_under_the_sanitizers() -> None:
-    # Without its real mount: the guarded mapping of the daemon takes all memory for damaged in
-    # a process that the address sanitizer watches, which is still to be understood.
+    end_to_end = "tests/endtoend/test_planes.py"
     result = run_command(
         ROOT / "scripts/sanitize", "tests/unit/test_requests.py", "tests/unit/test_tables.py",
+        "tests/unit/test_guarded_mapping.py", "tests/unit/test_memory_faults.py",
         "tests/conformance/test_differential.py",
+        f"{end_to_end}::test_a_pool_that_is_cut_off_answers_eio_there_and_serves_the_rest",
         timeout=650,
     )  # fmt: skip
     assert result.code == 0, result.out[-5000:] + result.err[-5000:]
