@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import trio
 
@@ -25,6 +25,7 @@ from pmemfs.control.places import new_socket_path
 from pmemfs.control.starter import ENDING_SIGNALS, Starter
 from pmemfs.errors import (
     EXIT_MOUNT_FAILED,
+    EXIT_USAGE,
     Interrupted,
     MemoryFault,
     MountFailed,
@@ -41,7 +42,7 @@ from pmemfs.fuse.processes import limits_behind
 from pmemfs.fuse.session import NativeSession, PythonSession, Session
 from pmemfs.fuse.transport import choose_transport, read_offer
 from pmemfs.logs import start_logging
-from pmemfs.media.label import State
+from pmemfs.media.label import Mode, State
 from pmemfs.medium.faultlog import report_fault
 from pmemfs.medium.mapped import Advice, MappedMedium
 from pmemfs.observe.mount import MountObserver
@@ -64,8 +65,6 @@ class Arguments:
     pool: str
     mountpoint: str
     options: MountOptions
-    engine: Literal["native", "python"]
-    transport: Literal["auto", "uring", "fd"]
     starter_fd: int | None
 
 
@@ -75,8 +74,6 @@ def parse(words: list[str]) -> Arguments:
     parser.add_argument("pool")
     parser.add_argument("mountpoint")
     parser.add_argument("-o", dest="options", type=MountOptions.parse, default=MountOptions())
-    parser.add_argument("--engine", default="native")
-    parser.add_argument("--transport", default="auto")
     parser.add_argument("--starter-fd", type=int)
     return Arguments(**vars(parser.parse_args(words)))
 
@@ -96,7 +93,11 @@ def main() -> None:
         cause, sentence = cause_of(error), f"{sentence_of(error)}{limits_behind(error)}"
         if isinstance(cause, PmemfsError):
             log.error("%s", sentence)
-            starter.say_failed(sentence, is_busy=isinstance(cause, SourceBusy))
+            starter.say_failed(
+                sentence,
+                is_busy=isinstance(cause, SourceBusy),
+                is_usage=cause.exit_code == EXIT_USAGE,
+            )
             sys.exit(mount_exit_code(cause))
         log.error("the daemon failed: %s", sentence, exc_info=cause)
         starter.say_failed(f"the daemon failed: {sentence}")
@@ -126,6 +127,7 @@ def mounted_pool(arguments: Arguments, starter: Starter) -> Iterator[tuple[Pool,
         medium = _open(arguments.pool, read_only=read_only)
     try:
         pool = Pool.open(medium)
+        arguments.options.check_mode(Mode(pool.label.mode))
         log.info("%s: mounting on %s", medium.name, arguments.mountpoint)
         for reading in pool.damaged_copies:
             log.warning("%s of %s: %s; the other copy serves", reading.where, medium.name,
@@ -179,7 +181,7 @@ def run(arguments: Arguments, pool: Pool, medium: MappedMedium, starter: Starter
     try:
         session.make_mount(arguments.mountpoint, options)
         try:
-            observer = MountObserver(pool, medium, session, options, arguments.engine)
+            observer = MountObserver(pool, medium, session, options)
             methods = _methods(observer, session, lambda: _advise(pool, medium, options))
             trio.run(_serve, starter, session, methods)
         finally:
@@ -233,9 +235,9 @@ def _methods(
 def open_session(arguments: Arguments, pool: Pool, medium: MappedMedium) -> Session:
     """All but the mount, with the engine that was asked for. Raises PmemfsError."""
     options = arguments.options
-    if arguments.engine == "python":
+    if options.engine == "python":
         return PythonSession(pool, medium, options)
-    choice = choose_transport(arguments.transport, read_offer())
+    choice = choose_transport(options.transport, read_offer())
     log.info("%s: %s", medium.name, choice.sentence)
     return NativeSession(pool, medium, options, choice)
 

@@ -119,6 +119,13 @@ class RootOnly(PmemfsError):
     errno = errno.EPERM
 
 
+class BadUsage(PmemfsError):
+    """{why}"""
+
+    errno = errno.EINVAL
+    exit_code = EXIT_USAGE
+
+
 class BadMountOption(PmemfsError):
     """mount option {option!r} is not valid: {why}"""
 

@@ -16,7 +16,7 @@ from pmemfs.cli.find import ask
 from pmemfs.control.launch import NotedSignals
 from pmemfs.errors import MountFailed, PmemfsError, UnmountFailed
 from pmemfs.fuse.mountpoint import detach, mounts_of_pool, places_of
-from pmemfs.fuse.options import MountOptions
+from pmemfs.fuse.options import ENGINES, TRANSPORTS, MountOptions
 from pmemfs.mountinfo import Mount, mount_at
 from pmemfs.observe.answers import MountStatus
 from pmemfs.reach import look
@@ -34,8 +34,6 @@ class Wanted:
     pool: str
     mountpoint: str
     options: MountOptions
-    engine: str
-    transport: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +103,8 @@ def _differences(status: MountStatus, wanted: Wanted) -> str:
     here = _words(wanted.options)
     # What was not asked for may be as it is.
     for asked, found, default in (
-        (wanted.engine, status.engine, "native"),
-        (wanted.transport, status.transport, "auto"),
+        (wanted.options.engine, status.engine, ENGINES[0]),
+        (wanted.options.transport, status.transport, TRANSPORTS[0]),
     ):
         if asked not in (found, default):
             there, here = there | {found}, here | {asked}
@@ -117,6 +115,8 @@ def _differences(status: MountStatus, wanted: Wanted) -> str:
 
 def _words(options: MountOptions) -> frozenset[str]:
     words = frozenset(options.as_text().split(",")) - _DEFAULTS
+    # Those two are compared by what has come of them.
+    words = frozenset(w for w in words if not w.startswith(("engine=", "transport=")))
     return words if options.read_only else words | {"rw"}
 
 

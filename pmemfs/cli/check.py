@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 import click
 
 from pmemfs.cli.output import complain, json_option, print_facts, print_json, say
-from pmemfs.errors import EXIT_CANNOT_CHECK, PmemfsError
+from pmemfs.errors import EXIT_CANNOT_CHECK, BadUsage, PmemfsError
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.pool.label_check import Finding, has_errors
 from pmemfs.volume.fs.check import Progress
@@ -66,13 +66,11 @@ def check(pool: str, repair: bool, force: bool, dry_run: bool, as_json: bool) ->
     Exit codes: 0 nothing wrong, 1 errors were corrected, 4 errors were found (and left as they
     are), 8 it could not be checked, 2 bad usage.
     """
-    is_repair = repair and not dry_run
+    _check_usage(repair, force, dry_run)
     try:
-        with closing(MappedMedium.open(pool, read_only=not is_repair)) as medium, _bar() as bar:
-            if is_repair:
-                outcome = _repaired(medium, bar, force)
-            else:
-                outcome = _Outcome(check_pool(medium, bar))
+        with closing(MappedMedium.open(pool, read_only=not repair)) as medium, _bar() as bar:
+            checked = _repaired(medium, bar, force) if repair else None
+            outcome = checked or _Outcome(check_pool(medium, bar))
     except (PmemfsError, OSError) as error:
         complain(str(error))
         return EXIT_CANNOT_CHECK
@@ -81,6 +79,14 @@ def check(pool: str, repair: bool, force: bool, dry_run: bool, as_json: bool) ->
     else:
         _print_as_text(pool, outcome, with_remedies=dry_run)
     return outcome.exit_code
+
+
+def _check_usage(repair: bool, force: bool, dry_run: bool) -> None:
+    """Raise BadUsage for options that contradict each other, before anything is looked at."""
+    if repair and dry_run:
+        raise BadUsage(why="--dry-run writes nothing and --repair does: give one of them")
+    if force and not repair:
+        raise BadUsage(why="--force says how to repair, and nothing is repaired without --repair")
 
 
 def _repaired(medium: MappedMedium, bar: Progress, force: bool) -> _Outcome:

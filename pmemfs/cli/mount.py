@@ -26,7 +26,7 @@ from pmemfs.errors import (
     sentence_of,
 )
 from pmemfs.fuse.mountpoint import detach, is_dead, mounts_of_pool, prepare_mountpoint, source_name
-from pmemfs.fuse.options import MountOptions
+from pmemfs.fuse.options import ENGINES, TRANSPORTS, MountOptions
 from pmemfs.fuse.processes import (
     cpu_limit,
     limits_behind,
@@ -38,8 +38,6 @@ from pmemfs.medium.source import identify
 from pmemfs.mountinfo import Mount, mount_at
 from pmemfs.reach import look
 
-ENGINES = ("native", "python")
-TRANSPORTS = ("auto", "uring", "fd")
 _DAEMON = "pmemfs.daemons.mountd"
 _PATIENCE_SECONDS = 5
 _LOOK_SECONDS = 60
@@ -56,16 +54,13 @@ _POLL_SECONDS = 0.1
 @click.option(
     "--engine",
     type=click.Choice(ENGINES),
-    default=ENGINES[0],
-    show_default=True,
-    help="Who answers reads and writes.",
+    help=f"Who answers reads and writes; the same as -o engine=…  [default: {ENGINES[0]}]",
 )
 @click.option(
     "--transport",
     type=click.Choice(TRANSPORTS),
-    default=TRANSPORTS[0],
-    show_default=True,
-    help="How the native engine talks to the kernel: FUSE over io_uring, or reads of /dev/fuse.",
+    help="How the native engine talks to the kernel: FUSE over io_uring, or reads of /dev/fuse; "
+    f"the same as -o transport=…  [default: {TRANSPORTS[0]}]",
 )
 @click.option("--foreground", is_flag=True, help="Stay, and log to standard error.")
 def mount(
@@ -73,8 +68,8 @@ def mount(
     mountpoint: str,
     options_text: tuple[str, ...],
     read_only: bool,
-    engine: str,
-    transport: str,
+    engine: str | None,
+    transport: str | None,
     foreground: bool,
 ) -> int:
     """Mount POOL on the directory MOUNTPOINT.
@@ -92,15 +87,18 @@ def mount(
       populate           fault in the whole pool now, so that no access has to later
       huge_pages         ask for huge pages behind the mapping
       relatime, strictatime, noatime, nodiratime
-                         which reads count as accesses, as for mount(8); mode fs only
+                         which reads count as accesses, as for mount(8); a device has none
+      engine=, transport=
+                         as --engine and --transport
       nosuid, noexec, …  as for mount(8)
     """
 
     def attempt() -> int:
-        options = MountOptions.parse(",".join([*options_text, *(["ro"] if read_only else [])]))
-        return start(
-            pool, mountpoint, options, engine=engine, transport=transport, foreground=foreground
-        )
+        words = [*options_text, *(["ro"] if read_only else [])]
+        words += [f"engine={engine}"] if engine else []
+        words += [f"transport={transport}"] if transport else []
+        options = MountOptions.parse(",".join(words))
+        return start(pool, mountpoint, options, foreground=foreground)
 
     return reporting_mount_failure(attempt)
 
@@ -123,8 +121,6 @@ def start(
     mountpoint: str,
     options: MountOptions,
     *,
-    engine: str = ENGINES[0],
-    transport: str = TRANSPORTS[0],
     foreground: bool = False,
 ) -> int:
     """Start the daemon and wait until the mount answers. Raises PmemfsError, and leaves nothing.
@@ -135,13 +131,13 @@ def start(
     raise_limits()
     source = signals.wait_for(lambda: identify(pool))
     resolved = signals.wait_for(lambda: prepare_mountpoint(mountpoint, _has_daemon))
-    wanted = Wanted(os.path.realpath(pool), resolved, options, engine, transport)
+    wanted = Wanted(os.path.realpath(pool), resolved, options)
     first = signals.wait_for(lambda: find_living(wanted.pool))
     if first and not foreground:
         mount_again(first, wanted, signals)
         return 0
     words = [*python_words(_DAEMON), wanted.pool, wanted.mountpoint]
-    words += ["-o", options.as_text(), "--engine", engine, "--transport", transport]
+    words += ["-o", options.as_text(only_said=True)]
     if foreground:
         _become(words, signals)
     try:

@@ -14,7 +14,7 @@ import click
 from pmemfs.cli.commands import run
 from pmemfs.cli.early import raise_interrupts
 from pmemfs.cli.mount import reporting_mount_failure, start
-from pmemfs.errors import EXIT_USAGE
+from pmemfs.errors import EXIT_USAGE, NoSuchSource
 from pmemfs.fuse.options import MountOptions
 from pmemfs.medium.source import identify
 
@@ -46,8 +46,14 @@ def mount_pmemfs(
 
     def attempt() -> int:
         options = MountOptions.parse(options_text)
-        if fake:
+        try:
             identify(source)
+        except NoSuchSource:
+            # mount(8) leaves it to us, as it leaves the exit code.
+            if "nofail" in options_text.split(","):
+                return 0
+            raise
+        if fake:
             return 0
         return start(source, directory, options)
 

@@ -23,7 +23,7 @@ from types import FrameType
 from typing import Generic, TypeVar
 
 from pmemfs.control.starter import ENDING_SIGNALS, KEEP
-from pmemfs.errors import DaemonDied, Interrupted, PmemfsError
+from pmemfs.errors import EXIT_USAGE, DaemonDied, Interrupted, PmemfsError
 from pmemfs.units import KIB
 
 _PATIENCE_SECONDS = 60
@@ -38,8 +38,10 @@ T = TypeVar("T")
 class Said(PmemfsError):
     """{sentence}"""
 
-    def __init__(self, sentence: str, *, is_busy: bool = False) -> None:
+    def __init__(self, sentence: str, *, is_busy: bool = False, is_usage: bool = False) -> None:
         super().__init__(sentence=sentence)
+        if is_usage:
+            self.exit_code = EXIT_USAGE
         self.is_busy = is_busy
         """Whether somebody else has the pool."""
 
@@ -196,7 +198,7 @@ class Launch:
             raise self._died()
         answer: dict[str, str] = json.loads(message)
         if "error" in answer:
-            raise Said(answer["error"], is_busy="busy" in answer)
+            raise Said(answer["error"], is_busy="busy" in answer, is_usage="usage" in answer)
 
     def _died(self) -> DaemonDied:
         """It has closed its end without a word."""

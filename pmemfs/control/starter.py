@@ -4,7 +4,8 @@
     command -> daemon   keep                   it does, and is to stay
     daemon -> command   {"kept": DEVICE}       it stays: the command succeeds
     daemon -> command   {"error": SENTENCE}    there is no mount, and nothing is left of one;
-                                               with "busy" the pool is somebody else's
+                                               with "busy" the pool is somebody else's, with
+                                               "usage" what was asked for can't be
 
 Messages of a SOCK_SEQPACKET socket; `control/launch` is the command's end. Invariant: a mount stays
 only if the command has said so, because a command that was killed, or that has found the mount
@@ -64,10 +65,11 @@ class Starter:
         with self._lock:
             self._is_over = True
 
-    def say_failed(self, sentence: str, *, is_busy: bool = False) -> None:
+    def say_failed(self, sentence: str, *, is_busy: bool = False, is_usage: bool = False) -> None:
         """There is no mount, and why."""
         self._has_failed = True
-        self._say({"error": sentence, **({"busy": "yes"} if is_busy else {})})
+        kind = {"busy": "yes"} if is_busy else {"usage": "yes"} if is_usage else {}
+        self._say({"error": sentence, **kind})
 
     def note_signals(self) -> None:
         """From now on an ending signal is noted in `ended_by`."""

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from pmemfs.clock import AccessTimes
 from pmemfs.errors import BadMountOption
+from pmemfs.media.label import Mode
+
+EngineName = Literal["native", "python"]
+TransportName = Literal["auto", "uring", "fd"]
+ENGINES: tuple[EngineName, ...] = ("native", "python")
+TRANSPORTS: tuple[TransportName, ...] = ("auto", "uring", "fd")
+"""The first of each is what a mount gets that asks for none."""
+
+_OF_MODE = {"uid": Mode.BLOCK, "gid": Mode.BLOCK, "mode": Mode.BLOCK, "cached": Mode.FS}
+"""Options of ours that mean nothing in the other mode. What mount(8) knows is for all."""
 
 _KERNEL_OPTIONS = frozenset(
     ("nosuid", "suid", "nodev", "dev", "noexec", "exec", "noatime", "atime", "sync", "async",
@@ -56,7 +66,11 @@ class MountOptions:
     """Each access counts, not only the first after a change."""
     nodiratime: bool = False
     """Listing a directory is no access."""
+    engine: EngineName = ENGINES[0]
+    transport: TransportName = TRANSPORTS[0]
     kernel: tuple[str, ...] = ()
+    said: frozenset[str] = field(default=frozenset(), compare=False)
+    """Which of `_OF_MODE` somebody has asked for."""
 
     @property
     def access_times(self) -> AccessTimes:
@@ -71,11 +85,31 @@ class MountOptions:
         options = cls()
         for word in filter(None, text.split(",")):
             options = options._with(word)
+            said = {word.partition("=")[0]} & _OF_MODE.keys()
+            options = replace(options, said=options.said | said)
+        if options.engine == "python" and options.transport != TRANSPORTS[0]:
+            raise BadMountOption(
+                option=f"transport={options.transport}", why="only the native engine has transports"
+            )
         return options
 
-    def as_text(self) -> str:
-        """The text that `parse` makes these options of."""
-        words = [f"uid={self.uid}", f"gid={self.gid}", f"mode={self.mode:o}", *self.kernel]
+    def check_mode(self, mode: Mode) -> None:
+        """Raise BadMountOption where something was asked for that a pool of this mode has not."""
+        for name in sorted(self.said):
+            if _OF_MODE[name] is not mode:
+                raise BadMountOption(option=name, why=f"it has no meaning in mode {mode.word}")
+
+    def as_text(self, *, only_said: bool = False) -> str:
+        """The text that `parse` makes these options of; with `only_said` without the owner and mode
+        that nobody asked for."""
+        owner = {"uid": self.uid, "gid": self.gid, "mode": f"{self.mode:o}"}
+        words = [f"{name}={value}" for name, value in owner.items()
+                 if name in self.said or not only_said]  # fmt: skip
+        words += self.kernel
+        if self.engine != ENGINES[0]:
+            words.append(f"engine={self.engine}")
+        if self.transport != TRANSPORTS[0]:
+            words.append(f"transport={self.transport}")
         flags = {"ro": self.read_only, "allow_other": self.allow_other,
                  "populate": self.populate, "huge_pages": self.huge_pages,
                  "cached": self.cached, "strictatime": self.strictatime,
@@ -94,6 +128,10 @@ class MountOptions:
             return self._replaced(**{name: _number(word, value, 10, (1 << 32) - 2)})
         if equals and name == "mode":
             return replace(self, mode=_number(word, value, 8, 0o7777))
+        if equals and name == "engine":
+            return self._replaced(engine=_one_of(word, value, ENGINES))
+        if equals and name == "transport":
+            return self._replaced(transport=_one_of(word, value, TRANSPORTS))
         if word in _TIMES_OF_ACCESS:
             options = self._replaced(**_TIMES_OF_ACCESS[word])
             # The later of two that contradict each other counts, here and below.
@@ -109,6 +147,12 @@ class MountOptions:
 
     def _replaced(self, **changes: Any) -> MountOptions:
         return replace(self, **changes)
+
+
+def _one_of(word: str, value: str, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        raise BadMountOption(option=word, why=f"{value!r} is none of {', '.join(choices)}")
+    return value
 
 
 def _number(word: str, text: str, base: int, most: int) -> int:

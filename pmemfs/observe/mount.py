@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any
 
 import trio
 
@@ -33,7 +33,6 @@ class MountObserver:
         medium: MappedMedium,
         session: Session,
         options: MountOptions,
-        engine_name: Literal["native", "python"],
     ) -> None:
         self._pool = pool
         self._medium = medium
@@ -43,7 +42,6 @@ class MountObserver:
         self._fs = session.content.fs
         self._mount = session.mount
         self._options = options
-        self._engine_name = engine_name
         self._started = time.monotonic()
 
     async def info(self) -> dict[str, Any]:
@@ -54,7 +52,7 @@ class MountObserver:
             device=self._mount.device,
             read_only=self._options.read_only,
             options=self._options.as_text(),
-            engine=self._engine_name,
+            engine=self._options.engine,
             transport=self._session.transport,
             transport_reason=self._session.transport_reason,
             data_plane_pid=self._session.data_plane_pid,
@@ -113,7 +111,7 @@ class MountObserver:
         seconds = time.monotonic() - self._started
         return Sample(
             pid=os.getpid(),
-            engine=self._engine_name,
+            engine=self._options.engine,
             transport=self._session.transport,
             seconds=seconds,
             control=own_counts(self._engine.own_statistics()),

@@ -140,12 +140,41 @@ def test_a_pool_of_a_read_only_file_system_can_be_mounted_read_only(pools: PoolM
         ("gid=4294967295", "range"),
         ("ro=1", "does not know"),
         ("ro,nonsense", "nonsense"),
+        ("engine=fast", "none of native, python"),
+        ("transport=", "none of auto, uring, fd"),
+        ("engine=python,transport=uring", "only the native engine"),
     ],
 )
 def test_a_bad_mount_option_is_bad_usage(pools: PoolMaker, option: str, why: str) -> None:
     pool = pools.directory / "pmem0"
     result = pmemfs("mount", pool, pools.mountpoint(), "-o", option)
     refused(result, 2, "mount option", why)
+
+
+@pytest.mark.parametrize(
+    ("mode", "option"),
+    [("fs", "uid=0"), ("fs", "gid=0"), ("fs", "ro,mode=600"), ("block", "cached")],
+)
+def test_an_option_of_the_other_mode_is_bad_usage(pools: PoolMaker, mode: str, option: str) -> None:
+    pool = pools.create("pmem0", "16M", "--mode", mode)
+    before = pool.read_bytes()
+    mountpoint = pools.mountpoint()
+    result = pmemfs("mount", pool, mountpoint, "-o", option)
+    refused(result, 2, "mount option", f"no meaning in mode {mode}")
+    assert mounts_at(mountpoint) == 0
+    assert pool.read_bytes() == before
+
+
+def test_the_python_engine_has_no_transports(pools: PoolMaker) -> None:
+    words = ("--engine", "python", "--transport", "uring")
+    refused(pmemfs("mount", pools.create(size="16M"), pools.mountpoint(), *words), 2, "transport")
+
+
+@pytest.mark.parametrize("words", [("--force",), ("--repair", "--dry-run"), ("-n", "--force")])
+def test_a_check_that_contradicts_itself_is_bad_usage(
+    pools: PoolMaker, words: tuple[str, ...]
+) -> None:
+    refused(pmemfs("check", pools.create(size="16M"), *words), 2, "--repair")
 
 
 @pytest.mark.parametrize("words", [("mount",), ("mount", "x"), ("mount", "x", "y", "--engine=no")])

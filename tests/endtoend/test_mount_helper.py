@@ -60,6 +60,33 @@ def test_a_line_of_fstab_mounts(pools: PoolMaker, tmp_path: Path, options: str) 
     assert run_command("umount", mounted.mountpoint).code == 0
 
 
+def test_a_line_of_fstab_names_engine_and_transport(pools: PoolMaker, tmp_path: Path) -> None:
+    mounted = Mounted(pools.create(size="16M"), pools.mountpoint())
+    fstab = tmp_path / "fstab"
+    for options, engine, transport in (
+        ("engine=python", "python", "pyfuse3"),
+        ("transport=fd", "native", "fd"),
+    ):
+        fstab.write_text(f"{mounted.pool} {mounted.mountpoint} pmemfs {options} 0 0\n")
+        for _ in range(2):
+            # The second time it is there already, with the same options.
+            done = run_command("mount", "--fstab", fstab, "--all")
+            assert done.code == 0, done.err
+        status = mounted.info()
+        assert (status["engine"], status["transport"]) == (engine, transport)
+        assert run_command("umount", mounted.mountpoint).code == 0
+
+
+def test_nofail_is_a_word_like_others(pools: PoolMaker) -> None:
+    mountpoint = pools.mountpoint()
+    missing = pools.directory / "missing"
+    words = ("-o", "nofail", missing, mountpoint)
+    done = run_command(HELPER, missing, mountpoint, "-o", "nofail")
+    assert done.code == 0, done.err
+    assert mounts_at(mountpoint) == 0
+    assert run_command("mount", "-t", "pmemfs", *words).code == 0
+
+
 def test_exit_codes_are_those_of_mount_8(pools: PoolMaker) -> None:
     pool, mountpoint = pools.create(size="16M"), pools.mountpoint()
     missing = pools.directory / "missing"
