@@ -38,7 +38,7 @@ from pmemfs.errors import (
 )
 from pmemfs.fuse.mountpoint import mounts_of_pool
 from pmemfs.fuse.options import MountOptions
-from pmemfs.fuse.processes import limits_behind
+from pmemfs.fuse.processes import SpareDescriptors, limits_behind
 from pmemfs.fuse.session import NativeSession, PythonSession, Session
 from pmemfs.fuse.transport import choose_transport, read_offer
 from pmemfs.logs import start_logging
@@ -107,8 +107,9 @@ def main() -> None:
 def serve_mount(arguments: Arguments, starter: Starter) -> None:
     """Serve one mount until it ends. Raises whatever ended it, if that was no orderly end."""
     try:
-        with mounted_pool(arguments, starter) as (pool, medium):
-            run(arguments, pool, medium, starter)
+        # Before anything is written: what can't end in order is not begun.
+        with SpareDescriptors() as spare, mounted_pool(arguments, starter) as (pool, medium):
+            run(arguments, pool, medium, starter, spare)
             if not starter.is_kept:
                 raise MountFailed(pool=medium.name, path=arguments.mountpoint,
                                   why="it was unmounted before it was ready")  # fmt: skip
@@ -172,7 +173,13 @@ def _open(path: str, *, read_only: bool) -> MappedMedium:
             time.sleep(0.05)
 
 
-def run(arguments: Arguments, pool: Pool, medium: MappedMedium, starter: Starter) -> None:
+def run(
+    arguments: Arguments,
+    pool: Pool,
+    medium: MappedMedium,
+    starter: Starter,
+    spare: SpareDescriptors,
+) -> None:
     """Wire the parts, mount, and serve until the mount ends; all that was written is durable."""
     options = arguments.options
     with starter.endable():
@@ -185,11 +192,13 @@ def run(arguments: Arguments, pool: Pool, medium: MappedMedium, starter: Starter
             methods = _methods(observer, session, lambda: _advise(pool, medium, options))
             trio.run(_serve, starter, session, methods)
         finally:
+            spare.release()
             # While a pool is made clean, no signal counts.
             signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
             starter.end()
             session.end()
     except BaseException:
+        spare.release()
         if not starter.is_kept:
             # A mount that fails has been seen by then, and perhaps written to.
             _leave_durable(session, medium)

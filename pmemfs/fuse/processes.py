@@ -12,6 +12,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Self
 
 import pmemfs
 from pmemfs.errors import SourceBusy, cause_of
@@ -39,6 +40,38 @@ def needed_paths() -> Iterator[str]:
             yield path
             yield os.path.realpath(path)
     yield from ("/dev/fuse", "/proc", "/sys")
+
+
+class SpareDescriptors:
+    """Descriptors that are kept for the end of a mount, which needs some of its own.
+
+    Without them a mount that fails because it has run out of descriptors could neither be unmounted
+    nor made durable, and would leave a clean pool dirty.
+    """
+
+    _COUNT = 16
+    """More than a subprocess, which unmounts, and an event loop need."""
+
+    def __init__(self) -> None:
+        """Raises OSError where there are not so many."""
+        self._fds: list[int] = []
+        try:
+            for _ in range(self._COUNT):
+                self._fds.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        except OSError:
+            self.release()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Let go of them: the end begins."""
+        while self._fds:
+            os.close(self._fds.pop())
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -128,6 +129,27 @@ def test_where_a_limit_can_not_be_raised_one_sentence_names_it(pools: PoolMaker,
         return
     refused(done, 32, "may not raise", f"ulimit {flag}")
     assert mount_at(str(mounted.mountpoint)) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["block", "fs"])
+def test_a_mount_that_runs_out_of_descriptors_leaves_a_clean_pool_clean(
+    pools: PoolMaker, mode: str
+) -> None:
+    mounted = Mounted(pools.create("pmem0", "16M", "--mode", mode), pools.mountpoint())
+    for count in range(18, 48, 6):
+        done = run_command(
+            "bash", "-c", f'ulimit -n {count} && exec "$@"', "bash", *MAY_NOT_RAISE,
+            BIN / "pmemfs", "mount", mounted.pool, mounted.mountpoint, *pools.engine.options,
+        )  # fmt: skip
+        if done.code == 0:
+            pools.umount(mounted)
+        else:
+            refused(done, 32, "may not raise", f"ulimit -n: {count}")
+        assert mount_at(str(mounted.mountpoint)) is None
+        checked = pmemfs("check", mounted.pool)
+        assert (checked.code, "not unmounted" in checked.out) == (0, False), checked
+        assert json.loads(pmemfs_ok("info", mounted.pool, "--json"))["pool"]["state"] == "clean"
 
 
 def test_a_limit_that_ends_a_mount_later_is_warned_of(pools: PoolMaker) -> None:
