@@ -18,6 +18,7 @@ import fcntl
 import itertools
 import mmap
 import os
+import resource
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
@@ -51,6 +52,9 @@ _MOST_REACH_BYTES = 32 * TIB
 """A quarter of the addresses that a process has, and a mount needs them twice."""
 _REACH = 4
 """How many times its size a pool may grow to while it is open, within these limits."""
+
+_SHARE_OF_ALLOWED = 8
+"""Of the addresses that a process may have (ulimit -v), one in so many is for growth."""
 
 _POPULATE_BYTES = 16 << 20
 
@@ -209,7 +213,10 @@ class MappedMedium(Medium):
             # It is sized while nobody has it open.
             return self.size_bytes
         wanted = min(max(_REACH * self.size_bytes, _LEAST_REACH_BYTES), _MOST_REACH_BYTES)
-        return max(self.size_bytes, wanted)
+        allowed = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if allowed != resource.RLIM_INFINITY:
+            wanted = min(wanted, allowed // _SHARE_OF_ALLOWED)
+        return max(self.size_bytes, wanted & -FRAME_BYTES)
 
     def extend(self, size_bytes: int) -> int:
         """Be that large; how large the file was, for `give_back`.
