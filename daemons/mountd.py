@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -45,7 +46,6 @@ from pmemfs.logs import start_logging
 from pmemfs.media.label import Mode, State
 from pmemfs.medium.faultlog import report_fault
 from pmemfs.medium.mapped import Advice, MappedMedium
-from pmemfs.observe.mount import MountObserver
 from pmemfs.pool import Pool
 from pmemfs.units import GIB
 
@@ -188,8 +188,7 @@ def run(
     try:
         session.make_mount(arguments.mountpoint, options)
         try:
-            observer = MountObserver(pool, medium, session, options)
-            methods = _methods(observer, session, lambda: _advise(pool, medium, options))
+            methods = _methods(pool, medium, session, options)
             trio.run(_serve, starter, session, methods)
         finally:
             spare.release()
@@ -218,27 +217,36 @@ def _leave_durable(session: Session, medium: MappedMedium) -> None:
 
 
 def _methods(
-    observer: MountObserver, session: Session, advise: Callable[[], None]
-) -> dict[str, server.Method]:
+    pool: Pool, medium: MappedMedium, session: Session, options: MountOptions
+) -> server.Methods:
     """What the daemon answers on its socket."""
+    started = time.monotonic()
 
     async def resize(size_bytes: int | None = None) -> dict[str, Any]:
         grown = await session.grower.grow(size_bytes)
         if grown.new_bytes > grown.old_bytes:
-            await trio.to_thread.run_sync(advise)
+            await trio.to_thread.run_sync(lambda: _advise(pool, medium, options))
         return asdict(grown)
 
     async def trim() -> dict[str, Any]:
         return asdict(await session.content.trimmer.trim())
 
-    return {
-        "info": observer.info,
-        "pages": observer.pages,
-        "stat": observer.stat,
-        "extents": observer.extents,
-        "resize": resize,
-        "trim": trim,
-    }
+    @functools.cache
+    def all_of_them() -> dict[str, server.Method]:
+        # Not above: a mount that is made need not wait until it can tell of itself.
+        from pmemfs.observe.mount import MountObserver
+
+        observer = MountObserver(pool, medium, session, options, started)
+        return {
+            "info": observer.info,
+            "pages": observer.pages,
+            "stat": observer.stat,
+            "extents": observer.extents,
+            "resize": resize,
+            "trim": trim,
+        }
+
+    return all_of_them
 
 
 def open_session(arguments: Arguments, pool: Pool, medium: MappedMedium) -> Session:
@@ -251,7 +259,7 @@ def open_session(arguments: Arguments, pool: Pool, medium: MappedMedium) -> Sess
     return NativeSession(pool, medium, options, choice)
 
 
-async def _serve(starter: Starter, session: Session, methods: dict[str, server.Method]) -> None:
+async def _serve(starter: Starter, session: Session, methods: server.Methods) -> None:
     with server.listening(new_socket_path(session.mount)) as listener:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(server.serve, listener, methods)

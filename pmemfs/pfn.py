@@ -16,14 +16,9 @@ bit set and no word is 0; a word with a page-frame number always has PFN_DEV set
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NewType
+from typing import NewType
 
 from pmemfs.errors import BadGeometry, NoPageStructures, NotInPool
-
-# numpy takes longer to load than most commands take to run, and few of them need arrays.
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
 
 Pfn = NewType("Pfn", int)
 PfnT = NewType("PfnT", int)
@@ -107,35 +102,3 @@ def pfn_t_to_page(word: int, geometry: PageGeometry | None) -> int:
     if geometry is None:
         raise NoPageStructures(what="pfn_t_to_page")
     return geometry.pfn_to_page(pfn_t_to_pfn(word, geometry))
-
-
-def pfns_to_pfn_t(
-    pfns: npt.NDArray[np.uint64], flags: int = PFN_DEV | PFN_MAP
-) -> npt.NDArray[np.uint64]:
-    """`pfn_to_pfn_t` for an array of pfns, of any shape."""
-    import numpy as np
-
-    return (pfns.astype(np.uint64) << np.uint64(PFN_SHIFT)) | np.uint64(flags | PFN_DEV)
-
-
-def pfn_ts_to_pfn(
-    words: npt.NDArray[np.uint64], geometry: PageGeometry | None = None
-) -> npt.NDArray[np.uint64]:
-    """`pfn_t_to_pfn` for an array of words of either life, of any shape."""
-    import numpy as np
-
-    is_page = (words & np.uint64(PFN_FLAGS_MASK)) == 0
-    # Of an array without dimensions, numpy makes a scalar, to which nothing can be assigned.
-    pfns = np.asarray(words >> np.uint64(PFN_SHIFT))
-    if not is_page.any():
-        return pfns
-    if geometry is None:
-        raise NoPageStructures(what="this word")
-    offsets = words[is_page].astype(np.int64) - geometry.memmap_offset_bytes
-    pages = offsets // PAGE_STRUCTURE_BYTES
-    outside = (pages < 0) | (pages >= geometry.page_count)
-    if outside.any():
-        first_bad = int(pages[outside][0])
-        raise NotInPool(pfn=geometry.first_pfn + (first_bad << geometry.order))
-    pfns[is_page] = (pages << geometry.order) + geometry.first_pfn
-    return pfns

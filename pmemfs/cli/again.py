@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from pmemfs.cli.find import ask
-from pmemfs.control.launch import NotedSignals
+from pmemfs.control.launch import NotedSignals, Wanted
 from pmemfs.errors import MountFailed, PmemfsError, UnmountFailed
 from pmemfs.fuse.mountpoint import detach, mounts_of_pool, places_of
 from pmemfs.fuse.options import ENGINES, TRANSPORTS, MountOptions
@@ -25,15 +25,6 @@ _TIMEOUT_SECONDS = 5
 _LOOK_SECONDS = 60
 _DEFAULTS = frozenset(("suid", "dev", "exec", "atime", "async"))
 """What a mount does anyway."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What is to be mounted where, and how; the paths are absolute, without symbolic links."""
-
-    pool: str
-    mountpoint: str
-    options: MountOptions
 
 
 @dataclass(frozen=True, slots=True)

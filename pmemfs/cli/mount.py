@@ -7,15 +7,12 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from pmemfs.cli.again import Living, Wanted, find_living, mount_again
 from pmemfs.cli.output import complain, warn
-from pmemfs.control.client import daemon_pidfd
-from pmemfs.control.launch import Launch, NotedSignals, Said
-from pmemfs.control.places import socket_path
+from pmemfs.control.launch import Launch, NotedSignals, Said, Wanted
 from pmemfs.control.starter import ENDING_SIGNALS
 from pmemfs.errors import (
     EXIT_MOUNT_FAILED,
@@ -37,6 +34,9 @@ from pmemfs.fuse.processes import (
 from pmemfs.medium.source import identify
 from pmemfs.mountinfo import Mount, mount_at
 from pmemfs.reach import look
+
+if TYPE_CHECKING:
+    from pmemfs.cli.again import Living
 
 _DAEMON = "pmemfs.daemons.mountd"
 _PATIENCE_SECONDS = 5
@@ -132,9 +132,7 @@ def start(
     source = signals.wait_for(lambda: identify(pool))
     resolved = signals.wait_for(lambda: prepare_mountpoint(mountpoint, _has_daemon))
     wanted = Wanted(os.path.realpath(pool), resolved, options)
-    first = signals.wait_for(lambda: find_living(wanted.pool))
-    if first and not foreground:
-        mount_again(first, wanted, signals)
+    if not foreground and _is_mounted_again(wanted, signals):
         return 0
     words = [*python_words(_DAEMON), wanted.pool, wanted.mountpoint]
     words += ["-o", options.as_text(only_said=True)]
@@ -144,10 +142,8 @@ def start(
         _launch(words, signals, wanted)
     except Said as said:
         # Somebody else has mounted it meanwhile, such as another line of fstab.
-        first = signals.wait_for(lambda: _wait_for_living(wanted.pool)) if said.is_busy else None
-        if first is None:
+        if not said.is_busy or not _is_mounted_again(wanted, signals, _PATIENCE_SECONDS):
             raise
-        mount_again(first, wanted, signals)
         return 0
     for warning in (source.warning, cpu_limit()):
         if warning:
@@ -169,20 +165,38 @@ def _launch(words: list[str], signals: NotedSignals, wanted: Wanted) -> None:
 
 def _has_daemon(mount: Mount) -> bool:
     """Whether somebody listens for a mount, even if nobody answers: as far as we may ask."""
+    from pmemfs.control.client import daemon_pidfd
+    from pmemfs.control.places import socket_path
+
     pidfd = daemon_pidfd(socket_path(mount), owner_uid=mount.owner_uid)
     if pidfd is not None:
         os.close(pidfd)
     return pidfd is not None
 
 
-def _wait_for_living(pool: str) -> Living | None:
-    """As `find_living`, of a mount that may not be ready yet."""
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    while True:
-        found = find_living(pool)
-        if found or not mounts_of_pool(pool) or time.monotonic() > deadline:
-            return found
-        time.sleep(_POLL_SECONDS)
+def _is_mounted_again(wanted: Wanted, signals: NotedSignals, seconds: float = 0) -> bool:
+    """Let the mount that a pool has already appear where it is wanted, too; whether it has one.
+
+    One that is just made gets some seconds to be ready. Raises MountFailed and Interrupted.
+    """
+    if not mounts_of_pool(wanted.pool):
+        return False
+    # Most pools have none, and what asks a daemon takes as long to load as the rest of a command.
+    from pmemfs.cli.again import find_living, mount_again
+
+    def find() -> Living | None:
+        deadline = time.monotonic() + seconds
+        while True:
+            found = find_living(wanted.pool)
+            if found or not mounts_of_pool(wanted.pool) or time.monotonic() > deadline:
+                return found
+            time.sleep(_POLL_SECONDS)
+
+    first = signals.wait_for(find)
+    if first is None:
+        return False
+    mount_again(first, wanted, signals)
+    return True
 
 
 def _become(words: list[str], signals: NotedSignals) -> NoReturn:

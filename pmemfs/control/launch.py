@@ -19,11 +19,13 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import FrameType
 from typing import Generic, TypeVar
 
 from pmemfs.control.starter import ENDING_SIGNALS, KEEP
 from pmemfs.errors import EXIT_USAGE, DaemonDied, Interrupted, PmemfsError
+from pmemfs.fuse.options import MountOptions
 from pmemfs.units import KIB
 
 _PATIENCE_SECONDS = 60
@@ -33,6 +35,15 @@ _POLL_SECONDS = 0.01
 _MESSAGE_BYTES = 64 * KIB
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is to be mounted where, and how; the paths are absolute, without symbolic links."""
+
+    pool: str
+    mountpoint: str
+    options: MountOptions
 
 
 class Said(PmemfsError):

@@ -34,6 +34,8 @@ _PATIENCE_SECONDS = 20
 _CHUNK_BYTES = 16 * 1024
 
 Method = Callable[..., Awaitable[Any]]
+Methods = Callable[[], Mapping[str, Method]]
+"""Called when a request comes: what makes the answers may be loaded no sooner."""
 
 
 @contextlib.contextmanager
@@ -64,7 +66,7 @@ def listening(path: Path) -> Iterator[socket.socket]:
 
 async def serve(
     listener: socket.socket,
-    methods: Mapping[str, Method],
+    methods: Methods,
     *,
     patience_seconds: float = _PATIENCE_SECONDS,
 ) -> None:
@@ -77,7 +79,7 @@ async def serve(
 class _Server:
     """All connections of one daemon."""
 
-    def __init__(self, methods: Mapping[str, Method], patience_seconds: float) -> None:
+    def __init__(self, methods: Methods, patience_seconds: float) -> None:
         self._methods = methods
         self._patience_seconds = patience_seconds
         self._count = 0
@@ -127,10 +129,10 @@ class _Server:
         return False
 
 
-async def _answer(line: bytes, methods: Mapping[str, Method]) -> bytes:
+async def _answer(line: bytes, methods: Methods) -> bytes:
     try:
         request = json.loads(line)
-        method, params = methods[request["method"]], request.get("params", {})
+        method, params = methods()[request["method"]], request.get("params", {})
         inspect.signature(method).bind(**params)
         hints = get_type_hints(method)
         params = {name: decode(hints.get(name, Any), value) for name, value in params.items()}

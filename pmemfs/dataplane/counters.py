@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from pmemfs.dataplane import layouts
 from pmemfs.dataplane.layouts import LATENCY_BUCKETS, Operation
 from pmemfs.dataplane.tables import SharedMemory
@@ -59,12 +57,12 @@ def _worker(shared: SharedMemory, number: int) -> WorkerCounters:
 def _operation(slot: memoryview, operation: Operation) -> OperationCounters:
     start = _HEAD_BYTES + operation * layouts.OPERATION_BYTES
     counts = layouts.OPERATION_COUNTS.unpack(slot[start : start + _COUNTS_BYTES])
-    latencies = np.frombuffer(slot, "<u8", LATENCY_BUCKETS, start + _COUNTS_BYTES)
+    latencies = slot[start + _COUNTS_BYTES :][: 8 * LATENCY_BUCKETS].cast("Q")
     return OperationCounters(
         answered=counts.answered,
         forwarded=counts.forwarded,
         failed=counts.failed,
         moved_bytes=counts.moved_bytes,
         total_ns=counts.total_ns,
-        latencies=tuple(int(count) for count in latencies),
+        latencies=tuple(latencies),
     )

@@ -11,21 +11,25 @@ import errno
 import time
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-
 from pmemfs.dataplane.layouts import MemmapPlace, SectionState
 from pmemfs.dataplane.pages import PageAccountant
 from pmemfs.dataplane.tables import Grace, SharedMemory
 from pmemfs.errors import PageReferences, system_error
 from pmemfs.media.label import Scheme
-from pmemfs.media.page import LAYOUT
+from pmemfs.media.page import LAYOUT, PageFlags
 from pmemfs.media.zones import Zone
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap import Access, Memmap, NoMemmap, effective_scheme
 from pmemfs.memmap.moving import live_runs, move_zone, prepare_places
-from pmemfs.memmap.records import RecordMemmap, Records
+from pmemfs.memmap.records import RecordMemmap
 from pmemfs.pfn import PAGE_STRUCTURE_BYTES, PageGeometry
 from pmemfs.pool import Pool
+
+_HALVES, _WORDS, _LONGS = (PAGE_STRUCTURE_BYTES // size for size in (2, 4, 8))
+_FLAGS_HALF = LAYOUT.offset_of("flags") // 2
+_REFCOUNT_WORD = LAYOUT.offset_of("refcount") // 4
+_LAST_ACCESS_LONG = LAYOUT.offset_of("last_access_ns") // 8
+_EPOCH_LONG = LAYOUT.offset_of("write_epoch") // 8
 
 _PLACES = {
     Scheme.PMEM: MemmapPlace.POOL,
@@ -67,7 +71,6 @@ class SharedMemmap(RecordMemmap):
             memory, start = self._medium.view(0, self._medium.size_bytes), zone.offset_bytes
         self._zone = zone
         self._buffer = memory[start : start + size_bytes]
-        self._records = np.frombuffer(self._buffer, LAYOUT.dtype)
         section_count = (self._page_count >> shared.section_shift) + 1
         at = shared.areas.sections
         self._sections = shared.memory[at : at + section_count]
@@ -162,7 +165,7 @@ class SharedMemmap(RecordMemmap):
             for section in sections:
                 is_idle = self._is_idle(section, deadline_ns)
                 if self._accountant.end_drop(section, is_idle, self._shared.fd):
-                    dropped += len(self._section(section))
+                    dropped += len(self._section(section)) // PAGE_STRUCTURE_BYTES
         idle = [
             section
             for section in self._live_sections()
@@ -172,17 +175,28 @@ class SharedMemmap(RecordMemmap):
         return dropped
 
     def _is_idle(self, section: int, deadline_ns: int) -> bool:
-        records = self._section(section)
-        current = records[records["generation"] == self.generation]
+        # What is in the shared memory is of this generation, or zero.
+        memory = self._section(section)
+        longs = memory.cast("Q")
         return (
-            not current["refcount"].any()
-            and not self._dirty(current).any()
-            and int(current["last_access_ns"].max(initial=0)) <= deadline_ns
+            max(longs[_LAST_ACCESS_LONG::_LONGS].tolist()) <= deadline_ns
+            and not any(memory.cast("I")[_REFCOUNT_WORD::_WORDS].tolist())
+            and not any(
+                epoch > self.persisted_epoch and flags & PageFlags.DIRTY
+                for epoch, flags in zip(
+                    longs[_EPOCH_LONG::_LONGS].tolist(),
+                    memory.cast("H")[_FLAGS_HALF::_HALVES].tolist(),
+                    strict=True,
+                )
+            )
         )
 
-    def _section(self, section: int) -> Records:
+    def _section(self, section: int) -> memoryview:
         start = section * self._section_pages
-        return self._records[start : start + self._section_pages]
+        return self._memory(start, start + self._section_pages)
+
+    def _memory(self, first_page: int, end_page: int) -> memoryview:
+        return self._buffer[first_page * PAGE_STRUCTURE_BYTES : end_page * PAGE_STRUCTURE_BYTES]
 
     def _live_sections(self) -> Iterator[int]:
         states = bytes(self._sections)
@@ -196,19 +210,15 @@ class SharedMemmap(RecordMemmap):
         self._enter(page, 1)
         return self._buffer, page * PAGE_STRUCTURE_BYTES
 
-    def _slices(self, first_page: int, page_count: int) -> list[Records]:
-        self._enter(first_page, page_count)
-        return [self._records[first_page : first_page + page_count]]
-
-    def _existing(self, first_page: int, page_count: int) -> Iterator[Records]:
+    def _existing(self, first_page: int, page_count: int) -> Iterator[memoryview]:
         end = first_page + page_count
         first, last = first_page // self._section_pages, (end - 1) // self._section_pages
         for section in range(first, last + 1):
             if self._sections[section] in (SectionState.LIVE, SectionState.DROPPING):
                 start = section * self._section_pages
-                yield self._records[max(start, first_page) : min(start + self._section_pages, end)]
+                yield self._memory(max(start, first_page), min(start + self._section_pages, end))
 
-    def _touched(self) -> Iterator[tuple[int, Records]]:
+    def _touched(self) -> Iterator[tuple[int, memoryview]]:
         for section in sorted(self._live_sections()):
             yield section * self._section_pages, self._section(section)
 

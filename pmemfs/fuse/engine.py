@@ -15,13 +15,11 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from pmemfs.bio.bio_vec import BioVec
 from pmemfs.clock import coarse_ns
 from pmemfs.dataplane.counters import WorkerCounters
 from pmemfs.fuse.statistics import EngineStatistics
 from pmemfs.medium.base import Durability, Medium
 from pmemfs.memmap.base import Memmap
-from pmemfs.pfn import PAGE_SHIFT, PFN_SHIFT
 from pmemfs.volume.content import Content
 from pmemfs.volume.linear import INODE, LinearVolume
 
@@ -112,7 +110,10 @@ class PythonEngine(Engine):
     def read(self, offset_bytes: int, length_bytes: int) -> memoryview | bytes:
         """The bytes of a range: shorter at the end of the volume, empty behind it."""
         vecs = self._volume.bio(offset_bytes, length_bytes)
-        parts = [self._content.load(INODE, offset_bytes, _start(vec), vec.length) for vec in vecs]
+        parts = [
+            self._content.load(INODE, offset_bytes, vec.pool_offset_bytes(), vec.length)
+            for vec in vecs
+        ]
         data = parts[0] if len(parts) == 1 else b"".join(parts)
         self.count_read(len(data))
         return data
@@ -133,7 +134,7 @@ class PythonEngine(Engine):
         written = 0
         for vec in vecs:
             part = view[written : written + vec.length] if len(data) != vec.length else data
-            self._content.store(INODE, offset_bytes + written, _start(vec), part)
+            self._content.store(INODE, offset_bytes + written, vec.pool_offset_bytes(), part)
             written += vec.length
         return written
 
@@ -145,8 +146,3 @@ class PythonEngine(Engine):
     def forget_last_write(self) -> None:
         """Somebody has set another time of modification, which counts until the next write."""
         self._last_write_ns = 0
-
-
-def _start(vec: BioVec) -> int:
-    """Where a vec begins in the pool, in bytes."""
-    return (vec.pfn_t >> PFN_SHIFT << PAGE_SHIFT) + vec.offset

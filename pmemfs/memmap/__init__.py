@@ -5,8 +5,6 @@ from __future__ import annotations
 from pmemfs.media.label import Scheme
 from pmemfs.memmap.base import Access, Memmap, PageCounts, PageReport
 from pmemfs.memmap.none import NoMemmap
-from pmemfs.memmap.on_demand import OnDemandMemmap
-from pmemfs.memmap.pmem import PmemMemmap
 from pmemfs.pool import Pool
 
 __all__ = [
@@ -32,7 +30,14 @@ def effective_scheme(pool: Pool) -> Scheme:
 
 
 def open_memmap(pool: Pool) -> Memmap:
-    """The page structures of a mounted pool: `begin_mount` must have been called before."""
+    """The page structures of a mounted pool: `begin_mount` must have been called before.
+
+    For a process that alone writes them: `dataplane.memmap` has those that a data plane shares.
+    """
+    # Not above, because these load numpy, and the daemon of the native engine needs neither.
+    from pmemfs.memmap.on_demand import OnDemandMemmap
+    from pmemfs.memmap.pmem import PmemMemmap
+
     match effective_scheme(pool):
         case Scheme.PMEM:
             zone = pool.zones.memmap

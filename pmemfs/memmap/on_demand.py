@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from pmemfs.media.page import LAYOUT
 from pmemfs.media.zones import Zone
-from pmemfs.memmap.records import RecordMemmap, Records
+from pmemfs.memmap.counting import CountingMemmap
+from pmemfs.memmap.records import as_records
 from pmemfs.pfn import PAGE_SHIFT, PAGE_STRUCTURE_BYTES, PageGeometry
 from pmemfs.units import MIB
+
+if TYPE_CHECKING:
+    from pmemfs.memmap.records import Records
 
 SECTION_BYTES = 128 * MIB
 
 
-class OnDemandMemmap(RecordMemmap):
+class OnDemandMemmap(CountingMemmap):
     """Page structures in sections of DRAM."""
 
     def __init__(self, geometry: PageGeometry, generation: int) -> None:
@@ -77,24 +80,25 @@ class OnDemandMemmap(RecordMemmap):
             page_count -= len(part)
         return slices
 
-    def _existing(self, first_page: int, page_count: int) -> Iterator[Records]:
+    def _existing(self, first_page: int, page_count: int) -> Iterator[memoryview]:
         while page_count:
             section, position = divmod(first_page, self._pages_per_section)
             count = min(self._pages_per_section - position, page_count)
             if section in self._sections:
-                yield self._sections[section][1][position : position + count]
+                start = position * PAGE_STRUCTURE_BYTES
+                yield self._sections[section][0][start : start + count * PAGE_STRUCTURE_BYTES]
             first_page += count
             page_count -= count
 
-    def _touched(self) -> Iterator[tuple[int, Records]]:
+    def _touched(self) -> Iterator[tuple[int, memoryview]]:
         # A snapshot: another thread may count while sections come and go.
-        for section, (_, records) in sorted(self._sections.items()):
-            yield section * self._pages_per_section, records
+        for section, (memory, _) in sorted(self._sections.items(), key=itemgetter(0)):
+            yield section * self._pages_per_section, memory
 
     def _make(self, section: int) -> tuple[memoryview, Records]:
         first_page = section * self._pages_per_section
         page_count = min(self._pages_per_section, self._page_count - first_page)
         buffer = memoryview(bytearray(page_count * PAGE_STRUCTURE_BYTES))
-        made = (buffer, np.frombuffer(buffer, LAYOUT.dtype))
+        made = (buffer, as_records(buffer))
         self._sections[section] = made
         return made

@@ -10,21 +10,24 @@ This is Ingo Molnar's answer. Invariants:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from pmemfs.media.page import LAYOUT
 from pmemfs.media.zones import Zone
 from pmemfs.medium.base import Medium
+from pmemfs.memmap.counting import CountingMemmap
 from pmemfs.memmap.moving import live_runs, move_zone, prepare_places
-from pmemfs.memmap.records import RecordMemmap, Records
+from pmemfs.memmap.records import as_records
 from pmemfs.pfn import PAGE_STRUCTURE_BYTES, PageGeometry
+
+if TYPE_CHECKING:
+    from pmemfs.memmap.records import Records
 
 _STRETCH_SHIFT = 10
 """Structures are reserved 1024 at a time: 64 KiB, for 4 MiB of data in 4 KiB pages."""
+_STRETCH_PAGES = 1 << _STRETCH_SHIFT
 
 
-class PmemMemmap(RecordMemmap):
+class PmemMemmap(CountingMemmap):
     """Page structures in the memmap zone."""
 
     def __init__(self, geometry: PageGeometry, generation: int, medium: Medium, zone: Zone) -> None:
@@ -64,26 +67,27 @@ class PmemMemmap(RecordMemmap):
                 self._reserve(stretch)
         return [self._records[first_page : first_page + page_count]]
 
-    def _existing(self, first_page: int, page_count: int) -> Iterator[Records]:
+    def _existing(self, first_page: int, page_count: int) -> Iterator[memoryview]:
         end = first_page + page_count
         for stretch in range(first_page >> _STRETCH_SHIFT, ((end - 1) >> _STRETCH_SHIFT) + 1):
             if self._reserved[stretch]:
                 start = stretch << _STRETCH_SHIFT
-                yield self._records[
-                    max(start, first_page) : min(start + (1 << _STRETCH_SHIFT), end)
-                ]
+                yield self._memory(max(start, first_page), min(start + _STRETCH_PAGES, end))
 
-    def _touched(self) -> Iterator[tuple[int, Records]]:
+    def _touched(self) -> Iterator[tuple[int, memoryview]]:
         stretch = self._reserved.find(1)
         while stretch >= 0:
             first_page = stretch << _STRETCH_SHIFT
-            yield first_page, self._records[first_page : first_page + (1 << _STRETCH_SHIFT)]
+            yield first_page, self._memory(first_page, first_page + _STRETCH_PAGES)
             stretch = self._reserved.find(1, stretch + 1)
+
+    def _memory(self, first_page: int, end_page: int) -> memoryview:
+        return self._buffer[first_page * PAGE_STRUCTURE_BYTES : end_page * PAGE_STRUCTURE_BYTES]
 
     def _set_zone(self, zone: Zone) -> None:
         self._zone = zone
         self._buffer = self._medium.view(zone.offset_bytes, zone.size_bytes)
-        self._records = np.frombuffer(self._buffer, LAYOUT.dtype)
+        self._records = as_records(self._buffer)
 
     def _reserve(self, stretch: int) -> None:
         start = (stretch << _STRETCH_SHIFT) * PAGE_STRUCTURE_BYTES

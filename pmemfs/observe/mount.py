@@ -33,6 +33,7 @@ class MountObserver:
         medium: MappedMedium,
         session: Session,
         options: MountOptions,
+        started: float,
     ) -> None:
         self._pool = pool
         self._medium = medium
@@ -42,7 +43,7 @@ class MountObserver:
         self._fs = session.content.fs
         self._mount = session.mount
         self._options = options
-        self._started = time.monotonic()
+        self._started = started
 
     async def info(self) -> dict[str, Any]:
         """The status of the mount and its pool."""

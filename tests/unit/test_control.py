@@ -45,7 +45,7 @@ def served(path: Path, client: Callable[[Path], Awaitable[None]]) -> None:
     async def main() -> None:
         with trio.fail_after(20), listening(path) as listener:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(serve, listener, METHODS)
+                nursery.start_soon(serve, listener, lambda: METHODS)
                 await client(path)
                 assert await in_thread(call, path, "echo", alive=True) == {"alive": True}
                 nursery.cancel_scope.cancel()

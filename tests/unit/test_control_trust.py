@@ -399,7 +399,7 @@ def test_a_daemon_answers_its_owner_and_root_and_nobody_else(nobodys: Path) -> N
             os.chmod(nobodys, 0o711)
             os.chmod(path, 0o777)
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(serve, listener, METHODS)
+                nursery.start_soon(serve, listener, lambda: METHODS)
                 assert await trio.to_thread.run_sync(in_child, NOBODY, ask) == 0
                 answers = await in_thread(exchange, path, b'{"method": "echo"}\n')
                 assert answers == [{"result": {}}]
@@ -417,7 +417,9 @@ def patient(path: Path, client: Callable[[Path], Any], seconds: float) -> None:
     async def main() -> None:
         with trio.fail_after(60), listening(path) as listener:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(lambda: serve(listener, METHODS, patience_seconds=seconds))
+                nursery.start_soon(
+                    lambda: serve(listener, lambda: METHODS, patience_seconds=seconds)
+                )
                 await client(path)
                 assert await in_thread(call, path, "echo", alive=True) == {"alive": True}
                 nursery.cancel_scope.cancel()
