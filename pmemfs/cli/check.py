@@ -15,7 +15,7 @@ from pmemfs.cli.output import complain, json_option, print_facts, print_json, sa
 from pmemfs.errors import EXIT_CANNOT_CHECK, BadUsage, PmemfsError
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.pool.label_check import Finding, has_errors
-from pmemfs.volume.fs.check import Progress
+from pmemfs.volume.fs.findings import Progress
 from pmemfs.volume.pool_check import check_pool, repair_pool
 
 _EXIT_CLEAN = 0

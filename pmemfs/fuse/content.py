@@ -137,7 +137,7 @@ def _files(
 ) -> Content[EngineT]:
     """All files; `tables` is what a data plane is shown, if there is one."""
     publisher = Publisher(fs, tables) if tables else None
-    fs.access_times, fs.notes_directories = options.access_times, not options.nodiratime
+    fs.note_accesses(options.access_times, of_directories=not options.nodiratime)
     if tables:
         tables.note_reads(AccessTimes.NEVER if fs.read_only else options.access_times)
     files = OpenFiles(fs, engine, publisher, cached=options.cached)

@@ -20,8 +20,8 @@ from pmemfs.dataplane.counters import WorkerCounters
 from pmemfs.fuse.statistics import EngineStatistics
 from pmemfs.medium.base import Durability, Medium
 from pmemfs.memmap.base import Memmap
-from pmemfs.volume.content import Content
 from pmemfs.volume.linear import INODE, LinearVolume
+from pmemfs.volume.pageio import PageIO
 
 
 class Engine:
@@ -104,7 +104,7 @@ class PythonEngine(Engine):
     def __init__(self, medium: Medium, memmap: Memmap, volume: LinearVolume) -> None:
         super().__init__(medium, memmap)
         self._volume = volume
-        self._content = Content(medium, memmap)
+        self._content = PageIO(medium, memmap)
         self._last_write_ns = 0
 
     def read(self, offset_bytes: int, length_bytes: int) -> memoryview | bytes:

@@ -20,7 +20,7 @@ import trio
 
 from pmemfs.fuse.raw import Answer, Handler, Request
 from pmemfs.volume.fs.filesystem import FileSystem
-from pmemfs.volume.fs.store import MayWait, NotRead
+from pmemfs.volume.fs.reading import MayWait, NotRead
 
 T = TypeVar("T")
 OperationsT = TypeVar("OperationsT", bound=type[pyfuse3.Operations])

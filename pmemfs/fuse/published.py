@@ -31,7 +31,7 @@ from pmemfs.fuse.privileges import has_privileges
 from pmemfs.units import KIB
 from pmemfs.volume.fs.filesystem import FileSystem
 from pmemfs.volume.fs.inode import FIXED
-from pmemfs.volume.fs.tables import Tables
+from pmemfs.volume.fs.publication import Tables
 
 _LARGE_WRITE_BYTES = 64 * KIB
 _WRITES = 2

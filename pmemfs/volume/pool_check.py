@@ -22,7 +22,8 @@ from pmemfs.pool.label_check import (
     zone_findings,
 )
 from pmemfs.pool.labels import read_labels
-from pmemfs.volume.fs.check import Problem, Progress, Verdict, check_filesystem
+from pmemfs.volume.fs.check import check_filesystem
+from pmemfs.volume.fs.findings import Problem, Progress, Verdict
 from pmemfs.volume.fs.repair import doable, repair_filesystem, say_left
 
 _LABEL_REMEDY = "both copies are written anew"
@@ -56,7 +57,7 @@ def repair_pool(
     pool = Pool.open(medium)
     labels = [*map(label_finding, pool.readings), agreement(pool)]
     has_filesystem = pool.label.mode == Mode.FS
-    verdict = check_filesystem(pool, progress) if has_filesystem else Verdict([])
+    verdict = check_filesystem(pool, progress) if has_filesystem else Verdict()
 
     def say_problem(problem: Problem, failure: str) -> None:
         remedy = problem.remedy.sentence if problem.remedy else ""

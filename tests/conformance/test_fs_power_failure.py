@@ -348,10 +348,10 @@ def world_of_long_log(medium: RecordingMedium | None = None, **options: object) 
     image = IMAGES["standard"]()
     world = World(image, medium=medium, judge=judge_of(image, deep_every=31), **options)  # type: ignore[arg-type]
     fs = world.fs
-    fs.may_have_leaks = False
+    fs.store.ground.may_have_leaks = False
     directory = large_directory(fs, ROOT, b"long", 50)
     file = fs.lookup(directory, b"n0")
-    while not (fs._long_logs and fs.inode(directory).is_mostly_dead):
+    while not (fs.store.housekeeping._long_logs and fs.inode(directory).is_mostly_dead):
         remove_names(fs, directory, range(1, 25))
         add_names(fs, directory, file, range(1, 25))
     fs.medium.fence()
@@ -359,7 +359,7 @@ def world_of_long_log(medium: RecordingMedium | None = None, **options: object) 
     return world
 
 
-COMPACT = Op("a step of a compaction", lambda w: w.fs.compact_some())
+COMPACT = Op("a step of a compaction", lambda w: w.fs.store.housekeeping.compact_some())
 WHILE_COMPACTED: list[Op] = [
     op
     for at in range(6)
@@ -381,7 +381,7 @@ def test_a_power_failure_leaves_the_old_log_or_the_new_one_of_a_compaction() -> 
     before = world.fs.inode(number).log.head
     for op in WHILE_COMPACTED:
         world.run(op)
-    while world.fs._compaction:
+    while world.fs.store.housekeeping._compaction:
         world.run(COMPACT)
     assert world.violations == []
     assert world.fs.inode(number).log.head != before
@@ -394,7 +394,7 @@ def test_without_a_flush_of_a_compaction_something_goes_wrong() -> None:
     medium = SiteMedium(IMAGES["standard"]())
     world = world_of_long_log(medium)
     start = medium.call_count
-    while world.fs.compact_some():
+    while world.fs.store.housekeeping.compact_some():
         pass
     calls = [
         number
@@ -419,9 +419,9 @@ def test_what_was_fsynced_stays_although_its_inode_was_not_in_memory() -> None:
         native("b", 10000, 2000).run(w)
         w.fs.hold(number)
         for _ in range(30):
-            w.fs.clock += 1
-            w.fs.drop_idle()
-        assert w.fs.cached(number) is None
+            w.fs.store.ground.clock += 1
+            w.fs.store.housekeeping.drop_idle()
+        assert w.fs.store.cached(number) is None
         w.fs.persist(number)
 
     op = Op("append, forget, persist", forget_and_persist, writes="b", persists="b")
@@ -446,7 +446,7 @@ def test_a_file_system_can_be_mounted_after_frames_of_inodes_were_given_back(
     for number in [*whole[0][:-1], *(n for n in numbers if n not in whole[0]), last]:
         fs.unlink(ROOT, numbers[number])
     fs.tidy()
-    assert not fs.table.has_inodes(Run(last // 8, 1))
+    assert not fs.store.table.has_inodes(Run(last // 8, 1))
     fs.write(world.ino("a"), 3, b"\xff" * 80 * FRAME)
     tree = snapshot(fs)
     world.remount()
@@ -493,9 +493,9 @@ GATED: list[tuple[str, list[Op], Op]] = [
 
 UNNEEDED = {
     "flush < _store < free < _free": "a bit that stays set is a leak, which is found",
-    "flush < _store_clean < end < end": "what isn't marked clean is searched for leaks",
-    "fence < _store_clean < end < end": "what isn't marked clean is searched for leaks",
-    "flush < _note_log_frames < keep_reserve < _commit": "a shorter reserve loses nothing",
+    "flush < store_clean < end < end": "what isn't marked clean is searched for leaks",
+    "fence < store_clean < end < end": "what isn't marked clean is searched for leaks",
+    "flush < note_log_frames < keep_reserve < _commit": "a shorter reserve loses nothing",
     "flush < set_live_size < apply < _commit": "without it, the record's size counts",
     "flush < set_live_size < write": "`persist` flushes the live line",
     "flush < set_written_ns < write": "`persist` flushes the live line",

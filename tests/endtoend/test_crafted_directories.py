@@ -54,7 +54,7 @@ def add_entry(fs: FileSystem, directory: int, number: int) -> None:
     """What no operation does: a name for a directory that has one, with all checksums right."""
     inode = fs.inode(directory)
     inode.add_entry(b"wrong", number, DIRECTORY_TYPE)
-    with fs.change() as change:
+    with fs.store.change() as change:
         # Written anew, the log says all that the directory has in memory.
         change.compact(inode)
 

@@ -234,7 +234,7 @@ def test_a_mount_whose_root_does_not_answer_is_taken_away_again(pools: PoolMaker
     medium = MappedMedium.open(str(mounted.pool))
     pool = Pool.open(medium)
     fs = FileSystem(pool, open_memmap(pool))
-    at = fs.table.slot_offset(ROOT)
+    at = fs.store.table.slot_offset(ROOT)
     fs.end()
     medium.close()
     before = mounted.pool.read_bytes()

@@ -150,7 +150,7 @@ def snapshot(fs: FileSystem) -> Tree:
             continue
         a = fs.attributes(number)
         kind = stat.S_IFMT(a.mode)
-        entries = fs.entries(number) if kind == stat.S_IFDIR else []
+        entries = [(name, *entry) for name, entry in fs.inode(number).entries.items()]
         todo += [to for _, to, _ in entries]
         fixed = (
             a.ino, a.generation, a.mode, a.nlink, a.uid, a.gid, a.rdev, a.birth_ns,
@@ -193,7 +193,7 @@ def difference(found: Tree, legal: Tree, relaxed: Mapping[int, Versions], *, blo
 def disagreement(fs: FileSystem, report: Report) -> str:
     """How what the file system reads differs from what the checker found."""
     for number, found in report.inodes.items():
-        inode = fs.read_inode(number)
+        inode = fs.store.cache.read_inode(number)
         if inode is None:
             return f"inode {number} is there for the checker alone"
         frames = {e.index + at: e.pfn + at for e in inode.extents for at in range(e.frame_count)}
@@ -204,7 +204,7 @@ def disagreement(fs: FileSystem, report: Report) -> str:
             or [offset // FRAME for offset in inode.log.frames] != found.log_frames
         ):
             return f"the checker finds another inode {number}"
-        again = fs.cached(number)
+        again = fs.store.cached(number)
         if again is not None and (
             again.live_slots != inode.live_slots
             or again.subdirectory_count != inode.subdirectory_count

@@ -239,7 +239,7 @@ def unlink_held(w: World) -> None:
 
 
 def names(w: World) -> list[str]:
-    return [name.decode(errors="replace") for name, _, _ in w.fs.entries(ROOT)]
+    return [name.decode(errors="replace") for name in w.fs.names(ROOT)]
 
 
 def make_unnamed(w: World) -> None:

@@ -48,8 +48,9 @@ from pmemfs.memmap import open_memmap
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
 from pmemfs.pool import Pool, PoolSpec
 from pmemfs.units import KIB
-from pmemfs.volume.fs.check import Verdict, check_filesystem
+from pmemfs.volume.fs.check import check_filesystem
 from pmemfs.volume.fs.filesystem import FileSystem
+from pmemfs.volume.fs.findings import Verdict
 from pmemfs.volume.fs.names import NewInode
 from pmemfs.volume.fs.repair import repair_filesystem
 
@@ -185,7 +186,7 @@ def populate(fs: FileSystem, rng: random.Random) -> None:
             fs.set_attributes(ino, size_bytes=size * 3000)
     fs.allocate(files[3], 0, 20000, keep_size=True)
     fs.punch(files[4], 0, 4096)
-    fs.rename(ROOT, fs.entries(ROOT)[0][0], directories[-1], b"moved") if rng.random() < 0.3 else 0
+    fs.rename(ROOT, fs.names(ROOT)[0], directories[-1], b"moved") if rng.random() < 0.3 else 0
 
 
 @contextmanager
@@ -245,11 +246,11 @@ def _surveyed(image: bytes) -> Base:
     found = Base(image, zone.offset_bytes, zone.size_bytes)
     pool.medium.read_only = True
     fs = FileSystem(pool, open_memmap(pool))
-    for pfn in fs.table.frames():
+    for pfn in fs.store.table.frames():
         found.inode_frames.append(pfn << PAGE_SHIFT)
-        for number in fs.table.numbers_in(pfn):
-            slot = fs.table.slot_offset(number)
-            inode = fs.read_inode(number)
+        for number in fs.store.table.numbers_in(pfn):
+            slot = fs.store.table.slot_offset(number)
+            inode = fs.store.cache.read_inode(number)
             if inode is None:
                 continue
             found.slots.append(slot)
@@ -571,7 +572,7 @@ def walk(fs: FileSystem) -> tuple[list[int], list[tuple[int, bytes]], list[OSErr
             seen.append(number)
             if fs.attributes(number).mode >> 12 != 4:
                 continue
-            for name, child, _ in fs.entries(number):
+            for name, (child, _) in list(fs.inode(number).entries.items()):
                 names.append((number, name))
                 if fs.lookup(number, name) != child or fs.has_entry(number, name) != child:
                     raise AssertionError("an entry that can't be looked up")

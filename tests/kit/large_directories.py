@@ -65,7 +65,7 @@ def large_directory(fs: FileSystem, parent: int, name: bytes, count: int) -> int
     for first in range(1, count, _AT_ONCE):
         add_names(fs, directory.number, file.number, range(first, min(count, first + _AT_ONCE)))
     state = file.state.replaced(link_count=count)
-    with fs.change() as change:
+    with fs.store.change() as change:
         change.append(file, state.pack())
     file.state = state
     return directory.number
@@ -76,7 +76,7 @@ def add_names(fs: FileSystem, directory: int, file: int, numbers: Sequence[int])
     inode = fs.inode(directory)
     now_ns = time.time_ns()
     names = [b"n%d" % at for at in numbers]
-    with fs.change() as change:
+    with fs.store.change() as change:
         change.append(inode, *[media.pack_entry(name, file, 8, now_ns) for name in names])
     for name in names:
         inode.add_entry(name, file, 8)
@@ -88,7 +88,7 @@ def remove_names(fs: FileSystem, directory: int, numbers: Sequence[int]) -> None
     inode = fs.inode(directory)
     now_ns = time.time_ns()
     names = [b"n%d" % at for at in numbers]
-    with fs.change() as change:
+    with fs.store.change() as change:
         change.append(inode, *[media.pack_entry(name, 0, 0, now_ns) for name in names])
     for name in names:
         inode.remove_entry(name)
@@ -127,8 +127,8 @@ class Stretches(trio.abc.Instrument):
 
 def forget_all(fs: FileSystem) -> None:
     """Let nothing be in memory that need not."""
-    fs.clock += 100
-    while fs.drop_idle():
+    fs.store.ground.clock += 100
+    while fs.store.housekeeping.drop_idle():
         pass
 
 

@@ -20,8 +20,9 @@ from pmemfs.memmap.none import NoMemmap
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
 from pmemfs.pool import Pool, PoolSpec
 from pmemfs.units import KIB
-from pmemfs.volume.fs.check import Verdict, check_filesystem
+from pmemfs.volume.fs.check import check_filesystem
 from pmemfs.volume.fs.filesystem import FileSystem
+from pmemfs.volume.fs.findings import Verdict
 from pmemfs.volume.fs.names import NewInode
 from pmemfs.volume.fs.repair import repair_filesystem
 
@@ -92,7 +93,7 @@ class Tree:
         after = self.check()
         assert after.problems == []
         fs = self.mount()
-        assert not (done and fs.may_have_leaks)
+        assert not (done and fs.store.ground.may_have_leaks)
         names(fs, ROOT)
         return done
 
@@ -106,12 +107,14 @@ class Changes:
 
     def append(self, number: int, *records: bytes) -> None:
         """Records that are not checked."""
-        with self.fs.change() as change:
+        with self.fs.store.change() as change:
             change.append(self.fs.inode(number), *records)
 
     def state(self, number: int, **changes: int) -> None:
         """Attributes."""
-        self.append(number, self.fs.state_of(self.fs.inode(number)).replaced(**changes).pack())
+        self.append(
+            number, self.fs.store.state_of(self.fs.inode(number)).replaced(**changes).pack()
+        )
 
     def damage(self, number: int, record: int = 0) -> None:
         """Flip a bit in a record of a log that lies in its slot."""
@@ -135,7 +138,7 @@ class Changes:
 def names(fs: FileSystem, directory: int) -> dict[str, int]:
     """All names below a directory, by path, each of which can be read."""
     found = {}
-    for name, number, type_ in fs.entries(directory):
+    for name, (number, type_) in list(fs.inode(directory).entries.items()):
         assert fs.attributes(number).mode >> 12 == type_
         found[name.decode()] = number
         if type_ == stat.S_IFDIR >> 12:
@@ -460,7 +463,7 @@ def test_a_deep_tree_is_no_deep_recursion(tree: Tree) -> None:
     directory = tree.deep
     for _ in range(1500):
         directory = fs.make(directory, b"d", DIRECTORY)
-        fs.clock += 20
+        fs.store.ground.clock += 20
     last = fs.make(directory, b"last", FILE)
     with tree.changed() as changes:
         changes.state(last, link_count=7)

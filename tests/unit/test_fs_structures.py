@@ -39,7 +39,8 @@ from pmemfs.volume.fs.allocator import Allocator
 from pmemfs.volume.fs.extents import ExtentMap, Run
 from pmemfs.volume.fs.filesystem import FileSystem
 from pmemfs.volume.fs.inode import Inode, Replay
-from pmemfs.volume.fs.tables import NoTables, Tables
+from pmemfs.volume.fs.masks import runs_of
+from pmemfs.volume.fs.publication import NoTables, Tables
 
 # Extents
 
@@ -179,7 +180,7 @@ def test_an_allocator_gives_each_frame_once_and_what_it_remembers_is_stored(
 def free_in(allocator: Allocator, group: int) -> Iterator[int]:
     start = allocator.geometry.group_pfn(group)
     for chunk, mask in enumerate(allocator.group(group).masks):
-        for bit, count in leaks.runs_of(mask):
+        for bit, count in runs_of(mask):
             yield from range(start + chunk * CHUNK_FRAMES + bit, start + chunk * CHUNK_FRAMES
                              + bit + count)  # fmt: skip
 
@@ -419,7 +420,7 @@ def test_a_frame_that_became_a_files_is_none_of_inodes_to_whoever_was_looking(
     fs = FileSystem(on_medium(template(len(image)), medium), NoMemmap())
     names = {fs.make(ROOT, b"%d" % at, FILE): b"%d" % at for at in range(200)}
     fs = FileSystem(on_medium(template(len(image)), medium), NoMemmap())
-    looking = fs.table.frames()
+    looking = fs.store.table.frames()
     next(looking)
     for name in names.values():
         fs.unlink(ROOT, name)
@@ -471,14 +472,14 @@ def test_a_page_that_is_held_is_not_given_out_before_it_is_put(how: str) -> None
     with suppress(OSError):
         for at in range(1000):
             fs.write(other, at * FRAME, b"o" * FRAME)
-    assert fs.busy.frame_count > 0
-    assert fs.space().busy_frames == fs.busy.frame_count
+    assert fs.store.busy.frame_count > 0
+    assert fs.space().busy_frames == fs.store.busy.frame_count
     held = fs.medium.read((extent.pfn + 1) * FRAME, FRAME)
     assert bytes(held) == content[FRAME : 2 * FRAME]
     assert not fs.allocator.is_free(extent.pfn + 1)
     memmap.put_page(extent.pfn + 1)
     fs.tidy()
-    assert fs.busy.frame_count == 0
+    assert fs.store.busy.frame_count == 0
     assert fs.allocator.is_free(extent.pfn + 1)
     fs.write(other, fs.attributes(other).size_bytes, b"o" * FRAME)
 

@@ -40,13 +40,13 @@ def tree() -> Tree:
 
 
 def set_tail(tree: Tree, number: int, tail: int) -> None:
-    slot = tree.mount().table.slot_offset(number)
+    slot = tree.mount().store.table.slot_offset(number)
     tree.medium.store(slot + TAIL_WORD_AT, tail.to_bytes(8, "little"))
 
 
 @pytest.mark.parametrize("distance", [1, 32, 64, INLINE_OFFSET - 1, SLOT_BYTES + 64, 1 << 40])
 def test_the_tail_of_a_log_in_its_slot_lies_there(tree: Tree, distance: int) -> None:
-    set_tail(tree, tree.file, tree.mount().table.slot_offset(tree.file) + distance)
+    set_tail(tree, tree.file, tree.mount().store.table.slot_offset(tree.file) + distance)
     fs = tree.mount()
     with pytest.raises(OSError, match=f"inode {tree.file}: ") as raised:
         fs.set_attributes(tree.file, mode=0)
@@ -121,7 +121,7 @@ def test_generations_go_round(tree: Tree) -> None:
     fs = tree.mount()
     number = fs.make(ROOT, b"first", FILE)
     fs.unlink(ROOT, b"first")
-    slot = fs.table.slot_offset(number)
+    slot = fs.store.table.slot_offset(number)
     tree.medium.store(slot, pack_head(number, (1 << 64) - 1, 0, 0, 0))
     fs = tree.mount()
     made = {fs.make(ROOT, b"n%d" % count, FILE) for count in range(8)}
@@ -130,7 +130,7 @@ def test_generations_go_round(tree: Tree) -> None:
 
 
 def test_a_journal_changes_no_word_twice(tree: Tree) -> None:
-    slot = tree.mount().table.slot_offset(tree.file)
+    slot = tree.mount().store.table.slot_offset(tree.file)
     at = slot + TAIL_WORD_AT
     tail = int.from_bytes(tree.medium.read(at, 8), "little")
     journal = tree.pool.zones.data.offset_bytes + (JOURNAL_FRAME << PAGE_SHIFT)
@@ -147,7 +147,7 @@ def test_bits_of_impossible_frames_of_inodes_are_none(tree: Tree, frame: int) ->
     assert fs.geometry.frame_count < 10_000
     for count in range(50):
         fs.make(ROOT, b"n%d" % count, FILE)
-    assert frame not in {pfn - fs.geometry.first_pfn for pfn in fs.table.frames()}
+    assert frame not in {pfn - fs.geometry.first_pfn for pfn in fs.store.table.frames()}
 
 
 def circles() -> list[Callable[[Tree, Changes], object]]:
@@ -187,7 +187,7 @@ def _with(tree: Tree, record: bytes) -> None:
         changes.append(tree.other, record)
     fs = tree.mount()
     try:
-        read_inode(tree.medium, fs.table, tree.other)
+        read_inode(tree.medium, fs.store.table, tree.other)
     finally:
         tree.medium.store(0, before)
 
@@ -235,12 +235,12 @@ def _in_a_frame(tree: Tree) -> tuple[int, int, int]:
 def _of_a_former_inode(tree: Tree) -> tuple[int, int, int]:
     """The slot of the file is used anew: what the former one wrote there is put back."""
     fs = tree.mount()
-    slot = fs.table.slot_offset(tree.file)
+    slot = fs.store.table.slot_offset(tree.file)
     kept = bytes(tree.medium.read(slot + INLINE_OFFSET, media.RECORD_BYTES))
     fs.unlink(ROOT, b"same")
     fs.unlink(tree.deep, b"file")
-    while fs.make(tree.deep, b"again%d" % fs.clock, FILE) != tree.file:
-        fs.clock += 1
+    while fs.make(tree.deep, b"again%d" % fs.store.ground.clock, FILE) != tree.file:
+        fs.store.ground.clock += 1
     spare = slot + SLOT_BYTES - media.RECORD_BYTES
     tree.medium.store(spare, kept)
     return tree.file, spare, slot + INLINE_OFFSET
@@ -285,7 +285,7 @@ def test_records_that_compaction_has_moved_are_sound(tree: Tree) -> None:
     fs.remove_xattr(tree.other, b"user.long")
     for number in (tree.home, tree.other):
         assert not fs.inode(number).log.is_inline
-        with fs.change() as change:
+        with fs.store.change() as change:
             change.compact(fs.inode(number))
         assert fs.inode(number).log.is_inline
     assert tree.errors() == []

@@ -38,11 +38,12 @@ from pmemfs.fuse.wire import GETATTR, LOOKUP, RENAME, UNLINK
 from pmemfs.media import log as media
 from pmemfs.medium.recording import RecordingMedium
 from pmemfs.memmap.none import NoMemmap
-from pmemfs.volume.fs import store
+from pmemfs.volume.fs import inodecache
 from pmemfs.volume.fs.compaction import STEP_RECORDS
 from pmemfs.volume.fs.filesystem import FileSystem
+from pmemfs.volume.fs.inodecache import READING_STEPS
 from pmemfs.volume.fs.leaks import LeakSearch
-from pmemfs.volume.fs.store import READING_STEPS, MayWait, NotRead
+from pmemfs.volume.fs.reading import MayWait, NotRead
 
 COUNT = 100_000
 AT_ONCE = (READING_STEPS + 1) * RECORDS_A_FRAME
@@ -91,7 +92,7 @@ def unread(fs: FileSystem, name: bytes) -> int:
 
 
 def handlers(fs: FileSystem) -> dict[int, Handler]:
-    files = OpenFiles(fs, Engine(fs.medium, fs.memmap), None)
+    files = OpenFiles(fs, Engine(fs.medium, fs.store.ground.memmap), None)
     return RawFileSystem(fs, files, Nothing(), Patience(fs), NoTrimmer()).handlers()
 
 
@@ -181,7 +182,7 @@ def test_two_directories_that_are_wanted_are_read_one_after_the_other(
 
 def test_whoever_waits_for_a_damaged_directory_gets_an_error(fs: FileSystem) -> None:
     directory = unread(fs, b"one")
-    head = fs.table.head(directory)
+    head = fs.store.table.head(directory)
     assert head is not None
     fs.inode(directory)
     at = fs.inode(directory).log.frames[900] + 10 * 64 + 20
@@ -203,7 +204,7 @@ def test_a_search_for_leaks_lets_others_in_after_some_records(
 ) -> None:
     stretches = Stretches()
     stretches.count_records(monkeypatch)
-    search = LeakSearch(fs)
+    search = LeakSearch(fs.store, fs.frames)
     for _ in search._steps:
         stretches.longest = max(stretches.longest, stretches.count)
         stretches.total += stretches.count
@@ -216,22 +217,22 @@ def test_a_search_for_leaks_lets_others_in_after_some_records(
 def test_a_large_directory_is_forgotten_in_pieces(fs: FileSystem) -> None:
     directory = unread(fs, b"one")
     entries = fs.inode(directory).entries
-    fs.clock += 100
-    fs.look_for_idle()
+    fs.store.ground.clock += 100
+    fs.store.housekeeping.look_for_idle()
     steps = 0
     before = len(entries)
-    while fs.drop_some():
+    while fs.store.housekeeping.drop_some():
         assert before - len(entries) <= 20_000
         before = len(entries)
         steps += 1
     assert steps >= COUNT // 20_000
-    assert fs.cached(directory) is None
+    assert fs.store.cached(directory) is None
     assert len(fs.inode(directory).entries) == COUNT
 
 
 def test_what_is_read_in_steps_is_what_is_read_at_once(fs: FileSystem) -> None:
     directory = unread(fs, b"one")
-    whole = fs.read_inode(directory)
+    whole = fs.store.cache.read_inode(directory)
     steps = 1
     while fs.read_on(directory, 7):
         steps += 1
@@ -246,7 +247,7 @@ def test_a_request_of_a_listing_copies_nothing_of_the_rest(
     fs: FileSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = unread(fs, b"one")
-    files = OpenFiles(fs, Engine(fs.medium, fs.memmap), None)
+    files = OpenFiles(fs, Engine(fs.medium, fs.store.ground.memmap), None)
     operations = FileSystemOperations(fs, files, Patience(fs))
     room = [0]
     fs.inode(directory)
@@ -282,7 +283,7 @@ def test_an_operation_may_have_to_read_first_only_while_it_has_changed_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whatever is not in memory is called long here, and each operation begins with nothing."""
-    monkeypatch.setattr(store, "READING_STEPS", 1)
+    monkeypatch.setattr(inodecache, "READING_STEPS", 1)
     begun_again = 0
     for kind, operations in OPERATIONS.items():
         for op in operations:
@@ -333,7 +334,7 @@ def mostly_dead(fs: FileSystem, count: int = 3000) -> int:
     """A directory whose log is mostly dead, and wished to be compacted."""
     directory = large_directory(fs, ROOT, b"d", count)
     file = fs.lookup(directory, b"n0")
-    while not (fs._long_logs and fs.inode(directory).is_mostly_dead):
+    while not (fs.store.housekeeping._long_logs and fs.inode(directory).is_mostly_dead):
         remove_names(fs, directory, range(1, 300))
         add_names(fs, directory, file, range(1, 300))
     return directory
@@ -348,7 +349,7 @@ def small(tmp_path: Path) -> Iterator[FileSystem]:
 
 def listed(fs: FileSystem, directory: int) -> dict[bytes, int]:
     """What a fresh look finds, which must be what is in memory."""
-    found = fs.read_inode(directory)
+    found = fs.store.cache.read_inode(directory)
     now = fs.inode(directory)
     assert found is not None
     for name in ("state", "xattrs", "entries", "parent", "live_slots", "log"):
@@ -365,7 +366,7 @@ def test_a_long_log_is_compacted_in_steps_beside_operations(small: FileSystem) -
     model = listed(fs, directory)
     rng = random.Random(1)
     steps = 0
-    while fs.compact_some():
+    while fs.store.housekeeping.compact_some():
         steps += 1
         for _ in range(40):
             name = b"n%d" % rng.randrange(3200)
@@ -384,7 +385,7 @@ def test_a_long_log_is_compacted_in_steps_beside_operations(small: FileSystem) -
     assert inode.log.slot_count < before * 0.6
     assert inode.log.slot_count < inode.compacted_slots * 1.3 + 500
     assert fs.get_xattr(directory, b"user.note") == b"kept" * 1000
-    while fs.busy.collect():
+    while fs.store.busy.collect():
         pass
     assert fs.room().free_frames > free
     nothing_is_lost(fs)
@@ -393,7 +394,7 @@ def test_a_long_log_is_compacted_in_steps_beside_operations(small: FileSystem) -
 def nothing_is_lost(fs: FileSystem) -> None:
     """Every frame that is used is somebody's, and nobody's frame is free."""
     free = fs.room().free_frames
-    fs.may_have_leaks = True
+    fs.store.ground.may_have_leaks = True
     while fs.tidy():
         pass
     assert not fs.damage
@@ -422,7 +423,7 @@ def test_no_operation_and_no_step_writes_very_much_of_a_long_log(
         for step in (
             lambda: fs.unlink(directory, b"n1"),
             lambda: fs.link(file, directory, b"n1"),
-            fs.compact_some,
+            fs.store.housekeeping.compact_some,
         )[: 3 if at % 4 == 0 else 2]:
             written = 0
             step()
@@ -440,11 +441,11 @@ def test_no_operation_and_no_step_writes_very_much_of_a_long_log(
 def test_a_compaction_that_is_abandoned_gives_its_frames_back(small: FileSystem, when: str) -> None:
     fs = small
     directory = mostly_dead(fs)
-    while fs.busy.collect():
+    while fs.store.busy.collect():
         pass
     free = fs.room().free_frames
-    assert fs.compact_some()
-    assert fs.compact_some()
+    assert fs.store.housekeeping.compact_some()
+    assert fs.store.housekeeping.compact_some()
     assert fs.room().free_frames < free
     if when == "removed":
         log_frames = len(fs.inode(directory).log.frames)
@@ -457,15 +458,15 @@ def test_a_compaction_that_is_abandoned_gives_its_frames_back(small: FileSystem,
         fs.lookup(ROOT, b"d")
     elif when == "full":
         fs.allocator.allocate(fs.room().free_frames - fs.allocator.reserve)
-        fs.take_frames(16, goal=0, whole=False, urgent=False, under_way=set())
-        fs.may_have_leaks = True
+        fs.store.housekeeping.take_frames(16, goal=0, whole=False, urgent=False, under_way=set())
+        fs.store.ground.may_have_leaks = True
     else:
         fs.end()
         assert fs.room().free_frames == free
         return
     while fs.go_on():
         pass
-    assert fs._compaction is None
+    assert fs.store.housekeeping._compaction is None
     nothing_is_lost(fs) if when != "full" else None
 
 
@@ -475,9 +476,9 @@ def test_a_log_that_another_writes_anew_is_not_compacted_from_its_old_frames(
     fs = small
     directory = mostly_dead(fs)
     model = listed(fs, directory)
-    assert fs.compact_some()
-    assert fs.compact_some()
-    with fs.change() as change:
+    assert fs.store.housekeeping.compact_some()
+    assert fs.store.housekeeping.compact_some()
+    with fs.store.change() as change:
         change.compact(fs.inode(directory))
     fs.link(fs.lookup(directory, b"n0"), directory, b"more")
     while fs.go_on():
@@ -490,11 +491,11 @@ def test_a_compaction_ends_well_in_a_pool_that_becomes_full(small: FileSystem) -
     fs = small
     directory = mostly_dead(fs)
     model = listed(fs, directory)
-    assert fs.compact_some()
+    assert fs.store.housekeeping.compact_some()
     taken = fs.allocator.allocate(fs.room().free_frames - fs.allocator.reserve - 64)
-    while fs.compact_some():
+    while fs.store.housekeeping.compact_some():
         fs.set_attributes(directory, mode=0o700)
-    while fs.busy.collect():
+    while fs.store.busy.collect():
         pass
     assert listed(fs, directory) == model
     fs.allocator.free(taken)

@@ -283,10 +283,10 @@ def test_what_a_crash_left_mapped_ahead_of_a_file_that_is_only_looked_at_goes_at
     fs.hold(damaged.number)
     while fs.tidy():
         pass
-    assert not fs.may_have_leaks
+    assert not fs.store.ground.may_have_leaks
     fs.end()
     assert tree.check().problems == []
-    assert not tree.mount().may_have_leaks
+    assert not tree.mount().store.ground.may_have_leaks
 
 
 def test_the_end_gives_back_what_is_mapped_ahead_of_files_that_are_open() -> None:
@@ -295,7 +295,7 @@ def test_the_end_gives_back_what_is_mapped_ahead_of_files_that_are_open() -> Non
     assert damaged.tree.check().problems == []
     [extent] = damaged.frames
     assert extent.frame_count == -(-len(DATA) // FRAME_BYTES)
-    assert not damaged.tree.mount().may_have_leaks
+    assert not damaged.tree.mount().store.ground.may_have_leaks
 
 
 def test_an_end_that_cannot_give_back_what_is_mapped_ahead_is_not_clean(
@@ -309,9 +309,9 @@ def test_an_end_that_cannot_give_back_what_is_mapped_ahead_is_not_clean(
     def fail(number: int) -> None:
         raise OSError(errno.ENOSPC, "no room")
 
-    monkeypatch.setattr(fs, "trim_ahead", fail)
+    monkeypatch.setattr(fs.frames, "trim_ahead", fail)
     fs.end()
-    assert tree.mount().may_have_leaks
+    assert tree.mount().store.ground.may_have_leaks
     assert tree.errors() == []
 
 

@@ -276,7 +276,7 @@ def test_bad_memory_in_metadata_makes_the_file_system_read_only(
     def child() -> None:
         with bad_filesystem(shm) as (fs, poisons, pool):
             ino = fs.lookup(ROOT, b"file 12")
-            slot = fs.table.slot_offset(ino)
+            slot = fs.store.table.slot_offset(ino)
             if is_in_memory:
                 fs.read(ino, 0, 4)
             poison(poisons, pool, slot & -FRAME_BYTES)
@@ -288,7 +288,9 @@ def test_bad_memory_in_metadata_makes_the_file_system_read_only(
                 fs.make(ROOT, b"new", NewInode(stat.S_IFREG | 0o644, 0, 0))
             assert fs.read(fs.lookup(ROOT, b"file 0"), 0, 4) == b"kept"
             fs.end()
-            assert FileSystem(pool, open_memmap(pool)).may_have_leaks, "it is not clean"
+            assert FileSystem(pool, open_memmap(pool)).store.ground.may_have_leaks, (
+                "it is not clean"
+            )
         assert [record.getMessage() for record in caplog.records] == [
             f"{fs.damage}; nothing is written any more"
         ]
@@ -325,12 +327,12 @@ def test_frames_whose_page_structures_cannot_be_read_stay_busy(shm: Path) -> Non
             poison(poisons, pool, zone.offset_bytes + (page * 64 & -FRAME_BYTES))
             free = fs.room().free_frames
             fs.unlink(ROOT, b"file")
-            assert fs.busy.frame_count > 0
+            assert fs.store.busy.frame_count > 0
             assert fs.room().free_frames == free
             assert not fs.read_only
             # The page can be touched again, as poison is of a page table.
             fs.tidy()
-            assert fs.busy.frame_count == 0
+            assert fs.store.busy.frame_count == 0
 
     assert in_child(child) == 0
 

@@ -89,7 +89,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         fs, attributes = made.fs, made.tables.attributes
         engine = Engine(made.medium, made.memmap)
         files = OpenFiles(fs, engine, None)
-        trimmer = Trimmer(fs.pool, made.medium, engine, fs)
+        trimmer = Trimmer(fs.store.pool, made.medium, engine, fs)
         raw = RawFileSystem(fs, files, attributes, Patience(fs), trimmer)
         yield Served(made.shared, fs, attributes, raw.handlers(), made.worker())
 
@@ -217,7 +217,7 @@ def _remove(served: Served, parent: int, name: bytes) -> None:
         else:
             fs.unlink(ino, entry)
     fs.rmdir(parent, name)
-    if fs.is_held(ino):
+    if fs.store.is_held(ino):
         assert served.ask_worker(ino) in (ASKED, ("answer", 0, served.expected(ino)))
         fs.drop(ino)
     assert served.ask_worker(ino) == ASKED

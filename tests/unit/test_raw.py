@@ -123,7 +123,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         fs = made.fs
         engine = WatchedEngine(made.medium, made.memmap)
         files = OpenFiles(fs, engine, None)
-        trimmer = Trimmer(fs.pool, made.medium, engine, fs)
+        trimmer = Trimmer(fs.store.pool, made.medium, engine, fs)
         answers = RawFileSystem(fs, files, made.tables.attributes, Patience(fs), trimmer)
         raw = RawRequests(answers.handlers(), LONGEST)
         ino = fs.make(ROOT, b"file", NewInode(mode=stat.S_IFREG | 0o644, uid=1, gid=2))

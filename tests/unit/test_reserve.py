@@ -85,7 +85,7 @@ def test_names_change_for_ever_on_a_full_pool(full: Full) -> None:
         for at in range(300):
             old, new = directories[(at * step) % 20], directories[(at * (step + 1)) % 20]
             fs.rename(old, b"%d" % at, new, b"%d" % at)
-    assert sum(len(fs.entries(directory)) for directory in directories) == 300
+    assert sum(len(fs.names(directory)) for directory in directories) == 300
     full.check()
 
 

@@ -1,24 +1,20 @@
-"""Attributes, extended attributes and times of inodes."""
+"""Attributes and times of inodes, as stat(2), chattr(1) and utimensat(2) know them."""
 
 from __future__ import annotations
 
 import errno
 import stat
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import partial
 
 from pmemfs.clock import DAY_NS, AccessTimes
 from pmemfs.errors import system_error
 from pmemfs.media import log as media
-from pmemfs.media.log import XATTR_MAX_BYTES, InodeFlags, RecordKind
-from pmemfs.volume.fs.inode import FIXED, Inode, State
-from pmemfs.volume.fs.reading import read_accessed
-from pmemfs.volume.fs.store import InodeStore
+from pmemfs.media.log import InodeFlags
+from pmemfs.volume.fs.fileframes import FileFrames
+from pmemfs.volume.fs.inode import FIXED
+from pmemfs.volume.fs.store import Store
 
-XATTR_CREATE = 1
-XATTR_REPLACE = 2
-_XATTR_NAME_MAX_BYTES = 255
-_XATTR_LIST_MAX_BYTES = 65536
 CHATTR = FIXED | InodeFlags.NO_DUMP | InodeFlags.NO_ACCESS_TIME
 """The flags that chattr(1) sets and lsattr(1) shows."""
 _TIME_LIMIT = (1 << 63) - 1
@@ -44,17 +40,21 @@ class Attributes:
     flags: InodeFlags
 
 
-class AttributeOperations(InodeStore, ABC):
+class InodeAttributes:
     """What can be asked and changed of an inode itself."""
 
-    access_times = AccessTimes.RELATIVE
-    """Which reads are noted; with `notes_directories`, of directories too."""
-    notes_directories = True
+    def __init__(self, store: Store, frames: FileFrames) -> None:
+        self._store = store
+        self._frames = frames
+        self._lines = store.lines
+        self.access_times = AccessTimes.RELATIVE
+        """Which reads are noted; with `notes_directories`, of directories too."""
+        self.notes_directories = True
 
     def attributes(self, number: int) -> Attributes:
         """The attributes of an inode. Raises OSError."""
-        inode = self.inode(number)
-        state = self.state_of(inode)
+        inode = self._store.inode(number)
+        state = self._store.state_of(inode)
         size_bytes = len(inode.target) or state.size_bytes
         return Attributes(
             ino=number,
@@ -92,13 +92,13 @@ class AttributeOperations(InodeStore, ABC):
 
         Raises OSError: EINVAL and EISDIR for a size, EPERM.
         """
-        inode = self.inode(number)
+        inode = self._store.inode(number)
         if any(value is not None for value in (mode, uid, gid, size_bytes)):
             is_touch = False
-        self.refuse(inode, InodeFlags.IMMUTABLE if is_touch else FIXED)
+        self._store.refuse(inode, InodeFlags.IMMUTABLE if is_touch else FIXED)
         for time_ns in (atime_ns, mtime_ns):
-            self.times.was_set(time_ns or 0)
-        now_ns = self.times.now_ns()
+            self._store.times.was_set(time_ns or 0)
+        now_ns = self._store.times.now_ns()
         wanted = {
             "uid": uid,
             "gid": gid,
@@ -114,40 +114,36 @@ class AttributeOperations(InodeStore, ABC):
             changes["mode"] = stat.S_IFMT(inode.state.mode) | stat.S_IMODE(mode)
         if size_bytes is not None:
             changes.setdefault("modified_ns", now_ns)
-            self.truncate(inode, size_bytes, changes)
+            self._frames.truncate(inode, size_bytes, changes)
         else:
-            state = self.state_of(inode).replaced(**changes)
-            with self.change(urgent=True) as change:
+            state = self._store.state_of(inode).replaced(**changes)
+            with self._store.change(urgent=True) as change:
                 change.append(inode, state.pack())
-                change.then(lambda: self._set_state(inode, state))
+                change.then(partial(inode.set_state, state))
         if mtime_ns is not None:
-            self.forget_written(inode)
-        if atime_ns is not None and read_accessed(self.medium, inode):
+            self._lines.forget_written(inode)
+        if atime_ns is not None and self._lines.accessed_ns(inode):
             # Not zero, since the data plane compares it.
-            self.set_accessed_ns(inode, atime_ns)
-            self.medium.fence()
+            self._lines.set_accessed_ns(inode, atime_ns)
+            self._store.medium.fence()
 
     def set_flags(self, number: int, flags: InodeFlags) -> object | None:
         """Set those of chattr(1), and take the others of these away. Raises OSError (EPERM).
 
         Answers what `Tables.changed` does: until that is over, somebody may still be writing.
         """
-        inode = self.inode(number)
+        inode = self._store.inode(number)
         changed = (inode.state.flags ^ flags) & CHATTR
         if flags & InodeFlags.IMMUTABLE and changed:
             # Of what stays immutable, the other flags stay too.
-            self.refuse(inode, InodeFlags.IMMUTABLE)
-        state = self.state_of(inode)
+            self._store.refuse(inode, InodeFlags.IMMUTABLE)
+        state = self._store.state_of(inode)
         state.flags ^= changed
-        state.changed_ns = self.times.now_ns()
-        with self.change() as change:
+        state.changed_ns = self._store.times.now_ns()
+        with self._store.change() as change:
             change.append(inode, state.pack())
-            change.then(lambda: self._set_state(inode, state))
-        return self.tables.changed(number)
-
-    @abstractmethod
-    def truncate(self, inode: Inode, size_bytes: int, changes: dict[str, int]) -> None:
-        """Set the size of a file, and other attributes with it. Raises OSError."""
+            change.then(partial(inode.set_state, state))
+        return self._store.tables.changed(number)
 
     def note_read(self, number: int) -> bool:
         """Somebody reads a file, a link or a directory: it was accessed, if the mount notes that.
@@ -155,18 +151,18 @@ class AttributeOperations(InodeStore, ABC):
         Answers whether the time of access has changed.
         Source: relatime_need_update() in fs/inode.c of Linux.
         """
-        inode = self.inode(number)
+        inode = self._store.inode(number)
         is_noted = self.access_times and (self.notes_directories or not inode.is_directory)
         is_noted = is_noted and not inode.state.flags & InodeFlags.NO_ACCESS_TIME
-        if self.read_only or not is_noted:
+        if self._store.read_only or not is_noted:
             return False
-        state, now_ns = self.state_of(inode), self.times.now_ns()
+        state, now_ns = self._store.state_of(inode), self._store.times.now_ns()
         is_due = state.accessed_ns <= state.newest_ns or now_ns - state.accessed_ns >= DAY_NS
         is_due |= self.access_times is AccessTimes.STRICT
         if not is_due or now_ns == state.accessed_ns:
             return False
-        self.set_accessed_ns(inode, now_ns)
-        self.tables.touched(number, state.newest_ns)
+        self._lines.set_accessed_ns(inode, now_ns)
+        self._store.tables.touched(number, state.newest_ns)
         return True
 
     def show_accessed(self, number: int) -> int:
@@ -174,95 +170,14 @@ class AttributeOperations(InodeStore, ABC):
 
         Answers after which time a read counts, as `State.reads_count_after_ns`.
         """
-        inode = self.inode(number)
-        if not self.read_only and not read_accessed(self.medium, inode):
-            self.set_accessed_ns(inode, inode.state.accessed_ns)
-        return self.state_of(inode).reads_count_after_ns
+        inode = self._store.inode(number)
+        if not self._store.read_only and not self._lines.accessed_ns(inode):
+            self._lines.set_accessed_ns(inode, inode.state.accessed_ns)
+        return self._store.state_of(inode).reads_count_after_ns
 
     def target(self, number: int) -> bytes:
         """Where a symbolic link leads. Raises OSError (EINVAL)."""
-        inode = self.inode(number)
+        inode = self._store.inode(number)
         if not inode.target:
             raise system_error(errno.EINVAL)
         return inode.target
-
-    # Extended attributes
-
-    def get_xattr(self, number: int, name: bytes) -> bytes:
-        """The value of an attribute. Raises OSError (ENODATA)."""
-        value = self.find_xattr(number, name)
-        if value is None:
-            raise system_error(errno.ENODATA)
-        return value
-
-    def find_xattr(self, number: int, name: bytes) -> bytes | None:
-        """The value of an attribute; None where there is none."""
-        return self.inode(number).xattrs.get(name)
-
-    def list_xattrs(self, number: int) -> list[bytes]:
-        """The names of all attributes."""
-        return list(self.inode(number).xattrs)
-
-    def set_xattr(self, number: int, name: bytes, value: bytes, flags: int = 0) -> None:
-        """Set an attribute. Raises OSError: EEXIST, ENODATA, E2BIG, ERANGE, ENOSPC."""
-        inode = self.inode(number)
-        if flags & XATTR_CREATE and name in inode.xattrs:
-            raise system_error(errno.EEXIST)
-        if flags & XATTR_REPLACE and name not in inode.xattrs:
-            raise system_error(errno.ENODATA)
-        self.set_xattrs_and_mode(number, {name: value}, None)
-
-    def remove_xattr(self, number: int, name: bytes) -> None:
-        """Remove an attribute. Raises OSError (ENODATA)."""
-        if name not in self.inode(number).xattrs:
-            raise system_error(errno.ENODATA)
-        self.set_xattrs_and_mode(number, {name: None}, None)
-
-    def set_xattrs_and_mode(
-        self, number: int, changes: dict[bytes, bytes | None], mode: int | None
-    ) -> None:
-        """Set and (None) remove attributes, and permission bits with them, all in one.
-
-        Raises OSError: as `check_xattr`, ENOSPC, EPERM.
-        """
-        inode = self.inode(number)
-        self.refuse(inode, FIXED)
-        for name, value in changes.items():
-            check_xattr(name, value or b"")
-            if value is not None and name not in inode.xattrs:
-                listed_bytes = sum(len(other) + 1 for other in inode.xattrs)
-                if listed_bytes + len(name) + 1 > _XATTR_LIST_MAX_BYTES:
-                    raise system_error(errno.ENOSPC)
-        state = self.state_of(inode)
-        state.changed_ns = self.times.now_ns()
-        if mode is not None:
-            state.mode = stat.S_IFMT(state.mode) | stat.S_IMODE(mode)
-        is_urgent = all(
-            value is None or (name in inode.xattrs and len(value) <= len(inode.xattrs[name]))
-            for name, value in changes.items()
-        )
-        with self.change(urgent=is_urgent) as change:
-            for name, value in changes.items():
-                if value is not None:
-                    change.append(inode, *media.pack_values(RecordKind.XATTR, name, value))
-                elif name in inode.xattrs:
-                    change.append(inode, media.pack_xattr_removed(name))
-            change.append(inode, state.pack())
-
-            def apply() -> None:
-                for name, value in changes.items():
-                    inode.set_xattr(name, value)
-                self._set_state(inode, state)
-
-            change.then(apply)
-
-    def _set_state(self, inode: Inode, state: State) -> None:
-        inode.state = state
-
-
-def check_xattr(name: bytes, value: bytes) -> None:
-    """Raise OSError (ERANGE, E2BIG) for an attribute that nobody may have."""
-    if not 0 < len(name) <= _XATTR_NAME_MAX_BYTES:
-        raise system_error(errno.ERANGE)
-    if len(value) > XATTR_MAX_BYTES:
-        raise system_error(errno.E2BIG)

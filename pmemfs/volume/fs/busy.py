@@ -18,7 +18,7 @@ from pmemfs.medium.faultlog import report_fault
 from pmemfs.memmap.base import Memmap
 from pmemfs.volume.fs.allocator import Allocator
 from pmemfs.volume.fs.extents import Run
-from pmemfs.volume.fs.tables import Tables
+from pmemfs.volume.fs.publication import Tables
 
 _RUN_FRAMES = 32
 """What a run costs at least: giving back a frame takes as long as giving back so many together."""

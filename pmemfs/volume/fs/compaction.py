@@ -15,18 +15,17 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import TYPE_CHECKING
 
 from pmemfs.media import log as media
 from pmemfs.media.log import FRAME_HEAD_BYTES, MOST_SLOTS, RECORD_BYTES
 from pmemfs.pfn import PAGE_SHIFT
+from pmemfs.volume.fs.ground import Ground
 from pmemfs.volume.fs.inode import Inode
+from pmemfs.volume.fs.inodecache import InodeCache
 from pmemfs.volume.fs.log import Log, LogReader, runs_of_frames
-
-if TYPE_CHECKING:
-    from pmemfs.volume.fs.store import InodeStore
+from pmemfs.volume.fs.transaction import Transaction
 
 STEP_RECORDS = 1000
 """Records that are written in one step: some ms."""
@@ -38,8 +37,8 @@ _FRAMES_AT_ONCE = 16
 class LogWriter:
     """Writes records into new frames, linked to each other. Raises OSError (ENOSPC)."""
 
-    def __init__(self, store: InodeStore, inode: Inode) -> None:
-        self._store = store
+    def __init__(self, ground: Ground, inode: Inode) -> None:
+        self._ground = ground
         self.inode = inode
         self._spare: list[int] = []
         self._frames = [self._next_frame()]
@@ -53,8 +52,10 @@ class LogWriter:
             after = self._next_frame()
             if self._room:
                 self._content.append(media.pack_padding())
-            self._write(after)
+            full = self._frames[-1]
+            # Before it is written to, since memory may be bad, and then it is given back.
             self._frames.append(after)
+            self._write(full, after)
             self._content = []
             self._room = MOST_SLOTS * RECORD_BYTES
         self._content.append(record)
@@ -63,8 +64,8 @@ class LogWriter:
     def finish(self) -> Log:
         """The log, written but for a fence; frames that it has no need of are given back."""
         frames = self._frames
-        tail = frames[-1] + FRAME_HEAD_BYTES + self._write(0)
-        self._store.allocator.free(runs_of_frames(self._spare))
+        tail = frames[-1] + FRAME_HEAD_BYTES + self._write(frames[-1], 0)
+        self._ground.allocator.free(runs_of_frames(self._spare))
         self._spare = []
         return Log(frames[0] + FRAME_HEAD_BYTES, tail, frames, self._slot_count)
 
@@ -74,18 +75,18 @@ class LogWriter:
 
     def abandon(self) -> None:
         """Give all frames back that are still here."""
-        self._store.allocator.free(runs_of_frames([*self._frames, *self._spare]))
+        self._ground.allocator.free(runs_of_frames([*self._frames, *self._spare]))
 
     def _next_frame(self) -> int:
         if not self._spare:
             # Not from `take_frames`, which would let go of this very log to find some.
-            runs = self._store.allocator.allocate(_FRAMES_AT_ONCE)
+            runs = self._ground.allocator.allocate(_FRAMES_AT_ONCE)
             self._spare = [pfn << PAGE_SHIFT for run in runs for pfn in range(run.pfn, sum(run))]
         return self._spare.pop(0)
 
-    def _write(self, after: int) -> int:
-        """Write the last frame, which leads to another one; the length of its records."""
-        inode, frame, medium = self.inode, self._frames[-1], self._store.medium
+    def _write(self, frame: int, after: int) -> int:
+        """Write a frame, which leads to another one; the length of its records."""
+        inode, medium = self.inode, self._ground.medium
         head = media.pack_frame_head(inode.number, inode.generation, frame, after)
         start = frame + FRAME_HEAD_BYTES
         raw = media.seal(self._content, inode.number, inode.generation, start)
@@ -98,23 +99,27 @@ class LogWriter:
 class Compaction:
     """The log of one inode that is being written anew. Raises OSError (ENOSPC)."""
 
-    def __init__(self, store: InodeStore, inode: Inode) -> None:
-        self._store = store
+    def __init__(
+        self, ground: Ground, cache: InodeCache, change: Callable[[], Transaction], inode: Inode
+    ) -> None:
+        self._ground = ground
+        self._cache = cache
+        self._change = change
         self.inode = inode
         self._copied_to = inode.log.tail
         self._copied_slots = inode.log.slot_count
-        self._writer = LogWriter(store, inode)
+        self._writer = LogWriter(ground, inode)
         self._records = inode.copy().records()
 
     @property
     def is_of_inode_in_memory(self) -> bool:
         """Whether the inode is still what everybody changes."""
-        return self._store.cached(self.inode.number) is self.inode
+        return self._cache.cached(self.inode.number) is self.inode
 
     def step(self) -> bool:
         """Write some records; whether there is more. Raises OSError and DamagedFileSystem."""
         # Or it would be forgotten as idle.
-        self.inode.used_at = self._store.clock
+        self.inode.used_at = self._ground.clock
         count = 0
         for record in islice(self._records, STEP_RECORDS):
             self._writer.add(record)
@@ -126,7 +131,7 @@ class Compaction:
             return True
         for record in self._appended():
             self._writer.add(record)
-        with self._store.change() as change:
+        with self._change() as change:
             change.replace_log(self.inode, self._writer.finish())
             change.then(self._writer.let_go)
         return False
@@ -137,13 +142,13 @@ class Compaction:
 
     def _appended(self) -> Iterator[bytes]:
         """What was appended to the log and is not copied yet."""
-        store, inode = self._store, self.inode
+        ground, inode = self._ground, self.inode
         start, log = self._copied_to, inode.log
         self._copied_to, self._copied_slots = log.tail, log.slot_count
         if start == log.tail:
             return iter(())
         reader = LogReader(
-            store.medium, store.geometry, inode.number, inode.generation, inode.slot_offset,
+            ground.medium, ground.geometry, inode.number, inode.generation, inode.slot_offset,
             log.head, log.tail,
         )  # fmt: skip
         return (raw for area in reader.areas(start) for _, raw in area)

@@ -1,11 +1,14 @@
 """A file system on a pool: mode `fs`.
 
-    files.py  names.py  attributes.py                  what can be done
-    store.py  transaction.py  metadata.py              inodes, and how they change
-    inode.py  log.py  extents.py                       what an inode is
-    compaction.py                                      long logs, written anew in steps
-    table.py  allocator.py  busy.py                    slots and frames
+    names.py  attributes.py  xattrs.py                 what can be done to inodes
+    filebytes.py  fileframes.py  placing.py            what can be done to the content of files
+    store.py                                           what they all stand on, as one object:
+    housekeeping.py  compaction.py  transaction.py         how inodes change, and the room for it
+    inodecache.py  reading.py  livelines.py                inodes in memory, and as they are stored
+    ground.py  table.py  allocator.py  busy.py             head, slots and frames
+    inode.py  log.py  extents.py  entries.py           what an inode is
     leaks.py                                           what a crash left behind
+    publication.py                                     what whoever answers requests is told
 
 All operations are atomic and, when they return, durable, but for what `write` stores: its bytes,
 and the size and time in the live line, are durable with `persist`.
@@ -14,9 +17,10 @@ and the size and time in the live line, are durable with `persist`.
 from __future__ import annotations
 
 import stat
+from contextlib import suppress
 from dataclasses import dataclass
 
-from pmemfs.clock import coarse_ns
+from pmemfs.clock import AccessTimes, coarse_ns
 from pmemfs.errors import BadGeometry
 from pmemfs.media.filesystem import (
     FIRST_INODES_FRAME,
@@ -32,14 +36,20 @@ from pmemfs.media.inode import INLINE_OFFSET, ROOT
 from pmemfs.media.inode import pack_head as pack_inode_head
 from pmemfs.media.log import RECORD_BYTES, pack_parent, seal
 from pmemfs.medium.base import Medium
+from pmemfs.memmap.base import Memmap
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
 from pmemfs.pool import Pool
-from pmemfs.volume.fs.files import FileOperations
+from pmemfs.volume.fs.attributes import InodeAttributes
+from pmemfs.volume.fs.filebytes import FileBytes
+from pmemfs.volume.fs.fileframes import FileFrames
+from pmemfs.volume.fs.ground import geometry_of
 from pmemfs.volume.fs.inode import State
 from pmemfs.volume.fs.leaks import LeakSearch
-from pmemfs.volume.fs.names import NameOperations
+from pmemfs.volume.fs.names import Names
+from pmemfs.volume.fs.publication import Tables
 from pmemfs.volume.fs.space import Space
-from pmemfs.volume.fs.store import geometry_of
+from pmemfs.volume.fs.store import Store
+from pmemfs.volume.fs.xattrs import Xattrs
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +62,70 @@ class Room:
     """Of the free ones, those that only what deletes may take."""
 
 
-class FileSystem(FileOperations, NameOperations):
-    """A mounted file system."""
+class FileSystem:
+    """A mounted file system: the parts that it has, and their operations under one roof.
 
-    _leaks: LeakSearch | None = None
+    An operation stands here as the bound method of the part that does it, which documents it.
+    """
+
+    def __init__(self, pool: Pool, memmap: Memmap, tables: Tables | None = None) -> None:
+        """Mount: as `Ground`. Raises DamagedFileSystem."""
+        self.store = store = Store(pool, memmap, tables)
+        self.frames = frames = FileFrames(store)
+        self.content = content = FileBytes(store, frames)
+        self.inode_attributes = attributes = InodeAttributes(store, frames)
+        self.xattrs = xattrs = Xattrs(store)
+        self.tree = tree = Names(store)
+        self._leaks: LeakSearch | None = None
+
+        self.medium, self.tables, self.allocator = store.medium, store.tables, store.allocator
+        self.untrimmed = store.untrimmed
+        self.inode, self.read_on = store.inode, store.read_on
+        self.hold, self.drop = store.hold, store.drop
+        self.grow = store.ground.grow
+
+        self.lookup, self.names = tree.lookup, tree.names
+        self.has_entry, self.parent = tree.has_entry, tree.parent
+        self.make, self.make_unnamed, self.link = tree.make, tree.make_unnamed, tree.link
+        self.unlink, self.rmdir, self.rename = tree.unlink, tree.rmdir, tree.rename
+
+        self.attributes = attributes.attributes
+        self.set_attributes, self.set_flags = attributes.set_attributes, attributes.set_flags
+        self.note_read, self.show_accessed = attributes.note_read, attributes.show_accessed
+        self.target = attributes.target
+        self.get_xattr, self.find_xattr = xattrs.get_xattr, xattrs.find_xattr
+        self.set_xattr, self.remove_xattr = xattrs.set_xattr, xattrs.remove_xattr
+        self.list_xattrs = xattrs.list_xattrs
+        self.set_xattrs_and_mode = xattrs.set_xattrs_and_mode
+
+        self.read, self.write, self.copy = content.read, content.write, content.copy
+        self.seek, self.has_hole = content.seek, content.has_hole
+        self.check_open = content.check_open
+        self.persist, self.write_back = content.persist, content.write_back
+        self.allocate, self.zero, self.punch = frames.allocate, frames.zero, frames.punch
+        self.collapse, self.insert = frames.collapse, frames.insert
+        self.extents, self.append_limit = frames.extents, frames.append_limit
+        self.live_line, self.trim_ahead = frames.live_line, frames.trim_ahead
+
+    @property
+    def geometry(self) -> Geometry:
+        """The frames of the pool's data zone; a pool may grow."""
+        return self.store.ground.geometry
+
+    @property
+    def read_only(self) -> bool:
+        """Whether nothing may be written, or nothing any more."""
+        return self.store.ground.read_only
+
+    @property
+    def damage(self) -> str:
+        """Why nothing is written any more; "" where nothing is damaged."""
+        return self.store.ground.damage
+
+    def note_accesses(self, times: AccessTimes, *, of_directories: bool) -> None:
+        """Say which reads are noted as accesses, and whether of directories too."""
+        self.inode_attributes.access_times = times
+        self.inode_attributes.notes_directories = of_directories
 
     @staticmethod
     def format(pool: Pool, *, mode: int = 0o755, uid: int = 0, gid: int = 0) -> None:
@@ -92,14 +162,14 @@ class FileSystem(FileOperations, NameOperations):
     def space(self) -> Space:
         """Where the frames are. Looks at all that is in memory, and at all bitmaps."""
         room = self.room()
-        inodes = list(self.cached_inodes)
+        inodes = list(self.store.cache.inodes)
         files = [inode for inode in inodes if inode.is_file]
         slots = sum(inode.log.slot_count for inode in inodes)
         live = sum(inode.compacted_slots for inode in inodes)
         return Space(
             total_frames=room.total_frames,
             free_frames=room.free_frames,
-            busy_frames=self.busy.frame_count,
+            busy_frames=self.store.busy.frame_count,
             largest_free_frames=self.allocator.largest_run(),
             cached_inodes=len(inodes),
             cached_extents=sum(len(inode.extents) for inode in files),
@@ -111,31 +181,44 @@ class FileSystem(FileOperations, NameOperations):
 
     def tidy(self) -> bool:
         """What is to be done now and then; whether to `go_on` with it soon."""
-        self.clock += 1
-        self.collect_slots()
-        self.look_for_idle()
+        housekeeping = self.store.housekeeping
+        self.store.ground.clock += 1
+        housekeeping.collect_slots()
+        housekeeping.look_for_idle()
         if not self.read_only:
-            self.drop_inode_frames()
+            housekeeping.drop_inode_frames()
         return self.go_on()
 
     def go_on(self) -> bool:
         """Some ms of what takes long, beside the operations; whether there is more."""
-        has_more = self.busy.collect()
-        has_more |= self.drop_some()
+        has_more = self.store.busy.collect()
+        has_more |= self.store.housekeeping.drop_some()
         if self.read_only:
             return has_more
         has_more |= self._search_leaks()
-        return self.compact_some() or has_more
+        return self.store.housekeeping.compact_some() or has_more
+
+    def end(self) -> None:
+        """Nobody holds anything any more, what is open is closed: leave the pool clean.
+
+        Raises OSError.
+        """
+        for number in () if self.read_only else list(self.untrimmed):
+            # One that fails leaves a file system that isn't clean, which is searched.
+            with suppress(OSError):
+                self.frames.trim_ahead(number)
+        self.store.end()
 
     def _search_leaks(self) -> bool:
-        if not self.may_have_leaks:
+        ground = self.store.ground
+        if not ground.may_have_leaks:
             return False
         if self._leaks is None:
-            self._leaks = LeakSearch(self)
+            self._leaks = LeakSearch(self.store, self.frames)
         if self._leaks.step():
             return True
         self._leaks = None
-        self.may_have_leaks = False
+        ground.may_have_leaks = False
         return False
 
 

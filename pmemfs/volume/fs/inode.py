@@ -217,6 +217,10 @@ class Inode:
         self.subdirectory_count -= type_ == DIRECTORY_TYPE
         self.live_slots -= entry_slots(name)
 
+    def set_state(self, state: State) -> None:
+        """Have these attributes from now on."""
+        self.state = state
+
     def set_xattr(self, name: bytes, value: bytes | None) -> None:
         """Set or (None) remove an attribute."""
         before = self.xattrs.pop(name, None)

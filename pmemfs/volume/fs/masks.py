@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from pmemfs.media.filesystem import CHUNK_FRAMES
 from pmemfs.volume.fs.extents import Run
@@ -57,3 +57,51 @@ def runs_of(mask: int) -> Iterator[tuple[int, int]]:
         yield at, count
         mask >>= count
         at += count
+
+
+class FrameSet:
+    """A set of frames, as a mask for each chunk that has any."""
+
+    def __init__(self, first_pfn: int) -> None:
+        self._first_pfn = first_pfn
+        self._masks: dict[int, int] = {}
+
+    def add(self, runs: Iterable[Run]) -> list[Run]:
+        """Add runs; those parts of them that were there before."""
+        known = []
+        for run in runs:
+            for chunk, bit, count in chunk_parts(run, self._first_pfn):
+                mask, before = bits(bit, count), self._masks.get(chunk, 0)
+                known += self._runs(chunk, before & mask)
+                after = before | mask
+                # One object for all whole chunks: there may be very many of them.
+                self._masks[chunk] = ALL if after == ALL else after
+        return known
+
+    def meeting(self, runs: Iterable[Run]) -> list[Run]:
+        """The parts of runs that are in the set."""
+        found = []
+        for run in runs:
+            for chunk, bit, count in chunk_parts(run, self._first_pfn):
+                found += self._runs(chunk, self._masks.get(chunk, 0) & bits(bit, count))
+        return found
+
+    def mask(self, chunk: int) -> int:
+        """The frames of a chunk that are in the set."""
+        return self._masks.get(chunk, 0)
+
+    def add_mask(self, chunk: int, mask: int) -> None:
+        """Add frames of a chunk."""
+        if mask:
+            self._masks[chunk] = self._masks.get(chunk, 0) | mask
+
+    def chunks(self) -> Iterator[tuple[int, int]]:
+        """Chunks that have any, in no order, and their masks."""
+        yield from self._masks.items()
+
+    def __bool__(self) -> bool:
+        return bool(self._masks)
+
+    def _runs(self, chunk: int, mask: int) -> list[Run]:
+        start = self._first_pfn + chunk * CHUNK_FRAMES
+        return [Run(start + bit, count) for bit, count in runs_of(mask)]

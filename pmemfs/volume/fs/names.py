@@ -16,10 +16,11 @@ from pmemfs.errors import system_error
 from pmemfs.media import log as media
 from pmemfs.media.inode import ROOT
 from pmemfs.media.log import NAME_MAX_BYTES, TARGET_MAX_BYTES, InodeFlags
-from pmemfs.volume.fs.attributes import AttributeOperations, check_xattr
 from pmemfs.volume.fs.entries import Entry
 from pmemfs.volume.fs.inode import FIXED, Inode, State, is_name, value_slots
+from pmemfs.volume.fs.store import Store
 from pmemfs.volume.fs.transaction import Transaction
+from pmemfs.volume.fs.xattrs import check_xattr
 
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
@@ -41,17 +42,15 @@ class NewInode:
     xattrs: tuple[tuple[bytes, bytes], ...] = ()
 
 
-class NameOperations(AttributeOperations):
+class Names:
     """What can be done to names."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
 
     def lookup(self, parent: int, name: bytes) -> int:
         """The inode of a name. Raises OSError: ENOENT, ENOTDIR, ENAMETOOLONG."""
         return self._named(parent, name)[1].number
-
-    def entries(self, number: int) -> list[tuple[bytes, int, int]]:
-        """Name, inode and type of every entry, in order of addition. Raises OSError (ENOTDIR)."""
-        directory = self._directory(number)
-        return [(name, entry.inode, entry.type) for name, entry in directory.entries.items()]
 
     def names(self, number: int) -> list[bytes]:
         """The name of every entry, in order of addition. Raises OSError (ENOTDIR)."""
@@ -69,14 +68,14 @@ class NameOperations(AttributeOperations):
     def make(self, parent: int, name: bytes, new: NewInode) -> int:
         """Make an inode with a name. Raises OSError: EEXIST, ENOENT, ENAMETOOLONG, ENOSPC."""
         directory = self._directory_for_new(parent, name)
-        now_ns = self.times.now_ns()
-        with self.change() as change:
+        now_ns = self._store.times.now_ns()
+        with self._store.change() as change:
             inode = self._new_inode(change, new, now_ns, directory, link_count=1)
             entry = Entry(inode.number, inode.type)
             change.append(directory, media.pack_entry(name, entry.inode, entry.type, now_ns))
 
             def apply() -> None:
-                self.keep(inode)
+                self._store.keep(inode)
                 self._add(directory, name, entry, now_ns)
 
             change.then(apply)
@@ -88,30 +87,32 @@ class NameOperations(AttributeOperations):
         Raises OSError: EPERM where the directory may get no names, ENOSPC.
         """
         directory = self._directory(parent)
-        self.refuse(directory, InodeFlags.IMMUTABLE)
-        with self.change() as change:
-            inode = self._new_inode(change, new, self.times.now_ns(), directory, link_count=0)
-            change.then(lambda: self.keep(inode))
+        self._store.refuse(directory, InodeFlags.IMMUTABLE)
+        with self._store.change() as change:
+            inode = self._new_inode(
+                change, new, self._store.times.now_ns(), directory, link_count=0
+            )
+            change.then(lambda: self._store.keep(inode))
         return inode.number
 
     def link(self, number: int, parent: int, name: bytes) -> None:
         """Give an inode another name. Raises OSError: EPERM, EMLINK, and as `make`."""
-        inode = self.inode(number)
+        inode = self._store.inode(number)
         directory = self._directory_for_new(parent, name)
-        self.refuse(inode, FIXED)
+        self._store.refuse(inode, FIXED)
         if inode.is_directory:
             raise system_error(errno.EPERM)
         if inode.state.link_count >= LINK_MAX:
             raise system_error(errno.EMLINK)
-        now_ns = self.times.now_ns()
+        now_ns = self._store.times.now_ns()
         state = self._linked(inode, 1, now_ns)
         entry = Entry(number, inode.type)
-        with self.change() as change:
+        with self._store.change() as change:
             change.append(directory, media.pack_entry(name, number, entry.type, now_ns))
             change.append(inode, state.pack())
 
             def apply() -> None:
-                self._set_state(inode, state)
+                inode.set_state(state)
                 self._add(directory, name, entry, now_ns)
 
             change.then(apply)
@@ -173,7 +174,7 @@ class NameOperations(AttributeOperations):
         victim = self._follow(target, new_name) if there is not None else None
         self._refuse_removal(source, inode)
         if victim is None:
-            self.refuse(target, InodeFlags.IMMUTABLE)
+            self._store.refuse(target, InodeFlags.IMMUTABLE)
         else:
             self._refuse_removal(target, victim)
             _check_replaced(inode, victim)
@@ -211,22 +212,22 @@ class NameOperations(AttributeOperations):
         return inode
 
     def _remove_name(self, directory: Inode, name: bytes, inode: Inode) -> None:
-        now_ns = self.times.now_ns()
-        with self.change(urgent=True) as change:
+        now_ns = self._store.times.now_ns()
+        with self._store.change(urgent=True) as change:
             change.append(directory, media.pack_entry(name, inode.number, 0, now_ns))
             state = self._drop_link(change, inode, now_ns)
 
             def apply() -> None:
                 directory.remove_entry(name)
                 self._touch(directory, now_ns)
-                self._set_state(inode, state)
+                inode.set_state(state)
 
             change.then(apply)
 
     def _drop_link(self, change: Transaction, inode: Inode, now_ns: int) -> State:
         """One name less: the inode goes with its last one, unless somebody holds it."""
         state = self._linked(inode, -1, now_ns)
-        if state.link_count == 0 and not self.is_held(inode.number):
+        if state.link_count == 0 and not self._store.is_held(inode.number):
             change.remove(inode)
         else:
             change.append(inode, state.pack())
@@ -236,10 +237,10 @@ class NameOperations(AttributeOperations):
         self, source: Inode, name: bytes, inode: Inode, target: Inode, new_name: bytes,
         victim: Inode | None, whiteout: NewInode | None,
     ) -> None:  # fmt: skip
-        now_ns = self.times.now_ns()
+        now_ns = self._store.times.now_ns()
         entry = Entry(inode.number, inode.type)
-        # What makes an inode is not urgent: see `InodeStore.take_frames`.
-        with self.change(urgent=whiteout is None) as change:
+        # What makes an inode is not urgent: see `Housekeeping.take_frames`.
+        with self._store.change(urgent=whiteout is None) as change:
             left = (
                 self._new_inode(change, whiteout, now_ns, source, link_count=1)
                 if whiteout
@@ -253,23 +254,23 @@ class NameOperations(AttributeOperations):
             def apply() -> None:
                 self._add(target, new_name, entry, now_ns)
                 if left is not None:
-                    self.keep(left)
+                    self._store.keep(left)
                     self._add(source, name, Entry(left.number, left.type), now_ns)
                 else:
                     source.remove_entry(name)
                     self._touch(source, now_ns)
                 self._set_moved(inode, state, target)
                 if victim is not None and victim_state is not None:
-                    self._set_state(victim, victim_state)
+                    victim.set_state(victim_state)
 
             change.then(apply)
 
     def _exchange(
         self, source: Inode, name: bytes, inode: Inode, target: Inode, new_name: bytes, other: Inode
     ) -> None:
-        now_ns = self.times.now_ns()
+        now_ns = self._store.times.now_ns()
         entry, other_entry = Entry(inode.number, inode.type), Entry(other.number, other.type)
-        with self.change(urgent=True) as change:
+        with self._store.change(urgent=True) as change:
             change.append(target, media.pack_entry(new_name, entry.inode, entry.type, now_ns))
             change.append(source, media.pack_entry(name, other.number, other.type, now_ns))
             state = self._moved(change, inode, source, target, now_ns)
@@ -295,12 +296,12 @@ class NameOperations(AttributeOperations):
     def _set_moved(self, inode: Inode, state: State, target: Inode) -> None:
         if inode.is_directory:
             inode.parent = target.number
-        self._set_state(inode, state)
+        inode.set_state(state)
 
     def _linked(self, inode: Inode, more: int, now_ns: int) -> State:
-        state = self.state_of(inode)
+        state = self._store.state_of(inode)
         if state.link_count + more < 0:
-            raise self.found_damage(f"inode {inode.number}: it has a name, and counts none")
+            raise self._store.found_damage(f"inode {inode.number}: it has a name, and counts none")
         state.link_count += more
         state.changed_ns = now_ns
         return state
@@ -313,7 +314,7 @@ class NameOperations(AttributeOperations):
         directory.state.modified_ns = directory.state.changed_ns = now_ns
 
     def _directory(self, number: int) -> Inode:
-        inode = self.inode(number)
+        inode = self._store.inode(number)
         if not inode.is_directory:
             raise system_error(errno.ENOTDIR)
         return inode
@@ -329,7 +330,7 @@ class NameOperations(AttributeOperations):
             raise system_error(errno.EINVAL)
         if directory.state.link_count == 0:
             raise system_error(errno.ENOENT)
-        self.refuse(directory, InodeFlags.IMMUTABLE)
+        self._store.refuse(directory, InodeFlags.IMMUTABLE)
         return directory
 
     def _named(self, parent: int, name: bytes) -> tuple[Inode, Inode]:
@@ -340,17 +341,17 @@ class NameOperations(AttributeOperations):
 
     def _follow(self, directory: Inode, name: bytes) -> Inode:
         """The inode that an entry leads to. Raises OSError (EIO) where it must not lead there."""
-        inode = self.inode(directory.entries[name].inode)
+        inode = self._store.inode(directory.entries[name].inode)
         is_elsewhere = inode.number == ROOT or inode.parent != directory.number
         if inode.is_directory and is_elsewhere:
             why = f"its entry {name!r} leads to directory {inode.number}, which is not in it"
-            raise self.found_damage(f"inode {directory.number}: {why}")
+            raise self._store.found_damage(f"inode {directory.number}: {why}")
         return inode
 
     def _refuse_removal(self, directory: Inode, inode: Inode) -> None:
         """Raise OSError (EPERM) where flags keep an inode's name where it is."""
-        self.refuse(directory, FIXED)
-        self.refuse(inode, FIXED)
+        self._store.refuse(directory, FIXED)
+        self._store.refuse(inode, FIXED)
 
     def _refuse_circle(self, inode: Inode, directory: Inode) -> None:
         """Raise OSError (EINVAL) where a directory would get into itself."""

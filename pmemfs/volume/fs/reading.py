@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Generator, Iterator
 from contextlib import suppress
+from contextvars import ContextVar
 
 from pmemfs.errors import DamagedFileSystem
 from pmemfs.media.filesystem import JOURNAL_FRAME
@@ -32,6 +33,41 @@ _ACCESSED_AT = LIVE_LINE.offset_of("accessed_ns")
 
 
 Steps = Generator[None, None, "Inode | None"]
+
+_may_read_in_steps: ContextVar[bool] = ContextVar("_may_read_in_steps", default=False)
+
+
+class NotRead(Exception):
+    """An operation needs an inode that takes long to read; it has changed nothing yet.
+
+    Read it with `read_on`, and begin again.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+class MayWait:
+    """In this context an operation raises NotRead, as long as it has changed nothing."""
+
+    __slots__ = ("_token",)
+
+    def __enter__(self) -> None:
+        self._token = _may_read_in_steps.set(True)
+
+    def __exit__(self, *_: object) -> None:
+        _may_read_in_steps.reset(self._token)
+
+
+def may_read_in_steps() -> bool:
+    """Whether the operation under way may be told to come again."""
+    return _may_read_in_steps.get()
+
+
+def read_no_more_in_steps() -> None:
+    """The operation under way changes something: from here on, it goes on to its end."""
+    _may_read_in_steps.set(False)
 
 
 class Reading:

@@ -1,6 +1,6 @@
 """One operation on any number of inodes, wholly or not at all.
 
-    with store.change() as change:
+    with housekeeping.change() as change:
         change.append(inode, record, …)
         change.then(lambda: …)          in memory, once it is committed
 
@@ -16,9 +16,9 @@ together. Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Set
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from pmemfs.media import log as media
 from pmemfs.media.filesystem import JOURNAL_FRAME
@@ -34,14 +34,43 @@ from pmemfs.media.live import size_word
 from pmemfs.media.log import FRAME_HEAD_BYTES, MOST_SLOTS, NEXT_AT, RECORD_BYTES
 from pmemfs.pfn import PAGE_SHIFT
 from pmemfs.volume.fs.extents import Run
+from pmemfs.volume.fs.ground import Ground
 from pmemfs.volume.fs.inode import Inode
 from pmemfs.volume.fs.log import Log, end_of_area, runs_of_frames
 
-if TYPE_CHECKING:
-    from pmemfs.volume.fs.store import InodeStore
-
 _MOST_SLOTS_AT_ONCE = 1000
 """A log that would still be longer than this, some ms of writing, is compacted in steps."""
+
+
+class Upkeep(ABC):
+    """Who has room for transactions, and cares for what they leave behind."""
+
+    @abstractmethod
+    def take_frames(
+        self, frame_count: int, *, goal: int, whole: bool, urgent: bool, under_way: Set[int]
+    ) -> list[Run]:
+        """Free frames, not from the logs of `under_way`. Raises OSError (ENOSPC)."""
+
+    @abstractmethod
+    def release(
+        self, released: list[tuple[Inode, list[Run]]], removed: list[Inode], frames: list[Run]
+    ) -> None:
+        """What a transaction has freed: runs of files, inodes, frames of logs."""
+
+    @abstractmethod
+    def wish_compaction(self, inode: Inode) -> None:
+        """The log of an inode is to be written anew, in steps; see `compaction`."""
+
+    @abstractmethod
+    def abandon_compaction(self, of: Inode | None = None) -> None:
+        """Leave a log as it is that is being written anew, of an inode or of any."""
+
+    @abstractmethod
+    def keep_reserve(self, changed: Iterable[Inode]) -> None:
+        """Something was logged of these: where free frames are few, give back what is dead of it.
+
+        So urgent operations give back what they take of the reserve, but for what lives.
+        """
 
 
 class Transaction:
@@ -50,9 +79,10 @@ class Transaction:
     Raises OSError: ENOSPC, where nothing has happened; EIO, after which nothing can be written.
     """
 
-    def __init__(self, store: InodeStore, *, urgent: bool = False) -> None:
-        self._store = store
-        self._medium = store.medium
+    def __init__(self, ground: Ground, upkeep: Upkeep, *, urgent: bool = False) -> None:
+        self._ground = ground
+        self._upkeep = upkeep
+        self._medium = ground.medium
         self._urgent = urgent
         self._records: dict[int, tuple[Inode, list[bytes]]] = {}
         self._words: list[tuple[int, int, int]] = []
@@ -66,7 +96,7 @@ class Transaction:
         self._logs: list[tuple[Inode, Log]] = []
 
     def __enter__(self) -> Transaction:
-        self._store.begin_writing()
+        self._ground.begin_writing()
         return self
 
     def __exit__(
@@ -88,7 +118,7 @@ class Transaction:
         self, frame_count: int, *, goal: int = 0, whole: bool = False, urgent: bool = False
     ) -> list[Run]:
         """Free frames, which are given back unless this is committed. Raises OSError (ENOSPC)."""
-        runs = self._store.take_frames(
+        runs = self._upkeep.take_frames(
             frame_count, goal=goal, whole=whole, urgent=urgent or self._urgent,
             under_way=self._records.keys() | {inode.number for inode in self._removed},
         )  # fmt: skip
@@ -106,9 +136,9 @@ class Transaction:
 
     def create(self, birth_ns: int) -> Inode:
         """A new inode, whose log is what `append` adds. Raises OSError (ENOSPC)."""
-        slot, generation = self._store.table.take()
+        slot, generation = self._ground.table.take()
         self._slots.append(slot)
-        number = self._store.table.number_at(slot)
+        number = self._ground.table.number_at(slot)
         log = Log(slot + INLINE_OFFSET, slot + INLINE_OFFSET)
         return Inode(number, slot, generation, birth_ns, log)
 
@@ -150,28 +180,28 @@ class Transaction:
         try:
             self._move_words()
         except OSError as error:
-            self._store.become_read_only(f"a commit failed: {error}")
+            self._ground.become_read_only(f"a commit failed: {error}")
             raise
         for inode, log in self._logs:
             inode.log = log
         for step in self._steps:
             step()
         for inode, _ in self._logs:
-            self._store.tables.touched(inode.number, inode.state.reads_count_after_ns)
-        self._store.release(self._released, self._removed, self._old_frames)
-        self._store.keep_reserve([inode for inode, _ in self._logs])
+            self._ground.tables.touched(inode.number, inode.state.reads_count_after_ns)
+        self._upkeep.release(self._released, self._removed, self._old_frames)
+        self._upkeep.keep_reserve([inode for inode, _ in self._logs])
 
     def _abort(self) -> None:
-        self._store.allocator.free(self._allocated)
+        self._ground.allocator.free(self._allocated)
         for slot in self._slots:
-            self._store.table.give_back(slot)
+            self._ground.table.give_back(slot)
 
     def _move_words(self) -> None:
         words = [word for word in self._words if word[1] != word[2]]
         if not words:
             return
         if len(words) > 1 or self._needs_journal:
-            journal = self._store.geometry.offset_of(JOURNAL_FRAME)
+            journal = self._ground.geometry.offset_of(JOURNAL_FRAME)
             raw = pack_journal(words)
             self._put(journal, raw)
             self._medium.fence()
@@ -190,7 +220,7 @@ class Transaction:
         is_full = log.tail + added * RECORD_BYTES > end
         is_mostly_dead = inode.is_mostly_dead
         if is_full and is_mostly_dead and inode.compacted_slots > _MOST_SLOTS_AT_ONCE:
-            self._store.wish_compaction(inode)
+            self._upkeep.wish_compaction(inode)
         elif is_full and (log.is_inline or is_mostly_dead):
             try:
                 self._rewrite(inode, records)
@@ -247,7 +277,7 @@ class Transaction:
             new = self._write_frames(inode, everything)
         self.replace_log(inode, new)
         # One under way would go on reading the old log.
-        self.then(lambda: self._store.abandon_compaction(inode))
+        self.then(lambda: self._upkeep.abandon_compaction(inode))
 
     def _write_slot(self, inode: Inode, records: list[bytes]) -> Log:
         """Records in the slot of an inode."""

@@ -11,8 +11,8 @@ from pmemfs.units import MIB
 _ZEROES = memoryview(bytes(MIB))
 
 
-class Content:
-    """The bytes in the frames of inodes."""
+class PageIO:
+    """Loads and stores bytes in the frames of inodes."""
 
     def __init__(self, medium: Medium, memmap: Memmap) -> None:
         self._medium = medium

@@ -1,0 +1,189 @@
+"""The bytes of regular files: reading, writing and copying them.
+
+Invariants:
+- data is changed in place: of bytes that were written before, a crash may leave a mixture of old
+  and new words, as of any write that was not fsynced;
+- the bytes of a write are stored before the size that covers them.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+from pmemfs.errors import system_error
+from pmemfs.media.inode import SIZE_LIMIT_BYTES
+from pmemfs.media.log import InodeFlags
+from pmemfs.medium.base import Durability
+from pmemfs.pfn import PAGE_SHIFT
+from pmemfs.units import MIB
+from pmemfs.volume.fs.fileframes import FileFrames, frames_of, pieces_of
+from pmemfs.volume.fs.inode import Inode
+from pmemfs.volume.fs.store import Store
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+_COPY_BYTES = MIB
+
+
+class FileBytes:
+    """What can be done to the bytes of files."""
+
+    def __init__(self, store: Store, frames: FileFrames) -> None:
+        self._store = store
+        self._frames = frames
+        self._page_io = frames.page_io
+
+    def read(self, number: int, offset_bytes: int, length_bytes: int) -> bytes | memoryview:
+        """The bytes of a range, as far as the file has them. Raises OSError."""
+        inode = self._frames.file(number)
+        length_bytes = min(length_bytes, self._store.size_of(inode) - offset_bytes)
+        if length_bytes <= 0:
+            return b""
+        parts = [
+            bytes(length) if pool_offset < 0
+            else self._page_io.load(number, position, pool_offset, length)
+            for position, pool_offset, length in pieces_of(inode, offset_bytes, length_bytes)
+        ]  # fmt: skip
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def check_open(self, number: int, flags: int) -> None:
+        """Raise OSError (EPERM) where an inode may not be opened with these flags of open(2)."""
+        inode = self._store.inode(number)
+        if flags & os.O_ACCMODE == os.O_RDONLY and not flags & os.O_TRUNC:
+            return
+        self._store.refuse(inode, InodeFlags.IMMUTABLE)
+        if flags & os.O_TRUNC or not flags & os.O_APPEND:
+            self._store.refuse(inode, InodeFlags.APPEND_ONLY)
+
+    def write(
+        self, number: int, offset_bytes: int, data: Buffer, *, may_overwrite: bool = True
+    ) -> int:
+        """Store bytes; how many: all. Raises OSError: ENOSPC, EFBIG, EPERM.
+
+        `may_overwrite` is for who had an append-only file open before it became so.
+        """
+        inode = self._frames.file(number)
+        self._store.refuse(inode, InodeFlags.IMMUTABLE)
+        if not may_overwrite and offset_bytes < self._store.size_of(inode):
+            self._store.refuse(inode, InodeFlags.APPEND_ONLY)
+        view = memoryview(data).cast("B")
+        end = offset_bytes + len(view)
+        if not view:
+            return 0
+        if end > SIZE_LIMIT_BYTES - 1:
+            raise system_error(errno.EFBIG)
+        self._store.begin_writing()
+        size_bytes = self._store.size_of(inode)
+        mapped = list(pieces_of(inode, offset_bytes, len(view)))
+        if offset_bytes > size_bytes:
+            self._leave_gap(inode, size_bytes, offset_bytes)
+        if any(pool_offset < 0 for _, pool_offset, _ in mapped):
+            self._fill(inode, offset_bytes, view, size_bytes)
+        for position, pool_offset, length in mapped:
+            if pool_offset >= 0:
+                start = position - offset_bytes
+                self._page_io.store(number, position, pool_offset, view[start : start + length])
+        if end > size_bytes:
+            if self._store.medium.durability is Durability.CACHE_LINES:
+                # What the frames held before is no business of whoever reads after a power failure.
+                self._store.medium.fence()
+            self._store.set_live_size(inode, end)
+        self._store.set_written_ns(inode, self._store.times.now_ns())
+        return len(view)
+
+    def copy(
+        self, source: int, source_bytes: int, target: int, target_bytes: int, length_bytes: int,
+        *, may_overwrite: bool = True,
+    ) -> int:  # fmt: skip
+        """Copy a range as far as the source has it; how much. Raises OSError as `write`."""
+        if source == target and abs(source_bytes - target_bytes) < length_bytes:
+            raise system_error(errno.EINVAL)
+        done = 0
+        while done < length_bytes:
+            step = min(_COPY_BYTES, length_bytes - done)
+            part = bytes(self.read(source, source_bytes + done, step))
+            if not part:
+                break
+            at = target_bytes + done
+            done += self.write(target, at, part, may_overwrite=may_overwrite)
+        return done
+
+    def seek(self, number: int, offset_bytes: int, *, for_data: bool) -> int:
+        """Where data, or a hole, is next: lseek(2). Raises OSError (ENXIO)."""
+        inode = self._frames.file(number)
+        size_bytes = self._store.size_of(inode)
+        if not 0 <= offset_bytes < size_bytes:
+            raise system_error(errno.ENXIO)
+        for position, pool_offset, _ in pieces_of(inode, offset_bytes, size_bytes - offset_bytes):
+            if (pool_offset >= 0) == for_data:
+                return position
+        if for_data:
+            raise system_error(errno.ENXIO)
+        return size_bytes
+
+    def has_hole(self, number: int, offset_bytes: int, length_bytes: int) -> bool:
+        """Whether a range meets a hole inside the size. Raises OSError."""
+        inode = self._frames.file(number)
+        length_bytes = min(length_bytes, self._store.size_of(inode) - offset_bytes)
+        return any(at < 0 for _, at, _ in pieces_of(inode, offset_bytes, length_bytes))
+
+    def persist(self, number: int) -> None:
+        """Make durable what was written to a file, its size and its times. Raises OSError."""
+        self.write_back(number)
+        self._store.medium.fence()
+
+    def write_back(self, number: int) -> None:
+        """Begin to make the size and the times of a file durable: a fence must follow."""
+        # The data plane has written there, whether or not the inode is in memory here.
+        if not self._store.read_only:
+            self._store.lines.write_back(self._store.inode(number).slot_offset)
+
+    # How bytes get to where there are no frames yet
+
+    def _fill(self, inode: Inode, offset_bytes: int, data: memoryview, size_bytes: int) -> None:
+        """Map the holes of a range that is written to, with the bytes already in the frames.
+
+        More than the range, where it looks as if more were to come. Raises OSError (ENOSPC).
+        """
+        hole, end = offset_bytes >> PAGE_SHIFT, frames_of(offset_bytes + len(data))
+        first, window_end = self._frames.placing.window(
+            inode, hole, end, size_frames=frames_of(size_bytes),
+            is_append=0 < size_bytes == offset_bytes,
+        )  # fmt: skip
+        try:
+            self._map_filled(inode, first, window_end, offset_bytes, data, size_bytes)
+        except OSError as error:
+            if error.errno != errno.ENOSPC or (first, window_end) == (hole, end):
+                raise
+            self._map_filled(inode, hole, end, offset_bytes, data, size_bytes)
+
+    def _map_filled(
+        self, inode: Inode, first: int, end: int, offset_bytes: int, data: memoryview,
+        size_bytes: int,
+    ) -> None:  # fmt: skip
+        data_end = offset_bytes + len(data)
+        with self._store.change() as change:
+            for extent in self._frames.map_holes(change, inode, first, end - first):
+                start = extent.index << PAGE_SHIFT
+                stop = start + (extent.frame_count << PAGE_SHIFT)
+                at = (extent.pfn << PAGE_SHIFT) - start
+                low, high = max(start, offset_bytes), min(stop, data_end)
+                if low >= high:
+                    low = high = stop
+                self._page_io.zero(at + start, low - start)
+                if low < high:
+                    part = data[low - offset_bytes : high - offset_bytes]
+                    self._page_io.store(inode.number, low, at + low, part)
+                cleared = stop if self._frames.must_clear else min(stop, size_bytes)
+                self._page_io.zero(at + high, cleared - high)
+
+    def _leave_gap(self, inode: Inode, size_bytes: int, offset_bytes: int) -> None:
+        """The size is about to pass a range that nobody writes to: zeroes, or holes if possible."""
+        first, end = frames_of(size_bytes), offset_bytes >> PAGE_SHIFT
+        if inode.extents.end > first < end and not inode.state.flags & InodeFlags.KEEPS_AHEAD:
+            with self._store.change(urgent=True) as change:
+                self._frames.unmap(change, inode, first, end - first)
+        self._frames.zero_mapped(inode, size_bytes, offset_bytes)

@@ -1,0 +1,312 @@
+"""The frames of regular files: sizes, holes, and what is mapped ahead of need.
+
+Invariants:
+- a frame below the size is initialised before it is mapped; what lies behind the size is undefined,
+  and becomes zeroes before the size passes it (by anything but bytes that are written there);
+- a truncation takes a new epoch, so that the live line of before does not count any more.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable
+from functools import partial
+
+from pmemfs.errors import system_error
+from pmemfs.media import log as media
+from pmemfs.media.inode import EPOCH_MASK, LIVE_OFFSET, SIZE_LIMIT_BYTES
+from pmemfs.media.log import InodeFlags
+from pmemfs.medium.base import Durability
+from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
+from pmemfs.volume.fs.extents import MappedExtent, Run
+from pmemfs.volume.fs.inode import FIXED, Inode, State
+from pmemfs.volume.fs.placing import Placing
+from pmemfs.volume.fs.store import Store
+from pmemfs.volume.fs.transaction import Transaction
+from pmemfs.volume.pageio import PageIO
+
+
+class FileFrames:
+    """What can be done to the frames of files."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.page_io = PageIO(store.pool.medium, store.ground.memmap)
+        self.placing = Placing(store.allocator)
+        self.must_clear = store.medium.durability is Durability.MSYNC
+        """Whether a size may reach the medium before the bytes that it covers, since both wait for
+        msync; then all that is mapped is zeroed first."""
+
+    # Sizes and holes
+
+    def truncate(self, inode: Inode, size_bytes: int, changes: dict[str, int]) -> None:
+        """Set a size and other attributes with it. Raises OSError: EISDIR, EINVAL, EFBIG."""
+        if not inode.is_file:
+            raise system_error(errno.EISDIR if inode.is_directory else errno.EINVAL)
+        if not 0 <= size_bytes < SIZE_LIMIT_BYTES:
+            raise system_error(errno.EFBIG)
+        self._store.begin_writing()
+        old_bytes = self._store.size_of(inode)
+        is_shorter = size_bytes < old_bytes
+        state = self._resized(inode, size_bytes, **changes)
+        # What was mapped ahead is no part of what a file becomes that is made longer.
+        first_gone = frames_of(min(size_bytes, old_bytes))
+        if is_shorter:
+            state.flags &= ~InodeFlags.KEEPS_AHEAD
+        elif state.flags & InodeFlags.KEEPS_AHEAD:
+            first_gone = inode.extents.end
+        self.zero_mapped(inode, old_bytes, min(size_bytes, first_gone << PAGE_SHIFT))
+        with self._store.change(urgent=True) as change:
+            if inode.extents.end > first_gone:
+                self.unmap(change, inode, first_gone, inode.extents.end - first_gone)
+            self._set_size(change, inode, state)
+
+    def punch(self, number: int, offset_bytes: int, length_bytes: int) -> None:
+        """Make a range a hole. Raises OSError: EINVAL, EPERM."""
+        inode = self._range(number, offset_bytes, length_bytes, unless=FIXED)
+        size_bytes = self._store.size_of(inode)
+        end = offset_bytes + length_bytes
+        first, last = frames_of(offset_bytes), end >> PAGE_SHIFT
+        if end >= size_bytes:
+            last = max(last, frames_of(size_bytes))
+        last = max(first, last)
+        with self._store.change(urgent=True) as change:
+            if last > first:
+                self.unmap(change, inode, first, last - first)
+            self._touch_file(change, inode)
+        # In place, so not before it is certain that there is room for the records.
+        self.zero_mapped(inode, offset_bytes, min(end, first << PAGE_SHIFT, size_bytes))
+        self.zero_mapped(inode, max(last << PAGE_SHIFT, offset_bytes), min(end, size_bytes))
+        self._store.medium.fence()
+
+    def allocate(
+        self, number: int, offset_bytes: int, length_bytes: int, *, keep_size: bool
+    ) -> None:
+        """Map a range, zeroes where it was a hole.
+
+        Raises OSError: ENOSPC, EFBIG, EINVAL, EPERM.
+        """
+        self._reserve(number, offset_bytes, length_bytes, keep_size=keep_size, clear=False)
+
+    def zero(self, number: int, offset_bytes: int, length_bytes: int, *, keep_size: bool) -> None:
+        """Map a range, and make it zeroes. Raises OSError as `allocate`."""
+        self._reserve(number, offset_bytes, length_bytes, keep_size=keep_size, clear=True)
+
+    def collapse(self, number: int, offset_bytes: int, length_bytes: int) -> None:
+        """Take a range out of a file. Raises OSError: EINVAL, EPERM."""
+        inode = self._range(number, offset_bytes, length_bytes, unless=FIXED)
+        size_bytes = self._store.size_of(inode)
+        if (offset_bytes | length_bytes) % FRAME_BYTES or offset_bytes + length_bytes >= size_bytes:
+            raise system_error(errno.EINVAL)
+        self._shift(inode, offset_bytes, -length_bytes, size_bytes)
+
+    def insert(self, number: int, offset_bytes: int, length_bytes: int) -> None:
+        """Put a hole into a file. Raises OSError: EINVAL, EFBIG, EPERM."""
+        inode = self._range(number, offset_bytes, length_bytes, unless=FIXED)
+        size_bytes = self._store.size_of(inode)
+        if (offset_bytes | length_bytes) % FRAME_BYTES or offset_bytes >= size_bytes:
+            raise system_error(errno.EINVAL)
+        if size_bytes + length_bytes >= SIZE_LIMIT_BYTES:
+            raise system_error(errno.EFBIG)
+        self._shift(inode, offset_bytes, length_bytes, size_bytes)
+
+    # For whoever serves I/O
+
+    def extents(self, number: int) -> list[MappedExtent]:
+        """All that is mapped of a file, behind its size too."""
+        return list(self.file(number).extents)
+
+    def live_line(self, number: int) -> int:
+        """Where the live line of a file is in the pool."""
+        return self.file(number).slot_offset + LIVE_OFFSET
+
+    def append_limit(self, number: int) -> int:
+        """Up to which byte a file can grow into frames that are mapped already."""
+        inode = self.file(number)
+        size_bytes = self._store.size_of(inode)
+        index = size_bytes >> PAGE_SHIFT
+        limit = index
+        for extent in inode.extents.pieces(index, max(0, inode.extents.end - index)):
+            if extent.pfn < 0:
+                break
+            limit += extent.frame_count
+        return max(size_bytes, limit << PAGE_SHIFT)
+
+    def trim_ahead(self, number: int) -> None:
+        """The last close of a file: give back what was mapped ahead, persist its live line.
+
+        Where that would be an msync it is left to fsync. Raises OSError.
+        """
+        # It may be written to for long without this process needing, so keeping, anything of it.
+        inode = self._store.inode(number)
+        if not inode.is_file or self._store.read_only:
+            return
+        inode.next_fill_frame = -1
+        self._store.allocator.unhold(number)
+        self._store.lines.write_back(inode.slot_offset)
+        if self._store.medium.durability is Durability.CACHE_LINES:
+            self._store.medium.fence()
+        first = frames_of(self._store.size_of(inode))
+        if inode.extents.end > first and not inode.state.flags & InodeFlags.KEEPS_AHEAD:
+            with self._store.change(urgent=True) as change:
+                self.unmap(change, inode, first, inode.extents.end - first)
+        self._store.untrimmed.discard(number)
+
+    # What others need, and how a file changes
+
+    def map_holes(
+        self, change: Transaction, inode: Inode, index: int, frame_count: int
+    ) -> list[MappedExtent]:
+        """Map what is not mapped of a range: the extents that are new, their content undefined."""
+        new: list[MappedExtent] = []
+        size_frames = frames_of(self._store.size_of(inode))
+        for hole in list(inode.extents.pieces(index, frame_count)):
+            if hole.pfn < 0:
+                new += self.placing.place(change, inode, hole, size_frames)
+        for extent in new:
+            change.append(inode, media.pack_extent(*extent))
+
+        def apply() -> None:
+            for extent in new:
+                inode.extents.map(*extent)
+            self._store.untrimmed.add(inode.number)
+
+        if new:
+            change.then(apply)
+        return new
+
+    def _reserve(
+        self, number: int, offset_bytes: int, length_bytes: int, *, keep_size: bool, clear: bool
+    ) -> None:
+        unless = FIXED if clear else InodeFlags.IMMUTABLE
+        inode = self._range(number, offset_bytes, length_bytes, unless=unless)
+        end = offset_bytes + length_bytes
+        if end >= SIZE_LIMIT_BYTES:
+            raise system_error(errno.EFBIG)
+        old_bytes = self._store.size_of(inode)
+        size_bytes = old_bytes if keep_size else max(old_bytes, end)
+        first = offset_bytes >> PAGE_SHIFT
+        self.zero_mapped(inode, old_bytes, size_bytes)
+        old = list(pieces_of(inode, offset_bytes, min(end, old_bytes) - offset_bytes))
+        with self._store.change() as change:
+            for extent in self.map_holes(change, inode, first, frames_of(end) - first):
+                start = extent.index << PAGE_SHIFT
+                stop = start + (extent.frame_count << PAGE_SHIFT)
+                if not self.must_clear:
+                    stop = min(stop, size_bytes)
+                self.page_io.zero(extent.pfn << PAGE_SHIFT, stop - start)
+            state = self._resized(inode, size_bytes)
+            if end > size_bytes:
+                state.flags |= InodeFlags.KEEPS_AHEAD
+            self._set_size(change, inode, state)
+        if clear:
+            # In place, so not before it is certain that there is room for the rest.
+            for _, pool_offset, length in old:
+                if pool_offset >= 0:
+                    self.page_io.zero(pool_offset, length)
+            self._store.medium.fence()
+
+    def _shift(self, inode: Inode, offset_bytes: int, distance_bytes: int, size_bytes: int) -> None:
+        """Move all from an offset on; to the front over what is before it."""
+        index, distance = offset_bytes >> PAGE_SHIFT, distance_bytes >> PAGE_SHIFT
+        moved_from = index - min(distance, 0)
+        end = max(inode.extents.end, moved_from)
+        moved = [e for e in inode.extents.pieces(moved_from, end - moved_from) if e.pfn >= 0]
+        gone = [e for e in inode.extents.pieces(index, moved_from - index) if e.pfn >= 0]
+        state = self._resized(inode, size_bytes + distance_bytes)
+        if end > index and end + distance >= SIZE_LIMIT_BYTES >> PAGE_SHIFT:
+            raise system_error(errno.EFBIG)
+        with self._store.change() as change:
+            if end > index:
+                change.append(inode, media.pack_hole(index, end - index))
+            for extent in moved:
+                new_index = extent.index + distance
+                change.append(inode, media.pack_extent(new_index, extent.pfn, extent.frame_count))
+
+            def apply() -> None:
+                inode.extents.unmap(index, end - index)
+                for extent in moved:
+                    inode.extents.map(extent.index + distance, extent.pfn, extent.frame_count)
+
+            change.then(apply)
+            change.release(inode, [Run(extent.pfn, extent.frame_count) for extent in gone])
+            self._set_size(change, inode, state)
+
+    def unmap(self, change: Transaction, inode: Inode, index: int, frame_count: int) -> None:
+        """Make a range a hole, in a transaction; its frames are released."""
+        runs = [
+            Run(extent.pfn, extent.frame_count)
+            for extent in inode.extents.pieces(index, frame_count)
+            if extent.pfn >= 0
+        ]
+        if runs:
+            change.append(inode, media.pack_hole(index, frame_count))
+            change.then(lambda: inode.extents.unmap(index, frame_count))
+            change.release(inode, runs)
+
+    def _resized(self, inode: Inode, size_bytes: int, **changes: int) -> State:
+        """The attributes with another size: those of a new epoch."""
+        now_ns = self._store.times.now_ns()
+        state = self._store.state_of(inode).replaced(modified_ns=now_ns, changed_ns=now_ns)
+        state = state.replaced(**changes)
+        state.size_bytes = size_bytes
+        state.epoch = (state.epoch + 1) & EPOCH_MASK
+        return state
+
+    def _set_size(self, change: Transaction, inode: Inode, state: State) -> None:
+        change.append(inode, state.pack())
+
+        def apply() -> None:
+            inode.set_state(state)
+            self._store.set_live_size(inode, state.size_bytes)
+            self._store.tables.changed(inode.number)
+
+        change.then(apply)
+
+    def _touch_file(self, change: Transaction, inode: Inode) -> None:
+        now_ns = self._store.times.now_ns()
+        state = self._store.state_of(inode).replaced(modified_ns=now_ns, changed_ns=now_ns)
+        change.append(inode, state.pack())
+        change.then(partial(inode.set_state, state))
+
+    def zero_mapped(self, inode: Inode, start_bytes: int, end_bytes: int) -> None:
+        """Zeroes into what is mapped of a range."""
+        for _, pool_offset, length in pieces_of(inode, start_bytes, end_bytes - start_bytes):
+            if pool_offset >= 0:
+                self.page_io.zero(pool_offset, length)
+
+    def file(self, number: int) -> Inode:
+        """A regular file. Raises OSError: EISDIR, EINVAL."""
+        inode = self._store.inode(number)
+        if not inode.is_file:
+            raise system_error(errno.EISDIR if inode.is_directory else errno.EINVAL)
+        return inode
+
+    def _range(
+        self, number: int, offset_bytes: int, length_bytes: int, *, unless: InodeFlags
+    ) -> Inode:
+        """The file that has a range. Raises OSError: EINVAL, EFBIG, EPERM for these flags."""
+        if offset_bytes < 0 or length_bytes <= 0:
+            raise system_error(errno.EINVAL)
+        if offset_bytes + length_bytes >= SIZE_LIMIT_BYTES:
+            raise system_error(errno.EFBIG)
+        inode = self.file(number)
+        self._store.refuse(inode, unless)
+        self._store.begin_writing()
+        return inode
+
+
+def frames_of(size_bytes: int) -> int:
+    """The frames that so many bytes touch."""
+    return (size_bytes + FRAME_BYTES - 1) >> PAGE_SHIFT
+
+
+def pieces_of(inode: Inode, offset_bytes: int, length_bytes: int) -> Iterable[tuple[int, int, int]]:
+    """A range of a file as position, offset in the pool (-1: a hole) and length of each piece."""
+    end = offset_bytes + length_bytes
+    while offset_bytes < end:
+        pfn, count = inode.extents.find(offset_bytes >> PAGE_SHIFT)
+        inside = offset_bytes & (FRAME_BYTES - 1)
+        length = min(end - offset_bytes, (count << PAGE_SHIFT) - inside)
+        yield offset_bytes, (pfn << PAGE_SHIFT) + inside if pfn >= 0 else -1, length
+        offset_bytes += length

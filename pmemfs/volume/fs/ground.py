@@ -1,0 +1,149 @@
+"""What all of a mounted file system stands on: its medium, frames, slots and head.
+
+Invariants:
+- the head says "not clean" before anything else is written, and "clean" after everything else;
+- who has met damage has said so here, and from then on nothing is written;
+- nothing in the file system awaits, so what one call does is atomic to all tasks.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+
+from pmemfs.clock import FileClock
+from pmemfs.errors import DamagedFileSystem, system_error
+from pmemfs.media.filesystem import (
+    HEAD,
+    HEAD_FRAME,
+    JOURNAL_FRAME,
+    LEAST_FRAMES,
+    Geometry,
+    validate_head,
+)
+from pmemfs.media.journal import HEAD as JOURNAL_HEAD
+from pmemfs.media.log import InodeFlags
+from pmemfs.medium.base import Medium
+from pmemfs.memmap.base import Memmap
+from pmemfs.pool import Pool
+from pmemfs.volume.fs.allocator import Allocator
+from pmemfs.volume.fs.busy import BusyPages
+from pmemfs.volume.fs.inode import Inode
+from pmemfs.volume.fs.metadata import MetadataMedium
+from pmemfs.volume.fs.publication import NoTables, Tables
+from pmemfs.volume.fs.reading import read_no_more_in_steps, unfinished_words
+from pmemfs.volume.fs.table import InodeTable
+
+log = logging.getLogger(__name__)
+
+_CLEAN_AT = HEAD.offset_of("is_clean")
+_LOG_FRAMES_AT = HEAD.offset_of("log_frames")
+
+
+def geometry_of(pool: Pool) -> Geometry:
+    """The frames of a pool's data zone."""
+    return Geometry(int(pool.first_data_pfn), pool.data_pfn_count)
+
+
+def empty_journal(medium: Medium, geometry: Geometry) -> None:
+    """Let the journal say nothing any more."""
+    at = geometry.offset_of(JOURNAL_FRAME)
+    medium.store(at, bytes(JOURNAL_HEAD.size_bytes))
+    medium.persist(at, JOURNAL_HEAD.size_bytes)
+
+
+class Ground:
+    """The ground of one mounted file system."""
+
+    def __init__(self, pool: Pool, memmap: Memmap, tables: Tables | None = None) -> None:
+        """Mount: carry out what the journal says, look at the head. Raises DamagedFileSystem."""
+        self.pool = pool
+        self.medium = MetadataMedium(pool.medium, lambda fault: self.become_read_only(str(fault)))
+        self.memmap = memmap
+        self.tables = tables or NoTables()
+        self.geometry = geometry_of(pool)
+        self.read_only = pool.medium.read_only
+        self.damage = ""
+        if self.geometry.frame_count < LEAST_FRAMES:
+            raise DamagedFileSystem(why="the data zone is too small to hold one")
+        self._head_offset = self.geometry.offset_of(HEAD_FRAME)
+        raw = self.medium.read(self._head_offset, HEAD.size_bytes)
+        head = validate_head(raw, pool.label.uuid)
+        self.may_have_leaks = head.is_clean != 1
+        self._has_written = False
+        self.allocator = Allocator(self.medium, self.geometry)
+        self.allocator.log_frames = head.log_frames
+        self.table = InodeTable(self.medium, self.geometry, self.allocator)
+        self.busy = BusyPages(self.allocator, memmap, self.tables)
+        self.clock = 0
+        """Counts what `FileSystem.tidy` is called; who was used when is said in it."""
+        self.times = FileClock()
+        self.obeys_flags = True
+        """Whether flags of inodes forbid anything: a repair must change what is immutable too."""
+        self.untrimmed: set[int] = set()
+        """Files that have got frames since their last close, so perhaps some behind their size."""
+        self.table.pending_words = self._recover()
+
+    def refuse(self, inode: Inode, flags: InodeFlags) -> None:
+        """Raise OSError (EPERM) for an inode that has one of these flags, which forbid a change.
+
+        The kernel can't, since it does not know them for an inode of FUSE.
+        """
+        if inode.state.flags & flags and self.obeys_flags:
+            raise system_error(errno.EPERM)
+
+    def begin_writing(self) -> None:
+        """Raise OSError (EROFS) where nothing may be written; remember that something was.
+
+        Whoever has begun to write goes on to the end, so nothing raises NotRead after this.
+        """
+        read_no_more_in_steps()
+        if self.read_only:
+            raise system_error(errno.EROFS)
+        if not self._has_written:
+            self.store_clean(0)
+            self._has_written = True
+
+    def found_damage(self, why: str) -> OSError:
+        """The error for an operation that has met damage, after which nothing is written."""
+        self.become_read_only(why)
+        return OSError(errno.EIO, why)
+
+    def become_read_only(self, why: str) -> None:
+        """Something is damaged, or may be: change nothing any more."""
+        if not self.damage:
+            log.error("%s; nothing is written any more", why)
+            self.damage = why
+        self.read_only = True
+
+    def store_clean(self, is_clean: int) -> None:
+        """Say in the head whether frames may be used that are nobody's; durably."""
+        at = self._head_offset + _CLEAN_AT
+        self.medium.store(at, is_clean.to_bytes(8, "little"))
+        self.medium.persist(at, 8)
+
+    def note_log_frames(self, frame_count: int) -> None:
+        """Keep room for a log that is longer than any was, after the next mount, too."""
+        self.allocator.log_frames = frame_count
+        at = self._head_offset + _LOG_FRAMES_AT
+        self.medium.store(at, frame_count.to_bytes(8, "little"))
+        self.medium.flush(at, 8)
+
+    def grow(self) -> None:
+        """The pool's zones have become larger."""
+        self.geometry = self.table.geometry = geometry_of(self.pool)
+        self.allocator.set_geometry(self.geometry)
+
+    def _recover(self) -> dict[int, int]:
+        """Carry out what the journal says that a crash has interrupted.
+
+        Where nothing can be written, what would be. Raises DamagedFileSystem.
+        """
+        words = unfinished_words(self.medium, self.table)
+        if self.read_only or not words:
+            return words
+        for offset, word in words.items():
+            self.medium.store(offset, word.to_bytes(8, "little"))
+            self.medium.flush(offset, 8)
+        self.medium.fence()
+        return {}

@@ -1,0 +1,120 @@
+"""The inodes of a mounted file system that are in memory: read when they are needed.
+
+Invariants:
+- an inode in memory is what its log says; every change goes through a transaction first. The
+  exception is the live line;
+- an inode that is being read in steps is not changed meanwhile: whoever wants it reads it to its
+  end first, or is told to come again.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable
+
+from pmemfs.errors import DamagedFileSystem, system_error
+from pmemfs.volume.fs.ground import Ground
+from pmemfs.volume.fs.inode import Inode
+from pmemfs.volume.fs.livelines import LiveLines
+from pmemfs.volume.fs.reading import (
+    NotRead,
+    Reading,
+    Steps,
+    may_read_in_steps,
+    read_live,
+    reading_inode,
+)
+
+READING_STEPS = 16
+"""Frames of a log that are read at once while others wait: some thousand records, some ms."""
+_RUNS_A_STEP = 512
+
+
+class InodeCache:
+    """The inodes of one file system."""
+
+    def __init__(self, ground: Ground, lines: LiveLines) -> None:
+        self._ground = ground
+        self._lines = lines
+        self._inodes: dict[int, Inode] = {}
+        self._readings: dict[int, Reading] = {}
+
+    def inode(self, number: int) -> Inode:
+        """An inode. Raises OSError: ESTALE where there is none, EIO where it is damaged; NotRead.
+
+        A number may come from a file handle that outlasts the inode, or that somebody made up, so
+        one that none can have is no damage.
+        """
+        inode = self._inodes.get(number)
+        if inode is None:
+            if self.read_on(number, READING_STEPS if may_read_in_steps() else None):
+                raise NotRead(number)
+            inode = self._inodes[number]
+        inode.used_at = self._ground.clock
+        return inode
+
+    def read_on(self, number: int, steps: int | None = READING_STEPS) -> bool:
+        """Read an inode that is not in memory, or read it on; whether there is more to read.
+
+        Raises OSError, as `inode`, and then nothing is read any more.
+        """
+        if number in self._inodes:
+            return False
+        ground = self._ground
+        reading = self._readings.pop(number, None) or Reading(self._reading(number))
+        try:
+            if reading.go_on(steps):
+                self._readings[number] = reading
+                return True
+            inode = reading.inode
+        except DamagedFileSystem as damage:
+            if not ground.table.is_possible(number):
+                raise system_error(errno.ESTALE) from None
+            raise ground.found_damage(str(damage)) from None
+        if inode is None:
+            raise OSError(errno.ESTALE, "no such inode")
+        if inode.is_file and not ground.read_only and read_live(ground.medium, inode)[0] is None:
+            self._lines.set_live_size(inode, inode.state.size_bytes)
+        self.keep(inode)
+        return False
+
+    def read_inode(self, number: int) -> Inode | None:
+        """As `reading.read_inode`, for who only looks. Raises DamagedFileSystem.
+
+        Where frames of inodes are among those of a file, too: a write to it would destroy them.
+        """
+        reading = Reading(self._reading(number))
+        reading.go_on()
+        return reading.inode
+
+    def cached(self, number: int) -> Inode | None:
+        """An inode if it is in memory."""
+        return self._inodes.get(number)
+
+    def keep(self, inode: Inode) -> None:
+        """A new inode is in memory from now on."""
+        inode.used_at = self._ground.clock
+        self._inodes[inode.number] = inode
+
+    def forget(self, number: int) -> None:
+        """An inode is in memory no more, if it was."""
+        self._inodes.pop(number, None)
+
+    @property
+    def inodes(self) -> Iterable[Inode]:
+        """The inodes in memory."""
+        return self._inodes.values()
+
+    def __len__(self) -> int:
+        return len(self._inodes)
+
+    def _reading(self, number: int) -> Steps:
+        table = self._ground.table
+        inode = yield from reading_inode(self._ground.medium, table, number)
+        if inode is not None:
+            for at, run in enumerate(inode.runs()):
+                if table.has_inodes(run):
+                    raise DamagedFileSystem(why=f"inode {number}: it has frames of inodes")
+                if at % _RUNS_A_STEP == _RUNS_A_STEP - 1:
+                    yield
+        return inode

@@ -1,0 +1,92 @@
+"""The live lines of inodes: what changes without a transaction, in either plane.
+
+    a size and its key, when the file was last written to, when the inode was last accessed
+
+Invariants:
+- all that is stored here is durable with the next fence, and none of it needs a record of a log;
+- a line that is damaged is met by whoever asks, and then nothing is written any more.
+"""
+
+from __future__ import annotations
+
+from pmemfs.clock import not_before
+from pmemfs.errors import DamagedFileSystem
+from pmemfs.media.inode import LIVE_OFFSET
+from pmemfs.media.live import LIVE_LINE, size_word
+from pmemfs.volume.fs.ground import Ground
+from pmemfs.volume.fs.inode import Inode, State
+from pmemfs.volume.fs.reading import read_accessed, read_live, stored_size
+
+_WRITTEN_AT = LIVE_LINE.offset_of("written_ns")
+_ACCESSED_AT = LIVE_LINE.offset_of("accessed_ns")
+
+
+class LiveLines:
+    """The live lines of one file system."""
+
+    def __init__(self, ground: Ground) -> None:
+        self._ground = ground
+        self._medium = ground.medium
+
+    def size_of(self, inode: Inode) -> int:
+        """The size of an inode in bytes. Raises OSError (EIO)."""
+        try:
+            return stored_size(self._medium, inode)
+        except DamagedFileSystem as damage:
+            raise self._ground.found_damage(str(damage)) from None
+
+    def state_of(self, inode: Inode) -> State:
+        """The attributes of an inode, as a record would have them now. Raises OSError (EIO)."""
+        state = inode.state.replaced()
+        state.accessed_ns = read_accessed(self._medium, inode) or state.accessed_ns
+        if inode.is_file:
+            size_bytes, written_ns = self._live_of(inode)
+            if size_bytes is not None:
+                state.size_bytes = size_bytes
+            # In one tick, the write was the later one: see `forget_written`.
+            if 0 < written_ns < 1 << 63 and state.changed_ns <= written_ns:
+                state.modified_ns = not_before(written_ns, state.modified_ns)
+                state.changed_ns = not_before(written_ns, state.modified_ns)
+        return state
+
+    def accessed_ns(self, inode: Inode) -> int:
+        """When an inode was last accessed; 0: the log has it."""
+        return read_accessed(self._medium, inode)
+
+    def set_live_size(self, inode: Inode, size_bytes: int) -> None:
+        """Store a size for all to see; durable with the next fence."""
+        word = size_word(size_bytes, inode.keys_of_line()[0])
+        self._medium.store(inode.slot_offset + LIVE_OFFSET, word.to_bytes(8, "little"))
+        self._medium.flush(inode.slot_offset + LIVE_OFFSET, 8)
+
+    def set_written_ns(self, inode: Inode, now_ns: int) -> None:
+        """Store when a file was written to."""
+        at = inode.slot_offset + LIVE_OFFSET + _WRITTEN_AT
+        self._medium.store(at, now_ns.to_bytes(8, "little"))
+        self._medium.flush(at, 8)
+
+    def forget_written(self, inode: Inode) -> None:
+        """Let the time of modification that was logged count, and no write before it."""
+        if inode.is_file and self._live_of(inode)[1] >= inode.state.changed_ns:
+            self.set_written_ns(inode, 0)
+            self._medium.fence()
+
+    def set_accessed_ns(self, inode: Inode, now_ns: int) -> None:
+        """Store when an inode was accessed; durable with the next fence. 0: the log has it."""
+        at = inode.slot_offset + LIVE_OFFSET + _ACCESSED_AT
+        self._medium.store(at, max(0, now_ns).to_bytes(8, "little"))
+        self._medium.flush(at, 8)
+
+    def write_back(self, slot_offset: int) -> None:
+        """Begin to make the line of a slot durable, whoever has written there: a fence must follow.
+
+        Its size and its time of writing, which lie in its first words.
+        """
+        self._medium.flush(slot_offset + LIVE_OFFSET, _ACCESSED_AT)
+
+    def _live_of(self, inode: Inode) -> tuple[int | None, int]:
+        """As `read_live`. Raises OSError (EIO)."""
+        try:
+            return read_live(self._medium, inode)
+        except DamagedFileSystem as damage:
+            raise self._ground.found_damage(str(damage)) from None

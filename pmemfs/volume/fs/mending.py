@@ -1,0 +1,332 @@
+"""What can be done to a file system that nobody has mounted and that has errors, one thing each.
+
+Invariants:
+- each is atomic, or leaves after a power failure what the next check finds again: bits of bitmaps
+  are set before anything relies on them, and all else goes through transactions;
+- none of them decides whether it is to be done.
+"""
+
+from __future__ import annotations
+
+import errno
+import stat
+from collections.abc import Callable
+
+from pmemfs.clock import coarse_ns
+from pmemfs.media import log as media
+from pmemfs.media.filesystem import (
+    CHUNK_FRAMES,
+    CHUNK_LINE_BYTES,
+    GROUP_CHUNKS,
+    HEAD,
+    HEAD_FRAME,
+    Head,
+    pack_head,
+)
+from pmemfs.media.inode import HEAD as INODE_HEAD
+from pmemfs.media.inode import (
+    HEAD_WORD_AT,
+    ROOT,
+    TAIL_WORD_AT,
+)
+from pmemfs.media.inode import pack_head as pack_inode_head
+from pmemfs.memmap.none import NoMemmap
+from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
+from pmemfs.pool import Pool
+from pmemfs.units import MIB
+from pmemfs.volume.fs.entries import Entry
+from pmemfs.volume.fs.extents import MappedExtent, Run
+from pmemfs.volume.fs.filesystem import FileSystem
+from pmemfs.volume.fs.ground import empty_journal, geometry_of
+from pmemfs.volume.fs.inode import DIRECTORY_TYPE, Inode, State
+from pmemfs.volume.fs.log import Log
+from pmemfs.volume.fs.masks import FrameSet
+from pmemfs.volume.fs.names import NewInode
+from pmemfs.volume.fs.reading import read_log, readable_part
+
+_LOST_AND_FOUND = b"lost+found"
+
+
+class Mending:
+    """What can be done to a file system that has errors. All raise OSError."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._medium = pool.medium
+        self._mounted: FileSystem | None = None
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether nothing can be written any more."""
+        return self._mounted is not None and self._mounted.read_only
+
+    @property
+    def _fs(self) -> FileSystem:
+        """The file system; that it is opened finishes the journal."""
+        if self._mounted is None:
+            self._mounted = FileSystem(self._pool, NoMemmap())
+            self._mounted.store.ground.obeys_flags = False
+        return self._mounted
+
+    def _inode(self, number: int) -> Inode:
+        """An inode, also one that a mount would not take. Raises OSError, DamagedFileSystem."""
+        store = self._fs.store
+        inode = store.cached(number) or read_log(self._medium, store.table, number)
+        if inode is None:
+            raise OSError(errno.ESTALE, f"inode {number} is free")
+        store.keep(inode)
+        return inode
+
+    # Without a file system that can be opened
+
+    def write_head(self) -> None:
+        """Write the head anew."""
+        at = geometry_of(self._pool).offset_of(HEAD_FRAME)
+        self._medium.store(at, pack_head(Head(uuid=self._pool.label.uuid)))
+        self._medium.persist(at, HEAD.size_bytes)
+
+    def empty_journal(self) -> None:
+        """Forget what the journal says."""
+        empty_journal(self._medium, geometry_of(self._pool))
+
+    def finish_journal(self) -> None:
+        """Carry out what the journal says."""
+        assert self._fs is not None, "opening it has done that"
+
+    # Bitmaps
+
+    def mark_used(self, frames: FrameSet) -> None:
+        """Mark frames as used."""
+        geometry = self._fs.geometry
+        for chunk, mask in frames.chunks():
+            group, line = divmod(chunk, GROUP_CHUNKS)
+            at = (geometry.group_pfn(group) << PAGE_SHIFT) + line * CHUNK_LINE_BYTES
+            before = int.from_bytes(self._medium.read(at, CHUNK_LINE_BYTES), "little")
+            self._medium.store(at, (before | mask).to_bytes(CHUNK_LINE_BYTES, "little"))
+            self._medium.flush(at, CHUNK_LINE_BYTES)
+        self._medium.fence()
+        self._mounted = None
+
+    def mark_inodes(self, pfn: int, *, is_marked: bool) -> None:
+        """Say whether a frame is one of inodes."""
+        self._fs.store.table.mark_frame(pfn, is_marked=is_marked)
+        self._medium.fence()
+        self._mounted = None
+
+    def clear_marks(self, group: int, bits: int) -> None:
+        """Clear bits of the inode bitmap of a group."""
+        at = (self._fs.geometry.group_pfn(group) + 1) << PAGE_SHIFT
+        marked = int.from_bytes(self._medium.read(at, FRAME_BYTES), "little") & ~bits
+        self._medium.store(at, marked.to_bytes(FRAME_BYTES, "little"))
+        self._medium.persist(at, FRAME_BYTES)
+
+    def free_frames(self, frames: FrameSet) -> None:
+        """Free frames that nobody owns."""
+        fs = self._fs
+        fs.store.begin_writing()
+        for chunk, mask in frames.chunks():
+            first = fs.geometry.first_pfn + chunk * CHUNK_FRAMES
+            fs.store.allocator.free(frames.meeting([Run(first, mask.bit_length())]))
+        self._medium.fence()
+
+    # Frames with several owners
+
+    def move_log(self, number: int, shared: set[int]) -> None:
+        """Write a log anew, without giving back those of its frames that others own."""
+        inode = self._inode(number)
+        inode.log.frames = [frame for frame in inode.log.frames if frame not in shared]
+        with self._fs.store.change() as change:
+            change.compact(inode)
+
+    def copy_frames(self, number: int, extents: list[MappedExtent]) -> None:
+        """Give a file copies of some of its frames."""
+        inode = self._inode(number)
+        for index, pfn, count in extents:
+            with self._fs.store.change(urgent=True) as change:
+                at = 0
+                for run in change.allocate(count):
+                    self._copy(pfn + at, run)
+                    record = media.pack_extent(index + at, *run)
+                    change.append(inode, record)
+                    change.then(_mapper(inode, MappedExtent(index + at, *run)))
+                    at += run.frame_count
+
+    def _copy(self, pfn: int, target: Run) -> None:
+        length = target.frame_count << PAGE_SHIFT
+        for start in range(0, length, MIB):
+            part = self._medium.read((pfn << PAGE_SHIFT) + start, min(MIB, length - start))
+            at = (target.pfn << PAGE_SHIFT) + start
+            self._medium.store(at, bytes(part))
+            self._medium.flush(at, len(part))
+
+    # Names
+
+    def remove_entry(self, directory: int, name: bytes) -> None:
+        """Let a name lead nowhere."""
+        inode = self._inode(directory)
+        entry, now_ns = inode.entries[name], coarse_ns()
+        with self._fs.store.change(urgent=True) as change:
+            change.append(inode, media.pack_entry(name, entry.inode, 0, now_ns))
+            change.then(lambda: inode.remove_entry(name))
+
+    def retype_entry(self, directory: int, name: bytes, type_: int) -> None:
+        """Correct the type that an entry says."""
+        inode = self._inode(directory)
+        entry = Entry(inode.entries[name].inode, type_)
+        with self._fs.store.change(urgent=True) as change:
+            change.append(inode, media.pack_entry(name, *entry, coarse_ns()))
+            change.then(lambda: inode.add_entry(name, *entry))
+
+    def keep_one_name(self, number: int, home: int, directories: list[int]) -> None:
+        """Remove all names of a directory but one in its home."""
+        kept = next(iter(self._names_in(home, number)))
+        for directory in directories:
+            for name in self._names_in(directory, number):
+                if (directory, name) != (home, kept):
+                    self.remove_entry(directory, name)
+
+    def reconnect(self, number: int, homes: list[int]) -> None:
+        """Move an inode to lost+found; `homes` are directories that have names of it."""
+        fs = self._fs
+        inode = self._inode(number)
+        place = self._inode(self._lost_and_found())
+        now_ns = coarse_ns()
+        for directory in homes:
+            for name in self._names_in(directory, number)[1:]:
+                self.remove_entry(directory, name)
+        name, entry = self._free_name(place, number), Entry(number, inode.type)
+        state = fs.store.state_of(inode).replaced(changed_ns=now_ns)
+        if inode.is_directory or not state.link_count:
+            state.link_count = 1
+        with fs.store.change(urgent=True) as change:
+            for directory in homes:
+                for old in self._names_in(directory, number):
+                    holder = self._inode(directory)
+                    change.append(holder, media.pack_entry(old, number, 0, now_ns))
+                    change.then(_remover(holder, old))
+            change.append(place, media.pack_entry(name, *entry, now_ns))
+            if inode.is_directory:
+                change.append(inode, media.pack_parent(place.number))
+            change.append(inode, state.pack())
+
+            def apply() -> None:
+                place.add_entry(name, *entry)
+                inode.state = state
+                if inode.is_directory:
+                    inode.parent = place.number
+
+            change.then(apply)
+
+    def _lost_and_found(self) -> int:
+        """The directory for what has no name, made where there is none."""
+        fs = self._fs
+        for more in range(1000):
+            name = _LOST_AND_FOUND + (b".%d" % more if more else b"")
+            entry = self._inode(ROOT).entries.get(name)
+            if entry is None:
+                return fs.make(ROOT, name, NewInode(stat.S_IFDIR | 0o700, 0, 0))
+            if entry.type == DIRECTORY_TYPE and fs.parent(entry.inode) == ROOT:
+                return entry.inode
+        raise OSError(errno.EEXIST, "every name for lost+found is taken")
+
+    @staticmethod
+    def _free_name(place: Inode, number: int) -> bytes:
+        name, more = b"#%d" % number, 0
+        while name in place.entries:
+            more += 1
+            name = b"#%d.%d" % (number, more)
+        return name
+
+    def _names_in(self, directory: int, number: int) -> list[bytes]:
+        entries = self._inode(directory).entries
+        return [name for name, entry in entries.items() if entry.inode == number]
+
+    # Inodes
+
+    def set_parent(self, number: int, parent: int) -> None:
+        """Correct where a directory says that it is."""
+        inode = self._inode(number)
+        with self._fs.store.change(urgent=True) as change:
+            change.append(inode, media.pack_parent(parent))
+            change.then(lambda: setattr(inode, "parent", parent))
+
+    def set_link_count(self, number: int, count: int) -> None:
+        """Correct how many names an inode says that it has."""
+        inode = self._inode(number)
+        state = self._fs.store.state_of(inode).replaced(link_count=count)
+        with self._fs.store.change(urgent=True) as change:
+            change.append(inode, state.pack())
+            change.then(lambda: setattr(inode, "state", state))
+
+    def set_size(self, number: int, size_bytes: int) -> None:
+        """Let a file have a size that covers all that it has."""
+        inode = read_log(self._medium, self._fs.store.table, number)
+        assert inode is not None, "its log was read"
+        self._fs.store.set_live_size(inode, size_bytes)
+        self._medium.fence()
+
+    def free_damaged(self, number: int) -> None:
+        """Free the slot of an inode that can't be read; its frames are found as leaked."""
+        inode = self._stub(number)
+        with self._fs.store.change(urgent=True) as change:
+            change.remove(inode)
+
+    def free_unnamed(self, number: int) -> None:
+        """Free an inode that no name leads to."""
+        self._fs.store.remove(self._inode(number))
+
+    def trim(self, numbers: list[int]) -> None:
+        """Free the frames behind the sizes of files."""
+        for number in numbers:
+            self._inode(number)
+            self._fs.trim_ahead(number)
+            self._fs.store.housekeeping.drop_idle(0)
+
+    def rebuild_directory(self, number: int, lacks_name: Callable[[int, int], bool]) -> None:
+        """Write the log of a directory anew, with what can still be read of it.
+
+        Of its names, those that lead to what has no other name. The old log is found as leaked.
+        """
+        fs = self._fs
+        rest = readable_part(self._medium, fs.store.table, number)
+        if rest is None:
+            self._write_inode_head(number)
+        inode = self._stub(number)
+        now_ns = coarse_ns()
+        mode, uid, gid = (0o755 if number == ROOT else 0o700), 0, 0
+        if rest is not None and rest.is_directory:
+            mode, uid, gid = rest.state.mode & 0o7777, rest.state.uid, rest.state.gid
+        inode.state = State(stat.S_IFDIR | mode, 1, uid, gid, 0, now_ns, now_ns, now_ns, 0, 0, 0)
+        inode.parent = ROOT if number == ROOT or rest is None else rest.parent or ROOT
+        if rest is not None:
+            for name, value in rest.xattrs.items():
+                inode.set_xattr(name, value)
+            for name, entry in rest.entries.items():
+                if lacks_name(*entry):
+                    inode.add_entry(name, *entry)
+        with fs.store.change(urgent=True) as change:
+            change.compact(inode)
+
+    def _stub(self, number: int) -> Inode:
+        """An inode of which nothing is known but the words that a transaction changes."""
+        slot = self._fs.store.table.slot_offset(number)
+        raw = bytes(self._medium.read(slot, INODE_HEAD.size_bytes))
+        head = INODE_HEAD.unpack(raw)
+        return Inode(number, slot, head.generation, head.birth_ns, Log(head.head, head.tail))
+
+    def _write_inode_head(self, number: int) -> None:
+        """Write the constant part of an inode's head anew; where its log is stays as it was."""
+        slot = self._fs.store.table.slot_offset(number)
+        raw = bytes(self._medium.read(slot, INODE_HEAD.size_bytes))
+        head = int.from_bytes(raw[HEAD_WORD_AT : HEAD_WORD_AT + 8], "little")
+        tail = int.from_bytes(raw[TAIL_WORD_AT : TAIL_WORD_AT + 8], "little")
+        self._medium.store(slot, pack_inode_head(number, 1, coarse_ns(), head, tail))
+        self._medium.persist(slot, INODE_HEAD.size_bytes)
+
+
+def _mapper(inode: Inode, extent: MappedExtent) -> Callable[[], object]:
+    return lambda: inode.extents.map(*extent)
+
+
+def _remover(directory: Inode, name: bytes) -> Callable[[], object]:
+    return lambda: directory.remove_entry(name)

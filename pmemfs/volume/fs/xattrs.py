@@ -1,0 +1,100 @@
+"""Extended attributes of inodes: xattr(7)."""
+
+from __future__ import annotations
+
+import errno
+import stat
+
+from pmemfs.errors import system_error
+from pmemfs.media import log as media
+from pmemfs.media.log import XATTR_MAX_BYTES, RecordKind
+from pmemfs.volume.fs.inode import FIXED
+from pmemfs.volume.fs.store import Store
+
+XATTR_CREATE = 1
+XATTR_REPLACE = 2
+_XATTR_NAME_MAX_BYTES = 255
+_XATTR_LIST_MAX_BYTES = 65536
+
+
+class Xattrs:
+    """What can be done to extended attributes."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def get_xattr(self, number: int, name: bytes) -> bytes:
+        """The value of an attribute. Raises OSError (ENODATA)."""
+        value = self.find_xattr(number, name)
+        if value is None:
+            raise system_error(errno.ENODATA)
+        return value
+
+    def find_xattr(self, number: int, name: bytes) -> bytes | None:
+        """The value of an attribute; None where there is none."""
+        return self._store.inode(number).xattrs.get(name)
+
+    def list_xattrs(self, number: int) -> list[bytes]:
+        """The names of all attributes."""
+        return list(self._store.inode(number).xattrs)
+
+    def set_xattr(self, number: int, name: bytes, value: bytes, flags: int = 0) -> None:
+        """Set an attribute. Raises OSError: EEXIST, ENODATA, E2BIG, ERANGE, ENOSPC."""
+        inode = self._store.inode(number)
+        if flags & XATTR_CREATE and name in inode.xattrs:
+            raise system_error(errno.EEXIST)
+        if flags & XATTR_REPLACE and name not in inode.xattrs:
+            raise system_error(errno.ENODATA)
+        self.set_xattrs_and_mode(number, {name: value}, None)
+
+    def remove_xattr(self, number: int, name: bytes) -> None:
+        """Remove an attribute. Raises OSError (ENODATA)."""
+        if name not in self._store.inode(number).xattrs:
+            raise system_error(errno.ENODATA)
+        self.set_xattrs_and_mode(number, {name: None}, None)
+
+    def set_xattrs_and_mode(
+        self, number: int, changes: dict[bytes, bytes | None], mode: int | None
+    ) -> None:
+        """Set and (None) remove attributes, and permission bits with them, all in one.
+
+        Raises OSError: as `check_xattr`, ENOSPC, EPERM.
+        """
+        inode = self._store.inode(number)
+        self._store.refuse(inode, FIXED)
+        for name, value in changes.items():
+            check_xattr(name, value or b"")
+            if value is not None and name not in inode.xattrs:
+                listed_bytes = sum(len(other) + 1 for other in inode.xattrs)
+                if listed_bytes + len(name) + 1 > _XATTR_LIST_MAX_BYTES:
+                    raise system_error(errno.ENOSPC)
+        state = self._store.state_of(inode)
+        state.changed_ns = self._store.times.now_ns()
+        if mode is not None:
+            state.mode = stat.S_IFMT(state.mode) | stat.S_IMODE(mode)
+        is_urgent = all(
+            value is None or (name in inode.xattrs and len(value) <= len(inode.xattrs[name]))
+            for name, value in changes.items()
+        )
+        with self._store.change(urgent=is_urgent) as change:
+            for name, value in changes.items():
+                if value is not None:
+                    change.append(inode, *media.pack_values(RecordKind.XATTR, name, value))
+                elif name in inode.xattrs:
+                    change.append(inode, media.pack_xattr_removed(name))
+            change.append(inode, state.pack())
+
+            def apply() -> None:
+                for name, value in changes.items():
+                    inode.set_xattr(name, value)
+                inode.set_state(state)
+
+            change.then(apply)
+
+
+def check_xattr(name: bytes, value: bytes) -> None:
+    """Raise OSError (ERANGE, E2BIG) for an attribute that nobody may have."""
+    if not 0 < len(name) <= _XATTR_NAME_MAX_BYTES:
+        raise system_error(errno.ERANGE)
+    if len(value) > XATTR_MAX_BYTES:
+        raise system_error(errno.E2BIG)
