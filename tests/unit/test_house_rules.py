@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Collection, Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -95,6 +97,101 @@ def test_an_import_is_found_wherever_it_hides(
     monkeypatch.setattr(f"{__name__}.ROOT", tmp_path)
     assert list(imported(path)) == names
     assert (upward_imports(path) == []) == (names == ["pmemfs.medium.mapped"])
+
+
+def import_circle(imports: dict[str, set[str]]) -> list[str]:
+    """Modules each of which imports the one before it, the first the last; [] if there are none.
+
+    An import for an annotation alone counts: whoever reads one of the two has to read the other.
+    """
+    try:
+        TopologicalSorter(imports).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def modules_imported(path: Path, modules: Collection[str]) -> set[str]:
+    """Those of these modules that a module imports, whatever it imports of them."""
+    # What is imported is a module, or something in one.
+    found = {name if name in modules else name.rpartition(".")[0] for name in imported(path)}
+    return found & set(modules) - {module_of(path)}
+
+
+def test_no_modules_import_each_other() -> None:
+    modules = {module_of(path): path for path in MODULES}
+    imports = {name: modules_imported(path, modules) for name, path in modules.items()}
+    assert sum(map(len, imports.values())) > len(modules)
+    assert import_circle(imports) == []
+
+
+def test_a_circle_of_annotations_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{__name__}.ROOT", tmp_path)
+    part = tmp_path / "pmemfs" / "medium"
+    part.mkdir(parents=True)
+    texts = {
+        "one": "from pmemfs.medium.two import B",
+        "two": "if TYPE_CHECKING:\n    from pmemfs.medium import three",
+        "three": "def f():\n    from pmemfs.medium.one import A",
+    }
+    for name, text in texts.items():
+        (part / f"{name}.py").write_text(text)
+    modules = {f"pmemfs.medium.{name}": part / f"{name}.py" for name in texts}
+    imports = {name: modules_imported(path, modules) for name, path in modules.items()}
+    assert set(import_circle(imports)) == set(modules)
+    imports["pmemfs.medium.three"] = set()
+    assert import_circle(imports) == []
+
+
+NAMES_FOR_ANYTHING = {"files", "content", "raw", "data", "utils", "helpers", "common", "misc"}
+"""A module of such a name says nothing of its subject."""
+NOT_YET_RENAMED = {"pmemfs.fuse.content", "pmemfs.fuse.raw"}
+
+
+def bad_names(modules: Collection[str]) -> list[str]:
+    """Modules that are named after anything, or as the plural of their neighbour."""
+    return [
+        name
+        for name in sorted(modules)
+        if name.rpartition(".")[2] in NAMES_FOR_ANYTHING
+        or (name.endswith("s") and name[:-1] in modules)
+    ]
+
+
+def test_a_module_is_named_after_its_subject() -> None:
+    modules = {module_of(path) for path in MODULES}
+    assert set(bad_names(modules)) <= NOT_YET_RENAMED
+    assert bad_names({"a.table", "a.tables", "b.tables", "a.files"}) == ["a.files", "a.tables"]
+
+
+def doubled(paths: Collection[Path]) -> dict[tuple[str | None, str], list[str]]:
+    """Names that several modules or public classes of one part have, and where they have them."""
+    things = defaultdict(list)
+    for path in paths:
+        module = module_of(path)
+        part, name = part_of(module), module.rpartition(".")[2]
+        if path.name != "__init__.py":
+            things[part, name].append(module)
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                things[part, node.name].append(module)
+    return {name: where for name, where in things.items() if len(where) > 1}
+
+
+def test_one_name_in_one_part_is_one_thing() -> None:
+    assert doubled(MODULES) == {}
+
+
+def test_what_has_the_name_of_another_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{__name__}.ROOT", tmp_path)
+    names = ["medium/space", "medium/deep/space", "fuse/space", "medium/other"]
+    paths = [tmp_path / "pmemfs" / f"{name}.py" for name in names]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("class Space: ...\nclass _Own: ...")
+    assert doubled(paths).keys() == {("medium", "space"), ("medium", "Space")}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)

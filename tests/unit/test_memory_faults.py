@@ -31,6 +31,7 @@ from pmemfs.fuse.engine import PythonEngine
 from pmemfs.media.filesystem import HEAD_FRAME, JOURNAL_FRAME
 from pmemfs.media.inode import ROOT
 from pmemfs.media.label import Mode, Scheme
+from pmemfs.media.log import pack_entry
 from pmemfs.media.zones import Zone
 from pmemfs.medium import faultlog
 from pmemfs.medium.mapped import MappedMedium
@@ -40,6 +41,7 @@ from pmemfs.memmap.records import RecordMemmap
 from pmemfs.pfn import FRAME_BYTES
 from pmemfs.pool import Pool, PoolSpec
 from pmemfs.units import MIB
+from pmemfs.volume.fs.compaction import LogWriter
 from pmemfs.volume.fs.filesystem import FileSystem
 from pmemfs.volume.fs.names import NewInode
 from pmemfs.volume.linear import INODE, LinearVolume
@@ -256,6 +258,27 @@ def test_bad_memory_in_a_file_costs_its_readers_and_writers(shm: Path) -> None:
                 assert not fs.read_only
             assert fs.write(other, 0, b"more") == 4
             assert fs.read(other, 0, 8) == b"morekept"
+
+    assert in_child(child) == 0
+
+
+def test_a_log_that_meets_bad_memory_while_it_is_written_gives_all_its_frames_back(
+    shm: Path,
+) -> None:
+    def child() -> None:
+        with bad_filesystem(shm) as (fs, poisons, pool):
+            inode, before = fs.inode(ROOT), fs.room().free_frames
+            writer = LogWriter(fs.store.ground, inode)
+            poison(poisons, pool, writer._frames[0])
+
+            def fill() -> None:
+                for number in range(FRAME_BYTES):
+                    writer.add(pack_entry(b"name %d" % number, ROOT, 4, 0))
+
+            with pytest.raises(MemoryFault):
+                fill()
+            writer.abandon()
+            assert fs.room().free_frames == before
 
     assert in_child(child) == 0
 
