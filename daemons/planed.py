@@ -10,7 +10,7 @@ import json
 import signal
 import sys
 
-from pmemfs.dataplane.process import run
+from pmemfs.dataplane.native import run
 
 _NOT_OURS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 

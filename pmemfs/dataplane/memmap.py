@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from pmemfs.dataplane.layouts import MemmapPlace, SectionState
-from pmemfs.dataplane.pages import PageAccountant
+from pmemfs.dataplane.native import PageAccountant
 from pmemfs.dataplane.tables import Grace, SharedMemory
 from pmemfs.errors import PageReferences, system_error
 from pmemfs.media.label import Scheme

@@ -3,61 +3,9 @@
 from libc.stddef cimport size_t
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
-cdef extern from * nogil:
-    """
-    #include <stdint.h>
-    #include <string.h>
-    #include <time.h>
+ctypedef void (*guarded_t)(void *argument) noexcept nogil
 
-    #if defined(__x86_64__)
-    #include <immintrin.h>
-    #define pmemfs_pause() _mm_pause()
-    #else
-    #define pmemfs_pause() __asm__ volatile("yield")
-    #endif
-
-    /* One of each, so that Cython sees functions and not types of arguments. */
-    #define pmemfs_load(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
-    #define pmemfs_peek(p) __atomic_load_n((p), __ATOMIC_RELAXED)
-    #define pmemfs_store(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
-    #define pmemfs_put(p, v) __atomic_store_n((p), (v), __ATOMIC_RELAXED)
-    #define pmemfs_add(p, v) __atomic_fetch_add((p), (v), __ATOMIC_ACQ_REL)
-    #define pmemfs_or(p, v) __atomic_fetch_or((p), (v), __ATOMIC_ACQ_REL)
-    #define pmemfs_and(p, v) __atomic_fetch_and((p), (v), __ATOMIC_ACQ_REL)
-    #define pmemfs_swap(p, expected, v) __atomic_compare_exchange_n( \\
-        (p), (expected), (v), 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)
-    #define pmemfs_full_fence() __atomic_thread_fence(__ATOMIC_SEQ_CST)
-    #define pmemfs_prefetch(p) __builtin_prefetch((p), 1)
-    #define pmemfs_parity(v) ((uint64_t)__builtin_parityll(v))
-
-    /* A copy that leaves the caches alone: what is written is not read again soon. */
-    static inline void pmemfs_stream(uint8_t *to, const uint8_t *from, size_t length) {
-    #if defined(__x86_64__)
-        size_t head = -(uintptr_t)to & 15;
-        if (head > length) head = length;
-        memcpy(to, from, head);
-        to += head; from += head; length -= head;
-        for (; length >= 64; length -= 64, to += 64, from += 64) {
-            __m128i a = _mm_loadu_si128((const __m128i *)from);
-            __m128i b = _mm_loadu_si128((const __m128i *)(from + 16));
-            __m128i c = _mm_loadu_si128((const __m128i *)(from + 32));
-            __m128i d = _mm_loadu_si128((const __m128i *)(from + 48));
-            _mm_stream_si128((__m128i *)to, a);
-            _mm_stream_si128((__m128i *)(to + 16), b);
-            _mm_stream_si128((__m128i *)(to + 32), c);
-            _mm_stream_si128((__m128i *)(to + 48), d);
-        }
-        _mm_sfence();
-    #endif
-        memcpy(to, from, length);
-    }
-
-    static inline uint64_t pmemfs_now_ns(clockid_t clock) {
-        struct timespec t;
-        clock_gettime(clock, &t);
-        return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-    }
-    """
+cdef extern from "memory.h" nogil:
     void pause "pmemfs_pause"()
     uint64_t load "pmemfs_load"(const uint64_t *word)
     uint64_t peek "pmemfs_peek"(const uint64_t *word)
@@ -79,10 +27,8 @@ cdef extern from * nogil:
     uint64_t parity "pmemfs_parity"(uint64_t value)
     void stream "pmemfs_stream"(unsigned char *to, const unsigned char *source, size_t length)
     uint64_t now_ns "pmemfs_now_ns"(int clock)
-
-ctypedef void (*guarded_t)(void *argument) noexcept nogil
-
-cdef bint read_seqlocked(const uint64_t *sequence, uint64_t *words, size_t count) noexcept nogil
-cdef bint run_guarded(guarded_t function, void *argument) noexcept nogil
-cdef size_t fault_address() noexcept nogil
-cdef int catch_faults() noexcept nogil
+    bint read_seqlocked "pmemfs_read_seqlocked"(const uint64_t *sequence, uint64_t *words,
+                                                size_t count)
+    bint run_guarded "pmemfs_run_guarded"(guarded_t function, void *argument)
+    size_t fault_address "pmemfs_fault_address"()
+    int catch_faults "pmemfs_catch_faults"()

@@ -43,20 +43,3 @@ cdef struct piece_t:
     uint64_t pool_offset
     uint64_t length
     bint is_hole
-
-cdef int attach(plane_t *plane, int shared_fd, int pool_fd, int map_flags) noexcept nogil
-cdef void detach(plane_t *plane) noexcept nogil
-cdef slot_t *slot_of(plane_t *plane, int number) noexcept nogil
-cdef inode_t *find_inode(plane_t *plane, uint64_t inode) noexcept nogil
-cdef bint read_attributes(plane_t *plane, uint64_t inode, void *answer) noexcept nogil
-cdef table_t *table_of(plane_t *plane, inode_t *entry) noexcept nogil
-cdef bint has_live_line(plane_t *plane, table_t *table) noexcept nogil
-cdef piece_t piece_at(table_t *table, uint64_t offset, uint64_t length) noexcept nogil
-cdef bint is_whole(plane_t *plane, uint64_t pool_offset, uint64_t length) noexcept nogil
-cdef void note_written(plane_t *plane, uint64_t pool_offset, uint64_t length) noexcept nogil
-cdef void begin_section(slot_t *slot) noexcept nogil
-cdef void end_section(slot_t *slot) noexcept nogil
-cdef void count_request(slot_t *slot, int operation, bint is_answered, bint has_failed,
-                        uint64_t moved_bytes, uint64_t took_ns) noexcept nogil
-cdef void record_fault(plane_t *plane, uint64_t pool_offset, uint64_t inode, int error,
-                       uint64_t now) noexcept nogil

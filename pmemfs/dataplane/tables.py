@@ -48,7 +48,7 @@ from typing import NamedTuple
 
 from pmemfs.dataplane import layouts
 from pmemfs.dataplane.layouts import Extent, FaultRecord, Header, MemmapPlace, Presence, TableHead
-from pmemfs.dataplane.memory import load_word, odd_words, store_word, write_seqlocked
+from pmemfs.dataplane.native import load_word, odd_words, store_word, write_seqlocked
 from pmemfs.media.inode import SIZE_LIMIT_BYTES
 from pmemfs.media.live import LIVE_LINE
 from pmemfs.medium.base import Durability

@@ -5,7 +5,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from pmemfs.dataplane.plane cimport plane_t, worker_t
 from pmemfs.dataplane.protocol cimport fuse_in_header, fuse_out_header
-from pmemfs.dataplane.serve cimport request_t, verdict_t
+from pmemfs.dataplane.request cimport request_t, verdict_t
 
 cdef extern from "sys/uio.h" nogil:
     cdef struct iovec:
@@ -23,19 +23,3 @@ cdef enum:
 cdef struct patience_t:
     uint32_t failures
     uint32_t sleeps_left
-
-cdef inline bint may_wait_awake(patience_t *patience) noexcept nogil:
-    if not patience.sleeps_left:
-        return True
-    patience.sleeps_left -= 1
-    return False
-
-cdef inline void give_up(patience_t *patience) noexcept nogil:
-    # No request came: the next attempt follows after twice as many sleeps.
-    patience.failures = min(patience.failures + 1, <uint32_t>MOST_FAILURES)
-    patience.sleeps_left = (<uint32_t>1 << patience.failures) - 1
-
-cdef int hand_over(worker_t *worker, request_t *request, verdict_t verdict) noexcept nogil
-cdef bint wants_reply(const fuse_in_header *head) noexcept nogil
-cdef void end_all(plane_t *plane) noexcept nogil
-cdef void rewrite_reply(fuse_out_header *head, void *data, uint32_t data_bytes) noexcept nogil

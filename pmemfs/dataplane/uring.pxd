@@ -44,9 +44,3 @@ cdef struct queue_t:
     uint32_t awaited
     patience_t patience
     place_t place
-
-cdef int set_up_queue(queue_t *queue, worker_t worker, int number, uint32_t depth,
-                      bint has_own_socket) noexcept nogil
-cdef int serve_queue(queue_t *queue) noexcept nogil
-cdef bint reply_uring(queue_t *queues, int queue_count, fuse_out_header *head, const void *data,
-                      uint32_t data_bytes) noexcept nogil

@@ -20,7 +20,7 @@ import pyfuse3
 import trio
 
 from pmemfs.dataplane.memmap import memmap_place, open_shared_memmap
-from pmemfs.dataplane.process import stay_in_memory
+from pmemfs.dataplane.native import stay_in_memory
 from pmemfs.dataplane.tables import SharedMemory
 from pmemfs.fuse.content import Content, is_file_system, native_content, python_content
 from pmemfs.fuse.engine import Engine

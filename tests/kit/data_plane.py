@@ -13,7 +13,7 @@ import trio
 from kit.pools import mapped_pool
 from pmemfs.dataplane.layouts import Extent, MemmapPlace
 from pmemfs.dataplane.memmap import memmap_place, open_shared_memmap
-from pmemfs.dataplane.responder import Responder
+from pmemfs.dataplane.native import Responder
 from pmemfs.dataplane.tables import SharedMemory
 from pmemfs.fuse.native import NativeEngine
 from pmemfs.fuse.published import PublishedTables

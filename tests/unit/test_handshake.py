@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from kit.data_plane import MAX_WRITE, TMPFILE, some_tables
-from pmemfs.dataplane.process import run
+from pmemfs.dataplane.native import run
 
 INIT, OPEN, CREATE, GETATTR = 26, 14, 35, 3
 DONT_MASK, PARALLEL_DIROPS = 1 << 6, 1 << 18

@@ -32,8 +32,7 @@ from kit.data_plane import (
 )
 from pmemfs.dataplane import layouts
 from pmemfs.dataplane.layouts import Extent
-from pmemfs.dataplane.memory import load_word, store_word
-from pmemfs.dataplane.responder import Responder
+from pmemfs.dataplane.native import Responder, load_word, store_word
 from pmemfs.media.inode import SIZE_LIMIT_BYTES
 from pmemfs.media.live import LIVE_LINE, SIZE_SHIFT, key_of, line_key, raised, size_word
 from pmemfs.medium.base import Durability

@@ -14,7 +14,7 @@ import pytest
 from kit.data_plane import shared_files
 from pmemfs.dataplane import layouts
 from pmemfs.dataplane.layouts import Extent
-from pmemfs.dataplane.memory import store_word
+from pmemfs.dataplane.native import store_word
 from pmemfs.dataplane.tables import SharedMemory
 from pmemfs.fuse.privileges import CAPABILITIES
 from pmemfs.fuse.published import PublishedTables, Publisher

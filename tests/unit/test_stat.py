@@ -27,7 +27,7 @@ from pmemfs.dataplane.layouts import (
     SlotHead,
     bucket_start_ns,
 )
-from pmemfs.dataplane.memory import load_word, store_word
+from pmemfs.dataplane.native import load_word, store_word
 from pmemfs.dataplane.tables import SharedMemory
 from pmemfs.fuse.statistics import EngineStatistics
 from pmemfs.mountinfo import Mount

@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """The process of the data plane: its threads, from the first request of the kernel to the last.
 
     main      the first request (INIT) and its reply; then replies of the control plane to the kernel
@@ -18,13 +17,11 @@ from libc.string cimport memset
 from posix.unistd cimport close, pipe, usleep
 
 from pmemfs.dataplane cimport memory
-from pmemfs.dataplane.classic cimport reply_classic, serve_classic, stop_blocking
 from pmemfs.dataplane.memory cimport catch_faults, load, put, store
-from pmemfs.dataplane.plane cimport attach, plane_t, slot_of, worker_t
+from pmemfs.dataplane.plane cimport plane_t, worker_t
 from pmemfs.dataplane.protocol cimport *
-from pmemfs.dataplane.serve cimport finish_sync
-from pmemfs.dataplane.transport cimport HEADERS_BYTES, end_all, rewrite_reply
-from pmemfs.dataplane.uring cimport queue_t, reply_uring, serve_queue, set_up_queue
+from pmemfs.dataplane.transport cimport HEADERS_BYTES
+from pmemfs.dataplane.uring cimport queue_t
 from pmemfs.medium.writeback cimport synchronise
 
 cdef extern from "pthread.h" nogil:
@@ -49,39 +46,7 @@ cdef extern from "unistd.h" nogil:
     ssize_t c_read "read"(int fd, void *data, size_t length)
     ssize_t c_write "write"(int fd, const void *data, size_t length)
 
-cdef extern from * nogil:
-    """
-    #ifndef _GNU_SOURCE
-    #define _GNU_SOURCE
-    #endif
-    #include <errno.h>
-    #include <pthread.h>
-    #include <signal.h>
-    #include <string.h>
-    #include <sys/mman.h>
-    #include <sys/prctl.h>
-    #include <sys/syscall.h>
-    #include <unistd.h>
-
-    static void pmemfs_on_wake(int number) { (void)number; }
-    static void pmemfs_wakeable(void) {
-        struct sigaction action;
-        memset(&action, 0, sizeof action);
-        action.sa_handler = pmemfs_on_wake;  /* Without SA_RESTART: what waits, returns. */
-        sigaction(SIGUSR1, &action, NULL);
-    }
-    /* Threads that are started later inherit it. */
-    static int pmemfs_become_io_flusher(void) {
-        return prctl(PR_SET_IO_FLUSHER, 1UL, 0UL, 0UL, 0UL) ? errno : 0;
-    }
-    /* All but the pool, which may be as large as it likes. */
-    static int pmemfs_lock_memory(const void *pool, size_t pool_bytes) {
-        if (mlockall(MCL_CURRENT | MCL_ONFAULT)) return errno;
-        if (pool) munlock(pool, pool_bytes);
-        return 0;
-    }
-    static long pmemfs_thread_id(void) { return syscall(SYS_gettid); }
-    """
+cdef extern from "process.h" nogil:
     void become_wakeable "pmemfs_wakeable"()
     int become_io_flusher "pmemfs_become_io_flusher"()
     int lock_memory "pmemfs_lock_memory"(const void *pool, size_t pool_bytes)

@@ -37,12 +37,3 @@ cdef struct request_t:
     uint64_t size_bytes
     pages_t held
     bint is_write
-
-cdef verdict_t serve(worker_t *worker, request_t *request) noexcept nogil
-cdef void expect(worker_t *worker, const fuse_in_header *head,
-                 const uint8_t *operation) noexcept nogil
-cdef void release(worker_t *worker, request_t *request) noexcept nogil
-cdef void fail_pointed(worker_t *worker, request_t *request) noexcept nogil
-cdef void account(worker_t *worker, request_t *request, verdict_t verdict,
-                  uint64_t since_ns) noexcept nogil
-cdef int finish_sync(plane_t *plane, uint64_t epoch, int error) noexcept nogil

@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """The shared memory as the data plane reads it: extents, presence, counters.
 
 The protocol stands at the head of `tables.py`, which is the writer.
@@ -14,6 +13,7 @@ from posix.unistd cimport usleep
 
 from pmemfs.dataplane cimport memory
 from pmemfs.dataplane.memory cimport load, load_8, peek, put, read_seqlocked, store, store_8
+from pmemfs.dataplane.plane cimport piece_t, plane_t
 from pmemfs.dataplane.structures cimport *
 
 

@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """The seam: how requests leave for the control plane, and what is changed in its replies.
 
 A request is handed over as the kernel sent it but for two bits of its number, which tell later that
@@ -14,7 +13,8 @@ from posix.types cimport off_t
 from pmemfs.dataplane.memory cimport store
 from pmemfs.dataplane.plane cimport plane_t, worker_t
 from pmemfs.dataplane.protocol cimport *
-from pmemfs.dataplane.serve cimport FORWARD_RAW, SYNC, request_t, verdict_t
+from pmemfs.dataplane.request cimport FORWARD_RAW, SYNC, request_t, verdict_t
+from pmemfs.dataplane.transport cimport MOST_FAILURES, iovec, patience_t
 
 cdef extern from "sys/socket.h" nogil:
     cdef struct msghdr:
@@ -32,6 +32,20 @@ cdef extern from "unistd.h" nogil:
 
 cdef uint64_t IS_OPEN = <uint64_t>1 << 62
 cdef uint64_t IS_CREATE = <uint64_t>1 << 61
+
+
+cdef inline bint may_wait_awake(patience_t *patience) noexcept nogil:
+    """Whether a worker without a request waits awake this time."""
+    if not patience.sleeps_left:
+        return True
+    patience.sleeps_left -= 1
+    return False
+
+
+cdef inline void give_up(patience_t *patience) noexcept nogil:
+    """Waiting awake was in vain: the next attempt follows after twice as many sleeps."""
+    patience.failures = min(patience.failures + 1, <uint32_t>MOST_FAILURES)
+    patience.sleeps_left = (<uint32_t>1 << patience.failures) - 1
 
 
 cdef bint wants_reply(const fuse_in_header *head) noexcept nogil:

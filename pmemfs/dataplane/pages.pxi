@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Page structures, kept by several threads of two processes at once, without locks.
 
 What each word of a structure goes through:
@@ -13,6 +12,7 @@ A write stamps its pages with the epoch before its first byte moves and again af
 that an fsync in between does not make a page clean that it has not covered.
 """
 
+from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.errno cimport EOVERFLOW, errno
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -20,6 +20,7 @@ from posix.unistd cimport usleep
 
 from pmemfs.dataplane cimport memory
 from pmemfs.dataplane.memory cimport load_8, pause, peek, prefetch, put, store, store_8
+from pmemfs.dataplane.pages cimport memmap_t, pages_t
 from pmemfs.dataplane.structures cimport *
 
 cdef extern from "fcntl.h" nogil:
@@ -208,16 +209,24 @@ cdef class PageAccountant:
     """
 
     cdef memmap_t _memmap
-    cdef object _buffers
+    cdef Py_buffer _shared
+    cdef Py_buffer _memory
+    cdef Py_buffer _sections
 
-    def __init__(self, unsigned char[::1] shared not None, unsigned char[::1] memory not None,
-                 unsigned char[::1] sections not None, int pool_fd) -> None:
-        self._buffers = (shared, memory, sections)
-        self._memmap.header = <header_t *>&shared[0]
-        self._memmap.base = &memory[0]
-        self._memmap.sections = &sections[0]
+    def __cinit__(self, shared, memory, sections, int pool_fd) -> None:
+        PyObject_GetBuffer(shared, &self._shared, PyBUF_WRITABLE)
+        PyObject_GetBuffer(memory, &self._memory, PyBUF_WRITABLE)
+        PyObject_GetBuffer(sections, &self._sections, PyBUF_WRITABLE)
+        self._memmap.header = <header_t *>self._shared.buf
+        self._memmap.base = <uint8_t *>self._memory.buf
+        self._memmap.sections = <uint8_t *>self._sections.buf
         self._memmap.pool_fd = pool_fd
         self._memmap.must_reserve = pool_fd >= 0
+
+    def __dealloc__(self) -> None:
+        PyBuffer_Release(&self._sections)
+        PyBuffer_Release(&self._memory)
+        PyBuffer_Release(&self._shared)
 
     def get(self, uint64_t pfn, uint64_t frame_count, int access, uint64_t mapping, uint64_t index,
             uint64_t now_ns) -> int:

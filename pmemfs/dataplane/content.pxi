@@ -1,16 +1,11 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-"""What the data plane answers: a request in, an answer or a verdict out, whatever the transport.
+"""The content of files: READ, WRITE and LSEEK inside extents that are published.
 
-The rule: an answer is given only where the published tables prove it. READ and WRITE inside extents,
-holes as zeroes, LSEEK, FSYNC, GETATTR. All else is forwarded. A file with a live line
-(`media/live`) has the size that stands there at each request, and is extended here as far as its
-table allows. Invariants:
-- a request is what the kernel or a crafted peer says: every length is checked before it is used;
+A file with a live line (`media/live`) has the size that stands there at each request, and is extended
+here as far as its table allows. Invariants:
 - pages are held from before the first byte moves until after the last;
 - a write is flushed and fenced before it is answered where cache lines make it durable, since a
   fence orders the write-backs of its own processor only, and the fsync may come to another one;
-- a size is raised after the bytes below it are stored, and durable where fences make them so;
-- a touch that faults costs the one request: EIO, or ENOSPC where a hole found no memory.
+- a size is raised after the bytes below it are stored, and durable where fences make them so.
 """
 
 from libc.errno cimport EINTR, EINVAL, EIO, ENOSPC, ENXIO, EROFS, errno
@@ -22,25 +17,10 @@ from posix.types cimport off_t
 from posix.unistd cimport SEEK_SET, lseek, pread, pwrite
 
 from pmemfs.dataplane cimport memory
-from pmemfs.dataplane.memory cimport fault_address, load, now_ns, peek, prefetch, run_guarded
-from pmemfs.dataplane.pages cimport expect_page, get_pages, put_pages, raise_persisted
-from pmemfs.dataplane.plane cimport (
-    begin_section,
-    count_request,
-    end_section,
-    find_inode,
-    has_live_line,
-    is_whole,
-    note_written,
-    piece_at,
-    piece_t,
-    plane_t,
-    read_attributes,
-    record_fault,
-    table_of,
-    worker_t,
-)
+from pmemfs.dataplane.memory cimport fault_address, load, now_ns, peek, run_guarded
+from pmemfs.dataplane.plane cimport piece_t, plane_t, worker_t
 from pmemfs.dataplane.protocol cimport *
+from pmemfs.dataplane.request cimport *
 from pmemfs.dataplane.structures cimport *
 from pmemfs.medium.writeback cimport wait_for_write_back, write_back
 
@@ -67,94 +47,6 @@ cdef extern from "time.h" nogil:
     enum: CLOCK_REALTIME_COARSE
 
 
-cdef verdict_t serve(worker_t *worker, request_t *request) noexcept nogil:
-    """Answer a request, or say what is to become of it. `release` must follow an ANSWER."""
-    cdef verdict_t verdict = judge(worker, request)
-    if verdict == FORWARD and worker.plane.header.has_files and is_frequent(request.head.opcode):
-        return FORWARD_RAW
-    return verdict
-
-
-cdef bint is_frequent(uint32_t opcode) noexcept nogil:
-    """Whether the control plane wants such requests of files past pyfuse3; see `fuse/raw`."""
-    return (opcode == FUSE_LOOKUP or opcode == FUSE_FORGET or opcode == FUSE_BATCH_FORGET
-            or opcode == FUSE_GETATTR or opcode == FUSE_SETATTR or opcode == FUSE_UNLINK
-            or opcode == FUSE_RENAME or opcode == FUSE_RENAME2 or opcode == FUSE_OPEN
-            or opcode == FUSE_CREATE or opcode == FUSE_READ or opcode == FUSE_WRITE
-            or opcode == FUSE_FSYNC or opcode == FUSE_RELEASE)
-
-
-cdef verdict_t judge(worker_t *worker, request_t *request) noexcept nogil:
-    """Answer a request, or say whether pyfuse3, or who else, is to answer it."""
-    cdef uint32_t opcode = request.head.opcode
-    cdef verdict_t verdict
-    request.worker = worker
-    request.error = 0
-    request.answer_bytes = 0
-    request.pointed = NULL
-    request.moved_bytes = 0
-    request.held.count = 0
-    request.is_write = False
-    request.live = NULL
-    if (opcode == FUSE_READ or opcode == FUSE_WRITE or opcode == FUSE_LSEEK
-            or opcode == FUSE_FSYNC):
-        begin_section(worker.slot)
-        find_file(worker, request)
-        if opcode == FUSE_FSYNC:
-            verdict = serve_fsync(worker, request)
-        elif request.live != NULL and not run_guarded(read_size, request):
-            verdict = fail_fault(worker, request)
-        elif opcode == FUSE_READ:
-            verdict = serve_read(worker, request)
-        elif opcode == FUSE_WRITE:
-            verdict = serve_write(worker, request)
-        else:
-            verdict = serve_seek(worker, request)
-        if request.pointed == NULL:
-            end_section(worker.slot)
-        return verdict
-    if opcode == FUSE_SYNCFS:
-        # Whose live lines are not durable, no table says.
-        return FORWARD_RAW if worker.plane.header.has_files else serve_sync(worker, request)
-    if opcode == FUSE_GETATTR:
-        return serve_attributes(worker, request)
-    if opcode == FUSE_FLUSH:
-        return ANSWER
-    if opcode == FUSE_INTERRUPT:
-        # No answer is due, and nothing that we do can be interrupted.
-        return DROP
-    if (opcode == FUSE_FALLOCATE or opcode == FUSE_COPY_FILE_RANGE
-            or opcode == COPY_FILE_RANGE_64 or opcode == TMPFILE or opcode == STATX
-            or opcode == FUSE_IOCTL):
-        return FORWARD_RAW
-    return FORWARD
-
-
-cdef void expect(worker_t *worker, const fuse_in_header *head,
-                 const uint8_t *operation) noexcept nogil:
-    """Begin to fetch what a request will touch first, while others are served before it.
-
-    Of 4 KiB anywhere in a large pool, the page structure and the first line are likely in no
-    cache, nor are their translations; the processor sees the rest coming by itself.
-    """
-    cdef inode_t *entry
-    cdef table_t *table
-    cdef piece_t piece
-    cdef uint64_t offset = (<const fuse_read_in *>operation).offset
-    if head.opcode != FUSE_READ and head.opcode != FUSE_WRITE:
-        return
-    begin_section(worker.slot)
-    entry = find_inode(worker.plane, head.nodeid)
-    table = table_of(worker.plane, entry) if entry != NULL else NULL
-    if table != NULL and offset < table.limit_bytes:
-        piece = piece_at(table, offset, 1)
-        if not piece.is_hole:
-            prefetch(worker.plane.pool + piece.pool_offset)
-            prefetch(worker.plane.pool + piece.pool_offset + 64)
-            expect_page(&worker.plane.memmap, piece.pool_offset >> FRAME_SHIFT)
-    end_section(worker.slot)
-
-
 cdef void release(worker_t *worker, request_t *request) noexcept nogil:
     """Let go of the memory that an answer pointed at."""
     if request.pointed == NULL:
@@ -172,42 +64,6 @@ cdef void fail_pointed(worker_t *worker, request_t *request) noexcept nogil:
     request.answer_bytes = 0
     request.moved_bytes = 0
     record_fault(worker.plane, offset, request.head.nodeid, EIO, worker.now_ns)
-
-
-cdef void account(worker_t *worker, request_t *request, verdict_t verdict,
-                  uint64_t since_ns) noexcept nogil:
-    """Count a request that was served, at `worker.now_ns`."""
-    cdef uint32_t opcode = request.head.opcode
-    cdef int operation = OPERATION_OTHER
-    if opcode == FUSE_READ:
-        operation = OPERATION_READ
-    elif opcode == FUSE_WRITE:
-        operation = OPERATION_WRITE
-    elif opcode == FUSE_FSYNC or opcode == FUSE_SYNCFS:
-        operation = OPERATION_FSYNC
-    elif opcode == FUSE_LSEEK:
-        operation = OPERATION_SEEK
-    elif opcode == FUSE_FALLOCATE:
-        operation = OPERATION_TRIM
-    # The clock is people's, who may set it back.
-    count_request(worker.slot, operation, verdict == ANSWER or verdict == SYNC,
-                  request.error != 0, request.moved_bytes,
-                  worker.now_ns - since_ns if worker.now_ns > since_ns else 0)
-
-
-cdef verdict_t serve_attributes(worker_t *worker, request_t *request) noexcept nogil:
-    """Above all of directories, for which the kernel asks after each change that it has made."""
-    if (request.answer_room < sizeof(fuse_attr_out)
-            or not read_attributes(worker.plane, request.head.nodeid, request.answer)):
-        return FORWARD
-    request.answer_bytes = sizeof(fuse_attr_out)
-    return ANSWER
-
-
-cdef inline verdict_t refuse(request_t *request, int error) noexcept nogil:
-    request.error = error
-    request.answer_bytes = 0
-    return ANSWER
 
 
 cdef void find_file(worker_t *worker, request_t *request) noexcept nogil:
@@ -530,47 +386,6 @@ cdef uint64_t seek(plane_t *plane, table_t *table, uint64_t position, uint64_t s
                 return position + (<uint64_t>found - piece.pool_offset)
         position += piece.length
     return position
-
-
-cdef verdict_t serve_fsync(worker_t *worker, request_t *request) noexcept nogil:
-    cdef header_t *header = worker.plane.header
-    if request.table == NULL and header.has_files:
-        return FORWARD
-    if (request.live != NULL and header.durability == DURABILITY_CACHE_LINES
-            and not run_guarded(write_back_live, request)):
-        return fail_fault(worker, request)
-    return serve_sync(worker, request)
-
-
-cdef void write_back_live(void *argument) noexcept nogil:
-    """The bytes of each write were fenced before it was answered; the size was not."""
-    cdef request_t *request = <request_t *>argument
-    write_back(request.live, sizeof(live_t))
-    wait_for_write_back()
-
-
-cdef verdict_t serve_sync(worker_t *worker, request_t *request) noexcept nogil:
-    cdef header_t *header = worker.plane.header
-    if load(&header.lost_errno):
-        return refuse(request, <int>load(&header.lost_errno))
-    if header.durability == DURABILITY_MSYNC and not header.read_only:
-        return SYNC
-    # Each write was fenced before it was answered, or there is nothing that a fence would do.
-    raise_persisted(header, memory.add(&header.write_epoch, 1))
-    return ANSWER
-
-
-cdef int finish_sync(plane_t *plane, uint64_t epoch, int error) noexcept nogil:
-    """All that was written in `epoch` or before is durable, or for ever lost. The errno to answer.
-
-    The kernel reports a write-back that failed once and forgets it, so nobody else may succeed.
-    """
-    cdef uint64_t none = 0
-    if error:
-        memory.swap(&plane.header.lost_errno, &none, <uint64_t>error)
-    else:
-        raise_persisted(plane.header, epoch)
-    return <int>load(&plane.header.lost_errno)
 
 
 cdef bint is_unused(plane_t *plane, uint64_t pool_offset, uint64_t length) noexcept nogil:

@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """A worker without a kernel: answers single requests in this process, for whoever studies or tests.
 
 What a worker does for a transport, it does here for a caller; a request that would be forwarded
@@ -12,9 +11,9 @@ from libc.string cimport memset
 from posix.time cimport CLOCK_REALTIME
 
 from pmemfs.dataplane.memory cimport catch_faults, now_ns
-from pmemfs.dataplane.plane cimport attach, detach, plane_t, slot_of, worker_t
+from pmemfs.dataplane.plane cimport plane_t, worker_t
 from pmemfs.dataplane.protocol cimport *
-from pmemfs.dataplane.serve cimport *
+from pmemfs.dataplane.request cimport *
 
 import os
 
@@ -50,9 +49,8 @@ cdef class Responder:
         free(self._answer)
         detach(&self._plane)
 
-    def answer(self, const unsigned char[::1] operation not None, *, uint32_t opcode,
-               unsigned long long inode,
-               const unsigned char[::1] payload=b"") -> tuple[str, int, bytes]:
+    def answer(self, bytes operation not None, *, uint32_t opcode, unsigned long long inode,
+               bytes payload not None=b"") -> tuple[str, int, bytes]:
         """What becomes of a request: the verdict, the errno, and what is read or replied."""
         cdef fuse_in_header head
         cdef request_t request
@@ -62,10 +60,8 @@ cdef class Responder:
         memset(&request, 0, sizeof(request))
         head.opcode, head.nodeid, head.unique = opcode, inode, 2
         request.head = &head
-        request.operation = &operation[0] if operation.shape[0] else NULL
-        request.operation_bytes = <uint32_t>operation.shape[0]
-        request.payload = &payload[0] if payload.shape[0] else NULL
-        request.payload_bytes = <uint32_t>payload.shape[0]
+        request.operation, request.operation_bytes = operation, <uint32_t>len(operation)
+        request.payload, request.payload_bytes = payload, <uint32_t>len(payload)
         request.answer, request.answer_room = self._answer, self._plane.max_write
         request.may_point = self._points
         with nogil:

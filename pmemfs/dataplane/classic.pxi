@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """The transport `fd`: read(2) requests from /dev/fuse, writev(2) replies to it.
 
 A reply to a READ that is one run of the pool is written straight out of it: the kernel copies once.
@@ -22,19 +21,9 @@ from posix.unistd cimport usleep
 from pmemfs.dataplane.memory cimport load, now_ns, put
 from pmemfs.dataplane.plane cimport plane_t, worker_t
 from pmemfs.dataplane.protocol cimport *
-from pmemfs.dataplane.serve cimport *
+from pmemfs.dataplane.request cimport *
 from pmemfs.dataplane.structures cimport slot_t
-from pmemfs.dataplane.transport cimport (
-    HEADERS_BYTES,
-    SPIN_NS,
-    end_all,
-    give_up,
-    hand_over,
-    iovec,
-    may_wait_awake,
-    patience_t,
-    wants_reply,
-)
+from pmemfs.dataplane.transport cimport HEADERS_BYTES, SPIN_NS, iovec, patience_t
 
 cdef extern from "sys/uio.h" nogil:
     ssize_t writev(int fd, const iovec *parts, int count)

@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """The transport `uring`: FUSE over io_uring, a queue for each possible CPU.
 
 An entry of a queue is a header and a payload that the kernel fills with a request; the entry is the
@@ -20,19 +19,12 @@ from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME
 from posix.unistd cimport pipe
 
 from pmemfs.dataplane.memory cimport load, now_ns, peek, put, store
-from pmemfs.dataplane.plane cimport slot_of, worker_t
+from pmemfs.dataplane.plane cimport worker_t
 from pmemfs.dataplane.protocol cimport *
-from pmemfs.dataplane.serve cimport *
+from pmemfs.dataplane.request cimport *
 from pmemfs.dataplane.structures cimport header_t, slot_t
-from pmemfs.dataplane.transport cimport (
-    SPIN_NS,
-    end_all,
-    give_up,
-    hand_over,
-    may_wait_awake,
-    rewrite_reply,
-    wants_reply,
-)
+from pmemfs.dataplane.transport cimport SPIN_NS
+from pmemfs.dataplane.uring cimport *
 
 cdef extern from "liburing.h" nogil:
     cdef struct io_uring_sqe:
@@ -69,46 +61,7 @@ cdef extern from "sched.h" nogil:
 cdef extern from "unistd.h" nogil:
     ssize_t c_write "write"(int fd, const void *data, size_t length)
 
-cdef extern from * nogil:
-    """
-    #include <liburing.h>
-    #include <string.h>
-
-    #ifndef _GNU_SOURCE
-    #define _GNU_SOURCE
-    #endif
-    #include <sched.h>
-
-    /* Where this thread may run. What somebody else has decided is left as it is. */
-    static __thread cpu_set_t pmemfs_anywhere, pmemfs_here;
-
-    static void pmemfs_learn_place(void) {
-        sched_getaffinity(0, sizeof pmemfs_here, &pmemfs_here);
-        pmemfs_anywhere = pmemfs_here;
-    }
-    static void pmemfs_move_thread(int cpu, int is_near) {
-        cpu_set_t now, wanted = pmemfs_anywhere;
-        if (sched_getaffinity(0, sizeof now, &now) || !CPU_EQUAL(&now, &pmemfs_here)) return;
-        if (is_near) {
-            CPU_ZERO(&wanted);
-            CPU_SET(cpu, &wanted);
-        }
-        /* A CPU that is offline, or not for us, has no callers either. */
-        if (!sched_setaffinity(0, sizeof wanted, &wanted)) pmemfs_here = wanted;
-    }
-
-    /* A command to the FUSE device, which is file 0 of the ring. */
-    static void *pmemfs_prepare_command(struct io_uring_sqe *sqe, unsigned command,
-                                        const void *memory, unsigned count) {
-        memset(sqe, 0, 128);
-        sqe->opcode = IORING_OP_URING_CMD;
-        sqe->flags = IOSQE_FIXED_FILE;
-        sqe->cmd_op = command;
-        sqe->addr = (uint64_t)(uintptr_t)memory;
-        sqe->len = count;
-        return sqe->cmd;
-    }
-    """
+cdef extern from "uring.h" nogil:
     void learn_place "pmemfs_learn_place"()
     void move_thread "pmemfs_move_thread"(int cpu, bint is_near)
     void *prepare_command "pmemfs_prepare_command"(io_uring_sqe *sqe, unsigned command,

@@ -1,0 +1,36 @@
+/* What a process of the data plane asks of the kernel for itself. */
+#ifndef PMEMFS_PROCESS_H
+#define PMEMFS_PROCESS_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+static void pmemfs_on_wake(int number) { (void)number; }
+static void pmemfs_wakeable(void) {
+    struct sigaction action;
+    memset(&action, 0, sizeof action);
+    action.sa_handler = pmemfs_on_wake;  /* Without SA_RESTART: what waits, returns. */
+    sigaction(SIGUSR1, &action, NULL);
+}
+/* Threads that are started later inherit it. */
+static int pmemfs_become_io_flusher(void) {
+    return prctl(PR_SET_IO_FLUSHER, 1UL, 0UL, 0UL, 0UL) ? errno : 0;
+}
+/* All but the pool, which may be as large as it likes. */
+static int pmemfs_lock_memory(const void *pool, size_t pool_bytes) {
+    if (mlockall(MCL_CURRENT | MCL_ONFAULT)) return errno;
+    if (pool) munlock(pool, pool_bytes);
+    return 0;
+}
+static long pmemfs_thread_id(void) { return syscall(SYS_gettid); }
+
+#endif

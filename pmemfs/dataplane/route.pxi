@@ -1,0 +1,140 @@
+"""Which requests the data plane answers: a request in, an answer or a verdict out, whatever the
+transport.
+
+The rule: an answer is given only where the published tables prove it. READ and WRITE inside extents,
+holes as zeroes, LSEEK, FSYNC, GETATTR. All else is forwarded. Invariants:
+- a request is what the kernel or a crafted peer says: every length is checked before it is used;
+- a touch that faults costs the one request: EIO, or ENOSPC where a hole found no memory.
+"""
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+from pmemfs.dataplane.memory cimport prefetch, run_guarded
+from pmemfs.dataplane.plane cimport piece_t, worker_t
+from pmemfs.dataplane.protocol cimport *
+from pmemfs.dataplane.request cimport *
+from pmemfs.dataplane.structures cimport *
+
+
+cdef verdict_t serve(worker_t *worker, request_t *request) noexcept nogil:
+    """Answer a request, or say what is to become of it. `release` must follow an ANSWER."""
+    cdef verdict_t verdict = judge(worker, request)
+    if verdict == FORWARD and worker.plane.header.has_files and is_frequent(request.head.opcode):
+        return FORWARD_RAW
+    return verdict
+
+
+cdef bint is_frequent(uint32_t opcode) noexcept nogil:
+    """Whether the control plane wants such requests of files past pyfuse3; see `fuse/raw`."""
+    return (opcode == FUSE_LOOKUP or opcode == FUSE_FORGET or opcode == FUSE_BATCH_FORGET
+            or opcode == FUSE_GETATTR or opcode == FUSE_SETATTR or opcode == FUSE_UNLINK
+            or opcode == FUSE_RENAME or opcode == FUSE_RENAME2 or opcode == FUSE_OPEN
+            or opcode == FUSE_CREATE or opcode == FUSE_READ or opcode == FUSE_WRITE
+            or opcode == FUSE_FSYNC or opcode == FUSE_RELEASE)
+
+
+cdef verdict_t judge(worker_t *worker, request_t *request) noexcept nogil:
+    """Answer a request, or say whether pyfuse3, or who else, is to answer it."""
+    cdef uint32_t opcode = request.head.opcode
+    cdef verdict_t verdict
+    request.worker = worker
+    request.error = 0
+    request.answer_bytes = 0
+    request.pointed = NULL
+    request.moved_bytes = 0
+    request.held.count = 0
+    request.is_write = False
+    request.live = NULL
+    if (opcode == FUSE_READ or opcode == FUSE_WRITE or opcode == FUSE_LSEEK
+            or opcode == FUSE_FSYNC):
+        begin_section(worker.slot)
+        find_file(worker, request)
+        if opcode == FUSE_FSYNC:
+            verdict = serve_fsync(worker, request)
+        elif request.live != NULL and not run_guarded(read_size, request):
+            verdict = fail_fault(worker, request)
+        elif opcode == FUSE_READ:
+            verdict = serve_read(worker, request)
+        elif opcode == FUSE_WRITE:
+            verdict = serve_write(worker, request)
+        else:
+            verdict = serve_seek(worker, request)
+        if request.pointed == NULL:
+            end_section(worker.slot)
+        return verdict
+    if opcode == FUSE_SYNCFS:
+        # Whose live lines are not durable, no table says.
+        return FORWARD_RAW if worker.plane.header.has_files else serve_sync(worker, request)
+    if opcode == FUSE_GETATTR:
+        return serve_attributes(worker, request)
+    if opcode == FUSE_FLUSH:
+        return ANSWER
+    if opcode == FUSE_INTERRUPT:
+        # No answer is due, and nothing that we do can be interrupted.
+        return DROP
+    if (opcode == FUSE_FALLOCATE or opcode == FUSE_COPY_FILE_RANGE
+            or opcode == COPY_FILE_RANGE_64 or opcode == TMPFILE or opcode == STATX
+            or opcode == FUSE_IOCTL):
+        return FORWARD_RAW
+    return FORWARD
+
+
+cdef void expect(worker_t *worker, const fuse_in_header *head,
+                 const uint8_t *operation) noexcept nogil:
+    """Begin to fetch what a request will touch first, while others are served before it.
+
+    Of 4 KiB anywhere in a large pool, the page structure and the first line are likely in no
+    cache, nor are their translations; the processor sees the rest coming by itself.
+    """
+    cdef inode_t *entry
+    cdef table_t *table
+    cdef piece_t piece
+    cdef uint64_t offset = (<const fuse_read_in *>operation).offset
+    if head.opcode != FUSE_READ and head.opcode != FUSE_WRITE:
+        return
+    begin_section(worker.slot)
+    entry = find_inode(worker.plane, head.nodeid)
+    table = table_of(worker.plane, entry) if entry != NULL else NULL
+    if table != NULL and offset < table.limit_bytes:
+        piece = piece_at(table, offset, 1)
+        if not piece.is_hole:
+            prefetch(worker.plane.pool + piece.pool_offset)
+            prefetch(worker.plane.pool + piece.pool_offset + 64)
+            expect_page(&worker.plane.memmap, piece.pool_offset >> FRAME_SHIFT)
+    end_section(worker.slot)
+
+
+cdef void account(worker_t *worker, request_t *request, verdict_t verdict,
+                  uint64_t since_ns) noexcept nogil:
+    """Count a request that was served, at `worker.now_ns`."""
+    cdef uint32_t opcode = request.head.opcode
+    cdef int operation = OPERATION_OTHER
+    if opcode == FUSE_READ:
+        operation = OPERATION_READ
+    elif opcode == FUSE_WRITE:
+        operation = OPERATION_WRITE
+    elif opcode == FUSE_FSYNC or opcode == FUSE_SYNCFS:
+        operation = OPERATION_FSYNC
+    elif opcode == FUSE_LSEEK:
+        operation = OPERATION_SEEK
+    elif opcode == FUSE_FALLOCATE:
+        operation = OPERATION_TRIM
+    # The clock is people's, who may set it back.
+    count_request(worker.slot, operation, verdict == ANSWER or verdict == SYNC,
+                  request.error != 0, request.moved_bytes,
+                  worker.now_ns - since_ns if worker.now_ns > since_ns else 0)
+
+
+cdef verdict_t serve_attributes(worker_t *worker, request_t *request) noexcept nogil:
+    """Above all of directories, for which the kernel asks after each change that it has made."""
+    if (request.answer_room < sizeof(fuse_attr_out)
+            or not read_attributes(worker.plane, request.head.nodeid, request.answer)):
+        return FORWARD
+    request.answer_bytes = sizeof(fuse_attr_out)
+    return ANSWER
+
+
+cdef inline verdict_t refuse(request_t *request, int error) noexcept nogil:
+    request.error = error
+    request.answer_bytes = 0
+    return ANSWER
