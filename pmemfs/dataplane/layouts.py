@@ -253,19 +253,19 @@ def compute_areas(
 
 
 def buckets_of(inode: int) -> tuple[int, int]:
-    """The two buckets that an inode's entry may be in, as `find_inode` in plane.pyx has it."""
+    """The two buckets that an inode's entry may be in, as `find_inode` in plane.pxi has it."""
     mixed = inode * INODE_HASH & _WORD
     mask = (1 << INODE_BUCKETS_SHIFT) - 1
     return mixed >> (64 - INODE_BUCKETS_SHIFT), mixed >> (64 - 2 * INODE_BUCKETS_SHIFT) & mask
 
 
 def attributes_place_of(inode: int) -> int:
-    """The only place of an inode's attributes, as `read_attributes` in plane.pyx has it."""
+    """The only place of an inode's attributes, as `read_attributes` in plane.pxi has it."""
     return (inode * INODE_HASH & _WORD) >> (64 - ATTRIBUTES_SHIFT)
 
 
 def bucket_start_ns(bucket: int) -> int:
-    """The shortest latency that is counted in a bucket, as `bucket_of` in plane.pyx has it."""
+    """The shortest latency that is counted in a bucket, as `bucket_of` in plane.pxi has it."""
     if bucket == 0:
         return 0
     power, quarter = divmod(bucket - 1, 4)

@@ -1,6 +1,6 @@
 """Page structures that the control plane shares with the data plane.
 
-Invariants: one page's words are touched by the atomic operations of `pages.pyx` alone, by both
+Invariants: one page's words are touched by the atomic operations of `pages.pxi` alone, by both
 planes; scans read them as they come, so a page that changes meanwhile counts as before or as after;
 a section is dropped only if nobody touched it between two calls of `drop_idle` and a grace period.
 """

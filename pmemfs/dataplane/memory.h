@@ -14,9 +14,6 @@
 #ifndef PMEMFS_MEMORY_H
 #define PMEMFS_MEMORY_H
 
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE
-#endif
 #include "../medium/sigbus.h"
 
 #include <setjmp.h>

@@ -46,7 +46,7 @@ _MOST_RAW = 64
 
 @dataclass(frozen=True, slots=True)
 class PlaneSettings:
-    """What the data plane is started with; see `run` in dataplane/process.pyx."""
+    """What the data plane is started with; see `run` in dataplane/process.pxi."""
 
     max_write: int
     max_background: int

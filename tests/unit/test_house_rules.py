@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator
 from graphlib import CycleError, TopologicalSorter
@@ -18,6 +19,8 @@ PARTS = ("version", "errors", "units", "ranges", "text", "clock", "pfn", "mounti
          "control", "observe", "cli")  # fmt: skip
 
 FUNCTION_LINES = 60
+C_LINES = 5
+"""Of C in a string of Cython's."""
 
 MODULES = sorted([*ROOT.glob("pmemfs/**/*.py"), *ROOT.glob("daemons/**/*.py")])
 
@@ -224,3 +227,17 @@ def test_only_the_output_of_commands_prints(path: Path) -> None:
     if module_of(path) != "pmemfs.cli.output":
         spoken = {"print", "click.echo", "sys.stdout.write", "sys.stderr.write"} & called
         assert not spoken, "what others named would reach a terminal as it is"
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("pmemfs/**/*.p[yx][xdi]")), ids=name_of)
+def test_c_stands_in_headers_that_an_editor_understands(path: Path) -> None:
+    blocks = re.findall(
+        r'^cdef extern from \*.*\n    """\n((?:.*\n)*?)    """', path.read_text(), re.M
+    )
+    assert [block for block in blocks if block.count("\n") > C_LINES] == []
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("pmemfs/**/*.p[yx][xi]")), ids=name_of)
+def test_no_signature_of_native_code_has_a_typed_memoryview(path: Path) -> None:
+    found = re.findall(r"\w+\[::1\] \w+", path.read_text())
+    assert found == [], "each module that has one compiles 25,000 lines more"

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from kit.data_plane import shared_files
 from pmemfs.dataplane import layouts
-from pmemfs.dataplane.native import write_seqlocked
-from pmemfs.dataplane.native import Responder
+from pmemfs.dataplane.native import Responder, write_seqlocked
 from pmemfs.dataplane.tables import SharedMemory
 from pmemfs.fuse import wire
 from pmemfs.fuse.engine import Engine

@@ -80,7 +80,7 @@ samples = st.builds(
 
 
 def bucket_of(ns: int) -> int:
-    """As `bucket_of` in plane.pyx."""
+    """As `bucket_of` in plane.pxi."""
     if ns < 128:
         return 0
     power = ns.bit_length() - 1
@@ -297,7 +297,7 @@ def test_counters_are_read_from_where_workers_write_them(shared: SharedMemory) -
 
 
 def count_requests(shared: SharedMemory, requests: int) -> None:
-    """Count writes as `count_request` in plane.pyx does, word by word."""
+    """Count writes as `count_request` in plane.pxi does, word by word."""
     at = operation_at(shared, 1, Operation.WRITE)
 
     def add(offset: int, amount: int) -> None:
