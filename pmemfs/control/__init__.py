@@ -1,7 +1,12 @@
 """Talking to a running daemon: JSON lines over a Unix socket, one for each mount.
 
-A request is `{"method": NAME, "params": {…}}`, its answer `{"result": …}` or
-`{"error": {"message": SENTENCE, "exit_code": N}}`. The socket is named after the mount's device
+A request is `{"method": NAME, "params": {…}, "version": V}`, its answer `{"result": …}` or
+`{"error": {"message": SENTENCE, "exit_code": N}}`, with a `version` too: that of the program. A
+command meets daemons of other versions, since an upgrade replaces the one and not the other. So
+each side takes no notice of what it doesn't know and can do without: other members of requests and
+answers, parameters that are null. What can't be done is one sentence that names both versions,
+where they differ. So parameters that come later are null unless somebody asks for them, and members
+that come later have defaults. The socket is named after the mount's device
 number, which stat(2) of any file of the mount tells: /run/pmemfs/0:57.sock. So the daemon of a
 mount is found without asking the mount, and a socket whose daemon died belongs to no mount.
 

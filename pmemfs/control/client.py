@@ -25,12 +25,14 @@ from pmemfs.control import ANSWER_LIMIT_BYTES, peer_pid, peer_uid
 from pmemfs.control.places import opened_socket
 from pmemfs.control.shape import Malformed, decode
 from pmemfs.errors import EXIT_FAILED, NoAnswer, PmemfsError
+from pmemfs.version import VERSION
 
 ANSWER_TIMEOUT_SECONDS = 20
 
 _RETRY_SECONDS = 0.02
 _CHUNK_BYTES = 64 * 1024
 _SENTENCE_LIMIT = 1000
+_VERSION_LIMIT = 40
 
 Answer = TypeVar("Answer")
 _Wanted = tuple[socket.socket, int] | None
@@ -100,10 +102,14 @@ def call_all(
         if isinstance(ended, OSError):
             answers[position] = NoAnswer(path=path, why=reason(ended))
             continue
+        version = VERSION
         try:
-            answers[position] = read(_result(*ended))
+            line, pid = ended
+            answer = _answer(line)
+            version = _version_in(answer)
+            answers[position] = read(_result(answer, pid))
         except Malformed as error:
-            why = f"its answer makes no sense: {error}"
+            why = f"its answer makes no sense: {error}{_otherness(version)}"
             answers[position] = NoAnswer(path=path, why=why)
         except RemoteError as error:
             answers[position] = error
@@ -128,7 +134,7 @@ def reason(error: OSError) -> str:
 
 def _exchange(question: Question, limit_bytes: int) -> _Exchange:
     """Ask one question. Never blocks, and raises OSError."""
-    request = {"method": question.method, "params": question.params}
+    request = {"method": question.method, "params": question.params, "version": VERSION}
     unsent = memoryview(json.dumps(request).encode() + b"\n")
     while True:
         try:
@@ -204,14 +210,33 @@ def _lines(
             ready = later + [key.data for key, _ in events]
 
 
-def _result(line: bytes, pid: int) -> Any:
-    """The result that a line of JSON brings. Raises Malformed, and RemoteError."""
+def _answer(line: bytes) -> dict[str, Any]:
+    """The answer that is a line of JSON. Raises Malformed."""
     try:
         answer = json.loads(line, parse_constant=_refuse)
     except (ValueError, RecursionError):
         raise Malformed("it is not JSON") from None
     if not isinstance(answer, dict) or len(answer.keys() & {"result", "error"}) != 1:
         raise Malformed("it has neither result nor error")
+    return answer
+
+
+def _version_in(answer: Mapping[str, Any]) -> str:
+    """The version of the program that answers; empty where it says none."""
+    version = answer.get("version")
+    return version[:_VERSION_LIMIT] if isinstance(version, str) else ""
+
+
+def _otherness(version: str) -> str:
+    """What to add to a sentence about an answer of another version."""
+    if version == VERSION:
+        return ""
+    whose = f"pmemfs {version}" if version else "another version of pmemfs"
+    return f" (the daemon is of {whose}, this command of {VERSION}; mount again to have them alike)"
+
+
+def _result(answer: Mapping[str, Any], pid: int) -> Any:
+    """The result that an answer brings. Raises Malformed, and RemoteError."""
     if "result" in answer:
         result = answer["result"]
         if isinstance(result, dict) and "pid" in result and pid:

@@ -25,6 +25,7 @@ from pmemfs.control import ANSWER_LIMIT_BYTES, REQUEST_LIMIT_BYTES, peer_uid
 from pmemfs.control.places import check_private
 from pmemfs.control.shape import Malformed, decode
 from pmemfs.errors import EXIT_FAILED, NoControlSocket, PmemfsError, cause_of
+from pmemfs.version import VERSION
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ _CONNECTIONS = 64
 _PATIENCE_SECONDS = 20
 """For a whole request to come, and for a whole answer to be taken."""
 _CHUNK_BYTES = 16 * 1024
+_VERSION_LIMIT = 40
 
 Method = Callable[..., Awaitable[Any]]
 Methods = Callable[[], Mapping[str, Method]]
@@ -130,26 +132,53 @@ class _Server:
 
 
 async def _answer(line: bytes, methods: Methods) -> bytes:
+    theirs: Any = VERSION
     try:
         request = json.loads(line)
-        method, params = methods()[request["method"]], request.get("params", {})
-        inspect.signature(method).bind(**params)
-        hints = get_type_hints(method)
-        params = {name: decode(hints.get(name, Any), value) for name, value in params.items()}
+        theirs = request.get("version", "")
+        method = methods()[request["method"]]
+        params = _known_params(method, request.get("params", {}))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, Malformed):
-        return _failure("the daemon does not understand this request", EXIT_FAILED)
+        return _failure(f"the daemon does not understand this request{_otherness(theirs)}")
     try:
-        answer = json.dumps({"result": await method(**params)}).encode()
+        answer = json.dumps({"result": await method(**params), "version": VERSION}).encode()
     except Exception as error:
         cause = cause_of(error)
         if isinstance(cause, PmemfsError):
             return _failure(str(cause), cause.exit_code)
         log.error("control request %r failed", line[:200], exc_info=cause)
-        return _failure("the daemon failed; its log says why", EXIT_FAILED)
+        return _failure("the daemon failed; its log says why")
     if len(answer) > ANSWER_LIMIT_BYTES:
-        return _failure("the answer is too long to be sent", EXIT_FAILED)
+        return _failure("the answer is too long to be sent")
     return answer
 
 
-def _failure(message: str, exit_code: int) -> bytes:
-    return json.dumps({"error": {"message": message, "exit_code": exit_code}}).encode()
+def _known_params(method: Method, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters that a method takes; what it doesn't know must be null, which asks nothing.
+
+    Raises TypeError, and Malformed.
+    """
+    signature = inspect.signature(method)
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+    known = {
+        name: value
+        for name, value in params.items()
+        if value is not None or takes_all or name in signature.parameters
+    }
+    signature.bind(**known)
+    hints = get_type_hints(method)
+    return {name: decode(hints.get(name, Any), value) for name, value in known.items()}
+
+
+def _otherness(theirs: Any) -> str:
+    """What to add to a sentence about a request of another version."""
+    if theirs == VERSION:
+        return ""
+    is_said = isinstance(theirs, str) and theirs
+    whose = f"pmemfs {theirs[:_VERSION_LIMIT]}" if is_said else "another version of pmemfs"
+    return f" (it is of pmemfs {VERSION}, the command of {whose}; mount again to have them alike)"
+
+
+def _failure(message: str, exit_code: int = EXIT_FAILED) -> bytes:
+    error = {"message": message, "exit_code": exit_code}
+    return json.dumps({"error": error, "version": VERSION}).encode()

@@ -17,16 +17,7 @@ from pathlib import Path
 import pytest
 
 from kit.commands import BIN, pmemfs, pmemfs_ok, refused, run_command
-from kit.mounts import PoolMaker, Session
-from pmemfs.cli.commands import pmemfs as group
-from pmemfs.cli.commands import run
-from pmemfs.control.places import new_socket_path, private_directories, socket_path
-from pmemfs.errors import NoControlSocket
-from pmemfs.mountinfo import Mount, mount_at
-
-sys.path.append(str(Path(__file__).parents[1] / "unit"))
-
-from test_control_trust import (
+from kit.control_socket import (
     PAGES,
     SAMPLE,
     STATUS,
@@ -35,6 +26,12 @@ from test_control_trust import (
     result,
     saying,
 )
+from kit.mounts import PoolMaker, Session
+from pmemfs.cli.commands import pmemfs as group
+from pmemfs.cli.commands import run
+from pmemfs.control.places import new_socket_path, private_directories, socket_path
+from pmemfs.errors import NoControlSocket
+from pmemfs.mountinfo import Mount, mount_at
 
 pytestmark = pytest.mark.mount
 

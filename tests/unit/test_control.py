@@ -4,71 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import socket
 import stat
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
 
+from kit.control_socket import exchange, in_thread, served
 from pmemfs.control.client import RemoteError, call, daemon_pidfd
-from pmemfs.control.server import listening, serve
-from pmemfs.errors import EXIT_BUSY, NoAnswer, NoControlSocket, SourceBusy
-
-
-async def echo(**params: Any) -> Any:
-    return params
-
-
-async def busy() -> None:
-    raise SourceBusy(path="/dev/pmem0", why="it is ours")
-
-
-async def bug() -> None:
-    raise RuntimeError("a bug")
-
-
-async def unspeakable() -> Any:
-    return {1, 2}
-
-
-METHODS = {"echo": echo, "busy": busy, "bug": bug, "unspeakable": unspeakable}
-
-
-def served(path: Path, client: Callable[[Path], Awaitable[None]]) -> None:
-    """Run a client against a server on a real socket; then see that the server still answers."""
-
-    async def main() -> None:
-        with trio.fail_after(20), listening(path) as listener:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(serve, listener, lambda: METHODS)
-                await client(path)
-                assert await in_thread(call, path, "echo", alive=True) == {"alive": True}
-                nursery.cancel_scope.cancel()
-
-    trio.run(main)
-
-
-async def in_thread(function: Callable[..., Any], *words: Any, **params: Any) -> Any:
-    return await trio.to_thread.run_sync(lambda: function(*words, **params))
-
-
-def exchange(path: Path, sent: bytes, *, lines: int = 1) -> list[Any]:
-    """Send bytes; the answers, as many as are wanted or until the daemon hangs up."""
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(10)
-        connection.connect(str(path))
-        try:
-            connection.sendall(sent)
-            with connection.makefile("rb") as answers:
-                received = [answers.readline() for _ in range(lines)]
-        except (BrokenPipeError, ConnectionResetError):
-            return []
-    return [json.loads(line) for line in received if line]
+from pmemfs.control.server import listening
+from pmemfs.errors import EXIT_BUSY, NoAnswer, NoControlSocket
 
 
 @pytest.fixture

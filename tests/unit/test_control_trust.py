@@ -15,8 +15,22 @@ from typing import Any
 
 import pytest
 import trio
-from test_control import METHODS, exchange, in_thread, served
 
+from kit.control_socket import (
+    EXTENTS,
+    METHODS,
+    PAGES,
+    SAMPLE,
+    STATUS,
+    answering,
+    exchange,
+    in_thread,
+    lies_about,
+    result,
+    saying,
+    served,
+    with_another,
+)
 from pmemfs.control import ANSWER_LIMIT_BYTES
 from pmemfs.control.client import Question, RemoteError, call, call_all, daemon_pidfd
 from pmemfs.control.server import listening, serve
@@ -24,10 +38,9 @@ from pmemfs.control.shape import decode
 from pmemfs.errors import NoAnswer, PmemfsError
 from pmemfs.observe.answers import FileExtents, MountStatus, Pages
 from pmemfs.observe.stat import Sample
+from pmemfs.version import VERSION
 
 NOBODY = 65534
-
-Liar = Callable[[socket.socket], None]
 
 
 @pytest.fixture
@@ -35,43 +48,6 @@ def path(shm: Path) -> Path:
     directory = shm / "run"
     directory.mkdir(mode=0o700)
     return directory / "0:57.sock"
-
-
-@contextmanager
-def answering(path: Path, answer: Liar) -> Iterator[None]:
-    """Something that listens where a daemon should, and answers each connection in its own way."""
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen(16)
-
-        def serve_one(connection: socket.socket) -> None:
-            with connection, suppress(OSError):
-                answer(connection)
-
-        def accept() -> None:
-            with suppress(OSError):
-                while True:
-                    threading.Thread(target=serve_one, args=listener.accept()[:1]).start()
-
-        thread = threading.Thread(target=accept)
-        thread.start()
-        try:
-            yield
-        finally:
-            listener.shutdown(socket.SHUT_RDWR)
-            thread.join()
-
-
-def saying(line: bytes) -> Liar:
-    def answer(connection: socket.socket) -> None:
-        connection.recv(65536)
-        connection.sendall(line + b"\n")
-
-    return answer
-
-
-def result(value: object) -> bytes:
-    return json.dumps({"result": value}).encode()
 
 
 SENTENCE = "its answer makes no sense"
@@ -109,69 +85,9 @@ def test_an_answer_that_is_none_is_one_sentence(path: Path, line: bytes) -> None
         call(path, "info")
 
 
-STATUS = {
-    "pid": 1, "mountpoint": "/mnt", "device": "0:57", "read_only": False, "options": "rw",
-    "engine": "native", "transport": "fd", "transport_reason": "it was asked for",
-    "data_plane_pid": 2, "effective_scheme": "pmem", "uptime_seconds": 1.5, "fault_count": 0,
-    "io": {"reads": 0, "writes": 0, "fsyncs": 0, "read_bytes": 0, "written_bytes": 0},
-    "space": None,
-    "pool": {
-        "path": "/dev/shm/pmem0", "name": "pmem0", "uuid": "00", "kind": "tmpfs file",
-        "durability": "nothing", "reserved": True, "mode": "block", "scheme": "pmem",
-        "state": "dirty", "format_version": 1, "software": "pmemfs", "size_bytes": 1 << 30,
-        "page_size_bytes": 4096, "page_count": 1 << 18, "alignment_bytes": 1 << 21,
-        "generation": 7, "mount_count": 1, "created": "now", "mounted": "now",
-        "zones": {"data": {"offset_bytes": 0, "size_bytes": 4096}}, "damaged_labels": [],
-    },
-}  # fmt: skip
-COUNTS = {"answered": 1, "forwarded": 0, "failed": 0, "moved_bytes": 1, "total_ns": 1}
-SAMPLE = {
-    "pid": 1, "engine": "native", "transport": "fd", "seconds": 1.0, "control": {},
-    "workers": [{"number": 0, "cpu": None, "sleeps": 0, "spins": 0,
-                 "operations": {"read": {**COUNTS, "latencies": {"4": 1}}}}],
-}  # fmt: skip
-PAGES = {
-    "scheme": "pmem", "page_size_bytes": 4096, "generation": 1, "counts": {"total": 1},
-    "hottest": [{"pfn": 1, "mapping": 1, "index": 0, "refcount": 0, "dirty": False, "reads": 1,
-                 "writes": 1, "last_access_ns": 1}],
-}  # fmt: skip
-EXTENTS = {
-    "inode": 2, "size_bytes": 4096, "is_complete": True,
-    "extents": [{"offset_bytes": 0, "pfn": 1, "length_bytes": 4096, "is_aligned": False}],
-}  # fmt: skip
 REPORTS: dict[type, dict[str, Any]] = {
     MountStatus: STATUS, Sample: SAMPLE, Pages: PAGES, FileExtents: EXTENTS
 }  # fmt: skip
-
-WRONG = (None, True, 3, -1, 1 << 64, -(1 << 80), 1e999, "\x1b[2J", [], {}, [[[]]], {"a": {}})
-
-
-def lies_about(report: Any) -> list[bytes]:
-    """Lines of JSON that have something else in one place of the report, or nothing."""
-    ways = list(places(report))
-    lies = [with_another(report, way, wrong) for way in ways for wrong in WRONG]
-    lies += [with_another(report, way, ...) for way in ways if way]
-    return [result(lie).replace(b"Infinity", b"1e999") for lie in lies]
-
-
-def places(value: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Every place in a JSON value."""
-    yield way
-    if isinstance(value, dict | list):
-        for key in value if isinstance(value, dict) else range(len(value)):
-            yield from places(value[key], (*way, key))
-
-
-def with_another(value: Any, way: tuple[Any, ...], other: Any) -> Any:
-    """A copy of a JSON value with something else in one place; nothing, if that is `...`."""
-    if not way:
-        return other
-    changed = value.copy()
-    if len(way) == 1 and other is ...:
-        del changed[way[0]]
-    else:
-        changed[way[0]] = with_another(value[way[0]], way[1:], other)
-    return changed
 
 
 @pytest.mark.parametrize("shape", REPORTS)
@@ -402,7 +318,7 @@ def test_a_daemon_answers_its_owner_and_root_and_nobody_else(nobodys: Path) -> N
                 nursery.start_soon(serve, listener, lambda: METHODS)
                 assert await trio.to_thread.run_sync(in_child, NOBODY, ask) == 0
                 answers = await in_thread(exchange, path, b'{"method": "echo"}\n')
-                assert answers == [{"result": {}}]
+                assert [answer["result"] for answer in answers] == [{}]
                 nursery.cancel_scope.cancel()
 
     trio.run(main)
@@ -506,7 +422,7 @@ def test_an_answer_that_no_command_would_take_is_not_sent(
     async def client(path: Path) -> None:
         with pytest.raises(RemoteError, match="too long"):
             await in_thread(call, path, "long", count=ANSWER_LIMIT_BYTES)
-        fits = ANSWER_LIMIT_BYTES - len('{"result": ""}')
+        fits = ANSWER_LIMIT_BYTES - len(json.dumps({"result": "", "version": VERSION}))
         assert len(await in_thread(call, path, "long", count=fits)) == fits
 
     served(path, client)
