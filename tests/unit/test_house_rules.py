@@ -22,6 +22,7 @@ FUNCTION_LINES = 60
 C_LINES = 5
 """Of C in a string of Cython's."""
 
+TESTS = sorted(ROOT.glob("tests/**/*.py"))
 MODULES = sorted([*ROOT.glob("pmemfs/**/*.py"), *ROOT.glob("daemons/**/*.py")])
 
 
@@ -74,6 +75,34 @@ def upward_imports(path: Path) -> list[str]:
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_imports_only_point_down(path: Path) -> None:
     assert upward_imports(path) == []
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_nothing_imports_a_daemon(path: Path) -> None:
+    assert not [name for name in imported(path) if part_of(name) == "daemons"]
+
+
+@pytest.mark.parametrize("path", TESTS, ids=name_of)
+def test_tests_share_through_the_kit(path: Path) -> None:
+    names = [name.partition(".")[0] for name in imported(path)]
+    assert "conftest" not in names, "helpers live in tests/kit; conftest has fixtures"
+    assert "sys.path" not in path.read_text().replace('"sys.path"', ""), "pyproject.toml says it"
+
+
+@pytest.mark.parametrize("path", [path for path in TESTS if path.parent.name == "kit"], ids=name_of)
+def test_the_kit_needs_no_test(path: Path) -> None:
+    assert not [name for name in imported(path) if name.startswith(("test_", "conftest"))]
+
+
+def test_counting_pages_in_python_is_the_python_engines_alone() -> None:
+    found = {
+        module_of(path)
+        for path in MODULES
+        if any(name.endswith((".open_memmap", ".CountingMemmap")) for name in imported(path))
+    }
+    schemes = {"pmemfs.memmap.pmem", "pmemfs.memmap.on_demand"}
+    (user,) = found - schemes
+    assert user.startswith("pmemfs.fuse."), "what opens the python engine's mount"
 
 
 def test_every_part_has_its_place() -> None:
