@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pmemfs.media.label import Scheme
-from pmemfs.memmap.base import Access, Memmap, PageCounts, PageReport
+from pmemfs.memmap.base import Access, Memmap, PageCounts
 from pmemfs.memmap.none import NoMemmap
 from pmemfs.pool import Pool
 
@@ -12,7 +12,6 @@ __all__ = [
     "Memmap",
     "NoMemmap",
     "PageCounts",
-    "PageReport",
     "effective_scheme",
     "open_memmap",
 ]

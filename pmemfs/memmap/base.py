@@ -11,10 +11,10 @@ from __future__ import annotations
 import enum
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from pmemfs.media.page import Page
+from pmemfs.media.pagereport import PageReport
 from pmemfs.media.zones import Zone
 from pmemfs.pfn import PageGeometry, PfnT
 
@@ -37,24 +37,6 @@ class PageCounts:
     dirty: int
     referenced: int
     in_use: int
-
-
-@dataclass(frozen=True, slots=True)
-class PageReport:
-    """One page, for people."""
-
-    pfn: int
-    mapping: int
-    index: int
-    refcount: int
-    dirty: bool
-    reads: int
-    writes: int
-    last_access_ns: int
-
-    def as_json(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        return asdict(self)
 
 
 class Memmap(ABC):

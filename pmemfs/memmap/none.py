@@ -10,8 +10,9 @@ from typing import NoReturn
 
 from pmemfs.errors import NoPageStructures
 from pmemfs.media.page import Page
+from pmemfs.media.pagereport import PageReport
 from pmemfs.media.zones import Zone
-from pmemfs.memmap.base import Access, Memmap, PageCounts, PageReport
+from pmemfs.memmap.base import Access, Memmap, PageCounts
 from pmemfs.pfn import PageGeometry, PfnT, pfn_t_to_page, pfn_to_pfn_t
 
 

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pmemfs.media.page import LAYOUT, Page, PageFlags
-from pmemfs.memmap.base import Memmap, PageCounts, PageReport
+from pmemfs.media.pagereport import PageReport
+from pmemfs.memmap.base import Memmap, PageCounts
 from pmemfs.pfn import PageGeometry, PfnT, page_to_pfn_t, pfn_t_to_page
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from pmemfs.fuse.statistics import EngineStatistics
+from pmemfs.media.pagereport import PageReport
 from pmemfs.volume.fs.space import Space
 
 
@@ -83,20 +84,6 @@ class MountStatus(Answer):
 
 
 @dataclass(frozen=True, slots=True)
-class HotPage:
-    """One page structure, as `memmap.base.PageReport` has it."""
-
-    pfn: int
-    mapping: int
-    index: int
-    refcount: int
-    dirty: bool
-    reads: int
-    writes: int
-    last_access_ns: int
-
-
-@dataclass(frozen=True, slots=True)
 class Pages(Answer):
     """The states of all pages, and those with the most transfers."""
 
@@ -104,7 +91,7 @@ class Pages(Answer):
     page_size_bytes: int
     generation: int
     counts: dict[str, int]
-    hottest: tuple[HotPage, ...]
+    hottest: tuple[PageReport, ...]
 
 
 @dataclass(frozen=True, slots=True)

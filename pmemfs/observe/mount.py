@@ -14,7 +14,7 @@ from pmemfs.fuse.options import MountOptions
 from pmemfs.fuse.session import Session
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap import effective_scheme
-from pmemfs.observe.answers import HotPage, MountStatus, Pages
+from pmemfs.observe.answers import MountStatus, Pages
 from pmemfs.observe.extents import file_extents
 from pmemfs.observe.pool import pool_info
 from pmemfs.observe.stat import Sample, own_counts, worker_sample
@@ -88,7 +88,7 @@ class MountObserver:
             page_size_bytes=self._pool.label.page_size_bytes,
             generation=self._pool.label.generation,
             counts=asdict(counts),
-            hottest=tuple(HotPage(**asdict(report)) for report in reports),
+            hottest=tuple(reports),
         ).as_json()
 
     async def extents(self, inode: int, start_bytes: int = 0) -> dict[str, Any]:

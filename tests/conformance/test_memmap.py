@@ -559,7 +559,7 @@ def test_the_hottest_pages_come_first_and_equals_by_their_place(
     assert found == sorted(chosen, key=lambda page: (-min(chosen.index(page), 2), page))
     assert memmap.hottest(0) == []
     assert len(memmap.hottest(1)) == 1
-    assert memmap.hottest(1)[0].as_json()["reads"] == min(len(chosen) - 1, 2) + 1
+    assert memmap.hottest(1)[0].reads == min(len(chosen) - 1, 2) + 1
 
 
 def test_dropping_what_is_idle_keeps_what_is_in_use_or_dirty(memmap: RecordMemmap) -> None:
