@@ -15,15 +15,13 @@ from pmemfs.dataplane.layouts import MemmapPlace, SectionState
 from pmemfs.dataplane.native import PageAccountant
 from pmemfs.dataplane.tables import Grace, SharedMemory
 from pmemfs.errors import PageReferences, system_error
-from pmemfs.media.label import Scheme
 from pmemfs.media.page import LAYOUT, PageFlags
 from pmemfs.media.zones import Zone
 from pmemfs.medium.mapped import MappedMedium
-from pmemfs.memmap import Access, Memmap, NoMemmap, effective_scheme
+from pmemfs.memmap import Access
 from pmemfs.memmap.moving import live_runs, move_zone, prepare_places
 from pmemfs.memmap.records import RecordMemmap
 from pmemfs.pfn import PAGE_STRUCTURE_BYTES, PageGeometry
-from pmemfs.pool import Pool
 
 _HALVES, _WORDS, _LONGS = (PAGE_STRUCTURE_BYTES // size for size in (2, 4, 8))
 _FLAGS_HALF = LAYOUT.offset_of("flags") // 2
@@ -31,36 +29,26 @@ _REFCOUNT_WORD = LAYOUT.offset_of("refcount") // 4
 _LAST_ACCESS_LONG = LAYOUT.offset_of("last_access_ns") // 8
 _EPOCH_LONG = LAYOUT.offset_of("write_epoch") // 8
 
-_PLACES = {
-    Scheme.PMEM: MemmapPlace.POOL,
-    Scheme.ON_DEMAND: MemmapPlace.SHARED,
-    Scheme.NONE: MemmapPlace.NOWHERE,
-}
-
-
-def memmap_place(pool: Pool) -> MemmapPlace:
-    """Where the page structures of a mount are that the planes share."""
-    return _PLACES[effective_scheme(pool)]
-
-
-def open_shared_memmap(pool: Pool, medium: MappedMedium, shared: SharedMemory) -> Memmap:
-    """As `pmemfs.memmap.open_memmap`, for a mount that the data plane serves."""
-    place = memmap_place(pool)
-    return SharedMemmap(pool, medium, shared) if place else NoMemmap()
-
 
 class SharedMemmap(RecordMemmap):
     """Page structures in the pool, or in the shared memory in sections that come and go."""
 
-    def __init__(self, pool: Pool, medium: MappedMedium, shared: SharedMemory) -> None:
-        super().__init__(pool.page_geometry, pool.label.generation)
+    def __init__(
+        self,
+        medium: MappedMedium,
+        shared: SharedMemory,
+        geometry: PageGeometry,
+        generation: int,
+        zone: Zone,
+    ) -> None:
+        super().__init__(geometry, generation)
         self._shared = shared
-        self._is_droppable = memmap_place(pool) is MemmapPlace.SHARED
+        self._is_droppable = shared.memmap_place is MemmapPlace.SHARED
         self._medium = medium
         self._section_pages = 1 << shared.section_shift
         must_reserve = not self._is_droppable and not shared.header_word("reserved")
         self._reserving_fd = medium.fileno() if must_reserve else -1
-        self._find_structures(pool.zones.memmap)
+        self._find_structures(zone)
         self._dropping: tuple[Grace, list[int]] | None = None
 
     def _find_structures(self, zone: Zone) -> None:

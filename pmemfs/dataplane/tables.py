@@ -51,9 +51,8 @@ from pmemfs.dataplane.layouts import Extent, FaultRecord, Header, MemmapPlace, P
 from pmemfs.dataplane.native import load_word, odd_words, store_word, write_seqlocked
 from pmemfs.media.inode import SIZE_LIMIT_BYTES
 from pmemfs.media.live import LIVE_LINE
-from pmemfs.medium.base import Durability
-from pmemfs.pfn import PageGeometry
-from pmemfs.pool import Pool
+from pmemfs.medium.base import Durability, Medium
+from pmemfs.pfn import FRAME_BYTES, PageGeometry
 
 _LINE_BYTES = 64
 
@@ -79,35 +78,44 @@ class Grace(NamedTuple):
 class SharedMemory:
     """One memfd with all that the planes share but the pool.
 
+    `geometry` and `memmap_offset_bytes` are of the pool's page structures, as far as `memmap_place`
+    says that there are any; `generation` is the one of this mount.
+
     With `has_files`, in mode `fs`, workers answer an fsync only of an inode that is published, and
     hand over what comes most often past pyfuse3.
     """
 
     def __init__(
         self,
-        pool: Pool,
+        medium: Medium,
+        geometry: PageGeometry,
         *,
-        worker_count: int,
+        generation: int,
+        memmap_offset_bytes: int,
         memmap_place: MemmapPlace,
+        worker_count: int,
         has_files: bool = False,
     ) -> None:
-        self.geometry: PageGeometry | None = pool.page_geometry if memmap_place else None
-        self.section_shift = _section_shift(memmap_place, pool.page_geometry.order)
+        self.geometry: PageGeometry | None = geometry if memmap_place else None
+        self.memmap_place = memmap_place
+        self.section_shift = _section_shift(memmap_place, geometry.order)
         self.worker_count = worker_count
-        self.reach_bytes = pool.medium.reach_bytes
+        self.reach_bytes = medium.reach_bytes
         """As large as the pool may become while this lasts: all areas have room for that."""
         self.areas = layouts.compute_areas(
             worker_count=worker_count,
             pool_bytes=self.reach_bytes,
-            page_count=self.reach_bytes // pool.label.page_size_bytes if self.geometry else 0,
+            page_count=self.reach_bytes // (FRAME_BYTES << geometry.order) if self.geometry else 0,
             section_shift=self.section_shift,
             memmap_here=memmap_place is MemmapPlace.SHARED,
         )
         self.fd = os.memfd_create("pmemfs-planes", os.MFD_CLOEXEC)
         os.ftruncate(self.fd, self.areas.total)
         self.memory = memoryview(mmap.mmap(self.fd, self.areas.total))
-        self._pool_bytes = pool.medium.size_bytes
-        header = self._header(pool, memmap_place, has_files=has_files)
+        self._pool_bytes = medium.size_bytes
+        is_in_pool = memmap_place is MemmapPlace.POOL
+        memmap_offset = memmap_offset_bytes if is_in_pool else self.areas.memmap
+        header = self._header(medium, generation, memmap_offset, has_files=has_files)
         self.memory[: layouts.HEADER.size_bytes] = layouts.HEADER.pack(header)
         self._arena = Arena(self.areas.tables, layouts.EXTENT_ARENA_BYTES)
         self._entries: dict[int, int] = {}
@@ -272,9 +280,10 @@ class SharedMemory:
             found.append(layouts.FAULT_RECORD.unpack(self.memory[at : at + size]))
         return found
 
-    def _header(self, pool: Pool, memmap_place: MemmapPlace, *, has_files: bool) -> Header:
-        medium, areas, geometry = pool.medium, self.areas, self.geometry
-        in_pool = memmap_place is MemmapPlace.POOL
+    def _header(
+        self, medium: Medium, generation: int, memmap_offset: int, *, has_files: bool
+    ) -> Header:
+        areas, geometry = self.areas, self.geometry
         return Header(
             worker_count=self.worker_count,
             slots_offset=areas.slots,
@@ -283,12 +292,12 @@ class SharedMemory:
             attributes_offset=areas.attributes,
             presence_offset=areas.presence,
             sections_offset=areas.sections,
-            memmap_place=memmap_place,
-            memmap_offset=pool.zones.memmap.offset_bytes if in_pool else areas.memmap,
+            memmap_place=self.memmap_place,
+            memmap_offset=memmap_offset,
             page_order=geometry.order if geometry else 0,
             page_count=geometry.page_count if geometry else 0,
             first_pfn=int(geometry.first_pfn) if geometry else 0,
-            generation=pool.label.generation,
+            generation=generation,
             pool_bytes=medium.size_bytes,
             durability=list(Durability).index(medium.durability),
             reserved=int(medium.reserved),

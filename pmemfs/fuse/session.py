@@ -19,9 +19,7 @@ from functools import partial
 import pyfuse3
 import trio
 
-from pmemfs.dataplane.memmap import memmap_place, open_shared_memmap
 from pmemfs.dataplane.native import stay_in_memory
-from pmemfs.dataplane.tables import SharedMemory
 from pmemfs.fuse.content import Content, is_file_system, native_content, python_content
 from pmemfs.fuse.engine import Engine
 from pmemfs.fuse.growing import Grower
@@ -31,6 +29,7 @@ from pmemfs.fuse.native import SharedEngine
 from pmemfs.fuse.options import MountOptions
 from pmemfs.fuse.planes import DataPlane, Sockets, choose_settings
 from pmemfs.fuse.raw import RawRequests
+from pmemfs.fuse.sharing import share_memmap, share_pool
 from pmemfs.fuse.transport import Choice
 from pmemfs.medium.base import Durability
 from pmemfs.medium.faultlog import report_fault
@@ -156,13 +155,8 @@ class NativeSession(Session):
         self.queue_count = settings.queue_count
         if has_files:
             sockets.add_raw(settings.queue_count)
-        self._shared = SharedMemory(
-            pool,
-            worker_count=settings.worker_count,
-            memmap_place=memmap_place(pool),
-            has_files=has_files,
-        )
-        self.memmap = open_shared_memmap(pool, medium, self._shared)
+        self._shared = share_pool(pool, worker_count=settings.worker_count, has_files=has_files)
+        self.memmap = share_memmap(pool, medium, self._shared)
         self.content = native_content(pool, medium, self.memmap, options, self._shared)
         self._raw = RawRequests(self.content.raw, settings.longest_bytes)
         self.grower = self._grower(pool, medium)

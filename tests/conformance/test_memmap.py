@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from kit.pools import mapped_pool
-from pmemfs.dataplane.memmap import SharedMemmap, memmap_place, open_shared_memmap
-from pmemfs.dataplane.tables import SharedMemory
+from pmemfs.dataplane.memmap import SharedMemmap
 from pmemfs.errors import NoPageStructures, NotInPool, PageReferences
+from pmemfs.fuse.sharing import share_memmap, share_pool
 from pmemfs.media.label import Scheme
 from pmemfs.media.page import COUNTER_MAX, PageFlags
 from pmemfs.medium.mapped import MappedMedium
@@ -52,8 +52,8 @@ Opener = Callable[[Pool], Memmap]
 def open_shared(pool: Pool) -> Memmap:
     """The page structures of a pool as the planes of a native mount share them."""
     assert isinstance(pool.medium, MappedMedium)
-    shared = SharedMemory(pool, worker_count=1, memmap_place=memmap_place(pool))
-    return open_shared_memmap(pool, pool.medium, shared)
+    shared = share_pool(pool, worker_count=1)
+    return share_memmap(pool, pool.medium, shared)
 
 
 @pytest.fixture(params=[open_memmap, open_shared], ids=["own", "shared"])

@@ -11,12 +11,12 @@ from pathlib import Path
 import trio
 
 from kit.pools import mapped_pool
-from pmemfs.dataplane.layouts import Extent, MemmapPlace
-from pmemfs.dataplane.memmap import memmap_place, open_shared_memmap
+from pmemfs.dataplane.layouts import Extent
 from pmemfs.dataplane.native import Responder
 from pmemfs.dataplane.tables import SharedMemory
 from pmemfs.fuse.native import NativeEngine
 from pmemfs.fuse.published import PublishedTables
+from pmemfs.fuse.sharing import share_memmap, share_pool
 from pmemfs.fuse.statistics import EngineStatistics
 from pmemfs.media.label import Scheme
 from pmemfs.medium.mapped import MappedMedium
@@ -54,8 +54,8 @@ class InProcess:
     """
 
     def __init__(self, pool: Pool, medium: MappedMedium, *, points: bool = False) -> None:
-        self.shared = SharedMemory(pool, worker_count=2, memmap_place=memmap_place(pool))
-        self.memmap: Memmap = open_shared_memmap(pool, medium, self.shared)
+        self.shared = share_pool(pool, worker_count=2)
+        self.memmap: Memmap = share_memmap(pool, medium, self.shared)
         self.volume = LinearVolume(pool)
         self.control = NativeEngine(pool, medium, self.memmap, self.volume, self.shared)
         self.control.publish()
@@ -137,10 +137,9 @@ def some_tables(
     """Tables over a new pool without page structures."""
     with mapped_pool(directory, Scheme.NONE, 4 * KIB, 16 * MIB) as pool:
         assert isinstance(pool.medium, MappedMedium)
-        shared = SharedMemory(
+        shared = share_pool(
             pool,
             worker_count=worker_count,
-            memmap_place=MemmapPlace.NOWHERE,
             has_files=has_files,
         )
         yield Tables(pool, shared, pool.medium.fileno(), pool.medium.map_flags)
@@ -168,9 +167,9 @@ def shared_files(directory: Path) -> Iterator[SharedFiles]:
         medium = pool.medium
         assert isinstance(medium, MappedMedium)
         FileSystem.format(pool)
-        shared = SharedMemory(pool, worker_count=1, memmap_place=memmap_place(pool), has_files=True)
+        shared = share_pool(pool, worker_count=1, has_files=True)
         tables = PublishedTables(shared)
-        memmap = open_shared_memmap(pool, medium, shared)
+        memmap = share_memmap(pool, medium, shared)
         yield SharedFiles(medium, memmap, shared, tables, FileSystem(pool, memmap, tables))
         shared.close()
 

@@ -270,3 +270,8 @@ def test_c_stands_in_headers_that_an_editor_understands(path: Path) -> None:
 def test_no_signature_of_native_code_has_a_typed_memoryview(path: Path) -> None:
     found = re.findall(r"\w+\[::1\] \w+", path.read_text())
     assert found == [], "each module that has one compiles 25,000 lines more"
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("pmemfs/dataplane/*.py")), ids=name_of)
+def test_the_data_plane_takes_buffers_tables_and_counts_but_no_pool(path: Path) -> None:
+    assert [name for name in imported(path) if part_of(name) == "pool"] == []

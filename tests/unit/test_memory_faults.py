@@ -23,11 +23,10 @@ from kit.poison import Poisoner, address_of, in_child, mapping_of, poisoner
 from pmemfs.cli.check import check
 from pmemfs.cli.commands import run
 from pmemfs.cli.info import info
-from pmemfs.dataplane.memmap import memmap_place, open_shared_memmap
-from pmemfs.dataplane.tables import SharedMemory
 from pmemfs.errors import MemoryFault
 from pmemfs.fuse.barrier import errno_of
 from pmemfs.fuse.engine import PythonEngine
+from pmemfs.fuse.sharing import share_memmap, share_pool
 from pmemfs.media.filesystem import HEAD_FRAME, JOURNAL_FRAME
 from pmemfs.media.inode import ROOT
 from pmemfs.media.label import Mode, Scheme
@@ -81,8 +80,8 @@ def own_memmap(pool: Pool) -> Memmap:
 
 def shared_memmap(pool: Pool) -> Memmap:
     assert isinstance(pool.medium, MappedMedium)
-    shared = SharedMemory(pool, worker_count=1, memmap_place=memmap_place(pool))
-    return open_shared_memmap(pool, pool.medium, shared)
+    shared = share_pool(pool, worker_count=1)
+    return share_memmap(pool, pool.medium, shared)
 
 
 FIRST, COUNT = PER_FRAME - 4, 8

@@ -21,7 +21,6 @@ from pmemfs.dataplane import layouts
 from pmemfs.dataplane.counters import read_counters
 from pmemfs.dataplane.layouts import (
     LATENCY_BUCKETS,
-    MemmapPlace,
     Operation,
     OperationCounts,
     SlotHead,
@@ -29,6 +28,7 @@ from pmemfs.dataplane.layouts import (
 )
 from pmemfs.dataplane.native import load_word, store_word
 from pmemfs.dataplane.tables import SharedMemory
+from pmemfs.fuse.sharing import share_pool
 from pmemfs.fuse.statistics import EngineStatistics
 from pmemfs.mountinfo import Mount
 from pmemfs.observe.stat import (
@@ -240,7 +240,7 @@ def test_a_sample_survives_the_way_through_json(sample: Sample) -> None:
 
 @pytest.fixture
 def shared() -> Iterator[SharedMemory]:
-    memory = SharedMemory(small_pool(), worker_count=3, memmap_place=MemmapPlace.NOWHERE)
+    memory = share_pool(small_pool(), worker_count=3)
     yield memory
     memory.close()
 
