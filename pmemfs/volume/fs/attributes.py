@@ -47,14 +47,15 @@ class InodeAttributes:
         self._store = store
         self._frames = frames
         self._lines = store.lines
+        self._inode, self._state_of = store.inode, store.state_of
         self.access_times = AccessTimes.RELATIVE
         """Which reads are noted; with `notes_directories`, of directories too."""
         self.notes_directories = True
 
     def attributes(self, number: int) -> Attributes:
         """The attributes of an inode. Raises OSError."""
-        inode = self._store.inode(number)
-        state = self._store.state_of(inode)
+        inode = self._inode(number)
+        state = self._state_of(inode)
         size_bytes = len(inode.target) or state.size_bytes
         return Attributes(
             ino=number,
@@ -92,7 +93,7 @@ class InodeAttributes:
 
         Raises OSError: EINVAL and EISDIR for a size, EPERM.
         """
-        inode = self._store.inode(number)
+        inode = self._inode(number)
         if any(value is not None for value in (mode, uid, gid, size_bytes)):
             is_touch = False
         self._store.refuse(inode, InodeFlags.IMMUTABLE if is_touch else FIXED)
@@ -116,7 +117,7 @@ class InodeAttributes:
             changes.setdefault("modified_ns", now_ns)
             self._frames.truncate(inode, size_bytes, changes)
         else:
-            state = self._store.state_of(inode).replaced(**changes)
+            state = self._state_of(inode).replaced(**changes)
             with self._store.change(urgent=True) as change:
                 change.append(inode, state.pack())
                 change.then(partial(inode.set_state, state))
@@ -132,12 +133,12 @@ class InodeAttributes:
 
         Answers what `Tables.changed` does: until that is over, somebody may still be writing.
         """
-        inode = self._store.inode(number)
+        inode = self._inode(number)
         changed = (inode.state.flags ^ flags) & CHATTR
         if flags & InodeFlags.IMMUTABLE and changed:
             # Of what stays immutable, the other flags stay too.
             self._store.refuse(inode, InodeFlags.IMMUTABLE)
-        state = self._store.state_of(inode)
+        state = self._state_of(inode)
         state.flags ^= changed
         state.changed_ns = self._store.times.now_ns()
         with self._store.change() as change:
@@ -151,12 +152,12 @@ class InodeAttributes:
         Answers whether the time of access has changed.
         Source: relatime_need_update() in fs/inode.c of Linux.
         """
-        inode = self._store.inode(number)
+        inode = self._inode(number)
         is_noted = self.access_times and (self.notes_directories or not inode.is_directory)
         is_noted = is_noted and not inode.state.flags & InodeFlags.NO_ACCESS_TIME
         if self._store.read_only or not is_noted:
             return False
-        state, now_ns = self._store.state_of(inode), self._store.times.now_ns()
+        state, now_ns = self._state_of(inode), self._store.times.now_ns()
         is_due = state.accessed_ns <= state.newest_ns or now_ns - state.accessed_ns >= DAY_NS
         is_due |= self.access_times is AccessTimes.STRICT
         if not is_due or now_ns == state.accessed_ns:
@@ -170,14 +171,14 @@ class InodeAttributes:
 
         Answers after which time a read counts, as `State.reads_count_after_ns`.
         """
-        inode = self._store.inode(number)
+        inode = self._inode(number)
         if not self._store.read_only and not self._lines.accessed_ns(inode):
             self._lines.set_accessed_ns(inode, inode.state.accessed_ns)
-        return self._store.state_of(inode).reads_count_after_ns
+        return self._state_of(inode).reads_count_after_ns
 
     def target(self, number: int) -> bytes:
         """Where a symbolic link leads. Raises OSError (EINVAL)."""
-        inode = self._store.inode(number)
+        inode = self._inode(number)
         if not inode.target:
             raise system_error(errno.EINVAL)
         return inode.target

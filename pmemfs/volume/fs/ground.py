@@ -31,7 +31,7 @@ from pmemfs.volume.fs.busy import BusyPages
 from pmemfs.volume.fs.inode import Inode
 from pmemfs.volume.fs.metadata import MetadataMedium
 from pmemfs.volume.fs.publication import NoTables, Tables
-from pmemfs.volume.fs.reading import read_no_more_in_steps, unfinished_words
+from pmemfs.volume.fs.reading import may_read_in_steps, unfinished_words
 from pmemfs.volume.fs.table import InodeTable
 
 log = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ class Ground:
 
         Whoever has begun to write goes on to the end, so nothing raises NotRead after this.
         """
-        read_no_more_in_steps()
+        may_read_in_steps.set(False)
         if self.read_only:
             raise system_error(errno.EROFS)
         if not self._has_written:

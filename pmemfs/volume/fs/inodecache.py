@@ -47,7 +47,7 @@ class InodeCache:
         """
         inode = self._inodes.get(number)
         if inode is None:
-            if self.read_on(number, READING_STEPS if may_read_in_steps() else None):
+            if self.read_on(number, READING_STEPS if may_read_in_steps.get() else None):
                 raise NotRead(number)
             inode = self._inodes[number]
         inode.used_at = self._ground.clock

@@ -47,6 +47,7 @@ class Names:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._inode = store.inode
 
     def lookup(self, parent: int, name: bytes) -> int:
         """The inode of a name. Raises OSError: ENOENT, ENOTDIR, ENAMETOOLONG."""
@@ -97,7 +98,7 @@ class Names:
 
     def link(self, number: int, parent: int, name: bytes) -> None:
         """Give an inode another name. Raises OSError: EPERM, EMLINK, and as `make`."""
-        inode = self._store.inode(number)
+        inode = self._inode(number)
         directory = self._directory_for_new(parent, name)
         self._store.refuse(inode, FIXED)
         if inode.is_directory:
@@ -314,7 +315,7 @@ class Names:
         directory.state.modified_ns = directory.state.changed_ns = now_ns
 
     def _directory(self, number: int) -> Inode:
-        inode = self._store.inode(number)
+        inode = self._inode(number)
         if not inode.is_directory:
             raise system_error(errno.ENOTDIR)
         return inode
@@ -341,7 +342,7 @@ class Names:
 
     def _follow(self, directory: Inode, name: bytes) -> Inode:
         """The inode that an entry leads to. Raises OSError (EIO) where it must not lead there."""
-        inode = self._store.inode(directory.entries[name].inode)
+        inode = self._inode(directory.entries[name].inode)
         is_elsewhere = inode.number == ROOT or inode.parent != directory.number
         if inode.is_directory and is_elsewhere:
             why = f"its entry {name!r} leads to directory {inode.number}, which is not in it"

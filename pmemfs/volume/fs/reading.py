@@ -34,7 +34,8 @@ _ACCESSED_AT = LIVE_LINE.offset_of("accessed_ns")
 
 Steps = Generator[None, None, "Inode | None"]
 
-_may_read_in_steps: ContextVar[bool] = ContextVar("_may_read_in_steps", default=False)
+may_read_in_steps: ContextVar[bool] = ContextVar("may_read_in_steps", default=False)
+"""Whether the operation under way may be told to come again; what changes something ends that."""
 
 
 class NotRead(Exception):
@@ -54,20 +55,10 @@ class MayWait:
     __slots__ = ("_token",)
 
     def __enter__(self) -> None:
-        self._token = _may_read_in_steps.set(True)
+        self._token = may_read_in_steps.set(True)
 
     def __exit__(self, *_: object) -> None:
-        _may_read_in_steps.reset(self._token)
-
-
-def may_read_in_steps() -> bool:
-    """Whether the operation under way may be told to come again."""
-    return _may_read_in_steps.get()
-
-
-def read_no_more_in_steps() -> None:
-    """The operation under way changes something: from here on, it goes on to its end."""
-    _may_read_in_steps.set(False)
+        may_read_in_steps.reset(self._token)
 
 
 class Reading:

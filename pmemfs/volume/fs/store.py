@@ -24,7 +24,7 @@ from pmemfs.volume.fs.inode import Inode
 from pmemfs.volume.fs.inodecache import InodeCache
 from pmemfs.volume.fs.livelines import LiveLines
 from pmemfs.volume.fs.publication import Tables
-from pmemfs.volume.fs.reading import read_no_more_in_steps
+from pmemfs.volume.fs.reading import may_read_in_steps
 
 
 class Store:
@@ -60,12 +60,12 @@ class Store:
 
     def hold(self, number: int, count: int = 1) -> None:
         """Keep an inode, whatever becomes of its names."""
-        read_no_more_in_steps()
+        may_read_in_steps.set(False)
         self._holds[number] = self._holds.get(number, 0) + count
 
     def drop(self, number: int, count: int = 1) -> None:
         """Let go of an inode; one without a name is freed with its last hold. Raises OSError."""
-        read_no_more_in_steps()
+        may_read_in_steps.set(False)
         left = self._holds.get(number, 0) - count
         if left > 0:
             self._holds[number] = left
