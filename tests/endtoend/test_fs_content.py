@@ -20,7 +20,7 @@ import pytest
 
 from kit.commands import pmemfs_ok, run_command
 from kit.mounts import Engine, Mounted
-from kit.posix import fails_with, names, pattern
+from kit.posix import fails_with, fallocate, names, pattern
 from kit.processes import wait_until
 from pmemfs.fuse.raw import (
     COLLAPSE_RANGE,
@@ -40,17 +40,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 @contextmanager
-def opened(path: Path, flags: int = os.O_RDWR | os.O_CREAT) -> Iterator[int]:
+def created(path: Path, flags: int = os.O_RDWR | os.O_CREAT) -> Iterator[int]:
     fd = os.open(path, flags, 0o644)
     try:
         yield fd
     finally:
         os.close(fd)
-
-
-def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
-    if _libc.fallocate(fd, mode, ctypes.c_long(offset), ctypes.c_long(length)):
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def blocks(fd: int) -> int:
@@ -73,7 +68,7 @@ def test_any_mixture_of_operations_leaves_what_a_bytearray_would_have(
 ) -> None:
     chance = random.Random(seed)
     expected = bytearray()
-    with opened(root / "file") as fd, opened(root / "file", os.O_RDWR) as other:
+    with created(root / "file") as fd, created(root / "file", os.O_RDWR) as other:
         for _ in range(400):
             use = chance.choice((fd, other))
             what = chance.random()
@@ -102,7 +97,7 @@ def test_appends_of_several_writers_all_arrive_whole(root: Path) -> None:
     path.touch()
 
     def append(number: int) -> None:
-        with opened(path, os.O_WRONLY | os.O_APPEND) as fd:
+        with created(path, os.O_WRONLY | os.O_APPEND) as fd:
             for line in range(200):
                 record = f"{number:02} {line:04} ".encode() + b"x" * (number * 37 + line) + b"\n"
                 assert os.write(fd, record) == len(record)
@@ -122,7 +117,7 @@ def test_appends_of_several_writers_all_arrive_whole(root: Path) -> None:
 
 
 def test_a_write_far_behind_the_end_leaves_a_hole_of_zeroes(root: Path) -> None:
-    with opened(root / "file") as fd:
+    with created(root / "file") as fd:
         os.pwrite(fd, b"start", 0)
         os.pwrite(fd, b"end", 10 * MIB)
         assert os.fstat(fd).st_size == 10 * MIB + 3
@@ -133,7 +128,7 @@ def test_a_write_far_behind_the_end_leaves_a_hole_of_zeroes(root: Path) -> None:
 
 
 def test_what_a_truncation_cut_off_does_not_come_back(root: Path) -> None:
-    with opened(root / "file") as fd:
+    with created(root / "file") as fd:
         for length in (10, 4096, 5000, 2 * MIB + 77):
             os.pwrite(fd, b"\xff" * (length + 10_000), 0)
             os.ftruncate(fd, length)
@@ -148,13 +143,13 @@ def test_what_a_truncation_cut_off_does_not_come_back(root: Path) -> None:
 def test_opening_with_truncation_empties(root: Path) -> None:
     path = root / "file"
     path.write_bytes(b"\xff" * 10_000)
-    with opened(path, os.O_WRONLY | os.O_TRUNC):
+    with created(path, os.O_WRONLY | os.O_TRUNC):
         assert path.stat().st_size == 0
     assert path.read_bytes() == b""
 
 
 def test_offsets_beyond_any_file_are_refused(root: Path) -> None:
-    with opened(root / "file") as fd:
+    with created(root / "file") as fd:
         for offset in (1 << 47, (1 << 62), (1 << 63) - 4096):
             with fails_with(errno.EFBIG):
                 os.pwrite(fd, b"x", offset)
@@ -167,11 +162,11 @@ def test_offsets_beyond_any_file_are_refused(root: Path) -> None:
 def test_a_synchronous_write_is_durable_by_itself(
     file_system: tuple[Engine, Mounted], root: Path
 ) -> None:
-    with opened(root / "file", os.O_CREAT | os.O_WRONLY | os.O_DSYNC) as fd:
+    with created(root / "file", os.O_CREAT | os.O_WRONLY | os.O_DSYNC) as fd:
         for _ in range(3):
             os.write(fd, b"x" * 5000)
     assert (root / "file").stat().st_size == 15_000
-    with opened(root / "file", os.O_RDWR) as fd:
+    with created(root / "file", os.O_RDWR) as fd:
         os.fsync(fd)
         os.fdatasync(fd)
     directory = os.open(root, os.O_RDONLY)
@@ -184,7 +179,7 @@ def test_a_synchronous_write_is_durable_by_itself(
 
 
 def test_allocating_gets_memory_and_a_size(native_root: Path) -> None:
-    with opened(native_root / "file") as fd:
+    with created(native_root / "file") as fd:
         os.pwrite(fd, b"kept", 0)
         fallocate(fd, KEEP_SIZE, 0, 3 * MIB)
         assert os.fstat(fd).st_size == 4
@@ -201,7 +196,7 @@ def test_allocating_gets_memory_and_a_size(native_root: Path) -> None:
 
 def test_punching_gives_memory_back_and_leaves_zeroes(native_root: Path) -> None:
     data = bytearray(pattern(4 * MIB))
-    with opened(native_root / "file") as fd:
+    with created(native_root / "file") as fd:
         os.pwrite(fd, data, 0)
         before = blocks(fd)
         for offset, length in ((MIB, MIB), (10, 100), (4000, 10_000), (3 * MIB + 5, 2 * MIB)):
@@ -218,7 +213,7 @@ def test_punching_gives_memory_back_and_leaves_zeroes(native_root: Path) -> None
 
 def test_zeroing_keeps_memory(native_root: Path) -> None:
     data = bytearray(pattern(MIB))
-    with opened(native_root / "file") as fd:
+    with created(native_root / "file") as fd:
         os.pwrite(fd, data, 0)
         before = blocks(fd)
         fallocate(fd, ZERO_RANGE, 4097, 100_000)
@@ -232,7 +227,7 @@ def test_zeroing_keeps_memory(native_root: Path) -> None:
 
 
 def test_modes_that_the_kernel_does_not_pass_on_are_refused(native_root: Path) -> None:
-    with opened(native_root / "file") as fd:
+    with created(native_root / "file") as fd:
         os.pwrite(fd, bytes(MIB), 0)
         for mode in (COLLAPSE_RANGE, INSERT_RANGE):
             with fails_with(errno.EOPNOTSUPP):
@@ -240,7 +235,7 @@ def test_modes_that_the_kernel_does_not_pass_on_are_refused(native_root: Path) -
 
 
 def test_posix_fallocate_works_with_each_engine(root: Path) -> None:
-    with opened(root / "file") as fd:
+    with created(root / "file") as fd:
         # Where the file system can't, the C library writes zeroes.
         os.posix_fallocate(fd, 0, 100_000)
         assert os.pread(fd, 200_000, 0) == bytes(100_000)
@@ -250,7 +245,7 @@ def test_posix_fallocate_works_with_each_engine(root: Path) -> None:
 
 
 def test_data_and_holes_are_found(native_root: Path) -> None:
-    with opened(native_root / "file") as fd:
+    with created(native_root / "file") as fd:
         os.ftruncate(fd, 16 * MIB)
         os.pwrite(fd, b"x" * 8192, MIB)
         os.pwrite(fd, b"x", 8 * MIB)
@@ -274,7 +269,7 @@ def test_data_and_holes_are_found(native_root: Path) -> None:
 
 def test_a_copy_of_a_sparse_file_is_sparse(native_root: Path) -> None:
     source, target = native_root / "source", native_root / "target"
-    with opened(source) as fd:
+    with created(source) as fd:
         os.ftruncate(fd, 64 * MIB)
         os.pwrite(fd, pattern(100_000), 30 * MIB)
     assert run_command("cp", "--sparse=auto", source, target).code == 0
@@ -285,7 +280,7 @@ def test_a_copy_of_a_sparse_file_is_sparse(native_root: Path) -> None:
 def test_copying_ranges(root: Path) -> None:
     data = pattern(2 * MIB)
     (root / "source").write_bytes(data)
-    with opened(root / "source", os.O_RDONLY) as source, opened(root / "target") as target:
+    with created(root / "source", os.O_RDONLY) as source, created(root / "target") as target:
         assert os.copy_file_range(source, target, 100_000, 5, 7) == 100_000
         assert os.pread(target, MIB, 0) == bytes(7) + data[5:100_005]
         done = 0
@@ -293,7 +288,7 @@ def test_copying_ranges(root: Path) -> None:
             done += count
         assert done == len(data)
     assert (root / "target").read_bytes() == data
-    with opened(root / "source", os.O_RDWR) as fd:
+    with created(root / "source", os.O_RDWR) as fd:
         assert os.copy_file_range(fd, fd, 1000, 0, MIB) == 1000
         with fails_with(errno.EINVAL):
             os.copy_file_range(fd, fd, 1000, 0, 500)
@@ -306,7 +301,7 @@ def test_copying_ranges(root: Path) -> None:
 def test_a_private_mapping_sees_the_file_and_keeps_its_own_changes(root: Path) -> None:
     path = root / "file"
     path.write_bytes(pattern(MIB))
-    with opened(path, os.O_RDWR) as fd:
+    with created(path, os.O_RDWR) as fd:
         mapped = mmap.mmap(fd, MIB, mmap.MAP_PRIVATE)
     with mapped:
         assert mapped[:] == pattern(MIB)
@@ -317,7 +312,7 @@ def test_a_private_mapping_sees_the_file_and_keeps_its_own_changes(root: Path) -
 def test_a_shared_mapping_is_the_file(native_root: Path) -> None:
     path = native_root / "file"
     path.write_bytes(pattern(MIB))
-    with opened(path, os.O_RDWR) as fd, mmap.mmap(fd, MIB, mmap.MAP_SHARED) as mapped:
+    with created(path, os.O_RDWR) as fd, mmap.mmap(fd, MIB, mmap.MAP_SHARED) as mapped:
         mapped[5000:5005] = b"shown"
         mapped.flush()
         assert os.pread(fd, 5, 5000) == b"shown"
@@ -409,7 +404,7 @@ def test_locks_keep_others_out(root: Path, kind: str) -> None:
                               text=True, check=True)  # fmt: skip
         return done.stdout.strip()
 
-    with opened(path, os.O_RDWR) as fd:
+    with created(path, os.O_RDWR) as fd:
         if kind == "flock":
             fcntl.flock(fd, fcntl.LOCK_EX)
         else:
@@ -434,7 +429,7 @@ def test_a_file_that_is_used_is_served_by_the_data_plane(
         operations = json.loads(pmemfs_ok("stat", mounted.mountpoint, "--json"))["operations"]
         return operations["read"]["native"] + operations["write"]["native"]
 
-    with opened(native_root / "file") as fd:
+    with created(native_root / "file") as fd:
         os.pwrite(fd, pattern(MIB), 0)
         before = native_count()
         for at in range(0, MIB, 64 * KIB):

@@ -10,11 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_fs_content import fallocate, opened
 
 from kit.commands import pmemfs_ok, run_command
 from kit.mounts import Engine, Mounted
-from kit.posix import fails_with, pattern
+from kit.posix import fails_with, fallocate, opened, pattern
 from kit.processes import wait_until
 from pmemfs.fuse.raw import KEEP_SIZE, ZERO_RANGE
 
@@ -30,14 +29,14 @@ def taken(path: Path) -> int:
 
 
 def in_strides(path: Path) -> None:
-    with opened(path) as fd:
+    with opened(path, os.O_RDWR | os.O_CREAT) as fd:
         os.ftruncate(fd, 200 * MIB)
         for at in range(0, 200 * MIB, MIB):
             os.pwrite(fd, pattern(4096, at), at)
 
 
 def growing_in_strides(path: Path) -> None:
-    with opened(path) as fd:
+    with opened(path, os.O_RDWR | os.O_CREAT) as fd:
         for at in range(0, 200 * MIB, MIB):
             for part in range(3):
                 os.pwrite(fd, pattern(4096, at), at + part * 4096)
@@ -45,7 +44,7 @@ def growing_in_strides(path: Path) -> None:
 
 def pages_at_random(path: Path) -> None:
     chance = random.Random(1)
-    with opened(path) as fd:
+    with opened(path, os.O_RDWR | os.O_CREAT) as fd:
         os.ftruncate(fd, 64 * MIB)
         for _ in range(600):
             at = chance.randrange(8192) * 8192
@@ -55,14 +54,14 @@ def pages_at_random(path: Path) -> None:
 def half_of_a_torrent(path: Path) -> None:
     places = list(range(0, 32 * MIB, 64 * KIB))
     random.Random(2).shuffle(places)
-    with opened(path) as fd:
+    with opened(path, os.O_RDWR | os.O_CREAT) as fd:
         os.ftruncate(fd, 32 * MIB)
         for at in places[: len(places) // 2]:
             os.pwrite(fd, pattern(64 * KIB, at), at)
 
 
 def appended_and_then_longer(path: Path) -> None:
-    with opened(path) as fd:
+    with opened(path, os.O_RDWR | os.O_CREAT) as fd:
         for at in range(0, 5 * MIB, 64 * KIB):
             os.pwrite(fd, pattern(64 * KIB, at), at)
         os.ftruncate(fd, 100 * MIB)
@@ -89,7 +88,7 @@ def test_a_sparse_file_takes_what_it_would_take_on_tmpfs(
 @pytest.mark.skipif(not shutil.which("mkfs.ext4"), reason="there is no mkfs.ext4")
 def test_a_thin_image_stays_thin(native_root: Path, shm: Path) -> None:
     for path in (native_root / "image", shm / "image"):
-        with opened(path) as fd:
+        with opened(path, os.O_RDWR | os.O_CREAT) as fd:
             os.ftruncate(fd, 20 << 30)
         result = run_command("mkfs.ext4", "-q", "-F", path)
         assert result.code == 0, result.err
@@ -98,7 +97,7 @@ def test_a_thin_image_stays_thin(native_root: Path, shm: Path) -> None:
 
 
 def test_a_hole_is_not_zeroed_but_what_is_mapped_is(native_root: Path) -> None:
-    with opened(native_root / "file") as fd:
+    with opened(native_root / "file", os.O_RDWR | os.O_CREAT) as fd:
         os.pwrite(fd, pattern(MIB), 0)
         os.ftruncate(fd, 64 * MIB)
         for mode in (ZERO_RANGE, ZERO_RANGE | KEEP_SIZE):
@@ -116,7 +115,7 @@ def test_a_hole_is_not_zeroed_but_what_is_mapped_is(native_root: Path) -> None:
 def test_a_torrent_ends_in_few_extents(native_root: Path) -> None:
     places = list(range(0, 32 * MIB, 16 * KIB))
     random.Random(3).shuffle(places)
-    with opened(native_root / "file") as fd:
+    with opened(native_root / "file", os.O_RDWR | os.O_CREAT) as fd:
         os.ftruncate(fd, 32 * MIB)
         for at in places:
             os.pwrite(fd, pattern(16 * KIB, at), at)
@@ -144,7 +143,7 @@ def test_what_is_written_in_order_is_mapped_ahead(
 
     before = forwarded()
     data = bytes(step)
-    with opened(native_root / "file") as fd:
+    with opened(native_root / "file", os.O_RDWR | os.O_CREAT) as fd:
         os.ftruncate(fd, size)
         for at in range(0, length, step):
             os.pwrite(fd, data, at)
@@ -159,7 +158,7 @@ def test_a_file_of_many_extents_is_not_published_at_each_write(
     """The bytes of all tables would be the square of the pages; a count of requests bounds them."""
     places = list(range(0, 32 * MIB, 8 * KIB))
     random.Random(4).shuffle(places)
-    with opened(native_root / "file") as fd:
+    with opened(native_root / "file", os.O_RDWR | os.O_CREAT) as fd:
         os.ftruncate(fd, 64 * MIB)
         for at in places:
             os.pwrite(fd, pattern(4096, at), at)

@@ -7,9 +7,9 @@ import subprocess
 import sys
 
 import pytest
-from test_resize import resize
 
 from kit import ordered_io
+from kit.commands import resize
 from kit.mounts import Engine, PoolMaker
 from kit.processes import wait_until
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kit.commands import BIN, fio, pmemfs, pmemfs_ok, refused, run_command
+from kit.commands import BIN, fio, pmemfs, pmemfs_ok, refused, resize, run_command
 from kit.device_oracle import Oracle
 from kit.mounts import PoolMaker, Session
 from kit.posix import opened
@@ -31,12 +30,6 @@ KINDS = [
     ("--page-size", "2M"),
 ]
 kinds = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "".join(kind) or "plain")
-
-
-def resize(target: Path, size: str) -> tuple[int, int]:
-    """`pmemfs resize`; the old and the new size in bytes."""
-    said = json.loads(pmemfs_ok("resize", target, "--size", size, "--json"))
-    return said["old_bytes"], said["new_bytes"]
 
 
 def is_zero(path: Path, start: int) -> bool:

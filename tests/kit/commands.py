@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import subprocess
 import sys
 import threading
@@ -82,3 +83,9 @@ def fio(directory: Path, file: Path, *words: object, timeout: float = 120) -> Re
         command, cwd=directory, capture_output=True, text=True, timeout=timeout, check=False
     )
     return Result(done.returncode, done.stdout, done.stderr)
+
+
+def resize(target: Path, size: str) -> tuple[int, int]:
+    """`pmemfs resize`; the old and the new size in bytes."""
+    said = json.loads(pmemfs_ok("resize", target, "--size", size, "--json"))
+    return said["old_bytes"], said["new_bytes"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from pmemfs.units import MIB
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @contextmanager
@@ -59,3 +62,9 @@ def names(path: Path) -> set[str]:
 def pattern(length: int, start: int = 0) -> bytes:
     """Bytes of which each says where it is."""
     return b"".join((start + at).to_bytes(8, "little") for at in range(0, length + 8, 8))[:length]
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """See fallocate(2)."""
+    if _libc.fallocate(fd, mode, ctypes.c_long(offset), ctypes.c_long(length)):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))

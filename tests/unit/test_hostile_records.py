@@ -10,8 +10,8 @@ import stat
 from collections.abc import Callable
 
 import pytest
-from test_check_filesystem import Changes, Tree, names
 
+from kit.fs_tree import Changes, Tree, names
 from pmemfs.errors import DamagedFileSystem
 from pmemfs.media import log as media
 from pmemfs.media.filesystem import (

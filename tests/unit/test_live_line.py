@@ -9,8 +9,8 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_check_filesystem import FILE, Tree, names
 
+from kit.fs_tree import FILE, Tree, names
 from kit.pools import MemoryMedium, content
 from pmemfs.media import log as media
 from pmemfs.media.filesystem import HEAD, HEAD_FRAME
