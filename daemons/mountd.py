@@ -40,7 +40,7 @@ from pmemfs.errors import (
 from pmemfs.fuse.mountpoint import mounts_of_pool
 from pmemfs.fuse.options import MountOptions
 from pmemfs.fuse.processes import SpareDescriptors, limits_behind
-from pmemfs.fuse.session import NativeSession, PythonSession, Session
+from pmemfs.fuse.session import NativeSession, Session
 from pmemfs.fuse.transport import choose_transport, read_offer
 from pmemfs.logs import start_logging
 from pmemfs.media.label import Mode, State
@@ -208,7 +208,7 @@ def run(
 def _leave_durable(session: Session, medium: MappedMedium) -> None:
     try:
         try:
-            session.content.end()
+            session.content.volume.end()
         finally:
             # Also where that has met bad memory: what was written elsewhere is to last.
             trio.run(session.engine.make_durable)
@@ -253,6 +253,9 @@ def open_session(arguments: Arguments, pool: Pool, medium: MappedMedium) -> Sess
     """All but the mount, with the engine that was asked for. Raises PmemfsError."""
     options = arguments.options
     if options.engine == "python":
+        # Which loads pyfuse3: a native mount does without it.
+        from pmemfs.fuse.pythonsession import PythonSession
+
         return PythonSession(pool, medium, options)
     choice = choose_transport(options.transport, read_offer())
     log.info("%s: %s", medium.name, choice.sentence)
@@ -295,14 +298,14 @@ async def _keep_house(session: Session) -> None:
 
 async def _tidy(session: Session) -> None:
     """Let the content of the mount do what need not be done while somebody waits."""
-    content = session.content
+    volume = session.content.volume
     while True:
         await trio.sleep(_TIDY_SECONDS)
         due = trio.current_time() + _TIDY_SECONDS
-        has_more = _done(content.tidy)
+        has_more = _done(volume.tidy)
         while has_more and trio.current_time() < due:
             await trio.sleep(_SOON_SECONDS)
-            has_more = _done(content.go_on)
+            has_more = _done(volume.go_on)
 
 
 def _done(step: Callable[[], bool]) -> bool:

@@ -343,11 +343,11 @@ cdef verdict_t serve_seek(worker_t *worker, request_t *request) noexcept nogil:
     if request.operation_bytes < sizeof(fuse_lseek_in):
         return refuse(request, EINVAL)
     if table == NULL or (wanted.whence != SEEK_DATA and wanted.whence != SEEK_HOLE):
-        return FORWARD_RAW
+        return FORWARD
     if wanted.offset >= size_bytes:
         return refuse(request, ENXIO)
     if size_bytes > table.limit_bytes:
-        return FORWARD_RAW
+        return FORWARD
     for_data = wanted.whence == SEEK_DATA
     position = seek(worker.plane, table, wanted.offset, size_bytes, for_data)
     if for_data and position >= size_bytes:

@@ -3,15 +3,16 @@
     main      the first request (INIT) and its reply; then replies of the control plane to the kernel
     workers   one for each CPU: requests
     sync      msync, for the FSYNCs that need it: one for all that wait
+    notices   what the kernel is to be told: it may wait, and so serves no queue
 
 The end comes from either side: the kernel has no connection any more, or the control plane is gone
 or says so (`ends`). Whatever was begun is finished, except what waits for the control plane.
 """
 
-from libc.errno cimport EINTR, EINVAL, ENODEV, ENOTCONN, errno
+from libc.errno cimport EINTR, EINVAL, ENOTCONN, errno
 from libc.signal cimport SIGUSR1
 from libc.stddef cimport size_t
-from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc
 from libc.string cimport memset
 from posix.unistd cimport close, pipe, usleep
@@ -31,14 +32,6 @@ cdef extern from "pthread.h" nogil:
     int pthread_kill(pthread_t thread, int number)
     int pthread_join(pthread_t thread, void **result)
 
-cdef extern from "poll.h" nogil:
-    cdef struct pollfd:
-        int fd
-        short events
-        short revents
-    int poll(pollfd *files, unsigned long count, int timeout)
-    enum: POLLIN
-
 cdef extern from "sys/socket.h" nogil:
     ssize_t recv(int fd, void *into, size_t length, int flags)
 
@@ -55,6 +48,7 @@ cdef extern from "process.h" nogil:
 cdef enum:
     SYNCS = 64
     WAKE_MICROSECONDS = 1000
+    NOTICE_BYTES = 512
 
 cdef struct thread_t:
     pthread_t thread
@@ -75,8 +69,9 @@ cdef struct process_t:
     int sync_reader
     uint8_t *buffer
     size_t buffer_bytes
-    # The socket whose replies `route` passes on, as the one of `forward_fd`.
-    int raw_fd
+    pthread_t notices_thread
+    bint has_notices_thread
+    int notices_fd
 
 
 cdef void *run_worker(void *argument) noexcept nogil:
@@ -123,72 +118,59 @@ cdef void reply(process_t *process, fuse_out_header *head, const void *data,
         reply_classic(process.plane.fuse_fd, head, data, data_bytes)
 
 
-cdef int handshake(process_t *process, int max_background, bint has_files) noexcept nogil:
-    """Let pyfuse3 answer INIT, and change the answer to what the data plane can do; 0 or errno."""
+cdef int handshake(process_t *process) noexcept nogil:
+    """Let the control plane answer INIT; 0 or errno."""
     cdef plane_t *plane = &process.plane
-    cdef fuse_out_header *head = <fuse_out_header *>process.buffer
-    cdef uint8_t *data = process.buffer + sizeof(fuse_out_header)
-    cdef fuse_init_out *agreed = <fuse_init_out *>data
-    cdef uint32_t offered, offered_more = 0
-    cdef ssize_t count = c_read(plane.fuse_fd, process.buffer, process.buffer_bytes)
     cdef fuse_in_header *asked = <fuse_in_header *>process.buffer
-    cdef fuse_init_in *offer = <fuse_init_in *>(process.buffer + sizeof(fuse_in_header))
+    cdef fuse_out_header *head = <fuse_out_header *>process.buffer
+    cdef int failed
+    cdef ssize_t count = c_read(plane.fuse_fd, process.buffer, process.buffer_bytes)
     if count < 0:
         return errno
-    if count < <ssize_t>(sizeof(fuse_in_header) + sizeof(fuse_init_in)) or asked.opcode != FUSE_INIT:
+    if count < <ssize_t>sizeof(fuse_in_header) or asked.opcode != FUSE_INIT:
         return EINVAL
-    offered = offer.flags
-    if offered & FUSE_INIT_EXT:
-        offered_more = offer.flags2
     if c_write(plane.forward_fd, process.buffer, <size_t>count) != count:
         return errno
     count = recv(plane.forward_fd, process.buffer, process.buffer_bytes, 0)
-    if count < 0:
-        return errno
-    if count < <ssize_t>(sizeof(fuse_out_header) + sizeof(fuse_init_out)) or head.error:
-        return -head.error if count and head.error else ENOTCONN
-    agreed.max_write = plane.max_write
-    agreed.max_pages = <uint16_t>(plane.max_write // 4096)
-    agreed.max_background = <uint16_t>max_background
-    agreed.congestion_threshold = <uint16_t>(max_background // 4 * 3)
-    agreed.flags |= offered & (FUSE_MAX_PAGES | FUSE_ASYNC_DIO | FUSE_PARALLEL_DIROPS
-                               | FUSE_INIT_EXT)
-    if has_files:
-        agreed.flags |= offered & (FUSE_DONT_MASK | FUSE_HANDLE_KILLPRIV_V2)
-        agreed.flags &= ~<uint32_t>FUSE_HANDLE_KILLPRIV
-    agreed.flags2 |= offered_more & DIRECT_IO_ALLOW_MMAP
-    if process.queue_count:
-        if not offered_more & OVER_IO_URING:
-            return ENODEV
-        agreed.flags2 |= OVER_IO_URING
-    return reply_classic(plane.fuse_fd, head, data, <uint32_t>(count - sizeof(fuse_out_header)))
+    if count < <ssize_t>sizeof(fuse_out_header):
+        return errno if count < 0 else ENOTCONN
+    failed = -head.error
+    count -= sizeof(fuse_out_header)
+    return reply_classic(plane.fuse_fd, head, process.buffer + sizeof(fuse_out_header),
+                         <uint32_t>count) or failed
+
+
+cdef void *run_notices(void *argument) noexcept nogil:
+    """Tell the kernel what comes from the control plane, and that what came of it, in order."""
+    cdef process_t *process = <process_t *>argument
+    cdef char notice[NOTICE_BYTES]
+    cdef ssize_t count
+    cdef int32_t failed
+    while True:
+        count = recv(process.notices_fd, notice, NOTICE_BYTES, 0)
+        if count < 0 and errno == EINTR:
+            continue
+        if count <= 0:
+            return NULL
+        failed = errno if c_write(process.plane.fuse_fd, notice, <size_t>count) < 0 else 0
+        if c_write(process.notices_fd, &failed, sizeof(failed)) < 0:
+            return NULL
 
 
 cdef void route(process_t *process) noexcept nogil:
-    """Pass the control plane's replies on, until it or the connection is gone."""
-    cdef plane_t *plane = &process.plane
+    """Pass the replies on that come for workers without a socket of their own, until the control
+    plane or the connection is gone."""
     cdef fuse_out_header *head = <fuse_out_header *>process.buffer
     cdef uint8_t *data = process.buffer + sizeof(fuse_out_header)
-    cdef pollfd files[2]
-    cdef int position
     cdef ssize_t count
-    files[0].fd, files[1].fd = plane.forward_fd, process.raw_fd
-    files[0].events = files[1].events = POLLIN
-    while not load(&plane.header.ends):
-        if poll(files, 2, -1) < 0:
+    while not load(&process.plane.header.ends):
+        count = recv(process.plane.forward_fd, process.buffer, process.buffer_bytes, 0)
+        if count < 0 and errno == EINTR:
             continue
-        for position in range(2):
-            if not files[position].revents:
-                continue
-            count = recv(files[position].fd, process.buffer, process.buffer_bytes, 0)
-            if count < 0 and errno == EINTR:
-                continue
-            if count <= 0:
-                return
-            if count >= <ssize_t>sizeof(fuse_out_header):
-                count -= sizeof(fuse_out_header)
-                rewrite_reply(head, data, <uint32_t>count)
-                reply(process, head, data, <uint32_t>count)
+        if count <= 0:
+            return
+        if count >= <ssize_t>sizeof(fuse_out_header):
+            reply(process, head, data, <uint32_t>(count - sizeof(fuse_out_header)))
 
 
 cdef int start(process_t *process) noexcept nogil:
@@ -207,6 +189,11 @@ cdef int start(process_t *process) noexcept nogil:
         close(process.sync_reader)
         return failed
     process.has_sync_thread = True
+    failed = pthread_create(&process.notices_thread, NULL, run_notices, process)
+    if failed:
+        process.thread_count = 0
+        return failed
+    process.has_notices_thread = True
     for number in range(process.thread_count):
         failed = pthread_create(&process.threads[number].thread, NULL, run_worker,
                                 &process.threads[number])
@@ -236,6 +223,9 @@ cdef int stop(process_t *process) noexcept nogil:
     close(process.plane.sync_fd)
     if process.has_sync_thread:
         pthread_join(process.sync_thread, NULL)
+    shutdown(process.notices_fd, SHUT_RDWR)
+    if process.has_notices_thread:
+        pthread_join(process.notices_thread, NULL)
     return failed
 
 
@@ -249,16 +239,14 @@ def stay_in_memory() -> int:
     return lock_memory(NULL, 0) or refused
 
 
-def run(int fuse_fd, int shared_fd, int pool_fd, int forward_fd, list raw_fds, *, int map_flags,
-        uint32_t max_write, int max_background, int queue_count, int depth,
-        int reader_count, bint has_files) -> int:
+def run(int fuse_fd, int shared_fd, int pool_fd, int notices_fd, list forward_fds, *, int map_flags,
+        uint32_t max_write, int queue_count, int depth, int reader_count) -> int:
     """Serve one mount until it ends; 0 or an errno.
 
     `queue_count` is the number of possible CPUs for the transport uring, and 0 for the other;
     `depth` the requests of each that may be under way; `reader_count` the threads that read
-    /dev/fuse; `raw_fds` are for what needs no pyfuse3: the first for everybody, the others for a
-    queue each, as far as there are any; with `has_files`, umask is the control plane's business,
-    which knows of default ACLs, and so are privileges that go with a change.
+    /dev/fuse; on `forward_fds` requests are handed over: the first is for everybody, the others for
+    a queue each, as far as there are any; on `notices_fd` comes what the kernel is to be told.
     `max_write` is in bytes.
     """
     cdef process_t process
@@ -270,8 +258,8 @@ def run(int fuse_fd, int shared_fd, int pool_fd, int forward_fd, list raw_fds, *
     failed = attach(&process.plane, shared_fd, pool_fd, map_flags)
     if failed:
         return failed
-    process.plane.fuse_fd, process.plane.forward_fd = fuse_fd, forward_fd
-    process.plane.max_write, process.raw_fd = max_write, raw_fds[0]
+    process.plane.fuse_fd, process.plane.forward_fd = fuse_fd, forward_fds[0]
+    process.plane.max_write, process.notices_fd = max_write, notices_fd
     process.buffer_bytes = max_write + 2 * HEADERS_BYTES
     process.buffer = <uint8_t *>calloc(1, process.buffer_bytes)
     process.queue_count, process.thread_count = queue_count, queue_count + reader_count
@@ -280,8 +268,8 @@ def run(int fuse_fd, int shared_fd, int pool_fd, int forward_fd, list raw_fds, *
     for number in range(process.thread_count):
         thread = &process.threads[number]
         worker.plane, worker.slot, worker.now_ns = &process.plane, slot_of(&process.plane, number), 0
-        has_own = number < queue_count and number + 1 < len(raw_fds)
-        worker.raw_fd = raw_fds[number + 1 if has_own else 0]
+        has_own = number < queue_count and number + 1 < len(forward_fds)
+        worker.forward_fd = forward_fds[number + 1 if has_own else 0]
         thread.worker = worker
         if number < queue_count:
             thread.queue = &process.queues[number]
@@ -290,7 +278,7 @@ def run(int fuse_fd, int shared_fd, int pool_fd, int forward_fd, list raw_fds, *
         return failed or EINVAL
     become_wakeable()
     with nogil:
-        failed = handshake(&process, max_background, has_files)
+        failed = handshake(&process)
         if not failed:
             # Where this is refused, the control plane has said so: see `stay_in_memory`.
             become_io_flusher()

@@ -5,12 +5,6 @@
 #include <linux/fuse.h>
 #include <stdint.h>
 
-#define PMEMFS_TMPFILE 51
-#define PMEMFS_STATX 52
-#define PMEMFS_COPY_FILE_RANGE_64 53
-/* Bits 36 and 41 of the flags of INIT, as bits of flags2. */
-#define PMEMFS_DIRECT_IO_ALLOW_MMAP (1u << (36 - 32))
-#define PMEMFS_OVER_IO_URING (1u << (41 - 32))
 #define PMEMFS_URING_REGISTER 1
 #define PMEMFS_URING_COMMIT_AND_FETCH 2
 

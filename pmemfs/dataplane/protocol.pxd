@@ -18,30 +18,8 @@ cdef extern from "linux/fuse.h" nogil:
         int32_t error
         uint64_t unique
 
-    cdef struct fuse_init_in:
-        uint32_t major
-        uint32_t minor
-        uint32_t max_readahead
-        uint32_t flags
-        uint32_t flags2
-
-    cdef struct fuse_init_out:
-        uint32_t major
-        uint32_t minor
-        uint32_t max_readahead
-        uint32_t flags
-        uint16_t max_background
-        uint16_t congestion_threshold
-        uint32_t max_write
-        uint16_t max_pages
-        uint32_t flags2
-
     cdef struct fuse_attr_out:
         uint64_t attr_valid
-
-    cdef struct fuse_open_out:
-        uint64_t fh
-        uint32_t open_flags
 
     cdef struct fuse_read_in:
         uint64_t fh
@@ -67,38 +45,18 @@ cdef extern from "linux/fuse.h" nogil:
         uint64_t offset
 
     enum:
-        FUSE_LOOKUP
         FUSE_FORGET
         FUSE_GETATTR
-        FUSE_SETATTR
-        FUSE_UNLINK
-        FUSE_RENAME
-        FUSE_RENAME2
-        FUSE_OPEN
         FUSE_READ
         FUSE_WRITE
         FUSE_FSYNC
         FUSE_FLUSH
-        FUSE_RELEASE
         FUSE_INIT
-        FUSE_CREATE
         FUSE_INTERRUPT
-        FUSE_IOCTL
         FUSE_BATCH_FORGET
         FUSE_FALLOCATE
         FUSE_LSEEK
-        FUSE_COPY_FILE_RANGE
         FUSE_SYNCFS
-        FUSE_ASYNC_DIO
-        FUSE_PARALLEL_DIROPS
-        FUSE_DONT_MASK
-        FUSE_HANDLE_KILLPRIV
-        FUSE_HANDLE_KILLPRIV_V2
-        FUSE_MAX_PAGES
-        FUSE_INIT_EXT
-        FOPEN_DIRECT_IO
-        FOPEN_NOFLUSH
-        FOPEN_PARALLEL_DIRECT_WRITES
 
 cdef extern from "protocol.h" nogil:
     cdef struct uring_entry_t "pmemfs_uring_entry":
@@ -117,11 +75,5 @@ cdef extern from "protocol.h" nogil:
         uint16_t qid
 
     enum:
-        ENTRY_OUT_BYTES "sizeof(struct fuse_entry_out)"
-        TMPFILE "PMEMFS_TMPFILE"
-        STATX "PMEMFS_STATX"
-        COPY_FILE_RANGE_64 "PMEMFS_COPY_FILE_RANGE_64"
         URING_REGISTER "PMEMFS_URING_REGISTER"
         URING_COMMIT_AND_FETCH "PMEMFS_URING_COMMIT_AND_FETCH"
-    const uint32_t DIRECT_IO_ALLOW_MMAP "PMEMFS_DIRECT_IO_ALLOW_MMAP"
-    const uint32_t OVER_IO_URING "PMEMFS_OVER_IO_URING"

@@ -8,7 +8,6 @@ from pmemfs.dataplane.structures cimport inode_t, live_t, table_t
 cdef enum verdict_t:
     ANSWER
     FORWARD
-    FORWARD_RAW
     SYNC
     DROP
 

@@ -17,8 +17,7 @@ from pmemfs.dataplane.request cimport *
 
 import os
 
-_VERDICTS = {ANSWER: "answer", FORWARD: "forward", FORWARD_RAW: "forward-raw", SYNC: "sync",
-             DROP: "drop"}
+_VERDICTS = {ANSWER: "answer", FORWARD: "forward", SYNC: "sync", DROP: "drop"}
 
 
 cdef class Responder:

@@ -2,11 +2,13 @@
 transport.
 
 The rule: an answer is given only where the published tables prove it. READ and WRITE inside extents,
-holes as zeroes, LSEEK, FSYNC, GETATTR. All else is forwarded. Invariants:
+holes as zeroes, LSEEK, FSYNC, GETATTR. All else is forwarded, if the control plane answers it.
+Invariants:
 - a request is what the kernel or a crafted peer says: every length is checked before it is used;
 - a touch that faults costs the one request: EIO, or ENOSPC where a hole found no memory.
 """
 
+from libc.errno cimport ENOSYS
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from pmemfs.dataplane.memory cimport prefetch, run_guarded
@@ -18,23 +20,17 @@ from pmemfs.dataplane.structures cimport *
 
 cdef verdict_t serve(worker_t *worker, request_t *request) noexcept nogil:
     """Answer a request, or say what is to become of it. `release` must follow an ANSWER."""
+    cdef uint32_t opcode = request.head.opcode
     cdef verdict_t verdict = judge(worker, request)
-    if verdict == FORWARD and worker.plane.header.has_files and is_frequent(request.head.opcode):
-        return FORWARD_RAW
+    if (verdict == FORWARD
+            and (opcode >= 64 or not worker.plane.header.answered >> opcode & 1)):
+        # Here alone: the kernel remembers it, and asks no more.
+        return refuse(request, ENOSYS)
     return verdict
 
 
-cdef bint is_frequent(uint32_t opcode) noexcept nogil:
-    """Whether the control plane wants such requests of files past pyfuse3; see `fuse/raw`."""
-    return (opcode == FUSE_LOOKUP or opcode == FUSE_FORGET or opcode == FUSE_BATCH_FORGET
-            or opcode == FUSE_GETATTR or opcode == FUSE_SETATTR or opcode == FUSE_UNLINK
-            or opcode == FUSE_RENAME or opcode == FUSE_RENAME2 or opcode == FUSE_OPEN
-            or opcode == FUSE_CREATE or opcode == FUSE_READ or opcode == FUSE_WRITE
-            or opcode == FUSE_FSYNC or opcode == FUSE_RELEASE)
-
-
 cdef verdict_t judge(worker_t *worker, request_t *request) noexcept nogil:
-    """Answer a request, or say whether pyfuse3, or who else, is to answer it."""
+    """Answer a request, or say that the control plane is to."""
     cdef uint32_t opcode = request.head.opcode
     cdef verdict_t verdict
     request.worker = worker
@@ -64,7 +60,7 @@ cdef verdict_t judge(worker_t *worker, request_t *request) noexcept nogil:
         return verdict
     if opcode == FUSE_SYNCFS:
         # Whose live lines are not durable, no table says.
-        return FORWARD_RAW if worker.plane.header.has_files else serve_sync(worker, request)
+        return FORWARD if worker.plane.header.has_files else serve_sync(worker, request)
     if opcode == FUSE_GETATTR:
         return serve_attributes(worker, request)
     if opcode == FUSE_FLUSH:
@@ -72,10 +68,6 @@ cdef verdict_t judge(worker_t *worker, request_t *request) noexcept nogil:
     if opcode == FUSE_INTERRUPT:
         # No answer is due, and nothing that we do can be interrupted.
         return DROP
-    if (opcode == FUSE_FALLOCATE or opcode == FUSE_COPY_FILE_RANGE
-            or opcode == COPY_FILE_RANGE_64 or opcode == TMPFILE or opcode == STATX
-            or opcode == FUSE_IOCTL):
-        return FORWARD_RAW
     return FORWARD
 
 

@@ -48,7 +48,8 @@ cdef struct header_t:
     uint64_t reach_bytes
     uint64_t attributes_offset
     uint64_t access_times
-    uint8_t unused[24]
+    uint64_t answered
+    uint8_t unused[16]
     uint64_t write_epoch
     uint64_t persisted_epoch
     uint64_t lost_errno

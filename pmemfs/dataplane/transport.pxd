@@ -1,10 +1,10 @@
 # What the two transports have in common.
 
 from libc.stddef cimport size_t
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint32_t
 
 from pmemfs.dataplane.plane cimport plane_t, worker_t
-from pmemfs.dataplane.protocol cimport fuse_in_header, fuse_out_header
+from pmemfs.dataplane.protocol cimport fuse_in_header
 from pmemfs.dataplane.request cimport request_t, verdict_t
 
 cdef extern from "sys/uio.h" nogil:

@@ -266,7 +266,7 @@ cdef void serve_entry(queue_t *queue, uint32_t position) noexcept nogil:
         if request.error:
             verdict = ANSWER
             store(&entry.pending, 0)
-        elif verdict == FORWARD_RAW and queue.reply != NULL:
+        elif verdict == FORWARD and queue.reply != NULL:
             queue.awaited += 1
     if verdict == ANSWER:
         fill_reply(entry, head.unique, -request.error, request.answer_bytes)
@@ -323,7 +323,7 @@ cdef void await_reply(queue_t *queue) noexcept nogil:
         return
     sqe = io_uring_get_sqe(&queue.ring)
     memset(sqe, 0, 128)
-    io_uring_prep_recv(sqe, queue.worker.raw_fd, queue.reply, reply_bytes(queue), 0)
+    io_uring_prep_recv(sqe, queue.worker.forward_fd, queue.reply, reply_bytes(queue), 0)
     sqe.user_data = REPLY
 
 
@@ -342,7 +342,6 @@ cdef void take_reply(queue_t *queue, int32_t received_bytes) noexcept nogil:
         return
     if received_bytes >= <int32_t>sizeof(fuse_out_header):
         data_bytes = <uint32_t>received_bytes - <uint32_t>sizeof(fuse_out_header)
-        rewrite_reply(head, data, data_bytes)
         if fill_pending(queue, head, data, data_bytes, &position):
             queue.awaited -= 1
             submit_entry(queue, position, URING_COMMIT_AND_FETCH)

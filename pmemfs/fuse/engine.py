@@ -1,27 +1,20 @@
-"""What serves a mount: what it has counted, and how what was written becomes durable.
+"""The counts and the durability of one mount, whatever it shows.
 
-`Engine` is that, whatever the mount shows; `PythonEngine` is also the I/O path of mode `block` with
-`--engine python`: from a range of bytes to memory and back, nothing else. Invariants:
-- every transfer holds references on its pages where the scheme has pages, until a read has copied
-  what it answers with: pyfuse3 forgets a request whose reply faults in the kernel;
-- a write is flushed at once and made durable by `fsync`, so that nothing needs to be remembered.
+Invariant: a write is flushed at once and made durable by `fsync`, so that nothing needs to be
+remembered.
 """
 
 from __future__ import annotations
 
-import errno
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import trio
 
-from pmemfs.clock import coarse_ns
 from pmemfs.dataplane.counters import WorkerCounters
 from pmemfs.fuse.statistics import EngineStatistics
 from pmemfs.medium.base import Durability, Medium
 from pmemfs.memmap.base import Memmap
-from pmemfs.volume.linear import INODE, LinearVolume
-from pmemfs.volume.pageio import PageIO
 
 
 class Engine:
@@ -96,53 +89,3 @@ class Engine:
             read_bytes=self._read_bytes,
             written_bytes=self._written_bytes,
         )
-
-
-class PythonEngine(Engine):
-    """Reads and writes of the linear volume, in the Python process."""
-
-    def __init__(self, medium: Medium, memmap: Memmap, volume: LinearVolume) -> None:
-        super().__init__(medium, memmap)
-        self._volume = volume
-        self._content = PageIO(medium, memmap)
-        self._last_write_ns = 0
-
-    def read(self, offset_bytes: int, length_bytes: int) -> memoryview | bytes:
-        """The bytes of a range: shorter at the end of the volume, empty behind it."""
-        vecs = self._volume.bio(offset_bytes, length_bytes)
-        parts = [
-            self._content.load(INODE, offset_bytes, vec.pool_offset_bytes(), vec.length)
-            for vec in vecs
-        ]
-        data = parts[0] if len(parts) == 1 else b"".join(parts)
-        self.count_read(len(data))
-        return data
-
-    def write(self, offset_bytes: int, data: bytes) -> int:
-        """Store bytes; how many fitted. Raises OSError: ENOSPC where none did."""
-        written = self.store(offset_bytes, data)
-        self.count_write(written)
-        self._last_write_ns = coarse_ns()
-        return written
-
-    def store(self, offset_bytes: int, data: bytes) -> int:
-        """As `write`, but nobody asked for it: it counts as no request."""
-        vecs = self._volume.bio(offset_bytes, len(data))
-        if not vecs:
-            raise OSError(errno.ENOSPC, "the end of the volume")
-        view = memoryview(data)
-        written = 0
-        for vec in vecs:
-            part = view[written : written + vec.length] if len(data) != vec.length else data
-            self._content.store(INODE, offset_bytes + written, vec.pool_offset_bytes(), part)
-            written += vec.length
-        return written
-
-    @property
-    def last_write_ns(self) -> int:
-        """When something was last written, in ns since 1970; 0: not since the mount."""
-        return self._last_write_ns
-
-    def forget_last_write(self) -> None:
-        """Somebody has set another time of modification, which counts until the next write."""
-        self._last_write_ns = 0

@@ -1,8 +1,8 @@
 """The two planes of one mount, seen from the control plane: made, joined, and ended here.
 
     fusermount3 -> /dev/fuse -> data plane (a process of its own)
-                                  | forward: what pyfuse3 answers, as if it came from the kernel
-                                  | raw:     what pyfuse3 lacks, or is too slow for
+                                  | forwarded: requests that it can't answer, and their replies
+                                  | notices:   what the kernel is to be told
 
 Invariants: after `start` this process holds no descriptor of the connection, so the mount dies with
 the data plane; the data plane ends when this process does, since a mount that can neither be opened
@@ -35,13 +35,14 @@ _SOCKET_BYTES = 8 * MIB
 _MESSAGE_OVERHEAD = 64
 _HEADERS_BYTES = 4 * KIB
 """Of a request or reply, beside what it moves."""
-_MAX_BACKGROUND = 16384
+MAX_BACKGROUND = 16384
+"""Requests under way that the kernel lets there be."""
 _ENTRIES_BYTES = 64 * MIB
 """The memory of all entries of the rings together, where that leaves each queue a few."""
 _LEAST_DEPTH = 4
 _LEAST_WRITE = 64 * KIB
 _MOST_DEPTH = 32
-_MOST_RAW = 64
+_MOST_OWN = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +50,9 @@ class PlaneSettings:
     """What the data plane is started with; see `run` in dataplane/process.pxi."""
 
     max_write: int
-    max_background: int
     queue_count: int
     depth: int
     reader_count: int
-    has_files: bool = False
 
     @property
     def longest_bytes(self) -> int:
@@ -74,9 +73,9 @@ def choose_settings(transport: str, message_bytes: int) -> PlaneSettings:
         while queue_count * _LEAST_DEPTH * max_write > _ENTRIES_BYTES and max_write > _LEAST_WRITE:
             max_write //= 2
         depth = min(_MOST_DEPTH, _ENTRIES_BYTES // (queue_count * max_write))
-        return PlaneSettings(max_write, _MAX_BACKGROUND, queue_count, max(_LEAST_DEPTH, depth), 1)
+        return PlaneSettings(max_write, queue_count, max(_LEAST_DEPTH, depth), 1)
     reader_count = len(os.sched_getaffinity(0))
-    return PlaneSettings(max_write, _MAX_BACKGROUND, 0, 0, reader_count)
+    return PlaneSettings(max_write, 0, 0, reader_count)
 
 
 def possible_cpu_count() -> int:
@@ -86,37 +85,43 @@ def possible_cpu_count() -> int:
 
 
 class Sockets:
-    """What joins the planes: `forward` and `raw` are this process's ends.
+    """What joins the planes: `forwarded` and `notices` are this process's ends.
 
-    The first of `raw` is for all workers; `add_raw` adds one for each of some.
+    The first of `forwarded` is for all workers; `add_own` adds one for each of some.
     """
 
     def __init__(self) -> None:
-        self.forward, self.their_forward = _socketpair()
-        self.raw: list[socket.socket] = []
-        self.their_raw: list[socket.socket] = []
-        self.add_raw(1)
+        self.forwarded: list[socket.socket] = []
+        self.their_forwarded: list[socket.socket] = []
+        self.notices, self.their_notices = _socketpair()
+        self.add_own(1)
 
-    def add_raw(self, count: int) -> None:
-        """More sockets for what needs no pyfuse3, as many as descriptors are cheap."""
-        for _ in range(min(count, _MOST_RAW)):
+    def add_own(self, count: int) -> None:
+        """More sockets for requests, as many as descriptors are cheap."""
+        for _ in range(min(count, _MOST_OWN)):
             ours, theirs = _socketpair()
-            self.raw.append(ours)
-            self.their_raw.append(theirs)
+            self.forwarded.append(ours)
+            self.their_forwarded.append(theirs)
 
     def close_theirs(self) -> None:
         """Close the ends that the data plane has got."""
-        for end in (self.their_forward, *self.their_raw):
+        for end in (self.their_notices, *self.their_forwarded):
             end.close()
 
     @property
     def message_bytes(self) -> int:
         """The longest message that fits."""
-        return self.forward.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) - _MESSAGE_OVERHEAD
+        first = self.forwarded[0]
+        return first.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) - _MESSAGE_OVERHEAD
+
+    def hang_up(self) -> None:
+        """Let the data plane know that nobody answers any more."""
+        with suppress(OSError):
+            self.forwarded[0].shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close this process's ends."""
-        for end in (self.forward, *self.raw):
+        for end in (self.notices, *self.forwarded):
             end.close()
 
 
@@ -144,8 +149,8 @@ class DataPlane:
             "fuse_fd": self._fuse_fd,
             "shared_fd": self._shared.fd,
             "pool_fd": medium.fileno(),
-            "forward_fd": self.sockets.their_forward.fileno(),
-            "raw_fds": [end.fileno() for end in self.sockets.their_raw],
+            "notices_fd": self.sockets.their_notices.fileno(),
+            "forward_fds": [end.fileno() for end in self.sockets.their_forwarded],
             "map_flags": medium.map_flags,
             **asdict(self._settings),
         }
@@ -157,7 +162,7 @@ class DataPlane:
             cwd="/",
             pass_fds=[
                 *(value for name, value in arguments.items() if name.endswith("_fd")),
-                *arguments["raw_fds"],
+                *arguments["forward_fds"],
             ],
         )
         os.close(self._fuse_fd)
@@ -187,8 +192,7 @@ class DataPlane:
     def ask_to_end(self) -> None:
         """Let it finish what it has begun, and end."""
         self._shared.set_header_word("ends", 1)
-        with suppress(OSError):
-            self.sockets.forward.shutdown(socket.SHUT_RDWR)
+        self.sockets.hang_up()
 
     def stop(self) -> None:
         """See it end; it may have ended already, or never have been started."""

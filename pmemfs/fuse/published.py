@@ -27,8 +27,10 @@ from pmemfs.clock import AccessTimes
 from pmemfs.dataplane import layouts
 from pmemfs.dataplane.layouts import EXTENT, EXTENT_ARENA_BYTES, Extent
 from pmemfs.dataplane.tables import Grace, SharedMemory
-from pmemfs.fuse.privileges import has_privileges
+from pmemfs.fuse.encode import attr_out
+from pmemfs.fuse.handlers.privileges import has_privileges
 from pmemfs.units import KIB
+from pmemfs.volume.base import Attributes
 from pmemfs.volume.fs.filesystem import FileSystem
 from pmemfs.volume.fs.inode import FIXED
 from pmemfs.volume.fs.publication import Tables
@@ -54,10 +56,11 @@ class PublishedAttributes:
         """Whether somebody has asked for an inode's attributes, and for no rival's since."""
         return self._wanted.get(layouts.attributes_place_of(ino)) == ino
 
-    def publish(self, ino: int, answer: bytes) -> None:
+    def publish(self, attributes: Attributes) -> None:
         """Let the data plane answer from now on; nobody else's attributes in its place."""
+        ino = attributes.ino
         self._wanted[layouts.attributes_place_of(ino)] = ino
-        self._shared.publish_attributes(ino, answer)
+        self._shared.publish_attributes(ino, attr_out(attributes))
 
     def withdraw(self, ino: int) -> None:
         """What was published is no longer so."""

@@ -13,31 +13,32 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
 
-import pyfuse3
 import trio
 
 from pmemfs.dataplane.native import stay_in_memory
-from pmemfs.fuse.content import Content, is_file_system, native_content, python_content
 from pmemfs.fuse.engine import Engine
+from pmemfs.fuse.forwarded import ForwardedRequests
 from pmemfs.fuse.growing import Grower
-from pmemfs.fuse.mount import detach_mount, make_mount, mount_by_helper, serve_pyfuse3
+from pmemfs.fuse.handshake import Terms
+from pmemfs.fuse.mount import detach_mount, mount_by_helper
 from pmemfs.fuse.mountpoint import places_of
 from pmemfs.fuse.native import SharedEngine
+from pmemfs.fuse.notices import Notices
 from pmemfs.fuse.options import MountOptions
-from pmemfs.fuse.planes import DataPlane, Sockets, choose_settings
-from pmemfs.fuse.raw import RawRequests
+from pmemfs.fuse.planes import MAX_BACKGROUND, DataPlane, Sockets, choose_settings
+from pmemfs.fuse.served import Served, native_served
 from pmemfs.fuse.sharing import share_memmap, share_pool
 from pmemfs.fuse.transport import Choice
-from pmemfs.medium.base import Durability
+from pmemfs.fuse.wiredoor import WireDoor
+from pmemfs.media.label import Mode
 from pmemfs.medium.faultlog import report_fault
 from pmemfs.medium.mapped import MappedMedium
-from pmemfs.memmap import Memmap, open_memmap
+from pmemfs.memmap import Memmap
 from pmemfs.mountinfo import Mount
 from pmemfs.pfn import PAGE_SHIFT
 from pmemfs.pool import Pool
+from pmemfs.volume.block import INODE, BlockVolume
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class Session(ABC):
     """A mount that this process serves, or lets serve."""
 
     memmap: Memmap
-    content: Content[Engine]
+    content: Served[Engine]
     grower: Grower
     mount: Mount
     transport: str
@@ -72,13 +73,17 @@ class Session(ABC):
     def _grower(self, pool: Pool, medium: MappedMedium) -> Grower:
         async def show() -> None:
             self.engine.note_size()
-            self.content.show_growth()
-            if self.content.device_name is not None:
+            volume = self.content.volume
+            volume.grow()
+            if isinstance(volume, BlockVolume):
+                told = self.content.handlers.notifier.tell(INODE)
+                if told is not None:
+                    await told
                 # Whoever looks makes the kernel ask for the new size: until then, asynchronous
                 # reads behind the old end find nothing. Another process must look: a thread of
                 # this one that waits for our own answer would keep us from dying when killed,
                 # and so the data plane from noticing.
-                path = os.path.join(self.mountpoint, self.content.device_name)
+                path = os.path.join(self.mountpoint, volume.name)
                 await trio.run_process(["stat", "--", path], check=False,
                                        capture_stdout=True, capture_stderr=True)  # fmt: skip
 
@@ -99,42 +104,15 @@ class Session(ABC):
     def end(self) -> None:
         """Unmount, if it is still mounted. Afterwards nobody touches the pool any more."""
 
+    @abstractmethod
     def terminate(self) -> None:
         """Let `serve` return."""
-        pyfuse3.terminate()
-
-
-class PythonSession(Session):
-    """pyfuse3 on /dev/fuse: everything happens in this process."""
-
-    transport = "pyfuse3"
-    transport_reason = "transport pyfuse3; it is the python engine's"
-
-    def __init__(self, pool: Pool, medium: MappedMedium, options: MountOptions) -> None:
-        self._medium = medium
-        self.memmap = open_memmap(pool)
-        self.content = python_content(pool, medium, self.memmap, options)
-        self.grower = self._grower(pool, medium)
-
-    def make_mount(self, mountpoint: str, options: MountOptions) -> None:
-        self.mount = make_mount(self.content.operations, self._medium.name, mountpoint, options)
-
-    async def serve(self, on_ready: Callable[[Mount], None]) -> None:
-        on_ready(self.mount)
-        # What takes long to read in mode `fs` is waited for, too, but so seldom that all answers
-        # are not to pay for it.
-        await serve_pyfuse3(may_wait=self._medium.durability is Durability.MSYNC)
-
-    def end(self) -> None:
-        # libfuse would unmount whatever is on that directory now.
-        detach_mount(self.mount)
-        pyfuse3.close(unmount=False)
 
 
 class NativeSession(Session):
-    """The data plane on /dev/fuse, and pyfuse3 behind it."""
+    """The data plane on /dev/fuse, and the wire door behind it."""
 
-    content: Content[SharedEngine]
+    content: Served[SharedEngine]
 
     def __init__(
         self,
@@ -146,19 +124,25 @@ class NativeSession(Session):
         self.transport = choice.transport
         self.transport_reason = choice.sentence
         self._medium = medium
+        has_files = pool.label.mode == Mode.FS
         sockets = Sockets()
-        has_files = is_file_system(pool)
-        self._may_wait = has_files or medium.durability is Durability.MSYNC
-        settings = replace(
-            choose_settings(choice.transport, sockets.message_bytes), has_files=has_files
-        )
+        settings = choose_settings(choice.transport, sockets.message_bytes)
         self.queue_count = settings.queue_count
-        if has_files:
-            sockets.add_raw(settings.queue_count)
+        sockets.add_own(settings.queue_count)
         self._shared = share_pool(pool, worker_count=settings.worker_count, has_files=has_files)
         self.memmap = share_memmap(pool, medium, self._shared)
-        self.content = native_content(pool, medium, self.memmap, options, self._shared)
-        self._raw = RawRequests(self.content.raw, settings.longest_bytes)
+        self.content = native_served(pool, medium, self.memmap, options, self._shared)
+        terms = Terms(
+            max_write=settings.max_write,
+            max_background=MAX_BACKGROUND,
+            has_files=has_files,
+            over_uring=settings.queue_count > 0,
+        )
+        door = WireDoor(self.content.handlers, terms)
+        self._shared.set_header_word("answered", door.opcodes)
+        self._forwarded = ForwardedRequests(door, settings.longest_bytes)
+        self._notices = Notices(sockets.notices)
+        self.content.handlers.notifier.tell = self._notices.tell
         self.grower = self._grower(pool, medium)
         self._settings = settings
         self._sockets = sockets
@@ -166,22 +150,14 @@ class NativeSession(Session):
     def make_mount(self, mountpoint: str, options: MountOptions) -> None:
         fuse_fd, self.mount = mount_by_helper(self._medium.name, mountpoint, options)
         self._plane = DataPlane(fuse_fd, self._shared, self._settings, self._sockets)
-        forward = self._sockets.forward
-        try:
-            # A descriptor of its own, since pyfuse3 closes it.
-            pyfuse3.init(self.content.operations, f"/dev/fd/{os.dup(forward.fileno())}", set())
-        except BaseException:
-            detach_mount(self.mount)
-            raise
 
     async def serve(self, on_ready: Callable[[Mount], None]) -> None:
         self._plane.start(self._medium)
         self.data_plane_pid = self._plane.pid
         async with trio.open_nursery() as nursery:
-            sockets = self._plane.sockets
-            nursery.start_soon(self._raw.serve, sockets.raw, [sockets.forward])
+            nursery.start_soon(self._forwarded.serve, self._sockets.forwarded)
+            nursery.start_soon(self._notices.serve)
             nursery.start_soon(self._watch_memory)
-            nursery.start_soon(partial(serve_pyfuse3, may_wait=self._may_wait))
             await self._plane.wait_until_ready()
             if stay_in_memory():
                 log.info(
@@ -200,7 +176,6 @@ class NativeSession(Session):
     def end(self) -> None:
         detach_mount(self.mount)
         self._plane.stop()
-        pyfuse3.close(unmount=False)
         self._plane.close()
         self._shared.close()
 

@@ -1,175 +1,229 @@
-"""The kernel's requests and answers as bytes. Source: include/uapi/linux/fuse.h of Linux 6.18."""
+"""The kernel's protocol as data: opcodes, structures, flags. Each stands here once.
+
+What follows a structure (names, values, bytes) is the door's business, see `wiredoor`.
+Source: include/uapi/linux/fuse.h of Linux 6.18, version 7.45 of the protocol.
+"""
 
 from __future__ import annotations
 
-import os
 import struct
-from collections.abc import Mapping
+from enum import IntEnum
 
-from pmemfs.media.log import InodeFlags
-from pmemfs.pfn import FRAME_BYTES
-from pmemfs.volume.fs.attributes import Attributes
+MAJOR, MINOR = 7, 45
 
-LOOKUP = 1
-FORGET = 2
-GETATTR = 3
-SETATTR = 4
-UNLINK = 10
-RENAME = 12
-OPEN = 14
-READ = 15
-WRITE = 16
-RELEASE = 18
-FSYNC = 20
-CREATE = 35
-IOCTL = 39
-BATCH_FORGET = 42
-FALLOCATE = 43
-RENAME2 = 45
-LSEEK = 46
-COPY_FILE_RANGE = 47
-SYNCFS = 50
-TMPFILE = 51
-STATX = 52
-COPY_FILE_RANGE_64 = 53
 
-# len, opcode, unique, nodeid, uid, gid, pid, total_extlen, padding
-IN_HEADER = struct.Struct("<IIQQIIIHH")
-# len, error, unique
-OUT_HEADER = struct.Struct("<IiQ")
-# valid, fh, size, lock_owner, seconds and nanoseconds of atime, mtime and ctime, mode, uid, gid
-SETATTR_IN = struct.Struct("<I4xQQQqqqIIII4xII4x")
+class Opcode(IntEnum):
+    """What a request asks for."""
+
+    LOOKUP = 1
+    FORGET = 2
+    GETATTR = 3
+    SETATTR = 4
+    READLINK = 5
+    SYMLINK = 6
+    MKNOD = 8
+    MKDIR = 9
+    UNLINK = 10
+    RMDIR = 11
+    RENAME = 12
+    LINK = 13
+    OPEN = 14
+    READ = 15
+    WRITE = 16
+    STATFS = 17
+    RELEASE = 18
+    FSYNC = 20
+    SETXATTR = 21
+    GETXATTR = 22
+    LISTXATTR = 23
+    REMOVEXATTR = 24
+    FLUSH = 25
+    INIT = 26
+    OPENDIR = 27
+    READDIR = 28
+    RELEASEDIR = 29
+    FSYNCDIR = 30
+    GETLK = 31
+    SETLK = 32
+    SETLKW = 33
+    ACCESS = 34
+    CREATE = 35
+    INTERRUPT = 36
+    BMAP = 37
+    DESTROY = 38
+    IOCTL = 39
+    POLL = 40
+    NOTIFY_REPLY = 41
+    BATCH_FORGET = 42
+    FALLOCATE = 43
+    READDIRPLUS = 44
+    RENAME2 = 45
+    LSEEK = 46
+    COPY_FILE_RANGE = 47
+    SETUPMAPPING = 48
+    REMOVEMAPPING = 49
+    SYNCFS = 50
+    TMPFILE = 51
+    STATX = 52
+    COPY_FILE_RANGE_64 = 53
+
+
+NOTIFY_INVAL_INODE = 2
+
+_SIZES = {"I": 4, "Q": 8, "i": 4, "q": 8, "H": 2}
+
+
+class Structure(struct.Struct):
+    """A structure of the protocol: its name in linux/fuse.h, and its fields in order.
+
+    A field is its name there and a code of `struct`; one that is only there to fill is reserved
+    (`x`), and is neither given nor unpacked.
+    """
+
+    def __new__(cls, name: str, **fields: str) -> Structure:
+        return super().__new__(cls, "<" + "".join(fields.values()))  # type: ignore[call-arg]
+
+    def __init__(self, name: str, **fields: str) -> None:
+        super().__init__("<" + "".join(fields.values()))
+        self.name = name
+        self.offsets: dict[str, int] = {}
+        """In bytes, by field."""
+        at = 0
+        for field, code in fields.items():
+            self.offsets[field] = at
+            at += struct.calcsize("<" + code)
+
+
+IN_HEADER = Structure(
+    "fuse_in_header", len="I", opcode="I", unique="Q", nodeid="Q", uid="I", gid="I", pid="I",
+    total_extlen="H", padding="2x",
+)  # fmt: skip
+OUT_HEADER = Structure("fuse_out_header", len="I", error="i", unique="Q")
+INIT_IN = Structure(
+    "fuse_init_in", major="I", minor="I", max_readahead="I", flags="I", flags2="I", unused="44x"
+)
+INIT_OUT = Structure(
+    "fuse_init_out", major="I", minor="I", max_readahead="I", flags="I", max_background="H",
+    congestion_threshold="H", max_write="I", time_gran="I", max_pages="H", map_alignment="H",
+    flags2="I", unused="28x",
+)  # fmt: skip
+FORGET_IN = Structure("fuse_forget_in", nlookup="Q")
+BATCH_FORGET_IN = Structure("fuse_batch_forget_in", count="I", dummy="4x")
+FORGET_ONE = Structure("fuse_forget_one", nodeid="Q", nlookup="Q")
+GETATTR_IN = Structure("fuse_getattr_in", getattr_flags="I", dummy="4x", fh="Q")
+SETATTR_IN = Structure(
+    "fuse_setattr_in", valid="I", padding="4x", fh="Q", size="Q", lock_owner="Q", atime="q",
+    mtime="q", ctime="q", atimensec="I", mtimensec="I", ctimensec="I", mode="I", unused4="4x",
+    uid="I", gid="I", unused5="4x",
+)  # fmt: skip
+MKNOD_IN = Structure("fuse_mknod_in", mode="I", rdev="I", umask="I", padding="4x")
+MKDIR_IN = Structure("fuse_mkdir_in", mode="I", umask="I")
+RENAME_IN = Structure("fuse_rename_in", newdir="Q")
+RENAME2_IN = Structure("fuse_rename2_in", newdir="Q", flags="I", padding="4x")
+LINK_IN = Structure("fuse_link_in", oldnodeid="Q")
+OPEN_IN = Structure("fuse_open_in", flags="I", open_flags="I")
+CREATE_IN = Structure("fuse_create_in", flags="I", mode="I", umask="I", open_flags="I")
+READ_IN = Structure(
+    "fuse_read_in", fh="Q", offset="Q", size="I", read_flags="I", lock_owner="Q", flags="I",
+    padding="4x",
+)  # fmt: skip
+WRITE_IN = Structure(
+    "fuse_write_in", fh="Q", offset="Q", size="I", write_flags="I", lock_owner="Q", flags="I",
+    padding="4x",
+)  # fmt: skip
+WRITE_OUT = Structure("fuse_write_out", size="I", padding="4x")
+STATFS_OUT = Structure(
+    "fuse_kstatfs", blocks="Q", bfree="Q", bavail="Q", files="Q", ffree="Q", bsize="I",
+    namelen="I", frsize="I", padding="4x", spare="24x",
+)  # fmt: skip
+RELEASE_IN = Structure(
+    "fuse_release_in", fh="Q", flags="I", release_flags="I", lock_owner="Q"
+)  # fmt: skip
+FSYNC_IN = Structure("fuse_fsync_in", fh="Q", fsync_flags="I", padding="4x")
+SETXATTR_IN = Structure(
+    "fuse_setxattr_in", size="I", flags="I", setxattr_flags="I", padding="4x"
+)  # fmt: skip
+SHORT_SETXATTR_BYTES = 8
+"""Of SETXATTR_IN, where INIT has not agreed on SETXATTR_EXT."""
+GETXATTR_IN = Structure("fuse_getxattr_in", size="I", padding="4x")
+GETXATTR_OUT = Structure("fuse_getxattr_out", size="I", padding="4x")
+IOCTL_IN = Structure(
+    "fuse_ioctl_in", fh="Q", flags="I", cmd="I", arg="Q", in_size="I", out_size="I"
+)  # fmt: skip
+IOCTL_OUT = Structure("fuse_ioctl_out", result="i", flags="I", in_iovs="I", out_iovs="I")
+FALLOCATE_IN = Structure(
+    "fuse_fallocate_in", fh="Q", offset="Q", length="Q", mode="I", padding="4x"
+)  # fmt: skip
+LSEEK_IN = Structure("fuse_lseek_in", fh="Q", offset="Q", whence="I", padding="4x")
+LSEEK_OUT = Structure("fuse_lseek_out", offset="Q")
+COPY_IN = Structure(
+    "fuse_copy_file_range_in", fh_in="Q", off_in="Q", nodeid_out="Q", fh_out="Q", off_out="Q",
+    len="Q", flags="Q",
+)  # fmt: skip
+COPY_OUT_64 = Structure("fuse_copy_file_range_out", bytes_copied="Q")
+ENTRY_OUT = Structure(
+    "fuse_entry_out", nodeid="Q", generation="Q", entry_valid="Q", attr_valid="Q",
+    entry_valid_nsec="I", attr_valid_nsec="I",
+)  # fmt: skip
+"""Without `attr`, which follows."""
+ATTR_OUT = Structure("fuse_attr_out", attr_valid="Q", attr_valid_nsec="I", dummy="4x")
+"""Without `attr`, which follows."""
+ATTR = Structure(
+    "fuse_attr", ino="Q", size="Q", blocks="Q", atime="q", mtime="q", ctime="q", atimensec="I",
+    mtimensec="I", ctimensec="I", mode="I", nlink="I", uid="I", gid="I", rdev="I", blksize="I",
+    flags="I",
+)  # fmt: skip
+OPEN_OUT = Structure("fuse_open_out", fh="Q", open_flags="I", padding="4x")
+DIRENT = Structure("fuse_dirent", ino="Q", off="Q", namelen="I", type="I")
+STATX_IN = Structure(
+    "fuse_statx_in", getattr_flags="I", reserved="4x", fh="Q", sx_flags="I", sx_mask="I"
+)  # fmt: skip
+STATX_OUT = Structure("fuse_statx_out", attr_valid="Q", attr_valid_nsec="I", flags="I", spare="16x")
+"""Without `stat`, which follows."""
+STATX = Structure(
+    "fuse_statx", mask="I", blksize="I", attributes="Q", nlink="I", uid="I", gid="I", mode="H",
+    spare0="2x", ino="Q", size="Q", blocks="Q", attributes_mask="Q",
+    atime="qI4x", btime="qI4x", ctime="qI4x", mtime="qI4x",
+    rdev_major="I", rdev_minor="I", dev_major="I", dev_minor="I", spare2="112x",
+)  # fmt: skip
+NOTIFY_INVAL_INODE_OUT = Structure("fuse_notify_inval_inode_out", ino="Q", off="q", len="q")
+
+# Of INIT's flags
+ASYNC_READ = 1 << 0
+ATOMIC_O_TRUNC = 1 << 3
+EXPORT_SUPPORT = 1 << 4
+BIG_WRITES = 1 << 5
+DONT_MASK = 1 << 6
+AUTO_INVAL_DATA = 1 << 12
+DO_READDIRPLUS = 1 << 13
+READDIRPLUS_AUTO = 1 << 14
+ASYNC_DIO = 1 << 15
+PARALLEL_DIROPS = 1 << 18
+HANDLE_KILLPRIV = 1 << 19
+POSIX_ACL = 1 << 20
+MAX_PAGES = 1 << 22
+HANDLE_KILLPRIV_V2 = 1 << 28
+SETXATTR_EXT = 1 << 29
+INIT_EXT = 1 << 30
+DIRECT_IO_ALLOW_MMAP = 1 << 36
+OVER_IO_URING = 1 << 41
+
+# Of SETATTR's `valid`
 SETS_MODE, SETS_UID, SETS_GID, SETS_SIZE = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 SETS_ATIME, SETS_MTIME, SETS_CTIME = 1 << 4, 1 << 5, 1 << 10
 SETS_ATIME_NOW, SETS_MTIME_NOW = 1 << 7, 1 << 8
 SETATTR_KILL_SUIDGID = 1 << 11
-"""Of `valid`, as `WRITE_KILL_SUIDGID`; always of a change of the owner."""
-# nlookup
-FORGET_IN = struct.Struct("<Q")
-# count, dummy; pairs follow
-BATCH_FORGET_IN = struct.Struct("<II")
-# nodeid, nlookup
-FORGET_ONE = struct.Struct("<QQ")
-# newdir; both names follow
-RENAME_IN = struct.Struct("<Q")
-# newdir, flags, padding; both names follow
-RENAME2_IN = struct.Struct("<QII")
-# flags, open_flags
-OPEN_IN = struct.Struct("<II")
+"""As `WRITE_KILL_SUIDGID`; always of a change of the owner."""
 OPEN_KILL_SUIDGID = 1 << 0
-"""Of open_flags: who empties the file may not keep its set-user-ID and set-group-ID bits."""
-# flags, mode, umask, open_flags; the name follows
-CREATE_IN = struct.Struct("<IIII")
-# fh, offset, size, read_flags, lock_owner, flags, padding
-READ_IN = struct.Struct("<QQIIQII")
-# fh, offset, size, write_flags, lock_owner, flags, padding; the bytes follow
-WRITE_IN = struct.Struct("<QQIIQII")
+"""Of OPEN's open_flags: who empties the file may not keep set-user-ID and set-group-ID."""
 WRITE_CACHE = 1 << 0
-"""Of write_flags: the kernel writes its page cache back, for nobody in particular."""
+"""Of WRITE's flags: the kernel writes its page cache back, for nobody in particular."""
 WRITE_KILL_SUIDGID = 1 << 2
-"""Of write_flags: whoever writes may not keep the file's set-user-ID and set-group-ID bits."""
-# size, padding
-WRITE_OUT = struct.Struct("<II")
-# fh, flags, release_flags, lock_owner
-RELEASE_IN = struct.Struct("<QIIQ")
-# fh, fsync_flags, padding
-FSYNC_IN = struct.Struct("<QII")
-# fh, flags, command, argument, in_size, out_size; in_size bytes follow
-IOCTL_IN = struct.Struct("<QIIQII")
-# result, flags, in_iovs, out_iovs; up to out_size bytes follow
-IOCTL_OUT = struct.Struct("<iIII")
-# fh, offset, length, mode, padding
-FALLOCATE_IN = struct.Struct("<QQQII")
-# fh, offset, whence, padding
-LSEEK_IN = struct.Struct("<QQII")
-# offset
-LSEEK_OUT = struct.Struct("<Q")
-# fh_in, off_in, nodeid_out, fh_out, off_out, len, flags
-COPY_IN = struct.Struct("<QQQQQQQ")
-# nodeid, generation, entry_valid, attr_valid, entry_valid_nsec, attr_valid_nsec; attributes follow
-_ENTRY_OUT = struct.Struct("<QQQQII")
-# attr_valid, attr_valid_nsec, dummy; attributes follow
-_ATTR_OUT = struct.Struct("<QII")
-# ino, size, blocks, atime, mtime, ctime, their nanoseconds, mode, nlink, uid, gid, rdev, blksize,
-# flags
-_ATTR = struct.Struct("<QQQqqqIIIIIIIIII")
-# fh, open_flags, backing_id
-_OPEN_OUT = struct.Struct("<QIi")
-_FOPEN_DIRECT_IO = 1 << 0
-_FOPEN_KEEP_CACHE = 1 << 1
-# attr_valid, attr_valid_nsec, flags, spare
-_STATX_OUT = struct.Struct("<QII16x")
-# mask, blksize, attributes, nlink, uid, gid, mode, spare, ino, size, blocks, attributes_mask
-_STATX_HEAD = struct.Struct("<IIQIIIHHQQQQ")
-# seconds, nanoseconds, reserved
-_STATX_TIME = struct.Struct("<qIi")
-# rdev, dev, spare
-_STATX_TAIL = struct.Struct("<IIII112x")
-_STATX_BASIC_AND_BIRTH = 0x7FF | 0x800
-FLAG_BITS = {
-    InodeFlags.IMMUTABLE: 0x10,
-    InodeFlags.APPEND_ONLY: 0x20,
-    InodeFlags.NO_DUMP: 0x40,
-    InodeFlags.NO_ACCESS_TIME: 0x80,
-}
-"""The flags of chattr(1) as FS_IOC_GETFLAGS has them; statx(2) has the same bits."""
-_STATX_FLAGS = 0x10 | 0x20 | 0x40
-"""But for the last one, for which it has none."""
-NS = 1_000_000_000
-
-
-def entry_out(attributes: Attributes, valid_seconds: int) -> bytes:
-    """The answer to whoever looks something up or makes it: struct fuse_entry_out."""
-    return _ENTRY_OUT.pack(
-        attributes.ino, attributes.generation, valid_seconds, valid_seconds, 0, 0
-    ) + _attr(attributes)
-
-
-def no_entry_out(valid_seconds: int) -> bytes:
-    """There is no such name, and the kernel may remember that."""
-    return _ENTRY_OUT.pack(0, 0, valid_seconds, 0, 0, 0) + bytes(_ATTR.size)
-
-
-def attr_out(attributes: Attributes, valid_seconds: int) -> bytes:
-    """What an inode is like: struct fuse_attr_out."""
-    return _ATTR_OUT.pack(valid_seconds, 0, 0) + _attr(attributes)
-
-
-def open_out(handle: int, *, cached: bool) -> bytes:
-    """A file is open: struct fuse_open_out."""
-    return _OPEN_OUT.pack(handle, _FOPEN_KEEP_CACHE if cached else _FOPEN_DIRECT_IO, 0)
-
-
-def statx_out(attributes: Attributes, valid_seconds: int) -> bytes:
-    """All that is known of an inode: struct fuse_statx_out."""
-    head = _STATX_HEAD.pack(
-        _STATX_BASIC_AND_BIRTH, FRAME_BYTES, bits_of(attributes.flags, FLAG_BITS) & _STATX_FLAGS,
-        attributes.nlink, attributes.uid, attributes.gid, attributes.mode, 0, attributes.ino,
-        attributes.size_bytes, attributes.block_count, _STATX_FLAGS,
-    )  # fmt: skip
-    times = (attributes.atime_ns, attributes.birth_ns, attributes.ctime_ns, attributes.mtime_ns)
-    return (
-        _STATX_OUT.pack(valid_seconds, 0, 0)
-        + head
-        + b"".join(_STATX_TIME.pack(time // NS, time % NS, 0) for time in times)
-        + _STATX_TAIL.pack(os.major(attributes.rdev), os.minor(attributes.rdev), 0, 0)
-    )
-
-
-def bits_of(flags: InodeFlags, bits: Mapping[InodeFlags, int]) -> int:
-    """Flags of an inode in another numbering, which may lack some of them."""
-    return sum(bit for flag, bit in bits.items() if flags & flag)
-
-
-def _attr(attributes: Attributes) -> bytes:
-    """struct fuse_attr."""
-    seconds, nanoseconds = zip(
-        *(divmod(time, NS) for time in
-          (attributes.atime_ns, attributes.mtime_ns, attributes.ctime_ns)),
-        strict=True,
-    )  # fmt: skip
-    return _ATTR.pack(
-        attributes.ino, attributes.size_bytes, attributes.block_count, *seconds, *nanoseconds,
-        attributes.mode, attributes.nlink, attributes.uid, attributes.gid, attributes.rdev,
-        FRAME_BYTES, 0,
-    )  # fmt: skip
+"""Of WRITE's flags: whoever writes may not keep the file's set-user-ID and set-group-ID bits."""
+SETXATTR_ACL_KILL_SGID = 1 << 0
+"""Of SETXATTR's flags: who sets the access control list may not keep set-group-ID."""
+FOPEN_DIRECT_IO = 1 << 0
+FOPEN_KEEP_CACHE = 1 << 1
+FOPEN_NOFLUSH = 1 << 5
+FOPEN_PARALLEL_DIRECT_WRITES = 1 << 6
+STATX_BASIC_AND_BIRTH = 0x7FF | 0x800

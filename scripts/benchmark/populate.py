@@ -11,8 +11,8 @@ from pmemfs.media.inode import ROOT
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap import open_memmap
 from pmemfs.pool import Pool
+from pmemfs.volume.base import NewInode
 from pmemfs.volume.fs.filesystem import FileSystem
-from pmemfs.volume.fs.names import NewInode
 
 FILES_BETWEEN_TIDYING = 1000
 

@@ -11,9 +11,8 @@ import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kit.data_plane import InProcess
+from kit.data_plane import InProcess, PythonEngine
 from kit.pools import SCHEMES, mapped_pool
-from pmemfs.fuse.engine import PythonEngine
 from pmemfs.media.label import Scheme
 from pmemfs.media.page import Page
 from pmemfs.medium.mapped import MappedMedium
@@ -21,7 +20,7 @@ from pmemfs.memmap import open_memmap
 from pmemfs.memmap.records import RecordMemmap
 from pmemfs.pool import Pool
 from pmemfs.units import KIB, MIB
-from pmemfs.volume.linear import LinearVolume
+from pmemfs.volume.block import BlockVolume
 
 POOL_BYTES = {4 * KIB: 8 * MIB, 2 * MIB: 16 * MIB}
 
@@ -119,6 +118,7 @@ def make_pair(python_pool: Pool, native_pool: Pool, *, points: bool) -> Pair:
     """Both engines, over two pools of one shape."""
     medium = native_pool.medium
     assert isinstance(medium, MappedMedium)
-    volume = LinearVolume(python_pool)
-    python = PythonEngine(python_pool.medium, open_memmap(python_pool), volume)
+    memmap = open_memmap(python_pool)
+    volume = BlockVolume(python_pool, memmap)
+    python = PythonEngine(python_pool.medium, memmap, volume)
     return Pair(python, InProcess(native_pool, medium, points=points), volume.size_bytes)

@@ -14,11 +14,10 @@ import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kit.data_plane import InProcess
+from kit.data_plane import InProcess, PythonEngine
 from kit.pools import POOL_BYTES, SCHEMES, small_pool
 from kit.sources import needs_root, small_tmpfs, sparse_file
 from pmemfs.errors import NoPageStructures
-from pmemfs.fuse.engine import PythonEngine
 from pmemfs.media.label import Scheme
 from pmemfs.medium.base import Durability
 from pmemfs.medium.mapped import MappedMedium
@@ -29,7 +28,7 @@ from pmemfs.memmap.records import RecordMemmap
 from pmemfs.pfn import FRAME_BYTES
 from pmemfs.pool import Pool, PoolSpec
 from pmemfs.units import GIB, KIB, MIB
-from pmemfs.volume.linear import INODE, LinearVolume
+from pmemfs.volume.block import INODE, BlockVolume
 
 RESERVED_BYTES = {4 * KIB: 9 * MIB, 2 * MIB: 20 * MIB, GIB: 5 * GIB}
 
@@ -79,7 +78,7 @@ class Served:
     medium: WatchedMedium
     memmap: Memmap
     engine: PythonEngine | InProcess
-    volume: LinearVolume
+    volume: BlockVolume
     oracle: int
 
     @property
@@ -125,14 +124,15 @@ def served(request: pytest.FixtureRequest, shm: Path) -> Iterator[Served]:
     spec = PoolSpec("served", page_size_bytes, max(page_size_bytes, 2 * MIB), scheme)
     pool = Pool.create(medium, spec)
     pool.begin_mount()
-    volume = LinearVolume(pool)
     engine: PythonEngine | InProcess
     if engine_name == "python":
         medium.memmap = memmap = open_memmap(pool)
+        volume = BlockVolume(pool, memmap)
         engine = PythonEngine(medium, memmap, volume)
     else:
         engine = InProcess(pool, medium, points=engine_name == "native-pointing")
-        medium.memmap = memmap = engine.memmap
+        medium.memmap, volume = engine.memmap, engine.volume
+        memmap = engine.memmap
     medium.data_zone = range(pool.zones.data.offset_bytes, pool.zones.data.end_bytes)
     sparse_file(shm / "oracle", volume.size_bytes)
     oracle = os.open(shm / "oracle", os.O_RDWR)
@@ -302,7 +302,7 @@ def small(scheme: Scheme) -> Small:
     medium = pool.medium
     assert isinstance(medium, RecordingMedium)
     memmap = open_memmap(pool)
-    return Small(pool, medium, memmap, PythonEngine(medium, memmap, LinearVolume(pool)))
+    return Small(pool, medium, memmap, PythonEngine(medium, memmap, BlockVolume(pool, memmap)))
 
 
 @pytest.mark.parametrize("scheme", [Scheme.PMEM, Scheme.ON_DEMAND])
@@ -366,7 +366,7 @@ def test_an_fsync_that_waits_does_not_hold_up_the_others(
     pool.begin_mount()
     memmap = open_memmap(pool)
     assert isinstance(memmap, RecordMemmap)
-    engine = PythonEngine(medium, memmap, LinearVolume(pool))
+    engine = PythonEngine(medium, memmap, BlockVolume(pool, memmap))
     entered, go_on = trio.Event(), trio.Event()
     real = medium.fence
 
@@ -411,7 +411,7 @@ def test_a_sparse_pool_that_runs_out_of_memory_answers_enospc_and_serves_on(
             pool = Pool.create(medium, PoolSpec("pool", scheme=scheme))
             pool.begin_mount()
             memmap = open_memmap(pool)
-            engine = PythonEngine(medium, memmap, LinearVolume(pool))
+            engine = PythonEngine(medium, memmap, BlockVolume(pool, memmap))
             with pytest.raises(OSError, match="No space left") as caught:
                 fill(engine)
             assert caught.value.errno == errno.ENOSPC

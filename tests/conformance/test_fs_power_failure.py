@@ -51,10 +51,10 @@ from pmemfs.media import log as log_media
 from pmemfs.medium.base import Durability
 from pmemfs.medium.recording import RecordingMedium
 from pmemfs.memmap.none import NoMemmap
+from pmemfs.volume.base import NewInode
 from pmemfs.volume.fs import compaction, table, transaction
 from pmemfs.volume.fs.extents import Run
 from pmemfs.volume.fs.filesystem import FileSystem
-from pmemfs.volume.fs.names import NewInode
 
 SCALE = float(os.environ.get("PMEMFS_POWER_FAILURE", "1"))
 

@@ -14,12 +14,11 @@ from pathlib import Path
 import pytest
 import trio
 
-from kit.data_plane import READ, InProcess, read_in
+from kit.data_plane import READ, InProcess, PythonEngine, read_in
 from kit.pools import SCHEMES, make_older
 from kit.sources import needs_root, small_tmpfs, sparse_file
 from pmemfs.dataplane.layouts import Presence
 from pmemfs.errors import CannotGrow, CannotShrink, NoSpace
-from pmemfs.fuse.engine import PythonEngine
 from pmemfs.fuse.growing import Grower
 from pmemfs.media.label import Scheme
 from pmemfs.medium.mapped import MappedMedium
@@ -29,7 +28,7 @@ from pmemfs.memmap.base import Access
 from pmemfs.pool import Pool, PoolSpec
 from pmemfs.pool.growth import Grown
 from pmemfs.units import GIB, KIB, MIB, TIB
-from pmemfs.volume.linear import INODE, LinearVolume
+from pmemfs.volume.block import INODE, BlockVolume
 
 ENGINES = ("python", "native")
 COMBINATIONS = [
@@ -50,7 +49,7 @@ class Mount:
     pool: Pool
     memmap: Memmap
     engine: PythonEngine | InProcess
-    volume: LinearVolume
+    volume: BlockVolume
 
     def __post_init__(self) -> None:
         self.control = self.engine.control if isinstance(self.engine, InProcess) else self.engine
@@ -58,10 +57,7 @@ class Mount:
 
     async def _show(self) -> None:
         self.control.note_size()
-        self.volume.look_again()
-        if isinstance(self.engine, InProcess):
-            self.engine.volume.look_again()
-            self.engine.control.publish()
+        self.volume.grow()
 
     def grow(self, size_bytes: int) -> Grown:
         """To that size, waiting for it."""
@@ -109,12 +105,12 @@ def made(
 def mounted(path: Path, medium: MappedMedium, engine_name: str) -> Mount:
     pool = Pool.open(medium)
     pool.begin_mount()
-    volume = LinearVolume(pool)
     if engine_name == "python":
         memmap = open_memmap(pool)
+        volume = BlockVolume(pool, memmap)
         return Mount(path, medium, pool, memmap, PythonEngine(medium, memmap, volume), volume)
     engine = InProcess(pool, medium)
-    return Mount(path, medium, pool, engine.memmap, engine, volume)
+    return Mount(path, medium, pool, engine.memmap, engine, engine.volume)
 
 
 @pytest.fixture(params=COMBINATIONS, ids=lambda p: f"{p[0]}-{p[1].word}-{p[2] // KIB}K-{p[3]}")

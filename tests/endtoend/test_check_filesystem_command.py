@@ -18,8 +18,8 @@ from pmemfs.memmap import open_memmap
 from pmemfs.pfn import FRAME_BYTES
 from pmemfs.pool import Pool, PoolSpec
 from pmemfs.units import MIB
+from pmemfs.volume.base import NewInode
 from pmemfs.volume.fs.filesystem import FileSystem
-from pmemfs.volume.fs.names import NewInode
 
 
 @contextmanager

@@ -21,9 +21,9 @@ from pmemfs.memmap import open_memmap
 from pmemfs.mountinfo import mount_at
 from pmemfs.pool import Pool, PoolSpec
 from pmemfs.units import MIB
+from pmemfs.volume.base import NewInode
 from pmemfs.volume.fs.filesystem import FileSystem
 from pmemfs.volume.fs.inode import DIRECTORY_TYPE
-from pmemfs.volume.fs.names import NewInode
 
 pytestmark = pytest.mark.mount
 

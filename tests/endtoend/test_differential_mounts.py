@@ -11,7 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kit.mounts import ENGINES, Mounted, pool_maker
+from kit.fs_mounts import FsMount
+from kit.fs_rig import PYTHON_LACKS, Rig
+from kit.mounts import ENGINES, NATIVE, Engine, Mounted, pool_maker
 from kit.posix import opened
 from pmemfs.units import MIB
 
@@ -82,3 +84,23 @@ def test_the_same_calls_have_the_same_outcomes_and_leave_the_same_traces(
     assert len({repr(traces(mounted)) for mounted in mounts}) == 1
     contents = [mounted.device.read_bytes() for mounted in mounts]
     assert contents.count(contents[0]) == len(contents)
+
+
+@pytest.mark.parametrize("native", NATIVE, ids=str)
+def test_the_same_steps_on_files_have_the_same_results(native: Engine) -> None:
+    # The umask is none, because pyfuse3 can't leave it to the daemon.
+    before = os.umask(0)
+    try:
+        with (
+            pool_maker(Engine("python")) as pools,
+            pool_maker(native) as others,
+            FsMount.made(pools, size="96M") as mount,
+            FsMount.made(others, size="96M") as reference,
+        ):
+            both = Rig(mount, reference.directory, PYTHON_LACKS)
+            for seed in range(100, 108):
+                both.explore(seed, 100)
+            mount.check()
+            reference.check()
+    finally:
+        os.umask(before)

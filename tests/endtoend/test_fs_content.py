@@ -22,7 +22,7 @@ from kit.commands import pmemfs_ok, run_command
 from kit.mounts import Engine, Mounted
 from kit.posix import fails_with, fallocate, names, pattern
 from kit.processes import wait_until
-from pmemfs.fuse.raw import (
+from pmemfs.fuse.handlers.ranges import (
     COLLAPSE_RANGE,
     INSERT_RANGE,
     KEEP_SIZE,

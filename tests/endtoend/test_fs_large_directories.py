@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import threading
 import time
@@ -81,17 +80,17 @@ def test_a_daemon_that_is_killed_while_it_compacts_a_log_loses_no_name(pools: Po
     pools.umount(mount.mounted)
 
 
-@pytest.mark.xfail(strict=True, reason="a listing is READDIRPLUS always: pyfuse3 has no other")
-@pytest.mark.usefixtures("engine")
-def test_names_are_listed_without_reading_their_inodes(pools: PoolMaker) -> None:
+@native_only
+def test_names_are_listed_without_reading_their_inodes_but_the_first(pools: PoolMaker) -> None:
     mounted = mount_fs(pools, create_fs(pools, "names", "64M"))
     top = mounted.mountpoint
     make_files(top, 2000)
     pools.umount(mounted)
     again = mount_fs(pools, mounted.pool)
     assert len(os.listdir(again.mountpoint)) == 2000
-    info = json.loads(pmemfs_ok("info", again.mountpoint, "--json"))
-    assert info["mount"]["space"]["cached_inodes"] < 100
+    # The first answer has attributes, since whoever lists a directory may look at what is in it;
+    # the kernel asks for 32 KiB at once.
+    assert again.info()["space"]["cached_inodes"] < 300
 
 
 def make_files(top: Path, count: int) -> None:

@@ -15,8 +15,8 @@ from kit.commands import run_command
 from kit.mounts import Engine, Mounted
 from kit.posix import fails_with, mode_of
 from kit.users import NOBODY, OTHER_USER, as_user
-from pmemfs.fuse import acl
-from pmemfs.fuse.acl import Entry, Tag
+from pmemfs.fuse.handlers import acl
+from pmemfs.fuse.handlers.acl import Entry, Tag
 
 pytestmark = pytest.mark.mount
 

@@ -15,7 +15,7 @@ from kit.commands import pmemfs_ok, run_command
 from kit.mounts import Engine, Mounted
 from kit.posix import fails_with, fallocate, opened, pattern
 from kit.processes import wait_until
-from pmemfs.fuse.raw import KEEP_SIZE, ZERO_RANGE
+from pmemfs.fuse.handlers.ranges import KEEP_SIZE, ZERO_RANGE
 
 pytestmark = pytest.mark.mount
 

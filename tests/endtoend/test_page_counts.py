@@ -9,7 +9,7 @@ import pytest
 from kit.commands import pmemfs, pmemfs_ok, refused
 from kit.mounts import Mounted, PoolMaker
 from kit.posix import opened
-from pmemfs.volume.linear import INODE
+from pmemfs.volume.block import INODE
 
 pytestmark = [pytest.mark.mount, pytest.mark.usefixtures("engine")]
 

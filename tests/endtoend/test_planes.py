@@ -132,6 +132,13 @@ def test_mapped_io_goes_on_while_the_control_plane_does_nothing(pools: PoolMaker
     assert mounted.info()["io"]["writes"] == 2
 
 
+@pytest.mark.parametrize("kind", ["block", "fs"])
+def test_a_native_mount_does_without_pyfuse3(pools: PoolMaker, engine: Engine, kind: str) -> None:
+    mounted = pools.mount(pools.create("pmem0", "16M", "--mode", kind))
+    has_it = "pyfuse3" in Path(f"/proc/{mounted.pid}/maps").read_text()
+    assert has_it == (engine.name == "python")
+
+
 @native_only
 def test_an_idle_mount_burns_no_cpu(pools: PoolMaker) -> None:
     mounted = pools.mount(pools.create(size="16M"))

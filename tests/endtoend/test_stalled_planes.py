@@ -55,21 +55,20 @@ def test_a_burst_of_any_size_is_answered(pools: PoolMaker, buffers: str) -> None
 
 
 LIAR = """
-import sys
-import pyfuse3
-from pmemfs.control.starter import KEEP
+from dataclasses import replace
 from pmemfs.daemons import mountd
-from pmemfs.fuse.filesystem import FileSystemOperations
+from pmemfs.fuse.handlers.directories import DirectoryHandlers, Listed
 
-told = FileSystemOperations.readdir
+told = DirectoryHandlers.listing
 
-async def readdir(self, fh, start_id, token):
-    if start_id == 0:
-        attributes = await self.getattr(1, None)
-        attributes.st_ino = attributes.generation = 1
-        pyfuse3.readdir_reply(token, b"loop", attributes, 1)
+def listing(self, handle, start, take, *, with_attributes):
+    if start == 0:
+        attributes = replace(self._volume.attributes(1), ino=1, generation=1)
+        take(Listed(b"loop", 1, 4, 1, attributes))
+    else:
+        told(self, handle, start, take, with_attributes=with_attributes)
 
-FileSystemOperations.readdir = readdir
+DirectoryHandlers.listing = listing
 mountd.main()
 """
 
@@ -83,7 +82,8 @@ def test_what_the_kernel_forgets_at_once_holds_nobody_up(pools: PoolMaker) -> No
     pools.umount(mounted)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     daemon = subprocess.Popen(
-        [sys.executable, "-c", LIAR, str(pool), str(mounted.mountpoint), *pools.engine.options,
+        [sys.executable, "-c", LIAR, str(pool), str(mounted.mountpoint),
+         "-o", f"engine={pools.engine.name},transport={pools.engine.transport}",
          "--starter-fd", str(theirs.fileno())],
         pass_fds=[theirs.fileno()],
     )  # fmt: skip

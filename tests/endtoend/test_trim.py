@@ -15,7 +15,7 @@ from kit.commands import fio, pmemfs_ok, run_command
 from kit.mounts import NATIVE_ONLY, Mounted, PoolMaker
 from kit.posix import opened
 from kit.sources import loop_device, mounted_tmpfs
-from pmemfs.fuse.raw import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE
+from pmemfs.fuse.handlers.ranges import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE
 from pmemfs.units import MIB
 
 pytestmark = [pytest.mark.mount, *NATIVE_ONLY]

@@ -14,22 +14,31 @@ from kit.pools import mapped_pool
 from pmemfs.dataplane.layouts import Extent
 from pmemfs.dataplane.native import Responder
 from pmemfs.dataplane.tables import SharedMemory
-from pmemfs.fuse.native import NativeEngine
-from pmemfs.fuse.published import PublishedTables
+from pmemfs.fuse.engine import Engine
+from pmemfs.fuse.handlers.handlers import Handlers
+from pmemfs.fuse.handshake import Terms
+from pmemfs.fuse.native import PublishedDevice, SharedEngine
+from pmemfs.fuse.published import PublishedTables, Publisher
 from pmemfs.fuse.sharing import share_memmap, share_pool
 from pmemfs.fuse.statistics import EngineStatistics
+from pmemfs.fuse.trimming import Trimmer
+from pmemfs.fuse.wiredoor import WireDoor
 from pmemfs.media.label import Scheme
+from pmemfs.medium.base import Medium
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap import Memmap
 from pmemfs.pool import Pool
 from pmemfs.units import KIB, MIB
+from pmemfs.volume.base import Volume
+from pmemfs.volume.block import INODE, BlockVolume
 from pmemfs.volume.fs.filesystem import FileSystem
-from pmemfs.volume.linear import INODE, LinearVolume
 
 READ, WRITE, FSYNC, FLUSH, INTERRUPT, FALLOCATE, LSEEK, SYNCFS = 15, 16, 20, 25, 36, 43, 46, 50
 IOCTL = 39
 TMPFILE, STATX = 51, 52
 MAX_WRITE = MIB
+ALL = (1 << 64) - 1
+"""Opcodes that the control plane answers."""
 
 
 def read_in(offset: int, size: int) -> bytes:
@@ -47,6 +56,26 @@ def lseek_in(offset: int, whence: int) -> bytes:
     return struct.pack("<QQII", 1, offset, whence, 0)
 
 
+class PythonEngine(Engine):
+    """A device and its counts, as the handlers have them."""
+
+    def __init__(self, medium: Medium, memmap: Memmap, volume: BlockVolume) -> None:
+        super().__init__(medium, memmap)
+        self.volume = volume
+
+    def read(self, offset_bytes: int, length_bytes: int) -> bytes | memoryview:
+        """READ."""
+        data = self.volume.read(INODE, offset_bytes, length_bytes)
+        self.count_read(len(data))
+        return data
+
+    def write(self, offset_bytes: int, data: bytes) -> int:
+        """WRITE."""
+        written = self.volume.write(INODE, offset_bytes, data)
+        self.count_write(written)
+        return written
+
+
 class InProcess:
     """The native engine as a whole: a worker, and the control plane for what it forwards.
 
@@ -56,9 +85,10 @@ class InProcess:
     def __init__(self, pool: Pool, medium: MappedMedium, *, points: bool = False) -> None:
         self.shared = share_pool(pool, worker_count=2)
         self.memmap: Memmap = share_memmap(pool, medium, self.shared)
-        self.volume = LinearVolume(pool)
-        self.control = NativeEngine(pool, medium, self.memmap, self.volume, self.shared)
-        self.control.publish()
+        self.shared.set_header_word("answered", ALL)
+        self.control = SharedEngine(pool, medium, self.memmap, self.shared)
+        onlookers = PublishedDevice(self.control, self.shared, medium)
+        self.volume = BlockVolume(pool, self.memmap, onlookers=onlookers)
         self.worker = Responder(
             self.shared.fd, medium.fileno(), medium.map_flags, MAX_WRITE, points=points
         )
@@ -70,7 +100,9 @@ class InProcess:
         verdict, error, data = self.worker.answer(request, opcode=READ, inode=INODE)
         if verdict == "forward":
             self.forwarded += 1
-            return bytes(self.control.read(offset_bytes, length_bytes))
+            data = bytes(self.volume.read(INODE, offset_bytes, length_bytes))
+            self.control.count_read(len(data))
+            return data
         if error:
             raise OSError(error, "the data plane refused to read")
         return data
@@ -81,7 +113,9 @@ class InProcess:
         verdict, error, reply = self.worker.answer(request, opcode=WRITE, inode=INODE, payload=data)
         if verdict == "forward":
             self.forwarded += 1
-            return self.control.write(offset_bytes, data)
+            written = self.volume.write(INODE, offset_bytes, data)
+            self.control.count_write(written)
+            return written
         if error:
             raise OSError(error, "the data plane refused to write")
         return int(struct.unpack_from("<I", reply)[0])
@@ -96,7 +130,7 @@ class InProcess:
 
     def punch(self, offset_bytes: int, length_bytes: int) -> None:
         """TRIM."""
-        trio.run(self.control.punch, offset_bytes, length_bytes)
+        trio.run(self.volume.punch, INODE, offset_bytes, length_bytes)
 
     def statistics(self) -> EngineStatistics:
         """As `PythonEngine.statistics`."""
@@ -142,7 +176,28 @@ def some_tables(
             worker_count=worker_count,
             has_files=has_files,
         )
+        shared.set_header_word("answered", ALL)
         yield Tables(pool, shared, pool.medium.fileno(), pool.medium.map_flags)
+
+
+def door_to(
+    volume: Volume,
+    engine: Engine,
+    tables: PublishedTables | None = None,
+    max_write: int = MAX_WRITE,
+) -> tuple[Handlers, WireDoor]:
+    """The handlers of a volume, and the wire door to them, whose INIT is still to come."""
+    fs = volume if isinstance(volume, FileSystem) else None
+    pool = fs.store.pool if fs else volume._pool  # type: ignore[attr-defined]
+    handlers = Handlers(
+        volume,
+        engine,
+        Trimmer(pool, pool.medium, engine, fs),
+        publisher=Publisher(fs, tables) if fs and tables else None,
+        published=tables.attributes if tables else None,
+    )
+    terms = Terms(max_write, 64, has_files=volume.has_files, over_uring=False)
+    return handlers, WireDoor(handlers, terms)
 
 
 @dataclass
@@ -168,6 +223,7 @@ def shared_files(directory: Path) -> Iterator[SharedFiles]:
         assert isinstance(medium, MappedMedium)
         FileSystem.format(pool)
         shared = share_pool(pool, worker_count=1, has_files=True)
+        shared.set_header_word("answered", ALL)
         tables = PublishedTables(shared)
         memmap = share_memmap(pool, medium, shared)
         yield SharedFiles(medium, memmap, shared, tables, FileSystem(pool, memmap, tables))

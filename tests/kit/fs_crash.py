@@ -32,8 +32,8 @@ from pmemfs.medium.recording import RecordingMedium
 from pmemfs.memmap.none import NoMemmap
 from pmemfs.pool import Pool, PoolSpec
 from pmemfs.units import KIB
+from pmemfs.volume.base import NewInode
 from pmemfs.volume.fs.filesystem import FileSystem
-from pmemfs.volume.fs.names import NewInode
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

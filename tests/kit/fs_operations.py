@@ -21,7 +21,7 @@ from kit.fs_crash import (
     write,
 )
 from pmemfs.medium.base import Durability
-from pmemfs.volume.fs.names import NewInode
+from pmemfs.volume.base import NewInode
 
 LONG = b"n" * 255
 WHITEOUT = NewInode(0o020000, 1, 2)

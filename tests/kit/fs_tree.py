@@ -13,10 +13,10 @@ from pmemfs.media.label import Mode, Scheme
 from pmemfs.memmap.none import NoMemmap
 from pmemfs.pool import Pool, PoolSpec
 from pmemfs.units import KIB
+from pmemfs.volume.base import NewInode
 from pmemfs.volume.fs.check import check_filesystem
 from pmemfs.volume.fs.filesystem import FileSystem
 from pmemfs.volume.fs.findings import Verdict
-from pmemfs.volume.fs.names import NewInode
 from pmemfs.volume.fs.repair import repair_filesystem
 
 POOL_BYTES = 1024 * KIB

@@ -48,10 +48,10 @@ from pmemfs.memmap import open_memmap
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
 from pmemfs.pool import Pool, PoolSpec
 from pmemfs.units import KIB
+from pmemfs.volume.base import NewInode
 from pmemfs.volume.fs.check import check_filesystem
 from pmemfs.volume.fs.filesystem import FileSystem
 from pmemfs.volume.fs.findings import Verdict
-from pmemfs.volume.fs.names import NewInode
 from pmemfs.volume.fs.repair import repair_filesystem
 
 if TYPE_CHECKING:

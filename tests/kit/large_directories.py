@@ -17,9 +17,9 @@ from pmemfs.media.label import Mode, Scheme
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap.none import NoMemmap
 from pmemfs.pool import Pool, PoolSpec
+from pmemfs.volume.base import NewInode
 from pmemfs.volume.fs import inode as inode_module
 from pmemfs.volume.fs.filesystem import FileSystem
-from pmemfs.volume.fs.names import NewInode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pmemfs.fuse import acl
-from pmemfs.fuse.acl import ACCESS, DEFAULT, Acl, Entry, Tag
+from pmemfs.fuse.handlers import acl
+from pmemfs.fuse.handlers.acl import ACCESS, DEFAULT, Acl, Entry, Tag
 
 permissions = st.integers(0, 7)
 modes = st.integers(0, 0o7777)

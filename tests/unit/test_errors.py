@@ -20,7 +20,7 @@ from pmemfs.errors import (
     sentence_of,
     system_error,
 )
-from pmemfs.fuse.barrier import errno_of
+from pmemfs.fuse.failures import errno_of
 from pmemfs.fuse.processes import limits_behind
 
 
@@ -57,7 +57,7 @@ def test_a_group_answers_a_request_as_what_it_is_about() -> None:
         return await _answer(b'{"method": "fail"}', {"fail": fail})
 
     assert str(NoAnswer(path="x", why="y")).encode() in trio.run(ask)
-    assert errno_of(grouped(system_error(errno.ENOSPC)), fail, ()) == errno.ENOSPC
+    assert errno_of(grouped(system_error(errno.ENOSPC)), "fail") == errno.ENOSPC
 
 
 def test_what_a_nursery_raises_is_unwrapped() -> None:

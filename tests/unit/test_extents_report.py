@@ -15,8 +15,8 @@ from pmemfs.observe import extents
 from pmemfs.observe.answers import ExtentReport, FileExtents
 from pmemfs.pool import Pool, PoolSpec
 from pmemfs.units import MIB
+from pmemfs.volume.base import NewInode
 from pmemfs.volume.fs.filesystem import FileSystem
-from pmemfs.volume.fs.names import NewInode
 
 
 def file_in_pieces() -> tuple[FileSystem, int]:

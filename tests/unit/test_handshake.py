@@ -1,42 +1,93 @@
-"""What a data plane changes in passing: INIT, and the replies that open files.
+"""INIT, and what passes between the planes: nothing is changed on the way.
 
-Its process serves a socket here instead of /dev/fuse: one message a request or reply, just so.
+The process of a data plane serves a socket here instead of /dev/fuse: one message a request or
+reply, just so.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 
-from kit.data_plane import MAX_WRITE, TMPFILE, some_tables
+from kit.data_plane import MAX_WRITE, some_tables
 from pmemfs.dataplane.native import run
+from pmemfs.fuse import wire
+from pmemfs.fuse.handshake import Terms, agree
+from pmemfs.fuse.wire import Opcode
 
-INIT, OPEN, CREATE, GETATTR = 26, 14, 35, 3
-DONT_MASK, PARALLEL_DIROPS = 1 << 6, 1 << 18
-HANDLE_KILLPRIV_V2 = 1 << 28
-FOPEN_DIRECT_IO, FOPEN_NOFLUSH, FOPEN_PARALLEL_DIRECT_WRITES = 1 << 0, 1 << 5, 1 << 6
-ENTRY_OUT_BYTES = 128
+ALL = (1 << 64) - 1
+TERMS = Terms(max_write=MAX_WRITE, max_background=64, has_files=True, over_uring=False)
+BLOCK = Terms(max_write=MAX_WRITE, max_background=64, has_files=False, over_uring=False)
+URING = Terms(max_write=MAX_WRITE, max_background=64, has_files=True, over_uring=True)
+
+
+def init_in(offered: int, major: int = 7, minor: int = 45) -> bytes:
+    return wire.INIT_IN.pack(major, minor, 65536, offered & 0xFFFFFFFF, offered >> 32)
+
+
+@pytest.mark.parametrize(
+    ("terms", "more"),
+    [
+        (BLOCK, 0),
+        (TERMS, wire.DONT_MASK | wire.HANDLE_KILLPRIV_V2 | wire.POSIX_ACL | wire.EXPORT_SUPPORT
+         | wire.SETXATTR_EXT),
+    ],
+)  # fmt: skip
+def test_umask_privileges_and_lists_are_ours_where_there_are_files(terms: Terms, more: int) -> None:
+    always = (
+        wire.ASYNC_READ | wire.ATOMIC_O_TRUNC | wire.BIG_WRITES | wire.AUTO_INVAL_DATA
+        | wire.DO_READDIRPLUS | wire.READDIRPLUS_AUTO | wire.ASYNC_DIO | wire.PARALLEL_DIROPS
+        | wire.MAX_PAGES | wire.INIT_EXT | wire.DIRECT_IO_ALLOW_MMAP
+    )  # fmt: skip
+    answer, flags = agree(init_in(ALL), terms)
+    assert flags == always | more
+    fields = wire.INIT_OUT.unpack(answer)
+    assert fields == (7, 45, 65536, flags & 0xFFFFFFFF, 64, 48, MAX_WRITE, 1, MAX_WRITE // 4096, 0,
+                      flags >> 32)  # fmt: skip
+
+
+def test_nothing_is_agreed_on_that_the_kernel_does_not_offer() -> None:
+    for bit in range(64):
+        assert agree(init_in(1 << bit), TERMS)[1] in (0, 1 << bit)
+    assert agree(init_in(wire.DIRECT_IO_ALLOW_MMAP), TERMS)[1] == 0, "flags2 needs INIT_EXT"
+
+
+def test_an_older_kernel_is_answered_in_its_version() -> None:
+    short = init_in(ALL, minor=31)[:16]
+    answer, flags = agree(short, TERMS)
+    assert struct.unpack_from("<II", answer) == (7, 31)
+    assert flags < 1 << 32
+
+
+@pytest.mark.parametrize(
+    ("operation", "terms", "number"),
+    [
+        (init_in(ALL, major=8), TERMS, errno.EPROTO),
+        (init_in(ALL & ~wire.OVER_IO_URING), URING, errno.ENODEV),
+    ],
+)
+def test_what_cannot_be_served_is_refused(operation: bytes, terms: Terms, number: int) -> None:
+    with pytest.raises(OSError, match=r"\w") as caught:
+        agree(operation, terms)
+    assert caught.value.errno == number
 
 
 def request(opcode: int, unique: int, operation: bytes) -> bytes:
     """fuse_in_header and what follows it."""
-    return struct.pack("<IIQQIIII", 40 + len(operation), opcode, unique, 1, 0, 0, 0, 0) + operation
+    return wire.IN_HEADER.pack(40 + len(operation), opcode, unique, 1, 0, 0, 0, 0) + operation
 
 
-def reply(unique: int, data: bytes) -> bytes:
+def reply(unique: int, data: bytes, error: int = 0) -> bytes:
     """fuse_out_header and what follows it."""
-    return struct.pack("<IiQ", 16 + len(data), 0, unique) + data
-
-
-def unique_of(message: bytes) -> int:
-    return int(struct.unpack_from("<Q", message, 8)[0])
+    return wire.OUT_HEADER.pack(16 + len(data), -error, unique) + data
 
 
 class Ends:
@@ -44,34 +95,35 @@ class Ends:
 
     def __init__(self) -> None:
         pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(3)]
-        (self.kernel, _), (self.forward, _), (self.raw, _) = pairs
+        (self.kernel, _), (self.forward, _), (self.notices, _) = pairs
         self.theirs = [pair[1] for pair in pairs]
-        for end in (self.kernel, self.forward, self.raw):
+        for end in (self.kernel, self.forward, self.notices):
             end.settimeout(20)
 
-    def shake_hands(self, offered: int) -> int:
-        """Offer flags to the data plane, agree to none behind it, and see what it agrees to."""
-        self.kernel.send(request(INIT, 2, struct.pack("<IIII", 7, 45, 65536, offered) + bytes(48)))
-        assert unique_of(self.forward.recv(4096)) == 2
-        self.forward.send(reply(2, struct.pack("<IIII", 7, 38, 65536, 0) + bytes(48)))
-        agreed = self.kernel.recv(4096)
-        return int(struct.unpack_from("<I", agreed, 16 + 12)[0])
+    def shake_hands(self) -> None:
+        """Let INIT through."""
+        self.kernel.send(request(Opcode.INIT, 2, init_in(0)))
+        assert self.forward.recv(4096) == request(Opcode.INIT, 2, init_in(0))
+        answer = reply(2, agree(init_in(0), TERMS)[0])
+        self.forward.send(answer)
+        assert self.kernel.recv(4096) == answer
 
 
 @contextmanager
-def data_plane(directory: Path, *, has_files: bool) -> Iterator[Ends]:
+def data_plane(directory: Path, answered: int = ALL, expected: int = 0) -> Iterator[Ends]:
     """A data plane of one reader, in a process of its own."""
     with some_tables(directory, worker_count=1) as tables:
+        tables.shared.set_header_word("answered", answered)
         ends = Ends()
 
         def serve() -> None:
-            fuse_fd, forward_fd, raw_fd = (end.fileno() for end in ends.theirs)
-            for end in (ends.kernel, ends.forward, ends.raw):
+            fuse_fd, forward_fd, notices_fd = (end.fileno() for end in ends.theirs)
+            for end in (ends.kernel, ends.forward, ends.notices):
                 end.close()
             os._exit(
-                run(fuse_fd, tables.shared.fd, tables.fd, forward_fd, [raw_fd],
-                    map_flags=tables.map_flags, max_write=MAX_WRITE, max_background=64,
-                    queue_count=0, depth=0, reader_count=1, has_files=has_files)
+                run(fuse_fd, tables.shared.fd, tables.fd, notices_fd, [forward_fd],
+                    map_flags=tables.map_flags, max_write=MAX_WRITE,
+                    queue_count=0, depth=0, reader_count=1)
             )  # fmt: skip
 
         process = get_context("fork").Process(target=serve)
@@ -82,64 +134,50 @@ def data_plane(directory: Path, *, has_files: bool) -> Iterator[Ends]:
             yield ends
         finally:
             tables.shared.set_header_word("ends", 1)
-            for end in (ends.forward, ends.raw, ends.kernel):
+            for end in (ends.forward, ends.notices, ends.kernel):
                 end.close()
             process.join()
-        assert process.exitcode == 0
+        assert process.exitcode == expected
 
 
-@pytest.mark.parametrize(
-    ("wanted", "offered", "agreed"),
-    [
-        (True, DONT_MASK | HANDLE_KILLPRIV_V2, DONT_MASK | HANDLE_KILLPRIV_V2),
-        (True, DONT_MASK, DONT_MASK),
-        (True, 0, 0),
-        (False, DONT_MASK | HANDLE_KILLPRIV_V2, 0),
-    ],
-)
-def test_umask_and_privileges_are_the_control_planes_where_there_are_files_and_the_kernel_offers_it(
-    shm: Path, wanted: bool, offered: int, agreed: int
-) -> None:
-    with data_plane(shm, has_files=wanted) as ends:
-        assert ends.shake_hands(offered) & (DONT_MASK | HANDLE_KILLPRIV_V2) == agreed
+@pytest.mark.parametrize("opcode", [Opcode.GETATTR, Opcode.OPEN, Opcode.CREATE, Opcode.TMPFILE])
+def test_a_request_and_its_reply_pass_as_they_are(shm: Path, opcode: int) -> None:
+    with data_plane(shm) as ends:
+        ends.shake_hands()
+        asked = request(opcode, (1 << 63) - 2, bytes(16) + b"name\0")
+        ends.kernel.send(asked)
+        assert ends.forward.recv(4096) == asked
+        answer = reply((1 << 63) - 2, struct.pack("<QII", 9, wire.FOPEN_DIRECT_IO, 0) * 20)
+        ends.forward.send(answer)
+        assert ends.kernel.recv(4096) == answer
 
 
-@pytest.mark.parametrize("offered", [0, PARALLEL_DIROPS])
-def test_one_look_up_in_a_directory_need_not_wait_for_another(shm: Path, offered: int) -> None:
-    with data_plane(shm, has_files=True) as ends:
-        assert ends.shake_hands(offered) & PARALLEL_DIROPS == offered
+def test_what_the_table_does_not_have_is_enosys_at_once(shm: Path) -> None:
+    known = {Opcode.GETATTR, Opcode.LOOKUP}
+    with data_plane(shm, sum(1 << opcode for opcode in known)) as ends:
+        ends.shake_hands()
+        for opcode in (*Opcode, 0, 63, 64, 65, 4096, 1 << 31):
+            if opcode in (Opcode.READ, Opcode.WRITE, Opcode.FLUSH, Opcode.FSYNC, Opcode.SYNCFS,
+                          Opcode.INTERRUPT, Opcode.LSEEK, Opcode.FORGET,
+                          Opcode.BATCH_FORGET, *known):  # fmt: skip
+                continue
+            ends.kernel.send(request(opcode, 4, bytes(64)))
+            assert ends.kernel.recv(4096) == reply(4, b"", errno.ENOSYS), opcode
 
 
-@pytest.mark.parametrize(
-    ("opcode", "skipped", "who"),
-    [
-        (OPEN, 0, lambda ends: ends.forward),
-        (CREATE, ENTRY_OUT_BYTES, lambda ends: ends.forward),
-        (TMPFILE, ENTRY_OUT_BYTES, lambda ends: ends.raw),
-    ],
-)
-def test_files_are_opened_for_parallel_direct_writes_however_they_are_opened(
-    shm: Path, opcode: int, skipped: int, who: Callable[[Ends], socket.socket]
-) -> None:
-    more = FOPEN_NOFLUSH | FOPEN_PARALLEL_DIRECT_WRITES
-    with data_plane(shm, has_files=True) as ends:
-        ends.shake_hands(0)
-        for flags, opened in ((FOPEN_DIRECT_IO, FOPEN_DIRECT_IO | more), (0, 0)):
-            ends.kernel.send(request(opcode, 4, bytes(16) + b"name\0"))
-            asked = who(ends).recv(4096)
-            data = bytes(skipped) + struct.pack("<QII", 9, flags, 0)
-            who(ends).send(reply(unique_of(asked), data))
-            answer = ends.kernel.recv(4096)
-            assert unique_of(answer) == 4
-            assert answer[16:] == bytes(skipped) + struct.pack("<QII", 9, opened, 0)
+def test_an_init_that_is_refused_ends_the_data_plane_with_its_errno(shm: Path) -> None:
+    with data_plane(shm, expected=errno.ENODEV) as ends:
+        ends.kernel.send(request(Opcode.INIT, 2, init_in(0)))
+        ends.forward.recv(4096)
+        ends.forward.send(reply(2, b"", errno.ENODEV))
+        assert ends.kernel.recv(4096) == reply(2, b"", errno.ENODEV)
 
 
-def test_no_other_reply_is_changed(shm: Path) -> None:
-    with data_plane(shm, has_files=True) as ends:
-        ends.shake_hands(0)
-        ends.kernel.send(request(GETATTR, 6, bytes(16)))
-        asked = ends.forward.recv(4096)
-        assert unique_of(asked) == 6
-        data = struct.pack("<QII", 9, FOPEN_DIRECT_IO, 0) * 20
-        ends.forward.send(reply(6, data))
-        assert ends.kernel.recv(4096) == reply(6, data)
+def test_notices_are_written_in_order_and_each_is_answered(shm: Path) -> None:
+    with data_plane(shm) as ends:
+        ends.shake_hands()
+        notices = [reply(0, bytes([number]) * 24) for number in range(20)]
+        for notice in notices:
+            ends.notices.send(notice)
+        assert [ends.kernel.recv(4096) for _ in notices] == notices
+        assert [ends.notices.recv(16) for _ in notices] == [bytes(4)] * 20

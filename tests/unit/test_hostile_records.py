@@ -26,9 +26,10 @@ from pmemfs.media.inode import HEAD, INLINE_OFFSET, ROOT, SLOT_BYTES, TAIL_WORD_
 from pmemfs.media.journal import pack_journal
 from pmemfs.media.log import InodeFlags, RecordKind
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
+from pmemfs.volume.base import NewInode
 from pmemfs.volume.fs.attributes import CHATTR
 from pmemfs.volume.fs.filesystem import FileSystem
-from pmemfs.volume.fs.names import RENAME_EXCHANGE, NewInode
+from pmemfs.volume.fs.names import RENAME_EXCHANGE
 from pmemfs.volume.fs.reading import read_inode
 
 FILE = NewInode(0o100644, 1, 2)

@@ -177,7 +177,6 @@ def test_a_circle_of_annotations_is_one(tmp_path: Path, monkeypatch: pytest.Monk
 
 NAMES_FOR_ANYTHING = {"files", "content", "raw", "data", "utils", "helpers", "common", "misc"}
 """A module of such a name says nothing of its subject."""
-NOT_YET_RENAMED = {"pmemfs.fuse.content", "pmemfs.fuse.raw"}
 
 
 def bad_names(modules: Collection[str]) -> list[str]:
@@ -192,7 +191,7 @@ def bad_names(modules: Collection[str]) -> list[str]:
 
 def test_a_module_is_named_after_its_subject() -> None:
     modules = {module_of(path) for path in MODULES}
-    assert set(bad_names(modules)) <= NOT_YET_RENAMED
+    assert bad_names(modules) == []
     assert bad_names({"a.table", "a.tables", "b.tables", "a.files"}) == ["a.files", "a.tables"]
 
 

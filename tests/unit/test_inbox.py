@@ -17,12 +17,11 @@ from pmemfs.fuse.inbox import Inbox
 
 @dataclass
 class Ends:
-    """Two sockets that are served and a neighbour, and the far ends of all."""
+    """Two sockets that are served, and their far ends."""
 
     inbox: Inbox
     ours: list[socket.socket]
     theirs: list[socket.socket]
-    neighbour: socket.socket
 
     def wait(self) -> None:
         """Fall asleep until there is a message."""
@@ -45,10 +44,10 @@ class Ends:
 def ends(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ends]:
     # However slow the machine is, no turn ends by itself.
     monkeypatch.setattr(inbox_module, "_TURN_SECONDS", 1000)
-    pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(3)]
+    pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(2)]
     ours, theirs = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    with closing(Inbox(ours[:2], ours[2:])) as inbox:
-        yield Ends(inbox, ours, theirs[:2], theirs[2])
+    with closing(Inbox(ours)) as inbox:
+        yield Ends(inbox, ours, theirs)
     for end in (*ours, *theirs):
         end.close()
 
@@ -95,9 +94,6 @@ def test_but_not_where_others_have_something_to_do(ends: Ends, yields: list[obje
     yields += [None]
     assert ends.take(may_wait=False) == []
     assert yields
-    yields[:] = [lambda: ends.neighbour.send(b"x"), lambda: ends.theirs[0].send(b"x")]
-    assert ends.take(may_wait=True) == []
-    assert len(yields) == 1, "it has made way at once"
 
 
 def test_nor_after_a_long_sleep(
@@ -123,18 +119,6 @@ def test_it_is_not_waited_for_ever(ends: Ends, yields: list[object]) -> None:
     ends.wait()
     assert ends.take() == [0]
     assert ends.take(may_wait=True) == []
-
-
-def test_whoever_waits_beside_is_let_run_after_one_round(ends: Ends) -> None:
-    ends.theirs[0].send(b"x")
-    ends.neighbour.send(b"x")
-    ends.wait()
-    assert ends.take() == [0]
-    ends.theirs[0].send(b"x")
-    assert ends.take() == []
-    # And does not keep this one from its next turn, even if it has not come to its message.
-    ends.wait()
-    assert ends.take() == [0]
 
 
 def test_a_turn_ends_however_much_there_is(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import trio
-from pyfuse3 import InodeT, ReaddirToken, RequestContext
 
+from kit.data_plane import door_to
 from kit.fs_crash import ROOT, World, on_medium, snapshot, template
 from kit.fs_operations import IMAGES, OPERATIONS
 from kit.large_directories import (
@@ -25,16 +25,11 @@ from kit.large_directories import (
     opened,
     remove_names,
 )
-from pmemfs.fuse import filesystem
 from pmemfs.fuse.engine import Engine
-from pmemfs.fuse.filesystem import FileSystemOperations
-from pmemfs.fuse.openfiles import OpenFiles
-from pmemfs.fuse.patience import Patience
-from pmemfs.fuse.privileges import Caller
-from pmemfs.fuse.raw import Answer, Handler, Request
-from pmemfs.fuse.raw_filesystem import RawFileSystem
-from pmemfs.fuse.trimming import Trimmer
-from pmemfs.fuse.wire import GETATTR, LOOKUP, RENAME, UNLINK
+from pmemfs.fuse.handlers.directories import DirectoryHandlers
+from pmemfs.fuse.handlers.privileges import Caller
+from pmemfs.fuse.wire import Opcode
+from pmemfs.fuse.wiredoor import Answer, Request, WireDoor
 from pmemfs.media import log as media
 from pmemfs.medium.recording import RecordingMedium
 from pmemfs.memmap.none import NoMemmap
@@ -47,23 +42,6 @@ from pmemfs.volume.fs.reading import MayWait, NotRead
 
 COUNT = 100_000
 AT_ONCE = (READING_STEPS + 1) * RECORDS_A_FRAME
-
-
-class Nothing:
-    """Attributes are published nowhere."""
-
-    def is_wanted(self, ino: int) -> bool:
-        return False
-
-    def publish(self, ino: int, answer: bytes) -> None:
-        return
-
-
-class NoTrimmer(Trimmer):
-    """Nobody asks for it."""
-
-    def __init__(self) -> None:
-        return
 
 
 @pytest.fixture(scope="module")
@@ -91,13 +69,8 @@ def unread(fs: FileSystem, name: bytes) -> int:
     return number
 
 
-def handlers(fs: FileSystem) -> dict[int, Handler]:
-    files = OpenFiles(fs, Engine(fs.medium, fs.store.ground.memmap), None)
-    return RawFileSystem(fs, files, Nothing(), Patience(fs), NoTrimmer()).handlers()
-
-
-async def answered(handler: Handler, inode: int, operation: bytes) -> Answer:
-    answer = handler(Request(inode, Caller(0, 0, 0), operation))
+async def answered(door: WireDoor, opcode: int, inode: int, operation: bytes) -> Answer:
+    answer = door.answer(opcode, Request(inode, Caller(0, 0, 0), operation))
     return answer if answer is None or isinstance(answer, bytes | memoryview) else await answer
 
 
@@ -105,12 +78,12 @@ def at_once(
     fs: FileSystem, requests: list[tuple[int, int, bytes]], stretches: Stretches
 ) -> list[Answer | OSError]:
     """The answers to requests that come at the same time."""
-    table = handlers(fs)
+    _, door = door_to(fs, Engine(fs.medium, fs.store.ground.memmap))
     answers: list[Answer | OSError] = [None] * len(requests)
 
     async def ask(at: int, opcode: int, inode: int, operation: bytes) -> None:
         try:
-            answers[at] = await answered(table[opcode], inode, operation)
+            answers[at] = await answered(door, opcode, inode, operation)
         except OSError as error:
             answers[at] = error
 
@@ -131,7 +104,7 @@ def test_a_first_look_up_lets_others_in_after_some_records(
     directory = unread(fs, b"one")
     stretches = Stretches()
     stretches.count_records(monkeypatch)
-    [answer] = at_once(fs, [(LOOKUP, directory, b"n777\0")], stretches)
+    [answer] = at_once(fs, [(Opcode.LOOKUP, directory, b"n777\0")], stretches)
     assert isinstance(answer, bytes)
     assert stretches.total > COUNT
     assert stretches.longest <= AT_ONCE
@@ -144,10 +117,10 @@ def test_what_needs_the_same_directory_waits_for_one_reading_of_it(
     stretches = Stretches()
     stretches.count_records(monkeypatch)
     requests = [
-        *[(LOOKUP, directory, b"n%d\0" % at) for at in range(20)],
-        (LOOKUP, directory, b"none\0"),
-        (GETATTR, directory, b""),
-        (LOOKUP, small, b"none\0"),
+        *[(Opcode.LOOKUP, directory, b"n%d\0" % at) for at in range(20)],
+        (Opcode.LOOKUP, directory, b"none\0"),
+        (Opcode.GETATTR, directory, b""),
+        (Opcode.LOOKUP, small, b"none\0"),
     ]
     answers = at_once(fs, requests, stretches)
     assert all(isinstance(answer, bytes) for answer in answers)
@@ -164,9 +137,9 @@ def test_two_directories_that_are_wanted_are_read_one_after_the_other(
     stretches.count_records(monkeypatch)
     rename = two.to_bytes(8, "little") + b"n5\0moved\0"
     requests = [
-        (RENAME, one, rename),
-        (UNLINK, two, b"n6\0"),
-        *[(LOOKUP, directory, b"n7\0") for directory in (one, two) * 5],
+        (Opcode.RENAME, one, rename),
+        (Opcode.UNLINK, two, b"n6\0"),
+        *[(Opcode.LOOKUP, directory, b"n7\0") for directory in (one, two) * 5],
     ]
     answers = at_once(fs, requests, stretches)
     assert not [answer for answer in answers if isinstance(answer, OSError)]
@@ -190,7 +163,7 @@ def test_whoever_waits_for_a_damaged_directory_gets_an_error(fs: FileSystem) -> 
     forget_all(fs)
     fs.medium.store(at, bytes([before[0] ^ 1]))
     try:
-        requests = [(LOOKUP, directory, b"n%d\0" % at) for at in range(5)]
+        requests = [(Opcode.LOOKUP, directory, b"n%d\0" % at) for at in range(5)]
         for answer in at_once(fs, requests, Stretches()):
             assert isinstance(answer, OSError)
             assert answer.errno == errno.EIO
@@ -243,39 +216,26 @@ def test_what_is_read_in_steps_is_what_is_read_at_once(fs: FileSystem) -> None:
         assert getattr(whole, name) == getattr(stepped, name), name
 
 
-def test_a_request_of_a_listing_copies_nothing_of_the_rest(
-    fs: FileSystem, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_request_of_a_listing_copies_nothing_of_the_rest(fs: FileSystem) -> None:
     directory = unread(fs, b"one")
-    files = OpenFiles(fs, Engine(fs.medium, fs.store.ground.memmap), None)
-    operations = FileSystemOperations(fs, files, Patience(fs))
-    room = [0]
+    directories = DirectoryHandlers(fs)
     fs.inode(directory)
-
-    def reply(token: object, name: bytes, attributes: object, position: int) -> bool:
-        room[0] -= 1
-        return room[0] >= 0
-
-    monkeypatch.setattr(filesystem, "_reply", reply)
+    handle = directories.open(directory)
     most = 0
-
-    async def list_some() -> None:
-        nonlocal most
-        handle = await operations.opendir(InodeT(directory), RequestContext())
-        for start in (0, 20, COUNT // 2):
-            room[0] = 20
-            tracemalloc.reset_peak()
-            before, _ = tracemalloc.get_traced_memory()
-            await operations.readdir(handle, start, ReaddirToken())
-            if start:
-                most = max(most, tracemalloc.get_traced_memory()[1] - before)
-
     tracemalloc.start()
     try:
-        trio.run(list_some)
+        for start in (0, 20, COUNT // 2):
+            room = iter([True] * 20 + [False])
+            tracemalloc.reset_peak()
+            before, _ = tracemalloc.get_traced_memory()
+            directories.listing(
+                handle, start, lambda _, left=room: next(left), with_attributes=True
+            )
+            assert next(room, None) is None
+            if start:
+                most = max(most, tracemalloc.get_traced_memory()[1] - before)
     finally:
         tracemalloc.stop()
-    assert room[0] < 0
     assert most < COUNT
 
 

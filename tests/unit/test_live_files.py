@@ -40,7 +40,7 @@ from pmemfs.pfn import FRAME_BYTES
 
 INODE = 0x1234_5678
 KEY = line_key(INODE, 3, 0xBEEF)
-FORWARDED = ("forward-raw", 0, b"")
+FORWARDED = ("forward", 0, b"")
 RACES = 100_000
 
 
@@ -241,8 +241,8 @@ def test_what_lies_beyond_the_limit_is_asked_of_the_control_plane(file: File) ->
     assert file.write(2 * FRAME_BYTES, b"x") == FORWARDED
     assert file.write(0, b"x")[0] == "answer"
     assert file.size == 3 * FRAME_BYTES
-    assert file.seek(0, os.SEEK_DATA) == "forward-raw"
-    assert file.seek(0, os.SEEK_HOLE) == "forward-raw"
+    assert file.seek(0, os.SEEK_DATA) == "forward"
+    assert file.seek(0, os.SEEK_HOLE) == "forward"
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
@@ -275,7 +275,7 @@ def test_any_writes_and_reads_answer_as_bytes_in_memory_do(
         else:
             offset = len(model) if what == "append" else offset
             fits = length > 0 and offset <= len(model) and offset + length <= limit
-            assert file.write(offset, data)[0] == ("answer" if fits else "forward-raw")
+            assert file.write(offset, data)[0] == ("answer" if fits else "forward")
             if fits:
                 model[offset : offset + length] = data
         assert file.size == len(model)
@@ -340,12 +340,12 @@ def test_fsync_of_what_is_not_published_is_forwarded_only_where_that_was_asked_f
     file: File, tmp_path: Path
 ) -> None:
     assert file.fsync() == FORWARDED
-    assert file.ask(SYNCFS, bytes(8))[0] == "forward-raw"
+    assert file.ask(SYNCFS, bytes(8))[0] == "forward"
     file.tables.shared.publish(INODE, 0, [])
     assert file.fsync() == ("answer", 0, b"")
     with some_tables(tmp_path) as others:
         for opcode in (FSYNC, SYNCFS):
-            assert others.worker().answer(bytes(16), opcode=opcode, inode=INODE)[0] != "forward-raw"
+            assert others.worker().answer(bytes(16), opcode=opcode, inode=INODE)[0] != "forward"
 
 
 def test_fsync_of_a_published_file_fails_for_ever_after_a_lost_write_back(file: File) -> None:
@@ -401,7 +401,7 @@ def test_a_table_with_an_impossible_live_line_is_none(file: File, where: str) ->
     file.set_table_word("live_offset", places[where])
     assert file.read(0, 5) == FORWARDED
     assert file.write(0, b"x") == FORWARDED
-    assert file.seek(0, os.SEEK_DATA) == "forward-raw"
+    assert file.seek(0, os.SEEK_DATA) == "forward"
     assert file.fsync() == FORWARDED
 
 
@@ -434,5 +434,5 @@ def test_no_size_in_a_live_line_leads_astray(file: File) -> None:
 
 
 @pytest.mark.parametrize("opcode", [IOCTL, TMPFILE, STATX])
-def test_what_pyfuse3_lacks_goes_past_it(file: File, opcode: int) -> None:
-    assert file.ask(opcode, bytes(32))[0] == "forward-raw"
+def test_what_the_tables_say_nothing_of_is_handed_over(file: File, opcode: int) -> None:
+    assert file.ask(opcode, bytes(32))[0] == "forward"

@@ -18,14 +18,13 @@ from pathlib import Path
 import click
 import pytest
 
-from kit.data_plane import READ, WRITE, InProcess, read_in, write_in
+from kit.data_plane import READ, WRITE, InProcess, PythonEngine, read_in, write_in
 from kit.poison import Poisoner, address_of, in_child, mapping_of, poisoner
 from pmemfs.cli.check import check
 from pmemfs.cli.commands import run
 from pmemfs.cli.info import info
 from pmemfs.errors import MemoryFault
-from pmemfs.fuse.barrier import errno_of
-from pmemfs.fuse.engine import PythonEngine
+from pmemfs.fuse.failures import errno_of
 from pmemfs.fuse.sharing import share_memmap, share_pool
 from pmemfs.media.filesystem import HEAD_FRAME, JOURNAL_FRAME
 from pmemfs.media.inode import ROOT
@@ -40,10 +39,10 @@ from pmemfs.memmap.records import RecordMemmap
 from pmemfs.pfn import FRAME_BYTES
 from pmemfs.pool import Pool, PoolSpec
 from pmemfs.units import MIB
+from pmemfs.volume.base import NewInode
+from pmemfs.volume.block import INODE, BlockVolume
 from pmemfs.volume.fs.compaction import LogWriter
 from pmemfs.volume.fs.filesystem import FileSystem
-from pmemfs.volume.fs.names import NewInode
-from pmemfs.volume.linear import INODE, LinearVolume
 
 POOL_BYTES = 32 * MIB
 _MAP_FIXED = 0x10
@@ -368,7 +367,7 @@ def test_the_python_engine_answers_eio_and_goes_on(
     def child() -> None:
         with reserved_pool(shm, Scheme.PMEM) as pool, poisoner() as poisons:
             memmap = open_memmap(pool)
-            engine = PythonEngine(pool.medium, memmap, LinearVolume(pool))
+            engine = PythonEngine(pool.medium, memmap, BlockVolume(pool, memmap))
             engine.write(0, b"kept" * FRAME_BYTES)
             bad = pool.zones.data.offset_bytes + 2 * FRAME_BYTES
             for attempt in (
@@ -378,7 +377,7 @@ def test_the_python_engine_answers_eio_and_goes_on(
                 poison(poisons, pool, bad)
                 with pytest.raises(MemoryFault) as caught:
                     attempt()
-                assert errno_of(caught.value, attempt, ()) == errno.EIO
+                assert errno_of(caught.value, "attempt") == errno.EIO
             assert bytes(engine.read(0, 4)) == b"kept"
             assert memmap.counts().in_use == 0
             assert engine.fault_count == 2

@@ -45,8 +45,8 @@ def test_a_message_of_the_promised_size_passes_the_sockets_whole() -> None:
     sockets = Sockets()
     try:
         data = b"x" * min(sockets.message_bytes, MIB + 4 * KIB)
-        assert sockets.forward.send(data) == len(data)
-        assert sockets.their_forward.recv(2 * MIB) == data
+        assert sockets.forwarded[0].send(data) == len(data)
+        assert sockets.their_forwarded[0].recv(2 * MIB) == data
     finally:
         sockets.close()
         sockets.close_theirs()

@@ -16,13 +16,13 @@ from pmemfs.dataplane import layouts
 from pmemfs.dataplane.layouts import Extent
 from pmemfs.dataplane.native import store_word
 from pmemfs.dataplane.tables import SharedMemory
-from pmemfs.fuse.privileges import CAPABILITIES
+from pmemfs.fuse.handlers.privileges import CAPABILITIES
 from pmemfs.fuse.published import PublishedTables, Publisher
 from pmemfs.media.inode import ROOT
 from pmemfs.media.log import InodeFlags
 from pmemfs.units import KIB, MIB
+from pmemfs.volume.base import NewInode
 from pmemfs.volume.fs.filesystem import FileSystem
-from pmemfs.volume.fs.names import NewInode
 
 FILE = NewInode(mode=stat.S_IFREG | 0o644, uid=0, gid=0)
 

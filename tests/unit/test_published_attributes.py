@@ -5,34 +5,30 @@ from __future__ import annotations
 import stat
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kit.data_plane import shared_files
+from kit.data_plane import door_to, shared_files
 from pmemfs.dataplane import layouts
 from pmemfs.dataplane.native import Responder, write_seqlocked
 from pmemfs.dataplane.tables import SharedMemory
-from pmemfs.fuse import wire
+from pmemfs.fuse.encode import attr_out
 from pmemfs.fuse.engine import Engine
-from pmemfs.fuse.filesystem import CACHE_SECONDS
-from pmemfs.fuse.openfiles import OpenFiles
-from pmemfs.fuse.patience import Patience
-from pmemfs.fuse.privileges import Caller
+from pmemfs.fuse.handlers.privileges import Caller
 from pmemfs.fuse.published import PublishedAttributes
-from pmemfs.fuse.raw import Handler, Request
-from pmemfs.fuse.raw_filesystem import RawFileSystem
-from pmemfs.fuse.trimming import Trimmer
+from pmemfs.fuse.wire import Opcode
+from pmemfs.fuse.wiredoor import Request, WireDoor
 from pmemfs.media.inode import ROOT
+from pmemfs.volume.base import NewInode
 from pmemfs.volume.fs.filesystem import FileSystem
-from pmemfs.volume.fs.names import NewInode
 
 FILE = NewInode(mode=stat.S_IFREG | 0o644, uid=0, gid=0)
 DIRECTORY = NewInode(mode=stat.S_IFDIR | 0o755, uid=0, gid=0)
-ASKED = ("forward-raw", 0, b"")
+ASKED = ("forward", 0, b"")
 RACES = 200_000
 
 
@@ -43,7 +39,7 @@ class Served:
     shared: SharedMemory
     fs: FileSystem
     published: PublishedAttributes
-    handlers: dict[int, Handler]
+    door: WireDoor
     worker: Responder
 
     def directory(self, name: bytes, parent: int = ROOT) -> int:
@@ -54,32 +50,32 @@ class Served:
 
     def ask_worker(self, ino: int) -> tuple[str, int, bytes]:
         """What the data plane makes of a GETATTR."""
-        return self.worker.answer(bytes(16), opcode=wire.GETATTR, inode=ino)
+        return self.worker.answer(bytes(16), opcode=Opcode.GETATTR, inode=ino)
 
     def ask_here(self, opcode: int, ino: int, operation: bytes = bytes(16)) -> bytes:
         """What is answered to a request that is handed over."""
-        answer = self.handlers[opcode](Request(ino, Caller(0, 0, 0), operation))
+        answer = self.door.answer(opcode, Request(ino, Caller(0, 0, 0), operation))
         assert isinstance(answer, bytes)
         return answer
 
     def expected(self, ino: int) -> bytes:
-        return wire.attr_out(self.fs.attributes(ino), CACHE_SECONDS)
+        return attr_out(self.fs.attributes(ino))
 
     def create(self, parent: int, name: bytes) -> None:
         created = self.ask_here(
-            wire.CREATE, parent, struct.pack("<IIII", 0, 0o644, 0, 0) + name + b"\0"
+            Opcode.CREATE, parent, struct.pack("<IIII", 0, 0o644, 0, 0) + name + b"\0"
         )
         (ino,) = struct.unpack_from("<Q", created)
         (handle,) = struct.unpack_from("<Q", created, len(created) - 16)
-        self.ask_here(wire.RELEASE, ino, struct.pack("<QIIQ", handle, 0, 0, 0))
+        self.ask_here(Opcode.RELEASE, ino, struct.pack("<QIIQ", handle, 0, 0, 0))
         self.fs.drop(ino)
 
     def unlink(self, parent: int, name: bytes) -> None:
-        self.ask_here(wire.UNLINK, parent, name + b"\0")
+        self.ask_here(Opcode.UNLINK, parent, name + b"\0")
 
     def rename(self, parent: int, old: bytes, target: int, new: bytes) -> None:
         names = old + b"\0" + new + b"\0"
-        self.ask_here(wire.RENAME2, parent, struct.pack("<QII", target, 0, 0) + names)
+        self.ask_here(Opcode.RENAME2, parent, struct.pack("<QII", target, 0, 0) + names)
 
 
 @pytest.fixture(scope="module")
@@ -87,16 +83,14 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with shared_files(tmp_path_factory.mktemp("pool")) as made:
         fs, attributes = made.fs, made.tables.attributes
         engine = Engine(made.medium, made.memmap)
-        files = OpenFiles(fs, engine, None)
-        trimmer = Trimmer(fs.store.pool, made.medium, engine, fs)
-        raw = RawFileSystem(fs, files, attributes, Patience(fs), trimmer)
-        yield Served(made.shared, fs, attributes, raw.handlers(), made.worker())
+        _, door = door_to(fs, engine, made.tables)
+        yield Served(made.shared, fs, attributes, door, made.worker())
 
 
 def test_once_somebody_has_asked_for_a_directory_the_data_plane_answers(served: Served) -> None:
     ino = served.directory(b"asked")
     assert served.ask_worker(ino) == ASKED
-    answer = served.ask_here(wire.GETATTR, ino)
+    answer = served.ask_here(Opcode.GETATTR, ino)
     assert answer == served.expected(ino)
     assert served.ask_worker(ino) == ("answer", 0, answer)
 
@@ -105,7 +99,7 @@ def test_once_somebody_has_asked_for_a_directory_the_data_plane_answers(served: 
 def test_of_anything_but_directories_it_does_not(served: Served, new: NewInode) -> None:
     ino = served.fs.make(ROOT, b"other", new)
     served.fs.hold(ino)
-    served.ask_here(wire.GETATTR, ino)
+    served.ask_here(Opcode.GETATTR, ino)
     assert served.ask_worker(ino) == ASKED
     served.unlink(ROOT, b"other")
     served.fs.drop(ino)
@@ -114,10 +108,24 @@ def test_of_anything_but_directories_it_does_not(served: Served, new: NewInode) 
 def test_names_that_change_are_followed(served: Served) -> None:
     ino, target = served.directory(b"followed"), served.directory(b"target")
     for asked in (ino, target):
-        served.ask_here(wire.GETATTR, asked)
+        served.ask_here(Opcode.GETATTR, asked)
     seen = {served.ask_worker(ino)}
     for step in (
         lambda: served.create(ino, b"one"),
+        lambda: served.ask_here(Opcode.MKDIR, ino, struct.pack("<II", 0o755, 0) + b"sub\0"),
+        lambda: served.ask_here(Opcode.RMDIR, ino, b"sub\0"),
+        lambda: served.ask_here(Opcode.SYMLINK, ino, b"link\0somewhere\0"),
+        lambda: served.unlink(ino, b"link"),
+        lambda: served.ask_here(
+            Opcode.MKNOD, ino, struct.pack("<IIII", 0o010600, 0, 0, 0) + b"p\0"
+        ),
+        lambda: served.unlink(ino, b"p"),
+        lambda: served.ask_here(
+            Opcode.LINK,
+            target,
+            struct.pack("<Q", served.fs.lookup(ino, b"one")) + b"other\0",
+        ),
+        lambda: served.unlink(target, b"other"),
         lambda: served.rename(ino, b"one", ino, b"two"),
         lambda: served.rename(ino, b"two", target, b"three"),
         lambda: served.unlink(target, b"three"),
@@ -141,9 +149,10 @@ def test_of_two_with_one_place_the_one_asked_for_last_is_told(served: Served) ->
     second = next(
         ino for ino in range(first + 1, 1 << 20) if layouts.attributes_place_of(ino) == place
     )
-    answers = {first: b"1" * 104, second: b"2" * 104}
+    like = {ino: replace(served.fs.attributes(ROOT), ino=ino) for ino in (first, second)}
+    answers = {ino: attr_out(attributes) for ino, attributes in like.items()}
     for asked, other in ((first, second), (second, first)):
-        attributes.publish(asked, answers[asked])
+        attributes.publish(like[asked])
         assert attributes.is_wanted(asked)
         assert not attributes.is_wanted(other)
         assert served.ask_worker(asked) == ("answer", 0, answers[asked])
@@ -198,7 +207,7 @@ def test_what_it_tells_is_always_so(served: Served, steps: list[tuple[str, int, 
                 for _ in range(20):
                     fs.tidy()
             else:
-                assert served.ask_here(wire.GETATTR, ino) == served.expected(ino)
+                assert served.ask_here(Opcode.GETATTR, ino) == served.expected(ino)
         except OSError:
             pass
         for asked in (top, *inos):

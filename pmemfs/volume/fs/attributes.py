@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import stat
-from dataclasses import dataclass
 from functools import partial
 
 from pmemfs.clock import DAY_NS, AccessTimes
 from pmemfs.errors import system_error
 from pmemfs.media import log as media
 from pmemfs.media.log import InodeFlags
+from pmemfs.volume.base import Attributes
 from pmemfs.volume.fs.fileframes import FileFrames
 from pmemfs.volume.fs.inode import FIXED
 from pmemfs.volume.fs.store import Store
@@ -18,26 +18,6 @@ from pmemfs.volume.fs.store import Store
 CHATTR = FIXED | InodeFlags.NO_DUMP | InodeFlags.NO_ACCESS_TIME
 """The flags that chattr(1) sets and lsattr(1) shows."""
 _TIME_LIMIT = (1 << 63) - 1
-
-
-@dataclass(frozen=True, slots=True)
-class Attributes:
-    """What stat(2) tells of an inode. Blocks have 512 bytes; times are in ns since 1970."""
-
-    ino: int
-    generation: int
-    mode: int
-    nlink: int
-    uid: int
-    gid: int
-    rdev: int
-    size_bytes: int
-    block_count: int
-    atime_ns: int
-    mtime_ns: int
-    ctime_ns: int
-    birth_ns: int
-    flags: InodeFlags
 
 
 class InodeAttributes:

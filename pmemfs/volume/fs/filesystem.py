@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import stat
 from contextlib import suppress
-from dataclasses import dataclass
 
 from pmemfs.clock import AccessTimes, coarse_ns
 from pmemfs.errors import BadGeometry
@@ -39,6 +38,7 @@ from pmemfs.medium.base import Medium
 from pmemfs.memmap.base import Memmap
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
 from pmemfs.pool import Pool
+from pmemfs.volume.base import Room
 from pmemfs.volume.fs.attributes import InodeAttributes
 from pmemfs.volume.fs.filebytes import FileBytes
 from pmemfs.volume.fs.fileframes import FileFrames
@@ -52,21 +52,14 @@ from pmemfs.volume.fs.store import Store
 from pmemfs.volume.fs.xattrs import Xattrs
 
 
-@dataclass(frozen=True, slots=True)
-class Room:
-    """How much room there is."""
-
-    total_frames: int
-    free_frames: int
-    reserved_frames: int
-    """Of the free ones, those that only what deletes may take."""
-
-
 class FileSystem:
     """A mounted file system: the parts that it has, and their operations under one roof.
 
-    An operation stands here as the bound method of the part that does it, which documents it.
+    An operation stands here as the bound method of the part that does it, which documents it; all
+    of them together are a `Volume`.
     """
+
+    has_files = True
 
     def __init__(self, pool: Pool, memmap: Memmap, tables: Tables | None = None) -> None:
         """Mount: as `Ground`. Raises DamagedFileSystem."""
@@ -85,7 +78,7 @@ class FileSystem:
         self.grow = store.ground.grow
 
         self.lookup, self.names = tree.lookup, tree.names
-        self.has_entry, self.parent = tree.has_entry, tree.parent
+        self.find_entry, self.has_entry, self.parent = tree.find_entry, tree.has_entry, tree.parent
         self.make, self.make_unnamed, self.link = tree.make, tree.make_unnamed, tree.link
         self.unlink, self.rmdir, self.rename = tree.unlink, tree.rmdir, tree.rename
 
@@ -152,6 +145,14 @@ class FileSystem:
         at = geometry.offset_of(HEAD_FRAME)
         medium.store(at, pack_head(Head(uuid=pool.label.uuid, is_clean=1)))
         medium.persist(at, HEAD.size_bytes)
+
+    def is_over(self, token: object) -> bool:
+        """As `Tables.is_over`."""
+        return self.tables.is_over(token)
+
+    def may_have_ahead(self, number: int) -> bool:
+        """Whether a file may have got frames behind its size since it was last closed."""
+        return number in self.untrimmed
 
     def room(self) -> Room:
         """How much room there is. Reads the bitmaps of all groups, the first time."""

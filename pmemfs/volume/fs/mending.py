@@ -34,6 +34,7 @@ from pmemfs.memmap.none import NoMemmap
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
 from pmemfs.pool import Pool
 from pmemfs.units import MIB
+from pmemfs.volume.base import NewInode
 from pmemfs.volume.fs.entries import Entry
 from pmemfs.volume.fs.extents import MappedExtent, Run
 from pmemfs.volume.fs.filesystem import FileSystem
@@ -41,7 +42,6 @@ from pmemfs.volume.fs.ground import empty_journal, geometry_of
 from pmemfs.volume.fs.inode import DIRECTORY_TYPE, Inode, State
 from pmemfs.volume.fs.log import Log
 from pmemfs.volume.fs.masks import FrameSet
-from pmemfs.volume.fs.names import NewInode
 from pmemfs.volume.fs.reading import read_log, readable_part
 
 _LOST_AND_FOUND = b"lost+found"

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import errno
 import stat
-from dataclasses import dataclass
 
 from pmemfs.errors import system_error
 from pmemfs.media import log as media
 from pmemfs.media.inode import ROOT
 from pmemfs.media.log import NAME_MAX_BYTES, TARGET_MAX_BYTES, InodeFlags
+from pmemfs.volume.base import NewInode
 from pmemfs.volume.fs.entries import Entry
 from pmemfs.volume.fs.inode import FIXED, Inode, State, is_name, value_slots
 from pmemfs.volume.fs.store import Store
@@ -28,18 +28,6 @@ RENAME_WHITEOUT = 4
 LINK_MAX = 0x7FFF_FFFF
 _INHERITED = InodeFlags.NO_DUMP | InodeFlags.NO_ACCESS_TIME
 """Flags that a directory hands on to what is made in it, as ext4 and tmpfs do."""
-
-
-@dataclass(frozen=True, slots=True)
-class NewInode:
-    """What an inode is made with; its mode says of which type it is."""
-
-    mode: int
-    uid: int
-    gid: int
-    rdev: int = 0
-    target: bytes = b""
-    xattrs: tuple[tuple[bytes, bytes], ...] = ()
 
 
 class Names:
@@ -56,6 +44,10 @@ class Names:
     def names(self, number: int) -> list[bytes]:
         """The name of every entry, in order of addition. Raises OSError (ENOTDIR)."""
         return list(self._directory(number).entries)
+
+    def find_entry(self, number: int, name: bytes) -> tuple[int, int] | None:
+        """The inode of a name and its type (DT_*), without a look at the inode. Raises OSError."""
+        return self._directory(number).entries.get(name)
 
     def has_entry(self, number: int, name: bytes) -> int | None:
         """The inode that a name leads to now. Raises OSError."""

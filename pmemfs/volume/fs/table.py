@@ -58,6 +58,8 @@ class InodeTable:
         pfn = offset >> PAGE_SHIFT
         if not self.geometry.is_usable(pfn, 1) or not self._has_inodes(pfn):
             raise DamagedFileSystem(why=f"inode {number} would be where no inodes are")
+        if self.number_at(offset) != number:
+            raise DamagedFileSystem(why=f"inode {number} would be where the root is")
         return offset
 
     def is_possible(self, number: int) -> bool:

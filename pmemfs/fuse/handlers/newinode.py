@@ -8,27 +8,18 @@ from __future__ import annotations
 
 import errno
 import stat
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from pmemfs.errors import system_error
-from pmemfs.fuse import acl
-from pmemfs.volume.fs.filesystem import FileSystem
-from pmemfs.volume.fs.names import NewInode
+from pmemfs.fuse.handlers import acl
+from pmemfs.fuse.handlers.privileges import Caller
+from pmemfs.volume.base import NewInode, Volume
 
 CACHED = b"user.pmemfs.cached"
 """The attribute of a file that is opened for the page cache, unless it is "0"; what is made in a
 directory that has it gets it too. See docs/mmap.md."""
 
 _CACHED_VALUES = (b"0", b"1")
-
-
-@dataclass(frozen=True, slots=True)
-class Maker:
-    """Who makes something. `umask` 0 where the kernel has applied it."""
-
-    uid: int
-    gid: int
-    umask: int
 
 
 def check_cached(name: bytes, value: bytes) -> None:
@@ -38,27 +29,29 @@ def check_cached(name: bytes, value: bytes) -> None:
 
 
 def new_inode(
-    fs: FileSystem, parent: int, maker: Maker, mode: int, *, rdev: int = 0, target: bytes = b""
-) -> NewInode:
-    """What to make in a directory, by its kind and mode. Raises OSError."""
+    fs: Volume, parent: int, maker: Caller, mode: int, *, umask: int, rdev: int = 0,
+    target: bytes = b"",
+) -> NewInode:  # fmt: skip
+    """What to make in a directory, by its kind and mode; `umask` is 0 where the kernel has applied
+    it. Raises OSError."""
     directory = fs.attributes(parent)
     gid = maker.gid
     if directory.mode & stat.S_ISGID:
         gid = directory.gid
         if stat.S_ISDIR(mode):
             mode |= stat.S_ISGID
-    made = acl.Inherited(mode) if stat.S_ISLNK(mode) else _inherited(fs, parent, maker.umask, mode)
+    made = acl.Inherited(mode) if stat.S_ISLNK(mode) else _inherited(fs, parent, umask, mode)
     return NewInode(
         mode=made.mode, uid=maker.uid, gid=gid, rdev=rdev, target=target, xattrs=made.xattrs
     )
 
 
-def whiteout(fs: FileSystem, parent: int, maker: Maker) -> NewInode:
+def whiteout(fs: Volume, parent: int, maker: Caller) -> NewInode:
     """What renameat2(2) with RENAME_WHITEOUT leaves behind: to overlayfs, that nothing is there."""
-    return new_inode(fs, parent, maker, stat.S_IFCHR)
+    return new_inode(fs, parent, maker, stat.S_IFCHR, umask=0)
 
 
-def _inherited(fs: FileSystem, parent: int, umask: int, mode: int) -> acl.Inherited:
+def _inherited(fs: Volume, parent: int, umask: int, mode: int) -> acl.Inherited:
     default = fs.find_xattr(parent, acl.DEFAULT)
     made = acl.Inherited(mode & ~umask) if default is None else acl.inherit(default, mode)
     cached = fs.find_xattr(parent, CACHED)

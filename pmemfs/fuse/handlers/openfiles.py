@@ -11,19 +11,20 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import stat
+from collections.abc import Awaitable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import pyfuse3
-from pyfuse3 import FileHandleT, InodeT
-
 from pmemfs.errors import system_error
 from pmemfs.fuse.engine import Engine
-from pmemfs.fuse.newinode import CACHED
-from pmemfs.fuse.privileges import Caller, take_privileges
+from pmemfs.fuse.handlers.names import NameHandlers
+from pmemfs.fuse.handlers.newinode import CACHED
+from pmemfs.fuse.handlers.notifications import Notifier, after
+from pmemfs.fuse.handlers.privileges import Caller, take_privileges
 from pmemfs.fuse.published import Publisher
-from pmemfs.volume.fs.filesystem import FileSystem
+from pmemfs.volume.base import Attributes, Later, Volume
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -61,28 +62,40 @@ class _Opens:
     was_writable: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A new handle, and whether it is for the page cache; see docs/mmap.md."""
+
+    handle: int
+    is_cached: bool
+
+
 class OpenFiles:
     """All open files. `publisher` is for a data plane, where there is one."""
 
     def __init__(
         self,
-        fs: FileSystem,
+        volume: Volume,
         engine: Engine,
         publisher: Publisher | None,
+        names: NameHandlers,
+        notifier: Notifier,
         *,
         cached: bool = False,
     ) -> None:
         self._cached = cached
-        self._fs = fs
+        self._fs = volume
         self._engine = engine
         self._publisher = publisher
+        self._names = names
+        self._notifier = notifier
         self._handles: dict[int, _OpenFile] = {}
         self._opens: dict[int, _Opens] = {}
         self._numbers = itertools.count(1)
 
     def open(
-        self, ino: int, flags: int, caller: Caller, *, may_keep: bool | None = None
-    ) -> FileHandleT:
+        self, caller: Caller, ino: int, flags: int, *, may_keep: bool | None = None
+    ) -> Later[Opened]:
         """A new handle, the file emptied if the flags say so. Raises OSError.
 
         `may_keep` says whether the caller may then keep the file's set-user-ID and set-group-ID
@@ -90,39 +103,55 @@ class OpenFiles:
         """
         # Before anything is changed, since it may have to be read; see `patience`.
         self._fs.check_open(ino, flags)
+        opened = self._new_handle(caller, ino, flags)
+        told = None
+        if flags & os.O_TRUNC:
+            try:
+                loser = self._handles[opened.handle].loser
+                if may_keep is not None:
+                    loser = None if may_keep else caller
+                told = self.take_privileges(ino, loser)
+                self._fs.set_attributes(ino, size_bytes=0)
+            except OSError:
+                self.close(opened.handle)
+                raise
+        return after(told, opened)
+
+    def create(
+        self, caller: Caller, parent: int, name: bytes | None, mode: int, flags: int, *, umask: int
+    ) -> tuple[Attributes, Opened]:
+        """Make a file, with `name` None one that has none, and open it: it is empty, whatever the
+        flags say. Raises OSError."""
+        mode = stat.S_IFREG | stat.S_IMODE(mode)
+        if name is None:
+            made = self._names.make_unnamed(caller, parent, mode, umask=umask)
+        else:
+            made = self._names.make(caller, parent, name, mode, umask=umask)
+        return made, self._new_handle(caller, made.ino, flags & ~os.O_TRUNC)
+
+    def _new_handle(self, caller: Caller, ino: int, flags: int) -> Opened:
         self._fs.hold(ino)
         file = _OpenFile(ino, flags, loser=None if caller.uid == 0 else caller)
-        number = FileHandleT(next(self._numbers))
+        number = next(self._numbers)
         self._handles[number] = file
         opens = self._opens.setdefault(ino, _Opens())
         opens.count += 1
         opens.was_writable |= file.is_writable
         if self._publisher:
             self._publisher.opened(ino)
-        if flags & os.O_TRUNC:
-            try:
-                loser = file.loser if may_keep is None else None if may_keep else caller
-                self.take_privileges(ino, loser)
-                self._fs.set_attributes(ino, size_bytes=0)
-            except OSError:
-                self.close(number)
-                raise
-        return number
-
-    def is_cached(self, ino: int) -> bool:
-        """Whether a file is opened for the page cache; see docs/mmap.md."""
-        return self._cached or self._fs.find_xattr(ino, CACHED) not in (None, b"0")
+        is_cached = self._cached or self._fs.find_xattr(ino, CACHED) not in (None, b"0")
+        return Opened(number, is_cached)
 
     def close(self, number: int) -> None:
         """Give a handle back. Raises OSError; it is gone nevertheless."""
         ino = self._file(number).ino
         opens = self._opens[ino]
-        may_have_more = opens.was_writable or ino in self._fs.untrimmed
+        may_have_more = opens.was_writable or self._fs.may_have_ahead(ino)
         gives_back = opens.count == 1 and may_have_more and not self._fs.read_only
         if gives_back:
             with suppress(OSError):
                 # As in `open`. Where it can't be read, `trim_ahead` says so.
-                self._fs.inode(ino)
+                self._fs.attributes(ino)
         del self._handles[number]
         opens.count -= 1
         if self._publisher:
@@ -145,34 +174,30 @@ class OpenFiles:
             self._publisher.was_read(file.ino, offset_bytes + length_bytes)
         return data
 
-    def note_copy(self, number: int) -> None:
-        """A file is copied from through this handle. Raises OSError."""
+    def note_copy(self, number: int) -> Awaitable[None] | None:
+        """A file is copied from through this handle; what is to be awaited then. Raises OSError."""
         file = self._file(number)
-        if self._note_read(file):
-            # Of a read the kernel knows that it changes the time of access.
-            self._invalidate(file.ino)
+        # Of a read the kernel knows that it changes the time of access.
+        return self._notifier.tell(file.ino) if self._note_read(file) else None
 
     def _note_read(self, file: _OpenFile) -> bool:
         return not file.flags & os.O_NOATIME and self._fs.note_read(file.ino)
 
-    def store(
-        self,
-        number: int,
-        offset_bytes: int,
-        data: Buffer,
-        loser: Caller | None,
-        *,
-        is_append: bool = False,
-    ) -> int:
-        """Store bytes; how many. Raises OSError.
+    def write(
+        self, caller: Caller | None, number: int, offset_bytes: int, data: Buffer, *,
+        may_keep: bool | None = None, is_append: bool = False, is_synchronous: bool | None = None,
+    ) -> Later[int]:  # fmt: skip
+        """Store bytes, and make them durable if that is wanted; how many. Raises OSError.
 
-        `loser` is the writer, who may not keep the file's set-user-ID and set-group-ID bits; None:
-        who may. `is_append` says that the kernel has chosen the place, which was the end then:
-        several parts of one large write may come in any order.
+        `may_keep` says whether the writer may keep the file's set-user-ID and set-group-ID bits,
+        `is_synchronous` whether the bytes are to be durable; where nobody knows, it counts who has
+        opened the file, and how. `is_append` says that the kernel has chosen the place, which was
+        the end then: several parts of one large write may come in any order.
         """
         file = self._file(number)
+        loser = file.loser if may_keep is None else None if may_keep else caller
+        told = self.take_privileges(file.ino, loser)
         may_overwrite = is_append or self.may_overwrite(number)
-        self.take_privileges(file.ino, loser)
         try:
             written = self._fs.write(file.ino, offset_bytes, data, may_overwrite=may_overwrite)
         except Exception:
@@ -181,32 +206,16 @@ class OpenFiles:
         self._engine.count_write(written)
         if self._publisher:
             self._publisher.was_written(file.ino, written)
-        return written
+        if file.is_synchronous if is_synchronous is None else is_synchronous:
+            return self._through(file.ino, told, written)
+        return after(told, written)
 
-    async def write_through(
-        self,
-        number: int,
-        offset_bytes: int,
-        data: Buffer,
-        loser: Caller | None,
-        *,
-        is_append: bool = False,
-    ) -> int:
-        """As `store`, and make it durable. Raises OSError."""
-        written = self.store(number, offset_bytes, data, loser, is_append=is_append)
-        self._fs.write_back(self._file(number).ino)
+    async def _through(self, ino: int, told: Awaitable[None] | None, written: int) -> int:
+        self._fs.write_back(ino)
         await self._engine.make_durable()
+        if told is not None:
+            await told
         return written
-
-    async def write(self, number: int, offset_bytes: int, data: Buffer) -> int:
-        """Store bytes as the file's flags want it; how many. Raises OSError.
-
-        For who knows nothing of the writer: who opened the file counts.
-        """
-        file = self._file(number)
-        if file.is_synchronous:
-            return await self.write_through(number, offset_bytes, data, file.loser)
-        return self.store(number, offset_bytes, data, file.loser)
 
     def may_overwrite(self, number: int) -> bool:
         """Whether a handle is older than its file is append-only, if it is. Raises OSError.
@@ -237,16 +246,10 @@ class OpenFiles:
             raise system_error(errno.EBADF)
         return file
 
-    def take_privileges(self, ino: int, loser: Caller | None) -> None:
-        """As `privileges.take_privileges`, and let the kernel know. Raises OSError."""
-        if take_privileges(self._fs, ino, loser):
-            # The kernel does not know, and would go on giving them to who executes the file.
-            self._invalidate(ino)
-
-    def _invalidate(self, ino: int) -> None:
-        """Let the kernel ask again what a file is like."""
-        with suppress(OSError):
-            pyfuse3.invalidate_inode(InodeT(ino), attr_only=True)
+    def take_privileges(self, ino: int, loser: Caller | None) -> Awaitable[None] | None:
+        """As `privileges.take_privileges`; what is to be awaited then. Raises OSError."""
+        # The kernel does not know, and would go on giving them to who executes the file.
+        return self._notifier.tell(ino) if take_privileges(self._fs, ino, loser) else None
 
     def note_failure(self, ino: int) -> None:
         """A change of a file's content failed, perhaps after it had done a part."""

@@ -14,7 +14,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from pmemfs.volume.fs.filesystem import FileSystem
+from pmemfs.volume.base import Volume
 
 CAPABILITIES = b"security.capability"
 """The extended attribute that has them, see capabilities(7)."""
@@ -49,7 +49,7 @@ class Caller:
         return next((line.removeprefix(name) for line in lines if line.startswith(name)), "")
 
 
-def has_privileges(fs: FileSystem, ino: int, mode: int) -> bool:
+def has_privileges(fs: Volume, ino: int, mode: int) -> bool:
     """Whether a write may change an inode's mode or attributes."""
     return bool(mode & (stat.S_ISUID | stat.S_ISGID)) or _has_capabilities(fs, ino)
 
@@ -66,7 +66,7 @@ def mode_without(mode: int, gid: int, caller: Caller, *, may_set_ids: bool = Fal
     return mode & ~(stat.S_ISUID | (stat.S_ISGID if goes else 0))
 
 
-def take_privileges(fs: FileSystem, ino: int, loser: Caller | None) -> bool:
+def take_privileges(fs: Volume, ino: int, loser: Caller | None) -> bool:
     """Take away what a change of the content does; whether there was anything. Raises OSError.
 
     `loser` is who may not keep the bits; None where the caller may.
@@ -81,5 +81,5 @@ def take_privileges(fs: FileSystem, ino: int, loser: Caller | None) -> bool:
     return True
 
 
-def _has_capabilities(fs: FileSystem, ino: int) -> bool:
+def _has_capabilities(fs: Volume, ino: int) -> bool:
     return bool(fs.find_xattr(ino, CAPABILITIES))

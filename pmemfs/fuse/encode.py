@@ -1,0 +1,82 @@
+"""Typed answers as the kernel's bytes; see `wire` for the structures."""
+
+from __future__ import annotations
+
+import os
+
+from pmemfs.fuse import wire
+from pmemfs.fuse.handlers.flags import CHATTR_BITS, bits_of
+from pmemfs.pfn import FRAME_BYTES
+from pmemfs.volume.base import Attributes
+
+CACHE_SECONDS = 3600
+"""Names and attributes may be cached for long: nobody changes them but through the mount."""
+NS = 1_000_000_000
+_STATX_FLAGS = 0x10 | 0x20 | 0x40
+"""Those of chattr(1) that statx(2) has: all but NO_ACCESS_TIME."""
+_NO_ENTRY = wire.ENTRY_OUT.pack(0, 0, CACHE_SECONDS, 0, 0, 0) + bytes(wire.ATTR.size)
+_NO_ATTRIBUTES = bytes(wire.ENTRY_OUT.size + wire.ATTR.size)
+_ATTR_HEAD = wire.ATTR_OUT.pack(CACHE_SECONDS, 0)
+
+
+def entry_out(attributes: Attributes | None) -> bytes:
+    """The answer to whoever looks something up or makes it.
+
+    None: there is no such name, and the kernel may remember that.
+    """
+    if attributes is None:
+        return _NO_ENTRY
+    head = wire.ENTRY_OUT.pack(
+        attributes.ino, attributes.generation, CACHE_SECONDS, CACHE_SECONDS, 0, 0
+    )
+    return head + _attr(attributes)
+
+
+def attr_out(attributes: Attributes) -> bytes:
+    """What an inode is like: struct fuse_attr_out."""
+    return _ATTR_HEAD + _attr(attributes)
+
+
+def open_out(handle: int, *, cached: bool) -> bytes:
+    """A file is open: struct fuse_open_out.
+
+    Direct writes of one file need no order among them but their own, and a close has nothing to
+    flush: each write is in the pool when it is answered.
+    """
+    direct = wire.FOPEN_DIRECT_IO | wire.FOPEN_PARALLEL_DIRECT_WRITES | wire.FOPEN_NOFLUSH
+    return wire.OPEN_OUT.pack(handle, wire.FOPEN_KEEP_CACHE if cached else direct)
+
+
+def statx_out(attributes: Attributes) -> bytes:
+    """All that is known of an inode: struct fuse_statx_out."""
+    times = (attributes.atime_ns, attributes.birth_ns, attributes.ctime_ns, attributes.mtime_ns)
+    return wire.STATX_OUT.pack(CACHE_SECONDS, 0, 0) + wire.STATX.pack(
+        wire.STATX_BASIC_AND_BIRTH, FRAME_BYTES,
+        bits_of(attributes.flags, CHATTR_BITS) & _STATX_FLAGS,
+        attributes.nlink, attributes.uid, attributes.gid, attributes.mode, attributes.ino,
+        attributes.size_bytes, attributes.block_count, _STATX_FLAGS,
+        *(part for time in times for part in divmod(time, NS)),
+        os.major(attributes.rdev), os.minor(attributes.rdev), 0, 0,
+    )  # fmt: skip
+
+
+def dirent(ino: int, position: int, kind: int, name: bytes) -> bytes:
+    """A name in a listing: struct fuse_dirent, filled up to eight bytes."""
+    return wire.DIRENT.pack(ino, position, len(name), kind) + name + bytes(-len(name) % 8)
+
+
+def direntplus(attributes: Attributes | None, rest: bytes) -> bytes:
+    """A name that counts as looked up, or, with None, one of the dots, which never does."""
+    return (_NO_ATTRIBUTES if attributes is None else entry_out(attributes)) + rest
+
+
+def _attr(attributes: Attributes) -> bytes:
+    """struct fuse_attr."""
+    atime, atime_ns = divmod(attributes.atime_ns, NS)
+    mtime, mtime_ns = divmod(attributes.mtime_ns, NS)
+    ctime, ctime_ns = divmod(attributes.ctime_ns, NS)
+    return wire.ATTR.pack(
+        attributes.ino, attributes.size_bytes, attributes.block_count, atime, mtime, ctime,
+        atime_ns, mtime_ns, ctime_ns, attributes.mode, attributes.nlink, attributes.uid,
+        attributes.gid, attributes.rdev, FRAME_BYTES, 0,
+    )  # fmt: skip

@@ -1,0 +1,155 @@
+"""Requests that the data plane hands over, one message each, and their replies, one message each.
+
+Invariant: nothing here waits for room in a socket. A worker that is sending a request takes no
+reply meanwhile, so a daemon that waited for the worker would wait for ever.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections import deque
+from collections.abc import Coroutine, Sequence
+from contextlib import closing
+from typing import Any
+
+import trio
+
+from pmemfs.fuse import wire
+from pmemfs.fuse.failures import errno_of
+from pmemfs.fuse.handlers.privileges import Caller
+from pmemfs.fuse.inbox import Inbox
+from pmemfs.fuse.wire import Opcode
+from pmemfs.fuse.wiredoor import Answer, Request, WireDoor
+from pmemfs.units import MIB
+
+MOST_KEPT_BYTES = 128 * MIB
+"""More than the entries of all rings together can hold (`planes`), so no ring is ever muted."""
+
+
+class Outbox:
+    """The replies to one socket: sent at once where there is room, else kept until there is.
+
+    A ring has as many requests under way as it has entries, so their replies bound what is kept.
+    On the socket that workers share, requests wait while more than `MOST_KEPT_BYTES` is kept:
+    the thread that takes those replies never waits for this process.
+    """
+
+    def __init__(self, connection: socket.socket, inbox: Inbox, nursery: trio.Nursery) -> None:
+        self._connection = connection
+        self._inbox = inbox
+        self._nursery = nursery
+        self._kept: deque[bytes] = deque()
+        self.kept_bytes = 0
+
+    def reply(self, unique: int, data: bytes | memoryview, error: int = 0) -> None:
+        """Answer a request. What `data` shows is copied before this returns."""
+        header = wire.OUT_HEADER.pack(wire.OUT_HEADER.size + len(data), -error, unique)
+        if self._kept or not self._send([header, data]):
+            self._keep(header + data)
+
+    def _send(self, parts: Sequence[bytes | memoryview]) -> bool:
+        """Send a reply; whether it needs no keeping."""
+        try:
+            self._connection.sendmsg(parts, [], socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except (BrokenPipeError, ConnectionResetError):
+            # The data plane is gone, and with it whoever waits.
+            return True
+        return True
+
+    def _keep(self, reply: bytes) -> None:
+        if not self._kept:
+            self._nursery.start_soon(self._send_kept)
+        self._kept.append(reply)
+        self.kept_bytes += len(reply)
+        if self.kept_bytes > MOST_KEPT_BYTES:
+            self._inbox.mute(self._connection)
+
+    async def _send_kept(self) -> None:
+        while self._kept:
+            await trio.lowlevel.wait_writable(self._connection)
+            while self._kept and self._send([self._kept[0]]):
+                self.kept_bytes -= len(self._kept.popleft())
+            if self.kept_bytes <= MOST_KEPT_BYTES:
+                self._inbox.unmute(self._connection)
+
+
+class ForwardedRequests:
+    """Answers requests through the wire door."""
+
+    def __init__(self, door: WireDoor, longest_bytes: int) -> None:
+        self._door = door
+        self._buffer = memoryview(bytearray(longest_bytes))
+        self._outboxes: dict[socket.socket, Outbox] = {}
+
+    async def serve(self, connections: Sequence[socket.socket]) -> None:
+        """Answer what comes until the data plane hangs up; what has to wait, beside the rest.
+
+        One task for all sockets: what comes on several at a time, as a FORGET beside other
+        requests does, is answered without a switch of tasks in between.
+        """
+        with closing(Inbox(connections)) as inbox:
+            async with trio.open_nursery() as nursery:
+                self._outboxes = {
+                    connection: Outbox(connection, inbox, nursery) for connection in connections
+                }
+                while inbox:
+                    await inbox.wait()
+                    while found := inbox.next(may_wait=not nursery.child_tasks):
+                        for connection in found:
+                            if not self._serve_next(connection, nursery):
+                                inbox.remove(connection)
+
+    def _serve_next(self, connection: socket.socket, nursery: trio.Nursery) -> bool:
+        """Serve the next message, which is there; False where the data plane has hung up."""
+        try:
+            count = connection.recv_into(self._buffer)
+        except ConnectionResetError:
+            return False
+        if count:
+            self._serve_one(connection, self._buffer[:count], nursery)
+        return count > 0
+
+    def _serve_one(
+        self, connection: socket.socket, message: memoryview, nursery: trio.Nursery
+    ) -> None:
+        outbox = self._outboxes[connection]
+        if len(message) < wire.IN_HEADER.size:
+            outbox.reply(0, b"", errno.EINVAL)
+            return
+        _, opcode, unique, inode, uid, gid, pid, _ = wire.IN_HEADER.unpack_from(message)
+        # A copy, since the next message comes into the same buffer.
+        request = Request(inode, Caller(uid, gid, pid), bytes(message[wire.IN_HEADER.size :]))
+        try:
+            answer = self._door.answer(opcode, request)
+        except Exception as problem:
+            outbox.reply(unique, b"", _errno_of(problem, opcode, request))
+            return
+        if isinstance(answer, Coroutine):
+            nursery.start_soon(_wait_and_reply, outbox, unique, opcode, request, answer)
+        elif answer is not None:
+            outbox.reply(unique, answer)
+
+
+async def _wait_and_reply(
+    outbox: Outbox,
+    unique: int,
+    opcode: int,
+    request: Request,
+    answer: Coroutine[Any, Any, Answer],
+) -> None:
+    try:
+        data = await answer
+    except Exception as problem:
+        outbox.reply(unique, b"", _errno_of(problem, opcode, request))
+    else:
+        if data is not None:
+            outbox.reply(unique, data)
+
+
+def _errno_of(problem: Exception, opcode: int, request: Request) -> int:
+    known = opcode in Opcode.__members__.values()
+    what = Opcode(opcode).name.lower() if known else f"opcode {opcode}"
+    return errno_of(problem, what, request.inode, request.caller, request.operation)

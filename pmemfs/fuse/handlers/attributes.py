@@ -1,0 +1,116 @@
+"""Attributes: stat(2), chmod, chown, truncate, utimes, statfs, whichever way they come here."""
+
+from __future__ import annotations
+
+import stat
+from dataclasses import dataclass
+
+from pmemfs.fuse.handlers import acl
+from pmemfs.fuse.handlers.openfiles import OpenFiles
+from pmemfs.fuse.handlers.privileges import Caller, mode_without, take_privileges
+from pmemfs.fuse.published import PublishedAttributes
+from pmemfs.volume.base import Attributes, Room, Volume
+
+_TIME_LIMIT = (1 << 63) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What SETATTR asks for; None: it stays as it is."""
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    size_bytes: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+    ctime_ns: int | None = None
+    is_touch: bool = False
+    """The times are now, which also who may write may set. pyfuse3 does not show that."""
+    takes_privileges: bool = False
+    """The caller may not keep set-user-ID and set-group-ID, whatever else changes."""
+
+    @property
+    def gives_away(self) -> bool:
+        """Whether somebody else is to own it."""
+        return self.uid is not None or self.gid is not None
+
+
+class AttributeHandlers:
+    """What the kernel asks of attributes. `published` is for a data plane, if there is one."""
+
+    def __init__(
+        self, volume: Volume, files: OpenFiles, published: PublishedAttributes | None
+    ) -> None:
+        self._volume = volume
+        self._files = files
+        self._published = published
+
+    def get(self, ino: int) -> Attributes:
+        """What an inode is like; what a directory is, a data plane answers from now on."""
+        attributes = self._volume.attributes(ino)
+        if self._published is not None and stat.S_ISDIR(attributes.mode):
+            self._published.publish(attributes)
+        return attributes
+
+    def change(self, caller: Caller, ino: int, change: Change) -> Attributes:
+        """Change an inode; what it is like then."""
+        fs = self._volume
+        mode = _mode_after(fs, ino, change, caller)
+        if mode is not None and _set_mode_of_list(fs, ino, mode):
+            mode = None
+        fields = {
+            "mode": mode,
+            "uid": change.uid,
+            "gid": change.gid,
+            "size_bytes": change.size_bytes,
+            "atime_ns": _kept(change.atime_ns),
+            "mtime_ns": _kept(change.mtime_ns),
+            "ctime_ns": _kept(change.ctime_ns),
+        }
+        wanted = {name: value for name, value in fields.items() if value is not None}
+        if wanted:
+            fs.set_attributes(ino, is_touch=change.is_touch, **wanted)
+        if change.mode is not None or change.size_bytes is not None or change.gives_away:
+            self._files.note_change(ino)
+        return fs.attributes(ino)
+
+    def room(self) -> Room:
+        """How much room the volume has: statfs(2)."""
+        return self._volume.room()
+
+
+def _kept(time_ns: int | None) -> int | None:
+    """A time, or the nearest one that can be kept: between the years 1677 and 2262."""
+    return None if time_ns is None else min(max(time_ns, -_TIME_LIMIT), _TIME_LIMIT)
+
+
+def _mode_after(fs: Volume, ino: int, change: Change, caller: Caller) -> int | None:
+    """The permission bits that an inode is to get; None where they stay."""
+    wanted = None if change.mode is None else stat.S_IMODE(change.mode)
+    before = fs.attributes(ino)
+    takes = change.takes_privileges or change.gives_away
+    # chown(2) that names nobody asks for nothing, and takes privileges nevertheless. So does the
+    # kernel before others allocate; see `ranges`.
+    takes |= change == Change() and caller.uid in (0, before.uid)
+    if stat.S_ISDIR(before.mode) or not (takes or change.size_bytes is not None):
+        return wanted
+    # Capabilities go, whoever the caller is.
+    take_privileges(fs, ino, None)
+    if not takes:
+        return wanted
+    mode = before.mode if wanted is None else wanted
+    # What changes the size says itself whether the caller has the capability.
+    may_set_ids = change.size_bytes is None and caller.may_set_ids()
+    after = stat.S_IMODE(mode_without(mode, before.gid, caller, may_set_ids=may_set_ids))
+    return wanted if after == stat.S_IMODE(before.mode) and wanted is None else after
+
+
+def _set_mode_of_list(fs: Volume, ino: int, mode: int) -> bool:
+    """Change the mode of what has an access control list; whether it has one."""
+    stored = fs.find_xattr(ino, acl.ACCESS)
+    if not stored:
+        return False
+    changed = acl.pack(acl.with_mode(acl.parse(stored), mode))
+    fs.set_xattrs_and_mode(ino, {acl.ACCESS: changed}, mode)
+    return True

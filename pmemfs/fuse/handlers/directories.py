@@ -1,0 +1,109 @@
+"""Listing directories, by names alone or with what each name leads to.
+
+Invariant: of a listing, what has been taken is answered. An entry that takes long to read, or can't
+be, ends the answer before it, and is what the next one begins with; so nothing is held that the
+kernel does not learn of.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from pmemfs.errors import PmemfsError, system_error
+from pmemfs.volume.base import Attributes, Volume
+from pmemfs.volume.fs.reading import NotRead
+
+_DT_DIRECTORY = 4
+
+
+@dataclass(slots=True)
+class _OpenDirectory:
+    """A directory that is being listed; `names` are what it had when the listing began."""
+
+    ino: int
+    is_noted: bool
+    names: list[bytes] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """An entry. `position` is where the next one begins; `type` is of the DT_* kind."""
+
+    name: bytes
+    ino: int
+    type: int
+    position: int
+    attributes: Attributes | None = None
+
+
+class DirectoryHandlers:
+    """Open directories."""
+
+    def __init__(self, volume: Volume) -> None:
+        self._volume = volume
+        self._open: dict[int, _OpenDirectory] = {}
+        self._numbers = itertools.count(1)
+
+    def open(self, ino: int, flags: int = 0) -> int:
+        """A new handle."""
+        number = next(self._numbers)
+        self._open[number] = _OpenDirectory(ino, not flags & os.O_NOATIME)
+        return number
+
+    def close(self, handle: int) -> None:
+        """Give a handle back."""
+        self._directory(handle)
+        del self._open[handle]
+
+    def listing(
+        self, handle: int, start: int, take: Callable[[Listed], bool], *, with_attributes: bool
+    ) -> None:
+        """List the entries from a position on, until `take` says that one has found no room.
+
+        With attributes, each but the dots counts as looked up.
+        """
+        directory = self._directory(handle)
+        if start == 0 or directory.names is None:
+            directory.names = self._volume.names(directory.ino)
+        if directory.is_noted:
+            self._volume.note_read(directory.ino)
+        has_taken = False
+        try:
+            for listed in self._entries(directory.ino, directory.names, start, with_attributes):
+                if not take(listed):
+                    break
+                has_taken = True
+                if listed.attributes is not None:
+                    self._volume.hold(listed.ino)
+        except (OSError, PmemfsError, NotRead):
+            if not has_taken:
+                raise
+
+    def _entries(
+        self, ino: int, names: list[bytes], start: int, with_attributes: bool
+    ) -> Iterator[Listed]:
+        volume = self._volume
+        if start < 2:
+            dots = ((b".", ino), (b"..", volume.parent(ino)))
+            for position, (name, to) in enumerate(dots[start:], start + 1):
+                yield Listed(name, to, _DT_DIRECTORY, position)
+        for position in range(max(start, 2), len(names) + 2):
+            name = names[position - 2]
+            entry = volume.find_entry(ino, name)
+            if entry is None:
+                # It has gone meanwhile.
+                continue
+            attributes = None
+            if with_attributes and volume.has_entry(ino, name) is not None:
+                attributes = volume.attributes(entry[0])
+            yield Listed(name, entry[0], entry[1], position + 1, attributes)
+
+    def _directory(self, handle: int) -> _OpenDirectory:
+        directory = self._open.get(handle)
+        if directory is None:
+            raise system_error(errno.EBADF)
+        return directory

@@ -1,0 +1,42 @@
+"""All handlers of one volume, over the same open files."""
+
+from __future__ import annotations
+
+from pmemfs.fuse.engine import Engine
+from pmemfs.fuse.handlers.attributes import AttributeHandlers
+from pmemfs.fuse.handlers.directories import DirectoryHandlers
+from pmemfs.fuse.handlers.ioctls import IoctlHandlers
+from pmemfs.fuse.handlers.names import NameHandlers
+from pmemfs.fuse.handlers.notifications import Notifier
+from pmemfs.fuse.handlers.openfiles import OpenFiles
+from pmemfs.fuse.handlers.patience import Patience
+from pmemfs.fuse.handlers.ranges import RangeHandlers
+from pmemfs.fuse.handlers.xattrs import XattrHandlers
+from pmemfs.fuse.published import PublishedAttributes, Publisher
+from pmemfs.fuse.trimming import Trimmer
+from pmemfs.volume.base import Volume
+
+
+class Handlers:
+    """The handlers of one volume. `publisher` and `published` are for a data plane, if any."""
+
+    def __init__(
+        self,
+        volume: Volume,
+        engine: Engine,
+        trimmer: Trimmer,
+        *,
+        publisher: Publisher | None = None,
+        published: PublishedAttributes | None = None,
+        cached: bool = False,
+    ) -> None:
+        self.volume = volume
+        self.patience = Patience(volume)
+        self.notifier = Notifier()
+        self.names = NameHandlers(volume, published)
+        self.files = OpenFiles(volume, engine, publisher, self.names, self.notifier, cached=cached)
+        self.attributes = AttributeHandlers(volume, self.files, published)
+        self.xattrs = XattrHandlers(volume, self.files)
+        self.directories = DirectoryHandlers(volume)
+        self.ranges = RangeHandlers(volume, self.files)
+        self.ioctls = IoctlHandlers(volume, self.files, trimmer)

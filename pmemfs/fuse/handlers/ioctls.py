@@ -1,0 +1,125 @@
+"""The commands of ioctl(2) that a file system has: flags of chattr(1) and lsattr(1), FITRIM.
+
+The kernel asks for flags and sets them so. It looks first who may set them (the owner;
+CAP_LINUX_IMMUTABLE), and it opens the inode for that. All other commands are none of ours: ENOTTY.
+Invariants:
+- a process that asks for flags past the kernel, as one could before Linux 5.13, gets no answer;
+- what cannot be kept is refused with EOPNOTSUPP, as on tmpfs: no flag is lost without a word;
+- once a flag is answered that forbids to write, no worker of the data plane still does.
+Source: fs/file_attr.c and fs/fuse/ioctl.c (fuse_fileattr_set) of Linux; ioctl_iflags(2),
+ioctl_xfs_fsgetxattr(2).
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import trio
+
+from pmemfs.errors import system_error
+from pmemfs.fuse.handlers.flags import CHATTR_BITS, XFLAG_BITS, bits_of
+from pmemfs.fuse.handlers.openfiles import OpenFiles
+from pmemfs.fuse.handlers.privileges import Caller
+from pmemfs.fuse.trimming import Trimmer
+from pmemfs.media.log import InodeFlags
+from pmemfs.volume.base import Later, Volume
+
+GET_FLAGS = 0x8008_6601
+SET_FLAGS = 0x4008_6602
+GET_EXTENDED = 0x801C_581F
+SET_EXTENDED = 0x401C_5820
+FITRIM = 0xC018_5879
+_FLAGS = struct.Struct("<I")
+# xflags, extsize, nextents, projid, cowextsize, padding
+_EXTENDED = struct.Struct("<IIIII8x")
+# start, len, minlen: struct fstrim_range
+_FSTRIM_RANGE = struct.Struct("<QQQ")
+_GRACE_POLL_SECONDS = 0.0005
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """An ioctl(2): what the caller's argument points at, and what that is, 0 from the kernel."""
+
+    number: int
+    argument: bytes
+    pointer: int = 0
+
+
+class IoctlHandlers:
+    """Answers commands with what is to be put where the caller's argument points at."""
+
+    def __init__(self, volume: Volume, files: OpenFiles, trimmer: Trimmer) -> None:
+        self._fs = volume
+        self._files = files
+        self._trimmer = trimmer
+        self._commands: dict[int, Callable[[Caller, int, Command], Later[bytes]]] = {}
+        if volume.has_files:
+            self._commands = {
+                GET_FLAGS: self._get_flags,
+                SET_FLAGS: self._set_flags,
+                GET_EXTENDED: self._get_extended,
+                SET_EXTENDED: self._set_extended,
+                FITRIM: self._trim,
+            }
+
+    def ioctl(self, caller: Caller, ino: int, command: Command) -> Later[bytes]:
+        """Answer a command. Raises struct.error where its argument is too short."""
+        handler = self._commands.get(command.number)
+        if handler is None:
+            raise system_error(errno.ENOTTY)
+        return handler(caller, ino, command)
+
+    def _get_flags(self, caller: Caller, ino: int, command: Command) -> bytes:
+        return _FLAGS.pack(self._bits(ino, command, CHATTR_BITS))
+
+    def _get_extended(self, caller: Caller, ino: int, command: Command) -> bytes:
+        return _EXTENDED.pack(self._bits(ino, command, XFLAG_BITS), 0, 0, 0, 0)
+
+    def _set_flags(self, caller: Caller, ino: int, command: Command) -> Later[bytes]:
+        (bits,) = _FLAGS.unpack(command.argument)
+        return self._set(ino, command, bits, CHATTR_BITS)
+
+    def _set_extended(self, caller: Caller, ino: int, command: Command) -> Later[bytes]:
+        bits, extent_bytes, _, project, copied_extent_bytes = _EXTENDED.unpack(command.argument)
+        if extent_bytes or project or copied_extent_bytes:
+            raise system_error(errno.EOPNOTSUPP)
+        return self._set(ino, command, bits, XFLAG_BITS)
+
+    def _bits(self, ino: int, command: Command, bits: Mapping[InodeFlags, int]) -> int:
+        _refuse_processes(command)
+        return bits_of(self._fs.attributes(ino).flags, bits)
+
+    def _set(
+        self, ino: int, command: Command, wanted: int, bits: Mapping[InodeFlags, int]
+    ) -> Later[bytes]:
+        _refuse_processes(command)
+        if wanted & ~sum(bits.values()):
+            raise system_error(errno.EOPNOTSUPP)
+        flags = InodeFlags(sum(flag for flag, bit in bits.items() if wanted & bit))
+        token = self._fs.set_flags(ino, flags)
+        self._files.note_change(ino)
+        return b"" if token is None else self._until_over(token)
+
+    async def _until_over(self, token: object) -> bytes:
+        # Polled, as any grace period: no worker is to be slowed down by telling.
+        while not self._fs.is_over(token):  # noqa: ASYNC110
+            await trio.sleep(_GRACE_POLL_SECONDS)
+        return b""
+
+    async def _trim(self, caller: Caller, ino: int, command: Command) -> bytes:
+        if caller.uid:
+            raise system_error(errno.EPERM)
+        start, length, least = _FSTRIM_RANGE.unpack(command.argument)
+        trimmed = await self._trimmer.trim(start, length, least)
+        return _FSTRIM_RANGE.pack(start, trimmed.given_back_bytes, least)
+
+
+def _refuse_processes(command: Command) -> None:
+    """Raise OSError (ENOTTY) for a process that asks by itself: it has an argument, the kernel
+    none."""
+    if command.pointer:
+        raise system_error(errno.ENOTTY)

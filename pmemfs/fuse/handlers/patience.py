@@ -1,0 +1,57 @@
+"""Requests that need an inode whose log is long wait while it is read, and nobody else does.
+
+An operation of the file system is one step to everybody else, so reading may not happen in its
+middle. One that meets an inode which takes long to read raises NotRead before it has changed
+anything; then the inode is read, a few frames of its log at a time with other requests in between,
+and the operation begins again. Invariants:
+- whoever needs the same inode waits for the one reading of it;
+- one inode is read at a time, so however many are wanted, others wait for one slice of reading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+import trio
+
+from pmemfs.volume.base import Later, Volume
+from pmemfs.volume.fs.reading import MayWait, NotRead
+
+T = TypeVar("T")
+
+
+class Patience:
+    """Lets operations of one volume wait for inodes that take long to read."""
+
+    def __init__(self, volume: Volume) -> None:
+        self._volume = volume
+        self._lock = trio.Lock()
+
+    def begin(self, step: Callable[[], Later[T]]) -> Later[T]:
+        """What an operation answers: at once, if what it needs is in memory."""
+        try:
+            with MayWait():
+                answer = step()
+        except NotRead as missing:
+            return self._begin_again(step, missing.number)
+        return self._wait(step, answer) if isinstance(answer, Coroutine) else answer
+
+    async def _wait(self, step: Callable[[], Later[T]], answer: Coroutine[Any, Any, T]) -> T:
+        try:
+            with MayWait():
+                return await answer
+        except NotRead as missing:
+            number = missing.number
+        return await self._begin_again(step, number)
+
+    async def _begin_again(self, step: Callable[[], Later[T]], number: int) -> T:
+        await self._read_on(number)
+        answer = self.begin(step)
+        return await answer if isinstance(answer, Coroutine) else answer
+
+    async def _read_on(self, number: int) -> None:
+        """Read an inode that has been begun with, after others had their turn."""
+        async with self._lock:
+            while self._volume.read_on(number):
+                await trio.lowlevel.checkpoint()

@@ -1,0 +1,128 @@
+"""Ranges of files: fallocate, holes, copies; and making everything durable."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Coroutine
+
+import trio
+
+from pmemfs.errors import system_error
+from pmemfs.fuse.handlers.notifications import after
+from pmemfs.fuse.handlers.openfiles import OpenFiles
+from pmemfs.fuse.handlers.privileges import Caller
+from pmemfs.units import MIB
+from pmemfs.volume.base import Later, Volume
+
+KEEP_SIZE = 0x01
+PUNCH_HOLE = 0x02
+COLLAPSE_RANGE = 0x08
+ZERO_RANGE = 0x10
+INSERT_RANGE = 0x20
+
+_OFFSET_LIMIT = 1 << 63
+_COPY_AT_ONCE_BYTES = 128 * MIB
+"""copy_file_range(2) may copy less than it is asked for, so one request need not last for long."""
+_COPY_STEP_BYTES = 4 * MIB
+
+
+class RangeHandlers:
+    """What the kernel asks of ranges."""
+
+    def __init__(self, volume: Volume, files: OpenFiles) -> None:
+        self._volume = volume
+        self._files = files
+
+    def allocate(
+        self, caller: Caller, ino: int, offset_bytes: int, length_bytes: int, mode: int
+    ) -> Later[None]:
+        """As fallocate(2)."""
+        if not length_bytes or max(offset_bytes, length_bytes) >= _OFFSET_LIMIT:
+            raise OSError(errno.EINVAL, "no such range")
+        told = self._files.take_privileges(ino, self._loser(caller))
+        try:
+            changing = self._change(ino, offset_bytes, length_bytes, mode)
+        except Exception:
+            self._files.note_failure(ino)
+            raise
+        if isinstance(changing, Coroutine):
+            return self._finish(ino, changing)
+        self._files.note_change(ino)
+        return after(told, None)
+
+    async def _finish(self, ino: int, changing: Coroutine[object, object, None]) -> None:
+        try:
+            await changing
+        except Exception:
+            self._files.note_failure(ino)
+            raise
+        self._files.note_change(ino)
+
+    def _change(self, ino: int, offset: int, length: int, mode: int) -> Later[None]:
+        volume = self._volume
+        keep_size = bool(mode & KEEP_SIZE)
+        kind = mode & ~KEEP_SIZE
+        if kind == 0:
+            return volume.allocate(ino, offset, length, keep_size=keep_size)
+        if mode == PUNCH_HOLE | KEEP_SIZE:
+            return volume.punch(ino, offset, length)
+        if kind == ZERO_RANGE:
+            if volume.has_hole(ino, offset, length):
+                # To map it would fill an image that is thin (mkfs zeroes a journal so), to leave it
+                # would not be what zeroing promises. On tmpfs, too, the caller has to choose.
+                raise OSError(errno.EOPNOTSUPP, "zeroing a hole")
+            return volume.zero(ino, offset, length, keep_size=keep_size)
+        if mode == COLLAPSE_RANGE:
+            return volume.collapse(ino, offset, length)
+        if mode == INSERT_RANGE:
+            return volume.insert(ino, offset, length)
+        raise OSError(errno.EOPNOTSUPP, "no such mode of fallocate")
+
+    def seek(self, ino: int, offset_bytes: int, whence: int) -> int:
+        """Where data, or a hole, is next: lseek(2)."""
+        if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
+            raise OSError(errno.EINVAL, "seeking to neither data nor hole")
+        if offset_bytes >= _OFFSET_LIMIT:
+            raise OSError(errno.ENXIO, "beyond any file")
+        return self._volume.seek(ino, offset_bytes, for_data=whence == os.SEEK_DATA)
+
+    async def copy(
+        self, caller: Caller, source: int, source_handle: int, source_bytes: int, target: int,
+        target_handle: int, target_bytes: int, length_bytes: int,
+    ) -> int:  # fmt: skip
+        """As copy_file_range(2): how much was copied, perhaps less than there is."""
+        if max(source_bytes, target_bytes) >= _OFFSET_LIMIT:
+            raise OSError(errno.EINVAL, "no such range")
+        length = min(length_bytes, _COPY_AT_ONCE_BYTES)
+        if source == target and abs(source_bytes - target_bytes) < length:
+            raise system_error(errno.EINVAL)
+        files = self._files
+        may_overwrite = files.may_overwrite(target_handle)
+        told = [files.take_privileges(target, self._loser(caller)), files.note_copy(source_handle)]
+        done = 0
+        while done < length:
+            step = min(_COPY_STEP_BYTES, length - done)
+            try:
+                copied = self._volume.copy(
+                    source, source_bytes + done, target, target_bytes + done, step,
+                    may_overwrite=may_overwrite,
+                )  # fmt: skip
+            except Exception as error:
+                if done and isinstance(error, OSError):
+                    break
+                files.note_failure(target)
+                raise
+            done += copied
+            if copied < step:
+                break
+            await trio.lowlevel.checkpoint()
+        files.note_change(target)
+        for telling in told:
+            if telling is not None:
+                await telling
+        return done
+
+    def _loser(self, caller: Caller) -> Caller | None:
+        """Of what has no flag that would say whether the caller may keep privileges."""
+        return None if caller.may_set_ids() else caller

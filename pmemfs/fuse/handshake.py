@@ -1,0 +1,60 @@
+"""INIT: what the kernel offers, and what of it a mount takes."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+
+from pmemfs.errors import system_error
+from pmemfs.fuse import wire
+from pmemfs.pfn import FRAME_BYTES
+
+_ALWAYS = (
+    wire.ASYNC_READ | wire.ATOMIC_O_TRUNC | wire.BIG_WRITES | wire.AUTO_INVAL_DATA
+    | wire.DO_READDIRPLUS | wire.READDIRPLUS_AUTO | wire.ASYNC_DIO | wire.PARALLEL_DIROPS
+    | wire.MAX_PAGES | wire.INIT_EXT | wire.DIRECT_IO_ALLOW_MMAP
+)  # fmt: skip
+"""Locks are not among them: the kernel keeps those of one machine by itself."""
+_WITH_FILES = (
+    wire.EXPORT_SUPPORT | wire.POSIX_ACL | wire.SETXATTR_EXT | wire.DONT_MASK
+    | wire.HANDLE_KILLPRIV_V2
+)  # fmt: skip
+"""The umask is for the handlers to apply, who know of default lists, and so is to take privileges
+away with a change."""
+_LOW = (1 << 32) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a mount wants to agree on."""
+
+    max_write: int
+    """In bytes; a request and its answer have room for as much beside their heads."""
+    max_background: int
+    has_files: bool
+    over_uring: bool
+
+
+def agree(operation: bytes, terms: Terms) -> tuple[bytes, int]:
+    """The answer to an INIT, and the flags that were agreed on.
+
+    Raises OSError: ENODEV where the kernel does not offer the transport, EPROTO for another major
+    version, and struct.error for a kernel older than Linux 2.6.26.
+    """
+    padded = operation[: wire.INIT_IN.size].ljust(wire.INIT_IN.size, b"\0")
+    major, minor, max_readahead, low, high = wire.INIT_IN.unpack(padded)
+    if major != wire.MAJOR:
+        raise system_error(errno.EPROTO)
+    offered = low | (high << 32 if low & wire.INIT_EXT else 0)
+    wanted = _ALWAYS | (_WITH_FILES if terms.has_files else 0)
+    if terms.over_uring:
+        wanted |= wire.OVER_IO_URING
+        if not offered & wire.OVER_IO_URING:
+            raise system_error(errno.ENODEV)
+    flags = offered & wanted
+    answer = wire.INIT_OUT.pack(
+        wire.MAJOR, min(minor, wire.MINOR), max_readahead, flags & _LOW, terms.max_background,
+        terms.max_background // 4 * 3, terms.max_write, 1, terms.max_write // FRAME_BYTES, 0,
+        flags >> 32,
+    )  # fmt: skip
+    return answer, flags

@@ -1,0 +1,137 @@
+"""The python engine's mount: pyfuse3 on /dev/fuse, where everything happens in this process.
+
+The only module, with `pyfuse3door`, that loads pyfuse3: a native mount does without it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pyfuse3
+
+from pmemfs.errors import MountFailed
+from pmemfs.fuse.mount import (
+    allow_dirty_pages,
+    check_permissions,
+    detach_mount,
+    made_mount,
+    mount_words,
+)
+from pmemfs.fuse.options import MountOptions
+from pmemfs.fuse.pyfuse3door import Pyfuse3Door
+from pmemfs.fuse.served import python_served
+from pmemfs.fuse.session import Session
+from pmemfs.medium.base import Durability
+from pmemfs.medium.mapped import MappedMedium
+from pmemfs.memmap import open_memmap
+from pmemfs.mountinfo import Mount
+from pmemfs.pool import Pool
+
+_MAX_BACKGROUND = 1024
+"""The kernel's own 12 would hold back asynchronous direct I/O that is deeper than that."""
+_ENDS = (errno.ENODEV, errno.ECONNABORTED, errno.EIO)
+"""What libfuse's read answers when the mount is gone: unmounted or aborted."""
+
+
+class PythonSession(Session):
+    """pyfuse3 on /dev/fuse."""
+
+    transport = "pyfuse3"
+    transport_reason = "transport pyfuse3; it is the python engine's"
+
+    def __init__(self, pool: Pool, medium: MappedMedium, options: MountOptions) -> None:
+        self._medium = medium
+        self.memmap = open_memmap(pool)
+        self.content = python_served(pool, medium, self.memmap, options)
+        self.content.handlers.notifier.tell = _tell
+        self._door = Pyfuse3Door(self.content.handlers)
+        self.grower = self._grower(pool, medium)
+
+    def make_mount(self, mountpoint: str, options: MountOptions) -> None:
+        self.mount = make_mount(self._door, self._medium.name, mountpoint, options)
+
+    async def serve(self, on_ready: Callable[[Mount], None]) -> None:
+        on_ready(self.mount)
+        # What takes long to read in mode `fs` is waited for, too, but so seldom that all answers
+        # are not to pay for it.
+        await serve_pyfuse3(may_wait=self._medium.durability is Durability.MSYNC)
+
+    def terminate(self) -> None:
+        pyfuse3.terminate()
+
+    def end(self) -> None:
+        # libfuse would unmount whatever is on that directory now.
+        detach_mount(self.mount)
+        pyfuse3.close(unmount=False)
+
+
+def _tell(ino: int) -> None:
+    # The kernel may not have it, and then there is nothing to forget.
+    with suppress(OSError):
+        pyfuse3.invalidate_inode(pyfuse3.InodeT(ino), attr_only=True)
+
+
+def make_mount(
+    operations: pyfuse3.Operations, pool_path: str, mountpoint: str, options: MountOptions
+) -> Mount:
+    """Mount, but answer nothing yet. Raises MountFailed with what libfuse said."""
+    check_permissions(pool_path, mountpoint, options, needs_helper=os.geteuid() != 0)
+    with _stderr_caught() as caught:
+        try:
+            pyfuse3.init(operations, mountpoint, set(mount_words(pool_path, options)))
+        except RuntimeError as error:
+            said = "; ".join(caught.read_text(errors="replace").split("\n")).strip("; ")
+            why = said.removeprefix("fuse: ") or str(error)
+            raise MountFailed(pool=pool_path, path=mountpoint, why=why) from None
+    mount = made_mount(pool_path, mountpoint)
+    _allow_deep_queues(mount)
+    allow_dirty_pages(mount)
+    return mount
+
+
+async def serve_pyfuse3(*, may_wait: bool) -> None:
+    """Answer requests until somebody unmounts or `pyfuse3.terminate` is called.
+
+    `may_wait` says whether an answer may have to wait for anything.
+    """
+    # Where none has, one task does; handing over to others costs a tenth of each answer.
+    task_count = 64 if may_wait else 1
+    try:
+        await pyfuse3.main(min_tasks=min(2, task_count), max_tasks=task_count)
+    except* OSError as group:
+        # An aborted connection ends a mount as unmounting does.
+        _, others = group.split(_ends_a_mount)
+        if others:
+            raise others from None
+
+
+def _ends_a_mount(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in _ENDS
+
+
+def _allow_deep_queues(mount: Mount) -> None:
+    """Raise the connection's limits of requests under way; where we may not, leave them."""
+    connection = Path("/sys/fs/fuse/connections") / str(mount.minor)
+    for name in ("max_background", "congestion_threshold"):
+        try:
+            (connection / name).write_text(str(_MAX_BACKGROUND))
+        except OSError:
+            return
+
+
+@contextmanager
+def _stderr_caught() -> Iterator[Path]:
+    """Keep what C libraries write to standard error, as libfuse does with its reasons."""
+    with tempfile.NamedTemporaryFile() as caught:
+        saved = os.dup(2)
+        os.dup2(caught.fileno(), 2)
+        try:
+            yield Path(caught.name)
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)

@@ -1,0 +1,418 @@
+"""The wire door: the kernel's requests as bytes, for the handlers and back.
+
+With the native engine every operation that the data plane doesn't answer comes in here. What an
+operation does is decided by the handlers. Invariants:
+- a request is what the kernel or a crafted peer says: too little of it is EINVAL, and its lengths
+  are never believed;
+- an answer is no longer than the request allows;
+- `answered` is the one table of what is answered here. What is not in it is ENOSYS, which the data
+  plane says by itself.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pmemfs.errors import system_error
+from pmemfs.fuse import wire
+from pmemfs.fuse.encode import (
+    NS,
+    attr_out,
+    dirent,
+    direntplus,
+    entry_out,
+    open_out,
+    statx_out,
+)
+from pmemfs.fuse.handlers.attributes import Change
+from pmemfs.fuse.handlers.directories import Listed
+from pmemfs.fuse.handlers.handlers import Handlers
+from pmemfs.fuse.handlers.ioctls import Command
+from pmemfs.fuse.handlers.notifications import later
+from pmemfs.fuse.handlers.openfiles import Opened
+from pmemfs.fuse.handlers.privileges import Caller
+from pmemfs.fuse.handshake import Terms, agree
+from pmemfs.fuse.wire import Opcode
+from pmemfs.media.log import NAME_MAX_BYTES
+from pmemfs.pfn import FRAME_BYTES
+from pmemfs.volume.base import Later
+
+Answer = bytes | memoryview | None
+"""What follows the header of a reply; None where the kernel waits for none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request: what it is about, who asks, and what follows the header."""
+
+    inode: int
+    caller: Caller
+    operation: bytes
+
+
+Handler = Callable[[Request], Later[Answer]]
+"""Answers at once, or with what has to be waited for. Raises OSError, and struct.error for too
+little."""
+
+
+class WireDoor:
+    """The way in for one mount. `terms` are what its INIT is answered by."""
+
+    def __init__(self, handlers: Handlers, terms: Terms) -> None:
+        self._handlers = handlers
+        self._terms = terms
+        self._flags = 0
+        self.answered: dict[int, Handler] = {
+            **self._whole(), **self._names(), **self._inodes(), **self._files()
+        }  # fmt: skip
+
+    @property
+    def opcodes(self) -> int:
+        """What is answered here, as a bitmap for the data plane."""
+        return sum(1 << opcode for opcode in self.answered)
+
+    def answer(self, opcode: int, request: Request) -> Later[Answer]:
+        """Answer a request. Raises as `Handler`."""
+        handler = self.answered.get(opcode)
+        if handler is None:
+            raise system_error(errno.ENOSYS)
+        return self._handlers.patience.begin(lambda: handler(request))
+
+    def _whole(self) -> dict[int, Handler]:
+        return {
+            Opcode.INIT: self._init,
+            Opcode.DESTROY: _nothing,
+            Opcode.STATFS: self._statfs,
+            Opcode.SYNCFS: lambda r: later(self._handlers.files.sync_all(), _empty),
+            Opcode.INTERRUPT: lambda r: None,
+        }
+
+    def _names(self) -> dict[int, Handler]:
+        names = self._handlers.names
+        return {
+            Opcode.LOOKUP: lambda r: entry_out(names.lookup(r.inode, _name(r.operation))),
+            Opcode.FORGET: self._forget,
+            Opcode.BATCH_FORGET: self._forget_many,
+            Opcode.MKNOD: self._mknod,
+            Opcode.MKDIR: self._mkdir,
+            Opcode.SYMLINK: self._symlink,
+            Opcode.LINK: self._link,
+            Opcode.UNLINK: self._unlink,
+            Opcode.RMDIR: self._rmdir,
+            Opcode.RENAME: lambda r: self._rename(r, wire.RENAME_IN),
+            Opcode.RENAME2: lambda r: self._rename(r, wire.RENAME2_IN),
+            Opcode.READLINK: lambda r: names.readlink(r.inode),
+        }
+
+    def _inodes(self) -> dict[int, Handler]:
+        attributes = self._handlers.attributes
+        return {
+            Opcode.GETATTR: lambda r: attr_out(attributes.get(r.inode)),
+            Opcode.SETATTR: self._setattr,
+            Opcode.STATX: lambda r: statx_out(attributes.get(r.inode)),
+            # The mount has default_permissions: the kernel has checked it.
+            Opcode.ACCESS: _nothing,
+            Opcode.SETXATTR: self._setxattr,
+            Opcode.GETXATTR: self._getxattr,
+            Opcode.LISTXATTR: self._listxattr,
+            Opcode.REMOVEXATTR: self._removexattr,
+            Opcode.OPENDIR: self._opendir,
+            Opcode.READDIR: lambda r: self._list(r, with_attributes=False),
+            Opcode.READDIRPLUS: lambda r: self._list(r, with_attributes=True),
+            Opcode.RELEASEDIR: self._releasedir,
+            # What changes a directory is durable when it is answered.
+            Opcode.FSYNCDIR: _nothing,
+        }
+
+    def _files(self) -> dict[int, Handler]:
+        files = self._handlers.files
+        return {
+            Opcode.OPEN: self._open,
+            Opcode.CREATE: self._create,
+            Opcode.TMPFILE: self._create_unnamed,
+            Opcode.READ: self._read,
+            Opcode.WRITE: self._write,
+            # Each write is in the pool when it is answered.
+            Opcode.FLUSH: _nothing,
+            Opcode.FSYNC: lambda r: later(files.fsync(_head(wire.FSYNC_IN, r)[0]), _empty),
+            Opcode.RELEASE: self._release,
+            Opcode.FALLOCATE: self._fallocate,
+            Opcode.LSEEK: self._lseek,
+            Opcode.COPY_FILE_RANGE: lambda r: later(self._copy(r), _copied),
+            Opcode.COPY_FILE_RANGE_64: lambda r: later(self._copy(r), wire.COPY_OUT_64.pack),
+            Opcode.IOCTL: self._ioctl,
+        }
+
+    # The whole
+
+    def _init(self, request: Request) -> Answer:
+        answer, self._flags = agree(request.operation, self._terms)
+        return answer
+
+    def _statfs(self, request: Request) -> Answer:
+        room = self._handlers.attributes.room()
+        # As many files as there is room for: of what nobody counts there is 0.
+        return wire.STATFS_OUT.pack(
+            room.total_frames, room.free_frames, room.free_frames - room.reserved_frames,
+            room.file_count, 0, FRAME_BYTES, NAME_MAX_BYTES, FRAME_BYTES,
+        )  # fmt: skip
+
+    # Names
+
+    def _forget(self, request: Request) -> Answer:
+        self._handlers.names.forget(request.inode, *_head(wire.FORGET_IN, request))
+        return None
+
+    def _forget_many(self, request: Request) -> Answer:
+        (count,) = _head(wire.BATCH_FORGET_IN, request)
+        pairs = request.operation[wire.BATCH_FORGET_IN.size :]
+        whole = min(count, len(pairs) // wire.FORGET_ONE.size) * wire.FORGET_ONE.size
+        for ino, times in wire.FORGET_ONE.iter_unpack(pairs[:whole]):
+            self._handlers.names.forget(ino, times)
+        return None
+
+    def _mknod(self, request: Request) -> Answer:
+        mode, rdev, umask = _head(wire.MKNOD_IN, request)
+        name = _name(request.operation[wire.MKNOD_IN.size :])
+        return self._made(request, name, mode, umask, rdev)
+
+    def _mkdir(self, request: Request) -> Answer:
+        mode, umask = _head(wire.MKDIR_IN, request)
+        name = _name(request.operation[wire.MKDIR_IN.size :])
+        return self._made(request, name, stat.S_IFDIR | stat.S_IMODE(mode), umask, 0)
+
+    def _made(self, request: Request, name: bytes, mode: int, umask: int, rdev: int) -> Answer:
+        made = self._handlers.names.make(
+            request.caller, request.inode, name, mode, umask=umask, rdev=rdev
+        )
+        return entry_out(made)
+
+    def _symlink(self, request: Request) -> Answer:
+        name, target = _names(request.operation)
+        return entry_out(self._handlers.names.symlink(request.caller, request.inode, name, target))
+
+    def _link(self, request: Request) -> Answer:
+        (ino,) = _head(wire.LINK_IN, request)
+        name = _name(request.operation[wire.LINK_IN.size :])
+        return entry_out(self._handlers.names.link(ino, request.inode, name))
+
+    def _unlink(self, request: Request) -> Answer:
+        self._handlers.names.unlink(request.inode, _name(request.operation))
+        return b""
+
+    def _rmdir(self, request: Request) -> Answer:
+        self._handlers.names.rmdir(request.inode, _name(request.operation))
+        return b""
+
+    def _rename(self, request: Request, head: wire.Structure) -> Answer:
+        target, *flags = _head(head, request)
+        old, new = _names(request.operation[head.size :])
+        self._handlers.names.rename(
+            request.caller, request.inode, old, target, new, flags[0] if flags else 0
+        )
+        return b""
+
+    # Inodes
+
+    def _setattr(self, request: Request) -> Answer:
+        change = _change_of(_head(wire.SETATTR_IN, request))
+        return attr_out(self._handlers.attributes.change(request.caller, request.inode, change))
+
+    def _setxattr(self, request: Request) -> Answer:
+        operation = request.operation
+        is_extended = bool(self._flags & wire.SETXATTR_EXT)
+        head_bytes = wire.SETXATTR_IN.size if is_extended else wire.SHORT_SETXATTR_BYTES
+        if len(operation) < head_bytes:
+            raise system_error(errno.EINVAL)
+        size, flags, more = wire.SETXATTR_IN.unpack(operation[:head_bytes].ljust(16, b"\0"))
+        name, end, value = operation[head_bytes:].partition(b"\0")
+        if not end or len(value) < size:
+            raise system_error(errno.EINVAL)
+        keeps = not more & wire.SETXATTR_ACL_KILL_SGID if is_extended else None
+        self._handlers.xattrs.set(
+            request.caller, request.inode, name, value[:size], flags, keeps_group_id=keeps
+        )
+        return b""
+
+    def _getxattr(self, request: Request) -> Answer:
+        (room,) = _head(wire.GETXATTR_IN, request)
+        name = _name(request.operation[wire.GETXATTR_IN.size :])
+        return _sized(self._handlers.xattrs.get(request.inode, name), room)
+
+    def _listxattr(self, request: Request) -> Answer:
+        (room,) = _head(wire.GETXATTR_IN, request)
+        names = self._handlers.xattrs.names(request.caller, request.inode)
+        return _sized(b"".join(name + b"\0" for name in names), room)
+
+    def _removexattr(self, request: Request) -> Answer:
+        self._handlers.xattrs.remove(request.inode, _name(request.operation))
+        return b""
+
+    def _opendir(self, request: Request) -> Answer:
+        flags, _ = _head(wire.OPEN_IN, request)
+        handle = self._handlers.directories.open(request.inode, flags)
+        return wire.OPEN_OUT.pack(handle, 0)
+
+    def _list(self, request: Request, *, with_attributes: bool) -> Answer:
+        handle, start, size, *_ = _head(wire.READ_IN, request)
+        answer = bytearray()
+
+        def take(listed: Listed) -> bool:
+            entry = dirent(listed.ino, listed.position, listed.type, listed.name)
+            if with_attributes:
+                entry = direntplus(listed.attributes, entry)
+            if len(answer) + len(entry) > min(size, self._terms.max_write):
+                return False
+            answer.extend(entry)
+            return True
+
+        self._handlers.directories.listing(handle, start, take, with_attributes=with_attributes)
+        return bytes(answer)
+
+    def _releasedir(self, request: Request) -> Answer:
+        self._handlers.directories.close(_head(wire.RELEASE_IN, request)[0])
+        return b""
+
+    # Files
+
+    def _open(self, request: Request) -> Later[Answer]:
+        flags, open_flags = _head(wire.OPEN_IN, request)
+        may_keep = not open_flags & wire.OPEN_KILL_SUIDGID
+        opened = self._handlers.files.open(request.caller, request.inode, flags, may_keep=may_keep)
+        return later(opened, _opened)
+
+    def _create(self, request: Request) -> Answer:
+        return self._make_and_open(request, _name(request.operation[wire.CREATE_IN.size :]))
+
+    def _create_unnamed(self, request: Request) -> Answer:
+        return self._make_and_open(request, None)
+
+    def _make_and_open(self, request: Request, name: bytes | None) -> Answer:
+        flags, mode, umask, _ = _head(wire.CREATE_IN, request)
+        made, opened = self._handlers.files.create(
+            request.caller, request.inode, name, mode, flags, umask=umask
+        )
+        return entry_out(made) + _opened(opened)
+
+    def _read(self, request: Request) -> Answer:
+        handle, offset, size, *_ = _head(wire.READ_IN, request)
+        return self._handlers.files.read(handle, offset, min(size, self._terms.max_write))
+
+    def _write(self, request: Request) -> Later[Answer]:
+        handle, offset, size, write_flags, _, flags = _head(wire.WRITE_IN, request)
+        data = memoryview(request.operation)[wire.WRITE_IN.size :][:size]
+        if len(data) < size:
+            raise system_error(errno.EINVAL)
+        written = self._handlers.files.write(
+            request.caller, handle, offset, data,
+            may_keep=not write_flags & wire.WRITE_KILL_SUIDGID,
+            is_append=bool(flags & os.O_APPEND) and not write_flags & wire.WRITE_CACHE,
+            is_synchronous=bool(flags & os.O_DSYNC),
+        )  # fmt: skip
+        return later(written, wire.WRITE_OUT.pack)
+
+    def _release(self, request: Request) -> Answer:
+        self._handlers.files.close(_head(wire.RELEASE_IN, request)[0])
+        return b""
+
+    def _fallocate(self, request: Request) -> Later[Answer]:
+        _, offset, length, mode = _head(wire.FALLOCATE_IN, request)
+        done = self._handlers.ranges.allocate(request.caller, request.inode, offset, length, mode)
+        return later(done, _empty)
+
+    def _lseek(self, request: Request) -> Answer:
+        _, offset, whence = _head(wire.LSEEK_IN, request)
+        return wire.LSEEK_OUT.pack(self._handlers.ranges.seek(request.inode, offset, whence))
+
+    def _copy(self, request: Request) -> Later[int]:
+        handle, source, target_ino, target_handle, target, length, flags = _head(
+            wire.COPY_IN, request
+        )
+        if flags:
+            raise system_error(errno.EINVAL)
+        return self._handlers.ranges.copy(
+            request.caller, request.inode, handle, source, target_ino, target_handle, target, length
+        )
+
+    def _ioctl(self, request: Request) -> Later[Answer]:
+        """The kernel says what goes in and out by the number of the command (_IOC_SIZE), so nothing
+        may be answered but that. Source: fs/fuse/ioctl.c of Linux, fuse_do_ioctl."""
+        _, _, number, pointer, in_bytes, out_bytes = _head(wire.IOCTL_IN, request)
+        argument = request.operation[wire.IOCTL_IN.size :][:in_bytes]
+        answer = self._handlers.ioctls.ioctl(
+            request.caller, request.inode, Command(number, argument, pointer)
+        )
+        return later(answer, lambda data: wire.IOCTL_OUT.pack(0, 0, 0, 0) + data[:out_bytes])
+
+
+def _nothing(request: Request) -> Answer:
+    """There is nothing to do."""
+    return b""
+
+
+def _empty(_: None) -> Answer:
+    """What is done is answered with no more than that."""
+    return b""
+
+
+def _opened(opened: Opened) -> bytes:
+    return open_out(opened.handle, cached=opened.is_cached)
+
+
+def _copied(count: int) -> Answer:
+    """struct fuse_write_out: the older form of the answer has 32 bits for it."""
+    return wire.WRITE_OUT.pack(count)
+
+
+def _head(structure: wire.Structure, request: Request) -> tuple[int, ...]:
+    """The fields of what a request begins with. Raises struct.error for too little."""
+    return structure.unpack_from(request.operation)
+
+
+def _sized(value: bytes, room: int) -> Answer:
+    """A value for whoever has room for it, or, with room for nothing, how much it needs."""
+    if not room:
+        return wire.GETXATTR_OUT.pack(len(value))
+    if len(value) > room:
+        raise system_error(errno.ERANGE)
+    return value
+
+
+def _change_of(fields: tuple[int, ...]) -> Change:
+    """What SETATTR asks for."""
+    (valid, _, size, _, atime, mtime, ctime, atime_ns, mtime_ns, ctime_ns, mode, uid,
+     gid) = fields  # fmt: skip
+
+    def wanted(flag: int, value: int) -> int | None:
+        return value if valid & flag else None
+
+    both_now = wire.SETS_ATIME_NOW | wire.SETS_MTIME_NOW
+    return Change(
+        mode=wanted(wire.SETS_MODE, mode),
+        uid=wanted(wire.SETS_UID, uid),
+        gid=wanted(wire.SETS_GID, gid),
+        size_bytes=wanted(wire.SETS_SIZE, size),
+        atime_ns=wanted(wire.SETS_ATIME, atime * NS + atime_ns),
+        mtime_ns=wanted(wire.SETS_MTIME, mtime * NS + mtime_ns),
+        ctime_ns=wanted(wire.SETS_CTIME, ctime * NS + ctime_ns),
+        is_touch=valid & both_now == both_now,
+        takes_privileges=bool(valid & wire.SETATTR_KILL_SUIDGID),
+    )
+
+
+def _name(raw: bytes) -> bytes:
+    """The name at the start, which ends with a zero."""
+    name, end, _ = raw.partition(b"\0")
+    if not end:
+        raise system_error(errno.EINVAL)
+    return name
+
+
+def _names(raw: bytes) -> tuple[bytes, bytes]:
+    """Two names, one behind the other."""
+    old, _, rest = raw.partition(b"\0")
+    return old, _name(rest)

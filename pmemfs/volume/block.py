@@ -1,0 +1,332 @@
+"""Mode `block`: a root directory with one file, which behaves like a device.
+
+Like a device, it has one size: O_TRUNC and ftruncate succeed and change nothing (dd truncates what
+it writes to), a write at the end answers ENOSPC, a read there is short. Nothing can be created,
+renamed or removed. Owner, mode and times can be set and last as long as the mount, as in /dev.
+Invariants:
+- every vec lies in the data zone, byte n of the device at byte n of it, so the reserved zones can't
+  be reached by any offset;
+- a transfer holds references on its pages where the scheme has pages, and a write is flushed at
+  once, so that a fence makes it durable;
+- memory is taken away from under a range only while its onlookers expect holes there.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import trio
+
+from pmemfs.bio.bio_vec import BioVec
+from pmemfs.clock import coarse_ns
+from pmemfs.errors import system_error
+from pmemfs.media.inode import ROOT
+from pmemfs.media.log import NAME_MAX_BYTES, InodeFlags
+from pmemfs.medium.base import Medium
+from pmemfs.medium.mapped import MappedMedium
+from pmemfs.memmap.base import Memmap
+from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT, pfn_to_pfn_t
+from pmemfs.pool import Pool
+from pmemfs.units import MIB
+from pmemfs.volume.base import Attributes, Room, Volume
+from pmemfs.volume.pageio import PageIO
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+INODE = 2
+"""The inode number of the device, and the `mapping` of its pages."""
+_DT_REGULAR = 8
+_STEP_BYTES = MIB
+
+
+class Onlookers:
+    """Who serves the device beside this process: here, nobody."""
+
+    def show(self, first_pfn: int, size_bytes: int) -> None:
+        """Let them serve it, as large as it is."""
+
+    @property
+    def last_write_ns(self) -> int:
+        """When one of them last wrote; 0: not since the mount."""
+        return 0
+
+    def forget_last_write(self) -> None:
+        """Somebody has set another time of modification, which counts until the next write."""
+
+    @asynccontextmanager
+    async def expecting_holes(self, pool_offset: int, length_bytes: int) -> AsyncIterator[None]:
+        """A range may lose its memory, and gets some perhaps, with nobody unprepared."""
+        yield
+
+    async def look_again(self) -> None:
+        """Memory has come where there was none."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Frames:
+    """A range of the device as the whole frames in it, in the pool, and what is left beside."""
+
+    head: tuple[int, int]
+    pool_offset: int
+    length: int
+    tail: tuple[int, int]
+
+
+class BlockVolume(Volume):
+    """The data zone as one device. `onlookers` are the workers of a data plane."""
+
+    read_only: bool = False
+
+    def __init__(
+        self, pool: Pool, memmap: Memmap, *, uid: int = 0, gid: int = 0, mode: int = 0o600,
+        onlookers: Onlookers | None = None,
+    ) -> None:  # fmt: skip
+        self._pool = pool
+        self._medium: Medium = pool.medium
+        self._memmap = memmap
+        self._content = PageIO(pool.medium, memmap)
+        self._onlookers = onlookers or Onlookers()
+        self.read_only = pool.medium.read_only
+        self.name = pool.label.name
+        self._name = os.fsencode(self.name)
+        self._first_pfn = int(pool.first_data_pfn)
+        created = pool.label.created_ns
+        device = Attributes(
+            ino=INODE, generation=0, mode=stat.S_IFREG | mode, nlink=1, uid=uid, gid=gid, rdev=0,
+            size_bytes=0, block_count=0, atime_ns=created, mtime_ns=created, ctime_ns=created,
+            birth_ns=created, flags=InodeFlags(0),
+        )  # fmt: skip
+        root = replace(device, ino=ROOT, mode=stat.S_IFDIR | 0o755, nlink=2)
+        self._inodes = {ROOT: root, INODE: device}
+        self.grow()
+
+    # Names
+
+    def lookup(self, parent: int, name: bytes) -> int:
+        self._check_root(parent)
+        if name == self._name:
+            return INODE
+        raise system_error(errno.ENAMETOOLONG if len(name) > NAME_MAX_BYTES else errno.ENOENT)
+
+    def names(self, number: int) -> list[bytes]:
+        self._check_root(number)
+        return [self._name]
+
+    def find_entry(self, number: int, name: bytes) -> tuple[int, int] | None:
+        self._check_root(number)
+        return (INODE, _DT_REGULAR) if name == self._name else None
+
+    def has_entry(self, number: int, name: bytes) -> int | None:
+        return INODE if self.find_entry(number, name) else None
+
+    def parent(self, number: int) -> int:
+        self._check_root(number)
+        return ROOT
+
+    # Attributes
+
+    def attributes(self, number: int) -> Attributes:
+        kept = self._inodes.get(number)
+        if kept is None:
+            raise system_error(errno.ESTALE)
+        if number == INODE and self._onlookers.last_write_ns >= kept.ctime_ns:
+            self._note_write(self._onlookers.last_write_ns)
+        return self._inodes[number]
+
+    def set_attributes(
+        self, number: int, *, mode: int | None = None, uid: int | None = None,
+        gid: int | None = None, size_bytes: int | None = None, atime_ns: int | None = None,
+        mtime_ns: int | None = None, ctime_ns: int | None = None, is_touch: bool = False,
+    ) -> None:  # fmt: skip
+        kept = self.attributes(number)
+        self._inodes[number] = replace(
+            kept,
+            mode=kept.mode if mode is None else stat.S_IFMT(kept.mode) | stat.S_IMODE(mode),
+            uid=kept.uid if uid is None else uid,
+            gid=kept.gid if gid is None else gid,
+            atime_ns=kept.atime_ns if atime_ns is None else atime_ns,
+            mtime_ns=kept.mtime_ns if mtime_ns is None else mtime_ns,
+            ctime_ns=coarse_ns(),
+        )
+        if mtime_ns is not None and number == INODE:
+            self._onlookers.forget_last_write()
+
+    def set_xattrs_and_mode(
+        self, number: int, changes: dict[bytes, bytes | None], mode: int | None
+    ) -> None:
+        if changes:
+            raise system_error(errno.EOPNOTSUPP)
+        self.set_attributes(number, mode=mode)
+
+    # Content
+
+    def check_open(self, number: int, flags: int) -> None:
+        if number == ROOT:
+            raise system_error(errno.EISDIR)
+        self.attributes(number)
+        if self.read_only and flags & os.O_ACCMODE != os.O_RDONLY:
+            raise system_error(errno.EROFS)
+
+    def bio(self, offset_bytes: int, length_bytes: int) -> list[BioVec]:
+        """The frames behind a range, as far as it lies inside the device; [] behind its end."""
+        length_bytes = min(length_bytes, self.size_bytes - offset_bytes)
+        if length_bytes <= 0 or offset_bytes < 0:
+            return []
+        pfn = self._first_pfn + (offset_bytes >> PAGE_SHIFT)
+        return [BioVec(pfn_to_pfn_t(pfn), length_bytes, offset_bytes & (FRAME_BYTES - 1))]
+
+    def read(self, number: int, offset_bytes: int, length_bytes: int) -> bytes | memoryview:
+        self._check_device(number)
+        vecs = self.bio(offset_bytes, length_bytes)
+        parts = [
+            self._content.load(INODE, offset_bytes, vec.pool_offset_bytes(), vec.length)
+            for vec in vecs
+        ]
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def write(
+        self, number: int, offset_bytes: int, data: Buffer, *, may_overwrite: bool = True
+    ) -> int:
+        self._check_writable(number)
+        written = self._store(offset_bytes, memoryview(data).cast("B"))
+        self._note_write(coarse_ns())
+        return written
+
+    def copy(
+        self, source: int, source_bytes: int, target: int, target_bytes: int, length_bytes: int,
+        *, may_overwrite: bool = True,
+    ) -> int:  # fmt: skip
+        done = 0
+        while done < length_bytes:
+            step = min(_STEP_BYTES, length_bytes - done)
+            data = bytes(self.read(source, source_bytes + done, step))
+            if not data:
+                break
+            done += self.write(target, target_bytes + done, data)
+            if len(data) < step or target_bytes + done >= self.size_bytes:
+                break
+        return done
+
+    async def allocate(
+        self, number: int, offset_bytes: int, length_bytes: int, *, keep_size: bool
+    ) -> None:
+        self._check_writable(number)
+        if offset_bytes + length_bytes > self.size_bytes:
+            raise OSError(errno.ENOSPC, "the end of the device")
+        start = self._data_offset + offset_bytes
+        await trio.to_thread.run_sync(self._medium.reserve, start, length_bytes)
+        await self._onlookers.look_again()
+
+    async def punch(self, number: int, offset_bytes: int, length_bytes: int) -> None:
+        await self._zero(number, offset_bytes, length_bytes, keep_memory=False)
+
+    async def zero(
+        self, number: int, offset_bytes: int, length_bytes: int, *, keep_size: bool
+    ) -> None:
+        await self._zero(number, offset_bytes, length_bytes, keep_memory=True)
+
+    # The whole
+
+    def room(self) -> Room:
+        # The device takes all the room there is.
+        return Room(self.size_bytes // FRAME_BYTES, 0, file_count=2)
+
+    def grow(self) -> None:
+        self.size_bytes = self._pool.zones.data.size_bytes
+        self._inodes[INODE] = replace(
+            self._inodes[INODE], size_bytes=self.size_bytes, block_count=self.size_bytes // 512
+        )
+        self._onlookers.show(self._first_pfn, self.size_bytes)
+
+    # Parts of the above
+
+    @property
+    def _data_offset(self) -> int:
+        return self._first_pfn << PAGE_SHIFT
+
+    def _store(self, offset_bytes: int, view: memoryview) -> int:
+        vecs = self.bio(offset_bytes, len(view))
+        if not vecs:
+            raise OSError(errno.ENOSPC, "the end of the device")
+        written = 0
+        for vec in vecs:
+            part = view[written : written + vec.length]
+            self._content.store(INODE, offset_bytes + written, vec.pool_offset_bytes(), part)
+            written += vec.length
+        return written
+
+    async def _zero(
+        self, number: int, offset_bytes: int, length_bytes: int, *, keep_memory: bool
+    ) -> None:
+        self._check_writable(number)
+        length_bytes = min(length_bytes, self.size_bytes - offset_bytes)
+        if length_bytes <= 0:
+            return
+        frames = self._frames(offset_bytes, length_bytes)
+        if frames.length:
+            async with self._onlookers.expecting_holes(frames.pool_offset, frames.length):
+                await self._release(frames.pool_offset, frames.length, keep_memory=keep_memory)
+        for offset, length in (frames.head, frames.tail):
+            if length and not self._medium.is_hole(self._data_offset + offset, length):
+                self._store(offset, memoryview(bytes(length)))
+        self._note_write(coarse_ns())
+
+    async def _release(self, pool_offset: int, length: int, *, keep_memory: bool) -> None:
+        medium = self._medium
+        assert isinstance(medium, MappedMedium)
+        was_reserved = medium.reserved
+        try:
+            await trio.to_thread.run_sync(medium.punch_hole, pool_offset, length)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.ENODEV, errno.EINVAL):
+                raise
+            await self._overwrite(pool_offset, length)
+        else:
+            if keep_memory and was_reserved:
+                await trio.to_thread.run_sync(medium.reserve, pool_offset, length)
+                medium.reserved = True
+        self._memmap.clean(pool_offset >> PAGE_SHIFT, length >> PAGE_SHIFT)
+
+    async def _overwrite(self, pool_offset: int, length: int) -> None:
+        """Zeroes, for what cannot give memory back."""
+        for done in range(0, length, _STEP_BYTES):
+            step = min(_STEP_BYTES, length - done)
+            self._medium.store(pool_offset + done, bytes(step))
+            self._medium.flush(pool_offset + done, step)
+            await trio.lowlevel.checkpoint()
+
+    def _frames(self, offset_bytes: int, length_bytes: int) -> _Frames:
+        end = offset_bytes + length_bytes
+        first = -(-offset_bytes // FRAME_BYTES) * FRAME_BYTES
+        last = max(first, end // FRAME_BYTES * FRAME_BYTES)
+        if first >= end:
+            return _Frames((offset_bytes, length_bytes), 0, 0, (end, 0))
+        return _Frames(
+            (offset_bytes, first - offset_bytes),
+            self._data_offset + first,
+            last - first,
+            (last, end - last),
+        )
+
+    def _note_write(self, now_ns: int) -> None:
+        self._inodes[INODE] = replace(self._inodes[INODE], mtime_ns=now_ns, ctime_ns=now_ns)
+
+    def _check_root(self, number: int) -> None:
+        if number != ROOT:
+            raise system_error(errno.ENOTDIR if number == INODE else errno.ESTALE)
+
+    def _check_device(self, number: int) -> None:
+        if number != INODE:
+            raise system_error(errno.EISDIR if number == ROOT else errno.ESTALE)
+
+    def _check_writable(self, number: int) -> None:
+        self._check_device(number)
+        if self.read_only:
+            raise system_error(errno.EROFS)
