@@ -189,7 +189,7 @@ def test_any_reads_and_writes_answer_as_a_plain_file_does(served: Served) -> Non
 def write(served: Served, offset: int, data: bytes, fits: int) -> None:
     """Write to both; what does not fit is ENOSPC where nothing does, else short."""
     if fits == 0:
-        with pytest.raises(OSError, match="the end of the volume") as caught:
+        with pytest.raises(OSError, match="the end of the device") as caught:
             served.engine.write(offset, data)
         assert caught.value.errno == errno.ENOSPC
         return
@@ -204,7 +204,7 @@ def test_at_the_end_reads_are_short_and_writes_store_the_part_that_fits(served: 
     assert bytes(served.engine.read(size, 1)) == b""
     assert bytes(served.engine.read(size + (1 << 50), 4096)) == b""
     for offset in (size, size + 1, 1 << 62, (1 << 63) - 1):
-        with pytest.raises(OSError, match="end of the volume") as caught:
+        with pytest.raises(OSError, match="end of the device") as caught:
             served.engine.write(offset, b"x")
         assert caught.value.errno == errno.ENOSPC
 
@@ -217,7 +217,7 @@ def test_no_offset_or_length_reaches_the_reserved_zones(served: Served) -> None:
             if offset == size - 1:
                 assert served.engine.write(offset, b"\xee" * length) == 1
             else:
-                with pytest.raises(OSError, match="end of the volume"):
+                with pytest.raises(OSError, match="end of the device"):
                     served.engine.write(offset, b"\xee" * length)
             assert len(served.engine.read(offset, length)) == (offset == size - 1)
     assert served.outside() == outside

@@ -54,7 +54,7 @@ def test_a_group_answers_a_request_as_what_it_is_about() -> None:
         raise grouped(NoAnswer(path="x", why="y"))
 
     async def ask() -> bytes:
-        return await _answer(b'{"method": "fail"}', {"fail": fail})
+        return await _answer(b'{"method": "fail"}', lambda: {"fail": fail})
 
     assert str(NoAnswer(path="x", why="y")).encode() in trio.run(ask)
     assert errno_of(grouped(system_error(errno.ENOSPC)), "fail") == errno.ENOSPC
