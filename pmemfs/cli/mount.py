@@ -76,7 +76,7 @@ def mount(
 
     Returns when the mount answers; a daemon stays behind until somebody unmounts it. If this fails
     or is interrupted, nothing is left. A pool that root has mounted already appears on MOUNTPOINT
-    too, with the same options.
+    too, if the same options are asked for.
 
     \b
     Options for -o, separated by commas:

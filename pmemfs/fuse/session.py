@@ -161,8 +161,8 @@ class NativeSession(Session):
             await self._plane.wait_until_ready()
             if stay_in_memory():
                 log.info(
-                    "%s: without CAP_SYS_RESOURCE and CAP_IPC_LOCK these processes may have to "
-                    "wait for memory; do not swap to this mount",
+                    "%s: without both CAP_SYS_RESOURCE and CAP_IPC_LOCK these processes may "
+                    "have to wait for memory; do not swap to this mount",
                     self._medium.name,
                 )
             on_ready(self.mount)

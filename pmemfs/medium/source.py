@@ -201,7 +201,13 @@ def _opened(path: str, flags: int) -> Iterator[int]:
 
 def _opened_for_making(path: str, flags: int = 0) -> AbstractContextManager[int]:
     parent = os.path.dirname(path) or "."
-    if not os.path.isdir(parent):
+    try:
+        is_directory = stat.S_ISDIR(os.stat(parent).st_mode)
+    except FileNotFoundError:
+        is_directory = False
+    except OSError as error:
+        raise UnusableSource(path=path, why=_lower(error.strerror)) from None
+    if not is_directory:
         raise NoSuchSource(path=path, why=f"there is no directory {parent}")
     return _opened(path, os.O_RDWR | os.O_CREAT | flags)
 

@@ -52,7 +52,8 @@ class MountObserver:
             mountpoint=self._session.mountpoint,
             device=self._mount.device,
             read_only=self._options.read_only,
-            options=self._options.as_text(),
+            # Of files each has its own owner and mode.
+            options=self._options.as_text(only_said=self._fs is not None),
             engine=self._options.engine,
             transport=self._session.transport,
             transport_reason=self._session.transport_reason,

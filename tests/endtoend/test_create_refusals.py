@@ -14,6 +14,9 @@ from kit.commands import BIN, pmemfs, pmemfs_ok, refused, run_command
 from kit.mounts import PoolMaker, Session
 from kit.posix import opened
 from kit.sources import mounted_tmpfs
+from kit.users import as_user
+from pmemfs.errors import UnusableSource
+from pmemfs.medium.source import make_empty
 from pmemfs.units import MIB
 
 pytestmark = pytest.mark.mount
@@ -30,6 +33,21 @@ def test_a_size_that_is_nonsense_is_bad_usage_and_makes_nothing(shm: Path, size:
 def test_a_size_that_is_too_small_is_said_as_it_was_asked_for(shm: Path) -> None:
     for size, said in (("1K", "1KiB"), ("5000", "4.88KiB"), ("1M", "1MiB")):
         refused(pmemfs("create", shm / "pool", "--size", size), 2, f"a pool of {said} is too small")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="not root")
+def test_a_directory_that_one_may_not_enter_is_not_said_to_be_missing(shm: Path) -> None:
+    inner = shm / "locked" / "inner"
+    inner.mkdir(parents=True)
+    shm.chmod(0o755)
+    inner.parent.chmod(0o700)
+
+    def create() -> str:
+        with pytest.raises(UnusableSource) as caught:
+            make_empty(str(inner / "pool"))
+        return str(caught.value)
+
+    assert "permission denied" in as_user(create)
 
 
 @pytest.mark.parametrize("align", ["0", "3M", "1K", "abc", "8E", ""])

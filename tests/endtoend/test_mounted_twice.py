@@ -97,6 +97,15 @@ def test_other_options_are_refused_in_one_sentence(
     assert mounts_at(other) == 1
 
 
+@pytest.mark.parametrize("mode", ["block", "fs"])
+def test_the_options_that_info_shows_are_ones_that_mount_takes(pools: PoolMaker, mode: str) -> None:
+    mounted = pools.mount(pools.create("pmem0", "16M", "--mode", mode), "-o", "nosuid,sync")
+    options = mounted.info()["options"]
+    other = pools.mountpoint("other")
+    pmemfs_ok("mount", mounted.pool, other, "-o", options)
+    assert mounts_at(other) == 1
+
+
 def test_two_that_mount_at_once_both_succeed(pools: PoolMaker) -> None:
     pool = pools.create(size="16M")
     places = [Mounted(pool, pools.mountpoint(name)) for name in ("one", "two", "three")]
