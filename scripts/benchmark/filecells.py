@@ -11,7 +11,9 @@ from typing import Literal
 
 from benchmark.cells import KIB, MIB
 
-Operation = Literal["create", "stat", "list", "rename", "unlink", "new", "over"]
+Operation = Literal[
+    "create", "stat", "list", "rename", "mkdir", "rmdir", "symlink", "link", "unlink", "new", "over"
+]
 FILE_SYSTEMS = ("fs", "fuse2fs", "ext4", "tmpfs")
 CREATED_BYTES = 4 * KIB
 # the file that grows takes one in so many bytes of the working set
@@ -45,6 +47,10 @@ def _metadata_cells(callers: int) -> tuple[FileCell, ...]:
         ("stat-cold", "stat", "stat, kernel's caches dropped", True),
         ("list", "list", "readdir and stat, kernel's caches dropped", True),
         ("rename", "rename", "rename", False),
+        ("mkdir", "mkdir", "mkdir", False),
+        ("rmdir", "rmdir", "rmdir", False),
+        ("symlink", "symlink", "symlink", False),
+        ("link", "link", "link", False),
         ("unlink", "unlink", "unlink", False),
     )
     return tuple(

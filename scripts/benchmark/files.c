@@ -4,7 +4,11 @@
  *   files stat   DIR FILES CALLERS         fstatat each
  *   files list   DIR FILES CALLERS         readdir, and fstatat of each entry, as ls -l does
  *   files rename DIR FILES CALLERS         to another name in the same directory
- *   files unlink DIR FILES CALLERS         and, not counted, the directories themselves
+ *   files mkdir  DIR FILES CALLERS         a directory beside each
+ *   files rmdir  DIR FILES CALLERS
+ *   files symlink DIR FILES CALLERS        a symbolic link to each
+ *   files link   DIR FILES CALLERS         another name of each
+ *   files unlink DIR FILES CALLERS         and, not counted, all that is left and the directories
  *   files new    FILE BYTES BLOCK MS DIRECT   again and again, for MS of counted time: a new file
  *                                          of BYTES, written BLOCK by BLOCK. Removing the one
  *                                          before isn't counted
@@ -151,6 +155,56 @@ static void rename_files(const struct caller *caller) {
     }
 }
 
+static void make_directories(const struct caller *caller) {
+    char name[64];
+    for (long i = caller->first; i < caller->end; i++) {
+        name_of(name, "directory", i);
+        if (mkdirat(caller->dir, name, 0755) != 0)
+            fail("mkdir %s", name);
+    }
+}
+
+static void remove_directories(const struct caller *caller) {
+    char name[64];
+    for (long i = caller->first; i < caller->end; i++) {
+        name_of(name, "directory", i);
+        if (unlinkat(caller->dir, name, AT_REMOVEDIR) != 0)
+            fail("rmdir %s", name);
+    }
+}
+
+static void link_symbolically(const struct caller *caller) {
+    char name[64], link[64];
+    for (long i = caller->first; i < caller->end; i++) {
+        name_of(name, "moved", i);
+        name_of(link, "symbolic", i);
+        if (symlinkat(name, caller->dir, link) != 0)
+            fail("symlink %s", link);
+    }
+}
+
+static void link_files(const struct caller *caller) {
+    char name[64], link[64];
+    for (long i = caller->first; i < caller->end; i++) {
+        name_of(name, "moved", i);
+        name_of(link, "hard", i);
+        if (linkat(caller->dir, name, caller->dir, link, 0) != 0)
+            fail("link %s", link);
+    }
+}
+
+/* What the phases of links have left, if there were any. */
+static void unlink_links(const struct caller *caller) {
+    char name[64];
+    static const char *const stems[] = {"symbolic", "hard"};
+    for (size_t stem = 0; stem < sizeof stems / sizeof *stems; stem++)
+        for (long i = caller->first; i < caller->end; i++) {
+            name_of(name, stems[stem], i);
+            if (unlinkat(caller->dir, name, 0) != 0 && errno != ENOENT)
+                fail("unlink %s", name);
+        }
+}
+
 static void unlink_files(const struct caller *caller) {
     char name[64];
     for (long i = caller->first; i < caller->end; i++) {
@@ -165,7 +219,8 @@ static const struct {
     phase_function *function;
 } phases[] = {
     {"create", create_files}, {"stat", stat_files},     {"list", list_files},
-    {"rename", rename_files}, {"unlink", unlink_files},
+    {"rename", rename_files}, {"mkdir", make_directories}, {"rmdir", remove_directories},
+    {"symlink", link_symbolically}, {"link", link_files}, {"unlink", unlink_files},
 };
 
 /* Says that it is ready, waits until all are let go, works, and notes when it was done. */
@@ -235,6 +290,7 @@ static void run_phase(size_t phase, const char *dir, long files, long count, siz
     }
     double seconds = run_callers(phases[phase].function, callers, count);
     for (long i = 0; unlinks && i < count; i++) {
+        unlink_links(&callers[i]);
         directory_of(path, sizeof path, dir, i);
         if (rmdir(path) != 0)
             fail("rmdir %s", path);

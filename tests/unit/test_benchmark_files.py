@@ -54,7 +54,9 @@ def test_a_series_does_what_it_says_and_leaves_nothing(program: Path, tmp_path: 
             sizes = {path.stat().st_size for path in tmp_path.rglob("*.dat")}
             assert sizes <= {4 * KIB}
     assert there["create"] == there["stat"] == there["list"] == names("file")
-    assert there["rename"] == names("moved")
+    assert there["rename"] == there["rmdir"] == names("moved")
+    assert there["mkdir"] == names("directory") + names("moved")
+    assert there["link"] == names("hard") + names("moved") + names("symbolic")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -138,7 +140,7 @@ def test_cells_of_all_parts_have_names_of_their_own() -> None:
 def test_a_cell_brings_those_with_it_that_it_needs() -> None:
     (series,) = series_of([CELL["unlink-2"]])
     assert [cell.operation for cell in series] == [
-        *("create", "stat", "stat", "list", "rename", "unlink")
+        *("create", "stat", "stat", "list", "rename", "mkdir", "rmdir", "symlink", "link", "unlink")
     ]
     assert {cell.callers for cell in series} == {2}
 
