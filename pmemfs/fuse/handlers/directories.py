@@ -12,6 +12,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pmemfs.errors import PmemfsError, system_error
 from pmemfs.volume.base import Attributes, Volume
@@ -29,8 +30,7 @@ class _OpenDirectory:
     names: list[bytes] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
+class Listed(NamedTuple):
     """An entry. `position` is where the next one begins; `type` is of the DT_* kind."""
 
     name: bytes
@@ -91,16 +91,16 @@ class DirectoryHandlers:
             dots = ((b".", ino), (b"..", volume.parent(ino)))
             for position, (name, to) in enumerate(dots[start:], start + 1):
                 yield Listed(name, to, _DT_DIRECTORY, position)
+        # What has gone meanwhile is left out.
         for position in range(max(start, 2), len(names) + 2):
             name = names[position - 2]
-            entry = volume.find_entry(ino, name)
-            if entry is None:
-                # It has gone meanwhile.
-                continue
-            attributes = None
-            if with_attributes and volume.has_entry(ino, name) is not None:
-                attributes = volume.attributes(entry[0])
-            yield Listed(name, entry[0], entry[1], position + 1, attributes)
+            if with_attributes:
+                to = volume.has_entry(ino, name)
+                if to is not None:
+                    attributes = volume.attributes(to)
+                    yield Listed(name, to, attributes.mode >> 12, position + 1, attributes)
+            elif entry := volume.find_entry(ino, name):
+                yield Listed(name, *entry, position + 1)
 
     def _directory(self, handle: int) -> _OpenDirectory:
         directory = self._open.get(handle)
