@@ -95,10 +95,10 @@ class DirectoryHandlers:
         for position in range(max(start, 2), len(names) + 2):
             name = names[position - 2]
             if with_attributes:
-                to = volume.has_entry(ino, name)
-                if to is not None:
-                    attributes = volume.attributes(to)
-                    yield Listed(name, to, attributes.mode >> 12, position + 1, attributes)
+                found = volume.has_entry(ino, name)
+                if found is not None:
+                    attributes = volume.attributes(found)
+                    yield Listed(name, found, attributes.mode >> 12, position + 1, attributes)
             elif entry := volume.find_entry(ino, name):
                 yield Listed(name, *entry, position + 1)
 
