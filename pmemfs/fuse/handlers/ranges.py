@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 
 import trio
 
@@ -47,17 +47,21 @@ class RangeHandlers:
             self._files.note_failure(ino)
             raise
         if isinstance(changing, Coroutine):
-            return self._finish(ino, changing)
+            return self._finish(ino, changing, told)
         self._files.note_change(ino)
         return after(told, None)
 
-    async def _finish(self, ino: int, changing: Coroutine[object, object, None]) -> None:
+    async def _finish(
+        self, ino: int, changing: Coroutine[object, object, None], told: Awaitable[None] | None
+    ) -> None:
         try:
             await changing
         except Exception:
             self._files.note_failure(ino)
             raise
         self._files.note_change(ino)
+        if told is not None:
+            await told
 
     def _change(self, ino: int, offset: int, length: int, mode: int) -> Later[None]:
         volume = self._volume

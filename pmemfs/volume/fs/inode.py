@@ -33,10 +33,11 @@ from pmemfs.volume.fs.entries import Entries
 from pmemfs.volume.fs.extents import ExtentMap, Run
 from pmemfs.volume.fs.log import Log
 
-_TYPES = frozenset(
+TYPES = frozenset(
     (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR,
      stat.S_IFBLK)
 )  # fmt: skip
+"""Of inodes, as bits of their modes."""
 _XATTR_NAME_MAX_BYTES = 255
 _INDEX_LIMIT = SIZE_LIMIT_BYTES // FRAME_BYTES
 _OF_ONE_SLOT = frozenset(
@@ -45,7 +46,7 @@ _OF_ONE_SLOT = frozenset(
 _ENTRY = int(RecordKind.ENTRY)
 _NO_HEAD = b""
 _NO_NAMES = frozenset((b"", b".", b".."))
-_ENTRY_TYPES = frozenset(type_ >> 12 for type_ in _TYPES)
+_ENTRY_TYPES = frozenset(type_ >> 12 for type_ in TYPES)
 _FLAGS_LIMIT = InodeFlags.NO_ACCESS_TIME << 1
 FIXED = InodeFlags.IMMUTABLE | InodeFlags.APPEND_ONLY
 """What an inode is left as it is by, but for what is added to one that is append-only."""
@@ -297,7 +298,7 @@ class Replay:
         is_directory, is_file, flags = inode.is_directory, inode.is_file, inode.state.flags
         for is_wrong, why in (
             (not self._has_state, "it has no attributes"),
-            (mode > 0o177777 or stat.S_IFMT(mode) not in _TYPES, "its mode is of no type"),
+            (mode > 0o177777 or stat.S_IFMT(mode) not in TYPES, "its mode is of no type"),
             (inode.state.size_bytes >= SIZE_LIMIT_BYTES, "the size in its log is impossible"),
             (inode.entries and not is_directory, "it has entries, but is none"),
             (inode.extents.frame_count and not is_file, "it has extents, but is none"),

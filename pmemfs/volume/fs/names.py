@@ -17,7 +17,7 @@ from pmemfs.media.inode import ROOT
 from pmemfs.media.log import NAME_MAX_BYTES, TARGET_MAX_BYTES, InodeFlags
 from pmemfs.volume.base import NewInode
 from pmemfs.volume.fs.entries import Entry
-from pmemfs.volume.fs.inode import FIXED, Inode, State, is_name, value_slots
+from pmemfs.volume.fs.inode import FIXED, TYPES, Inode, State, is_name, value_slots
 from pmemfs.volume.fs.store import Store
 from pmemfs.volume.fs.transaction import Transaction
 from pmemfs.volume.fs.xattrs import check_xattr
@@ -179,6 +179,8 @@ class Names:
         self, change: Transaction, new: NewInode, now_ns: int, directory: Inode, *, link_count: int
     ) -> Inode:
         """A new inode in a transaction, its slot written."""
+        if stat.S_IFMT(new.mode) not in TYPES:
+            raise system_error(errno.EINVAL)
         for name, value in new.xattrs:
             check_xattr(name, value)
         if len(new.target) > TARGET_MAX_BYTES:
