@@ -483,9 +483,7 @@ def test_a_message_without_a_header_gets_a_reply(served: Served) -> None:
     assert struct.unpack("<IiQ", reply) == (16, -errno.EINVAL, 0)
 
 
-@pytest.mark.parametrize(
-    "mode", [0, 0o644, 0xF1A4, 0xFFFFFFFF, 0x51ED]
-)
+@pytest.mark.parametrize("mode", [0, 0o644, 0xF1A4, 0xFFFFFFFF, 0x51ED])
 def test_nothing_is_made_that_is_of_no_type(served: Served, mode: int) -> None:
     made = served.ask(Op.MKNOD, struct.pack("<IIII", mode, 0, 0, 0) + b"odd\0", ROOT)
     assert made == (errno.EINVAL, b"")
