@@ -134,23 +134,32 @@ class _Server:
 async def _answer(line: bytes, methods: Methods) -> bytes:
     theirs: Any = VERSION
     try:
+        # They may be loaded only now, which may fail; that must not end the daemon.
+        known = methods()
+    except Exception as error:
+        return _failed(line, error)
+    try:
         request = json.loads(line)
         theirs = request.get("version", "")
-        method = methods()[request["method"]]
+        method = known[request["method"]]
         params = _known_params(method, request.get("params", {}))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, Malformed):
         return _failure(f"the daemon does not understand this request{_otherness(theirs)}")
     try:
         answer = json.dumps({"result": await method(**params), "version": VERSION}).encode()
     except Exception as error:
-        cause = cause_of(error)
-        if isinstance(cause, PmemfsError):
-            return _failure(str(cause), cause.exit_code)
-        log.error("control request %r failed", line[:200], exc_info=cause)
-        return _failure("the daemon failed; its log says why")
+        return _failed(line, error)
     if len(answer) > ANSWER_LIMIT_BYTES:
         return _failure("the answer is too long to be sent")
     return answer
+
+
+def _failed(line: bytes, error: Exception) -> bytes:
+    cause = cause_of(error)
+    if isinstance(cause, PmemfsError):
+        return _failure(str(cause), cause.exit_code)
+    log.error("control request %r failed", line[:200], exc_info=cause)
+    return _failure("the daemon failed; its log says why")
 
 
 def _known_params(method: Method, params: Mapping[str, Any]) -> dict[str, Any]:

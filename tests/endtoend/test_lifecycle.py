@@ -87,15 +87,20 @@ def test_a_mount_that_ends_under_load_ends_clean(pools: PoolMaker, way: str) -> 
     script = (
         "import os, sys\n"
         "fd = os.open(sys.argv[1], os.O_RDWR)\n"
+        "print('open', flush=True)\n"
         "while True:\n"
         "    os.pwrite(fd, b'load' * 16384, 1 << 20)\n"
         "    os.pread(fd, 65536, 1 << 20)\n"
     )
+    command = [sys.executable, "-c", script, mounted.device]
     loads = [
-        subprocess.Popen([sys.executable, "-c", script, mounted.device], stderr=subprocess.DEVNULL)
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         for _ in range(3)
     ]
     try:
+        for load in loads:
+            assert load.stdout is not None
+            assert load.stdout.readline() == b"open\n"
         wait_until(lambda: mounted.info()["io"]["writes"] > 100, "there is load")
         WAYS_TO_END[way](mounted)
         if way == "umount --lazy":

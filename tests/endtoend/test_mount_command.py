@@ -166,9 +166,9 @@ def test_a_signal_at_any_instant_of_a_mount_leaves_nothing_or_a_mount(pools: Poo
         # Early on, a signal that ends any program ends this one.
         assert result.code in (128 + number, -number), result
         if result.code > 0:
-            # click ends the line that a terminal shows ^C on.
-            assert result.err.strip().startswith("pmemfs: interrupted"), result
-            assert len(result.err.strip().splitlines()) == 1
+            # click ends the line that a terminal shows ^C on; before click, nothing is said.
+            assert not result.err or result.err.strip().startswith("pmemfs: interrupted"), result
+            assert len(result.err.strip().splitlines()) <= 1
     assert failures >= 2
 
 

@@ -60,6 +60,16 @@ def test_a_group_answers_a_request_as_what_it_is_about() -> None:
     assert errno_of(grouped(system_error(errno.ENOSPC)), "fail") == errno.ENOSPC
 
 
+def test_methods_that_can_not_be_loaded_cost_one_request() -> None:
+    def load() -> dict[str, object]:
+        raise system_error(errno.EMFILE)
+
+    async def ask() -> bytes:
+        return await _answer(b'{"method": "info"}', load)  # type: ignore[arg-type]
+
+    assert b"the daemon failed; its log says why" in trio.run(ask)
+
+
 def test_what_a_nursery_raises_is_unwrapped() -> None:
     async def fail() -> None:
         raise OURS
