@@ -76,14 +76,24 @@ def native_root(file_system: tuple[Engine, Mounted], root: Path) -> Path:
 
 @pytest.fixture
 def helper() -> Iterator[None]:
-    """The helper of mount(8), where that looks for it; one that is installed stays."""
+    """The helper of mount(8), where that looks for it; one that is installed stays.
+
+    There is one place for all processes that run tests, so one at a time uses it.
+    """
     place = Path("/sbin/mount.pmemfs")
-    if place.exists():
+    lock = os.open(place.parent, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if place.exists():
+            yield
+            return
+        # What a run that was killed has left leads nowhere.
+        place.unlink(missing_ok=True)
+        place.symlink_to(BIN / "mount.pmemfs")
         yield
-        return
-    place.symlink_to(BIN / "mount.pmemfs")
-    yield
-    place.unlink()
+        place.unlink()
+    finally:
+        os.close(lock)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

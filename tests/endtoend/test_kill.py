@@ -145,10 +145,10 @@ def test_fio_finds_after_kill_9_what_was_acknowledged_to_it(
 ) -> None:
     mounted = pools.mount(pools.create(size="96M"))
     session = Session.of(mounted)
-    job = ("--verify=crc32c", f"--ioengine={ioengine}", "--iodepth=8", "--rw=randwrite",
+    # One request at a time, and slowly: fio writes down what was acknowledged while it goes on, and
+    # where it is held up in between, its list of what was under way does not fit its count.
+    job = ("--verify=crc32c", f"--ioengine={ioengine}", "--iodepth=1", "--rw=randwrite",
            "--bs=4k", "--size=64m")  # fmt: skip
-    # Slowly: fio writes down what was acknowledged while it goes on, and where it is held up in
-    # between, its list of what was under way does not fit its count.
     fio(
         tmp_path, mounted.device, *job, "--do_verify=0", "--verify_state_save=1",
         "--rate_iops=1000", "--trigger-timeout=1s", f"--trigger=kill -9 {session.pid}",
