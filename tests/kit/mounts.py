@@ -202,18 +202,18 @@ class Session:
     device: str
     pid: int
     socket: Path
+    socket_made_ns: int
 
     @classmethod
     def of(cls, mounted: Mounted) -> Session:
         """The traces of the daemon of a mount."""
         mount = mount_at(str(mounted.mountpoint))
         assert mount is not None
-        session = cls(
-            mounted.pool, mounted.mountpoint, mount.device, mounted.pid, socket_path(mount)
+        pid, socket = mounted.pid, socket_path(mount)
+        assert is_running(pid)
+        return cls(
+            mounted.pool, mounted.mountpoint, mount.device, pid, socket, socket.stat().st_mtime_ns
         )
-        assert is_running(session.pid)
-        assert session.socket.exists()
-        return session
 
     @property
     def is_mounted(self) -> bool:
@@ -225,9 +225,10 @@ class Session:
 
     @property
     def has_socket(self) -> bool:
-        """Whether there is a control socket that isn't of the next mount with this number."""
-        is_given_again = any(mount.device == self.device for mount in mounts())
-        return self.socket.exists() and (self.is_mounted or not is_given_again)
+        """Whether its control socket is there, and not that of the next mount with this number."""
+        with suppress(FileNotFoundError):
+            return self.socket.stat().st_mtime_ns == self.socket_made_ns
+        return False
 
     def kill(self) -> None:
         """End the daemon as a crash does, and wait until it is gone."""
