@@ -208,7 +208,7 @@ def run(
 def _leave_durable(session: Session, medium: MappedMedium) -> None:
     try:
         try:
-            session.content.volume.end()
+            session.served.volume.end()
         finally:
             # Also where that has met bad memory: what was written elsewhere is to last.
             trio.run(session.engine.make_durable)
@@ -229,7 +229,7 @@ def _methods(
         return asdict(grown)
 
     async def trim() -> dict[str, Any]:
-        return asdict(await session.content.trimmer.trim())
+        return asdict(await session.served.trimmer.trim())
 
     @functools.cache
     def all_of_them() -> dict[str, server.Method]:
@@ -298,7 +298,7 @@ async def _keep_house(session: Session) -> None:
 
 async def _tidy(session: Session) -> None:
     """Let the content of the mount do what need not be done while somebody waits."""
-    volume = session.content.volume
+    volume = session.served.volume
     while True:
         await trio.sleep(_TIDY_SECONDS)
         due = trio.current_time() + _TIDY_SECONDS

@@ -47,9 +47,9 @@ class PythonSession(Session):
     def __init__(self, pool: Pool, medium: MappedMedium, options: MountOptions) -> None:
         self._medium = medium
         self.memmap = open_memmap(pool)
-        self.content = python_served(pool, medium, self.memmap, options)
-        self.content.handlers.notifier.tell = _tell
-        self._door = Pyfuse3Door(self.content.handlers)
+        self.served = python_served(pool, medium, self.memmap, options)
+        self.served.handlers.notifier.tell = _tell
+        self._door = Pyfuse3Door(self.served.handlers)
         self.grower = self._grower(pool, medium)
 
     def make_mount(self, mountpoint: str, options: MountOptions) -> None:

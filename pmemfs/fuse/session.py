@@ -49,7 +49,7 @@ class Session(ABC):
     """A mount that this process serves, or lets serve."""
 
     memmap: Memmap
-    content: Served[Engine]
+    served: Served[Engine]
     grower: Grower
     mount: Mount
     transport: str
@@ -62,7 +62,7 @@ class Session(ABC):
     @property
     def engine(self) -> Engine:
         """The counts of the mount, and its durability."""
-        return self.content.engine
+        return self.served.engine
 
     @property
     def mountpoint(self) -> str:
@@ -73,10 +73,10 @@ class Session(ABC):
     def _grower(self, pool: Pool, medium: MappedMedium) -> Grower:
         async def show() -> None:
             self.engine.note_size()
-            volume = self.content.volume
+            volume = self.served.volume
             volume.grow()
             if isinstance(volume, BlockVolume):
-                told = self.content.handlers.notifier.tell(INODE)
+                told = self.served.handlers.notifier.tell(INODE)
                 if told is not None:
                     await told
                 # Whoever looks makes the kernel ask for the new size: until then, asynchronous
@@ -112,7 +112,7 @@ class Session(ABC):
 class NativeSession(Session):
     """The data plane on /dev/fuse, and the wire door behind it."""
 
-    content: Served[SharedEngine]
+    served: Served[SharedEngine]
 
     def __init__(
         self,
@@ -131,18 +131,18 @@ class NativeSession(Session):
         sockets.add_own(settings.queue_count)
         self._shared = share_pool(pool, worker_count=settings.worker_count, has_files=has_files)
         self.memmap = share_memmap(pool, medium, self._shared)
-        self.content = native_served(pool, medium, self.memmap, options, self._shared)
+        self.served = native_served(pool, medium, self.memmap, options, self._shared)
         terms = Terms(
             max_write=settings.max_write,
             max_background=MAX_BACKGROUND,
             has_files=has_files,
             over_uring=settings.queue_count > 0,
         )
-        door = WireDoor(self.content.handlers, terms)
+        door = WireDoor(self.served.handlers, terms)
         self._shared.set_header_word("answered", door.opcodes)
         self._forwarded = ForwardedRequests(door, settings.longest_bytes)
         self._notices = Notices(sockets.notices)
-        self.content.handlers.notifier.tell = self._notices.tell
+        self.served.handlers.notifier.tell = self._notices.tell
         self.grower = self._grower(pool, medium)
         self._settings = settings
         self._sockets = sockets
@@ -181,7 +181,7 @@ class NativeSession(Session):
 
     async def _watch_memory(self) -> None:
         """Learn where memory comes and goes, and say what could not be touched."""
-        engine = self.content.engine
+        engine = self.served.engine
         await engine.survey_presence()
         while True:
             await trio.sleep(_WATCH_SECONDS)

@@ -40,7 +40,7 @@ class MountObserver:
         self._session = session
         self._memmap = session.memmap
         self._engine = session.engine
-        self._fs = session.content.fs
+        self._fs = session.served.fs
         self._mount = session.mount
         self._options = options
         self._started = started

@@ -27,6 +27,7 @@ from kit.control_socket import (
     saying,
 )
 from kit.mounts import PoolMaker, Session
+from kit.users import acting_as
 from pmemfs.cli.commands import pmemfs as group
 from pmemfs.cli.commands import run
 from pmemfs.control.places import new_socket_path, private_directories, socket_path
@@ -58,18 +59,6 @@ def claimed(mountpoint: Path, source: str, uid: int, *, options: str = "") -> It
     finally:
         os.close(fd)
         run_command("umount", "--lazy", mountpoint)
-
-
-@contextmanager
-def as_user(uid: int) -> Iterator[None]:
-    """This thread is somebody else, as far as files and sockets go."""
-    os.setegid(uid)
-    os.seteuid(uid)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-        os.setegid(0)
 
 
 @contextmanager
@@ -310,7 +299,7 @@ def test_a_taken_place_gives_way_to_another_that_both_sides_find(
     theirs.mkdir(mode=0o700)
     try:
         for what in squatters(squatted):
-            with as_user(UID), socket.socket(socket.AF_UNIX) as listener:
+            with acting_as(UID), socket.socket(socket.AF_UNIX) as listener:
                 path = new_socket_path(mount)
                 assert path.parent not in (squatted, theirs), what
                 assert path.parent.stat().st_mode & 0o777 == 0o700
@@ -323,7 +312,7 @@ def test_a_taken_place_gives_way_to_another_that_both_sides_find(
         assert len(places) == 1, "the place is used again"
         assert not any(record.exc_info for record in caplog.records)
         # Where the name is free, it is what it has always been.
-        with as_user(UID):
+        with acting_as(UID):
             assert new_socket_path(mount).parent == squatted
     finally:
         for directory in (squatted, theirs, *places):
