@@ -5,8 +5,8 @@ system call through the mount answers, `exit_code` what a command ends with. A u
 and nothing else; whoever needs more finds it in the log.
 
 Exit codes: 1 failed, 2 bad usage, 3 refused because something would be lost, 4 the pool is not
-valid, 16 in use. `mount` and `umount` answer like mount(8), with 32 for any failure, and `check`
-like fsck(8).
+valid, 16 in use. `mount` and `umount` answer like mount(8), with 32 for any failure but bad usage,
+and `check` like fsck(8).
 """
 
 from __future__ import annotations
@@ -343,7 +343,7 @@ class DataPlaneFailed(PmemfsError):
 
 
 class NotMounted(PmemfsError):
-    """{path} is not a pmemfs mount{why}"""
+    """{path} is not {what}"""
 
     errno = errno.EINVAL
 
@@ -377,6 +377,13 @@ class NotDurable(PmemfsError):
     """{path} could not be left clean, and not everything may be durable: {why}"""
 
     errno = errno.EIO
+
+
+class NotPermitted(PmemfsError):
+    """no permission to ask the daemon of {path}: only user {uid}, whose mount it is, and root have
+    it"""
+
+    errno = errno.EACCES
 
 
 class NoAnswer(PmemfsError):

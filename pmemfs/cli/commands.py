@@ -76,8 +76,8 @@ def pmemfs() -> None:
     pmemfs umount /mnt
 
     Exit codes: 0 done, 1 failed, 2 bad usage, 3 refused since something would be lost, 4 the
-    pool is not valid, 16 in use. mount and umount fail with 32, like mount(8); check answers
-    like fsck(8).
+    pool is not valid, 16 in use. mount and umount fail with 32, like mount(8), and bad usage of
+    them is 2, too; check answers like fsck(8).
     """
 
 

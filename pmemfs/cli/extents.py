@@ -72,7 +72,7 @@ def _find(path: str) -> tuple[Mount, int]:
         raise NoSuchSource(path=path, why=(error.strerror or str(error)).lower()) from None
     mount = mount_of_device(status.st_dev)
     if mount is None or not mount.is_ours:
-        raise NotMounted(path=path, why=": it is on another file system")
+        raise NotMounted(path=path, what="in a pmemfs mount: it is on another file system")
     if not stat.S_ISREG(status.st_mode):
         raise NoExtents(path=path, why="it is not a regular file")
     return mount, status.st_ino

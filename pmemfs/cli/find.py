@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
+from pmemfs.cli.output import warn
 from pmemfs.control.client import ANSWER_TIMEOUT_SECONDS, Question, call_all
-from pmemfs.control.places import socket_path
+from pmemfs.control.places import private_directories, socket_path
 from pmemfs.control.shape import decode
-from pmemfs.errors import NoAnswer, NotMounted, PmemfsError
+from pmemfs.errors import NoAnswer, NotMounted, NotPermitted, PmemfsError
 from pmemfs.fuse.mountpoint import mounts_of_pool, resolve
-from pmemfs.mountinfo import Mount, mount_at, mounts
+from pmemfs.mountinfo import FUSE_TYPE, Mount, mount_at, mounts
+from pmemfs.observe.answers import MountStatus
 from pmemfs.reach import check_answers
 
 _MANY_TIMEOUT_SECONDS = 5
 _MANY_LIMIT_BYTES = 256 * 1024
 """For what is asked of all daemons: any user may have a thousand mounts that answer at length."""
+
+DETACHED = "detached, still in use"
 
 Report = TypeVar("Report")
 
@@ -34,7 +38,7 @@ def find_mount(target: str) -> Mount | None:
     """
     if not target:
         # As a path it would be the current directory: most likely a variable that is not set.
-        raise NotMounted(path="''", why=": a pool or a mountpoint has a name")
+        raise NotMounted(path="''", what="a pmemfs mount: a pool or a mountpoint has a name")
     resolved = resolve(target)
     at = mount_at(resolved)
     if at and at.is_ours:
@@ -47,9 +51,38 @@ def find_mount(target: str) -> Mount | None:
 def require_mount(target: str) -> Mount:
     """As `find_mount`. Raises NotMounted."""
     mount = find_mount(target)
-    if mount is None:
-        raise NotMounted(path=target, why="" if os.path.exists(target) else ": no such path")
-    return mount
+    if mount is not None:
+        return mount
+    if not os.path.exists(target):
+        what = "a pmemfs mount: no such path"
+    elif os.path.isdir(target):
+        what = "a pmemfs mount"
+    else:
+        what = f"mounted any more: it is {DETACHED}" if find_detached(target) else "mounted"
+    raise NotMounted(path=target, what=what)
+
+
+def detached_mounts() -> Iterator[tuple[Mount, MountStatus]]:
+    """What this user has detached, and somebody still uses: no mountinfo names it, but its daemon
+    answers."""
+    uid, around = os.geteuid(), mounts()
+    named = {mount.device for mount in around}
+    found = [
+        Mount(path.stem, "", FUSE_TYPE, "", f"user_id={uid}")
+        for directory in private_directories(uid, around)
+        for path in sorted(directory.glob("*.sock"))
+        if path.stem not in named
+    ]
+    for mount, status in zip(found, ask_all(found, "info", MountStatus), strict=True):
+        # Sockets of daemons that were killed stay, and a mount may be in another namespace.
+        if isinstance(status, MountStatus) and status.is_detached:
+            yield mount, status
+
+
+def find_detached(pool: str) -> MountStatus | None:
+    """What the daemon of a pool says that is detached, and still in use; None if there is none."""
+    path = os.path.realpath(pool)
+    return next((status for _, status in detached_mounts() if status.pool.path == path), None)
 
 
 def ask(
@@ -60,27 +93,44 @@ def ask(
     timeout_seconds: float = ANSWER_TIMEOUT_SECONDS,
     **params: Any,
 ) -> Report:
-    """Ask the daemon of a mount. Raises NoAnswer, and RemoteError with the daemon's sentence."""
-    question = Question(socket_path(mount), mount.owner_uid, method, params)
-    (answer,) = call_all([question], partial(decode, shape), timeout_seconds=timeout_seconds)
+    """Ask the daemon of a mount. Raises NoAnswer, NotPermitted, and RemoteError with the daemon's
+    sentence."""
+    (answer,) = _ask_all([mount], method, shape, params, timeout_seconds=timeout_seconds)
+    if isinstance(answer, NoAnswer):
+        # The mountpoint for the socket, which means nothing to a user.
+        raise NoAnswer(path=mount.mountpoint, why=answer.facts["why"])
     if isinstance(answer, PmemfsError):
-        raise _about(mount, answer)
+        raise answer
     return answer
 
 
 def ask_all(asked: Sequence[Mount], method: str, shape: type[Report]) -> list[Report | PmemfsError]:
     """Ask the daemons of many mounts at once; for each its report, or why there is none."""
+    return _ask_all(
+        asked, method, shape, {},
+        timeout_seconds=_MANY_TIMEOUT_SECONDS, limit_bytes=_MANY_LIMIT_BYTES,
+    )  # fmt: skip
+
+
+def _ask_all(
+    asked: Sequence[Mount], method: str, shape: type[Report], params: Mapping[str, Any],
+    **limits: Any,
+) -> list[Report | PmemfsError]:  # fmt: skip
     around = mounts()
-    questions = [Question(socket_path(m, around), m.owner_uid, method, {}) for m in asked]
-    return call_all(
-        questions,
-        partial(decode, shape),
-        timeout_seconds=_MANY_TIMEOUT_SECONDS,
-        limit_bytes=_MANY_LIMIT_BYTES,
-    )
+    permitted = [mount for mount in asked if _may_ask(mount)]
+    questions = [Question(socket_path(m, around), m.owner_uid, method, params) for m in permitted]
+
+    def warn_about(position: int, sentence: str) -> None:
+        warn(f"{permitted[position].mountpoint}: the daemon answers, but {sentence}")
+
+    answers = iter(call_all(questions, partial(decode, shape), warn=warn_about, **limits))
+    return [
+        next(answers) if _may_ask(mount)
+        else NotPermitted(path=mount.mountpoint, uid=mount.owner_uid)
+        for mount in asked
+    ]  # fmt: skip
 
 
-def _about(mount: Mount, error: PmemfsError) -> PmemfsError:
-    """The error, with the mountpoint for the socket, which means nothing to a user."""
-    is_silent = isinstance(error, NoAnswer)
-    return NoAnswer(path=mount.mountpoint, why=error.facts["why"]) if is_silent else error
+def _may_ask(mount: Mount) -> bool:
+    """Whether the daemon of a mount answers this user. It hangs up on others without a word."""
+    return os.geteuid() in (0, mount.owner_uid)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import click
 
-from pmemfs.cli.find import ask, find_mount
+from pmemfs.cli.find import DETACHED, ask, find_detached, find_mount
 from pmemfs.cli.output import json_option, print_facts, print_json
 from pmemfs.fuse.mountpoint import places_of
 from pmemfs.medium.mapped import MappedMedium
@@ -24,7 +24,7 @@ from pmemfs.volume.fs.space import Space
 def info(target: str, as_json: bool) -> None:
     """Show the pool TARGET, or the mount on TARGET."""
     mount = find_mount(target)
-    status = ask(mount, "info", MountStatus) if mount else None
+    status = ask(mount, "info", MountStatus) if mount else find_detached(target)
     pool = status.pool if status else _read_pool(target)
     # Wherever the mount appears: the daemon names one place.
     places = [place.mountpoint for place in places_of(mount)] if mount else []
@@ -63,7 +63,7 @@ def _facts(
     for damaged in pool.damaged_labels:
         yield "damaged", damaged
     if status:
-        yield "mounted on", ", ".join(places)
+        yield "mounted on", ", ".join(places) or f"nothing any more: {DETACHED}"
         yield from _mount_facts(status)
 
 

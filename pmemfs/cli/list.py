@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
-from pmemfs.cli.find import ask_all, our_mounts
+from pmemfs.cli.find import DETACHED, ask_all, detached_mounts, our_mounts
 from pmemfs.cli.output import json_option, print_json, print_table
-from pmemfs.errors import PmemfsError
+from pmemfs.errors import NotPermitted, PmemfsError
 from pmemfs.mountinfo import Mount
 from pmemfs.observe.answers import MountStatus
 from pmemfs.units import format_size
@@ -19,10 +19,12 @@ from pmemfs.units import format_size
 def list_mounts(as_json: bool) -> None:
     """List all mounts, and those whose daemon does not answer.
 
-    What a row says of its pool is the word of the mount's owner, the user UID.
+    What a row says of its pool is the word of the mount's owner, the user UID. A mount that you
+    have detached (umount -l) is listed as long as somebody uses it.
     """
     mounts = list(our_mounts())
     entries = list(map(_describe, mounts, ask_all(mounts, "info", MountStatus)))
+    entries += [_describe(mount, status) for mount, status in detached_mounts()]
     if as_json:
         print_json(entries)
         return
@@ -32,7 +34,7 @@ def list_mounts(as_json: bool) -> None:
             (
                 entry.get("name", "-"),
                 entry["pool"],
-                entry["mountpoint"],
+                entry["mountpoint"] or "-",
                 entry["owner_uid"],
                 format_size(entry["size_bytes"]) if "size_bytes" in entry else "-",
                 entry.get("scheme", "-"),
@@ -52,7 +54,9 @@ def _describe(mount: Mount, status: MountStatus | PmemfsError) -> dict[str, Any]
         "owner_uid": mount.owner_uid,
     }
     if isinstance(status, PmemfsError):
-        return entry | {"state": "no answer"}
+        is_refused = isinstance(status, NotPermitted)
+        return entry | {"state": "no permission" if is_refused else "no answer"}
+    state = "read-only" if status.read_only else "mounted"
     return entry | {
         "pool": status.pool.path,
         "name": status.pool.name,
@@ -60,5 +64,5 @@ def _describe(mount: Mount, status: MountStatus | PmemfsError) -> dict[str, Any]
         "scheme": status.effective_scheme,
         "engine": status.engine,
         "pid": status.pid,
-        "state": "read-only" if status.read_only else "mounted",
+        "state": DETACHED if status.is_detached else state,
     }

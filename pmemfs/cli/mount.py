@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
@@ -16,6 +16,7 @@ from pmemfs.control.launch import Launch, NotedSignals, Said, Wanted
 from pmemfs.control.starter import ENDING_SIGNALS
 from pmemfs.errors import (
     EXIT_MOUNT_FAILED,
+    BadUsage,
     DaemonDied,
     MountFailed,
     PmemfsError,
@@ -91,16 +92,32 @@ def mount(
       engine=, transport=
                          as --engine and --transport
       nosuid, noexec, …  as for mount(8)
+
+    Exit codes: 0 mounted, 2 bad usage, 32 anything else, 128 and the signal's number if it was
+    interrupted.
     """
 
     def attempt() -> int:
         words = [*options_text, *(["ro"] if read_only else [])]
-        words += [f"engine={engine}"] if engine else []
-        words += [f"transport={transport}"] if transport else []
+        words += _said_once("engine", engine, options_text)
+        words += _said_once("transport", transport, options_text)
         options = MountOptions.parse(",".join(words))
         return start(pool, mountpoint, options, foreground=foreground)
 
     return reporting_mount_failure(attempt)
+
+
+def _said_once(name: str, value: str | None, options_text: Sequence[str]) -> list[str]:
+    """What is to be added to the words of `-o` for an option of the command with the same name.
+
+    Raises BadUsage where the two contradict each other: neither is the later one.
+    """
+    if value is None:
+        return []
+    for word in ",".join(options_text).split(","):
+        if word.startswith(f"{name}=") and word != f"{name}={value}":
+            raise BadUsage(why=f"--{name} {value} and -o {word} contradict each other")
+    return [f"{name}={value}"]
 
 
 def reporting_mount_failure(attempt: Callable[[], int]) -> int:

@@ -32,6 +32,8 @@ def umount(target: str, lazy: bool) -> int:
     umount(8) and fusermount3 -u do as well; this waits until the daemon has ended, and fails if
     it did not leave the pool clean. That only the owner of a mount is told: root opens no file
     that another user's daemon names.
+
+    Exit codes: 0 unmounted, 2 bad usage, 32 anything else.
     """
 
     def attempt() -> int:

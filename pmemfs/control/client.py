@@ -74,9 +74,12 @@ def call(
     Raises RemoteError with the daemon's own sentence, and NoAnswer.
     """
     uid = os.geteuid() if owner_uid is None else owner_uid
-    read = shape or (lambda result: result)
     question = Question(path, uid, method, params)
-    (answer,) = call_all([question], read, timeout_seconds=timeout_seconds)
+    (answer,) = call_all(
+        [question],
+        lambda result, _: shape(result) if shape else result,
+        timeout_seconds=timeout_seconds,
+    )
     if isinstance(answer, PmemfsError):
         raise answer
     return answer
@@ -84,14 +87,16 @@ def call(
 
 def call_all(
     questions: Sequence[Question],
-    read: Callable[[Any], Answer],
+    read: Callable[[Any, list[str] | None], Answer],
     *,
+    warn: Callable[[int, str], None] = lambda position, sentence: None,
     timeout_seconds: float = ANSWER_TIMEOUT_SECONDS,
     limit_bytes: int = ANSWER_LIMIT_BYTES,
 ) -> list[Answer | PmemfsError]:
     """Ask many daemons at once; for each what `read` makes of its result, or what went wrong.
 
-    `read` raises Malformed for what makes no sense, as `decode` does.
+    `read` raises Malformed for what makes no sense, as `decode` does. A daemon of another version
+    may leave out what it doesn't know: `warn` is told so, with the position of the question.
     """
     answers: list[Answer | PmemfsError] = [
         NoAnswer(path=question.path, why="it timed out") for question in questions
@@ -107,7 +112,10 @@ def call_all(
             line, pid = ended
             answer = _answer(line)
             version = _version_in(answer)
-            answers[position] = read(_result(answer, pid))
+            missing: list[str] = []
+            answers[position] = read(_result(answer, pid), missing if version != VERSION else None)
+            if missing:
+                warn(position, f"it does not say {', '.join(missing)}{_otherness(version)}")
         except Malformed as error:
             why = f"its answer makes no sense: {error}{_otherness(version)}"
             answers[position] = NoAnswer(path=path, why=why)

@@ -22,32 +22,81 @@ class Malformed(Exception):
     """What was said has not the shape that it should have; in words, where and why."""
 
 
-def decode(shape: type[Decoded], value: Any) -> Decoded:
-    """The value as a `shape`; anything where that is Any. Raises Malformed."""
-    return cast(Decoded, _decode(shape, value, "it"))
+def decode(shape: type[Decoded], value: Any, missing: list[str] | None = None) -> Decoded:
+    """The value as a `shape`; anything where that is Any. Raises Malformed.
+
+    With `missing`, a dataclass may lack some members: their names are added to it, and each gets
+    the value that says nothing, such as "" or 0.
+    """
+    return cast(Decoded, _Decoder(missing).decode(shape, value, "it"))
 
 
-def _decode(shape: Any, value: Any, where: str) -> Any:
+class _Decoder:
+    def __init__(self, missing: list[str] | None) -> None:
+        self._missing = missing
+
+    def decode(self, shape: Any, value: Any, where: str) -> Any:
+        """The value as a `shape`; `where` is for the sentence that says what is wrong."""
+        origin, parts = get_origin(shape), get_args(shape)
+        if is_dataclass(shape):
+            return self._dataclass(cast(type, shape), value, where)
+        if origin in (types.UnionType, Union):
+            return self._one_of(parts, value, where)
+        if origin is Literal:
+            return _known(value in parts if isinstance(value, str) else False, value, where)
+        if origin in (tuple, list):
+            _known(isinstance(value, list), value, where)
+            return origin(self.decode(parts[0], item, f"an item of {where}") for item in value)
+        if origin in (dict, Mapping):
+            _known(isinstance(value, dict), value, where)
+            return {
+                _key(parts[0], key, where): self.decode(parts[1], item, f"an item of {where}")
+                for key, item in value.items()
+            }
+        return _plain(shape, value, where)
+
+    def _dataclass(self, shape: type, value: Any, where: str) -> Any:
+        _known(isinstance(value, dict), value, where)
+        hints = get_type_hints(shape)
+        members = {}
+        lacking = []
+        for field in fields(cast(Any, shape)):
+            place = field.name if where == "it" else f"{where}.{field.name}"
+            if field.name in value:
+                members[field.name] = self.decode(hints[field.name], value[field.name], place)
+            elif field.default is MISSING and field.default_factory is MISSING:
+                lacking.append(place)
+                members[field.name] = _saying_nothing(hints[field.name])
+        if lacking and (self._missing is None or len(lacking) == len(members)):
+            raise Malformed(f"{lacking[0]} is missing")
+        if self._missing is not None:
+            self._missing += lacking
+        try:
+            return shape(**members)
+        except ValueError as error:
+            raise Malformed(f"{where}: {error}") from None
+
+    def _one_of(self, shapes: tuple[Any, ...], value: Any, where: str) -> Any:
+        reasons = []
+        for shape in shapes:
+            try:
+                return self.decode(shape, value, where)
+            except Malformed as error:
+                reasons.append(error)
+        raise reasons[0]
+
+
+def _saying_nothing(shape: Any) -> Any:
+    """The value for a member of that shape which nobody has said."""
     origin, parts = get_origin(shape), get_args(shape)
     if is_dataclass(shape):
-        return _dataclass(cast(type, shape), value, where)
+        hints = get_type_hints(shape)
+        return shape(**{field.name: _saying_nothing(hints[field.name]) for field in fields(shape)})  # type: ignore[operator]
     if origin in (types.UnionType, Union):
-        return _one_of(parts, value, where)
+        return None if types.NoneType in parts else _saying_nothing(parts[0])
     if origin is Literal:
-        return _known(value in parts if isinstance(value, str) else False, value, where)
-    if origin is tuple:
-        _known(isinstance(value, list), value, where)
-        return tuple(_decode(parts[0], item, f"an item of {where}") for item in value)
-    if origin is list:
-        _known(isinstance(value, list), value, where)
-        return [_decode(parts[0], item, f"an item of {where}") for item in value]
-    if origin in (dict, Mapping):
-        _known(isinstance(value, dict), value, where)
-        return {
-            _key(parts[0], key, where): _decode(parts[1], item, f"an item of {where}")
-            for key, item in value.items()
-        }
-    return _plain(shape, value, where)
+        return ""
+    return None if shape is Any else {} if origin is Mapping else (origin or shape)()
 
 
 def _plain(shape: Any, value: Any, where: str) -> Any:
@@ -60,32 +109,6 @@ def _plain(shape: Any, value: Any, where: str) -> Any:
     if shape in (None, types.NoneType):
         return _known(value is None, value, where)
     return _known(shape is Any or isinstance(value, shape), value, where)
-
-
-def _dataclass(shape: type, value: Any, where: str) -> Any:
-    _known(isinstance(value, dict), value, where)
-    hints = get_type_hints(shape)
-    members = {}
-    for field in fields(cast(Any, shape)):
-        place = field.name if where == "it" else f"{where}.{field.name}"
-        if field.name in value:
-            members[field.name] = _decode(hints[field.name], value[field.name], place)
-        elif field.default is MISSING and field.default_factory is MISSING:
-            raise Malformed(f"{place} is missing")
-    try:
-        return shape(**members)
-    except ValueError as error:
-        raise Malformed(f"{where}: {error}") from None
-
-
-def _one_of(shapes: tuple[Any, ...], value: Any, where: str) -> Any:
-    reasons = []
-    for shape in shapes:
-        try:
-            return _decode(shape, value, where)
-        except Malformed as error:
-            reasons.append(error)
-    raise reasons[0]
 
 
 def _key(shape: Any, key: str, where: str) -> Any:

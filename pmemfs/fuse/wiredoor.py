@@ -218,9 +218,10 @@ class WireDoor:
 
     # Inodes
 
-    def _setattr(self, request: Request) -> Answer:
+    def _setattr(self, request: Request) -> Later[Answer]:
         change = _change_of(_head(wire.SETATTR_IN, request))
-        return attr_out(self._handlers.attributes.change(request.caller, request.inode, change))
+        changed = self._handlers.attributes.change(request.caller, request.inode, change)
+        return later(changed, attr_out)
 
     def _setxattr(self, request: Request) -> Answer:
         operation = request.operation

@@ -81,6 +81,8 @@ class MountStatus(Answer):
     space: Space | None
     """How the frames of a file system are used; None in mode `block`."""
     pool: PoolInfo
+    is_detached: bool = False
+    """It is mounted nowhere any more, and ends when nobody uses it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from typing import Any
 import trio
 
 from pmemfs.errors import MemoryFault, NoExtents
+from pmemfs.fuse.mountpoint import places_of
 from pmemfs.fuse.options import MountOptions
 from pmemfs.fuse.session import Session
 from pmemfs.medium.mapped import MappedMedium
@@ -64,6 +65,7 @@ class MountObserver:
             io=self._engine.statistics(),
             space=self._space(),
             pool=pool_info(self._pool, self._medium),
+            is_detached=not places_of(self._mount),
         )
         return status.as_json()
 

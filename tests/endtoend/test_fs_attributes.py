@@ -208,6 +208,31 @@ def test_creating_and_replacing_an_attribute_mean_it(root: Path) -> None:
     assert os.getxattr(path, "user.x") == b"3"
 
 
+def test_to_create_and_replace_at_once_means_what_it_means_elsewhere(
+    root: Path, file_system: tuple[Engine, Mounted], tmp_path: Path
+) -> None:
+    engine, _ = file_system
+    both = os.XATTR_CREATE | os.XATTR_REPLACE
+    found = []
+    for directory in (root, tmp_path):
+        path = directory / "file"
+        path.touch()
+        os.setxattr(path, "user.there", b"1")
+        errors = []
+        for name in ("user.there", "user.missing"):
+            try:
+                os.setxattr(path, name, b"2", both)
+            except OSError as error:
+                errors.append(error.errno)
+            else:
+                errors.append(0)
+        found.append(errors)
+    ours, theirs = found
+    assert theirs == [errno.EEXIST, errno.ENODATA]
+    # pyfuse3 asks whether the attribute is there, and says nothing of the flags.
+    assert ours == (theirs if engine.name == "native" else [errno.EEXIST, 0])
+
+
 def test_attributes_of_no_known_kind_are_refused(root: Path) -> None:
     path = root / "file"
     path.touch()

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -173,6 +174,37 @@ def test_a_busy_mount_is_not_unmounted_but_lazily(pools: PoolMaker) -> None:
     session.assert_ended("clean")
 
 
+def rows_of(pool: Path) -> list[tuple[str, str]]:
+    """Where `pmemfs list` says that a pool is, and in what state."""
+    rows = json.loads(pmemfs_ok("list", "--json"))
+    return [(row["mountpoint"], row["state"]) for row in rows if row["pool"] == str(pool)]
+
+
+def test_what_is_detached_and_still_used_is_said_so(pools: PoolMaker) -> None:
+    mounted = pools.mount(pools.create(size="16M"))
+    session, detached = Session.of(mounted), "detached, still in use"
+    with opened(mounted.device):
+        pmemfs_ok("umount", "--lazy", mounted.mountpoint)
+        assert rows_of(mounted.pool) == [("", detached)]
+        assert detached in pmemfs_ok("list")
+        said = json.loads(pmemfs_ok("info", mounted.pool, "--json"))
+        assert (said["is_detached"], said["pid"]) == (True, session.pid)
+        assert detached in pmemfs_ok("info", mounted.pool)
+        for name, code in (("pages", 1), ("stat", 1), ("umount", 32)):
+            refused(pmemfs(name, mounted.pool), code, str(mounted.pool), detached)
+    session.assert_ended("clean")
+    assert rows_of(mounted.pool) == []
+    assert json.loads(pmemfs_ok("info", mounted.pool, "--json"))["pool"]["state"] == "clean"
+
+
+def test_a_pool_that_is_not_mounted_is_said_to_be_just_that(pools: PoolMaker) -> None:
+    pool = pools.create(size="16M")
+    for name, code in (("pages", 1), ("stat", 1), ("umount", 32)):
+        sentence = refused(pmemfs(name, pool), code)
+        assert sentence == f"pmemfs: {pool} is not mounted"
+        refused(pmemfs(name, pools.directory), code, "is not a pmemfs mount")
+
+
 def test_a_mount_in_the_foreground_stays_logs_and_ends_on_sigterm(pools: PoolMaker) -> None:
     pool = pools.create(size="16M")
     mounted = Mounted(pool, pools.mountpoint())
@@ -193,6 +225,28 @@ def test_a_mount_in_the_foreground_stays_logs_and_ends_on_sigterm(pools: PoolMak
     assert "mounting on" in log
     assert "ending on SIGTERM" in log
     assert "Traceback" not in log
+    session.assert_ended("clean")
+
+
+@pytest.mark.parametrize("way", ["SIGTERM", "umount", "umount --lazy", "abort"])
+def test_the_log_in_the_foreground_has_nothing_but_ours(pools: PoolMaker, way: str) -> None:
+    mounted = Mounted(pools.create(size="16M"), pools.mountpoint())
+    daemon = subprocess.Popen(
+        [BIN / "pmemfs", "mount", "--foreground", *pools.engine.options, mounted.pool,
+         mounted.mountpoint], stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        wait_until(lambda: mount_at(str(mounted.mountpoint)) is not None, "it is mounted")
+        wait_until(mounted.device.exists, "it answers")
+        session = Session.of(mounted)
+        WAYS_TO_END[way](mounted)
+        _, log = daemon.communicate(timeout=20)
+    finally:
+        end_process(daemon.pid, seconds=0)
+    assert daemon.returncode == 0
+    lines = log.splitlines()
+    assert lines
+    assert [line for line in lines if not line.startswith("pmemfs: ")] == []
     session.assert_ended("clean")
 
 

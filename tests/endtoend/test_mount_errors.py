@@ -170,6 +170,34 @@ def test_the_python_engine_has_no_transports(pools: PoolMaker) -> None:
     refused(pmemfs("mount", pools.create(size="16M"), pools.mountpoint(), *words), 2, "transport")
 
 
+@pytest.mark.parametrize(
+    ("words", "contradiction"),
+    [
+        (("--engine", "python", "-o", "ro,engine=native"), "--engine python and -o engine=native"),
+        (("-o", "transport=uring", "--transport", "fd"), "--transport fd and -o transport=uring"),
+    ],
+)
+def test_an_engine_is_not_asked_for_in_two_ways_that_differ(
+    pools: PoolMaker, words: tuple[str, ...], contradiction: str
+) -> None:
+    mountpoint = pools.mountpoint()
+    result = pmemfs("mount", pools.create(size="16M"), mountpoint, *words)
+    refused(result, 2, f"{contradiction} contradict each other")
+    assert mounts_at(mountpoint) == 0
+
+
+def test_the_exit_codes_of_mount_are_those_that_its_help_names(pools: PoolMaker) -> None:
+    said = pmemfs_ok("mount", "--help")
+    assert "2 bad usage, 32 anything else" in " ".join(said.split())
+    refused(pmemfs("mount", pools.directory / "none", pools.mountpoint()), 32)
+    assert pmemfs("mount", pools.directory / "none", "-o", "nonsense").code == 2
+
+
+def test_an_engine_may_be_asked_for_twice(pools: PoolMaker) -> None:
+    words = ("--engine", "python", "-o", "engine=python")
+    pmemfs_ok("mount", pools.create(size="16M"), pools.mountpoint(), *words)
+
+
 @pytest.mark.parametrize("words", [("--force",), ("--repair", "--dry-run"), ("-n", "--force")])
 def test_a_check_that_contradicts_itself_is_bad_usage(
     pools: PoolMaker, words: tuple[str, ...]

@@ -26,8 +26,8 @@ from kit.control_socket import (
     result,
     saying,
 )
-from kit.mounts import PoolMaker, Session
-from kit.users import acting_as
+from kit.mounts import Engine, PoolMaker, Session
+from kit.users import AS_NOBODY, acting_as
 from pmemfs.cli.commands import pmemfs as group
 from pmemfs.cli.commands import run
 from pmemfs.control.places import new_socket_path, private_directories, socket_path
@@ -247,8 +247,8 @@ def test_a_pool_is_not_looked_for_in_a_mount_that_only_claims_its_name(
         daemon(place / f"{mount.device}.sock", UID, sayer(status(engine="python"))),
     ):
         assert json.loads(pmemfs_ok("info", pool, "--json"))["pool"]["name"] == "roots"
-        refused(pmemfs("umount", pool), 32, "is not a pmemfs mount")
-        refused(pmemfs("stat", pool), 1, "is not a pmemfs mount")
+        refused(pmemfs("umount", pool), 32, "is not mounted")
+        refused(pmemfs("stat", pool), 1, "is not mounted")
         assert "24MiB now" in pmemfs_ok("resize", pool, "--size", "24M")
         mounted = pools.mount(pool)
         assert mounted.info()["engine"] == "native"
@@ -317,6 +317,17 @@ def test_a_taken_place_gives_way_to_another_that_both_sides_find(
     finally:
         for directory in (squatted, theirs, *places):
             run_command("rm", "-rf", directory)
+
+
+def test_who_may_not_ask_a_daemon_is_told_that(pools: PoolMaker, engine: Engine) -> None:
+    mounted = pools.mount(pools.create(size="16M"))
+    command = [str(BIN / "pmemfs")]
+    rows = json.loads(run_command(*AS_NOBODY, *command, "list", "--json").out)
+    states = {row["mountpoint"]: row["state"] for row in rows}
+    assert states[str(mounted.mountpoint)] == "no permission"
+    for name in ("info", "stat", "pages"):
+        done = run_command(*AS_NOBODY, *command, name, mounted.mountpoint)
+        refused(done, 1, "no permission", str(mounted.mountpoint), "only user 0")
 
 
 def test_a_place_behind_somebodys_fuse_server_is_not_looked_at(place: Path) -> None:

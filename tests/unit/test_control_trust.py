@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def test_a_report_with_anything_else_in_any_place_is_refused_or_of_its_type(
     with answering(path, lambda connection: saying(next(lines))(connection)):
         for _ in lies:
             question = Question(path, os.geteuid(), "info", {})
-            (answer,) = call_all([question], lambda value: decode(shape, value))
+            (answer,) = call_all([question], partial(decode, shape))
             if isinstance(answer, PmemfsError):
                 assert str(answer).count(SENTENCE) == 1
                 refused += 1
@@ -194,7 +195,7 @@ def test_many_that_say_nothing_are_waited_for_together_and_the_others_are_heard(
         for position, path in enumerate(paths):
             stack.enter_context(answering(path, saying(result(7)) if position == 3 else silent))
         questions = [Question(path, os.geteuid(), "info", {}) for path in paths]
-        answers = call_all(questions, lambda value: value, timeout_seconds=3)
+        answers = call_all(questions, lambda value, _: value, timeout_seconds=3)
     assert not together.broken
     assert answers[3] == 7
     others = answers[:3] + answers[4:]

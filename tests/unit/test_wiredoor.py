@@ -18,10 +18,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from kit.data_plane import door_to, shared_files
-from pmemfs.fuse import forwarded
+from pmemfs.fuse import forwarded, wire
 from pmemfs.fuse.engine import Engine
 from pmemfs.fuse.forwarded import ForwardedRequests
 from pmemfs.fuse.handlers.ioctls import GET_EXTENDED, GET_FLAGS, SET_EXTENDED, SET_FLAGS
+from pmemfs.fuse.handlers.notifications import Notifier
 from pmemfs.fuse.handlers.openfiles import Opened, OpenFiles
 from pmemfs.fuse.handlers.privileges import Caller
 from pmemfs.fuse.handlers.ranges import COLLAPSE_RANGE, INSERT_RANGE, PUNCH_HOLE
@@ -70,6 +71,7 @@ class Served:
     raw: ForwardedRequests
     engine: WatchedEngine
     ino: int
+    notifier: Notifier
 
     def ask(
         self, opcode: int, operation: bytes, ino: int | None = None, unique: int = 7
@@ -111,7 +113,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         raw = ForwardedRequests(door, LONGEST)
         ino = fs.make(ROOT, b"file", NewInode(mode=stat.S_IFREG | 0o644, uid=1, gid=2))
         fs.hold(ino)
-        yield Served(fs, handlers.files, raw, engine, ino)
+        yield Served(fs, handlers.files, raw, engine, ino, handlers.notifier)
 
 
 def fallocate_in(mode: int, offset: int, length: int) -> bytes:
@@ -136,6 +138,54 @@ def test_taking_a_range_out_and_putting_one_in(served: Served) -> None:
     assert served.ask(Op.FALLOCATE, fallocate_in(INSERT_RANGE, FRAME, 2 * FRAME)) == (0, b"")
     data = data[:FRAME] + bytes(2 * FRAME) + data[FRAME:]
     assert bytes(served.fs.read(served.ino, 0, MIB)) == data
+
+
+TOO_FAR = 1 << 61
+
+
+def too_much(served: Served, what: str) -> tuple[int, bytes]:
+    """A request to change a file that fails, of somebody who may keep no privileges."""
+    opened = served.ask(Op.OPEN, struct.pack("<II", os.O_RDWR, 0))[1]
+    (handle,) = struct.unpack_from("<Q", opened)
+    requests = {
+        "allocate": (Op.FALLOCATE, fallocate_in(0, TOO_FAR, FRAME)),
+        "copy": (
+            Op.COPY_FILE_RANGE,
+            struct.pack("<7Q", handle, 0, served.ino, handle, TOO_FAR, FRAME, 0),
+        ),
+        "write": (
+            Op.WRITE,
+            wire.WRITE_IN.pack(handle, TOO_FAR, 1, wire.WRITE_KILL_SUIDGID, 0, 0) + b"x",
+        ),
+        "truncate": (
+            Op.SETATTR,
+            wire.SETATTR_IN.pack(wire.SETS_SIZE | wire.SETATTR_KILL_SUIDGID, 0, TOO_FAR, *[0] * 10),
+        ),
+    }
+    try:
+        return served.ask(*requests[what])
+    finally:
+        served.ask(Op.RELEASE, struct.pack("<QIIQ", handle, 0, 0, 0))
+
+
+@pytest.mark.parametrize("what", ["allocate", "copy", "write", "truncate"])
+def test_what_fails_after_it_took_privileges_is_answered_when_the_kernel_knows(
+    served: Served, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(served, 2)
+    served.fs.set_attributes(served.ino, mode=0o4777)
+    served.fs.set_xattr(served.ino, b"security.capability", b"c")
+    told = []
+
+    async def tell(ino: int) -> None:
+        await trio.lowlevel.checkpoint()
+        told.append(ino)
+
+    monkeypatch.setattr(served.notifier, "tell", tell)
+    assert too_much(served, what) == (errno.EFBIG, b"")
+    assert served.fs.find_xattr(served.ino, b"security.capability") is None
+    assert set(told) == {served.ino}
+    served.fs.set_attributes(served.ino, mode=0o644)
 
 
 def ioctl_in(command: int, argument: bytes = b"", out_bytes: int = 0, pointer: int = 0) -> bytes:

@@ -6,10 +6,11 @@ import stat
 from dataclasses import dataclass
 
 from pmemfs.fuse.handlers import acl
+from pmemfs.fuse.handlers.notifications import after_failing
 from pmemfs.fuse.handlers.openfiles import OpenFiles
 from pmemfs.fuse.handlers.privileges import Caller, mode_without, take_privileges
 from pmemfs.fuse.published import PublishedAttributes
-from pmemfs.volume.base import Attributes, Room, Volume
+from pmemfs.volume.base import Attributes, Later, Room, Volume
 
 _TIME_LIMIT = (1 << 63) - 1
 
@@ -53,8 +54,8 @@ class AttributeHandlers:
             self._published.publish(attributes)
         return attributes
 
-    def change(self, caller: Caller, ino: int, change: Change) -> Attributes:
-        """Change an inode; what it is like then."""
+    def change(self, caller: Caller, ino: int, change: Change) -> Later[Attributes]:
+        """Change an inode; what it is like then. Raises OSError."""
         fs = self._volume
         mode = _mode_after(fs, ino, change, caller)
         if mode is not None and _set_mode_of_list(fs, ino, mode):
@@ -69,8 +70,12 @@ class AttributeHandlers:
             "ctime_ns": _kept(change.ctime_ns),
         }
         wanted = {name: value for name, value in fields.items() if value is not None}
-        if wanted:
-            fs.set_attributes(ino, is_touch=change.is_touch, **wanted)
+        try:
+            if wanted:
+                fs.set_attributes(ino, is_touch=change.is_touch, **wanted)
+        except OSError as error:
+            # Privileges may have gone before it, which the kernel does not know.
+            return after_failing(self._files.tell(ino), error)
         if change.mode is not None or change.size_bytes is not None or change.gives_away:
             self._files.note_change(ino)
         return fs.attributes(ino)

@@ -10,7 +10,7 @@ neither is needed so far, because all changes but these come through the kernel.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from pmemfs.volume.base import Later
 
@@ -35,6 +35,18 @@ def after(told: Awaitable[None] | None, answer: T) -> Later[T]:
 async def _after(told: Awaitable[None], answer: T) -> T:
     await told
     return answer
+
+
+def after_failing(told: Awaitable[None] | None, error: Exception) -> Later[NoReturn]:
+    """As `after`, for an error: what changed before something failed has changed all the same."""
+    if told is None:
+        raise error
+    return _after_failing(told, error)
+
+
+async def _after_failing(told: Awaitable[None], error: Exception) -> NoReturn:
+    await told
+    raise error
 
 
 def later(answer: Later[T], then: Callable[[T], U]) -> Later[U]:

@@ -12,22 +12,24 @@ import errno
 import itertools
 import os
 import stat
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from pmemfs.errors import system_error
 from pmemfs.fuse.engine import Engine
 from pmemfs.fuse.handlers.names import NameHandlers
 from pmemfs.fuse.handlers.newinode import CACHED
-from pmemfs.fuse.handlers.notifications import Notifier, after
+from pmemfs.fuse.handlers.notifications import Notifier, after, after_failing
 from pmemfs.fuse.handlers.privileges import Caller, take_privileges
 from pmemfs.fuse.published import Publisher
 from pmemfs.volume.base import Attributes, Later, Volume
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -106,15 +108,15 @@ class OpenFiles:
         opened = self._new_handle(caller, ino, flags)
         told = None
         if flags & os.O_TRUNC:
+            loser = self._handles[opened.handle].loser
+            if may_keep is not None:
+                loser = None if may_keep else caller
             try:
-                loser = self._handles[opened.handle].loser
-                if may_keep is not None:
-                    loser = None if may_keep else caller
-                told = self.take_privileges(ino, loser)
+                told = self._take_privileges(ino, loser)
                 self._fs.set_attributes(ino, size_bytes=0)
-            except OSError:
+            except OSError as error:
                 self.close(opened.handle)
-                raise
+                return after_failing(told, error)
         return after(told, opened)
 
     def create(
@@ -196,13 +198,13 @@ class OpenFiles:
         """
         file = self._file(number)
         loser = file.loser if may_keep is None else None if may_keep else caller
-        told = self.take_privileges(file.ino, loser)
+        told = self._take_privileges(file.ino, loser)
         may_overwrite = is_append or self.may_overwrite(number)
         try:
             written = self._fs.write(file.ino, offset_bytes, data, may_overwrite=may_overwrite)
-        except Exception:
-            self.note_failure(file.ino)
-            raise
+        except Exception as error:
+            self._note_failure(file.ino)
+            return after_failing(told, error)
         self._engine.count_write(written)
         if self._publisher:
             self._publisher.was_written(file.ino, written)
@@ -211,10 +213,12 @@ class OpenFiles:
         return after(told, written)
 
     async def _through(self, ino: int, told: Awaitable[None] | None, written: int) -> int:
-        self._fs.write_back(ino)
-        await self._engine.make_durable()
-        if told is not None:
-            await told
+        try:
+            self._fs.write_back(ino)
+            await self._engine.make_durable()
+        finally:
+            if told is not None:
+                await told
         return written
 
     def may_overwrite(self, number: int) -> bool:
@@ -246,12 +250,34 @@ class OpenFiles:
             raise system_error(errno.EBADF)
         return file
 
-    def take_privileges(self, ino: int, loser: Caller | None) -> Awaitable[None] | None:
+    async def change(self, caller: Caller, ino: int, change: Callable[[], Later[T]]) -> T:
+        """Change a file's content in another way than by a write. Raises OSError.
+
+        The request has no flag that says whether the caller may keep privileges.
+        """
+        told = self._take_privileges(ino, None if caller.may_set_ids() else caller)
+        try:
+            changing = change()
+            changed = await changing if isinstance(changing, Coroutine) else changing
+            self.note_change(ino)
+        except Exception:
+            self._note_failure(ino)
+            raise
+        finally:
+            if told is not None:
+                await told
+        return changed
+
+    def _take_privileges(self, ino: int, loser: Caller | None) -> Awaitable[None] | None:
         """As `privileges.take_privileges`; what is to be awaited then. Raises OSError."""
         # The kernel does not know, and would go on giving them to who executes the file.
-        return self._notifier.tell(ino) if take_privileges(self._fs, ino, loser) else None
+        return self.tell(ino) if take_privileges(self._fs, ino, loser) else None
 
-    def note_failure(self, ino: int) -> None:
+    def tell(self, ino: int) -> Awaitable[None] | None:
+        """As `Notifier.tell`."""
+        return self._notifier.tell(ino)
+
+    def _note_failure(self, ino: int) -> None:
         """A change of a file's content failed, perhaps after it had done a part."""
         if self._publisher:
             self._publisher.has_failed(ino)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Awaitable, Coroutine
 
 import trio
 
 from pmemfs.errors import system_error
-from pmemfs.fuse.handlers.notifications import after
 from pmemfs.fuse.handlers.openfiles import OpenFiles
 from pmemfs.fuse.handlers.privileges import Caller
 from pmemfs.units import MIB
@@ -40,30 +38,11 @@ class RangeHandlers:
         """As fallocate(2)."""
         if not length_bytes or max(offset_bytes, length_bytes) >= _OFFSET_LIMIT:
             raise OSError(errno.EINVAL, "no such range")
-        told = self._files.take_privileges(ino, self._loser(caller))
-        try:
-            changing = self._change(ino, offset_bytes, length_bytes, mode)
-        except Exception:
-            self._files.note_failure(ino)
-            raise
-        if isinstance(changing, Coroutine):
-            return self._finish(ino, changing, told)
-        self._files.note_change(ino)
-        return after(told, None)
+        return self._files.change(
+            caller, ino, lambda: self._allocate(ino, offset_bytes, length_bytes, mode)
+        )
 
-    async def _finish(
-        self, ino: int, changing: Coroutine[object, object, None], told: Awaitable[None] | None
-    ) -> None:
-        try:
-            await changing
-        except Exception:
-            self._files.note_failure(ino)
-            raise
-        self._files.note_change(ino)
-        if told is not None:
-            await told
-
-    def _change(self, ino: int, offset: int, length: int, mode: int) -> Later[None]:
+    def _allocate(self, ino: int, offset: int, length: int, mode: int) -> Later[None]:
         volume = self._volume
         keep_size = bool(mode & KEEP_SIZE)
         kind = mode & ~KEEP_SIZE
@@ -91,42 +70,38 @@ class RangeHandlers:
             raise OSError(errno.ENXIO, "beyond any file")
         return self._volume.seek(ino, offset_bytes, for_data=whence == os.SEEK_DATA)
 
-    async def copy(
+    def copy(
         self, caller: Caller, source: int, source_handle: int, source_bytes: int, target: int,
         target_handle: int, target_bytes: int, length_bytes: int,
-    ) -> int:  # fmt: skip
+    ) -> Later[int]:  # fmt: skip
         """As copy_file_range(2): how much was copied, perhaps less than there is."""
         if max(source_bytes, target_bytes) >= _OFFSET_LIMIT:
             raise OSError(errno.EINVAL, "no such range")
         length = min(length_bytes, _COPY_AT_ONCE_BYTES)
         if source == target and abs(source_bytes - target_bytes) < length:
             raise system_error(errno.EINVAL)
-        files = self._files
-        may_overwrite = files.may_overwrite(target_handle)
-        told = [files.take_privileges(target, self._loser(caller)), files.note_copy(source_handle)]
-        done = 0
-        while done < length:
-            step = min(_COPY_STEP_BYTES, length - done)
-            try:
-                copied = self._volume.copy(
-                    source, source_bytes + done, target, target_bytes + done, step,
-                    may_overwrite=may_overwrite,
-                )  # fmt: skip
-            except Exception as error:
-                if done and isinstance(error, OSError):
-                    break
-                files.note_failure(target)
-                raise
-            done += copied
-            if copied < step:
-                break
-            await trio.lowlevel.checkpoint()
-        files.note_change(target)
-        for telling in told:
-            if telling is not None:
-                await telling
-        return done
+        files, may_overwrite = self._files, self._files.may_overwrite(target_handle)
 
-    def _loser(self, caller: Caller) -> Caller | None:
-        """Of what has no flag that would say whether the caller may keep privileges."""
-        return None if caller.may_set_ids() else caller
+        async def change() -> int:
+            told = files.note_copy(source_handle)
+            done = 0
+            try:
+                while done < length:
+                    step = min(_COPY_STEP_BYTES, length - done)
+                    copied = self._volume.copy(
+                        source, source_bytes + done, target, target_bytes + done, step,
+                        may_overwrite=may_overwrite,
+                    )  # fmt: skip
+                    done += copied
+                    if copied < step:
+                        break
+                    await trio.lowlevel.checkpoint()
+            except OSError:
+                if not done:
+                    raise
+            finally:
+                if told is not None:
+                    await told
+            return done
+
+        return files.change(caller, target, change)
