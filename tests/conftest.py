@@ -7,17 +7,21 @@ import os
 import shutil
 import tempfile
 from collections.abc import Generator, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from kit.commands import BIN
 from kit.mounts import ENABLE_URING, ENGINES, Engine, Mounted, PoolMaker, may_pass, pool_maker
+from kit.namespaces import Run, as_ordinary_user, mount_namespace
+from kit.shared_setting import kept_at
 
 ROOT = Path(__file__).parents[1]
 _IS_WITHIN_A_TEST = "PYTEST_CURRENT_TEST" in os.environ
 """Whether this whole run is a part of a test of another one, which holds the lock for it."""
-_URING_BEFORE = pytest.StashKey[str]()
+_URING_NOTE = Path("/run/pmemfs-tests-enable-uring")
+_HELD = pytest.StashKey[ExitStack]()
 _LOCK, _GATE, _KEPT = pytest.StashKey[int](), pytest.StashKey[int](), pytest.StashKey[bool]()
 
 
@@ -96,6 +100,19 @@ def helper() -> Iterator[None]:
         os.close(lock)
 
 
+@pytest.fixture
+def inside(pools: PoolMaker) -> Iterator[Run]:
+    """Runs a command as root in a mount namespace in which every user may mount."""
+    with mount_namespace(pools) as run:
+        yield run
+
+
+@pytest.fixture
+def user(pools: PoolMaker, inside: Run) -> Run:
+    """Runs a command as an ordinary user, in that namespace."""
+    return as_ordinary_user(inside, pools.directory / "home")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What others have to wait for comes last."""
     items.sort(key=is_alone)
@@ -140,15 +157,11 @@ def pytest_runtest_protocol(
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Switch FUSE over io_uring on for the tests, where that can be done: before any of the
     processes that run them is started."""
-    before = ENABLE_URING.read_text() if ENABLE_URING.exists() else "Y"
-    is_ours = before.strip() != "Y" and os.access(ENABLE_URING, os.W_OK)
-    if is_ours and not hasattr(session.config, "workerinput"):
-        ENABLE_URING.write_text("Y")
-        session.config.stash[_URING_BEFORE] = before
+    if not hasattr(session.config, "workerinput") and os.access(ENABLE_URING, os.W_OK):
+        held = session.config.stash[_HELD] = ExitStack()
+        held.enter_context(kept_at(ENABLE_URING, "Y", _URING_NOTE))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Switch it back."""
-    before = session.config.stash.get(_URING_BEFORE, None)
-    if before is not None:
-        ENABLE_URING.write_text(before)
+    """Switch it back, unless another run needs it."""
+    session.config.stash.get(_HELD, ExitStack()).close()

@@ -6,47 +6,68 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_ordinary_user import Run
-from test_ordinary_user import inside as inside  # a fixture
-from test_ordinary_user import user as user  # a fixture
 
 from kit.commands import BIN, pmemfs, pmemfs_ok, refused, run_command
 from kit.mounts import PoolMaker
+from kit.namespaces import Run
 from pmemfs.fuse.transport import ENABLE_URING, choose_transport, known_problem, read_offer
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can change settings")
 
 PARAMETER = Path("/") / ENABLE_URING
 SETTINGS = [
-    PARAMETER,
     PARAMETER.with_name("max_user_bgreq"),
     PARAMETER.with_name("max_user_congthresh"),
     Path("/proc/sys/net/core/wmem_max"),
 ]
-"""All that --fix may touch."""
+"""What --fix may touch beside the parameter, which tests that run beside this one need."""
 
 
 @pytest.fixture
 def settings() -> Iterator[dict[Path, str]]:
-    """What the settings are; they are that again after the test."""
-    found = {path: path.read_text().strip() for path in SETTINGS if path.exists()}
+    """What the settings are; those of SETTINGS are that again after the test."""
+    found = {p: p.read_text().strip() for p in (PARAMETER, *SETTINGS) if p.exists()}
     try:
         yield found
     finally:
-        for path, value in found.items():
-            path.write_text(value)
+        for path in found.keys() & set(SETTINGS):
+            path.write_text(found[path])
+
+
+@dataclass
+class Disabled:
+    """A place where FUSE over io_uring is there and disabled, for whoever runs there alone.
+
+    All of the machine has one parameter, so another file lies on it in a namespace of mounts.
+    """
+
+    parameter: Path
+    """What lies on the parameter there."""
+
+    def doctor(self, *words: object) -> str:
+        """`pmemfs doctor` there; its output. It must succeed."""
+        lay = f'mount --bind "$0" {PARAMETER} && exec "$@"'
+        result = run_command(
+            "unshare", "--mount", "--propagation", "private",
+            "sh", "-c", lay, self.parameter, BIN / "pmemfs", "doctor", *words,
+        )  # fmt: skip
+        assert result.code == 0, result
+        return result.out
 
 
 @pytest.fixture
-def uring_off(settings: dict[Path, str]) -> None:
-    """A kernel that could do FUSE over io_uring and has it disabled, for a moment."""
-    if PARAMETER not in settings or known_problem(os.uname().release):
+def disabled(settings: dict[Path, str], tmp_path: Path) -> Disabled:
+    """A kernel that could do FUSE over io_uring and has it disabled."""
+    if not PARAMETER.exists() or known_problem(os.uname().release):
         pytest.skip("this kernel has no FUSE over io_uring that may be enabled")
-    PARAMETER.write_text("N")
+    parameter = tmp_path / "enable_uring"
+    parameter.write_text("N\n")
+    return Disabled(parameter)
 
 
 def check(report: dict[str, Any], name: str) -> dict[str, Any]:
@@ -77,28 +98,25 @@ def test_json_has_every_check_with_its_state() -> None:
 
 
 @needs_root
-@pytest.mark.usefixtures("uring_off")
-def test_doctor_says_how_to_enable_io_uring_and_does_not_do_it() -> None:
-    out = pmemfs_ok("doctor")
+def test_doctor_says_how_to_enable_io_uring_and_does_not_do_it(disabled: Disabled) -> None:
+    out = disabled.doctor()
     assert f"  enable_uring: echo Y > {PARAMETER}" in out.splitlines()
-    assert PARAMETER.read_text().strip() == "N"
+    assert disabled.parameter.read_text() == "N\n"
 
 
 @needs_root
-@pytest.mark.usefixtures("uring_off")
-def test_fix_enables_io_uring_says_so_and_looks_again() -> None:
-    out = pmemfs_ok("doctor", "--fix")
+def test_fix_enables_io_uring_says_so_and_looks_again(disabled: Disabled) -> None:
+    out = disabled.doctor("--fix")
     assert f"echo Y > {PARAMETER}: it was N and is Y; to undo: echo N > {PARAMETER}" in out
-    assert PARAMETER.read_text().strip() == "Y"
+    assert disabled.parameter.read_text().strip() == "Y"
     row = next(line for line in out.splitlines() if line.startswith("transport "))
     assert row.split()[:3] == ["transport", "ok", "uring"]
-    assert "What was changed:\n  nothing" in pmemfs_ok("doctor", "--fix")
+    assert "What was changed:\n  nothing" in disabled.doctor("--fix")
 
 
 @needs_root
-@pytest.mark.usefixtures("uring_off")
-def test_fix_says_what_it_changed_to_programs_too() -> None:
-    report = json.loads(pmemfs_ok("doctor", "--fix", "--json"))
+def test_fix_says_what_it_changed_to_programs_too(disabled: Disabled) -> None:
+    report = json.loads(disabled.doctor("--fix", "--json"))
     changes = {change["command"]: change for change in report["changes"]}
     change = changes[f"echo Y > {PARAMETER}"]
     assert (change["before"], change["after"], change["error"]) == ("N", "Y", None)

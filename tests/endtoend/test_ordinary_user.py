@@ -4,97 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from kit.commands import BIN, Result, refused, run_command
-from kit.mounts import PoolMaker, may_pass
-from kit.processes import end_process, is_running, wait_until
-from kit.users import AS_NOBODY, NOBODY
+from kit.commands import BIN, Result, refused
+from kit.mounts import PoolMaker
+from kit.namespaces import Run
+from kit.processes import is_running
+from kit.users import NOBODY
 from pmemfs.control.places import private_directories
 
 pytestmark = pytest.mark.mount
-
-Run = Callable[..., Result]
-
-
-def hidden_ancestor(path: Path) -> Path | None:
-    """The first directory on the way to `path` that others may not pass."""
-    for parent in reversed(path.parents):
-        if not parent.stat().st_mode & 0o001:
-            return parent
-    return None
-
-
-def prepare(directory: Path) -> str:
-    """Shell commands that give a mount namespace what most machines give to every user."""
-    commands = ["set -e"]
-    prefix = Path(sys.base_prefix)
-    hidden = hidden_ancestor(prefix)
-    if hidden:
-        # An interpreter in root's home.
-        commands += [
-            f"mkdir {directory}/python",
-            f"mount --bind {prefix} {directory}/python",
-            f"mount -t tmpfs -o mode=755 none {hidden}",
-            f"mkdir -p {prefix}",
-            f"mount --bind {directory}/python {prefix}",
-            f"umount {directory}/python",
-        ]
-    if os.stat("/dev/fuse").st_mode & 0o666 != 0o666:
-        # A /dev that no udev has looked after.
-        commands += [
-            f"mkdir {directory}/dev",
-            f"mount -t tmpfs -o mode=755 none {directory}/dev",
-            f"mknod -m 666 {directory}/dev/fuse c 10 229",
-            f"mount --bind {directory}/dev/fuse /dev/fuse",
-        ]
-    return "\n".join(commands)
-
-
-@pytest.fixture
-def inside(pools: PoolMaker) -> Iterator[Run]:
-    """Runs a command as root in a mount namespace that goes with the test, and lets users mount."""
-    if shutil.which("fusermount3") is None:
-        pytest.skip("there is no fusermount3 here")
-    if hidden_ancestor(BIN.resolve()):
-        pytest.skip(f"other users may not pass {hidden_ancestor(BIN.resolve())}")
-    may_pass(pools)
-    home = pools.directory / "home"
-    home.mkdir()
-    os.chown(home, NOBODY, NOBODY)
-    ready = pools.directory / "ready"
-    holder = subprocess.Popen(
-        ["unshare", "--mount", "--propagation", "private", "sh", "-c",
-         f"{prepare(pools.directory)}\ntouch {ready}\nexec sleep 600"]
-    )  # fmt: skip
-    try:
-        wait_until(lambda: ready.exists() or holder.poll() is not None, "the namespace is there")
-        assert holder.poll() is None
-
-        def run(*words: object) -> Result:
-            return run_command("nsenter", "--target", holder.pid, "--mount", "--", *words)
-
-        yield run
-    finally:
-        end_process(holder.pid, seconds=0)
-        holder.wait()
-
-
-@pytest.fixture
-def user(pools: PoolMaker, inside: Run) -> Run:
-    """Runs a command as an ordinary user, in that namespace."""
-    home = pools.directory / "home"
-
-    def run(*words: object) -> Result:
-        return inside(*AS_NOBODY, "env", f"HOME={home}", f"XDG_RUNTIME_DIR={home}", *words)
-
-    return run
 
 
 def succeed(result: Result) -> str:

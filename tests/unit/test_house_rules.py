@@ -86,12 +86,8 @@ def test_nothing_imports_a_daemon(path: Path) -> None:
 def test_tests_share_through_the_kit(path: Path) -> None:
     names = [name.partition(".")[0] for name in imported(path)]
     assert "conftest" not in names, "helpers live in tests/kit; conftest has fixtures"
+    assert not [name for name in names if name.startswith("test_")], "they live in tests/kit"
     assert "sys.path" not in path.read_text().replace('"sys.path"', ""), "pyproject.toml says it"
-
-
-@pytest.mark.parametrize("path", [path for path in TESTS if path.parent.name == "kit"], ids=name_of)
-def test_the_kit_needs_no_test(path: Path) -> None:
-    assert not [name for name in imported(path) if name.startswith(("test_", "conftest"))]
 
 
 def test_counting_pages_in_python_is_the_python_engines_alone() -> None:
