@@ -1,8 +1,8 @@
 """What every medium promises.
 
 Invariants:
-- every persistent store of pmemfs goes through `store` or `store_from_file`; nothing else writes
-  to what must survive. (Page structures must not survive, and are written through `view`.)
+- every persistent store of pmemfs goes through `store`; nothing else writes to what must
+  survive. (Page structures must not survive, and are written through `view`.)
 - a store is visible to every reader at once, and durable when a `fence` has returned that came
   after a `flush` of it;
 - before that, a power failure may keep it, lose it, or tear it at any aligned 8-byte word;
@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -34,13 +33,6 @@ class Durability(enum.Enum):
     """Cache lines were written back; a store fence orders them (MAP_SYNC, DAX devices)."""
     MSYNC = "msync"
     """msync(2) hands the pages of the page cache to the device."""
-
-
-class ByteRange(NamedTuple):
-    """A range of the medium."""
-
-    offset_bytes: int
-    length_bytes: int
 
 
 class Medium(ABC):
@@ -91,17 +83,6 @@ class Medium(ABC):
 
         Raises MemoryFault where a page is bad, and then may have written others of the range.
         """
-
-    @abstractmethod
-    def store_from_file(self, ranges: Sequence[ByteRange], fd: int, file_offset: int) -> int:
-        """Fill ranges from a file, in order; the bytes that were read (short at its end).
-
-        Raises ReadOnlyMedium and OSError, of either side.
-        """
-
-    @abstractmethod
-    def load_to_file(self, ranges: Sequence[ByteRange], fd: int, file_offset: int) -> int:
-        """Write ranges to a file, in order; the bytes that were written. Raises OSError."""
 
     @abstractmethod
     def flush(self, offset_bytes: int, length_bytes: int) -> None:

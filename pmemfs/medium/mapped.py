@@ -20,14 +20,13 @@ import mmap
 import os
 import resource
 import threading
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pmemfs.errors import MemoryFault, NoSpace, ReadOnlyMedium, SourceBusy, UnusableSource
 from pmemfs.medium import writeback
-from pmemfs.medium.base import ByteRange, Durability, Medium
+from pmemfs.medium.base import Durability, Medium
 from pmemfs.medium.fiemap import has_blocks_everywhere
 from pmemfs.medium.mapping import GuardedMapping, has_faulted, take_fault
 from pmemfs.medium.source import (
@@ -150,24 +149,6 @@ class MappedMedium(Medium):
             self.reserve(offset_bytes, len(view))
         if not self._mapping.store(offset_bytes, data):
             raise self._fault(offset_bytes)
-
-    def store_from_file(self, ranges: Sequence[ByteRange], fd: int, file_offset: int) -> int:
-        if self.read_only:
-            raise ReadOnlyMedium(path=self.name)
-        if not self.reserved:
-            for part in ranges:
-                self.reserve(*part)
-        try:
-            return os.preadv(fd, [self.view(*part) for part in ranges], file_offset)
-        except OSError as error:
-            raise self._named(error, ranges) from None
-
-    def load_to_file(self, ranges: Sequence[ByteRange], fd: int, file_offset: int) -> int:
-        parts = [self.view(*part) if self.reserved else self._copy(*part) for part in ranges]
-        try:
-            return os.pwritev(fd, parts, file_offset)
-        except OSError as error:
-            raise self._named(error, ranges) from None
 
     def flush(self, offset_bytes: int, length_bytes: int) -> None:
         if self.durability is Durability.CACHE_LINES:
@@ -304,14 +285,6 @@ class MappedMedium(Medium):
         with self._fence_lock:
             writeback.msync(self._memory)
 
-    def _copy(self, offset_bytes: int, length_bytes: int) -> memoryview:
-        """A range of a sparse file, past the mapping; aligned, as O_DIRECT needs it."""
-        copy = memoryview(mmap.mmap(-1, length_bytes))
-        filled = os.preadv(self._fd, [copy], offset_bytes)
-        if filled < length_bytes:
-            raise self._fault(offset_bytes + filled)
-        return copy
-
     def _pread(self, offset_bytes: int, length_bytes: int) -> bytes:
         """As much of a range of a sparse file as the medium has."""
         wanted_bytes = max(0, min(length_bytes, self.size_bytes - offset_bytes))
@@ -343,15 +316,6 @@ class MappedMedium(Medium):
         """What a system call says of memory whose touch would be a fault."""
         is_fault = error.errno in (errno.EIO, errno.EFAULT)
         return self._fault(offset_bytes) if is_fault else error
-
-    def _named(self, error: OSError, ranges: Sequence[ByteRange]) -> OSError:
-        """The same for a transfer: only a mapping faults, so a fault is a page in these ranges."""
-        if error.errno != errno.EFAULT:
-            return error
-        for part in ranges:
-            if self._mapping.load(*part) is None:
-                return self._fault(part.offset_bytes)
-        return self._fault(ranges[0].offset_bytes)
 
     def _is_cut(self, end_bytes: int) -> bool:
         """Whether a file ends before a place where the pool goes on."""

@@ -16,12 +16,11 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import random
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from pmemfs.medium.base import ByteRange, Durability, Medium
+from pmemfs.medium.base import Durability, Medium
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -82,17 +81,6 @@ class RecordingMedium(Medium):
             length = min(WORD_BYTES - at % WORD_BYTES, len(view) - position)
             self._store_word(at, view[position : position + length])
             position += length
-
-    def store_from_file(self, ranges: Sequence[ByteRange], fd: int, file_offset: int) -> int:
-        total = 0
-        for part in ranges:
-            data = os.pread(fd, part.length_bytes, file_offset + total)
-            self.store(part.offset_bytes, data)
-            total += len(data)
-        return total
-
-    def load_to_file(self, ranges: Sequence[ByteRange], fd: int, file_offset: int) -> int:
-        return os.pwritev(fd, [self.view(*part) for part in ranges], file_offset)
 
     def flush(self, offset_bytes: int, length_bytes: int) -> None:
         if self._counts():

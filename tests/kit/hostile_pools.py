@@ -26,7 +26,7 @@ import time
 import traceback
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -42,7 +42,7 @@ from pmemfs.media.inode import LIVE_OFFSET, ROOT, SLOT_BYTES
 from pmemfs.media.journal import MOST_ENTRIES, pack_journal
 from pmemfs.media.label import Mode, Scheme
 from pmemfs.media.live import line_key, size_word
-from pmemfs.medium.base import ByteRange, Durability, Medium
+from pmemfs.medium.base import Durability, Medium
 from pmemfs.medium.recording import RecordingMedium
 from pmemfs.memmap import open_memmap
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
@@ -106,12 +106,6 @@ class GuardedMedium(Medium):
         if self.read_only:
             raise Trespass("a store on a medium that is open for reading")
         self.memory[offset_bytes : offset_bytes + len(view)] = view
-
-    def store_from_file(self, ranges: Sequence[ByteRange], fd: int, file_offset: int) -> int:
-        raise NotImplementedError
-
-    def load_to_file(self, ranges: Sequence[ByteRange], fd: int, file_offset: int) -> int:
-        raise NotImplementedError
 
     def flush(self, offset_bytes: int, length_bytes: int) -> None:
         self._look(offset_bytes, length_bytes)

@@ -18,7 +18,7 @@ import pytest
 from kit.poison import address_of, in_child, poisoner
 from pmemfs.errors import MemoryFault
 from pmemfs.medium import faultlog
-from pmemfs.medium.base import ByteRange, Durability
+from pmemfs.medium.base import Durability
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.units import KIB, MIB
 
@@ -76,17 +76,6 @@ def flush(medium: MappedMedium) -> None:
     medium.flush(BAD - 64, 128)
 
 
-def fill_from_file(medium: MappedMedium) -> None:
-    with open("/dev/zero", "rb") as file:
-        medium.store_from_file([ByteRange(BAD, 64)], file.fileno(), 0)
-
-
-def write_to_file(medium: MappedMedium) -> None:
-    with open(f"{medium.name}-copy", "wb") as file:
-        medium.load_to_file([ByteRange(0, 64), ByteRange(BAD + 64, 64)], file.fileno(), 0)
-        medium.load_to_file([ByteRange(BAD + 64, 64)], file.fileno(), 0)
-
-
 TOUCHES: dict[str, Way] = {
     "read": lambda medium: medium.read(BAD + 5, 1) and None,
     "read across": lambda medium: medium.read(BAD - 4, 8) and None,
@@ -96,8 +85,6 @@ TOUCHES: dict[str, Way] = {
     "store through a view": store_through_view,
     "numpy": touch_with_numpy,
     "flush": flush,
-    "store from file": fill_from_file,
-    "load to file": write_to_file,
 }
 
 
@@ -229,7 +216,6 @@ def test_a_view_of_before_the_medium_grew_is_guarded_too(path: Path) -> None:
         lambda medium: medium.reserve(BAD, 1),
         lambda medium: medium.clear(BAD, FRAME),
         lambda medium: medium.extend(2 * MIB),
-        write_to_file,
     ],
 )  # fmt: skip
 def test_what_was_cut_off_a_sparse_file_neither_reads_as_zeroes_nor_comes_back(

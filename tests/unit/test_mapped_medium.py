@@ -20,7 +20,7 @@ import pytest
 from kit.sources import loop_device, needs_root, small_tmpfs, sparse_file
 from pmemfs.errors import EXIT_BUSY, ReadOnlyMedium, SourceBusy, UnusableSource
 from pmemfs.medium import writeback
-from pmemfs.medium.base import ByteRange, Durability
+from pmemfs.medium.base import Durability
 from pmemfs.medium.mapped import Advice, MappedMedium
 from pmemfs.medium.source import SourceKind, identify, make_file
 from pmemfs.units import KIB, MIB
@@ -157,8 +157,6 @@ def test_a_reader_can_not_store(shm: Path) -> None:
         with pytest.raises(ReadOnlyMedium) as caught:
             medium.store(0, b"x")
         assert caught.value.errno == errno.EROFS
-        with pytest.raises(ReadOnlyMedium):
-            medium.store_from_file([ByteRange(0, 1)], 0, 0)
         with pytest.raises(TypeError):
             medium.view(0, 1)[0] = 1
     assert path.stat().st_blocks == 0
@@ -223,8 +221,6 @@ def test_a_store_on_a_full_tmpfs_answers_enospc_and_kills_nobody() -> None:
             assert caught.value.errno == errno.ENOSPC
             with pytest.raises(OSError, match="No space left"):
                 medium.reserve(4 * MIB, 64 * KIB)
-            with (directory / "pool").open("rb") as other, pytest.raises(OSError, match="No space"):
-                medium.store_from_file([ByteRange(4 * MIB, 64 * KIB)], other.fileno(), 0)
             assert bytes(medium.read(0, 4)) == b"xxxx"
             medium.store(0, b"again")
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import os
-from pathlib import Path
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pmemfs.medium.base import ByteRange
 from pmemfs.medium.recording import LINE_BYTES, WORD_BYTES, RecordingMedium
 
 EVERYTHING = 10**6
@@ -241,20 +238,3 @@ def test_a_store_outside_the_medium_is_a_bug() -> None:
     for at, length in ((-1, 1), (SIZE - 1, 2), (SIZE, 1)):
         with pytest.raises(ValueError, match="outside"):
             blank().store(at, bytes(length))
-
-
-def test_what_comes_from_a_file_is_a_store_like_any_other(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(bytes(range(100)))
-    fd = os.open(path, os.O_RDWR)
-    medium = blank()
-    try:
-        moved = medium.store_from_file([ByteRange(100, 8), ByteRange(8, 40)], fd, 60)
-        assert moved == 40
-        assert bytes(medium.read(100, 8)) == bytes(range(60, 68))
-        assert bytes(medium.read(8, 32)) == bytes(range(68, 100))
-        assert len(states(medium)) > 2
-        assert medium.load_to_file([ByteRange(100, 8)], fd, 2) == 8
-        assert path.read_bytes()[2:10] == bytes(range(60, 68))
-    finally:
-        os.close(fd)

@@ -7,11 +7,11 @@ whoever touched it and whatever that makes of the error.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
 from pmemfs.errors import MemoryFault
-from pmemfs.medium.base import ByteRange, Medium
+from pmemfs.medium.base import Medium
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -64,12 +64,6 @@ class MetadataMedium(Medium):
             self._store(offset_bytes, data)
         except MemoryFault as fault:
             self._tell(fault)
-
-    def store_from_file(self, ranges: Sequence[ByteRange], fd: int, file_offset: int) -> int:
-        return self._medium.store_from_file(ranges, fd, file_offset)
-
-    def load_to_file(self, ranges: Sequence[ByteRange], fd: int, file_offset: int) -> int:
-        return self._medium.load_to_file(ranges, fd, file_offset)
 
     def flush(self, offset_bytes: int, length_bytes: int) -> None:
         try:
