@@ -37,15 +37,15 @@ from pmemfs.errors import (
     mount_exit_code,
     sentence_of,
 )
-from pmemfs.fuse.mountpoint import mounts_of_pool
-from pmemfs.fuse.options import MountOptions
-from pmemfs.fuse.processes import SpareDescriptors, limits_behind
 from pmemfs.fuse.session import NativeSession, Session
-from pmemfs.fuse.transport import choose_transport, read_offer
 from pmemfs.logs import start_logging
 from pmemfs.media.label import Mode, State
 from pmemfs.medium.faultlog import report_fault
 from pmemfs.medium.mapped import Advice, MappedMedium
+from pmemfs.mount.mountpoint import mounts_of_pool
+from pmemfs.mount.options import MountOptions
+from pmemfs.mount.processes import SpareDescriptors, limits_behind
+from pmemfs.mount.transport import choose_transport, read_offer
 from pmemfs.pool import Pool
 from pmemfs.units import GIB
 

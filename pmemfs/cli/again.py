@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pmemfs.cli.find import ask
 from pmemfs.control.launch import NotedSignals, Wanted
 from pmemfs.errors import MountFailed, PmemfsError, UnmountFailed
-from pmemfs.fuse.mountpoint import detach, mounts_of_pool, places_of
-from pmemfs.fuse.options import ENGINES, TRANSPORTS, MountOptions
+from pmemfs.mount.mountpoint import detach, mounts_of_pool, places_of
+from pmemfs.mount.options import ENGINES, TRANSPORTS, MountOptions
 from pmemfs.mountinfo import Mount, mount_at
 from pmemfs.observe.answers import MountStatus
 from pmemfs.reach import look

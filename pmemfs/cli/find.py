@@ -12,7 +12,7 @@ from pmemfs.control.client import ANSWER_TIMEOUT_SECONDS, Question, call_all
 from pmemfs.control.places import private_directories, socket_path
 from pmemfs.control.shape import decode
 from pmemfs.errors import NoAnswer, NotMounted, NotPermitted, PmemfsError
-from pmemfs.fuse.mountpoint import mounts_of_pool, resolve
+from pmemfs.mount.mountpoint import mounts_of_pool, resolve
 from pmemfs.mountinfo import FUSE_TYPE, Mount, mount_at, mounts
 from pmemfs.observe.answers import MountStatus
 from pmemfs.reach import check_answers

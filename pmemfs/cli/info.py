@@ -8,8 +8,8 @@ import click
 
 from pmemfs.cli.find import DETACHED, ask, find_detached, find_mount
 from pmemfs.cli.output import json_option, print_facts, print_json
-from pmemfs.fuse.mountpoint import places_of
 from pmemfs.medium.mapped import MappedMedium
+from pmemfs.mount.mountpoint import places_of
 from pmemfs.observe.answers import MountStatus, PoolInfo
 from pmemfs.observe.pool import pool_info
 from pmemfs.pfn import FRAME_BYTES

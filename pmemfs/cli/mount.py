@@ -23,16 +23,16 @@ from pmemfs.errors import (
     mount_exit_code,
     sentence_of,
 )
-from pmemfs.fuse.mountpoint import detach, is_dead, mounts_of_pool, prepare_mountpoint, source_name
-from pmemfs.fuse.options import ENGINES, TRANSPORTS, MountOptions
-from pmemfs.fuse.processes import (
+from pmemfs.medium.source import identify
+from pmemfs.mount.mountpoint import detach, is_dead, mounts_of_pool, prepare_mountpoint, source_name
+from pmemfs.mount.options import ENGINES, TRANSPORTS, MountOptions
+from pmemfs.mount.processes import (
     cpu_limit,
     limits_behind,
     limits_on_everything,
     python_words,
     raise_limits,
 )
-from pmemfs.medium.source import identify
 from pmemfs.mountinfo import Mount, mount_at
 from pmemfs.reach import look
 

@@ -15,8 +15,8 @@ from pmemfs.cli.commands import run
 from pmemfs.cli.early import raise_interrupts
 from pmemfs.cli.mount import reporting_mount_failure, start
 from pmemfs.errors import EXIT_USAGE, NoSuchSource
-from pmemfs.fuse.options import MountOptions
 from pmemfs.medium.source import identify
+from pmemfs.mount.options import MountOptions
 
 _EXIT_MOUNT_USAGE = 1
 

@@ -12,9 +12,9 @@ from pmemfs.cli.mount import reporting_mount_failure
 from pmemfs.control.client import daemon_pidfd
 from pmemfs.control.places import socket_path
 from pmemfs.errors import NoAnswer, NotClean, PmemfsError, SourceBusy
-from pmemfs.fuse.mountpoint import places_of, resolve, unmount
 from pmemfs.media.label import State
 from pmemfs.medium.mapped import MappedMedium
+from pmemfs.mount.mountpoint import places_of, resolve, unmount
 from pmemfs.mountinfo import Mount
 from pmemfs.observe.answers import MountStatus
 from pmemfs.pool import Pool

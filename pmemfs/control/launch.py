@@ -25,7 +25,7 @@ from typing import Generic, TypeVar
 
 from pmemfs.control.starter import ENDING_SIGNALS, KEEP
 from pmemfs.errors import EXIT_USAGE, DaemonDied, Interrupted, PmemfsError
-from pmemfs.fuse.options import MountOptions
+from pmemfs.mount.options import MountOptions
 from pmemfs.units import KIB
 
 _PATIENCE_SECONDS = 60

@@ -23,8 +23,8 @@ import trio
 
 from pmemfs.dataplane.tables import SharedMemory
 from pmemfs.errors import DataPlaneFailed, system_error
-from pmemfs.fuse.processes import limits_on_everything, python_words
 from pmemfs.medium.mapped import MappedMedium
+from pmemfs.mount.processes import limits_on_everything, python_words
 from pmemfs.units import KIB, MIB
 
 _DAEMON = "pmemfs.daemons.planed"

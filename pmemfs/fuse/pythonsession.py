@@ -15,20 +15,20 @@ from pathlib import Path
 import pyfuse3
 
 from pmemfs.errors import MountFailed
-from pmemfs.fuse.mount import (
-    allow_dirty_pages,
-    check_permissions,
-    detach_mount,
-    made_mount,
-    mount_words,
-)
-from pmemfs.fuse.options import MountOptions
 from pmemfs.fuse.pyfuse3door import Pyfuse3Door
 from pmemfs.fuse.served import python_served
 from pmemfs.fuse.session import Session
 from pmemfs.medium.base import Durability
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap import open_memmap
+from pmemfs.mount.making import (
+    allow_dirty_pages,
+    check_permissions,
+    detach_mount,
+    made_mount,
+    mount_words,
+)
+from pmemfs.mount.options import MountOptions
 from pmemfs.mountinfo import Mount
 from pmemfs.pool import Pool
 

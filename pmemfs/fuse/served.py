@@ -13,12 +13,12 @@ from pmemfs.dataplane.tables import SharedMemory
 from pmemfs.fuse.engine import Engine
 from pmemfs.fuse.handlers.handlers import Handlers
 from pmemfs.fuse.native import PublishedDevice, SharedEngine
-from pmemfs.fuse.options import MountOptions
 from pmemfs.fuse.published import PublishedTables, Publisher
 from pmemfs.fuse.trimming import Trimmer
 from pmemfs.media.label import Mode
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap import Memmap
+from pmemfs.mount.options import MountOptions
 from pmemfs.pool import Pool
 from pmemfs.volume.base import Volume
 from pmemfs.volume.block import BlockVolume, Onlookers

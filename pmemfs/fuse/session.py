@@ -21,20 +21,20 @@ from pmemfs.fuse.engine import Engine
 from pmemfs.fuse.forwarded import ForwardedRequests
 from pmemfs.fuse.growing import Grower
 from pmemfs.fuse.handshake import Terms
-from pmemfs.fuse.mount import detach_mount, mount_by_helper
-from pmemfs.fuse.mountpoint import places_of
 from pmemfs.fuse.native import SharedEngine
 from pmemfs.fuse.notices import Notices
-from pmemfs.fuse.options import MountOptions
 from pmemfs.fuse.planes import MAX_BACKGROUND, DataPlane, Sockets, choose_settings
 from pmemfs.fuse.served import Served, native_served
 from pmemfs.fuse.sharing import share_memmap, share_pool
-from pmemfs.fuse.transport import Choice
 from pmemfs.fuse.wiredoor import WireDoor
 from pmemfs.media.label import Mode
 from pmemfs.medium.faultlog import report_fault
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap import Memmap
+from pmemfs.mount.making import detach_mount, mount_by_helper
+from pmemfs.mount.mountpoint import places_of
+from pmemfs.mount.options import MountOptions
+from pmemfs.mount.transport import Choice
 from pmemfs.mountinfo import Mount
 from pmemfs.pfn import PAGE_SHIFT
 from pmemfs.pool import Pool

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pmemfs.fuse.transport import process_status
+from pmemfs.mount.transport import process_status
 from pmemfs.mountinfo import Mount, mounts
 
 CAP_SYS_ADMIN = 21

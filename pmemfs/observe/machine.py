@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from pmemfs.fuse.transport import read_offer
+from pmemfs.mount.transport import read_offer
 from pmemfs.observe.finding import Finding, State, read_process
 from pmemfs.observe.memory import memory_findings
 from pmemfs.observe.mounting import mounting_findings

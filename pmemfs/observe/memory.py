@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from pmemfs.fuse.transport import number, read_text
+from pmemfs.mount.transport import number, read_text
 from pmemfs.mountinfo import DIRTY_PAGE_LIMITS
 from pmemfs.observe.finding import Finding, Process, Setting, State, mounts_below
 from pmemfs.observe.requests import soft_limit
@@ -132,7 +132,7 @@ def _locked_memory(root: Path, process: Process) -> Finding:
 
 
 def _dirty_pages(root: Path) -> Finding:
-    """Whether the kernel holds stores through mappings of a mount up; see `fuse/mount`."""
+    """Whether the kernel holds stores through mappings of a mount up; see `mount/making`."""
     for mount in mounts_below(root):
         limit = DIRTY_PAGE_LIMITS.format(device=mount.device) + "/strict_limit"
         if mount.is_ours and read_text(root / limit.lstrip("/")).strip() == "1":

@@ -10,11 +10,11 @@ from typing import Any
 import trio
 
 from pmemfs.errors import MemoryFault, NoExtents
-from pmemfs.fuse.mountpoint import places_of
-from pmemfs.fuse.options import MountOptions
 from pmemfs.fuse.session import Session
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap import effective_scheme
+from pmemfs.mount.mountpoint import places_of
+from pmemfs.mount.options import MountOptions
 from pmemfs.observe.answers import MountStatus, Pages
 from pmemfs.observe.extents import file_extents
 from pmemfs.observe.pool import pool_info

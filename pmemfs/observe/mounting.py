@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from pmemfs.fuse.transport import Offer, known_problem, parse_release, read_text
+from pmemfs.mount.transport import Offer, known_problem, parse_release, read_text
 from pmemfs.observe.finding import Finding, Process, State
 
 _PROGRAM_DIRECTORIES = ("usr/local/bin", "usr/bin", "bin", "run/wrappers/bin")

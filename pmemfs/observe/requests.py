@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from pmemfs.fuse.transport import (
+from pmemfs.mount.transport import (
     ALLOW_COMMAND,
     ENABLE_URING,
     Offer,
@@ -18,7 +18,7 @@ from pmemfs.observe.finding import Finding, Setting, State, mounts_below
 from pmemfs.units import KIB, MIB, format_size
 
 WANTED_BACKGROUND = 1024
-"""Requests under way that a mount asks the kernel for; see `pmemfs.fuse.mount`."""
+"""Requests under way that a mount asks the kernel for; see `pmemfs.mount.making`."""
 
 LARGEST_REQUEST_BYTES = MIB
 SAFE_REQUEST_BYTES = 128 * KIB

@@ -15,7 +15,7 @@ import pytest
 from kit.commands import BIN, pmemfs, pmemfs_ok, refused, run_command
 from kit.mounts import PoolMaker
 from kit.namespaces import Run
-from pmemfs.fuse.transport import ENABLE_URING, choose_transport, known_problem, read_offer
+from pmemfs.mount.transport import ENABLE_URING, choose_transport, known_problem, read_offer
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can change settings")
 

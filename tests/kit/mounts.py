@@ -19,8 +19,8 @@ from kit.commands import pmemfs_here, pmemfs_ok, run_command
 from kit.processes import end_process, is_running, wait_until
 from pmemfs.control.client import call
 from pmemfs.control.places import socket_path
-from pmemfs.fuse.mountpoint import source_name
 from pmemfs.media.label import LAYOUT, State, validate
+from pmemfs.mount.mountpoint import source_name
 from pmemfs.mountinfo import Mount, mount_at, mounts
 
 Test = TypeVar("Test", bound=Callable[..., object])

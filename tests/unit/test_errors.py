@@ -21,7 +21,7 @@ from pmemfs.errors import (
     system_error,
 )
 from pmemfs.fuse.failures import errno_of
-from pmemfs.fuse.processes import limits_behind
+from pmemfs.mount.processes import limits_behind
 
 
 def grouped(*errors: Exception) -> ExceptionGroup[Exception]:

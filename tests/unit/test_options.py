@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pmemfs.clock import AccessTimes
 from pmemfs.errors import EXIT_USAGE, BadMountOption
-from pmemfs.fuse.options import MountOptions
+from pmemfs.mount.options import MountOptions
 
 kernel_words = st.sampled_from(
     ["nosuid", "suid", "nodev", "dev", "noexec", "exec", "noatime", "atime", "sync", "async"]

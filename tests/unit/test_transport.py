@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pmemfs.errors import TransportUnavailable
-from pmemfs.fuse.transport import (
+from pmemfs.mount.transport import (
     KNOWN_BAD,
     Offer,
     Wanted,

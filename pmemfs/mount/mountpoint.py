@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 
 from pmemfs.errors import BadMountPoint, UnmountFailed
-from pmemfs.fuse.processes import needed_paths
+from pmemfs.mount.processes import needed_paths
 from pmemfs.mountinfo import Mount, mount_at, mounts
 from pmemfs.reach import PATIENCE_SECONDS, check_answers, look
 

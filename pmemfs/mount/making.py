@@ -10,8 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from pmemfs.errors import MountFailed, UnmountFailed
-from pmemfs.fuse.mountpoint import detach, places_of, source_name
-from pmemfs.fuse.options import MountOptions
+from pmemfs.mount.mountpoint import detach, places_of, source_name
+from pmemfs.mount.options import MountOptions
 from pmemfs.mountinfo import DIRTY_PAGE_LIMITS, Mount, mount_at
 
 
