@@ -8,7 +8,7 @@ import click
 
 from pmemfs.cli.find import ask, require_mount
 from pmemfs.cli.output import json_option, print_json, say
-from pmemfs.fuse.trimming import Trimmed
+from pmemfs.engine.trimming import Trimmed
 from pmemfs.units import format_size
 
 _PATIENCE_SECONDS = 3600

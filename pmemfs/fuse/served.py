@@ -10,11 +10,11 @@ from typing import Generic, TypeVar
 
 from pmemfs.clock import AccessTimes
 from pmemfs.dataplane.tables import SharedMemory
-from pmemfs.fuse.engine import Engine
+from pmemfs.engine.base import Engine
+from pmemfs.engine.native import PublishedDevice, SharedEngine
+from pmemfs.engine.trimming import Trimmer
 from pmemfs.fuse.handlers.handlers import Handlers
-from pmemfs.fuse.native import PublishedDevice, SharedEngine
 from pmemfs.fuse.published import PublishedTables, Publisher
-from pmemfs.fuse.trimming import Trimmer
 from pmemfs.media.label import Mode
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap import Memmap

@@ -17,15 +17,15 @@ from collections.abc import Callable
 import trio
 
 from pmemfs.dataplane.native import stay_in_memory
-from pmemfs.fuse.engine import Engine
+from pmemfs.engine.base import Engine
+from pmemfs.engine.growing import Grower
+from pmemfs.engine.native import SharedEngine
+from pmemfs.engine.sharing import share_memmap, share_pool
 from pmemfs.fuse.forwarded import ForwardedRequests
-from pmemfs.fuse.growing import Grower
 from pmemfs.fuse.handshake import Terms
-from pmemfs.fuse.native import SharedEngine
 from pmemfs.fuse.notices import Notices
 from pmemfs.fuse.planes import MAX_BACKGROUND, DataPlane, Sockets, choose_settings
 from pmemfs.fuse.served import Served, native_served
-from pmemfs.fuse.sharing import share_memmap, share_pool
 from pmemfs.fuse.wiredoor import WireDoor
 from pmemfs.media.label import Mode
 from pmemfs.medium.faultlog import report_fault

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from pmemfs.fuse.statistics import EngineStatistics
+from pmemfs.engine.statistics import EngineStatistics
 from pmemfs.media.pagereport import PageReport
 from pmemfs.volume.fs.space import Space
 

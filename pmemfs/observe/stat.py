@@ -19,7 +19,7 @@ from pmemfs.dataplane.layouts import LATENCY_BUCKETS, Operation, bucket_start_ns
 
 if TYPE_CHECKING:
     from pmemfs.dataplane.counters import OperationCounters, WorkerCounters
-    from pmemfs.fuse.statistics import EngineStatistics
+    from pmemfs.engine.statistics import EngineStatistics
 
 OPERATIONS = tuple(operation.name.lower() for operation in Operation)
 

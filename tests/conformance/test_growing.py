@@ -18,8 +18,8 @@ from kit.data_plane import READ, InProcess, PythonEngine, read_in
 from kit.pools import SCHEMES, make_older
 from kit.sources import needs_root, small_tmpfs, sparse_file
 from pmemfs.dataplane.layouts import Presence
+from pmemfs.engine.growing import Grower
 from pmemfs.errors import CannotGrow, CannotShrink, NoSpace
-from pmemfs.fuse.growing import Grower
 from pmemfs.media.label import Scheme
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.medium.source import make_file

@@ -17,8 +17,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 
 from kit.pools import mapped_pool
 from pmemfs.dataplane.memmap import SharedMemmap
+from pmemfs.engine.sharing import share_memmap, share_pool
 from pmemfs.errors import NoPageStructures, NotInPool, PageReferences
-from pmemfs.fuse.sharing import share_memmap, share_pool
 from pmemfs.media.label import Scheme
 from pmemfs.media.page import COUNTER_MAX, PageFlags
 from pmemfs.medium.mapped import MappedMedium

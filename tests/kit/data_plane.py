@@ -14,14 +14,14 @@ from kit.pools import mapped_pool
 from pmemfs.dataplane.layouts import Extent
 from pmemfs.dataplane.native import Responder
 from pmemfs.dataplane.tables import SharedMemory
-from pmemfs.fuse.engine import Engine
+from pmemfs.engine.base import Engine
+from pmemfs.engine.native import PublishedDevice, SharedEngine
+from pmemfs.engine.sharing import share_memmap, share_pool
+from pmemfs.engine.statistics import EngineStatistics
+from pmemfs.engine.trimming import Trimmer
 from pmemfs.fuse.handlers.handlers import Handlers
 from pmemfs.fuse.handshake import Terms
-from pmemfs.fuse.native import PublishedDevice, SharedEngine
 from pmemfs.fuse.published import PublishedTables, Publisher
-from pmemfs.fuse.sharing import share_memmap, share_pool
-from pmemfs.fuse.statistics import EngineStatistics
-from pmemfs.fuse.trimming import Trimmer
 from pmemfs.fuse.wiredoor import WireDoor
 from pmemfs.media.label import Scheme
 from pmemfs.medium.base import Medium

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from kit.data_plane import door_to
 from kit.pools import mapped_pool
-from pmemfs.fuse.engine import Engine
+from pmemfs.engine.base import Engine
 from pmemfs.fuse.handlers.handlers import Handlers
 from pmemfs.fuse.wiredoor import WireDoor
 from pmemfs.media.inode import ROOT

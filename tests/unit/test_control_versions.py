@@ -15,8 +15,8 @@ from kit.control_socket import STATUS, answering, exchange, in_thread, saying, w
 from pmemfs.control.client import Question, call, call_all
 from pmemfs.control.server import listening, serve
 from pmemfs.control.shape import decode
+from pmemfs.engine.statistics import EngineStatistics
 from pmemfs.errors import NoAnswer
-from pmemfs.fuse.statistics import EngineStatistics
 from pmemfs.observe.answers import MountStatus
 from pmemfs.version import VERSION
 

@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[2]
 
 # From the ground up: a part may import itself and what is before it.
 PARTS = ("version", "errors", "units", "ranges", "text", "clock", "pfn", "mountinfo", "reach",
-         "media", "medium", "pool", "memmap", "bio", "volume", "dataplane", "mount", "fuse",
-         "logs", "control", "observe", "cli")  # fmt: skip
+         "media", "medium", "pool", "memmap", "bio", "volume", "dataplane", "mount", "engine",
+         "fuse", "logs", "control", "observe", "cli")  # fmt: skip
 
 FUNCTION_LINES = 60
 C_LINES = 5

@@ -25,7 +25,7 @@ from kit.large_directories import (
     opened,
     remove_names,
 )
-from pmemfs.fuse.engine import Engine
+from pmemfs.engine.base import Engine
 from pmemfs.fuse.handlers.directories import DirectoryHandlers
 from pmemfs.fuse.handlers.privileges import Caller
 from pmemfs.fuse.wire import Opcode

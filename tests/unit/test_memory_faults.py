@@ -23,9 +23,9 @@ from kit.poison import Poisoner, address_of, in_child, mapping_of, poisoner
 from pmemfs.cli.check import check
 from pmemfs.cli.commands import run
 from pmemfs.cli.info import info
+from pmemfs.engine.sharing import share_memmap, share_pool
 from pmemfs.errors import MemoryFault
 from pmemfs.fuse.failures import errno_of
-from pmemfs.fuse.sharing import share_memmap, share_pool
 from pmemfs.media.filesystem import HEAD_FRAME, JOURNAL_FRAME
 from pmemfs.media.inode import ROOT
 from pmemfs.media.label import Mode, Scheme

@@ -16,8 +16,8 @@ from kit.data_plane import door_to, shared_files
 from pmemfs.dataplane import layouts
 from pmemfs.dataplane.native import Responder, write_seqlocked
 from pmemfs.dataplane.tables import SharedMemory
+from pmemfs.engine.base import Engine
 from pmemfs.fuse.encode import attr_out
-from pmemfs.fuse.engine import Engine
 from pmemfs.fuse.handlers.privileges import Caller
 from pmemfs.fuse.published import PublishedAttributes
 from pmemfs.fuse.wire import Opcode

@@ -28,8 +28,8 @@ from pmemfs.dataplane.layouts import (
 )
 from pmemfs.dataplane.native import load_word, store_word
 from pmemfs.dataplane.tables import SharedMemory
-from pmemfs.fuse.sharing import share_pool
-from pmemfs.fuse.statistics import EngineStatistics
+from pmemfs.engine.sharing import share_pool
+from pmemfs.engine.statistics import EngineStatistics
 from pmemfs.mountinfo import Mount
 from pmemfs.observe.stat import (
     OPERATIONS,

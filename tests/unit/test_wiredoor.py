@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from kit.data_plane import door_to, shared_files
+from pmemfs.engine.base import Engine
 from pmemfs.fuse import forwarded, wire
-from pmemfs.fuse.engine import Engine
 from pmemfs.fuse.forwarded import ForwardedRequests
 from pmemfs.fuse.handlers.ioctls import GET_EXTENDED, GET_FLAGS, SET_EXTENDED, SET_FLAGS
 from pmemfs.fuse.handlers.notifications import Notifier

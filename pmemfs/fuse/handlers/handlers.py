@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pmemfs.fuse.engine import Engine
+from pmemfs.engine.base import Engine
+from pmemfs.engine.trimming import Trimmer
 from pmemfs.fuse.handlers.attributes import AttributeHandlers
 from pmemfs.fuse.handlers.directories import DirectoryHandlers
 from pmemfs.fuse.handlers.ioctls import IoctlHandlers
@@ -13,7 +14,6 @@ from pmemfs.fuse.handlers.patience import Patience
 from pmemfs.fuse.handlers.ranges import RangeHandlers
 from pmemfs.fuse.handlers.xattrs import XattrHandlers
 from pmemfs.fuse.published import PublishedAttributes, Publisher
-from pmemfs.fuse.trimming import Trimmer
 from pmemfs.volume.base import Volume
 
 

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 
 import trio
 
+from pmemfs.engine.trimming import Trimmer
 from pmemfs.errors import system_error
 from pmemfs.fuse.handlers.flags import CHATTR_BITS, XFLAG_BITS, bits_of
 from pmemfs.fuse.handlers.openfiles import OpenFiles
 from pmemfs.fuse.handlers.privileges import Caller
-from pmemfs.fuse.trimming import Trimmer
 from pmemfs.media.log import InodeFlags
 from pmemfs.volume.base import Later, Volume
 

@@ -17,8 +17,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from pmemfs.engine.base import Engine
 from pmemfs.errors import system_error
-from pmemfs.fuse.engine import Engine
 from pmemfs.fuse.handlers.names import NameHandlers
 from pmemfs.fuse.handlers.newinode import CACHED
 from pmemfs.fuse.handlers.notifications import Notifier, after, after_failing

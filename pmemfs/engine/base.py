@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 import trio
 
 from pmemfs.dataplane.counters import WorkerCounters
-from pmemfs.fuse.statistics import EngineStatistics
+from pmemfs.engine.statistics import EngineStatistics
 from pmemfs.medium.base import Durability, Medium
 from pmemfs.memmap.base import Memmap
 

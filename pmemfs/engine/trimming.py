@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import trio
 
 from pmemfs.dataplane.presence import CHUNK_BYTES, data_ranges
+from pmemfs.engine.base import Engine
 from pmemfs.errors import CannotTrim
-from pmemfs.fuse.engine import Engine
 from pmemfs.media.filesystem import CHUNK_FRAMES, GROUP_CHUNKS
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT

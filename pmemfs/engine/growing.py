@@ -24,8 +24,8 @@ from typing import TypeVar
 
 import trio
 
+from pmemfs.engine.base import Engine
 from pmemfs.errors import CannotGrow
-from pmemfs.fuse.engine import Engine
 from pmemfs.media.label import Scheme
 from pmemfs.media.zones import Zone, Zones
 from pmemfs.medium.mapped import MappedMedium

@@ -20,9 +20,9 @@ from pmemfs.dataplane.counters import WorkerCounters, read_counters
 from pmemfs.dataplane.layouts import Extent, FaultRecord, Operation
 from pmemfs.dataplane.presence import expect_holes, look_again, survey
 from pmemfs.dataplane.tables import Grace, SharedMemory
+from pmemfs.engine.base import Engine
+from pmemfs.engine.statistics import EngineStatistics
 from pmemfs.errors import CannotGrow
-from pmemfs.fuse.engine import Engine
-from pmemfs.fuse.statistics import EngineStatistics
 from pmemfs.media.zones import Zone
 from pmemfs.medium.base import Durability
 from pmemfs.medium.mapped import MappedMedium
