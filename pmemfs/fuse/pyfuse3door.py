@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Callable, Coroutine, Sequence
-from typing import TypeVar
+from functools import partial
+from typing import ParamSpec, TypeVar
 
 import pyfuse3
 from pyfuse3 import (
@@ -30,13 +31,13 @@ from pmemfs.fuse.failures import errno_of
 from pmemfs.fuse.handlers.attributes import Change
 from pmemfs.fuse.handlers.directories import Listed
 from pmemfs.fuse.handlers.handlers import Handlers
-from pmemfs.fuse.handlers.notifications import later
 from pmemfs.fuse.handlers.openfiles import Opened
 from pmemfs.fuse.handlers.privileges import Caller
 from pmemfs.media.log import NAME_MAX_BYTES
 from pmemfs.pfn import FRAME_BYTES
 from pmemfs.volume.base import Attributes, Later
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -48,10 +49,12 @@ class Pyfuse3Door(pyfuse3.Operations):
         self._handlers = handlers
         self.supports_dot_lookup = self.enable_acl = handlers.volume.has_files
 
-    async def _ask(self, step: Callable[[], Later[T]], what: str, *request: object) -> T:
-        """What the handlers answer. Raises FUSEError."""
+    async def _ask(
+        self, what: str, handler: Callable[P, Later[T]], *request: P.args, **more: P.kwargs
+    ) -> T:
+        """What a handler answers. Raises FUSEError."""
         try:
-            answer = self._handlers.patience.begin(step)
+            answer = self._handlers.patience.begin(partial(handler, *request, **more))
             return await answer if isinstance(answer, Coroutine) else answer
         except Exception as error:
             raise FUSEError(errno_of(error, what, *request)) from error
@@ -61,9 +64,7 @@ class Pyfuse3Door(pyfuse3.Operations):
     async def lookup(
         self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
-        names = self._handlers.names
-        found = await self._ask(lambda: names.lookup(parent_inode, name), "lookup",
-                                parent_inode, name)  # fmt: skip
+        found = await self._ask("lookup", self._handlers.names.lookup, parent_inode, name)
         if found is not None:
             return entry_of(found)
         # The number 0: there is no such name, and the kernel may remember that.
@@ -79,79 +80,60 @@ class Pyfuse3Door(pyfuse3.Operations):
     async def mknod(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: RequestContext
     ) -> EntryAttributes:
-        return await self._make("mknod", parent_inode, name, mode, ctx, rdev)
+        return entry_of(await self._ask(
+            "mknod", self._handlers.names.make, caller_of(ctx), parent_inode, name, mode,
+            umask=ctx.umask, rdev=rdev,
+        ))  # fmt: skip
 
     async def mkdir(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext
     ) -> EntryAttributes:
-        return await self._make("mkdir", parent_inode, name, stat.S_IFDIR | mode, ctx, 0)
-
-    async def _make(
-        self, what: str, parent: int, name: bytes, mode: int, ctx: RequestContext, rdev: int
-    ) -> EntryAttributes:
-        names, caller = self._handlers.names, caller_of(ctx)
-        made = await self._ask(
-            lambda: names.make(caller, parent, name, mode, umask=ctx.umask, rdev=rdev),
-            what, parent, name, mode, rdev,
-        )  # fmt: skip
-        return entry_of(made)
+        return entry_of(await self._ask(
+            "mkdir", self._handlers.names.make, caller_of(ctx), parent_inode, name,
+            stat.S_IFDIR | mode, umask=ctx.umask,
+        ))  # fmt: skip
 
     async def symlink(
         self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
-        names, caller = self._handlers.names, caller_of(ctx)
-        made = await self._ask(lambda: names.symlink(caller, parent_inode, name, target),
-                               "symlink", parent_inode, name, target)  # fmt: skip
-        return entry_of(made)
+        make = self._handlers.names.symlink
+        return entry_of(
+            await self._ask("symlink", make, caller_of(ctx), parent_inode, name, target)
+        )
 
     async def link(
         self, inode: InodeT, new_parent_inode: InodeT, new_name: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
-        names = self._handlers.names
-        made = await self._ask(lambda: names.link(inode, new_parent_inode, new_name), "link",
-                               inode, new_parent_inode, new_name)  # fmt: skip
-        return entry_of(made)
+        link = self._handlers.names.link
+        return entry_of(await self._ask("link", link, inode, new_parent_inode, new_name))
 
     async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
-        names = self._handlers.names
-        await self._ask(lambda: names.unlink(parent_inode, name), "unlink", parent_inode, name)
+        await self._ask("unlink", self._handlers.names.unlink, parent_inode, name)
 
     async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
-        names = self._handlers.names
-        await self._ask(lambda: names.rmdir(parent_inode, name), "rmdir", parent_inode, name)
+        await self._ask("rmdir", self._handlers.names.rmdir, parent_inode, name)
 
     async def rename(
-        self,
-        parent_inode_old: InodeT,
-        name_old: FileNameT,
-        parent_inode_new: InodeT,
-        name_new: FileNameT,
-        flags: FlagT,
-        ctx: RequestContext,
-    ) -> None:
-        names, caller = self._handlers.names, caller_of(ctx)
-        what = (parent_inode_old, name_old, parent_inode_new, name_new, flags)
-        await self._ask(lambda: names.rename(caller, *what), "rename", *what)
+        self, parent_inode_old: InodeT, name_old: FileNameT, parent_inode_new: InodeT,
+        name_new: FileNameT, flags: FlagT, ctx: RequestContext,
+    ) -> None:  # fmt: skip
+        await self._ask(
+            "rename", self._handlers.names.rename, caller_of(ctx), parent_inode_old, name_old,
+            parent_inode_new, name_new, flags,
+        )  # fmt: skip
 
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
-        names = self._handlers.names
-        return FileNameT(await self._ask(lambda: names.readlink(inode), "readlink", inode))
+        return FileNameT(await self._ask("readlink", self._handlers.names.readlink, inode))
 
     # Attributes
 
     async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
-        attributes = self._handlers.attributes
-        return entry_of(await self._ask(lambda: attributes.get(inode), "getattr", inode))
+        return entry_of(await self._ask("getattr", self._handlers.attributes.get, inode))
 
     async def setattr(
-        self,
-        inode: InodeT,
-        attr: EntryAttributes,
-        fields: pyfuse3.SetattrFields,
-        fh: FileHandleT | None,
-        ctx: RequestContext,
-    ) -> EntryAttributes:
-        attributes, caller = self._handlers.attributes, caller_of(ctx)
+        self, inode: InodeT, attr: EntryAttributes, fields: pyfuse3.SetattrFields,
+        fh: FileHandleT | None, ctx: RequestContext,
+    ) -> EntryAttributes:  # fmt: skip
         change = Change(
             mode=attr.st_mode if fields.update_mode else None,
             uid=attr.st_uid if fields.update_uid else None,
@@ -162,16 +144,17 @@ class Pyfuse3Door(pyfuse3.Operations):
             ctime_ns=attr.st_ctime_ns if fields.update_ctime else None,
             takes_privileges=fields.update_size and ctx.uid != 0,
         )
-        changed = await self._ask(lambda: attributes.change(caller, inode, change), "setattr",
-                                  inode, change)  # fmt: skip
-        return entry_of(changed)
+        attributes = self._handlers.attributes
+        return entry_of(
+            await self._ask("setattr", attributes.change, caller_of(ctx), inode, change)
+        )
 
     async def access(self, inode: InodeT, mode: ModeT, ctx: RequestContext) -> bool:
         """The kernel has checked it: the mount has default_permissions."""
         return True
 
     async def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:
-        room = await self._ask(self._handlers.attributes.room, "statfs")
+        room = await self._ask("statfs", self._handlers.attributes.room)
         status = pyfuse3.StatvfsData()
         status.f_bsize = status.f_frsize = FRAME_BYTES
         status.f_blocks = room.total_frames
@@ -187,80 +170,62 @@ class Pyfuse3Door(pyfuse3.Operations):
     async def setxattr(
         self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext
     ) -> None:
-        xattrs, caller = self._handlers.xattrs, caller_of(ctx)
-        await self._ask(lambda: xattrs.set(caller, inode, name, value), "setxattr",
-                        inode, name, value)  # fmt: skip
+        await self._ask("setxattr", self._handlers.xattrs.set, caller_of(ctx), inode, name, value)
 
     async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
-        xattrs = self._handlers.xattrs
-        return await self._ask(lambda: xattrs.get(inode, name), "getxattr", inode, name)
+        return await self._ask("getxattr", self._handlers.xattrs.get, inode, name)
 
     async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
-        xattrs, caller = self._handlers.xattrs, caller_of(ctx)
-        names = await self._ask(lambda: xattrs.names(caller, inode), "listxattr", inode)
+        names = await self._ask("listxattr", self._handlers.xattrs.names, caller_of(ctx), inode)
         return [XAttrNameT(name) for name in names]
 
     async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
-        xattrs = self._handlers.xattrs
-        await self._ask(lambda: xattrs.remove(inode, name), "removexattr", inode, name)
+        await self._ask("removexattr", self._handlers.xattrs.remove, inode, name)
 
     # Open files
 
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
-        files, caller = self._handlers.files, caller_of(ctx)
-        opened = await self._ask(lambda: files.open(caller, inode, flags), "open", inode, flags)
-        return _file_info(opened)
+        files = self._handlers.files
+        return _file_info(await self._ask("open", files.open, caller_of(ctx), inode, flags))
 
     async def create(
-        self,
-        parent_inode: InodeT,
-        name: FileNameT,
-        mode: ModeT,
-        flags: FlagT,
-        ctx: RequestContext,
+        self, parent_inode: InodeT, name: FileNameT, mode: ModeT, flags: FlagT, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
-        files, caller = self._handlers.files, caller_of(ctx)
         made, opened = await self._ask(
-            lambda: files.create(caller, parent_inode, name, mode, flags, umask=ctx.umask),
-            "create", parent_inode, name, mode, flags,
+            "create", self._handlers.files.create, caller_of(ctx), parent_inode, name, mode, flags,
+            umask=ctx.umask,
         )  # fmt: skip
         return _file_info(opened), entry_of(made)
 
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes | memoryview:  # type: ignore[override]
-        files = self._handlers.files
-        return await self._ask(lambda: files.read(fh, off, size), "read", fh, off, size)
+        return await self._ask("read", self._handlers.files.read, fh, off, size)
 
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
-        files = self._handlers.files
-        return await self._ask(lambda: files.write(None, fh, off, buf), "write", fh, off, buf)
+        return await self._ask("write", self._handlers.files.write, None, fh, off, buf)
 
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
-        await self._ask(lambda: later(self._handlers.files.fsync(fh), bool), "fsync", fh)
+        fsync: Callable[[int], Later[None]] = self._handlers.files.fsync
+        await self._ask("fsync", fsync, fh)
 
     async def release(self, fh: FileHandleT) -> None:
-        await self._ask(lambda: self._handlers.files.close(fh), "release", fh)
+        await self._ask("release", self._handlers.files.close, fh)
 
     # Directories
 
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
         # pyfuse3 does not tell of O_NOATIME.
-        directories = self._handlers.directories
-        return FileHandleT(await self._ask(lambda: directories.open(inode), "opendir", inode))
+        return FileHandleT(await self._ask("opendir", self._handlers.directories.open, inode))
 
     async def readdir(self, fh: FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        directories = self._handlers.directories
-
         def take(listed: Listed) -> bool:
             entry = _dot(listed) if listed.attributes is None else entry_of(listed.attributes)
             return pyfuse3.readdir_reply(token, FileNameT(listed.name), entry, listed.position)
 
-        await self._ask(
-            lambda: directories.listing(fh, start_id, take, with_attributes=True), "readdir",
-            fh, start_id,
-        )  # fmt: skip
+        listing = self._handlers.directories.listing
+        await self._ask("readdir", listing, fh, start_id, take, with_attributes=True)
 
     async def releasedir(self, fh: FileHandleT) -> None:
-        await self._ask(lambda: self._handlers.directories.close(fh), "releasedir", fh)
+        await self._ask("releasedir", self._handlers.directories.close, fh)
 
     async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
         """Nothing to do: what changes a directory is durable when it is answered."""
