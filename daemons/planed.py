@@ -1,26 +1,26 @@
 """The process of a data plane: one native function, which ends when the mount does.
 
-Started by the control plane of a mount with its descriptors and settings, as one JSON object. Ends
-with 0, or with the errno of what went wrong.
+Started by the control plane of a mount with where pmemfs is, then its descriptors and settings, as
+words NAME=NUMBER. Ends with 0, or with the errno of what went wrong. Loads nothing but that
+function: a mount can't answer before this process does.
 """
 
 from __future__ import annotations
 
-import json
-import signal
 import sys
-
-from pmemfs.dataplane.native import run
-
-_NOT_OURS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def main() -> None:
     """Serve until the mount ends."""
-    # The control plane is who is told to end, and it ends this.
-    for number in _NOT_OURS:
-        signal.signal(number, signal.SIG_IGN)
-    sys.exit(run(**json.loads(sys.argv[1])))
+    root, *words = sys.argv[1:]
+    # Without `site`, which would load what all packages of the environment want.
+    sys.path.append(root)
+    from pmemfs.dataplane.native import run
+
+    settings = dict(word.split("=") for word in words)
+    forward_fds = [int(fd) for fd in settings.pop("forward_fds").split(",")]
+    numbers = {name: int(value) for name, value in settings.items()}
+    sys.exit(run(forward_fds=forward_fds, **numbers))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import sys
 import click
 
 from pmemfs.cli.early import EXIT_INTERRUPTED, raise_interrupts
-from pmemfs.cli.output import complain, heard_output, open_standard_files, show_usage_error
+from pmemfs.cli.output import complain, heard_output, show_usage_error
 from pmemfs.errors import (
     EXIT_CANNOT_CHECK,
     EXIT_FAILED,
@@ -86,7 +86,6 @@ def run(command: click.Command, words: list[str]) -> int:
 
     Nobody may have taken what it said, which is a failure too, also where the rest went well.
     """
-    open_standard_files()
     # A path need not be text in the user's encoding, and must not stop us from naming it.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from types import FrameType
 
 EXIT_INTERRUPTED = 130
@@ -28,3 +29,18 @@ def raise_interrupts() -> None:
 
 def _leave(_number: int, _frame: FrameType | None) -> None:
     os._exit(EXIT_INTERRUPTED)
+
+
+def open_standard_files() -> None:
+    """Open what our caller has closed of standard input, output and error, as cron jobs do.
+
+    The next file or socket would get such a number, and a child would take it for its input, or
+    lose it.
+    """
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(fd)
+        except OSError:
+            # The lowest free number is given out: this one. Children may have it.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+            setattr(sys, name, os.fdopen(fd, "w" if fd else "r", closefd=False))

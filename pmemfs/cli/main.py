@@ -4,14 +4,30 @@ from __future__ import annotations
 
 import sys
 
-from pmemfs.cli.early import leave_quietly
+from pmemfs.cli.early import leave_quietly, open_standard_files
+
+_NO_DAEMON = frozenset(("--foreground", "-h", "--help"))
+"""With these, `pmemfs mount` becomes the daemon, or only says something."""
 
 
 def main() -> None:
     """The program."""
     leave_quietly()
+    open_standard_files()
+    words = sys.argv[1:]
+    if words[:1] != ["mount"] or not _NO_DAEMON.isdisjoint(words):
+        sys.exit(_run(words))
+    from pmemfs.control.prepared import discard, prepare
+
+    prepare()
+    code = _run(words)
+    discard()
+    sys.exit(code)
+
+
+def _run(words: list[str]) -> int:
     from pmemfs.cli.commands import pmemfs, run
 
-    code = run(pmemfs, sys.argv[1:])
+    code = run(pmemfs, words)
     leave_quietly()
-    sys.exit(code)
+    return code

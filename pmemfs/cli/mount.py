@@ -13,6 +13,7 @@ import click
 
 from pmemfs.cli.output import complain, warn
 from pmemfs.control.launch import Launch, NotedSignals, Said, Wanted
+from pmemfs.control.prepared import daemon_words
 from pmemfs.control.starter import ENDING_SIGNALS
 from pmemfs.errors import (
     EXIT_MOUNT_FAILED,
@@ -30,7 +31,6 @@ from pmemfs.mount.processes import (
     cpu_limit,
     limits_behind,
     limits_on_everything,
-    python_words,
     raise_limits,
 )
 from pmemfs.mountinfo import Mount, mount_at
@@ -39,7 +39,6 @@ from pmemfs.reach import look
 if TYPE_CHECKING:
     from pmemfs.cli.again import Living
 
-_DAEMON = "pmemfs.daemons.mountd"
 _PATIENCE_SECONDS = 5
 _LOOK_SECONDS = 60
 _POLL_SECONDS = 0.1
@@ -151,10 +150,9 @@ def start(
     wanted = Wanted(os.path.realpath(pool), resolved, options)
     if not foreground and _is_mounted_again(wanted, signals):
         return 0
-    words = [*python_words(_DAEMON), wanted.pool, wanted.mountpoint]
-    words += ["-o", options.as_text(only_said=True)]
+    words = [wanted.pool, wanted.mountpoint, "-o", options.as_text(only_said=True)]
     if foreground:
-        _become(words, signals)
+        _become(daemon_words(words), signals)
     try:
         _launch(words, signals, wanted)
     except Said as said:

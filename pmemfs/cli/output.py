@@ -107,21 +107,6 @@ def show_usage_error(error: click.ClickException) -> None:
         _print_error(printable(line))
 
 
-def open_standard_files() -> None:
-    """Open what our caller has closed of standard input, output and error, as cron jobs do.
-
-    The next file or socket would get such a number, and a child would take it for its input, or
-    lose it.
-    """
-    for fd, name in enumerate(("stdin", "stdout", "stderr")):
-        try:
-            os.fstat(fd)
-        except OSError:
-            # The lowest free number is given out: this one. Children may have it.
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
-            setattr(sys, name, os.fdopen(fd, "w" if fd else "r", closefd=False))
-
-
 def print_json(value: Any) -> None:
     """A report for programs. It is in ASCII, and escapes the rest."""
     print(json.dumps(value, indent=2))

@@ -14,7 +14,6 @@ import json
 import os
 import select
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -23,6 +22,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Generic, TypeVar
 
+from pmemfs.control import prepared
 from pmemfs.control.starter import ENDING_SIGNALS, KEEP
 from pmemfs.errors import EXIT_USAGE, DaemonDied, Interrupted, PmemfsError
 from pmemfs.mount.options import MountOptions
@@ -142,18 +142,9 @@ class Launch:
 
     def __init__(self, words: Sequence[str], signals: NotedSignals) -> None:
         self._signals = signals
-        self._stderr = os.memfd_create("pmemfs-said", os.MFD_CLOEXEC)
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            self._daemon = subprocess.Popen(
-                [*words, "--starter-fd", str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=self._stderr,
-                cwd="/",
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-            )
+        started = prepared.started(words)
+        self._daemon, self._socket = started.process, started.socket
+        self._stderr = started.stderr_fd
 
     def wait_until_ready(self) -> None:
         """Return once the mount is made. Raises Said, DaemonDied and Interrupted."""

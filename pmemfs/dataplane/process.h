@@ -21,6 +21,12 @@ static void pmemfs_wakeable(void) {
     action.sa_handler = pmemfs_on_wake;  /* Without SA_RESTART: what waits, returns. */
     sigaction(SIGUSR1, &action, NULL);
 }
+/* The control plane is who is told to end, and it ends this process. */
+static void pmemfs_ignore_endings(void) {
+    signal(SIGTERM, SIG_IGN);
+    signal(SIGINT, SIG_IGN);
+    signal(SIGHUP, SIG_IGN);
+}
 /* Threads that are started later inherit it. */
 static int pmemfs_become_io_flusher(void) {
     return prctl(PR_SET_IO_FLUSHER, 1UL, 0UL, 0UL, 0UL) ? errno : 0;

@@ -41,6 +41,7 @@ cdef extern from "unistd.h" nogil:
 
 cdef extern from "process.h" nogil:
     void become_wakeable "pmemfs_wakeable"()
+    void ignore_endings "pmemfs_ignore_endings"()
     int become_io_flusher "pmemfs_become_io_flusher"()
     int lock_memory "pmemfs_lock_memory"(const void *pool, size_t pool_bytes)
     long thread_id "pmemfs_thread_id"()
@@ -241,7 +242,7 @@ def stay_in_memory() -> int:
 
 def run(int fuse_fd, int shared_fd, int pool_fd, int notices_fd, list forward_fds, *, int map_flags,
         uint32_t max_write, int queue_count, int depth, int reader_count) -> int:
-    """Serve one mount until it ends; 0 or an errno.
+    """Serve one mount until it ends, which no signal is to do; 0 or an errno.
 
     `queue_count` is the number of possible CPUs for the transport uring, and 0 for the other;
     `depth` the requests of each that may be under way; `reader_count` the threads that read
@@ -254,6 +255,7 @@ def run(int fuse_fd, int shared_fd, int pool_fd, int notices_fd, list forward_fd
     cdef bint has_own
     cdef thread_t *thread
     cdef worker_t worker
+    ignore_endings()
     memset(&process, 0, sizeof(process))
     failed = attach(&process.plane, shared_fd, pool_fd, map_flags)
     if failed:

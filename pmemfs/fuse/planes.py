@@ -11,7 +11,6 @@ nor made durable any more serves nobody.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -24,7 +23,7 @@ import trio
 from pmemfs.dataplane.tables import SharedMemory
 from pmemfs.errors import DataPlaneFailed, system_error
 from pmemfs.medium.mapped import MappedMedium
-from pmemfs.mount.processes import limits_on_everything, python_words
+from pmemfs.mount.processes import bare_python_words, limits_on_everything
 from pmemfs.units import KIB, MIB
 
 _DAEMON = "pmemfs.daemons.planed"
@@ -150,19 +149,23 @@ class DataPlane:
             "shared_fd": self._shared.fd,
             "pool_fd": medium.fileno(),
             "notices_fd": self.sockets.their_notices.fileno(),
-            "forward_fds": [end.fileno() for end in self.sockets.their_forwarded],
             "map_flags": medium.map_flags,
             **asdict(self._settings),
         }
+        forward_fds = [end.fileno() for end in self.sockets.their_forwarded]
         self._process = subprocess.Popen(
-            [*python_words(_DAEMON), json.dumps(arguments)],
+            [
+                *bare_python_words(_DAEMON),
+                *(f"{name}={value}" for name, value in arguments.items()),
+                f"forward_fds={','.join(map(str, forward_fds))}",
+            ],
             stdin=subprocess.DEVNULL,
             stdout=self._said,
             stderr=self._said,
             cwd="/",
             pass_fds=[
                 *(value for name, value in arguments.items() if name.endswith("_fd")),
-                *arguments["forward_fds"],
+                *forward_fds,
             ],
         )
         os.close(self._fuse_fd)

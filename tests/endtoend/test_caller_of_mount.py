@@ -51,6 +51,19 @@ def test_no_code_of_the_current_directory_is_run(pools: PoolMaker, trap: Path) -
     assert not (trap / "caught").exists()
 
 
+def test_a_daemon_takes_no_code_from_beside_the_program(pools: PoolMaker, tmp_path: Path) -> None:
+    mounted = Mounted(pools.create(size="16M"), pools.mountpoint())
+    # Where Python looks first for what a program loads; trio is the daemon's alone.
+    program = tmp_path / "pmemfs"
+    program.write_text((BIN / "pmemfs").read_text())
+    program.chmod(0o755)
+    (tmp_path / "trio.py").write_text(f"open({str(tmp_path / 'caught')!r}, 'w')\n")
+    done = run_command(program, "mount", mounted.pool, mounted.mountpoint, *pools.engine.options)
+    assert done.code == 0, done.err
+    pools.umount(mounted)
+    assert not (tmp_path / "caught").exists()
+
+
 def test_what_is_installed_takes_no_code_from_the_environment_either(
     pools: PoolMaker, trap: Path
 ) -> None:

@@ -46,7 +46,8 @@ def daemons_of(pool: Path) -> list[int]:
             continue
         with suppress(OSError):
             words = (entry / "cmdline").read_bytes().split(b"\0")
-            is_daemon = b"pmemfs.daemons.mountd" in words and os.fsencode(pool) in words
+            # Unlike its command, it leads a session of its own.
+            is_daemon = os.fsencode(pool) in words and os.getsid(pid := int(entry.name)) == pid
             # What is no more than a zombie waits for whoever started this test.
             if is_running(int(entry.name)) and (is_daemon or has_open(entry, pool)):
                 found.append(int(entry.name))
@@ -77,7 +78,7 @@ def data_planes_of(pool: Path) -> list[int]:
     found = []
     for child in (child for pid in daemons_of(pool) for child in children_of(pid)):
         with suppress(OSError):
-            if b"pmemfs.daemons.planed" in Path(f"/proc/{child}/cmdline").read_bytes():
+            if b"/daemons/planed.py" in Path(f"/proc/{child}/cmdline").read_bytes():
                 found.append(child)
     return found
 
@@ -89,7 +90,8 @@ def state_of(pool: Path) -> State:
 
 def assert_nothing_is_left(mounted: Mounted, state: State = State.CLEAN) -> None:
     """No mount, no daemon, no data plane, and the pool as it was."""
-    assert daemons_of(mounted.pool) == []
+    # What has been told nothing yet ends by itself as soon as it has loaded.
+    wait_until(lambda: daemons_of(mounted.pool) == [], "no process is left")
     assert mounts_at(mounted.mountpoint) == 0
     assert state_of(mounted.pool) == state
 
@@ -210,17 +212,19 @@ def test_a_data_plane_that_dies_while_it_mounts_is_one_sentence(pools: PoolMaker
         pytest.skip("there is no other process")
     # A name that no other test logs under.
     mounted = prepared(pools, name=pools.directory.name)
+    # The command looks at the mount for as long as this takes, and does not keep it before.
+    slow = pools.directory / "stat"
+    slow.write_text(
+        '#!/bin/sh\n[ "$1" = --dereference ] && exec sleep 10\nexec /usr/bin/stat "$@"\n'
+    )
+    slow.chmod(0o755)
     with subprocess.Popen(
-        command(mounted, pools), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        wait_until(lambda: bool(daemons_of(mounted.pool)), "there is a daemon")
-        # So that the mount can't be kept before.
-        process.send_signal(signal.SIGSTOP)
+        command(mounted, pools), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PATH": f"{pools.directory}:{os.environ['PATH']}"},
+    ) as process:  # fmt: skip
         wait_until(lambda: bool(data_planes_of(mounted.pool)), "there is a data plane")
         for pid in data_planes_of(mounted.pool):
             os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: mounts_at(mounted.mountpoint) == 0, "it is unmounted")
-        process.send_signal(signal.SIGCONT)
         out, err = process.communicate(timeout=100)
     refused(Result(process.returncode, out, err), 32, "the data plane failed", "SIGKILL")
     assert_nothing_is_left(mounted)
@@ -291,4 +295,14 @@ def test_a_daemon_holds_nothing_that_its_command_was_given(pools: PoolMaker) -> 
             # At the end of the file nobody has the other end any more.
             assert output.read() == b""
         assert process.wait() == 0
+    assert_it_is_mounted(mounted)
+
+
+def test_a_daemon_is_its_command_forked(pools: PoolMaker) -> None:
+    # What both load is loaded once, and the daemon loads the rest beside its command.
+    mounted = prepared(pools)
+    words = command(mounted, pools)
+    assert run_command(*words).code == 0
+    told = Path(f"/proc/{mounted.info()['pid']}/cmdline").read_bytes().split(b"\0")
+    assert told[1:-1] == [os.fsencode(word) for word in words]
     assert_it_is_mounted(mounted)

@@ -152,9 +152,10 @@ class PoolMaker:
         found = []
         for entry in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
-                command = (entry / "cmdline").read_bytes()
-                if wanted in command and b"pmemfs.daemons.mountd" in command:
-                    found.append(int(entry.name))
+                command, pid = (entry / "cmdline").read_bytes(), int(entry.name)
+                leads = os.getsid(pid) == pid
+                if wanted in command and (leads or b"pmemfs.daemons.mountd" in command):
+                    found.append(pid)
         return found
 
 

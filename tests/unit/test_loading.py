@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 
 import pytest
 
 from kit.commands import run_command
+from pmemfs.mount.processes import bare_python_words
 
 LOADED = "import {module}, sys; print(*sorted(sys.modules))"
 
@@ -33,10 +35,36 @@ def test_mounting_loads_nothing_that_asks_a_daemon_or_reads_its_answers() -> Non
 
 
 def test_the_process_of_a_data_plane_loads_next_to_nothing() -> None:
-    loaded = loaded_by("pmemfs.daemons.planed")
-    assert not loaded & {*HEAVY, "dataclasses", "inspect", "logging", "typing", "subprocess"}
-    ours = {name.rpartition(".")[0] for name in loaded if name.startswith("pmemfs.")}
-    assert ours <= {"pmemfs", "pmemfs.dataplane", "pmemfs.medium", "pmemfs.daemons"}
+    words = bare_python_words("pmemfs.daemons.planed")
+    # It has no descriptors, and so it ends at once.
+    done = run_command(words[0], "-X", "importtime", *words[1:], *NO_DESCRIPTORS)
+    assert done.code == errno.EBADF, done
+    loaded = {line.rpartition("|")[2].strip() for line in done.err.splitlines()}
+    ours = {name for name in loaded if name.startswith("pmemfs")}
+    assert ours == {"pmemfs", "pmemfs.version", "pmemfs.dataplane", "pmemfs.dataplane.native"}
+    assert not loaded & {
+        *HEAVY,
+        "site",
+        "re",
+        "json",
+        "enum",
+        "dataclasses",
+        "typing",
+        "subprocess",
+    }
+
+
+NO_DESCRIPTORS = [
+    *(f"{name}_fd=-1" for name in ("fuse", "shared", "pool", "notices")), "forward_fds=-1",
+    *(f"{name}=1" for name in ("map_flags", "max_write", "queue_count", "depth", "reader_count")),
+]  # fmt: skip
+
+
+def test_what_is_loaded_once_for_a_command_and_its_daemon_is_needed_by_both() -> None:
+    shared = loaded_by("pmemfs.control.prepared") - {"pmemfs.control.prepared"}
+    assert "pmemfs.errors" in shared
+    for module in ("pmemfs.cli.mount", "pmemfs.daemons.mountd"):
+        assert shared <= loaded_by(module)
 
 
 def test_a_daemon_loads_no_numpy_and_nothing_that_only_answers_questions() -> None:
