@@ -54,7 +54,8 @@ class FileClock:
 
     def now_ns(self) -> int:
         """The time of what changes now."""
-        return not_before(coarse_ns(), self._set_ns)
+        now_ns = coarse_ns()
+        return now_ns if now_ns >= self._set_ns else not_before(now_ns, self._set_ns)
 
     def was_set(self, time_ns: int) -> None:
         """Somebody has set a time of a file, maybe to now."""

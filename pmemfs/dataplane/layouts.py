@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from functools import lru_cache
 
 from pmemfs.media.layout import Layout, stored
 from pmemfs.pfn import FRAME_BYTES, PAGE_STRUCTURE_BYTES
@@ -260,6 +261,7 @@ def buckets_of(inode: int) -> tuple[int, int]:
     return mixed >> (64 - INODE_BUCKETS_SHIFT), mixed >> (64 - 2 * INODE_BUCKETS_SHIFT) & mask
 
 
+@lru_cache(1 << ATTRIBUTES_SHIFT)
 def attributes_place_of(inode: int) -> int:
     """The only place of an inode's attributes, as `read_attributes` in plane.pxi has it."""
     return (inode * INODE_HASH & _WORD) >> (64 - ATTRIBUTES_SHIFT)

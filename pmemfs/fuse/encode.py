@@ -72,11 +72,12 @@ def direntplus(attributes: Attributes | None, rest: bytes) -> bytes:
 
 def _attr(attributes: Attributes) -> bytes:
     """struct fuse_attr."""
-    atime, atime_ns = divmod(attributes.atime_ns, NS)
-    mtime, mtime_ns = divmod(attributes.mtime_ns, NS)
-    ctime, ctime_ns = divmod(attributes.ctime_ns, NS)
+    (ino, _, mode, nlink, uid, gid, rdev, size_bytes, block_count, accessed_ns, modified_ns,
+     changed_ns, *_) = attributes  # fmt: skip
+    atime, atime_ns = divmod(accessed_ns, NS)
+    mtime, mtime_ns = divmod(modified_ns, NS)
+    ctime, ctime_ns = divmod(changed_ns, NS)
     return wire.ATTR.pack(
-        attributes.ino, attributes.size_bytes, attributes.block_count, atime, mtime, ctime,
-        atime_ns, mtime_ns, ctime_ns, attributes.mode, attributes.nlink, attributes.uid,
-        attributes.gid, attributes.rdev, FRAME_BYTES, 0,
+        ino, size_bytes, block_count, atime, mtime, ctime, atime_ns, mtime_ns, ctime_ns, mode,
+        nlink, uid, gid, rdev, FRAME_BYTES, 0,
     )  # fmt: skip

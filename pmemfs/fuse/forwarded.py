@@ -23,6 +23,10 @@ from pmemfs.fuse.wire import Opcode
 from pmemfs.fuse.wiredoor import Answer, Request, WireDoor
 from pmemfs.units import MIB
 
+_HEAD_BYTES, _unpack_head = wire.IN_HEADER.size, wire.IN_HEADER.unpack_from
+_WITHOUT_WAITING = int(socket.MSG_DONTWAIT)
+_SHORT_BYTES = 4096
+"""A reply up to this length is sent in one piece: to copy it costs less than to list its parts."""
 MOST_KEPT_BYTES = 128 * MIB
 """More than the entries of all rings together can hold (`planes`), so no ring is ever muted."""
 
@@ -45,13 +49,17 @@ class Outbox:
     def reply(self, unique: int, data: bytes | memoryview, error: int = 0) -> None:
         """Answer a request. What `data` shows is copied before this returns."""
         header = wire.OUT_HEADER.pack(wire.OUT_HEADER.size + len(data), -error, unique)
-        if self._kept or not self._send([header, data]):
-            self._keep(header + data)
+        parts = [header + data] if len(data) <= _SHORT_BYTES else [header, data]
+        if self._kept or not self._send(parts):
+            self._keep(b"".join(parts))
 
     def _send(self, parts: Sequence[bytes | memoryview]) -> bool:
         """Send a reply; whether it needs no keeping."""
         try:
-            self._connection.sendmsg(parts, [], socket.MSG_DONTWAIT)
+            if len(parts) == 1:
+                self._connection.send(parts[0], _WITHOUT_WAITING)
+            else:
+                self._connection.sendmsg(parts, [], _WITHOUT_WAITING)
         except BlockingIOError:
             return False
         except (BrokenPipeError, ConnectionResetError):
@@ -109,25 +117,27 @@ class ForwardedRequests:
         except ConnectionResetError:
             return False
         if count:
-            self._serve_one(connection, self._buffer[:count], nursery)
+            self._serve_one(self._outboxes[connection], count, nursery)
         return count > 0
 
-    def _serve_one(
-        self, connection: socket.socket, message: memoryview, nursery: trio.Nursery
-    ) -> None:
-        outbox = self._outboxes[connection]
-        if len(message) < wire.IN_HEADER.size:
+    def _serve_one(self, outbox: Outbox, count: int, nursery: trio.Nursery) -> None:
+        """Serve the message that has come, of so many bytes."""
+        if count < _HEAD_BYTES:
             outbox.reply(0, b"", errno.EINVAL)
             return
-        _, opcode, unique, inode, uid, gid, pid, _ = wire.IN_HEADER.unpack_from(message)
+        _, opcode, unique, inode, uid, gid, pid, _ = _unpack_head(self._buffer)
         # A copy, since the next message comes into the same buffer.
-        request = Request(inode, Caller(uid, gid, pid), bytes(message[wire.IN_HEADER.size :]))
+        operation = bytes(self._buffer[_HEAD_BYTES:count])
+        request = Request(inode, Caller(uid, gid, pid), operation)
         try:
             answer = self._door.answer(opcode, request)
         except Exception as problem:
             outbox.reply(unique, b"", _errno_of(problem, opcode, request))
             return
-        if isinstance(answer, Coroutine):
+        if type(answer) is bytes:
+            # First, since it is nearly always so, and takes less than to ask the next.
+            outbox.reply(unique, answer)
+        elif isinstance(answer, Coroutine):
             nursery.start_soon(_wait_and_reply, outbox, unique, opcode, request, answer)
         elif answer is not None:
             outbox.reply(unique, answer)

@@ -51,20 +51,25 @@ class PublishedAttributes:
         self._shared = shared
         self._wanted: dict[int, int] = {}
         """By place, the inode that was asked for last."""
+        self._places: dict[int, int] = {}
+        """And the other way round."""
 
     def is_wanted(self, ino: int) -> bool:
         """Whether somebody has asked for an inode's attributes, and for no rival's since."""
-        return self._wanted.get(layouts.attributes_place_of(ino)) == ino
+        return ino in self._places
 
     def publish(self, attributes: Attributes) -> None:
         """Let the data plane answer from now on; nobody else's attributes in its place."""
         ino = attributes.ino
-        self._wanted[layouts.attributes_place_of(ino)] = ino
+        if ino not in self._places:
+            place = layouts.attributes_place_of(ino)
+            self._places.pop(self._wanted.get(place, 0), None)
+            self._wanted[place], self._places[ino] = ino, place
         self._shared.publish_attributes(ino, attr_out(attributes))
 
     def withdraw(self, ino: int) -> None:
         """What was published is no longer so."""
-        if self.is_wanted(ino):
+        if ino in self._places:
             self._shared.withdraw_attributes(ino)
 
 
@@ -132,7 +137,8 @@ class PublishedTables(Tables):
 
     def touched(self, ino: int, changed_ns: int) -> None:
         self.attributes.withdraw(ino)
-        self._shared.set_changed_ns(ino, changed_ns)
+        if ino in self._published:
+            self._shared.set_changed_ns(ino, changed_ns)
 
     def changed(self, ino: int) -> object | None:
         return self.withdraw(ino)

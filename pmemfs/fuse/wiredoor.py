@@ -15,7 +15,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pmemfs.errors import system_error
 from pmemfs.fuse import wire
@@ -45,8 +45,7 @@ Answer = bytes | memoryview | None
 """What follows the header of a reply; None where the kernel waits for none."""
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """One request: what it is about, who asks, and what follows the header."""
 
     inode: int
@@ -80,7 +79,7 @@ class WireDoor:
         handler = self.answered.get(opcode)
         if handler is None:
             raise system_error(errno.ENOSYS)
-        return self._handlers.patience.begin(lambda: handler(request))
+        return self._handlers.patience.begin(handler, request)
 
     def _whole(self) -> dict[int, Handler]:
         return {

@@ -14,11 +14,15 @@ Invariants:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import google_crc32c
 
 from pmemfs.media.layout import Layout, stored
 from pmemfs.pfn import FRAME_BYTES
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 SLOT_BYTES = 512
 SLOTS_PER_FRAME = FRAME_BYTES // SLOT_BYTES
@@ -51,12 +55,22 @@ HEAD = Layout(InodeHead, 64)
 HEAD_WORD_AT = HEAD.offset_of("head")
 TAIL_WORD_AT = HEAD.offset_of("tail")
 _CONSTANT = HEAD.head_struct("birth_ns")
+_WORDS = HEAD.head_struct("tail")
+_GENERATION_MASK = (1 << 64) - 1
 
 
 def pack_head(number: int, generation: int, birth_ns: int, head: int, tail: int) -> bytes:
     """The head of an inode, with the checksum computed."""
     checksum = google_crc32c.value(_CONSTANT.pack(MAGIC, 0, number, generation, birth_ns))
     return HEAD.struct.pack(MAGIC, checksum, number, generation, birth_ns, head, tail, b"")
+
+
+def read_free_slot(raw: Buffer) -> int | None:
+    """The generation that the next inode of a slot is to have; None where the slot is not free."""
+    magic, _, _, generation, _, _, tail = _WORDS.unpack_from(raw)
+    if tail:
+        return None
+    return generation + 1 & _GENERATION_MASK if magic == MAGIC else 1
 
 
 def is_sound_head(head: InodeHead) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import starmap
 
 import google_crc32c
 
@@ -44,9 +45,7 @@ MOST_ENTRIES = (FRAME_BYTES - HEAD.size_bytes) // ENTRY.size_bytes
 def pack_journal(words: Sequence[tuple[int, int, int]]) -> bytes:
     """The journal of words that change: offset, old and new value of each."""
     assert 0 < len(words) <= MOST_ENTRIES
-    raw = HEAD.struct.pack(0, len(words), b"") + b"".join(
-        ENTRY.struct.pack(*word) for word in words
-    )
+    raw = HEAD.struct.pack(0, len(words), b"") + b"".join(starmap(ENTRY.struct.pack, words))
     return int(google_crc32c.value(raw[4:])).to_bytes(4, "little") + raw[4:]
 
 

@@ -176,6 +176,17 @@ _PLACE = Struct("<QQQ4s4x")
 _CHECKSUM = Struct("<I")
 _crc = google_crc32c.value
 
+# Python 3.11 looks a member of an enum up by a function, and every operation packs some records.
+_ENTRY_KIND, _REMOVED_KIND = int(RecordKind.ENTRY), int(RecordKind.REMOVED)
+
+
+def head_of(kind: int, slots: int = 1) -> bytes:
+    """The head of a record that is to be sealed."""
+    return RECORD_HEAD.struct.pack(kind, slots, 0, 0)
+
+
+_PARENT_HEAD = head_of(RecordKind.PARENT)
+
 
 def pack_frame_head(number: int, generation: int, offset: int, after: int = 0) -> bytes:
     """The head of a frame of an inode's log that lies at this offset; `after` is the next one's."""
@@ -197,15 +208,17 @@ def _frame_checksum(number: int, generation: int, offset: int) -> int:
 def seal(records: Iterable[bytes], number: int, generation: int, offset: int) -> bytes:
     """Records of an inode's log as they are stored one behind the other from an offset on.
 
-    What packs a record leaves its checksum zero, since it does not know where the record will be.
+    What packs a record leaves its checksum zero, since it does not know where the record will be;
+    one that is copied from elsewhere gets another one.
     """
-    parts: list[bytes] = []
+    sealed = bytearray()
     for raw in records:
-        rest = raw[_CHECKSUM_AT + 4 :]
-        checksum = _crc(_PLACE.pack(number, generation, offset, raw) + rest)
-        parts += (raw[:_CHECKSUM_AT], _CHECKSUM.pack(checksum), rest)
-        offset += len(raw)
-    return b"".join(parts)
+        at = len(sealed)
+        sealed += raw
+        place = _PLACE.pack(number, generation, offset + at, raw)
+        checksum = _crc(place + raw[_CHECKSUM_AT + 4 :])
+        _CHECKSUM.pack_into(sealed, at + _CHECKSUM_AT, checksum)
+    return bytes(sealed)
 
 
 def is_sound(raw: bytes, number: int, generation: int, offset: int) -> bool:
@@ -241,13 +254,15 @@ def pack_hole(index: int, frame_count: int) -> bytes:
 
 def pack_entry(name: bytes, inode: int, type_: int, time_ns: int) -> bytes:
     """An ENTRY, or with `type_` 0 a REMOVED."""
-    raw = bytearray(_ENTRY_HEAD.pack(b"", inode, time_ns, type_, len(name)) + name)
-    return record(RecordKind.ENTRY if type_ else RecordKind.REMOVED, raw)
+    slots = (_ENTRY_HEAD.size + len(name) + RECORD_BYTES - 1) // RECORD_BYTES
+    head = head_of(_ENTRY_KIND if type_ else _REMOVED_KIND, slots)
+    raw = _ENTRY_HEAD.pack(head, inode, time_ns, type_, len(name)) + name
+    return raw.ljust(slots * RECORD_BYTES, b"\0")
 
 
 def pack_parent(inode: int) -> bytes:
     """A PARENT."""
-    return record(RecordKind.PARENT, bytearray(PARENT.struct.pack(b"", inode, b"")))
+    return PARENT.struct.pack(_PARENT_HEAD, inode, b"")
 
 
 def pack_values(kind: RecordKind, name: bytes, value: bytes) -> list[bytes]:

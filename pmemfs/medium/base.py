@@ -96,6 +96,11 @@ class Medium(ABC):
         nobody knows what is missing: the kernel reports such a loss once, and forgets it.
         """
 
+    def put(self, offset_bytes: int, data: bytes) -> None:
+        """Write, and begin to make it durable. Raises as `store` and `flush`."""
+        self.store(offset_bytes, data)
+        self.flush(offset_bytes, len(data))
+
     def persist(self, offset_bytes: int, length_bytes: int) -> None:
         """Make one range durable: flush and fence."""
         self.flush(offset_bytes, length_bytes)

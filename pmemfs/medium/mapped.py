@@ -57,6 +57,9 @@ _SHARE_OF_ALLOWED = 8
 
 _POPULATE_BYTES = 16 << 20
 
+_VOLATILE, _CACHE_LINES, _MSYNC = Durability
+"""Python 3.11 looks a member of an enum up by a function, and every flush and fence asks."""
+
 _SYNC_CHUNK_SHIFT = 21
 """What was flushed towards msync is remembered in chunks of 2 MiB: few for any workload."""
 
@@ -141,7 +144,7 @@ class MappedMedium(Medium):
             raise ReadOnlyMedium(path=self.name)
         if not self.reserved:
             view = memoryview(data).cast("B")
-            if self.durability is not Durability.CACHE_LINES:
+            if self.durability is not _CACHE_LINES:
                 self._pwrite(offset_bytes, view)
                 return
             # A block that pwrite allocates is in the file after a crash only if somebody syncs it;
@@ -150,20 +153,30 @@ class MappedMedium(Medium):
         if not self._mapping.store(offset_bytes, data):
             raise self._fault(offset_bytes)
 
+    def put(self, offset_bytes: int, data: bytes) -> None:
+        # By far most of what is put is a record or a word of a file system, in a reserved pool.
+        if self.reserved and not self.read_only:
+            if not self._mapping.store(offset_bytes, data):
+                raise self._fault(offset_bytes)
+        else:
+            self.store(offset_bytes, data)
+        if self.durability is not _VOLATILE:
+            self.flush(offset_bytes, len(data))
+
     def flush(self, offset_bytes: int, length_bytes: int) -> None:
-        if self.durability is Durability.CACHE_LINES:
+        if self.durability is _CACHE_LINES:
             if not self._mapping.flush_lines(offset_bytes, length_bytes):
                 raise self._fault(offset_bytes)
-        elif self.durability is Durability.MSYNC:
+        elif self.durability is _MSYNC:
             first = offset_bytes >> _SYNC_CHUNK_SHIFT
             last = (offset_bytes + length_bytes - 1) >> _SYNC_CHUNK_SHIFT
             with self._chunks_lock:
                 self._unsynced_chunks.update(range(first, last + 1))
 
     def fence(self) -> None:
-        if self.durability is Durability.CACHE_LINES:
+        if self.durability is _CACHE_LINES:
             writeback.fence()
-        elif self.durability is Durability.MSYNC:
+        elif self.durability is _MSYNC:
             # One at a time: what another fence has taken isn't durable before that one is done.
             with self._fence_lock:
                 self._msync()

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import errno
 from abc import abstractmethod
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Union
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, Union
 
 from pmemfs.errors import system_error
 from pmemfs.media.log import InodeFlags
@@ -28,8 +28,7 @@ Later = Union[T, Coroutine[Any, Any, T]]  # noqa: UP007
 """An answer, or what has to be awaited for it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Attributes:
+class Attributes(NamedTuple):
     """What stat(2) tells of an inode. Blocks have 512 bytes; times are in ns since 1970."""
 
     ino: int
@@ -45,11 +44,19 @@ class Attributes:
     mtime_ns: int
     ctime_ns: int
     birth_ns: int
-    flags: InodeFlags
+    flags: int
+    """`InodeFlags`."""
 
 
-@dataclass(frozen=True, slots=True)
-class NewInode:
+class Heritage(NamedTuple):
+    """What of a directory counts for what is made in it."""
+
+    mode: int
+    gid: int
+    xattrs: Mapping[bytes, bytes]
+
+
+class NewInode(NamedTuple):
     """What an inode is made with; its mode says of which type it is."""
 
     mode: int
@@ -154,6 +161,11 @@ class Volume(Protocol):
     @abstractmethod
     def attributes(self, number: int) -> Attributes:
         """What an inode is like; ESTALE where there is none."""
+
+    def heritage(self, number: int) -> Heritage:
+        """What of a directory counts for what is made in it; ESTALE where there is none."""
+        attributes = self.attributes(number)
+        return Heritage(attributes.mode, attributes.gid, {})
 
     @abstractmethod
     def set_attributes(

@@ -18,7 +18,7 @@ import os
 import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import trio
@@ -27,7 +27,7 @@ from pmemfs.bio.bio_vec import BioVec
 from pmemfs.clock import coarse_ns
 from pmemfs.errors import system_error
 from pmemfs.media.inode import ROOT
-from pmemfs.media.log import NAME_MAX_BYTES, InodeFlags
+from pmemfs.media.log import NAME_MAX_BYTES
 from pmemfs.medium.base import Medium
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap.base import Memmap
@@ -101,9 +101,9 @@ class BlockVolume(Volume):
         device = Attributes(
             ino=INODE, generation=0, mode=stat.S_IFREG | mode, nlink=1, uid=uid, gid=gid, rdev=0,
             size_bytes=0, block_count=0, atime_ns=created, mtime_ns=created, ctime_ns=created,
-            birth_ns=created, flags=InodeFlags(0),
+            birth_ns=created, flags=0,
         )  # fmt: skip
-        root = replace(device, ino=ROOT, mode=stat.S_IFDIR | 0o755, nlink=2)
+        root = device._replace(ino=ROOT, mode=stat.S_IFDIR | 0o755, nlink=2)
         self._inodes = {ROOT: root, INODE: device}
         self.grow()
 
@@ -146,8 +146,7 @@ class BlockVolume(Volume):
         mtime_ns: int | None = None, ctime_ns: int | None = None, is_touch: bool = False,
     ) -> None:  # fmt: skip
         kept = self.attributes(number)
-        self._inodes[number] = replace(
-            kept,
+        self._inodes[number] = kept._replace(
             mode=kept.mode if mode is None else stat.S_IFMT(kept.mode) | stat.S_IMODE(mode),
             uid=kept.uid if uid is None else uid,
             gid=kept.gid if gid is None else gid,
@@ -240,8 +239,8 @@ class BlockVolume(Volume):
 
     def grow(self) -> None:
         self.size_bytes = self._pool.zones.data.size_bytes
-        self._inodes[INODE] = replace(
-            self._inodes[INODE], size_bytes=self.size_bytes, block_count=self.size_bytes // 512
+        self._inodes[INODE] = self._inodes[INODE]._replace(
+            size_bytes=self.size_bytes, block_count=self.size_bytes // 512
         )
         self._onlookers.show(self._first_pfn, self.size_bytes)
 
@@ -316,7 +315,7 @@ class BlockVolume(Volume):
         )
 
     def _note_write(self, now_ns: int) -> None:
-        self._inodes[INODE] = replace(self._inodes[INODE], mtime_ns=now_ns, ctime_ns=now_ns)
+        self._inodes[INODE] = self._inodes[INODE]._replace(mtime_ns=now_ns, ctime_ns=now_ns)
 
     def _check_root(self, number: int) -> None:
         if number != ROOT:

@@ -7,7 +7,6 @@ import os
 import random
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,9 +125,9 @@ def test_attributes_are_kept(served: Mode) -> None:
         before = volume.attributes(number)
         volume.set_attributes(number, mode=0o640, uid=5, gid=6, atime_ns=7, mtime_ns=8)
         after = volume.attributes(number)
-        kept = replace(before, mode=stat.S_IFMT(before.mode) | 0o640, uid=5, gid=6, atime_ns=7,
-                       mtime_ns=8, ctime_ns=after.ctime_ns,
-                       size_bytes=after.size_bytes)  # fmt: skip
+        kept = before._replace(mode=stat.S_IFMT(before.mode) | 0o640, uid=5, gid=6, atime_ns=7,
+                               mtime_ns=8, ctime_ns=after.ctime_ns,
+                               size_bytes=after.size_bytes)  # fmt: skip
         assert after == kept
         volume.set_xattrs_and_mode(number, {}, 0o600)
         assert stat.S_IMODE(volume.attributes(number).mode) == 0o600

@@ -5,7 +5,7 @@ from __future__ import annotations
 import stat
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing import get_context
 
 import pytest
@@ -149,7 +149,7 @@ def test_of_two_with_one_place_the_one_asked_for_last_is_told(served: Served) ->
     second = next(
         ino for ino in range(first + 1, 1 << 20) if layouts.attributes_place_of(ino) == place
     )
-    like = {ino: replace(served.fs.attributes(ROOT), ino=ino) for ino in (first, second)}
+    like = {ino: served.fs.attributes(ROOT)._replace(ino=ino) for ino in (first, second)}
     answers = {ino: attr_out(attributes) for ino, attributes in like.items()}
     for asked, other in ((first, second), (second, first)):
         attributes.publish(like[asked])

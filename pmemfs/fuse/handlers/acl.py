@@ -18,6 +18,7 @@ import stat
 import struct
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from typing import NamedTuple
 
 ACCESS = b"system.posix_acl_access"
 DEFAULT = b"system.posix_acl_default"
@@ -61,8 +62,7 @@ class Entry:
 Acl = tuple[Entry, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Inherited:
+class Inherited(NamedTuple):
     """What a new file gets: its mode, and the attributes that go with it."""
 
     mode: int

@@ -22,6 +22,6 @@ XFLAG_BITS = {
 """As FS_IOC_FSGETXATTR has them."""
 
 
-def bits_of(flags: InodeFlags, bits: Mapping[InodeFlags, int]) -> int:
+def bits_of(flags: int, bits: Mapping[InodeFlags, int]) -> int:
     """Flags of an inode in another numbering, which may lack some of them."""
     return sum(bit for flag, bit in bits.items() if flags & flag)

@@ -14,6 +14,7 @@ from pmemfs.errors import system_error
 from pmemfs.fuse.handlers.newinode import new_inode, whiteout
 from pmemfs.fuse.handlers.privileges import Caller
 from pmemfs.fuse.published import PublishedAttributes
+from pmemfs.media.log import NAME_MAX_BYTES
 from pmemfs.volume.base import Attributes, Volume
 from pmemfs.volume.fs.names import RENAME_WHITEOUT
 
@@ -106,12 +107,10 @@ class NameHandlers:
             return parent
         if name == b"..":
             return self._volume.parent(parent)
-        try:
+        if len(name) > NAME_MAX_BYTES:
             return self._volume.lookup(parent, name)
-        except OSError as error:
-            if error.errno != errno.ENOENT:
-                raise
-        return None
+        # Whatever is made was looked up before, in vain: an error would cost as much as the rest.
+        return self._volume.has_entry(parent, name)
 
     def _changed(self, parent: int) -> None:
         if self._published is not None and self._published.is_wanted(parent):

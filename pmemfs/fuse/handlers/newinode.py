@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import stat
-from dataclasses import replace
+from collections.abc import Mapping
 
 from pmemfs.errors import system_error
 from pmemfs.fuse.handlers import acl
@@ -34,16 +34,18 @@ def new_inode(
 ) -> NewInode:  # fmt: skip
     """What to make in a directory, by its kind and mode; `umask` is 0 where the kernel has applied
     it. Raises OSError."""
-    directory = fs.attributes(parent)
+    directory = fs.heritage(parent)
     gid = maker.gid
     if directory.mode & stat.S_ISGID:
         gid = directory.gid
         if stat.S_ISDIR(mode):
             mode |= stat.S_ISGID
-    made = acl.Inherited(mode) if stat.S_ISLNK(mode) else _inherited(fs, parent, umask, mode)
-    return NewInode(
-        mode=made.mode, uid=maker.uid, gid=gid, rdev=rdev, target=target, xattrs=made.xattrs
-    )
+    if stat.S_ISLNK(mode):
+        return NewInode(mode, maker.uid, gid, rdev, target)
+    if not directory.xattrs:
+        return NewInode(mode & ~umask, maker.uid, gid, rdev, target)
+    made = _inherited(directory.xattrs, umask, mode)
+    return NewInode(made.mode, maker.uid, gid, rdev, target, made.xattrs)
 
 
 def whiteout(fs: Volume, parent: int, maker: Caller) -> NewInode:
@@ -51,10 +53,11 @@ def whiteout(fs: Volume, parent: int, maker: Caller) -> NewInode:
     return new_inode(fs, parent, maker, stat.S_IFCHR, umask=0)
 
 
-def _inherited(fs: Volume, parent: int, umask: int, mode: int) -> acl.Inherited:
-    default = fs.find_xattr(parent, acl.DEFAULT)
+def _inherited(xattrs: Mapping[bytes, bytes], umask: int, mode: int) -> acl.Inherited:
+    """What a directory's attributes make of a mode."""
+    default = xattrs.get(acl.DEFAULT)
     made = acl.Inherited(mode & ~umask) if default is None else acl.inherit(default, mode)
-    cached = fs.find_xattr(parent, CACHED)
+    cached = xattrs.get(CACHED)
     if cached is not None and (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        return replace(made, xattrs=(*made.xattrs, (CACHED, cached)))
+        return made._replace(xattrs=(*made.xattrs, (CACHED, cached)))
     return made

@@ -11,14 +11,17 @@ and the operation begins again. Invariants:
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from functools import partial
+from types import CoroutineType
+from typing import Any, ParamSpec, TypeVar
 
 import trio
 
 from pmemfs.volume.base import Later, Volume
-from pmemfs.volume.fs.reading import MayWait, NotRead
+from pmemfs.volume.fs.reading import MayWait, NotRead, may_read_in_steps
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 class Patience:
@@ -28,14 +31,22 @@ class Patience:
         self._volume = volume
         self._lock = trio.Lock()
 
-    def begin(self, step: Callable[[], Later[T]]) -> Later[T]:
+    def begin(
+        self, operation: Callable[P, Later[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> Later[T]:
         """What an operation answers: at once, if what it needs is in memory."""
+        # As `MayWait`, without an object: every request passes here.
+        token = may_read_in_steps.set(True)
         try:
-            with MayWait():
-                answer = step()
+            answer = operation(*args, **kwargs)
         except NotRead as missing:
-            return self._begin_again(step, missing.number)
-        return self._wait(step, answer) if isinstance(answer, Coroutine) else answer
+            return self._begin_again(partial(operation, *args, **kwargs), missing.number)
+        finally:
+            may_read_in_steps.reset(token)
+        # Not whether it is a Coroutine: to ask an ABC takes several calls.
+        if isinstance(answer, CoroutineType):
+            return self._wait(partial(operation, *args, **kwargs), answer)
+        return answer
 
     async def _wait(self, step: Callable[[], Later[T]], answer: Coroutine[Any, Any, T]) -> T:
         try:

@@ -11,8 +11,8 @@ FUSE_HANDLE_KILLPRIV_V2 in its include/uapi/linux/fuse.h.
 from __future__ import annotations
 
 import stat
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from pmemfs.volume.base import Volume
 
@@ -21,8 +21,7 @@ CAPABILITIES = b"security.capability"
 _CAP_FSETID = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(NamedTuple):
     """Who asks. The process is one of the daemon's PID namespace, or 0."""
 
     uid: int

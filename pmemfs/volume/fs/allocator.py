@@ -94,9 +94,7 @@ class Allocator:
         self._medium = medium
         self._groups: dict[int, Group] = {}
         self._small_group = self._large_group = 0
-        self.known_free = 0
-        self.log_frames = 0
-        """What the longest log takes that is to be written anew."""
+        self.known_free = self.log_frames = 0
         self._holds: dict[int, list[tuple[int, int]]] = {}
         """By who holds them, group and chunk in it."""
         self.given_out: list[Run] | None = None
@@ -108,19 +106,22 @@ class Allocator:
         self.geometry = geometry
         least = min(_LEAST_RESERVE_FRAMES, geometry.frame_count // 8)
         self._for_records = min(RESERVE_FRAMES, max(geometry.frame_count // 64, least))
+        self.set_log_frames(self.log_frames)
         # Forgotten and read anew when needed: the last group may have got more frames.
         self._groups.clear()
         self.known_free = 0
 
-    @property
-    def reserve(self) -> int:
+    def set_log_frames(self, frame_count: int) -> None:
+        """Say what the longest log takes that is to be written anew."""
+        self.log_frames = frame_count
+        self.reserve = self._for_records + min(frame_count, self.geometry.frame_count // 2)
         """How many frames only urgent demands get."""
-        return self._for_records + min(self.log_frames, self.geometry.frame_count // 2)
+        self._least_frames = self.reserve - self._for_records // 2
 
     def is_tight(self, wanted: int) -> bool:
         """Whether urgent demands have taken half of what is for their records, but not `wanted`."""
-        least = self.reserve - self._for_records // 2
-        return wanted <= self.free_up_to(least) < least
+        least = self._least_frames
+        return self.known_free < least and wanted <= self.free_up_to(least) < least
 
     def allocate(
         self, frame_count: int, *, goal: int = 0, whole: bool = False, urgent: bool = False

@@ -10,12 +10,12 @@ from pmemfs.clock import DAY_NS, AccessTimes
 from pmemfs.errors import system_error
 from pmemfs.media import log as media
 from pmemfs.media.log import InodeFlags
-from pmemfs.volume.base import Attributes
+from pmemfs.volume.base import Attributes, Heritage
 from pmemfs.volume.fs.fileframes import FileFrames
-from pmemfs.volume.fs.inode import FIXED
+from pmemfs.volume.fs.inode import DIRECTORY_TYPE, FIXED, IMMUTABLE
 from pmemfs.volume.fs.store import Store
 
-CHATTR = FIXED | InodeFlags.NO_DUMP | InodeFlags.NO_ACCESS_TIME
+CHATTR = int(FIXED | InodeFlags.NO_DUMP | InodeFlags.NO_ACCESS_TIME)
 """The flags that chattr(1) sets and lsattr(1) shows."""
 _TIME_LIMIT = (1 << 63) - 1
 
@@ -35,26 +35,24 @@ class InodeAttributes:
     def attributes(self, number: int) -> Attributes:
         """The attributes of an inode. Raises OSError."""
         inode = self._inode(number)
-        state = self._state_of(inode)
-        size_bytes = len(inode.target) or state.size_bytes
+        state = self._lines.seen_state_of(inode)
+        log, nlink = inode.log, state.link_count
+        if state.mode >> 12 == DIRECTORY_TYPE:
+            size_bytes = log.slot_count * media.RECORD_BYTES
+            nlink += nlink and 1 + inode.subdirectory_count
+        else:
+            size_bytes = len(inode.target) or state.size_bytes
+        # In the order in which `Attributes` has them: with their names they cost twice as much.
         return Attributes(
-            ino=number,
-            generation=inode.generation,
-            mode=state.mode,
-            nlink=inode.link_count,
-            uid=state.uid,
-            gid=state.gid,
-            rdev=state.device,
-            size_bytes=inode.log.slot_count * media.RECORD_BYTES
-            if inode.is_directory
-            else size_bytes,
-            block_count=(inode.extents.frame_count + len(inode.log.frames)) * 8,
-            atime_ns=state.accessed_ns,
-            mtime_ns=state.modified_ns,
-            ctime_ns=state.changed_ns,
-            birth_ns=inode.birth_ns,
-            flags=InodeFlags(state.flags),
-        )
+            number, inode.generation, state.mode, nlink, state.uid, state.gid,
+            state.device, size_bytes, (inode.extents.frame_count + len(log.frames)) * 8,
+            state.accessed_ns, state.modified_ns, state.changed_ns, inode.birth_ns, state.flags,
+        )  # fmt: skip
+
+    def heritage(self, number: int) -> Heritage:
+        """What of a directory counts for what is made in it. Raises OSError."""
+        inode = self._inode(number)
+        return Heritage(inode.state.mode, inode.state.gid, inode.xattrs)
 
     def set_attributes(
         self,
@@ -76,7 +74,7 @@ class InodeAttributes:
         inode = self._inode(number)
         if any(value is not None for value in (mode, uid, gid, size_bytes)):
             is_touch = False
-        self._store.refuse(inode, InodeFlags.IMMUTABLE if is_touch else FIXED)
+        self._store.refuse(inode, IMMUTABLE if is_touch else FIXED)
         for time_ns in (atime_ns, mtime_ns):
             self._store.times.was_set(time_ns or 0)
         now_ns = self._store.times.now_ns()
@@ -114,10 +112,10 @@ class InodeAttributes:
         Answers what `Tables.changed` does: until that is over, somebody may still be writing.
         """
         inode = self._inode(number)
-        changed = (inode.state.flags ^ flags) & CHATTR
-        if flags & InodeFlags.IMMUTABLE and changed:
+        changed = (inode.state.flags ^ int(flags)) & CHATTR
+        if flags & IMMUTABLE and changed:
             # Of what stays immutable, the other flags stay too.
-            self._store.refuse(inode, InodeFlags.IMMUTABLE)
+            self._store.refuse(inode, IMMUTABLE)
         state = self._state_of(inode)
         state.flags ^= changed
         state.changed_ns = self._store.times.now_ns()

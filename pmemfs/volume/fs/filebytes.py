@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING
 
 from pmemfs.errors import system_error
 from pmemfs.media.inode import SIZE_LIMIT_BYTES
-from pmemfs.media.log import InodeFlags
 from pmemfs.medium.base import Durability
 from pmemfs.pfn import PAGE_SHIFT
 from pmemfs.units import MIB
 from pmemfs.volume.fs.fileframes import FileFrames, frames_of, pieces_of
-from pmemfs.volume.fs.inode import Inode
+from pmemfs.volume.fs.inode import APPEND_ONLY, IMMUTABLE, KEEPS_AHEAD, Inode
 from pmemfs.volume.fs.store import Store
 
 if TYPE_CHECKING:
@@ -54,9 +53,9 @@ class FileBytes:
         inode = self._store.inode(number)
         if flags & os.O_ACCMODE == os.O_RDONLY and not flags & os.O_TRUNC:
             return
-        self._store.refuse(inode, InodeFlags.IMMUTABLE)
+        self._store.refuse(inode, IMMUTABLE)
         if flags & os.O_TRUNC or not flags & os.O_APPEND:
-            self._store.refuse(inode, InodeFlags.APPEND_ONLY)
+            self._store.refuse(inode, APPEND_ONLY)
 
     def write(
         self, number: int, offset_bytes: int, data: Buffer, *, may_overwrite: bool = True
@@ -66,9 +65,9 @@ class FileBytes:
         `may_overwrite` is for who had an append-only file open before it became so.
         """
         inode = self._frames.file(number)
-        self._store.refuse(inode, InodeFlags.IMMUTABLE)
+        self._store.refuse(inode, IMMUTABLE)
         if not may_overwrite and offset_bytes < self._store.size_of(inode):
-            self._store.refuse(inode, InodeFlags.APPEND_ONLY)
+            self._store.refuse(inode, APPEND_ONLY)
         view = memoryview(data).cast("B")
         end = offset_bytes + len(view)
         if not view:
@@ -183,7 +182,7 @@ class FileBytes:
     def _leave_gap(self, inode: Inode, size_bytes: int, offset_bytes: int) -> None:
         """The size is about to pass a range that nobody writes to: zeroes, or holes if possible."""
         first, end = frames_of(size_bytes), offset_bytes >> PAGE_SHIFT
-        if inode.extents.end > first < end and not inode.state.flags & InodeFlags.KEEPS_AHEAD:
+        if inode.extents.end > first < end and not inode.state.flags & KEEPS_AHEAD:
             with self._store.change(urgent=True) as change:
                 self._frames.unmap(change, inode, first, end - first)
         self._frames.zero_mapped(inode, size_bytes, offset_bytes)

@@ -15,11 +15,10 @@ from functools import partial
 from pmemfs.errors import system_error
 from pmemfs.media import log as media
 from pmemfs.media.inode import EPOCH_MASK, LIVE_OFFSET, SIZE_LIMIT_BYTES
-from pmemfs.media.log import InodeFlags
 from pmemfs.medium.base import Durability
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
 from pmemfs.volume.fs.extents import MappedExtent, Run
-from pmemfs.volume.fs.inode import FIXED, Inode, State
+from pmemfs.volume.fs.inode import FIXED, IMMUTABLE, KEEPS_AHEAD, Inode, State
 from pmemfs.volume.fs.placing import Placing
 from pmemfs.volume.fs.store import Store
 from pmemfs.volume.fs.transaction import Transaction
@@ -52,8 +51,8 @@ class FileFrames:
         # What was mapped ahead is no part of what a file becomes that is made longer.
         first_gone = frames_of(min(size_bytes, old_bytes))
         if is_shorter:
-            state.flags &= ~InodeFlags.KEEPS_AHEAD
-        elif state.flags & InodeFlags.KEEPS_AHEAD:
+            state.flags &= ~KEEPS_AHEAD
+        elif state.flags & KEEPS_AHEAD:
             first_gone = inode.extents.end
         self.zero_mapped(inode, old_bytes, min(size_bytes, first_gone << PAGE_SHIFT))
         with self._store.change(urgent=True) as change:
@@ -147,7 +146,7 @@ class FileFrames:
         if self._store.medium.durability is Durability.CACHE_LINES:
             self._store.medium.fence()
         first = frames_of(self._store.size_of(inode))
-        if inode.extents.end > first and not inode.state.flags & InodeFlags.KEEPS_AHEAD:
+        if inode.extents.end > first and not inode.state.flags & KEEPS_AHEAD:
             with self._store.change(urgent=True) as change:
                 self.unmap(change, inode, first, inode.extents.end - first)
         self._store.untrimmed.discard(number)
@@ -178,7 +177,7 @@ class FileFrames:
     def _reserve(
         self, number: int, offset_bytes: int, length_bytes: int, *, keep_size: bool, clear: bool
     ) -> None:
-        unless = FIXED if clear else InodeFlags.IMMUTABLE
+        unless = FIXED if clear else IMMUTABLE
         inode = self._range(number, offset_bytes, length_bytes, unless=unless)
         end = offset_bytes + length_bytes
         if end >= SIZE_LIMIT_BYTES:
@@ -197,7 +196,7 @@ class FileFrames:
                 self.page_io.zero(extent.pfn << PAGE_SHIFT, stop - start)
             state = self._resized(inode, size_bytes)
             if end > size_bytes:
-                state.flags |= InodeFlags.KEEPS_AHEAD
+                state.flags |= KEEPS_AHEAD
             self._set_size(change, inode, state)
         if clear:
             # In place, so not before it is certain that there is room for the rest.
@@ -282,9 +281,7 @@ class FileFrames:
             raise system_error(errno.EISDIR if inode.is_directory else errno.EINVAL)
         return inode
 
-    def _range(
-        self, number: int, offset_bytes: int, length_bytes: int, *, unless: InodeFlags
-    ) -> Inode:
+    def _range(self, number: int, offset_bytes: int, length_bytes: int, *, unless: int) -> Inode:
         """The file that has a range. Raises OSError: EINVAL, EFBIG, EPERM for these flags."""
         if offset_bytes < 0 or length_bytes <= 0:
             raise system_error(errno.EINVAL)

@@ -82,7 +82,7 @@ class FileSystem:
         self.make, self.make_unnamed, self.link = tree.make, tree.make_unnamed, tree.link
         self.unlink, self.rmdir, self.rename = tree.unlink, tree.rmdir, tree.rename
 
-        self.attributes = attributes.attributes
+        self.attributes, self.heritage = attributes.attributes, attributes.heritage
         self.set_attributes, self.set_flags = attributes.set_attributes, attributes.set_flags
         self.note_read, self.show_accessed = attributes.note_read, attributes.show_accessed
         self.target = attributes.target

@@ -22,7 +22,6 @@ from pmemfs.media.filesystem import (
     validate_head,
 )
 from pmemfs.media.journal import HEAD as JOURNAL_HEAD
-from pmemfs.media.log import InodeFlags
 from pmemfs.medium.base import Medium
 from pmemfs.memmap.base import Memmap
 from pmemfs.pool import Pool
@@ -67,12 +66,13 @@ class Ground:
         if self.geometry.frame_count < LEAST_FRAMES:
             raise DamagedFileSystem(why="the data zone is too small to hold one")
         self._head_offset = self.geometry.offset_of(HEAD_FRAME)
+        self.journal_offset = self.geometry.offset_of(JOURNAL_FRAME)
         raw = self.medium.read(self._head_offset, HEAD.size_bytes)
         head = validate_head(raw, pool.label.uuid)
         self.may_have_leaks = head.is_clean != 1
         self._has_written = False
         self.allocator = Allocator(self.medium, self.geometry)
-        self.allocator.log_frames = head.log_frames
+        self.allocator.set_log_frames(head.log_frames)
         self.table = InodeTable(self.medium, self.geometry, self.allocator)
         self.busy = BusyPages(self.allocator, memmap, self.tables)
         self.clock = 0
@@ -84,10 +84,10 @@ class Ground:
         """Files that have got frames since their last close, so perhaps some behind their size."""
         self.table.pending_words = self._recover()
 
-    def refuse(self, inode: Inode, flags: InodeFlags) -> None:
-        """Raise OSError (EPERM) for an inode that has one of these flags, which forbid a change.
+    def refuse(self, inode: Inode, flags: int) -> None:
+        """Raise OSError (EPERM) for an inode that has one of these `InodeFlags`.
 
-        The kernel can't, since it does not know them for an inode of FUSE.
+        They forbid a change. The kernel can't, since it does not know them for an inode of FUSE.
         """
         if inode.state.flags & flags and self.obeys_flags:
             raise system_error(errno.EPERM)
@@ -124,7 +124,7 @@ class Ground:
 
     def note_log_frames(self, frame_count: int) -> None:
         """Keep room for a log that is longer than any was, after the next mount, too."""
-        self.allocator.log_frames = frame_count
+        self.allocator.set_log_frames(frame_count)
         at = self._head_offset + _LOG_FRAMES_AT
         self.medium.store(at, frame_count.to_bytes(8, "little"))
         self.medium.flush(at, 8)

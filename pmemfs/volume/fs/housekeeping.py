@@ -99,6 +99,9 @@ class Housekeeping(Upkeep):
     def keep_reserve(self, changed: Iterable[Inode]) -> None:
         allocator = self._ground.allocator
         for inode in changed:
+            if not inode.log.frames:
+                # As short as a log can be.
+                continue
             frames = frames_needed(inode.compacted_slots)
             if frames > allocator.log_frames:
                 self._ground.note_log_frames(frames)

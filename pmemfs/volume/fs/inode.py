@@ -44,13 +44,17 @@ _OF_ONE_SLOT = frozenset(
     (RecordKind.ATTRIBUTES, RecordKind.EXTENT, RecordKind.HOLE, RecordKind.PARENT)
 )
 _ENTRY = int(RecordKind.ENTRY)
-_NO_HEAD = b""
+_ATTRIBUTES_HEAD = media.head_of(RecordKind.ATTRIBUTES)
 _NO_NAMES = frozenset((b"", b".", b".."))
 _ENTRY_TYPES = frozenset(type_ >> 12 for type_ in TYPES)
 _FLAGS_LIMIT = InodeFlags.NO_ACCESS_TIME << 1
-FIXED = InodeFlags.IMMUTABLE | InodeFlags.APPEND_ONLY
+# As numbers: what is done with a member of an enum is a call, and every operation asks for these.
+IMMUTABLE, APPEND_ONLY = int(InodeFlags.IMMUTABLE), int(InodeFlags.APPEND_ONLY)
+KEEPS_AHEAD = int(InodeFlags.KEEPS_AHEAD)
+FIXED = IMMUTABLE | APPEND_ONLY
 """What an inode is left as it is by, but for what is added to one that is append-only."""
-DIRECTORY_TYPE = stat.S_IFDIR >> 12
+_NO_ACCESS_TIME = int(InodeFlags.NO_ACCESS_TIME)
+FILE_TYPE, DIRECTORY_TYPE = stat.S_IFREG >> 12, stat.S_IFDIR >> 12
 
 
 @dataclass(slots=True)
@@ -72,7 +76,10 @@ class State:
     @property
     def reads_count_after_ns(self) -> int:
         """For the data plane: as `newest_ns`, but that no read counts where chattr(1) said so."""
-        return NO_READ_COUNTS if self.flags & InodeFlags.NO_ACCESS_TIME else self.newest_ns
+        if self.flags & _NO_ACCESS_TIME:
+            return NO_READ_COUNTS
+        modified_ns, changed_ns = self.modified_ns, self.changed_ns
+        return modified_ns if modified_ns > changed_ns else changed_ns
 
     @property
     def newest_ns(self) -> int:
@@ -81,19 +88,22 @@ class State:
 
     def pack(self) -> bytes:
         """The record ATTRIBUTES, to be sealed."""
-        raw = ATTRIBUTES.struct.pack(
-            _NO_HEAD, self.mode, self.link_count, self.uid, self.gid, self.size_bytes,
+        return ATTRIBUTES.struct.pack(
+            _ATTRIBUTES_HEAD, self.mode, self.link_count, self.uid, self.gid, self.size_bytes,
             self.accessed_ns, self.modified_ns, self.changed_ns, self.device, self.epoch,
             self.flags,
         )  # fmt: skip
-        return media.record(RecordKind.ATTRIBUTES, bytearray(raw))
 
-    def replaced(self, **changes: int) -> State:
-        """A copy with some of it changed."""
-        copy = State(
+    def copy(self) -> State:
+        """The same attributes, which may be changed."""
+        return State(
             self.mode, self.link_count, self.uid, self.gid, self.size_bytes, self.accessed_ns,
             self.modified_ns, self.changed_ns, self.device, self.epoch, self.flags,
         )  # fmt: skip
+
+    def replaced(self, **changes: int) -> State:
+        """A copy with some of it changed."""
+        copy = self.copy()
         for name, value in changes.items():
             setattr(copy, name, value)
         return copy
@@ -109,14 +119,15 @@ class Inode:
     )  # fmt: skip
 
     def __init__(
-        self, number: int, slot_offset: int, generation: int, birth_ns: int, log: Log
-    ) -> None:
+        self, number: int, slot_offset: int, generation: int, birth_ns: int, log: Log,
+        state: State | None = None,
+    ) -> None:  # fmt: skip
         self.number = number
         self.slot_offset = slot_offset
         self.generation = generation
         self.birth_ns = birth_ns
         self.log = log
-        self.state = State(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+        self.state = state or State(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
         self.xattrs: dict[bytes, bytes] = {}
         self.extents = ExtentMap()
         self.entries = Entries()
@@ -136,12 +147,12 @@ class Inode:
     @property
     def is_file(self) -> bool:
         """Whether it is a regular file."""
-        return stat.S_ISREG(self.state.mode)
+        return self.state.mode >> 12 == FILE_TYPE
 
     @property
     def is_directory(self) -> bool:
         """Whether it is a directory."""
-        return stat.S_ISDIR(self.state.mode)
+        return self.state.mode >> 12 == DIRECTORY_TYPE
 
     def keys_of_line(self) -> tuple[int, int]:
         """The key under which its live line counts, and the one before its last truncation."""
@@ -159,13 +170,6 @@ class Inode:
         return self.state.mode >> 12
 
     @property
-    def link_count(self) -> int:
-        """As st_nlink has it."""
-        if self.is_directory and self.state.link_count:
-            return 2 + self.subdirectory_count
-        return self.state.link_count
-
-    @property
     def compacted_slots(self) -> int:
         """The slots that a compacted log would need."""
         return self.live_slots + len(self.extents)
@@ -179,7 +183,7 @@ class Inode:
     def copy(self) -> Inode:
         """What its log says now, whatever becomes of it."""
         other = Inode(self.number, self.slot_offset, self.generation, self.birth_ns, self.log)
-        other.state = self.state.replaced()
+        other.state = self.state.copy()
         other.xattrs = self.xattrs.copy()
         other.extents = self.extents.copy()
         other.entries = self.entries.copy()
@@ -192,10 +196,11 @@ class Inode:
             yield media.pack_parent(self.parent)
         if self.target:
             yield from media.pack_values(RecordKind.TARGET, b"", self.target)
-        for index, pfn, count in self.extents:
+        for index, pfn, count in self.extents if self.extents.frame_count else ():
             yield media.pack_extent(index, pfn, count)
-        for name, entry in self.entries.items():
-            yield media.pack_entry(name, entry.inode, entry.type, self.state.modified_ns)
+        if self.entries:
+            for name, entry in self.entries.items():
+                yield media.pack_entry(name, entry.inode, entry.type, self.state.modified_ns)
         for name, value in self.xattrs.items():
             yield from media.pack_values(RecordKind.XATTR, name, value)
         # Last, since entries set times.

@@ -37,17 +37,25 @@ class LiveLines:
 
     def state_of(self, inode: Inode) -> State:
         """The attributes of an inode, as a record would have them now. Raises OSError (EIO)."""
-        state = inode.state.replaced()
-        state.accessed_ns = read_accessed(self._medium, inode) or state.accessed_ns
-        if inode.is_file:
-            size_bytes, written_ns = self._live_of(inode)
+        state = inode.state.copy()
+        if not inode.is_file:
+            accessed_ns = read_accessed(self._medium, inode)
+        else:
+            size_bytes, written_ns, accessed_ns = self._live_of(inode)
             if size_bytes is not None:
                 state.size_bytes = size_bytes
             # In one tick, the write was the later one: see `forget_written`.
             if 0 < written_ns < 1 << 63 and state.changed_ns <= written_ns:
                 state.modified_ns = not_before(written_ns, state.modified_ns)
                 state.changed_ns = not_before(written_ns, state.modified_ns)
+        if accessed_ns:
+            state.accessed_ns = accessed_ns
         return state
+
+    def seen_state_of(self, inode: Inode) -> State:
+        """As `state_of`, for who only looks: it may be the inode's own."""
+        is_as_logged = not inode.is_file and not read_accessed(self._medium, inode)
+        return inode.state if is_as_logged else self.state_of(inode)
 
     def accessed_ns(self, inode: Inode) -> int:
         """When an inode was last accessed; 0: the log has it."""
@@ -84,7 +92,7 @@ class LiveLines:
         """
         self._medium.flush(slot_offset + LIVE_OFFSET, _ACCESSED_AT)
 
-    def _live_of(self, inode: Inode) -> tuple[int | None, int]:
+    def _live_of(self, inode: Inode) -> tuple[int | None, int, int]:
         """As `read_live`. Raises OSError (EIO)."""
         try:
             return read_live(self._medium, inode)

@@ -26,7 +26,8 @@ class MetadataMedium(Medium):
         self.name = medium.name
         self.durability = medium.durability
         self.read_only = medium.read_only
-        self._read, self._store = medium.read, medium.store
+        self._read, self._store, self._put = medium.read, medium.store, medium.put
+        self.fence = medium.fence  # type: ignore[method-assign]
 
     @property
     def size_bytes(self) -> int:  # type: ignore[override]
@@ -62,6 +63,12 @@ class MetadataMedium(Medium):
     def store(self, offset_bytes: int, data: Buffer) -> None:
         try:
             self._store(offset_bytes, data)
+        except MemoryFault as fault:
+            self._tell(fault)
+
+    def put(self, offset_bytes: int, data: bytes) -> None:
+        try:
+            self._put(offset_bytes, data)
         except MemoryFault as fault:
             self._tell(fault)
 

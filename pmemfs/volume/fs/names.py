@@ -17,7 +17,16 @@ from pmemfs.media.inode import ROOT
 from pmemfs.media.log import NAME_MAX_BYTES, TARGET_MAX_BYTES, InodeFlags
 from pmemfs.volume.base import NewInode
 from pmemfs.volume.fs.entries import Entry
-from pmemfs.volume.fs.inode import FIXED, TYPES, Inode, State, is_name, value_slots
+from pmemfs.volume.fs.inode import (
+    DIRECTORY_TYPE,
+    FIXED,
+    IMMUTABLE,
+    TYPES,
+    Inode,
+    State,
+    is_name,
+    value_slots,
+)
 from pmemfs.volume.fs.store import Store
 from pmemfs.volume.fs.transaction import Transaction
 from pmemfs.volume.fs.xattrs import check_xattr
@@ -26,7 +35,7 @@ RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
 RENAME_WHITEOUT = 4
 LINK_MAX = 0x7FFF_FFFF
-_INHERITED = InodeFlags.NO_DUMP | InodeFlags.NO_ACCESS_TIME
+_INHERITED = int(InodeFlags.NO_DUMP | InodeFlags.NO_ACCESS_TIME)
 """Flags that a directory hands on to what is made in it, as ext4 and tmpfs do."""
 
 
@@ -80,7 +89,7 @@ class Names:
         Raises OSError: EPERM where the directory may get no names, ENOSPC.
         """
         directory = self._directory(parent)
-        self._store.refuse(directory, InodeFlags.IMMUTABLE)
+        self._store.refuse(directory, IMMUTABLE)
         with self._store.change() as change:
             inode = self._new_inode(
                 change, new, self._store.times.now_ns(), directory, link_count=0
@@ -167,7 +176,7 @@ class Names:
         victim = self._follow(target, new_name) if there is not None else None
         self._refuse_removal(source, inode)
         if victim is None:
-            self._store.refuse(target, InodeFlags.IMMUTABLE)
+            self._store.refuse(target, IMMUTABLE)
         else:
             self._refuse_removal(target, victim)
             _check_replaced(inode, victim)
@@ -187,13 +196,13 @@ class Names:
             raise system_error(errno.ENAMETOOLONG)
         if stat.S_ISLNK(new.mode) != bool(new.target) or b"\0" in new.target:
             raise system_error(errno.ENOENT if stat.S_ISLNK(new.mode) else errno.EINVAL)
-        inode = change.create(now_ns)
-        inode.state = State(
+        state = State(
             mode=new.mode & 0o177777, link_count=link_count, uid=new.uid, gid=new.gid,
             size_bytes=0, accessed_ns=now_ns, modified_ns=now_ns, changed_ns=now_ns,
             device=new.rdev & 0xFFFFFFFF, epoch=0,
             flags=directory.state.flags & _INHERITED,
         )  # fmt: skip
+        inode = change.create(now_ns, state)
         if stat.S_ISDIR(new.mode):
             inode.parent = directory.number
             inode.live_slots += 1
@@ -202,7 +211,6 @@ class Names:
             inode.live_slots += value_slots(b"", new.target)
         for name, value in new.xattrs:
             inode.set_xattr(name, value)
-        change.append(inode, *inode.records())
         change.fill_slot(inode)
         return inode
 
@@ -310,7 +318,7 @@ class Names:
 
     def _directory(self, number: int) -> Inode:
         inode = self._inode(number)
-        if not inode.is_directory:
+        if inode.state.mode >> 12 != DIRECTORY_TYPE:
             raise system_error(errno.ENOTDIR)
         return inode
 
@@ -325,7 +333,7 @@ class Names:
             raise system_error(errno.EINVAL)
         if directory.state.link_count == 0:
             raise system_error(errno.ENOENT)
-        self._store.refuse(directory, InodeFlags.IMMUTABLE)
+        self._store.refuse(directory, IMMUTABLE)
         return directory
 
     def _named(self, parent: int, name: bytes) -> tuple[Inode, Inode]:

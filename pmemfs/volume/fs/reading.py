@@ -28,8 +28,10 @@ from pmemfs.volume.fs.inode import Inode, Replay
 from pmemfs.volume.fs.log import LogReader
 from pmemfs.volume.fs.table import InodeTable
 
-_LIVE = LIVE_LINE.head_struct("written_ns")
+_LIVE = LIVE_LINE.head_struct("accessed_ns")
 _ACCESSED_AT = LIVE_LINE.offset_of("accessed_ns")
+_NO_TIME_NS = 1 << 63
+"""From here on a word is no time of access."""
 
 
 Steps = Generator[None, None, "Inode | None"]
@@ -168,25 +170,30 @@ def stored_size(medium: Medium, inode: Inode) -> int:
     return inode.state.size_bytes if size_bytes is None else size_bytes
 
 
-def read_live(medium: Medium, inode: Inode) -> tuple[int | None, int]:
-    """The live line of a file: its size, None where the log has it, and the last write.
+def read_live(medium: Medium, inode: Inode) -> tuple[int | None, int, int]:
+    """The live line of a file: its size, None where the log has it; the last write and access.
 
-    Raises DamagedFileSystem.
+    The last access as `read_accessed`. Raises DamagedFileSystem.
     """
-    word, written_ns = _LIVE.unpack(medium.read(inode.slot_offset + LIVE_OFFSET, _LIVE.size))
+    raw = medium.read(inode.slot_offset + LIVE_OFFSET, _LIVE.size)
+    word, written_ns, accessed_ns = _LIVE.unpack(raw)
     size_bytes, key = word >> SIZE_SHIFT, key_of(word)
-    is_right, is_older = (key == of_epoch for of_epoch in inode.keys_of_line())
-    if not (is_right or is_older) or size_bytes >= SIZE_LIMIT_BYTES:
+    right_key, older_key = inode.keys_of_line()
+    if key not in (right_key, older_key) or size_bytes >= SIZE_LIMIT_BYTES:
         why = "its live line is damaged, so its size is not known"
         raise DamagedFileSystem(why=f"inode {inode.number}: {why}")
-    return size_bytes if is_right else None, written_ns
+    return (
+        size_bytes if key == right_key else None,
+        written_ns,
+        accessed_ns if accessed_ns < _NO_TIME_NS else 0,
+    )
 
 
 def read_accessed(medium: Medium, inode: Inode) -> int:
     """When an inode was last accessed, by its live line; 0 where the log has it."""
     raw = medium.read(inode.slot_offset + LIVE_OFFSET + _ACCESSED_AT, 8)
     accessed_ns = int.from_bytes(raw, "little")
-    return accessed_ns if accessed_ns < 1 << 63 else 0
+    return accessed_ns if accessed_ns < _NO_TIME_NS else 0
 
 
 def unfinished_words(medium: Medium, table: InodeTable) -> dict[int, int]:

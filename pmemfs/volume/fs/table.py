@@ -17,13 +17,13 @@ from pmemfs.media.filesystem import FIRST_INODES_FRAME, GROUP_FRAMES, Geometry
 from pmemfs.media.inode import (
     HEAD,
     HEAD_WORD_AT,
-    MAGIC,
     ROOT,
     SLOT_BYTES,
     SLOTS_PER_FRAME,
     TAIL_WORD_AT,
     InodeHead,
     is_sound_head,
+    read_free_slot,
 )
 from pmemfs.medium.base import Medium
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
@@ -34,7 +34,6 @@ from pmemfs.volume.fs.masks import first_bit
 _SCAN_FRAMES = 64
 """Frames that are looked through for free slots before another frame is taken."""
 _KEPT_SLOTS = 4096
-_GENERATION_MASK = (1 << 64) - 1
 
 
 class InodeTable:
@@ -44,6 +43,7 @@ class InodeTable:
         self._medium = medium
         self.geometry = geometry
         self._allocator = allocator
+        self._root_offset = geometry.offset_of(FIRST_INODES_FRAME)
         self._free: list[int] = []
         self._unseen = self.frames()
         self._withheld: set[int] = set()
@@ -72,8 +72,7 @@ class InodeTable:
 
     def number_at(self, offset: int) -> int:
         """The number of the inode in a slot."""
-        is_root = offset == self.geometry.offset_of(FIRST_INODES_FRAME)
-        return ROOT if is_root else offset // SLOT_BYTES
+        return ROOT if offset == self._root_offset else offset // SLOT_BYTES
 
     def head(self, number: int) -> InodeHead | None:
         """The head of an inode; None where its slot is free. Raises DamagedFileSystem."""
@@ -96,17 +95,13 @@ class InodeTable:
         while True:
             while self._free:
                 offset = self._free.pop()
-                raw = bytes(self._medium.read(offset, HEAD.size_bytes))
-                is_free = raw[TAIL_WORD_AT : TAIL_WORD_AT + 8] == bytes(8)
+                generation = read_free_slot(self._medium.read(offset, HEAD.size_bytes))
                 if (
-                    is_free
+                    generation is not None
                     and offset not in self._withheld
                     and self._has_inodes(offset >> PAGE_SHIFT)
                 ):
-                    head = HEAD.unpack(raw)
-                    is_used_before = head.magic == MAGIC
-                    generation = (head.generation + 1) & _GENERATION_MASK
-                    return offset, generation if is_used_before else 1
+                    return offset, generation
             if not self._look_for_free():
                 self._add_frame()
 
@@ -251,6 +246,8 @@ class InodeTable:
         self._medium.flush(at, 1)
 
     def _bit(self, pfn: int) -> tuple[int, int]:
-        group, position = divmod(pfn - self.geometry.first_pfn, GROUP_FRAMES)
-        offset = (self.geometry.group_pfn(group) + 1) << PAGE_SHIFT
-        return offset + position // 8, position % 8
+        frame = pfn - self.geometry.first_pfn
+        # The inode bitmap is the second frame of the group.
+        bitmap_pfn = self.geometry.first_pfn + frame - frame % GROUP_FRAMES + 1
+        position = frame % GROUP_FRAMES
+        return (bitmap_pfn << PAGE_SHIFT) + position // 8, position % 8

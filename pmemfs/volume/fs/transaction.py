@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterable, Set
 from types import TracebackType
 
 from pmemfs.media import log as media
-from pmemfs.media.filesystem import JOURNAL_FRAME
 from pmemfs.media.inode import (
     HEAD_WORD_AT,
     INLINE_OFFSET,
@@ -35,7 +34,7 @@ from pmemfs.media.log import FRAME_HEAD_BYTES, MOST_SLOTS, NEXT_AT, RECORD_BYTES
 from pmemfs.pfn import PAGE_SHIFT
 from pmemfs.volume.fs.extents import Run
 from pmemfs.volume.fs.ground import Ground
-from pmemfs.volume.fs.inode import Inode
+from pmemfs.volume.fs.inode import Inode, State
 from pmemfs.volume.fs.log import Log, end_of_area, runs_of_frames
 
 _MOST_SLOTS_AT_ONCE = 1000
@@ -79,16 +78,22 @@ class Transaction:
     Raises OSError: ENOSPC, where nothing has happened; EIO, after which nothing can be written.
     """
 
+    __slots__ = (
+        "_allocated", "_ground", "_logs", "_made", "_medium", "_needs_journal", "_old_frames",
+        "_put", "_records", "_released", "_removed", "_steps", "_upkeep", "_urgent", "_words",
+    )  # fmt: skip
+
     def __init__(self, ground: Ground, upkeep: Upkeep, *, urgent: bool = False) -> None:
         self._ground = ground
         self._upkeep = upkeep
         self._medium = ground.medium
+        self._put = ground.medium.put
         self._urgent = urgent
         self._records: dict[int, tuple[Inode, list[bytes]]] = {}
         self._words: list[tuple[int, int, int]] = []
         self._needs_journal = False
         self._allocated: list[Run] = []
-        self._slots: list[int] = []
+        self._made: list[Inode] = []
         self._released: list[tuple[Inode, list[Run]]] = []
         self._removed: list[Inode] = []
         self._steps: list[Callable[[], object]] = []
@@ -134,28 +139,27 @@ class Transaction:
         """Do this once it is committed, before anybody learns of it."""
         self._steps.append(step)
 
-    def create(self, birth_ns: int) -> Inode:
-        """A new inode, whose log is what `append` adds. Raises OSError (ENOSPC)."""
-        slot, generation = self._ground.table.take()
-        self._slots.append(slot)
-        number = self._ground.table.number_at(slot)
+    def create(self, birth_ns: int, state: State) -> Inode:
+        """A new inode, which `fill_slot` is to write. Raises OSError (ENOSPC)."""
+        table = self._ground.table
+        slot, generation = table.take()
         log = Log(slot + INLINE_OFFSET, slot + INLINE_OFFSET)
-        return Inode(number, slot, generation, birth_ns, log)
+        inode = Inode(table.number_at(slot), slot, generation, birth_ns, log, state)
+        self._made.append(inode)
+        return inode
 
     def fill_slot(self, inode: Inode) -> None:
-        """Write the slot of a new inode, with all that was appended to it so far as its log."""
-        _, records = self._records.pop(inode.number)
+        """Write the slot of a new inode, and what it is as its log."""
+        records = list(inode.records())
         if sum(map(len, records)) <= SLOT_BYTES - INLINE_OFFSET:
-            new = self._write_slot(inode, records)
+            head = _start_of_slot(inode, inode.slot_offset + INLINE_OFFSET)
+            new = self._write_slot(inode, records, head)
         else:
             new = self._write_frames(inode, records)
-        head = pack_head(inode.number, inode.generation, inode.birth_ns, new.head, 0)
-        # The live line of an old inode would be damage here.
-        line = size_word(0, inode.keys_of_line()[0]).to_bytes(8, "little")
-        self._put(inode.slot_offset, (head + line).ljust(INLINE_OFFSET, b"\0"))
-        self._word(inode.slot_offset + TAIL_WORD_AT, 0, new.tail)
+            self._put(inode.slot_offset, _start_of_slot(inode, new.head))
+        self._words.append((inode.slot_offset + TAIL_WORD_AT, 0, new.tail))
         self._needs_journal = True
-        self._logs.append((inode, new))
+        inode.log = new
 
     def remove(self, inode: Inode) -> None:
         """Free an inode, and all its frames."""
@@ -186,24 +190,26 @@ class Transaction:
             inode.log = log
         for step in self._steps:
             step()
+        # Of what was made, nobody can have been told anything.
+        changed = self._made
         for inode, _ in self._logs:
             self._ground.tables.touched(inode.number, inode.state.reads_count_after_ns)
-        self._upkeep.release(self._released, self._removed, self._old_frames)
-        self._upkeep.keep_reserve([inode for inode, _ in self._logs])
+            changed.append(inode)
+        if self._released or self._removed or self._old_frames:
+            self._upkeep.release(self._released, self._removed, self._old_frames)
+        self._upkeep.keep_reserve(changed)
 
     def _abort(self) -> None:
         self._ground.allocator.free(self._allocated)
-        for slot in self._slots:
-            self._ground.table.give_back(slot)
+        for inode in self._made:
+            self._ground.table.give_back(inode.slot_offset)
 
     def _move_words(self) -> None:
-        words = [word for word in self._words if word[1] != word[2]]
+        words = self._words
         if not words:
             return
         if len(words) > 1 or self._needs_journal:
-            journal = self._ground.geometry.offset_of(JOURNAL_FRAME)
-            raw = pack_journal(words)
-            self._put(journal, raw)
+            self._put(self._ground.journal_offset, pack_journal(words))
             self._medium.fence()
         for offset, _, new in words:
             self._put(offset, new.to_bytes(8, "little"))
@@ -215,23 +221,30 @@ class Transaction:
     def _extend(self, inode: Inode, records: list[bytes]) -> None:
         """Write records behind the tail of a log, or all of the log anew where that is better."""
         log = inode.log
-        added = sum(map(len, records)) // RECORD_BYTES
-        end = end_of_area(log.tail, inode.slot_offset)
-        is_full = log.tail + added * RECORD_BYTES > end
-        is_mostly_dead = inode.is_mostly_dead
-        if is_full and is_mostly_dead and inode.compacted_slots > _MOST_SLOTS_AT_ONCE:
-            self._upkeep.wish_compaction(inode)
-        elif is_full and (log.is_inline or is_mostly_dead):
-            try:
-                self._rewrite(inode, records)
-                return
-            except OSError:
-                if log.is_inline:
-                    raise
+        is_full = log.tail + sum(map(len, records)) > end_of_area(log.tail, inode.slot_offset)
+        if is_full and self._is_rewritten(inode, records):
+            return
         append = self._append_to_frames if is_full else self._append_here
         new = append(inode, records)
         self._word(inode.slot_offset + TAIL_WORD_AT, log.tail, new.tail)
         self._logs.append((inode, new))
+
+    def _is_rewritten(self, inode: Inode, records: list[bytes]) -> bool:
+        """Write a log anew that is full, with these records, where that is better; whether it is.
+
+        Raises OSError (ENOSPC) where there is no other way.
+        """
+        log, is_mostly_dead = inode.log, inode.is_mostly_dead
+        if is_mostly_dead and inode.compacted_slots > _MOST_SLOTS_AT_ONCE:
+            self._upkeep.wish_compaction(inode)
+        elif log.is_inline or is_mostly_dead:
+            try:
+                self._rewrite(inode, records)
+                return True
+            except OSError:
+                if log.is_inline:
+                    raise
+        return False
 
     def _append_here(self, inode: Inode, records: list[bytes]) -> Log:
         log = inode.log
@@ -279,10 +292,10 @@ class Transaction:
         # One under way would go on reading the old log.
         self.then(lambda: self._upkeep.abandon_compaction(inode))
 
-    def _write_slot(self, inode: Inode, records: list[bytes]) -> Log:
-        """Records in the slot of an inode."""
+    def _write_slot(self, inode: Inode, records: list[bytes], before: bytes = b"") -> Log:
+        """Records in the slot of an inode, and what is to be before them."""
         start = inode.slot_offset + INLINE_OFFSET
-        length = self._put_records(inode, start, records)
+        length = self._put_records(inode, start, records, before)
         return Log(start, start + length, slot_count=length // RECORD_BYTES)
 
     def _write_frames(self, inode: Inode, records: list[bytes]) -> Log:
@@ -320,11 +333,17 @@ class Transaction:
         return len(raw)
 
     def _word(self, offset: int, old: int, new: int) -> None:
-        self._words.append((offset, old, new))
+        if new != old:
+            self._words.append((offset, old, new))
 
-    def _put(self, offset: int, raw: bytes) -> None:
-        self._medium.store(offset, raw)
-        self._medium.flush(offset, len(raw))
+
+def _start_of_slot(inode: Inode, log_start: int) -> bytes:
+    """What a new inode's slot has before its log: the head, and a live line."""
+    head = pack_head(inode.number, inode.generation, inode.birth_ns, log_start, 0)
+    if inode.is_file:
+        # The live line of the slot's former inode would be damage.
+        head += size_word(0, inode.keys_of_line()[0]).to_bytes(8, "little")
+    return head.ljust(INLINE_OFFSET, b"\0")
 
 
 def log_runs(log: Log) -> list[Run]:
