@@ -15,8 +15,9 @@ cdef extern from "sys/uio.h" nogil:
 cdef enum:
     # Of buffers: the longest request beside its payload.
     HEADERS_BYTES = 4096
-    # How long a worker waits awake for a request.
-    SPIN_NS = 20000
+    # How long a worker waits awake for a request: longer than an idle CPU takes to wake up its
+    # caller, which sends the next one (25 to 35 us in a virtual machine), or all of it is in vain.
+    SPIN_NS = 50000
     MOST_FAILURES = 10
 
 # How waiting awake went lately. An idle worker soon sleeps a thousand times for each time awake.
