@@ -16,6 +16,7 @@ import errno
 import os
 import stat
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import NamedTuple
@@ -46,8 +47,8 @@ class Tag(IntEnum):
 
 
 _NAMING = (Tag.USER, Tag.GROUP)
-_SHIFTS = {Tag.OWNER: 6, Tag.GROUP_OF_FILE: 3, Tag.OTHERS: 0}
-"""Where the permissions of an entry are in a mode."""
+_CLASSES = (Tag.OWNER, Tag.GROUP_OF_FILE, Tag.OTHERS)
+"""What a mode has, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,33 +98,19 @@ def pack(acl: Acl) -> bytes:
 
 def mode_of(acl: Acl, mode: int) -> int:
     """A mode with the permissions that a list means for owner, group class and others."""
-    bits = 0
-    for entry in acl:
-        if entry.tag in _SHIFTS:
-            bits |= entry.permissions << _SHIFTS[entry.tag]
-    for entry in acl:
-        if entry.tag == Tag.MASK:
-            bits = (bits & ~stat.S_IRWXG) | entry.permissions << 3
+    shifts = _shifts(acl)
+    bits = sum(entry.permissions << shifts[entry.tag] for entry in acl if entry.tag in shifts)
     return (mode & ~_PERMISSIONS) | bits
 
 
 def says_more_than_a_mode(acl: Acl) -> bool:
     """Whether a list must be stored beside the mode that it means."""
-    return any(entry.tag not in _SHIFTS for entry in acl)
+    return any(entry.tag not in _CLASSES for entry in acl)
 
 
 def with_mode(acl: Acl, mode: int) -> Acl:
-    """The list after chmod(2): the bits of the group are the mask's where there is one."""
-    has_mask = any(entry.tag == Tag.MASK for entry in acl)
-
-    def changed(entry: Entry) -> Entry:
-        if entry.tag == Tag.MASK or (entry.tag == Tag.GROUP_OF_FILE and not has_mask):
-            return replace(entry, permissions=mode >> 3 & 7)
-        if entry.tag in (Tag.OWNER, Tag.OTHERS):
-            return replace(entry, permissions=mode >> _SHIFTS[entry.tag] & 7)
-        return entry
-
-    return tuple(map(changed, acl))
+    """The list after chmod(2)."""
+    return _changed(acl, mode, lambda permissions, in_mode: in_mode)
 
 
 def inherit(default: bytes, mode: int) -> Inherited:
@@ -137,36 +124,35 @@ def inherit(default: bytes, mode: int) -> Inherited:
     for_children = ((DEFAULT, default),) if is_directory and acl else ()
     if not acl:
         return Inherited(mode)
-    own = _limited(acl, mode)
+    own = _changed(acl, mode, lambda permissions, in_mode: permissions & in_mode)
     xattrs = ((ACCESS, pack(own)),) if says_more_than_a_mode(own) else ()
     return Inherited(mode_of(own, mode), xattrs + for_children)
 
 
-def _limited(acl: Acl, mode: int) -> Acl:
-    """A list without what the mode of a new file does not allow."""
+def _changed(acl: Acl, mode: int, permissions: Callable[[int, int], int]) -> Acl:
+    """A list in which what a mode has, too, becomes what follows from both."""
+    shifts = _shifts(acl)
+    return tuple(
+        replace(entry, permissions=permissions(entry.permissions, mode >> shifts[entry.tag] & 7))
+        if entry.tag in shifts else entry
+        for entry in acl
+    )  # fmt: skip
+
+
+def _shifts(acl: Acl) -> dict[Tag, int]:
+    """Where in a mode the permissions of entries are: the bits of the group are the mask's, where
+    there is one."""
     has_mask = any(entry.tag == Tag.MASK for entry in acl)
-
-    def limited(entry: Entry) -> Entry:
-        shift = _SHIFTS.get(entry.tag)
-        if entry.tag == Tag.MASK:
-            shift = 3
-        elif entry.tag == Tag.GROUP_OF_FILE and has_mask:
-            shift = None
-        if shift is None:
-            return entry
-        return replace(entry, permissions=entry.permissions & mode >> shift)
-
-    return tuple(map(limited, acl))
+    return {Tag.OWNER: 6, Tag.MASK if has_mask else Tag.GROUP_OF_FILE: 3, Tag.OTHERS: 0}
 
 
 def _check(acl: Acl) -> None:
     """Raise OSError (EINVAL) for a list that the kernel would not take; an empty one is none."""
     tags = [entry.tag for entry in acl]
-    once = [Tag.OWNER, Tag.GROUP_OF_FILE, Tag.OTHERS]
     names_somebody = any(tag in _NAMING for tag in tags)
     for wrong, why in (
         (tags != sorted(tags), "entries out of order"),
-        (any(tags.count(tag) != 1 for tag in once), "not one entry each for the three classes"),
+        (any(tags.count(tag) != 1 for tag in _CLASSES), "not one entry each for the three classes"),
         (tags.count(Tag.MASK) > 1, "several masks"),
         (names_somebody and Tag.MASK not in tags, "somebody is named, and there is no mask"),
         (any(entry.permissions & ~7 for entry in acl), "unknown permissions"),
