@@ -45,7 +45,7 @@ class SharedEngine(Engine):
         super().__init__(medium, memmap)
         self._pool = pool
         self._mapped = medium
-        self._shared = shared
+        self.shared = shared
         self.presence_lock = trio.Lock()
         """Held by whoever changes presence."""
         self._faults_seen = 0
@@ -56,7 +56,7 @@ class SharedEngine(Engine):
 
     async def make_durable(self) -> None:
         epoch = self._memmap.begin_persist()
-        lost = self._shared.header_word("lost_errno")
+        lost = self.shared.header_word("lost_errno")
         if lost:
             raise OSError(lost, "an earlier msync failed")
         try:
@@ -66,45 +66,45 @@ class SharedEngine(Engine):
                 # In this thread, which wrote what the data plane has not fenced itself.
                 self._medium.fence()
         except OSError as error:
-            self._shared.set_header_word("lost_errno", error.errno or errno.EIO)
+            self.shared.set_header_word("lost_errno", error.errno or errno.EIO)
             raise
         self._memmap.end_persist(epoch)
 
     def note_size(self) -> None:
-        self._shared.set_pool_bytes(self._mapped.size_bytes)
+        self.shared.set_pool_bytes(self._mapped.size_bytes)
 
     def check_reach(self, size_bytes: int) -> None:
-        if size_bytes > self._shared.reach_bytes:
+        if size_bytes > self.shared.reach_bytes:
             raise CannotGrow(
                 path=self._mapped.name,
-                why=f"while it is mounted it can have {format_size(self._shared.reach_bytes)} at "
+                why=f"while it is mounted it can have {format_size(self.shared.reach_bytes)} at "
                 "most; unmount it first",
             )
 
     @asynccontextmanager
     async def paused(self) -> AsyncIterator[None]:
         try:
-            grace = self._shared.pause()
+            grace = self.shared.pause()
             with trio.move_on_after(_PAUSE_SECONDS) as patience:
                 await self._wait_for(grace)
             if patience.cancelled_caught:
                 raise CannotGrow(path=self._mapped.name, why="a request that is served never ends")
             yield
         finally:
-            self._shared.resume()
+            self.shared.resume()
 
     @asynccontextmanager
     async def clearing(self, start_bytes: int, end_bytes: int) -> AsyncIterator[None]:
         async with self.presence_lock:
-            if not self._shared.header_word("reserved"):
+            if not self.shared.header_word("reserved"):
                 # The last chunk of the data may reach into it.
-                expect_holes(self._shared, start_bytes, end_bytes)
+                expect_holes(self.shared, start_bytes, end_bytes)
                 await self.grace()
             yield
 
     @property
     def fault_count(self) -> int:
-        return super().fault_count + self._shared.header_word("fault_count")
+        return super().fault_count + self.shared.header_word("fault_count")
 
     def statistics(self) -> EngineStatistics:
         own = self.own_statistics()
@@ -126,18 +126,18 @@ class SharedEngine(Engine):
 
     def counters(self) -> list[WorkerCounters]:
         """What each worker of the data plane has counted."""
-        return read_counters(self._shared)
+        return read_counters(self.shared)
 
     def new_faults(self) -> list[FaultRecord]:
         """Memory that could not be touched, since this was last asked."""
-        found = self._shared.faults(self._faults_seen)
+        found = self.shared.faults(self._faults_seen)
         self._faults_seen += len(found)
         return found
 
     async def keep_presence(self) -> None:
         """Find out what has become whole since it had holes."""
         async with self.presence_lock:
-            await trio.to_thread.run_sync(look_again, self._shared, self._mapped.fileno())
+            await trio.to_thread.run_sync(look_again, self.shared, self._mapped.fileno())
 
     async def survey_presence(self) -> None:
         """Find out, once after mounting, which parts of a sparse pool have memory."""
@@ -146,24 +146,24 @@ class SharedEngine(Engine):
         zone = self._data
         async with self.presence_lock:
             await trio.to_thread.run_sync(
-                survey, self._shared, self._mapped.fileno(), zone.offset_bytes, zone.end_bytes
+                survey, self.shared, self._mapped.fileno(), zone.offset_bytes, zone.end_bytes
             )
 
     async def grace(self) -> None:
-        await self._wait_for(self._shared.begin_grace())
+        await self._wait_for(self.shared.begin_grace())
 
     async def _wait_for(self, grace: Grace) -> None:
         # Polled: nobody who serves requests is to be slowed down by telling.
-        while not self._shared.is_over(grace):  # noqa: ASYNC110
+        while not self.shared.is_over(grace):  # noqa: ASYNC110
             await trio.sleep(_GRACE_POLL_SECONDS)
 
 
 class PublishedDevice(Onlookers):
     """The device of mode `block` in the memory that the planes share: one extent."""
 
-    def __init__(self, engine: SharedEngine, shared: SharedMemory, medium: MappedMedium) -> None:
+    def __init__(self, engine: SharedEngine, medium: MappedMedium) -> None:
         self._engine = engine
-        self._shared = shared
+        self._shared = engine.shared
         self._mapped = medium
 
     def show(self, first_pfn: int, size_bytes: int) -> None:

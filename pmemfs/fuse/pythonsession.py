@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pyfuse3
 
+from pmemfs.engine.base import Engine
 from pmemfs.errors import MountFailed
 from pmemfs.fuse.pyfuse3door import Pyfuse3Door
-from pmemfs.fuse.served import python_served
+from pmemfs.fuse.served import serve_pool
 from pmemfs.fuse.session import Session
 from pmemfs.medium.base import Durability
 from pmemfs.medium.mapped import MappedMedium
@@ -47,19 +48,39 @@ class PythonSession(Session):
     def __init__(self, pool: Pool, medium: MappedMedium, options: MountOptions) -> None:
         self._medium = medium
         self.memmap = open_memmap(pool)
-        self.served = python_served(pool, medium, self.memmap, options)
+        engine = Engine(medium, self.memmap)
+        self.served = serve_pool(pool, medium, self.memmap, engine, options)
         self.served.handlers.notifier.tell = _tell
         self._door = Pyfuse3Door(self.served.handlers)
         self.grower = self._grower(pool, medium)
 
     def make_mount(self, mountpoint: str, options: MountOptions) -> None:
-        self.mount = make_mount(self._door, self._medium.name, mountpoint, options)
+        name = self._medium.name
+        check_permissions(name, mountpoint, options, needs_helper=os.geteuid() != 0)
+        with _stderr_caught() as caught:
+            try:
+                pyfuse3.init(self._door, mountpoint, set(mount_words(name, options)))
+            except RuntimeError as error:
+                said = "; ".join(caught.read_text(errors="replace").split("\n")).strip("; ")
+                why = said.removeprefix("fuse: ") or str(error)
+                raise MountFailed(pool=name, path=mountpoint, why=why) from None
+        self.mount = made_mount(name, mountpoint)
+        _allow_deep_queues(self.mount)
+        allow_dirty_pages(self.mount)
 
     async def serve(self, on_ready: Callable[[Mount], None]) -> None:
         on_ready(self.mount)
-        # What takes long to read in mode `fs` is waited for, too, but so seldom that all answers
-        # are not to pay for it.
-        await serve_pyfuse3(may_wait=self._medium.durability is Durability.MSYNC)
+        # Where no answer has to wait for anything, one task gives all: handing over to others costs
+        # a tenth of each. What takes long to read in mode `fs` is waited for, too, but so seldom
+        # that all answers are not to pay for it.
+        task_count = 64 if self._medium.durability is Durability.MSYNC else 1
+        try:
+            await pyfuse3.main(min_tasks=min(2, task_count), max_tasks=task_count)
+        except* OSError as group:
+            # An aborted connection ends a mount as unmounting does.
+            _, others = group.split(_ends_a_mount)
+            if others:
+                raise others from None
 
     def terminate(self) -> None:
         pyfuse3.terminate()
@@ -74,40 +95,6 @@ def _tell(ino: int) -> None:
     # The kernel may not have it, and then there is nothing to forget.
     with suppress(OSError):
         pyfuse3.invalidate_inode(pyfuse3.InodeT(ino), attr_only=True)
-
-
-def make_mount(
-    operations: pyfuse3.Operations, pool_path: str, mountpoint: str, options: MountOptions
-) -> Mount:
-    """Mount, but answer nothing yet. Raises MountFailed with what libfuse said."""
-    check_permissions(pool_path, mountpoint, options, needs_helper=os.geteuid() != 0)
-    with _stderr_caught() as caught:
-        try:
-            pyfuse3.init(operations, mountpoint, set(mount_words(pool_path, options)))
-        except RuntimeError as error:
-            said = "; ".join(caught.read_text(errors="replace").split("\n")).strip("; ")
-            why = said.removeprefix("fuse: ") or str(error)
-            raise MountFailed(pool=pool_path, path=mountpoint, why=why) from None
-    mount = made_mount(pool_path, mountpoint)
-    _allow_deep_queues(mount)
-    allow_dirty_pages(mount)
-    return mount
-
-
-async def serve_pyfuse3(*, may_wait: bool) -> None:
-    """Answer requests until somebody unmounts or `pyfuse3.terminate` is called.
-
-    `may_wait` says whether an answer may have to wait for anything.
-    """
-    # Where none has, one task does; handing over to others costs a tenth of each answer.
-    task_count = 64 if may_wait else 1
-    try:
-        await pyfuse3.main(min_tasks=min(2, task_count), max_tasks=task_count)
-    except* OSError as group:
-        # An aborted connection ends a mount as unmounting does.
-        _, others = group.split(_ends_a_mount)
-        if others:
-            raise others from None
 
 
 def _ends_a_mount(error: BaseException) -> bool:

@@ -6,10 +6,8 @@ A session makes the mount and the planes; this is what it lets them serve, and a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Generic, TypeVar
 
 from pmemfs.clock import AccessTimes
-from pmemfs.dataplane.tables import SharedMemory
 from pmemfs.engine.base import Engine
 from pmemfs.engine.native import PublishedDevice, SharedEngine
 from pmemfs.engine.trimming import Trimmer
@@ -24,16 +22,13 @@ from pmemfs.volume.base import Volume
 from pmemfs.volume.block import BlockVolume, Onlookers
 from pmemfs.volume.fs.filesystem import FileSystem
 
-EngineT_co = TypeVar("EngineT_co", bound=Engine, covariant=True)
-EngineT = TypeVar("EngineT", bound=Engine)
-
 
 @dataclass(frozen=True)
-class Served(Generic[EngineT_co]):
+class Served:
     """What is served."""
 
     volume: Volume
-    engine: EngineT_co
+    engine: Engine
     trimmer: Trimmer
     handlers: Handlers
 
@@ -43,54 +38,33 @@ class Served(Generic[EngineT_co]):
         return self.volume if isinstance(self.volume, FileSystem) else None
 
 
-def python_served(
-    pool: Pool, medium: MappedMedium, memmap: Memmap, options: MountOptions
-) -> Served[Engine]:
-    """What the python engine serves. Raises PmemfsError."""
-    engine = Engine(medium, memmap)
+def serve_pool(
+    pool: Pool, medium: MappedMedium, memmap: Memmap, engine: Engine, options: MountOptions
+) -> Served:
+    """What a pool serves through an engine, and what a data plane is shown of it, if that engine
+    has one. Raises PmemfsError."""
     if pool.label.mode == Mode.FS:
-        return _files(pool, medium, memmap, engine, None, options)
-    return _device(pool, medium, memmap, engine, Onlookers(), options)
-
-
-def native_served(
-    pool: Pool, medium: MappedMedium, memmap: Memmap, options: MountOptions, shared: SharedMemory
-) -> Served[SharedEngine]:
-    """What is served behind a data plane. Raises PmemfsError."""
-    engine = SharedEngine(pool, medium, memmap, shared)
-    if pool.label.mode == Mode.FS:
-        return _files(pool, medium, memmap, engine, PublishedTables(shared), options)
-    onlookers = PublishedDevice(engine, shared, medium)
-    return _device(pool, medium, memmap, engine, onlookers, options)
-
-
-def _device(
-    pool: Pool, medium: MappedMedium, memmap: Memmap, engine: EngineT, onlookers: Onlookers,
-    options: MountOptions,
-) -> Served[EngineT]:  # fmt: skip
+        return _files(pool, medium, memmap, engine, options)
+    onlookers = PublishedDevice(engine, medium) if isinstance(engine, SharedEngine) else Onlookers()
     volume = BlockVolume(
-        pool, memmap, uid=options.uid, gid=options.gid, mode=options.mode, onlookers=onlookers
-    )
+        pool, memmap, uid=options.uid, gid=options.gid, mode=options.mode,
+        onlookers=onlookers,
+    )  # fmt: skip
     trimmer = Trimmer(pool, medium, engine, None)
     return Served(volume, engine, trimmer, Handlers(volume, engine, trimmer))
 
 
 def _files(
-    pool: Pool, medium: MappedMedium, memmap: Memmap, engine: EngineT,
-    tables: PublishedTables | None, options: MountOptions,
-) -> Served[EngineT]:  # fmt: skip
-    """All files; `tables` is what a data plane is shown, if there is one."""
+    pool: Pool, medium: MappedMedium, memmap: Memmap, engine: Engine, options: MountOptions
+) -> Served:
+    tables = PublishedTables(engine.shared) if isinstance(engine, SharedEngine) else None
     fs = FileSystem(pool, memmap, tables)
     fs.note_accesses(options.access_times, of_directories=not options.nodiratime)
     if tables:
         tables.note_reads(AccessTimes.NEVER if fs.read_only else options.access_times)
     trimmer = Trimmer(pool, medium, engine, fs)
     handlers = Handlers(
-        fs,
-        engine,
-        trimmer,
-        publisher=Publisher(fs, tables) if tables else None,
-        published=tables.attributes if tables else None,
-        cached=options.cached,
-    )
+        fs, engine, trimmer, publisher=Publisher(fs, tables) if tables else None,
+        published=tables.attributes if tables else None, cached=options.cached,
+    )  # fmt: skip
     return Served(fs, engine, trimmer, handlers)

@@ -25,7 +25,7 @@ from pmemfs.fuse.forwarded import ForwardedRequests
 from pmemfs.fuse.handshake import Terms
 from pmemfs.fuse.notices import Notices
 from pmemfs.fuse.planes import MAX_BACKGROUND, DataPlane, Sockets, choose_settings
-from pmemfs.fuse.served import Served, native_served
+from pmemfs.fuse.served import Served, serve_pool
 from pmemfs.fuse.wiredoor import WireDoor
 from pmemfs.media.label import Mode
 from pmemfs.medium.faultlog import report_fault
@@ -49,7 +49,7 @@ class Session(ABC):
     """A mount that this process serves, or lets serve."""
 
     memmap: Memmap
-    served: Served[Engine]
+    served: Served
     grower: Grower
     mount: Mount
     transport: str
@@ -112,14 +112,8 @@ class Session(ABC):
 class NativeSession(Session):
     """The data plane on /dev/fuse, and the wire door behind it."""
 
-    served: Served[SharedEngine]
-
     def __init__(
-        self,
-        pool: Pool,
-        medium: MappedMedium,
-        options: MountOptions,
-        choice: Choice,
+        self, pool: Pool, medium: MappedMedium, options: MountOptions, choice: Choice
     ) -> None:
         self.transport = choice.transport
         self.transport_reason = choice.sentence
@@ -131,13 +125,12 @@ class NativeSession(Session):
         sockets.add_own(settings.queue_count)
         self._shared = share_pool(pool, worker_count=settings.worker_count, has_files=has_files)
         self.memmap = share_memmap(pool, medium, self._shared)
-        self.served = native_served(pool, medium, self.memmap, options, self._shared)
+        self._engine = SharedEngine(pool, medium, self.memmap, self._shared)
+        self.served = serve_pool(pool, medium, self.memmap, self._engine, options)
         terms = Terms(
-            max_write=settings.max_write,
-            max_background=MAX_BACKGROUND,
-            has_files=has_files,
+            max_write=settings.max_write, max_background=MAX_BACKGROUND, has_files=has_files,
             over_uring=settings.queue_count > 0,
-        )
+        )  # fmt: skip
         door = WireDoor(self.served.handlers, terms)
         self._shared.set_header_word("answered", door.opcodes)
         self._forwarded = ForwardedRequests(door, settings.longest_bytes)
@@ -181,7 +174,7 @@ class NativeSession(Session):
 
     async def _watch_memory(self) -> None:
         """Learn where memory comes and goes, and say what could not be touched."""
-        engine = self.served.engine
+        engine = self._engine
         await engine.survey_presence()
         while True:
             await trio.sleep(_WATCH_SECONDS)

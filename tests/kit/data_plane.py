@@ -87,7 +87,7 @@ class InProcess:
         self.memmap: Memmap = share_memmap(pool, medium, self.shared)
         self.shared.set_header_word("answered", ALL)
         self.control = SharedEngine(pool, medium, self.memmap, self.shared)
-        onlookers = PublishedDevice(self.control, self.shared, medium)
+        onlookers = PublishedDevice(self.control, medium)
         self.volume = BlockVolume(pool, self.memmap, onlookers=onlookers)
         self.worker = Responder(
             self.shared.fd, medium.fileno(), medium.map_flags, MAX_WRITE, points=points
