@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from kit.commands import BIN
 from kit.mounts import ENABLE_URING, ENGINES, Engine, Mounted, PoolMaker, may_pass, pool_maker
@@ -113,9 +114,21 @@ def user(pools: PoolMaker, inside: Run) -> Run:
     return as_ordinary_user(inside, pools.directory / "home")
 
 
+settings.register_profile("quick", max_examples=25)
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What others have to wait for comes last."""
-    items.sort(key=is_alone)
+    """Mark what makes mounts of its own, which takes a second, and put all in order.
+
+    A process that runs tests takes whole files: those with slow tests come first, so that in the
+    end no process has a long one to itself; what all others have to wait for comes last.
+    """
+    for item in items:
+        if "pools" in getattr(item, "fixturenames", ()) and not item.get_closest_marker("quick"):
+            item.add_marker("slow")
+    long_files = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (is_alone(item), item.path not in long_files))
 
 
 def is_alone(item: pytest.Item | None) -> bool:

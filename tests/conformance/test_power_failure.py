@@ -111,7 +111,7 @@ class Explorer:
             self.violations.append(f"{when} it opens as {found}")
         if found and self.grown_data and found.pool_size_bytes == len(image):
             owner, start, end = self.grown_data
-            if found.uuid == owner and image[start:end].strip(b"\0"):
+            if found.uuid == owner and image[start:end] != bytes(end - start):
                 self.violations.append(f"{when} it has grown by something that is not zero")
 
     def _judge_generation(self, when: str, image: bytes) -> None:

@@ -65,6 +65,7 @@ def test_a_sound_pool_is_clean(pool: Path) -> None:
     assert pool.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_errors_are_said_with_paths_and_left_until_somebody_asks(pool: Path) -> None:
     damage(pool)
     before = pool.read_bytes()
@@ -111,6 +112,7 @@ def test_a_pool_in_use_is_not_checked(pool: Path, options: tuple[str, ...]) -> N
     assert "in use" in result.err
 
 
+@pytest.mark.slow
 def test_a_damaged_copy_of_the_label_is_written_anew(pool: Path) -> None:
     raw = bytearray(pool.read_bytes())
     raw[-4096:] = b"x" * 4096

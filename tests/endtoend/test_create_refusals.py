@@ -126,6 +126,7 @@ def scribbled_label(path: Path) -> str:
     return "pmemfs pool"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [existing_pool, ext4_image, partition_table, data_in_the_first_mib, data_in_the_last_mib,
@@ -247,6 +248,7 @@ def test_a_create_that_fails_after_making_the_file_leaves_none(shm: Path) -> Non
     assert (shm / "small").stat().st_size == MIB
 
 
+@pytest.mark.slow
 def test_of_creates_at_once_one_makes_the_pool_and_the_others_leave_it(shm: Path) -> None:
     for _ in range(5):
         creates = [

@@ -101,6 +101,7 @@ def test_check_of_a_pool_that_is_well_finds_nothing(pools: PoolMaker) -> None:
     assert "clean" in check(pool).out
 
 
+@pytest.mark.slow
 def test_check_of_what_is_no_pool_can_not_be_done(shm: Path) -> None:
     (shm / "zeroes").write_bytes(bytes(MIB))
     (shm / "empty").touch()

@@ -57,7 +57,9 @@ def populate(top: Path) -> None:
 
 
 @pytest.mark.usefixtures("engine")
-@pytest.mark.parametrize("scheme", ["pmem", "on-demand", "none"])
+@pytest.mark.parametrize(
+    "scheme", [pytest.param("pmem", marks=pytest.mark.quick), "on-demand", "none"]
+)
 def test_everything_is_there_after_remounting(pools: PoolMaker, scheme: str) -> None:
     pool = pools.create("files", "64M", "--mode", "fs", "--scheme", scheme)
     mounted = pools.mount(pool)
@@ -71,6 +73,7 @@ def test_everything_is_there_after_remounting(pools: PoolMaker, scheme: str) -> 
     pools.umount(again)
 
 
+@pytest.mark.quick
 def test_an_engine_reads_what_another_wrote(pools: PoolMaker) -> None:
     pool = pools.create("files", "64M", "--mode", "fs")
     before = None

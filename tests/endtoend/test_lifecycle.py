@@ -161,6 +161,7 @@ def test_a_mount_waits_for_a_daemon_that_is_ending(pools: PoolMaker) -> None:
     assert mounted.pid != session.pid
 
 
+@pytest.mark.quick
 def test_a_busy_mount_is_not_unmounted_but_lazily(pools: PoolMaker) -> None:
     mounted = pools.mount(pools.create(size="16M"))
     session = Session.of(mounted)
@@ -307,6 +308,7 @@ def test_a_dead_mount_is_listed_and_answered_for_in_a_sentence(pools: PoolMaker)
     assert alive.device.exists()
 
 
+@pytest.mark.quick
 def test_info_of_a_mount_tells_its_daemon_and_its_pool(pools: PoolMaker) -> None:
     mounted = pools.mount(pools.create(size="16M"), "-o", "allow_other,mode=640")
     session = Session.of(mounted)

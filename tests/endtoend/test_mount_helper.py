@@ -19,6 +19,7 @@ def _with_helper(helper: None) -> None:
     """All tests here need it."""
 
 
+@pytest.mark.quick
 def test_mount_8_mounts_by_type(pools: PoolMaker) -> None:
     pool = pools.create(size="16M")
     mounted = Mounted(pool, pools.mountpoint())

@@ -74,6 +74,7 @@ def test_counts_follow_every_page_that_was_read_or_written(pools: PoolMaker, sch
     assert [page["writes"] for page in mounted.pages()["hottest"]] == [1]
 
 
+@pytest.mark.quick
 def test_a_crash_leaves_no_page_structure_that_counts(pools: PoolMaker) -> None:
     mounted = pools.mount(pools.create(size="16M"))
     with opened(mounted.device) as fd:

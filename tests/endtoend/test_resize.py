@@ -37,7 +37,7 @@ def is_zero(path: Path, start: int) -> bool:
     with path.open("rb", buffering=0) as file:
         file.seek(start)
         while data := file.read(MIB):
-            if data.strip(b"\0"):
+            if data != bytes(len(data)):
                 return False
     return True
 

@@ -61,6 +61,7 @@ def filled(pools: PoolMaker, size: str, *options: object) -> tuple[Mounted, int]
     return mounted, length
 
 
+@pytest.mark.quick
 def test_a_punched_range_reads_as_zeroes_and_its_memory_is_free(pools: PoolMaker) -> None:
     mounted, length = filled(pools, "32M")
     before = used_bytes(mounted.pool)

@@ -129,6 +129,7 @@ def usable(geometry: Geometry) -> set[int]:
 COUNTS = st.one_of(st.integers(1, 70), st.integers(400, 2100), st.just(512), st.just(30_000))
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_an_allocator_gives_each_frame_once_and_what_it_remembers_is_stored(
@@ -505,6 +506,7 @@ def test_a_crash_forgets_who_held_a_page() -> None:
 # Leaks
 
 
+@pytest.mark.slow
 def test_a_search_for_leaks_beside_the_work_frees_leaks_and_nothing_else(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

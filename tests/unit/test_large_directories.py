@@ -98,6 +98,7 @@ def at_once(
     return answers
 
 
+@pytest.mark.slow
 def test_a_first_look_up_lets_others_in_after_some_records(
     fs: FileSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,6 +130,7 @@ def test_what_needs_the_same_directory_waits_for_one_reading_of_it(
     assert stretches.longest <= AT_ONCE
 
 
+@pytest.mark.slow
 def test_two_directories_that_are_wanted_are_read_one_after_the_other(
     fs: FileSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,6 +155,7 @@ def test_two_directories_that_are_wanted_are_read_one_after_the_other(
     fs.link(fs.lookup(two, b"n7"), two, b"n6")
 
 
+@pytest.mark.slow
 def test_whoever_waits_for_a_damaged_directory_gets_an_error(fs: FileSystem) -> None:
     directory = unread(fs, b"one")
     head = fs.store.table.head(directory)
@@ -203,6 +206,7 @@ def test_a_large_directory_is_forgotten_in_pieces(fs: FileSystem) -> None:
     assert len(fs.inode(directory).entries) == COUNT
 
 
+@pytest.mark.slow
 def test_what_is_read_in_steps_is_what_is_read_at_once(fs: FileSystem) -> None:
     directory = unread(fs, b"one")
     whole = fs.store.cache.read_inode(directory)
@@ -239,6 +243,7 @@ def test_a_request_of_a_listing_copies_nothing_of_the_rest(fs: FileSystem) -> No
     assert most < COUNT
 
 
+@pytest.mark.slow
 def test_an_operation_may_have_to_read_first_only_while_it_has_changed_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -216,6 +216,7 @@ def test_frames_of_a_truncated_file_wait_for_who_may_read_them(served: Served) -
     assert served.fs.space().busy_frames == 0
 
 
+@pytest.mark.slow
 def test_when_the_tables_are_full_the_oldest_makes_room(served: Served) -> None:
     extents = [Extent(0, 1, 1, 0)]
     line = served.fs.live_line(served.file())
@@ -230,6 +231,7 @@ def test_when_the_tables_are_full_the_oldest_makes_room(served: Served) -> None:
     assert published[-1000:] == list(range(count - 1000, count))
 
 
+@pytest.mark.slow
 def test_when_memory_for_tables_is_full_the_oldest_makes_room(served: Served) -> None:
     line = served.fs.live_line(served.file())
     extents = [Extent(index, 1 + index, 1, 0) for index in range(0, 60_000, 2)]
