@@ -93,14 +93,9 @@ class PublishedTables(Tables):
         return ino in self._published
 
     def publish(
-        self,
-        ino: int,
-        size_bytes: int,
-        extents: Sequence[Extent],
-        *,
-        live_offset: int,
+        self, ino: int, size_bytes: int, extents: Sequence[Extent], *, live_offset: int,
         limit_bytes: int,
-    ) -> bool:
+    ) -> bool:  # fmt: skip
         """Let the data plane serve a file, if need be instead of another one; whether it does.
 
         Where it doesn't, it does not go on with what was published before, either.
@@ -248,10 +243,7 @@ class Publisher:
         extents = [Extent(e.index, e.pfn, e.frame_count, 0) for e in self._fs.extents(ino)]
         demand.patience = len(extents) // _EXTENTS_A_REQUEST
         self._tables.publish(
-            ino,
-            attributes.size_bytes,
-            extents,
-            live_offset=self._fs.live_line(ino),
+            ino, attributes.size_bytes, extents, live_offset=self._fs.live_line(ino),
             limit_bytes=self._fs.append_limit(ino),
-        )
+        )  # fmt: skip
         self._tables.touched(ino, reads_count_after_ns)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Callable, Coroutine, Sequence
-from functools import partial
 from typing import ParamSpec, TypeVar
 
 import pyfuse3
@@ -54,7 +53,7 @@ class Pyfuse3Door(pyfuse3.Operations):
     ) -> T:
         """What a handler answers. Raises FUSEError."""
         try:
-            answer = self._handlers.patience.begin(partial(handler, *request, **more))
+            answer = self._handlers.patience.begin(handler, *request, **more)
             return await answer if isinstance(answer, Coroutine) else answer
         except Exception as error:
             raise FUSEError(errno_of(error, what, *request)) from error

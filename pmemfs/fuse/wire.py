@@ -70,8 +70,6 @@ class Opcode(IntEnum):
 
 NOTIFY_INVAL_INODE = 2
 
-_SIZES = {"I": 4, "Q": 8, "i": 4, "q": 8, "H": 2}
-
 
 class Structure(struct.Struct):
     """A structure of the protocol: its name in linux/fuse.h, and its fields in order.

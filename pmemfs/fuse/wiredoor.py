@@ -131,8 +131,8 @@ class WireDoor:
         files = self._handlers.files
         return {
             Opcode.OPEN: self._open,
-            Opcode.CREATE: self._create,
-            Opcode.TMPFILE: self._create_unnamed,
+            Opcode.CREATE: lambda r: self._create(r, _name(r.operation[wire.CREATE_IN.size :])),
+            Opcode.TMPFILE: lambda r: self._create(r, None),
             Opcode.READ: self._read,
             Opcode.WRITE: self._write,
             # Each write is in the pool when it is answered.
@@ -141,7 +141,8 @@ class WireDoor:
             Opcode.RELEASE: self._release,
             Opcode.FALLOCATE: self._fallocate,
             Opcode.LSEEK: self._lseek,
-            Opcode.COPY_FILE_RANGE: lambda r: later(self._copy(r), _copied),
+            # The older form of the answer has 32 bits for it.
+            Opcode.COPY_FILE_RANGE: lambda r: later(self._copy(r), wire.WRITE_OUT.pack),
             Opcode.COPY_FILE_RANGE_64: lambda r: later(self._copy(r), wire.COPY_OUT_64.pack),
             Opcode.IOCTL: self._ioctl,
         }
@@ -285,13 +286,7 @@ class WireDoor:
         opened = self._handlers.files.open(request.caller, request.inode, flags, may_keep=may_keep)
         return later(opened, _opened)
 
-    def _create(self, request: Request) -> Answer:
-        return self._make_and_open(request, _name(request.operation[wire.CREATE_IN.size :]))
-
-    def _create_unnamed(self, request: Request) -> Answer:
-        return self._make_and_open(request, None)
-
-    def _make_and_open(self, request: Request, name: bytes | None) -> Answer:
+    def _create(self, request: Request, name: bytes | None) -> Answer:
         flags, mode, umask, _ = _head(wire.CREATE_IN, request)
         made, opened = self._handlers.files.create(
             request.caller, request.inode, name, mode, flags, umask=umask
@@ -361,11 +356,6 @@ def _empty(_: None) -> Answer:
 
 def _opened(opened: Opened) -> bytes:
     return open_out(opened.handle, cached=opened.is_cached)
-
-
-def _copied(count: int) -> Answer:
-    """struct fuse_write_out: the older form of the answer has 32 bits for it."""
-    return wire.WRITE_OUT.pack(count)
 
 
 def _head(structure: wire.Structure, request: Request) -> tuple[int, ...]:

@@ -21,15 +21,10 @@ class Handlers:
     """The handlers of one volume. `publisher` and `published` are for a data plane, if any."""
 
     def __init__(
-        self,
-        volume: Volume,
-        engine: Engine,
-        trimmer: Trimmer,
-        *,
-        publisher: Publisher | None = None,
-        published: PublishedAttributes | None = None,
+        self, volume: Volume, engine: Engine, trimmer: Trimmer, *,
+        publisher: Publisher | None = None, published: PublishedAttributes | None = None,
         cached: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.volume = volume
         self.patience = Patience(volume)
         self.notifier = Notifier()

@@ -76,15 +76,9 @@ class OpenFiles:
     """All open files. `publisher` is for a data plane, where there is one."""
 
     def __init__(
-        self,
-        volume: Volume,
-        engine: Engine,
-        publisher: Publisher | None,
-        names: NameHandlers,
-        notifier: Notifier,
-        *,
-        cached: bool = False,
-    ) -> None:
+        self, volume: Volume, engine: Engine, publisher: Publisher | None, names: NameHandlers,
+        notifier: Notifier, *, cached: bool = False,
+    ) -> None:  # fmt: skip
         self._cached = cached
         self._fs = volume
         self._engine = engine
