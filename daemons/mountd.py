@@ -16,8 +16,8 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict
+from typing import Any, NamedTuple
 
 import trio
 
@@ -58,8 +58,7 @@ _PATIENCE_SECONDS = 5
 _ADVICE_BYTES = GIB
 
 
-@dataclass(frozen=True, slots=True)
-class Arguments:
+class Arguments(NamedTuple):
     """What the command line says."""
 
     pool: str

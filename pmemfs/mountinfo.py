@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 FUSE_TYPE = "fuse.pmemfs"
 DIRTY_PAGE_LIMITS = "/sys/class/bdi/{device}"
@@ -19,8 +19,7 @@ _USER_ID = re.compile(r"(?:^|,)user_id=(\d+)")
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
-@dataclass(frozen=True, slots=True)
-class Mount:
+class Mount(NamedTuple):
     """One line of mountinfo."""
 
     device: str

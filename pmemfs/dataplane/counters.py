@@ -6,7 +6,7 @@ counted at this moment may be in one of its counters and not yet in another.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pmemfs.dataplane import layouts
 from pmemfs.dataplane.layouts import LATENCY_BUCKETS, Operation
@@ -16,8 +16,7 @@ _HEAD_BYTES = layouts.SLOT_HEAD.size_bytes
 _COUNTS_BYTES = layouts.OPERATION_COUNTS.size_bytes
 
 
-@dataclass(frozen=True, slots=True)
-class OperationCounters:
+class OperationCounters(NamedTuple):
     """One operation at one worker. `latencies` counts answers in `LATENCY_BUCKETS` buckets."""
 
     answered: int
@@ -28,8 +27,7 @@ class OperationCounters:
     latencies: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerCounters:
+class WorkerCounters(NamedTuple):
     """One worker."""
 
     number: int

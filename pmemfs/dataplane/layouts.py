@@ -11,10 +11,10 @@ up to eight bytes is read and written whole; whatever two threads write lies in 
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
-from pmemfs.media.layout import Layout, stored
+from pmemfs.media.layout import Layout, stored, structure
 from pmemfs.pfn import FRAME_BYTES, PAGE_STRUCTURE_BYTES
 from pmemfs.units import MIB, align_up
 
@@ -83,7 +83,7 @@ class SectionState(enum.IntEnum):
     """It is being given back: wait until it is ABSENT."""
 
 
-@dataclass(frozen=True, slots=True)
+@structure
 class Header:
     """What the data plane must know. Constant but for the last two lines, and for what a pool that
     grows changes while workers are paused or nobody looks: memmap_offset, page_count, pool_bytes.
@@ -120,7 +120,7 @@ class Header:
     idle: int = stored("V24", "zero", default=bytes(24))
 
 
-@dataclass(frozen=True, slots=True)
+@structure
 class SlotHead:
     """The head of what one worker alone writes, but for `paused`; counters of operations follow."""
 
@@ -132,7 +132,7 @@ class SlotHead:
     unused: int = stored("V24", "zero", default=bytes(24))
 
 
-@dataclass(frozen=True, slots=True)
+@structure
 class OperationCounts:
     """Counters of one operation in one slot; buckets of latencies follow."""
 
@@ -144,7 +144,7 @@ class OperationCounts:
     unused: int = stored("V24", "zero", default=bytes(24))
 
 
-@dataclass(frozen=True, slots=True)
+@structure
 class InodeEntry:
     """One inode whose extents are published. An entry with `inode` 0 is free, or soon will be."""
 
@@ -159,7 +159,7 @@ class InodeEntry:
     unused: int = stored("V32", "zero", default=bytes(32))
 
 
-@dataclass(frozen=True, slots=True)
+@structure
 class AttributesEntry:
     """What GETATTR of an inode is answered with, until something of it changes; see `tables`."""
 
@@ -169,7 +169,7 @@ class AttributesEntry:
     unused: int = stored("V8", "zero", default=bytes(8))
 
 
-@dataclass(frozen=True, slots=True)
+@structure
 class TableHead:
     """The head of an extent table, which never changes once published; extents follow."""
 
@@ -179,7 +179,7 @@ class TableHead:
     extent_count: int = stored("<u8", "extents that follow, by ascending index, disjoint")
 
 
-@dataclass(frozen=True, slots=True)
+@structure
 class Extent:
     """A run of frames of a file; what no extent covers is a hole."""
 
@@ -189,7 +189,7 @@ class Extent:
     flags: int = stored("<u8", "zero")
 
 
-@dataclass(frozen=True, slots=True)
+@structure
 class FaultRecord:
     """Memory that could not be touched, and what that cost."""
 
@@ -214,8 +214,7 @@ OPERATION_BYTES = OPERATION_COUNTS.size_bytes + LATENCY_BUCKETS * 8
 SLOT_BYTES = align_up(SLOT_HEAD.size_bytes + len(Operation) * OPERATION_BYTES, FRAME_BYTES)
 
 
-@dataclass(frozen=True, slots=True)
-class Areas:
+class Areas(NamedTuple):
     """Where everything lies in the memfd; each area starts on a frame of its own."""
 
     slots: int

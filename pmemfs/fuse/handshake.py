@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pmemfs.errors import system_error
 from pmemfs.fuse import wire
@@ -24,8 +24,7 @@ away with a change."""
 _LOW = (1 << 32) - 1
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
+class Terms(NamedTuple):
     """What a mount wants to agree on."""
 
     max_write: int

@@ -16,7 +16,7 @@ import signal
 import socket
 import subprocess
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import trio
 
@@ -44,8 +44,7 @@ _MOST_DEPTH = 32
 _MOST_OWN = 64
 
 
-@dataclass(frozen=True, slots=True)
-class PlaneSettings:
+class PlaneSettings(NamedTuple):
     """What the data plane is started with; see `run` in dataplane/process.pxi."""
 
     max_write: int
@@ -150,7 +149,7 @@ class DataPlane:
             "pool_fd": medium.fileno(),
             "notices_fd": self.sockets.their_notices.fileno(),
             "map_flags": medium.map_flags,
-            **asdict(self._settings),
+            **self._settings._asdict(),
         }
         forward_fds = [end.fileno() for end in self.sockets.their_forwarded]
         self._process = subprocess.Popen(

@@ -12,13 +12,12 @@ pool can grow and that making one costs the same at any size. Invariants:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import google_crc32c
 
 from pmemfs.errors import DamagedFileSystem
-from pmemfs.media.layout import Layout, stored
+from pmemfs.media.layout import Layout, replace, stored, structure
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ _KEPT_IN_FIRST_GROUP = 4
 LEAST_FRAMES = 16
 
 
-@dataclass(frozen=True, slots=True)
+@structure
 class Head:
     """The head of a file system."""
 
@@ -101,8 +100,7 @@ def is_head_sound(buffer: Buffer) -> bool:
     return head.magic == MAGIC and head.checksum == google_crc32c.value(blank[:_CLEAN_AT])
 
 
-@dataclass(frozen=True, slots=True)
-class Geometry:
+class Geometry(NamedTuple):
     """The frames of the data zone."""
 
     first_pfn: int

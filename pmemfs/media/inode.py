@@ -13,12 +13,11 @@ Invariants:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import google_crc32c
 
-from pmemfs.media.layout import Layout, stored
+from pmemfs.media.layout import Layout, stored, structure
 from pmemfs.pfn import FRAME_BYTES
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ EPOCH_MASK = (1 << 16) - 1
 SIZE_LIMIT_BYTES = 1 << 47
 
 
-@dataclass(frozen=True, slots=True)
+@structure
 class InodeHead:
     """The head of an inode's slot."""
 

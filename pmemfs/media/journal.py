@@ -10,16 +10,15 @@ One frame, used anew by each operation that moves more than one word. Invariants
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import starmap
 
 import google_crc32c
 
-from pmemfs.media.layout import Layout, stored
+from pmemfs.media.layout import Layout, stored, structure
 from pmemfs.pfn import FRAME_BYTES
 
 
-@dataclass(frozen=True, slots=True)
+@structure
 class JournalHead:
     """The head of the journal; entries follow."""
 
@@ -28,7 +27,7 @@ class JournalHead:
     reserved: bytes = stored("V8", "zero", default=bytes(8))
 
 
-@dataclass(frozen=True, slots=True)
+@structure
 class JournalEntry:
     """One word that changes."""
 

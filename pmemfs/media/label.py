@@ -10,14 +10,13 @@ Invariants:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from enum import IntEnum, IntFlag
 from typing import TYPE_CHECKING
 
 import google_crc32c
 
 from pmemfs.errors import BadGeometry, BadName, InvalidLabel, NewerFormat
-from pmemfs.media.layout import Layout, stored
+from pmemfs.media.layout import Layout, replace, stored, structure
 from pmemfs.media.zones import LABEL_BYTES, Zones, compute_zones
 from pmemfs.pfn import PAGE_STRUCTURE_BYTES
 
@@ -77,7 +76,7 @@ class ReadOnlyCompatible(IntFlag):
     """Features without which a pool can be read but not written. Format 1 has none."""
 
 
-@dataclass(frozen=True, slots=True)
+@structure
 class Label:
     """One copy of the label."""
 

@@ -15,12 +15,11 @@ included, and one that makes the number of set bits even. Invariants:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from struct import Struct
 
 import google_crc32c
 
-from pmemfs.media.layout import Layout, stored
+from pmemfs.media.layout import Layout, stored, structure
 
 SIZE_SHIFT = 16
 SIZE_FACTOR = 0x9E3779B97F4A7C15
@@ -32,7 +31,7 @@ _WORD_MASK = (1 << 64) - 1
 _WHOSE = Struct("<QQH")
 
 
-@dataclass(frozen=True, slots=True)
+@structure
 class LiveLine:
     """The live line of an inode."""
 

@@ -11,13 +11,12 @@ What an inode is follows from its records, read in order up to its tail. Invaria
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from struct import Struct
 
 import google_crc32c
 
-from pmemfs.media.layout import Layout, stored
+from pmemfs.media.layout import Layout, stored, structure
 from pmemfs.pfn import FRAME_BYTES
 
 RECORD_BYTES = 64
@@ -63,7 +62,7 @@ class InodeFlags(IntFlag):
     """Reading it does not change its time of access."""
 
 
-@dataclass(frozen=True, slots=True)
+@structure
 class LogFrame:
     """The head of a frame of a log; 63 slots for records follow."""
 
@@ -78,7 +77,7 @@ class LogFrame:
     reserved: bytes = stored("V40", "zero", default=bytes(40))
 
 
-@dataclass(frozen=True, slots=True)
+@structure
 class RecordHead:
     """The first 8 bytes of every record."""
 
@@ -93,7 +92,7 @@ class RecordHead:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@structure
 class AttributesRecord:
     """ATTRIBUTES: all of them at once; the last record counts."""
 
@@ -112,7 +111,7 @@ class AttributesRecord:
                         "not to be dumped, 16 a read changes no time of access")  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+@structure
 class ExtentRecord:
     """EXTENT: from now on these frames of the file are those of the pool; HOLE: they are none."""
 
@@ -123,7 +122,7 @@ class ExtentRecord:
     reserved: bytes = stored("V32", "zero", default=bytes(32))
 
 
-@dataclass(frozen=True, slots=True)
+@structure
 class EntryRecord:
     """ENTRY: from now on the name leads to the inode; REMOVED: to none. Both set the directory's
     times of modification and change."""
@@ -136,7 +135,7 @@ class EntryRecord:
     name: bytes = stored("V38", "its first bytes; the rest in the next slots", default=bytes(38))
 
 
-@dataclass(frozen=True, slots=True)
+@structure
 class ValueRecord:
     """XATTR: a part of an attribute's value, the first of which replaces what was; TARGET: a part
     of a symbolic link's target; XATTR_REMOVED: the attribute is gone."""
@@ -150,7 +149,7 @@ class ValueRecord:
                             default=bytes(44))  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+@structure
 class ParentRecord:
     """PARENT: the directory that a directory is in."""
 

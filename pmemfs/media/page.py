@@ -9,10 +9,9 @@ Invariants:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntFlag
 
-from pmemfs.media.layout import Layout, stored
+from pmemfs.media.layout import Layout, stored, structure
 from pmemfs.pfn import PAGE_STRUCTURE_BYTES
 
 
@@ -25,7 +24,7 @@ class PageFlags(IntFlag):
     """Read or written since it was initialised."""
 
 
-@dataclass(frozen=True, slots=True)
+@structure
 class Page:
     """One page structure."""
 

@@ -15,7 +15,7 @@ a larger pool starts where it did: so a pool can grow.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pmemfs.errors import BadGeometry
 from pmemfs.pfn import FRAME_BYTES, PAGE_STRUCTURE_BYTES
@@ -26,8 +26,7 @@ PAGE_SIZES_BYTES = (4 * KIB, 2 * MIB, GIB)
 DEFAULT_ALIGNMENT_BYTES = 2 * MIB
 
 
-@dataclass(frozen=True, slots=True)
-class Zone:
+class Zone(NamedTuple):
     """A range of the pool."""
 
     offset_bytes: int
@@ -43,8 +42,7 @@ class Zone:
         return self.offset_bytes <= offset_bytes and offset_bytes + length_bytes <= self.end_bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Zones:
+class Zones(NamedTuple):
     """All zones of a pool."""
 
     label: Zone

@@ -12,8 +12,7 @@ import resource
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 import pmemfs
 from pmemfs.errors import SourceBusy, cause_of
@@ -92,8 +91,7 @@ class SpareDescriptors:
             os.close(self._fds.pop())
 
 
-@dataclass(frozen=True, slots=True)
-class Limit:
+class Limit(NamedTuple):
     """A limit of getrlimit(2) that a daemon may run into, and that its caller's shell has set."""
 
     number: int

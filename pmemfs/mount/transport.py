@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pmemfs.errors import TransportUnavailable
 
@@ -36,8 +36,7 @@ WHY_URING = "measured faster at 4 KiB and at 1 MiB, but for one caller that shar
 """Why `auto` prefers `uring` where it is sound; the figures are in docs/performance.md."""
 
 
-@dataclass(frozen=True, slots=True)
-class BadKernels:
+class BadKernels(NamedTuple):
     """Releases whose FUSE over io_uring must not be trusted: from `first`, before `fixed`."""
 
     first: Release
@@ -80,8 +79,7 @@ class Offer:
     """Whether this process is in the group that kernel.io_uring_group names."""
 
 
-@dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
     """A transport, and one line on why it is this one and not the other."""
 
     transport: Literal["uring", "fd"]

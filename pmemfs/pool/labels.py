@@ -10,7 +10,7 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pmemfs.errors import InvalidLabel, MemoryFault
 from pmemfs.media.label import LAYOUT, Label, has_magic, pack, validate
@@ -18,8 +18,7 @@ from pmemfs.media.zones import LABEL_BYTES
 from pmemfs.medium.base import Medium
 
 
-@dataclass(frozen=True, slots=True)
-class LabelReading:
+class LabelReading(NamedTuple):
     """What was found where a copy of the label belongs."""
 
     where: str

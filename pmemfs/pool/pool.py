@@ -13,7 +13,7 @@ from __future__ import annotations
 import secrets
 import time
 import uuid
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from pmemfs.errors import (
     InvalidPool,
@@ -32,6 +32,7 @@ from pmemfs.media.label import (
     validate,
     with_zones,
 )
+from pmemfs.media.layout import replace
 from pmemfs.media.zones import DEFAULT_ALIGNMENT_BYTES, LABEL_BYTES, Zones
 from pmemfs.medium.base import Medium
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT, PageGeometry, Pfn

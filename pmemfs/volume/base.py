@@ -14,7 +14,6 @@ from __future__ import annotations
 import errno
 from abc import abstractmethod
 from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, Union
 
 from pmemfs.errors import system_error
@@ -67,8 +66,7 @@ class NewInode(NamedTuple):
     xattrs: tuple[tuple[bytes, bytes], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Room:
+class Room(NamedTuple):
     """How much room there is, and how many files, where somebody counts them."""
 
     total_frames: int

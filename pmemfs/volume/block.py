@@ -18,8 +18,7 @@ import os
 import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
@@ -69,8 +68,7 @@ class Onlookers:
         """Memory has come where there was none."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Frames:
+class _Frames(NamedTuple):
     """A range of the device as the whole frames in it, in the pool, and what is left beside."""
 
     head: tuple[int, int]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from kit.commands import pmemfs, pmemfs_ok, refused, run_command
 from kit.mounts import PoolMaker, Session, mounts_at
 from kit.sources import mounted_tmpfs
 from pmemfs.media.label import FORMAT_VERSION, pack, validate
+from pmemfs.media.layout import replace
 from pmemfs.units import MIB
 
 pytestmark = pytest.mark.mount

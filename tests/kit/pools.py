@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kit.sources import sparse_file
 from pmemfs.media.label import Label, Scheme, pack, validate
+from pmemfs.media.layout import replace
 from pmemfs.media.zones import LABEL_BYTES
 from pmemfs.medium.base import Medium
 from pmemfs.medium.mapped import MappedMedium

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from kit.pools import SMALL_BYTES, MemoryMedium, content, small_pool
 from pmemfs.errors import NotAPool
 from pmemfs.media.label import Label, pack
+from pmemfs.media.layout import replace
 from pmemfs.media.zones import LABEL_BYTES
 from pmemfs.pool.label_check import has_errors
 from pmemfs.volume.pool_check import check_pool

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import given
@@ -24,6 +24,7 @@ from pmemfs.media.label import (
     pack,
     validate,
 )
+from pmemfs.media.layout import replace
 from pmemfs.media.zones import LABEL_BYTES, PAGE_SIZES_BYTES, compute_zones
 from pmemfs.units import GIB
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 
 from pmemfs.media import label, page
-from pmemfs.media.layout import Layout, stored
+from pmemfs.media.layout import Layout, stored, structure
 
 
-@dataclass(frozen=True)
+@structure
 class Sample:
     count: int = stored("<u4", "a number", unit="things")
     short: int = stored("<u2", "another")

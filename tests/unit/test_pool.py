@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -19,6 +18,7 @@ from pmemfs.errors import (
     ReadOnlyPool,
 )
 from pmemfs.media.label import Label, Scheme, State, pack
+from pmemfs.media.layout import replace
 from pmemfs.media.zones import LABEL_BYTES
 from pmemfs.pool import Pool, PoolSpec
 from pmemfs.units import KIB, MIB

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pmemfs.fuse.handlers import acl
 from pmemfs.fuse.handlers.notifications import after_failing
@@ -15,8 +15,7 @@ from pmemfs.volume.base import Attributes, Later, Room, Volume
 _TIME_LIMIT = (1 << 63) - 1
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """What SETATTR asks for; None: it stays as it is."""
 
     mode: int | None = None

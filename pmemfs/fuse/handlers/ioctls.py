@@ -15,7 +15,7 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import trio
 
@@ -40,8 +40,7 @@ _FSTRIM_RANGE = struct.Struct("<QQQ")
 _GRACE_POLL_SECONDS = 0.0005
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
+class Command(NamedTuple):
     """An ioctl(2): what the caller's argument points at, and what that is, 0 from the kernel."""
 
     number: int

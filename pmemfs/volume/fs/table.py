@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
-from dataclasses import replace
 
 from pmemfs.errors import DamagedFileSystem
 from pmemfs.media.filesystem import FIRST_INODES_FRAME, GROUP_FRAMES, Geometry
@@ -25,6 +24,7 @@ from pmemfs.media.inode import (
     is_sound_head,
     read_free_slot,
 )
+from pmemfs.media.layout import replace
 from pmemfs.medium.base import Medium
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
 from pmemfs.volume.fs.allocator import Allocator
