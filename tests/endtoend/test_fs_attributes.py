@@ -81,6 +81,7 @@ def status_from_the_server(path: Path) -> tuple[int, int]:
     return nlink, seconds * SECOND_NS + nanoseconds
 
 
+@pytest.mark.slow
 def test_everybody_sees_a_directory_as_it_is_while_it_changes(root: Path) -> None:
     begun = done = 0
     is_over = threading.Event()

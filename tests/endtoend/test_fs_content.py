@@ -444,6 +444,7 @@ def test_a_file_that_is_used_is_served_by_the_data_plane(
         assert native_count() - before >= 9
 
 
+@pytest.mark.slow
 def test_many_open_files_are_all_served(root: Path) -> None:
     files = []
     try:

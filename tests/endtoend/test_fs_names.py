@@ -242,6 +242,7 @@ def test_in_a_removed_directory_nothing_can_be_made(root: Path) -> None:
         os.close(fd)
 
 
+@pytest.mark.slow
 def test_a_large_directory_is_listed_whole(root: Path) -> None:
     expected = {f"file {number:05}" for number in range(3000)}
     for name in expected:
@@ -253,6 +254,7 @@ def test_a_large_directory_is_listed_whole(root: Path) -> None:
     assert names(root) == expected
 
 
+@pytest.mark.slow
 def test_a_listing_survives_changes(root: Path) -> None:
     stable = {f"stable {number}" for number in range(500)}
     for name in stable:
