@@ -5,6 +5,7 @@ The only module, with `pyfuse3door`, that loads pyfuse3: a native mount does wit
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import tempfile
@@ -38,6 +39,17 @@ _MAX_BACKGROUND = 1024
 _ENDS = (errno.ENODEV, errno.ECONNABORTED, errno.EIO)
 """What libfuse's read answers when the mount is gone: unmounted or aborted."""
 
+_LIBFUSE = ctypes.CDLL(pyfuse3.__file__)
+_IGNORED = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda *_: None)
+
+
+def silence_libfuse() -> None:
+    """Let libfuse write no lines of its own, such as "short read on fuse device" when a mount ends.
+
+    What fails while it serves pyfuse3 raises, and we log.
+    """
+    _LIBFUSE.fuse_set_log_func(_IGNORED)
+
 
 class PythonSession(Session):
     """pyfuse3 on /dev/fuse."""
@@ -69,6 +81,7 @@ class PythonSession(Session):
         allow_dirty_pages(self.mount)
 
     async def serve(self, on_ready: Callable[[Mount], None]) -> None:
+        silence_libfuse()
         on_ready(self.mount)
         # Where no answer has to wait for anything, one task gives all: handing over to others costs
         # a tenth of each. What takes long to read in mode `fs` is waited for, too, but so seldom
