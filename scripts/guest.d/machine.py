@@ -31,7 +31,7 @@ PROBE_SECONDS = 10
 
 
 def machine_arguments(
-    boot: BootFiles, accelerator: str, memory_bytes: int, nvdimm_bytes: int = 0
+    boot: BootFiles, accelerator: str, memory_bytes: int, nvdimm_bytes: int = 0, cpus: int = 1
 ) -> list[str]:
     """QEMU and the machine it emulates, without the devices that carry work."""
     memory_mib = memory_bytes // MIB
@@ -41,7 +41,7 @@ def machine_arguments(
         *("setpriv", "--pdeathsig", "KILL"),
         find_program("qemu-system-x86_64") or "qemu-system-x86_64",
         *("-accel", "tcg,thread=multi" if accelerator == "tcg" else "kvm"),
-        *("-machine", "q35,nvdimm=on", "-cpu", "max", "-smp", str(min(os.cpu_count() or 1, 4))),
+        *("-machine", "q35,nvdimm=on", "-cpu", "max", "-smp", str(cpus)),
         *("-m", f"{memory_mib}M,slots=2,maxmem={most_mib}M"),
         *("-display", "none", "-nodefaults", "-no-reboot"),
         *("-kernel", str(boot.kernel.image), "-initrd", str(boot.initramfs)),

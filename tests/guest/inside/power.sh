@@ -13,7 +13,8 @@ if [ "$source" = ext4 ]; then
     source=/mnt/dax/pool
     [ "$when" = after ] || pmemfs create "$source" --size 256M
 elif [ "$when" = before ]; then
-    pmemfs create "$source"
+    # A pool of what ran before lies there.
+    pmemfs create --force "$source"
 fi
 pmemfs mount "$source" "$mnt"
 device=$mnt/$(ls "$mnt")
