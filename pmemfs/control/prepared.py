@@ -160,11 +160,8 @@ def _serve(ours: socket.socket, theirs: socket.socket, stderr_fd: int) -> NoRetu
     if not sys.flags.safe_path:
         # The directory of the program.
         del sys.path[0]
-    # Little of what is loaded is ever given up, so looking for it would find next to nothing.
-    gc.disable()
     module = importlib.import_module(_DAEMON)
     gc.freeze()
-    gc.enable()
     with socket.socket(fileno=os.dup(_STARTER_FD)) as starter:
         message = starter.recv(_WORDS_BYTES)
     if not message:

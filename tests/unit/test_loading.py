@@ -71,3 +71,23 @@ def test_a_daemon_loads_no_numpy_and_nothing_that_only_answers_questions() -> No
     loaded = loaded_by("pmemfs.daemons.mountd")
     assert "numpy" not in loaded, "what counts pages in Python is the python engine's"
     assert not [name for name in loaded if name.startswith(("pmemfs.observe", "pmemfs.cli"))]
+
+
+WRITTEN = """
+import sys
+written = []
+def hook(event, details):
+    if event == "compile" and details[1] == "<string>":
+        written.append(details[0])
+import trio
+sys.addaudithook(hook)
+import pmemfs.daemons.mountd
+print(len(written))
+"""
+
+
+def test_a_daemon_writes_and_compiles_little_code_while_it_loads() -> None:
+    # Each dataclass is six functions, each named tuple one.
+    result = run_command(sys.executable, "-P", "-c", WRITTEN)
+    assert result.code == 0, result.err
+    assert 0 < int(result.out) <= 320
