@@ -380,8 +380,7 @@ class NotDurable(PmemfsError):
 
 
 class NotPermitted(PmemfsError):
-    """no permission to ask the daemon of {path}: only user {uid}, whose mount it is, and root have
-    it"""
+    """no permission for the mount on {path}: only user {uid}, whose it is, and root have it"""
 
     errno = errno.EACCES
 

@@ -1,4 +1,4 @@
-"""Ctrl-C while a program starts or ends. Loads next to nothing, so that it is there at once.
+"""What a program does first: about Ctrl-C, and what its caller has left it. Loads next to nothing.
 
 Python turns an interrupt into KeyboardInterrupt wherever it is just then. While modules are loaded
 that is deep inside the import system, which prints a traceback, or swallows it. So the process just
@@ -29,6 +29,14 @@ def raise_interrupts() -> None:
 
 def _leave(_number: int, _frame: FrameType | None) -> None:
     os._exit(EXIT_INTERRUPTED)
+
+
+def wait_for_children() -> None:
+    """Learn how children end, also where our caller wanted to know nothing of its own.
+
+    A program inherits that SIGCHLD is ignored; then the kernel keeps no word of a child that ended.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def open_standard_files() -> None:

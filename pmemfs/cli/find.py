@@ -117,7 +117,7 @@ def _ask_all(
     **limits: Any,
 ) -> list[Report | PmemfsError]:  # fmt: skip
     around = mounts()
-    permitted = [mount for mount in asked if _may_ask(mount)]
+    permitted = [mount for mount in asked if may_ask(mount)]
     questions = [Question(socket_path(m, around), m.owner_uid, method, params) for m in permitted]
 
     def warn_about(position: int, sentence: str) -> None:
@@ -125,12 +125,12 @@ def _ask_all(
 
     answers = iter(call_all(questions, partial(decode, shape), warn=warn_about, **limits))
     return [
-        next(answers) if _may_ask(mount)
+        next(answers) if may_ask(mount)
         else NotPermitted(path=mount.mountpoint, uid=mount.owner_uid)
         for mount in asked
     ]  # fmt: skip
 
 
-def _may_ask(mount: Mount) -> bool:
+def may_ask(mount: Mount) -> bool:
     """Whether the daemon of a mount answers this user. It hangs up on others without a word."""
     return os.geteuid() in (0, mount.owner_uid)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from pmemfs.cli.early import leave_quietly, open_standard_files
+from pmemfs.cli.early import leave_quietly, open_standard_files, wait_for_children
 
 
 def main() -> None:
     """The program."""
     leave_quietly()
+    wait_for_children()
     open_standard_files()
     from pmemfs.control.prepared import discard, prepare
 

@@ -7,11 +7,11 @@ import select
 
 import click
 
-from pmemfs.cli.find import ask, require_mount
+from pmemfs.cli.find import ask, may_ask, require_mount
 from pmemfs.cli.mount import reporting_mount_failure
 from pmemfs.control.client import daemon_pidfd
 from pmemfs.control.places import socket_path
-from pmemfs.errors import NoAnswer, NotClean, PmemfsError, SourceBusy
+from pmemfs.errors import NoAnswer, NotClean, NotPermitted, PmemfsError, SourceBusy
 from pmemfs.media.label import State
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.mount.mountpoint import places_of, resolve, unmount
@@ -38,6 +38,9 @@ def umount(target: str, lazy: bool) -> int:
 
     def attempt() -> int:
         mount = require_mount(target)
+        if not may_ask(mount):
+            # fusermount3 says something else.
+            raise NotPermitted(path=mount.mountpoint, uid=mount.owner_uid)
         # A pool is unmounted wherever it appears; a mountpoint, as it is told.
         is_mountpoint = mount.mountpoint == resolve(target)
         places = [mount] if is_mountpoint else places_of(mount)

@@ -170,6 +170,7 @@ class Launch:
         with contextlib.suppress(OSError):
             self._socket.send(KEEP)
         self._hear()
+        self._socket.close()
         self._signals.ignore()
 
     def abandon(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from kit.data_plane import InProcess, PythonEngine
 from kit.pools import SCHEMES, mapped_pool
 from pmemfs.media.label import Scheme
+from pmemfs.media.layout import replace
 from pmemfs.media.page import Page
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap import open_memmap

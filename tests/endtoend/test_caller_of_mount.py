@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,31 @@ def limited(flag: str, *words: object, how: str = "") -> Result:
     """Run a command under a limit of a shell; with `-S`, one that everybody may raise."""
     limit = f"ulimit {how} {flag} {LIMITED[flag]}"
     return run_command("bash", "-c", f'{limit} && exec "$@"', "bash", *words)
+
+
+FORGETS_CHILDREN = (
+    "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); "
+    "os.execv(sys.argv[1], sys.argv[1:])"
+)
+
+
+def test_who_wants_to_know_nothing_of_children_is_told_of_mounts_all_the_same(
+    pools: PoolMaker, tmp_path: Path
+) -> None:
+    mounted = Mounted(pools.create(size="16M"), pools.mountpoint())
+    (tmp_path / "no pool").write_bytes(bytes(1 << 20))
+    mount = (sys.executable, "-c", FORGETS_CHILDREN, BIN / "pmemfs", "mount",
+             *pools.engine.options)  # fmt: skip
+    refused(run_command(*mount, tmp_path / "nothing", mounted.mountpoint), 32, "no such")
+    refused(
+        run_command(*mount, tmp_path / "no pool", mounted.mountpoint), 32, "has no label of a pool"
+    )
+    misused = run_command(*mount, mounted.pool)
+    assert misused.code == 2
+    assert "Traceback" not in misused.err
+    assert mount_at(str(mounted.mountpoint)) is None
+    assert run_command(*mount, mounted.pool, mounted.mountpoint) == Result(0, "", "")
+    pools.umount(mounted)
 
 
 def may_raise_limits() -> bool:

@@ -26,6 +26,7 @@ from kit.posix import fails_with, opened
 from kit.processes import wait_until
 from kit.sources import loop_device
 from kit.users import NOBODY, as_user
+from pmemfs.clock import coarse_ns
 from pmemfs.units import MIB
 
 pytestmark = pytest.mark.mount
@@ -435,6 +436,17 @@ def test_a_read_leaves_the_time_of_access_of_what_has_the_flag(native_root: Path
         (path.parent / "other").touch()
         moved[name] = access_time(path) != 10**18
     assert moved == {"usual": True, "flagged": False}
+
+
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_a_new_flag_is_a_change_that_everybody_sees_at_once(native_root: Path, kind: str) -> None:
+    path = native_root / kind
+    path.mkdir() if kind == "directory" else path.touch()
+    before = path.stat()
+    wait_until(lambda: coarse_ns() > before.st_ctime_ns, "the clock goes on")
+    set_flags(path, NO_DUMP)
+    assert path.stat().st_ctime_ns > before.st_ctime_ns
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
 
 
 def access_time(path: Path) -> int:

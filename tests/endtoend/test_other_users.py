@@ -328,6 +328,9 @@ def test_who_may_not_ask_a_daemon_is_told_that(pools: PoolMaker, engine: Engine)
     for name in ("info", "stat", "pages"):
         done = run_command(*AS_NOBODY, *command, name, mounted.mountpoint)
         refused(done, 1, "no permission", str(mounted.mountpoint), "only user 0")
+    for target in (mounted.mountpoint, mounted.pool):
+        done = run_command(*AS_NOBODY, *command, "umount", target)
+        refused(done, 32, "no permission", str(mounted.mountpoint), "only user 0")
 
 
 def test_a_place_behind_somebodys_fuse_server_is_not_looked_at(place: Path) -> None:

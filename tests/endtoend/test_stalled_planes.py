@@ -55,7 +55,6 @@ def test_a_burst_of_any_size_is_answered(pools: PoolMaker, buffers: str) -> None
 
 
 LIAR = """
-from dataclasses import replace
 from pmemfs.daemons import mountd
 from pmemfs.fuse.handlers.directories import DirectoryHandlers, Listed
 
@@ -63,7 +62,7 @@ told = DirectoryHandlers.listing
 
 def listing(self, handle, start, take, *, with_attributes):
     if start == 0:
-        attributes = replace(self._volume.attributes(1), ino=1, generation=1)
+        attributes = self._volume.attributes(1)._replace(ino=1, generation=1)
         take(Listed(b"loop", 1, 4, 1, attributes))
     else:
         told(self, handle, start, take, with_attributes=with_attributes)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple
 
 import trio
@@ -22,6 +22,7 @@ import trio
 from pmemfs.engine.trimming import Trimmer
 from pmemfs.errors import system_error
 from pmemfs.fuse.handlers.flags import CHATTR_BITS, XFLAG_BITS, bits_of
+from pmemfs.fuse.handlers.notifications import after
 from pmemfs.fuse.handlers.openfiles import OpenFiles
 from pmemfs.fuse.handlers.privileges import Caller
 from pmemfs.media.log import InodeFlags
@@ -101,9 +102,13 @@ class IoctlHandlers:
         flags = InodeFlags(sum(flag for flag, bit in bits.items() if wanted & bit))
         token = self._fs.set_flags(ino, flags)
         self._files.note_change(ino)
-        return b"" if token is None else self._until_over(token)
+        # The kernel forgets no attributes because of flags, and ctime is another one now.
+        told = self._files.tell(ino)
+        return after(told, b"") if token is None else self._until_over(token, told)
 
-    async def _until_over(self, token: object) -> bytes:
+    async def _until_over(self, token: object, told: Awaitable[None] | None) -> bytes:
+        if told is not None:
+            await told
         # Polled, as any grace period: no worker is to be slowed down by telling.
         while not self._fs.is_over(token):  # noqa: ASYNC110
             await trio.sleep(_GRACE_POLL_SECONDS)
