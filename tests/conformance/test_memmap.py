@@ -272,7 +272,7 @@ def test_any_sequence_of_calls_answers_as_the_model_does(pool: Pool, opener: Ope
         pool.label = pool.label.__class__(
             **{
                 name: getattr(pool.label, name)
-                for name in pool.label.__dataclass_fields__
+                for name in pool.label._fields
                 if name != "generation"
             },
             generation=next(generation),

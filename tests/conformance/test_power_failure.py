@@ -9,13 +9,14 @@ The last part removes each flush and fence in turn, and asks that this very test
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import pytest
 
 from kit.pools import SMALL_BYTES, content, small_pool, small_spec
 from pmemfs.errors import InvalidPool, NotAPool
 from pmemfs.media.label import Label, Scheme, pack
+from pmemfs.media.layout import replace
 from pmemfs.media.zones import LABEL_BYTES
 from pmemfs.medium.recording import RecordingMedium
 from pmemfs.pool import Pool
