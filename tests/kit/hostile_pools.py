@@ -41,6 +41,7 @@ from pmemfs.media.inode import HEAD as INODE_HEAD
 from pmemfs.media.inode import LIVE_OFFSET, ROOT, SLOT_BYTES
 from pmemfs.media.journal import MOST_ENTRIES, pack_journal
 from pmemfs.media.label import Mode, Scheme
+from pmemfs.media.layout import replace
 from pmemfs.media.live import line_key, size_word
 from pmemfs.medium.base import Durability, Medium
 from pmemfs.medium.recording import RecordingMedium
@@ -467,8 +468,7 @@ def change_head(pool: Mutation) -> None:
         pool.word(at + pool.rng.randrange(64))
         return
     head = HEAD.unpack(bytes(pool.image[at : at + 64]))
-    object.__setattr__(head, "is_clean", pool.number())
-    pool.put(at, pack_head(head))
+    pool.put(at, pack_head(replace(head, is_clean=pool.number())))
 
 
 def copy_slot(pool: Mutation) -> None:

@@ -12,6 +12,7 @@ from pmemfs.media import log as media
 from pmemfs.media.filesystem import FIRST_INODES_FRAME, HEAD, HEAD_FRAME, JOURNAL_FRAME, pack_head
 from pmemfs.media.inode import LIVE_OFFSET, ROOT, SLOT_BYTES, TAIL_WORD_AT
 from pmemfs.media.journal import pack_journal
+from pmemfs.media.layout import replace
 from pmemfs.media.live import size_word
 from pmemfs.medium.recording import RecordingMedium
 from pmemfs.memmap.none import NoMemmap
@@ -91,8 +92,7 @@ def test_a_head_that_was_overwritten_is_written_anew(tree: Tree) -> None:
 def test_a_head_of_a_newer_program_is_left_alone(tree: Tree) -> None:
     at = tree.pool.zones.data.offset_bytes + (HEAD_FRAME << PAGE_SHIFT)
     head = HEAD.unpack(bytes(tree.medium.read(at, 64)))
-    object.__setattr__(head, "features", 8)
-    tree.medium.store(at, pack_head(head))
+    tree.medium.store(at, pack_head(replace(head, features=8)))
     before = content(tree.medium)
     assert "features that this program does not know" in tree.errors()[0]
     repair_filesystem(tree.pool, check_filesystem(tree.pool))
