@@ -47,14 +47,17 @@ def listening(path: Path) -> Iterator[socket.socket]:
     Unless it is another's by then: the device number of a mount that has ended, which names the
     path, is given to the next one while the daemon still ends. Raises NoControlSocket.
     """
-    with socket.socket(socket.AF_UNIX) as listener:
+    with contextlib.ExitStack() as opened:
+        listener = opened.enter_context(socket.socket(socket.AF_UNIX))
         try:
             check_private(path.parent, os.lstat(path.parent), os.geteuid())
             # What is there belongs to a daemon that died: device numbers are given out again.
             path.unlink(missing_ok=True)
             listener.bind(str(path))
             listener.listen(_CONNECTIONS)
-            ours = path.lstat()
+            # As long as it is open, no other file gets the number of its inode.
+            ours = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+            opened.callback(os.close, ours)
         except OSError as error:
             why = error.strerror.lower() if error.strerror else str(error)
             raise NoControlSocket(why=f"{path}: {why}") from None
@@ -62,7 +65,7 @@ def listening(path: Path) -> Iterator[socket.socket]:
             yield listener
         finally:
             with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(path.lstat(), ours):
+                if os.path.samestat(path.lstat(), os.fstat(ours)):
                     path.unlink()
 
 

@@ -346,7 +346,7 @@ def test_extents_says_why_it_has_nothing_to_show(pools: PoolMaker, tmp_path: Pat
     files = pools.mount(pools.create("files", "64M", "--mode", "fs"))
     device = pools.mount(pools.create("device", "16M"))
     (tmp_path / "elsewhere").touch()
-    refused(pmemfs("extents", tmp_path / "elsewhere"), 1, "not a pmemfs mount")
+    refused(pmemfs("extents", tmp_path / "elsewhere"), 1, "not in a pmemfs mount")
     refused(pmemfs("extents", tmp_path / "missing"), 1, "no such file")
     refused(pmemfs("extents", files.mountpoint), 1, "not a regular file")
     refused(pmemfs("extents", device.device), 1, "a device, not files")

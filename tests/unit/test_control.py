@@ -190,3 +190,15 @@ def test_a_directory_that_others_can_write_to_is_refused(path: Path) -> None:
     path.parent.symlink_to("/tmp")
     with pytest.raises(NoControlSocket), listening(path):
         pytest.fail("it followed a link")
+
+
+def test_a_daemon_that_ends_leaves_the_socket_of_the_next_one(tmp_path: Path) -> None:
+    """On a file system that gives inode numbers out again at once, such as ext4, as /tmp may be."""
+    path = tmp_path / "0:57.sock"
+    with contextlib.ExitStack() as second:
+        with listening(path) as first:
+            # As trio does when serving ends: from here on nothing else holds the inode.
+            first.close()
+            second.enter_context(listening(path))
+        assert path.is_socket()
+    assert not path.exists()
