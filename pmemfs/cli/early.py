@@ -15,6 +15,13 @@ from types import FrameType
 EXIT_INTERRUPTED = 130
 
 
+def begin() -> None:
+    """What every program does before anything else."""
+    leave_quietly()
+    wait_for_children()
+    open_standard_files()
+
+
 def leave_quietly() -> None:
     """From now on an interrupt ends the process; unless whoever started it has it ignored."""
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from pmemfs.cli.early import leave_quietly, open_standard_files, wait_for_children
+from pmemfs.cli.early import begin, leave_quietly
 
 _NO_DAEMON = frozenset(("--foreground", "-h", "--help"))
 """With these, `pmemfs mount` becomes the daemon, or only says something."""
@@ -12,9 +12,7 @@ _NO_DAEMON = frozenset(("--foreground", "-h", "--help"))
 
 def main() -> None:
     """The program."""
-    leave_quietly()
-    wait_for_children()
-    open_standard_files()
+    begin()
     words = sys.argv[1:]
     if words[:1] != ["mount"] or not _NO_DAEMON.isdisjoint(words):
         sys.exit(_run(words))

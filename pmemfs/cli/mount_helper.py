@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import sys
 
-from pmemfs.cli.early import leave_quietly, open_standard_files, wait_for_children
+from pmemfs.cli.early import begin, leave_quietly
 
 
 def main() -> None:
     """The program."""
-    leave_quietly()
-    wait_for_children()
-    open_standard_files()
+    begin()
     from pmemfs.control.prepared import discard, prepare
 
     prepare()

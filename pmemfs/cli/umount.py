@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 
 import click
 
@@ -15,6 +14,7 @@ from pmemfs.errors import NoAnswer, NotClean, NotPermitted, PmemfsError, SourceB
 from pmemfs.media.label import State
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.mount.mountpoint import places_of, resolve, unmount
+from pmemfs.mount.processes import has_ended
 from pmemfs.mountinfo import Mount
 from pmemfs.observe.answers import MountStatus
 from pmemfs.pool import Pool
@@ -53,7 +53,7 @@ def umount(target: str, lazy: bool) -> int:
         _unmount_all(places)
         # Elsewhere, the same mount goes on.
         if pidfd is not None and not places_of(mount):
-            if not _has_ended(pidfd):
+            if not has_ended(pidfd, _TIMEOUT_SECONDS):
                 raise NoAnswer(path=target, why=f"it has not ended after {_TIMEOUT_SECONDS} s")
             if pool_path and not _is_clean(pool_path):
                 raise NotClean(path=target)
@@ -74,13 +74,6 @@ def _writable_pool(mount: Mount) -> str | None:
     except PmemfsError:
         return None
     return None if status.read_only else status.pool.path
-
-
-def _has_ended(pidfd: int) -> bool:
-    """Wait for a process to end; whether it did."""
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(_TIMEOUT_SECONDS * 1000))
 
 
 def _is_clean(pool_path: str) -> bool:

@@ -18,7 +18,6 @@ import gc
 import importlib
 import json
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -26,7 +25,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn, Protocol
 
-from pmemfs.mount.processes import python_words, raise_limits
+from pmemfs.mount.processes import has_ended, python_words, raise_limits
 from pmemfs.units import KIB
 
 _DAEMON = "pmemfs.daemons.mountd"
@@ -64,9 +63,7 @@ class ForkedProcess:
     def _wait_for(self, seconds: float) -> None:
         pidfd = os.pidfd_open(self.pid)
         try:
-            poll = select.poll()
-            poll.register(pidfd, select.POLLIN)
-            if not poll.poll(seconds * 1000):
+            if not has_ended(pidfd, seconds):
                 raise subprocess.TimeoutExpired(_DAEMON, seconds)
         finally:
             os.close(pidfd)

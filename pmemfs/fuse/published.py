@@ -51,25 +51,20 @@ class PublishedAttributes:
         self._shared = shared
         self._wanted: dict[int, int] = {}
         """By place, the inode that was asked for last."""
-        self._places: dict[int, int] = {}
-        """And the other way round."""
 
     def is_wanted(self, ino: int) -> bool:
         """Whether somebody has asked for an inode's attributes, and for no rival's since."""
-        return ino in self._places
+        return self._wanted.get(layouts.attributes_place_of(ino)) == ino
 
     def publish(self, attributes: Attributes) -> None:
         """Let the data plane answer from now on; nobody else's attributes in its place."""
         ino = attributes.ino
-        if ino not in self._places:
-            place = layouts.attributes_place_of(ino)
-            self._places.pop(self._wanted.get(place, 0), None)
-            self._wanted[place], self._places[ino] = ino, place
+        self._wanted[layouts.attributes_place_of(ino)] = ino
         self._shared.publish_attributes(ino, attr_out(attributes))
 
     def withdraw(self, ino: int) -> None:
         """What was published is no longer so."""
-        if ino in self._places:
+        if self.is_wanted(ino):
             self._shared.withdraw_attributes(ino)
 
 

@@ -1,4 +1,4 @@
-"""How the processes of a mount are started: by which Python code, and under which limits.
+"""How the processes of a mount are started, by which Python code and under which limits; their end.
 
 Loads no pyfuse3, for the commands.
 """
@@ -9,6 +9,7 @@ import errno
 import importlib.util
 import os
 import resource
+import select
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
@@ -29,6 +30,13 @@ def python_words(module: str) -> list[str]:
     ignores the environment as well (`-I`, as scripts/install links it) starts only what does so.
     """
     return [sys.executable, _flag(), "-m", module]
+
+
+def has_ended(pidfd: int, seconds: float) -> bool:
+    """Wait for a process to end, for so long at most; whether it did."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
 
 
 def bare_python_words(module: str) -> list[str]:

@@ -11,8 +11,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -206,22 +206,28 @@ def test_a_pool_that_is_not_mounted_is_said_to_be_just_that(pools: PoolMaker) ->
         refused(pmemfs(name, pools.directory), code, "is not a pmemfs mount")
 
 
-def test_a_mount_in_the_foreground_stays_logs_and_ends_on_sigterm(pools: PoolMaker) -> None:
-    pool = pools.create(size="16M")
-    mounted = Mounted(pool, pools.mountpoint())
+@contextmanager
+def in_the_foreground(pools: PoolMaker) -> Iterator[tuple[Mounted, subprocess.Popen[str]]]:
+    """A mount whose daemon is a child of ours that answers; what it logs is in its `stderr`."""
+    mounted = Mounted(pools.create(size="16M"), pools.mountpoint())
     daemon = subprocess.Popen(
-        [BIN / "pmemfs", "mount", "--foreground", *pools.engine.options, pool,
+        [BIN / "pmemfs", "mount", "--foreground", *pools.engine.options, mounted.pool,
          mounted.mountpoint], stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
         wait_until(lambda: mount_at(str(mounted.mountpoint)) is not None, "it is mounted")
         wait_until(mounted.device.exists, "it answers")
+        yield mounted, daemon
+    finally:
+        end_process(daemon.pid, seconds=0)
+
+
+def test_a_mount_in_the_foreground_stays_logs_and_ends_on_sigterm(pools: PoolMaker) -> None:
+    with in_the_foreground(pools) as (mounted, daemon):
         session = Session.of(mounted)
         assert session.pid == daemon.pid
         daemon.send_signal(signal.SIGTERM)
         _, log = daemon.communicate(timeout=20)
-    finally:
-        end_process(daemon.pid, seconds=0)
     assert daemon.returncode == 0
     assert "mounting on" in log
     assert "ending on SIGTERM" in log
@@ -231,19 +237,10 @@ def test_a_mount_in_the_foreground_stays_logs_and_ends_on_sigterm(pools: PoolMak
 
 @pytest.mark.parametrize("way", ["SIGTERM", "umount", "umount --lazy", "abort"])
 def test_the_log_in_the_foreground_has_nothing_but_ours(pools: PoolMaker, way: str) -> None:
-    mounted = Mounted(pools.create(size="16M"), pools.mountpoint())
-    daemon = subprocess.Popen(
-        [BIN / "pmemfs", "mount", "--foreground", *pools.engine.options, mounted.pool,
-         mounted.mountpoint], stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
-        wait_until(lambda: mount_at(str(mounted.mountpoint)) is not None, "it is mounted")
-        wait_until(mounted.device.exists, "it answers")
+    with in_the_foreground(pools) as (mounted, daemon):
         session = Session.of(mounted)
         WAYS_TO_END[way](mounted)
         _, log = daemon.communicate(timeout=20)
-    finally:
-        end_process(daemon.pid, seconds=0)
     assert daemon.returncode == 0
     lines = log.splitlines()
     assert lines
