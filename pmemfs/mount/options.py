@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -38,13 +39,28 @@ _TIMES_OF_ACCESS = {
 """For us alone: the kernel leaves times of access to the daemon, and fusermount3 knows no such
 word. `relatime` is what happens anyway."""
 
-_FSTAB_OPTIONS = frozenset(
-    ("defaults", "rw", "auto", "noauto", "user", "nouser", "users", "owner", "group", "nofail",
-     "_netdev", "default_permissions")
+_FOR_OTHERS = frozenset(
+    ("defaults", "auto", "noauto", "user", "nouser", "users", "nousers", "owner", "noowner",
+     "group", "nogroup", "nofail", "_netdev", "comment")
 )  # fmt: skip
-"""Said to somebody else, or true anyway."""
+"""Said to mount(8), which takes care of it."""
 
-_PREFIXES_FOR_OTHERS = ("x-", "comment=")
+_TRUE_ANYWAY = frozenset(
+    ("default_permissions", "lazytime", "nolazytime", "iversion", "noiversion", "mand", "nomand",
+     "silent", "loud")
+)  # fmt: skip
+"""Times of access are lazy, whatever is said; the others mean nothing to a FUSE mount, and the
+kernel would refuse `mand`, which no kernel obeys since Linux 5.15."""
+
+_IGNORED_PREFIXES = (
+    "x-", "X-", "comment=", "user_id=", "group_id=", "rootmode=", "fd=", "max_read=", "blksize=",
+)  # fmt: skip
+"""Also what /proc/mounts shows of each FUSE mount: who copies it from there has not chosen it."""
+
+_CONTEXTS = ("context", "fscontext", "defcontext", "rootcontext")
+"""For SELinux, where it is enabled."""
+_SELINUX = "/sys/fs/selinux/enforce"
+_WORD = re.compile(r'(?:[^,"]|"[^"]*"|")+')
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +99,7 @@ class MountOptions:
     def parse(cls, text: str) -> MountOptions:
         """The options in a comma-separated text. Raises BadMountOption."""
         options = cls()
-        for word in filter(None, text.split(",")):
+        for word in split_words(text):
             options = options._with(word)
             said = {word.partition("=")[0]} & _OF_MODE.keys()
             options = replace(options, said=options.said | said)
@@ -141,12 +157,24 @@ class MountOptions:
             # The later of two that contradict each other counts, as for mount(8).
             kept = (other for other in self.kernel if other not in (word, _OPPOSITES.get(word)))
             return replace(self, kernel=(*kept, word))
-        if word in _FSTAB_OPTIONS or word.startswith(_PREFIXES_FOR_OTHERS):
+        if equals and name in _CONTEXTS:
+            kept = (other for other in self.kernel if not other.startswith(f"{name}="))
+            return replace(self, kernel=(*kept, word))
+        if word in _FOR_OTHERS | _TRUE_ANYWAY or word.startswith(_IGNORED_PREFIXES):
             return self
         raise BadMountOption(option=word, why="pmemfs does not know it")
 
     def _replaced(self, **changes: Any) -> MountOptions:
         return replace(self, **changes)
+
+
+def split_words(text: str) -> list[str]:
+    """The words between commas, but for commas in quotation marks. Raises BadMountOption."""
+    words = _WORD.findall(text)
+    for word in words:
+        if word.count('"') % 2:
+            raise BadMountOption(option=word, why="a quotation mark is missing")
+    return words
 
 
 def _one_of(word: str, value: str, choices: tuple[str, ...]) -> str:

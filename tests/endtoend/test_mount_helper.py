@@ -115,3 +115,41 @@ def test_a_fake_mount_checks_the_options_and_mounts_nothing(pools: PoolMaker) ->
     assert run_command("mount", "-f", "-t", "pmemfs", pool, mountpoint).code == 0
     assert run_command("mount", "-f", "-t", "pmemfs", "-o", "mode=99", pool, mountpoint).code == 1
     assert mounts_at(mountpoint) == 0
+
+
+def line_of(mountpoint: Path) -> str:
+    """The line of a mount in /proc/mounts."""
+    lines = Path("/proc/mounts").read_text().splitlines()
+    shown = str(mountpoint).replace(" ", "\\040")
+    return next(line for line in lines if f" {shown} fuse.pmemfs " in line)
+
+
+@pytest.mark.parametrize("options", ["", "allow_other,noatime,nosuid,nodev", "ro"])
+def test_a_line_of_proc_mounts_is_a_line_of_fstab(
+    pools: PoolMaker, tmp_path: Path, options: str
+) -> None:
+    pool = pools.create("a pool", "16M")
+    mounted = pools.mount(pool, "-o", options)
+    line = line_of(mounted.mountpoint)
+    assert "user_id=0" in line
+    pools.umount(mounted)
+    fstab = tmp_path / "fstab"
+    fstab.write_text(f"{line}\n")
+    for _ in range(2):
+        done = run_command("mount", "--fstab", fstab, "--all")
+        assert (done.code, done.err) == (0, "")
+        assert mounts_at(mounted.mountpoint) == 1
+    assert line_of(mounted.mountpoint) == line
+    session = Session.of(mounted)
+    assert run_command("umount", mounted.mountpoint).code == 0
+    session.assert_ended()
+
+
+def test_mount_8_mounts_by_the_type_that_the_kernel_shows(pools: PoolMaker) -> None:
+    mounted = Mounted(pools.create(size="16M"), pools.mountpoint())
+    options = "mode=640,rootmode=40000,fd=3,user_id=7,group_id=7,max_read=131072,blksize=4096"
+    done = run_command("mount", "-t", "fuse.pmemfs", "-o", options, mounted.pool,
+                       mounted.mountpoint)  # fmt: skip
+    assert (done.code, done.err) == (0, "")
+    assert (mounted.device.stat().st_uid, mounted.device.stat().st_mode & 0o777) == (0, 0o640)
+    assert run_command("umount", mounted.mountpoint).code == 0

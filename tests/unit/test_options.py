@@ -68,7 +68,22 @@ def test_nothing_said_means_private_and_writable() -> None:
 
 def test_the_columns_of_fstab_change_nothing() -> None:
     words = "defaults,rw,noauto,user,nofail,_netdev,x-systemd.automount,comment=a b,relatime,,"
+    words += "X-mount.mkdir=755,owner,group,users,auto"
     assert MountOptions.parse(words) == MountOptions()
+
+
+def test_what_proc_mounts_shows_of_every_fuse_mount_changes_nothing() -> None:
+    words = "rw,user_id=7,group_id=7,default_permissions,rootmode=40000,fd=3,max_read=4096"
+    assert MountOptions.parse(f"{words},blksize=4096") == MountOptions()
+
+
+def test_a_context_may_have_commas_in_quotation_marks() -> None:
+    context = 'context="system_u:object_r:tmp_t:s0:c127,c456"'
+    options = MountOptions.parse(f"noexec,{context},ro")
+    assert options.kernel == ("noexec", context)
+    assert options.read_only
+    with pytest.raises(BadMountOption, match="quotation mark"):
+        MountOptions.parse('ro,context="a,b')
 
 
 def test_the_last_of_rw_and_ro_wins() -> None:
