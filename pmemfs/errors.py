@@ -12,7 +12,6 @@ and `check` like fsck(8).
 from __future__ import annotations
 
 import errno
-import inspect
 import os
 import signal
 from collections.abc import Iterator
@@ -37,9 +36,16 @@ class PmemfsError(Exception):
     exit_code: int = EXIT_FAILED
 
     def __init__(self, **facts: object) -> None:
-        template = " ".join((inspect.getdoc(type(self)) or "").split())
-        super().__init__(template.format(**facts))
+        super().__init__(_template(type(self)).format(**facts))
         self.facts = facts
+
+
+def _template(kind: type[PmemfsError]) -> str:
+    """The message of a class: its own docstring, or that of the class it is made from.
+
+    As inspect.getdoc finds it, which takes longer to load than the rest of this module.
+    """
+    return " ".join(next(base.__doc__ for base in kind.__mro__ if base.__doc__).split())
 
 
 def system_error(number: int) -> OSError:

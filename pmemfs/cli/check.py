@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 
 import click
 
-from pmemfs.cli.output import complain, json_option, print_facts, print_json, say
+from pmemfs.cli.options import json_option
+from pmemfs.cli.output import complain, print_facts, print_json, progress_line, say
 from pmemfs.errors import EXIT_CANNOT_CHECK, BadUsage, PmemfsError
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.pool.label_check import Finding, has_errors
@@ -57,18 +57,21 @@ class _Outcome:
 )
 @json_option
 def check(pool: str, repair: bool, force: bool, dry_run: bool, as_json: bool) -> int:
-    """Verify everything that is stored on POOL, which must not be mounted.
+    """Verify a pool that is not mounted, and repair it.
 
-    Nothing is written without --repair. What one repair uncovers is repaired too, so that it may do
-    more than --dry-run can say. What may lose or change the content of a file is left alone, and
-    said, unless --force is given too.
+    Everything that is stored on POOL is verified. Nothing is written without --repair. What one
+    repair uncovers is repaired too, so that it may do more than --dry-run can say. What may lose or
+    change the content of a file is left alone, and said, unless --force is given too.
 
     Exit codes: 0 nothing wrong, 1 errors were corrected, 4 errors were found (and left as they
     are), 8 it could not be checked, 2 bad usage.
     """
     _check_usage(repair, force, dry_run)
     try:
-        with closing(MappedMedium.open(pool, read_only=not repair)) as medium, _bar() as bar:
+        with (
+            closing(MappedMedium.open(pool, read_only=not repair)) as medium,
+            progress_line() as bar,
+        ):
             checked = _repaired(medium, bar, force) if repair else None
             outcome = checked or _Outcome(check_pool(medium, bar))
     except (PmemfsError, OSError) as error:
@@ -156,23 +159,3 @@ def _more_like_it(count: int) -> str:
 
 def _where(finding: Finding) -> str:
     return finding.what if finding.path is None else f"{finding.what} ({finding.path})"
-
-
-@contextmanager
-def _bar() -> Iterator[Progress]:
-    """A progress bar for whoever waits at a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda *_: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress as Bar
-
-    with Bar(console=Console(stderr=True), transient=True) as shown:
-        tasks = {}
-
-        def update(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = shown.add_task(what, total=total)
-            shown.update(tasks[what], completed=done, total=total)
-
-        yield update

@@ -9,7 +9,8 @@ from contextlib import closing, contextmanager
 
 import click
 
-from pmemfs.cli.output import json_option, print_json, say, warn
+from pmemfs.cli.options import json_option
+from pmemfs.cli.output import print_json, say, warn
 from pmemfs.errors import BadGeometry, HasContent, NoSuchSource
 from pmemfs.media.label import Mode, Scheme, check_name
 from pmemfs.media.zones import (
@@ -81,7 +82,10 @@ def create(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Make a pool of PATH: a file, an existing or a new one, /dev/daxX.Y or /dev/pmemN."""
+    """Make a pool of a file or a device.
+
+    PATH is a file, an existing or a new one, /dev/daxX.Y or /dev/pmemN.
+    """
     page_size_bytes = _PAGE_SIZES[page_size]
     spec = PoolSpec(
         name=name if name is not None else os.path.basename(os.path.abspath(path)),

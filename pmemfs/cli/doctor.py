@@ -12,7 +12,8 @@ from pathlib import Path
 
 import click
 
-from pmemfs.cli.output import json_option, print_json, print_table, say
+from pmemfs.cli.options import json_option
+from pmemfs.cli.output import print_json, print_table, say
 from pmemfs.errors import EXIT_FAILED, RootOnly
 from pmemfs.observe.finding import Finding, Setting
 from pmemfs.observe.machine import can_mount, examine
@@ -42,8 +43,9 @@ class Change:
 )
 @json_option
 def doctor(fix: bool, as_json: bool) -> int:
-    """Show what this machine offers, what pmemfs therefore does, and what would make it faster.
+    """Show what this machine offers, and what would be faster.
 
+    It says what pmemfs does with what it found, too.
     Nothing is changed without --fix, and nothing that would outlast a boot with it: it enables
     FUSE over io_uring where that is sound, and raises limits of sockets and requests.
 

@@ -9,7 +9,8 @@ from dataclasses import replace
 import click
 
 from pmemfs.cli.find import ask
-from pmemfs.cli.output import json_option, print_json, print_table, say
+from pmemfs.cli.options import json_option
+from pmemfs.cli.output import print_json, print_table, say
 from pmemfs.errors import NoExtents, NoSuchSource, NotMounted
 from pmemfs.medium.source import check_path
 from pmemfs.mountinfo import Mount, mount_of_device
@@ -23,12 +24,12 @@ _MOST_EXTENTS = 1 << 20
 @click.argument("file")
 @json_option
 def extents(file: str, as_json: bool) -> None:
-    """Show where FILE, of a mounted pool of mode fs, is in the pool.
+    """Show where a file of a mount lies in the pool.
 
-    An extent is a run of page frames. It is aligned if all of it is whole 2 MiB, and a
-    multiple of 2 MiB from the start of the file and from the start of the pool. What no
-    extent covers is a hole, and reads as zeroes; what lies beyond the size was allocated
-    ahead.
+    FILE is in a mounted pool of mode fs. An extent is a run of page frames. It is aligned if all of
+    it is whole 2 MiB, and a multiple of 2 MiB from the start of the file and from the start of the
+    pool. What no extent covers is a hole, and reads as zeroes; what lies beyond the size was
+    allocated ahead.
     """
     mount, inode = _find(file)
     report = _ask(mount, inode)

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 import click
 
 from pmemfs.cli.find import DETACHED, ask, find_detached, find_mount
-from pmemfs.cli.output import json_option, print_facts, print_json
+from pmemfs.cli.options import json_option
+from pmemfs.cli.output import print_facts, print_json
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.mount.mountpoint import places_of
 from pmemfs.observe.answers import MountStatus, PoolInfo

@@ -7,7 +7,8 @@ from typing import Any
 import click
 
 from pmemfs.cli.find import DETACHED, ask_all, detached_mounts, our_mounts
-from pmemfs.cli.output import json_option, print_json, print_table
+from pmemfs.cli.options import json_option
+from pmemfs.cli.output import print_json, print_table
 from pmemfs.errors import NotPermitted, PmemfsError
 from pmemfs.mountinfo import Mount
 from pmemfs.observe.answers import MountStatus

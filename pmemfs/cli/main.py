@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from pmemfs.cli.catalogue import told_at_once
 from pmemfs.cli.early import begin, leave_quietly
 
 _NO_DAEMON = frozenset(("--foreground", "-h", "--help"))
@@ -25,6 +26,13 @@ def main() -> None:
 
 
 def _run(words: list[str]) -> int:
+    told = told_at_once(words)
+    if told is not None:
+        from pmemfs.cli.output import say
+        from pmemfs.cli.running import run_guarded
+
+        lines = told.split("\n")
+        return run_guarded(lambda: any(map(say, lines)), None)
     from pmemfs.cli.commands import pmemfs, run
 
     code = run(pmemfs, words)

@@ -8,25 +8,22 @@ name of a file could clear the screen, or forge the rows of a table.
 from __future__ import annotations
 
 import io
-import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
-import click
-
+from pmemfs.cli.layout import table_lines
 from pmemfs.errors import OutputLost
 from pmemfs.text import printable
 
-# rich takes longer to load than a command that prints JSON takes to run.
+# Whoever asks for help waits for neither click nor json to be loaded.
 if TYPE_CHECKING:
-    from rich.table import Table
+    import click
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
-
-_PIPE_WIDTH = 1 << 20
+_LINE_START = "\r\x1b[K"
+"""Back to the start of a terminal's line, which becomes empty."""
 
 
 def say(line: str = "", *, flush: bool = False) -> None:
@@ -109,22 +106,22 @@ def show_usage_error(error: click.ClickException) -> None:
 
 def print_json(value: Any) -> None:
     """A report for programs. It is in ASCII, and escapes the rest."""
+    import json
+
     print(json.dumps(value, indent=2))
-
-
-def print_facts(facts: Iterable[tuple[str, object]]) -> None:
-    """Names and values, one to a line."""
-    from rich.table import Table
-
-    table = Table(box=None, show_header=False, pad_edge=False)
-    for name, value in facts:
-        table.add_row(printable(name), printable(str(value)))
-    _print(table)
 
 
 def print_json_line(value: Any) -> None:
     """One of several reports for programs, which read them as they come."""
+    import json
+
     print(json.dumps(value), flush=True)
+
+
+def print_facts(facts: Iterable[tuple[str, object]]) -> None:
+    """Names and values, one to a line."""
+    rows = [(printable(name), printable(str(value))) for name, value in facts]
+    _print_lines(table_lines(rows, width=_width()))
 
 
 def print_table(
@@ -135,29 +132,51 @@ def print_table(
     With `text_columns`, all columns after so many are of numbers, written out, and no terminal is
     too narrow to show them whole.
     """
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
     rows = list(rows)
-    for position, column in enumerate(columns):
-        is_number = all(isinstance(row[position], int | float) for row in rows)
-        if text_columns is not None:
-            is_number = position >= text_columns
-        table.add_column(column, justify="right" if rows and is_number else "left")
-    for row in rows:
-        table.add_row(*(printable(str(cell)) for cell in row))
-    _print(table, must_fit=text_columns is None)
+    right = {
+        position
+        for position in range(len(columns))
+        if (
+            rows and all(isinstance(row[position], int | float) for row in rows)
+            if text_columns is None
+            else position >= text_columns
+        )
+    }
+    cells = [[printable(str(cell)) for cell in row] for row in rows]
+    width = _width() if text_columns is None else None
+    _print_lines(table_lines(cells, headings=columns, right=right, width=width))
 
 
-def _print(table: Table, *, must_fit: bool = True) -> None:
-    from rich.console import Console
+def _print_lines(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line)
 
-    # A pipe gets whole lines, however wide; a terminal gets what fits.
-    is_bounded = must_fit and sys.stdout.isatty()
-    # No name is a picture: rich would make one of ":bomb:".
-    console = Console(
-        width=None if is_bounded else _PIPE_WIDTH, highlight=False, markup=False, emoji=False
-    )
-    with console.capture() as captured:
-        console.print(table)
-    print("\n".join(line.rstrip() for line in captured.get().split("\n")[:-1]))
+
+def _width() -> int | None:
+    """The columns of a terminal; None for a pipe, which gets whole lines, however wide."""
+    if not sys.stdout.isatty():
+        return None
+    asked = os.environ.get("COLUMNS", "")
+    return int(asked) if asked.isdecimal() else os.get_terminal_size(sys.stdout.fileno()).columns
+
+
+@contextmanager
+def progress_line() -> Iterator[Callable[[str, int, int], None]]:
+    """A line that says how far something is, for whoever waits at a terminal; it goes away."""
+    if not sys.stderr.isatty():
+        yield lambda *_: None
+        return
+    shown = ""
+
+    def update(what: str, done: int, total: int) -> None:
+        nonlocal shown
+        line = f"{printable(what)}: {done * 100 // max(total, 1)} %"
+        if line != shown:
+            shown = line
+            print(f"{_LINE_START}{line}", end="", file=sys.stderr, flush=True)
+
+    try:
+        yield update
+    finally:
+        if shown:
+            print(_LINE_START, end="", file=sys.stderr, flush=True)

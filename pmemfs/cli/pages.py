@@ -7,7 +7,8 @@ import time
 import click
 
 from pmemfs.cli.find import ask, require_mount
-from pmemfs.cli.output import json_option, print_facts, print_json, print_table, say
+from pmemfs.cli.options import json_option
+from pmemfs.cli.output import print_facts, print_json, print_table, say
 from pmemfs.observe.answers import Pages
 from pmemfs.units import format_size
 
@@ -24,8 +25,9 @@ from pmemfs.units import format_size
 )
 @json_option
 def pages(target: str, hottest: int, as_json: bool) -> None:
-    """Count the page structures of the mount or pool TARGET by state, and show the hottest pages.
+    """Count the page structures of a mount, and show the hottest pages.
 
+    TARGET is a mountpoint or the pool that is mounted there. Page structures are counted by state.
     uninitialised: not touched since the mount; dirty: written, and not yet made
     durable, which fsync does, and the daemon every 30 s; clean: not dirty;
     referenced: read or written; in use: held by a transfer or a pin now.

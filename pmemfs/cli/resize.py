@@ -8,7 +8,8 @@ from dataclasses import asdict
 import click
 
 from pmemfs.cli.find import ask, find_mount, require_mount
-from pmemfs.cli.output import json_option, print_json, say
+from pmemfs.cli.options import json_option
+from pmemfs.cli.output import print_json, say
 from pmemfs.control.client import ANSWER_TIMEOUT_SECONDS
 from pmemfs.pool.growth import Grown, grow_unmounted
 from pmemfs.units import format_size, parse_size
@@ -22,7 +23,9 @@ _PATIENCE_SECONDS = 24 * 3600
 @click.option("--size", metavar="SIZE", help="The new size, such as 8G; devices have theirs.")
 @json_option
 def resize(target: str, size: str | None, as_json: bool) -> None:
-    """Make the pool TARGET larger, or that of the mount on TARGET.
+    """Make a pool larger, mounted or not.
+
+    TARGET is the pool, or the mountpoint of its mount.
 
     A file is made as large as --size says, with memory behind all of it unless it is sparse; if it
     is longer than its pool already, the pool takes all of it without --size. The pool on a device

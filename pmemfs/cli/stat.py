@@ -12,7 +12,8 @@ from typing import Any, Literal
 import click
 
 from pmemfs.cli.find import ask, require_mount
-from pmemfs.cli.output import json_option, print_json, print_json_line, print_table, say
+from pmemfs.cli.options import json_option
+from pmemfs.cli.output import print_json, print_json_line, print_table, say
 from pmemfs.errors import NoAnswer
 from pmemfs.mountinfo import Mount
 from pmemfs.observe.stat import (
@@ -90,8 +91,9 @@ def stat(
     latency: bool,
     as_json: bool,
 ) -> None:
-    """Show what the mount or pool TARGET has answered: how much, how fast, and who did.
+    """Show what a mount has answered, how fast, and who did.
 
+    TARGET is a mountpoint or the pool that is mounted there.
     The first report is on all since the mount. native: answered by the data plane;
     forwarded: handed to the control plane; failed: answered natively with an error.
     A latency is the time from taking a request from the kernel to answering it; of an

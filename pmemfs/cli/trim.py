@@ -7,7 +7,8 @@ from dataclasses import asdict
 import click
 
 from pmemfs.cli.find import ask, require_mount
-from pmemfs.cli.output import json_option, print_json, say
+from pmemfs.cli.options import json_option
+from pmemfs.cli.output import print_json, say
 from pmemfs.engine.trimming import Trimmed
 from pmemfs.units import format_size
 
@@ -18,7 +19,7 @@ _PATIENCE_SECONDS = 3600
 @click.argument("mountpoint")
 @json_option
 def trim(mountpoint: str, as_json: bool) -> None:
-    """Give back the memory that no file of the mount on MOUNTPOINT uses.
+    """Give back the memory that no file of a mount uses.
 
     For pools that were created with --sparse, and on block devices: files that were deleted leave
     memory there that only their pool could use again. 'fstrim MOUNTPOINT' does the same. Other

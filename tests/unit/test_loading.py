@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import errno
+import os
+import subprocess
 import sys
+from pathlib import Path
 
+import click
 import pytest
 
-from kit.commands import run_command
+from kit.commands import pmemfs_ok, run_command
+from pmemfs.cli.catalogue import COMMANDS, help_text
+from pmemfs.cli.commands import pmemfs as program
 from pmemfs.mount.processes import bare_python_words
 
 LOADED = "import {module}, sys; print(*sorted(sys.modules))"
@@ -26,6 +32,61 @@ def loaded_by(module: str) -> set[str]:
 @pytest.mark.parametrize("command", ["mount", "umount", "info", "create", "list"])
 def test_a_command_loads_nothing_heavy_before_it_begins(command: str) -> None:
     assert not loaded_by(f"pmemfs.cli.{command}") & HEAVY
+
+
+RAN = """
+import atexit, sys
+atexit.register(lambda: print(*sorted(sys.modules), file=sys.stderr))
+from pmemfs.cli.main import main
+sys.argv[0] = "pmemfs"
+main()
+"""
+
+
+def loaded_by_running(*words: object, **environment: str) -> set[str]:
+    """All that the program has loaded by the end of a command that went well."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", RAN, *map(str, words)],
+        capture_output=True, text=True, env=os.environ | environment, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+    return set(done.stderr.split())
+
+
+@pytest.mark.parametrize("words", [["--help"], ["-h"], ["--version"], ["-V"]], ids=str)
+def test_help_and_version_load_no_command_and_nothing_that_parses_words(words: list[str]) -> None:
+    loaded = loaded_by_running(*words)
+    assert not loaded & {*HEAVY, "click", "json", "inspect", "dataclasses"}
+    assert not {f"pmemfs.cli.{name}" for name in COMMANDS} & loaded
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_names_of_commands_are_completed_without_a_command(shell: str) -> None:
+    loaded = loaded_by_running(
+        _PMEMFS_COMPLETE=f"{shell}_complete", COMP_WORDS="pmemfs cr", COMP_CWORD="1"
+    )
+    assert not loaded & HEAVY
+    assert not {f"pmemfs.cli.{name}" for name in COMMANDS} & loaded
+
+
+def test_a_list_and_facts_of_a_pool_are_shown_without_anything_heavy(shm: Path) -> None:
+    pool = shm / "pmem0"
+    pmemfs_ok("create", pool, "--size", "16M")
+    for words in (["list"], ["list", "--json"], ["info", pool], ["info", pool, "--json"],
+                  ["create", "--help"], ["mount", "--help"], ["doctor"]):  # fmt: skip
+        assert not loaded_by_running(*words) & HEAVY, words
+
+
+def test_what_a_command_is_for_is_said_in_its_own_words() -> None:
+    for name, (_, summary) in COMMANDS.items():
+        command = program.get_command(click.Context(program), name)
+        assert command is not None
+        assert command.get_short_help_str(1000) == summary
+
+
+def test_the_help_fits_a_terminal() -> None:
+    assert max(map(len, help_text().splitlines())) < 80
 
 
 def test_mounting_loads_nothing_that_asks_a_daemon_or_reads_its_answers() -> None:

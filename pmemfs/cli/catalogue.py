@@ -1,0 +1,80 @@
+"""The commands by name, and what `pmemfs --help` says of them. Loads nothing.
+
+Whoever asks for help, for the version or for names to complete waits for no command to be loaded:
+all of that is here. A test holds each summary to the command's own text.
+"""
+
+from __future__ import annotations
+
+from pmemfs.version import VERSION
+
+COMMANDS = {
+    "create": ("pmemfs.cli.create:create", "Make a pool of a file or a device."),
+    "mount": ("pmemfs.cli.mount:mount", "Mount POOL on the directory MOUNTPOINT."),
+    "umount": ("pmemfs.cli.umount:umount", "Unmount MOUNTPOINT, or POOL wherever it is mounted."),
+    "info": ("pmemfs.cli.info:info", "Show the pool TARGET, or the mount on TARGET."),
+    "pages": (
+        "pmemfs.cli.pages:pages",
+        "Count the page structures of a mount, and show the hottest pages.",
+    ),
+    "stat": ("pmemfs.cli.stat:stat", "Show what a mount has answered, how fast, and who did."),
+    "extents": ("pmemfs.cli.extents:extents", "Show where a file of a mount lies in the pool."),
+    "list": (
+        "pmemfs.cli.list:list_mounts",
+        "List all mounts, and those whose daemon does not answer.",
+    ),
+    "resize": ("pmemfs.cli.resize:resize", "Make a pool larger, mounted or not."),
+    "trim": ("pmemfs.cli.trim:trim", "Give back the memory that no file of a mount uses."),
+    "check": ("pmemfs.cli.check:check", "Verify a pool that is not mounted, and repair it."),
+    "doctor": (
+        "pmemfs.cli.doctor:doctor",
+        "Show what this machine offers, and what would be faster.",
+    ),
+}
+"""Where each command is, and its summary; in the order of a pool's life."""
+
+ABOUT = """\
+Persistent memory as storage, through a mount.
+
+A pool is the memory behind a tmpfs file, a file of a DAX file system,
+/dev/daxX.Y or /dev/pmemN.
+
+  pmemfs create /dev/shm/pmem0 --size 4G
+  pmemfs mount  /dev/shm/pmem0 /mnt
+  fio --name=v --filename=/mnt/pmem0 --direct=1 --rw=randwrite --size=1g
+  pmemfs umount /mnt
+
+Exit codes: 0 done, 1 failed, 2 bad usage, 3 refused since something would be
+lost, 4 the pool is not valid, 16 in use. mount and umount fail with 32, like
+mount(8), and bad usage of them is 2, too; check answers like fsck(8)."""
+
+HELP_OPTIONS = ("-h", "--help")
+VERSION_OPTIONS = ("-V", "--version")
+
+VERSION_LINE = f"pmemfs {VERSION}"
+
+
+def help_text() -> str:
+    """What `pmemfs --help` prints."""
+    options = {
+        ", ".join(HELP_OPTIONS): "Show this, and exit.",
+        ", ".join(VERSION_OPTIONS): "Show the version, and exit.",
+    }
+    summaries = {name: summary for name, (_, summary) in COMMANDS.items()}
+    parts = ["Usage: pmemfs [OPTIONS] COMMAND [ARGUMENTS]...", ABOUT,
+             _section("Options", options), _section("Commands", summaries),
+             "'pmemfs COMMAND --help' says more of each."]  # fmt: skip
+    return "\n\n".join(parts)
+
+
+def _section(heading: str, rows: dict[str, str]) -> str:
+    width = max(map(len, rows))
+    return "\n".join([f"{heading}:", *(f"  {name:{width}}  {text}" for name, text in rows.items())])
+
+
+def told_at_once(words: list[str]) -> str | None:
+    """What a command line wants to know that is known before anything is loaded."""
+    first = words[0] if words else None
+    if first in HELP_OPTIONS:
+        return help_text()
+    return VERSION_LINE if first in VERSION_OPTIONS else None

@@ -1,0 +1,65 @@
+"""The one place where an error becomes a sentence and an exit code. Loads next to nothing."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable, Sequence
+
+from pmemfs.cli.early import EXIT_INTERRUPTED
+from pmemfs.cli.output import complain, heard_output
+from pmemfs.errors import (
+    EXIT_CANNOT_CHECK,
+    EXIT_FAILED,
+    EXIT_MOUNT_FAILED,
+    OutputLost,
+    PmemfsError,
+)
+
+_EXIT_OUTPUT_LOST: dict[str | None, int] = {
+    "check": EXIT_CANNOT_CHECK,
+    "mount": EXIT_MOUNT_FAILED,
+    "umount": EXIT_MOUNT_FAILED,
+    "mount-pmemfs": EXIT_MOUNT_FAILED,
+}
+"""What commands that have exit codes of their own end with where nobody takes what they say."""
+
+
+def run_guarded(act: Callable[[], int], command: str | None) -> int:
+    """Run what a command does; its exit code. Nothing that a user does wrong prints a traceback.
+
+    Nobody may have taken what it said, which is a failure too, also where the rest went well.
+    """
+    # A path need not be text in the user's encoding, and must not stop us from naming it.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        with heard_output():
+            return _run(act)
+    except OutputLost as lost:
+        if not lost.has_no_reader:
+            complain(str(lost))
+        return _EXIT_OUTPUT_LOST.get(command, EXIT_FAILED)
+
+
+def _run(act: Callable[[], int]) -> int:
+    """As `run_guarded`. Raises OutputLost."""
+    try:
+        return act()
+    except KeyboardInterrupt:
+        complain("interrupted")
+        return EXIT_INTERRUPTED
+    except OutputLost:
+        raise
+    except PmemfsError as error:
+        complain(str(error))
+        return error.exit_code
+    except OSError as error:
+        complain(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror))
+        return EXIT_FAILED
+
+
+def first_word(words: Sequence[str]) -> str | None:
+    """The name of the command in a command line."""
+    return next((word for word in words if not word.startswith("-")), None)
