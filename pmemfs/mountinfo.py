@@ -16,7 +16,7 @@ DIRTY_PAGE_LIMITS = "/sys/class/bdi/{device}"
 Documentation/ABI/testing/sysfs-class-bdi of the kernel."""
 
 _USER_ID = re.compile(r"(?:^|,)user_id=(\d+)")
-_ESCAPE = re.compile(r"\\([0-7]{3})")
+_ESCAPE = re.compile(rb"\\([0-3][0-7]{2})")
 
 
 class Mount(NamedTuple):
@@ -53,9 +53,8 @@ def mounts(path: str | Path = "/proc/self/mountinfo") -> list[Mount]:
 
     `path` is for a mountinfo elsewhere.
     """
-    # The kernel escapes line feeds, but not what else str.splitlines takes for the end of a line.
-    text = os.fsdecode(Path(path).read_bytes())
-    return [_parse(line) for line in text.split("\n") if line]
+    # The kernel escapes line feeds, but not what else splitlines takes for the end of a line.
+    return [_parse(line) for line in Path(path).read_bytes().split(b"\n") if line]
 
 
 def mount_at(path: str) -> Mount | None:
@@ -69,19 +68,20 @@ def mount_of_device(st_dev: int) -> Mount | None:
     return next((m for m in mounts() if m.device == device), None)
 
 
-def _parse(line: str) -> Mount:
-    before, _, after = line.partition(" - ")
-    fields = before.split(" ")
-    fs_type, source, *super_options = after.split(" ")
+def _parse(line: bytes) -> Mount:
+    before, _, after = line.partition(b" - ")
+    fields = [_unescape(field) for field in before.split(b" ")]
+    fs_type, source, *super_options = map(_unescape, after.split(b" "))
     return Mount(
         device=fields[2],
-        mountpoint=_unescape(fields[4]),
+        mountpoint=fields[4],
         fs_type=fs_type,
-        source=_unescape(source),
+        source=source,
         options=",".join([fields[5], *super_options]),
-        root=_unescape(fields[3]),
+        root=fields[3],
     )
 
 
-def _unescape(text: str) -> str:
-    return _ESCAPE.sub(lambda match: chr(int(match[1], 8)), text)
+def _unescape(raw: bytes) -> str:
+    """A field as a path: of any bytes, whatever text they are."""
+    return os.fsdecode(_ESCAPE.sub(lambda match: bytes([int(match[1], 8)]), raw))

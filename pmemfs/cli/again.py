@@ -64,13 +64,11 @@ def mount_again(first: Living, wanted: Wanted, signals: NotedSignals) -> None:
     if (other := mount_at(here)) and other.is_ours:
         # Made since it was looked at: by another command that mounts the same at the same time.
         raise refuse(f"{other.source} is mounted there")
-    done = subprocess.run(
-        ["mount", "--bind", "--", there, here], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(["mount", "--bind", "--", there, here], capture_output=True, check=False)
     try:
         signals.check()
         if done.returncode:
-            raise refuse(" ".join(done.stderr.split()) or f"{bind} failed")
+            raise refuse(" ".join(os.fsdecode(done.stderr).split()) or f"{bind} failed")
         bound = mount_at(here)
         if bound and bound.device != first.mount.device:
             # What was below it: whoever writes there would write to another file system.

@@ -25,7 +25,7 @@ from pmemfs.errors import (
     sentence_of,
 )
 from pmemfs.medium.source import identify
-from pmemfs.mount.mountpoint import detach, is_dead, mounts_of_pool, prepare_mountpoint, source_name
+from pmemfs.mount.mountpoint import detach, is_dead, mounts_of_pool, prepare_mountpoint
 from pmemfs.mount.options import ENGINES, TRANSPORTS, MountOptions
 from pmemfs.mount.processes import (
     cpu_limit,
@@ -237,6 +237,6 @@ def _launched(words: list[str], signals: NotedSignals, wanted: Wanted) -> Iterat
             warn(f"the daemon did not end by itself and was killed; {wanted.pool} is not clean")
         left = mount_at(wanted.mountpoint)
         # A daemon that was killed could not unmount.
-        if left and left.is_ours and left.source == source_name(wanted.pool) and is_dead(left):
+        if left and left.is_ours and left.source == wanted.pool and is_dead(left):
             detach(wanted.mountpoint)
         raise

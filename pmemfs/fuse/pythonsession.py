@@ -7,29 +7,20 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import os
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pyfuse3
 
 from pmemfs.engine.base import Engine
-from pmemfs.errors import MountFailed
 from pmemfs.fuse.pyfuse3door import Pyfuse3Door
 from pmemfs.fuse.served import serve_pool
 from pmemfs.fuse.session import Session
 from pmemfs.medium.base import Durability
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap import open_memmap
-from pmemfs.mount.making import (
-    allow_dirty_pages,
-    check_permissions,
-    detach_mount,
-    made_mount,
-    mount_words,
-)
+from pmemfs.mount.making import detach_mount, mount_by_helper
 from pmemfs.mount.options import MountOptions
 from pmemfs.mountinfo import Mount
 from pmemfs.pool import Pool
@@ -67,18 +58,10 @@ class PythonSession(Session):
         self.grower = self._grower(pool, medium)
 
     def make_mount(self, mountpoint: str, options: MountOptions) -> None:
-        name = self._medium.name
-        check_permissions(name, mountpoint, options, needs_helper=os.geteuid() != 0)
-        with _stderr_caught() as caught:
-            try:
-                pyfuse3.init(self._door, mountpoint, set(mount_words(name, options)))
-            except RuntimeError as error:
-                said = "; ".join(caught.read_text(errors="replace").split("\n")).strip("; ")
-                why = said.removeprefix("fuse: ") or str(error)
-                raise MountFailed(pool=name, path=mountpoint, why=why) from None
-        self.mount = made_mount(name, mountpoint)
+        fuse_fd, self.mount = mount_by_helper(self._medium.name, mountpoint, options)
+        # libfuse, too, could mount, but pyfuse3 gives it the name of the pool in ASCII only.
+        pyfuse3.init(self._door, f"/dev/fd/{fuse_fd}", set())
         _allow_deep_queues(self.mount)
-        allow_dirty_pages(self.mount)
 
     async def serve(self, on_ready: Callable[[Mount], None]) -> None:
         silence_libfuse()
@@ -122,16 +105,3 @@ def _allow_deep_queues(mount: Mount) -> None:
             (connection / name).write_text(str(_MAX_BACKGROUND))
         except OSError:
             return
-
-
-@contextmanager
-def _stderr_caught() -> Iterator[Path]:
-    """Keep what C libraries write to standard error, as libfuse does with its reasons."""
-    with tempfile.NamedTemporaryFile() as caught:
-        saved = os.dup(2)
-        os.dup2(caught.fileno(), 2)
-        try:
-            yield Path(caught.name)
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)

@@ -118,12 +118,12 @@ def known_content(path: str) -> str:
         probe = subprocess.run(
             ["blkid", "--probe", "--output", "export", "--", path],
             capture_output=True,
-            text=True,
             check=False,
         )
     except OSError:
         return ""
-    facts = dict(line.split("=", 1) for line in probe.stdout.splitlines() if "=" in line)
+    lines = os.fsdecode(probe.stdout).splitlines()
+    facts = dict(line.split("=", 1) for line in lines if "=" in line)
     if "TYPE" in facts:
         return f"{facts['TYPE']} ({facts.get('USAGE', 'content')})"
     return f"a {facts['PTTYPE']} partition table" if "PTTYPE" in facts else ""

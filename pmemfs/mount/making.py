@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from pmemfs.errors import MountFailed, UnmountFailed
-from pmemfs.mount.mountpoint import detach, places_of, source_name
+from pmemfs.mount.mountpoint import detach, places_of
 from pmemfs.mount.options import MountOptions
 from pmemfs.mountinfo import DIRTY_PAGE_LIMITS, Mount, mount_at
 
@@ -20,8 +20,8 @@ def mount_by_helper(pool_path: str, mountpoint: str, options: MountOptions) -> t
 
     Raises MountFailed. Source: the protocol of `_FUSE_COMMFD`, libfuse's lib/mount.c.
     """
-    check_permissions(pool_path, mountpoint, options, needs_helper=True)
-    words = mount_words(pool_path, options)
+    _check_permissions(pool_path, mountpoint, options)
+    words = _mount_words(pool_path, options)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with ours, theirs:
         done = subprocess.run(
@@ -29,27 +29,26 @@ def mount_by_helper(pool_path: str, mountpoint: str, options: MountOptions) -> t
             env={**os.environ, "_FUSE_COMMFD": str(theirs.fileno())},
             pass_fds=[theirs.fileno()],
             capture_output=True,
-            text=True,
             check=False,
         )
         if done.returncode:
-            said = "; ".join(done.stderr.strip().splitlines()) or "fusermount3 failed"
+            said = "; ".join(os.fsdecode(done.stderr).strip().splitlines()) or "fusermount3 failed"
             why = said.removeprefix("fusermount3: ")
             raise MountFailed(pool=pool_path, path=mountpoint, why=why)
         _, fds, _, _ = socket.recv_fds(ours, 1, 1)
-    mount = made_mount(pool_path, mountpoint)
-    allow_dirty_pages(mount)
+    mount = _made_mount(pool_path, mountpoint)
+    _allow_dirty_pages(mount)
     return fds[0], mount
 
 
-def mount_words(pool_path: str, options: MountOptions) -> list[str]:
-    """What fusermount3, or libfuse, is to be told behind `-o`."""
-    words = ["default_permissions", "subtype=pmemfs", f"fsname={_escaped(source_name(pool_path))}"]
+def _mount_words(pool_path: str, options: MountOptions) -> list[str]:
+    """What fusermount3 is to be told behind `-o`."""
+    words = ["default_permissions", "subtype=pmemfs", f"fsname={_escaped(pool_path)}"]
     words += [*options.kernel, *(["ro"] if options.read_only else [])]
     return [*words, "allow_other"] if options.allow_other else words
 
 
-def made_mount(pool_path: str, mountpoint: str) -> Mount:
+def _made_mount(pool_path: str, mountpoint: str) -> Mount:
     """A mount that was just made. Raises MountFailed."""
     mount = mount_at(mountpoint)
     if mount is None:
@@ -71,9 +70,7 @@ def detach_mount(mount: Mount) -> None:
                     raise
 
 
-def check_permissions(
-    pool_path: str, mountpoint: str, options: MountOptions, *, needs_helper: bool
-) -> None:
+def _check_permissions(pool_path: str, mountpoint: str, options: MountOptions) -> None:
     """Raise MountFailed where this user can't mount so."""
 
     def refuse(why: str) -> MountFailed:
@@ -81,7 +78,7 @@ def check_permissions(
 
     if not os.path.exists("/dev/fuse"):
         raise refuse("there is no /dev/fuse: load the kernel's fuse module ('modprobe fuse')")
-    if needs_helper and shutil.which("fusermount3") is None:
+    if shutil.which("fusermount3") is None:
         raise refuse("there is no fusermount3: install the package fuse3")
     if os.geteuid() == 0:
         return
@@ -97,7 +94,7 @@ def _users_may_allow_other() -> bool:
     return "user_allow_other" in (line.strip() for line in lines)
 
 
-def allow_dirty_pages(mount: Mount) -> None:
+def _allow_dirty_pages(mount: Mount) -> None:
     """Let stores through mappings fill as much of the page cache as any file system's may.
 
     The kernel gives a FUSE mount 1 % of what may be dirty, since a daemon that never writes back
@@ -111,5 +108,5 @@ def allow_dirty_pages(mount: Mount) -> None:
 
 
 def _escaped(text: str) -> str:
-    """A value for libfuse's option list, which is separated by commas."""
+    """A value for fusermount3's list of options, which commas separate."""
     return text.replace("\\", "\\\\").replace(",", "\\,")

@@ -25,11 +25,6 @@ _ENDING_SECONDS = 5
 _UNMOUNT_SECONDS = 60
 
 
-def source_name(pool_path: str) -> str:
-    """How mountinfo names the pool of a mount: in ASCII, as libfuse's options are."""
-    return pool_path.encode("ascii", "backslashreplace").decode()
-
-
 def mounts_of_pool(path: str) -> list[Mount]:
     """The mounts of the pool at an absolute path, as far as their word can be taken for it.
 
@@ -39,8 +34,7 @@ def mounts_of_pool(path: str) -> list[Mount]:
     believed = {0, os.geteuid()}
     with contextlib.suppress(OSError):
         believed.add(os.stat(path).st_uid)
-    name = source_name(path)
-    return [m for m in mounts() if m.is_ours and m.source == name and m.owner_uid in believed]
+    return [m for m in mounts() if m.is_ours and m.source == path and m.owner_uid in believed]
 
 
 def places_of(mount: Mount) -> list[Mount]:
@@ -141,7 +135,7 @@ def _run_unmount(mountpoint: str, as_root: list[str], as_user: list[str]) -> Non
     command = as_root if os.geteuid() == 0 else as_user
     running = subprocess.Popen(
         [*command, "--", mountpoint], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE, text=True,
+        stderr=subprocess.PIPE,
     )  # fmt: skip
     try:
         _, text = running.communicate(timeout=_UNMOUNT_SECONDS)
@@ -151,6 +145,6 @@ def _run_unmount(mountpoint: str, as_root: list[str], as_user: list[str]) -> Non
         why = f"its daemon has not answered for {_UNMOUNT_SECONDS} s; 'umount -l' detaches it"
         raise UnmountFailed(path=mountpoint, why=why) from None
     if running.returncode:
-        said = text.strip().splitlines() or ["no reason was given"]
+        said = os.fsdecode(text).strip().splitlines() or ["no reason was given"]
         why = said[-1].split(": ", 1)[-1].removesuffix(".")
         raise UnmountFailed(path=mountpoint, why=why.removeprefix(f"{mountpoint}: "))

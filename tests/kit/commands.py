@@ -33,6 +33,7 @@ def run_command(*words: object, timeout: float = 120) -> Result:
         [str(word) for word in words],
         capture_output=True,
         text=True,
+        errors="surrogateescape",
         timeout=timeout,
         check=False,
     )

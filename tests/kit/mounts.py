@@ -20,7 +20,6 @@ from kit.processes import end_process, is_running, wait_until
 from pmemfs.control.client import call
 from pmemfs.control.places import socket_path
 from pmemfs.media.label import LAYOUT, State, validate
-from pmemfs.mount.mountpoint import source_name
 from pmemfs.mountinfo import Mount, mount_at, mounts
 
 Test = TypeVar("Test", bound=Callable[..., object])
@@ -220,8 +219,7 @@ class Session:
     def is_mounted(self) -> bool:
         """Whether the mount is still anywhere. Its number may be given to the next one."""
         return any(
-            mount.device == self.device and mount.source == source_name(str(self.pool))
-            for mount in mounts()
+            mount.device == self.device and mount.source == str(self.pool) for mount in mounts()
         )
 
     @property
