@@ -1,1 +1,1 @@
-"""Volumes: what a pool serves. Each maps a range of bytes of an inode to page frames."""
+"""Volumes: what a pool serves. A volume maps a range of bytes of an inode to page frames."""

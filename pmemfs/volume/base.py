@@ -1,12 +1,11 @@
-"""What a mode serves: lookups, attributes, names, content, in the terms of the FUSE handlers.
+"""What a mode serves: lookups, attributes, names and content, in the terms of the FUSE handlers.
 
-A volume knows nothing of the kernel's bytes or of open files. What a mode can't do, it refuses with
-the errno that stands here, in the defaults, and nowhere else; ENOSYS makes the kernel ask no more.
-Invariants:
-- a method that answers at once is one step to everybody else: it awaits nothing in its middle;
-- one that answers with a coroutine has to wait (for workers of a data plane, for a device), and
-  says so in its type;
-- an inode with a hold lasts, with or without a name, until it is dropped as often.
+A volume knows nothing of the kernel's bytes or of open files. A mode refuses what it can't do with
+the errno of the defaults here, and nowhere else; after ENOSYS the kernel asks no more. Invariants:
+- a method that answers at once awaits nothing, so it is one step to all other tasks;
+- a method that may have to wait, for workers of a data plane or for a device, answers with a
+  coroutine, and its type says so;
+- an inode that is held lives on, with or without a name, until it was dropped as often.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Later = Union[T, Coroutine[Any, Any, T]]  # noqa: UP007
-"""An answer, or what has to be awaited for it."""
+"""An answer, or a coroutine that gives it."""
 
 
 class Attributes(NamedTuple):
@@ -48,7 +47,7 @@ class Attributes(NamedTuple):
 
 
 class Heritage(NamedTuple):
-    """What of a directory counts for what is made in it."""
+    """What a new inode takes over from its directory."""
 
     mode: int
     gid: int
@@ -56,7 +55,7 @@ class Heritage(NamedTuple):
 
 
 class NewInode(NamedTuple):
-    """What an inode is made with; its mode says of which type it is."""
+    """What a new inode is made of; its mode says of which type it is."""
 
     mode: int
     uid: int
@@ -67,20 +66,20 @@ class NewInode(NamedTuple):
 
 
 class Room(NamedTuple):
-    """How much room there is, and how many files, where somebody counts them."""
+    """How much room there is, and how many files, if the mode counts them."""
 
     total_frames: int
     free_frames: int
     reserved_frames: int = 0
-    """Of the free ones, those that only what deletes may take."""
+    """Free frames that only operations which delete may take."""
     file_count: int = 0
 
 
 class Volume(Protocol):
-    """What a mode serves. All methods raise OSError, and PmemfsError where memory fails.
+    """What a mode serves. All methods raise OSError, and PmemfsError if memory fails.
 
-    A mode that lacks something inherits from this, and so refuses it; one that is made of parts,
-    as a file system is, has all of it.
+    A mode that lacks something inherits the refusal from here. A mode that is made of parts, as a
+    file system is, has all of these methods.
     """
 
     @property
@@ -90,26 +89,26 @@ class Volume(Protocol):
 
     @property
     def read_only(self) -> bool:
-        """Whether nothing may be written, or nothing any more."""
+        """Whether nothing may be written: never on this mount, or no more since damage was met."""
         return False
 
     # Names
 
     @abstractmethod
     def lookup(self, parent: int, name: bytes) -> int:
-        """The inode of a name; ENOENT where there is none."""
+        """The inode of a name; ENOENT if it does not exist."""
 
     @abstractmethod
     def names(self, number: int) -> list[bytes]:
-        """The name of every entry of a directory but the dots."""
+        """The name of every entry of a directory, without the dots."""
 
     @abstractmethod
     def find_entry(self, number: int, name: bytes) -> tuple[int, int] | None:
-        """The inode of a name and its type (DT_*), without a look at the inode."""
+        """The inode of a name and its type (DT_*), without reading the inode."""
 
     @abstractmethod
     def has_entry(self, number: int, name: bytes) -> int | None:
-        """The inode that a name leads to now, which has been looked at."""
+        """The inode that a name leads to now; that inode is read."""
 
     @abstractmethod
     def parent(self, number: int) -> int:
@@ -120,7 +119,7 @@ class Volume(Protocol):
         raise system_error(errno.EPERM)
 
     def make_unnamed(self, parent: int, new: NewInode) -> int:
-        """Make an inode without a name; whoever wants it must hold it."""
+        """Make an inode without a name; a caller who wants to keep it holds it."""
         raise system_error(errno.EOPNOTSUPP)
 
     def link(self, number: int, parent: int, name: bytes) -> None:
@@ -128,7 +127,7 @@ class Volume(Protocol):
         raise system_error(errno.EPERM)
 
     def unlink(self, parent: int, name: bytes) -> None:
-        """Remove a name that is not of a directory."""
+        """Remove the name of anything but a directory."""
         raise system_error(errno.EPERM)
 
     def rmdir(self, parent: int, name: bytes) -> None:
@@ -139,29 +138,29 @@ class Volume(Protocol):
         self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0,
         whiteout: NewInode | None = None,
     ) -> None:  # fmt: skip
-        """As renameat2(2); `whiteout` is what WHITEOUT leaves at the old name."""
+        """Do as renameat2(2) does; `whiteout` is what WHITEOUT leaves at the old name."""
         raise system_error(errno.EPERM)
 
     def target(self, number: int) -> bytes:
-        """Where a symbolic link leads."""
+        """The path that a symbolic link leads to."""
         raise system_error(errno.EINVAL)
 
     def hold(self, number: int, count: int = 1) -> None:
-        """Let an inode last until it is dropped as often."""
+        """Let an inode live on until it was dropped as often."""
         return
 
     def drop(self, number: int, count: int = 1) -> None:
-        """The opposite of `hold`."""
+        """Undo as many calls of `hold`."""
         return
 
     # Attributes
 
     @abstractmethod
     def attributes(self, number: int) -> Attributes:
-        """What an inode is like; ESTALE where there is none."""
+        """The attributes of an inode; ESTALE if it does not exist."""
 
     def heritage(self, number: int) -> Heritage:
-        """What of a directory counts for what is made in it; ESTALE where there is none."""
+        """What a new inode takes over from this directory; ESTALE if it does not exist."""
         attributes = self.attributes(number)
         return Heritage(attributes.mode, attributes.gid, {})
 
@@ -171,22 +170,22 @@ class Volume(Protocol):
         gid: int | None = None, size_bytes: int | None = None, atime_ns: int | None = None,
         mtime_ns: int | None = None, ctime_ns: int | None = None, is_touch: bool = False,
     ) -> None:  # fmt: skip
-        """Change what is given. `is_touch`: the times are now, which who may write may set."""
+        """Change what is given. `is_touch`: the times are the present, which writers may set."""
 
     def note_read(self, number: int) -> bool:
-        """Somebody has read an inode; whether its time of access has changed."""
+        """A program has read an inode; whether its time of access has changed."""
         return False
 
     def set_flags(self, number: int, flags: InodeFlags) -> object | None:
-        """Set those of chattr(1); a token for `is_over`, until which somebody may still write."""
+        """Set the flags of chattr(1); a token: until it is over, a worker may still write."""
         raise system_error(errno.ENOTTY)
 
     def is_over(self, token: object) -> bool:
-        """Whether nobody acts any more by what was so before a token was given."""
+        """Whether all workers have noticed what was changed when the token was given."""
         return True
 
     def find_xattr(self, number: int, name: bytes) -> bytes | None:
-        """The value of an extended attribute; None where there is none."""
+        """The value of an extended attribute; None if it is not set."""
         return None
 
     def list_xattrs(self, number: int) -> list[bytes]:
@@ -194,7 +193,7 @@ class Volume(Protocol):
         raise system_error(errno.ENOSYS)
 
     def set_xattr(self, number: int, name: bytes, value: bytes, flags: int = 0) -> None:
-        """Set an extended attribute, as setxattr(2)."""
+        """Set an extended attribute, as setxattr(2) does."""
         raise system_error(errno.ENOSYS)
 
     def remove_xattr(self, number: int, name: bytes) -> None:
@@ -205,7 +204,7 @@ class Volume(Protocol):
     def set_xattrs_and_mode(
         self, number: int, changes: dict[bytes, bytes | None], mode: int | None
     ) -> None:
-        """Set and (None) remove extended attributes, and permission bits with them, all in one."""
+        """Set and (None) remove extended attributes, and set permission bits, in one step."""
 
     # Content
 
@@ -221,22 +220,22 @@ class Volume(Protocol):
     def write(
         self, number: int, offset_bytes: int, data: Buffer, *, may_overwrite: bool = True
     ) -> int:
-        """Store bytes; how many. `may_overwrite`: the handle is older than its file is
-        append-only."""
+        """Store bytes; how many. `may_overwrite` is true for a handle that is older than the
+        append-only flag of its file."""
 
     @abstractmethod
     def copy(
         self, source: int, source_bytes: int, target: int, target_bytes: int, length_bytes: int,
         *, may_overwrite: bool = True,
     ) -> int:  # fmt: skip
-        """Copy a range as far as the source has it; how much."""
+        """Copy a range as far as the source has it; how many bytes."""
 
     def seek(self, number: int, offset_bytes: int, *, for_data: bool) -> int:
-        """Where data, or a hole, is next. With ENOSYS the kernel takes all for data."""
+        """Where data (or a hole) comes next. After ENOSYS the kernel takes everything for data."""
         raise system_error(errno.ENOSYS)
 
     def has_hole(self, number: int, offset_bytes: int, length_bytes: int) -> bool:
-        """Whether a range has a part that nothing is mapped to."""
+        """Whether a part of a range is not mapped."""
         return False
 
     def allocate(
@@ -256,15 +255,15 @@ class Volume(Protocol):
         raise system_error(errno.EOPNOTSUPP)
 
     def collapse(self, number: int, offset_bytes: int, length_bytes: int) -> Later[None]:
-        """Take a range out of the middle."""
+        """Take a range out of the middle of a file."""
         raise system_error(errno.EOPNOTSUPP)
 
     def insert(self, number: int, offset_bytes: int, length_bytes: int) -> Later[None]:
-        """Put a hole into the middle."""
+        """Insert a hole into the middle of a file."""
         raise system_error(errno.EOPNOTSUPP)
 
     def write_back(self, number: int) -> None:
-        """Begin to make an inode durable: what follows is a fence, which makes it so."""
+        """Begin to make an inode durable; the caller completes it with a fence."""
         return
 
     def may_have_ahead(self, number: int) -> bool:
@@ -272,7 +271,7 @@ class Volume(Protocol):
         return False
 
     def trim_ahead(self, number: int) -> None:
-        """Give back what was allocated behind the end of a file, which nobody writes any more."""
+        """Give back what was allocated behind the end of a file that is not open any more."""
         return
 
     # The whole
@@ -282,7 +281,7 @@ class Volume(Protocol):
         """How much room there is."""
 
     def read_on(self, number: int) -> bool:
-        """Read an inode that takes long to read a part on; whether there is more."""
+        """Read on in an inode that takes long to read; whether there is more."""
         return False
 
     def grow(self) -> None:
@@ -290,13 +289,13 @@ class Volume(Protocol):
         return
 
     def tidy(self) -> bool:
-        """To be called every second or so while it is served; whether to `go_on` soon."""
+        """Called every second or so while the volume is served; whether to call `go_on` soon."""
         return False
 
     def go_on(self) -> bool:
-        """To be called until it says that there is no more."""
+        """Called until it says that there is no more to do."""
         return False
 
     def end(self) -> None:
-        """To be called when nobody is served any more, before the pool is clean."""
+        """Called when nothing is served any more, before the pool is marked clean."""
         return

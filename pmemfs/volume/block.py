@@ -1,14 +1,15 @@
 """Mode `block`: a root directory with one file, which behaves like a device.
 
-Like a device, it has one size: O_TRUNC and ftruncate succeed and change nothing (dd truncates what
-it writes to), a write at the end answers ENOSPC, a read there is short. Nothing can be created,
-renamed or removed. Owner, mode and times can be set and last as long as the mount, as in /dev.
-Invariants:
-- every vec lies in the data zone, byte n of the device at byte n of it, so the reserved zones can't
-  be reached by any offset;
-- a transfer holds references on its pages where the scheme has pages, and a write is flushed at
-  once, so that a fence makes it durable;
-- memory is taken away from under a range only while its onlookers expect holes there.
+Like a device, the file has one size: O_TRUNC and ftruncate succeed and change nothing (because dd
+truncates what it writes to), a write at the end answers ENOSPC, and a read there is short. Nothing
+can be created, renamed or removed. Owner, mode and times can be set and last as long as the mount,
+as in /dev. Invariants:
+- every vec lies in the data zone, and byte n of the device is byte n of that zone. So no offset can
+  reach the label or the page structures;
+- a transfer holds references on its pages if the scheme has pages, and a write is flushed at once,
+  so that a fence makes it durable;
+- memory is taken from under a range only while the onlookers expect holes there. Otherwise a
+  worker's store would fill the hole again, or fault.
 """
 
 from __future__ import annotations
@@ -46,30 +47,31 @@ _STEP_BYTES = MIB
 
 
 class Onlookers:
-    """Who serves the device beside this process: here, nobody."""
+    """What serves the device beside this process. Here nothing does; the native engine
+    overrides this."""
 
     def show(self, first_pfn: int, size_bytes: int) -> None:
-        """Let them serve it, as large as it is."""
+        """Let the onlookers serve the device in its present size."""
 
     @property
     def last_write_ns(self) -> int:
-        """When one of them last wrote; 0: not since the mount."""
+        """When an onlooker last wrote; 0 if none did since the mount."""
         return 0
 
     def forget_last_write(self) -> None:
-        """Somebody has set another time of modification, which counts until the next write."""
+        """A user has set another time of modification, which counts until the next write."""
 
     @asynccontextmanager
     async def expecting_holes(self, pool_offset: int, length_bytes: int) -> AsyncIterator[None]:
-        """A range may lose its memory, and gets some perhaps, with nobody unprepared."""
+        """While this context lasts, a range may lose its memory and get it back."""
         yield
 
     async def look_again(self) -> None:
-        """Memory has come where there was none."""
+        """Memory has come to where holes were."""
 
 
 class _Frames(NamedTuple):
-    """A range of the device as the whole frames in it, in the pool, and what is left beside."""
+    """A range of the device: its whole frames, in the pool, and what lies before and behind."""
 
     head: tuple[int, int]
     pool_offset: int
@@ -78,7 +80,7 @@ class _Frames(NamedTuple):
 
 
 class BlockVolume(Volume):
-    """The data zone as one device. `onlookers` are the workers of a data plane."""
+    """The data zone as a device. `onlookers` stand for the workers of a data plane."""
 
     read_only: bool = False
 
@@ -172,7 +174,7 @@ class BlockVolume(Volume):
             raise system_error(errno.EROFS)
 
     def bio(self, offset_bytes: int, length_bytes: int) -> list[BioVec]:
-        """The frames behind a range, as far as it lies inside the device; [] behind its end."""
+        """The frames of a range, as far as it lies in the device; [] if all of it lies behind."""
         length_bytes = min(length_bytes, self.size_bytes - offset_bytes)
         if length_bytes <= 0 or offset_bytes < 0:
             return []
@@ -232,7 +234,7 @@ class BlockVolume(Volume):
     # The whole
 
     def room(self) -> Room:
-        # The device takes all the room there is.
+        # The device takes all the room that there is.
         return Room(self.size_bytes // FRAME_BYTES, 0, file_count=2)
 
     def grow(self) -> None:
@@ -292,7 +294,7 @@ class BlockVolume(Volume):
         self._memmap.clean(pool_offset >> PAGE_SHIFT, length >> PAGE_SHIFT)
 
     async def _overwrite(self, pool_offset: int, length: int) -> None:
-        """Zeroes, for what cannot give memory back."""
+        """Store zeroes, where the medium can't give memory back."""
         for done in range(0, length, _STEP_BYTES):
             step = min(_STEP_BYTES, length - done)
             self._medium.store(pool_offset + done, bytes(step))

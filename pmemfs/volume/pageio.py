@@ -1,4 +1,4 @@
-"""Moving bytes between callers and frames of the pool, holding the pages that are touched."""
+"""Moves bytes between callers and frames of the pool, and holds the pages that it touches."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class PageIO:
         self._order = memmap.geometry.order if memmap.geometry else 0
 
     def load(self, number: int, position: int, pool_offset: int, length: int) -> memoryview | bytes:
-        """Bytes of an inode: those at `position` of it lie at `pool_offset`. Raises OSError."""
+        """Bytes of an inode; its byte `position` lies at `pool_offset`. Raises OSError."""
         try:
             return self._load(number, position, pool_offset, length)
         except MemoryFault as fault:
@@ -36,7 +36,7 @@ class PageIO:
             raise
 
     def zero(self, pool_offset: int, length: int) -> None:
-        """Store zeroes that nobody has asked for: they count as no access. Raises OSError."""
+        """Store zeroes that no program asked for, so they count as no access. Raises OSError."""
         while length > 0:
             step = min(length, len(_ZEROES))
             self._put(pool_offset, _ZEROES[:step])
@@ -47,10 +47,11 @@ class PageIO:
         self, number: int, position: int, pool_offset: int, length: int
     ) -> memoryview | bytes:
         if not self._medium.reserved and self._medium.is_hole(pool_offset, length):
-            # Nothing is there: no page to hold, and none to make room for.
+            # A hole has no memory, so there is no page to hold, and reading must not make one.
             return bytes(length)
         if not self._memmap.has_pages:
             return self._medium.read(pool_offset, length)
+        # Held until the bytes are copied, so that the frame can't go to another file in between.
         pfn, count = self._hold(number, position, pool_offset, length, Access.READ)
         try:
             return self._medium.read(pool_offset, length)

@@ -1,7 +1,7 @@
-"""Checking a pool that isn't mounted: everything that is stored, against what it must be.
+"""Checks a pool that isn't mounted: everything that is stored, against what it must be.
 
-What is stored in every mode is the label and its copy, and the zones they describe; page structures
-are not persistent. Mode `fs` adds the file system. Nothing is written, except by `repair_pool`.
+In every mode that is the label, its copy, and the zones that they describe; page structures are not
+persistent. Mode `fs` adds the file system. Only `repair_pool` writes anything.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _LABEL_REMEDY = "both copies are written anew"
 
 
 def check_pool(medium: Medium, progress: Progress = lambda *_: None) -> list[Finding]:
-    """What was found, in the order in which it was looked at. Raises NotAPool."""
+    """The findings, in the order of the checks. Raises NotAPool."""
     findings = [label_finding(reading) for reading in read_labels(medium)]
     try:
         pool = Pool.open(medium)
@@ -48,11 +48,11 @@ def repair_pool(
     medium: Medium, say: Callable[[Finding], object], progress: Progress = lambda *_: None,
     *, force: bool = False,
 ) -> int:  # fmt: skip
-    """Repair what can be repaired; how many things were done.
+    """Repair what can be repaired; how many repairs were made.
 
-    `say` is called with each of them, and with what could not be done, as errors; also with what
-    may lose or change somebody's data, unless `force` asks for that. Raises NotAPool, InvalidPool,
-    and OSError where the medium can't be written.
+    `say` is called with each repair. It is also called, with an error, for each repair that failed
+    or that may change or lose a user's data and was not asked for by `force`. Raises NotAPool,
+    InvalidPool, and OSError if the medium can't be written.
     """
     pool = Pool.open(medium)
     labels = [*map(label_finding, pool.readings), agreement(pool)]
@@ -69,7 +69,7 @@ def repair_pool(
         say_left(verdict, say_problem, force=force)
         return 0
     done = 0
-    # A writable mount writes both copies of the label, and so does this.
+    # A writable mount writes both copies of the label anew. This does the same.
     pool.begin_mount()
     if has_errors(labels):
         why = "; ".join(label.sentence for label in labels if label.is_error)

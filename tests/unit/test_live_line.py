@@ -249,7 +249,7 @@ def test_frames_behind_a_size_in_a_clean_file_system_are_an_error() -> None:
         changes.append(tree.other, media.pack_extent(5, *run))
         changes.fs.end()
     [error] = tree.errors()
-    assert error == "/home/deep/other: 3 frames are behind its size, and nothing says why"
+    assert error == "/home/deep/other: 3 frames are behind its size without a reason"
     free_frames = tree.mount().room().free_frames
     damaged = Damaged.__new__(Damaged)
     damaged.tree = tree

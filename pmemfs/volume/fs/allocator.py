@@ -1,18 +1,21 @@
-"""Which frames are free: the persistent bitmap, and which of them to give out.
+"""Knows which frames are free, from the persistent bitmap, and chooses which of them to give out.
 
-Two kinds of demand, as in WineFS (SOSP '21): whole chunks of 2 MiB for what is large, so that it is
-aligned however old the pool, and pieces of chunks that are broken already for what is small.
-A third one comes in pieces and in any order, as downloads and images of disks do: a chunk is *held*
-for the file. What is not used of it counts as free, but small demands of others look elsewhere as
-long as there is anything; so the pieces of the file fall into place. Invariants:
-- a bit is set and flushed before its run is given out; whoever maps the run fences before that is
-  committed. A bit is cleared after what freed it was committed. So a crash can leave a bit set that
-  nobody owns, and never one clear that somebody does;
+There are two kinds of demand, as in WineFS (SOSP '21). A large demand gets whole chunks of 2 MiB,
+so that its data is aligned however old the pool is. A small demand gets pieces of chunks that are
+broken already. A third kind comes in pieces and in any order, as downloads and images of disks do:
+for it a chunk is *held* for the file. The unused part of a held chunk counts as free, but small
+demands of others look elsewhere as long as they find anything, so the pieces of the file fall into
+place. Invariants:
+- a bit is set and flushed before its run is given out, and the caller who maps the run fences
+  before it commits. A bit is cleared only after the commit of what freed it. So a crash can leave a
+  bit set whose frame has no owner, but never a clear bit whose frame has one: that frame would be
+  given to a second file;
 - the last frames are for urgent demands, whose operations take no more room in the end:
-  `RESERVE_FRAMES` (of a small pool less) for what their records need meanwhile, `log_frames` so
-  that the longest log can be written anew. Without these a full pool could not be emptied.
+  `RESERVE_FRAMES` (fewer in a small pool) for the records that they need meanwhile, and
+  `log_frames` so that the longest log can be written anew. Without them a full pool could not be
+  emptied.
 
-A group is read when it is needed first, so nothing here costs by the size of the pool at mount.
+A group is read when it is first needed, so a mount costs the same for any size of pool.
 """
 
 from __future__ import annotations
@@ -43,7 +46,7 @@ from pmemfs.volume.fs.masks import (
 RESERVE_FRAMES = 1024
 _LEAST_RESERVE_FRAMES = 8
 LARGE_FRAMES = 64
-"""What comes in pieces of this size gets chunks of its own."""
+"""A demand of at least this size gets chunks of its own, even if it comes in pieces."""
 _TRIES = 16
 
 
@@ -63,10 +66,11 @@ class Group:
         self.whole = {chunk for chunk, mask in enumerate(self.masks) if mask == ALL}
         self.partial = {chunk for chunk, mask in enumerate(self.masks) if mask and mask != ALL}
         self.held: set[int] = set()
-        """Chunks that are held for a file: no `partial` ones, once they are broken."""
+        """Chunks that are held for a file. They are not in `partial` once they are broken, so that
+        small demands do not find them."""
 
     def set_mask(self, chunk: int, mask: int) -> None:
-        """Replace the mask of a chunk, and what follows from it."""
+        """Replace the mask of a chunk, and bring all that follows from it up to date."""
         self.free_count += mask.bit_count() - self.masks[chunk].bit_count()
         self.masks[chunk] = mask
         if mask == ALL:
@@ -78,6 +82,7 @@ class Group:
             is_small = mask and chunk not in self.held
             (self.partial.add if is_small else self.partial.discard)(chunk)
         if mask in (0, ALL):
+            # Nothing is left of it to hold, or it is whole again and anybody may have it.
             self.held.discard(chunk)
 
     def unhold(self, chunk: int) -> None:
@@ -96,40 +101,41 @@ class Allocator:
         self._small_group = self._large_group = 0
         self.known_free = self.log_frames = 0
         self._holds: dict[int, list[tuple[int, int]]] = {}
-        """By who holds them, group and chunk in it."""
+        """The chunks that each inode holds, as the group and the chunk in it."""
         self.given_out: list[Run] | None = None
-        """What was given out since somebody began to collect it here."""
+        """All that was given out since a caller began to collect it here."""
         self.set_geometry(geometry)
 
     def set_geometry(self, geometry: Geometry) -> None:
-        """The zone, as it is now: groups may have become longer, and more."""
+        """Take the zone as it is now: groups may have become longer, and there may be more."""
         self.geometry = geometry
         least = min(_LEAST_RESERVE_FRAMES, geometry.frame_count // 8)
         self._for_records = min(RESERVE_FRAMES, max(geometry.frame_count // 64, least))
         self.set_log_frames(self.log_frames)
-        # Forgotten and read anew when needed: the last group may have got more frames.
+        # All groups are read anew when needed, because the last one may have got more frames.
         self._groups.clear()
         self.known_free = 0
 
     def set_log_frames(self, frame_count: int) -> None:
-        """Say what the longest log takes that is to be written anew."""
+        """Say how many frames the longest log takes when it is written anew."""
         self.log_frames = frame_count
         self.reserve = self._for_records + min(frame_count, self.geometry.frame_count // 2)
-        """How many frames only urgent demands get."""
+        """How many frames are left to urgent demands alone."""
         self._least_frames = self.reserve - self._for_records // 2
 
     def is_tight(self, wanted: int) -> bool:
-        """Whether urgent demands have taken half of what is for their records, but not `wanted`."""
+        """Whether urgent demands have used half of their frames for records, but still leave enough
+        that `wanted` frames can be had."""
         least = self._least_frames
         return self.known_free < least and wanted <= self.free_up_to(least) < least
 
     def allocate(
         self, frame_count: int, *, goal: int = 0, whole: bool = False, urgent: bool = False
     ) -> list[Run]:
-        """Runs of free frames, used from now on. Raises OSError (ENOSPC), and then takes nothing.
+        """Runs of free frames, marked as used. Raises OSError (ENOSPC), and then takes nothing.
 
-        `goal` is the pfn where they would best begin. `whole` asks for the start of whole chunks,
-        although less is wanted, since more will follow.
+        `goal` is the pfn where the runs would best begin. `whole` asks for the start of a whole
+        chunk although the caller wants less, because more will follow.
         """
         self._make_sure(frame_count, urgent=urgent)
         runs: list[Run] = []
@@ -148,8 +154,8 @@ class Allocator:
     def hold(self, owner: int, wish: int, *, frame_count: int) -> int | None:
         """Hold a whole chunk for an inode that needs a part of it; its first pfn, or None.
 
-        The one at the pfn `wish`, if that is a whole one. For a small part there is one only while
-        half of a group is whole, so that what comes in whole chunks finds some, too.
+        It is the chunk at the pfn `wish`, if that chunk is whole. For a small part there is a chunk
+        only while half of its group is whole, so that demands for whole chunks find some, too.
         """
         least = 0 if frame_count >= LARGE_FRAMES else GROUP_CHUNKS // 2
         place = self._chunk_at(wish)
@@ -163,13 +169,13 @@ class Allocator:
         return self.geometry.group_pfn(number) + chunk * CHUNK_FRAMES
 
     def unhold(self, owner: int) -> None:
-        """Let others have what an inode holds."""
+        """Let other inodes have the chunks that this inode holds."""
         for number, chunk in self._holds.pop(owner, ()):
             if number in self._groups:
                 self._groups[number].unhold(chunk)
 
     def free(self, runs: Iterable[Run]) -> None:
-        """Give runs back. Their bits are cleared, and durable with a later fence."""
+        """Give runs back. Their bits are clear now, and durably so after a later fence."""
         for run in runs:
             for group, chunk, bit, count in self._parts(run):
                 mask = self.group(group).masks[chunk] | bits(bit, count)
@@ -182,12 +188,12 @@ class Allocator:
         return bool(self.group(group).masks[chunk] >> bit & 1)
 
     def free_count(self) -> int:
-        """All free frames: reads every group's bitmap that was not read before."""
+        """All free frames. Reads every bitmap that was not read before."""
         self._learn_all()
         return self.known_free
 
     def free_up_to(self, enough: int) -> int:
-        """How many frames are free, or at least `enough`: reads no more bitmaps than tell that."""
+        """How many frames are free, or at least `enough`. Reads no more bitmaps than it needs."""
         if self.known_free < enough:
             self._learn_all(enough)
         return self.known_free
@@ -208,7 +214,7 @@ class Allocator:
         return longest
 
     def group(self, number: int) -> Group:
-        """A group, read when it is needed first."""
+        """A group, which is read when it is first needed."""
         group = self._groups.get(number)
         if group is None:
             offset = self.geometry.group_pfn(number) << PAGE_SHIFT
@@ -218,13 +224,15 @@ class Allocator:
         return group
 
     def forget(self, number: int) -> None:
-        """Let go of a group, which is read anew when it is needed."""
+        """Let go of a group, which is read anew when it is next needed."""
         group = self._groups.pop(number, None)
         if group is not None:
             self.known_free -= group.free_count
 
     def managed(self, number: int) -> list[int]:
         """For each chunk of a group, a mask of the frames that can be given out."""
+        # The first frames of a group hold its bitmap and the like; behind the last frame of a
+        # short group there is no pool.
         frames, kept = self.geometry.frames_of(number), self.geometry.kept_of(number)
         if frames == GROUP_FRAMES:
             return [ALL & -(1 << kept), *[ALL] * (GROUP_CHUNKS - 1)]
@@ -246,7 +254,7 @@ class Allocator:
                     return
 
     def _take(self, wanted: int, *, whole: bool) -> Run:
-        """A run of at most `wanted` frames; there are free ones."""
+        """A run of at most `wanted` frames. The caller has made sure that there are free frames."""
         if wanted >= CHUNK_FRAMES or whole:
             run = self._take_chunks(wanted)
             if run:
@@ -254,13 +262,14 @@ class Allocator:
         small = min(wanted, CHUNK_FRAMES - 1)
         run = self._take_small(small) or self._take_chunks(wanted)
         if run is None and self._holds:
+            # Rather break a promise of a good place than fail: what is held is free.
             for owner in list(self._holds):
                 self.unhold(owner)
             run = self._take_small(small)
         return run or self._take_longest(wanted)
 
     def _take_chunks(self, wanted: int) -> Run | None:
-        """A run from the start of a whole chunk on."""
+        """A run that begins with a whole chunk, or None if there is no whole chunk."""
         count = self.geometry.group_count
         for step in range(count):
             number = (self._large_group + step) % count
@@ -277,17 +286,19 @@ class Allocator:
                 pfn = self.geometry.group_pfn(number) + first * CHUNK_FRAMES
                 length = min(wanted, (last - first) * CHUNK_FRAMES)
                 if length > CHUNK_FRAMES:
-                    # What is less than a chunk is placed by itself, where chunks are broken.
+                    # The rest, less than a chunk, goes where chunks are broken already.
                     length &= -CHUNK_FRAMES
                 return self._mark(Run(pfn, length))
         return None
 
     def _take_small(self, wanted: int) -> Run | None:
-        """A run of all `wanted` frames, in a chunk that is broken already."""
+        """One run of all `wanted` frames, in a chunk that is broken already, or None."""
         count = self.geometry.group_count
         for step in range(count):
             number = (self._small_group + step) % count
             group = self.group(number)
+            # The tries are bounded because a fragmented group can have 64 chunks without room, and
+            # a large pool thousands of such groups: then breaking a whole chunk is cheaper.
             for tries, chunk in enumerate(group.partial):
                 if tries == _TRIES:
                     break
@@ -302,12 +313,14 @@ class Allocator:
         return None
 
     def _take_longest(self, wanted: int) -> Run:
-        """The longest run in the first chunk that has any: where a pool is nearly full."""
+        """The longest run in the first chunk that has any free frame, for a pool that is nearly
+        full."""
         for number in range(self.geometry.group_count):
             group = self.group(number)
             for chunk in sorted(group.whole | group.partial | group.held):
                 length = 1
                 starts = group.masks[chunk]
+                # A set bit in `starts`: a run of at least `length` free frames begins there.
                 while length < wanted and (more := starts & group.masks[chunk] >> length):
                     starts, length = more, length + 1
                 bit = first_bit(starts)
@@ -316,7 +329,7 @@ class Allocator:
         raise system_error(errno.ENOSPC)
 
     def _chunk_at(self, pfn: int) -> tuple[int, int] | None:
-        """The group and the chunk in it that begins here, if it is a whole one."""
+        """The group and the chunk that begins at this pfn, if the chunk is whole and not held."""
         start = pfn - self.geometry.first_pfn
         if start % CHUNK_FRAMES or not 0 <= start < self.geometry.frame_count:
             return None
@@ -326,7 +339,7 @@ class Allocator:
         return (number, chunk) if chunk in group.whole and chunk not in group.held else None
 
     def _find_whole(self, least: int) -> tuple[int, int] | None:
-        """A whole chunk that nobody holds, in a group that has more than `least` of 64."""
+        """A whole chunk that no file holds, in a group with more than `least` of 64 whole ones."""
         count = self.geometry.group_count
         for step in range(min(count, _TRIES)):
             number = (self._large_group + step) % count
@@ -336,11 +349,11 @@ class Allocator:
         return None
 
     def _share(self, number: int, chunks: int) -> int:
-        """As many of a group's chunks as `chunks` are of a long one's."""
+        """A number of chunks out of 64, for a group that may be shorter than that."""
         return chunks * self.geometry.frames_of(number) // GROUP_FRAMES
 
     def _take_at(self, pfn: int, wanted: int) -> list[Run]:
-        """As many free frames as there are from `pfn` on, in its group."""
+        """As many free frames as there are from `pfn` on, without a gap, in its group."""
         start = pfn - self.geometry.first_pfn
         if not 0 <= start < self.geometry.frame_count:
             return []
@@ -349,6 +362,7 @@ class Allocator:
         found = 0
         while found < wanted and position < GROUP_FRAMES:
             chunk, bit = divmod(position, CHUNK_FRAMES)
+            # The chunk where it begins may be held for this very file; the next is another's.
             if found and chunk in group.held:
                 break
             mask = group.masks[chunk] >> bit
@@ -367,7 +381,7 @@ class Allocator:
                 self._store(group, chunk, bit, count, mask)
                 marked.append(count)
         except OSError:
-            # A sparse pool found no memory for the bitmap itself.
+            # The medium has no memory left for the bitmap itself: a sparse pool on a full tmpfs.
             self.free([Run(run.pfn, sum(marked))] if marked else [])
             raise
         if self.given_out is not None:
@@ -375,19 +389,21 @@ class Allocator:
         return run
 
     def _parts(self, run: Run) -> Iterable[tuple[int, int, int, int]]:
-        """A run by chunks: group, chunk in it, first bit and count."""
+        """The parts of a run, one for each chunk: group, chunk in it, first bit and count."""
         for chunk, bit, count in chunk_parts(run, self.geometry.first_pfn):
             yield *divmod(chunk, GROUP_CHUNKS), bit, count
 
     def _store(self, number: int, chunk: int, bit: int, count: int, mask: int) -> None:
-        """Store the words of a chunk's line that a range of bits lies in."""
+        """Store the words of a chunk's line in which a range of bits lies, and flush them."""
         group = self.group(number)
         used = ~mask & self._managed_mask(number, chunk)
+        # Bits of frames that are never given out (see `managed`) are stored as 0.
         first, last = bit >> 6, (bit + count - 1) >> 6
         words = used.to_bytes(CHUNK_LINE_BYTES, "little")[first * 8 : last * 8 + 8]
         line = (self.geometry.group_pfn(number) << PAGE_SHIFT) + chunk * CHUNK_LINE_BYTES
         self._medium.store(line + first * 8, words)
         self._medium.flush(line + first * 8, len(words))
+        # Memory follows the medium, because a store may raise and then nothing has changed.
         before = group.free_count
         group.set_mask(chunk, mask)
         self.known_free += group.free_count - before
@@ -399,7 +415,8 @@ class Allocator:
 
 
 def _first_of_run(chunks: set[int], wanted: int) -> int:
-    """Where the first run of `wanted` chunks begins, or else the longest."""
+    """Where the first run of `wanted` chunks begins, or the first of the longest runs if none is so
+    long."""
     mask = sum(1 << chunk for chunk in chunks)
     while not (starts := run_starts(mask, wanted)):
         wanted -= 1

@@ -21,7 +21,7 @@ _TIME_LIMIT = (1 << 63) - 1
 
 
 class InodeAttributes:
-    """What can be asked and changed of an inode itself."""
+    """What can be asked of an inode itself, and changed in it."""
 
     def __init__(self, store: Store, frames: FileFrames) -> None:
         self._store = store
@@ -29,7 +29,7 @@ class InodeAttributes:
         self._lines = store.lines
         self._inode, self._state_of = store.inode, store.state_of
         self.access_times = AccessTimes.RELATIVE
-        """Which reads are noted; with `notes_directories`, of directories too."""
+        """Which reads count as an access; with `notes_directories`, reads of directories too."""
         self.notes_directories = True
 
     def attributes(self, number: int) -> Attributes:
@@ -42,7 +42,7 @@ class InodeAttributes:
             nlink += nlink and 1 + inode.subdirectory_count
         else:
             size_bytes = len(inode.target) or state.size_bytes
-        # In the order in which `Attributes` has them: with their names they cost twice as much.
+        # By position, in the order of `Attributes`: keywords would cost twice as much.
         return Attributes(
             number, inode.generation, state.mode, nlink, state.uid, state.gid,
             state.device, size_bytes, (inode.extents.frame_count + len(log.frames)) * 8,
@@ -50,7 +50,7 @@ class InodeAttributes:
         )  # fmt: skip
 
     def heritage(self, number: int) -> Heritage:
-        """What of a directory counts for what is made in it. Raises OSError."""
+        """What a new inode takes over from its directory. Raises OSError."""
         inode = self._inode(number)
         return Heritage(inode.state.mode, inode.state.gid, inode.xattrs)
 
@@ -67,8 +67,9 @@ class InodeAttributes:
         ctime_ns: int | None = None,
         is_touch: bool = False,
     ) -> None:
-        """Change what is given. `is_touch`: the times are now, which who may write may set.
+        """Change the attributes that are given.
 
+        `is_touch` says that the times are the present, which a user with write permission may set.
         Raises OSError: EINVAL and EISDIR for a size, EPERM.
         """
         inode = self._inode(number)
@@ -102,19 +103,20 @@ class InodeAttributes:
         if mtime_ns is not None:
             self._lines.forget_written(inode)
         if atime_ns is not None and self._lines.accessed_ns(inode):
-            # Not zero, since the data plane compares it.
+            # Zero would mean "see the log", which the data plane can't; it compares this word.
             self._lines.set_accessed_ns(inode, atime_ns)
             self._store.medium.fence()
 
     def set_flags(self, number: int, flags: InodeFlags) -> object | None:
-        """Set those of chattr(1), and take the others of these away. Raises OSError (EPERM).
+        """Set these flags of chattr(1), and take the other flags of chattr(1) away. Raises OSError
+        (EPERM).
 
-        Answers what `Tables.changed` does: until that is over, somebody may still be writing.
+        The result is that of `Tables.changed`: until it is over, a worker may still be writing.
         """
         inode = self._inode(number)
         changed = (inode.state.flags ^ int(flags)) & CHATTR
         if flags & IMMUTABLE and changed:
-            # Of what stays immutable, the other flags stay too.
+            # An inode that stays immutable keeps its other flags, too.
             self._store.refuse(inode, IMMUTABLE)
         state = self._state_of(inode)
         state.flags ^= changed
@@ -125,9 +127,9 @@ class InodeAttributes:
         return self._store.tables.changed(number)
 
     def note_read(self, number: int) -> bool:
-        """Somebody reads a file, a link or a directory: it was accessed, if the mount notes that.
+        """A program reads a file, link or directory: note the access, if the mount notes those.
 
-        Answers whether the time of access has changed.
+        The result says whether the time of access has changed.
         Source: relatime_need_update() in fs/inode.c of Linux.
         """
         inode = self._inode(number)
@@ -145,9 +147,9 @@ class InodeAttributes:
         return True
 
     def show_accessed(self, number: int) -> int:
-        """Have the time of access in the live line, for who notes reads without asking.
+        """Put the time of access into the live line, for the data plane, which notes reads itself.
 
-        Answers after which time a read counts, as `State.reads_count_after_ns`.
+        The result is `State.reads_count_after_ns`.
         """
         inode = self._inode(number)
         if not self._store.read_only and not self._lines.accessed_ns(inode):
@@ -155,7 +157,7 @@ class InodeAttributes:
         return self._state_of(inode).reads_count_after_ns
 
     def target(self, number: int) -> bytes:
-        """Where a symbolic link leads. Raises OSError (EINVAL)."""
+        """The path that a symbolic link leads to. Raises OSError (EINVAL)."""
         inode = self._inode(number)
         if not inode.target:
             raise system_error(errno.EINVAL)

@@ -1,10 +1,11 @@
 """Busy pages: the answer to Matthew Wilcox.
 
-Pages leave a file at once for all who read and write it, but one that somebody still holds can't be
-given out again before the last reference is dropped. Invariants:
-- a run is freed only when its token is over and none of its pages is referenced;
-- references are not persistent: after a crash there are none, and the frames that waited here are
-  found as leaked.
+Pages leave a file at once, for every reader and writer. A page that is still held can't be given
+out again before the last reference is dropped. Invariants:
+- a run is freed only when its token is over and none of its pages is referenced. Otherwise a write
+  that is under way would land in the file that got the page next;
+- references are not persistent: a crash forgets all of them, and the search for leaks finds the
+  frames that waited here.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from pmemfs.volume.fs.extents import Run
 from pmemfs.volume.fs.publication import Tables
 
 _RUN_FRAMES = 32
-"""What a run costs at least: giving back a frame takes as long as giving back so many together."""
+"""Giving back one frame takes as long as giving back this many at once, so a run counts as this."""
 _STEP_FRAMES = 32768
-"""What is given back at once: a file of terabytes takes many steps."""
+"""How much one step gives back, so that a file of terabytes doesn't stop everything else."""
 
 
 class BusyPages:
@@ -37,7 +38,7 @@ class BusyPages:
         self.frame_count = 0
 
     def add(self, runs: Iterable[Run], token: object | None) -> None:
-        """Free runs as soon as that is right."""
+        """Free these runs, each as soon as it is not busy."""
         left = _STEP_FRAMES
         for run in runs:
             if run.frame_count <= left and self._is_free(token, run):
@@ -48,11 +49,11 @@ class BusyPages:
                 self._waiting.extend((token, part) for part in _parts(run))
 
     def runs(self) -> list[Run]:
-        """What waits."""
+        """The runs that wait."""
         return [run for _, run in self._waiting]
 
     def collect(self, step_frames: int = _STEP_FRAMES) -> bool:
-        """Free what is not busy any more, as much as a step allows; whether there may be more."""
+        """Free what is busy no more, as much as a step allows; whether there may be more."""
         for _ in range(len(self._waiting)):
             token, run = self._waiting.popleft()
             if self._is_free(token, run):
@@ -66,6 +67,7 @@ class BusyPages:
         return False
 
     def _free(self, run: Run) -> None:
+        # Clean before free: the next owner must not find the page dirty.
         with suppress(MemoryFault):
             self._memmap.clean(*run)
         self._allocator.free([run])
@@ -76,7 +78,7 @@ class BusyPages:
         try:
             return not self._memmap.has_pages or not self._memmap.are_referenced(*run)
         except MemoryFault as fault:
-            # Nobody knows, so the frames wait.
+            # Its references can't be read, so the frames wait.
             report_fault(fault.path, fault.pfn, f"{run.frame_count} frames stay busy")
             return False
 

@@ -1,6 +1,6 @@
-"""What a check knows of every inode: some bytes each, and of directories where they are.
+"""What a check remembers of every inode: some bytes each, and where directories lie.
 
-Invariant: nothing here writes, and an inode that was read once can be read again.
+Invariant: nothing here writes, so an inode that was read once can be read again.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from pmemfs.volume.fs.reading import read_log
 from pmemfs.volume.fs.table import InodeTable
 
 FREE, DAMAGED = 0, 255
-"""Beside the types of inodes: those of slots without one, and of what can't be read."""
+"""Types beside those of inodes: for a slot without an inode, and for an inode that can't be
+read."""
 
 
 class Census:
-    """What is known of every inode, by the position of its slot among all slots."""
+    """What is known of every inode, in the order of the slots."""
 
     def __init__(self, medium: Medium, table: InodeTable) -> None:
         self._medium = medium
@@ -34,14 +35,14 @@ class Census:
         self.links = array("I")
         self.names = array("I")
         self.parents: dict[int, int] = {}
-        """The directory above each directory, as that itself has it."""
+        """The directory above each directory, as the lower one says it."""
         self.homes: dict[int, list[int]] = {}
-        """The directories that have a name of each directory."""
+        """For each directory, the directories that have a name for it."""
         self.empty_directories: set[int] = set()
-        """Of those that are removed, those without entries."""
+        """Removed directories without entries."""
 
     def add_frame(self, pfn: int) -> int:
-        """Another frame of inodes; the position of its first slot."""
+        """Add a frame of inodes; the position of its first slot."""
         self.first[pfn] = len(self.types)
         self.types.extend(bytes(SLOTS_PER_FRAME))
         self.links.extend([0] * SLOTS_PER_FRAME)
@@ -59,16 +60,16 @@ class Census:
         return map(self._table.number_at, range(start, start + FRAME_BYTES, SLOT_BYTES))
 
     def read(self, number: int) -> Inode | None:
-        """An inode, but for its live line; None for a free slot. Raises DamagedFileSystem."""
+        """An inode without its live line; None if the slot is free. Raises DamagedFileSystem."""
         return read_log(self._medium, self._table, number)
 
     def entries(self, directory: int) -> list[tuple[bytes, Entry]]:
-        """What is in a directory that was read before."""
+        """The entries of a directory that was read before."""
         inode = self.read(directory)
         return list(inode.entries.items()) if inode else []
 
     def position(self, number: int) -> int | None:
-        """The position of an inode's slot; None where there is none of it."""
+        """The position of an inode's slot; None if the inode can't exist."""
         if number == ROOT:
             return self.first[self._first_frame]
         first = self.first.get(number * SLOT_BYTES >> PAGE_SHIFT)
@@ -78,7 +79,7 @@ class Census:
         return None if position == self.first[self._first_frame] else position
 
     def home(self, number: int) -> int | None:
-        """The directory in which a directory counts as being."""
+        """The directory that a directory counts as lying in."""
         homes = self.homes.get(number)
         if not homes:
             return None
@@ -86,7 +87,7 @@ class Census:
         return parent if parent in homes else homes[0]
 
     def lacks_name(self, number: int, type_: int) -> bool:
-        """Whether an inode of this type has fewer names, in what can be read, than it says."""
+        """Whether an inode of this type has fewer names than it counts, as far as can be read."""
         position = self.position(number)
         if position is None or number == ROOT:
             return False

@@ -1,11 +1,12 @@
-"""Verifying a file system that nobody has mounted: all that is stored, against what it must be.
+"""Checks a file system that is not mounted: all that is stored, against what it must be.
 
-Three passes: over all inodes, over all directories, over the bitmaps; and others only where the
-first have found something, to say whose it is and where it lies in the tree. Invariants:
+There are three passes: over all inodes, over all directories, over the bitmaps. Further passes run
+only if these have found something, to say who owns what and where it lies in the tree. Invariants:
 - nothing is written, and whatever the pool holds becomes a finding and never an exception;
-- what is kept in memory is two bits a frame, some bytes an inode, and one inode at a time;
-- an unfinished journal is no error: everything is looked at as the next mount would leave it;
-- what a crash can leave, frames and inodes of nobody, is a finding and no error.
+- memory holds two bits a frame, some bytes an inode, and one inode at a time, so that a pool of
+  terabytes can be checked;
+- an unfinished journal is not an error: everything is checked as the next mount would leave it;
+- what a crash may leave, frames and inodes that nobody owns, is a finding but not an error.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from pmemfs.volume.fs.treecheck import TreeCheck
 
 
 def check_filesystem(pool: Pool, progress: Progress = lambda *_: None) -> Verdict:
-    """Check the file system on a pool, which nobody has mounted."""
+    """Check the file system of a pool that is not mounted."""
     return _Check(pool, progress).run()
 
 
@@ -78,13 +79,13 @@ class _Check:
     # Head and journal
 
     def _look_at_head(self) -> bool:
-        """Whether there is anything more to look at."""
+        """Whether there is more to look at."""
         raw = self._medium.read(self._geometry.offset_of(HEAD_FRAME), HEAD.size_bytes)
         try:
             self._is_clean = validate_head(raw, self._pool.label.uuid).is_clean == 1
         except DamagedFileSystem as damage:
             if is_head_sound(raw):
-                # Somebody meant it: a newer program, or another pool's data.
+                # A sound head was written on purpose: by a newer program, or for another pool.
                 self._verdict.error("file system", str(damage))
                 return False
             if not self._has_root():
@@ -119,15 +120,15 @@ class _Check:
             self._table.pending_words = words
             carry_out = Remedy(Stage.JOURNAL, "it is carried out", lambda m: m.finish_journal())
             why = (
-                "an operation was interrupted; the next mount carries it out, and what is said "
-                "here is said as if it had been"
+                "an operation was interrupted; the next mount carries it out, and this check says "
+                "what would be there then"
             )
             self._verdict.add(Problem("journal", False, why, remedy=carry_out))
 
     # Inodes
 
     def _inode_frames(self) -> list[int]:
-        """Every frame of inodes."""
+        """Every frame that holds inodes."""
         first = self._geometry.first_pfn + FIRST_INODES_FRAME
         if not self._table.marked(0) >> FIRST_INODES_FRAME & 1:
             mark = Remedy(
@@ -193,7 +194,7 @@ class _Check:
         self._verdict.error("inode", why, number, remedy)
 
     def _look_at_size(self, inode: Inode) -> None:
-        """Frames behind a size that is known have a reason: fallocate, or a mount that died."""
+        """Report frames behind the size. They need a reason: fallocate, or a mount that died."""
         try:
             end = -(-stored_size(self._medium, inode) >> PAGE_SHIFT)
         except DamagedFileSystem as damage:
@@ -205,18 +206,18 @@ class _Check:
         beyond = inode.extents.pieces(end, inode.extents.end - end)
         count = sum(piece.frame_count for piece in beyond if piece.pfn >= 0)
         if self._is_clean:
-            self._unsized(inode, f"{frames_are(count)} behind its size, and nothing says why")
+            self._unsized(inode, f"{frames_are(count)} behind its size without a reason")
             return
         self._ahead_frames += count
         self._ahead_inodes.append(inode.number)
 
     def _unsized(self, inode: Inode, why: str) -> None:
-        """The size of a file is not known, or wrong: what is mapped may all be its content."""
+        """Report a file whose size is unknown or wrong: all that is mapped may be its content."""
         number, size_bytes = inode.number, _covering_size(inode)
         cover = Remedy(
             Stage.INODES,
-            f"its size becomes {size_bytes} bytes, which loses nothing that it has; behind what "
-            "was written may be bytes that were deleted elsewhere",
+            f"its size becomes {size_bytes} bytes, so that none of its bytes is lost; behind what "
+            "was written, bytes that were deleted elsewhere may show up",
             lambda m: m.set_size(number, size_bytes), needs_force=True,
         )  # fmt: skip
         self._verdict.error("inode", why, number, cover)
@@ -233,6 +234,6 @@ class _Check:
 
 
 def _covering_size(inode: Inode) -> int:
-    """A size that covers all that a file has."""
+    """A size that covers all frames of a file."""
     size_bytes = max(inode.state.size_bytes, inode.extents.end << PAGE_SHIFT)
     return min(size_bytes, SIZE_LIMIT_BYTES - 1)

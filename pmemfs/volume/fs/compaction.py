@@ -1,16 +1,16 @@
-"""Long logs are written anew in steps, beside the operations that go on appending to them.
+"""Writes long logs anew in steps, while operations go on appending to them.
 
     a copy of what the inode is now          its records are written into new frames
     what was appended meanwhile              is copied behind them, until little is left
-    one transaction                          lets the inode have the new log
+    one transaction                          gives the inode the new log
 
 Invariants:
-- until that transaction, nobody looks at the new frames, and the old log is what counts: a crash
-  leaves it, and frames of nobody, which are found as leaked;
-- what was appended is copied from the log itself, in its order, so the new log says what the old
-  one does;
-- the inode that is compacted is the one in memory: if that goes, or its log is written anew by
-  somebody else, the new frames are given back.
+- until that transaction no reader looks at the new frames, and the old log counts. A crash leaves
+  the old log and frames that nobody owns, which the search for leaks finds;
+- appended records are copied from the log itself, in order, so the new log says what the old one
+  says. An entry that was removed and added again would be lost in another order;
+- the inode that is compacted is the one in memory. If it is forgotten, or something else writes its
+  log anew, the new frames are given back.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from pmemfs.volume.fs.log import Log, LogReader, runs_of_frames
 from pmemfs.volume.fs.transaction import Transaction
 
 STEP_RECORDS = 1000
-"""Records that are written in one step: some ms."""
+"""How many records one step writes: some ms."""
 _FEW_SLOTS = 256
-"""What was appended and is not copied yet, when the new log takes over."""
+"""The new log takes over once no more than this was appended that is not copied yet."""
 _FRAMES_AT_ONCE = 16
 
 
@@ -47,13 +47,14 @@ class LogWriter:
         self._slot_count = 0
 
     def add(self, record: bytes) -> None:
-        """A record more, to be sealed."""
+        """Add a record, not sealed yet."""
         if len(record) > self._room:
             after = self._next_frame()
             if self._room:
                 self._content.append(media.pack_padding())
             full = self._frames[-1]
-            # Before it is written to, since memory may be bad, and then it is given back.
+            # It joins the list before the write, because bad memory may make the write fail, and
+            # then `abandon` must give it back, too.
             self._frames.append(after)
             self._write(full, after)
             self._content = []
@@ -62,7 +63,7 @@ class LogWriter:
         self._room -= len(record)
 
     def finish(self) -> Log:
-        """The log, written but for a fence; frames that it has no need of are given back."""
+        """The log, whole except for a fence; frames that it does not need are given back."""
         frames = self._frames
         tail = frames[-1] + FRAME_HEAD_BYTES + self._write(frames[-1], 0)
         self._ground.allocator.free(runs_of_frames(self._spare))
@@ -70,22 +71,22 @@ class LogWriter:
         return Log(frames[0] + FRAME_HEAD_BYTES, tail, frames, self._slot_count)
 
     def let_go(self) -> None:
-        """The frames are the inode's from now on."""
+        """The frames belong to the inode from now on."""
         self._frames = []
 
     def abandon(self) -> None:
-        """Give all frames back that are still here."""
+        """Give back all frames that still belong to this writer."""
         self._ground.allocator.free(runs_of_frames([*self._frames, *self._spare]))
 
     def _next_frame(self) -> int:
         if not self._spare:
-            # Not from `take_frames`, which would let go of this very log to find some.
+            # `take_frames` would abandon this very compaction to find room.
             runs = self._ground.allocator.allocate(_FRAMES_AT_ONCE)
             self._spare = [pfn << PAGE_SHIFT for run in runs for pfn in range(run.pfn, sum(run))]
         return self._spare.pop(0)
 
     def _write(self, frame: int, after: int) -> int:
-        """Write a frame, which leads to another one; the length of its records."""
+        """Write a frame that leads to the frame `after`; the length of its records."""
         inode, medium = self.inode, self._ground.medium
         head = media.pack_frame_head(inode.number, inode.generation, frame, after)
         start = frame + FRAME_HEAD_BYTES
@@ -113,12 +114,12 @@ class Compaction:
 
     @property
     def is_of_inode_in_memory(self) -> bool:
-        """Whether the inode is still what everybody changes."""
+        """Whether operations still change this object, and not one that was read anew."""
         return self._cache.cached(self.inode.number) is self.inode
 
     def step(self) -> bool:
         """Write some records; whether there is more. Raises OSError and DamagedFileSystem."""
-        # Or it would be forgotten as idle.
+        # Otherwise housekeeping would forget the inode as idle.
         self.inode.used_at = self._ground.clock
         count = 0
         for record in islice(self._records, STEP_RECORDS):
@@ -131,6 +132,8 @@ class Compaction:
             return True
         for record in self._appended():
             self._writer.add(record)
+        # The rest was copied just now, and nothing awaits before the commit, so the new log lacks
+        # nothing. The transaction's fence makes the new frames durable before the journal.
         with self._change() as change:
             change.replace_log(self.inode, self._writer.finish())
             change.then(self._writer.let_go)

@@ -1,7 +1,7 @@
-"""The entries of a directory, in memory: there may be millions.
+"""The entries of a directory, in memory. There may be millions of them.
 
-Each is one number beside its name, not an object: objects would take half as much memory again, and
-Python's collector of cycles would walk them all.
+An entry is a number beside its name, not an object. Objects would take half as much memory again,
+and Python's collector of cycles would walk all of them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Entry(NamedTuple):
 
 
 class Entries(Mapping[bytes, Entry]):
-    """Names and what they lead to, in order of addition."""
+    """Names and what they lead to, in the order in which they were added."""
 
     __slots__ = ("_words",)
 
@@ -45,7 +45,7 @@ class Entries(Mapping[bytes, Entry]):
         return f"<{len(self)} entries>"
 
     def set(self, name: bytes, inode: int, type_: int) -> int:
-        """Let a name lead to an inode; the type of the inode that it led to before, 0 if none."""
+        """Let a name lead to an inode; the type of the inode it led to before, 0 if it was new."""
         words = self._words
         before = words.get(name, 0)
         words[name] = inode << _TYPE_BITS | type_
@@ -56,13 +56,13 @@ class Entries(Mapping[bytes, Entry]):
         return self._words.pop(name) & _TYPE_MASK
 
     def copy(self) -> Entries:
-        """The entries as they are now: some 10 ms for a million of them."""
+        """A copy of the entries as they are now, which takes some 10 ms for a million."""
         other = Entries()
         other._words = self._words.copy()
         return other
 
     def discard(self, count: int) -> bool:
-        """Let go of some of the entries' memory; whether there are more."""
+        """Free some of the entries' memory; whether there is more."""
         words = self._words
         for _ in range(min(count, len(words))):
             words.popitem()

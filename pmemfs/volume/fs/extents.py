@@ -1,7 +1,7 @@
 """The extents of one file, in memory.
 
-Invariants: extents are disjoint, in ascending order, and as long as they can be: two neighbours
-that are neighbours in the pool too are one.
+Invariants: extents are disjoint, in ascending order, and as long as they can be: two extents that
+are neighbours in the file and in the pool are one. Otherwise each append would add an extent.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Run(NamedTuple):
 
 
 class ExtentMap:
-    """Which frames of a file are where in the pool; what no extent covers is a hole."""
+    """Where the frames of a file lie in the pool; what no extent covers is a hole."""
 
     __slots__ = ("_counts", "_indexes", "_pfns", "frame_count")
 
@@ -43,7 +43,7 @@ class ExtentMap:
         return len(self._indexes)
 
     def copy(self) -> ExtentMap:
-        """The extents as they are now."""
+        """A copy of the extents as they are now."""
         other = ExtentMap()
         other._indexes, other._pfns = self._indexes.copy(), self._pfns.copy()
         other._counts, other.frame_count = self._counts.copy(), self.frame_count
@@ -54,12 +54,12 @@ class ExtentMap:
 
     @property
     def end(self) -> int:
-        """Behind the last frame that is mapped."""
+        """The index behind the last mapped frame."""
         return self._indexes[-1] + self._counts[-1] if self._indexes else 0
 
     def find(self, index: int) -> tuple[int, int]:
-        """What is at a frame: its pfn, or -1 in a hole, and how far it goes on; of the last hole
-        without end."""
+        """What is at a frame: its pfn, or -1 for a hole, and how many frames it goes on. The hole
+        behind the last extent has no end."""
         at = bisect_right(self._indexes, index) - 1
         if at >= 0:
             inside = index - self._indexes[at]
@@ -70,7 +70,7 @@ class ExtentMap:
         return -1, 1 << 62
 
     def around(self, index: int) -> list[MappedExtent]:
-        """The extents before and behind a frame that lies in a hole, as far as there are any."""
+        """The extents before and behind a frame in a hole, if they exist."""
         at = bisect_right(self._indexes, index)
         return [
             MappedExtent(self._indexes[near], self._pfns[near], self._counts[near])
@@ -79,7 +79,7 @@ class ExtentMap:
         ]
 
     def pieces(self, index: int, frame_count: int) -> Iterator[MappedExtent]:
-        """A range, in order, as extents and holes; the pfn of a hole is -1."""
+        """The extents and holes of a range, in order; a hole has the pfn -1."""
         end = index + frame_count
         while index < end:
             pfn, count = self.find(index)
@@ -88,7 +88,7 @@ class ExtentMap:
             index += count
 
     def map(self, index: int, pfn: int, frame_count: int) -> list[Run]:
-        """Map a range to a run; the runs that were there before."""
+        """Map a range to a run; the runs that it was mapped to before."""
         gone = self.unmap(index, frame_count)
         at = bisect_right(self._indexes, index)
         self.frame_count += frame_count
@@ -107,7 +107,7 @@ class ExtentMap:
         return gone
 
     def unmap(self, index: int, frame_count: int) -> list[Run]:
-        """Make a range a hole; the runs that were there."""
+        """Turn a range into a hole; the runs that it was mapped to."""
         end = index + frame_count
         first = bisect_right(self._indexes, index)
         if first and self._indexes[first - 1] + self._counts[first - 1] > index:

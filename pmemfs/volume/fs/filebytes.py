@@ -1,9 +1,10 @@
 """The bytes of regular files: reading, writing and copying them.
 
 Invariants:
-- data is changed in place: of bytes that were written before, a crash may leave a mixture of old
-  and new words, as of any write that was not fsynced;
-- the bytes of a write are stored before the size that covers them.
+- data is changed in place, so a crash may leave a mixture of old and new words in bytes that were
+  overwritten and not fsynced;
+- the bytes of a write are stored before the size that covers them. Otherwise a reader, or a mount
+  after a crash, would find what the frames held before.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _COPY_BYTES = MIB
 
 
 class FileBytes:
-    """What can be done to the bytes of files."""
+    """Operations on the bytes of files."""
 
     def __init__(self, store: Store, frames: FileFrames) -> None:
         self._store = store
@@ -49,7 +50,7 @@ class FileBytes:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def check_open(self, number: int, flags: int) -> None:
-        """Raise OSError (EPERM) where an inode may not be opened with these flags of open(2)."""
+        """Raise OSError (EPERM) if flags of the inode forbid these flags of open(2)."""
         inode = self._store.inode(number)
         if flags & os.O_ACCMODE == os.O_RDONLY and not flags & os.O_TRUNC:
             return
@@ -60,9 +61,9 @@ class FileBytes:
     def write(
         self, number: int, offset_bytes: int, data: Buffer, *, may_overwrite: bool = True
     ) -> int:
-        """Store bytes; how many: all. Raises OSError: ENOSPC, EFBIG, EPERM.
+        """Store bytes; how many, which is always all. Raises OSError: ENOSPC, EFBIG, EPERM.
 
-        `may_overwrite` is for who had an append-only file open before it became so.
+        `may_overwrite` is true for a caller who opened an append-only file before it became so.
         """
         inode = self._frames.file(number)
         self._store.refuse(inode, IMMUTABLE)
@@ -76,6 +77,7 @@ class FileBytes:
             raise system_error(errno.EFBIG)
         self._store.begin_writing()
         size_bytes = self._store.size_of(inode)
+        # Looked up before `_fill` maps the holes: the bytes of those are stored by `_fill`.
         mapped = list(pieces_of(inode, offset_bytes, len(view)))
         if offset_bytes > size_bytes:
             self._leave_gap(inode, size_bytes, offset_bytes)
@@ -87,7 +89,8 @@ class FileBytes:
                 self._page_io.store(number, position, pool_offset, view[start : start + length])
         if end > size_bytes:
             if self._store.medium.durability is Durability.CACHE_LINES:
-                # What the frames held before is no business of whoever reads after a power failure.
+                # The bytes become durable before the size, or a reader after a power failure would
+                # see what the frames held before.
                 self._store.medium.fence()
             self._store.set_live_size(inode, end)
         self._store.set_written_ns(inode, self._store.times.now_ns())
@@ -97,7 +100,7 @@ class FileBytes:
         self, source: int, source_bytes: int, target: int, target_bytes: int, length_bytes: int,
         *, may_overwrite: bool = True,
     ) -> int:  # fmt: skip
-        """Copy a range as far as the source has it; how much. Raises OSError as `write`."""
+        """Copy a range as far as the source has it; how many bytes. Raises OSError as `write`."""
         if source == target and abs(source_bytes - target_bytes) < length_bytes:
             raise system_error(errno.EINVAL)
         done = 0
@@ -111,7 +114,7 @@ class FileBytes:
         return done
 
     def seek(self, number: int, offset_bytes: int, *, for_data: bool) -> int:
-        """Where data, or a hole, is next: lseek(2). Raises OSError (ENXIO)."""
+        """Where data (or a hole) comes next, as lseek(2) says. Raises OSError (ENXIO)."""
         inode = self._frames.file(number)
         size_bytes = self._store.size_of(inode)
         if not 0 <= offset_bytes < size_bytes:
@@ -124,28 +127,28 @@ class FileBytes:
         return size_bytes
 
     def has_hole(self, number: int, offset_bytes: int, length_bytes: int) -> bool:
-        """Whether a range meets a hole inside the size. Raises OSError."""
+        """Whether a range has a hole in front of the end of the file. Raises OSError."""
         inode = self._frames.file(number)
         length_bytes = min(length_bytes, self._store.size_of(inode) - offset_bytes)
         return any(at < 0 for _, at, _ in pieces_of(inode, offset_bytes, length_bytes))
 
     def persist(self, number: int) -> None:
-        """Make durable what was written to a file, its size and its times. Raises OSError."""
+        """Make durable what was written to a file, with its size and times. Raises OSError."""
         self.write_back(number)
         self._store.medium.fence()
 
     def write_back(self, number: int) -> None:
-        """Begin to make the size and the times of a file durable: a fence must follow."""
-        # The data plane has written there, whether or not the inode is in memory here.
+        """Begin to make the size and the times of a file durable; a fence must follow."""
+        # Whether or not anything was written here: the data plane may have done so.
         if not self._store.read_only:
             self._store.lines.write_back(self._store.inode(number).slot_offset)
 
-    # How bytes get to where there are no frames yet
+    # Writing where no frames are mapped yet
 
     def _fill(self, inode: Inode, offset_bytes: int, data: memoryview, size_bytes: int) -> None:
-        """Map the holes of a range that is written to, with the bytes already in the frames.
+        """Map the holes of a range that is written to, after its bytes are in the new frames.
 
-        More than the range, where it looks as if more were to come. Raises OSError (ENOSPC).
+        It maps more than the range if more writes look likely. Raises OSError (ENOSPC).
         """
         hole, end = offset_bytes >> PAGE_SHIFT, frames_of(offset_bytes + len(data))
         first, window_end = self._frames.placing.window(
@@ -156,6 +159,7 @@ class FileBytes:
             self._map_filled(inode, first, window_end, offset_bytes, data, size_bytes)
         except OSError as error:
             if error.errno != errno.ENOSPC or (first, window_end) == (hole, end):
+                # No room for more than was asked for: map that alone.
                 raise
             self._map_filled(inode, hole, end, offset_bytes, data, size_bytes)
 
@@ -164,6 +168,8 @@ class FileBytes:
         size_bytes: int,
     ) -> None:  # fmt: skip
         data_end = offset_bytes + len(data)
+        # New frames get their bytes before the commit maps them, so a crash shows either the
+        # hole or the bytes.
         with self._store.change() as change:
             for extent in self._frames.map_holes(change, inode, first, end - first):
                 start = extent.index << PAGE_SHIFT
@@ -180,7 +186,7 @@ class FileBytes:
                 self._page_io.zero(at + high, cleared - high)
 
     def _leave_gap(self, inode: Inode, size_bytes: int, offset_bytes: int) -> None:
-        """The size is about to pass a range that nobody writes to: zeroes, or holes if possible."""
+        """Prepare the gap between the size and a write behind it: zeroes, or holes if possible."""
         first, end = frames_of(size_bytes), offset_bytes >> PAGE_SHIFT
         if inode.extents.end > first < end and not inode.state.flags & KEEPS_AHEAD:
             with self._store.change(urgent=True) as change:

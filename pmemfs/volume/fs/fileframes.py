@@ -1,9 +1,11 @@
 """The frames of regular files: sizes, holes, and what is mapped ahead of need.
 
 Invariants:
-- a frame below the size is initialised before it is mapped; what lies behind the size is undefined,
-  and becomes zeroes before the size passes it (by anything but bytes that are written there);
-- a truncation takes a new epoch, so that the live line of before does not count any more.
+- a frame below the size is initialised before it is mapped. Bytes behind the size are undefined,
+  and become zeroes before the size passes them, unless the write that raises the size stores them
+  itself. Otherwise a file would show what its frames held before, perhaps another user's data;
+- a truncation takes a new epoch, so the old live line does not count any more. Without this, a
+  crash right after a truncation could bring the old size back over frames that are gone.
 """
 
 from __future__ import annotations
@@ -26,20 +28,20 @@ from pmemfs.volume.pageio import PageIO
 
 
 class FileFrames:
-    """What can be done to the frames of files."""
+    """Operations on the frames of files."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self.page_io = PageIO(store.pool.medium, store.ground.memmap)
         self.placing = Placing(store.allocator)
         self.must_clear = store.medium.durability is Durability.MSYNC
-        """Whether a size may reach the medium before the bytes that it covers, since both wait for
-        msync; then all that is mapped is zeroed first."""
+        """Whether a size may become durable before the bytes that it covers, because both wait for
+        msync. Then every frame is zeroed before it is mapped."""
 
     # Sizes and holes
 
     def truncate(self, inode: Inode, size_bytes: int, changes: dict[str, int]) -> None:
-        """Set a size and other attributes with it. Raises OSError: EISDIR, EINVAL, EFBIG."""
+        """Set a size, and other attributes with it. Raises OSError: EISDIR, EINVAL, EFBIG."""
         if not inode.is_file:
             raise system_error(errno.EISDIR if inode.is_directory else errno.EINVAL)
         if not 0 <= size_bytes < SIZE_LIMIT_BYTES:
@@ -48,12 +50,15 @@ class FileFrames:
         old_bytes = self._store.size_of(inode)
         is_shorter = size_bytes < old_bytes
         state = self._resized(inode, size_bytes, **changes)
-        # What was mapped ahead is no part of what a file becomes that is made longer.
+        # Frames that were mapped ahead do not become part of a file that truncate makes longer: the
+        # new range is a hole, as on other file systems.
         first_gone = frames_of(min(size_bytes, old_bytes))
         if is_shorter:
             state.flags &= ~KEEPS_AHEAD
         elif state.flags & KEEPS_AHEAD:
             first_gone = inode.extents.end
+        # Before the commit, so that a longer size never covers old bytes. If the transaction fails,
+        # only bytes behind the size have changed.
         self.zero_mapped(inode, old_bytes, min(size_bytes, first_gone << PAGE_SHIFT))
         with self._store.change(urgent=True) as change:
             if inode.extents.end > first_gone:
@@ -61,11 +66,12 @@ class FileFrames:
             self._set_size(change, inode, state)
 
     def punch(self, number: int, offset_bytes: int, length_bytes: int) -> None:
-        """Make a range a hole. Raises OSError: EINVAL, EPERM."""
+        """Turn a range into a hole. Raises OSError: EINVAL, EPERM."""
         inode = self._range(number, offset_bytes, length_bytes, unless=FIXED)
         size_bytes = self._store.size_of(inode)
         end = offset_bytes + length_bytes
         first, last = frames_of(offset_bytes), end >> PAGE_SHIFT
+        # Up to the end: the last frame has nothing but this range, so it can go whole.
         if end >= size_bytes:
             last = max(last, frames_of(size_bytes))
         last = max(first, last)
@@ -73,7 +79,7 @@ class FileFrames:
             if last > first:
                 self.unmap(change, inode, first, last - first)
             self._touch_file(change, inode)
-        # In place, so not before it is certain that there is room for the records.
+        # These bytes are overwritten in place, so this waits until the transaction has succeeded.
         self.zero_mapped(inode, offset_bytes, min(end, first << PAGE_SHIFT, size_bytes))
         self.zero_mapped(inode, max(last << PAGE_SHIFT, offset_bytes), min(end, size_bytes))
         self._store.medium.fence()
@@ -81,18 +87,18 @@ class FileFrames:
     def allocate(
         self, number: int, offset_bytes: int, length_bytes: int, *, keep_size: bool
     ) -> None:
-        """Map a range, zeroes where it was a hole.
+        """Map a range; what was a hole becomes zeroes.
 
         Raises OSError: ENOSPC, EFBIG, EINVAL, EPERM.
         """
         self._reserve(number, offset_bytes, length_bytes, keep_size=keep_size, clear=False)
 
     def zero(self, number: int, offset_bytes: int, length_bytes: int, *, keep_size: bool) -> None:
-        """Map a range, and make it zeroes. Raises OSError as `allocate`."""
+        """Map a range and fill it with zeroes. Raises OSError as `allocate`."""
         self._reserve(number, offset_bytes, length_bytes, keep_size=keep_size, clear=True)
 
     def collapse(self, number: int, offset_bytes: int, length_bytes: int) -> None:
-        """Take a range out of a file. Raises OSError: EINVAL, EPERM."""
+        """Take a range out of a file; what follows moves up. Raises OSError: EINVAL, EPERM."""
         inode = self._range(number, offset_bytes, length_bytes, unless=FIXED)
         size_bytes = self._store.size_of(inode)
         if (offset_bytes | length_bytes) % FRAME_BYTES or offset_bytes + length_bytes >= size_bytes:
@@ -100,7 +106,7 @@ class FileFrames:
         self._shift(inode, offset_bytes, -length_bytes, size_bytes)
 
     def insert(self, number: int, offset_bytes: int, length_bytes: int) -> None:
-        """Put a hole into a file. Raises OSError: EINVAL, EFBIG, EPERM."""
+        """Insert a hole into a file; the rest moves back. Raises OSError: EINVAL, EFBIG, EPERM."""
         inode = self._range(number, offset_bytes, length_bytes, unless=FIXED)
         size_bytes = self._store.size_of(inode)
         if (offset_bytes | length_bytes) % FRAME_BYTES or offset_bytes >= size_bytes:
@@ -112,15 +118,15 @@ class FileFrames:
     # For whoever serves I/O
 
     def extents(self, number: int) -> list[MappedExtent]:
-        """All that is mapped of a file, behind its size too."""
+        """All extents of a file, those behind its size included."""
         return list(self.file(number).extents)
 
     def live_line(self, number: int) -> int:
-        """Where the live line of a file is in the pool."""
+        """The offset in the pool of a file's live line."""
         return self.file(number).slot_offset + LIVE_OFFSET
 
     def append_limit(self, number: int) -> int:
-        """Up to which byte a file can grow into frames that are mapped already."""
+        """The byte up to which a file can grow into frames that are mapped already."""
         inode = self.file(number)
         size_bytes = self._store.size_of(inode)
         index = size_bytes >> PAGE_SHIFT
@@ -132,11 +138,12 @@ class FileFrames:
         return max(size_bytes, limit << PAGE_SHIFT)
 
     def trim_ahead(self, number: int) -> None:
-        """The last close of a file: give back what was mapped ahead, persist its live line.
+        """At the last close of a file, give back what was mapped ahead and persist its live line.
 
-        Where that would be an msync it is left to fsync. Raises OSError.
+        Where a fence is an msync, the live line is left to fsync. Raises OSError.
         """
-        # It may be written to for long without this process needing, so keeping, anything of it.
+        # The data plane may have written for long without this process reading the inode, so it is
+        # perhaps not in memory any more.
         inode = self._store.inode(number)
         if not inode.is_file or self._store.read_only:
             return
@@ -156,7 +163,7 @@ class FileFrames:
     def map_holes(
         self, change: Transaction, inode: Inode, index: int, frame_count: int
     ) -> list[MappedExtent]:
-        """Map what is not mapped of a range: the extents that are new, their content undefined."""
+        """Map the holes of a range; the new extents, whose content is undefined."""
         new: list[MappedExtent] = []
         size_frames = frames_of(self._store.size_of(inode))
         for hole in list(inode.extents.pieces(index, frame_count)):
@@ -165,6 +172,7 @@ class FileFrames:
         for extent in new:
             change.append(inode, media.pack_extent(*extent))
 
+        # Only after the commit: until then a failure has to leave the extents as they were.
         def apply() -> None:
             for extent in new:
                 inode.extents.map(*extent)
@@ -185,12 +193,16 @@ class FileFrames:
         old_bytes = self._store.size_of(inode)
         size_bytes = old_bytes if keep_size else max(old_bytes, end)
         first = offset_bytes >> PAGE_SHIFT
+        # Bytes between the old size and the new one that are mapped already must not show what the
+        # frames held before.
         self.zero_mapped(inode, old_bytes, size_bytes)
         old = list(pieces_of(inode, offset_bytes, min(end, old_bytes) - offset_bytes))
         with self._store.change() as change:
             for extent in self.map_holes(change, inode, first, frames_of(end) - first):
                 start = extent.index << PAGE_SHIFT
                 stop = start + (extent.frame_count << PAGE_SHIFT)
+                # Behind the size bytes may stay as they are, unless a size could become durable
+                # before them.
                 if not self.must_clear:
                     stop = min(stop, size_bytes)
                 self.page_io.zero(extent.pfn << PAGE_SHIFT, stop - start)
@@ -199,14 +211,14 @@ class FileFrames:
                 state.flags |= KEEPS_AHEAD
             self._set_size(change, inode, state)
         if clear:
-            # In place, so not before it is certain that there is room for the rest.
+            # In place, so this waits until the transaction has succeeded.
             for _, pool_offset, length in old:
                 if pool_offset >= 0:
                     self.page_io.zero(pool_offset, length)
             self._store.medium.fence()
 
     def _shift(self, inode: Inode, offset_bytes: int, distance_bytes: int, size_bytes: int) -> None:
-        """Move all from an offset on; to the front over what is before it."""
+        """Move all of a file from an offset on, back or up; moving up drops the range before it."""
         index, distance = offset_bytes >> PAGE_SHIFT, distance_bytes >> PAGE_SHIFT
         moved_from = index - min(distance, 0)
         end = max(inode.extents.end, moved_from)
@@ -217,6 +229,8 @@ class FileFrames:
             raise system_error(errno.EFBIG)
         with self._store.change() as change:
             if end > index:
+                # One hole over all of it comes first, so the extents after it find nothing to
+                # overwrite, in whatever direction they move.
                 change.append(inode, media.pack_hole(index, end - index))
             for extent in moved:
                 new_index = extent.index + distance
@@ -232,7 +246,7 @@ class FileFrames:
             self._set_size(change, inode, state)
 
     def unmap(self, change: Transaction, inode: Inode, index: int, frame_count: int) -> None:
-        """Make a range a hole, in a transaction; its frames are released."""
+        """Turn a range into a hole within a transaction, and release its frames."""
         runs = [
             Run(extent.pfn, extent.frame_count)
             for extent in inode.extents.pieces(index, frame_count)
@@ -244,7 +258,7 @@ class FileFrames:
             change.release(inode, runs)
 
     def _resized(self, inode: Inode, size_bytes: int, **changes: int) -> State:
-        """The attributes with another size: those of a new epoch."""
+        """The attributes with another size, in a new epoch."""
         now_ns = self._store.times.now_ns()
         state = self._store.state_of(inode).replaced(modified_ns=now_ns, changed_ns=now_ns)
         state = state.replaced(**changes)
@@ -256,8 +270,11 @@ class FileFrames:
         change.append(inode, state.pack())
 
         def apply() -> None:
+            # The new epoch makes the old line void first. Between the two stores no task runs, and
+            # a crash leaves a line of the epoch before, for which the log's size counts.
             inode.set_state(state)
             self._store.set_live_size(inode, state.size_bytes)
+            # A published table has the old limit and perhaps extents that are gone.
             self._store.tables.changed(inode.number)
 
         change.then(apply)
@@ -269,7 +286,7 @@ class FileFrames:
         change.then(partial(inode.set_state, state))
 
     def zero_mapped(self, inode: Inode, start_bytes: int, end_bytes: int) -> None:
-        """Zeroes into what is mapped of a range."""
+        """Store zeroes into the mapped parts of a range."""
         for _, pool_offset, length in pieces_of(inode, start_bytes, end_bytes - start_bytes):
             if pool_offset >= 0:
                 self.page_io.zero(pool_offset, length)
@@ -282,7 +299,7 @@ class FileFrames:
         return inode
 
     def _range(self, number: int, offset_bytes: int, length_bytes: int, *, unless: int) -> Inode:
-        """The file that has a range. Raises OSError: EINVAL, EFBIG, EPERM for these flags."""
+        """The file that a range belongs to. Raises OSError: EINVAL, EFBIG, EPERM for `unless`."""
         if offset_bytes < 0 or length_bytes <= 0:
             raise system_error(errno.EINVAL)
         if offset_bytes + length_bytes >= SIZE_LIMIT_BYTES:
@@ -299,7 +316,7 @@ def frames_of(size_bytes: int) -> int:
 
 
 def pieces_of(inode: Inode, offset_bytes: int, length_bytes: int) -> Iterable[tuple[int, int, int]]:
-    """A range of a file as position, offset in the pool (-1: a hole) and length of each piece."""
+    """The pieces of a range of a file: position, offset in the pool (-1: a hole) and length."""
     end = offset_bytes + length_bytes
     while offset_bytes < end:
         pfn, count = inode.extents.find(offset_bytes >> PAGE_SHIFT)

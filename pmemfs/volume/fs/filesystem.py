@@ -7,11 +7,11 @@
     inodecache.py  reading.py  livelines.py                inodes in memory, and as they are stored
     ground.py  table.py  allocator.py  busy.py             head, slots and frames
     inode.py  log.py  extents.py  entries.py           what an inode is
-    leaks.py                                           what a crash left behind
-    publication.py                                     what whoever answers requests is told
+    leaks.py                                           finds what a crash left behind
+    publication.py                                     what the data plane is told of changes
 
-All operations are atomic and, when they return, durable, but for what `write` stores: its bytes,
-and the size and time in the live line, are durable with `persist`.
+All operations are atomic, and durable when they return. Only `write` differs: its bytes, and the
+size and time in the live line, become durable with `persist`.
 """
 
 from __future__ import annotations
@@ -53,16 +53,16 @@ from pmemfs.volume.fs.xattrs import Xattrs
 
 
 class FileSystem:
-    """A mounted file system: the parts that it has, and their operations under one roof.
+    """A mounted file system: its parts, and their operations under one roof.
 
-    An operation stands here as the bound method of the part that does it, which documents it; all
-    of them together are a `Volume`.
+    An operation stands here as the bound method of the part that does it and documents it. All of
+    them together are a `Volume`.
     """
 
     has_files = True
 
     def __init__(self, pool: Pool, memmap: Memmap, tables: Tables | None = None) -> None:
-        """Mount: as `Ground`. Raises DamagedFileSystem."""
+        """Mount, as `Ground` does. Raises DamagedFileSystem."""
         self.store = store = Store(pool, memmap, tables)
         self.frames = frames = FileFrames(store)
         self.content = content = FileBytes(store, frames)
@@ -107,22 +107,22 @@ class FileSystem:
 
     @property
     def read_only(self) -> bool:
-        """Whether nothing may be written, or nothing any more."""
+        """Whether nothing may be written: never on this mount, or no more since damage was met."""
         return self.store.ground.read_only
 
     @property
     def damage(self) -> str:
-        """Why nothing is written any more; "" where nothing is damaged."""
+        """Why nothing is written any more; "" if no damage was met."""
         return self.store.ground.damage
 
     def note_accesses(self, times: AccessTimes, *, of_directories: bool) -> None:
-        """Say which reads are noted as accesses, and whether of directories too."""
+        """Say which reads are noted as accesses, and whether reads of directories are, too."""
         self.inode_attributes.access_times = times
         self.inode_attributes.notes_directories = of_directories
 
     @staticmethod
     def format(pool: Pool, *, mode: int = 0o755, uid: int = 0, gid: int = 0) -> None:
-        """Make an empty file system on a pool. Raises BadGeometry where it is too small."""
+        """Make an empty file system on a pool. Raises BadGeometry if the pool is too small."""
         geometry = geometry_of(pool)
         if geometry.frame_count < LEAST_FRAMES:
             raise BadGeometry(why="the pool is too small to hold a file system")
@@ -141,7 +141,8 @@ class FileSystem:
             used = 1 << FIRST_INODES_FRAME
             medium.store(geometry.offset_of(frame), used.to_bytes(8, "little"))
         medium.persist(geometry.offset_of(0), (FIRST_INODES_FRAME + 1) * FRAME_BYTES)
-        # Last, since what has a head is a file system.
+        # Last, because the head is what makes it a file system: a crash before this leaves a pool
+        # that a mount refuses, not a file system with parts missing.
         at = geometry.offset_of(HEAD_FRAME)
         medium.store(at, pack_head(Head(uuid=pool.label.uuid, is_clean=1)))
         medium.persist(at, HEAD.size_bytes)
@@ -181,7 +182,7 @@ class FileSystem:
         )
 
     def tidy(self) -> bool:
-        """What is to be done now and then; whether to `go_on` with it soon."""
+        """Do what has to be done now and then; whether to call `go_on` soon."""
         housekeeping = self.store.housekeeping
         self.store.ground.clock += 1
         housekeeping.collect_slots()
@@ -191,7 +192,7 @@ class FileSystem:
         return self.go_on()
 
     def go_on(self) -> bool:
-        """Some ms of what takes long, beside the operations; whether there is more."""
+        """Do some ms of long work between operations; whether there is more."""
         has_more = self.store.busy.collect()
         has_more |= self.store.housekeeping.drop_some()
         if self.read_only:
@@ -200,12 +201,12 @@ class FileSystem:
         return self.store.housekeeping.compact_some() or has_more
 
     def end(self) -> None:
-        """Nobody holds anything any more, what is open is closed: leave the pool clean.
+        """The mount ends: everything is closed and no hold counts any more. Leave the pool clean.
 
         Raises OSError.
         """
         for number in () if self.read_only else list(self.untrimmed):
-            # One that fails leaves a file system that isn't clean, which is searched.
+            # If one fails, the file system stays "not clean", and the next mount searches it.
             with suppress(OSError):
                 self.frames.trim_ahead(number)
         self.store.end()
@@ -224,7 +225,7 @@ class FileSystem:
 
 
 def _wipe_bitmaps(medium: Medium, geometry: Geometry) -> None:
-    """Both bitmaps of each group: what was there may be anything."""
+    """Clear both bitmaps of each group, because a new pool's memory may hold anything."""
     start = geometry.offset_of(0)
     if medium.is_hole(start, geometry.frame_count << PAGE_SHIFT):
         return

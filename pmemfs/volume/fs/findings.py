@@ -1,4 +1,4 @@
-"""What a check finds, and what a repair would do about it."""
+"""What a check has found, and what a repair would do about it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from enum import IntEnum
 from pmemfs.volume.fs.mending import Mending
 
 MOST_PROBLEMS = 10_000
-"""What is found beyond these is counted only."""
+"""Problems beyond this number are only counted."""
 
 Progress = Callable[[str, int, int], object]
-"""Called now and then with what is looked at, how much of it was, and how much there is."""
+"""Called now and then with what is being checked, how much of it is done, and how much there is."""
 
 
 class Stage(IntEnum):
-    """The order of repairs. What belongs to one stage relies on those before being done."""
+    """The order of repairs: a stage relies on all stages before it being done."""
 
     HEAD = 0
     JOURNAL = 1
@@ -35,10 +35,10 @@ class Remedy:
 
     stage: Stage
     sentence: str
-    """What it does, and what is lost by it."""
+    """What it does, and what is lost with it."""
     carry_out: Callable[[Mending], None]
     needs_force: bool = False
-    """Whether it may lose what somebody wrote, or change it."""
+    """Whether it may change or lose what a user wrote."""
 
 
 @dataclass(slots=True)
@@ -49,10 +49,10 @@ class Problem:
     is_error: bool
     sentence: str
     inode: int = 0
-    """The inode that it is about; 0: none."""
+    """The inode with the problem; 0 if it is not about one inode."""
     remedy: Remedy | None = None
     path: bytes = b""
-    """Where the inode is in the tree, if it is anywhere."""
+    """Where the inode lies in the tree, if a name leads to it."""
 
 
 @dataclass(slots=True)
@@ -61,7 +61,7 @@ class Verdict:
 
     problems: list[Problem] = field(default_factory=list)
     uncounted: int = 0
-    """Errors and leaks that are not among the problems, since there were too many."""
+    """Errors and leaks that `problems` had no room for."""
     file_count: int = 0
     directory_count: int = 0
     other_count: int = 0
@@ -74,15 +74,15 @@ class Verdict:
         return any(problem.is_error for problem in self.problems)
 
     def error(self, what: str, sentence: str, inode: int = 0, remedy: Remedy | None = None) -> None:
-        """Something is wrong."""
+        """Report that something is wrong."""
         self.add(Problem(what, True, sentence, inode, remedy))
 
     def leak(self, what: str, sentence: str, inode: int = 0, remedy: Remedy | None = None) -> None:
-        """Something is used by nobody."""
+        """Report that something is used but not owned."""
         self.add(Problem(what, False, f"leak: {sentence}", inode, remedy))
 
     def add(self, problem: Problem) -> None:
-        """A problem more; beyond the bound an error still takes the place of what is none."""
+        """Add a problem. Once the list is full, the first error still replaces a leak."""
         if len(self.problems) < MOST_PROBLEMS:
             self.problems.append(problem)
         else:

@@ -1,4 +1,4 @@
-"""Checking frames: that the bitmaps say what is used, and that nothing has two owners."""
+"""Checks frames: that the bitmaps say what is used, and that no frame has two owners."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ class Owners:
         self.shared = FrameSet(first_pfn)
 
     def add_metadata(self, runs: list[Run]) -> None:
-        """Frames of inodes or of a log."""
+        """Add frames of inodes or of a log."""
         self.shared.add(self.metadata.add(runs))
 
     def add_data(self, runs: list[Run]) -> None:
-        """Frames of a file."""
+        """Add frames of a file."""
         self.shared.add(self.data.add(runs))
 
     def compare(self) -> None:
-        """All are known: what is data of one and metadata of another is shared."""
+        """All frames were added: those that are both data and metadata are shared, too."""
         for chunk, mask in list(self.data.chunks()):
             self.shared.add_mask(chunk, mask & self.metadata.mask(chunk))
 
     def has_any(self, pfn: int) -> bool:
-        """Whether anybody owns a frame."""
+        """Whether a frame has an owner."""
         run = [Run(pfn, 1)]
         return bool(self.data.meeting(run) or self.metadata.meeting(run))
 
     def mask(self, chunk: int) -> int:
-        """The frames of a chunk that anybody owns."""
+        """The frames of a chunk that have an owner."""
         return self.metadata.mask(chunk) | self.data.mask(chunk)
 
 
 class FrameCheck:
-    """The look at all frames, when all inodes were looked at."""
+    """The look at all frames, once all inodes were looked at."""
 
     def __init__(
         self, allocator: Allocator, table: InodeTable, census: Census, owners: Owners,
@@ -62,9 +62,9 @@ class FrameCheck:
         self._unmarked = FrameSet(self._geometry.first_pfn)
 
     def look_at_bitmaps(self, *, has_unreadable: bool) -> None:
-        """What the bitmaps say is used, against what is.
+        """Compare what the bitmaps say is used with what is used.
 
-        `has_unreadable` says that frames may be owned by who can't be read.
+        `has_unreadable` says that some inodes can't be read, so that they may own frames.
         """
         leaked = FrameSet(self._geometry.first_pfn)
         leaked_frames = 0
@@ -101,18 +101,18 @@ class FrameCheck:
             Stage.LEAKS, "they are freed", lambda m: m.free_frames(leaked),
             needs_force=has_unreadable,
         )  # fmt: skip
-        why = f"{frames_are(leaked_frames)} used that nobody owns"
+        why = f"{frames_are(leaked_frames)} marked as used and not owned"
         if has_unreadable:
-            why += " that can be read"
+            why += " by what can be read"
         self._verdict.leak("bitmap", why, remedy=free)
 
     def look_at_owners(self) -> None:
-        """Whose the frames are of which something is wrong."""
+        """Say who owns the frames that something is wrong with."""
         if self._unmarked:
             unmarked = self._unmarked
             mark = Remedy(Stage.BITMAPS, "they are marked as used", lambda m: m.mark_used(unmarked))
             count = sum(mask.bit_count() for _, mask in unmarked.chunks())
-            why = f"{frames_are(count)} free in it, and have an owner; these are named with this"
+            why = f"{frames_are(count)} free in it but have an owner; the owners are named with it"
             self._verdict.error("bitmap", why, remedy=mark)
         if not self._unmarked and not self._owners.shared:
             return
@@ -155,7 +155,7 @@ class FrameCheck:
             Stage.SHARED, "its log is written anew elsewhere",
             lambda m: m.move_log(number, shared),
         )  # fmt: skip
-        why = f"its log is in frames that others own: {_run_list(met)}"
+        why = f"its log is in frames that others own, too: {_run_list(met)}"
         self._verdict.error("inode", why, number, move)
 
     def _look_at_shared_content(self, inode: Inode, seen: FrameSet) -> None:
@@ -171,12 +171,12 @@ class FrameCheck:
                 lambda m: m.copy_frames(number, lost),
             )  # fmt: skip
             runs = [Run(extent.pfn, extent.frame_count) for extent in lost]
-            why = f"its content is in frames that others own: {_run_list(runs)}"
+            why = f"its content is in frames that others own, too: {_run_list(runs)}"
             self._verdict.error("inode", why, number, copy)
 
 
 def _run_list(runs: list[Run]) -> str:
-    """Some runs, as pfns."""
+    """Some of the runs, as page-frame numbers."""
     some = [
         f"{run.pfn:#x}" + (f"-{run.pfn + run.frame_count - 1:#x}" if run.frame_count > 1 else "")
         for run in runs[:4]

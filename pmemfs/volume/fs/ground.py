@@ -1,8 +1,10 @@
-"""What all of a mounted file system stands on: its medium, frames, slots and head.
+"""The ground that all of a mounted file system stands on: its medium, frames, slots and head.
 
 Invariants:
-- the head says "not clean" before anything else is written, and "clean" after everything else;
-- who has met damage has said so here, and from then on nothing is written;
+- the head says "not clean" before anything else is written, and "clean" after everything else. So
+  after a crash the next mount knows that it has to search for leaks;
+- code that meets damage reports it here, and from then on nothing is written: a write that builds
+  on a wrong record would spread the damage;
 - nothing in the file system awaits, so what one call does is atomic to all tasks.
 """
 
@@ -45,7 +47,7 @@ def geometry_of(pool: Pool) -> Geometry:
 
 
 def empty_journal(medium: Medium, geometry: Geometry) -> None:
-    """Let the journal say nothing any more."""
+    """Make the journal empty, durably."""
     at = geometry.offset_of(JOURNAL_FRAME)
     medium.store(at, bytes(JOURNAL_HEAD.size_bytes))
     medium.persist(at, JOURNAL_HEAD.size_bytes)
@@ -76,26 +78,27 @@ class Ground:
         self.table = InodeTable(self.medium, self.geometry, self.allocator)
         self.busy = BusyPages(self.allocator, memmap, self.tables)
         self.clock = 0
-        """Counts what `FileSystem.tidy` is called; who was used when is said in it."""
+        """Counts the calls of `FileSystem.tidy`; an inode's last use is told in these ticks."""
         self.times = FileClock()
         self.obeys_flags = True
         """Whether flags of inodes forbid anything: a repair must change what is immutable too."""
         self.untrimmed: set[int] = set()
-        """Files that have got frames since their last close, so perhaps some behind their size."""
+        """Files that got frames since their last close, so some may lie behind their size."""
         self.table.pending_words = self._recover()
 
     def refuse(self, inode: Inode, flags: int) -> None:
-        """Raise OSError (EPERM) for an inode that has one of these `InodeFlags`.
+        """Raise OSError (EPERM) if an inode has one of these `InodeFlags`, which forbid a change.
 
-        They forbid a change. The kernel can't, since it does not know them for an inode of FUSE.
+        The kernel can't refuse by itself, because FUSE tells it no flags.
         """
         if inode.state.flags & flags and self.obeys_flags:
             raise system_error(errno.EPERM)
 
     def begin_writing(self) -> None:
-        """Raise OSError (EROFS) where nothing may be written; remember that something was.
+        """Raise OSError (EROFS) if nothing may be written; remember that something was.
 
-        Whoever has begun to write goes on to the end, so nothing raises NotRead after this.
+        An operation that has begun to write must go on to its end, so nothing raises NotRead from
+        here on.
         """
         may_read_in_steps.set(False)
         if self.read_only:
@@ -117,13 +120,13 @@ class Ground:
         self.read_only = True
 
     def store_clean(self, is_clean: int) -> None:
-        """Say in the head whether frames may be used that are nobody's; durably."""
+        """Say in the head, durably, whether the search for leaks is needed (0) or not (1)."""
         at = self._head_offset + _CLEAN_AT
         self.medium.store(at, is_clean.to_bytes(8, "little"))
         self.medium.persist(at, 8)
 
     def note_log_frames(self, frame_count: int) -> None:
-        """Keep room for a log that is longer than any was, after the next mount, too."""
+        """Keep room for a log that is longer than any before it, also after the next mount."""
         self.allocator.set_log_frames(frame_count)
         at = self._head_offset + _LOG_FRAMES_AT
         self.medium.store(at, frame_count.to_bytes(8, "little"))
@@ -135,13 +138,16 @@ class Ground:
         self.allocator.set_geometry(self.geometry)
 
     def _recover(self) -> dict[int, int]:
-        """Carry out what the journal says that a crash has interrupted.
+        """Carry out what a crash interrupted, as the journal says.
 
-        Where nothing can be written, what would be. Raises DamagedFileSystem.
+        On a read-only mount: what would have been stored, for readers to see it so. Raises
+        DamagedFileSystem.
         """
         words = unfinished_words(self.medium, self.table)
         if self.read_only or not words:
             return words
+        # This may be cut off by a crash as well: the journal stays, and each word is redone only
+        # while it has its old value.
         for offset, word in words.items():
             self.medium.store(offset, word.to_bytes(8, "little"))
             self.medium.flush(offset, 8)

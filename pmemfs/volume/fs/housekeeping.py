@@ -1,11 +1,12 @@
-"""Room, and what it takes to have some: frames and slots that come back, logs that are kept short.
+"""Finds room and keeps it: frees frames and slots that come back, and keeps logs short.
 
-Some of it is done in an operation, because there would be no room else; most of it beside the
-operations, in steps of some ms. Invariants:
-- what has left a file waits in `busy` until nobody can see it, and a slot as long;
-- an inode that is forgotten or compacted is in nobody's hands: the operation under way says whose
+Some of this happens within an operation that would have no room otherwise. Most of it happens
+between operations, in steps of some ms. Invariants:
+- frames that have left a file wait in `busy` until no reader can see them, and so does a slot.
+  Freed earlier, a worker's write could land in another file;
+- no operation uses an inode while it is forgotten or compacted: the operation under way says whose
   logs it changes, and nothing is forgotten within one;
-- what urgent operations take of the reserve comes back, but for what lives.
+- what urgent operations take of the reserve comes back, except for the records that still count.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from pmemfs.volume.fs.log import frames_needed
 from pmemfs.volume.fs.transaction import Transaction, Upkeep
 
 IDLE_TICKS = 10
-"""How long, in the file system's clock, an inode stays in memory that nobody needs."""
+"""How long an inode stays in memory unused, in ticks of the file system's clock."""
 _MOST_CACHED = 50_000
 _DROPPED_AT_ONCE = 1000
 _DISCARDED_AT_ONCE = 20_000
 
 
 class Housekeeping(Upkeep):
-    """Keeps house for one file system."""
+    """Housekeeping for one file system."""
 
     def __init__(self, ground: Ground, cache: InodeCache) -> None:
         self._ground = ground
@@ -60,15 +61,19 @@ class Housekeeping(Upkeep):
             may_help = urgent or busy.frame_count or self._compaction
             if error.errno != errno.ENOSPC or not may_help:
                 raise
+        # From the cheapest to the dearest: frames of a new log that does not count yet, frames
+        # that are busy no more, frames without inodes, and last the dead records of all logs.
         self.abandon_compaction()
         while busy.collect():
             pass
         if urgent:
-            # Nothing urgent makes an inode, so no slot in an empty frame is in anybody's hands.
+            # An urgent operation makes no inode, so no operation has taken a slot of an empty
+            # frame.
             self.drop_inode_frames(kept_slots=0)
             for inode in [] if self._is_compacting else list(self._cache.inodes):
                 if allocator.free_up_to(frame_count) >= frame_count:
                     break
+                    # The operation under way has planned where its records go in its own logs.
                 if inode.number not in under_way:
                     self._compact(inode)
                     while busy.collect():
@@ -90,17 +95,19 @@ class Housekeeping(Upkeep):
             if token is None:
                 ground.table.give_back(inode.slot_offset)
             else:
-                # A write that is under way may still touch the live line.
+                # A worker may still be writing, and stores the size and the time of that write in
+                # the live line. The slot must not belong to another inode by then.
                 self._busy_slots.append((token, inode.slot_offset))
                 ground.table.withhold(inode.slot_offset)
-        # Of logs nobody knows but us, so they wait for nobody; but there may be very many.
+        # No worker reads logs, so their frames wait for no grace period. But there may be a great
+        # many, and `busy` frees those in steps.
         ground.busy.add(frames, None)
 
     def keep_reserve(self, changed: Iterable[Inode]) -> None:
         allocator = self._ground.allocator
         for inode in changed:
             if not inode.log.frames:
-                # As short as a log can be.
+                # A log in a slot is as short as a log can be.
                 continue
             frames = frames_needed(inode.compacted_slots)
             if frames > allocator.log_frames:
@@ -109,7 +116,7 @@ class Housekeeping(Upkeep):
                 self._compact(inode)
 
     def _compact(self, inode: Inode) -> None:
-        """Write a log anew that would take fewer frames so, if there is room for that."""
+        """Write a log anew if that saves frames and there is room for it."""
         is_worth_it = frames_needed(inode.compacted_slots) < len(inode.log.frames)
         if self._is_compacting or not is_worth_it or self._cache.cached(inode.number) is None:
             return
@@ -132,7 +139,7 @@ class Housekeeping(Upkeep):
 
     def compact_some(self) -> bool:
         """Write some of a long log anew; whether there is more to do. Raises OSError."""
-        # The search for leaks does not know what is written here, and nobody's yet.
+        # New frames belong to no log yet, so the search for leaks would take them for leaked.
         if self._ground.read_only or self._ground.may_have_leaks:
             return False
         try:
@@ -147,7 +154,7 @@ class Housekeeping(Upkeep):
             raise self._ground.found_damage(str(damage)) from None
         except OSError as error:
             self.abandon_compaction()
-            # Whoever appends to that log wishes it again.
+            # The next append to that log asks for the compaction again.
             if error.errno != errno.ENOSPC:
                 raise
         return self.is_compacting
@@ -172,7 +179,7 @@ class Housekeeping(Upkeep):
     # Slots, and inodes that nobody needs
 
     def collect_slots(self) -> None:
-        """Give back the slots of inodes that nobody sees any more."""
+        """Give back the slots of inodes that no worker sees any more."""
         waiting = []
         for token, offset in self._busy_slots:
             if self._ground.tables.is_over(token):
@@ -182,20 +189,22 @@ class Housekeeping(Upkeep):
         self._busy_slots = waiting
 
     def drop_inode_frames(self, **wish: int) -> None:
-        """Free frames of inodes where there are many without any; as `InodeTable.empty_frames`."""
+        """Free frames for inodes that have no inode, where there are many of them; see
+        `InodeTable.empty_frames`."""
         ground = self._ground
         frames = ground.table.empty_frames(**wish)
         if not frames:
             return
-        # The journal is carried out with this fence. What it speaks of is to be no inode any more.
+        # The fence makes the words durable that the journal may still have to redo. An emptied
+        # journal can then not bring back a tail in a frame that becomes a file's.
         ground.medium.fence()
         empty_journal(ground.medium, ground.geometry)
         ground.allocator.free(ground.table.drop_frames(frames))
 
     def drop_idle(self, ticks: int = IDLE_TICKS) -> int:
-        """Forget inodes that nobody needed for a while; how many.
+        """Forget inodes that were not needed for a while; how many.
 
-        Between two operations only: one under way has inodes in its hands.
+        Call it only between two operations: an operation under way is using inodes.
         """
         before = len(self._cache)
         self.look_for_idle(ticks)
@@ -204,7 +213,7 @@ class Housekeeping(Upkeep):
         return before - len(self._cache)
 
     def look_for_idle(self, ticks: int = IDLE_TICKS) -> None:
-        """Find inodes that nobody needed for a while, for `drop_some`."""
+        """Find the inodes that were not needed for a while, for `drop_some`."""
         if len(self._cache) > _MOST_CACHED:
             ticks = min(ticks, 1)
         self._idle = [
@@ -216,7 +225,7 @@ class Housekeeping(Upkeep):
     def drop_some(self) -> bool:
         """Forget some of the idle inodes, as many as take some ms; whether there are more.
 
-        As `drop_idle`. The memory of a very large one is freed in pieces, too.
+        The same rule as for `drop_idle` holds. A very large directory is freed in pieces, too.
         """
         if self._leftover is not None:
             if not self._leftover.discard(_DISCARDED_AT_ONCE):

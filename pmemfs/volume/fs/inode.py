@@ -1,7 +1,10 @@
-"""An inode in memory: what its log says, record by record.
+"""An inode in memory: what the records of its log say, one after the other.
 
-Invariants: `apply` accepts a record only if what it says is possible by itself; `records` says all
-that the inode is, so that a log of these alone is the inode's, compacted.
+Invariants:
+- `apply` takes a record only if what it says is possible by itself, since a pool may come from
+  anybody;
+- `records` says all that the inode is, so a log of only these records is the inode's log,
+  compacted. An attribute that `records` forgot would vanish with the next compaction.
 """
 
 from __future__ import annotations
@@ -48,11 +51,12 @@ _ATTRIBUTES_HEAD = media.head_of(RecordKind.ATTRIBUTES)
 _NO_NAMES = frozenset((b"", b".", b".."))
 _ENTRY_TYPES = frozenset(type_ >> 12 for type_ in TYPES)
 _FLAGS_LIMIT = InodeFlags.NO_ACCESS_TIME << 1
-# As numbers: what is done with a member of an enum is a call, and every operation asks for these.
+# As plain numbers: an operation on a member of an enum is a call, and every operation asks these.
 IMMUTABLE, APPEND_ONLY = int(InodeFlags.IMMUTABLE), int(InodeFlags.APPEND_ONLY)
 KEEPS_AHEAD = int(InodeFlags.KEEPS_AHEAD)
 FIXED = IMMUTABLE | APPEND_ONLY
-"""What an inode is left as it is by, but for what is added to one that is append-only."""
+"""An inode with one of these flags is not changed, except that bytes or names may be added to one
+that is append-only."""
 _NO_ACCESS_TIME = int(InodeFlags.NO_ACCESS_TIME)
 FILE_TYPE, DIRECTORY_TYPE = stat.S_IFREG >> 12, stat.S_IFDIR >> 12
 
@@ -75,7 +79,8 @@ class State:
 
     @property
     def reads_count_after_ns(self) -> int:
-        """For the data plane: as `newest_ns`, but that no read counts where chattr(1) said so."""
+        """For the data plane: `newest_ns`, or a time that no read comes after where chattr(1) has
+        switched times of access off."""
         if self.flags & _NO_ACCESS_TIME:
             return NO_READ_COUNTS
         modified_ns, changed_ns = self.modified_ns, self.changed_ns
@@ -95,14 +100,14 @@ class State:
         )  # fmt: skip
 
     def copy(self) -> State:
-        """The same attributes, which may be changed."""
+        """The same attributes as an object of its own."""
         return State(
             self.mode, self.link_count, self.uid, self.gid, self.size_bytes, self.accessed_ns,
             self.modified_ns, self.changed_ns, self.device, self.epoch, self.flags,
         )  # fmt: skip
 
     def replaced(self, **changes: int) -> State:
-        """A copy with some of it changed."""
+        """A copy with some attributes changed."""
         copy = self.copy()
         for name, value in changes.items():
             setattr(copy, name, value)
@@ -135,13 +140,13 @@ class Inode:
         self.target = b""
         self.parent = 0
         self.line_keys = (-1, 0, 0)
-        """A truncation epoch, its key and that of the epoch before: see `keys_of_line`."""
+        """A truncation epoch, its key, and the key of the epoch before: see `keys_of_line`."""
         self.live_slots = 1
-        """Slots that a compacted log would need, but for extents."""
+        """Slots that a compacted log would need, extents not counted."""
         self.next_fill_frame = -1
-        """Where the next write into a hole begins if it goes on where the last one ended."""
+        """The frame where the last write into a hole ended: the next one may go on there."""
         self.run_start_frame = 0
-        """Where the writes began that each went on where the one before ended."""
+        """The frame where a sequence of writes began that each went on where the last one ended."""
         self.used_at = 0
 
     @property
@@ -155,7 +160,7 @@ class Inode:
         return self.state.mode >> 12 == DIRECTORY_TYPE
 
     def keys_of_line(self) -> tuple[int, int]:
-        """The key under which its live line counts, and the one before its last truncation."""
+        """The key under which the live line counts, and the key before the last truncation."""
         epoch, key, key_before = self.line_keys
         if epoch != self.state.epoch:
             epoch = self.state.epoch
@@ -176,12 +181,12 @@ class Inode:
 
     @property
     def is_mostly_dead(self) -> bool:
-        """Whether more than half of its log is dead, and more than a frame of it."""
+        """Whether a compacted log would be less than half as long, and shorter by over a frame."""
         compacted = self.compacted_slots
         return self.log.slot_count - compacted > compacted + MOST_SLOTS
 
     def copy(self) -> Inode:
-        """What its log says now, whatever becomes of it."""
+        """A copy of what the log says now, which later changes don't touch."""
         other = Inode(self.number, self.slot_offset, self.generation, self.birth_ns, self.log)
         other.state = self.state.copy()
         other.xattrs = self.xattrs.copy()
@@ -191,7 +196,7 @@ class Inode:
         return other
 
     def records(self) -> Iterator[bytes]:
-        """A log that says what this inode is, and no more."""
+        """The records of a log that says what this inode is, and no more."""
         if self.parent:
             yield media.pack_parent(self.parent)
         if self.target:
@@ -203,7 +208,7 @@ class Inode:
                 yield media.pack_entry(name, entry.inode, entry.type, self.state.modified_ns)
         for name, value in self.xattrs.items():
             yield from media.pack_values(RecordKind.XATTR, name, value)
-        # Last, since entries set times.
+        # Last, because each entry sets the times of its directory when the log is read.
         yield self.state.pack()
 
     def runs(self) -> list[Run]:
@@ -265,11 +270,11 @@ class Replay:
         self._values: dict[bytes, bytearray] = {}
 
     def apply(self, records: Iterable[tuple[int, bytes]]) -> None:
-        """Records more, each as its kind and its bytes."""
+        """Apply more records, each given as its kind and its bytes."""
         inode = self._inode
         add, unpack = inode.add_entry, media.unpack_entry
         for kind, raw in records:
-            # First and by itself, since of these there are millions.
+            # Entries come first and without a call, because a directory can have millions of them.
             if kind != _ENTRY:
                 self._apply(kind, raw)
                 continue
@@ -295,25 +300,25 @@ class Replay:
         elif kind == RecordKind.PARENT:
             self._inode.parent = PARENT.unpack(raw).inode
         else:
-            self._refuse(True, f"a record is of the kind {kind}, which is none that is known")
+            self._refuse(True, f"a record is of the unknown kind {kind}")
 
     def finish(self) -> None:
-        """The log has ended: what it says must be an inode."""
+        """The log has ended: refuse it unless what it said makes an inode."""
         inode, mode = self._inode, self._inode.state.mode
         is_directory, is_file, flags = inode.is_directory, inode.is_file, inode.state.flags
         for is_wrong, why in (
             (not self._has_state, "it has no attributes"),
             (mode > 0o177777 or stat.S_IFMT(mode) not in TYPES, "its mode is of no type"),
             (inode.state.size_bytes >= SIZE_LIMIT_BYTES, "the size in its log is impossible"),
-            (inode.entries and not is_directory, "it has entries, but is none"),
-            (inode.extents.frame_count and not is_file, "it has extents, but is none"),
-            (is_directory and not inode.parent, "it is a directory in none"),
-            (inode.number == ROOT and not is_directory, "it is no directory"),
-            (stat.S_ISLNK(mode) != bool(inode.target), "it is no link, or one without a target"),
-            (b"\0" in inode.target, "its target is none"),
-            (flags >= _FLAGS_LIMIT, f"its flags, {flags:#x}, are none that are known"),
-            # Nobody could take them away: the kernel opens no other inode to set its flags.
-            (flags & FIXED and not (is_file or is_directory), "its type has no such flags"),
+            (inode.entries and not is_directory, "it has entries but is not a directory"),
+            (inode.extents.frame_count and not is_file, "it has extents but is not a regular file"),
+            (is_directory and not inode.parent, "it is a directory without a parent"),
+            (inode.number == ROOT and not is_directory, "it is not a directory"),
+            (stat.S_ISLNK(mode) != bool(inode.target), "a link has a target, and only a link"),
+            (b"\0" in inode.target, "its target has a zero byte"),
+            (flags >= _FLAGS_LIMIT, f"its flags, {flags:#x}, are not all known"),
+            # No user could take them away: the kernel opens only these two types to set flags.
+            (flags & FIXED and not (is_file or is_directory), "its type cannot have its flags"),
             (self._values, "a value is not whole"),
         ):
             if is_wrong:
@@ -331,7 +336,7 @@ class Replay:
     def _extent(self, kind: int, raw: bytes) -> None:
         _, index, pfn, count, _ = EXTENT.struct.unpack(raw)
         if not (0 < count <= _INDEX_LIMIT and index <= _INDEX_LIMIT - count):
-            raise self._damaged(f"{count} frames at frame {index} are none of a file")
+            raise self._damaged(f"{count} frames at frame {index} are not possible in a file")
         if kind == RecordKind.HOLE:
             self._inode.extents.unmap(index, count)
             return
@@ -343,18 +348,19 @@ class Replay:
         inode = self._inode
         name, _, _, time_ns = media.unpack_entry(raw)
         if name not in inode.entries:
-            raise self._damaged(f"{name!r} was removed, but never there")
+            raise self._damaged(f"{name!r} was removed, but was never there")
         inode.remove_entry(name)
         inode.state.modified_ns = inode.state.changed_ns = time_ns
 
     def _value(self, kind: int, raw: bytes) -> None:
-        """Values come in parts, one behind the other."""
+        """Take a value, or a part of a value: a long value is stored in parts, in order."""
         name, part, offset, total = media.unpack_value(raw)
         is_target = kind == RecordKind.TARGET
         most = TARGET_MAX_BYTES if is_target else XATTR_MAX_BYTES
         self._refuse(total > most, f"the value of {name!r} is {total} bytes long")
         if kind == RecordKind.XATTR_REMOVED:
-            self._refuse(name not in self._inode.xattrs, f"{name!r} was removed, but never there")
+            gone = name not in self._inode.xattrs
+            self._refuse(gone, f"{name!r} was removed, but was never there")
             self._inode.set_xattr(name, None)
             return
         if not is_target:

@@ -1,10 +1,10 @@
-"""The inodes of a mounted file system that are in memory: read when they are needed.
+"""The inodes of a mounted file system that are in memory. An inode is read when it is needed.
 
 Invariants:
-- an inode in memory is what its log says; every change goes through a transaction first. The
-  exception is the live line;
-- an inode that is being read in steps is not changed meanwhile: whoever wants it reads it to its
-  end first, or is told to come again.
+- an inode in memory says what its log says, because every change goes through a transaction first.
+  Only the live line changes without one;
+- nothing changes an inode that is being read in steps. A caller who needs it reads it to its end
+  first, or is told to come again. Otherwise the reader would miss a record behind its tail.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pmemfs.volume.fs.reading import (
 )
 
 READING_STEPS = 16
-"""Frames of a log that are read at once while others wait: some thousand records, some ms."""
+"""How many frames of a log are read while other requests wait: some thousand records, some ms."""
 _RUNS_A_STEP = 512
 
 
@@ -40,10 +40,10 @@ class InodeCache:
         self._readings: dict[int, Reading] = {}
 
     def inode(self, number: int) -> Inode:
-        """An inode. Raises OSError: ESTALE where there is none, EIO where it is damaged; NotRead.
+        """An inode. Raises OSError: ESTALE if there is none, EIO if it is damaged; NotRead.
 
-        A number may come from a file handle that outlasts the inode, or that somebody made up, so
-        one that none can have is no damage.
+        A number that no inode can have is not damage: it may come from a file handle that outlasts
+        its inode, or from a program that made it up.
         """
         inode = self._inodes.get(number)
         if inode is None:
@@ -54,9 +54,9 @@ class InodeCache:
         return inode
 
     def read_on(self, number: int, steps: int | None = READING_STEPS) -> bool:
-        """Read an inode that is not in memory, or read it on; whether there is more to read.
+        """Read an inode that is not in memory, or go on reading it; whether there is more to read.
 
-        Raises OSError, as `inode`, and then nothing is read any more.
+        Raises OSError as `inode` does; the next call then starts anew.
         """
         if number in self._inodes:
             return False
@@ -73,15 +73,17 @@ class InodeCache:
             raise ground.found_damage(str(damage)) from None
         if inode is None:
             raise OSError(errno.ESTALE, "no such inode")
+        # The live line counts for another epoch, since a truncation was committed and then the
+        # crash came before its line was stored. The data plane knows nothing but the line.
         if inode.is_file and not ground.read_only and read_live(ground.medium, inode)[0] is None:
             self._lines.set_live_size(inode, inode.state.size_bytes)
         self.keep(inode)
         return False
 
     def read_inode(self, number: int) -> Inode | None:
-        """As `reading.read_inode`, for who only looks. Raises DamagedFileSystem.
+        """Read an inode without keeping it. Raises DamagedFileSystem, as `reading.read_inode`.
 
-        Where frames of inodes are among those of a file, too: a write to it would destroy them.
+        It also raises where the file owns frames of inodes: a write to it would destroy them.
         """
         reading = Reading(self._reading(number))
         reading.go_on()
@@ -92,12 +94,12 @@ class InodeCache:
         return self._inodes.get(number)
 
     def keep(self, inode: Inode) -> None:
-        """A new inode is in memory from now on."""
+        """Keep a new inode in memory from now on."""
         inode.used_at = self._ground.clock
         self._inodes[inode.number] = inode
 
     def forget(self, number: int) -> None:
-        """An inode is in memory no more, if it was."""
+        """Drop an inode from memory, if it is there."""
         self._inodes.pop(number, None)
 
     @property

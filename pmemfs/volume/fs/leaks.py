@@ -1,9 +1,10 @@
-"""The search for what a crash has left: frames that are used and nobody's, inodes without a name.
+"""Searches for what a crash has left: used frames that nobody owns, and inodes without a name.
 
-It runs in steps beside the work of the mount. Invariants:
-- a frame is freed only if its bit was set when the search began, no inode has it, and it wasn't
-  given out since;
-- an inode is read as it is at that moment: what it got since was given out since.
+The search runs in steps between the operations of the mount. Invariants:
+- a frame is freed only if its bit was set when the search began, no inode owns it, and it was not
+  given out since. Freeing any other frame would take it from a file;
+- an inode counts with what it has at the moment when it is read. Frames that it gets later were
+  given out since, so the search leaves them alone.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _RUNS_A_STEP = 1000
 
 
 class LeakSearch:
-    """One search, from the mount on."""
+    """One search, begun at the mount."""
 
     def __init__(self, store: Store, frames: FileFrames) -> None:
         self._store = store
@@ -61,7 +62,7 @@ class LeakSearch:
         for pfn in store.table.frames():
             self._owned.add([Run(pfn, 1)])
             for number in store.table.numbers_in(pfn):
-                # Between two steps all of them may be removed, and the frame be a file's.
+                # Between two steps all inodes here may be removed, and the frame given to a file.
                 if not store.table.has_inodes(Run(pfn, 1)):
                     break
                 yield from self._look_at(number)
@@ -79,7 +80,7 @@ class LeakSearch:
                 yield number
         except OSError as error:
             if error.errno == errno.ESTALE:
-                # Removed meanwhile.
+                # It was removed meanwhile.
                 return
             raise
         inode = store.inode(number)
@@ -90,24 +91,25 @@ class LeakSearch:
         if not store.is_held(number):
             self._frames.trim_ahead(number)
         elif inode.is_file:
-            # Perhaps only looked up, so that no close will do it.
+            # Perhaps it was only looked up and never opened, so no close will trim it.
             store.untrimmed.add(number)
-        # What becomes of the inode meanwhile does not matter: it gives back what it has, or gets
-        # what is given out since.
+        # The inode may change from here on: frames that it gives back are freed as usual, and
+        # frames that it gets are in `given_out`.
         runs = iter((*inode.runs(), *log_runs(inode.log)))
         while some := tuple(itertools.islice(runs, _RUNS_A_STEP)):
             self._owned.add(some)
             yield number
 
     def _free_leaked(self, group: int) -> Iterator[int]:
+        # Busy frames have left their file but may still be written to.
         self._owned.add(self._store.busy.runs())
         for chunk in range(GROUP_CHUNKS):
             yield self._free_leaked_of(group, chunk)
 
     def _free_leaked_of(self, group: int, chunk: int) -> int:
-        """Free what is leaked of a chunk; how many frames."""
+        """Free the leaked frames of a chunk; its number."""
         allocator, geometry = self._store.allocator, self._store.ground.geometry
-        # Before each look at the bitmap, since others have their turn in between.
+        # Taken anew before each look at the bitmap, because operations run between two steps.
         if allocator.given_out:
             self._owned.add(allocator.given_out)
             allocator.given_out = []
@@ -122,6 +124,6 @@ class LeakSearch:
     def _say(self) -> None:
         if self.freed_frames or self.freed_inodes:
             log.info(
-                "after a crash: %d frames of nobody and %d inodes without a name were freed",
+                "after a crash: freed %d frames that nobody owned and %d inodes without a name",
                 self.freed_frames, self.freed_inodes,
             )  # fmt: skip

@@ -1,10 +1,11 @@
-"""The live lines of inodes: what changes without a transaction, in either plane.
+"""The live lines of inodes: what either plane changes without a transaction.
 
     a size and its key, when the file was last written to, when the inode was last accessed
 
 Invariants:
-- all that is stored here is durable with the next fence, and none of it needs a record of a log;
-- a line that is damaged is met by whoever asks, and then nothing is written any more.
+- all that is stored here is durable with the next fence, and none of it needs a record of a log.
+  An append would cost a transaction otherwise;
+- a reader who meets a damaged line reports it, and then nothing is written any more.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class LiveLines:
             raise self._ground.found_damage(str(damage)) from None
 
     def state_of(self, inode: Inode) -> State:
-        """The attributes of an inode, as a record would have them now. Raises OSError (EIO)."""
+        """The attributes of an inode now, those of its live line included. Raises OSError (EIO)."""
         state = inode.state.copy()
         if not inode.is_file:
             accessed_ns = read_accessed(self._medium, inode)
@@ -44,7 +45,7 @@ class LiveLines:
             size_bytes, written_ns, accessed_ns = self._live_of(inode)
             if size_bytes is not None:
                 state.size_bytes = size_bytes
-            # In one tick, the write was the later one: see `forget_written`.
+            # Within one tick of the clock the write came later: `forget_written` has seen to that.
             if 0 < written_ns < 1 << 63 and state.changed_ns <= written_ns:
                 state.modified_ns = not_before(written_ns, state.modified_ns)
                 state.changed_ns = not_before(written_ns, state.modified_ns)
@@ -53,16 +54,16 @@ class LiveLines:
         return state
 
     def seen_state_of(self, inode: Inode) -> State:
-        """As `state_of`, for who only looks: it may be the inode's own."""
+        """As `state_of`, for a caller who only looks: the result may be the inode's own state."""
         is_as_logged = not inode.is_file and not read_accessed(self._medium, inode)
         return inode.state if is_as_logged else self.state_of(inode)
 
     def accessed_ns(self, inode: Inode) -> int:
-        """When an inode was last accessed; 0: the log has it."""
+        """When an inode was last accessed; 0 if the time in its log counts."""
         return read_accessed(self._medium, inode)
 
     def set_live_size(self, inode: Inode, size_bytes: int) -> None:
-        """Store a size for all to see; durable with the next fence."""
+        """Store a size that both planes see at once; it is durable with the next fence."""
         word = size_word(size_bytes, inode.keys_of_line()[0])
         self._medium.store(inode.slot_offset + LIVE_OFFSET, word.to_bytes(8, "little"))
         self._medium.flush(inode.slot_offset + LIVE_OFFSET, 8)
@@ -74,21 +75,21 @@ class LiveLines:
         self._medium.flush(at, 8)
 
     def forget_written(self, inode: Inode) -> None:
-        """Let the time of modification that was logged count, and no write before it."""
+        """Let the logged time of modification count from now on, not that of an earlier write."""
         if inode.is_file and self._live_of(inode)[1] >= inode.state.changed_ns:
             self.set_written_ns(inode, 0)
             self._medium.fence()
 
     def set_accessed_ns(self, inode: Inode, now_ns: int) -> None:
-        """Store when an inode was accessed; durable with the next fence. 0: the log has it."""
+        """Store when an inode was accessed (0: the log says it); durable with the next fence."""
         at = inode.slot_offset + LIVE_OFFSET + _ACCESSED_AT
         self._medium.store(at, max(0, now_ns).to_bytes(8, "little"))
         self._medium.flush(at, 8)
 
     def write_back(self, slot_offset: int) -> None:
-        """Begin to make the line of a slot durable, whoever has written there: a fence must follow.
+        """Begin to make the live line of a slot durable, whichever plane stored there last.
 
-        Its size and its time of writing, which lie in its first words.
+        This is the size and the time of writing, in the line's first words. A fence must follow.
         """
         self._medium.flush(slot_offset + LIVE_OFFSET, _ACCESSED_AT)
 

@@ -1,4 +1,4 @@
-"""Frames of chunks as bits of a number: a set bit is a frame, the lowest is the first."""
+"""Frames of chunks as bits of a number: a set bit is a frame, and the lowest bit is the first."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ ALL = (1 << CHUNK_FRAMES) - 1
 
 
 def chunk_parts(run: Run, first_pfn: int) -> Iterator[tuple[int, int, int]]:
-    """A run by chunks, which are counted from `first_pfn` on: chunk, first bit and count."""
+    """The parts of a run, one for each chunk: chunk (counted from `first_pfn`), first bit,
+    count."""
     start, left = run.pfn - first_pfn, run.frame_count
     while left:
         chunk, bit = divmod(start, CHUNK_FRAMES)
@@ -27,7 +28,7 @@ def bits(first: int, count: int) -> int:
 
 
 def first_bit(mask: int) -> int:
-    """The lowest bit that is set; there is one."""
+    """The lowest set bit of a mask that is not 0."""
     return (mask & -mask).bit_length() - 1
 
 
@@ -38,6 +39,7 @@ def leading_bits(mask: int) -> int:
 
 def run_starts(mask: int, length: int) -> int:
     """The bits of a mask at which a run of `length` set bits starts."""
+    # Each step doubles the length that is known to be set, so a run of 512 takes nine shifts.
     done = 1
     while done < length and mask:
         step = min(done, length - done)
@@ -67,7 +69,7 @@ class FrameSet:
         self._masks: dict[int, int] = {}
 
     def add(self, runs: Iterable[Run]) -> list[Run]:
-        """Add runs; those parts of them that were there before."""
+        """Add runs; the parts of them that were in the set before."""
         known = []
         for run in runs:
             for chunk, bit, count in chunk_parts(run, self._first_pfn):
@@ -96,7 +98,7 @@ class FrameSet:
             self._masks[chunk] = self._masks.get(chunk, 0) | mask
 
     def chunks(self) -> Iterator[tuple[int, int]]:
-        """Chunks that have any, in no order, and their masks."""
+        """The chunks that have frames in the set, in no order, with their masks."""
         yield from self._masks.items()
 
     def __bool__(self) -> bool:

@@ -1,9 +1,9 @@
-"""What can be done to a file system that nobody has mounted and that has errors, one thing each.
+"""What a repair can do to a file system that has errors and is not mounted, one function each.
 
 Invariants:
 - each is atomic, or leaves after a power failure what the next check finds again: bits of bitmaps
   are set before anything relies on them, and all else goes through transactions;
-- none of them decides whether it is to be done.
+- none of them decides whether it should be done: that is up to `repair`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _LOST_AND_FOUND = b"lost+found"
 
 
 class Mending:
-    """What can be done to a file system that has errors. All raise OSError."""
+    """The remedies for a file system that has errors. All raise OSError."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -62,14 +62,15 @@ class Mending:
 
     @property
     def _fs(self) -> FileSystem:
-        """The file system; that it is opened finishes the journal."""
+        """The file system. Opening it carries out the journal."""
         if self._mounted is None:
             self._mounted = FileSystem(self._pool, NoMemmap())
+            # An immutable file may be what has to be mended.
             self._mounted.store.ground.obeys_flags = False
         return self._mounted
 
     def _inode(self, number: int) -> Inode:
-        """An inode, also one that a mount would not take. Raises OSError, DamagedFileSystem."""
+        """An inode, even one that a mount would refuse. Raises OSError, DamagedFileSystem."""
         store = self._fs.store
         inode = store.cached(number) or read_log(self._medium, store.table, number)
         if inode is None:
@@ -77,7 +78,7 @@ class Mending:
         store.keep(inode)
         return inode
 
-    # Without a file system that can be opened
+    # What works when the file system can't be opened
 
     def write_head(self) -> None:
         """Write the head anew."""
@@ -86,7 +87,7 @@ class Mending:
         self._medium.persist(at, HEAD.size_bytes)
 
     def empty_journal(self) -> None:
-        """Forget what the journal says."""
+        """Empty the journal, whatever it says."""
         empty_journal(self._medium, geometry_of(self._pool))
 
     def finish_journal(self) -> None:
@@ -105,10 +106,11 @@ class Mending:
             self._medium.store(at, (before | mask).to_bytes(CHUNK_LINE_BYTES, "little"))
             self._medium.flush(at, CHUNK_LINE_BYTES)
         self._medium.fence()
+        # The allocator of the open file system has read the old bitmaps.
         self._mounted = None
 
     def mark_inodes(self, pfn: int, *, is_marked: bool) -> None:
-        """Say whether a frame is one of inodes."""
+        """Say whether a frame holds inodes."""
         self._fs.store.table.mark_frame(pfn, is_marked=is_marked)
         self._medium.fence()
         self._mounted = None
@@ -132,15 +134,18 @@ class Mending:
     # Frames with several owners
 
     def move_log(self, number: int, shared: set[int]) -> None:
-        """Write a log anew, without giving back those of its frames that others own."""
+        """Write a log anew, without giving back those of its frames that others own, too."""
+        # What the transaction does not know of, it does not free.
         inode = self._inode(number)
         inode.log.frames = [frame for frame in inode.log.frames if frame not in shared]
         with self._fs.store.change() as change:
             change.compact(inode)
 
     def copy_frames(self, number: int, extents: list[MappedExtent]) -> None:
-        """Give a file copies of some of its frames."""
+        """Give a file copies of some of its frames, so that it shares them no more."""
         inode = self._inode(number)
+        # A transaction for each extent, so a power failure leaves some of the frames shared, which
+        # the next check finds. The file's bytes are the same before and after.
         for index, pfn, count in extents:
             with self._fs.store.change(urgent=True) as change:
                 at = 0
@@ -170,7 +175,7 @@ class Mending:
             change.then(lambda: inode.remove_entry(name))
 
     def retype_entry(self, directory: int, name: bytes, type_: int) -> None:
-        """Correct the type that an entry says."""
+        """Correct the type that an entry gives."""
         inode = self._inode(directory)
         entry = Entry(inode.entries[name].inode, type_)
         with self._fs.store.change(urgent=True) as change:
@@ -178,7 +183,7 @@ class Mending:
             change.then(lambda: inode.add_entry(name, *entry))
 
     def keep_one_name(self, number: int, home: int, directories: list[int]) -> None:
-        """Remove all names of a directory but one in its home."""
+        """Remove all names of a directory except one name in its home."""
         kept = next(iter(self._names_in(home, number)))
         for directory in directories:
             for name in self._names_in(directory, number):
@@ -186,7 +191,7 @@ class Mending:
                     self.remove_entry(directory, name)
 
     def reconnect(self, number: int, homes: list[int]) -> None:
-        """Move an inode to lost+found; `homes` are directories that have names of it."""
+        """Move an inode to lost+found; `homes` are the directories that have names for it."""
         fs = self._fs
         inode = self._inode(number)
         place = self._inode(self._lost_and_found())
@@ -218,7 +223,7 @@ class Mending:
             change.then(apply)
 
     def _lost_and_found(self) -> int:
-        """The directory for what has no name, made where there is none."""
+        """The directory lost+found, which is made if there is none."""
         fs = self._fs
         for more in range(1000):
             name = _LOST_AND_FOUND + (b".%d" % more if more else b"")
@@ -244,14 +249,14 @@ class Mending:
     # Inodes
 
     def set_parent(self, number: int, parent: int) -> None:
-        """Correct where a directory says that it is."""
+        """Correct in which directory a directory says that it lies."""
         inode = self._inode(number)
         with self._fs.store.change(urgent=True) as change:
             change.append(inode, media.pack_parent(parent))
             change.then(lambda: setattr(inode, "parent", parent))
 
     def set_link_count(self, number: int, count: int) -> None:
-        """Correct how many names an inode says that it has."""
+        """Correct how many names an inode counts."""
         inode = self._inode(number)
         state = self._fs.store.state_of(inode).replaced(link_count=count)
         with self._fs.store.change(urgent=True) as change:
@@ -259,14 +264,15 @@ class Mending:
             change.then(lambda: setattr(inode, "state", state))
 
     def set_size(self, number: int, size_bytes: int) -> None:
-        """Let a file have a size that covers all that it has."""
+        """Give a file a size that covers all its frames."""
         inode = read_log(self._medium, self._fs.store.table, number)
         assert inode is not None, "its log was read"
         self._fs.store.set_live_size(inode, size_bytes)
         self._medium.fence()
 
     def free_damaged(self, number: int) -> None:
-        """Free the slot of an inode that can't be read; its frames are found as leaked."""
+        """Free the slot of an inode that can't be read; the search for leaks finds its frames."""
+        # A stub has no frames, so nothing is freed that another file may own.
         inode = self._stub(number)
         with self._fs.store.change(urgent=True) as change:
             change.remove(inode)
@@ -285,7 +291,8 @@ class Mending:
     def rebuild_directory(self, number: int, lacks_name: Callable[[int, int], bool]) -> None:
         """Write the log of a directory anew, with what can still be read of it.
 
-        Of its names, those that lead to what has no other name. The old log is found as leaked.
+        It keeps those names that lead to an inode without another name. The search for leaks finds
+        the old log's frames.
         """
         fs = self._fs
         rest = readable_part(self._medium, fs.store.table, number)
@@ -308,14 +315,14 @@ class Mending:
             change.compact(inode)
 
     def _stub(self, number: int) -> Inode:
-        """An inode of which nothing is known but the words that a transaction changes."""
+        """An inode of which nothing is known except the words that a transaction changes."""
         slot = self._fs.store.table.slot_offset(number)
         raw = bytes(self._medium.read(slot, INODE_HEAD.size_bytes))
         head = INODE_HEAD.unpack(raw)
         return Inode(number, slot, head.generation, head.birth_ns, Log(head.head, head.tail))
 
     def _write_inode_head(self, number: int) -> None:
-        """Write the constant part of an inode's head anew; where its log is stays as it was."""
+        """Write the constant part of an inode's head anew, and leave the words of its log alone."""
         slot = self._fs.store.table.slot_offset(number)
         raw = bytes(self._medium.read(slot, INODE_HEAD.size_bytes))
         head = int.from_bytes(raw[HEAD_WORD_AT : HEAD_WORD_AT + 8], "little")

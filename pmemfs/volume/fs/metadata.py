@@ -1,8 +1,8 @@
-"""The medium as all of a file system sees it but the bytes in files: a fault in it is damage.
+"""The medium as a file system sees it, except for the bytes of files: a fault in it is damage.
 
-A file whose bytes can't be touched costs whoever reads it; metadata that can't be touched is met by
-everybody, and what was about to be written into it is lost. So the file system is told at once,
-whoever touched it and whatever that makes of the error.
+If the bytes of a file can't be touched, only the reader of that file is hurt. If metadata can't be
+touched, everybody is, and a change that was under way is lost. So the file system is told at once,
+whatever the caller then makes of the error.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class MetadataMedium(Medium):
-    """A medium that calls `on_fault` before it raises MemoryFault, and is that medium else."""
+    """Another medium, except that it calls `on_fault` before it raises MemoryFault."""
 
     def __init__(self, medium: Medium, on_fault: Callable[[MemoryFault], object]) -> None:
         self._medium = medium

@@ -1,9 +1,10 @@
 """Names: what makes, links, renames and removes inodes.
 
 Every operation is one transaction on the directories and inodes that it concerns. Invariant:
-- an entry is followed only if its inode is no directory, or one that says that it is in this one
-  (PARENT). So whoever goes down from the root meets each directory once. A kernel that is told of a
-  directory in itself hangs, and so does whoever walks the tree.
+- an entry is followed only if its inode is not a directory, or is a directory whose own record
+  (PARENT) says that it lies here. So a walk down from the root meets each directory once. Without
+  this a pool could contain a directory in itself: a kernel that is told of one hangs its caller,
+  and a program that walks the tree never ends.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ RENAME_EXCHANGE = 2
 RENAME_WHITEOUT = 4
 LINK_MAX = 0x7FFF_FFFF
 _INHERITED = int(InodeFlags.NO_DUMP | InodeFlags.NO_ACCESS_TIME)
-"""Flags that a directory hands on to what is made in it, as ext4 and tmpfs do."""
+"""Flags that a new inode gets from its directory, as on ext4 and tmpfs."""
 
 
 class Names:
@@ -51,11 +52,12 @@ class Names:
         return self._named(parent, name)[1].number
 
     def names(self, number: int) -> list[bytes]:
-        """The name of every entry, in order of addition. Raises OSError (ENOTDIR)."""
+        """The names of all entries, in the order in which they were added. Raises OSError
+        (ENOTDIR)."""
         return list(self._directory(number).entries)
 
     def find_entry(self, number: int, name: bytes) -> tuple[int, int] | None:
-        """The inode of a name and its type (DT_*), without a look at the inode. Raises OSError."""
+        """The inode of a name and its type (DT_*), without reading the inode. Raises OSError."""
         return self._directory(number).entries.get(name)
 
     def has_entry(self, number: int, name: bytes) -> int | None:
@@ -84,9 +86,9 @@ class Names:
         return inode.number
 
     def make_unnamed(self, parent: int, new: NewInode) -> int:
-        """Make an inode without a name, as O_TMPFILE does; whoever wants it must hold it.
+        """Make an inode without a name, as O_TMPFILE does; a caller who wants to keep it holds it.
 
-        Raises OSError: EPERM where the directory may get no names, ENOSPC.
+        Raises OSError: EPERM if the directory is immutable, ENOSPC.
         """
         directory = self._directory(parent)
         self._store.refuse(directory, IMMUTABLE)
@@ -120,7 +122,7 @@ class Names:
             change.then(apply)
 
     def unlink(self, parent: int, name: bytes) -> None:
-        """Remove a name that is not of a directory. Raises OSError: ENOENT, EISDIR, EPERM."""
+        """Remove the name of anything but a directory. Raises OSError: ENOENT, EISDIR, EPERM."""
         directory, inode = self._named(parent, name)
         self._refuse_removal(directory, inode)
         if inode.is_directory:
@@ -141,9 +143,10 @@ class Names:
         self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0,
         whiteout: NewInode | None = None,
     ) -> None:  # fmt: skip
-        """As renameat2(2), with NOREPLACE or EXCHANGE. Raises OSError.
+        """Do as renameat2(2) does, with NOREPLACE or EXCHANGE. Raises OSError.
 
-        `whiteout` is what WHITEOUT leaves at the old name, and is given with that flag only.
+        `whiteout` is the inode that WHITEOUT leaves at the old name. It is given with that flag and
+        never without.
         """
         replaces = not flags & RENAME_NOREPLACE
         flags &= ~RENAME_NOREPLACE
@@ -171,6 +174,7 @@ class Names:
             raise system_error(errno.ENOENT)
         if there is not None and not replaces:
             raise system_error(errno.EEXIST)
+        # Two names of one inode: rename(2) does nothing.
         if there is not None and there.inode == inode.number:
             return
         victim = self._follow(target, new_name) if there is not None else None
@@ -187,7 +191,7 @@ class Names:
     def _new_inode(
         self, change: Transaction, new: NewInode, now_ns: int, directory: Inode, *, link_count: int
     ) -> Inode:
-        """A new inode in a transaction, its slot written."""
+        """A new inode in a transaction, with its slot written."""
         if stat.S_IFMT(new.mode) not in TYPES:
             raise system_error(errno.EINVAL)
         for name, value in new.xattrs:
@@ -215,6 +219,7 @@ class Names:
         return inode
 
     def _remove_name(self, directory: Inode, name: bytes, inode: Inode) -> None:
+        # Urgent, so that a full pool can be emptied.
         now_ns = self._store.times.now_ns()
         with self._store.change(urgent=True) as change:
             change.append(directory, media.pack_entry(name, inode.number, 0, now_ns))
@@ -228,7 +233,7 @@ class Names:
             change.then(apply)
 
     def _drop_link(self, change: Transaction, inode: Inode, now_ns: int) -> State:
-        """One name less: the inode goes with its last one, unless somebody holds it."""
+        """Take one name from an inode; with its last name it is freed, unless somebody holds it."""
         state = self._linked(inode, -1, now_ns)
         if state.link_count == 0 and not self._store.is_held(inode.number):
             change.remove(inode)
@@ -242,13 +247,15 @@ class Names:
     ) -> None:  # fmt: skip
         now_ns = self._store.times.now_ns()
         entry = Entry(inode.number, inode.type)
-        # What makes an inode is not urgent: see `Housekeeping.take_frames`.
+        # A transaction that makes an inode is not urgent: see `Housekeeping.take_frames`.
         with self._store.change(urgent=whiteout is None) as change:
             left = (
                 self._new_inode(change, whiteout, now_ns, source, link_count=1)
                 if whiteout
                 else None
             )
+            # The order of records within a transaction does not matter to a crash: the journal
+            # makes all of them count, or none.
             change.append(target, media.pack_entry(new_name, entry.inode, entry.type, now_ns))
             change.append(source, _pack_left(name, entry, left, now_ns))
             state = self._moved(change, inode, source, target, now_ns)
@@ -290,6 +297,8 @@ class Names:
     def _moved(
         self, change: Transaction, inode: Inode, source: Inode, target: Inode, now_ns: int
     ) -> State:
+        # PARENT changes in the same transaction as the entry; otherwise a crash could leave a
+        # directory that no entry may lead to (see the invariant above).
         if inode.is_directory and source is not target:
             change.append(inode, media.pack_parent(target.number))
         state = self._linked(inode, 0, now_ns)
@@ -304,7 +313,8 @@ class Names:
     def _linked(self, inode: Inode, more: int, now_ns: int) -> State:
         state = self._store.state_of(inode)
         if state.link_count + more < 0:
-            raise self._store.found_damage(f"inode {inode.number}: it has a name, and counts none")
+            why = f"inode {inode.number}: a name leads to it, but it counts no names"
+            raise self._store.found_damage(why)
         state.link_count += more
         state.changed_ns = now_ns
         return state
@@ -343,7 +353,7 @@ class Names:
         return directory, self._follow(directory, name)
 
     def _follow(self, directory: Inode, name: bytes) -> Inode:
-        """The inode that an entry leads to. Raises OSError (EIO) where it must not lead there."""
+        """The inode that an entry leads to. Raises OSError (EIO) if it must not lead there."""
         inode = self._inode(directory.entries[name].inode)
         is_elsewhere = inode.number == ROOT or inode.parent != directory.number
         if inode.is_directory and is_elsewhere:
@@ -352,14 +362,16 @@ class Names:
         return inode
 
     def _refuse_removal(self, directory: Inode, inode: Inode) -> None:
-        """Raise OSError (EPERM) where flags keep an inode's name where it is."""
+        """Raise OSError (EPERM) if flags forbid that this name is removed or replaced."""
         self._store.refuse(directory, FIXED)
         self._store.refuse(inode, FIXED)
 
     def _refuse_circle(self, inode: Inode, directory: Inode) -> None:
-        """Raise OSError (EINVAL) where a directory would get into itself."""
+        """Raise OSError (EINVAL) if a directory would come to lie in itself."""
         if not inode.is_directory:
             return
+        # The walk goes up to the root, which is its own parent. `seen` also ends it in a pool whose
+        # records PARENT go in a circle.
         seen = set()
         while directory.number not in seen:
             if directory is inode:
@@ -369,14 +381,14 @@ class Names:
 
 
 def _pack_left(name: bytes, moved: Entry, left: Inode | None, now_ns: int) -> bytes:
-    """What a directory says of a name from which something was moved."""
+    """What a directory records of a name from which an inode was moved away."""
     if left is not None:
         return media.pack_entry(name, left.number, left.type, now_ns)
     return media.pack_entry(name, moved.inode, 0, now_ns)
 
 
 def _check_replaced(inode: Inode, victim: Inode) -> None:
-    """Raise OSError where rename(2) may not replace this by that."""
+    """Raise OSError if rename(2) may not put this inode in the place of that one."""
     if inode.is_directory and not victim.is_directory:
         raise system_error(errno.ENOTDIR)
     if victim.is_directory and not inode.is_directory:

@@ -1,16 +1,17 @@
-"""How much of a hole is mapped when somebody writes into it, and where its frames come from.
+"""Decides how much of a hole to map when a write meets it, and where the frames come from.
 
-A hole is filled with what is written and no more, unless it looks as if more were to come:
-- behind the end, mapping ahead doubles the file, up to 64 MiB; the last close gives back what is
-  left of it. So a file of 256 MiB that is written from its start is extended eight times;
-- inside the size, where nobody can tell later what was never written, writes that each go on where
-  the one before ended map ahead an eighth of what they have filled;
-- a file of very many extents gets larger pieces, so that their number stays bounded: each costs
-  64 bytes of a log and some time whenever the file is loaded, compacted or published.
+A write maps what it fills and no more, unless more writes look likely:
+- behind the end, mapping ahead doubles the file, up to 64 MiB, and the last close gives the rest
+  back. So a file of 256 MiB that is written from its start is extended eight times;
+- inside the size, a frame that was mapped ahead and never written can't be told from data later. So
+  only a sequence of writes, each of which goes on where the last one ended, maps ahead, and only an
+  eighth of what it has filled;
+- a file with very many extents gets larger pieces, so that the number stays bounded. Each extent
+  costs 64 bytes of log, and time whenever the file is loaded, compacted or published.
 
-Frames are taken where they join what is around the hole in the file. Where a chunk (2 MiB) of a
-large file has nothing yet, the allocator holds one of the pool for it: the piece goes where it is
-aligned alike in the file and in the pool, and what comes around it later finds its place free.
+Frames are taken where they join what is around the hole in the file. If a chunk (2 MiB) of a large
+file has nothing yet, the allocator holds a chunk of the pool for it. The piece goes where it is
+aligned alike in the file and in the pool, and later pieces of that chunk find their places free.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ _AHEAD_WRITES = 8
 _MOST_AHEAD_FRAMES = 16384
 _MOST_FILL_AHEAD_FRAMES = 2048
 _GRAINS = ((16384, 1), (32768, 4), (65536, 16))
-"""Up to so many extents, a hole is filled in pieces of so many frames; then in chunks."""
+"""With up to so many extents, a hole is filled in pieces of so many frames; beyond, in chunks."""
 
 
 class Placing:
-    """Decides for the files of one file system."""
+    """Decides where frames go, for all files of one file system."""
 
     def __init__(self, allocator: Allocator) -> None:
         self._allocator = allocator
@@ -42,10 +43,10 @@ class Placing:
     def window(
         self, inode: Inode, first: int, end: int, *, size_frames: int, is_append: bool
     ) -> tuple[int, int]:
-        """The frames to map, first and end, where a write fills holes from `first` to `end`.
+        """The frames to map, first and end, when a write fills holes from `first` to `end`.
 
-        `size_frames` is what the size takes before the write; `is_append` says that the write
-        starts where the file ends, and that there is something before it.
+        `size_frames` is the size before the write, in frames. `is_append` says that the write
+        starts where the file ends and that the file is not empty.
         """
         if not is_append:
             return self._fill_window(inode, first, end, size_frames)
@@ -75,7 +76,7 @@ class Placing:
         self, change: Transaction, owner: int, index: int, frame_count: int,
         around: list[MappedExtent], *, is_large: bool,
     ) -> list[Run]:  # fmt: skip
-        """Frames for a range that lies in one chunk of the file, or is several whole ones."""
+        """Frames for a range that lies in one chunk of the file, or consists of whole chunks."""
         chunk = index - index % CHUNK_FRAMES
         if frame_count >= CHUNK_FRAMES:
             return change.allocate(frame_count, goal=_beside(around[:1], index), whole=True)
@@ -84,6 +85,7 @@ class Placing:
             if extent.index < chunk + CHUNK_FRAMES and extent.index + extent.frame_count > chunk
         ]  # fmt: skip
         if near:
+            # Rather go on beside a piece in its aligned place, so that the chunk becomes whole.
             near.sort(key=lambda extent: not self._is_aligned(extent))
             return change.allocate(frame_count, goal=_beside(near, index))
         if is_large:
@@ -101,13 +103,14 @@ class Placing:
         wanted = max(inode.extents.frame_count, _LEAST_AHEAD_FRAMES, _AHEAD_WRITES * written)
         wanted = min(wanted, _MOST_AHEAD_FRAMES)
         ahead = min(self._affordable(wanted), room)
+        # Up to the next chunk, so that chunks of the file stay chunks of the pool.
         to_boundary = -(end + ahead) % CHUNK_FRAMES
         if ahead < room and end + ahead > CHUNK_FRAMES:
             ahead = min(ahead + to_boundary, room)
         return ahead
 
     def _fill_window(self, inode: Inode, first: int, end: int, size_frames: int) -> tuple[int, int]:
-        """The window of a write that fills holes, or leaves one between the end and itself."""
+        """The window of a write that fills holes, or that leaves a gap between the end and it."""
         is_next = first <= inode.next_fill_frame < end
         if not is_next:
             inode.run_start_frame = first
@@ -121,15 +124,15 @@ class Placing:
         return first, end
 
     def _affordable(self, wanted: int) -> int:
-        """As much of it as others can spare, who need room too."""
+        """A number of frames, but no more than an eighth of what is free: others need room too."""
         return min(wanted, self._allocator.free_up_to(8 * wanted) // 8)
 
 
 def _beside(near: list[MappedExtent], index: int) -> int:
-    """Where in the pool a frame of a file would join the first of these extents; 0: anywhere."""
+    """The pfn at which a frame would join the first of these extents; 0: anywhere."""
     return max(0, near[0].pfn + index - near[0].index) if near else 0
 
 
 def _grain(extent_count: int) -> int:
-    """How many frames the pieces have that holes of a file with so many extents are filled in."""
+    """In pieces of how many frames to fill the holes of a file with so many extents."""
     return next((grain for most, grain in _GRAINS if extent_count < most), CHUNK_FRAMES)

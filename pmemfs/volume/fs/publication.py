@@ -1,9 +1,10 @@
-"""What the file system tells whoever answers requests by what is published.
+"""What the file system tells the part that publishes inodes to the data plane.
 
 Invariants:
-- `touched` is said of an inode before anybody can have learned of its change from elsewhere;
-- the file system gives a run of frames to nobody while a token that `changed` or `gone` has
-  answered for it is not over.
+- `touched` is called before any program can learn of the change in another way. Otherwise the data
+  plane could answer with older attributes than a program has seen already;
+- a run of frames is given out again only once the token that `changed` or `gone` returned for it is
+  over. Until then a worker may still write by a table that names these frames.
 """
 
 from __future__ import annotations
@@ -12,34 +13,33 @@ from abc import ABC, abstractmethod
 
 
 class Tables(ABC):
-    """Where extents of open files are published."""
+    """Where the extents of open files are published."""
 
     @abstractmethod
     def touched(self, number: int, changed_ns: int) -> None:
-        """Attributes of an inode have changed, but for the size and the times in a live line.
+        """Attributes of an inode have changed, other than the size and times of its live line.
 
-        `changed_ns` is the later one of its times of modification and of change, or
-        NO_READ_COUNTS.
+        `changed_ns` is the later of its times of modification and of change, or NO_READ_COUNTS.
         """
 
     @abstractmethod
     def changed(self, number: int) -> object | None:
-        """The size of an inode has changed, or extents have gone; not: have been added.
+        """The size of an inode has changed, or it has lost extents. Added extents don't count.
 
-        Answers a token for `is_over`; None if nobody can have seen what went.
+        The result is a token for `is_over`, or None if no worker can have seen what was lost.
         """
 
     @abstractmethod
     def gone(self, number: int) -> object | None:
-        """The inode is no more. Answers as `changed`."""
+        """The inode does not exist any more. The result is as for `changed`."""
 
     @abstractmethod
     def is_over(self, token: object) -> bool:
-        """Whether nobody can see any more what went with this token."""
+        """Whether no worker can see any more what was withdrawn with this token."""
 
 
 class NoTables(Tables):
-    """Nothing is published."""
+    """For a mount without a data plane: nothing is published."""
 
     def touched(self, number: int, changed_ns: int) -> None:
         return

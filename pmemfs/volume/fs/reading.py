@@ -1,6 +1,7 @@
-"""What a pool holds, as it is stored: inodes and the journal, read by whoever mounts or checks it.
+"""What a pool holds, as it is stored: reads inodes and the journal for a mount or a check.
 
 Invariant: nothing here writes, and nothing that is stored is believed before it was looked at.
+Without this, a check could damage a pool further, and a pool that somebody made up the daemon.
 """
 
 from __future__ import annotations
@@ -31,19 +32,20 @@ from pmemfs.volume.fs.table import InodeTable
 _LIVE = LIVE_LINE.head_struct("accessed_ns")
 _ACCESSED_AT = LIVE_LINE.offset_of("accessed_ns")
 _NO_TIME_NS = 1 << 63
-"""From here on a word is no time of access."""
+"""A word from here on is not a time of access."""
 
 
 Steps = Generator[None, None, "Inode | None"]
 
 may_read_in_steps: ContextVar[bool] = ContextVar("may_read_in_steps", default=False)
-"""Whether the operation under way may be told to come again; what changes something ends that."""
+"""Whether the operation under way may be told to come again. Its first change ends that, because
+half of it would happen twice."""
 
 
 class NotRead(Exception):
-    """An operation needs an inode that takes long to read; it has changed nothing yet.
+    """An operation needs an inode that takes long to read, and has changed nothing yet.
 
-    Read it with `read_on`, and begin again.
+    Read the inode with `read_on`, and begin the operation again.
     """
 
     def __init__(self, number: int) -> None:
@@ -52,7 +54,7 @@ class NotRead(Exception):
 
 
 class MayWait:
-    """In this context an operation raises NotRead, as long as it has changed nothing."""
+    """In this context an operation may raise NotRead, until it changes something."""
 
     __slots__ = ("_token",)
 
@@ -64,18 +66,18 @@ class MayWait:
 
 
 class Reading:
-    """An inode that is being read, of a log that may be long, a frame of it at a time.
+    """An inode that is being read, one frame of its log at a time, because the log may be long.
 
-    Nobody may change the inode meanwhile.
+    The inode must not change meanwhile.
     """
 
     def __init__(self, steps: Steps) -> None:
         self._steps = steps
         self.inode: Inode | None = None
-        """What was read, when `go_on` has said that there is no more; None for a free slot."""
+        """The inode, once `go_on` has said that there is no more; None if the slot is free."""
 
     def go_on(self, steps: int | None = None) -> bool:
-        """Read on for so many steps, or to the end; whether there is more. Raises as `steps`."""
+        """Read on for so many steps, or to the end; whether there is more. Raises as they do."""
         for _ in itertools.count() if steps is None else range(steps):
             try:
                 next(self._steps)
@@ -86,12 +88,13 @@ class Reading:
 
 
 def reading_inode(medium: Medium, table: InodeTable, number: int) -> Steps:
-    """The steps of reading an inode as it is stored, whose result is None where its slot is free.
+    """The steps of reading an inode as it is stored; their result is None if its slot is free.
 
     Raises DamagedFileSystem.
     """
     inode = yield from _reading_log(medium, table, number)
     if inode is not None:
+        # An inode with a damaged live line is refused as a whole, before anything uses its size.
         stored_size(medium, inode)
     return inode
 
@@ -110,21 +113,21 @@ def _reading_log(medium: Medium, table: InodeTable, number: int) -> Steps:
 
 
 def read_inode(medium: Medium, table: InodeTable, number: int) -> Inode | None:
-    """An inode as it is stored; None where its slot is free. Raises DamagedFileSystem."""
+    """An inode as it is stored; None if its slot is free. Raises DamagedFileSystem."""
     reading = Reading(reading_inode(medium, table, number))
     reading.go_on()
     return reading.inode
 
 
 def read_log(medium: Medium, table: InodeTable, number: int) -> Inode | None:
-    """As `read_inode`, but for its live line, which may be damaged."""
+    """As `read_inode`, but a damaged live line is not refused."""
     reading = Reading(_reading_log(medium, table, number))
     reading.go_on()
     return reading.inode
 
 
 def readable_part(medium: Medium, table: InodeTable, number: int) -> Inode | None:
-    """What can be read of a damaged inode: all up to its first bad record; None without a head."""
+    """What can be read of a damaged inode, up to its first bad record; None if it has no head."""
     try:
         head = table.head(number)
     except DamagedFileSystem:
@@ -142,7 +145,7 @@ def readable_part(medium: Medium, table: InodeTable, number: int) -> Inode | Non
 def _blank(
     medium: Medium, table: InodeTable, head: InodeHead
 ) -> tuple[Inode, Iterator[list[tuple[int, bytes]]]]:
-    """An inode of which nothing is known but its head, and the records that say the rest."""
+    """An inode of which only the head is known, and the records that say the rest."""
     slot = table.slot_offset(head.number)
     reader = LogReader(
         medium, table.geometry, head.number, head.generation, slot, head.head, head.tail
@@ -152,17 +155,17 @@ def _blank(
 
 
 def is_directory_still(medium: Medium, table: InodeTable, number: int) -> bool:
-    """Whether what can be read of a damaged inode is a directory."""
+    """Whether a damaged inode is a directory, as far as it can be read."""
     inode = readable_part(medium, table, number)
     if inode is None:
         return False
-    # In a log that was written anew, attributes come last.
+        # A log that was written anew has its attributes last, so damage may hide them.
     has_attributes = inode.state.mode != 0
     return inode.is_directory if has_attributes else bool(inode.parent or inode.entries)
 
 
 def stored_size(medium: Medium, inode: Inode) -> int:
-    """The size of an inode in bytes: of a file, that of the live line if that counts.
+    """The size of an inode in bytes; for a file, the live line's size if that counts.
 
     Raises DamagedFileSystem.
     """
@@ -171,13 +174,16 @@ def stored_size(medium: Medium, inode: Inode) -> int:
 
 
 def read_live(medium: Medium, inode: Inode) -> tuple[int | None, int, int]:
-    """The live line of a file: its size, None where the log has it; the last write and access.
+    """The live line of a file: its size, or None if the log has the size; the last write; the last
+    access, as `read_accessed`.
 
-    The last access as `read_accessed`. Raises DamagedFileSystem.
+    Raises DamagedFileSystem.
     """
     raw = medium.read(inode.slot_offset + LIVE_OFFSET, _LIVE.size)
     word, written_ns, accessed_ns = _LIVE.unpack(raw)
     size_bytes, key = word >> SIZE_SHIFT, key_of(word)
+    # The key of the epoch before is right too: a crash between a truncation's commit and the store
+    # of its line leaves it, and then the log's size counts. Any other key is damage.
     right_key, older_key = inode.keys_of_line()
     if key not in (right_key, older_key) or size_bytes >= SIZE_LIMIT_BYTES:
         why = "its live line is damaged, so its size is not known"
@@ -190,19 +196,20 @@ def read_live(medium: Medium, inode: Inode) -> tuple[int | None, int, int]:
 
 
 def read_accessed(medium: Medium, inode: Inode) -> int:
-    """When an inode was last accessed, by its live line; 0 where the log has it."""
+    """When an inode was last accessed, as its live line says; 0 if the log says it."""
     raw = medium.read(inode.slot_offset + LIVE_OFFSET + _ACCESSED_AT, 8)
     accessed_ns = int.from_bytes(raw, "little")
     return accessed_ns if accessed_ns < _NO_TIME_NS else 0
 
 
 def unfinished_words(medium: Medium, table: InodeTable) -> dict[int, int]:
-    """What the journal would still change, by offset. Raises DamagedFileSystem."""
+    """The words that the journal would still change, by offset. Raises DamagedFileSystem."""
     journal = table.geometry.offset_of(JOURNAL_FRAME)
     words = {}
     seen = set()
     for entry in read_journal(bytes(medium.read(journal, FRAME_BYTES))):
-        # With one word twice, the end could be the beginning of the next time.
+        # An operation never changes a word twice. If a pool had a word twice, redoing the journal
+        # would leave a word that matches an entry again, at each mount.
         if entry.offset in seen or not _is_word_of_an_inode(table, entry.offset):
             raise DamagedFileSystem(why=f"the journal would change a word at {entry.offset:#x}")
         seen.add(entry.offset)

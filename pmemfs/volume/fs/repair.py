@@ -1,11 +1,12 @@
-"""Repairing a file system that nobody has mounted, when somebody has asked for it.
+"""Repairs a file system that is not mounted, if the user asks for it.
 
-It checks, does what the findings of the lowest stage ask for, and checks again, until nothing is
-left that it can do anything about. Invariants:
-- each step says what it does before it does it, and what is lost by it;
-- each step leaves after a power failure what the next repair finds again (`mending`);
-- frames are freed last, when everything that is in use has an owner;
-- what may be somebody's data is neither freed nor changed, unless that was asked for as well.
+A repair checks, carries out the remedies of the lowest stage that has any, and checks again, until
+no remedy is left. So no remedy has to foresee what another one does. Invariants:
+- each step says what it does and what is lost with it, before it does it;
+- each step leaves after a power failure what the next repair finds again (see `mending`);
+- frames are freed last, when everything in use has an owner. Freed earlier, they could be given to
+  a file while the inode that owns them is still unreadable;
+- what may be a user's data is neither freed nor changed, unless the user asks for that as well.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ from pmemfs.volume.fs.mending import Mending
 _MOST_ROUNDS = 1000
 
 Say = Callable[[Problem, str], object]
-"""Called with each problem that something is done about, and what became of it ("": it is done)."""
+"""Called with each problem that was worked on, and with why that failed ("": it was done)."""
 
 
 def repair_filesystem(
     pool: Pool, verdict: Verdict, say: Say = lambda *_: None, progress: Progress = lambda *_: None,
     *, force: bool = False,
 ) -> int:  # fmt: skip
-    """Repair the file system on a writable pool, of which a verdict is there; how many steps.
+    """Repair the file system on a writable pool, beginning with this verdict; how many steps.
 
-    What needs `force` is left alone without it, and said last.
+    Without `force`, problems that need it are left alone and reported last.
     """
     done_count = 0
     for _ in range(_MOST_ROUNDS):
@@ -41,7 +42,7 @@ def repair_filesystem(
             break
         done = _carry_out(pool, verdict, min(stages), say, force)
         if not done and Stage.LEAKS in stages:
-            # Most likely there is no room for it: what has leaked is room.
+            # Most likely the pool is full. Freeing what has leaked makes room.
             done = _carry_out(pool, verdict, Stage.LEAKS, say, force)
         done_count += done
         if not done:
@@ -59,7 +60,7 @@ def repair_filesystem(
 def doable(verdict: Verdict, *, force: bool) -> list[tuple[Problem, Remedy]]:
     """What can be done about the problems of a verdict.
 
-    Without `force` nothing is done to an inode that has a problem which needs it.
+    Without `force` nothing is done to an inode that has any problem which needs `force`.
     """
     found = [(problem, problem.remedy) for problem in verdict.problems if problem.remedy]
     if force:
@@ -73,14 +74,14 @@ def doable(verdict: Verdict, *, force: bool) -> list[tuple[Problem, Remedy]]:
 
 
 def say_left(verdict: Verdict, say: Say, *, force: bool) -> None:
-    """Say what is not repaired because that was not asked for."""
+    """Report what is not repaired because the user did not ask for that."""
     for problem in () if force else verdict.problems:
         if problem.remedy and problem.remedy.needs_force:
             say(problem, f"only with --force: {problem.remedy.sentence}")
 
 
 def _carry_out(pool: Pool, verdict: Verdict, stage: int, say: Say, force: bool) -> int:
-    """Do all of one stage; how many steps went well."""
+    """Carry out one stage; how many steps went well."""
     mending = Mending(pool)
     done = 0
     for problem, remedy in doable(verdict, force=force):
@@ -92,7 +93,7 @@ def _carry_out(pool: Pool, verdict: Verdict, stage: int, say: Say, force: bool) 
             why = error.strerror if isinstance(error, OSError) else str(error)
             say(problem, f"could not be done: {why}")
             if mending.is_stuck:
-                # Something more is wrong than was seen: look again before anything else.
+                # More is wrong than the check has seen, so check again before anything else.
                 break
         else:
             done += 1

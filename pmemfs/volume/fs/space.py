@@ -1,4 +1,4 @@
-"""What a file system tells of its frames; apart from it, for commands that only show that."""
+"""What a file system says of its frames; a module of its own for commands that only show it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """Where the frames of a file system are."""
+    """Where the frames of a file system went."""
 
     total_frames: int
     free_frames: int
@@ -16,9 +16,9 @@ class Space:
     cached_inodes: int
     cached_extents: int
     mapped_frames: int
-    """Of files that are in memory."""
+    """Of the files in memory."""
     aligned_frames: int
-    """Of these, frames in whole chunks, aligned alike in file and pool."""
+    """Those of them in whole chunks, aligned alike in the file and in the pool."""
     log_bytes: int
-    """Of logs of inodes in memory."""
+    """Of the logs of inodes in memory."""
     dead_log_bytes: int

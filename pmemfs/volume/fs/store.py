@@ -5,9 +5,10 @@
     cache          the inodes in memory
     housekeeping   transactions, and the room that they take
 
-What the operations of the file system need often stands here flat, as the bound method of the part
-that has it: a call of one is no dearer than of a method. Invariants:
-- an inode that has no name lives as long as anybody holds it;
+Many operations of the parts stand here too, as bound methods: a call of such a method costs no more
+than a call of the store's own. Invariants:
+- an inode that has no name lives as long as anybody holds it. Freeing it earlier would give its
+  frames to a second file while the first is open;
 - nothing here awaits, so what one call does is atomic to all tasks.
 """
 
@@ -53,18 +54,18 @@ class Store:
 
     @property
     def read_only(self) -> bool:
-        """Whether nothing may be written, or nothing any more."""
+        """Whether nothing may be written: never on this mount, or no more since damage was met."""
         return self.ground.read_only
 
     # Holds
 
     def hold(self, number: int, count: int = 1) -> None:
-        """Keep an inode, whatever becomes of its names."""
+        """Hold an inode: it lives on, whatever becomes of its names."""
         may_read_in_steps.set(False)
         self._holds[number] = self._holds.get(number, 0) + count
 
     def drop(self, number: int, count: int = 1) -> None:
-        """Let go of an inode; one without a name is freed with its last hold. Raises OSError."""
+        """Drop a hold; an inode without a name is freed with its last hold. Raises OSError."""
         may_read_in_steps.set(False)
         left = self._holds.get(number, 0) - count
         if left > 0:
@@ -84,23 +85,24 @@ class Store:
 
     def _free_unnamed(self, number: int) -> None:
         """Free an inode that nobody holds any more, if it has no name."""
-        # One without a name stays in memory as long as it is held.
+        # An inode without a name stays in memory as long as it is held, so if it is not here, it
+        # has a name.
         inode = self.cached(number)
         if inode is not None and inode.state.link_count == 0 and not self.read_only:
             self.remove(inode)
 
     def end(self) -> None:
-        """Nobody holds anything any more: leave the pool clean. Raises OSError."""
+        """The mount ends, and with it all holds: leave the pool clean. Raises OSError."""
         ground, housekeeping = self.ground, self.housekeeping
         if ground.pool.medium.read_only:
             return
         housekeeping.abandon_compaction()
         for number in list(self._holds):
             self._holds.pop(number)
-            # A fault has been told, and what else was open is to become durable all the same.
+            # The fault was reported already, and the other open files are to become durable.
             with suppress(MemoryFault):
                 if not ground.read_only:
-                    # What was open may have grown since its last fsync, and nothing here knows.
+                    # The data plane may have appended since the last fsync, and told nobody.
                     self.lines.write_back(ground.table.slot_offset(number))
                 self._free_unnamed(number)
         ground.clock += IDLE_TICKS
@@ -108,7 +110,8 @@ class Store:
         while ground.busy.collect():
             pass
         ground.medium.fence()
-        # In a clean file system, frames behind a size are damage.
+        # In a clean file system frames behind a size are damage, so "clean" must not be said of
+        # files that are still mapped ahead.
         has_leaks = ground.may_have_leaks or ground.busy.frame_count or ground.untrimmed
         if not has_leaks and not ground.damage:
             ground.store_clean(1)

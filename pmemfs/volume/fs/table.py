@@ -1,9 +1,11 @@
-"""The inodes of a file system: where each lies, which slots are free.
+"""The inodes of a file system: where each one lies, and which slots are free.
 
-There is no table to run full: a frame of inodes is any frame whose bit is set in its group's inode
+No table of inodes can run full: any frame holds inodes if its bit is set in its group's inode
 bitmap, and an inode's number says where it lies. Invariants:
-- a frame's slots are free and durable before its bit is set;
-- a slot that is given out is free in the pool, whatever the list here says.
+- a frame's slots are free and durable before its bit is set. Otherwise a crash could turn the bytes
+  of an old file into inodes;
+- a slot that is given out is free in the pool, whatever the list here says: the list is only a
+  hint.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from pmemfs.volume.fs.extents import Run
 from pmemfs.volume.fs.masks import first_bit
 
 _SCAN_FRAMES = 64
-"""Frames that are looked through for free slots before another frame is taken."""
+"""How many frames are searched for free slots before a new frame is taken."""
 _KEPT_SLOTS = 4096
 
 
@@ -48,22 +50,22 @@ class InodeTable:
         self._unseen = self.frames()
         self._withheld: set[int] = set()
         self.pending_words: dict[int, int] = {}
-        """What the journal would change, in a pool that may only be read."""
+        """What the journal would change, on a pool that may only be read."""
 
     def slot_offset(self, number: int) -> int:
-        """Where an inode lies in the pool. Raises DamagedFileSystem where none can be."""
+        """Where an inode lies in the pool. Raises DamagedFileSystem if no inode can lie there."""
         if number == ROOT:
             return self.geometry.offset_of(FIRST_INODES_FRAME)
         offset = number * SLOT_BYTES
         pfn = offset >> PAGE_SHIFT
         if not self.geometry.is_usable(pfn, 1) or not self._has_inodes(pfn):
-            raise DamagedFileSystem(why=f"inode {number} would be where no inodes are")
+            raise DamagedFileSystem(why=f"inode {number} would lie where no inodes are")
         if self.number_at(offset) != number:
-            raise DamagedFileSystem(why=f"inode {number} would be where the root is")
+            raise DamagedFileSystem(why=f"inode {number} would lie where the root lies")
         return offset
 
     def is_possible(self, number: int) -> bool:
-        """Whether there are inodes where this one would be."""
+        """Whether the place of this inode is one that holds inodes."""
         try:
             self.slot_offset(number)
         except DamagedFileSystem:
@@ -75,9 +77,10 @@ class InodeTable:
         return ROOT if offset == self._root_offset else offset // SLOT_BYTES
 
     def head(self, number: int) -> InodeHead | None:
-        """The head of an inode; None where its slot is free. Raises DamagedFileSystem."""
+        """The head of an inode; None if its slot is free. Raises DamagedFileSystem."""
         offset = self.slot_offset(number)
         head = HEAD.unpack(bytes(self._medium.read(offset, HEAD.size_bytes)))
+        # A read-only mount can't carry out the journal, so it reads as if that had been done.
         if self.pending_words:
             words = self.pending_words
             tail = words.get(offset + TAIL_WORD_AT, head.tail)
@@ -91,7 +94,7 @@ class InodeTable:
         return head
 
     def take(self) -> tuple[int, int]:
-        """A free slot: its offset and the generation for what will be there. Raises OSError."""
+        """A free slot: its offset, and the generation for its next inode. Raises OSError."""
         while True:
             while self._free:
                 offset = self._free.pop()
@@ -106,19 +109,19 @@ class InodeTable:
                 self._add_frame()
 
     def give_back(self, offset: int) -> None:
-        """A slot has become free, or was not used after all."""
+        """A slot has become free, or was taken and not used."""
         self._withheld.discard(offset)
         self._free.append(offset)
 
     def withhold(self, offset: int) -> None:
-        """A slot has become free, but is not to be given out before `give_back`."""
+        """A slot has become free, but must not be given out before `give_back`."""
         self._withheld.add(offset)
 
     def frames(self) -> Iterator[int]:
-        """Every frame that holds inodes, as a pfn; what comes and goes meanwhile may be missed.
+        """The pfn of every frame that holds inodes; it may miss what comes or goes meanwhile.
 
-        The first one is one whatever its bit says. Bits of frames that the group keeps, or that are
-        behind the zone, count for nothing.
+        The first such frame holds inodes whatever its bit says. Bits of frames that a group keeps
+        for itself, or that lie behind the zone, count for nothing.
         """
         for group in range(self.geometry.group_count):
             bits = self.marked(group) | (1 << FIRST_INODES_FRAME if group == 0 else 0)
@@ -138,14 +141,14 @@ class InodeTable:
         return int.from_bytes(self._medium.read(offset, FRAME_BYTES), "little")
 
     def has_inodes(self, run: Run) -> bool:
-        """Whether any frame of a run is marked as one of inodes; it lies in one group."""
+        """Whether any frame of a run is marked as holding inodes. The run lies in one group."""
         pfn, count = run
         at, bit = self._bit(pfn)
         raw = self._medium.read(at, (bit + count + 7) >> 3)
         return bool(int.from_bytes(raw, "little") >> bit & (1 << count) - 1)
 
     def looks_like_inodes(self, pfn: int) -> bool:
-        """Whether a frame that is not marked holds inodes, at least one of them used."""
+        """Whether an unmarked frame holds inodes, at least one of them in use."""
         is_used = False
         raw = bytes(self._medium.read(pfn << PAGE_SHIFT, FRAME_BYTES))
         for at in range(0, FRAME_BYTES, SLOT_BYTES):
@@ -164,7 +167,7 @@ class InodeTable:
         self._set_bit(pfn, is_marked)
 
     def numbers_in(self, pfn: int) -> list[int]:
-        """The inodes in a frame, as far as slots are used."""
+        """The inodes in the used slots of a frame."""
         raw = bytes(self._medium.read(pfn << PAGE_SHIFT, FRAME_BYTES))
         return [
             self.number_at((pfn << PAGE_SHIFT) + at)
@@ -173,9 +176,9 @@ class InodeTable:
         ]
 
     def empty_frames(self, kept_slots: int | None = None) -> list[int]:
-        """Frames that can be dropped: all their slots are free, and there are many free ones.
+        """Frames that can be dropped: all of their slots are free, and many others are free, too.
 
-        `kept_slots` says how many free slots are to stay; by default so many that a frame isn't
+        `kept_slots` says how many free slots should stay; by default enough that a frame isn't
         dropped and made again all the time.
         """
         kept_slots = _KEPT_SLOTS if kept_slots is None else kept_slots
@@ -185,7 +188,7 @@ class InodeTable:
         for offset in self._free:
             by_frame.setdefault(offset >> PAGE_SHIFT, set()).add(offset)
         first = self.geometry.first_pfn + FIRST_INODES_FRAME
-        # The list is only a hint: a slot on it may be used.
+        # The list is only a hint, so the frame itself is asked, too.
         empty = [
             pfn
             for pfn, slots in by_frame.items()
@@ -194,9 +197,10 @@ class InodeTable:
         return empty[: (len(self._free) - kept_slots) // SLOTS_PER_FRAME]
 
     def drop_frames(self, pfns: list[int]) -> list[Run]:
-        """Let go of empty frames, of which the journal must not speak any more; their runs.
+        """Let go of empty frames; their runs. The journal must not name their words any more.
 
-        Their bits in the inode bitmap are cleared and durable.
+        Their bits in the inode bitmap are clear and durable before the frames can be given out;
+        otherwise a crash would show a file's bytes as inodes.
         """
         for pfn in pfns:
             self._set_bit(pfn, False)
@@ -206,7 +210,7 @@ class InodeTable:
         return [Run(pfn, 1) for pfn in sorted(gone)]
 
     def _look_for_free(self) -> bool:
-        """Find free slots in frames that nobody has looked through since the mount."""
+        """Find free slots in frames that were not searched since the mount."""
         for _ in range(_SCAN_FRAMES):
             pfn = next(self._unseen, None)
             if pfn is None:
@@ -223,11 +227,13 @@ class InodeTable:
         [run] = self._allocator.allocate(1)
         offset = run.pfn << PAGE_SHIFT
         try:
+            # The order is the invariant: free slots, durably, and then the bit.
             self._medium.store(offset, bytes(FRAME_BYTES))
             self._medium.persist(offset, FRAME_BYTES)
             self._set_bit(run.pfn, True)
         except OSError as error:
-            # Where the medium failed instead, the bit may be set: the frame must stay used.
+            # ENOSPC comes before the bit is set. After another error the bit may be set, so the
+            # frame must not go to a file.
             if error.errno == errno.ENOSPC:
                 self._allocator.free([run])
             raise

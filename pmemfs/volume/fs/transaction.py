@@ -1,17 +1,17 @@
-"""One operation on any number of inodes, wholly or not at all.
+"""A transaction changes any number of inodes, wholly or not at all.
 
     with housekeeping.change() as change:
         change.append(inode, record, …)
         change.then(lambda: …)          in memory, once it is committed
 
-What it writes lies where nobody looks: behind the tails of logs, in free slots and free frames. A
-fence makes that durable; then one aligned store moves the tail, or the journal moves several words
-together. Invariants:
-- a single store commits only where a tail advances within one slot or frame; whatever else happens
-  to a log, and what gives a slot to an inode or frees it, goes through the journal, as
-  `media.journal` wants;
-- until the commit, an error leaves everything as it was, in memory too. During it, nobody knows:
-  the file system is read-only from then on.
+A transaction writes only where no reader looks: behind the tails of logs, into free slots and into
+free frames. A fence makes these bytes durable. Then the commit makes them count: either one aligned
+store moves a single tail, or the journal moves several words together. Invariants:
+- a single store commits only where a tail advances within one slot or frame. Every other change of
+  a log, and every slot that is given to an inode or freed, goes through the journal. Otherwise a
+  journal that was carried out long ago could bring back an older word (see `media.journal`);
+- until the commit begins, an error leaves everything as it was, in memory too. If the commit itself
+  fails, nobody can tell what is stored, so the file system becomes read-only.
 """
 
 from __future__ import annotations
@@ -38,44 +38,47 @@ from pmemfs.volume.fs.inode import Inode, State
 from pmemfs.volume.fs.log import Log, end_of_area, runs_of_frames
 
 _MOST_SLOTS_AT_ONCE = 1000
-"""A log that would still be longer than this, some ms of writing, is compacted in steps."""
+"""A compacted log that is longer than this takes some ms to write, so it is written in steps."""
 
 
 class Upkeep(ABC):
-    """Who has room for transactions, and cares for what they leave behind."""
+    """What a transaction asks of the part that finds frames for it and tidies up after it."""
 
     @abstractmethod
     def take_frames(
         self, frame_count: int, *, goal: int, whole: bool, urgent: bool, under_way: Set[int]
     ) -> list[Run]:
-        """Free frames, not from the logs of `under_way`. Raises OSError (ENOSPC)."""
+        """Take free frames, but none from the logs of `under_way`. Raises OSError (ENOSPC)."""
 
     @abstractmethod
     def release(
         self, released: list[tuple[Inode, list[Run]]], removed: list[Inode], frames: list[Run]
     ) -> None:
-        """What a transaction has freed: runs of files, inodes, frames of logs."""
+        """Take back what a transaction has freed: runs of files, inodes, and frames of logs."""
 
     @abstractmethod
     def wish_compaction(self, inode: Inode) -> None:
-        """The log of an inode is to be written anew, in steps; see `compaction`."""
+        """Ask for the log of an inode to be written anew, in steps; see `compaction`."""
 
     @abstractmethod
     def abandon_compaction(self, of: Inode | None = None) -> None:
-        """Leave a log as it is that is being written anew, of an inode or of any."""
+        """Stop writing a log anew, that of one inode or (None) of any, and keep the old log."""
 
     @abstractmethod
     def keep_reserve(self, changed: Iterable[Inode]) -> None:
-        """Something was logged of these: where free frames are few, give back what is dead of it.
+        """A transaction has added to the logs of these inodes; compact them if frames are scarce.
 
-        So urgent operations give back what they take of the reserve, but for what lives.
+        This gives the reserve back what urgent operations take from it, except for the records that
+        still count. Without it, chmod in a loop would use up the reserve of a full pool.
         """
 
 
 class Transaction:
-    """The changes of one operation. `urgent` lets it use the reserve: in the end it takes nothing.
+    """The changes of one operation. An `urgent` one may use the reserve, because it frees more or
+    takes nothing in the end.
 
-    Raises OSError: ENOSPC, where nothing has happened; EIO, after which nothing can be written.
+    Raises OSError: ENOSPC if there was no room, and then nothing has happened; EIO if the commit
+    failed, and then nothing can be written any more.
     """
 
     __slots__ = (
@@ -122,7 +125,7 @@ class Transaction:
     def allocate(
         self, frame_count: int, *, goal: int = 0, whole: bool = False, urgent: bool = False
     ) -> list[Run]:
-        """Free frames, which are given back unless this is committed. Raises OSError (ENOSPC)."""
+        """Take free frames; an abort gives them back. Raises OSError (ENOSPC)."""
         runs = self._upkeep.take_frames(
             frame_count, goal=goal, whole=whole, urgent=urgent or self._urgent,
             under_way=self._records.keys() | {inode.number for inode in self._removed},
@@ -131,16 +134,17 @@ class Transaction:
         return runs
 
     def release(self, inode: Inode, runs: list[Run]) -> None:
-        """These frames leave the inode: free once it is committed and nobody holds them."""
+        """Take these frames from the inode: they are free once this is committed and nobody holds
+        a page of them."""
         if runs:
             self._released.append((inode, runs))
 
     def then(self, step: Callable[[], object]) -> None:
-        """Do this once it is committed, before anybody learns of it."""
+        """Do this right after the commit, before any other task can see its outcome."""
         self._steps.append(step)
 
     def create(self, birth_ns: int, state: State) -> Inode:
-        """A new inode, which `fill_slot` is to write. Raises OSError (ENOSPC)."""
+        """A new inode, whose slot `fill_slot` has to write. Raises OSError (ENOSPC)."""
         table = self._ground.table
         slot, generation = table.take()
         log = Log(slot + INLINE_OFFSET, slot + INLINE_OFFSET)
@@ -149,7 +153,7 @@ class Transaction:
         return inode
 
     def fill_slot(self, inode: Inode) -> None:
-        """Write the slot of a new inode, and what it is as its log."""
+        """Write the slot of a new inode, with records of all that the inode is as its log."""
         records = list(inode.records())
         if sum(map(len, records)) <= SLOT_BYTES - INLINE_OFFSET:
             head = _start_of_slot(inode, inode.slot_offset + INLINE_OFFSET)
@@ -157,12 +161,14 @@ class Transaction:
         else:
             new = self._write_frames(inode, records)
             self._put(inode.slot_offset, _start_of_slot(inode, new.head))
+        # The slot was written with a tail of 0, which means "free". So a crash before the journal
+        # is durable leaves a free slot, whatever else lies in it.
         self._words.append((inode.slot_offset + TAIL_WORD_AT, 0, new.tail))
         self._needs_journal = True
         inode.log = new
 
     def remove(self, inode: Inode) -> None:
-        """Free an inode, and all its frames."""
+        """Free an inode and all its frames."""
         self._records.pop(inode.number, None)
         self._word(inode.slot_offset + TAIL_WORD_AT, inode.log.tail, 0)
         self._needs_journal = True
@@ -170,13 +176,15 @@ class Transaction:
         self._old_frames += log_runs(inode.log)
 
     def compact(self, inode: Inode) -> None:
-        """Write the log of an inode anew, without what is dead. Raises OSError (ENOSPC)."""
+        """Write the log of an inode anew, without its dead records. Raises OSError (ENOSPC)."""
         self._rewrite(inode, [])
 
     def _commit(self) -> None:
         try:
             for inode, records in self._records.values():
                 self._extend(inode, records)
+            # No word may become durable before the records that it leads to: a tail that a crash
+            # leaves would then cover garbage, which the next mount takes for damage.
             self._medium.fence()
         except BaseException:
             self._abort()
@@ -184,13 +192,17 @@ class Transaction:
         try:
             self._move_words()
         except OSError as error:
+            # The journal or a word may be stored or not: only the next mount can tell. What is in
+            # memory may differ from the pool now, so nothing may build on it.
             self._ground.become_read_only(f"a commit failed: {error}")
             raise
+        # From here on the operation is durable. Nothing below may fail halfway, and since nothing
+        # awaits, no other task sees some of it without the rest.
         for inode, log in self._logs:
             inode.log = log
         for step in self._steps:
             step()
-        # Of what was made, nobody can have been told anything.
+        # An inode that was just made needs no `touched`: nobody has been told of it yet.
         changed = self._made
         for inode, _ in self._logs:
             self._ground.tables.touched(inode.number, inode.state.reads_count_after_ns)
@@ -200,6 +212,8 @@ class Transaction:
         self._upkeep.keep_reserve(changed)
 
     def _abort(self) -> None:
+        # The records that were written lie behind tails that did not move, so they count nowhere.
+        # Frames and slots must come back, or they would stay taken although nobody owns them.
         self._ground.allocator.free(self._allocated)
         for inode in self._made:
             self._ground.table.give_back(inode.slot_offset)
@@ -209,17 +223,20 @@ class Transaction:
         if not words:
             return
         if len(words) > 1 or self._needs_journal:
+            # The journal is the commit: once it is durable, a crash between any two stores below
+            # is mended by the next mount, which stores the remaining words.
             self._put(self._ground.journal_offset, pack_journal(words))
             self._medium.fence()
         for offset, _, new in words:
             self._put(offset, new.to_bytes(8, "little"))
         if len(words) == 1 and not self._needs_journal:
+            # Here the one aligned store is the commit.
             self._medium.fence()
-        # Else the journal is durable, so the operation is; the words are with the next fence, which
-        # comes before the journal is used again.
+        # With a journal the words need no fence of their own. They become durable with the next
+        # fence, and every transaction fences before it overwrites the journal.
 
     def _extend(self, inode: Inode, records: list[bytes]) -> None:
-        """Write records behind the tail of a log, or all of the log anew where that is better."""
+        """Write records behind the tail of a log, or write the whole log anew if that is better."""
         log = inode.log
         is_full = log.tail + sum(map(len, records)) > end_of_area(log.tail, inode.slot_offset)
         if is_full and self._is_rewritten(inode, records):
@@ -230,18 +247,21 @@ class Transaction:
         self._logs.append((inode, new))
 
     def _is_rewritten(self, inode: Inode, records: list[bytes]) -> bool:
-        """Write a log anew that is full, with these records, where that is better; whether it is.
+        """Write a full log anew, with these records, if that is better; whether it was.
 
-        Raises OSError (ENOSPC) where there is no other way.
+        Raises OSError (ENOSPC) if the log can't be continued in any other way.
         """
         log, is_mostly_dead = inode.log, inode.is_mostly_dead
         if is_mostly_dead and inode.compacted_slots > _MOST_SLOTS_AT_ONCE:
+            # Too much for one step: the log gets another frame now, and is written anew later.
             self._upkeep.wish_compaction(inode)
         elif log.is_inline or is_mostly_dead:
             try:
                 self._rewrite(inode, records)
                 return True
             except OSError:
+                # A log in frames can get one more frame. A log in a slot has no room to be linked
+                # from, so it can only move.
                 if log.is_inline:
                     raise
         return False
@@ -253,7 +273,7 @@ class Transaction:
         return Log(log.head, log.tail + length, log.frames, count)
 
     def _append_to_frames(self, inode: Inode, records: list[bytes]) -> Log:
-        """What fits goes into the last frame, the rest into new ones, which are linked to it."""
+        """Put what fits into the last frame and the rest into new frames, linked to the last."""
         log = inode.log
         room = end_of_area(log.tail, inode.slot_offset) - log.tail
         position = 0
@@ -264,16 +284,18 @@ class Transaction:
         if room:
             here.append(media.pack_padding())
         length = self._put_records(inode, log.tail, here)
-        # A frame that this log had before may be below, or end where an older log ended: within
-        # one frame a tail advances, but between frames only the journal may take it.
+        # The new tail may be lower than the old one, or a place where an older log of this inode
+        # ended. An old journal entry could then match it by chance, so the journal must take it.
         self._needs_journal = True
         rest = self._write_frames(inode, records[position:])
+        # The link is stored into a frame that counts. That is safe: a reader follows it only when
+        # the tail is not in this frame, and the tail moves last.
         self._put(log.frames[-1] + NEXT_AT, rest.frames[0].to_bytes(8, "little"))
         count = log.slot_count + length // RECORD_BYTES + rest.slot_count
         return Log(log.head, rest.tail, log.frames + rest.frames, count)
 
     def replace_log(self, inode: Inode, new: Log) -> None:
-        """Let an inode have another log, which is written and says the same."""
+        """Give an inode another log, which is written already and says the same."""
         self._word(inode.slot_offset + HEAD_WORD_AT, inode.log.head, new.head)
         self._word(inode.slot_offset + TAIL_WORD_AT, inode.log.tail, new.tail)
         self._needs_journal = True
@@ -281,25 +303,27 @@ class Transaction:
         self._logs.append((inode, new))
 
     def _rewrite(self, inode: Inode, records: list[bytes]) -> None:
-        """A new log: what the inode is, and then these records."""
+        """Write a new log: what the inode is, and then these records."""
         everything = [*inode.records(), *records]
         does_fit = sum(map(len, everything)) <= SLOT_BYTES - INLINE_OFFSET
+        # A slot can take the new log only while the old one is elsewhere: writing over a log that
+        # counts would leave neither after a crash.
         if does_fit and not inode.log.is_inline:
             new = self._write_slot(inode, everything)
         else:
             new = self._write_frames(inode, everything)
         self.replace_log(inode, new)
-        # One under way would go on reading the old log.
+        # A compaction in steps of this inode would go on copying from the old log.
         self.then(lambda: self._upkeep.abandon_compaction(inode))
 
     def _write_slot(self, inode: Inode, records: list[bytes], before: bytes = b"") -> Log:
-        """Records in the slot of an inode, and what is to be before them."""
+        """Write records into the slot of an inode, behind the bytes `before`."""
         start = inode.slot_offset + INLINE_OFFSET
         length = self._put_records(inode, start, records, before)
         return Log(start, start + length, slot_count=length // RECORD_BYTES)
 
     def _write_frames(self, inode: Inode, records: list[bytes]) -> Log:
-        """Records in new frames, linked to each other."""
+        """Write records into new frames, each linked to the next."""
         contents: list[list[bytes]] = [[]]
         room = MOST_SLOTS * RECORD_BYTES
         for record in records:
@@ -326,7 +350,8 @@ class Transaction:
     def _put_records(
         self, inode: Inode, offset: int, records: list[bytes], before: bytes = b""
     ) -> int:
-        """Store records where they will lie, behind what is to be before them; their length."""
+        """Seal records for the place where they will lie, and store them behind the bytes `before`;
+        the length of the records."""
         raw = media.seal(records, inode.number, inode.generation, offset)
         if raw:
             self._put(offset - len(before), before + raw)
@@ -338,10 +363,10 @@ class Transaction:
 
 
 def _start_of_slot(inode: Inode, log_start: int) -> bytes:
-    """What a new inode's slot has before its log: the head, and a live line."""
+    """What stands before the log in a new inode's slot: the head and a live line."""
     head = pack_head(inode.number, inode.generation, inode.birth_ns, log_start, 0)
     if inode.is_file:
-        # The live line of the slot's former inode would be damage.
+        # The slot's former inode has left a line there that would count as damage for this one.
         head += size_word(0, inode.keys_of_line()[0]).to_bytes(8, "little")
     return head.ljust(INLINE_OFFSET, b"\0")
 

@@ -1,6 +1,7 @@
-"""Checking names: that each leads to an inode, that directories are a tree, that counts are right.
+"""Checks names: that each leads to an inode, that directories form a tree, that counts are right.
 
-Invariant: a remedy is said for each problem at most once, at the place that decides what is kept.
+Invariant: each problem gets at most one remedy, at the place that decides what is kept. Two
+remedies for one problem could remove both of two names.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _ALLOWED_LINKS = 0xFFFF_FFFF
 
 
 class TreeCheck:
-    """The look at all names, when all inodes were looked at."""
+    """The look at all names, once all inodes were looked at."""
 
     def __init__(
         self, table: InodeTable, census: Census, owners: Owners, verdict: Verdict,
@@ -32,7 +33,7 @@ class TreeCheck:
         self._progress = progress
 
     def look_at_directories(self) -> None:
-        """Where each entry of each directory leads."""
+        """Look where each entry of each directory leads."""
         numbers = sorted(self._census.parents)
         for done, number in enumerate(numbers):
             if done % 128 == 0:
@@ -50,13 +51,14 @@ class TreeCheck:
         )  # fmt: skip
         if position is None or type_ == FREE:
             if not self._is_inode_in_unmarked_frame(directory, name, number):
-                why = f"its entry {shown(name)} leads to inode {number}, which there is not"
+                why = f"its entry {shown(name)} leads to inode {number}, which does not exist"
                 self._verdict.error("directory", why, directory, remove)
             return
         if type_ == DAMAGED:
             census.names[position] += 1
             why = f"its entry {shown(name)} leads to inode {number}, which is damaged"
-            # That is repaired or freed first: then this leads somewhere or to nothing.
+            # No remedy: once that inode is repaired or freed, this entry leads somewhere or to
+            # nothing, and the next check says so.
             self._verdict.error("directory", why, directory)
             return
         if number == ROOT:
@@ -67,7 +69,7 @@ class TreeCheck:
         if type_ == DIRECTORY_TYPE:
             census.homes.setdefault(number, []).append(directory)
         if entry.type != type_:
-            why = f"its entry {shown(name)} says another type than inode {number} has"
+            why = f"its entry {shown(name)} gives inode {number} a type that it does not have"
             retype = Remedy(
                 Stage.ENTRIES, "the entry gets the type of the inode",
                 lambda m: m.retype_entry(directory, name, type_),
@@ -75,18 +77,18 @@ class TreeCheck:
             self._verdict.error("directory", why, directory, retype)
 
     def _is_inode_in_unmarked_frame(self, directory: int, name: bytes, number: int) -> bool:
-        """Whether an entry leads to what looks like a frame of inodes that has lost its bit."""
+        """Whether an entry leads into a frame that looks as if it held inodes but has no bit."""
         pfn = number * SLOT_BYTES >> PAGE_SHIFT
         if not self._table.geometry.is_usable(pfn, 1) or pfn in self._census.first:
             return False
         if self._owners.has_any(pfn):
-            # Bytes of a user may look like anything.
+            # A user's bytes may look like anything.
             return False
         if not self._table.looks_like_inodes(pfn):
             return False
         why = (
             f"its entry {shown(name)} leads to inode {number}, whose frame {pfn:#x} is not marked "
-            "as one of inodes"
+            "as holding inodes"
         )
         mark = Remedy(
             Stage.BITMAPS, "the frame is marked", lambda m: m.mark_inodes(pfn, is_marked=True)
@@ -97,7 +99,7 @@ class TreeCheck:
     # The tree
 
     def look_at_tree(self) -> None:
-        """Whether the root leads to each directory, on one way."""
+        """Look whether the root leads to each directory, and on one way only."""
         _, circles = self._reached()
         for number, parent in sorted(self._census.parents.items()):
             homes = self._census.homes.get(number, [])
@@ -112,7 +114,7 @@ class TreeCheck:
                 self._look_at_home(number, parent, homes)
 
     def _reached(self) -> tuple[set[int], set[int]]:
-        """The directories that the root leads to, and of each circle the one to break it at."""
+        """The directories that the root leads to, and for each circle the one to break it at."""
         reached, lost, circles = {ROOT}, set[int](), set[int]()
         for number in self._census.parents:
             way: dict[int, None] = {}
@@ -169,7 +171,7 @@ class TreeCheck:
     # Link counts
 
     def look_at_counts(self) -> None:
-        """Whether each inode has as many names as it says."""
+        """Look whether each inode counts as many names as it has."""
         census = self._census
         for position, number in enumerate(self._census.numbers()):
             type_, names = census.types[position], census.names[position]
@@ -198,7 +200,7 @@ class TreeCheck:
     # Paths
 
     def find_paths(self) -> None:
-        """Say where the inodes are that something is wrong with."""
+        """Find out where the inodes lie in the tree that something is wrong with."""
         wanted = {problem.inode for problem in self._verdict.problems if problem.inode}
         paths = {ROOT: b"/"} if ROOT in wanted else {}
         if wanted - paths.keys():
@@ -213,7 +215,7 @@ class TreeCheck:
             problem.path = paths.get(problem.inode, b"")
 
     def _names_of(self, wanted: set[int]) -> dict[int, tuple[int, bytes]]:
-        """A name for each of these inodes that has one, and the directory it is in."""
+        """For each of these inodes that has a name: a name, and the directory that has it."""
         found: dict[int, tuple[int, bytes]] = {}
         for directory in self._census.parents if wanted else ():
             for name, entry in self._census.entries(directory):
@@ -224,7 +226,7 @@ class TreeCheck:
         return found
 
     def _above(self, number: int | None) -> set[int]:
-        """A directory and those it is in."""
+        """A directory and all those above it."""
         above: set[int] = set()
         while number is not None and number not in above:
             above.add(number)

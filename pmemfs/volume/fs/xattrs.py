@@ -18,7 +18,7 @@ _XATTR_LIST_MAX_BYTES = 65536
 
 
 class Xattrs:
-    """What can be done to extended attributes."""
+    """Operations on extended attributes."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -31,7 +31,7 @@ class Xattrs:
         return value
 
     def find_xattr(self, number: int, name: bytes) -> bytes | None:
-        """The value of an attribute; None where there is none."""
+        """The value of an attribute; None if it is not set."""
         return self._store.inode(number).xattrs.get(name)
 
     def list_xattrs(self, number: int) -> list[bytes]:
@@ -56,7 +56,7 @@ class Xattrs:
     def set_xattrs_and_mode(
         self, number: int, changes: dict[bytes, bytes | None], mode: int | None
     ) -> None:
-        """Set and (None) remove attributes, and permission bits with them, all in one.
+        """Set and (None) remove attributes, and set permission bits, in one transaction.
 
         Raises OSError: as `check_xattr`, ENOSPC, EPERM.
         """
@@ -72,6 +72,7 @@ class Xattrs:
         state.changed_ns = self._store.times.now_ns()
         if mode is not None:
             state.mode = stat.S_IFMT(state.mode) | stat.S_IMODE(mode)
+        # What takes no more room than before works on a full pool, too.
         is_urgent = all(
             value is None or (name in inode.xattrs and len(value) <= len(inode.xattrs[name]))
             for name, value in changes.items()
@@ -93,7 +94,7 @@ class Xattrs:
 
 
 def check_xattr(name: bytes, value: bytes) -> None:
-    """Raise OSError (ERANGE, E2BIG) for an attribute that nobody may have."""
+    """Raise OSError (ERANGE, E2BIG) for an attribute that is not possible."""
     if not 0 < len(name) <= _XATTR_NAME_MAX_BYTES:
         raise system_error(errno.ERANGE)
     if len(value) > XATTR_MAX_BYTES:
