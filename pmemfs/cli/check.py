@@ -12,6 +12,7 @@ import click
 
 from pmemfs.cli.options import json_option
 from pmemfs.cli.output import complain, print_facts, print_json, progress_line, say
+from pmemfs.cli.paths import any_path
 from pmemfs.errors import EXIT_CANNOT_CHECK, BadUsage, PmemfsError
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.pool.label_check import Finding, has_errors
@@ -46,7 +47,7 @@ class _Outcome:
 
 
 @click.command()
-@click.argument("pool")
+@click.argument("pool", shell_complete=any_path)
 @click.option("--repair", is_flag=True, help="Repair what is wrong, and free what has leaked.")
 @click.option(
     "--force", is_flag=True,

@@ -11,6 +11,7 @@ import click
 from pmemfs.cli.find import ask
 from pmemfs.cli.options import json_option
 from pmemfs.cli.output import print_json, print_table, say
+from pmemfs.cli.paths import any_path
 from pmemfs.errors import NoExtents, NoSuchSource, NotMounted
 from pmemfs.medium.source import check_path
 from pmemfs.mountinfo import Mount, mount_of_device
@@ -21,7 +22,7 @@ _MOST_EXTENTS = 1 << 20
 
 
 @click.command()
-@click.argument("file")
+@click.argument("file", shell_complete=any_path)
 @json_option
 def extents(file: str, as_json: bool) -> None:
     """Show where a file of a mount lies in the pool.

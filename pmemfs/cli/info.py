@@ -9,6 +9,7 @@ import click
 from pmemfs.cli.find import DETACHED, ask, find_detached, find_mount
 from pmemfs.cli.options import json_option
 from pmemfs.cli.output import print_facts, print_json
+from pmemfs.cli.paths import any_path
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.mount.mountpoint import places_of
 from pmemfs.observe.answers import MountStatus, PoolInfo
@@ -20,7 +21,7 @@ from pmemfs.volume.fs.space import Space
 
 
 @click.command()
-@click.argument("target")
+@click.argument("target", shell_complete=any_path)
 @json_option
 def info(target: str, as_json: bool) -> None:
     """Show the pool TARGET, or the mount on TARGET."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from pmemfs.cli.output import complain, warn
+from pmemfs.cli.paths import a_directory, any_path
 from pmemfs.control.launch import Launch, NotedSignals, Said, Wanted
 from pmemfs.control.prepared import daemon_words
 from pmemfs.control.starter import ENDING_SIGNALS
@@ -45,8 +46,8 @@ _POLL_SECONDS = 0.1
 
 
 @click.command()
-@click.argument("pool")
-@click.argument("mountpoint")
+@click.argument("pool", shell_complete=any_path)
+@click.argument("mountpoint", shell_complete=a_directory)
 @click.option(
     "-o", "options_text", metavar="OPTIONS", multiple=True, help="Mount options, see below."
 )

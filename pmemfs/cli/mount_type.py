@@ -14,6 +14,7 @@ import click
 from pmemfs.cli.commands import run
 from pmemfs.cli.early import raise_interrupts
 from pmemfs.cli.mount import reporting_mount_failure, start
+from pmemfs.cli.paths import a_directory, any_path
 from pmemfs.errors import EXIT_USAGE, NoSuchSource
 from pmemfs.medium.source import identify
 from pmemfs.mount.options import MountOptions
@@ -22,8 +23,8 @@ _EXIT_MOUNT_USAGE = 1
 
 
 @click.command()
-@click.argument("source")
-@click.argument("directory")
+@click.argument("source", shell_complete=any_path)
+@click.argument("directory", shell_complete=a_directory)
 @click.option("-o", "options_text", default="", help="Mount options.")
 @click.option("-f", "fake", is_flag=True, help="Check the words, don't mount.")
 @click.option("-s", "sloppy", is_flag=True, help="Ignored.")

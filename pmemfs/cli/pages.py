@@ -9,12 +9,13 @@ import click
 from pmemfs.cli.find import ask, require_mount
 from pmemfs.cli.options import json_option
 from pmemfs.cli.output import print_facts, print_json, print_table, say
+from pmemfs.cli.paths import any_path
 from pmemfs.observe.answers import Pages
 from pmemfs.units import format_size
 
 
 @click.command()
-@click.argument("target")
+@click.argument("target", shell_complete=any_path)
 @click.option(
     "--hottest",
     type=click.IntRange(0, 1000),

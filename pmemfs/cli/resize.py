@@ -10,6 +10,7 @@ import click
 from pmemfs.cli.find import ask, find_mount, require_mount
 from pmemfs.cli.options import json_option
 from pmemfs.cli.output import print_json, say
+from pmemfs.cli.paths import any_path
 from pmemfs.control.client import ANSWER_TIMEOUT_SECONDS
 from pmemfs.pool.growth import Grown, grow_unmounted
 from pmemfs.units import format_size, parse_size
@@ -19,7 +20,7 @@ _PATIENCE_SECONDS = 24 * 3600
 
 
 @click.command()
-@click.argument("target")
+@click.argument("target", shell_complete=any_path)
 @click.option("--size", metavar="SIZE", help="The new size, such as 8G; devices have theirs.")
 @json_option
 def resize(target: str, size: str | None, as_json: bool) -> None:

@@ -14,6 +14,7 @@ import click
 from pmemfs.cli.find import ask, require_mount
 from pmemfs.cli.options import json_option
 from pmemfs.cli.output import print_json, print_json_line, print_table, say
+from pmemfs.cli.paths import any_path
 from pmemfs.errors import NoAnswer
 from pmemfs.mountinfo import Mount
 from pmemfs.observe.stat import (
@@ -69,7 +70,7 @@ def parse_seconds(_: click.Context, __: click.Parameter, text: str | None) -> fl
 
 
 @click.command()
-@click.argument("target")
+@click.argument("target", shell_complete=any_path)
 @click.option(
     "--watch",
     "interval_seconds",

@@ -8,6 +8,7 @@ import click
 
 from pmemfs.cli.find import ask, may_ask, require_mount
 from pmemfs.cli.mount import reporting_mount_failure
+from pmemfs.cli.paths import any_path
 from pmemfs.control.client import daemon_pidfd
 from pmemfs.control.places import socket_path
 from pmemfs.errors import NoAnswer, NotClean, NotPermitted, PmemfsError, SourceBusy
@@ -23,7 +24,7 @@ _TIMEOUT_SECONDS = 60
 
 
 @click.command()
-@click.argument("target", metavar="{MOUNTPOINT|POOL}")
+@click.argument("target", metavar="{MOUNTPOINT|POOL}", shell_complete=any_path)
 @click.option("-l", "--lazy", is_flag=True, help="Detach now, end when nobody uses it any more.")
 def umount(target: str, lazy: bool) -> int:
     """Unmount MOUNTPOINT, or POOL wherever it is mounted.
