@@ -23,6 +23,7 @@ from pmemfs.medium.mapped import MappedMedium, open_locked
 from pmemfs.medium.source import (
     Source,
     SourceKind,
+    check_device,
     check_path,
     identify,
     known_content,
@@ -122,6 +123,7 @@ def _size_bytes(path: str, wanted_bytes: int | None) -> int:
     """The size of the pool. Raises NoSuchSource, UnusableSource and BadGeometry."""
     check_path(path)
     if not os.path.exists(path):
+        check_device(path)
         if wanted_bytes is None:
             raise NoSuchSource(path=path, why="no such file; --size says how large to make it")
         return wanted_bytes & -FRAME_BYTES

@@ -67,12 +67,27 @@ def check_path(path: str) -> None:
     check_answers(path)
 
 
+def check_device(path: str) -> None:
+    """Raise NoSuchSource where only a device could be, and there is none: below /dev, but for
+    /dev/shm.
+
+    A file that is made there lies in the kernel's memory, takes the name of a device that comes
+    later, and is gone at the next boot.
+    """
+    parent = os.path.realpath(os.path.dirname(os.path.abspath(path)))
+    is_for_devices = _is_below(parent, "/dev") and not _is_below(parent, "/dev/shm")
+    if is_for_devices and not os.path.exists(path):
+        raise NoSuchSource(path=path, why="there is no such device; 'ls /dev/pmem* /dev/dax*' "
+                           "shows those of persistent memory")  # fmt: skip
+
+
 def identify(path: str) -> Source:
     """What `path` is. Raises NoSuchSource, Silent and UnusableSource."""
     check_path(path)
     try:
         status = os.stat(path)
     except OSError as error:
+        check_device(path)
         raise NoSuchSource(path=path, why=_lower(error.strerror)) from None
     if stat.S_ISREG(status.st_mode):
         return _identify_file(path, status)
@@ -185,6 +200,10 @@ def _read_sysfs(path: Path) -> str:
         return path.read_text().strip()
     except OSError:
         return ""
+
+
+def _is_below(path: str, directory: str) -> bool:
+    return os.path.commonpath((path, directory)) == directory
 
 
 @contextmanager

@@ -91,6 +91,30 @@ def test_where_there_is_no_directory_and_no_size_it_is_said(shm: Path) -> None:
     refused(pmemfs("create", "/dev/null"), 1, "character device")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [("create", "--size=16M"), ("create",), ("info",), ("check",), ("resize", "--size=32M")],
+    ids=" ".join,
+)
+@pytest.mark.parametrize(
+    "directory", ["/dev", "/dev/shm/..", "/dev/disk/by-places", "{shm}/devices"]
+)
+def test_below_dev_there_are_devices_and_no_files_are_made(
+    shm: Path, words: tuple[str, ...], directory: str
+) -> None:
+    (shm / "devices").symlink_to("/dev")
+    path = f"{directory.format(shm=shm)}/dax9.places"
+    said = refused(pmemfs(*words, path), 8 if words[0] == "check" else 1, path, "no such device")
+    assert "--size" not in said
+    assert not Path("/dev/dax9.places").exists()
+
+
+def test_a_mount_of_a_device_that_is_not_there_advises_to_make_no_file(shm: Path) -> None:
+    said = refused(pmemfs("mount", "/dev/dax9.places", shm), 32, "no such device")
+    assert "--size" not in said
+    assert "create" not in said
+
+
 def existing_pool(path: Path) -> str:
     return str(json.loads(pmemfs_ok("create", path, "--size=16M", "--json"))["uuid"])
 
