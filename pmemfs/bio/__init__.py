@@ -1,1 +1,1 @@
-"""I/O as the block layer describes it: lists of (pfn_t, length, offset)."""
+"""I/O in the terms of the block layer: lists of (pfn_t, length, offset)."""

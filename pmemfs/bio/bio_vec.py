@@ -1,7 +1,7 @@
-"""`bio_vec`: a stretch of contiguous page frames, in which I/O is described everywhere.
+"""`bio_vec`: a stretch of contiguous page frames, which is how all code here describes I/O.
 
-Invariants: `length` is above zero; `offset` is inside the first frame; a vec may span many frames,
-as the kernel's multi-page bvecs do.
+Invariants: `length` is above zero, `offset` lies in the first frame, and a vec may span many
+frames, as the kernel's multi-page bvecs do.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ class BioVec(NamedTuple):
     offset: int
 
     def pool_offset_bytes(self, geometry: PageGeometry | None = None) -> int:
-        """Where the memory starts, from the first byte of the pool.
+        """Where the memory starts, counted from the first byte of the pool.
 
-        A word with a page needs the geometry of the page structures that it points into.
+        A word that points to a page structure needs the geometry of those structures.
         """
         return (pfn_t_to_pfn(self.pfn_t, geometry) << PAGE_SHIFT) + self.offset

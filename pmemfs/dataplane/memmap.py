@@ -126,7 +126,7 @@ class SharedMemmap(RecordMemmap):
                     self._accountant.put(self.geometry.page_to_pfn(page), 1)
             self._check_touched()
         if not is_put:
-            raise PageReferences(pfn=pfn, why="nobody holds a reference on all of the range")
+            raise PageReferences(pfn=pfn, why="a page of the range has no reference to drop")
 
     def clean(self, pfn: int, pfn_count: int) -> None:
         """The content of a range is gone: no page that it covers whole is dirty any more."""

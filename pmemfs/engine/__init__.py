@@ -1,5 +1,5 @@
-"""What keeps the pool of a mount while it is served, whatever the requests are: durability, counts,
-where there is memory, what is shared with a data plane, growing, giving memory back.
+"""What looks after the pool of a mount while it is served, whatever the requests are: durability,
+counts, where memory is, what is shared with a data plane, growing, and giving memory back.
 
-Knows no request and no protocol; `fuse` has those.
+It knows no request and no protocol, because `fuse` does that.
 """

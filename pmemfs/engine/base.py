@@ -1,7 +1,7 @@
-"""The counts and the durability of one mount, whatever it shows.
+"""The counts and the durability of one mount, whatever mode it serves.
 
-Invariant: a write is flushed at once and made durable by `fsync`, so that nothing needs to be
-remembered.
+Invariant: a write is flushed at once, and `fsync` only fences. So nothing has to remember what was
+written.
 """
 
 from __future__ import annotations
@@ -37,34 +37,36 @@ class Engine:
         self._written_bytes += written_bytes
 
     async def fsync(self) -> None:
-        """Make every write that was answered before durable, as a user asks. Raises OSError."""
+        """Make every write that was answered before durable; a user asks for it. Raises OSError."""
         self._fsyncs += 1
         await self.make_durable()
 
     async def make_durable(self) -> None:
-        """Make every write that was answered before durable, unasked. Raises OSError."""
+        """Make every write durable that was answered before; no user asked. Raises OSError."""
+        # The epoch opens before the fence: a write that comes meanwhile belongs to the next epoch,
+        # so its page stays dirty even if this fence has not covered it.
         epoch = self._memmap.begin_persist()
         if self._medium.durability is Durability.MSYNC:
             await trio.to_thread.run_sync(self._medium.fence)
         else:
-            # In this thread: a store fence orders the write-backs of its own processor only.
+            # In this thread, because a store fence orders only its own processor's write-backs.
             self._medium.fence()
         self._memmap.end_persist(epoch)
 
     def check_reach(self, size_bytes: int) -> None:
-        """Raise CannotGrow where the pool can't become as large as that while it is mounted."""
+        """Raise CannotGrow if the pool can't become this large while it is mounted."""
 
     def note_size(self) -> None:
-        """The medium has become larger, and what is new in it is about to be served."""
+        """The medium has become larger, and its new part is about to be served."""
 
     @asynccontextmanager
     async def paused(self) -> AsyncIterator[None]:
-        """Nobody but the caller touches page structures: here, there is nobody but the caller."""
+        """While this lasts, only the caller touches page structures. Here it is alone anyway."""
         yield
 
     @asynccontextmanager
     async def clearing(self, start_bytes: int, end_bytes: int) -> AsyncIterator[None]:
-        """A range of the pool that is no data yet may lose its memory."""
+        """While this lasts, a range of the pool that is not data yet may lose its memory."""
         yield
 
     @property
@@ -77,11 +79,11 @@ class Engine:
         return self.own_statistics()
 
     def counters(self) -> list[WorkerCounters]:
-        """What each worker of a data plane has counted: here there is none."""
+        """What each worker of a data plane has counted. Here there are no workers."""
         return []
 
     def own_statistics(self) -> EngineStatistics:
-        """What went through this process."""
+        """The counts of this process."""
         return EngineStatistics(
             reads=self._reads,
             writes=self._writes,

@@ -3,17 +3,18 @@
     the medium is extended                          in a thread, as all that may block
     announce; the new memmap zone is cleared        see `growth`
     page structures move                            in one step; workers of a data plane are paused
-    what becomes data is cleared; commit            nobody is held up
+    what becomes data is cleared; commit            requests are served meanwhile
     the volume is shown at its new size
 
 Invariants:
-- until the last step everybody is served by the old size, so nobody sees what is not zero yet;
-- a step that fails is undone with all before it: structures move back, the labels say the old size
-  with certainty, and the file gets its old size, if the medium lets us;
-- nobody scans page structures while they move (`memmap_lock`).
+- until the last step requests see the old size, so no program reads what is not zero yet;
+- a step that fails is undone together with all steps before it. Structures move back, the labels
+  surely say the old size, and the file gets its old size if the medium allows that;
+- nothing scans page structures while they move (`memmap_lock`). A scan would read one page's
+  structure as another's.
 
-If this process dies in between, what is left is what `growth` says: page structures are worth
-nothing then, and labels and data are in that order.
+If this process dies in between, `growth` says what is left: page structures are worth nothing then,
+and the order of labels and data was kept.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ T = TypeVar("T")
 
 
 class Grower:
-    """Grows the pool of one mount. `show` lets its users see the new size: `pool.zones` has it."""
+    """Grows the pool of one mount. `show` makes the new size visible, which `pool.zones` has."""
 
     def __init__(
         self,
@@ -57,10 +58,10 @@ class Grower:
         self._show = show
         self._lock = trio.Lock()
         self.memmap_lock = trio.Lock()
-        """Held by whoever scans page structures in a thread."""
+        """Held while a thread scans page structures."""
 
     async def grow(self, wanted_bytes: int | None) -> Grown:
-        """Raises as `target_bytes` and `Growth`, NoSpace, and OSError where the medium fails."""
+        """Grow. Raises as `target_bytes` and `Growth`, NoSpace, and OSError if the medium fails."""
         pool, medium = self._pool, self._medium
         async with self._lock:
             if medium.read_only:
@@ -73,7 +74,7 @@ class Grower:
                 growth = Growth(pool, size_bytes, unknown_end, is_mounted=True)
                 await self._carry_out(growth, size_bytes)
                 await self._show()
-                log.info("%s: %s now, and was %s", medium.name, format_size(size_bytes),
+                log.info("%s: grown to %s from %s", medium.name, format_size(size_bytes),
                          format_size(old_bytes))  # fmt: skip
             return Grown(pool.label.name, old_bytes, size_bytes)
 
@@ -91,6 +92,7 @@ class Grower:
                 await _run(growth.commit)
         except Exception as error:
             log.error("%s: it could not grow: %s", self._medium.name, error)
+            # Structures first: `abandon` may give their new place back to the file system.
             if has_moved:
                 await self._move(growth.old, [])
             if await _run(growth.abandon):
@@ -105,10 +107,10 @@ class Grower:
                 async with self._engine.paused():
                     self._memmap.move(geometry, zones.memmap, ranges)
             else:
-                # Structures stay where they are: there is only room for more of them.
+                # Structures stay where they are, and there is only room for more of them.
                 self._memmap.move(geometry, zones.memmap, ranges)
 
 
 async def _run(step: Callable[[], T]) -> T:
-    """A step that may wait for a device; it is seen to its end, even if we are cancelled."""
+    """Run a step that may wait for a device. It goes on to its end even if we are cancelled."""
     return await trio.to_thread.run_sync(step)

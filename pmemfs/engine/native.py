@@ -1,11 +1,11 @@
-"""The engine of a mount that the data plane serves: what the control plane adds to it.
+"""The engine of a mount that the data plane serves: what the control plane adds to the data plane.
 
-`SharedEngine` is what the planes have in common, whatever the mount shows; `PublishedDevice` shows
-the device of mode `block` to the data plane, as `published` does with files.
+`SharedEngine` is what both planes have in common in any mode. `PublishedDevice` shows the device of
+mode `block` to the data plane, as `published` shows files.
 Invariants:
-- memory is taken away from under a range only after a grace period in which everybody learns that
-  there may be holes, so no touch of the mapping meets one unprepared;
-- presence is changed under one lock, so what one task finds whole no other has just punched.
+- memory is taken from under a range only after a grace period in which every worker learns that
+  there may be holes. Otherwise a worker's store would fill the hole again, or fault;
+- presence changes under one lock, so what one task finds whole was not just punched by another.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _PAUSE_SECONDS = 10
 
 
 class SharedEngine(Engine):
-    """What a data plane and the control plane serve together: counts, durability, presence."""
+    """What both planes serve together: counts, durability, presence."""
 
     def __init__(
         self, pool: Pool, medium: MappedMedium, memmap: Memmap, shared: SharedMemory
@@ -47,7 +47,7 @@ class SharedEngine(Engine):
         self._mapped = medium
         self.shared = shared
         self.presence_lock = trio.Lock()
-        """Held by whoever changes presence."""
+        """Held while presence changes."""
         self._faults_seen = 0
 
     @property
@@ -56,6 +56,8 @@ class SharedEngine(Engine):
 
     async def make_durable(self) -> None:
         epoch = self._memmap.begin_persist()
+        # The data plane stores an error here as well. After one lost write nobody can tell what is
+        # missing, so no fsync of either plane may succeed any more.
         lost = self.shared.header_word("lost_errno")
         if lost:
             raise OSError(lost, "an earlier msync failed")
@@ -63,7 +65,7 @@ class SharedEngine(Engine):
             if self._medium.durability is Durability.MSYNC:
                 await trio.to_thread.run_sync(self._mapped.sync_all)
             else:
-                # In this thread, which wrote what the data plane has not fenced itself.
+                # In this thread: it did the writes that no worker has fenced.
                 self._medium.fence()
         except OSError as error:
             self.shared.set_header_word("lost_errno", error.errno or errno.EIO)
@@ -77,8 +79,8 @@ class SharedEngine(Engine):
         if size_bytes > self.shared.reach_bytes:
             raise CannotGrow(
                 path=self._mapped.name,
-                why=f"while it is mounted it can have {format_size(self.shared.reach_bytes)} at "
-                "most; unmount it first",
+                why=f"while it is mounted it can grow to {format_size(self.shared.reach_bytes)} at "
+                "most; unmount it and resize again",
             )
 
     @asynccontextmanager
@@ -88,16 +90,18 @@ class SharedEngine(Engine):
             with trio.move_on_after(_PAUSE_SECONDS) as patience:
                 await self._wait_for(grace)
             if patience.cancelled_caught:
-                raise CannotGrow(path=self._mapped.name, why="a request that is served never ends")
+                why = f"a request did not end within {_PAUSE_SECONDS} seconds; try again"
+                raise CannotGrow(path=self._mapped.name, why=why)
             yield
         finally:
+            # Also after a failure: a word that stays set would stop the workers for good.
             self.shared.resume()
 
     @asynccontextmanager
     async def clearing(self, start_bytes: int, end_bytes: int) -> AsyncIterator[None]:
         async with self.presence_lock:
             if not self.shared.header_word("reserved"):
-                # The last chunk of the data may reach into it.
+                # The last chunk of the data may reach into this range.
                 expect_holes(self.shared, start_bytes, end_bytes)
                 await self.grace()
             yield
@@ -129,13 +133,13 @@ class SharedEngine(Engine):
         return read_counters(self.shared)
 
     def new_faults(self) -> list[FaultRecord]:
-        """Memory that could not be touched, since this was last asked."""
+        """The faults of the data plane since the last call."""
         found = self.shared.faults(self._faults_seen)
         self._faults_seen += len(found)
         return found
 
     async def keep_presence(self) -> None:
-        """Find out what has become whole since it had holes."""
+        """Find out which chunks that had holes have become whole."""
         async with self.presence_lock:
             await trio.to_thread.run_sync(look_again, self.shared, self._mapped.fileno())
 
@@ -153,13 +157,13 @@ class SharedEngine(Engine):
         await self._wait_for(self.shared.begin_grace())
 
     async def _wait_for(self, grace: Grace) -> None:
-        # Polled: nobody who serves requests is to be slowed down by telling.
+        # Polled, because telling us would slow down the workers.
         while not self.shared.is_over(grace):  # noqa: ASYNC110
             await trio.sleep(_GRACE_POLL_SECONDS)
 
 
 class PublishedDevice(Onlookers):
-    """The device of mode `block` in the memory that the planes share: one extent."""
+    """The device of mode `block` in the shared memory, as one extent."""
 
     def __init__(self, engine: SharedEngine, medium: MappedMedium) -> None:
         self._engine = engine
@@ -179,9 +183,10 @@ class PublishedDevice(Onlookers):
 
     @asynccontextmanager
     async def expecting_holes(self, pool_offset: int, length_bytes: int) -> AsyncIterator[None]:
-        # A device never has holes, and some can't even be asked.
+        # A device never has holes, and some devices can't even be asked.
         may_have_holes = not self._mapped.source.kind.is_device
         end_bytes = pool_offset + length_bytes
+        # The order matters: mark the chunks, wait until no worker uses an old mark, then punch.
         async with self._engine.presence_lock:
             if may_have_holes:
                 expect_holes(self._shared, pool_offset, end_bytes)

@@ -1,4 +1,4 @@
-"""What the planes of a mount share, made for its pool: the data plane itself knows no pools."""
+"""What the planes of a mount share, made for its pool; the data plane itself knows no pools."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an engine tells of itself; apart from the engines, which take long to load."""
+"""What an engine counts; a module of its own, because the engines take long to load."""
 
 from __future__ import annotations
 

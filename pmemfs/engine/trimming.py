@@ -1,12 +1,12 @@
-"""Giving memory back that no file uses: FITRIM, as fstrim(8) asks for it, and `pmemfs trim`.
+"""Gives back memory that no file uses: FITRIM, which fstrim(8) asks for, and `pmemfs trim`.
 
-For sparse pools and block devices. A pool that has memory everywhere was promised it at `create`,
-so it keeps it. Invariants:
-- only frames that are free are touched: no file has them, nobody holds their pages, and no worker
-  of a data plane sees them in a table. What is looked up and given back in one step without an
-  await can't be given to a file in between;
-- the data plane is told that chunks may have holes before they get them, so that it touches no hole
-  through the mapping once a file gets frames there.
+This is for sparse pools and block devices. A pool that has memory everywhere was promised that at
+`create`, so it keeps its memory. Invariants:
+- only free frames are touched. No file has them, no page of them is held, and no published table
+  names them. They are looked up and punched in one step without an await, so they can't be given to
+  a file in between;
+- the data plane is told that chunks may have holes before they get them. Otherwise a worker would
+  touch a hole through the mapping once a file gets frames there.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _CHUNKS_AT_ONCE = 8
 
 @dataclass(frozen=True, slots=True)
 class Trimmed:
-    """What was given back."""
+    """How much was given back."""
 
     name: str
     given_back_bytes: int
@@ -75,11 +75,11 @@ class Trimmer:
         medium, fs = self._medium, self._fs
         why = ""
         if fs is None:
-            why = "it is one device, and whoever uses that trims it: fstrim over a loop device does"
+            why = "it is one device; trim the file system on it, for example with fstrim"
         elif medium.read_only or fs.read_only:
-            why = "it can only be read"
+            why = "it is mounted read-only"
         elif medium.reserved and not medium.source.kind.is_device:
-            why = "it was created with memory for all of it, and keeps that; see 'create --sparse'"
+            why = "it was created with memory for all of it and keeps it; see 'create --sparse'"
         if why or fs is None:
             raise CannotTrim(path=medium.name, why=why)
         return fs
@@ -87,9 +87,9 @@ class Trimmer:
     def _punch(
         self, fs: FileSystem, chunks: range, least_bytes: int, first_bytes: int, end_bytes: int
     ) -> int:
-        """Without an await: what is free stays so meanwhile.
+        """Punch what is free now. Nothing awaits here, so it stays free until it is punched.
 
-        Only in the range that the data plane expects holes in: more may have been freed since.
+        Only within the range in which the data plane expects holes: more may have become free.
         """
         given_back = 0
         for start, end in self._free_memory(fs, chunks, least_bytes):
@@ -108,12 +108,12 @@ class Trimmer:
     def _free_memory(
         self, fs: FileSystem, chunks: range, least_bytes: int
     ) -> Iterator[tuple[int, int]]:
-        """The ranges of the pool in these chunks that are free and have memory, in bytes."""
+        """The free ranges in these chunks that have memory, in bytes of the pool."""
         fd, first_pfn = self._medium.fileno(), fs.geometry.first_pfn
         start_bytes = (first_pfn + chunks.start * CHUNK_FRAMES) << PAGE_SHIFT
         end_bytes = (first_pfn + chunks.stop * CHUNK_FRAMES) << PAGE_SHIFT
         if next(iter(data_ranges(fd, start_bytes, end_bytes)), None) is None:
-            # Nothing is to be had, so no bitmap has to be read for it.
+            # There is nothing to give back, so no bitmap has to be read.
             return
         for chunk in chunks:
             group, position = divmod(chunk, GROUP_CHUNKS)

@@ -1,1 +1,1 @@
-"""What is stored on a pool: each structure declared once, nothing that runs."""
+"""What is stored on a pool: every structure is declared once here, and nothing here runs."""

@@ -3,11 +3,12 @@
     group 0: bitmap | inode bitmap | head | journal | first inodes | …
     group n: bitmap | inode bitmap | …
 
-The data zone is divided into groups of 32768 frames (128 MiB), each with its own bitmaps, so that a
-pool can grow and that making one costs the same at any size. Invariants:
-- a bit of the bitmap is set while its frame is used, one of the inode bitmap while the frame holds
-  inodes; the frames that a group keeps for itself are used whatever their bits say;
-- 64 bytes of a bitmap, one cache line, say all of a chunk of 512 frames (2 MiB).
+The data zone is divided into groups of 32768 frames (128 MiB). Each group has its own bitmaps, so a
+pool can grow, and making a pool costs the same at any size. Invariants:
+- a bit of the bitmap is set while its frame is used, and a bit of the inode bitmap while its frame
+  holds inodes. Frames that a group keeps for itself are used whatever their bits say, so a damaged
+  bitmap can't give a bitmap to a file;
+- 64 bytes of a bitmap, one cache line, describe exactly one chunk of 512 frames (2 MiB).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 MAGIC = b"pmemfs fs\r\n\x1a\n\x00\x00\x00"
 FORMAT_VERSION = 3
-"""2: a record's checksum covers whose it is and where it lies; 3: a live line checks itself."""
+"""2: a record's checksum covers its inode and its place; 3: a live line checks itself."""
 
 GROUP_FRAMES = 8 * FRAME_BYTES
 CHUNK_FRAMES = 512
@@ -48,10 +49,10 @@ class Head:
     checksum: int = stored("<u4", "CRC-32C of magic, format version, features and uuid")
     format_version: int = stored("<u4", "of the file system", default=FORMAT_VERSION)
     features: int = stored("<u8", "an unknown bit set: refuse the file system")
-    uuid: bytes = stored("V16", "of the pool whose file system it is", default=bytes(16))
-    is_clean: int = stored("<u8", "1: unmounted, and no frame is used that nobody owns")
+    uuid: bytes = stored("V16", "of the pool that the file system belongs to", default=bytes(16))
+    is_clean: int = stored("<u8", "1: unmounted, and every used frame has an owner")
     log_frames: int = stored(
-        "<u8", "frames of the longest log that there was: so many are kept free", default=0
+        "<u8", "frames of the longest log so far; as many are kept free", default=0
     )
 
 
@@ -66,23 +67,23 @@ def pack_head(head: Head) -> bytes:
 
 
 def validate_head(buffer: Buffer, uuid: bytes) -> Head:
-    """The head in a buffer of 64 bytes, or DamagedFileSystem with the first of these that holds:
+    """The head in a buffer of 64 bytes. Raises DamagedFileSystem for the first of these that holds:
 
     1. the magic differs
     2. the checksum differs
-    3. the format is another
+    3. the format is another one
     4. a feature is unknown
-    5. it is of another pool
+    5. the head belongs to another pool
     """
     raw = bytes(buffer)
     head = HEAD.unpack(raw)
     blank = HEAD.pack(replace(head, checksum=0))
     for is_wrong, why in (
-        (head.magic != MAGIC, "its head does not start with the magic of one"),
+        (head.magic != MAGIC, "its head does not start with the magic of a file system"),
         (head.checksum != google_crc32c.value(blank[:_CLEAN_AT]), "its head's checksum is wrong"),
         (
             head.format_version != FORMAT_VERSION,
-            f"its format is {head.format_version}, and this program knows {FORMAT_VERSION} only",
+            f"its format is {head.format_version}, and this program knows only {FORMAT_VERSION}",
         ),
         (head.features != 0, f"it uses features that this program does not know ({head.features})"),
         (head.uuid != uuid, "it belongs to another pool"),
@@ -93,7 +94,7 @@ def validate_head(buffer: Buffer, uuid: bytes) -> Head:
 
 
 def is_head_sound(buffer: Buffer) -> bool:
-    """Whether a head is one that somebody wrote, for this program or another."""
+    """Whether a program wrote this head on purpose, be it this program or another."""
     raw = bytes(buffer)
     head = HEAD.unpack(raw)
     blank = HEAD.pack(replace(head, checksum=0))
@@ -113,7 +114,7 @@ class Geometry(NamedTuple):
 
     @property
     def group_count(self) -> int:
-        """Groups, the last of which may be shorter."""
+        """How many groups there are; the last one may be shorter than the others."""
         return -(-self.frame_count // GROUP_FRAMES)
 
     def group_pfn(self, group: int) -> int:
@@ -125,16 +126,16 @@ class Geometry(NamedTuple):
         return min(GROUP_FRAMES, self.frame_count - group * GROUP_FRAMES)
 
     def kept_of(self, group: int) -> int:
-        """How many frames at its start a group keeps for itself."""
+        """How many frames at its start a group keeps for itself: bitmaps, and in group 0 more."""
         kept = _KEPT_IN_FIRST_GROUP if group == 0 else _KEPT_IN_GROUP
         return min(kept, self.frames_of(group))
 
     def offset_of(self, frame: int) -> int:
-        """The offset in the pool, in bytes, of a frame that is counted from the zone's start."""
+        """The offset in the pool, in bytes, of a frame counted from the start of the zone."""
         return (self.first_pfn + frame) << PAGE_SHIFT
 
     def is_usable(self, pfn: int, frame_count: int) -> bool:
-        """Whether a run of frames lies in the zone and meets none that a group keeps."""
+        """Whether a run lies in the zone and in one group, and not in what the group keeps."""
         start = pfn - self.first_pfn
         if start < 0 or frame_count <= 0 or start + frame_count > self.frame_count:
             return False

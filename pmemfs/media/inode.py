@@ -3,12 +3,13 @@
     head (64) | live line (64) | the first six records of its log (384)
 
 Invariants:
-- the head's fields up to `birth_ns` never change while the slot is used, and are what `checksum`
-  covers; `head` and `tail` change by one aligned store each, or together through the journal;
-- `tail` 0: the slot is free, and `generation` the last one that it had;
-- the live line is about regular files. It counts if its key is that of the truncation epoch in the
-  log's last attributes; then it has the size, and was changed by whoever wrote, the data plane
-  included. If its key is that of the epoch before, the log has the size.
+- the head's fields up to `birth_ns` never change while the slot is used, and `checksum` covers just
+  them. `head` and `tail` change by one aligned store each, or together through the journal; a
+  checksum over them could not change in the same store;
+- if `tail` is 0, the slot is free, and `generation` is that of its last inode;
+- the size in the live line counts for regular files only. If the line's key is that of the
+  truncation epoch in the log's last attributes, the line has the size, and either plane may have
+  stored it. If the key is that of the epoch before, the log has the size.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class InodeHead:
     magic: int = stored("<u4", "0x6f6e6970: a slot that was used at least once", default=MAGIC)
     checksum: int = stored("<u4", "CRC-32C of the fields up to `birth_ns`, this one zero")
     number: int = stored("<u8", "of the inode: offset of the slot in the pool / 512; root: 1")
-    generation: int = stored("<u8", "counts the inodes that had this slot")
+    generation: int = stored("<u8", "counts the inodes that this slot has had")
     birth_ns: int = stored("<i8", "when it was made", unit="ns since 1970")
     head: int = stored("<u8", "of the log's first record, in the pool", unit="bytes")
     tail: int = stored("<u8", "behind the log's last record; 0: the slot is free", unit="bytes")
@@ -65,7 +66,7 @@ def pack_head(number: int, generation: int, birth_ns: int, head: int, tail: int)
 
 
 def read_free_slot(raw: Buffer) -> int | None:
-    """The generation that the next inode of a slot is to have; None where the slot is not free."""
+    """The generation for the next inode of a slot; None if the slot is not free."""
     magic, _, _, generation, _, _, tail = _WORDS.unpack_from(raw)
     if tail:
         return None

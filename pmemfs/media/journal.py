@@ -1,10 +1,11 @@
-"""The journal: words of several inodes that change together, redone after a crash.
+"""The journal: words of several inodes that change together, and are redone after a crash.
 
-One frame, used anew by each operation that moves more than one word. Invariants:
-- an entry is redone only where its word still has the old value, so a journal that was carried out,
-  and whose words have moved on since, does nothing;
-- that is safe because between two uses of the journal a word never returns to an older value: a
-  tail only advances within a frame, and whatever else happens to it goes through the journal.
+It is one frame, which each operation that moves more than one word writes anew. Invariants:
+- an entry is redone only if its word still has the old value. So a journal does nothing once it was
+  carried out and its words have moved on;
+- between two uses of the journal no word returns to an older value: a tail advances within a frame,
+  and everything else that happens to it goes through the journal. Otherwise an old entry would
+  match again, and the next mount would put back a tail that is gone.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class JournalHead:
     """The head of the journal; entries follow."""
 
     checksum: int = stored("<u4", "CRC-32C of count, reserved bytes and entries")
-    count: int = stored("<u4", "entries that follow; 0: none")
+    count: int = stored("<u4", "entries that follow; 0: the journal is empty")
     reserved: bytes = stored("V8", "zero", default=bytes(8))
 
 
@@ -32,8 +33,8 @@ class JournalEntry:
     """One word that changes."""
 
     offset: int = stored("<u8", "of the word in the pool: a head or tail of an inode", unit="bytes")
-    old: int = stored("<u8", "what it was")
-    new: int = stored("<u8", "what it is to be")
+    old: int = stored("<u8", "its value before")
+    new: int = stored("<u8", "its value after")
 
 
 HEAD = Layout(JournalHead, 16)
@@ -42,14 +43,14 @@ MOST_ENTRIES = (FRAME_BYTES - HEAD.size_bytes) // ENTRY.size_bytes
 
 
 def pack_journal(words: Sequence[tuple[int, int, int]]) -> bytes:
-    """The journal of words that change: offset, old and new value of each."""
+    """The journal of words that change, each given as its offset, old value and new value."""
     assert 0 < len(words) <= MOST_ENTRIES
     raw = HEAD.struct.pack(0, len(words), b"") + b"".join(starmap(ENTRY.struct.pack, words))
     return int(google_crc32c.value(raw[4:])).to_bytes(4, "little") + raw[4:]
 
 
 def read_journal(frame: bytes) -> list[JournalEntry]:
-    """The entries of a journal; none where it is empty or was torn."""
+    """The entries of a journal; [] if it is empty or was torn, since then nothing was committed."""
     head = HEAD.unpack(frame[: HEAD.size_bytes])
     if not 0 < head.count <= MOST_ENTRIES:
         return []

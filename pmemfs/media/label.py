@@ -1,11 +1,12 @@
 """The label: a pool's identity, geometry and state, in 4 KiB, stored twice.
 
 Invariants:
-- magic, checksum and format version never move or change their meaning, in any format version, so
-  that any program can tell a pool of a newer format from a damaged one;
-- a label of the right checksum was written whole by some program; `validate` still believes
-  nothing it says, since the checksum is no secret;
-- the zones that are recorded equal those that are computed from the recorded geometry.
+- magic, checksum and format version keep their places and meanings in every format version, so that
+  any program can tell a pool of a newer format from a damaged pool;
+- a label with the right checksum was written whole by some program. `validate` still believes
+  nothing of it, because anybody can compute the checksum;
+- the recorded zones equal those that follow from the recorded geometry. Otherwise a program that
+  computes other zones would take page structures for data.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ NAME_BYTES = 64
 
 
 class Scheme(IntEnum):
-    """Where page structures live."""
+    """Where page structures lie."""
 
     PMEM = 1
     ON_DEMAND = 2
@@ -54,7 +55,7 @@ class Mode(IntEnum):
 
 
 class State(IntEnum):
-    """Whether the last writable mount has ended by unmounting."""
+    """Whether the last writable mount ended by unmounting."""
 
     CLEAN = 1
     DIRTY = 2
@@ -66,14 +67,14 @@ class State(IntEnum):
 
 
 class Incompatible(IntFlag):
-    """Features without which a pool can't be opened."""
+    """Features that a program must know to open the pool."""
 
     MEMMAP_BEHIND_DATA = 1 << 0
     """The page structures of the scheme `pmem` lie behind the data, so that the pool can grow."""
 
 
 class ReadOnlyCompatible(IntFlag):
-    """Features without which a pool can be read but not written. Format 1 has none."""
+    """Features that a program must know to write the pool, not to read it. Format 1 has none."""
 
 
 @structure
@@ -83,11 +84,11 @@ class Label:
     magic: bytes = stored("V16", "`MAGIC`: a pmemfs pool", default=MAGIC)
     checksum: int = stored("<u4", "CRC-32C of the 4096 bytes with this field zero")
     format_version: int = stored("<u4", "of the format, not of the software", default=1)
-    sequence: int = stored("<u8", "counts label writes; the newest valid copy wins")
+    sequence: int = stored("<u8", "counts the writes of the label; the newest valid copy wins")
     uuid: bytes = stored("V16", "the pool's identity, RFC 9562", default=bytes(16))
-    incompatible_features: int = stored("<u8", "an unknown bit set: refuse the pool")
-    readonly_features: int = stored("<u8", "an unknown bit set: read-only at most")
-    compatible_features: int = stored("<u8", "an unknown bit set: no matter")
+    incompatible_features: int = stored("<u8", "with an unknown bit set, the pool is refused")
+    readonly_features: int = stored("<u8", "with an unknown bit set, the pool is read-only")
+    compatible_features: int = stored("<u8", "an unknown bit makes no difference")
     pool_size_bytes: int = stored("<u8", "from the first byte to the last", unit="bytes")
     alignment_bytes: int = stored("<u8", "of the data zone; a power of two", unit="bytes")
     page_size_bytes: int = stored("<u8", "what one page structure covers", unit="bytes")
@@ -98,21 +99,21 @@ class Label:
     mode: int = stored("u1", "1 `block`, 2 `fs`")
     state: int = stored("u1", "1 clean, 2 dirty (mounted, or never unmounted)")
     reserved0: int = stored("u1", "zero")
-    memmap_offset_bytes: int = stored("<u8", "zone of the page structures", unit="bytes")
-    memmap_size_bytes: int = stored("<u8", "0: page structures are elsewhere", unit="bytes")
-    data_offset_bytes: int = stored("<u8", "zone of the data", unit="bytes")
+    memmap_offset_bytes: int = stored("<u8", "start of the page structures", unit="bytes")
+    memmap_size_bytes: int = stored("<u8", "0: page structures lie elsewhere", unit="bytes")
+    data_offset_bytes: int = stored("<u8", "start of the data", unit="bytes")
     data_size_bytes: int = stored("<u8", "a whole number of pages", unit="bytes")
-    generation: int = stored("<u8", "of page structures; from a random start, one more per mount")
+    generation: int = stored("<u8", "of page structures; starts at random, each mount adds one")
     mount_count: int = stored("<u8", "writable mounts since `create`")
     created_ns: int = stored("<u8", "time of `create`", unit="ns since 1970")
     mounted_ns: int = stored("<u8", "time of the last writable mount; 0: never", unit="ns")
-    name: str = stored(f"S{NAME_BYTES}", "of the pool and its volume; UTF-8, NULs behind")
+    name: str = stored(f"S{NAME_BYTES}", "of the pool and its volume; UTF-8, filled with NULs")
     software: str = stored("S32", "program and version that wrote this copy")
     reserved: bytes = stored("V3832", "zero; kept as found", default=bytes(3832))
 
     @property
     def zones(self) -> Zones:
-        """The zones, computed. Raises BadGeometry where the numbers are not valid."""
+        """The zones that follow from the geometry. Raises BadGeometry if it is not valid."""
         return compute_zones(
             self.pool_size_bytes,
             page_size_bytes=self.page_size_bytes,
@@ -139,15 +140,15 @@ def pack(label: Label) -> bytes:
 
 
 def validate(buffer: Buffer) -> Label:
-    """The label in a buffer of 4096 bytes, or InvalidLabel with the first of these that holds:
+    """The label in a buffer of 4096 bytes. Raises InvalidLabel for the first of these that holds:
 
     1. the magic differs
     2. the checksum differs
     3. the format is newer than this program's (NewerFormat), or 0
     4. an incompatible feature is unknown (NewerFormat)
     5. the size of a page structure isn't 64 bytes
-    6. scheme, mode or state is none of the known numbers
-    7. the generation is 0, or a counter is so large that it can't have been counted
+    6. scheme, mode or state is not a known number
+    7. the generation is 0, or a counter is too large to have been counted
     8. the geometry is impossible: sizes, alignment, room for a page
     9. the recorded zones aren't those that follow from the geometry
     10. the name isn't one that `create` would allow
@@ -167,10 +168,10 @@ def validate(buffer: Buffer) -> Label:
         ("mode", Mode, label.mode),
         ("state", State, label.state),
     ):
-        _refuse(value not in set(kind), f"its {word} is {value}, which is none that is known")
+        _refuse(value not in set(kind), f"its {word} is {value}, which is not a known number")
     _refuse(label.generation == 0, "its generation is 0")
     for word, count in (("sequence", label.sequence), ("mount count", label.mount_count)):
-        _refuse(count > _COUNTER_LIMIT, f"its {word} is {count}, which nobody can have counted")
+        _refuse(count > _COUNTER_LIMIT, f"its {word} is {count}, which is too large for a count")
     _check_zones(label)
     try:
         check_name(label.name)
@@ -180,7 +181,7 @@ def validate(buffer: Buffer) -> Label:
 
 
 def checksum(raw: bytes) -> int:
-    """The CRC-32C that belongs into a label's checksum field."""
+    """The CRC-32C that belongs in a label's checksum field."""
     before, after = raw[:_CHECKSUM_OFFSET], raw[_CHECKSUM_OFFSET + 4 :]
     return int(google_crc32c.value(before + bytes(4) + after))
 
@@ -191,7 +192,7 @@ def has_magic(buffer: Buffer) -> bool:
 
 
 def with_zones(label: Label) -> Label:
-    """The label with the zones recorded that follow from its geometry. Raises BadGeometry."""
+    """The label with the zones that follow from its geometry. Raises BadGeometry."""
     zones = label.zones
     return replace(
         label,
@@ -218,8 +219,8 @@ def check_name(name: str) -> None:
 def _check_features(label: Label) -> None:
     if label.format_version > FORMAT_VERSION:
         raise NewerFormat(
-            why=f"its format is {label.format_version}, and this program knows format "
-            f"{FORMAT_VERSION} at most"
+            why=f"its format is {label.format_version}, and this program knows formats up to "
+            f"{FORMAT_VERSION}"
         )
     unknown = label.incompatible_features & ~_all_bits(Incompatible)
     if unknown:

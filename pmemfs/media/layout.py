@@ -4,9 +4,9 @@
     class Label:
         sequence: int = stored("<u8", "counts the writes of this label")
 
-From that one list come the numpy dtype, the packed form, the size check and the table in
-docs/format.md. Invariants: little-endian, no padding that isn't a named field, and the sum of the
-fields is the declared size.
+The numpy dtype, the packed form, the size check and the table in docs/format.md all come from this
+one list, so none of them can differ from the others. Invariants: numbers are little-endian, padding
+is always a named field, and the fields add up to the declared size.
 """
 
 from __future__ import annotations
@@ -58,16 +58,16 @@ class _Declared(NamedTuple):
 
 
 _DECLARED: dict[type, dict[str, _Declared]] = {}
-"""Those of each structure."""
+"""The declared fields of each structure."""
 
 
 @dataclass_transform(frozen_default=True)
 def structure(declaration: type[T]) -> type[T]:
-    """Make a class of stored fields a structure: a value of them, in their order.
+    """Make a class of stored fields a structure, whose values hold these fields in order.
 
-    It is used as a frozen dataclass, but made as a named tuple. To make a dataclass is to write and
-    compile the code of six methods, and with all that are stored, that was a tenth of the time that
-    a mount takes to start.
+    It looks like a frozen dataclass, but is made as a named tuple. To make a dataclass, Python
+    writes and compiles the code of six methods; for all stored structures together that took a
+    tenth of the time in which a mount starts.
     """
     namespace = dict(vars(declaration))
     names = [name for name, value in namespace.items() if isinstance(value, _Declared)]
@@ -82,7 +82,7 @@ def structure(declaration: type[T]) -> type[T]:
 
 
 def replace(value: T, **changes: Any) -> T:
-    """A structure with other values in some fields, as dataclasses.replace."""
+    """A structure with other values in some fields, as dataclasses.replace does it."""
     return cast(T, cast(Any, value)._replace(**changes))
 
 
@@ -119,9 +119,9 @@ class Layout(Generic[T]):
         return self.struct.pack(*(_to_stored(f.type, getattr(value, f.name)) for f in self.fields))
 
     def unpack(self, buffer: Buffer) -> T:
-        """The structure that is stored in a buffer of exactly `size_bytes`, nothing checked.
+        """The structure that is stored in a buffer of exactly `size_bytes`. Nothing is checked.
 
-        Text that is not UTF-8 keeps its bytes as surrogates, for a validation gate to refuse.
+        Text that is not UTF-8 keeps its bytes as surrogates, so that a validation can refuse it.
         """
         values = self.struct.unpack(buffer)
         return self.structure(

@@ -1,16 +1,17 @@
-"""The live line of an inode: what changes with each write, by whichever plane.
+"""The live line of an inode: what changes with each write, in whichever plane it happens.
 
-It lies in the inode's slot, in the pool itself, so that what was written survives the death of all
-processes without anybody having to log it. The size word is the size << 16, plus 16 bits that check
-it: 15 bits of what `size_check` makes of the size and `line_key` of whose it is, which truncation
-included, and one that makes the number of set bits even. Invariants:
-- each word is changed by one aligned store (the size by compare-and-swap); the bytes are stored
-  before the size that covers them;
-- who raises a size changes its check bits by what the two sizes differ in, so nobody who writes has
-  to know the key, and a word that was damaged stays one;
-- a word is right under the key of the last truncation, or of the one before, whose successor a
-  crash has kept from storing its own; any other word is damage. An odd number of flipped bits is
-  always found.
+The line lies in the inode's slot, in the pool itself. So what was written survives the death of all
+processes, and nothing needs to be logged for it. The size word is the size << 16, plus 16 bits that
+check it. 15 of these mix what `size_check` makes of the size with the inode's `line_key`, which
+stands for the inode and its last truncation. The 16th makes the number of set bits even.
+Invariants:
+- each word is changed by one aligned store (the size by compare-and-swap), and bytes are stored
+  before the size that covers them, so a reader never sees a size over bytes that are not there;
+- a writer who raises a size changes the check bits by what the checks of both sizes differ in. So a
+  writer needs no key, and a damaged word stays damaged whoever raises it;
+- a word is right under the key of the last truncation, or under the key before it if a crash came
+  before the new word was stored. Any other word is damage. An odd number of flipped bits is always
+  found.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pmemfs.media.layout import Layout, stored, structure
 
 SIZE_SHIFT = 16
 SIZE_FACTOR = 0x9E3779B97F4A7C15
-"""It is odd, and mixes the bits of a size well: 2^64 divided by the golden ratio."""
+"""Odd, and mixes the bits of a size well: 2^64 divided by the golden ratio."""
 _CHECK_MASK = (1 << SIZE_SHIFT) - 1
 _MIXED_SHIFT = 64 - (SIZE_SHIFT - 1)
 _MIXED_MASK = (1 << SIZE_SHIFT - 1) - 1
@@ -36,7 +37,7 @@ class LiveLine:
     """The live line of an inode."""
 
     size_word: int = stored("<u8", "size in bytes << 16, plus check bits: size check ^ key")
-    written_ns: int = stored("<u8", "of the last write; 0: none", unit="ns since 1970")
+    written_ns: int = stored("<u8", "of the last write; 0: never", unit="ns since 1970")
     accessed_ns: int = stored("<u8", "of the last access; 0: the log has it", unit="ns since 1970")
     reserved: bytes = stored("V40", "zero", default=bytes(40))
 
@@ -51,8 +52,8 @@ def size_check(size_bytes: int) -> int:
 
 
 def line_key(number: int, generation: int, epoch: int) -> int:
-    """The key of a live line: whose it is, and since which truncation."""
-    # Of two neighbouring epochs the keys always differ; a test goes through all of them.
+    """The key of a live line, which stands for its inode and its last truncation."""
+    # The keys of two neighbouring epochs always differ; a test goes through all of them.
     mixed = int(google_crc32c.value(_WHOSE.pack(number, generation, epoch))) & _MIXED_MASK
     return mixed << 1 | mixed.bit_count() & 1
 
@@ -68,5 +69,5 @@ def key_of(word: int) -> int:
 
 
 def raised(word: int, size_bytes: int) -> int:
-    """What a word becomes when the size is raised, as the data plane does it."""
+    """The word after the size was raised, computed as the data plane does it: without the key."""
     return size_word(size_bytes, key_of(word))

@@ -1,11 +1,13 @@
-"""The log of an inode: records of 64-byte slots, in its own slot or in frames of 4 KiB.
+"""The log of an inode: records of 64-byte slots, in the inode's own slot or in frames of 4 KiB.
 
-What an inode is follows from its records, read in order up to its tail. Invariants:
-- a record never crosses the end of a frame; where the next does not fit, a record PADDING says that
-  the rest of the frame is unused;
-- a record's checksum covers all its slots, whose it is and where it lies, so that a copy elsewhere,
-  or one that a former inode of the slot has left, is no record; nor is what lies behind the tail;
-- a log in the inode's slot has no frames: when it is full, it is written anew into a frame.
+An inode is what its records say, read in order up to the tail. Invariants:
+- a record never crosses the end of a frame. If the next record does not fit, a record PADDING says
+  that the rest of the frame is unused;
+- a record's checksum covers all its slots, its inode and its place. So a copy of a record that lies
+  elsewhere does not count, nor does a record that a former inode of the slot has left, nor what
+  lies behind the tail;
+- a log in the inode's slot has no frames. When the slot is full, the log is written anew into a
+  frame.
 """
 
 from __future__ import annotations
@@ -29,11 +31,11 @@ NAME_MAX_BYTES = 255
 TARGET_MAX_BYTES = 4095
 XATTR_MAX_BYTES = 65536
 PART_BYTES = 1700
-"""Longer values are stored in several records, two of which fit into a frame."""
+"""A longer value is stored in several records, two of which fit into a frame."""
 
 
 class RecordKind(IntEnum):
-    """What a record says."""
+    """The kind of a record."""
 
     PADDING = 1
     ATTRIBUTES = 2
@@ -48,16 +50,16 @@ class RecordKind(IntEnum):
 
 
 class InodeFlags(IntFlag):
-    """Flags of an inode. A record with any other is damaged."""
+    """Flags of an inode. A record with any other flag is damaged."""
 
     KEEPS_AHEAD = 1
-    """Frames behind the size are wanted there: fallocate with FALLOC_FL_KEEP_SIZE."""
+    """Frames behind the size are wanted: fallocate with FALLOC_FL_KEEP_SIZE asked for them."""
     IMMUTABLE = 2
-    """Of a file or directory: nothing of it changes. This and the rest are those of chattr(1)."""
+    """Of a file or directory: nothing in it changes. This flag and all below are of chattr(1)."""
     APPEND_ONLY = 4
-    """Of a file or directory: something is added at its end, and nothing else of it changes."""
+    """Of a file or directory: it only gets more bytes or names, and nothing else in it changes."""
     NO_DUMP = 8
-    """Programs that make backups are asked to leave it out."""
+    """Programs that make backups are asked to leave this inode out."""
     NO_ACCESS_TIME = 16
     """Reading it does not change its time of access."""
 
@@ -72,7 +74,7 @@ class LogFrame:
         "CRC-32C of the inode's number, its generation and the offset of this frame in the pool, "
         "8 bytes each, and magic",
     )
-    inode: int = stored("<u8", "number of the inode whose log it is")
+    inode: int = stored("<u8", "number of the inode that the log belongs to")
     next: int = stored("<u8", "offset in the pool of the log's next frame", unit="bytes")
     reserved: bytes = stored("V40", "zero", default=bytes(40))
 
@@ -94,11 +96,11 @@ class RecordHead:
 
 @structure
 class AttributesRecord:
-    """ATTRIBUTES: all of them at once; the last record counts."""
+    """ATTRIBUTES: all attributes at once; the last such record counts."""
 
     head: bytes = stored("V8", "the record's head", default=bytes(8))
     mode: int = stored("<u4", "type and permissions, as st_mode")
-    link_count: int = stored("<u4", "names of the inode; of a directory 1; 0: removed")
+    link_count: int = stored("<u4", "names of the inode; 1 for a directory; 0: removed")
     uid: int = stored("<u4", "owner")
     gid: int = stored("<u4", "group")
     size_bytes: int = stored("<u8", "of a regular file, unless the live line has it", unit="bytes")
@@ -113,48 +115,48 @@ class AttributesRecord:
 
 @structure
 class ExtentRecord:
-    """EXTENT: from now on these frames of the file are those of the pool; HOLE: they are none."""
+    """EXTENT: from now on these frames of the file lie there in the pool; HOLE: they are gone."""
 
     head: bytes = stored("V8", "the record's head", default=bytes(8))
     index: int = stored("<u8", "of the first frame in the file", unit="frames")
-    pfn: int = stored("<u8", "of the first frame in the pool; of a HOLE 0")
-    frame_count: int = stored("<u8", "frames", unit="frames")
+    pfn: int = stored("<u8", "of the first frame in the pool; 0 in a HOLE")
+    frame_count: int = stored("<u8", "how many", unit="frames")
     reserved: bytes = stored("V32", "zero", default=bytes(32))
 
 
 @structure
 class EntryRecord:
-    """ENTRY: from now on the name leads to the inode; REMOVED: to none. Both set the directory's
-    times of modification and change."""
+    """ENTRY: from now on the name leads to the inode; REMOVED: the name is gone. Both set the
+    directory's times of modification and change."""
 
     head: bytes = stored("V8", "the record's head", default=bytes(8))
     inode: int = stored("<u8", "number of the inode")
     time_ns: int = stored("<i8", "when", unit="ns since 1970")
-    type: int = stored("u1", "of the inode, as d_type; of a REMOVED 0")
+    type: int = stored("u1", "of the inode, as d_type; 0 in a REMOVED")
     name_bytes: int = stored("u1", "length of the name, which follows", unit="bytes")
     name: bytes = stored("V38", "its first bytes; the rest in the next slots", default=bytes(38))
 
 
 @structure
 class ValueRecord:
-    """XATTR: a part of an attribute's value, the first of which replaces what was; TARGET: a part
-    of a symbolic link's target; XATTR_REMOVED: the attribute is gone."""
+    """XATTR: a part of an attribute's value, whose first part replaces the old value; TARGET: a
+    part of a symbolic link's target; XATTR_REMOVED: the attribute is gone."""
 
     head: bytes = stored("V8", "the record's head", default=bytes(8))
     total_bytes: int = stored("<u4", "length of the whole value", unit="bytes")
     offset: int = stored("<u4", "of this part in the value", unit="bytes")
     part_bytes: int = stored("<u2", "length of this part", unit="bytes")
-    name_bytes: int = stored("<u2", "length of the name; of a TARGET 0", unit="bytes")
+    name_bytes: int = stored("<u2", "length of the name; 0 in a TARGET", unit="bytes")
     content: bytes = stored("V44", "name, then the part; the rest in the next slots",
                             default=bytes(44))  # fmt: skip
 
 
 @structure
 class ParentRecord:
-    """PARENT: the directory that a directory is in."""
+    """PARENT: the directory that contains this directory."""
 
     head: bytes = stored("V8", "the record's head", default=bytes(8))
-    inode: int = stored("<u8", "number of the directory above; the root's is itself")
+    inode: int = stored("<u8", "number of the directory above; the root is above itself")
     reserved: bytes = stored("V48", "zero", default=bytes(48))
 
 
@@ -171,16 +173,16 @@ _CHECKSUM_AT = RECORD_HEAD.offset_of("checksum")
 _ENTRY_HEAD = ENTRY.head_struct("name_bytes")
 _VALUE_HEAD = VALUE.head_struct("name_bytes")
 _PLACE = Struct("<QQQ4s4x")
-"""What a checksum covers first: number, generation, offset, 4 bytes, and the checksum as zero."""
+"""What a checksum covers first: number, generation, offset, 4 bytes, and the checksum as 0."""
 _CHECKSUM = Struct("<I")
 _crc = google_crc32c.value
 
-# Python 3.11 looks a member of an enum up by a function, and every operation packs some records.
+# Python 3.11 looks a member of an enum up by a call, and every operation packs some records.
 _ENTRY_KIND, _REMOVED_KIND = int(RecordKind.ENTRY), int(RecordKind.REMOVED)
 
 
 def head_of(kind: int, slots: int = 1) -> bytes:
-    """The head of a record that is to be sealed."""
+    """The head of a record that is not sealed yet."""
     return RECORD_HEAD.struct.pack(kind, slots, 0, 0)
 
 
@@ -188,7 +190,7 @@ _PARENT_HEAD = head_of(RecordKind.PARENT)
 
 
 def pack_frame_head(number: int, generation: int, offset: int, after: int = 0) -> bytes:
-    """The head of a frame of an inode's log that lies at this offset; `after` is the next one's."""
+    """The head of the frame at this offset, for an inode's log; the next frame is at `after`."""
     checksum = _frame_checksum(number, generation, offset)
     return FRAME.pack(LogFrame(checksum=checksum, inode=number, next=after))
 
@@ -205,10 +207,10 @@ def _frame_checksum(number: int, generation: int, offset: int) -> int:
 
 
 def seal(records: Iterable[bytes], number: int, generation: int, offset: int) -> bytes:
-    """Records of an inode's log as they are stored one behind the other from an offset on.
+    """Records of an inode's log in the form in which they are stored, one behind the other.
 
-    What packs a record leaves its checksum zero, since it does not know where the record will be;
-    one that is copied from elsewhere gets another one.
+    The checksum is computed here, because it covers the offset of each record. Whatever packs a
+    record leaves its checksum 0, and a record that is copied gets a new one.
     """
     sealed = bytearray()
     for raw in records:
@@ -221,13 +223,13 @@ def seal(records: Iterable[bytes], number: int, generation: int, offset: int) ->
 
 
 def is_sound(raw: bytes, number: int, generation: int, offset: int) -> bool:
-    """Whether a record is one of this inode, at this offset."""
+    """Whether the bytes are a record of this inode that belongs at this offset."""
     checksum = _crc(_PLACE.pack(number, generation, offset, raw) + raw[_CHECKSUM_AT + 4 :])
     return bool(_CHECKSUM.unpack_from(raw, _CHECKSUM_AT)[0] == checksum)
 
 
 def record(kind: int, raw: bytearray) -> bytes:
-    """A record of this content, to be sealed: filled up to whole slots, with its head."""
+    """A record with its head, filled up to whole slots, not sealed yet."""
     raw += bytes(-len(raw) % RECORD_BYTES)
     raw[0] = kind
     raw[1] = len(raw) // RECORD_BYTES
@@ -252,7 +254,7 @@ def pack_hole(index: int, frame_count: int) -> bytes:
 
 
 def pack_entry(name: bytes, inode: int, type_: int, time_ns: int) -> bytes:
-    """An ENTRY, or with `type_` 0 a REMOVED."""
+    """An ENTRY, or a REMOVED if `type_` is 0."""
     slots = (_ENTRY_HEAD.size + len(name) + RECORD_BYTES - 1) // RECORD_BYTES
     head = head_of(_ENTRY_KIND if type_ else _REMOVED_KIND, slots)
     raw = _ENTRY_HEAD.pack(head, inode, time_ns, type_, len(name)) + name
@@ -265,7 +267,7 @@ def pack_parent(inode: int) -> bytes:
 
 
 def pack_values(kind: RecordKind, name: bytes, value: bytes) -> list[bytes]:
-    """The records of a value: XATTR or TARGET, in parts."""
+    """The records of an XATTR or TARGET, one for each part of the value."""
     records = []
     for offset in range(0, len(value) or 1, PART_BYTES):
         part = value[offset : offset + PART_BYTES]
@@ -281,13 +283,13 @@ def pack_xattr_removed(name: bytes) -> bytes:
 
 
 def unpack_entry(raw: bytes) -> tuple[bytes, int, int, int]:
-    """Name, inode, type and time of an ENTRY or REMOVED; the name is cut where its record ends."""
+    """Name, inode, type and time of an ENTRY or REMOVED; a name that is too long is cut off."""
     _, inode, time_ns, type_, name_bytes = _ENTRY_HEAD.unpack_from(raw)
     return raw[_ENTRY_HEAD.size : _ENTRY_HEAD.size + name_bytes], inode, type_, time_ns
 
 
 def unpack_value(raw: bytes) -> tuple[bytes, bytes, int, int]:
-    """Name, part, offset and total length of a value; each cut where its record ends."""
+    """Name, part, offset and total length of a value; what exceeds the record is cut off."""
     _, total_bytes, offset, part_bytes, name_bytes = _VALUE_HEAD.unpack_from(raw)
     start = _VALUE_HEAD.size + name_bytes
     return raw[_VALUE_HEAD.size : start], raw[start : start + part_bytes], offset, total_bytes

@@ -1,10 +1,10 @@
-"""The page structure: what is known of one page while the pool is mounted.
+"""The page structure: what is known about one page while the pool is mounted.
 
 Invariants:
-- not persistent: a structure whose generation isn't the pool's current one reads as uninitialised,
-  whatever else it holds, and is filled on first touch;
-- a page is dirty if its flag DIRTY is set *and* its write epoch is later than the last one that was
-  persisted, so that one fsync cleans any number of pages without touching them.
+- it is not persistent: a structure with another generation than the pool's counts as uninitialised,
+  whatever it holds, and is filled at the first touch;
+- a page is dirty if its flag DIRTY is set *and* its write epoch is later than the last persisted
+  epoch. So one fsync cleans any number of pages without touching them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class PageFlags(IntFlag):
     """Flags of a page, named after the kernel's."""
 
     DIRTY = 1 << 0
-    """Written; see the invariants for when that still counts."""
+    """Written to; the invariants say when that still counts."""
     REFERENCED = 1 << 1
     """Read or written since it was initialised."""
 
@@ -28,14 +28,14 @@ class PageFlags(IntFlag):
 class Page:
     """One page structure."""
 
-    generation: int = stored("<u8", "of the mount that initialised it; another: uninitialised")
+    generation: int = stored("<u8", "of the mount that filled it; any other: uninitialised")
     flags: int = stored("<u2", "1 dirty, 2 referenced")
     order: int = stored("u1", "the page is 2^order frames of 4 KiB")
     reserved: int = stored("u1", "zero")
     refcount: int = stored("<u4", "transfers and pins that hold the page now")
-    mapping: int = stored("<u8", "the inode whose page it is; 0: nobody's")
-    index: int = stored("<u8", "which page of it", unit="pages")
-    private: int = stored("<u8", "free for whoever `mapping` names")
+    mapping: int = stored("<u8", "the inode that the page belongs to; 0: no inode")
+    index: int = stored("<u8", "the page's number within that inode", unit="pages")
+    private: int = stored("<u8", "free for the inode that `mapping` names")
     last_access_ns: int = stored("<u8", "of a transfer; 0: never", unit="ns since 1970")
     reads: int = stored("<u4", "transfers out of the page; stays at its maximum")
     writes: int = stored("<u4", "transfers into the page; stays at its maximum")

@@ -1,4 +1,4 @@
-"""What is told of one page; apart from `page`, for commands that only show it and start at once."""
+"""What is reported of one page; a module of its own, so that commands that show it start fast."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Zones: the ranges of a pool, each with one purpose, computed from its geometry.
+"""Zones: the ranges of a pool, each with one purpose, computed from the pool's geometry.
 
     label | (to the alignment) | data | memmap | (what is left over) | label copy
 
@@ -6,10 +6,10 @@ or, in pools without the feature `MEMMAP_BEHIND_DATA`,
 
     label | memmap | (to the alignment) | data | (what is left over) | label copy
 
-Invariants: zones do not overlap and lie inside the pool; the data zone starts on the alignment and
-is a whole number of pages, as many as fit; the memmap zone has a structure for each of them, and
-exists in the scheme `pmem` alone. With nothing in front of the data but the label, the data zone of
-a larger pool starts where it did: so a pool can grow.
+Invariants: zones do not overlap and lie inside the pool. The data zone starts on the alignment and
+has as many whole pages as fit. The memmap zone has a structure for each page, and exists in the
+scheme `pmem` alone. In the first layout only the label lies before the data, so the data zone of a
+larger pool starts at the same place: this is why a pool can grow.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Zones(NamedTuple):
         return self.label_copy.end_bytes
 
     def in_order(self) -> tuple[tuple[str, Zone], ...]:
-        """Names and zones by offset."""
+        """Names and zones, in the order of their offsets."""
         middle = [("memmap", self.memmap), ("data", self.data)]
         middle.sort(key=lambda named: named[1].offset_bytes)
         return (("label", self.label), *middle, ("label copy", self.label_copy))
@@ -71,11 +71,11 @@ def compute_zones(
     memmap_behind_data: bool,
     asked_bytes: int | None = None,
 ) -> Zones:
-    """The zones of a pool of that geometry. A memmap zone that has nothing in it lies in front.
+    """The zones of a pool of this geometry. An empty memmap zone lies in front.
 
-    `asked_bytes` is what somebody has asked for, where the size was rounded: a message says it.
+    `asked_bytes` is the size that the user asked for, if it was rounded; a message then says that.
 
-    Raises BadGeometry where a number is not allowed or not even one page fits.
+    Raises BadGeometry if a number is not allowed or not even one page fits.
     """
     _check_geometry(pool_size_bytes, page_size_bytes, alignment_bytes)
     structure_bytes = PAGE_STRUCTURE_BYTES if memmap_in_pool else 0

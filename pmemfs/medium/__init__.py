@@ -1,1 +1,1 @@
-"""The memory itself: opened, locked, mapped, stored to, made durable."""
+"""The memory itself: how it is opened, locked, mapped, written and made durable."""

@@ -1,14 +1,15 @@
 """What every medium promises.
 
 Invariants:
-- every persistent store of pmemfs goes through `store`; nothing else writes to what must
-  survive. (Page structures must not survive, and are written through `view`.)
-- a store is visible to every reader at once, and durable when a `fence` has returned that came
+- every persistent store of pmemfs goes through `store` or `put`, and nothing else writes what must
+  survive. So a recording medium sees each of them, and tests can pull the power at any. (Page
+  structures need not survive, and are written through `view`.);
+- a store is visible to every reader at once, and durable once a `fence` has returned that came
   after a `flush` of it;
-- before that, a power failure may keep it, lose it, or tear it at any aligned 8-byte word;
-- memory that can't be touched is a MemoryFault, whatever touched it: of each operation here by
-  itself, of touches of a `view` when `check_touched` is called, which must be before what was read
-  is used or what was stored counts as there.
+- before that, a power failure may keep the store, lose it, or tear it at any aligned 8-byte word;
+- memory that can't be touched is a MemoryFault. Each operation here raises it for itself. After
+  touches of a `view` the caller asks by `check_touched`, before it uses what it read or relies on
+  what it stored, because a bad page reads as zeroes and loses stores.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _CLEARING_BYTES = 1 << 20
 
 
 class Durability(enum.Enum):
-    """What `fence` does, so that what was flushed survives."""
+    """What `fence` does so that flushed bytes survive."""
 
     VOLATILE = "nothing: lost with the power"
     """Nothing: the memory loses its content with the power (tmpfs)."""
@@ -39,10 +40,11 @@ class Medium(ABC):
     """Memory that is addressed by bytes and may survive."""
 
     name: str
-    """How messages call it: a path, mostly."""
+    """The medium's name in messages, mostly a path."""
     size_bytes: int
     reach_bytes: int
-    """As large as it may become while it is open; whoever sets memory aside for it does it once."""
+    """How large the medium may become while it is open. What depends on its size is given room for
+    that at once."""
     durability: Durability
     read_only: bool
     reserved: bool
@@ -53,17 +55,17 @@ class Medium(ABC):
 
     @abstractmethod
     def read(self, offset_bytes: int, length_bytes: int) -> memoryview | bytes:
-        """The content of a range as it is now, which nobody has to touch again.
+        """The bytes of a range as they are now; using the result never touches the medium again.
 
-        Raises MemoryFault where the medium can't be read.
+        Raises MemoryFault if the medium can't be read.
         """
 
     @abstractmethod
     def view(self, offset_bytes: int, length_bytes: int) -> memoryview:
         """The mapping of a range; writable unless the medium is read-only.
 
-        Where the medium is sparse, `reserve` it first: touching a hole may be a SIGBUS. After the
-        touches, `check_touched`: where memory is bad, the view shows zeroes until then.
+        `reserve` the range of a sparse medium first, because touching a hole may be a SIGBUS. Call
+        `check_touched` after the touches: until then the view shows zeroes where memory is bad.
         """
 
     @abstractmethod
@@ -72,16 +74,16 @@ class Medium(ABC):
 
     @abstractmethod
     def check_touched(self) -> None:
-        """Raise MemoryFault where this thread has touched bad memory through a `view`.
+        """Raise MemoryFault if this thread has touched bad memory through a `view`.
 
-        What it has read there are zeroes, and what it has stored is lost.
+        What it read there is zeroes, and what it stored there is lost.
         """
 
     @abstractmethod
     def store(self, offset_bytes: int, data: Buffer) -> None:
-        """Write. Raises ReadOnlyMedium, and OSError (ENOSPC) where a sparse one finds no memory.
+        """Write. Raises ReadOnlyMedium, and OSError (ENOSPC) if a sparse medium finds no memory.
 
-        Raises MemoryFault where a page is bad, and then may have written others of the range.
+        Raises MemoryFault if a page is bad; other pages of the range may be written then.
         """
 
     @abstractmethod
@@ -90,10 +92,10 @@ class Medium(ABC):
 
     @abstractmethod
     def fence(self) -> None:
-        """Everything that was flushed before is durable when this returns. May block.
+        """Wait until everything that was flushed before is durable. May block.
 
-        Raises OSError (EIO) where the device couldn't take it; and from then on always, since
-        nobody knows what is missing: the kernel reports such a loss once, and forgets it.
+        Raises OSError (EIO) if the device couldn't take it, and from then on always: the kernel
+        reports such a loss once and forgets it, so nobody can tell what is missing.
         """
 
     def put(self, offset_bytes: int, data: bytes) -> None:
@@ -123,8 +125,8 @@ class Medium(ABC):
 
     @abstractmethod
     def populate(self, offset_bytes: int, length_bytes: int) -> None:
-        """Map a range that has memory, so that touching its view costs nothing; may do nothing."""
+        """Map a range that has memory, so that touching its view is cheap; may do nothing."""
 
     @abstractmethod
     def is_hole(self, offset_bytes: int, length_bytes: int) -> bool:
-        """Whether nothing was ever stored in the range and it has no memory behind it."""
+        """Whether nothing was ever stored in a range and it has no memory behind it."""

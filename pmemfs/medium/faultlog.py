@@ -1,7 +1,7 @@
-"""Faults in the log: of one page, one line a minute.
+"""Faults in the log: one line a minute for each page.
 
-Who meets a bad page mostly meets it again, and a program that reads a damaged file in a loop is not
-to fill the disk that the log lies on.
+A program that meets a bad page mostly meets it again. If it reads a damaged file in a loop, it must
+not fill the disk that the log lies on.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ log = logging.getLogger(__name__)
 
 _QUIET_SECONDS = 60
 _MOST_PAGES = 4096
-"""Of which something was said lately; with more, the oldest may be named again sooner."""
+"""How many pages are remembered; with more, the oldest may be reported again within the minute."""
 
 _said: dict[tuple[str, int], float] = {}
 
 
 def report_fault(path: str, pfn: int, what: str) -> None:
-    """Say that a page frame of a pool could not be touched, and what came of it."""
+    """Log that a page frame of a pool could not be touched, and what came of it."""
     now = time.monotonic()
     key = (path, pfn)
     last = _said.get(key)

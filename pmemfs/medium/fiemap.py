@@ -1,7 +1,7 @@
-"""Which parts of a file have blocks, as its file system tells: FS_IOC_FIEMAP.
+"""Which parts of a file have blocks, as its file system says by FS_IOC_FIEMAP.
 
-Unlike SEEK_HOLE it knows blocks that are reserved and not yet written, and unlike st_blocks it
-doesn't count the file system's own. Source: Documentation/filesystems/fiemap.rst.
+Unlike SEEK_HOLE, FIEMAP reports blocks that are reserved and not written yet. Unlike st_blocks, it
+leaves out the file system's own blocks. Source: Documentation/filesystems/fiemap.rst.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _EXTENTS_PER_CALL = 512
 def has_blocks_everywhere(fd: int, size_bytes: int) -> bool:
     """Whether the first `size_bytes` of a file have no hole.
 
-    Raises OSError (EOPNOTSUPP) where the file system can't tell.
+    Raises OSError (EOPNOTSUPP) if the file system can't tell.
     """
     covered_bytes = 0
     while covered_bytes < size_bytes:

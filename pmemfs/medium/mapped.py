@@ -1,13 +1,14 @@
 """A medium that is a mapping of a file or device.
 
 Invariants:
-- at most one process has a writable one of the same source (flock, and O_EXCL on block devices,
-  both of which the kernel releases when the process dies);
+- at most one process has a writable medium of a source (by flock, and by O_EXCL on block devices;
+  the kernel releases both when the process dies). Two writers would destroy each other's metadata;
 - a sparse file is never touched through the mapping where it may have a hole: a store into a hole
-  of a full file system is a SIGBUS, where pwrite answers ENOSPC;
-- nothing makes a file longer that somebody has cut off: what was lost would read as zeroes then;
-- `flush` and `fence` of one thread go together on cache lines, since a store fence orders the
-  write-backs of its own processor only.
+  of a full file system is a SIGBUS, while pwrite answers ENOSPC;
+- nothing makes a file longer that somebody has cut off, because the lost bytes would read as
+  zeroes then instead of failing;
+- on cache lines one thread does both `flush` and `fence`, because a store fence orders only the
+  write-backs of its own processor.
 """
 
 from __future__ import annotations
@@ -44,24 +45,24 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 _owners = itertools.count(1)
-"""Each medium is told from all others of the process by a number: who owns which mappings."""
+"""A number for each medium of the process, which says what mappings belong to it."""
 
 _LEAST_REACH_BYTES = TIB
 _MOST_REACH_BYTES = 32 * TIB
-"""A quarter of the addresses that a process has, and a mount needs them twice."""
+"""A quarter of the addresses that a process has; a mount needs them in two processes."""
 _REACH = 4
-"""How many times its size a pool may grow to while it is open, within these limits."""
+"""A pool may grow to so many times its size while it is open, within these limits."""
 
 _SHARE_OF_ALLOWED = 8
-"""Of the addresses that a process may have (ulimit -v), one in so many is for growth."""
+"""Of the addresses that a process may have (ulimit -v), growth gets one in so many."""
 
 _POPULATE_BYTES = 16 << 20
 
 _VOLATILE, _CACHE_LINES, _MSYNC = Durability
-"""Python 3.11 looks a member of an enum up by a function, and every flush and fence asks."""
+"""Python 3.11 looks a member of an enum up by a call, and every flush and fence needs one."""
 
 _SYNC_CHUNK_SHIFT = 21
-"""What was flushed towards msync is remembered in chunks of 2 MiB: few for any workload."""
+"""Ranges to msync are remembered in chunks of 2 MiB, so that any workload has few of them."""
 
 
 class Advice(enum.IntEnum):
@@ -78,7 +79,7 @@ class MappedMedium(Medium):
     def __init__(
         self, source: Source, *, read_only: bool = False, locked_fd: int | None = None
     ) -> None:
-        """Open, lock and map; or map what `open_locked` has opened, and close that in the end.
+        """Open, lock and map. Or map what `open_locked` has opened, and close that in the end.
 
         Raises UnusableSource and SourceBusy.
         """
@@ -101,7 +102,7 @@ class MappedMedium(Medium):
             raise
         self._memory = memoryview(self._mapping)
         self.was_reserved = self.reserved
-        """Whether it was `reserved` when it was opened: what is added to it is to be so too."""
+        """Whether it was `reserved` when it was opened; added memory should be reserved as well."""
         self._unsynced_chunks: set[int] = set()
         self._chunks_lock = threading.Lock()
         self._fence_lock = threading.Lock()
@@ -113,10 +114,10 @@ class MappedMedium(Medium):
         return cls(identify(path), read_only=read_only)
 
     def close(self) -> None:
-        """Unlock and unmap. Views that are still held stay valid until the process ends."""
+        """Unlock and unmap. Views that are still held stay valid until they are released."""
         self._memory.release()
-        # A view that somebody holds keeps its mapping, that a duplicate of the descriptor, and that
-        # the lock; so give the lock back by hand.
+        # A held view keeps its mapping, the mapping keeps a duplicate of the descriptor, and that
+        # would keep the lock. So the lock is given back by hand.
         self._mapping.close()
         fcntl.flock(self._fd, fcntl.LOCK_UN)
         os.close(self._fd)
@@ -147,14 +148,14 @@ class MappedMedium(Medium):
             if self.durability is not _CACHE_LINES:
                 self._pwrite(offset_bytes, view)
                 return
-            # A block that pwrite allocates is in the file after a crash only if somebody syncs it;
-            # one that is touched through the mapping is by MAP_SYNC.
+            # A block that pwrite allocates is in the file after a crash only if a sync follows. A
+            # block that is touched through the mapping is in it because of MAP_SYNC.
             self.reserve(offset_bytes, len(view))
         if not self._mapping.store(offset_bytes, data):
             raise self._fault(offset_bytes)
 
     def put(self, offset_bytes: int, data: bytes) -> None:
-        # By far most of what is put is a record or a word of a file system, in a reserved pool.
+        # Mostly a record or a word of a file system is put, in a reserved pool: the short way.
         if self.reserved and not self.read_only:
             if not self._mapping.store(offset_bytes, data):
                 raise self._fault(offset_bytes)
@@ -177,7 +178,8 @@ class MappedMedium(Medium):
         if self.durability is _CACHE_LINES:
             writeback.fence()
         elif self.durability is _MSYNC:
-            # One at a time: what another fence has taken isn't durable before that one is done.
+            # One at a time. A second fence would find no chunks left to sync and return before the
+            # first one has made them durable.
             with self._fence_lock:
                 self._msync()
 
@@ -187,7 +189,7 @@ class MappedMedium(Medium):
             os.posix_fallocate(self._fd, offset_bytes, length_bytes)
 
     def clear(self, offset_bytes: int, length_bytes: int) -> None:
-        # A device that can make zeroes itself does it without us moving them.
+        # A device that can make zeroes itself is faster than stores from here.
         may_punch = not self.was_reserved or self.source.kind is SourceKind.BLOCK_DEVICE
         if length_bytes and may_punch and not self.read_only:
             self._check_length(offset_bytes, length_bytes)
@@ -204,7 +206,7 @@ class MappedMedium(Medium):
     @property
     def reach_bytes(self) -> int:  # type: ignore[override]
         if self.source.kind is SourceKind.DAX_DEVICE:
-            # It is sized while nobody has it open.
+            # It changes its size only while it is not open.
             return self.size_bytes
         wanted = min(max(_REACH * self.size_bytes, _LEAST_REACH_BYTES), _MOST_REACH_BYTES)
         allowed = resource.getrlimit(resource.RLIMIT_AS)[0]
@@ -213,11 +215,11 @@ class MappedMedium(Medium):
         return max(self.size_bytes, wanted & -FRAME_BYTES)
 
     def extend(self, size_bytes: int) -> int:
-        """Be that large; how large the file was, for `give_back`.
+        """Grow to a size; the size that the file had, for `give_back`.
 
-        A file is made so, with memory behind all of it if it had that; a device must be already.
-        Views that are held stay what they were. Raises NoSpace, UnusableSource, and MemoryFault
-        where the file was cut off; and then all is as it was.
+        A file is made that large, with memory behind all of it if it had that before. A device must
+        be that large already. Held views stay as they were. Raises NoSpace, UnusableSource, and
+        MemoryFault if the file was cut off; after an error all is as it was.
         """
         if self.source.kind.is_device:
             old_bytes = self.size_bytes
@@ -229,7 +231,7 @@ class MappedMedium(Medium):
         self._check_length(0, self.size_bytes)
         try:
             if self.was_reserved:
-                # Makes it larger when there is memory for all of it, and not before.
+                # This makes the file longer only once there is memory for all of it.
                 os.posix_fallocate(self._fd, self.size_bytes, size_bytes - self.size_bytes)
             elif size_bytes > old_bytes:
                 os.ftruncate(self._fd, size_bytes)
@@ -243,7 +245,7 @@ class MappedMedium(Medium):
         return old_bytes
 
     def give_back(self, old_bytes: int) -> None:
-        """Undo `extend`, which has answered `old_bytes`. Nobody may touch what was added."""
+        """Undo `extend`, which has returned `old_bytes`. The added part must not be in use."""
         self._remap(old_bytes & -FRAME_BYTES)
         if not self.source.kind.is_device:
             os.ftruncate(self._fd, old_bytes)
@@ -254,11 +256,11 @@ class MappedMedium(Medium):
         try:
             return os.lseek(self._fd, offset_bytes, os.SEEK_DATA) >= offset_bytes + length_bytes
         except OSError as error:
-            # Behind the end of a file that was cut off there is no hole, but what is lost.
+            # Behind the end of a file that was cut off, bytes are lost: that is not a hole.
             return error.errno == errno.ENXIO and not self._is_cut(offset_bytes + length_bytes)
 
     def advise(self, advice: Advice, offset_bytes: int, length_bytes: int) -> bool:
-        """Advise the kernel about a range; whether it listened."""
+        """Advise the kernel about a range; whether it took the advice."""
         start = offset_bytes & -FRAME_BYTES
         try:
             self._mapping.madvise(advice, start, offset_bytes + length_bytes - start)
@@ -267,31 +269,31 @@ class MappedMedium(Medium):
         return True
 
     def populate(self, offset_bytes: int, length_bytes: int) -> None:
-        # In steps, since nothing else of this process runs meanwhile.
+        # In steps, because no other task of this process runs during one.
         end_bytes = offset_bytes + length_bytes
         for start in range(offset_bytes, end_bytes, _POPULATE_BYTES):
             self.advise(Advice.POPULATE_WRITE, start, min(_POPULATE_BYTES, end_bytes - start))
 
     def fileno(self) -> int:
-        """The descriptor of the source, which whoever maps it beside us needs."""
+        """The descriptor of the source, for the data plane, which maps it as well."""
         return self._fd
 
     def punch_hole(self, offset_bytes: int, length_bytes: int) -> None:
-        """Give whole frames back to what is below: they read as zeroes, and are sparse.
+        """Give whole frames back to the file system or device: they read as zeroes from now on.
 
-        Nobody may be touching the mapping there. Raises ReadOnlyMedium, and OSError (EOPNOTSUPP)
-        where the source has no way to do it.
+        The mapping must not be in use there. Raises ReadOnlyMedium, and OSError (EOPNOTSUPP) if the
+        source can't give memory back.
         """
         if self.read_only:
             raise ReadOnlyMedium(path=self.name)
         if self.source.kind is SourceKind.DAX_DEVICE:
             raise OSError(errno.EOPNOTSUPP, "a DAX device cannot give memory back")
         writeback.punch_hole(self._fd, offset_bytes, length_bytes)
-        # A device has memory everywhere, whatever it does with what was punched.
+        # A device has memory everywhere, whatever it does with a punched range.
         self.reserved = self.source.kind.is_device
 
     def sync_all(self) -> None:
-        """msync for all that anybody has stored, such as another process that maps the source.
+        """msync everything, also what the data plane has stored by its own mapping.
 
         Raises OSError.
         """
@@ -299,7 +301,7 @@ class MappedMedium(Medium):
             writeback.msync(self._memory)
 
     def _pread(self, offset_bytes: int, length_bytes: int) -> bytes:
-        """As much of a range of a sparse file as the medium has."""
+        """A range of a sparse file, as far as the medium has it."""
         wanted_bytes = max(0, min(length_bytes, self.size_bytes - offset_bytes))
         try:
             data = os.pread(self._fd, wanted_bytes, offset_bytes)
@@ -320,26 +322,28 @@ class MappedMedium(Medium):
             raise self._translated(error, offset_bytes) from None
 
     def _fault(self, offset_bytes: int) -> MemoryFault:
-        """What this thread has just met, in a range that begins there; the real pages are back."""
+        """The fault that this thread has just met in a range, with the real pages put back."""
         met = take_fault(self._owner)
         self.fault_count += 1
         return MemoryFault(pfn=(offset_bytes if met < 0 else met) >> PAGE_SHIFT, path=self.name)
 
     def _translated(self, error: OSError, offset_bytes: int) -> OSError:
-        """What a system call says of memory whose touch would be a fault."""
+        """The error of a system call, which stands for a fault if it met bad memory."""
         is_fault = error.errno in (errno.EIO, errno.EFAULT)
         return self._fault(offset_bytes) if is_fault else error
 
     def _is_cut(self, end_bytes: int) -> bool:
-        """Whether a file ends before a place where the pool goes on."""
+        """Whether a file ends before a place up to which the pool should go."""
         return not self.source.kind.is_device and os.fstat(self._fd).st_size < end_bytes
 
     def _check_length(self, offset_bytes: int, length_bytes: int) -> None:
-        """Raise MemoryFault where a range of a file is not there any more."""
+        """Raise MemoryFault if a part of a range was cut off the file."""
         if self._is_cut(offset_bytes + length_bytes):
             raise self._fault(max(offset_bytes, os.fstat(self._fd).st_size))
 
     def _msync(self) -> None:
+        # The kernel reports a lost write once. A later msync would succeed and call durable what is
+        # not, so after one failure no fence succeeds.
         if self._lost:
             raise OSError(self._lost.errno, "an earlier msync failed")
         with self._chunks_lock:
@@ -358,8 +362,8 @@ class MappedMedium(Medium):
                 return Durability.VOLATILE
             case SourceKind.DAX_DEVICE:
                 return Durability.CACHE_LINES
-            # Blocks that pwrite allocates in a sparse file are not covered by MAP_SYNC: only
-            # the file system's own sync makes it certain that they belong to the file.
+            # MAP_SYNC does not cover blocks that pwrite allocates in a sparse file. Only the file
+            # system's own sync makes sure that they belong to the file.
             case SourceKind.DAX_FILE if self.reserved:
                 granted = grants_map_sync(self._fd, writable=not self.read_only)
                 return Durability.CACHE_LINES if granted else Durability.MSYNC
@@ -368,13 +372,13 @@ class MappedMedium(Medium):
 
     @property
     def map_flags(self) -> int:
-        """The flags of mmap(2) that the source is to be mapped with."""
+        """The flags of mmap(2) for mapping this source."""
         if self.source.kind is SourceKind.DAX_FILE and self.durability is Durability.CACHE_LINES:
             return MAP_SHARED_VALIDATE | MAP_SYNC
         return mmap.MAP_SHARED
 
     def _remap(self, size_bytes: int) -> None:
-        """Map another size. The old mapping lasts as long as anybody has a view of it."""
+        """Map another size. The old mapping lasts while views of it are held."""
         self._mapping = self._map(size_bytes)
         self._memory = memoryview(self._mapping)
         self.source = replace(self.source, size_bytes=size_bytes)
@@ -394,7 +398,7 @@ class MappedMedium(Medium):
 
 
 def open_locked(source: Source, *, read_only: bool = False) -> int:
-    """A descriptor that keeps writers out, or with `read_only` lets other readers in.
+    """A descriptor whose lock keeps other writers out; with `read_only` it lets other readers in.
 
     Raises UnusableSource and SourceBusy.
     """
@@ -419,7 +423,7 @@ def open_locked(source: Source, *, read_only: bool = False) -> int:
 
 
 def _lock_holder(fd: int) -> str:
-    """Who holds the lock, as far as /proc/locks tells."""
+    """Which process holds the lock, as far as /proc/locks says."""
     status = os.fstat(fd)
     inode = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
     for line in Path("/proc/locks").read_text().splitlines():
@@ -430,9 +434,9 @@ def _lock_holder(fd: int) -> str:
 
 
 def _has_memory_everywhere(fd: int, size_bytes: int) -> bool:
-    """Whether a file has no hole: as its file system tells, or else by the blocks that it counts.
+    """Whether a file has no hole, as its file system says, or else by the blocks that it counts.
 
-    A tmpfs can't tell, and counts nothing but the content.
+    A tmpfs has no FIEMAP, but its count of blocks is exact: it counts only content.
     """
     try:
         return has_blocks_everywhere(fd, size_bytes)

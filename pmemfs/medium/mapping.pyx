@@ -1,16 +1,17 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """A mapping of the pool that survives a touch of memory that is not there.
 
-Poison and a file that somebody cut off are a SIGBUS. Here the handler puts a page of zeroes, which
-is nobody's, where the bad page is, so that the instruction that touched it, be it numpy's or
-memcpy's, comes to its end without a jump over anybody's frames. Whoever touched learns of it
-afterwards, from `load`, `store`, `flush_lines` or `take_fault`, and the real page is back then: the
-next touch tries again. Invariants:
-- what a touch of a covered page has read is used by nobody, and what it has stored is lost: so each
-  touch is followed by a question, in its own thread, before anything is answered or durable;
-- `load` and `store` see what other threads' faults have covered too, since they hold the
-  interpreter's lock, without which nobody puts a page back;
-- a SIGBUS of any other memory goes to the handler that was there before, and kills if none was.
+Touching poison, or a page of a file that was cut off, is a SIGBUS. The handler here maps a private
+page of zeroes over the bad page, so the instruction that touched it, in numpy or memcpy, comes to
+its end. No jump has to cross frames of C code that doesn't expect one. The caller learns of the
+fault afterwards, from `load`, `store`, `flush_lines` or `take_fault`. The real page is back by
+then, so the next touch tries again. Invariants:
+- nothing uses what was read from a covered page, and what was stored into it is lost. So after each
+  touch its thread asks, before it answers a request or calls anything durable;
+- `load` and `store` also see pages that other threads' faults have covered: they hold the
+  interpreter's lock, and pages are put back only under that lock;
+- a SIGBUS of any other memory goes to the handler that was there before, and kills the process if
+  there was none.
 Source: sigaction(2), mmap(2) (MAP_FIXED).
 """
 
@@ -44,14 +45,15 @@ cdef extern from "mapping.h" nogil:
 
 
 def has_faulted(long owner) -> bool:
-    """Whether this thread has touched a bad page of an owner's mappings since it last took one."""
+    """Whether this thread has touched a bad page of an owner since it last took a fault."""
     return owner_has_met(owner)
 
 
 def take_fault(long owner) -> int:
-    """Put the pages of an owner back, and forget what this thread has met of them.
+    """Put the real pages of an owner back, and forget the faults that this thread has met.
 
-    The offset of the bad page that this thread met first, or else of one that is covered; or -1.
+    Returns the offset of the bad page that this thread met first, else of any covered page, else
+    -1.
     """
     return take(owner)
 
@@ -59,8 +61,8 @@ def take_fault(long owner) -> int:
 cdef class GuardedMapping:
     """A file or device, mapped whole from its first byte; a buffer of all of it.
 
-    `owner`, above zero, is what all mappings of one pool have in common: a pool that grows has
-    several, as long as views of the old ones are held.
+    `owner`, a number above zero, is the same for all mappings of one pool. A pool that grows has
+    several, while views of the old mappings are held.
     """
 
     cdef uint8_t *_start
@@ -75,7 +77,8 @@ cdef class GuardedMapping:
         cdef void *mapped
         self._start = NULL
         self._number = -1
-        # The caller may close its own, and whoever holds a view still needs the pages.
+        # The caller may close its descriptor while a view is held that still needs the pages: the
+        # handler needs the descriptor to put a page back.
         self._fd = dup(fd)
         if self._fd < 0:
             raise OSError(errno, os.strerror(errno))
@@ -104,12 +107,12 @@ cdef class GuardedMapping:
         self._views -= 1
 
     def close(self) -> None:
-        """Unmap, unless somebody has a view; then with the last one."""
+        """Unmap. If views are held, the last of them unmaps."""
         if not self._views:
             self._unmap()
 
     def load(self, size_t offset, size_t length) -> bytes | None:
-        """A copy of a range, as far as it is mapped; None where a page of it is bad."""
+        """A copy of a range, as far as it is mapped; None if one of its pages is bad."""
         if self._start == NULL:
             raise ValueError("the mapping is closed")
         offset = min(offset, self._length)
@@ -119,7 +122,7 @@ cdef class GuardedMapping:
         return None if has_met(self._number, self._start + offset, length) else data
 
     def store(self, size_t offset, data) -> bool:
-        """Write a buffer of bytes; False where a page is bad: it is not there then."""
+        """Write a buffer of bytes; False if a page is bad, and then its part is lost."""
         cdef Py_buffer view
         cdef size_t length
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
@@ -134,7 +137,7 @@ cdef class GuardedMapping:
         return not has_met(self._number, self._start + offset, length)
 
     def flush_lines(self, size_t offset, size_t length) -> bool:
-        """Write back the cache lines of a range; False where a page is bad."""
+        """Write back the cache lines of a range; False if a page is bad."""
         if (self._start == NULL or offset > self._length
                 or length > self._length - offset):
             raise ValueError("a flush outside of what is mapped")

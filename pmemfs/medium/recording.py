@@ -1,15 +1,16 @@
-"""A medium that remembers what is durable, to pull the power between any two stores.
+"""A medium that knows what is durable, so that a test can pull the power between any two stores.
 
 The model, after Vinter (Kalbfleisch et al., ATC '22) and the x86 persistency rules:
 
-- an aligned 8-byte word is stored whole or not at all, anything larger may tear;
+- an aligned 8-byte word is stored whole or not at all, and anything larger may tear;
 - of one 64-byte cache line, a *prefix* of the stores since it was last durable survives;
-- lines are independent of each other, and may be evicted, so become durable, without a flush;
-- a flush proves nothing before the fence behind it.
+- lines are independent of each other, and a line may be evicted, and so become durable, without a
+  flush;
+- a flush guarantees nothing before the fence behind it.
 
-So what a power failure may leave is a choice, for each line that is not durable, of how many of its
-stores came through. The states between two stores are all among those just before the next fence,
-which is why looking there (`at_each_fence`) and at the end is looking everywhere.
+So a power failure leaves, for each line that is not durable, one of the states between its stores.
+All states between two stores are among the states just before the next fence. So a test that looks
+there (`at_each_fence`) and at the end has looked everywhere.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ WORD_BYTES = 8
 
 
 class RecordingMedium(Medium):
-    """Memory of a process, with the power-failure behaviour of persistent memory.
+    """Memory of the process that behaves like persistent memory in a power failure.
 
-    `ignored_calls` are numbers of flush and fence calls, counted from 0, that do nothing: the
-    bug that a missing one would be. `failures` are numbers of such calls that raise, and all after.
+    `ignored_calls` are numbers of flush and fence calls, counted from 0, that do nothing, as if
+    the program had forgotten them. `failures` are numbers of calls that raise, as do all after.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class RecordingMedium(Medium):
         return False
 
     def check_touched(self) -> None:
-        """Nothing to say: all of it can be touched."""
+        """Nothing to do: all of this memory can be touched."""
 
     def store(self, offset_bytes: int, data: Buffer) -> None:
         view = memoryview(data).cast("B")
@@ -101,19 +102,20 @@ class RecordingMedium(Medium):
             self._flushed = {}
 
     def reserve(self, offset_bytes: int, length_bytes: int) -> None:
-        """Nothing to do: all of it is there."""
+        """Nothing to do: all of this memory is there."""
 
     def populate(self, offset_bytes: int, length_bytes: int) -> None:
-        """Nothing to do: all of it is mapped."""
+        """Nothing to do: all of this memory is mapped."""
 
     def is_hole(self, offset_bytes: int, length_bytes: int) -> bool:
         return False
 
     def after_power_failure(self, limit: int = 2000, seed: int = 0) -> Iterator[bytes]:
-        """Images that a power failure now could leave, none twice.
+        """The images that a power failure now could leave, each once.
 
-        All of them where there are no more than `limit`; else nothing, everything, every point of
-        the program's own order, each line alone lost or alone kept, and `limit` random choices.
+        It gives all of them if there are no more than `limit`. Otherwise it gives: nothing kept,
+        all kept, every point of the program's order, each line alone lost or alone kept, and
+        `limit` random choices.
         """
         seen: set[bytes] = set()
         lines = sorted(self._pending)
@@ -132,16 +134,16 @@ class RecordingMedium(Medium):
         return bytes(self._durable)
 
     def undecided(self) -> tuple[dict[int, list[bytes]], list[int]]:
-        """For each line that is not durable what it may hold, the oldest first; and the stores
-        since, in the program's order, by their lines."""
+        """The contents that each undurable line may have, the oldest first; and the lines of the
+        stores since, in the program's order."""
         contents = {line: self._contents(line) for line in self._pending}
         return contents, list(self._store_order)
 
     def _choices(
         self, lines: list[int], limit: int, rng: random.Random
     ) -> Iterator[tuple[bytes, ...]]:
-        """For each line, a content that may survive."""
-        # Most stores write what was there before: only contents that differ make states.
+        """For each line, one content that may survive."""
+        # Many stores write what was there already, and only contents that differ make states.
         contents = [list(dict.fromkeys(self._contents(line))) for line in lines]
         if math.prod(len(possible) for possible in contents) <= limit:
             yield from itertools.product(*contents)
@@ -173,12 +175,12 @@ class RecordingMedium(Medium):
             yield tuple(contents[line][kept[line]] for line in lines)
 
     def _contents(self, line: int) -> list[bytes]:
-        """What may survive of a line: what is durable of it, and what each store since made it."""
+        """What a line may hold: its durable content, or what any store since has made of it."""
         durable = bytes(self._durable[line * LINE_BYTES : (line + 1) * LINE_BYTES])
         return [durable, *self._pending[line]]
 
     def _forget_order_of(self, persisted: dict[int, int]) -> None:
-        """Drop the oldest stores of each line, as many as are durable now."""
+        """Drop the oldest stores of each line, as many as became durable."""
         order = []
         for line in self._store_order:
             if persisted.get(line):
@@ -195,7 +197,7 @@ class RecordingMedium(Medium):
         self._store_order.append(line)
 
     def _counts(self) -> bool:
-        """Count a call; whether it is to be carried out."""
+        """Count a call; whether to carry it out."""
         call, self.call_count = self.call_count, self.call_count + 1
         self._lost = self._lost or self._failures.get(call)
         if self._lost:

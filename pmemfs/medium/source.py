@@ -1,4 +1,4 @@
-"""What a path is, as a source of memory: its kind, size and alignment, each found in its own way.
+"""What a path is as a source of memory: its kind, its size, and how its bytes become durable.
 
 | kind            | size from                | durable by       |
 | tmpfs file      | stat                     | nothing          |
@@ -33,7 +33,7 @@ _MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs", "devtmpfs")
 
 
 class SourceKind(enum.Enum):
-    """The kinds of source."""
+    """The kinds of sources."""
 
     TMPFS_FILE = "tmpfs file"
     DAX_FILE = "DAX file"
@@ -43,7 +43,7 @@ class SourceKind(enum.Enum):
 
     @property
     def is_device(self) -> bool:
-        """Whether its size is given and it can't be made."""
+        """Whether the size is given and pmemfs can't make such a source."""
         return self in (SourceKind.DAX_DEVICE, SourceKind.BLOCK_DEVICE)
 
 
@@ -54,22 +54,21 @@ class Source:
     path: str
     kind: SourceKind
     size_bytes: int
-    """Whole frames of 4 KiB; for a DAX device, of what its mappings must be a multiple of."""
+    """In whole frames of 4 KiB; for a DAX device, in whole units of its alignment."""
     warning: str = ""
-    """What a user should know before relying on it; empty for the kinds that pmemfs is for."""
+    """What a user should know before relying on this source; empty if pmemfs is made for it."""
 
 
 def check_path(path: str) -> None:
-    """Raise NoSuchSource for a path that is empty, most likely a variable that is not set; and
-    Silent for one that can't be looked at."""
+    """Raise NoSuchSource for an empty path, which most likely is a variable that is not set, and
+    Silent for a path on a mount that does not answer."""
     if not path:
-        raise NoSuchSource(path="''", why="a path is not empty")
+        raise NoSuchSource(path="''", why="the path is empty; give the path of a pool")
     check_answers(path)
 
 
 def check_device(path: str) -> None:
-    """Raise NoSuchSource where only a device could be, and there is none: below /dev, but for
-    /dev/shm.
+    """Raise NoSuchSource for a path below /dev (but not /dev/shm) where there is no device.
 
     A file that is made there lies in the kernel's memory, takes the name of a device that comes
     later, and is gone at the next boot.
@@ -100,7 +99,7 @@ def identify(path: str) -> Source:
 
 
 def make_empty(path: str) -> None:
-    """Make an empty file where nothing is. Raises NoSuchSource and UnusableSource."""
+    """Make an empty file at a path that does not exist. Raises NoSuchSource and UnusableSource."""
     with _opened_for_making(path, os.O_EXCL):
         pass
 
@@ -108,8 +107,8 @@ def make_empty(path: str) -> None:
 def make_file(path: str, size_bytes: int, *, sparse: bool) -> None:
     """Make `path` that large, with memory behind every byte unless `sparse`.
 
-    A file that was not there is removed again if that fails, and one that was keeps its size.
-    Raises NoSpace, NoSuchSource or UnusableSource.
+    If that fails, a new file is removed and an old file keeps its size. Raises NoSpace,
+    NoSuchSource or UnusableSource.
     """
     existed = os.path.exists(path)
     with _opened_for_making(path) as fd:
@@ -128,7 +127,7 @@ def make_file(path: str, size_bytes: int, *, sparse: bool) -> None:
 
 
 def known_content(path: str) -> str:
-    """What blkid(8) recognises on a file or block device, such as "an ext4 file system"; or ""."""
+    """What blkid(8) finds on a file or block device, such as "ext4 (filesystem)"; or ""."""
     try:
         probe = subprocess.run(
             ["blkid", "--probe", "--output", "export", "--", path],
@@ -145,7 +144,7 @@ def known_content(path: str) -> str:
 
 
 def grants_map_sync(fd: int, *, writable: bool) -> bool:
-    """Whether a MAP_SYNC mapping is possible: asked by trying, as mmap(2) advises."""
+    """Whether a MAP_SYNC mapping is possible; found by trying, as mmap(2) advises."""
     protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
     try:
         mapping = mmap.mmap(fd, FRAME_BYTES, flags=MAP_SHARED_VALIDATE | MAP_SYNC, prot=protection)
@@ -232,5 +231,5 @@ def _opened_for_making(path: str, flags: int = 0) -> AbstractContextManager[int]
 
 
 def _lower(sentence: str | None) -> str:
-    """An error text of the C library as part of a sentence of ours."""
+    """An error text of the C library, as a part of a sentence here."""
     return sentence[:1].lower() + sentence[1:] if sentence else "unknown error"

@@ -1,10 +1,11 @@
 # cython: language_level=3
-"""The instructions and system calls of a medium that Python lacks.
+"""The instructions and system calls that a medium needs and Python lacks.
 
-`flush_lines` writes the cache lines of a range back to memory, `fence` waits until they are there;
-`msync` is mmap.flush() without holding the interpreter's lock; `punch_hole` gives memory back. On x86-64, clwb where the processor
-has it, else clflushopt, else clflush; on arm64, dc cvac (dc cvap needs a privilege check that user
-space can't make portably). Source: Intel SDM vol. 2, "CLWB"; Arm ARM, "DC CVAC".
+`flush_lines` writes the cache lines of a range back to memory, and `fence` waits until they are
+there. `msync` is mmap.flush() without the interpreter's lock. `punch_hole` gives memory back. On
+x86-64, lines are written back by clwb if the processor has it, else by clflushopt, else by clflush.
+On arm64 it is dc cvac, because user space can't find out portably whether it may use dc cvap.
+Source: Intel SDM vol. 2, "CLWB"; Arm ARM, "DC CVAC".
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
@@ -47,7 +48,7 @@ def msync(memory) -> None:
 
 
 def punch_hole(int fd, long long offset_bytes, long long length_bytes) -> None:
-    """Give the memory behind a range of a file back; it reads as zeroes then. Raises OSError."""
+    """Give back the memory behind a range of a file, which then reads as zeroes. Raises OSError."""
     cdef int failed
     with nogil:
         failed = pmemfs_punch(fd, offset_bytes, length_bytes)

@@ -20,8 +20,8 @@ __all__ = [
 def effective_scheme(pool: Pool) -> Scheme:
     """The scheme that a mount of the pool can use.
 
-    A pool that is open for reading has no room for page structures that change, so it keeps them
-    in DRAM.
+    A pool that is open for reading has no room for page structures that change, so its mount keeps
+    them in DRAM.
     """
     if pool.medium.read_only and pool.scheme is Scheme.PMEM:
         return Scheme.ON_DEMAND
@@ -29,11 +29,12 @@ def effective_scheme(pool: Pool) -> Scheme:
 
 
 def open_memmap(pool: Pool) -> Memmap:
-    """The page structures of a mounted pool: `begin_mount` must have been called before.
+    """The page structures of a mounted pool; `begin_mount` must have been called before.
 
-    For a process that alone writes them: `dataplane.memmap` has those that a data plane shares.
+    They are for a process that alone writes them. The structures that a data plane shares are in
+    `dataplane.memmap`.
     """
-    # Not above, because these load numpy, and the daemon of the native engine needs neither.
+    # Imported here, because these load numpy, and the native engine's daemon needs neither.
     from pmemfs.memmap.on_demand import OnDemandMemmap
     from pmemfs.memmap.pmem import PmemMemmap
 

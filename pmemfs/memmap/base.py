@@ -1,8 +1,9 @@
 """What every memmap scheme promises.
 
 Invariants:
-- a structure of another generation reads as uninitialised and is filled by the first `get`;
-- a page with references is in use: nobody may give it to another owner or drop its structure;
+- a structure of another generation counts as uninitialised, and the first `get` fills it;
+- a page with references is in use: its structure stays, and it goes to no other owner. Otherwise a
+  transfer under way would touch another file's page;
 - nothing here awaits, so what one call does is atomic to all tasks of the control plane.
 """
 
@@ -29,7 +30,7 @@ class Access(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class PageCounts:
-    """How many pages are in which state. Of the initialised, each is clean or dirty."""
+    """How many pages are in which state. Each initialised page is either clean or dirty."""
 
     total: int
     uninitialised: int
@@ -51,15 +52,15 @@ class Memmap(ABC):
     ) -> None:
         """Take a reference on the page of `pfn`, and account the access.
 
-        `mapping` and `index` say whose page it is, where the caller knows. Raises NotInPool,
-        PageReferences where the count is at its maximum, and OSError (ENOSPC) where a sparse pool
-        finds no memory for the structure. Raises MemoryFault, as all methods do, where the memory
-        of a structure is bad; then no reference was taken.
+        `mapping` and `index` say whose page it is, if the caller knows. Raises NotInPool,
+        PageReferences if the count is at its maximum, and OSError (ENOSPC) if a sparse pool has no
+        memory for the structure. Like all methods it raises MemoryFault if the memory of a
+        structure is bad; then no reference was taken.
         """
 
     @abstractmethod
     def put_page(self, pfn: int) -> None:
-        """Drop a reference. Raises PageReferences where nobody holds one."""
+        """Drop a reference. Raises PageReferences if there is none."""
 
     @abstractmethod
     def get_pages(
@@ -70,45 +71,45 @@ class Memmap(ABC):
         mapping: int = 0,
         index: int = 0,
     ) -> None:
-        """`get_page` once for every page that the range touches; `index` is of the first one.
+        """Do `get_page` once for every page that the range touches; `index` belongs to the first.
 
-        All of them or none.
+        It takes all references or none.
         """
 
     @abstractmethod
     def put_pages(self, pfn: int, pfn_count: int) -> None:
-        """`put_page` once for every page that the range touches; all of them or none.
+        """Do `put_page` once for every page that the range touches: for all of them or for none.
 
-        But where it raises MemoryFault, all whose structures can still be touched.
+        Only if it raises MemoryFault, it has dropped those references whose structures are good.
         """
 
     @abstractmethod
     def are_referenced(self, pfn: int, pfn_count: int) -> bool:
-        """Whether anybody holds a page that the range touches. Makes no structure."""
+        """Whether a page that the range touches has a reference. Makes no structure."""
 
     @abstractmethod
     def clean(self, pfn: int, pfn_count: int) -> None:
-        """The content of a range is gone: no page that it covers whole is dirty any more."""
+        """The content of a range is gone, so no page that lies whole in it is dirty any more."""
 
     @abstractmethod
     def page(self, pfn: int) -> Page | None:
-        """A copy of the page's structure, or None where it is uninitialised."""
+        """A copy of the page's structure, or None if it is uninitialised."""
 
     @abstractmethod
     def pfn_t(self, pfn: int) -> PfnT:
-        """The word for a page frame: with its page, where the scheme has one."""
+        """The word for a page frame; it points to the page's structure if the scheme has one."""
 
     @abstractmethod
     def pfn_t_to_page(self, word: int) -> int:
-        """The index of the page structure of a word. Raises NoPageStructures."""
+        """The index of the page structure that a word points to. Raises NoPageStructures."""
 
     @abstractmethod
     def begin_persist(self) -> int:
-        """Open a new write epoch; the pages written before are clean once `end_persist(epoch)`."""
+        """Open a new write epoch; pages written before it are clean after `end_persist(epoch)`."""
 
     @abstractmethod
     def end_persist(self, epoch: int) -> None:
-        """All that was written before the `begin_persist` that answered `epoch` is durable."""
+        """All that was written before the `begin_persist` that returned `epoch` is durable."""
 
     @abstractmethod
     def counts(self) -> PageCounts:
@@ -120,21 +121,22 @@ class Memmap(ABC):
 
     @abstractmethod
     def prepare_move(self, zone: Zone) -> None:
-        """Do what can be done of `move` while pages are in use; in any thread, or never.
+        """Do what can be done of `move` while pages are in use. It may run in any thread, or not
+        be called at all.
 
         Raises OSError (ENOSPC).
         """
 
     @abstractmethod
     def move(self, geometry: PageGeometry, zone: Zone, stale: Sequence[tuple[int, int]]) -> None:
-        """Have these pages from now on, with their structures in that zone of the medium.
+        """Serve these pages from now on, with their structures in that zone of the medium.
 
-        What is known of pages that were there before stays known; words (`pfn_t`) with a page do
-        not. The zone holds nothing of this generation but what lies in the old one, and in the
-        ranges `stale`, in bytes. Raises OSError (ENOSPC) where a sparse pool finds no memory for
-        the structures, and then all is as it was.
+        Structures of pages that were there before keep what they say; words (`pfn_t`) that point to
+        structures become void. The zone must hold nothing of this generation, except where the old
+        zone overlaps it and in the ranges `stale`, in bytes. Raises OSError (ENOSPC) if a sparse
+        pool has no memory for the structures; then all is as it was.
         """
 
     @abstractmethod
     def drop_idle(self, idle_seconds: float) -> int:
-        """Give back structures that nobody needs and that were idle so long; how many."""
+        """Give back structures that are not in use and were idle so long; how many."""

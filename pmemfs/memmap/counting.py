@@ -1,9 +1,9 @@
-"""Page structures that the python engine counts: the only writer of them is this process.
+"""Page structures of the python engine, whose only writer is this process.
 
-With the native engine both planes count, by the atomic operations of `dataplane/pages`; this is the
-same in plain Python, for an engine that has no data plane, and what tests compare that with. Two
-ways through the same records: `struct` for one page, four times as fast there as numpy, and numpy
-for a range. The conformance suite holds them against each other.
+With the native engine both planes count, by the atomic operations of `dataplane/pages`. This module
+does the same in plain Python, for the engine that has no data plane, and tests compare the two. It
+goes two ways through the same records: by `struct` for one page, which is four times as fast as
+numpy there, and by numpy for a range. The conformance suite holds these two against each other.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _HEAD = LAYOUT.head_struct("refcount")
 _REFCOUNT = struct.Struct("<I")
 _UNPACK = LAYOUT.struct.unpack_from
 _PACK = LAYOUT.struct.pack_into
-# Plain integers: flags of enum are objects, and cost more than all else on the path of one page.
+# Plain integers: operations on flags of enum cost more than all else in the path of one page.
 _DIRTY = int(PageFlags.DIRTY)
 _REFERENCED = int(PageFlags.REFERENCED)
 _READ = np.uint16(_REFERENCED)
@@ -37,7 +37,7 @@ _WRITTEN = np.uint16(_REFERENCED | _DIRTY)
 
 
 class CountingMemmap(RecordMemmap):
-    """A memmap whose structures this process alone writes."""
+    """A memmap whose structures only this process writes."""
 
     def __init__(self, geometry: PageGeometry, generation: int) -> None:
         super().__init__(geometry, generation)
@@ -59,10 +59,12 @@ class CountingMemmap(RecordMemmap):
         buffer, at = self._locate(page)
         (generation, flags, _, _, refcount, owner, owner_index, private, accessed_ns, reads, writes,
          epoch) = _UNPACK(buffer, at)  # fmt: skip
+        # Whatever a structure of another generation holds, it is worth nothing: fill it now.
         if generation != self.generation:
             flags = refcount = owner = owner_index = private = accessed_ns = 0
             reads = writes = epoch = 0
         if refcount == COUNTER_MAX:
+            # In bad memory a count is made up, so the fault is the better error.
             self._check_touched()
             raise PageReferences(pfn=pfn, why="its reference count is at the maximum")
         if mapping:
@@ -70,6 +72,7 @@ class CountingMemmap(RecordMemmap):
         if access:
             accessed_ns = time.time_ns()
             if access == Access.WRITE:
+                # The page counts as dirty until an fsync that begins after this has succeeded.
                 flags |= _REFERENCED | _DIRTY
                 epoch = self._write_epoch
                 writes += writes != COUNTER_MAX
@@ -88,7 +91,7 @@ class CountingMemmap(RecordMemmap):
         generation, _, _, _, refcount = _HEAD.unpack_from(buffer, at)
         if generation != self.generation or refcount == 0:
             self._check_touched()
-            raise PageReferences(pfn=pfn, why="nobody holds a reference")
+            raise PageReferences(pfn=pfn, why="it has no reference to drop")
         _REFCOUNT.pack_into(buffer, at + _REFCOUNT_AT, refcount - 1)
         self._check_touched()
 
@@ -105,6 +108,7 @@ class CountingMemmap(RecordMemmap):
             return
         first, count = self._page_range(pfn, pfn_count)
         slices = self._slices(first, count)
+        # First all checks, then all changes, so that an error leaves nothing changed.
         for records in slices:
             self._initialise(records)
             if records["refcount"].max() == COUNTER_MAX:
@@ -117,6 +121,7 @@ class CountingMemmap(RecordMemmap):
                 records["index"] = np.arange(index, index + len(records), dtype=np.uint64)
                 index += len(records)
         if self._has_faulted():
+            # No reference was taken where memory is bad, so give back those that were.
             for records in slices:
                 refcount = records["refcount"]
                 refcount -= 1
@@ -132,14 +137,14 @@ class CountingMemmap(RecordMemmap):
             is_current = (records["generation"] == self.generation).all()
             if not is_current or records["refcount"].min() == 0:
                 self._put_in_good_memory(slices)
-                raise PageReferences(pfn=pfn, why="nobody holds a reference on all of the range")
+                raise PageReferences(pfn=pfn, why="a page of the range has no reference to drop")
         for records in slices:
             refcount = records["refcount"]
             refcount -= 1
         self._check_touched()
 
     def _put_in_good_memory(self, slices: list[Records]) -> None:
-        """Where a structure lies in bad memory, drop the references on all others, and say so."""
+        """If a structure lies in bad memory, drop the references on all others, and raise."""
         if self._has_faulted():
             for records in slices:
                 refcount = records["refcount"]
@@ -147,11 +152,11 @@ class CountingMemmap(RecordMemmap):
             self._check_touched()
 
     def clean(self, pfn: int, pfn_count: int) -> None:
-        """Nothing to do: what is dirty is so until the next fsync, whoever will have the page."""
+        """Nothing to do: a page stays dirty until the next fsync, whoever has it then."""
 
     @property
     def persisted_epoch(self) -> int:
-        """What was written in this epoch or before is durable."""
+        """All that was written in this epoch or before it is durable."""
         return self._persisted_epoch
 
     def begin_persist(self) -> int:
@@ -160,7 +165,7 @@ class CountingMemmap(RecordMemmap):
         return epoch
 
     def end_persist(self, epoch: int) -> None:
-        # Two fsyncs may end in either order; the later epoch covers the earlier.
+        # Two fsyncs may end in either order, and the later epoch covers the earlier.
         self._persisted_epoch = max(self._persisted_epoch, epoch)
 
     def drop_idle(self, idle_seconds: float) -> int:
@@ -169,11 +174,11 @@ class CountingMemmap(RecordMemmap):
     def _initialise(self, records: Records) -> None:
         stale = records["generation"] != self.generation
         if stale.any():
-            # As words, since numpy copies structured records field by field.
+            # As words, because numpy copies structured records field by field.
             records.view(np.uint64).reshape(-1, len(self._fresh))[stale] = self._fresh
 
     def _get_slice(self, records: Records, access: Access) -> None:
-        # Each field is bound to a name: `records["x"] += 1` would copy the field onto itself.
+        # Each field gets a name first: `records["x"] += 1` would copy the field onto itself.
         if access:
             is_write = access == Access.WRITE
             flags = records["flags"]

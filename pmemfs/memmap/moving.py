@@ -1,9 +1,10 @@
-"""Moving page structures inside a pool, when its memmap zone does.
+"""Moves page structures within a pool, when its memmap zone moves.
 
-Invariants: what was initialised in the old zone is in the new one, at the same index; whatever else
-of the old zone lies in the new one too is cleared, so that no structure turns up at another index.
-The zones may overlap. Nothing here can fail but by a fault of the memory: as nobody holds a page
-meanwhile, structures that are lost or left behind by it are worth no more than fresh ones.
+Invariants: a structure that was initialised in the old zone is in the new zone, at the same index.
+Everything else of the old zone that lies in the new zone is cleared, because it would turn up there
+as the structure of another page. The zones may overlap. Nothing here can fail except by a fault of
+the memory. No page is held meanwhile, so a structure that a fault loses or leaves behind is worth
+no more than a fresh one.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _CLEARING_BYTES = MIB
 
 
 def live_runs(states: bytes | bytearray | memoryview, live: int, shift: int) -> list[Range]:
-    """The runs of pages whose stretches, of 2^shift pages each, are in the state `live`."""
+    """The runs of pages in stretches, of 2^shift pages each, whose state is `live`."""
     found: list[Range] = []
     states = bytes(states)
     wanted, start = bytes([live]), 0
@@ -33,12 +34,12 @@ def live_runs(states: bytes | bytearray | memoryview, live: int, shift: int) -> 
 
 
 def clipped(runs: Iterable[Range], end: int) -> list[Range]:
-    """What is left of runs before an end."""
+    """The parts of runs before an end."""
     return [(first, min(last, end)) for first, last in runs if first < end]
 
 
 def prepare_places(medium: Medium, runs: Iterable[Range], zone: Zone) -> None:
-    """Get memory for runs of pages in a zone, and have it mapped. Raises OSError (ENOSPC)."""
+    """Get memory for runs of pages in a zone, and map it. Raises OSError (ENOSPC)."""
     for start, end in _bytes_of(runs, zone.offset_bytes):
         end = min(end, zone.end_bytes)
         if start < end:
@@ -56,8 +57,8 @@ def move_zone(
 ) -> None:
     """Move runs of pages, as far as they are kept, from the old memmap zone to the new one.
 
-    Raises OSError (ENOSPC), and then has moved nothing; and MemoryFault, after which all that could
-    be moved was, and what lay in bad memory is lost.
+    Raises OSError (ENOSPC), and then has moved nothing. Raises MemoryFault after it has moved all
+    that could be moved; structures in bad memory are lost.
     """
     prepare_places(medium, runs, new)
     move_structures(
@@ -82,15 +83,16 @@ def move_structures(
     new_end: int,
     stale: Sequence[Range] = (),
 ) -> None:
-    """Move runs of pages, in ascending order, from a zone at one offset to one at another.
+    """Move runs of pages, in ascending order, from a zone at one offset to a zone at another.
 
-    Of pages from `kept_pages` on, only what they would leave in the new zone is cleared. `stale`
-    are ranges of bytes outside the old zone that are cleared too, as far as they lie in the new
-    one.
+    Pages from `kept_pages` on are not moved, but what they leave in the new zone is cleared.
+    `stale` are ranges of bytes outside the old zone; their parts in the new zone are cleared, too.
     """
     kept = clipped(runs, kept_pages)
     old, new = _bytes_of(runs, old_offset), _bytes_of(kept, new_offset)
     moves = list(zip(_bytes_of(kept, old_offset), new, strict=True))
+    # The zones may overlap. From the last run to the first, no move overwrites a run that is still
+    # to be moved; in the other direction it is the other way round.
     if new_offset > old_offset:
         moves.reverse()
     for (source, source_end), (target, target_end) in moves:

@@ -1,6 +1,6 @@
 """Scheme `none`: page-frame numbers only.
 
-This is Dan Williams' answer. Whatever needs a page fails with EOPNOTSUPP; that is the result.
+This is Dan Williams' answer. Whatever needs a page fails with EOPNOTSUPP, and that is intended.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pmemfs.pfn import PageGeometry, PfnT, pfn_t_to_page, pfn_to_pfn_t
 
 
 class NoMemmap(Memmap):
-    """No page structures."""
+    """A memmap without page structures."""
 
     has_pages = False
     geometry = None

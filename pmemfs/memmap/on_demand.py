@@ -1,8 +1,9 @@
-"""Scheme `on-demand`: structures in DRAM, in sections, made when a page of one is first needed.
+"""Scheme `on-demand`: structures in DRAM, in sections that are made when a page first needs one.
 
 This is Linus Torvalds' answer. A section covers 128 MiB of the pool, as in the kernel's memory
-hotplug, or one page where that is larger. Invariants: a section that holds a reference or a dirty
-page is never dropped; dropping one forgets the counters of its pages.
+hotplug, or one page if a page is larger. Invariants: a section with a reference or a dirty page is
+never dropped, because the next fsync or the holder needs it. Dropping a section forgets the
+counters of its pages.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class OnDemandMemmap(CountingMemmap):
 
     @property
     def section_count(self) -> int:
-        """The sections that exist now."""
+        """How many sections exist now."""
         return len(self._sections)
 
     def prepare_move(self, zone: Zone) -> None:
@@ -47,7 +48,7 @@ class OnDemandMemmap(CountingMemmap):
         self._set_geometry(geometry)
         self._sections = kept
         if last in kept:
-            # It may have had fewer pages than a section has.
+            # The last section may be longer now: it was cut off at the end of the pool.
             before = kept[last][0]
             after, _ = self._make(last)
             size = min(len(before), len(after))
@@ -91,7 +92,7 @@ class OnDemandMemmap(CountingMemmap):
             page_count -= count
 
     def _touched(self) -> Iterator[tuple[int, memoryview]]:
-        # A snapshot: another thread may count while sections come and go.
+        # A snapshot, because sections come and go while another thread counts.
         for section, (memory, _) in sorted(self._sections.items(), key=itemgetter(0)):
             yield section * self._pages_per_section, memory
 

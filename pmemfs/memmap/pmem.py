@@ -1,10 +1,10 @@
 """Scheme `pmem`: every page has a structure, in a hidden zone of the pool itself.
 
 This is Ingo Molnar's answer. Invariants:
-- a stretch of structures is touched only after `_reserve` has seen it, which gets memory for it
-  where the pool is sparse; so no touch fails but where memory is bad, and the cost is paid where
-  pages are used;
-- what has not been reserved in this mount holds no structure of this generation, so scans skip it.
+- a stretch of structures is touched only after `_reserve`, which gets memory for it in a sparse
+  pool. So a touch fails only if memory is bad, and only pages that are used cost anything;
+- a stretch that was not reserved in this mount holds no structure of this generation, so scans skip
+  it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pmemfs.memmap.records import Records
 
 _STRETCH_SHIFT = 10
-"""Structures are reserved 1024 at a time: 64 KiB, for 4 MiB of data in 4 KiB pages."""
+"""Structures are reserved 1024 at a time: 64 KiB, which serve 4 MiB of data in 4 KiB pages."""
 _STRETCH_PAGES = 1 << _STRETCH_SHIFT
 
 
@@ -34,7 +34,7 @@ class PmemMemmap(CountingMemmap):
         super().__init__(geometry, generation)
         self._medium = medium
         self._set_zone(zone)
-        # One byte for each stretch; zeroes of this size come from the kernel untouched.
+        # One byte for each stretch. The kernel gives zeroes of this size without touching them.
         self._reserved = bytearray((self._page_count >> _STRETCH_SHIFT) + 1)
 
     def _has_faulted(self) -> bool:

@@ -1,7 +1,7 @@
-"""Page structures as records in memory: what is read of them, whoever counts in them and how.
+"""Page structures as records in memory: what is read of them, whichever engine counts in them.
 
-Only whoever asks for all pages at once (`counts`, `hottest`) loads numpy, which takes longer than
-the rest of a daemon's start and as much memory as all of its other code.
+Only a request for all pages at once (`counts`, `hottest`) loads numpy. Loading it takes longer than
+the rest of a daemon's start, and as much memory as all of its other code.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Records = np.ndarray[tuple[int], np.dtype[np.void]]
     """Consecutive page structures, as an array of media.page.LAYOUT.dtype."""
 
-# The memory of structures, cast to words of 4 or 8 bytes, gives one field of all with a stride.
+# Cast to words of 4 or 8 bytes, the memory of structures gives one field of all by a stride.
 _WORDS, _LONGS = LAYOUT.size_bytes // 4, LAYOUT.size_bytes // 8
 _REFCOUNT_WORD = LAYOUT.offset_of("refcount") // 4
 _GENERATION_LONG = LAYOUT.offset_of("generation") // 8
@@ -39,7 +39,7 @@ def as_records(memory: memoryview) -> Records:
 
 
 class RecordMemmap(Memmap):
-    """A memmap whose structures are records in memory, wherever that is."""
+    """A memmap whose structures are records in memory."""
 
     has_pages = True
     geometry: PageGeometry
@@ -51,7 +51,7 @@ class RecordMemmap(Memmap):
     @property
     @abstractmethod
     def persisted_epoch(self) -> int:
-        """What was written in this epoch or before is durable."""
+        """All that was written in this epoch or before it is durable."""
 
     @abstractmethod
     def _locate(self, page: int) -> tuple[memoryview, int]:
@@ -59,22 +59,23 @@ class RecordMemmap(Memmap):
 
     @abstractmethod
     def _existing(self, first_page: int, page_count: int) -> Iterator[memoryview]:
-        """The memory of the structures of a range as far as they exist; none is made."""
+        """The memory of those structures of a range that exist; none is made."""
 
     @abstractmethod
     def _touched(self) -> Iterator[tuple[int, memoryview]]:
-        """Every stretch that may hold initialised structures, with the index of its first page."""
+        """Each stretch that may hold initialised structures, with its first page's index."""
 
     def _has_faulted(self) -> bool:
-        """Whether a structure was touched that lies in bad memory; nobody has been told yet."""
+        """Whether a structure in bad memory was touched, and no caller has been told yet."""
         return False
 
     def _check_touched(self) -> None:
-        """Raise MemoryFault where `_has_faulted`: to be called before any method here ends."""
+        """Raise MemoryFault if `_has_faulted`; called before any method here ends."""
 
     def are_referenced(self, pfn: int, pfn_count: int) -> bool:
         found = False
         for memory in self._existing(*self._page_range(pfn, pfn_count)):
+            # Mostly all counts are 0, which is quick to see, and then generations don't matter.
             counts = memory.cast("I")[_REFCOUNT_WORD::_WORDS].tolist()
             if any(counts):
                 generations = memory.cast("Q")[_GENERATION_LONG::_LONGS].tolist()
@@ -91,7 +92,7 @@ class RecordMemmap(Memmap):
         return page if page.generation == self.generation else None
 
     def is_dirty(self, page: Page) -> bool:
-        """Whether a page holds something that no fsync has covered."""
+        """Whether a page holds bytes that no fsync has covered."""
         return bool(page.flags & _DIRTY) and page.write_epoch > self.persisted_epoch
 
     def pfn_t(self, pfn: int) -> PfnT:
@@ -145,7 +146,7 @@ class RecordMemmap(Memmap):
         self._page_count = geometry.page_count
 
     def _page_range(self, pfn: int, pfn_count: int) -> tuple[int, int]:
-        """Index of the first page and count of pages that a range of frames touches."""
+        """The index of the first page that a range of frames touches, and how many pages."""
         first = self.geometry.pfn_to_page(pfn)
         last = self.geometry.pfn_to_page(pfn + pfn_count - 1)
         return first, last - first + 1

@@ -1,4 +1,4 @@
-"""A medium with a label on it: created, opened, mounted, grown, checked."""
+"""A pool is a medium with a label: here it is created, opened, mounted, grown and checked."""
 
 from __future__ import annotations
 

@@ -1,22 +1,23 @@
-"""Growing a pool onto the end of its medium, in steps between which the power may fail.
+"""Grows a pool onto the end of its medium, in steps between which the power may fail.
 
-    announce      the new copy of the label is written at the new end: nobody looks there yet
+    announce      the new copy of the label is written at the new end, where no reader looks yet
     clear         what becomes data reads as zeroes from now on
-    commit        the old copy of the label, which becomes data too, is cleared; the label in front
-                  is written, and with it the pool is as large as it says
+    commit        the old copy of the label, which becomes data too, is cleared; then the label in
+                  front is written, and the pool has its new size
 
 Invariants:
-- at every instant the pool opens as before or as after: before the label in front is written, it
-  says the old size; while it is, and torn, what is left leads to the new copy, since the medium
-  ends there; afterwards both say the new size;
-- the pool never opens as after with anything but zeroes where nothing was written;
+- at every instant the pool opens with its old size or its new one. Before the label in front is
+  written, it says the old size. While it is being written and torn, the medium's end leads to the
+  new copy. Afterwards both copies say the new size;
+- a pool that opens with its new size reads as zeroes where nothing was written. Otherwise old page
+  structures, or another user's bytes, would show up as data;
 - the data zone starts where it did, so nothing that is stored moves;
-- no page structure of a generation that is to come lies in the new memmap zone: a pool that nobody
-  has mounted gets another random generation, as `create` gives one, and a mounted one, which keeps
-  its own, has the zone cleared.
+- the new memmap zone has no page structure of a generation to come. A pool that is not mounted gets
+  another random generation, as at `create`. A mounted pool keeps its generation, so its new zone is
+  cleared.
 
-What an interrupted growth leaves is a longer medium, and a label at its end that loses against
-those of the pool.
+An interrupted growth leaves a longer medium, with a label at its end that loses against the labels
+of the pool.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from pmemfs.units import align_up, format_size
 
 @dataclass(frozen=True, slots=True)
 class Grown:
-    """What growing has come to; equal sizes where there was nothing to do."""
+    """The outcome of growing; the sizes are equal if there was nothing to do."""
 
     name: str
     old_bytes: int
@@ -48,15 +49,15 @@ class Grown:
 
 
 class Growth:
-    """One growth of an open pool, as far as labels and zones go."""
+    """One growth of an open pool: its labels and zones."""
 
     def __init__(
         self, pool: Pool, size_bytes: int, unknown_end_bytes: int, *, is_mounted: bool = False
     ) -> None:
-        """Plan it, and touch nothing. Raises CannotGrow, BadGeometry and InvalidLabel.
+        """Plan a growth, and touch nothing. Raises CannotGrow, BadGeometry and InvalidLabel.
 
-        What lies before `unknown_end_bytes` may hold anything; what is behind is added to the
-        medium, and is zero.
+        Before `unknown_end_bytes` the medium may hold anything. What lies behind that is added to
+        the medium, and is zero.
         """
         _check_order(pool)
         self._pool = pool
@@ -68,7 +69,7 @@ class Growth:
         assert self.new.data.offset_bytes == self.old.data.offset_bytes
 
     def run(self) -> None:
-        """All steps, of a pool that nobody has mounted. Raises OSError; `abandon` must follow."""
+        """Do all steps, for a pool that is not mounted. Call `abandon` if this raises OSError."""
         self.announce()
         self.clear_data()
         self.commit()
@@ -78,34 +79,38 @@ class Growth:
         self._pool.announce(self._label)
 
     def clear_data(self) -> None:
-        """Clear what becomes data, but for the old copy of the label.
+        """Clear what becomes data, except for the old copy of the label.
 
-        Page structures that are in use must have been moved before.
+        Page structures that are in use must have been moved before. The old copy stays, because
+        until `commit` it is what serves if the label in front is damaged.
         """
         self._clear(self._new_data(), [self.old.label_copy])
 
     def clear_memmap(self) -> None:
-        """Clear the new memmap zone, but for what moving page structures takes care of."""
+        """Clear the new memmap zone, except for what moving the page structures clears."""
         zone = self.new.memmap
         if zone.offset_bytes > self.new.data.offset_bytes:
             self._clear((zone.offset_bytes, zone.end_bytes), [self.old.memmap, self.old.label_copy])
 
     def commit(self) -> None:
         """See the module's docstring."""
+        # This order: if the old copy were cleared after the label in front was written, a crash
+        # between the two would leave a label in the data.
         copy = self.old.label_copy
         if copy.offset_bytes < self.new.data.end_bytes:
             self._pool.medium.clear(copy.offset_bytes, copy.size_bytes)
         self._pool.adopt(self._label)
 
     def abandon(self) -> bool:
-        """After a step that failed, be as before; whether all that was written is known.
+        """Go back to the old size after a step that failed; whether the labels surely say it.
 
-        If not, the medium must stay as large as it is now.
+        If they may not, the medium must stay as large as it is now: a label may say the new size.
         """
         try:
             self._pool.rewrite()
         except OSError:
-            # For whoever reads it while this machine runs; nobody knows what a later one will find.
+            # So that readers on this running machine see the old size. What a later one will find
+            # is unknown.
             self._pool.medium.store(0, pack(self._pool.label))
             return False
         return True
@@ -121,20 +126,20 @@ class Growth:
 
 
 def _check_order(pool: Pool) -> None:
-    """Raise CannotGrow where page structures lie in front of the data."""
+    """Raise CannotGrow if page structures lie in front of the data."""
     is_behind = pool.label.incompatible_features & Incompatible.MEMMAP_BEHIND_DATA
     if pool.scheme is Scheme.PMEM and not is_behind:
         raise CannotGrow(
             path=pool.medium.name,
-            why="a larger pool has more page structures, which lie in front of the data here, as "
-            "the first programs put them; a new pool has them behind it",
+            why="its page structures lie in front of the data, as the first versions of pmemfs put "
+            "them, and there is no room for more; copy the data to a new pool",
         )
 
 
 def target_bytes(pool: Pool, medium: MappedMedium, wanted_bytes: int | None) -> int:
-    """The size that a pool is to have, by what was asked for and what its source is.
+    """The size that a pool should get, from what the user asked for and what its source is.
 
-    Raises CannotShrink, BadGeometry, NoSizeGiven, and what `identify` does.
+    Raises CannotShrink, BadGeometry, NoSizeGiven, and what `identify` raises.
     """
     old_bytes = pool.label.pool_size_bytes
     source = identify(medium.name)
@@ -161,16 +166,16 @@ def target_bytes(pool: Pool, medium: MappedMedium, wanted_bytes: int | None) -> 
 
 
 def unknown_end_bytes(medium: MappedMedium, size_bytes: int) -> int:
-    """Up to where the medium may hold anything, which is about to have this size."""
+    """The offset up to which the medium, once it has this size, may hold anything."""
     if medium.source.kind.is_device:
         return size_bytes
     return align_up(os.fstat(medium.fileno()).st_size, FRAME_BYTES)
 
 
 def grow_unmounted(path: str, wanted_bytes: int | None) -> Grown:
-    """Grow the pool on a path that nobody has mounted.
+    """Grow the pool on a path, which is not mounted.
 
-    Raises as `target_bytes`, `Pool.open` and `MappedMedium.open`; NoSpace; and OSError where the
+    Raises as `target_bytes`, `Pool.open` and `MappedMedium.open` do; NoSpace; and OSError if the
     medium fails. Then all is as it was.
     """
     with closing(MappedMedium.open(path)) as medium:
@@ -191,9 +196,10 @@ def grow_unmounted(path: str, wanted_bytes: int | None) -> Grown:
 
 
 def heal(pool: Pool) -> None:
-    """Make both copies of the label whole and alike: what the steps of a growth begin from.
+    """Make both copies of the label whole and alike, before a growth begins.
 
-    A medium that grows hides the copy, unless the label in front says where it is.
+    Once the medium is longer, its end does not lead to the old copy any more. Only the label in
+    front does, so that one must be good.
     """
     first, second = (reading.label for reading in pool.readings)
     if first != second:

@@ -1,4 +1,4 @@
-"""Checking what is stored in every mode: the label and its copy, and the zones they describe."""
+"""Checks what is stored in every mode: the label, its copy, and the zones that they describe."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pmemfs.pool.pool import Pool
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at."""
+    """One thing that was checked, and what was found."""
 
     what: str
     is_error: bool
@@ -29,17 +29,19 @@ def label_finding(reading: LabelReading) -> Finding:
 
 
 def agreement(pool: Pool) -> Finding:
-    """Copies may differ by the last write, if that was interrupted, and by nothing else."""
+    """Compare the copies. They may differ by the last write, if it was interrupted; else equal."""
     labels = [reading.label for reading in pool.readings if reading.label]
     what = "label copies"
     if len({label.uuid for label in labels}) > 1:
         return Finding(what, True, "they belong to different pools; the newer one serves")
     if len({label.sequence for label in labels}) > 1:
-        return Finding(what, False, "one is older: a label write was interrupted; the newer serves")
+        why = "one copy is older: a write was interrupted; the newer copy serves"
+        return Finding(what, False, why)
     if len(set(labels)) > 1:
-        return Finding(what, True, "they have one sequence number and differ")
+        return Finding(what, True, "they have the same sequence number but differ")
     if len(labels) == 1:
-        return Finding(what, False, "one is left; the next writable mount writes the other anew")
+        why = "only one copy is valid; the next writable mount rewrites the other"
+        return Finding(what, False, why)
     return Finding(what, False, "agree")
 
 

@@ -1,10 +1,10 @@
-"""The two copies of a pool's label: how they are found, and how they are written.
+"""The two copies of a pool's label: how they are found and how they are written.
 
 Invariants:
-- a label is written to the copy that isn't the one in force, made durable, and then to the other:
-  at every instant one valid copy exists, and a torn write loses nothing;
-- nothing is believed that `validate` refuses; what is left of a damaged label in front is a hint
-  where the copy may be, and no more.
+- a label is written to the copy that is not in force, made durable, and then written to the other
+  copy. So at every instant one copy is valid, and a torn write loses nothing;
+- nothing is believed that `validate` refuses. What is left of a damaged label in front is only a
+  hint where the copy may lie.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pmemfs.medium.base import Medium
 
 
 class LabelReading(NamedTuple):
-    """What was found where a copy of the label belongs."""
+    """What was found at the place of a copy of the label."""
 
     where: str
     offset_bytes: int
@@ -29,11 +29,11 @@ class LabelReading(NamedTuple):
 
 
 def read_labels(medium: Medium) -> tuple[LabelReading, LabelReading]:
-    """Both copies, as far as they are valid.
+    """Both copies, each with its label if it is valid.
 
-    The second is where the first one says that the pool ends. If the first is damaged, what is left
-    of it is only a hint (the medium may have grown since), and the end of the medium another; if
-    there is a copy at both, one pool was about to overwrite the other, and the newer one counts.
+    The second copy lies where the first says that the pool ends. If the first is damaged, its size
+    is only a hint (the medium may have grown since), and the end of the medium is another. If there
+    is a copy at both places, one pool was about to overwrite another, and the newer copy counts.
     """
     first = _read_label(medium, "label", 0)
     if first.label:
@@ -46,8 +46,8 @@ def read_labels(medium: Medium) -> tuple[LabelReading, LabelReading]:
 
 
 def _size_in(medium: Medium) -> int:
-    """The size of the pool in what is left of the label in front; that of the medium, if nothing
-    is."""
+    """The pool's size as a damaged label in front still says it; the medium's size if that can't be
+    read."""
     try:
         size_bytes: int = LAYOUT.unpack(bytes(medium.read(0, LABEL_BYTES))).pool_size_bytes
     except MemoryFault:
@@ -62,7 +62,7 @@ def _read_label(medium: Medium, where: str, offset_bytes: int) -> LabelReading:
     try:
         raw = bytes(medium.read(offset_bytes, LABEL_BYTES))
     except MemoryFault as fault:
-        # Nobody knows what is there, so nobody is told that there is no pool.
+        # There may be a pool here, so this must not be reported as "no pool".
         return LabelReading(where, offset_bytes, None, InvalidLabel(why=str(fault)), True)
     try:
         return LabelReading(where, offset_bytes, validate(raw), None, True)
@@ -71,16 +71,16 @@ def _read_label(medium: Medium, where: str, offset_bytes: int) -> LabelReading:
 
 
 def newest(readings: Sequence[LabelReading]) -> LabelReading:
-    """The copy in force: the valid one with the highest sequence number."""
+    """The copy in force: the valid copy with the highest sequence number."""
     return max(readings, key=lambda reading: reading.label.sequence if reading.label else -1)
 
 
 def write_labels(medium: Medium, label: Label, *, in_force: LabelReading) -> None:
-    """Write both copies, the one in force last."""
+    """Write both copies, and the copy in force last."""
     copy_offset_bytes = label.pool_size_bytes - LABEL_BYTES
     offsets = [copy_offset_bytes, 0]
-    # A copy in force that is elsewhere, of a smaller pool that `create` overwrites, is found
-    # through the label at 0 alone, so that one must stay whole until the new copy is durable.
+    # The copy in force may lie elsewhere: that of a smaller pool which `create` overwrites. It is
+    # found only through the label at 0, so that label stays until the new copy is durable.
     if in_force.offset_bytes == copy_offset_bytes:
         offsets.reverse()
     for offset_bytes in offsets:
@@ -88,15 +88,16 @@ def write_labels(medium: Medium, label: Label, *, in_force: LabelReading) -> Non
 
 
 def write_label(medium: Medium, label: Label, offset_bytes: int) -> None:
-    """Write one copy, durably."""
+    """Write one copy of the label, durably."""
     medium.store(offset_bytes, pack(label))
     medium.persist(offset_bytes, LABEL_BYTES)
 
 
 def stray_sequence(medium: Medium, label: Label) -> int:
-    """The sequence of a label at the end of a medium that is larger than the pool, or 0.
+    """The sequence of a label at the end of a medium that is larger than the pool; 0 without one.
 
-    It would be found if the label in front were torn, and must then lose against the pool's copy.
+    If the label in front were torn, this stray label would be found. The pool's own copy must win
+    then, so its sequence has to be higher.
     """
     if medium.size_bytes <= label.pool_size_bytes:
         return 0

@@ -1,10 +1,10 @@
 """A pool: a medium, its label in two copies (see `labels`), and the zones that follow from it.
 
 Invariants:
-- both copies record generation g before any page structure is given generation g, so whichever
-  copy survives, no stale structure can pass for a current one;
+- both copies record generation g before any page structure gets generation g. So whichever copy
+  survives, no stale structure counts as a current one;
 - `create` and `open` touch nothing but the two labels;
-- a pool grows (see `growth`) onto the end of the medium: the new copy of the label is written there
+- a pool grows (see `growth`) onto the end of the medium. The new copy of the label is written there
   first, so that it is found whatever becomes of the two that say the old size.
 """
 
@@ -52,7 +52,7 @@ _GENERATION_LIMIT = 1 << 64
 
 @dataclass(frozen=True, slots=True)
 class PoolSpec:
-    """What a new pool is to be."""
+    """What a new pool should be like."""
 
     name: str
     page_size_bytes: int = FRAME_BYTES
@@ -68,10 +68,10 @@ class Pool:
         self.medium = medium
         self.readings = readings
         self._current = newest(readings)
-        assert self._current.label is not None, "a pool is made of readings with a valid copy"
+        assert self._current.label is not None, "a pool is opened only if a copy is valid"
         self.label: Label = self._current.label
         self.zones: Zones = self.label.zones
-        # A growth that came to nothing may have left a copy at the end of the medium.
+        # A growth that was interrupted may have left a copy at the end of the medium.
         self._least_sequence = max(self.label.sequence, stray_sequence(medium, self.label))
 
     @classmethod
@@ -85,13 +85,13 @@ class Pool:
 
     @classmethod
     def open(cls, medium: Medium) -> Pool:
-        """The pool on a medium. Raises NotAPool, InvalidPool and ReadOnlyPool, in this order:
+        """The pool on a medium. Raises, for the first of these that holds:
 
         1. neither copy of the label starts with the magic: NotAPool
-        2. a copy is whole, and of a format that this program does not know: InvalidPool
+        2. a copy is whole and has a format that this program does not know: InvalidPool
         3. neither copy is valid: InvalidPool
         4. the medium is smaller than the pool: InvalidPool
-        5. a feature allows reading only, and the medium is writable: ReadOnlyPool
+        5. a feature allows only reading, and the medium is writable: ReadOnlyPool
         """
         readings = read_labels(medium)
         if not any(reading.has_magic for reading in readings):
@@ -106,16 +106,16 @@ class Pool:
         if pool.label.pool_size_bytes > medium.size_bytes:
             raise InvalidPool(
                 path=medium.name,
-                why=f"it is truncated: {format_size(medium.size_bytes)} are left of "
-                f"{format_size(pool.label.pool_size_bytes)}",
+                why=f"it is cut off: {format_size(medium.size_bytes)} are left of "
+                f"{format_size(pool.label.pool_size_bytes)}; restore it from a backup",
             )
         if pool.label.needs_read_only and not medium.read_only:
-            raise ReadOnlyPool(path=medium.name, why="it has features of a newer program")
+            raise ReadOnlyPool(path=medium.name, why="a newer version of pmemfs has written it")
         return pool
 
     @property
     def scheme(self) -> Scheme:
-        """Where the pool's page structures live."""
+        """Where the pool's page structures lie."""
         return Scheme(self.label.scheme)
 
     @property
@@ -130,11 +130,11 @@ class Pool:
 
     @property
     def page_geometry(self) -> PageGeometry:
-        """Which pfns have page structures. Where they are in DRAM, the offsets are virtual ones."""
+        """Which pfns have page structures. If these are in DRAM, the offsets are only virtual."""
         return self.geometry_of(self.zones)
 
     def geometry_of(self, zones: Zones) -> PageGeometry:
-        """As `page_geometry`, with these zones instead of those that the pool has now."""
+        """As `page_geometry`, for these zones instead of those that the pool has now."""
         return PageGeometry(
             first_pfn=Pfn(zones.data.offset_bytes >> PAGE_SHIFT),
             page_count=zones.data.size_bytes // self.label.page_size_bytes,
@@ -150,7 +150,7 @@ class Pool:
     def begin_mount(self) -> None:
         """Record a writable mount: a new generation, and dirty until `end_mount`.
 
-        Raises OSError, and InvalidLabel where the sequence number has run out.
+        Raises OSError, and InvalidLabel if the sequence number has run out.
         """
         self._write(
             replace(
@@ -167,7 +167,7 @@ class Pool:
         self._write(replace(self.label, state=State.CLEAN))
 
     def rewrite(self) -> None:
-        """Write both copies of the label anew, whatever became of them. Raises as `begin_mount`."""
+        """Write both copies of the label anew, whatever they hold. Raises as `begin_mount`."""
         self._write(self.label)
 
     def grown_label(self, size_bytes: int, generation: int) -> Label:
@@ -182,12 +182,12 @@ class Pool:
         return _readable(with_zones(label))
 
     def announce(self, label: Label) -> None:
-        """Write the copy of a `grown_label`, where it belongs; it counts for nothing yet."""
+        """Write the copy of a `grown_label` to its place, where it does not count yet."""
         self._least_sequence = label.sequence
         write_label(self.medium, label, label.pool_size_bytes - LABEL_BYTES)
 
     def adopt(self, label: Label) -> None:
-        """Write an announced label in front, from where on it is the pool's."""
+        """Write an announced label in front; from now on it is the pool's label."""
         write_label(self.medium, label, 0)
         self.label, self.zones = label, label.zones
         self._read_back()
@@ -204,7 +204,7 @@ class Pool:
 
 
 def _readable(label: Label) -> Label:
-    """The label as it will be read back: one whose sequence number has run out won't be."""
+    """The label as it will be read back. If its sequence number has run out, this raises."""
     return validate(pack(label))
 
 
@@ -212,12 +212,12 @@ def _new_label(
     medium: Medium, spec: PoolSpec, readings: tuple[LabelReading, LabelReading]
 ) -> Label:
     is_in_pool = spec.scheme is Scheme.PMEM
-    # A pool that is overwritten must lose against the new one, whichever copies a crash leaves.
+    # The pool that is overwritten must lose against the new one, whichever copies a crash leaves.
     sequence = 1 + max(reading.label.sequence if reading.label else 0 for reading in readings)
     label = Label(
         sequence=sequence,
         uuid=uuid.uuid4().bytes,
-        # In the other schemes it would say nothing, and keep older programs out.
+        # In other schemes the feature would mean nothing and still keep older programs out.
         incompatible_features=Incompatible.MEMMAP_BEHIND_DATA if is_in_pool else 0,
         pool_size_bytes=medium.size_bytes,
         alignment_bytes=spec.alignment_bytes,
@@ -225,7 +225,7 @@ def _new_label(
         scheme=spec.scheme,
         mode=spec.mode,
         state=State.CLEAN,
-        # The memmap zone may hold anything: a random start keeps it from passing for ours.
+        # The memmap zone may hold anything. A random start keeps old structures from counting.
         generation=secrets.randbits(62) or 1,
         created_ns=time.time_ns(),
         name=spec.name,

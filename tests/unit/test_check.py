@@ -45,7 +45,9 @@ def test_one_damaged_copy_is_an_error_that_says_what_heals_it(label: Label, dama
     assert failed
     where = ("label", "label copy")[damaged]
     assert said[where].startswith("not valid: ")
-    assert said["label copies"] == "one is left; the next writable mount writes the other anew"
+    assert (
+        said["label copies"] == "only one copy is valid; the next writable mount rewrites the other"
+    )
 
 
 def test_an_interrupted_label_write_is_no_error(label: Label) -> None:

@@ -200,7 +200,7 @@ def test_a_file_system_of_another_format_is_refused(tree: Tree, version: int) ->
     tree.medium.store(at, pack_filesystem_head(head))
     with pytest.raises(
         DamagedFileSystem,
-        match=f"is {version}, and this program knows {FORMAT_VERSION} only",
+        match=f"is {version}, and this program knows only {FORMAT_VERSION}",
     ):
         tree.mount()
     [error] = tree.errors()

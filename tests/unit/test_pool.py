@@ -166,7 +166,7 @@ def test_a_newer_format_with_a_wrong_checksum_is_only_damage(label: Label) -> No
 @pytest.mark.parametrize("left_bytes", [SMALL_BYTES - 4096, 8192, 4096])
 def test_a_truncated_pool_is_refused_with_both_sizes(left_bytes: int) -> None:
     image = content(small_pool().medium)[:left_bytes]
-    with pytest.raises(InvalidPool, match=rf"truncated: {left_bytes // 1024}KiB are left of 64KiB"):
+    with pytest.raises(InvalidPool, match=rf"cut off: {left_bytes // 1024}KiB are left of 64KiB"):
         Pool.open(MemoryMedium(image))
 
 
