@@ -211,6 +211,7 @@ def _leave_durable(session: Session, medium: MappedMedium) -> None:
         finally:
             # Also where that has met bad memory: what was written elsewhere is to last.
             trio.run(session.engine.make_durable)
+            session.close()
     except (OSError, PmemfsError) as error:
         raise NotDurable(path=medium.name, why=sentence_of(error)) from error
 

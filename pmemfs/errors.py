@@ -348,6 +348,12 @@ class DataPlaneFailed(PmemfsError):
     errno = errno.ENOTCONN
 
 
+class ForeignSharedMemory(PmemfsError):
+    """this is no shared memory of a mount that this version of pmemfs knows: {why}"""
+
+    errno = errno.EINVAL
+
+
 class NotMounted(PmemfsError):
     """{path} is not {what}"""
 

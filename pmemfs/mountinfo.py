@@ -37,6 +37,12 @@ class Mount(NamedTuple):
         return int(self.device.partition(":")[2])
 
     @property
+    def number(self) -> int:
+        """The device number, as stat's st_dev."""
+        major, _, minor = self.device.partition(":")
+        return os.makedev(int(major), int(minor))
+
+    @property
     def owner_uid(self) -> int:
         """The user whose FUSE mount it is; 0 where none is said."""
         match = _USER_ID.search(self.options)

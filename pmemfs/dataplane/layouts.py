@@ -1,7 +1,7 @@
 """What lies in the memory that the two planes share: one memfd, declared here and nowhere else.
 
-    header | worker slots | faults | inodes | attributes | presence | stretches | extent tables
-    | page structures
+    header | options of the mount | kept attributes | worker slots | faults | inodes | attributes
+    | presence | stretches | extent tables | open files | lookup counts | page structures
 
 `structures.pxd`, which the native code is built from, is generated from these lists and from
 `media/page.py`. Invariants: all numbers are little-endian and aligned to their size, so a number of
@@ -11,9 +11,11 @@ up to eight bytes is read and written whole; whatever two threads write lies in 
 from __future__ import annotations
 
 import enum
+import zlib
 from functools import lru_cache
 from typing import NamedTuple
 
+from pmemfs.media.inode import SLOT_BYTES as INODE_SLOT_BYTES
 from pmemfs.media.layout import Layout, stored, structure
 from pmemfs.pfn import FRAME_BYTES, PAGE_STRUCTURE_BYTES
 from pmemfs.units import MIB, align_up
@@ -38,6 +40,12 @@ INODE_HASH = 0x9E37_79B9_7F4A_7C15
 EXTENT_ARENA_BYTES = 16 * MIB
 ATTRIBUTES_SHIFT = 10
 """Attributes are published of 1024 inodes, each of which has one place."""
+OPEN_PLACES_SHIFT = 20
+"""A million open files and directories; the first place tells how far the others were used."""
+KEPT_INODES = 8
+"""Attributes can be kept of inodes below this number: mode `block` has two."""
+COUNT_BYTES = 8
+"""Of one inode's lookup count."""
 
 _WORD = (1 << 64) - 1
 
@@ -83,12 +91,23 @@ class SectionState(enum.IntEnum):
     """It is being given back: wait until it is ABSENT."""
 
 
+class HandleKind(enum.IntEnum):
+    """What an open handle is of."""
+
+    FILE = 1
+    DIRECTORY = 2
+
+
 @structure
 class Header:
-    """What the data plane must know. Constant but for the last two lines, and for what a pool that
-    grows changes while workers are paused or nobody looks: memmap_offset, page_count, pool_bytes.
+    """What both planes must know, and whoever takes the place of one.
+
+    Constant but for the last lines, for what a pool that grows changes while workers are paused or
+    nobody looks (memmap_offset, page_count, pool_bytes), and for what the mount and its INIT say,
+    once each.
     """
 
+    signature: int = stored("<u8", "of these declarations; see `SIGNATURE`")
     worker_count: int = stored("<u8", "slots that exist")
     slots_offset: int = stored("<u8", "of the worker slots", unit="bytes")
     faults_offset: int = stored("<u8", "of the fault records", unit="bytes")
@@ -111,13 +130,49 @@ class Header:
     attributes_offset: int = stored("<u8", "of the published attributes", unit="bytes")
     access_times: int = stored("<u8", "of files: 0 never noted, 1 as relatime has it, 2 always")
     answered: int = stored("<u8", "bit n: the control plane answers opcode n of the protocol")
-    unused: int = stored("V16", "zero", default=bytes(16))
+    opens_offset: int = stored("<u8", "of the open files", unit="bytes")
+    counts_offset: int = stored("<u8", "of the lookup counts", unit="bytes")
+    inode_numbers: int = stored("<u8", "inodes that there is a lookup count of: all below it")
+    queue_count: int = stored("<u8", "rings; 0: the transport fd")
+    depth: int = stored("<u8", "entries of a ring")
+    reader_count: int = stored("<u8", "workers behind the rings', that read /dev/fuse")
+    device: int = stored("<u8", "number of the mount's device, as st_dev has it; 0: not mounted")
+    minor: int = stored("<u8", "version of the protocol that INIT agreed on; 0: none yet")
+    flags: int = stored("<u8", "that INIT agreed on")
+    max_write: int = stored("<u8", "that INIT agreed on", unit="bytes")
+    max_readahead: int = stored("<u8", "that INIT agreed on", unit="bytes")
+    max_background: int = stored("<u8", "that INIT agreed on")
+    unused: int = stored("V40", "zero", default=bytes(40))
     write_epoch: int = stored("<u8", "stamps what is written now", default=1)
     persisted_epoch: int = stored("<u8", "what was written in it or before is durable")
     lost_errno: int = stored("<u8", "of the first write-back that failed; 0: none")
     fault_count: int = stored("<u8", "faults since the mount; the latest are in the records")
     ends: int = stored("<u8", "1: workers end as soon as they notice")
     idle: int = stored("V24", "zero", default=bytes(24))
+    replied: int = stored("<u8", "replies of the control plane that no worker has passed on itself")
+    rest: int = stored("V56", "zero", default=bytes(56))
+
+
+@structure
+class MountWords:
+    """How the mount was asked for."""
+
+    options: str = stored("S512", "as `mount -o` has them, UTF-8, NUL-filled", default="")
+
+
+@structure
+class KeptAttributes:
+    """What somebody has set of an inode of mode `block`, which lasts as long as the mount."""
+
+    inode: int = stored("<u8", "number of the inode; 0: nothing is set")
+    mode: int = stored("<u4", "type and permissions")
+    uid: int = stored("<u4", "owner")
+    gid: int = stored("<u4", "group")
+    unused: int = stored("<u4", "zero")
+    atime_ns: int = stored("<i8", "last access", unit="ns since 1970")
+    mtime_ns: int = stored("<i8", "last modification", unit="ns since 1970")
+    ctime_ns: int = stored("<i8", "last change", unit="ns since 1970")
+    rest: int = stored("V16", "zero", default=bytes(16))
 
 
 @structure
@@ -129,7 +184,9 @@ class SlotHead:
     spins: int = stored("<u8", "times that waiting awake found a request")
     thread_id: int = stored("<u8", "of the worker, as the system counts; 0: not running")
     paused: int = stored("<u8", "1: begin no section; written by the control plane")
-    unused: int = stored("V24", "zero", default=bytes(24))
+    handed_over: int = stored("<u8", "requests that the control plane got, and is to reply to")
+    replied: int = stored("<u8", "replies of the control plane that the worker has passed on")
+    unused: int = stored("V8", "zero", default=bytes(8))
 
 
 @structure
@@ -170,6 +227,20 @@ class AttributesEntry:
 
 
 @structure
+class OpenPlace:
+    """A place for an open file or directory; the control plane alone writes and reads it."""
+
+    inode: int = stored("<u8", "number of the inode; 0: free. Written last, and cleared first")
+    handle: int = stored("<u8", "the kernel's word for it; where it is free, for the one before")
+    flags: int = stored("<u4", "of open(2)")
+    kind: int = stored("<u4", "1 a file, 2 a directory")
+    uid: int = stored("<u4", "of who has opened it")
+    gid: int = stored("<u4", "of who has opened it")
+    pid: int = stored("<u4", "of who has opened it, in the daemon's PID namespace; 0: none there")
+    unused: int = stored("V28", "zero", default=bytes(28))
+
+
+@structure
 class TableHead:
     """The head of an extent table, which never changes once published; extents follow."""
 
@@ -199,7 +270,9 @@ class FaultRecord:
     time_ns: int = stored("<u8", "when", unit="ns since 1970")
 
 
-HEADER = Layout(Header, 256)
+HEADER = Layout(Header, 448)
+MOUNT_WORDS = Layout(MountWords, 512)
+KEPT_ATTRIBUTES = Layout(KeptAttributes, 64)
 SLOT_HEAD = Layout(SlotHead, 64)
 OPERATION_COUNTS = Layout(OperationCounts, 64)
 INODE_ENTRY = Layout(InodeEntry, 64)
@@ -207,6 +280,16 @@ ATTRIBUTES_ENTRY = Layout(AttributesEntry, 128)
 TABLE_HEAD = Layout(TableHead, 32)
 EXTENT = Layout(Extent, 32)
 FAULT_RECORD = Layout(FaultRecord, 32)
+OPEN_PLACE = Layout(OpenPlace, 64)
+
+SIGNATURE = zlib.crc32(
+    repr([
+        [tuple(field) for field in layout.fields]
+        for layout in (HEADER, MOUNT_WORDS, KEPT_ATTRIBUTES, SLOT_HEAD, OPERATION_COUNTS,
+                       INODE_ENTRY, ATTRIBUTES_ENTRY, TABLE_HEAD, EXTENT, FAULT_RECORD, OPEN_PLACE)
+    ]).encode()
+)  # fmt: skip
+"""What tells this memory from one of a version that declares it otherwise."""
 
 assert INODE_ENTRIES == INODE_WAYS << INODE_BUCKETS_SHIFT
 
@@ -217,6 +300,8 @@ SLOT_BYTES = align_up(SLOT_HEAD.size_bytes + len(Operation) * OPERATION_BYTES, F
 class Areas(NamedTuple):
     """Where everything lies in the memfd; each area starts on a frame of its own."""
 
+    words: int
+    kept: int
     slots: int
     faults: int
     inodes: int
@@ -224,17 +309,22 @@ class Areas(NamedTuple):
     presence: int
     sections: int
     tables: int
+    opens: int
+    counts: int
     memmap: int
     total: int
 
 
 def compute_areas(
-    *, worker_count: int, pool_bytes: int, page_count: int, section_shift: int, memmap_here: bool
-) -> Areas:
+    *, worker_count: int, pool_bytes: int, page_count: int, section_shift: int, has_files: bool,
+    memmap_here: bool,
+) -> Areas:  # fmt: skip
     """The areas for a pool of at most these sizes. All but the first are sparse: what isn't used
     takes no memory."""
     sizes_bytes = (
         HEADER.size_bytes,
+        MOUNT_WORDS.size_bytes,
+        KEPT_INODES * KEPT_ATTRIBUTES.size_bytes,
         worker_count * SLOT_BYTES,
         FAULT_RECORDS * FAULT_RECORD.size_bytes,
         INODE_ENTRIES * INODE_ENTRY.size_bytes,
@@ -242,6 +332,8 @@ def compute_areas(
         (pool_bytes >> CHUNK_SHIFT) + 1,
         (page_count >> section_shift) + 1,
         EXTENT_ARENA_BYTES,
+        OPEN_PLACE.size_bytes << OPEN_PLACES_SHIFT,
+        inode_numbers(pool_bytes) * COUNT_BYTES if has_files else 0,
         page_count * PAGE_STRUCTURE_BYTES if memmap_here else 0,
     )
     offsets = []
@@ -251,6 +343,11 @@ def compute_areas(
         end = align_up(end + size, FRAME_BYTES)
     areas = [*offsets[1:], end]
     return Areas(*areas)
+
+
+def inode_numbers(pool_bytes: int) -> int:
+    """All inodes of a pool have numbers below this: they say which slots of the pool they are."""
+    return pool_bytes // INODE_SLOT_BYTES
 
 
 def buckets_of(inode: int) -> tuple[int, int]:

@@ -6,11 +6,10 @@ system calls, since a touch would fill them. Called from one task or thread at a
 
 from __future__ import annotations
 
-import errno
-import os
 from collections.abc import Iterator
 
 from pmemfs.dataplane.layouts import CHUNK_SHIFT, Presence
+from pmemfs.dataplane.sparse import data_ranges
 from pmemfs.dataplane.tables import SharedMemory
 
 CHUNK_BYTES = 1 << CHUNK_SHIFT
@@ -54,24 +53,3 @@ def _written_chunks(shared: SharedMemory) -> Iterator[int]:
         while position >= 0:
             yield data_start + position - start
             position = states.find(Presence.WRITTEN, position + 1)
-
-
-def data_ranges(fd: int, start_bytes: int, end_bytes: int) -> Iterator[tuple[int, int]]:
-    """The ranges of a file that have memory; all of it, where its file system knows no holes."""
-    position = start_bytes
-    while position < end_bytes:
-        try:
-            data = os.lseek(fd, position, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno != errno.ENXIO:
-                yield position, end_bytes
-            return
-        if data >= end_bytes:
-            return
-        try:
-            hole = min(os.lseek(fd, data, os.SEEK_HOLE), end_bytes)
-        except OSError:
-            # Somebody has cut the file off since.
-            return
-        yield data, hole
-        position = hole

@@ -172,6 +172,9 @@ cdef void route(process_t *process) noexcept nogil:
             return
         if count >= <ssize_t>sizeof(fuse_out_header):
             reply(process, head, data, <uint32_t>(count - sizeof(fuse_out_header)))
+            if head.unique:
+                # This thread is the only one that counts there.
+                put(&process.plane.header.replied, process.plane.header.replied + 1)
 
 
 cdef int start(process_t *process) noexcept nogil:

@@ -27,6 +27,7 @@ cdef struct live_t:
 
 
 cdef struct header_t:
+    uint64_t signature
     uint64_t worker_count
     uint64_t slots_offset
     uint64_t faults_offset
@@ -49,13 +50,27 @@ cdef struct header_t:
     uint64_t attributes_offset
     uint64_t access_times
     uint64_t answered
-    uint8_t unused[16]
+    uint64_t opens_offset
+    uint64_t counts_offset
+    uint64_t inode_numbers
+    uint64_t queue_count
+    uint64_t depth
+    uint64_t reader_count
+    uint64_t device
+    uint64_t minor
+    uint64_t flags
+    uint64_t max_write
+    uint64_t max_readahead
+    uint64_t max_background
+    uint8_t unused[40]
     uint64_t write_epoch
     uint64_t persisted_epoch
     uint64_t lost_errno
     uint64_t fault_count
     uint64_t ends
     uint8_t idle[24]
+    uint64_t replied
+    uint8_t rest[56]
 
 
 cdef struct slot_t:
@@ -64,7 +79,9 @@ cdef struct slot_t:
     uint64_t spins
     uint64_t thread_id
     uint64_t paused
-    uint8_t unused[24]
+    uint64_t handed_over
+    uint64_t replied
+    uint8_t unused[8]
 
 
 cdef struct counts_t:

@@ -42,18 +42,33 @@ import mmap
 import os
 import struct
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from operator import attrgetter
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from pmemfs.dataplane import layouts
-from pmemfs.dataplane.layouts import Extent, FaultRecord, Header, MemmapPlace, Presence, TableHead
+from pmemfs.dataplane.arena import Arena
+from pmemfs.dataplane.held import LookupCounts
+from pmemfs.dataplane.layouts import (
+    Extent,
+    FaultRecord,
+    Header,
+    KeptAttributes,
+    MemmapPlace,
+    Presence,
+    TableHead,
+)
 from pmemfs.dataplane.native import load_word, odd_words, store_word, write_seqlocked
+from pmemfs.dataplane.sparse import data_ranges
+from pmemfs.errors import ForeignSharedMemory
 from pmemfs.media.inode import SIZE_LIMIT_BYTES
+from pmemfs.media.layout import replace
 from pmemfs.media.live import LIVE_LINE
 from pmemfs.medium.base import Durability, Medium
 from pmemfs.pfn import FRAME_BYTES, PageGeometry
 
+NAME = "pmemfs-planes"
+"""Of the memfd, as /proc shows it."""
 _LINE_BYTES = 64
 
 # Publishing happens with each open and each extension of a file, so what can be is found out once.
@@ -63,6 +78,9 @@ _TABLE_AT = layouts.INODE_ENTRY.offset_of("table")
 _CHANGED_AT = layouts.INODE_ENTRY.offset_of("changed_ns")
 _LAST_WRITE_AT = layouts.INODE_ENTRY.offset_of("last_write_ns")
 _NO_ATTRIBUTES = bytes(8)
+_KEPT_BYTES = layouts.KEPT_ATTRIBUTES.size_bytes
+_ATTRIBUTES_INODE_AT = layouts.ATTRIBUTES_ENTRY.offset_of("inode")
+_ATTRIBUTES_BYTES = layouts.ATTRIBUTES_ENTRY.size_bytes << layouts.ATTRIBUTES_SHIFT
 
 assert {field.type for field in (*layouts.TABLE_HEAD.fields, *layouts.EXTENT.fields)} == {"<u8"}
 _head_words = attrgetter(*(field.name for field in layouts.TABLE_HEAD.fields))
@@ -75,18 +93,72 @@ class Grace(NamedTuple):
     sections: tuple[tuple[int, int], ...]
 
 
+class Agreement(NamedTuple):
+    """What INIT agreed on, which the kernel never says again."""
+
+    minor: int
+    """Version of the protocol; 0: nothing is agreed on yet."""
+    flags: int
+    max_write: int
+    max_readahead: int
+    max_background: int
+
+
+class Published(NamedTuple):
+    """A table that the data plane serves an inode by, and where it lies."""
+
+    inode: int
+    offset: int
+    head: TableHead
+
+    @property
+    def size_bytes(self) -> int:
+        """Its size, in bytes."""
+        return _table_bytes(self.head.extent_count)
+
+
 class SharedMemory:
     """One memfd with all that the planes share but the pool.
 
-    `geometry` and `memmap_offset_bytes` are of the pool's page structures, as far as `memmap_place`
-    says that there are any; `generation` is the one of this mount.
-
-    With `has_files`, in mode `fs`, workers answer an fsync only of an inode that is published, and
-    hand over what comes most often past pyfuse3.
+    What it knows besides, it derives from that memory, whether that is fresh or was somebody
+    else's before: a daemon that takes the place of another one opens what that one has left. What
+    was free may still be seen by a worker, so it is used only after a grace period, which is over
+    at once where no worker runs.
     """
 
-    def __init__(
-        self,
+    def __init__(self, fd: int, *, read_only: bool = False) -> None:
+        """The memory of a descriptor, which `close` closes.
+
+        With `read_only` there may be somebody else who writes it, and nothing is changed. Raises
+        ForeignSharedMemory where it is none, or not of these declarations.
+        """
+        size_bytes = os.fstat(fd).st_size
+        if size_bytes < layouts.HEADER.size_bytes:
+            raise ForeignSharedMemory(why="it is too short")
+        protection = mmap.PROT_READ if read_only else mmap.PROT_READ | mmap.PROT_WRITE
+        self.fd = fd
+        self.memory = memoryview(mmap.mmap(fd, size_bytes, prot=protection))
+        header = layouts.HEADER.unpack(self.memory[: layouts.HEADER.size_bytes])
+        if header.signature != layouts.SIGNATURE:
+            raise ForeignSharedMemory(why="another version of pmemfs declares it otherwise")
+        self.areas = areas_of(header)
+        if self.areas.total != size_bytes:
+            raise ForeignSharedMemory(why=f"it has {size_bytes} bytes, not {self.areas.total}")
+        self.memmap_place = MemmapPlace(header.memmap_place)
+        self.section_shift = header.section_shift
+        self.worker_count = header.worker_count
+        self.reach_bytes = header.reach_bytes
+        """As large as the pool may become while this lasts: all areas have room for that."""
+        self._pool_bytes = header.pool_bytes
+        self._read_only = read_only
+        self._entries: dict[int, int] = {}
+        self._free_entries: list[list[int]] = [[] for _ in range(1 << layouts.INODE_BUCKETS_SHIFT)]
+        self._retired: deque[_Retired] = deque()
+        self._derive()
+
+    @classmethod
+    def create(
+        cls,
         medium: Medium,
         geometry: PageGeometry,
         *,
@@ -95,35 +167,50 @@ class SharedMemory:
         memmap_place: MemmapPlace,
         worker_count: int,
         has_files: bool = False,
-    ) -> None:
-        self.geometry: PageGeometry | None = geometry if memmap_place else None
-        self.memmap_place = memmap_place
-        self.section_shift = _section_shift(memmap_place, geometry.order)
-        self.worker_count = worker_count
-        self.reach_bytes = medium.reach_bytes
-        """As large as the pool may become while this lasts: all areas have room for that."""
-        self.areas = layouts.compute_areas(
+    ) -> Self:
+        """Fresh memory for a new mount.
+
+        `geometry` and `memmap_offset_bytes` are of the pool's page structures, as far as
+        `memmap_place` says that there are any; `generation` is the one of this mount.
+
+        With `has_files`, in mode `fs`, workers answer an fsync only of an inode that is published.
+        """
+        has_pages = memmap_place is not MemmapPlace.NOWHERE
+        header = Header(
+            signature=layouts.SIGNATURE,
             worker_count=worker_count,
-            pool_bytes=self.reach_bytes,
-            page_count=self.reach_bytes // (FRAME_BYTES << geometry.order) if self.geometry else 0,
-            section_shift=self.section_shift,
-            memmap_here=memmap_place is MemmapPlace.SHARED,
+            memmap_place=memmap_place,
+            page_order=geometry.order if has_pages else 0,
+            page_count=geometry.page_count if has_pages else 0,
+            first_pfn=int(geometry.first_pfn) if has_pages else 0,
+            generation=generation,
+            pool_bytes=medium.size_bytes,
+            durability=list(Durability).index(medium.durability),
+            reserved=int(medium.reserved),
+            read_only=int(medium.read_only),
+            section_shift=_section_shift(memmap_place, geometry.order),
+            has_files=int(has_files),
+            reach_bytes=medium.reach_bytes,
+            inode_numbers=layouts.inode_numbers(medium.reach_bytes) if has_files else 0,
         )
-        self.fd = os.memfd_create("pmemfs-planes", os.MFD_CLOEXEC)
-        os.ftruncate(self.fd, self.areas.total)
-        self.memory = memoryview(mmap.mmap(self.fd, self.areas.total))
-        self._pool_bytes = medium.size_bytes
+        areas = areas_of(header)
         is_in_pool = memmap_place is MemmapPlace.POOL
-        memmap_offset = memmap_offset_bytes if is_in_pool else self.areas.memmap
-        header = self._header(medium, generation, memmap_offset, has_files=has_files)
-        self.memory[: layouts.HEADER.size_bytes] = layouts.HEADER.pack(header)
-        self._arena = Arena(self.areas.tables, layouts.EXTENT_ARENA_BYTES)
-        self._entries: dict[int, int] = {}
-        self._free_entries = [
-            [self._entry(bucket, way) for way in reversed(range(layouts.INODE_WAYS))]
-            for bucket in range(1 << layouts.INODE_BUCKETS_SHIFT)
-        ]
-        self._retired: deque[_Retired] = deque()
+        header = replace(
+            header,
+            slots_offset=areas.slots,
+            faults_offset=areas.faults,
+            inodes_offset=areas.inodes,
+            attributes_offset=areas.attributes,
+            presence_offset=areas.presence,
+            sections_offset=areas.sections,
+            opens_offset=areas.opens,
+            counts_offset=areas.counts,
+            memmap_offset=memmap_offset_bytes if is_in_pool else areas.memmap,
+        )
+        fd = os.memfd_create(NAME, os.MFD_CLOEXEC)
+        os.ftruncate(fd, areas.total)
+        os.pwrite(fd, layouts.HEADER.pack(header), 0)
+        return cls(fd)
 
     def close(self) -> None:
         """Let go of the descriptor; the memory lasts while anybody has it mapped."""
@@ -141,9 +228,50 @@ class SharedMemory:
         """A word of the head of a worker's slot, as it is now."""
         return load_word(self.memory, self._slot_offset(worker, name))
 
+    @property
+    def header(self) -> Header:
+        """All of the header, as it is now."""
+        return layouts.HEADER.unpack(self.memory[: layouts.HEADER.size_bytes])
+
+    @property
+    def options(self) -> str:
+        """How the mount was asked for, as `MountOptions` has it."""
+        at = self.areas.words
+        words = self.memory[at : at + layouts.MOUNT_WORDS.size_bytes]
+        return layouts.MOUNT_WORDS.unpack(words).options
+
+    def set_up(self, options: str, **words: int) -> None:
+        """Note how the mount was asked for, and words of the header about what serves it."""
+        packed = layouts.MOUNT_WORDS.pack(layouts.MountWords(options))
+        self.memory[self.areas.words : self.areas.words + len(packed)] = packed
+        for name, value in words.items():
+            self.set_header_word(name, value)
+
+    @property
+    def agreement(self) -> Agreement:
+        """What INIT agreed on."""
+        return Agreement._make(map(self.header_word, Agreement._fields))
+
+    def agree(self, agreement: Agreement) -> None:
+        """Note what INIT agrees on, before it is answered."""
+        # Last the word that says whether there is an agreement.
+        for name, value in reversed(agreement._asdict().items()):
+            self.set_header_word(name, value)
+
+    @property
+    def opens(self) -> memoryview:
+        """The memory of open files and directories; see `OpenPlaces`."""
+        return self.memory[self.areas.opens : self.areas.counts]
+
+    @property
+    def lookup_counts(self) -> LookupCounts:
+        """How often the kernel has looked each inode up; of no inode in mode `block`."""
+        start, numbers = self.areas.counts, self.header_word("inode_numbers")
+        end = start + numbers * layouts.COUNT_BYTES
+        return LookupCounts(self.fd, self.memory, start, end)
+
     def set_pages(self, geometry: PageGeometry, memmap_offset: int) -> None:
         """Say how many pages have structures, and where those are: in the pool or in here."""
-        self.geometry = geometry
         self.set_header_word("page_count", geometry.page_count)
         self.set_header_word("memmap_offset", memmap_offset)
 
@@ -203,11 +331,25 @@ class SharedMemory:
         table = load_word(self.memory, entry + _TABLE_AT)
         store_word(self.memory, entry + _TABLE_AT, 0)
         store_word(self.memory, entry + _INODE_AT, 0)
-        return self._retire(table, entry)
+        return self._retire([table], [entry])
 
     def is_published(self, inode: int) -> bool:
         """Whether the data plane serves an inode."""
         return inode in self._entries
+
+    def published(self) -> list[Published]:
+        """What the data plane serves, by its number."""
+        found = []
+        for inode, entry in sorted(self._entries.items()):
+            table = load_word(self.memory, entry + _TABLE_AT)
+            found.append(Published(inode, table, self._table_head(table)))
+        return found
+
+    @property
+    def table_bytes(self) -> int:
+        """How much memory of tables is in use, for those included that a worker may still see."""
+        self._reclaim()
+        return self._arena.taken_bytes
 
     def rivals(self, inode: int) -> list[int]:
         """The published inodes of which one must go where an inode finds no entry.
@@ -260,6 +402,33 @@ class SharedMemory:
         """Let the data plane forward GETATTR of an inode, and of whichever else has its place."""
         write_seqlocked(self.memory, self._attributes(inode), _NO_ATTRIBUTES)
 
+    def published_attributes(self) -> dict[int, int]:
+        """By place, the inodes of which the data plane answers GETATTR."""
+        start, size = self.areas.attributes, layouts.ATTRIBUTES_ENTRY.size_bytes
+        found = {}
+        for data_start, data_end in data_ranges(self.fd, start, start + _ATTRIBUTES_BYTES):
+            for entry in range(data_start, data_end, size):
+                inode = load_word(self.memory, entry + _ATTRIBUTES_INODE_AT)
+                if inode:
+                    found[(entry - start) // size] = inode
+        return found
+
+    def kept_attributes(self, inode: int) -> KeptAttributes | None:
+        """What was set of an inode that no pool has; None: nothing yet."""
+        at = self._kept(inode)
+        kept = layouts.KEPT_ATTRIBUTES.unpack(self.memory[at : at + _KEPT_BYTES])
+        return kept if kept.inode else None
+
+    def keep_attributes(self, kept: KeptAttributes) -> None:
+        """Let what was set of an inode last as long as this memory."""
+        at = self._kept(kept.inode)
+        self.memory[at : at + _KEPT_BYTES] = layouts.KEPT_ATTRIBUTES.pack(kept)
+
+    def _kept(self, inode: int) -> int:
+        if not 0 < inode < layouts.KEPT_INODES:
+            raise ValueError(f"nothing is kept of inode {inode}")
+        return self.areas.kept + inode * _KEPT_BYTES
+
     # Presence and faults
 
     def presence(self, chunk: int) -> Presence:
@@ -280,32 +449,44 @@ class SharedMemory:
             found.append(layouts.FAULT_RECORD.unpack(self.memory[at : at + size]))
         return found
 
-    def _header(
-        self, medium: Medium, generation: int, memmap_offset: int, *, has_files: bool
-    ) -> Header:
-        areas, geometry = self.areas, self.geometry
-        return Header(
-            worker_count=self.worker_count,
-            slots_offset=areas.slots,
-            faults_offset=areas.faults,
-            inodes_offset=areas.inodes,
-            attributes_offset=areas.attributes,
-            presence_offset=areas.presence,
-            sections_offset=areas.sections,
-            memmap_place=self.memmap_place,
-            memmap_offset=memmap_offset,
-            page_order=geometry.order if geometry else 0,
-            page_count=geometry.page_count if geometry else 0,
-            first_pfn=int(geometry.first_pfn) if geometry else 0,
-            generation=generation,
-            pool_bytes=medium.size_bytes,
-            durability=list(Durability).index(medium.durability),
-            reserved=int(medium.reserved),
-            read_only=int(medium.read_only),
-            section_shift=self.section_shift,
-            has_files=int(has_files),
-            reach_bytes=self.reach_bytes,
-        )
+    def _derive(self) -> None:
+        """Find what is published, which memory that takes, and what is free besides.
+
+        Raises ForeignSharedMemory where what is there can't be.
+        """
+        taken: dict[int, int] = {}
+        for entry in self._used_entries():
+            inode = load_word(self.memory, entry + _INODE_AT)
+            table = load_word(self.memory, entry + _TABLE_AT)
+            if inode and table:
+                self._entries[inode] = entry
+                taken[table] = _table_bytes(self._table_head(table).extent_count)
+            elif inode and not self._read_only:
+                # Whoever published or withdrew it was killed in between.
+                store_word(self.memory, entry + _INODE_AT, 0)
+        try:
+            self._arena = Arena(self.areas.tables, layouts.EXTENT_ARENA_BYTES, taken)
+        except ValueError as error:
+            raise ForeignSharedMemory(why=str(error)) from None
+        used = set(self._entries.values())
+        size = layouts.INODE_ENTRY.size_bytes
+        last = self.areas.inodes + (layouts.INODE_ENTRIES - 1) * size
+        entries = [e for e in range(last, self.areas.inodes - size, -size) if e not in used]
+        self._retired.append(_Retired(self.begin_grace(), self._arena.take_all(), entries))
+        self._reclaim()
+
+    def _used_entries(self) -> Iterator[int]:
+        """The entries of inodes that were ever used."""
+        start, size = self.areas.inodes, layouts.INODE_ENTRY.size_bytes
+        end = start + layouts.INODE_ENTRIES * size
+        for data_start, data_end in data_ranges(self.fd, start, end):
+            yield from range(data_start, data_end, size)
+
+    def _table_head(self, table: int) -> TableHead:
+        end = self.areas.tables + layouts.EXTENT_ARENA_BYTES
+        if not self.areas.tables <= table <= end - layouts.TABLE_HEAD.size_bytes:
+            raise ForeignSharedMemory(why=f"there is no table at {table}")
+        return layouts.TABLE_HEAD.unpack(self.memory[table : table + layouts.TABLE_HEAD.size_bytes])
 
     def _slot_offset(self, worker: int, name: str) -> int:
         slot = self.areas.slots + worker * layouts.SLOT_BYTES
@@ -355,7 +536,7 @@ class SharedMemory:
 
     def _write_table(self, head: TableHead, extents: Sequence[Extent]) -> int:
         """A new table, where nobody looks yet."""
-        size_bytes = layouts.TABLE_HEAD.size_bytes + len(extents) * layouts.EXTENT.size_bytes
+        size_bytes = _table_bytes(len(extents))
         try:
             table = self._arena.take(size_bytes)
         except OSError:
@@ -369,11 +550,11 @@ class SharedMemory:
     def _replace_table(self, entry: int, table: int) -> Grace:
         before = load_word(self.memory, entry + _TABLE_AT)
         store_word(self.memory, entry + _TABLE_AT, table)
-        return self._retire(before, 0) if before else self.begin_grace()
+        return self._retire([before], []) if before else self.begin_grace()
 
-    def _retire(self, table: int, entry: int) -> Grace:
+    def _retire(self, tables: Sequence[int], entries: Sequence[int]) -> Grace:
         grace = self.begin_grace()
-        self._retired.append((grace, table, entry))
+        self._retired.append(_Retired(grace, tables, entries))
         self._reclaim()
         return grace
 
@@ -383,71 +564,39 @@ class SharedMemory:
         Grace periods end in the order they began in: whoever holds up one was under way just so
         when any later one began.
         """
-        while self._retired and self.is_over(self._retired[0][0]):
-            _, table, entry = self._retired.popleft()
-            self._arena.give_back(table)
-            if entry:
+        while self._retired and self.is_over(self._retired[0].grace):
+            retired = self._retired.popleft()
+            for table in retired.tables:
+                self._arena.give_back(table)
+            for entry in retired.entries:
                 place = (entry - self.areas.inodes) // layouts.INODE_ENTRY.size_bytes
                 self._free_entries[place // layouts.INODE_WAYS].append(entry)
 
 
-_Retired = tuple[Grace, int, int]
-"""A table that a worker may still see, and the entry that went with it, or 0."""
+class _Retired(NamedTuple):
+    """Tables that a worker may still see, or what was free when this began, and entries."""
+
+    grace: Grace
+    tables: Sequence[int]
+    entries: Sequence[int]
 
 
-class Arena:
-    """Memory for tables: blocks of 2^order lines of 64 bytes, of which two buddies make a larger.
+def areas_of(header: Header) -> layouts.Areas:
+    """The areas of the memory that has such a header."""
+    place = MemmapPlace(header.memmap_place)
+    pages = header.reach_bytes // (FRAME_BYTES << header.page_order) if place else 0
+    return layouts.compute_areas(
+        worker_count=header.worker_count,
+        pool_bytes=header.reach_bytes,
+        page_count=pages,
+        section_shift=header.section_shift,
+        has_files=bool(header.has_files),
+        memmap_here=place is MemmapPlace.SHARED,
+    )
 
-    They are put together only when there is no other block, so tables that come and go by the
-    thousand find one of their size at once. `size_bytes` is a power of two. Source: Knuth, TAOCP
-    vol. 1, 2.5, the buddy system.
-    """
 
-    def __init__(self, start: int, size_bytes: int) -> None:
-        self._start = start
-        self._top = (size_bytes // _LINE_BYTES).bit_length() - 1
-        self._free: list[list[int]] = [[] for _ in range(self._top + 1)]
-        self._free[self._top].append(0)
-        self._orders: dict[int, int] = {}
-        self._is_merged = True
-
-    def take(self, size_bytes: int) -> int:
-        """The offset of a free range. Raises OSError (ENOSPC)."""
-        wanted = ((size_bytes - 1) // _LINE_BYTES).bit_length()
-        order = self._order_from(wanted)
-        if order > self._top and not self._is_merged:
-            self._merge()
-            order = self._order_from(wanted)
-        if order > self._top:
-            raise OSError(errno.ENOSPC, "the extent tables are full")
-        block = self._free[order].pop()
-        while order > wanted:
-            order -= 1
-            self._free[order].append(block + (1 << order))
-        self._orders[block] = wanted
-        return self._start + block * _LINE_BYTES
-
-    def give_back(self, start: int) -> None:
-        """Free a range that was taken."""
-        block = (start - self._start) // _LINE_BYTES
-        self._free[self._orders.pop(block)].append(block)
-        self._is_merged = False
-
-    def _order_from(self, order: int) -> int:
-        """The least order from one on that has a free block; above the highest if none has."""
-        while order <= self._top and not self._free[order]:
-            order += 1
-        return order
-
-    def _merge(self) -> None:
-        for order in range(self._top):
-            size = 1 << order
-            free = set(self._free[order])
-            merged = [block for block in free if not block & size and block + size in free]
-            free -= {buddy for block in merged for buddy in (block, block + size)}
-            self._free[order] = list(free)
-            self._free[order + 1] += merged
-        self._is_merged = True
+def _table_bytes(extent_count: int) -> int:
+    return layouts.TABLE_HEAD.size_bytes + extent_count * layouts.EXTENT.size_bytes
 
 
 def _section_shift(place: MemmapPlace, page_order: int) -> int:

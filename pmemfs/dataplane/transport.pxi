@@ -4,7 +4,7 @@ from libc.errno cimport ECONNRESET, EINTR, ENOTCONN, EPIPE, errno
 from libc.string cimport memset
 from posix.types cimport off_t
 
-from pmemfs.dataplane.memory cimport store
+from pmemfs.dataplane.memory cimport put, store
 from pmemfs.dataplane.plane cimport plane_t, worker_t
 from pmemfs.dataplane.protocol cimport *
 from pmemfs.dataplane.request cimport SYNC, request_t, verdict_t
@@ -63,6 +63,8 @@ cdef int hand_over(worker_t *worker, request_t *request, verdict_t verdict) noex
     while True:
         sent = sendmsg(worker.forward_fd, &message, MSG_NOSIGNAL)
         if sent >= 0:
+            if wants_reply(request.head):
+                put(&worker.slot.handed_over, worker.slot.handed_over + 1)
             return 0
         if errno == EPIPE or errno == ECONNRESET:
             # To a user this is a mount without anybody who serves it, not a pipe.

@@ -344,6 +344,7 @@ cdef void take_reply(queue_t *queue, int32_t received_bytes) noexcept nogil:
         data_bytes = <uint32_t>received_bytes - <uint32_t>sizeof(fuse_out_header)
         if fill_pending(queue, head, data, data_bytes, &position):
             queue.awaited -= 1
+            put(&queue.worker.slot.replied, queue.worker.slot.replied + 1)
             submit_entry(queue, position, URING_COMMIT_AND_FETCH)
     await_reply(queue)
 

@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 import trio
 
 from pmemfs.dataplane.counters import WorkerCounters, read_counters
-from pmemfs.dataplane.layouts import Extent, FaultRecord, Operation
+from pmemfs.dataplane.layouts import Extent, FaultRecord, KeptAttributes, Operation
 from pmemfs.dataplane.presence import expect_holes, look_again, survey
 from pmemfs.dataplane.tables import Grace, SharedMemory
 from pmemfs.engine.base import Engine
@@ -30,7 +30,7 @@ from pmemfs.memmap import Memmap
 from pmemfs.pfn import PAGE_SHIFT
 from pmemfs.pool import Pool
 from pmemfs.units import format_size
-from pmemfs.volume.block import INODE, Onlookers
+from pmemfs.volume.block import INODE, KEPT, Onlookers
 
 _GRACE_POLL_SECONDS = 0.0005
 _PAUSE_SECONDS = 10
@@ -177,6 +177,13 @@ class PublishedDevice(Onlookers):
     @property
     def last_write_ns(self) -> int:
         return self._shared.last_write_ns(INODE)
+
+    def kept(self, number: int) -> dict[str, int]:
+        kept = self._shared.kept_attributes(number)
+        return {name: getattr(kept, name) for name in KEPT} if kept else {}
+
+    def keep(self, number: int, attributes: dict[str, int]) -> None:
+        self._shared.keep_attributes(KeptAttributes(inode=number, **attributes))
 
     def forget_last_write(self) -> None:
         self._shared.forget_last_write(INODE)

@@ -19,7 +19,7 @@ _PLACES = {
 
 def share_pool(pool: Pool, *, worker_count: int, has_files: bool = False) -> SharedMemory:
     """New shared memory for a mount of a pool; see `SharedMemory`."""
-    return SharedMemory(
+    return SharedMemory.create(
         pool.medium,
         pool.page_geometry,
         generation=pool.label.generation,

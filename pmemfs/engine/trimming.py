@@ -17,7 +17,8 @@ from dataclasses import dataclass
 
 import trio
 
-from pmemfs.dataplane.presence import CHUNK_BYTES, data_ranges
+from pmemfs.dataplane.presence import CHUNK_BYTES
+from pmemfs.dataplane.sparse import data_ranges
 from pmemfs.engine.base import Engine
 from pmemfs.errors import CannotTrim
 from pmemfs.media.filesystem import CHUNK_FRAMES, GROUP_CHUNKS

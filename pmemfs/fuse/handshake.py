@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from typing import NamedTuple
 
+from pmemfs.dataplane.tables import Agreement
 from pmemfs.errors import system_error
 from pmemfs.fuse import wire
 from pmemfs.pfn import FRAME_BYTES
@@ -34,8 +35,8 @@ class Terms(NamedTuple):
     over_uring: bool
 
 
-def agree(operation: bytes, terms: Terms) -> tuple[bytes, int]:
-    """The answer to an INIT, and the flags that were agreed on.
+def agree(operation: bytes, terms: Terms) -> tuple[bytes, Agreement]:
+    """The answer to an INIT, and what is agreed on by it.
 
     Raises OSError: ENODEV where the kernel does not offer the transport, EPROTO for another major
     version, and struct.error for a kernel older than Linux 2.6.26.
@@ -51,9 +52,12 @@ def agree(operation: bytes, terms: Terms) -> tuple[bytes, int]:
         if not offered & wire.OVER_IO_URING:
             raise system_error(errno.ENODEV)
     flags = offered & wanted
+    agreed = Agreement(
+        min(minor, wire.MINOR), flags, terms.max_write, max_readahead, terms.max_background
+    )
     answer = wire.INIT_OUT.pack(
-        wire.MAJOR, min(minor, wire.MINOR), max_readahead, flags & _LOW, terms.max_background,
+        wire.MAJOR, agreed.minor, max_readahead, flags & _LOW, terms.max_background,
         terms.max_background // 4 * 3, terms.max_write, 1, terms.max_write // FRAME_BYTES, 0,
         flags >> 32,
     )  # fmt: skip
-    return answer, flags
+    return answer, agreed

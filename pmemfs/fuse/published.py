@@ -49,7 +49,7 @@ class PublishedAttributes:
 
     def __init__(self, shared: SharedMemory) -> None:
         self._shared = shared
-        self._wanted: dict[int, int] = {}
+        self._wanted = shared.published_attributes()
         """By place, the inode that was asked for last."""
 
     def is_wanted(self, ino: int) -> bool:
@@ -74,10 +74,12 @@ class PublishedTables(Tables):
     def __init__(self, shared: SharedMemory) -> None:
         self._shared = shared
         self.attributes = PublishedAttributes(shared)
-        self._published: dict[int, None] = {}
+        self._published = dict.fromkeys(table.inode for table in shared.published())
         """The least recently published one first."""
         self._leaving: dict[int, Grace] = {}
         """What was withdrawn, and may still be seen."""
+        self._before: Grace | None = shared.begin_grace()
+        """What was withdrawn by whoever was here before may still be seen until then."""
 
     def note_reads(self, access_times: AccessTimes) -> None:
         """Which reads the data plane is to note; before it serves any."""
@@ -119,9 +121,11 @@ class PublishedTables(Tables):
             del self._published[ino]
             self._forget_what_is_over()
             self._leaving[ino] = self._shared.withdraw(ino)
-        grace = self._leaving.get(ino)
+        grace = self._leaving.get(ino, self._before)
         if grace is not None and self._shared.is_over(grace):
-            del self._leaving[ino]
+            self._leaving.pop(ino, None)
+            # The first of all, so it is over whichever this was.
+            self._before = None
             return None
         return grace
 
@@ -174,8 +178,13 @@ class Publisher:
         self._demands: dict[int, _Demand] = {}
 
     def opened(self, ino: int) -> None:
-        """A file was opened."""
-        self._demands.setdefault(ino, _Demand()).opens += 1
+        """A file was opened, or was open before this began."""
+        demand = self._demands.get(ino)
+        if demand is None:
+            # Published it is only where somebody else has found that it is wanted.
+            wanted = self._tables.is_published(ino)
+            demand = self._demands[ino] = _Demand(is_wanted=wanted)
+        demand.opens += 1
 
     def closed(self, ino: int) -> None:
         """As often as `opened`."""

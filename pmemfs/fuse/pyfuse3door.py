@@ -213,7 +213,9 @@ class Pyfuse3Door(pyfuse3.Operations):
 
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
         # pyfuse3 does not tell of O_NOATIME.
-        return FileHandleT(await self._ask("opendir", self._handlers.directories.open, inode))
+        return FileHandleT(
+            await self._ask("opendir", self._handlers.directories.open, caller_of(ctx), inode)
+        )
 
     async def readdir(self, fh: FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         def take(listed: Listed) -> bool:

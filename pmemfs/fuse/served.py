@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pmemfs.clock import AccessTimes
+from pmemfs.dataplane.held import OpenPlaces
 from pmemfs.engine.base import Engine
 from pmemfs.engine.native import PublishedDevice, SharedEngine
 from pmemfs.engine.trimming import Trimmer
@@ -51,14 +52,15 @@ def serve_pool(
         onlookers=onlookers,
     )  # fmt: skip
     trimmer = Trimmer(pool, medium, engine, None)
-    return Served(volume, engine, trimmer, Handlers(volume, engine, trimmer))
+    return Served(volume, engine, trimmer, Handlers(volume, engine, trimmer, opens=_opens(engine)))
 
 
 def _files(
     pool: Pool, medium: MappedMedium, memmap: Memmap, engine: Engine, options: MountOptions
 ) -> Served:
     tables = PublishedTables(engine.shared) if isinstance(engine, SharedEngine) else None
-    fs = FileSystem(pool, memmap, tables)
+    holds = engine.shared.lookup_counts if isinstance(engine, SharedEngine) else None
+    fs = FileSystem(pool, memmap, tables, holds)
     fs.note_accesses(options.access_times, of_directories=not options.nodiratime)
     if tables:
         tables.note_reads(AccessTimes.NEVER if fs.read_only else options.access_times)
@@ -66,5 +68,11 @@ def _files(
     handlers = Handlers(
         fs, engine, trimmer, publisher=Publisher(fs, tables) if tables else None,
         published=tables.attributes if tables else None, cached=options.cached,
+        opens=_opens(engine),
     )  # fmt: skip
     return Served(fs, engine, trimmer, handlers)
+
+
+def _opens(engine: Engine) -> OpenPlaces | None:
+    """Where open files stand so that they outlive this process, if anything of the mount does."""
+    return OpenPlaces(engine.shared.opens) if isinstance(engine, SharedEngine) else None

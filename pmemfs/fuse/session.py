@@ -4,6 +4,7 @@ session = open_session(...)       all but the mount
 session.make_mount(...)           mounted, but nothing is answered yet
 await session.serve(on_ready)     until somebody unmounts, or `terminate`
 session.end()                     unmounted, and nobody serves any more
+session.close()                   the volume has ended, too
 """
 
 from __future__ import annotations
@@ -102,7 +103,11 @@ class Session(ABC):
 
     @abstractmethod
     def end(self) -> None:
-        """Unmount, if it is still mounted. Afterwards nobody touches the pool any more."""
+        """Unmount, if it is still mounted. Afterwards nobody but this process touches the pool."""
+
+    def close(self) -> None:
+        """What was served has ended, too: what it needed of the session may go."""
+        return
 
     @abstractmethod
     def terminate(self) -> None:
@@ -124,6 +129,10 @@ class NativeSession(Session):
         self.queue_count = settings.queue_count
         sockets.add_own(settings.queue_count)
         self._shared = share_pool(pool, worker_count=settings.worker_count, has_files=has_files)
+        self._shared.set_up(
+            options.as_text(), queue_count=settings.queue_count, depth=settings.depth,
+            reader_count=settings.reader_count,
+        )  # fmt: skip
         self.memmap = share_memmap(pool, medium, self._shared)
         self._engine = SharedEngine(pool, medium, self.memmap, self._shared)
         self.served = serve_pool(pool, medium, self.memmap, self._engine, options)
@@ -131,7 +140,7 @@ class NativeSession(Session):
             max_write=settings.max_write, max_background=MAX_BACKGROUND, has_files=has_files,
             over_uring=settings.queue_count > 0,
         )  # fmt: skip
-        door = WireDoor(self.served.handlers, terms)
+        door = WireDoor(self.served.handlers, terms, self._shared)
         self._shared.set_header_word("answered", door.opcodes)
         self._forwarded = ForwardedRequests(door, settings.longest_bytes)
         self._notices = Notices(sockets.notices)
@@ -142,6 +151,7 @@ class NativeSession(Session):
 
     def make_mount(self, mountpoint: str, options: MountOptions) -> None:
         fuse_fd, self.mount = mount_by_helper(self._medium.name, mountpoint, options)
+        self._shared.set_header_word("device", self.mount.number)
         self._plane = DataPlane(fuse_fd, self._shared, self._settings, self._sockets)
 
     async def serve(self, on_ready: Callable[[Mount], None]) -> None:
@@ -170,6 +180,8 @@ class NativeSession(Session):
         detach_mount(self.mount)
         self._plane.stop()
         self._plane.close()
+
+    def close(self) -> None:
         self._shared.close()
 
     async def _watch_memory(self) -> None:

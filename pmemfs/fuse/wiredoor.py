@@ -17,6 +17,7 @@ import stat
 from collections.abc import Callable
 from typing import NamedTuple
 
+from pmemfs.dataplane.tables import SharedMemory
 from pmemfs.errors import system_error
 from pmemfs.fuse import wire
 from pmemfs.fuse.encode import (
@@ -59,12 +60,17 @@ little."""
 
 
 class WireDoor:
-    """The way in for one mount. `terms` are what its INIT is answered by."""
+    """The way in for one mount. `terms` are what its INIT is answered by; what that agrees on is
+    kept in the memory that the planes share, if there is any, and may have been agreed on before.
+    """
 
-    def __init__(self, handlers: Handlers, terms: Terms) -> None:
+    def __init__(
+        self, handlers: Handlers, terms: Terms, shared: SharedMemory | None = None
+    ) -> None:
         self._handlers = handlers
         self._terms = terms
-        self._flags = 0
+        self._shared = shared
+        self._flags = shared.agreement.flags if shared else 0
         self.answered: dict[int, Handler] = {
             **self._whole(), **self._names(), **self._inodes(), **self._files()
         }  # fmt: skip
@@ -150,7 +156,10 @@ class WireDoor:
     # The whole
 
     def _init(self, request: Request) -> Answer:
-        answer, self._flags = agree(request.operation, self._terms)
+        answer, agreed = agree(request.operation, self._terms)
+        self._flags = agreed.flags
+        if self._shared:
+            self._shared.agree(agreed)
         return answer
 
     def _statfs(self, request: Request) -> Answer:
@@ -255,7 +264,7 @@ class WireDoor:
 
     def _opendir(self, request: Request) -> Answer:
         flags, _ = _head(wire.OPEN_IN, request)
-        handle = self._handlers.directories.open(request.inode, flags)
+        handle = self._handlers.directories.open(request.caller, request.inode, flags)
         return wire.OPEN_OUT.pack(handle, 0)
 
     def _list(self, request: Request, *, with_attributes: bool) -> Answer:

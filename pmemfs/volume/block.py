@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 INODE = 2
 """The inode number of the device, and the `mapping` of its pages."""
+KEPT = ("mode", "uid", "gid", "atime_ns", "mtime_ns", "ctime_ns")
+"""Attributes that somebody may set."""
 _DT_REGULAR = 8
 _STEP_BYTES = MIB
 
@@ -57,6 +59,13 @@ class Onlookers:
     def last_write_ns(self) -> int:
         """When an onlooker last wrote; 0 if none did since the mount."""
         return 0
+
+    def kept(self, number: int) -> dict[str, int]:
+        """What was kept of an inode's attributes, by name."""
+        return {}
+
+    def keep(self, number: int, attributes: dict[str, int]) -> None:
+        """Remember attributes for whoever serves the device after this process."""
 
     def forget_last_write(self) -> None:
         """A user has set another time of modification, which counts until the next write."""
@@ -104,7 +113,9 @@ class BlockVolume(Volume):
             birth_ns=created, flags=0,
         )  # fmt: skip
         root = device._replace(ino=ROOT, mode=stat.S_IFDIR | 0o755, nlink=2)
-        self._inodes = {ROOT: root, INODE: device}
+        self._inodes = {
+            inode.ino: inode._replace(**self._onlookers.kept(inode.ino)) for inode in (root, device)
+        }
         self.grow()
 
     # Names
@@ -146,7 +157,8 @@ class BlockVolume(Volume):
         mtime_ns: int | None = None, ctime_ns: int | None = None, is_touch: bool = False,
     ) -> None:  # fmt: skip
         kept = self.attributes(number)
-        self._inodes[number] = kept._replace(
+        self._set(
+            number,
             mode=kept.mode if mode is None else stat.S_IFMT(kept.mode) | stat.S_IMODE(mode),
             uid=kept.uid if uid is None else uid,
             gid=kept.gid if gid is None else gid,
@@ -315,7 +327,12 @@ class BlockVolume(Volume):
         )
 
     def _note_write(self, now_ns: int) -> None:
-        self._inodes[INODE] = self._inodes[INODE]._replace(mtime_ns=now_ns, ctime_ns=now_ns)
+        self._set(INODE, mtime_ns=now_ns, ctime_ns=now_ns)
+
+    def _set(self, number: int, **changes: int) -> None:
+        """Change attributes, which last as long as the mount."""
+        changed = self._inodes[number] = self._inodes[number]._replace(**changes)
+        self._onlookers.keep(number, {name: getattr(changed, name) for name in KEPT})
 
     def _check_root(self, number: int) -> None:
         if number != ROOT:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from pathlib import Path
 import trio
 
 from kit.pools import mapped_pool
+from pmemfs.dataplane.held import OpenPlaces
 from pmemfs.dataplane.layouts import Extent
 from pmemfs.dataplane.native import Responder
 from pmemfs.dataplane.tables import SharedMemory
@@ -185,8 +187,10 @@ def door_to(
     engine: Engine,
     tables: PublishedTables | None = None,
     max_write: int = MAX_WRITE,
+    shared: SharedMemory | None = None,
 ) -> tuple[Handlers, WireDoor]:
-    """The handlers of a volume, and the wire door to them, whose INIT is still to come."""
+    """The handlers of a volume, and the wire door to them; over shared memory, if there is any,
+    where they go on as whoever used it before."""
     fs = volume if isinstance(volume, FileSystem) else None
     pool = fs.store.pool if fs else volume._pool  # type: ignore[attr-defined]
     handlers = Handlers(
@@ -195,20 +199,31 @@ def door_to(
         Trimmer(pool, pool.medium, engine, fs),
         publisher=Publisher(fs, tables) if fs and tables else None,
         published=tables.attributes if tables else None,
+        opens=OpenPlaces(shared.opens) if shared else None,
     )
     terms = Terms(max_write, 64, has_files=volume.has_files, over_uring=False)
-    return handlers, WireDoor(handlers, terms)
+    return handlers, WireDoor(handlers, terms, shared)
 
 
 @dataclass
 class SharedFiles:
     """A file system, and what it shares with a data plane."""
 
+    pool: Pool
     medium: MappedMedium
     memmap: Memmap
     shared: SharedMemory
     tables: PublishedTables
     fs: FileSystem
+
+    def again(self) -> SharedFiles:
+        """The same, as another process finds it, once this one is not used any more."""
+        return share_files(self.pool, SharedMemory(os.dup(self.shared.fd)))
+
+    def door(self) -> tuple[Handlers, WireDoor]:
+        """The way into it."""
+        engine = SharedEngine(self.pool, self.medium, self.memmap, self.shared)
+        return door_to(self.fs, engine, self.tables, shared=self.shared)
 
     def worker(self) -> Responder:
         """A worker of the data plane."""
@@ -219,15 +234,21 @@ class SharedFiles:
 def shared_files(directory: Path) -> Iterator[SharedFiles]:
     """A new, empty file system of 64 MiB without page structures, and what a worker sees of it."""
     with mapped_pool(directory, Scheme.NONE, 4 * KIB, 64 * MIB) as pool:
-        medium = pool.medium
-        assert isinstance(medium, MappedMedium)
         FileSystem.format(pool)
         shared = share_pool(pool, worker_count=1, has_files=True)
         shared.set_header_word("answered", ALL)
-        tables = PublishedTables(shared)
-        memmap = share_memmap(pool, medium, shared)
-        yield SharedFiles(medium, memmap, shared, tables, FileSystem(pool, memmap, tables))
+        yield share_files(pool, shared)
         shared.close()
+
+
+def share_files(pool: Pool, shared: SharedMemory) -> SharedFiles:
+    """The file system of a pool over shared memory."""
+    medium = pool.medium
+    assert isinstance(medium, MappedMedium)
+    tables = PublishedTables(shared)
+    memmap = share_memmap(pool, medium, shared)
+    fs = FileSystem(pool, memmap, tables, shared.lookup_counts)
+    return SharedFiles(pool, medium, memmap, shared, tables, fs)
 
 
 def extent(index: int, pfn: int, frame_count: int) -> Extent:

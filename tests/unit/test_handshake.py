@@ -47,8 +47,10 @@ def test_umask_privileges_and_lists_are_ours_where_there_are_files(terms: Terms,
         | wire.DO_READDIRPLUS | wire.READDIRPLUS_AUTO | wire.ASYNC_DIO | wire.PARALLEL_DIROPS
         | wire.MAX_PAGES | wire.INIT_EXT | wire.DIRECT_IO_ALLOW_MMAP
     )  # fmt: skip
-    answer, flags = agree(init_in(ALL), terms)
+    answer, agreed = agree(init_in(ALL), terms)
+    flags = agreed.flags
     assert flags == always | more
+    assert agreed == (45, flags, MAX_WRITE, 65536, 64)
     fields = wire.INIT_OUT.unpack(answer)
     assert fields == (7, 45, 65536, flags & 0xFFFFFFFF, 64, 48, MAX_WRITE, 1, MAX_WRITE // 4096, 0,
                       flags >> 32)  # fmt: skip
@@ -56,15 +58,16 @@ def test_umask_privileges_and_lists_are_ours_where_there_are_files(terms: Terms,
 
 def test_nothing_is_agreed_on_that_the_kernel_does_not_offer() -> None:
     for bit in range(64):
-        assert agree(init_in(1 << bit), TERMS)[1] in (0, 1 << bit)
-    assert agree(init_in(wire.DIRECT_IO_ALLOW_MMAP), TERMS)[1] == 0, "flags2 needs INIT_EXT"
+        assert agree(init_in(1 << bit), TERMS)[1].flags in (0, 1 << bit)
+    assert agree(init_in(wire.DIRECT_IO_ALLOW_MMAP), TERMS)[1].flags == 0, "flags2 needs INIT_EXT"
 
 
 def test_an_older_kernel_is_answered_in_its_version() -> None:
     short = init_in(ALL, minor=31)[:16]
-    answer, flags = agree(short, TERMS)
+    answer, agreed = agree(short, TERMS)
     assert struct.unpack_from("<II", answer) == (7, 31)
-    assert flags < 1 << 32
+    assert agreed.minor == 31
+    assert agreed.flags < 1 << 32
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from kit.large_directories import (
     opened,
     remove_names,
 )
+from pmemfs.dataplane.held import OpenPlaces
 from pmemfs.engine.base import Engine
 from pmemfs.fuse.handlers.directories import DirectoryHandlers
 from pmemfs.fuse.handlers.privileges import Caller
@@ -222,9 +223,9 @@ def test_what_is_read_in_steps_is_what_is_read_at_once(fs: FileSystem) -> None:
 
 def test_a_request_of_a_listing_copies_nothing_of_the_rest(fs: FileSystem) -> None:
     directory = unread(fs, b"one")
-    directories = DirectoryHandlers(fs)
+    directories = DirectoryHandlers(fs, OpenPlaces.of_this_process())
     fs.inode(directory)
-    handle = directories.open(directory)
+    handle = directories.open(Caller(0, 0, 0), directory)
     most = 0
     tracemalloc.start()
     try:

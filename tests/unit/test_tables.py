@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from kit.data_plane import READ, Tables, extent, read_in, some_tables
 from pmemfs.dataplane import layouts
+from pmemfs.dataplane.arena import Arena
 from pmemfs.dataplane.native import load_word, store_word
-from pmemfs.dataplane.tables import Arena
 from pmemfs.pfn import FRAME_BYTES
 
 INODE = 7

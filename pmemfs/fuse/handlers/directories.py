@@ -8,13 +8,15 @@ kernel does not learn of.
 from __future__ import annotations
 
 import errno
-import itertools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from pmemfs.dataplane.held import OpenPlaces
+from pmemfs.dataplane.layouts import HandleKind
 from pmemfs.errors import PmemfsError, system_error
+from pmemfs.fuse.handlers.privileges import Caller
 from pmemfs.volume.base import Attributes, Volume
 from pmemfs.volume.fs.reading import NotRead
 
@@ -23,7 +25,8 @@ _DT_DIRECTORY = 4
 
 @dataclass(slots=True)
 class _OpenDirectory:
-    """A directory that is being listed; `names` are what it had when the listing began."""
+    """A directory that is being listed; `names` are what it had when the listing began, or when
+    this process first went on with it."""
 
     ino: int
     is_noted: bool
@@ -43,21 +46,26 @@ class Listed(NamedTuple):
 class DirectoryHandlers:
     """Open directories."""
 
-    def __init__(self, volume: Volume) -> None:
+    def __init__(self, volume: Volume, opens: OpenPlaces) -> None:
         self._volume = volume
-        self._open: dict[int, _OpenDirectory] = {}
-        self._numbers = itertools.count(1)
+        self._places = opens
+        self._open = {
+            place.handle: _OpenDirectory(place.inode, not place.flags & os.O_NOATIME)
+            for place in opens
+            if place.kind == HandleKind.DIRECTORY
+        }
 
-    def open(self, ino: int, flags: int = 0) -> int:
-        """A new handle."""
-        number = next(self._numbers)
-        self._open[number] = _OpenDirectory(ino, not flags & os.O_NOATIME)
-        return number
+    def open(self, caller: Caller, ino: int, flags: int = 0) -> int:
+        """A new handle. Raises OSError (ENFILE)."""
+        handle = self._places.take(HandleKind.DIRECTORY, ino, flags, *caller)
+        self._open[handle] = _OpenDirectory(ino, not flags & os.O_NOATIME)
+        return handle
 
     def close(self, handle: int) -> None:
         """Give a handle back."""
         self._directory(handle)
         del self._open[handle]
+        self._places.give_back(handle)
 
     def listing(
         self, handle: int, start: int, take: Callable[[Listed], bool], *, with_attributes: bool

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pmemfs.dataplane.held import OpenPlaces
 from pmemfs.engine.base import Engine
 from pmemfs.engine.trimming import Trimmer
 from pmemfs.fuse.handlers.attributes import AttributeHandlers
@@ -18,20 +19,24 @@ from pmemfs.volume.base import Volume
 
 
 class Handlers:
-    """The handlers of one volume. `publisher` and `published` are for a data plane, if any."""
+    """The handlers of one volume. `publisher` and `published` are for a data plane, if any; `opens`
+    may be what another process has left."""
 
     def __init__(
         self, volume: Volume, engine: Engine, trimmer: Trimmer, *,
         publisher: Publisher | None = None, published: PublishedAttributes | None = None,
-        cached: bool = False,
+        cached: bool = False, opens: OpenPlaces | None = None,
     ) -> None:  # fmt: skip
+        opens = OpenPlaces.of_this_process() if opens is None else opens
         self.volume = volume
         self.patience = Patience(volume)
         self.notifier = Notifier()
         self.names = NameHandlers(volume, published)
-        self.files = OpenFiles(volume, engine, publisher, self.names, self.notifier, cached=cached)
+        self.files = OpenFiles(
+            volume, engine, publisher, self.names, self.notifier, opens, cached=cached
+        )
         self.attributes = AttributeHandlers(volume, self.files, published)
         self.xattrs = XattrHandlers(volume, self.files)
-        self.directories = DirectoryHandlers(volume)
+        self.directories = DirectoryHandlers(volume, opens)
         self.ranges = RangeHandlers(volume, self.files)
         self.ioctls = IoctlHandlers(volume, self.files, trimmer)

@@ -2,6 +2,8 @@
 
 Invariants:
 - a handle holds its inode, which lasts while anybody has it open;
+- each handle stands in `OpenPlaces` as long as the kernel may use it, and all else follows from
+  that;
 - with the last handle that could write, what was allocated ahead goes back, after the data plane
   has let go of the file.
 """
@@ -9,7 +11,6 @@ Invariants:
 from __future__ import annotations
 
 import errno
-import itertools
 import os
 import stat
 from collections.abc import Awaitable, Callable, Coroutine
@@ -17,6 +18,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from pmemfs.dataplane.held import OpenPlaces
+from pmemfs.dataplane.layouts import HandleKind
 from pmemfs.engine.base import Engine
 from pmemfs.errors import system_error
 from pmemfs.fuse.handlers.names import NameHandlers
@@ -56,6 +59,10 @@ class _OpenFile:
         return bool(self.flags & os.O_DSYNC)
 
 
+def _open_file(caller: Caller, ino: int, flags: int) -> _OpenFile:
+    return _OpenFile(ino, flags, loser=None if caller.uid == 0 else caller)
+
+
 @dataclass(slots=True)
 class _Opens:
     """The handles of an inode."""
@@ -73,11 +80,12 @@ class Opened:
 
 
 class OpenFiles:
-    """All open files. `publisher` is for a data plane, where there is one."""
+    """All open files, from those on that `opens` has. `publisher` is for a data plane, where there
+    is one."""
 
     def __init__(
         self, volume: Volume, engine: Engine, publisher: Publisher | None, names: NameHandlers,
-        notifier: Notifier, *, cached: bool = False,
+        notifier: Notifier, opens: OpenPlaces, *, cached: bool = False,
     ) -> None:  # fmt: skip
         self._cached = cached
         self._fs = volume
@@ -85,9 +93,15 @@ class OpenFiles:
         self._publisher = publisher
         self._names = names
         self._notifier = notifier
+        self._places = opens
         self._handles: dict[int, _OpenFile] = {}
         self._opens: dict[int, _Opens] = {}
-        self._numbers = itertools.count(1)
+        for place in opens:
+            if place.kind == HandleKind.FILE:
+                caller = Caller(place.uid, place.gid, place.pid)
+                self._note(place.handle, _open_file(caller, place.inode, place.flags))
+                # Perhaps through a handle that is gone: at worst it is trimmed in vain.
+                self._opens[place.inode].was_writable = True
 
     def open(
         self, caller: Caller, ino: int, flags: int, *, may_keep: bool | None = None
@@ -119,6 +133,7 @@ class OpenFiles:
         """Make a file, with `name` None one that has none, and open it: it is empty, whatever the
         flags say. Raises OSError."""
         mode = stat.S_IFREG | stat.S_IMODE(mode)
+        self._places.check_room()
         if name is None:
             made = self._names.make_unnamed(caller, parent, mode, umask=umask)
         else:
@@ -126,17 +141,26 @@ class OpenFiles:
         return made, self._new_handle(caller, made.ino, flags & ~os.O_TRUNC)
 
     def _new_handle(self, caller: Caller, ino: int, flags: int) -> Opened:
+        # First, as it is let go of last: who dies in between leaves an inode that is held for too
+        # long, and none that is open and not held.
         self._fs.hold(ino)
-        file = _OpenFile(ino, flags, loser=None if caller.uid == 0 else caller)
-        number = next(self._numbers)
+        try:
+            number = self._places.take(HandleKind.FILE, ino, flags, *caller)
+        except OSError:
+            self._fs.drop(ino, 1)
+            raise
+        self._note(number, _open_file(caller, ino, flags))
+        is_cached = self._cached or self._fs.find_xattr(ino, CACHED) not in (None, b"0")
+        return Opened(number, is_cached)
+
+    def _note(self, number: int, file: _OpenFile) -> None:
+        """All that follows from a handle."""
         self._handles[number] = file
-        opens = self._opens.setdefault(ino, _Opens())
+        opens = self._opens.setdefault(file.ino, _Opens())
         opens.count += 1
         opens.was_writable |= file.is_writable
         if self._publisher:
-            self._publisher.opened(ino)
-        is_cached = self._cached or self._fs.find_xattr(ino, CACHED) not in (None, b"0")
-        return Opened(number, is_cached)
+            self._publisher.opened(file.ino)
 
     def close(self, number: int) -> None:
         """Give a handle back. Raises OSError; it is gone nevertheless."""
@@ -152,6 +176,8 @@ class OpenFiles:
         opens.count -= 1
         if self._publisher:
             self._publisher.closed(ino)
+        # Now that it is not published any more, if this was the last one: see `Publisher`.
+        self._places.give_back(number)
         try:
             if not opens.count:
                 del self._opens[ino]

@@ -43,6 +43,7 @@ from pmemfs.volume.fs.attributes import InodeAttributes
 from pmemfs.volume.fs.filebytes import FileBytes
 from pmemfs.volume.fs.fileframes import FileFrames
 from pmemfs.volume.fs.ground import geometry_of
+from pmemfs.volume.fs.holds import Holds
 from pmemfs.volume.fs.inode import State
 from pmemfs.volume.fs.leaks import LeakSearch
 from pmemfs.volume.fs.names import Names
@@ -61,9 +62,11 @@ class FileSystem:
 
     has_files = True
 
-    def __init__(self, pool: Pool, memmap: Memmap, tables: Tables | None = None) -> None:
-        """Mount, as `Ground` does. Raises DamagedFileSystem."""
-        self.store = store = Store(pool, memmap, tables)
+    def __init__(
+        self, pool: Pool, memmap: Memmap, tables: Tables | None = None, holds: Holds | None = None
+    ) -> None:
+        """Mount, as `Store` does. Raises DamagedFileSystem."""
+        self.store = store = Store(pool, memmap, tables, holds)
         self.frames = frames = FileFrames(store)
         self.content = content = FileBytes(store, frames)
         self.inode_attributes = attributes = InodeAttributes(store, frames)

@@ -20,6 +20,7 @@ from pmemfs.errors import MemoryFault
 from pmemfs.memmap.base import Memmap
 from pmemfs.pool import Pool
 from pmemfs.volume.fs.ground import Ground
+from pmemfs.volume.fs.holds import Holds, OwnHolds
 from pmemfs.volume.fs.housekeeping import IDLE_TICKS, Housekeeping
 from pmemfs.volume.fs.inode import Inode
 from pmemfs.volume.fs.inodecache import InodeCache
@@ -31,13 +32,15 @@ from pmemfs.volume.fs.reading import may_read_in_steps
 class Store:
     """The store of one file system."""
 
-    def __init__(self, pool: Pool, memmap: Memmap, tables: Tables | None = None) -> None:
-        """Mount: as `Ground`. Raises DamagedFileSystem."""
+    def __init__(
+        self, pool: Pool, memmap: Memmap, tables: Tables | None = None, holds: Holds | None = None
+    ) -> None:
+        """Mount: as `Ground`. What `holds` says stays held. Raises DamagedFileSystem."""
         self.ground = ground = Ground(pool, memmap, tables)
         self.lines = lines = LiveLines(ground)
         self.cache = cache = InodeCache(ground, lines)
         self.housekeeping = Housekeeping(ground, cache)
-        self._holds: dict[int, int] = {}
+        self._holds: Holds = OwnHolds() if holds is None else holds
 
         self.pool, self.medium, self.tables = ground.pool, ground.medium, ground.tables
         self.allocator, self.table, self.busy = ground.allocator, ground.table, ground.busy
@@ -62,21 +65,17 @@ class Store:
     def hold(self, number: int, count: int = 1) -> None:
         """Hold an inode: it lives on, whatever becomes of its names."""
         may_read_in_steps.set(False)
-        self._holds[number] = self._holds.get(number, 0) + count
+        self._holds.add(number, count)
 
     def drop(self, number: int, count: int = 1) -> None:
         """Drop a hold; an inode without a name is freed with its last hold. Raises OSError."""
         may_read_in_steps.set(False)
-        left = self._holds.get(number, 0) - count
-        if left > 0:
-            self._holds[number] = left
-            return
-        self._holds.pop(number, None)
-        self._free_unnamed(number)
+        if not self._holds.take(number, count):
+            self._free_unnamed(number)
 
     def is_held(self, number: int) -> bool:
         """Whether anybody holds an inode."""
-        return number in self._holds
+        return self._holds.count(number) > 0
 
     def remove(self, inode: Inode) -> None:
         """Free an inode that has no name and that nobody holds."""
@@ -97,8 +96,8 @@ class Store:
         if ground.pool.medium.read_only:
             return
         housekeeping.abandon_compaction()
-        for number in list(self._holds):
-            self._holds.pop(number)
+        for number, count in list(self._holds.counts()):
+            self._holds.take(number, count)
             # The fault was reported already, and the other open files are to become durable.
             with suppress(MemoryFault):
                 if not ground.read_only:

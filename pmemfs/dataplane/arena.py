@@ -1,0 +1,110 @@
+"""The memory that extent tables lie in: what is taken of it, and what is free."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping
+
+_LINE_BYTES = 64
+
+
+class Arena:
+    """Memory for tables: blocks of 2^order lines of 64 bytes, of which two buddies make a larger.
+
+    They are put together only when there is no other block, so tables that come and go by the
+    thousand find one of their size at once. Source: Knuth, TAOCP vol. 1, 2.5, the buddy system.
+
+    `size_bytes` is a power of two. `taken` says what has been taken before, by offsets and sizes in
+    bytes: an arena that is made with what another one gave out goes on where that one was. Raises
+    ValueError where no arena can have given that out.
+    """
+
+    def __init__(self, start: int, size_bytes: int, taken: Mapping[int, int] | None = None) -> None:
+        self._start = start
+        self._top = (size_bytes // _LINE_BYTES).bit_length() - 1
+        self._free: list[list[int]] = [[] for _ in range(self._top + 1)]
+        self._orders: dict[int, int] = {}
+        end = 0
+        for offset, taken_bytes in sorted((taken or {}).items()):
+            block, order = (offset - start) // _LINE_BYTES, _order_of(taken_bytes)
+            if block < end or block & (1 << order) - 1 or (offset - start) % _LINE_BYTES:
+                raise ValueError(f"no {taken_bytes} bytes were given out at {offset}")
+            self._free_between(end, block)
+            self._orders[block] = order
+            end = block + (1 << order)
+        if end > 1 << self._top:
+            raise ValueError("more was given out than there is")
+        self._free_between(end, 1 << self._top)
+        self._is_merged = True
+
+    @property
+    def taken_bytes(self) -> int:
+        """How much is taken, what rounding up costs included."""
+        return sum(_LINE_BYTES << order for order in self._orders.values())
+
+    @property
+    def taken(self) -> dict[int, int]:
+        """What is taken: offsets and sizes in bytes, rounded up."""
+        return {
+            self._start + block * _LINE_BYTES: _LINE_BYTES << order
+            for block, order in sorted(self._orders.items())
+        }
+
+    def take_all(self) -> list[int]:
+        """Take whatever is free, as ranges by their offsets."""
+        found = [(block, order) for order, free in enumerate(self._free) for block in free]
+        self._orders |= dict(found)
+        self._free = [[] for _ in self._free]
+        return [self._start + block * _LINE_BYTES for block, _ in found]
+
+    def take(self, size_bytes: int) -> int:
+        """The offset of a free range. Raises OSError (ENOSPC)."""
+        wanted = _order_of(size_bytes)
+        order = self._order_from(wanted)
+        if order > self._top and not self._is_merged:
+            self._merge()
+            order = self._order_from(wanted)
+        if order > self._top:
+            raise OSError(errno.ENOSPC, "the extent tables are full")
+        block = self._free[order].pop()
+        while order > wanted:
+            order -= 1
+            self._free[order].append(block + (1 << order))
+        self._orders[block] = wanted
+        return self._start + block * _LINE_BYTES
+
+    def give_back(self, start: int) -> None:
+        """Free a range that was taken."""
+        block = (start - self._start) // _LINE_BYTES
+        self._free[self._orders.pop(block)].append(block)
+        self._is_merged = False
+
+    def _free_between(self, block: int, end: int) -> None:
+        """Free a range of lines, as the largest blocks that there can be."""
+        while block < end:
+            order = (end - block).bit_length() - 1
+            if block:
+                order = min(order, (block & -block).bit_length() - 1)
+            self._free[order].append(block)
+            block += 1 << order
+
+    def _order_from(self, order: int) -> int:
+        """The least order from one on that has a free block; above the highest if none has."""
+        while order <= self._top and not self._free[order]:
+            order += 1
+        return order
+
+    def _merge(self) -> None:
+        for order in range(self._top):
+            size = 1 << order
+            free = set(self._free[order])
+            merged = [block for block in free if not block & size and block + size in free]
+            free -= {buddy for block in merged for buddy in (block, block + size)}
+            self._free[order] = list(free)
+            self._free[order + 1] += merged
+        self._is_merged = True
+
+
+def _order_of(size_bytes: int) -> int:
+    """Of the smallest block that so many bytes go into."""
+    return ((size_bytes - 1) // _LINE_BYTES).bit_length()

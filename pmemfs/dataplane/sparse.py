@@ -1,0 +1,28 @@
+"""Which parts of a file have memory: what was never written of it need not be looked at."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+
+
+def data_ranges(fd: int, start_bytes: int, end_bytes: int) -> Iterator[tuple[int, int]]:
+    """The ranges of a file that have memory; all of it, where its file system knows no holes."""
+    position = start_bytes
+    while position < end_bytes:
+        try:
+            data = os.lseek(fd, position, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                yield position, end_bytes
+            return
+        if data >= end_bytes:
+            return
+        try:
+            hole = min(os.lseek(fd, data, os.SEEK_HOLE), end_bytes)
+        except OSError:
+            # Somebody has cut the file off since.
+            return
+        yield data, hole
+        position = hole
