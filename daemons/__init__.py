@@ -1,1 +1,1 @@
-"""Process lifetimes: parse, wire, run, stop. Nothing imports them."""
+"""The processes: each module parses, wires, runs and stops one. No module imports them."""

@@ -1,8 +1,8 @@
 """The daemon behind one mount: parse, wire, run, stop.
 
-Started by `pmemfs mount`, as `python -m pmemfs.daemons.mountd POOL MOUNTPOINT -o OPTIONS`. It says
-on --starter-fd whether the mount is made or why not (see control/starter), and ends when the mount
-ends.
+`pmemfs mount` starts it as `python -m pmemfs.daemons.mountd POOL MOUNTPOINT -o OPTIONS`. It reports
+on --starter-fd whether the mount is made or why not (see control/starter), and it ends when the
+mount ends.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Arguments(NamedTuple):
 
 
 def parse(words: list[str]) -> Arguments:
-    """The arguments. A person calls `pmemfs mount`, which checks them; so this is terse."""
+    """The arguments. They come from `pmemfs mount`, which has checked them, so this is terse."""
     parser = argparse.ArgumentParser(prog="pmemfs.daemons.mountd")
     parser.add_argument("pool")
     parser.add_argument("mountpoint")
@@ -80,7 +80,7 @@ def parse(words: list[str]) -> Arguments:
 def main() -> None:
     """Serve one mount until it ends."""
     arguments = parse(sys.argv[1:])
-    # No system call of this thread is broken off, but where `endable` says so.
+    # Signals break off no system call of this thread, except where `endable` allows it.
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
     starter = Starter(arguments.starter_fd)
     starter.note_signals()
@@ -104,9 +104,9 @@ def main() -> None:
 
 
 def serve_mount(arguments: Arguments, starter: Starter) -> None:
-    """Serve one mount until it ends. Raises whatever ended it, if that was no orderly end."""
+    """Serve one mount until it ends. Raises what ended it, unless it ended in order."""
     try:
-        # Before anything is written: what can't end in order is not begun.
+        # Before anything is written: a daemon without spare descriptors may not be able to end.
         with SpareDescriptors() as spare, mounted_pool(arguments, starter) as (pool, medium):
             run(arguments, pool, medium, starter, spare)
             if not starter.is_kept:
@@ -114,14 +114,14 @@ def serve_mount(arguments: Arguments, starter: Starter) -> None:
                                   why="it was unmounted before it was ready")  # fmt: skip
     except Exception:
         if starter.ended_by is not None and not starter.is_kept:
-            # Whatever failed then failed because of that.
+            # What failed after that signal failed because of it.
             raise Interrupted(starter.ended_by) from None
         raise
 
 
 @contextlib.contextmanager
 def mounted_pool(arguments: Arguments, starter: Starter) -> Iterator[tuple[Pool, MappedMedium]]:
-    """The pool, open, and dirty for as long as this lasts; for good if this ends by an error."""
+    """The pool, open, and dirty while this lasts; it stays dirty if this ends by an error."""
     read_only = arguments.options.read_only
     with starter.endable():
         medium = _open(arguments.pool, read_only=read_only)
@@ -150,7 +150,8 @@ def _dirty(pool: Pool, starter: Starter) -> Iterator[None]:
     except NotDurable:
         raise
     except BaseException:
-        # What nobody keeps is as it was, and has nothing to recover that it didn't have before.
+        # A mount that is not kept leaves the pool as it was: clean, if there was nothing to
+        # recover.
         if was_clean and not starter.is_kept:
             pool.end_mount()
         raise
@@ -158,9 +159,9 @@ def _dirty(pool: Pool, starter: Starter) -> Iterator[None]:
 
 
 def _open(path: str, *, read_only: bool) -> MappedMedium:
-    """Open a source. Raises SourceBusy if it is mounted, or if somebody else keeps it for long.
+    """Open a source. Raises SourceBusy if it is mounted, or if another process has it for long.
 
-    The daemon of a mount that was unmounted a moment ago still makes it durable and clean.
+    The daemon of a mount that was just unmounted still has the pool, to make it durable and clean.
     """
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while True:
@@ -179,7 +180,7 @@ def run(
     starter: Starter,
     spare: SpareDescriptors,
 ) -> None:
-    """Wire the parts, mount, and serve until the mount ends; all that was written is durable."""
+    """Wire the parts, mount, and serve until the mount ends and everything written is durable."""
     options = arguments.options
     with starter.endable():
         _advise(pool, medium, options)
@@ -191,14 +192,14 @@ def run(
             trio.run(_serve, starter, session, methods)
         finally:
             spare.release()
-            # While a pool is made clean, no signal counts.
+            # While the pool is made clean, no signal counts.
             signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
             starter.end()
             session.end()
     except BaseException:
         spare.release()
         if not starter.is_kept:
-            # A mount that fails has been seen by then, and perhaps written to.
+            # A mount that fails was visible for a moment, so somebody may have written to it.
             _leave_durable(session, medium)
         raise
     _leave_durable(session, medium)
@@ -209,7 +210,7 @@ def _leave_durable(session: Session, medium: MappedMedium) -> None:
         try:
             session.served.volume.end()
         finally:
-            # Also where that has met bad memory: what was written elsewhere is to last.
+            # Also after bad memory: what was written elsewhere must last.
             trio.run(session.engine.make_durable)
             session.close()
     except (OSError, PmemfsError) as error:
@@ -219,7 +220,7 @@ def _leave_durable(session: Session, medium: MappedMedium) -> None:
 def _methods(
     pool: Pool, medium: MappedMedium, session: Session, options: MountOptions
 ) -> server.Methods:
-    """What the daemon answers on its socket."""
+    """The methods that the daemon answers on its socket."""
     started = time.monotonic()
 
     async def resize(size_bytes: int | None = None) -> dict[str, Any]:
@@ -233,7 +234,7 @@ def _methods(
 
     @functools.cache
     def all_of_them() -> dict[str, server.Method]:
-        # Not above: a mount that is made need not wait until it can tell of itself.
+        # Imported here, so that a mount is made before the daemon can report on it.
         from pmemfs.observe.mount import MountObserver
 
         observer = MountObserver(pool, medium, session, options, started)
@@ -250,10 +251,10 @@ def _methods(
 
 
 def open_session(arguments: Arguments, pool: Pool, medium: MappedMedium) -> Session:
-    """All but the mount, with the engine that was asked for. Raises PmemfsError."""
+    """A session without its mount, with the engine that was asked for. Raises PmemfsError."""
     options = arguments.options
     if options.engine == "python":
-        # Which loads pyfuse3: a native mount does without it.
+        # This loads pyfuse3, which a native mount does without.
         from pmemfs.fuse.pythonsession import PythonSession
 
         return PythonSession(pool, medium, options)
@@ -277,7 +278,7 @@ async def _stop_on_signal(starter: Starter, session: Session) -> None:
     with trio.open_signal_receiver(*ENDING_SIGNALS) as signals:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING_SIGNALS)
         if starter.ended_by is not None:
-            # It came before there was anything to end.
+            # The signal came before there was a session to end.
             session.terminate()
         async for number in signals:
             log.info("ending on %s", signal.Signals(number).name)
@@ -286,7 +287,7 @@ async def _stop_on_signal(starter: Starter, session: Session) -> None:
 
 
 async def _keep_house(session: Session) -> None:
-    """Make durable what was written a while ago, as a flusher does; drop what is idle."""
+    """Make durable what was written a while ago, as a flusher does, and drop idle structures."""
     while True:
         await trio.sleep(_HOUSEKEEPING_SECONDS)
         try:
@@ -297,7 +298,7 @@ async def _keep_house(session: Session) -> None:
 
 
 async def _tidy(session: Session) -> None:
-    """Let the content of the mount do what need not be done while somebody waits."""
+    """Let the volume do what no request should have to wait for."""
     volume = session.served.volume
     while True:
         await trio.sleep(_TIDY_SECONDS)
@@ -309,7 +310,7 @@ async def _tidy(session: Session) -> None:
 
 
 def _done(step: Callable[[], bool]) -> bool:
-    """Do a step of tidying up; whether there is more to do soon."""
+    """Do a step of tidying; whether there is more to do soon."""
     try:
         return step()
     except MemoryFault as fault:
@@ -326,7 +327,7 @@ def _advise(pool: Pool, medium: MappedMedium, options: MountOptions) -> None:
         if wanted and not medium.reserved:
             log.warning("%s is sparse: it takes no memory in advance", medium.name)
         elif wanted and not all(
-            # In steps, because nobody hears a signal meanwhile.
+            # In steps, because a signal has no effect during one.
             medium.advise(advice, start, min(_ADVICE_BYTES, zone.end_bytes - start))
             for start in range(zone.offset_bytes, zone.end_bytes, _ADVICE_BYTES)
         ):

@@ -1,8 +1,8 @@
-"""The process of a data plane: one native function, which ends when the mount does.
+"""The process of a data plane: one native function, which ends when the mount ends.
 
-Started by the control plane of a mount with where pmemfs is, then its descriptors and settings, as
-words NAME=NUMBER. Ends with 0, or with the errno of what went wrong. Loads nothing but that
-function: a mount can't answer before this process does.
+The control plane starts it, with the place of pmemfs, then descriptors and settings as words
+NAME=NUMBER. It ends with 0, or with the errno of what went wrong. It loads nothing except that
+function, because a mount can't answer before this process does.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 def main() -> None:
     """Serve until the mount ends."""
     root, *words = sys.argv[1:]
-    # Without `site`, which would load what all packages of the environment want.
+    # `site` was left out, because it would load what all packages of the environment want.
     sys.path.append(root)
     from pmemfs.dataplane.native import run
 

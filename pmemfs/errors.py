@@ -1,12 +1,12 @@
-"""What can go wrong, one class each.
+"""What can go wrong: one class for each kind of error.
 
 The docstring of a class is its message, with the names of its facts in braces. `errno` is what a
-system call through the mount answers, `exit_code` what a command ends with. A user sees the message
-and nothing else; whoever needs more finds it in the log.
+system call through the mount answers, and `exit_code` is what a command ends with. A user sees only
+the message; the log has more.
 
 Exit codes: 1 failed, 2 bad usage, 3 refused because something would be lost, 4 the pool is not
-valid, 16 in use. `mount` and `umount` answer like mount(8), with 32 for any failure but bad usage,
-and `check` like fsck(8).
+valid, 16 in use. `mount` and `umount` answer like mount(8), with 32 for any failure except bad
+usage, and `check` answers like fsck(8).
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ EXIT_USAGE = 2
 EXIT_REFUSED = 3
 EXIT_INVALID_POOL = 4
 EXIT_CANNOT_CHECK = 8
-"""Of `check` only, as fsck(8) says an operational error."""
+"""Of `check` only: what fsck(8) calls an operational error."""
 EXIT_BUSY = 16
 EXIT_MOUNT_FAILED = 32
 EXIT_SIGNALLED = 128
-"""Beside the number of the signal, as shells say it."""
+"""Plus the number of the signal, as shells do it."""
 
 
 class PmemfsError(Exception):
@@ -41,9 +41,9 @@ class PmemfsError(Exception):
 
 
 def _template(kind: type[PmemfsError]) -> str:
-    """The message of a class: its own docstring, or that of the class it is made from.
+    """The message of a class: its own docstring, or that of the class it inherits from.
 
-    As inspect.getdoc finds it, which takes longer to load than the rest of this module.
+    inspect.getdoc does the same, but takes longer to load than the rest of this module.
     """
     return " ".join(next(base.__doc__ for base in kind.__mro__ if base.__doc__).split())
 
@@ -54,7 +54,7 @@ def system_error(number: int) -> OSError:
 
 
 def mount_exit_code(error: PmemfsError) -> int:
-    """What mounting and unmounting end with, as mount(8) does: bad usage, a signal, or 32."""
+    """The exit code of mount and umount, as of mount(8): bad usage, a signal, or 32."""
     is_told = error.exit_code == EXIT_USAGE or error.exit_code > EXIT_SIGNALLED
     return error.exit_code if is_told else EXIT_MOUNT_FAILED
 
@@ -62,9 +62,9 @@ def mount_exit_code(error: PmemfsError) -> int:
 def cause_of(error: Exception) -> Exception:
     """The error that a group of errors is about; any other error is its own cause.
 
-    Tasks that run side by side fail in groups, whose text names none of them. This is the one place
-    that looks into a group. What has a sentence of ours comes first, then what the system said:
-    other tasks of a group often fail because that one did.
+    Tasks that run side by side fail in groups, and a group's text names none of its errors. Only
+    this function looks into groups. A PmemfsError comes first, then what the system said, because
+    other tasks of a group often fail as a consequence.
     """
     leaves = list(_leaves(error))
     for kind in (PmemfsError, OSError):
@@ -83,7 +83,7 @@ def _leaves(error: Exception) -> Iterator[Exception]:
 
 
 def sentence_of(error: Exception) -> str:
-    """What to say of an error that may be none of ours, or a group: one line, and no traceback."""
+    """An error of any kind, or a group, as one line for a user, without a traceback."""
     cause = cause_of(error)
     if isinstance(cause, PmemfsError):
         return str(cause)
@@ -99,7 +99,7 @@ class OutputLost(PmemfsError):
     def __init__(self, cause: OSError) -> None:
         super().__init__(why=sentence_of(cause))
         self.has_no_reader = isinstance(cause, BrokenPipeError)
-        """Whether a reader has closed the pipe, who then wanted no more, and needs no sentence."""
+        """Whether the reader has closed the pipe: it wanted no more, so it needs no sentence."""
 
 
 # What was asked for
@@ -192,7 +192,7 @@ class MemoryFault(PmemfsError, OSError):
 
     errno = errno.EIO  # type: ignore[misc]
     inode = 0
-    """Whose page it is, where whoever touched it knows."""
+    """The inode that the page belongs to, if the code that touched it knows."""
 
     @property
     def path(self) -> str:
@@ -219,7 +219,7 @@ class HasContent(PmemfsError):
 
 class NotAPool(PmemfsError):
     """{path} has no label of a pool; 'pmemfs create {path}' makes a pool of it and destroys what it
-    holds: also a pool that has lost both copies of its label"""
+    holds, even a pool that has lost both copies of its label"""
 
     errno = errno.EINVAL
     exit_code = EXIT_INVALID_POOL
@@ -244,7 +244,7 @@ class InvalidPool(PmemfsError):
 
 
 class ReadOnlyPool(PmemfsError):
-    """{path} can be mounted read-only at most: {why}"""
+    """{path} can only be mounted read-only, with '-o ro': {why}"""
 
     errno = errno.EROFS
 
@@ -277,7 +277,7 @@ class CannotShrink(PmemfsError):
 
 
 class NoSizeGiven(PmemfsError):
-    """{path} is a file of {size}, all of it in use; --size says how large to make it"""
+    """{path} is a file of {size}, all of it in use; give the new size with --size"""
 
     errno = errno.EINVAL
     exit_code = EXIT_USAGE
@@ -287,8 +287,8 @@ class NoSizeGiven(PmemfsError):
 
 
 class NoPageStructures(PmemfsError):
-    """{what} needs page structures, and the memmap scheme 'none' has none; 'pmem' and 'on-demand'
-    do"""
+    """{what} needs page structures, and a pool with the memmap scheme 'none' does not have them;
+    'pmem' and 'on-demand' do"""
 
     errno = errno.EOPNOTSUPP
 
@@ -386,13 +386,13 @@ class NoControlSocket(PmemfsError):
 
 
 class NotDurable(PmemfsError):
-    """{path} could not be left clean, and not everything may be durable: {why}"""
+    """{path} could not be left clean, so not everything may be durable: {why}"""
 
     errno = errno.EIO
 
 
 class NotPermitted(PmemfsError):
-    """no permission for the mount on {path}: only user {uid}, whose it is, and root have it"""
+    """the mount on {path} belongs to user {uid}; only that user and root may use it"""
 
     errno = errno.EACCES
 

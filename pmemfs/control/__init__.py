@@ -1,17 +1,20 @@
-"""Talking to a running daemon: JSON lines over a Unix socket, one for each mount.
+"""Talking to a running daemon: JSON lines over a Unix socket, one socket for each mount.
 
-A request is `{"method": NAME, "params": {…}, "version": V}`, its answer `{"result": …}` or
-`{"error": {"message": SENTENCE, "exit_code": N}}`, with a `version` too: that of the program. A
-command meets daemons of other versions, since an upgrade replaces the one and not the other. So
-each side takes no notice of what it doesn't know and can do without: other members of requests and
-answers, parameters that are null. What can't be done is one sentence that names both versions,
-where they differ. So parameters that come later are null unless somebody asks for them, and members
-that come later have defaults. The socket is named after the mount's device
-number, which stat(2) of any file of the mount tells: /run/pmemfs/0:57.sock. So the daemon of a
-mount is found without asking the mount, and a socket whose daemon died belongs to no mount.
+A request is `{"method": NAME, "params": {…}, "version": V}`. Its answer is `{"result": …}` or
+`{"error": {"message": SENTENCE, "exit_code": N}}`, with the `version` of the program, too.
 
-`places` says where sockets lie, and whose they must be. Both sides look at who is at the other end:
-a daemon answers its owner and root, a command believes the owner of the mount.
+A command may meet a daemon of another version, because an upgrade replaces only the programs on
+disk. So each side ignores what it doesn't know and can do without: other members of requests and
+answers, and parameters that are null. If something can't be done, one sentence says so and names
+both versions if they differ. Hence a new parameter is null unless the user asks for it, and a new
+member has a default.
+
+A socket is named after the mount's device number, which stat(2) of any file of the mount tells:
+/run/pmemfs/0:57.sock. So a daemon is found without asking its mount, which may hang, and the socket
+of a daemon that died belongs to no mount.
+
+`places` says where sockets lie and whom they must belong to. Both sides look who is at the other
+end: a daemon answers its owner and root, and a command believes only the owner of the mount.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from typing import Protocol
 
 REQUEST_LIMIT_BYTES = 64 * 1024
 ANSWER_LIMIT_BYTES = 4 << 20
-"""The longest answer that is needed is `stat` of a machine with 1024 CPUs."""
+"""The longest answer that has to fit is `stat` of a machine with 1024 CPUs."""
 
 _UCRED = struct.Struct("3i")
 """pid, uid, gid of the peer of a Unix socket, see unix(7)."""
@@ -36,12 +39,12 @@ class Connection(Protocol):
 
 
 def peer_uid(connection: Connection) -> int:
-    """The user at the other end, as the kernel noted when it connected or began to listen."""
+    """The user at the other end, as the kernel noted when that side connected or listened."""
     return _credentials(connection)[1]
 
 
 def peer_pid(connection: Connection) -> int:
-    """The process at the other end, as `peer_uid`."""
+    """The process at the other end, noted as for `peer_uid`."""
     return _credentials(connection)[0]
 
 

@@ -1,11 +1,13 @@
-"""The side of the commands. Loads no trio: a command should start at once.
+"""The commands' side of the socket. It loads no trio, because a command should start at once.
 
-What answers may be another user's program, and root asks it, too. Invariants:
-- nothing is sent to and nothing taken from a process that is not the mount owner's: the kernel says
-  whose it is. Without that, whoever gets hold of a socket's name speaks for the mount;
-- a question ends in time, whatever the other side does, and its answer is of bounded length;
-- many are asked at once, in one thread, and their answers looked at one after the other: so one
-  that says nothing delays no other one, and a hundred that say too much take the memory of one.
+The other side may be another user's program, and root asks it as well. Invariants:
+- a command sends nothing to and takes nothing from a process that does not belong to the mount's
+  owner, as the kernel says. Otherwise any user who gets hold of a socket's name could speak for the
+  mount;
+- a question ends in time, whatever the other side does, and its answer has a bounded length;
+- many daemons are asked at once, in one thread, and their answers are read one after the other. So
+  a daemon that says nothing delays no other, and a hundred that say too much take the memory of
+  one.
 """
 
 from __future__ import annotations
@@ -36,9 +38,9 @@ _VERSION_LIMIT = 40
 
 Answer = TypeVar("Answer")
 _Wanted = tuple[socket.socket, int] | None
-"""What an exchange waits for: an event of its socket, or just a moment."""
+"""What an exchange waits for: an event of its socket, or (None) just a moment."""
 _Exchange = Generator[_Wanted, None, tuple[bytes, int]]
-"""Ends with the line that was answered, and the process that did."""
+"""Its result is the line that was answered, and the process that answered."""
 
 
 class RemoteError(PmemfsError):
@@ -51,10 +53,10 @@ class RemoteError(PmemfsError):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What to ask which daemon."""
+    """What to ask, and which daemon."""
 
     path: Path
-    """Its socket."""
+    """The daemon's socket."""
     owner_uid: int
     method: str
     params: Mapping[str, Any]
@@ -69,7 +71,7 @@ def call(
     timeout_seconds: float = ANSWER_TIMEOUT_SECONDS,
     **params: Any,
 ) -> Any:
-    """Ask a daemon, of this user where no other is named.
+    """Ask a daemon; it must belong to this user unless `owner_uid` names another.
 
     Raises RemoteError with the daemon's own sentence, and NoAnswer.
     """
@@ -93,10 +95,10 @@ def call_all(
     timeout_seconds: float = ANSWER_TIMEOUT_SECONDS,
     limit_bytes: int = ANSWER_LIMIT_BYTES,
 ) -> list[Answer | PmemfsError]:
-    """Ask many daemons at once; for each what `read` makes of its result, or what went wrong.
+    """Ask many daemons at once. For each: what `read` makes of its result, or what went wrong.
 
-    `read` raises Malformed for what makes no sense, as `decode` does. A daemon of another version
-    may leave out what it doesn't know: `warn` is told so, with the position of the question.
+    `read` raises Malformed for a result that makes no sense, as `decode` does. A daemon of another
+    version may leave out what it doesn't know; `warn` is then called with the question's position.
     """
     answers: list[Answer | PmemfsError] = [
         NoAnswer(path=question.path, why="it timed out") for question in questions
@@ -125,7 +127,7 @@ def call_all(
 
 
 def daemon_pidfd(path: Path, *, owner_uid: int | None = None) -> int | None:
-    """A pidfd of the daemon that listens on a socket, to wait for its end; None if it's gone."""
+    """A pidfd of the daemon that listens on a socket, to wait for its end; None if it is gone."""
     uid = os.geteuid() if owner_uid is None else owner_uid
     try:
         with _connected(path, uid) as connection:
@@ -135,7 +137,7 @@ def daemon_pidfd(path: Path, *, owner_uid: int | None = None) -> int | None:
 
 
 def reason(error: OSError) -> str:
-    """Why a system call failed, as part of a sentence."""
+    """Why a system call failed, as a part of a sentence."""
     sentence = error.strerror or str(error) or "it failed"
     return sentence[:1].lower() + sentence[1:]
 
@@ -149,7 +151,7 @@ def _exchange(question: Question, limit_bytes: int) -> _Exchange:
             connection = _connected(question.path, question.owner_uid)
             break
         except BlockingIOError:
-            # Its queue of connections is full, and no event tells when there is room again.
+            # The daemon's queue of connections is full, and no event says when it has room again.
             yield None
     received = bytearray()
     with connection:
@@ -171,13 +173,13 @@ def _exchange(question: Question, limit_bytes: int) -> _Exchange:
 
 
 def _connected(path: Path, uid: int) -> socket.socket:
-    """A connection to a process of that user. Raises PermissionError, and OSError."""
+    """A connection to a process of this user. Raises PermissionError, and OSError."""
     connection = socket.socket(socket.AF_UNIX)
     try:
         connection.setblocking(False)
         with opened_socket(path, uid) as address:
             connection.connect(address)
-        # The owner of the file says who made the name; what counts is who listens behind it.
+        # The file's owner says who made the name. What counts is which user listens behind it.
         if peer_uid(connection) != uid:
             raise PermissionError(f"it is a process of user {peer_uid(connection)}, not of {uid}")
     except BaseException:
@@ -189,7 +191,7 @@ def _connected(path: Path, uid: int) -> socket.socket:
 def _lines(
     exchanges: Sequence[_Exchange], deadline: float
 ) -> Iterator[tuple[int, tuple[bytes, int] | OSError]]:
-    """How exchanges end, each with its position, as they do; those that don't in time are left."""
+    """The outcomes of exchanges as they end, each with its position; what is late is left out."""
     ready = list(enumerate(exchanges))
     with contextlib.ExitStack() as opened:
         for exchange in exchanges:
@@ -219,7 +221,7 @@ def _lines(
 
 
 def _answer(line: bytes) -> dict[str, Any]:
-    """The answer that is a line of JSON. Raises Malformed."""
+    """The answer in a line of JSON. Raises Malformed."""
     try:
         answer = json.loads(line, parse_constant=_refuse)
     except (ValueError, RecursionError):
@@ -230,7 +232,7 @@ def _answer(line: bytes) -> dict[str, Any]:
 
 
 def _version_in(answer: Mapping[str, Any]) -> str:
-    """The version of the program that answers; empty where it says none."""
+    """The version of the program that answers; "" if it does not say one."""
     version = answer.get("version")
     return version[:_VERSION_LIMIT] if isinstance(version, str) else ""
 
@@ -244,11 +246,11 @@ def _otherness(version: str) -> str:
 
 
 def _result(answer: Mapping[str, Any], pid: int) -> Any:
-    """The result that an answer brings. Raises Malformed, and RemoteError."""
+    """The result in an answer. Raises Malformed, and RemoteError."""
     if "result" in answer:
         result = answer["result"]
         if isinstance(result, dict) and "pid" in result and pid:
-            # Somebody may want to end that process: so it is the kernel's word that counts.
+            # A user may want to end that process, so the kernel's word counts, not the answer's.
             result["pid"] = pid
         return result
     error = decode(_Failure, answer["error"])
@@ -263,5 +265,5 @@ class _Failure:
 
 
 def _refuse(word: str) -> NoReturn:
-    """NaN and infinities, which Python reads and JSON does not know."""
+    """Refuse NaN and infinities, which Python reads and JSON does not have."""
     raise ValueError(word)

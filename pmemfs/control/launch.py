@@ -1,10 +1,10 @@
-"""The command's end of starting a daemon: wait, look, and keep the mount or see everything end.
+"""The command's end of starting a daemon: wait, look at the mount, and keep it or end everything.
 
-The protocol stands in `control/starter`. Invariants:
-- a launch ends by `keep` or by `abandon`. After `keep` the command succeeds, so signals no longer
-  count; after `abandon` there is no process and no mount;
-- signals only leave a note, which is read where this waits. If they raised, one could come between
-  the start of a process and the line that remembers it.
+`control/starter` describes the protocol. Invariants:
+- a launch ends by `keep` or by `abandon`. After `keep` the command succeeds, so signals count no
+  more. After `abandon` there is no process and no mount;
+- a signal only leaves a note, which is read wherever this waits. If signals raised, one could come
+  between the start of a process and the line that remembers it, and the process would be left over.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pmemfs.mount.options import MountOptions
 from pmemfs.units import KIB
 
 _PATIENCE_SECONDS = 60
-"""For a daemon to end by itself; then it is killed."""
+"""How long a daemon has for ending by itself; after that it is killed."""
 _REST_SECONDS = 10
 _POLL_SECONDS = 0.01
 _MESSAGE_BYTES = 64 * KIB
@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is to be mounted where, and how; the paths are absolute, without symbolic links."""
+    """What to mount where, and how. The paths are absolute and without symbolic links."""
 
     pool: str
     mountpoint: str
@@ -54,13 +54,13 @@ class Said(PmemfsError):
         if is_usage:
             self.exit_code = EXIT_USAGE
         self.is_busy = is_busy
-        """Whether somebody else has the pool."""
+        """Whether another process has the pool."""
 
 
 class NotedSignals:
-    """The first ending signal that has come since this was made; what is ignored stays so.
+    """The first ending signal since this was made; signals that were ignored stay ignored.
 
-    They are never obeyed again, because whoever makes this ends by `Interrupted` or succeeds.
+    The signals are never obeyed again, because the command ends by `Interrupted` or succeeds.
     """
 
     def __init__(self) -> None:
@@ -74,7 +74,7 @@ class NotedSignals:
     def ignore(self) -> None:
         """The command has succeeded: from now on no signal counts.
 
-        Not even while Python ends, when it gives signals back their default.
+        This holds even while Python ends, when it gives signals their default back.
         """
         for number in ENDING_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
@@ -98,7 +98,7 @@ class NotedSignals:
         return found
 
     def wait_for(self, work: Callable[[], T]) -> T:
-        """Do in a thread what may wait for long. Raises Interrupted, and what `work` raises."""
+        """Do work that may take long in a thread. Raises Interrupted, and what `work` raises."""
         task = Task(work)
         self.wait_readable(task.fileno())
         return task.result()
@@ -109,7 +109,7 @@ class NotedSignals:
 
 
 class Task(Generic[T]):
-    """Work in a thread of its own, which is left alone if nobody waits for it any more."""
+    """Work in a thread of its own, which goes on alone if the command waits for it no more."""
 
     def __init__(self, work: Callable[[], T]) -> None:
         self._work = work
@@ -119,11 +119,11 @@ class Task(Generic[T]):
         threading.Thread(target=self._run, daemon=True).start()
 
     def fileno(self) -> int:
-        """Readable once it is done."""
+        """Readable once the work is done."""
         return self._reader
 
     def result(self) -> T:
-        """What it has answered. Raises what it has raised."""
+        """The result of the work. Raises what it has raised."""
         if self._problem:
             raise self._problem
         return self._results[0]
@@ -138,7 +138,7 @@ class Task(Generic[T]):
 
 
 class Launch:
-    """A daemon that has been started, and whose mount nobody keeps yet."""
+    """A daemon that was started, and whose mount is not kept yet."""
 
     def __init__(self, words: Sequence[str], signals: NotedSignals) -> None:
         self._signals = signals
@@ -154,7 +154,7 @@ class Launch:
     def look(self, work: Callable[[], object]) -> None:
         """Do something that asks the daemon's mount.
 
-        Raises OSError as `work` does, and as `wait_until_ready`.
+        Raises OSError as `work` does, and what `wait_until_ready` raises.
         """
         task = Task(work)
         found = self._signals.wait_readable(task.fileno(), self._socket.fileno())
@@ -164,9 +164,9 @@ class Launch:
             self._hear()
 
     def keep(self) -> None:
-        """Let the mount stay. Raises as `wait_until_ready`."""
+        """Let the mount stay. Raises what `wait_until_ready` raises."""
         self._signals.check()
-        # If it has ended meanwhile, it has said why.
+        # If the daemon has ended meanwhile, it has said why, and `_hear` raises that.
         with contextlib.suppress(OSError):
             self._socket.send(KEEP)
         self._hear()
@@ -174,7 +174,7 @@ class Launch:
         self._signals.ignore()
 
     def abandon(self) -> bool:
-        """Return when no process of the daemon is left; whether they ended by themselves."""
+        """Return once no process of the daemon is left; whether it ended by itself."""
         self._socket.close()
         by_itself = True
         try:
@@ -183,7 +183,7 @@ class Launch:
             by_itself = False
             os.killpg(self._daemon.pid, signal.SIGKILL)
             self._daemon.wait()
-        # What is left of its process group, such as a data plane, ends because the daemon did.
+        # The rest of its process group, such as a data plane, ends because the daemon has ended.
         deadline = time.monotonic() + _REST_SECONDS
         with contextlib.suppress(ProcessLookupError):
             while time.monotonic() < deadline:
@@ -204,7 +204,7 @@ class Launch:
             raise Said(answer["error"], is_busy="busy" in answer, is_usage="usage" in answer)
 
     def _died(self) -> DaemonDied:
-        """It has closed its end without a word."""
+        """The daemon has closed its end of the socket without a word."""
         status = self._daemon.wait()
         lines = os.pread(self._stderr, _MESSAGE_BYTES, 0).decode(errors="replace").split("\n")
         said = [line.strip() for line in lines if line.strip()]

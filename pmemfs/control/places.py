@@ -1,17 +1,17 @@
-"""Where control sockets lie: found by both sides, though others may have been there before.
+"""Where control sockets lie, so that both sides find them even if another user was there first.
 
-A user's daemons keep their sockets in one directory, in which nobody else can make or change
-anything: /run/pmemfs for root, /run/user/UID/pmemfs or /tmp/pmemfs-UID for others. Anybody can take
-the last name before its owner does. Then the daemon makes a directory /tmp/pmemfs-UID-XXXXXXXX, and
-whoever looks for it takes only directories that belong to that user: nobody else could have made
-one.
+A user's daemons keep their sockets in one directory, in which only that user can make or change
+anything: /run/pmemfs for root, /run/user/UID/pmemfs or /tmp/pmemfs-UID for other users. Any user
+can take the last name first. Then the daemon makes a directory /tmp/pmemfs-UID-XXXXXXXX, and a
+command that looks for it takes only directories that belong to UID, which nobody else could have
+made.
 
 Invariants:
-- a directory is used only if it is a directory, no symbolic link, belongs to the user, and nobody
-  else may write to it. Without that, a command would talk to whatever socket somebody else put
+- a directory is used only if it is a directory and not a symbolic link, belongs to the user, and
+  nobody else may write to it. Otherwise a command would talk to a socket that another user put
   there, or linked to;
 - nothing is looked at that a FUSE server would have to answer for: it might never answer, and then
-  not even SIGKILL would end who asked.
+  not even SIGKILL would end the process that asked.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ _OPEN = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def socket_path(mount: Mount, around: Sequence[Mount] | None = None) -> Path:
-    """The control socket of a mount, whoever asks; where it should be, if it is nowhere.
+    """The control socket of a mount, whichever user asks; where it should be if it is nowhere.
 
-    `around` is what is mounted, for whoever has read that.
+    `around` is what is mounted, if the caller has read that already.
     """
     uid, name = mount.owner_uid, f"{mount.device}.sock"
     for directory in private_directories(uid, around):
@@ -48,7 +48,7 @@ def socket_path(mount: Mount, around: Sequence[Mount] | None = None) -> Path:
 
 
 def private_directories(uid: int, around: Sequence[Mount] | None = None) -> Iterator[Path]:
-    """The directories of a user that sockets may be in, those first that are preferred."""
+    """The directories of a user that may have sockets, the preferred ones first."""
     fuse = _fuse_mountpoints(around)
     for directory in _first_choices(uid):
         if _is_private(directory, uid, fuse):
@@ -58,15 +58,15 @@ def private_directories(uid: int, around: Sequence[Mount] | None = None) -> Iter
 
 
 def new_socket_path(mount: Mount) -> Path:
-    """Where the daemon of a mount should listen; makes the directory. Raises NoControlSocket."""
+    """Where the daemon of a mount should listen; the directory is made. Raises NoControlSocket."""
     return _make_directory(mount.owner_uid) / f"{mount.device}.sock"
 
 
 @contextmanager
 def opened_socket(path: Path, uid: int) -> Iterator[str]:
-    """A path to connect to: of this very socket, whatever becomes of its name meanwhile.
+    """A path to connect to that leads to this very socket, whatever becomes of its name meanwhile.
 
-    Raises PermissionError where the socket or its directory is not that user's alone, and OSError.
+    Raises PermissionError if the socket or its directory is open to other users, and OSError.
     """
     with contextlib.ExitStack() as opened:
         directory = os.open(path.parent, _OPEN | os.O_DIRECTORY)
@@ -77,14 +77,14 @@ def opened_socket(path: Path, uid: int) -> Iterator[str]:
         status = os.fstat(fd)
         if not stat.S_ISSOCK(status.st_mode) or status.st_uid != uid:
             raise PermissionError(f"{path} is not a socket of user {uid}")
-        # Unlike the path, this also has room for any directory: a socket's address has 108 bytes.
+        # A socket's address has room for 108 bytes: enough for this, not for any path.
         yield f"/proc/self/fd/{fd}"
 
 
 def check_private(directory: Path, status: os.stat_result, uid: int) -> None:
-    """Raise PermissionError unless a directory is a user's own and closed to the others' writing.
+    """Raise PermissionError unless a directory belongs to a user and no other may write to it.
 
-    `status` is that of lstat: a symbolic link is none.
+    `status` comes from lstat, so a symbolic link counts as a link, not as its target.
     """
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != uid or status.st_mode & 0o022:
         raise PermissionError(f"{directory} does not belong to user {uid} alone")
@@ -97,7 +97,7 @@ def _first_choices(uid: int) -> list[Path]:
 
 
 def _session(uid: int) -> Path:
-    """What pam_systemd makes for a user who logs in, and takes away when the user has gone."""
+    """The directory that pam_systemd makes at a user's login and removes after the logout."""
     return Path(f"/run/user/{uid}")
 
 
@@ -145,13 +145,13 @@ def _is_private(directory: Path, uid: int, fuse: Sequence[str]) -> bool:
 
 
 def _fuse_mountpoints(around: Sequence[Mount] | None) -> list[str]:
-    """Where a process of an ordinary user answers whoever looks."""
+    """The mountpoints at which an ordinary user's process answers whoever looks at them."""
     all_mounts = mounts() if around is None else around
     return [m.mountpoint for m in all_mounts if m.fs_type.startswith("fuse") and m.owner_uid]
 
 
 def _may_be_there(path: Path) -> bool:
-    """Whether a socket is there, as far as we may look."""
+    """Whether a socket is there, as far as this user can see."""
     try:
         return stat.S_ISSOCK(os.lstat(path).st_mode)
     except PermissionError:

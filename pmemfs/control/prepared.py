@@ -1,14 +1,15 @@
-"""The process of a daemon, forked by its command before anybody knows what it is to mount.
+"""The process of a daemon, forked by its command before the command knows what to mount.
 
-What a daemon loads takes longer than the rest of a mount's start. So a command forks first of all,
-and the daemon loads while the command reads its words and looks at the pool and the directory. What
-both need is loaded before, once. Invariants:
-- a process is forked only by a program that has one thread, and has written nothing: the other
-  threads, and what nobody has flushed, would be half there in both;
-- a daemon gets nothing of its command's but the environment: it leads a session of its own, its
-  working directory is /, it holds no descriptor and takes no code that its caller chose;
-- until it is told its words it has opened nothing, so it may be killed at any time. It ends by
-  itself when its command does.
+To load its modules takes a daemon longer than the rest of a mount's start. So a command forks first
+of all, and the daemon loads while the command reads its words and looks at the pool and the
+directory. What both need is loaded once, before the fork. Invariants:
+- only a program with one thread that has written nothing forks: other threads, and output that was
+  not flushed, would be half there in both processes;
+- a daemon takes over nothing from its command except the environment. It leads a session of its
+  own, its working directory is /, it holds no descriptor, and it runs no code that its caller
+  chose;
+- until it is told its words, a daemon has opened nothing, so it may be killed at any time. It ends
+  by itself when its command ends.
 """
 
 from __future__ import annotations
@@ -34,18 +35,18 @@ _STARTER_FD = 3
 
 
 class Process(Protocol):
-    """A child, as subprocess.Popen has it."""
+    """A child process, with the interface of subprocess.Popen."""
 
     @property
     def pid(self) -> int:
-        """Its number."""
+        """The process's number."""
 
     def wait(self, timeout: float | None = None) -> int:
-        """Its exit code, or less than 0 by a signal. Raises subprocess.TimeoutExpired."""
+        """The exit code, or minus the number of a signal. Raises subprocess.TimeoutExpired."""
 
 
 class ForkedProcess:
-    """A child that has been forked."""
+    """A forked child process."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -70,7 +71,7 @@ class ForkedProcess:
 
 
 class Daemon:
-    """The process of a daemon, with the socket of `control/starter` and what it says on stderr."""
+    """A daemon's process, with the socket of `control/starter` and what it says on stderr."""
 
     def __init__(self, process: Process, ours: socket.socket, stderr_fd: int) -> None:
         self.process = process
@@ -82,13 +83,14 @@ _prepared: Daemon | None = None
 
 
 def prepare() -> None:
-    """Fork a daemon that `started` will give its words. Does not return in the daemon.
+    """Fork a daemon to which `started` will give its words. In the daemon this does not return.
 
-    Where there can't be one more process, `started` will say so.
+    If the system allows no more processes, nothing happens here, and `started` will say so.
     """
     global _prepared
     stderr_fd, ours, theirs = _joined()
-    # What is there stays until the end: nobody need look at it again and again, nor copy it.
+    # All that is loaded now stays to the end, so the garbage collector need not walk it, which
+    # would also copy its pages.
     gc.freeze()
     try:
         pid = os.fork()
@@ -104,11 +106,11 @@ def prepare() -> None:
 
 
 def started(words: Sequence[str]) -> Daemon:
-    """A daemon that has been told its words: the one that is prepared, or else a new one."""
+    """A daemon that was told its words: the prepared one if there is one, else a new one."""
     global _prepared
     daemon, _prepared = _prepared, None
     if daemon is not None:
-        # One that has been killed is found dead by whoever waits for its answer.
+        # If it was killed, the caller notices when it waits for the daemon's answer.
         with contextlib.suppress(OSError):
             daemon.socket.send(json.dumps(words).encode())
         return daemon
@@ -127,7 +129,7 @@ def started(words: Sequence[str]) -> Daemon:
 
 
 def discard() -> None:
-    """End a daemon that is prepared and not needed."""
+    """End a prepared daemon that is not needed."""
     global _prepared
     daemon, _prepared = _prepared, None
     if daemon is not None:
@@ -136,7 +138,7 @@ def discard() -> None:
 
 
 def daemon_words(words: Sequence[str]) -> list[str]:
-    """The command that is a daemon of these words."""
+    """The command line of a daemon with these words."""
     return [*python_words(_DAEMON), *words]
 
 
@@ -146,7 +148,7 @@ def _joined() -> tuple[int, socket.socket, socket.socket]:
 
 
 def _serve(ours: socket.socket, theirs: socket.socket, stderr_fd: int) -> NoReturn:
-    """Be the daemon."""
+    """Go on as the daemon."""
     os.setsid()
     os.chdir("/")
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
@@ -155,7 +157,7 @@ def _serve(ours: socket.socket, theirs: socket.socket, stderr_fd: int) -> NoRetu
     _keep_only(theirs.detach(), stderr_fd)
     raise_limits()
     if not sys.flags.safe_path:
-        # The directory of the program.
+        # Python puts the program's directory first, and a user may have chosen that.
         del sys.path[0]
     module = importlib.import_module(_DAEMON)
     gc.freeze()
@@ -168,7 +170,7 @@ def _serve(ours: socket.socket, theirs: socket.socket, stderr_fd: int) -> NoRetu
 
 
 def _keep_only(starter_fd: int, stderr_fd: int) -> None:
-    """Have no descriptors but the standard ones and the starter's."""
+    """Keep no descriptors except the standard ones and the starter's."""
     null = os.open(os.devnull, os.O_RDWR)
     for fd, number in ((null, 0), (null, 1), (stderr_fd, 2)):
         os.dup2(fd, number)
@@ -176,6 +178,6 @@ def _keep_only(starter_fd: int, stderr_fd: int) -> None:
     os.dup2(starter_fd, _STARTER_FD, inheritable=False)
     for name in os.listdir("/proc/self/fd"):
         if int(name) > _STARTER_FD:
-            # That of the list itself is closed by now.
+            # The descriptor of the listing itself is closed by now.
             with contextlib.suppress(OSError):
                 os.close(int(name))

@@ -1,10 +1,10 @@
-"""The side of the daemon: listens, and answers with the methods that it is given.
+"""The daemon's side of the socket: it listens, and answers with the methods that it is given.
 
 Invariants:
-- only the daemon's own user and root are answered; anybody else is hung up on at once;
-- a connection takes bounded memory, and none that says nothing, or takes nothing, stays for long;
-- there are never more connections than a fixed number: for one more, the one that has been silent
-  for longest goes. Without that, clients that hang would shut the others out.
+- it answers only the daemon's own user and root, and hangs up on anybody else at once;
+- a connection takes bounded memory, and a connection that says or takes nothing ends soon;
+- there is a fixed number of connections at most. For one more, the connection that has been silent
+  longest is closed. Otherwise clients that hang would shut out all others.
 """
 
 from __future__ import annotations
@@ -31,31 +31,32 @@ log = logging.getLogger(__name__)
 
 _CONNECTIONS = 64
 _PATIENCE_SECONDS = 20
-"""For a whole request to come, and for a whole answer to be taken."""
+"""How long a whole request may take to come, and a whole answer to be taken."""
 _CHUNK_BYTES = 16 * 1024
 _VERSION_LIMIT = 40
 
 Method = Callable[..., Awaitable[Any]]
 Methods = Callable[[], Mapping[str, Method]]
-"""Called when a request comes: what makes the answers may be loaded no sooner."""
+"""Called when a request comes, so that the modules which make answers need not be loaded before."""
 
 
 @contextlib.contextmanager
 def listening(path: Path) -> Iterator[socket.socket]:
-    """A listening socket for the mount of this process; the path goes with the context.
+    """A listening socket for the mount of this process; its path goes with the context.
 
-    Unless it is another's by then: the device number of a mount that has ended, which names the
-    path, is given to the next one while the daemon still ends. Raises NoControlSocket.
+    The path stays if it belongs to another daemon by then: it is named after a device number, and
+    the kernel gives the number of an ended mount to the next mount while this daemon still ends.
+    Raises NoControlSocket.
     """
     with contextlib.ExitStack() as opened:
         listener = opened.enter_context(socket.socket(socket.AF_UNIX))
         try:
             check_private(path.parent, os.lstat(path.parent), os.geteuid())
-            # What is there belongs to a daemon that died: device numbers are given out again.
+            # A socket that is there belongs to a daemon that died with this device number.
             path.unlink(missing_ok=True)
             listener.bind(str(path))
             listener.listen(_CONNECTIONS)
-            # As long as it is open, no other file gets the number of its inode.
+            # While this is open, no other file can get the same inode number.
             ours = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
             opened.callback(os.close, ours)
         except OSError as error:
@@ -89,7 +90,7 @@ class _Server:
         self._patience_seconds = patience_seconds
         self._count = 0
         self._silent: dict[trio.CancelScope, None] = {}
-        """Connections that a request should come on, those first that have waited for longest."""
+        """The connections that wait for a request, the one that has waited longest first."""
 
     async def serve_one(self, stream: trio.SocketStream) -> None:
         """Serve one connection until it ends, one way or another."""
@@ -117,7 +118,7 @@ class _Server:
                 await stream.send_all(answer + b"\n")
 
     async def _has_line(self, stream: trio.SocketStream, received: bytearray) -> bool:
-        """Receive until there is a line; False where none comes, or none ends."""
+        """Receive until there is a line; False if no line comes or it doesn't end."""
         with trio.move_on_after(self._patience_seconds) as scope:
             self._silent[scope] = None
             try:
@@ -137,7 +138,7 @@ class _Server:
 async def _answer(line: bytes, methods: Methods) -> bytes:
     theirs: Any = VERSION
     try:
-        # They may be loaded only now, which may fail; that must not end the daemon.
+        # This may load modules, which may fail. That must not end the daemon.
         known = methods()
     except Exception as error:
         return _failed(line, error)
@@ -166,7 +167,7 @@ def _failed(line: bytes, error: Exception) -> bytes:
 
 
 def _known_params(method: Method, params: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters that a method takes; what it doesn't know must be null, which asks nothing.
+    """The parameters that a method takes. Others must be null, and then they ask for nothing.
 
     Raises TypeError, and Malformed.
     """

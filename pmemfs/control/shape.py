@@ -1,8 +1,8 @@
-"""From JSON that anybody may have written to the dataclass that it should be.
+"""Turns JSON, which any program may have written, into the dataclass that it should be.
 
-Knows what the answers are made of: dataclasses, tuples of one type, dictionaries, texts, integers
-of 64 bits, finite numbers, booleans, literals, None. Keys that a dataclass doesn't know are left
-out, so that an older command can read what a newer daemon says.
+It knows what answers are made of: dataclasses, tuples of one type, dictionaries, texts, integers of
+64 bits, finite numbers, booleans, literals, None. It leaves out keys that a dataclass doesn't know,
+so that an older command can read what a newer daemon says.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _KEY_DIGITS = 20
 
 
 class Malformed(Exception):
-    """What was said has not the shape that it should have; in words, where and why."""
+    """A value does not have the shape that it should have; the text says where and why."""
 
 
 def decode(shape: type[Decoded], value: Any, missing: list[str] | None = None) -> Decoded:
-    """The value as a `shape`; anything where that is Any. Raises Malformed.
+    """The value as a `shape`; unchanged if that is Any. Raises Malformed.
 
-    With `missing`, a dataclass may lack some members: their names are added to it, and each gets
-    the value that says nothing, such as "" or 0.
+    With `missing`, a dataclass may lack some members: their names are added to that list, and each
+    gets a value that says nothing, such as "" or 0.
     """
     return cast(Decoded, _Decoder(missing).decode(shape, value, "it"))
 
@@ -36,7 +36,7 @@ class _Decoder:
         self._missing = missing
 
     def decode(self, shape: Any, value: Any, where: str) -> Any:
-        """The value as a `shape`; `where` is for the sentence that says what is wrong."""
+        """The value as a `shape`; `where` names it in the sentence about an error."""
         origin, parts = get_origin(shape), get_args(shape)
         if is_dataclass(shape):
             return self._dataclass(cast(type, shape), value, where)
@@ -87,7 +87,7 @@ class _Decoder:
 
 
 def _saying_nothing(shape: Any) -> Any:
-    """The value for a member of that shape which nobody has said."""
+    """A value of this shape that says nothing."""
     origin, parts = get_origin(shape), get_args(shape)
     if is_dataclass(shape):
         hints = get_type_hints(shape)

@@ -1,16 +1,16 @@
-"""The daemon's end of its start: it says how that went, and hears whether its mount is to stay.
+"""The daemon's end of its start: it says how the start went, and hears if its mount should stay.
 
     daemon -> command   {"ready": DEVICE}      the mount is made, and answers
-    command -> daemon   keep                   it does, and is to stay
+    command -> daemon   keep                   the command has seen that, and the mount should stay
     daemon -> command   {"kept": DEVICE}       it stays: the command succeeds
-    daemon -> command   {"error": SENTENCE}    there is no mount, and nothing is left of one;
-                                               with "busy" the pool is somebody else's, with
-                                               "usage" what was asked for can't be
+    daemon -> command   {"error": SENTENCE}    there is no mount, and nothing is left of one; with
+                                               "busy" another process has the pool, with "usage"
+                                               the user asked for something impossible
 
-Messages of a SOCK_SEQPACKET socket; `control/launch` is the command's end. Invariant: a mount stays
-only if the command has said so, because a command that was killed, or that has found the mount
-wanting, just closes the socket. The daemon then gets SIGTERM from itself, and so ends as it would
-have for anybody's signal, however far it has come.
+These are messages of a SOCK_SEQPACKET socket; `control/launch` is the command's end. Invariant: a
+mount stays only if the command has said so. A command that was killed, or that does not like what
+it sees, just closes the socket. The daemon then sends itself SIGTERM, so it ends as it would end by
+any user's signal, however far it has come.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ KEEP = b"keep"
 
 
 class Starter:
-    """Whoever started this process, and systemd; without a socket, nobody has to keep the mount."""
+    """The command that started this process, and systemd. Without a socket the mount just stays."""
 
     def __init__(self, fd: int | None) -> None:
         self._socket = None if fd is None else socket.socket(fileno=fd)
         self.is_kept = False
-        """Whether the mount has become what was asked for: only then is its end no failure."""
+        """Whether the mount was kept: only then its end is not a failure."""
         self.ended_by: int | None = None
-        """The signal that has ended it."""
+        """The signal that has ended the mount."""
         self._has_failed = False
         self._is_over = False
         self._lock = threading.Lock()
@@ -52,7 +52,7 @@ class Starter:
             threading.Thread(target=self._listen, args=(self._socket,), daemon=True).start()
 
     def say_ready(self, mount: Mount) -> None:
-        """The mount is made, and answers from now on."""
+        """Report that the mount is made and answers."""
         _notify_systemd()
         if self._socket is None:
             self.is_kept = True
@@ -61,20 +61,20 @@ class Starter:
             self._say({"ready": mount.device})
 
     def end(self) -> None:
-        """The mount is about to end: it is kept by now, or never."""
+        """The mount is about to end: if it is not kept by now, it never will be."""
         with self._lock:
             self._is_over = True
 
     def say_failed(self, sentence: str, *, is_busy: bool = False, is_usage: bool = False) -> None:
-        """There is no mount, and why."""
+        """Report that there is no mount, and why."""
         self._has_failed = True
         kind = {"busy": "yes"} if is_busy else {"usage": "yes"} if is_usage else {}
         self._say({"error": sentence, **kind})
 
     def note_signals(self) -> None:
-        """From now on an ending signal is noted in `ended_by`."""
-        # Never ignored instead, not even while the main thread blocks them: a thread of some
-        # library, started by an import, may not block them, and would take them and drop them.
+        """From now on note an ending signal in `ended_by`."""
+        # Ignoring them instead would lose some. An imported library may have a thread that does not
+        # block these signals, and such a thread would take an ignored signal and drop it.
         for number in ENDING_SIGNALS:
             signal.signal(number, self._note)
 
@@ -82,7 +82,7 @@ class Starter:
     def endable(self) -> Iterator[None]:
         """While this lasts, an ending signal raises Interrupted wherever the main thread is.
 
-        So does one that came before.
+        A signal that came before raises at once.
         """
         self._may_raise = True
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING_SIGNALS)
@@ -92,7 +92,7 @@ class Starter:
         finally:
             self._may_raise = False
             signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
-        # Python may have raised it where nothing can be raised, as in a finalizer.
+        # Python drops what is raised in a finalizer, for example, so ask once more.
         self.check()
 
     def check(self) -> None:
@@ -101,19 +101,19 @@ class Starter:
             raise Interrupted(self.ended_by)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
-        # Once: a second signal must not break off what the first one has begun to end.
+        # Only the first: a second signal must not break off what the first one has begun to end.
         if self.ended_by is None:
             self.ended_by = number
             if self._may_raise:
                 raise Interrupted(number)
 
     def _listen(self, connection: socket.socket) -> None:
-        """In a thread of its own, since the main thread may be busy for long."""
+        """Listen in a thread of its own, because the main thread may be busy for long."""
         with contextlib.suppress(OSError):
             if connection.recv(len(KEEP)) == KEEP:
                 with self._lock:
                     if self._is_over:
-                        # What has ended is not kept any more: `say_failed` says why.
+                        # The mount has ended, so it can't be kept: `say_failed` says why.
                         return
                     self.is_kept = True
                 self._say({"kept": self._device})
@@ -121,7 +121,7 @@ class Starter:
                 _say_no_more()
                 return
         if not self._has_failed:
-            log.warning("whoever started this daemon has gone, or does not keep its mount")
+            log.warning("the command that started this daemon has gone, or does not keep the mount")
             os.kill(os.getpid(), signal.SIGTERM)
 
     def _say(self, message: dict[str, str]) -> None:
@@ -131,14 +131,14 @@ class Starter:
 
 
 def _say_no_more() -> None:
-    """Let go of the standard error that the command reads if this process dies early."""
+    """Let go of the standard error, which the command reads only if this process dies early."""
     fd = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
     os.dup2(fd, 2)
     os.close(fd)
 
 
 def _notify_systemd() -> None:
-    """READY=1, see sd_notify(3)."""
+    """Send READY=1, see sd_notify(3)."""
     address = os.environ.pop("NOTIFY_SOCKET", "")
     if address:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:

@@ -1,1 +1,1 @@
-"""What is known of a pool and of its mount, as frozen values that every report is made of."""
+"""What is known of a pool and its mount, as frozen values from which every report is made."""

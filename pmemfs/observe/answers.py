@@ -1,7 +1,7 @@
-"""What the daemon of a mount answers, declared once: the daemon makes it, the commands read it.
+"""What the daemon of a mount answers, declared once: the daemon makes it and the commands read it.
 
 The commands decode it from JSON (`control.shape`), which may come from another user's program. So
-nothing here is heavy to load, and every field has a type that says all that its readers rely on.
+every field has a type that says all that its readers rely on, and nothing here is slow to load.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class PoolInfo(Answer):
 
 @dataclass(frozen=True, slots=True)
 class ZoneInfo:
-    """Where a zone of a pool is."""
+    """Where a zone of a pool lies."""
 
     offset_bytes: int
     size_bytes: int
@@ -72,7 +72,7 @@ class MountStatus(Answer):
     transport: str
     transport_reason: str
     data_plane_pid: int | None
-    """The process that moves the bytes; None where the daemon itself does."""
+    """The process that moves the bytes; None if the daemon itself moves them."""
     effective_scheme: str
     uptime_seconds: float
     fault_count: int
@@ -82,12 +82,12 @@ class MountStatus(Answer):
     """How the frames of a file system are used; None in mode `block`."""
     pool: PoolInfo
     is_detached: bool = False
-    """It is mounted nowhere any more, and ends when nobody uses it."""
+    """Whether it is mounted nowhere any more, and ends once no program uses it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pages(Answer):
-    """The states of all pages, and those with the most transfers."""
+    """The states of all pages, and the pages with the most transfers."""
 
     scheme: str
     page_size_bytes: int
@@ -105,15 +105,15 @@ class ExtentReport:
     pfn: int
     length_bytes: int
     is_aligned: bool
-    """Whether it is all of whole 2 MiB, aligned in the file and in the pool."""
+    """Whether it consists of whole 2 MiB, aligned in the file and in the pool."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileExtents(Answer):
-    """Extents of a file from some offset on, those beyond its size included."""
+    """Extents of a file from an offset on, including those behind its size."""
 
     inode: int
     size_bytes: int
     extents: tuple[ExtentReport, ...]
     is_complete: bool
-    """Whether no extent follows."""
+    """Whether this is the end of the list."""

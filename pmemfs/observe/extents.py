@@ -1,4 +1,4 @@
-"""Where the bytes of a file are in its pool."""
+"""Where the bytes of a file lie in its pool."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pmemfs.volume.fs.extents import MappedExtent
 from pmemfs.volume.fs.filesystem import FileSystem
 
 EXTENTS_AT_ONCE = 1 << 15
-"""What fits into one answer of a daemon, however long the numbers are."""
+"""So many extents fit into one answer of a daemon, however long their numbers are."""
 
 
 def file_extents(fs: FileSystem, inode: int, start_bytes: int = 0) -> FileExtents:
-    """The extents of an inode that begin at `start_bytes` or behind. Raises OSError."""
+    """The extents of an inode that begin at `start_bytes` or later. Raises OSError."""
     extents = fs.extents(inode)
     start = -(-start_bytes >> PAGE_SHIFT)
     first = bisect_left(extents, start, key=lambda extent: extent.index)

@@ -1,8 +1,9 @@
 """What one look at the machine finds: a state, what was seen, and what pmemfs therefore does.
 
 Invariants:
-- a finding that can be improved by one command carries that command, exactly as a shell takes it;
-- only a setting that is gone after the next boot, and that weakens nothing, is a `Setting`.
+- a finding that one command can improve carries that command, exactly as a shell takes it;
+- only what the next boot undoes, and what makes nothing less safe, is a `Setting`, because
+  `doctor --fix` applies settings without asking.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ CAP_SYS_ADMIN = 21
 
 
 class State(enum.StrEnum):
-    """How good what was found is."""
+    """How good a finding is."""
 
     OK = "ok"
     COULD_BE_FASTER = "could be faster"
@@ -37,7 +38,7 @@ class Setting:
 
     @property
     def command(self) -> str:
-        """What a shell would do it with."""
+        """The command that sets it."""
         if self.path.startswith("proc/sys/"):
             name = self.path.removeprefix("proc/sys/").replace("/", ".")
             return f"sysctl -w {name}={self.value}"
@@ -46,7 +47,7 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at."""
+    """One thing that was looked at, and what came of it."""
 
     name: str
     state: State
@@ -54,11 +55,11 @@ class Finding:
     therefore: str
     """What pmemfs does because of it, or can't do."""
     command: str | None = None
-    """What would improve it, where one command would."""
+    """The command that would improve it, if one command would."""
     is_needed: bool = False
-    """Whether pmemfs can't mount without it, so that missing means failed."""
+    """Whether pmemfs can't mount without it."""
     setting: Setting | None = None
-    """The same as `command`, where pmemfs may do it for root."""
+    """The same as `command`, if pmemfs may do it for root."""
 
     def as_json(self) -> dict[str, Any]:
         """The finding as JSON values."""
@@ -67,7 +68,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """Who asks, since much of what a machine offers depends on that."""
+    """The process that asks, because much of what a machine offers depends on it."""
 
     uid: int
     groups: frozenset[int]
@@ -83,7 +84,7 @@ class Process:
 
 
 def read_process(root: Path) -> Process:
-    """This process, as /proc/self/status below `root` has it; nobody where it says nothing."""
+    """This process, as /proc/self/status below `root` says; the user nobody if it says nothing."""
     status = process_status(root)
     ids = [int(word) for word in status.get("Uid", [])[1:2] if word.isdecimal()]
     words = (*status.get("Gid", [])[1:2], *status.get("Groups", []))
@@ -97,7 +98,7 @@ def read_process(root: Path) -> Process:
 
 
 def mounts_below(root: Path) -> list[Mount]:
-    """The mounts that /proc/self/mountinfo below `root` lists; none where it can't be read."""
+    """The mounts that /proc/self/mountinfo below `root` lists; [] if it can't be read."""
     try:
         return mounts(root / "proc/self/mountinfo")
     except OSError:

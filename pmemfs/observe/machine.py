@@ -1,9 +1,9 @@
-"""What this machine offers to pmemfs, what pmemfs will therefore do, and what would be faster.
+"""What this machine offers to pmemfs, what pmemfs therefore does, and what would be faster.
 
 Invariants:
 - looking changes nothing: files of /proc, /sys, /dev and /etc are read or asked for their status,
-  none is written and no device is opened;
-- everything is found below `root`, so that a machine can be made up for a test;
+  and no file is written and no device opened;
+- everything is found below `root`, so that a test can make up a machine;
 - a file that is missing, unreadable or nonsensical gives a finding, never an exception.
 """
 
@@ -20,7 +20,7 @@ from pmemfs.observe.requests import request_findings
 
 
 def examine(root: Path = Path("/")) -> list[Finding]:
-    """Everything that is looked at, in the order in which it matters."""
+    """All findings, in the order in which they matter."""
     process, offer = read_process(root), read_offer(root)
     return [
         *mounting_findings(root, process, offer),
@@ -30,5 +30,5 @@ def examine(root: Path = Path("/")) -> list[Finding]:
 
 
 def can_mount(findings: Iterable[Finding]) -> bool:
-    """Whether nothing that is needed is missing."""
+    """Whether everything that a mount needs is there."""
     return not any(f.is_needed and f.state is State.MISSING for f in findings)

@@ -17,7 +17,7 @@ SHM = "/dev/shm"
 
 _SHMEM_ENABLED = "sys/kernel/mm/transparent_hugepage/shmem_enabled"
 _DEFAULT_MEMLOCK_BYTES = 8 << 20
-"""The kernel's own since 5.16."""
+"""The kernel's default since 5.16."""
 
 
 def memory_findings(root: Path, process: Process) -> Iterator[Finding]:
@@ -30,8 +30,8 @@ def memory_findings(root: Path, process: Process) -> Iterator[Finding]:
 
 
 def _huge_pages(root: Path) -> Finding:
-    """What a file in /dev/shm is made of: `huge=` of its mount decides, and shmem_enabled only
-    where it is deny or force. `create` reserves the memory, which `advise` leaves small.
+    """What a file in /dev/shm is made of. `huge=` of its mount decides this, unless shmem_enabled
+    is deny or force. `create` reserves the memory, which `advise` leaves in small pages.
 
     Source: Documentation/admin-guide/mm/transhuge.rst of the kernel; measured on 6.18.44.
     """
@@ -40,7 +40,7 @@ def _huge_pages(root: Path) -> Finding:
         return Finding(
             "huge pages",
             State.UNKNOWN,
-            "the kernel has none for shared memory",
+            "the kernel has no huge pages for shared memory",
             "-o huge_pages does nothing in tmpfs",
         )
     policy = _shm_option(root, "huge") or "never"
@@ -132,7 +132,7 @@ def _locked_memory(root: Path, process: Process) -> Finding:
 
 
 def _dirty_pages(root: Path) -> Finding:
-    """Whether the kernel holds stores through mappings of a mount up; see `mount/making`."""
+    """Whether the kernel holds up stores through mappings of a mount; see `mount/making`."""
     for mount in mounts_below(root):
         limit = DIRTY_PAGE_LIMITS.format(device=mount.device) + "/strict_limit"
         if mount.is_ours and read_text(root / limit.lstrip("/")).strip() == "1":
@@ -154,7 +154,7 @@ def _dirty_pages(root: Path) -> Finding:
 
 
 def _shm_option(root: Path, name: str) -> str | None:
-    """The value of an option of the mount on /dev/shm; the last one there is what is seen."""
+    """The value of an option of the mount on /dev/shm; of several mounts there, the last counts."""
     there = [m for m in mounts_below(root) if m.mountpoint == SHM]
     words = there[-1].options.split(",") if there else []
     return next((word.partition("=")[2] for word in words if word.startswith(f"{name}=")), None)

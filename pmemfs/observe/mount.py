@@ -1,4 +1,4 @@
-"""What the daemon of a mount says of itself and of its pages."""
+"""What the daemon of a mount reports of itself and of its pages."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class MountObserver:
             mountpoint=self._session.mountpoint,
             device=self._mount.device,
             read_only=self._options.read_only,
-            # Of files each has its own owner and mode.
+            # In mode `fs` each file has an owner and mode of its own.
             options=self._options.as_text(only_said=self._fs is not None),
             engine=self._options.engine,
             transport=self._session.transport,
@@ -70,17 +70,17 @@ class MountObserver:
         return status.as_json()
 
     def _space(self) -> Space | None:
-        """Where frames are; None of a device, and where the bitmaps can't be read."""
+        """Where the frames are; None in mode `block`, and if the bitmaps can't be read."""
         try:
             return self._fs.space() if self._fs else None
         except MemoryFault:
             return None
 
     async def pages(self, hottest: int) -> dict[str, Any]:
-        """The states of all pages, and the hottest ones. Raises NoPageStructures.
+        """The states of all pages, and the hottest pages. Raises NoPageStructures.
 
-        Counted in a thread, while I/O goes on: a page that changes meanwhile counts as before or
-        as after.
+        A thread counts them while I/O goes on. A page that changes meanwhile counts in its old
+        state or its new one.
         """
         async with self._session.grower.memmap_lock:
             counts = await trio.to_thread.run_sync(self._memmap.counts)
@@ -95,7 +95,7 @@ class MountObserver:
         ).as_json()
 
     async def extents(self, inode: int, start_bytes: int = 0) -> dict[str, Any]:
-        """Where a file is in the pool, from an offset on. Raises NoExtents."""
+        """Where a file lies in the pool, from an offset on. Raises NoExtents."""
         if self._fs is None:
             raise NoExtents(path=self._mount.mountpoint, why="it shows a device, not files")
         try:
@@ -105,9 +105,9 @@ class MountObserver:
             raise NoExtents(path=f"inode {inode}", why=why) from None
 
     async def stat(self) -> dict[str, Any]:
-        """What has been counted since the mount: a `Sample`.
+        """What was counted since the mount: a `Sample`.
 
-        Read in a thread, while I/O goes on, out of memory that the data plane writes anyway.
+        A thread reads it while I/O goes on, from memory that the data plane writes in any case.
         """
         return (await trio.to_thread.run_sync(self._sample)).as_json()
 

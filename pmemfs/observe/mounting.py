@@ -38,12 +38,12 @@ def _kernel(offer: Offer) -> Finding:
             "kernel",
             State.UNKNOWN,
             release or "/proc does not say",
-            "what only some kernels can do is not relied on",
+            "pmemfs relies on nothing that only some kernels can do",
         )
     problem = known_problem(release)
     if problem and offer.uring_parameter is not None:
         return Finding("kernel", State.COULD_BE_FASTER, release, problem)
-    return Finding("kernel", State.OK, release, "nothing is known to be wrong with it")
+    return Finding("kernel", State.OK, release, "no problem of this kernel is known")
 
 
 def _fuse_module(offer: Offer) -> Finding:

@@ -26,7 +26,7 @@ def pool_info(pool: Pool, medium: MappedMedium) -> PoolInfo:
         scheme=Scheme(label.scheme).word,
         state=State(label.state).word,
         format_version=label.format_version,
-        # The gate lets any bytes pass here, and a terminal takes some of them for commands.
+        # The label's validation lets any bytes pass here, and a terminal would obey some of them.
         software=printable(label.software),
         size_bytes=label.pool_size_bytes,
         page_size_bytes=label.page_size_bytes,
@@ -45,7 +45,7 @@ def pool_info(pool: Pool, medium: MappedMedium) -> PoolInfo:
 
 
 def _iso(time_ns: int) -> str:
-    """A stored time for people; a nonsensical one, or none, is "never"."""
+    """A stored time for people; "never" if it is 0 or makes no sense."""
     if time_ns == 0:
         return "never"
     try:

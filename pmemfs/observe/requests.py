@@ -1,4 +1,4 @@
-"""How fast requests can come and go here: the transport, queues, sockets, CPUs and their sleep."""
+"""How fast requests can come and go: the transport, queues, sockets, CPUs and their idle states."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from pmemfs.observe.finding import Finding, Setting, State, mounts_below
 from pmemfs.units import KIB, MIB, format_size
 
 WANTED_BACKGROUND = 1024
-"""Requests under way that a mount asks the kernel for; see `pmemfs.mount.making`."""
+"""How many requests under way a mount asks the kernel for; see `pmemfs.mount.making`."""
 
 LARGEST_REQUEST_BYTES = MIB
 SAFE_REQUEST_BYTES = 128 * KIB
-"""What fits a message of a socket that nobody has enlarged."""
+"""What fits into a message of a socket with the default size."""
 WANTED_WMEM_BYTES = MIB
 _SOCKET_OVERHEAD_BYTES = 32
 _REQUEST_HEADER_BYTES = 4 * KIB
@@ -60,7 +60,7 @@ def _enable_uring(offer: Offer) -> Finding:
     if offer.uring_parameter:
         return Finding(name, State.OK, "Y", "FUSE over io_uring can be used")
     if known_problem(offer.kernel_release):
-        return Finding(name, State.OK, "N", "as it should be, since this kernel can't be trusted")
+        return Finding(name, State.OK, "N", "off is right, because this kernel has a known bug")
     setting = Setting(ENABLE_URING, "Y")
     return Finding(
         name,
@@ -79,7 +79,7 @@ def _io_uring(offer: Offer) -> Finding:
     )
     if is_open:
         return Finding("io_uring", State.OK, found, "this user may make rings")
-    # Somebody closed it for safety, so this is no setting that we would change.
+    # The administrator closed it for safety, so it is not a setting that pmemfs would change.
     return Finding(
         "io_uring", State.COULD_BE_FASTER, found, "FUSE over io_uring can't be used", ALLOW_COMMAND
     )
@@ -92,7 +92,7 @@ def _transport(offer: Offer) -> Finding:
 
 
 def _background(root: Path, name: str, what: str) -> Finding:
-    """A limit of asynchronous requests. It binds ordinary users' mounts, and not root's."""
+    """A limit of asynchronous requests, which binds ordinary users' mounts and not root's."""
     path = f"{_PARAMETERS}/{name}"
     limit = number(read_text(root / path), -1)
     if limit < 0:
@@ -134,7 +134,7 @@ def _connections(root: Path) -> Finding:
 
 
 def _socket(root: Path) -> Finding:
-    """The kernel doubles what SO_SNDBUF asks for, up to wmem_max, and keeps 32 bytes a message."""
+    """The kernel doubles what SO_SNDBUF asks for, up to wmem_max, and takes 32 bytes a message."""
     wmem = number(read_text(root / _WMEM_MAX), -1)
     if wmem < 0:
         keep = f"users' mounts keep requests at {format_size(SAFE_REQUEST_BYTES)}"
@@ -161,7 +161,7 @@ def _socket(root: Path) -> Finding:
 
 def _open_files(root: Path) -> Finding:
     cpu_count = len(_cpu_list(root, "possible")) or 1
-    # A ring and a clone of /dev/fuse for each CPU, and what else a daemon has open.
+    # A ring and a clone of /dev/fuse for each CPU, and whatever else a daemon has open.
     wanted = 64 + 4 * cpu_count
     limit = soft_limit(root, "Max open files")
     if limit is None:
@@ -200,7 +200,7 @@ def _idle(root: Path) -> Finding:
     found = f"driver {driver}, governor {governor}"
     if "haltpoll" == driver == governor:
         return _guest_polling(found, number(read_text(root / _HALT_POLL), 0))
-    # The flag of x86 only. Elsewhere nothing says so, and nothing is then suggested.
+    # Only x86 has this flag. Elsewhere nothing tells a virtual machine, so nothing is suggested.
     if " hypervisor" not in read_text(root / "proc/cpuinfo"):
         return Finding(
             "cpu idle", State.OK, found, "not a virtual machine, as far as the CPU's flags say"
@@ -220,7 +220,7 @@ def _idle(root: Path) -> Finding:
 
 
 def _guest_polling(found: str, poll_ns: int) -> Finding:
-    """Measured: 53k to 132k requests/s of one caller, when the governor may poll at all."""
+    """Measured with one caller: 53k requests/s, and 132k if the governor may poll at all."""
     found = f"{found}, which polls up to {poll_ns} ns"
     if poll_ns:
         therefore = "an idle CPU polls a while, so it wakes cheaply"
@@ -231,7 +231,7 @@ def _guest_polling(found: str, poll_ns: int) -> Finding:
 
 
 def soft_limit(root: Path, name: str) -> int | None:
-    """A soft limit of this process as /proc/self/limits names it; None where it isn't there."""
+    """A soft limit of this process, by its name in /proc/self/limits; None if it isn't there."""
     for line in read_text(root / "proc/self/limits").splitlines():
         if line.startswith(name):
             word = (line.removeprefix(name).split() or [""])[0]
@@ -240,7 +240,7 @@ def soft_limit(root: Path, name: str) -> int | None:
 
 
 def _cpu_list(root: Path, name: str) -> list[int]:
-    """The CPUs in a list such as "0-3,8"; none where it can't be read."""
+    """The CPUs of a list such as "0-3,8"; [] if it can't be read."""
     found: list[int] = []
     for part in filter(None, read_text(root / _CPUS / name).strip().split(",")):
         first, _, last = part.partition("-")

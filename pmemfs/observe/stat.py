@@ -1,11 +1,11 @@
-"""What `pmemfs stat` shows: samples of a mount's counters, and what can be told from them.
+"""What `pmemfs stat` shows: samples of a mount's counters, and what follows from them.
 
-Nothing here looks at a mount, and no numpy or trio is loaded, for a command should start at once.
-Invariants:
-- counters are read while they change, and one may be a request ahead of another: nothing here
-  needs them to agree;
+Nothing here looks at a mount, and nothing loads numpy or trio, because a command should start at
+once. Invariants:
+- counters are read while they change, so one may be a request ahead of another: nothing here needs
+  them to agree;
 - a difference is never negative, whatever the two samples hold;
-- a percentile lies in the bucket of latencies that the true one was counted in.
+- a percentile lies in the same bucket of latencies as the true value.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ OPERATIONS = tuple(operation.name.lower() for operation in Operation)
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What was counted of some requests. `latencies` has the buckets that are not empty."""
+    """What was counted of some requests. `latencies` has only buckets that are not empty."""
 
     answered: int = 0
     forwarded: int = 0
@@ -36,7 +36,7 @@ class Counts:
     latencies: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Raise ValueError for a bucket that there can't be: its start would be astronomical."""
+        """Raise ValueError for a bucket that can't exist: its start would be astronomical."""
         if not all(0 <= bucket < LATENCY_BUCKETS for bucket in self.latencies):
             raise ValueError("there is no such bucket of latencies")
 
@@ -45,7 +45,7 @@ class Counts:
 
 
 Operations = Mapping[str, Counts]
-"""Counts by the names in `OPERATIONS`; what is missing was counted nothing of."""
+"""Counts by the names in `OPERATIONS`; an operation that is missing was never counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class Sample:
 
     @property
     def is_native(self) -> bool:
-        """Whether a data plane counted, which has workers."""
+        """Whether a data plane counted: only that has workers."""
         return bool(self.workers)
 
     @property
@@ -97,7 +97,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What is told of some requests. None: not counted by this engine, or there was no request."""
+    """What is shown of some requests. None: this engine doesn't count it, or no request came."""
 
     requests: int
     native: int | None
@@ -128,7 +128,7 @@ def worker_sample(counters: WorkerCounters, queue_count: int) -> Worker:
 
 
 def own_counts(statistics: EngineStatistics) -> Operations:
-    """What the control plane moved itself. It counts no latencies, and no failures."""
+    """What the control plane moved itself. It counts neither latencies nor failures."""
     return {
         "read": Counts(answered=statistics.reads, moved_bytes=statistics.read_bytes),
         "write": Counts(answered=statistics.writes, moved_bytes=statistics.written_bytes),
@@ -152,7 +152,7 @@ def difference(now: Sample, before: Sample) -> Sample:
 
 
 def total(counts: Iterable[Counts]) -> Counts:
-    """All of some counts together."""
+    """The sum of some counts."""
     counts = list(counts)
     latencies: Counter[int] = Counter()
     for each in counts:
@@ -168,7 +168,7 @@ def total(counts: Iterable[Counts]) -> Counts:
 
 
 def figures(counts: Counts, seconds: float, *, is_native: bool) -> Figures:
-    """What is told of requests that were counted within `seconds`."""
+    """What is shown of requests that were counted within `seconds`."""
     requests = counts.answered + counts.forwarded
     return Figures(
         requests=requests,
@@ -186,16 +186,16 @@ def figures(counts: Counts, seconds: float, *, is_native: bool) -> Figures:
 
 
 def per_second(amount: int, seconds: float) -> float:
-    """The rate; of no time at all, 0."""
+    """The rate; 0 if no time has passed."""
     return amount / seconds if seconds > 0 else 0.0
 
 
 def percentile_ns(latencies: Mapping[int, int], *, permille: int) -> float | None:
-    """The latency that `permille` of 1000 requests did not exceed; None where there are none.
+    """The latency that `permille` of 1000 requests did not exceed; None without requests.
 
-    The true one is that of the request of rank ceil(n * permille / 1000). What is answered lies in
-    its bucket, where the bucket's requests would be if they were spread evenly; of the last bucket,
-    which has no end, it is the start. Source: `histogram_quantile` of Prometheus does likewise.
+    The true value is the latency of the request of rank ceil(n * permille / 1000). The result lies
+    in that request's bucket, as if the bucket's requests were spread evenly over it. For the last
+    bucket, which has no end, the result is its start. Source: `histogram_quantile` of Prometheus.
     """
     rank = -(-sum(latencies.values()) * permille // 1000)
     for bucket in sorted(latencies):
@@ -244,8 +244,8 @@ def _counts_between(now: Counts, before: Counts) -> Counts:
         forwarded=max(0, now.forwarded - before.forwarded),
         failed=max(0, now.failed - before.failed),
         moved_bytes=max(0, now.moved_bytes - before.moved_bytes),
-        # Latencies are measured by a clock that may be set back.
+        # The clock behind latencies may be set back.
         total_ns=max(0, now.total_ns - before.total_ns),
-        # A Counter leaves out what is not above zero.
+        # A Counter drops what is not above zero.
         latencies=dict(Counter(now.latencies) - Counter(before.latencies)),
     )
