@@ -154,7 +154,7 @@ def test_nonsense_everywhere_gives_findings(machine: Machine) -> None:
         ({f"{PARAMETERS}/enable_uring": "N\n"}, "transport", "could be faster", "enable_uring",
          None),
         ({f"{PARAMETERS}/enable_uring": "N\n", "proc/sys/kernel/osrelease": "6.18.5\n"},
-         "enable_uring", "ok", "as it should be", None),
+         "enable_uring", "ok", "off is right", None),
         ({"proc/sys/kernel/io_uring_disabled": "2\n"}, "io_uring", "could be faster", "is 2",
          "sysctl -w kernel.io_uring_disabled=0"),
         ({f"{PARAMETERS}/max_user_bgreq": "100\n"}, "max_user_bgreq", "could be faster",
