@@ -1,0 +1,44 @@
+"""The commands in README and the documents run as they stand there, one after the other.
+
+A block that is marked `sh` is to be run; `text` marks what takes minutes, needs hardware that few
+have, or changes the machine.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from kit.documents import DOCUMENTS, ROOT, blocks, name_of
+
+pytestmark = [pytest.mark.mount, pytest.mark.slow]
+
+RUNNABLE = [path for path in DOCUMENTS if blocks(path, "sh")]
+
+
+def run_as_written(script: str, home: Path) -> subprocess.CompletedProcess[str]:
+    """Run a script as a reader would, with a /dev/shm of its own.
+
+    All its processes, daemons as well, and its mounts end with it.
+    """
+    own = "mount -t tmpfs -o size=2G none /dev/shm"
+    return subprocess.run(
+        ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child",
+         "--mount-proc", "bash", "-ec", f"{own}\n{script}"],
+        cwd=ROOT, env={**os.environ, "HOME": str(home)}, capture_output=True, text=True,
+        timeout=200, check=False,
+    )  # fmt: skip
+
+
+def test_readme_has_commands_to_run() -> None:
+    assert ROOT / "README.md" in RUNNABLE
+
+
+@pytest.mark.parametrize("path", RUNNABLE, ids=name_of)
+def test_the_commands_of_a_document_run_as_they_stand_there(path: Path, tmp_path: Path) -> None:
+    done = run_as_written("\n".join(blocks(path, "sh")), tmp_path)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
