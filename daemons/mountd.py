@@ -26,7 +26,6 @@ from pmemfs.control.places import new_socket_path
 from pmemfs.control.starter import ENDING_SIGNALS, Starter
 from pmemfs.errors import (
     EXIT_MOUNT_FAILED,
-    EXIT_USAGE,
     Interrupted,
     MemoryFault,
     MountFailed,
@@ -92,11 +91,7 @@ def main() -> None:
         cause, sentence = cause_of(error), f"{sentence_of(error)}{limits_behind(error)}"
         if isinstance(cause, PmemfsError):
             log.error("%s", sentence)
-            starter.say_failed(
-                sentence,
-                is_busy=isinstance(cause, SourceBusy),
-                is_usage=cause.exit_code == EXIT_USAGE,
-            )
+            starter.say_failed(sentence, cause)
             sys.exit(mount_exit_code(cause))
         log.error("the daemon failed: %s", sentence, exc_info=cause)
         starter.say_failed(f"the daemon failed: {sentence}")

@@ -15,7 +15,6 @@ import errno
 import os
 import signal
 from collections.abc import Iterator
-from typing import ClassVar
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -32,8 +31,13 @@ EXIT_SIGNALLED = 128
 class PmemfsError(Exception):
     """{why}"""
 
-    errno: ClassVar[int] = errno.EIO
+    errno: int = errno.EIO
     exit_code: int = EXIT_FAILED
+
+    @property
+    def kind(self) -> str:
+        """What programs know it by: the name of its class, also where a daemon has said it."""
+        return type(self).__name__
 
     def __init__(self, **facts: object) -> None:
         super().__init__(_template(type(self)).format(**facts))
@@ -190,7 +194,7 @@ class MemoryFault(PmemfsError, OSError):
     """page frame {pfn:#x} of {path} can't be touched: the memory is damaged, or the file was cut
     off"""
 
-    errno = errno.EIO  # type: ignore[misc]
+    errno = errno.EIO
     inode = 0
     """The inode that the page belongs to, if the code that touched it knows."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 
 def printable(text: str) -> str:
     """The text on one line, with everything that has no glyph of its own written as an escape.
@@ -15,3 +17,19 @@ def printable(text: str) -> str:
         character if character.isprintable() else character.encode("unicode_escape").decode()
         for character in text
     )
+
+
+def did_you_mean(
+    word: str, known: Iterable[str], elsewhere: Mapping[str, str] | None = None
+) -> str:
+    """The end of a sentence about a word that is not known, with the known one that it is near to.
+
+    `elsewhere` has what others call something known. Empty where nothing is near.
+    """
+    meant = (elsewhere or {}).get(word.lower())
+    if meant is None:
+        # Only who has made a mistake waits for this to be loaded.
+        from difflib import get_close_matches
+
+        meant = next(iter(get_close_matches(word.lower(), list(known), 1)), None)
+    return f"; did you mean '{meant}'?" if meant else ""

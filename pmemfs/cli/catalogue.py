@@ -46,7 +46,11 @@ A pool is the memory behind a tmpfs file, a file of a DAX file system,
 
 Exit codes: 0 done, 1 failed, 2 bad usage, 3 refused since something would be
 lost, 4 the pool is not valid, 16 in use. mount and umount fail with 32, like
-mount(8), and bad usage of them is 2, too; check answers like fsck(8)."""
+mount(8), and bad usage of them is 2, too; check answers like fsck(8).
+
+With --json a report is JSON on standard output, and each error, warning and
+note a line of JSON on standard error. An error has its name as "error", and
+"message", "exit_code" and "errno"."""
 
 HELP_OPTIONS = ("-h", "--help")
 VERSION_OPTIONS = ("-V", "--version")
@@ -57,13 +61,16 @@ VERSION_LINE = f"pmemfs {VERSION}"
 def help_text() -> str:
     """What `pmemfs --help` prints."""
     options = {
-        ", ".join(HELP_OPTIONS): "Show this, and exit.",
-        ", ".join(VERSION_OPTIONS): "Show the version, and exit.",
+        "--json": "Print JSON for programs; errors too.",
+        "-q, --quiet": "Say nothing but errors.",
+        "-v, --verbose": "Say more: what is done, and why.",
+        ", ".join(VERSION_OPTIONS): "Show the version and exit.",
+        ", ".join(HELP_OPTIONS): "Show this message and exit.",
     }
     summaries = {name: summary for name, (_, summary) in COMMANDS.items()}
     parts = ["Usage: pmemfs [OPTIONS] COMMAND [ARGUMENTS]...", ABOUT,
              _section("Options", options), _section("Commands", summaries),
-             "'pmemfs COMMAND --help' says more of each."]  # fmt: skip
+             "Options may follow the command; 'pmemfs COMMAND --help' says more."]  # fmt: skip
     return "\n\n".join(parts)
 
 
@@ -78,3 +85,8 @@ def told_at_once(words: list[str]) -> str | None:
     if first in HELP_OPTIONS:
         return help_text()
     return VERSION_LINE if first in VERSION_OPTIONS else None
+
+
+def first_word(words: list[str]) -> str | None:
+    """The name of the command in a command line: what is no option of `pmemfs` itself."""
+    return next((word for word in words if not word.startswith("-")), None)

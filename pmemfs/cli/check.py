@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, field
 
 import click
 
-from pmemfs.cli.options import json_option
+from pmemfs.cli.options import reporting
 from pmemfs.cli.output import complain, print_facts, print_json, progress_line, say
 from pmemfs.cli.paths import any_path
-from pmemfs.errors import EXIT_CANNOT_CHECK, BadUsage, PmemfsError
+from pmemfs.errors import EXIT_CANNOT_CHECK, BadUsage, PmemfsError, sentence_of
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.pool.label_check import Finding, has_errors
 from pmemfs.volume.fs.findings import Progress
@@ -56,7 +56,7 @@ class _Outcome:
 @click.option(
     "-n", "--dry-run", is_flag=True, help="Say what --repair would do first; write nothing."
 )
-@json_option
+@reporting
 def check(pool: str, repair: bool, force: bool, dry_run: bool, as_json: bool) -> int:
     """Verify a pool that is not mounted, and repair it.
 
@@ -76,7 +76,7 @@ def check(pool: str, repair: bool, force: bool, dry_run: bool, as_json: bool) ->
             checked = _repaired(medium, bar, force) if repair else None
             outcome = checked or _Outcome(check_pool(medium, bar))
     except (PmemfsError, OSError) as error:
-        complain(str(error))
+        complain(sentence_of(error), exit_code=EXIT_CANNOT_CHECK, error=error)
         return EXIT_CANNOT_CHECK
     if as_json:
         _print_as_json(pool, outcome)

@@ -7,11 +7,10 @@ import importlib
 import click
 from click.shell_completion import CompletionItem
 
-from pmemfs.cli.catalogue import ABOUT, COMMANDS, HELP_OPTIONS, VERSION_LINE, help_text
+from pmemfs.cli.catalogue import ABOUT, COMMANDS, HELP_OPTIONS, first_word, help_text
 from pmemfs.cli.early import raise_interrupts
-from pmemfs.cli.output import show_usage_error
-from pmemfs.cli.running import first_word, run_guarded
-from pmemfs.version import VERSION
+from pmemfs.cli.options import reporting
+from pmemfs.cli.running import asks_for_json, run_guarded
 
 
 class LazyGroup(click.Group):
@@ -46,23 +45,24 @@ class LazyGroup(click.Group):
 
 
 @click.group(cls=LazyGroup, help=ABOUT, context_settings={"help_option_names": HELP_OPTIONS})
-@click.version_option(VERSION, "-V", "--version", message=VERSION_LINE)
-def pmemfs() -> None:
+@reporting
+def pmemfs(as_json: bool) -> None:
     """See `ABOUT`."""
 
 
 def run(command: click.Command, words: list[str]) -> int:
     """Run a command line of the group or of a single command; its exit code."""
     name = first_word(words) if isinstance(command, click.Group) else command.name
-    return run_guarded(lambda: _called(command, words), name)
+    return run_guarded(lambda: _called(command, words), name, as_json=asks_for_json(words))
 
 
 def _called(command: click.Command, words: list[str]) -> int:
     try:
-        result = command.main(words, standalone_mode=False)
+        result = command.main(words, command.name, standalone_mode=False)
         return result if isinstance(result, int) else 0
     except click.Abort:
         raise KeyboardInterrupt from None
     except click.ClickException as error:
-        show_usage_error(error)
-        return error.exit_code
+        from pmemfs.cli.mistakes import as_bad_usage
+
+        raise as_bad_usage(error) from None

@@ -9,8 +9,8 @@ from contextlib import closing, contextmanager
 
 import click
 
-from pmemfs.cli.options import json_option
-from pmemfs.cli.output import print_json, say, warn
+from pmemfs.cli.options import OneOf, reporting
+from pmemfs.cli.output import note, print_json, say, warn
 from pmemfs.cli.paths import any_path
 from pmemfs.errors import BadGeometry, HasContent, NoSuchSource
 from pmemfs.media.label import Mode, Scheme, check_name
@@ -40,6 +40,20 @@ from pmemfs.volume.fs.filesystem import FileSystem
 _PAGE_SIZES = dict(zip(("4K", "2M", "1G"), PAGE_SIZES_BYTES, strict=True))
 _SCHEMES = {scheme.word: scheme for scheme in Scheme}
 _MODES = {mode.word: mode for mode in Mode}
+_MODES_ELSEWHERE = {
+    "device": "block", "blk": "block", "sector": "block", "raw": "block",
+    "file": "fs", "files": "fs", "filesystem": "fs", "file-system": "fs", "fsdax": "fs",
+}  # fmt: skip
+_SCHEMES_ELSEWHERE = {
+    "dev": "pmem", "pool": "pmem", "media": "pmem",
+    "mem": "on-demand", "dram": "on-demand", "ram": "on-demand", "memory": "on-demand",
+    "off": "none", "no": "none",
+}  # fmt: skip
+_PAGE_SIZES_WRITTEN = {
+    written: word
+    for word, size_bytes in _PAGE_SIZES.items()
+    for written in (word.lower(), f"{word.lower()}b", f"{word.lower()}ib", str(size_bytes))
+}
 _WORDS = {Mode.BLOCK: "a block device", Mode.FS: "a file system"}
 
 
@@ -48,21 +62,21 @@ _WORDS = {Mode.BLOCK: "a block device", Mode.FS: "a file system"}
 @click.option("--size", metavar="SIZE", help="Size of the file, such as 4G; devices have theirs.")
 @click.option(
     "--mode",
-    type=click.Choice(list(_MODES)),
+    type=OneOf(list(_MODES), elsewhere=_MODES_ELSEWHERE),
     default=Mode.BLOCK.word,
     show_default=True,
     help="What the pool serves: one device as large as it, or files and directories.",
 )
 @click.option(
     "--scheme",
-    type=click.Choice(list(_SCHEMES)),
+    type=OneOf(list(_SCHEMES), elsewhere=_SCHEMES_ELSEWHERE),
     default=Scheme.PMEM.word,
     show_default=True,
     help="Where page structures live: in the pool, in DRAM, or nowhere.",
 )
 @click.option(
     "--page-size",
-    type=click.Choice(list(_PAGE_SIZES)),
+    type=OneOf(list(_PAGE_SIZES), same=_PAGE_SIZES_WRITTEN),
     default="4K",
     show_default=True,
     help="What one page structure covers.",
@@ -71,7 +85,7 @@ _WORDS = {Mode.BLOCK: "a block device", Mode.FS: "a file system"}
 @click.option("--name", help="Name of the pool and its volume.  [default: the file's name]")
 @click.option("--sparse", is_flag=True, help="Take memory only when it is written to.")
 @click.option("--force", is_flag=True, help="Overwrite whatever is there.")
-@json_option
+@reporting
 def create(
     path: str,
     size: str | None,
@@ -102,7 +116,9 @@ def create(
     wanted_bytes = parse_size(size) if size is not None else None
     size_bytes = _size_bytes(path, wanted_bytes)
     _check_fits(spec, size_bytes, wanted_bytes)
+    note(f"{path}: {format_size(size_bytes)}, aligned to {format_size(spec.alignment_bytes)}")
     with _made_source(path, size_bytes, sparse=sparse, force=force) as medium:
+        note(f"{path}: {medium.source.kind.value}, durable by {medium.durability.value}")
         pool = Pool.create(medium, spec)
         if spec.mode is Mode.FS:
             FileSystem.format(pool, uid=os.geteuid(), gid=os.getegid())

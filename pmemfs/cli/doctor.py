@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from pmemfs.cli.options import json_option
+from pmemfs.cli.options import reporting
 from pmemfs.cli.output import print_json, print_table, say
 from pmemfs.errors import EXIT_FAILED, RootOnly
 from pmemfs.observe.finding import Finding, Setting
@@ -41,7 +41,7 @@ class Change:
 @click.option(
     "--fix", is_flag=True, help="Change the settings that last until the next boot; for root."
 )
-@json_option
+@reporting
 def doctor(fix: bool, as_json: bool) -> int:
     """Show what this machine offers, and what would be faster.
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import click
 
 from pmemfs.cli.find import ask
-from pmemfs.cli.options import json_option
+from pmemfs.cli.options import reporting
 from pmemfs.cli.output import print_json, print_table, say
 from pmemfs.cli.paths import any_path
 from pmemfs.errors import NoExtents, NoSuchSource, NotMounted
@@ -23,7 +23,7 @@ _MOST_EXTENTS = 1 << 20
 
 @click.command()
 @click.argument("file", shell_complete=any_path)
-@json_option
+@reporting
 def extents(file: str, as_json: bool) -> None:
     """Show where a file of a mount lies in the pool.
 

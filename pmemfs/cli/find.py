@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from pmemfs.cli.output import warn
+from pmemfs.cli.output import note, warn
 from pmemfs.control.client import ANSWER_TIMEOUT_SECONDS, Question, call_all
 from pmemfs.control.places import private_directories, socket_path
 from pmemfs.control.shape import decode
@@ -42,10 +42,14 @@ def find_mount(target: str) -> Mount | None:
     resolved = resolve(target)
     at = mount_at(resolved)
     if at and at.is_ours:
+        note(f"{target}: the pool {at.source} is mounted there")
         return at
     if at:
         check_answers(resolved)
-    return next(iter(mounts_of_pool(resolved)), None)
+    mount = next(iter(mounts_of_pool(resolved)), None)
+    where = f"it is mounted on {mount.mountpoint}" if mount else "no mount of pmemfs has it"
+    note(f"{target}: {where}")
+    return mount
 
 
 def require_mount(target: str) -> Mount:
@@ -119,6 +123,8 @@ def _ask_all(
     around = mounts()
     permitted = [mount for mount in asked if may_ask(mount)]
     questions = [Question(socket_path(m, around), m.owner_uid, method, params) for m in permitted]
+    for mount, question in zip(permitted, questions, strict=True):
+        note(f"{mount.mountpoint or mount.device}: asking its daemon at {question.path}")
 
     def warn_about(position: int, sentence: str) -> None:
         warn(f"{permitted[position].mountpoint}: the daemon answers, but {sentence}")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import click
 
 from pmemfs.cli.find import DETACHED, ask, find_detached, find_mount
-from pmemfs.cli.options import json_option
+from pmemfs.cli.options import reporting
 from pmemfs.cli.output import print_facts, print_json
 from pmemfs.cli.paths import any_path
 from pmemfs.medium.mapped import MappedMedium
@@ -22,7 +22,7 @@ from pmemfs.volume.fs.space import Space
 
 @click.command()
 @click.argument("target", shell_complete=any_path)
-@json_option
+@reporting
 def info(target: str, as_json: bool) -> None:
     """Show the pool TARGET, or the mount on TARGET."""
     mount = find_mount(target)

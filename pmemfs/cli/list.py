@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from pmemfs.cli.find import DETACHED, ask_all, detached_mounts, our_mounts
-from pmemfs.cli.options import json_option
+from pmemfs.cli.options import reporting
 from pmemfs.cli.output import print_json, print_table
 from pmemfs.errors import NotPermitted, PmemfsError
 from pmemfs.mountinfo import Mount
@@ -16,7 +16,7 @@ from pmemfs.units import format_size
 
 
 @click.command(name="list")
-@json_option
+@reporting
 def list_mounts(as_json: bool) -> None:
     """List all mounts, and those whose daemon does not answer.
 

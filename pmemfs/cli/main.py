@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from pmemfs.cli.catalogue import told_at_once
+from pmemfs.cli.catalogue import HELP_OPTIONS, VERSION_OPTIONS, first_word, told_at_once
 from pmemfs.cli.early import begin, leave_quietly
 
-_NO_DAEMON = frozenset(("--foreground", "-h", "--help"))
+_NO_DAEMON = frozenset(("--foreground", *HELP_OPTIONS, *VERSION_OPTIONS))
 """With these, `pmemfs mount` becomes the daemon, or only says something."""
 
 
@@ -15,7 +15,7 @@ def main() -> None:
     """The program."""
     begin()
     words = sys.argv[1:]
-    if words[:1] != ["mount"] or not _NO_DAEMON.isdisjoint(words):
+    if first_word(words) != "mount" or not _NO_DAEMON.isdisjoint(words):
         sys.exit(_run(words))
     from pmemfs.control.prepared import discard, prepare
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from pmemfs.cli.output import complain, warn
+from pmemfs.cli.options import OneOf, reporting
+from pmemfs.cli.output import complain, manner, warn
 from pmemfs.cli.paths import a_directory, any_path
 from pmemfs.control.launch import Launch, NotedSignals, Said, Wanted
 from pmemfs.control.prepared import daemon_words
@@ -54,16 +55,17 @@ _POLL_SECONDS = 0.1
 @click.option("-r", "--read-only", is_flag=True, help="The same as -o ro.")
 @click.option(
     "--engine",
-    type=click.Choice(ENGINES),
+    type=OneOf(ENGINES),
     help=f"Who answers reads and writes; the same as -o engine=…  [default: {ENGINES[0]}]",
 )
 @click.option(
     "--transport",
-    type=click.Choice(TRANSPORTS),
+    type=OneOf(TRANSPORTS),
     help="How the native engine talks to the kernel: FUSE over io_uring, or reads of /dev/fuse; "
     f"the same as -o transport=…  [default: {TRANSPORTS[0]}]",
 )
 @click.option("--foreground", is_flag=True, help="Stay, and log to standard error.")
+@reporting
 def mount(
     pool: str,
     mountpoint: str,
@@ -72,6 +74,7 @@ def mount(
     engine: str | None,
     transport: str | None,
     foreground: bool,
+    as_json: bool,
 ) -> int:
     """Mount POOL on the directory MOUNTPOINT.
 
@@ -102,9 +105,22 @@ def mount(
         words += _said_once("engine", engine, options_text)
         words += _said_once("transport", transport, options_text)
         options = MountOptions.parse(",".join(words))
-        return start(pool, mountpoint, options, foreground=foreground)
+        if foreground and as_json:
+            raise BadUsage(why="--foreground stays, so that --json has no report: give one of them")
+        start(pool, mountpoint, options, foreground=foreground)
+        say_more(mountpoint, as_json=as_json)
+        return 0
 
     return reporting_mount_failure(attempt)
+
+
+def say_more(mountpoint: str, *, as_json: bool = False) -> None:
+    """What has become of a mount, where somebody wants to know."""
+    if as_json or manner.is_verbose:
+        # Loads what asks a daemon, for which nobody else waits.
+        from pmemfs.cli.mounted import report_mount
+
+        report_mount(mountpoint, as_json=as_json)
 
 
 def _said_once(name: str, value: str | None, options_text: Sequence[str]) -> list[str]:
@@ -125,11 +141,13 @@ def reporting_mount_failure(attempt: Callable[[], int]) -> int:
     try:
         return attempt()
     except PmemfsError as error:
-        complain(str(error))
-        return mount_exit_code(error)
+        code = mount_exit_code(error)
+        complain(str(error), exit_code=code, error=error)
+        return code
     except (OSError, RuntimeError, MemoryError) as error:
         # Such as a process, a thread or a descriptor that could not be had.
-        complain(f"{sentence_of(error)}{limits_behind(error)}")
+        sentence = f"{sentence_of(error)}{limits_behind(error)}"
+        complain(sentence, exit_code=EXIT_MOUNT_FAILED, error=error)
         return EXIT_MOUNT_FAILED
 
 

@@ -13,7 +13,8 @@ import click
 
 from pmemfs.cli.commands import run
 from pmemfs.cli.early import raise_interrupts
-from pmemfs.cli.mount import reporting_mount_failure, start
+from pmemfs.cli.mount import reporting_mount_failure, say_more, start
+from pmemfs.cli.output import manner
 from pmemfs.cli.paths import a_directory, any_path
 from pmemfs.errors import EXIT_USAGE, NoSuchSource
 from pmemfs.medium.source import identify
@@ -22,14 +23,14 @@ from pmemfs.mount.options import MountOptions
 _EXIT_MOUNT_USAGE = 1
 
 
-@click.command()
+@click.command("mount.pmemfs")
 @click.argument("source", shell_complete=any_path)
 @click.argument("directory", shell_complete=a_directory)
 @click.option("-o", "options_text", default="", help="Mount options.")
 @click.option("-f", "fake", is_flag=True, help="Check the words, don't mount.")
 @click.option("-s", "sloppy", is_flag=True, help="Ignored.")
 @click.option("-n", "no_mtab", is_flag=True, help="Ignored.")
-@click.option("-v", "verbose", is_flag=True, help="Ignored.")
+@click.option("-v", "verbose", is_flag=True, help="Say more.")
 @click.option("-N", "namespace", help="Ignored: mount(8) has entered it.")
 @click.option("-t", "fs_type", help="Ignored.")
 def mount_pmemfs(
@@ -45,6 +46,8 @@ def mount_pmemfs(
 ) -> int:
     """Mount the pool SOURCE on DIRECTORY, as mount(8) asks for it."""
 
+    manner.is_verbose = verbose
+
     def attempt() -> int:
         options = MountOptions.parse(options_text)
         try:
@@ -56,7 +59,9 @@ def mount_pmemfs(
             raise
         if fake:
             return 0
-        return start(source, directory, options)
+        start(source, directory, options)
+        say_more(directory)
+        return 0
 
     return reporting_mount_failure(attempt)
 

@@ -1,4 +1,4 @@
-"""How the commands speak: tables for people, JSON for programs, warnings for both.
+"""How the commands speak: tables for people, JSON for programs, errors and warnings for both.
 
 All output of all commands is made here. Invariant: what is said to people has no character that a
 terminal would not show as it is, whoever chose the names and sentences in it. Without that, the
@@ -7,33 +7,96 @@ name of a file could clear the screen, or forge the rows of a table.
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TextIO, cast
+from errno import errorcode
+from typing import Any, TextIO, cast
 
 from pmemfs.cli.layout import table_lines
-from pmemfs.errors import OutputLost
+from pmemfs.errors import OutputLost, PmemfsError
 from pmemfs.text import printable
-
-# Whoever asks for help waits for neither click nor json to be loaded.
-if TYPE_CHECKING:
-    import click
 
 _LINE_START = "\r\x1b[K"
 """Back to the start of a terminal's line, which becomes empty."""
 
 
+class Manner:
+    """How this command line wants to be spoken to."""
+
+    def __init__(self) -> None:
+        self.is_json = False
+        """Errors and warnings are JSON too, one object to a line."""
+        self.is_quiet = False
+        """Nothing is said but errors."""
+        self.is_verbose = False
+        """What is done is said, and why."""
+
+
+manner = Manner()
+"""Of the command that runs; `speaking` makes it afresh for each."""
+
+
+@contextmanager
+def speaking(*, as_json: bool) -> Iterator[None]:
+    """Be plain, or speak JSON from before the command line is read, which may be wrong itself."""
+    vars(manner).update(vars(Manner()), is_json=as_json)
+    try:
+        yield
+    finally:
+        vars(manner).update(vars(Manner()))
+
+
 def say(line: str = "", *, flush: bool = False) -> None:
     """One line."""
-    print(printable(line), flush=flush)
+    if not manner.is_quiet:
+        print(printable(line), flush=flush)
 
 
-def complain(sentence: str) -> None:
-    """What went wrong."""
-    _print_error(f"pmemfs: {printable(sentence)}")
+def complain(sentence: str, *, exit_code: int, error: BaseException | None = None) -> None:
+    """What went wrong, on standard error: a sentence, or for programs a line of JSON.
+
+    Standard output has reports only, so whoever reads one there never takes an error for it.
+    """
+    if not manner.is_json:
+        _print_error(f"pmemfs: {printable(sentence)}")
+        return
+    number = getattr(error, "errno", None)
+    _print_json_error(
+        {
+            "error": error.kind if isinstance(error, PmemfsError) else type(error).__name__,
+            "message": sentence,
+            "exit_code": exit_code,
+            "errno": errorcode.get(number) if number else None,
+        }
+    )
+
+
+def warn(sentence: str) -> None:
+    """Something that a user should know, though the command goes on."""
+    if manner.is_quiet:
+        return
+    if manner.is_json:
+        _print_json_error({"warning": sentence})
+    else:
+        _print_error(f"pmemfs: warning: {printable(sentence)}")
+
+
+def note(sentence: str) -> None:
+    """What is done, and why, for whoever has asked for more by -v. On standard error."""
+    if not manner.is_verbose or manner.is_quiet:
+        return
+    if manner.is_json:
+        _print_json_error({"note": sentence})
+    else:
+        _print_error(f"pmemfs: {printable(sentence)}")
+
+
+def _print_json_error(value: dict[str, Any]) -> None:
+    import json
+
+    _print_error(json.dumps(value))
 
 
 def _print_error(line: str) -> None:
@@ -91,31 +154,20 @@ def _forget(stream: TextIO) -> None:
     os.close(null)
 
 
-def warn(sentence: str) -> None:
-    """Something that a user should know, though the command goes on."""
-    complain(f"warning: {sentence}")
-
-
-def show_usage_error(error: click.ClickException) -> None:
-    """What click has to say of a command line, which may have any words in it."""
-    shown = io.StringIO()
-    error.show(file=shown)
-    for line in shown.getvalue().split("\n")[:-1]:
-        _print_error(printable(line))
-
-
 def print_json(value: Any) -> None:
     """A report for programs. It is in ASCII, and escapes the rest."""
     import json
 
-    print(json.dumps(value, indent=2))
+    if not manner.is_quiet:
+        print(json.dumps(value, indent=2))
 
 
 def print_json_line(value: Any) -> None:
     """One of several reports for programs, which read them as they come."""
     import json
 
-    print(json.dumps(value), flush=True)
+    if not manner.is_quiet:
+        print(json.dumps(value), flush=True)
 
 
 def print_facts(facts: Iterable[tuple[str, object]]) -> None:
@@ -148,8 +200,9 @@ def print_table(
 
 
 def _print_lines(lines: Iterable[str]) -> None:
-    for line in lines:
-        print(line)
+    if not manner.is_quiet:
+        for line in lines:
+            print(line)
 
 
 def _width() -> int | None:

@@ -7,7 +7,7 @@ import time
 import click
 
 from pmemfs.cli.find import ask, require_mount
-from pmemfs.cli.options import json_option
+from pmemfs.cli.options import Count, reporting
 from pmemfs.cli.output import print_facts, print_json, print_table, say
 from pmemfs.cli.paths import any_path
 from pmemfs.observe.answers import Pages
@@ -18,13 +18,13 @@ from pmemfs.units import format_size
 @click.argument("target", shell_complete=any_path)
 @click.option(
     "--hottest",
-    type=click.IntRange(0, 1000),
+    type=Count(0, 1000),
     default=10,
     show_default=True,
     metavar="N",
     help="How many of the pages with the most transfers to show.",
 )
-@json_option
+@reporting
 def pages(target: str, hottest: int, as_json: bool) -> None:
     """Count the page structures of a mount, and show the hottest pages.
 

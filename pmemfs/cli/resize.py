@@ -8,7 +8,7 @@ from dataclasses import asdict
 import click
 
 from pmemfs.cli.find import ask, find_mount, require_mount
-from pmemfs.cli.options import json_option
+from pmemfs.cli.options import reporting
 from pmemfs.cli.output import print_json, say
 from pmemfs.cli.paths import any_path
 from pmemfs.control.client import ANSWER_TIMEOUT_SECONDS
@@ -22,7 +22,7 @@ _PATIENCE_SECONDS = 24 * 3600
 @click.command()
 @click.argument("target", shell_complete=any_path)
 @click.option("--size", metavar="SIZE", help="The new size, such as 8G; devices have theirs.")
-@json_option
+@reporting
 def resize(target: str, size: str | None, as_json: bool) -> None:
     """Make a pool larger, mounted or not.
 

@@ -7,25 +7,26 @@ import sys
 from collections.abc import Callable, Sequence
 
 from pmemfs.cli.early import EXIT_INTERRUPTED
-from pmemfs.cli.output import complain, heard_output
+from pmemfs.cli.output import complain, heard_output, speaking
 from pmemfs.errors import (
     EXIT_CANNOT_CHECK,
     EXIT_FAILED,
     EXIT_MOUNT_FAILED,
     OutputLost,
     PmemfsError,
+    sentence_of,
 )
 
 _EXIT_OUTPUT_LOST: dict[str | None, int] = {
     "check": EXIT_CANNOT_CHECK,
     "mount": EXIT_MOUNT_FAILED,
     "umount": EXIT_MOUNT_FAILED,
-    "mount-pmemfs": EXIT_MOUNT_FAILED,
+    "mount.pmemfs": EXIT_MOUNT_FAILED,
 }
 """What commands that have exit codes of their own end with where nobody takes what they say."""
 
 
-def run_guarded(act: Callable[[], int], command: str | None) -> int:
+def run_guarded(act: Callable[[], int], command: str | None, *, as_json: bool = False) -> int:
     """Run what a command does; its exit code. Nothing that a user does wrong prints a traceback.
 
     Nobody may have taken what it said, which is a failure too, also where the rest went well.
@@ -34,32 +35,35 @@ def run_guarded(act: Callable[[], int], command: str | None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    try:
-        with heard_output():
-            return _run(act)
-    except OutputLost as lost:
-        if not lost.has_no_reader:
-            complain(str(lost))
-        return _EXIT_OUTPUT_LOST.get(command, EXIT_FAILED)
+    with speaking(as_json=as_json):
+        try:
+            with heard_output():
+                return _run(act)
+        except OutputLost as lost:
+            code = _EXIT_OUTPUT_LOST.get(command, EXIT_FAILED)
+            if not lost.has_no_reader:
+                complain(str(lost), exit_code=code, error=lost)
+            return code
 
 
 def _run(act: Callable[[], int]) -> int:
     """As `run_guarded`. Raises OutputLost."""
     try:
         return act()
-    except KeyboardInterrupt:
-        complain("interrupted")
+    except KeyboardInterrupt as error:
+        complain("interrupted", exit_code=EXIT_INTERRUPTED, error=error)
         return EXIT_INTERRUPTED
     except OutputLost:
         raise
     except PmemfsError as error:
-        complain(str(error))
+        complain(str(error), exit_code=error.exit_code, error=error)
         return error.exit_code
     except OSError as error:
-        complain(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror))
+        complain(sentence_of(error), exit_code=EXIT_FAILED, error=error)
         return EXIT_FAILED
 
 
-def first_word(words: Sequence[str]) -> str | None:
-    """The name of the command in a command line."""
-    return next((word for word in words if not word.startswith("-")), None)
+def asks_for_json(words: Sequence[str]) -> bool:
+    """Whether a command line asks for JSON, be it right or wrong."""
+    own = words[: words.index("--")] if "--" in words else words
+    return "--json" in own

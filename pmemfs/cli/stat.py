@@ -12,10 +12,10 @@ from typing import Any, Literal
 import click
 
 from pmemfs.cli.find import ask, require_mount
-from pmemfs.cli.options import json_option
+from pmemfs.cli.options import Count, reporting
 from pmemfs.cli.output import print_json, print_json_line, print_table, say
 from pmemfs.cli.paths import any_path
-from pmemfs.errors import NoAnswer
+from pmemfs.errors import BadUsage, NoAnswer
 from pmemfs.mountinfo import Mount
 from pmemfs.observe.stat import (
     Counts,
@@ -80,10 +80,10 @@ def parse_seconds(_: click.Context, __: click.Parameter, text: str | None) -> fl
     metavar="[SECONDS]",
     help="Report again every so many seconds (1), on what came since, until Ctrl-C.",
 )
-@click.option("--count", type=click.IntRange(1), metavar="N", help="End --watch after N reports.")
+@click.option("--count", type=Count(1, 1 << 31), metavar="N", help="End --watch after N reports.")
 @click.option("--per-cpu", is_flag=True, help="Show each worker of the data plane, too.")
 @click.option("--latency", is_flag=True, help="Show percentiles of the latencies, too.")
-@json_option
+@reporting
 def stat(
     target: str,
     interval_seconds: float | None,
@@ -103,7 +103,7 @@ def stat(
     With --json there is all of it, one line for each report of --watch.
     """
     if count is not None and interval_seconds is None:
-        raise click.UsageError("--count is for --watch")
+        raise BadUsage(why="--count says how often --watch reports: give --watch, too")
     mount = require_mount(target)
     if interval_seconds is None:
         sample = _ask(mount)

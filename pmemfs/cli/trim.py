@@ -7,7 +7,7 @@ from dataclasses import asdict
 import click
 
 from pmemfs.cli.find import ask, require_mount
-from pmemfs.cli.options import json_option
+from pmemfs.cli.options import reporting
 from pmemfs.cli.output import print_json, say
 from pmemfs.cli.paths import a_directory
 from pmemfs.engine.trimming import Trimmed
@@ -18,7 +18,7 @@ _PATIENCE_SECONDS = 3600
 
 @click.command()
 @click.argument("mountpoint", shell_complete=a_directory)
-@json_option
+@reporting
 def trim(mountpoint: str, as_json: bool) -> None:
     """Give back the memory that no file of a mount uses.
 

@@ -1,7 +1,8 @@
 """Talking to a running daemon: JSON lines over a Unix socket, one socket for each mount.
 
 A request is `{"method": NAME, "params": {…}, "version": V}`. Its answer is `{"result": …}` or
-`{"error": {"message": SENTENCE, "exit_code": N}}`, with the `version` of the program, too.
+`{"error": {"message": SENTENCE, "exit_code": N, "kind": NAME, "errno": N}}`, with the `version` of
+the program, too.
 
 A command may meet a daemon of another version, because an upgrade replaces only the programs on
 disk. So each side ignores what it doesn't know and can do without: other members of requests and

@@ -46,9 +46,16 @@ _Exchange = Generator[_Wanted, None, tuple[bytes, int]]
 class RemoteError(PmemfsError):
     """{message}"""
 
-    def __init__(self, message: str, exit_code: int) -> None:
+    def __init__(self, message: str, exit_code: int, kind: str = "", errno: int = 0) -> None:
         super().__init__(message=message)
         self.exit_code = exit_code
+        self.errno = errno or type(self).errno
+        self._kind = kind
+
+    @property
+    def kind(self) -> str:
+        """As the daemon calls it, where it does."""
+        return self._kind or super().kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,13 +262,16 @@ def _result(answer: Mapping[str, Any], pid: int) -> Any:
         return result
     error = decode(_Failure, answer["error"])
     code = error.exit_code if 0 < error.exit_code < 256 else EXIT_FAILED
-    raise RemoteError(error.message[:_SENTENCE_LIMIT], code)
+    kind = error.kind if error.kind.isidentifier() else ""
+    raise RemoteError(error.message[:_SENTENCE_LIMIT], code, kind[:_VERSION_LIMIT], error.errno)
 
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
     message: str
     exit_code: int
+    kind: str = ""
+    errno: int = 0
 
 
 def _refuse(word: str) -> NoReturn:

@@ -17,14 +17,14 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Generic, TypeVar
 
 from pmemfs.control import prepared
 from pmemfs.control.starter import ENDING_SIGNALS, KEEP
-from pmemfs.errors import EXIT_USAGE, DaemonDied, Interrupted, PmemfsError
+from pmemfs.errors import EXIT_USAGE, DaemonDied, Interrupted, MountFailed, PmemfsError, SourceBusy
 from pmemfs.mount.options import MountOptions
 from pmemfs.units import KIB
 
@@ -47,14 +47,24 @@ class Wanted:
 
 
 class Said(PmemfsError):
-    """{sentence}"""
+    """{error}"""
 
-    def __init__(self, sentence: str, *, is_busy: bool = False, is_usage: bool = False) -> None:
-        super().__init__(sentence=sentence)
-        if is_usage:
+    def __init__(self, answer: Mapping[str, str]) -> None:
+        super().__init__(error=answer["error"])
+        if "usage" in answer:
             self.exit_code = EXIT_USAGE
-        self.is_busy = is_busy
+        self.errno = int(answer.get("errno", self.errno))
+        self._kind = answer.get("kind")
+
+    @property
+    def kind(self) -> str:
+        """As the daemon calls it, where it is an error of ours."""
+        return self._kind or MountFailed.__name__
+
+    @property
+    def is_busy(self) -> bool:
         """Whether another process has the pool."""
+        return self.kind == SourceBusy.__name__
 
 
 class NotedSignals:
@@ -201,7 +211,7 @@ class Launch:
             raise self._died()
         answer: dict[str, str] = json.loads(message)
         if "error" in answer:
-            raise Said(answer["error"], is_busy="busy" in answer, is_usage="usage" in answer)
+            raise Said(answer)
 
     def _died(self) -> DaemonDied:
         """The daemon has closed its end of the socket without a word."""

@@ -161,7 +161,7 @@ async def _answer(line: bytes, methods: Methods) -> bytes:
 def _failed(line: bytes, error: Exception) -> bytes:
     cause = cause_of(error)
     if isinstance(cause, PmemfsError):
-        return _failure(str(cause), cause.exit_code)
+        return _failure(str(cause), cause.exit_code, kind=cause.kind, errno=cause.errno)
     log.error("control request %r failed", line[:200], exc_info=cause)
     return _failure("the daemon failed; its log says why")
 
@@ -192,6 +192,6 @@ def _otherness(theirs: Any) -> str:
     return f" (it is of pmemfs {VERSION}, the command of {whose}; mount again to have them alike)"
 
 
-def _failure(message: str, exit_code: int = EXIT_FAILED) -> bytes:
-    error = {"message": message, "exit_code": exit_code}
+def _failure(message: str, exit_code: int = EXIT_FAILED, **more: Any) -> bytes:
+    error = {"message": message, "exit_code": exit_code, **more}
     return json.dumps({"error": error, "version": VERSION}).encode()

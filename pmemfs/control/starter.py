@@ -25,7 +25,7 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-from pmemfs.errors import Interrupted
+from pmemfs.errors import EXIT_USAGE, Interrupted, PmemfsError
 from pmemfs.mountinfo import Mount
 
 log = logging.getLogger(__name__)
@@ -65,10 +65,14 @@ class Starter:
         with self._lock:
             self._is_over = True
 
-    def say_failed(self, sentence: str, *, is_busy: bool = False, is_usage: bool = False) -> None:
-        """Report that there is no mount, and why."""
+    def say_failed(self, sentence: str, cause: PmemfsError | None = None) -> None:
+        """Report that there is no mount, and why; `cause` is the error, if it is one of ours."""
         self._has_failed = True
-        kind = {"busy": "yes"} if is_busy else {"usage": "yes"} if is_usage else {}
+        kind: dict[str, str] = {}
+        if cause is not None:
+            kind = {"kind": cause.kind, "errno": str(cause.errno)}
+            if cause.exit_code == EXIT_USAGE:
+                kind["usage"] = "yes"
         self._say({"error": sentence, **kind})
 
     def note_signals(self) -> None:

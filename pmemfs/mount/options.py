@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pmemfs.clock import AccessTimes
 from pmemfs.errors import BadMountOption
 from pmemfs.media.label import Mode
+from pmemfs.text import did_you_mean
 
 EngineName = Literal["native", "python"]
 TransportName = Literal["auto", "uring", "fd"]
@@ -44,6 +45,19 @@ _FOR_OTHERS = frozenset(
      "group", "nogroup", "nofail", "_netdev", "comment")
 )  # fmt: skip
 """Said to mount(8), which takes care of it."""
+
+_FLAGS = ("allow_other", "populate", "huge_pages", "cached")
+_WITH_VALUE = ("uid", "gid", "mode", "engine", "transport")
+_KNOWN = ("ro", "rw", *_FLAGS, *_WITH_VALUE, *_KERNEL_OPTIONS, *_TIMES_OF_ACCESS, *_FOR_OTHERS)
+_ELSEWHERE = {
+    "readonly": "ro", "read-only": "ro", "read_only": "ro", "rdonly": "ro",
+    "readwrite": "rw", "read-write": "rw", "umask": "mode", "fmask": "mode", "perm": "mode",
+    "owner_uid": "uid", "hugepages": "huge_pages", "huge": "huge_pages",
+    "allow_root": "allow_other",
+    "allow-other": "allow_other", "kernel_cache": "cached", "auto_cache": "cached",
+    "prefault": "populate",
+}  # fmt: skip
+"""What other tools, or other words, call an option of ours."""
 
 _TRUE_ANYWAY = frozenset(
     ("default_permissions", "lazytime", "nolazytime", "iversion", "noiversion", "mand", "nomand",
@@ -138,7 +152,7 @@ class MountOptions:
             return replace(self, read_only=False)
         if word == "ro":
             return replace(self, read_only=True)
-        if word in ("allow_other", "populate", "huge_pages", "cached"):
+        if word in _FLAGS:
             return self._replaced(**{word: True})
         if equals and name in ("uid", "gid"):
             return self._replaced(**{name: _number(word, value, 10, (1 << 32) - 2)})
@@ -162,7 +176,12 @@ class MountOptions:
             return replace(self, kernel=(*kept, word))
         if word in _FOR_OTHERS | _TRUE_ANYWAY or word.startswith(_IGNORED_PREFIXES):
             return self
-        raise BadMountOption(option=word, why="pmemfs does not know it")
+        if word in _WITH_VALUE:
+            raise BadMountOption(option=word, why=f"it needs a value, as in {word}=…")
+        meant = did_you_mean(name, _KNOWN, _ELSEWHERE)
+        raise BadMountOption(
+            option=word, why=f"pmemfs does not know it{meant or '; pmemfs mount --help lists them'}"
+        )
 
     def _replaced(self, **changes: Any) -> MountOptions:
         return replace(self, **changes)
@@ -179,7 +198,8 @@ def split_words(text: str) -> list[str]:
 
 def _one_of(word: str, value: str, choices: tuple[str, ...]) -> str:
     if value not in choices:
-        raise BadMountOption(option=word, why=f"{value!r} is none of {', '.join(choices)}")
+        meant = did_you_mean(value, choices)
+        raise BadMountOption(option=word, why=f"{value!r} is none of {', '.join(choices)}{meant}")
     return value
 
 

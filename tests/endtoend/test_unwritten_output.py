@@ -6,6 +6,7 @@ would take half of a report for all of it.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -49,7 +50,7 @@ def test_a_check_that_nobody_heard_is_an_operational_error(
 ) -> None:
     code, complaint = unheard("check", *options, pool, full=full)
     assert code == 8
-    assert_one_sentence(complaint, full=full)
+    assert_one_sentence(complaint, full=full, as_json="--json" in options)
 
 
 @pytest.mark.parametrize("full", [True, False], ids=["full", "gone"])
@@ -67,7 +68,7 @@ def test_a_check_that_nobody_heard_is_an_operational_error(
     ids=str,
 )
 def test_a_command_that_nobody_heard_has_failed(words: list[str], code: int, full: bool) -> None:
-    assert_failed(unheard(*words, full=full), code, full=full)
+    assert_failed(unheard(*words, full=full), code, full=full, as_json="--json" in words)
 
 
 @pytest.mark.parametrize("full", [True, False], ids=["full", "gone"])
@@ -83,7 +84,8 @@ def test_a_mount_is_asked_and_nobody_hears_the_answer(pools: PoolMaker, full: bo
     for words in (
         ["info"], ["info", "--json"], ["pages"], ["pages", "--json"], ["stat"], ["stat", "--json"],
     ):  # fmt: skip
-        assert_failed(unheard(*words, mounted.mountpoint, full=full), 1, full=full)
+        outcome = unheard(*words, mounted.mountpoint, full=full)
+        assert_failed(outcome, 1, full=full, as_json="--json" in words)
 
 
 def test_a_complaint_that_nobody_hears_changes_no_exit_code(tmp_path: Path) -> None:
@@ -93,12 +95,17 @@ def test_a_complaint_that_nobody_hears_changes_no_exit_code(tmp_path: Path) -> N
             assert subprocess.run(command, stderr=full, timeout=60).returncode == code
 
 
-def assert_failed(outcome: tuple[int, str], code: int, *, full: bool) -> None:
+def assert_failed(
+    outcome: tuple[int, str], code: int, *, full: bool, as_json: bool = False
+) -> None:
     assert outcome[0] == code, outcome
-    assert_one_sentence(outcome[1], full=full)
+    assert_one_sentence(outcome[1], full=full, as_json=as_json)
 
 
-def assert_one_sentence(complaint: str, *, full: bool) -> None:
+def assert_one_sentence(complaint: str, *, full: bool, as_json: bool = False) -> None:
     """A reader who has gone wanted no more; of a full disk the user is told."""
-    said = "pmemfs: standard output cannot be written: no space left on device\n" if full else ""
-    assert complaint == said
+    said = "standard output cannot be written: no space left on device"
+    if full and as_json:
+        assert json.loads(complaint)["message"] == said
+    else:
+        assert complaint == (f"pmemfs: {said}\n" if full else "")

@@ -97,7 +97,7 @@ def test_the_last_of_rw_and_ro_wins() -> None:
         ("bogus", "does not know it"),
         ("ro=1", "does not know it"),
         ("allow_other=yes", "does not know it"),
-        ("uid", "does not know it"),
+        ("uid", "needs a value, as in uid="),
         ("uid=", "is not a number"),
         ("uid=root", "is not a number"),
         ("uid=-1", "out of range"),

@@ -41,7 +41,7 @@ def test_any_text_becomes_one_printable_line_and_stays_that(text: str) -> None:
 def test_every_way_to_speak_is_printable(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     output.say(text)
     output.warn(text)
-    output.complain(text)
+    output.complain(text, exit_code=1)
     output.print_facts([(text, text)])
     output.print_table([":bomb:"], [[f"[bold]{text}:bomb:"]])
     output.print_json({text: text})
