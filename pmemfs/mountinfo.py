@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,6 +67,11 @@ def mounts(path: str | Path = "/proc/self/mountinfo") -> list[Mount]:
 def mount_at(path: str) -> Mount | None:
     """The mount whose mountpoint is exactly `path` (absolute, no symbolic links)."""
     return next((m for m in reversed(mounts()) if m.mountpoint == path), None)
+
+
+def mounts_of(source: str, owners: Collection[int]) -> list[Mount]:
+    """Mounts of ours of the pool at an absolute path, that one of these users has made."""
+    return [m for m in mounts() if m.is_ours and m.source == source and m.owner_uid in owners]
 
 
 def mount_of_device(st_dev: int) -> Mount | None:

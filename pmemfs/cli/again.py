@@ -56,7 +56,8 @@ def mount_again(first: Living, wanted: Wanted, signals: NotedSignals) -> None:
 
     if os.geteuid() != 0 or first.mount.owner_uid != 0:
         pid = first.status.pid
-        raise refuse(f"it is in use: mounted on {there} by process {pid}; root may run {bind}")
+        by = f" by process {pid}" if pid else ""
+        raise refuse(f"it is in use: mounted on {there}{by}; root may run {bind}")
     differences = _differences(first.status, wanted)
     if differences:
         raise refuse(f"it is in use: mounted on {there} with other options ({differences}); ask "

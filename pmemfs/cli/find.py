@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pmemfs.cli.output import note, warn
 from pmemfs.control.client import ANSWER_TIMEOUT_SECONDS, Question, call_all
-from pmemfs.control.places import private_directories, socket_path
+from pmemfs.control.places import socket_owners, socket_path, sockets_of
 from pmemfs.control.shape import decode
 from pmemfs.errors import NoAnswer, NotMounted, NotPermitted, PmemfsError
-from pmemfs.mount.mountpoint import mounts_of_pool, resolve
+from pmemfs.mount.elsewhere import Place, places_elsewhere
+from pmemfs.mount.mountpoint import believed_owners, mounts_of_pool, resolve
 from pmemfs.mountinfo import FUSE_TYPE, Mount, mount_at, mounts
 from pmemfs.observe.answers import MountStatus
 from pmemfs.reach import check_answers
@@ -62,31 +63,56 @@ def require_mount(target: str) -> Mount:
     elif os.path.isdir(target):
         what = "a pmemfs mount"
     else:
-        what = f"mounted any more: it is {DETACHED}" if find_detached(target) else "mounted"
+        hidden = find_hidden(target)
+        what = f"mounted here any more: it is {hidden.sentence}" if hidden else "mounted"
     raise NotMounted(path=target, what=what)
 
 
-def detached_mounts() -> Iterator[tuple[Mount, MountStatus]]:
-    """What this user has detached, and somebody still uses: no mountinfo names it, but its daemon
-    answers."""
-    uid, around = os.geteuid(), mounts()
+class Hidden(NamedTuple):
+    """A mount that is on no directory of this mount namespace, and that a daemon still serves."""
+
+    mount: Mount
+    status: MountStatus
+    place: Place | None
+    """Where it is in another mount namespace, as far as that can be seen from here."""
+
+    @property
+    def sentence(self) -> str:
+        """What became of it, behind "it is"."""
+        if self.place:
+            return f"on {self.place}"
+        if not self.status.is_detached:
+            return f"on {self.status.mountpoint} in another mount namespace"
+        return DETACHED
+
+
+def hidden_mounts() -> Iterator[Hidden]:
+    """What is detached and still used, or is mounted in another mount namespace: no mountinfo that
+    we have names it, but its daemon answers."""
+    around = mounts()
     named = {mount.device for mount in around}
     found = [
-        Mount(path.stem, "", FUSE_TYPE, "", f"user_id={uid}")
-        for directory in private_directories(uid, around)
-        for path in sorted(directory.glob("*.sock"))
-        if path.stem not in named
+        Mount(device, "", FUSE_TYPE, "", f"user_id={uid}")
+        for uid in sorted(socket_owners())
+        for device in sorted(sockets_of(uid, around))
+        if device not in named
     ]
     for mount, status in zip(found, ask_all(found, "info", MountStatus), strict=True):
-        # Sockets of daemons that were killed stay, and a mount may be in another namespace.
-        if isinstance(status, MountStatus) and status.is_detached:
-            yield mount, status
+        # Sockets of daemons that were killed stay.
+        if isinstance(status, MountStatus):
+            known = mount._replace(source=status.pool.path)
+            yield Hidden(known, status, next(places_elsewhere(known), None))
 
 
-def find_detached(pool: str) -> MountStatus | None:
-    """What the daemon of a pool says that is detached, and still in use; None if there is none."""
+def find_hidden(pool: str) -> Hidden | None:
+    """The mount of a pool that no mountinfo here names; None if there is none, or if only another
+    user says so, who is not the owner of the pool."""
     path = os.path.realpath(pool)
-    return next((status for _, status in detached_mounts() if status.pool.path == path), None)
+    owners = believed_owners(path)
+    return next(
+        (h for h in hidden_mounts() if h.status.pool.path == path and h.mount.owner_uid in owners),
+        None,
+    )
 
 
 def ask(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator
 
 import click
 
-from pmemfs.cli.find import DETACHED, ask, find_detached, find_mount
+from pmemfs.cli.find import DETACHED, ask, find_hidden, find_mount, require_mount
 from pmemfs.cli.options import reporting
 from pmemfs.cli.output import print_facts, print_json
 from pmemfs.cli.paths import any_path
@@ -26,12 +27,16 @@ from pmemfs.volume.fs.space import Space
 def info(target: str, as_json: bool) -> None:
     """Show the pool TARGET, or the mount on TARGET."""
     mount = find_mount(target)
-    status = ask(mount, "info", MountStatus) if mount else find_detached(target)
+    if mount is None and os.path.isdir(target):
+        mount = require_mount(target)
+    hidden = None if mount else find_hidden(target)
+    status = ask(mount, "info", MountStatus) if mount else hidden and hidden.status
     pool = status.pool if status else _read_pool(target)
     # Wherever the mount appears: the daemon names one place.
     places = [place.mountpoint for place in places_of(mount)] if mount else []
     if not as_json:
-        print_facts(_facts(pool, status, places))
+        where = ", ".join(places) or (hidden.sentence.removeprefix("on ") if hidden else "")
+        print_facts(_facts(pool, status, where))
     elif status:
         print_json({**status.as_json(), "mountpoints": places})
     else:
@@ -46,9 +51,7 @@ def _read_pool(path: str) -> PoolInfo:
         medium.close()
 
 
-def _facts(
-    pool: PoolInfo, status: MountStatus | None, places: Sequence[str]
-) -> Iterator[tuple[str, object]]:
+def _facts(pool: PoolInfo, status: MountStatus | None, where: str) -> Iterator[tuple[str, object]]:
     yield "pool", f"{pool.name} ({pool.path})"
     yield "uuid", pool.uuid
     yield "source", f"{pool.kind}, durable by {pool.durability}"
@@ -65,14 +68,15 @@ def _facts(
     for damaged in pool.damaged_labels:
         yield "damaged", damaged
     if status:
-        yield "mounted on", ", ".join(places) or f"nothing any more: {DETACHED}"
+        yield "mounted on", f"nothing any more: {where}" if where == DETACHED else where
         yield from _mount_facts(status)
 
 
 def _mount_facts(status: MountStatus) -> Iterator[tuple[str, object]]:
     io = status.io
     yield "options", ("ro" if status.read_only else "rw") + f" ({status.options})"
-    yield "daemon", f"pid {status.pid}, engine {status.engine}"
+    pid = status.pid or "of another pid namespace"
+    yield "daemon", f"pid {pid}, engine {status.engine}"
     if status.data_plane_pid:
         yield "data plane", f"pid {status.data_plane_pid}, {status.transport_reason}"
     yield "uptime", f"{status.uptime_seconds:.0f} s"

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from pmemfs.cli.find import DETACHED, ask_all, detached_mounts, our_mounts
+from pmemfs.cli.find import DETACHED, Hidden, ask_all, hidden_mounts, our_mounts
 from pmemfs.cli.options import reporting
 from pmemfs.cli.output import print_json, print_table
 from pmemfs.errors import NotPermitted, PmemfsError
@@ -20,12 +20,13 @@ from pmemfs.units import format_size
 def list_mounts(as_json: bool) -> None:
     """List all mounts, and those whose daemon does not answer.
 
-    What a row says of its pool is the word of the mount's owner, the user UID. A mount that you
-    have detached (umount -l) is listed as long as somebody uses it.
+    What a row says of its pool is the word of the mount's owner, the user UID. A mount that was
+    detached (umount -l) is listed as long as somebody uses it, and so is one that is mounted in
+    another mount namespace only. Root sees those of all users.
     """
     mounts = list(our_mounts())
     entries = list(map(_describe, mounts, ask_all(mounts, "info", MountStatus)))
-    entries += [_describe(mount, status) for mount, status in detached_mounts()]
+    entries += [_describe(h.mount, h.status) | _whereabouts(h) for h in hidden_mounts()]
     if as_json:
         print_json(entries)
         return
@@ -40,7 +41,7 @@ def list_mounts(as_json: bool) -> None:
                 format_size(entry["size_bytes"]) if "size_bytes" in entry else "-",
                 entry.get("scheme", "-"),
                 entry.get("engine", "-"),
-                entry.get("pid", "-"),
+                entry.get("pid") or "-",
                 entry["state"],
             )
             for entry in entries
@@ -65,5 +66,19 @@ def _describe(mount: Mount, status: MountStatus | PmemfsError) -> dict[str, Any]
         "scheme": status.effective_scheme,
         "engine": status.engine,
         "pid": status.pid,
-        "state": DETACHED if status.is_detached else state,
+        "state": state,
+    }
+
+
+def _whereabouts(hidden: Hidden) -> dict[str, Any]:
+    """Where a mount is that is not in this mount namespace."""
+    place = hidden.place
+    if place is None and hidden.status.is_detached:
+        return {"state": DETACHED}
+    return {
+        "mountpoint": place.mountpoint if place else hidden.status.mountpoint,
+        "namespace_pid": place.pid if place else None,
+        "state": f"in the mount namespace of process {place.pid}"
+        if place
+        else "in another mount namespace",
     }

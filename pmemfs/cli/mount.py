@@ -177,12 +177,26 @@ def start(
     except Said as said:
         # Somebody else has mounted it meanwhile, such as another line of fstab.
         if not said.is_busy or not _is_mounted_again(wanted, signals, _PATIENCE_SECONDS):
-            raise
+            raise _explained(said, wanted) from None
         return 0
     for warning in (source.warning, cpu_limit()):
         if warning:
             warn(warning)
     return 0
+
+
+def _explained(said: Said, wanted: Wanted) -> PmemfsError:
+    """Why a pool is in use that no mount here is of."""
+    from pmemfs.cli.find import find_hidden
+    from pmemfs.mount.elsewhere import named_processes, users_of
+
+    hidden = find_hidden(wanted.pool) if said.is_busy and not mounts_of_pool(wanted.pool) else None
+    if hidden is None:
+        return said
+    users = users_of(hidden.mount)
+    by = f" by {named_processes(users)}" if users and not hidden.place else ""
+    why = f"it is in use: {hidden.sentence}{by}"
+    return MountFailed(pool=wanted.pool, path=wanted.mountpoint, why=why)
 
 
 def _launch(words: list[str], signals: NotedSignals, wanted: Wanted) -> None:

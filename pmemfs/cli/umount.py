@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import time
 
 import click
 
 from pmemfs.cli.find import ask, may_ask, require_mount
 from pmemfs.cli.mount import reporting_mount_failure
+from pmemfs.cli.output import say
 from pmemfs.cli.paths import any_path
 from pmemfs.control.client import daemon_pidfd
 from pmemfs.control.places import socket_path
-from pmemfs.errors import NoAnswer, NotClean, NotPermitted, PmemfsError, SourceBusy
+from pmemfs.errors import NoAnswer, NotClean, NotPermitted, PmemfsError, SourceBusy, UnmountFailed
 from pmemfs.media.label import State
 from pmemfs.medium.mapped import MappedMedium
+from pmemfs.mount.elsewhere import named_processes, places_elsewhere, users_of
 from pmemfs.mount.mountpoint import places_of, resolve, unmount
 from pmemfs.mount.processes import has_ended
 from pmemfs.mountinfo import Mount
@@ -21,6 +25,10 @@ from pmemfs.observe.answers import MountStatus
 from pmemfs.pool import Pool
 
 _TIMEOUT_SECONDS = 60
+_MOMENT_SECONDS = 0.3
+"""A daemon that nobody keeps has mostly ended by then."""
+_PATIENCE_SECONDS = 5
+_ASK_SECONDS = 2
 
 
 @click.command()
@@ -32,7 +40,8 @@ def umount(target: str, lazy: bool) -> int:
     A pool that is mounted on several directories stays on the others if one of them is unmounted.
     umount(8) and fusermount3 -u do as well; this waits until the daemon has ended, and fails if
     it did not leave the pool clean. That only the owner of a mount is told: root opens no file
-    that another user's daemon names.
+    that another user's daemon names. Where another mount namespace still has the mount, or a
+    process uses what is detached, the daemon goes on: this says who it is, and does not wait.
 
     Exit codes: 0 unmounted, 2 bad usage, 32 anything else.
     """
@@ -45,19 +54,13 @@ def umount(target: str, lazy: bool) -> int:
         # A pool is unmounted wherever it appears; a mountpoint, as it is told.
         is_mountpoint = mount.mountpoint == resolve(target)
         places = [mount] if is_mountpoint else places_of(mount)
+        daemon = _Daemon.of(mount)
         if lazy:
             _unmount_all(places, lazy=True)
+            daemon.say_who_uses_it(_MOMENT_SECONDS)
             return 0
-        is_ours = mount.owner_uid == os.geteuid()
-        pidfd = daemon_pidfd(socket_path(mount), owner_uid=mount.owner_uid)
-        pool_path = _writable_pool(mount) if is_ours and pidfd is not None else None
         _unmount_all(places)
-        # Elsewhere, the same mount goes on.
-        if pidfd is not None and not places_of(mount):
-            if not has_ended(pidfd, _TIMEOUT_SECONDS):
-                raise NoAnswer(path=target, why=f"it has not ended after {_TIMEOUT_SECONDS} s")
-            if pool_path and not _is_clean(pool_path):
-                raise NotClean(path=target)
+        daemon.wait(target)
         return 0
 
     return reporting_mount_failure(attempt)
@@ -65,16 +68,116 @@ def umount(target: str, lazy: bool) -> int:
 
 def _unmount_all(places: list[Mount], *, lazy: bool = False) -> None:
     for place in reversed(places):
-        unmount(place.mountpoint, lazy=lazy)
+        try:
+            unmount(place.mountpoint, lazy=lazy)
+        except UnmountFailed as error:
+            users = users_of(place)
+            if not users:
+                raise
+            why = f"{error.facts['why']}: {named_processes(users)} {_use(users)} it"
+            raise UnmountFailed(path=place.mountpoint, why=why) from None
 
 
-def _writable_pool(mount: Mount) -> str | None:
-    """The pool of a mount that may write to it; None where it can't, or nobody answers."""
-    try:
-        status = ask(mount, "info", MountStatus)
-    except PmemfsError:
+def _use(pids: list[int]) -> str:
+    return "uses" if len(pids) == 1 else "use"
+
+
+class _Daemon:
+    """The daemon of a mount, as it is known before the mount ends."""
+
+    def __init__(
+        self, mount: Mount, pidfd: int | None, status: MountStatus | None, pool_fd: int | None
+    ) -> None:
+        self._mount = mount
+        self._pidfd = pidfd
+        self._status = status
+        self._pool_fd = pool_fd
+
+    @classmethod
+    def of(cls, mount: Mount) -> _Daemon:
+        """What the daemon says of itself; as little as can be said where none answers."""
+        pidfd = daemon_pidfd(socket_path(mount), owner_uid=mount.owner_uid)
+        if pidfd is None:
+            return cls(mount, None, None, None)
+        try:
+            status = ask(mount, "info", MountStatus)
+        except PmemfsError:
+            return cls(mount, pidfd, None, None)
+        # Root opens nothing that another user's daemon names.
+        is_ours = mount.owner_uid == os.geteuid()
+        return cls(mount, pidfd, status, _opened_pool(status) if is_ours else None)
+
+    def wait(self, target: str) -> None:
+        """Return when it has ended, or at once where others still have the mount, and say who.
+
+        Raises NoAnswer, and NotClean.
+        """
+        if self._pidfd is None:
+            return
+        if self._is_elsewhere():
+            self.say_who_uses_it(0)
+            return
+        began = time.monotonic()
+        while not has_ended(self._pidfd, _MOMENT_SECONDS):
+            seconds = time.monotonic() - began
+            # What nobody is seen to have may still have to notice that it is to end.
+            is_used = bool(users_of(self._mount)) or seconds > _PATIENCE_SECONDS
+            if self._is_elsewhere() or (is_used and self._is_serving()):
+                self.say_who_uses_it(0)
+                return
+            if seconds > _TIMEOUT_SECONDS:
+                raise NoAnswer(path=target, why=f"it has not ended after {_TIMEOUT_SECONDS} s")
+        if self._pool_fd is not None and not _is_clean(f"/proc/self/fd/{self._pool_fd}"):
+            raise NotClean(path=target)
+
+    def say_who_uses_it(self, seconds: float) -> None:
+        """Say why it goes on, unless it ends within some seconds."""
+        if self._pidfd is None or has_ended(self._pidfd, seconds):
+            return
+        pool, places = self._mount.source, [place.mountpoint for place in places_of(self._mount)]
+        if places:
+            say(f"{pool} is still mounted on {' and '.join(places)}")
+            return
+        place = next(places_elsewhere(self._mount), None)
+        users = users_of(self._mount)
+        if place:
+            say(f"{pool} is still mounted on {place}, and its daemon goes on until that ends")
+        elif users:
+            whose = f"{named_processes(users)} still {_use(users)} it"
+            say(f"{pool}: {whose}, and its daemon goes on until nobody does")
+        elif self._is_serving():
+            say(f"{pool} is still used by something that can't be seen from here, such as a "
+                "container, and its daemon goes on until nothing does")  # fmt: skip
+
+    def _is_elsewhere(self) -> bool:
+        """Whether the mount goes on, in this mount namespace or in another one."""
+        return bool(places_of(self._mount)) or any(places_elsewhere(self._mount))
+
+    def _is_serving(self) -> bool:
+        """Whether it still answers: one that ends does not, however long that takes."""
+        if self._status is None:
+            return False
+        with contextlib.suppress(PmemfsError):
+            now = ask(self._mount, "info", MountStatus, timeout_seconds=_ASK_SECONDS)
+            # Its socket may be that of another mount by now, which has got the same number.
+            return (now.pid, now.pool.uuid) == (self._status.pid, self._status.pool.uuid)
+        return False
+
+
+def _opened_pool(status: MountStatus) -> int | None:
+    """The pool of a mount that may write to it, open; None where it can't, or can't be opened.
+
+    By the daemon's own descriptor, because the file may have another name by now, or none.
+    """
+    if status.read_only:
         return None
-    return None if status.read_only else status.pool.path
+    path = status.pool.path
+    if status.pid and status.pool_fd is not None:
+        path = f"/proc/{status.pid}/fd/{status.pool_fd}"
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
 
 
 def _is_clean(pool_path: str) -> bool:

@@ -20,14 +20,17 @@ end: a daemon answers its owner and root, and a command believes only the owner 
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
+import sys
 from typing import Protocol
 
 REQUEST_LIMIT_BYTES = 64 * 1024
 ANSWER_LIMIT_BYTES = 4 << 20
 """The longest answer that has to fit is `stat` of a machine with 1024 CPUs."""
 
+_SO_PEERPIDFD = 77
 _UCRED = struct.Struct("3i")
 """pid, uid, gid of the peer of a Unix socket, see unix(7)."""
 
@@ -45,8 +48,20 @@ def peer_uid(connection: Connection) -> int:
 
 
 def peer_pid(connection: Connection) -> int:
-    """The process at the other end, noted as for `peer_uid`."""
+    """The process at the other end, as `peer_uid` has it; 0 if it is in another pid namespace."""
     return _credentials(connection)[0]
+
+
+def peer_pidfd(connection: Connection) -> int:
+    """A pidfd of the process at the other end. Raises OSError where that is gone.
+
+    Unlike a number, it is also one of a process of another pid namespace, since Linux 6.5.
+    """
+    try:
+        raw = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD, 4)
+    except OSError:
+        return os.pidfd_open(peer_pid(connection))
+    return int.from_bytes(raw, sys.byteorder)
 
 
 def _credentials(connection: Connection) -> tuple[int, int]:

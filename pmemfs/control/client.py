@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from pmemfs.control import ANSWER_LIMIT_BYTES, peer_pid, peer_uid
+from pmemfs.control import ANSWER_LIMIT_BYTES, peer_pid, peer_pidfd, peer_uid
 from pmemfs.control.places import opened_socket
 from pmemfs.control.shape import Malformed, decode
 from pmemfs.errors import EXIT_FAILED, NoAnswer, PmemfsError
@@ -138,7 +138,7 @@ def daemon_pidfd(path: Path, *, owner_uid: int | None = None) -> int | None:
     uid = os.geteuid() if owner_uid is None else owner_uid
     try:
         with _connected(path, uid) as connection:
-            return os.pidfd_open(peer_pid(connection))
+            return peer_pidfd(connection)
     except OSError:
         return None
 
@@ -256,9 +256,12 @@ def _result(answer: Mapping[str, Any], pid: int) -> Any:
     """The result in an answer. Raises Malformed, and RemoteError."""
     if "result" in answer:
         result = answer["result"]
-        if isinstance(result, dict) and "pid" in result and pid:
+        if isinstance(result, dict) and "pid" in result:
             # A user may want to end that process, so the kernel's word counts, not the answer's.
-            result["pid"] = pid
+            # It is 0 for a process in another pid namespace, whose numbers mean nothing here.
+            result["pid"] = pid or None
+            if not pid and "data_plane_pid" in result:
+                result["data_plane_pid"] = None
         return result
     error = decode(_Failure, answer["error"])
     code = error.exit_code if 0 < error.exit_code < 256 else EXIT_FAILED

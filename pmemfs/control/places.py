@@ -17,8 +17,10 @@ Invariants:
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
+import re
 import stat
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -32,6 +34,8 @@ log = logging.getLogger(__name__)
 
 _ROOTS = Path("/run/pmemfs")
 _SHARED = Path("/tmp")
+_SOCKET_NAME = re.compile(r"\d+:\d+\.sock")
+_MOST_SOCKETS = 1000
 _OPEN = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -55,6 +59,27 @@ def private_directories(uid: int, around: Sequence[Mount] | None = None) -> Iter
             yield directory
     if uid:
         yield from _others_in_tmp(uid, fuse)
+
+
+def socket_owners() -> set[int]:
+    """The users whose sockets this user may ask: itself; for root, all who seem to have some."""
+    me = os.geteuid()
+    if me:
+        return {me}
+    names = [path.name for path in _session(0).parent.glob("*")]
+    names += [path.name.split("-")[1] for path in _SHARED.glob("pmemfs-*")]
+    return {0} | {int(name) for name in names if name.isascii() and name.isdecimal()}
+
+
+def sockets_of(uid: int, around: Sequence[Mount] | None = None) -> dict[str, Path]:
+    """The control sockets of a user, by the device of their mounts; at most so many as a user may
+    have FUSE mounts."""
+    found: dict[str, Path] = {}
+    for directory in private_directories(uid, around):
+        for path in itertools.islice(directory.iterdir(), _MOST_SOCKETS):
+            if _SOCKET_NAME.fullmatch(path.name) and _may_be_there(path):
+                found.setdefault(path.stem, path)
+    return found
 
 
 def new_socket_path(mount: Mount) -> Path:

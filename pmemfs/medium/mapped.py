@@ -38,6 +38,7 @@ from pmemfs.medium.source import (
     grants_map_sync,
     identify,
 )
+from pmemfs.mountinfo import mounts_of
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
 from pmemfs.units import TIB, format_size
 
@@ -409,17 +410,33 @@ def open_locked(source: Source, *, read_only: bool = False) -> int:
         fd = os.open(source.path, flags)
     except OSError as error:
         if error.errno == errno.EBUSY:
-            raise SourceBusy(path=source.path, why="the kernel has it mounted or open") from None
-        why = {errno.EACCES: "permission denied", errno.EROFS: "its file system is read-only"}
-        text = why.get(error.errno or 0, os.strerror(error.errno or 0).lower())
+            why = _mounted(source.path) or "the kernel has it mounted or open"
+            raise SourceBusy(path=source.path, why=why) from None
+        texts = {errno.EACCES: "permission denied", errno.EROFS: "its file system is read-only"}
+        text = texts.get(error.errno or 0, os.strerror(error.errno or 0).lower())
         raise UnusableSource(path=source.path, why=f"it can't be opened: {text}") from None
     try:
         fcntl.flock(fd, (fcntl.LOCK_SH if read_only else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError:
-        holder = _lock_holder(fd)
+        why = _holder(fd, source.path)
         os.close(fd)
-        raise SourceBusy(path=source.path, why=holder) from None
+        raise SourceBusy(path=source.path, why=why) from None
     return fd
+
+
+def _holder(fd: int, path: str) -> str:
+    """Who has a source open, as far as mountinfo and /proc/locks tell."""
+    where, pid = _mounted(path), _lock_holder(fd)
+    if where:
+        return where + (f" by process {pid}" if pid else "")
+    # /proc/locks leaves out what another pid namespace holds.
+    return f"{f'process {pid}' if pid else 'another process'} has it open"
+
+
+def _mounted(path: str) -> str:
+    owners = {0, os.geteuid(), os.stat(path).st_uid}
+    places = [mount.mountpoint for mount in mounts_of(os.path.realpath(path), owners)]
+    return f"mounted on {' and '.join(places)}" if places else ""
 
 
 def _lock_holder(fd: int) -> str:
@@ -429,8 +446,8 @@ def _lock_holder(fd: int) -> str:
     for line in Path("/proc/locks").read_text().splitlines():
         fields = line.split()
         if "FLOCK" in fields and inode in fields:
-            return f"process {fields[fields.index(inode) - 1]} has it open"
-    return "another process has it open"
+            return fields[fields.index(inode) - 1]
+    return ""
 
 
 def _has_memory_everywhere(fd: int, size_bytes: int) -> bool:

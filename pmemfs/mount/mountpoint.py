@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from pmemfs.errors import BadMountPoint, UnmountFailed
 from pmemfs.mount.processes import needed_paths
-from pmemfs.mountinfo import Mount, mount_at, mounts
+from pmemfs.mountinfo import Mount, mount_at, mounts, mounts_of
 from pmemfs.reach import PATIENCE_SECONDS, check_answers, look
 
 _ENDING = (errno.ECONNABORTED, errno.EPIPE, errno.ECANCELED)
@@ -26,15 +26,20 @@ _UNMOUNT_SECONDS = 60
 
 
 def mounts_of_pool(path: str) -> list[Mount]:
-    """The mounts of the pool at an absolute path, as far as their word can be taken for it.
+    """The mounts of the pool at an absolute path, as far as their word can be taken for it."""
+    return mounts_of(path, believed_owners(path))
+
+
+def believed_owners(path: str) -> set[int]:
+    """Whose mounts can be of the pool at a path.
 
     Any user can mount something under the name of any pool. So a mount counts only if it is
     root's, or of who asks, or of the owner of the pool's file.
     """
-    believed = {0, os.geteuid()}
+    owners = {0, os.geteuid()}
     with contextlib.suppress(OSError):
-        believed.add(os.stat(path).st_uid)
-    return [m for m in mounts() if m.is_ours and m.source == path and m.owner_uid in believed]
+        owners.add(os.stat(path).st_uid)
+    return owners
 
 
 def places_of(mount: Mount) -> list[Mount]:

@@ -63,7 +63,8 @@ class ZoneInfo:
 class MountStatus(Answer):
     """What the daemon of a mount says of itself."""
 
-    pid: int
+    pid: int | None
+    """None: the daemon is in another pid namespace than who asks, and has no number there."""
     mountpoint: str
     device: str
     read_only: bool
@@ -83,6 +84,8 @@ class MountStatus(Answer):
     pool: PoolInfo
     is_detached: bool = False
     """Whether it is mounted nowhere any more, and ends once no program uses it."""
+    pool_fd: int | None = None
+    """The daemon's descriptor of the pool: its file, whatever name that has by now."""
 
 
 @dataclass(frozen=True, slots=True)

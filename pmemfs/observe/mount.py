@@ -13,6 +13,7 @@ from pmemfs.errors import MemoryFault, NoExtents
 from pmemfs.fuse.session import Session
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap import effective_scheme
+from pmemfs.mount.elsewhere import places_elsewhere
 from pmemfs.mount.mountpoint import places_of
 from pmemfs.mount.options import MountOptions
 from pmemfs.observe.answers import MountStatus, Pages
@@ -65,9 +66,14 @@ class MountObserver:
             io=self._engine.statistics(),
             space=self._space(),
             pool=pool_info(self._pool, self._medium),
-            is_detached=not places_of(self._mount),
+            is_detached=self._is_detached(),
+            pool_fd=self._medium.fileno(),
         )
         return status.as_json()
+
+    def _is_detached(self) -> bool:
+        """Whether the mount is nowhere, in no mount namespace that can be seen."""
+        return not places_of(self._mount) and not any(places_elsewhere(self._mount))
 
     def _space(self) -> Space | None:
         """Where the frames are; None in mode `block`, and if the bitmaps can't be read."""

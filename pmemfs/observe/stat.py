@@ -68,7 +68,7 @@ class Worker:
 class Sample:
     """What a mount counted in `seconds`. `control` is what the control plane moved itself."""
 
-    pid: int
+    pid: int | None
     engine: str
     transport: str
     seconds: float

@@ -1,0 +1,121 @@
+"""Who else has a mount: other mount namespaces, and the processes that use it. As /proc shows them.
+
+A mount ends when nobody has it any more: a mount namespace may hold a copy, made by unshare(1) or a
+container, and a process what it has open, after the mount was detached. Asks no mount anything, so
+it cannot hang; shows what this user may see, in this pid namespace.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from pmemfs.mountinfo import Mount, mounts
+
+_PROC = Path("/proc")
+_AT_FDCWD = -100
+_AT_STATX_DONT_SYNC = 0x4000
+_STATX_BYTES = 256
+_DEVICE_AT_BYTES = 136
+"""Of `stx_dev_major`, see struct statx in statx(2); `stx_dev_minor` is behind it."""
+
+_REMOTE = ("nfs", "cifs", "smb", "9p", "ceph")
+
+_libc = ctypes.CDLL(None)
+
+
+class Place(NamedTuple):
+    """Where a mount appears in another mount namespace."""
+
+    mountpoint: str
+    pid: int
+    """A process of that namespace."""
+
+    def __str__(self) -> str:
+        return f"{self.mountpoint} in the mount namespace of process {self.pid}"
+
+
+def places_elsewhere(mount: Mount) -> Iterator[Place]:
+    """Where a mount appears in other mount namespaces."""
+    identity = (mount.device, mount.source)
+    seen = {_namespace(_PROC / "self")}
+    for process in _processes():
+        with suppress(OSError):
+            namespace = _namespace(process)
+            if namespace in seen:
+                continue
+            seen.add(namespace)
+            for there in mounts(process / "mountinfo"):
+                if (there.device, there.source) == identity:
+                    yield Place(there.mountpoint, int(process.name))
+
+
+def users_of(mount: Mount) -> list[int]:
+    """The processes that have something of a mount open, mapped, or are in it."""
+    major, _, minor = mount.device.partition(":")
+    mapped = f" {int(major):02x}:{int(minor):02x} "
+    # Of these the kernel asks the server whether they are still there.
+    remote = tuple(f"{m.mountpoint}/" for m in mounts() if m.fs_type.startswith(_REMOTE))
+    return sorted(
+        int(process.name)
+        for process in _processes()
+        if _is(process, lambda there: _is_open(there, mount.device, remote))
+        or _is(process, lambda there: mapped in (there / "maps").read_text(errors="replace"))
+    )
+
+
+def named_processes(pids: list[int]) -> str:
+    """Some processes, as the subject of a sentence."""
+    if len(pids) == 1:
+        return f"process {pids[0]}"
+    shown = ", ".join(map(str, pids[:5])) + (", …" if len(pids) > 5 else "")
+    return f"{len(pids)} processes ({shown})"
+
+
+def _is(process: Path, question: Callable[[Path], bool]) -> bool:
+    """Whether something is true of a process; not of one that is gone, or is another user's."""
+    try:
+        return question(process)
+    except OSError:
+        return False
+
+
+def _is_open(process: Path, device: str, remote: tuple[str, ...]) -> bool:
+    entries = [process / "cwd", process / "root"]
+    with suppress(OSError):
+        entries += (process / "fd").iterdir()
+    return any(_device_of(entry) == device for entry in entries if _may_look(entry, remote))
+
+
+def _may_look(entry: Path, remote: tuple[str, ...]) -> bool:
+    """Whether a link of /proc leads to a file that no server has to be asked for."""
+    try:
+        target = os.readlink(entry)
+    except OSError:
+        return False
+    return target.startswith("/") and not f"{target}/".startswith(remote)
+
+
+def _device_of(path: Path) -> str:
+    """The device of what a link of /proc leads to, which is not asked for anything; or ""."""
+    buffer = ctypes.create_string_buffer(_STATX_BYTES)
+    if _libc.statx(_AT_FDCWD, os.fsencode(path), _AT_STATX_DONT_SYNC, 0, buffer):
+        return ""
+    major, minor = (
+        int.from_bytes(buffer.raw[at : at + 4], "little")
+        for at in (_DEVICE_AT_BYTES, _DEVICE_AT_BYTES + 4)
+    )
+    return f"{major}:{minor}"
+
+
+def _processes() -> Iterator[Path]:
+    return (path for path in _PROC.iterdir() if path.name.isdecimal())
+
+
+def _namespace(process: Path) -> tuple[str, str]:
+    """What decides which mounts a process sees, and as which."""
+    return os.readlink(process / "ns/mnt"), os.readlink(process / "root")
