@@ -12,7 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from kit.commands import BIN
 from kit.documents import DOCUMENTS, ROOT, blocks, name_of
+from kit.mounts import PoolMaker
+from kit.namespaces import Run
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow]
 
@@ -42,3 +45,18 @@ def test_the_commands_of_a_document_run_as_they_stand_there(path: Path, tmp_path
     done = run_as_written("\n".join(blocks(path, "sh")), tmp_path)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert "Traceback" not in done.stderr
+
+
+def test_the_commands_of_readme_need_no_root(pools: PoolMaker, user: Run) -> None:
+    pool, mountpoint = Path("/dev/shm/pmem0"), pools.directory / "home/mnt"
+    if pool.exists():
+        pytest.skip(f"{pool} is somebody's")
+    script = "\n".join(blocks(ROOT / "README.md", "sh"))
+    try:
+        done = user("env", "-C", ROOT, "bash", "-ec", script)
+        assert done.code == 0, done.out[-2000:] + done.err[-2000:]
+        assert not pool.exists()
+    finally:
+        if pool.exists():
+            user(BIN / "pmemfs", "umount", "--lazy", mountpoint)
+            pool.unlink()
