@@ -27,7 +27,7 @@ def python_words(module: str) -> list[str]:
     """The command that runs a module in this Python, without code of the current directory.
 
     Root mounts in directories that are not root's, and `-m` alone takes `trio.py` from there. What
-    ignores the environment as well (`-I`, as scripts/install links it) starts only what does so.
+    ignores the environment as well (`-I`, as scripts/install installs it) starts only what does so.
     """
     return [sys.executable, _flag(), "-m", module]
 

@@ -70,7 +70,9 @@ def test_what_is_installed_takes_no_code_from_the_environment_either(
 ) -> None:
     mounted = Mounted(pools.create(size="16M"), pools.mountpoint())
     installed = trap / "mount.pmemfs"
-    installed.symlink_to(ROOT / "scripts/installed")
+    installed.write_text((ROOT / "scripts/installed").read_text())
+    installed.chmod(0o755)
+    (trap / "venv").symlink_to(BIN.parent)
     paths = {"PYTHONPATH": f":{trap}", "PYTHONSTARTUP": str(trap / "json.py")}
     done = in_directory(trap, installed, mounted.pool, mounted.mountpoint, **paths)
     assert done.code == 0, done.err

@@ -22,14 +22,15 @@ Run = Callable[..., Result]
 
 
 @contextmanager
-def mount_namespace(pools: PoolMaker) -> Iterator[Run]:
+def mount_namespace(pools: PoolMaker, *, shows_our_python: bool = True) -> Iterator[Run]:
     """Run commands as root in a mount namespace that goes with the test, and lets users mount.
 
-    An ordinary user has a home there: `home` in the maker's directory.
+    An ordinary user has a home there: `home` in the maker's directory. That users may run the
+    Python of these tests can hide root's home from root.
     """
     if shutil.which("fusermount3") is None:
         pytest.skip("there is no fusermount3 here")
-    if hidden_ancestor(BIN.resolve()):
+    if shows_our_python and hidden_ancestor(BIN.resolve()):
         pytest.skip(f"other users may not pass {hidden_ancestor(BIN.resolve())}")
     may_pass(pools)
     home = pools.directory / "home"
@@ -38,7 +39,7 @@ def mount_namespace(pools: PoolMaker) -> Iterator[Run]:
     ready = pools.directory / "ready"
     holder = subprocess.Popen(
         ["unshare", "--mount", "--propagation", "private", "sh", "-c",
-         f"{_preparation(pools.directory)}\ntouch {ready}\nexec sleep 600"]
+         f"{_preparation(pools.directory, shows_our_python)}\ntouch {ready}\nexec sleep 600"]
     )  # fmt: skip
     try:
         wait_until(lambda: ready.exists() or holder.poll() is not None, "the namespace is there")
@@ -70,12 +71,12 @@ def hidden_ancestor(path: Path) -> Path | None:
     return None
 
 
-def _preparation(directory: Path) -> str:
+def _preparation(directory: Path, shows_our_python: bool) -> str:
     """Shell commands that give a mount namespace what most machines give to every user."""
     commands = ["set -e"]
     prefix = Path(sys.base_prefix)
     hidden = hidden_ancestor(prefix)
-    if hidden:
+    if hidden and shows_our_python:
         # An interpreter in root's home.
         commands += [
             f"mkdir {directory}/python",

@@ -6,9 +6,12 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+
+_CAN_DO = "import ensurepip, sys; sys.exit(sys.version_info < (3, 11))"
 
 LEFT_OVER = ("pmemfs/volume/left.c", "pmemfs/medium/old.so", "tests/kit/left.pyc", "core.1234",
              "build/lib/pmemfs/left.py", "docs/design.md~", "scripts/verify.0.state")  # fmt: skip
@@ -39,16 +42,27 @@ def unpacked(sdist: Path, into: Path) -> Path:
 
 def wheel_of(source: Path, into: Path) -> Path:
     """Build the wheel as pip does: in an environment of its own, with what pyproject.toml wants."""
-    _run(sys.executable, "-I", "-m", "pip", "wheel", "--no-deps", "--wheel-dir", into, source)
+    _run(_python(), "-I", "-m", "venv", into / "venv")
+    pip = (into / "venv/bin/python", "-I", "-m", "pip")
+    _run(*pip, "wheel", "--no-deps", "--wheel-dir", into, source)
     (wheel,) = into.glob("*.whl")
     return wheel
 
 
 def environment_with(wheel: Path, at: Path) -> Path:
     """A fresh environment with nothing but the wheel and what that wants; its `bin`."""
-    _run(sys.executable, "-I", "-m", "venv", at)
+    _run(_python(), "-I", "-m", "venv", at)
     _run(at / "bin/python", "-I", "-m", "pip", "install", wheel)
     return at / "bin"
+
+
+def _python() -> str:
+    """The system's Python, for which scripts/install takes a wheel, or that of the tests."""
+    words = ("/usr/bin/python3", "-I", "-c", _CAN_DO)
+    with suppress(OSError):
+        if subprocess.run(words, capture_output=True, check=False).returncode == 0:
+            return words[0]
+    return sys.executable
 
 
 def _run(*words: object, directory: Path | None = None) -> str:

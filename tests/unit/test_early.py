@@ -56,12 +56,11 @@ def test_an_ignored_interrupt_stays_ignored() -> None:
 
 def test_what_is_installed_takes_care_before_python_loads_anything(tmp_path: Path) -> None:
     # A file of the environment that `site` runs, where Python would call it a fatal error.
-    installed = tmp_path / "scripts" / "pmemfs"
-    installed.parent.mkdir()
+    installed = tmp_path / "pmemfs"
     installed.write_text((ROOT / "scripts/installed").read_text())
     installed.chmod(0o755)
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / ".venv"], check=True)
-    (site,) = (tmp_path / ".venv/lib").glob("python*/site-packages")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    (site,) = (tmp_path / "venv/lib").glob("python*/site-packages")
     (site / "here.pth").write_text("import os, signal; print('there', flush=True); "
                                    "os.kill(os.getpid(), signal.SIGINT)\n")  # fmt: skip
     done = subprocess.run([installed], capture_output=True, text=True, check=False)
