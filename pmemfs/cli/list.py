@@ -13,6 +13,7 @@ from pmemfs.errors import NotPermitted, PmemfsError
 from pmemfs.mountinfo import Mount
 from pmemfs.observe.answers import MountStatus
 from pmemfs.units import format_size
+from pmemfs.unsaid import Unsaid
 
 
 @click.command(name="list")
@@ -34,19 +35,23 @@ def list_mounts(as_json: bool) -> None:
         ["NAME", "POOL", "MOUNTPOINT", "UID", "SIZE", "SCHEME", "ENGINE", "PID", "STATE"],
         [
             (
-                entry.get("name", "-"),
+                entry.get("name") or "-",
                 entry["pool"],
                 entry["mountpoint"] or "-",
                 entry["owner_uid"],
-                format_size(entry["size_bytes"]) if "size_bytes" in entry else "-",
-                entry.get("scheme", "-"),
-                entry.get("engine", "-"),
+                format_size(entry["size_bytes"]) if _is_said(entry.get("size_bytes")) else "-",
+                entry.get("scheme") or "-",
+                entry.get("engine") or "-",
                 entry.get("pid") or "-",
                 entry["state"],
             )
             for entry in entries
         ],
     )
+
+
+def _is_said(value: object) -> bool:
+    return value is not None and not isinstance(value, Unsaid)
 
 
 def _describe(mount: Mount, status: MountStatus | PmemfsError) -> dict[str, Any]:

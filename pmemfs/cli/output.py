@@ -17,6 +17,7 @@ from typing import Any, TextIO, cast
 from pmemfs.cli.layout import table_lines
 from pmemfs.errors import OutputLost, PmemfsError
 from pmemfs.text import printable
+from pmemfs.unsaid import with_nulls
 
 _LINE_START = "\r\x1b[K"
 """Back to the start of a terminal's line, which becomes empty."""
@@ -155,11 +156,11 @@ def _forget(stream: TextIO) -> None:
 
 
 def print_json(value: Any) -> None:
-    """A report for programs. It is in ASCII, and escapes the rest."""
+    """A report for programs. It is in ASCII, and escapes the rest; null is what nobody has said."""
     import json
 
     if not manner.is_quiet:
-        print(json.dumps(value, indent=2))
+        print(json.dumps(with_nulls(value), indent=2))
 
 
 def print_json_line(value: Any) -> None:
@@ -167,7 +168,7 @@ def print_json_line(value: Any) -> None:
     import json
 
     if not manner.is_quiet:
-        print(json.dumps(value), flush=True)
+        print(json.dumps(with_nulls(value)), flush=True)
 
 
 def print_facts(facts: Iterable[tuple[str, object]]) -> None:

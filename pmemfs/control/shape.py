@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
+from pmemfs.unsaid import Unsaid, UnsaidFloat, UnsaidInt, UnsaidList, UnsaidMapping, UnsaidText
+
 Decoded = TypeVar("Decoded")
 
 _LEAST, _MOST = -(1 << 63), (1 << 64) - 1
@@ -26,7 +28,7 @@ def decode(shape: type[Decoded], value: Any, missing: list[str] | None = None) -
     """The value as a `shape`; unchanged if that is Any. Raises Malformed.
 
     With `missing`, a dataclass may lack some members: their names are added to that list, and each
-    gets a value that says nothing, such as "" or 0.
+    gets a value that says nothing, such as "" or 0, and is `Unsaid`.
     """
     return cast(Decoded, _Decoder(missing).decode(shape, value, "it"))
 
@@ -86,6 +88,12 @@ class _Decoder:
         raise reasons[0]
 
 
+_NOTHING: dict[Any, type[Unsaid]] = {
+    "text": UnsaidText, str: UnsaidText, bool: UnsaidInt, int: UnsaidInt, float: UnsaidFloat,
+    tuple: UnsaidList, list: UnsaidList, dict: UnsaidMapping, Mapping: UnsaidMapping,
+}  # fmt: skip
+
+
 def _saying_nothing(shape: Any) -> Any:
     """A value of this shape that says nothing."""
     origin, parts = get_origin(shape), get_args(shape)
@@ -94,9 +102,9 @@ def _saying_nothing(shape: Any) -> Any:
         return shape(**{field.name: _saying_nothing(hints[field.name]) for field in fields(shape)})  # type: ignore[operator]
     if origin in (types.UnionType, Union):
         return None if types.NoneType in parts else _saying_nothing(parts[0])
-    if origin is Literal:
-        return ""
-    return None if shape is Any else {} if origin is Mapping else (origin or shape)()
+    if shape is Any:
+        return None
+    return _NOTHING["text" if origin is Literal else origin or shape]()
 
 
 def _plain(shape: Any, value: Any, where: str) -> Any:

@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from kit.control_socket import STATUS, answering, exchange, in_thread, saying, with_another
+from pmemfs.cli.output import print_json
 from pmemfs.control.client import Question, call, call_all
 from pmemfs.control.server import listening, serve
 from pmemfs.control.shape import decode
@@ -86,6 +87,34 @@ def test_what_another_version_does_not_say_is_missing_alone(
         assert name in warning
     assert named in warning
     assert "\n" not in warning
+
+
+def at(value: Any, way: tuple[str, ...]) -> Any:
+    """A member of nested reports."""
+    for name in way:
+        value = value[name]
+    return value
+
+
+WAYS = [(name,) for name in STATUS if name != "space"] + [
+    (name, member) for name in ("pool", "io") for member in STATUS[name]
+]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=".".join)
+def test_what_another_version_does_not_say_is_null_in_json(
+    way: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing: list[str] = []
+    status = decode(MountStatus, with_another(STATUS, way, ...), missing)
+    assert missing == [".".join(way)]
+    print_json(status.as_json())
+    said = json.loads(capsys.readouterr().out)
+    values = at(said, way)
+    assert values is None or set(values.values()) <= {None}, values
+    assert at(said, ("mountpoint",) if way != ("mountpoint",) else ("device",))
+    other = "uuid" if way == ("pool", "name") else "name"
+    assert way == ("pool",) or said["pool"][other]
 
 
 @pytest.mark.parametrize(("said", "named"), OTHERS)
