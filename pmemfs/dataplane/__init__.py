@@ -1,1 +1,1 @@
-"""The data plane."""
+"""The data plane: what serves the kernel without Python, and what both planes share."""

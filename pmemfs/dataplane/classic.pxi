@@ -1,13 +1,14 @@
-"""The transport `fd`: read(2) requests from /dev/fuse, writev(2) replies to it.
+"""The transport `fd`: read(2) takes requests from /dev/fuse, and writev(2) replies to it.
 
-A reply to a READ that is one run of the pool is written straight out of it: the kernel copies once.
+If the bytes of a READ are one run of the pool, the reply is written straight out of the pool, so
+the kernel copies them only once.
 
-A worker that finds no request waits awake as the rings do, and then sleeps. Each worker sleeps in an
-epoll of its own that asks for /dev/fuse exclusively, so a request wakes one worker: poll(2) would
-wake them all. The kernel wakes a sleeper even if another worker that is awake takes the request
-first. A worker that was woken in vain many times in a row naps, so that one caller costs one worker.
-A nap has an end because the worker that is awake may be held up by a touch of the pool.
-Source: fuse_dev_do_read and fuse_dev_poll in fs/fuse/dev.c of Linux 6.18; epoll_ctl(2).
+A worker that finds no request waits awake for a while, as the workers of rings do, and then sleeps.
+Each worker sleeps in an epoll of its own that asks for /dev/fuse exclusively, so a request wakes
+one worker; poll(2) would wake all of them. The kernel wakes a sleeper even if a worker that is
+awake takes the request first. A worker that was woken in vain many times in a row naps, so that one
+caller costs one worker. A nap has an end, because a touch of the pool may hold up the worker that
+is awake. Source: fuse_dev_do_read and fuse_dev_poll in fs/fuse/dev.c of Linux 6.18; epoll_ctl(2).
 """
 
 from libc.errno cimport EAGAIN, ECONNABORTED, EFAULT, EINTR, ENODEV, ENOENT, ENOMEM, errno
@@ -56,7 +57,7 @@ cdef extern from "unistd.h" nogil:
     ssize_t c_read "read"(int fd, void *data, size_t length)
 
 cdef enum:
-    # A worker that was woken in vain so often in a row is one too many.
+    # A worker that was woken in vain so often in a row is not needed now.
     MOST_VAIN = 8
     NAP_MICROSECONDS = 2000
 
@@ -71,7 +72,7 @@ cdef struct wait_t:
 cdef int stop_blocking(int fuse_fd) noexcept nogil:
     """Let a read that finds no request return at once; 0 or errno.
 
-    Not for a connection with rings: their commands go through the same open file.
+    A connection with rings must not get this: their commands go through the same open file.
     """
     cdef int flags = fcntl(fuse_fd, F_GETFL)
     return errno if flags < 0 or fcntl(fuse_fd, F_SETFL, flags | O_NONBLOCK) < 0 else 0
@@ -107,14 +108,14 @@ cdef int serve_classic(worker_t *worker) noexcept nogil:
             end_all(plane)
             return 0
         elif count < 0 and errno != EINTR and errno != EAGAIN and errno != ENOENT:
-            # ENOENT: the request was withdrawn while it was read.
+            # ENOENT: the request was withdrawn while it was being read.
             return errno
     return 0
 
 
 cdef ssize_t await_request(worker_t *worker, wait_t *waiting, uint8_t *memory,
                            size_t room) noexcept nogil:
-    """Wait awake for a request, if that pays, and read it. If not, sleep; then this is 0 bytes."""
+    """Wait awake for a request if that pays, and read it. Else sleep and return 0 bytes."""
     cdef slot_t *slot = worker.slot
     cdef epoll_event found
     cdef uint64_t until
@@ -127,7 +128,7 @@ cdef ssize_t await_request(worker_t *worker, wait_t *waiting, uint8_t *memory,
     elif may_wait_awake(&waiting.patience):
         until = now_ns(CLOCK_MONOTONIC) + SPIN_NS
         while now_ns(CLOCK_MONOTONIC) < until:
-            # Whoever else wants this CPU gets it.
+            # Another thread that wants this CPU gets it.
             sched_yield()
             count = c_read(worker.plane.fuse_fd, memory, room)
             if count >= 0 or errno != EAGAIN:
@@ -177,7 +178,7 @@ cdef void answer_request(worker_t *worker, request_t *request) noexcept nogil:
     head.unique = request.head.unique
     head.error = -request.error
     if reply_classic(worker.plane.fuse_fd, &head, data, request.answer_bytes) == EFAULT:
-        # Only what is in the pool may fault.
+            # Of all that was handed to writev, only the pool can fault.
         fail_pointed(worker, request)
         head.error = -request.error
         reply_classic(worker.plane.fuse_fd, &head, NULL, 0)
@@ -186,7 +187,7 @@ cdef void answer_request(worker_t *worker, request_t *request) noexcept nogil:
 
 cdef int reply_classic(int fuse_fd, fuse_out_header *head, const void *data,
                        uint32_t data_bytes) noexcept nogil:
-    """Write a reply; 0 or errno, of which ENOENT (nobody waits any more) is none to care about."""
+    """Write a reply; 0 or errno. ENOENT is harmless: the caller waits no more."""
     cdef iovec parts[2]
     head.len = <uint32_t>sizeof(fuse_out_header) + data_bytes
     parts[0].iov_base, parts[0].iov_len = head, sizeof(fuse_out_header)

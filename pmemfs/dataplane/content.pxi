@@ -1,11 +1,14 @@
-"""The content of files: READ, WRITE and LSEEK inside extents that are published.
+"""The content of files: READ, WRITE and LSEEK inside published extents.
 
-A file with a live line (`media/live`) has the size that stands there at each request, and is extended
-here as far as its table allows. Invariants:
-- pages are held from before the first byte moves until after the last;
-- a write is flushed and fenced before it is answered where cache lines make it durable, since a
-  fence orders the write-backs of its own processor only, and the fsync may come to another one;
-- a size is raised after the bytes below it are stored, and durable where fences make them so.
+The size of a file with a live line (`media/live`) is read there at each request, and a write raises
+it here as far as the file's table allows. Invariants:
+- pages are held from before the first byte moves until after the last, so that their frames can't
+  be given to another file meanwhile;
+- where cache lines are what is durable, a write is flushed and fenced before it is answered. A
+  fence orders only its own processor's write-backs, and the fsync may come to another processor;
+- a size is raised after the bytes below it were stored, and after they are durable where fences
+  make them durable. Otherwise a reader, or a mount after a power failure, would see what the frames
+  held before.
 """
 
 from libc.errno cimport EINTR, EINVAL, EIO, ENOSPC, ENXIO, EROFS, errno
@@ -25,7 +28,7 @@ from pmemfs.dataplane.structures cimport *
 from pmemfs.medium.writeback cimport wait_for_write_back, write_back
 
 cdef enum:
-    # From here on, a copy past the caches is the faster one.
+    # From this length on, a copy past the caches is faster.
     STREAM_BYTES = 65536
     SECOND_NS = 1000000000
 
@@ -48,7 +51,8 @@ cdef extern from "time.h" nogil:
 
 
 cdef void release(worker_t *worker, request_t *request) noexcept nogil:
-    """Let go of the memory that an answer pointed at."""
+    """Let go of the memory that an answer points to. Until then it must stay as it is, so the
+    worker's section lasts as long."""
     if request.pointed == NULL:
         return
     request.pointed = NULL
@@ -57,7 +61,7 @@ cdef void release(worker_t *worker, request_t *request) noexcept nogil:
 
 
 cdef void fail_pointed(worker_t *worker, request_t *request) noexcept nogil:
-    """The kernel could not read what the answer pointed at: it faults."""
+    """The kernel could not read the memory that the answer points to: it faults."""
     cdef uint64_t offset = <uint64_t>(request.pointed - worker.plane.pool)
     release(worker, request)
     request.error = EIO
@@ -67,7 +71,7 @@ cdef void fail_pointed(worker_t *worker, request_t *request) noexcept nogil:
 
 
 cdef void find_file(worker_t *worker, request_t *request) noexcept nogil:
-    """Find the table of a request's inode, and its live line, as far as they are published."""
+    """Find the table of a request's inode, and its live line, if they are published."""
     cdef plane_t *plane = worker.plane
     cdef table_t *table = NULL
     request.entry = find_inode(plane, request.head.nodeid)
@@ -91,10 +95,10 @@ cdef void read_size(void *argument) noexcept nogil:
 
 
 cdef void stamp(uint64_t *time_ns) noexcept nogil:
-    """Let a time be now, by the clock of the kernel's own file systems; see `pmemfs/clock`.
+    """Set a time to now, by the clock of the kernel's own file systems; see `pmemfs/clock`.
 
-    A worker that was interrupted on the way leaves the later time of another one as it is. What is
-    ahead by more than that can explain stems from a clock that was set back.
+    If this worker was interrupted on the way, a later time that another has stored stays. A time
+    that is further ahead than that can explain comes from a clock that was set back.
     """
     cdef uint64_t now = now_ns(CLOCK_REALTIME_COARSE)
     cdef uint64_t before = load(time_ns)
@@ -110,15 +114,14 @@ cdef inline uint64_t size_check(uint64_t size) noexcept nogil:
 
 
 cdef inline uint64_t raised(uint64_t word, uint64_t size) noexcept nogil:
-    """As `media.live.raised`: whose the word is, and whether it is damaged, stays in it."""
+    """As `media.live.raised`: the key stays in the word, and with it any damage."""
     cdef uint64_t mask = (<uint64_t>1 << LIVE_SIZE_SHIFT) - 1
     cdef uint64_t key = word & mask ^ size_check(word >> LIVE_SIZE_SHIFT)
     return size << LIVE_SIZE_SHIFT | key ^ size_check(size)
 
 
 cdef inline void note_access(request_t *request) noexcept nogil:
-    """A file is about to be read: let it say so, if the mount notes that; see `clock.AccessTimes`.
-    """
+    """A file is about to be read: note the access if the mount wants that (`clock.AccessTimes`)."""
     cdef const fuse_read_in *wanted = <const fuse_read_in *>request.operation
     cdef uint64_t noted = request.worker.plane.header.access_times
     cdef live_t *live = request.live
@@ -132,10 +135,12 @@ cdef inline void note_access(request_t *request) noexcept nogil:
 
 
 cdef void note_write(request_t *request) noexcept nogil:
-    """Bytes up to the end of a write are in a file with a live line: let it say so."""
+    """The bytes of a write are in a file with a live line: raise its size and set its time."""
     cdef live_t *live = request.live
     cdef const fuse_write_in *wanted = <const fuse_write_in *>request.operation
     cdef uint64_t end = wanted.offset + wanted.size
+    # Another worker may raise the size as well. The higher size wins, because its bytes are stored
+    # already, and so are these.
     cdef uint64_t word = load(&live.size_word)
     while (word >> LIVE_SIZE_SHIFT < end
             and not memory.swap(&live.size_word, &word, raised(word, end))):
@@ -154,6 +159,7 @@ cdef verdict_t serve_read(worker_t *worker, request_t *request) noexcept nogil:
     if wanted.offset >= request.size_bytes:
         return ANSWER
     length = min(<uint64_t>wanted.size, request.size_bytes - wanted.offset)
+    # Beyond the limit this table knows nothing: frames there may be mapped that it does not name.
     if wanted.offset + length > table.limit_bytes:
         return FORWARD
     request.answer_bytes = <uint32_t>length
@@ -184,7 +190,7 @@ cdef bint read_piece(request_t *request, piece_t piece, uint64_t offset,
     cdef plane_t *plane = request.worker.plane
     cdef bint whole = is_whole(plane, piece.pool_offset, piece.length)
     if not whole and is_unused(plane, piece.pool_offset, piece.length):
-        # Nothing is there: no page to hold, and none to make room for.
+            # A hole has no memory, so there is no page to hold, and reading must not make one.
         memset(into, 0, piece.length)
         return True
     if not hold_pages(request, piece, offset, ACCESS_READ):
@@ -193,6 +199,7 @@ cdef bint read_piece(request_t *request, piece_t piece, uint64_t offset,
         request.error = read_pool(plane, into, piece.length, piece.pool_offset)
         note_refusal(request, piece.pool_offset)
     elif request.may_point and piece.length == request.answer_bytes:
+        # The reply points into the pool. Pages stay held and the section open until `release`.
         request.pointed = plane.pool + piece.pool_offset
         return True
     else:
@@ -210,7 +217,8 @@ cdef verdict_t serve_write(worker_t *worker, request_t *request) noexcept nogil:
         return refuse(request, EINVAL)
     if worker.plane.header.read_only:
         return refuse(request, EROFS)
-    # A device's limit is its size. A gap before the write is the control plane's to fill.
+    # A device's limit is its size. A write behind the end leaves a gap for the control plane to
+    # fill.
     if (table == NULL or wanted.size == 0 or wanted.offset > request.size_bytes
             or wanted.offset > table.limit_bytes
             or wanted.size > table.limit_bytes - wanted.offset):
@@ -219,8 +227,9 @@ cdef verdict_t serve_write(worker_t *worker, request_t *request) noexcept nogil:
         return FORWARD
     if (request.live != NULL and wanted.flags & O_DSYNC
             and worker.plane.header.durability != DURABILITY_VOLATILE):
-        # To be durable when it is answered, the size and the time with the bytes.
+        # An O_DSYNC write also makes size and time durable, which only the control plane does.
         return FORWARD
+    # All pieces first: a write that is forwarded must not have stored anything.
     while done < wanted.size:
         piece = piece_at(table, wanted.offset + done, wanted.size - done)
         if piece.is_hole:
@@ -250,6 +259,7 @@ cdef void write_guarded(void *argument) noexcept nogil:
         if not write_piece(request, piece, wanted.offset + done, request.payload + done):
             return
         done += piece.length
+    # Only now, after the bytes of all pieces.
     if request.live != NULL:
         note_write(request)
 
@@ -262,7 +272,7 @@ cdef bint write_piece(request_t *request, piece_t piece, uint64_t offset,
     if not hold_pages(request, piece, offset, ACCESS_WRITE):
         return False
     if plane.header.durability == DURABILITY_CACHE_LINES:
-        # Through the mapping always: only there MAP_SYNC holds for blocks that are new.
+            # Always through the mapping: MAP_SYNC covers new blocks only there.
         memcpy(into, data, piece.length)
         write_back(into, piece.length)
         wait_for_write_back()
@@ -273,6 +283,8 @@ cdef bint write_piece(request_t *request, piece_t piece, uint64_t offset,
     else:
         request.error = write_pool(plane, data, piece.length, piece.pool_offset)
         note_refusal(request, piece.pool_offset)
+    # After the write: a look for holes that came before it would find the hole still there, and
+    # nothing would then ask for another look.
     if not whole:
         note_written(plane, piece.pool_offset, piece.length)
     drop_pages(request.worker, request)
@@ -299,17 +311,18 @@ cdef inline void drop_pages(worker_t *worker, request_t *request) noexcept nogil
 
 
 cdef inline void note_refusal(request_t *request, uint64_t pool_offset) noexcept nogil:
-    """What would be a fault through the mapping is an error of a system call past it."""
+    """A system call has met memory whose touch through the mapping would fault: record it."""
     if request.error == EIO:
         record_fault(request.worker.plane, pool_offset, request.head.nodeid, EIO,
                      request.worker.now_ns)
 
 
 cdef verdict_t fail_fault(worker_t *worker, request_t *request) noexcept nogil:
-    """A touch of the pool, or of its page structures, ended in a fault."""
+    """A touch of the pool or of its page structures has faulted: find out what to answer."""
     cdef plane_t *plane = worker.plane
     cdef uint64_t offset = <uint64_t>(fault_address() - <size_t>plane.pool)
     cdef int error = EIO
+    # A store into a hole that finds no memory is a SIGBUS too, but means a full file system.
     if (request.is_write and offset < peek(&plane.header.pool_bytes)
             and not is_whole(plane, offset, 1)):
         error = ENOSPC
@@ -321,7 +334,7 @@ cdef verdict_t fail_fault(worker_t *worker, request_t *request) noexcept nogil:
 
 
 cdef void drop_held(request_t *request) noexcept nogil:
-    """Let go of all pages whose structures can be touched; those of the others are lost."""
+    """Drop the references on all pages whose structures can be touched; the others are lost."""
     cdef uint64_t before
     while request.held.count:
         before = request.held.count
@@ -359,7 +372,7 @@ cdef verdict_t serve_seek(worker_t *worker, request_t *request) noexcept nogil:
 
 cdef uint64_t seek(plane_t *plane, table_t *table, uint64_t position, uint64_t size_bytes,
                    bint for_data) noexcept nogil:
-    """The first data or hole from a position; the size of the file where there is none."""
+    """The first data or hole from a position on; the size of the file if there is none."""
     cdef piece_t piece
     cdef off_t found
     cdef bint is_empty
@@ -372,16 +385,17 @@ cdef uint64_t seek(plane_t *plane, table_t *table, uint64_t position, uint64_t s
             found = lseek(plane.pool_fd, <off_t>piece.pool_offset,
                           SEEK_DATA if for_data else SEEK_HOLE)
             if found < <off_t>piece.pool_offset:
-                # ENXIO: a hole up to the end. Else nobody knows holes here, and all is data: by an
-                # error, or as DAX devices do, which answer any seek with where they are; or since
-                # the pool was cut off, so that whoever reads it learns that.
+                # ENXIO: a hole up to the end of the pool's file. Otherwise this source can't tell
+                # holes, and everything is data: there was an error, or it is a DAX device, which
+                # answers any seek with where it is. A pool that was cut off is data, too, so that
+                # its reader gets an error.
                 is_empty = (found < 0 and errno == ENXIO
                             and not is_cut(plane, piece.pool_offset + piece.length))
                 found = <off_t>piece.pool_offset
                 if is_empty == for_data:
                     found += <off_t>piece.length
             if (<uint64_t>found < piece.pool_offset + piece.length
-                    # No hole begins where the file ends that was cut off.
+                    # Where the cut off file ends, no hole begins.
                     and (for_data or not is_cut(plane, <uint64_t>found + 1))):
                 return position + (<uint64_t>found - piece.pool_offset)
         position += piece.length
@@ -396,14 +410,14 @@ cdef bint is_unused(plane_t *plane, uint64_t pool_offset, uint64_t length) noexc
 
 
 cdef bint is_cut(plane_t *plane, uint64_t end) noexcept nogil:
-    """Whether the pool's file ends before a place that is the pool's: somebody has cut it off."""
+    """Whether somebody has cut the pool's file off before a place that belongs to the pool."""
     cdef struct_stat status
     return (end <= peek(&plane.header.pool_bytes) and not fstat(plane.pool_fd, &status)
             and S_ISREG(status.st_mode) and <uint64_t>status.st_size < end)
 
 
 cdef int read_pool(plane_t *plane, uint8_t *into, uint64_t length, uint64_t offset) noexcept nogil:
-    """pread all of a range, past the mapping, which would fill holes; 0 or errno."""
+    """pread all of a range. The mapping would fill holes when it is touched. 0 or errno."""
     cdef ssize_t count
     while length:
         count = pread(plane.pool_fd, into, length, <off_t>offset)
@@ -419,9 +433,9 @@ cdef int read_pool(plane_t *plane, uint8_t *into, uint64_t length, uint64_t offs
 
 cdef int write_pool(plane_t *plane, const uint8_t *data, uint64_t length,
                     uint64_t offset) noexcept nogil:
-    """pwrite all of a range: where a hole finds no memory, the answer is ENOSPC; 0 or errno.
+    """pwrite all of a range: a hole that finds no memory is ENOSPC here, not a SIGBUS. 0 or errno.
 
-    A file that was cut off is not made longer: what was lost would read as zeroes then.
+    A file that was cut off is not made longer, because the lost bytes would read as zeroes then.
     """
     cdef ssize_t count
     if is_cut(plane, offset + length):

@@ -1,7 +1,7 @@
-"""What the workers of a data plane have counted, read from the shared memory as it stands.
+"""What the workers of a data plane have counted, read from the shared memory as it is.
 
-Reading disturbs nobody: each worker alone writes its counters, in whole words. A request that is
-counted at this moment may be in one of its counters and not yet in another.
+Reading disturbs no worker: each writes only its own counters, in whole words. A request that is
+just being counted may be in one counter and not yet in another.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class OperationCounters(NamedTuple):
 
 
 class WorkerCounters(NamedTuple):
-    """One worker."""
+    """The counters of one worker."""
 
     number: int
     sleeps: int

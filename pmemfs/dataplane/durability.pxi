@@ -1,6 +1,7 @@
-"""FSYNC and SYNCFS: what was written before is durable when they are answered.
+"""FSYNC and SYNCFS: once they are answered, everything that was written before is durable.
 
-Invariant: a write-back that failed is never forgotten, because the kernel reports it only once.
+Invariant: a write-back that failed is never forgotten, because the kernel reports it only once. A
+later fsync would otherwise call lost bytes durable.
 """
 
 from pmemfs.dataplane cimport memory
@@ -14,6 +15,7 @@ from pmemfs.medium.writeback cimport wait_for_write_back, write_back
 cdef verdict_t serve_fsync(worker_t *worker, request_t *request) noexcept nogil:
     cdef header_t *header = worker.plane.header
     if request.table == NULL and header.has_files:
+        # Only the control plane knows whether an unpublished file has anything to make durable.
         return FORWARD
     if (request.live != NULL and header.durability == DURABILITY_CACHE_LINES
             and not run_guarded(write_back_live, request)):
@@ -22,7 +24,7 @@ cdef verdict_t serve_fsync(worker_t *worker, request_t *request) noexcept nogil:
 
 
 cdef void write_back_live(void *argument) noexcept nogil:
-    """The bytes of each write were fenced before it was answered; the size was not."""
+    """Each write has fenced its bytes before it was answered; the size was not fenced yet."""
     cdef request_t *request = <request_t *>argument
     write_back(request.live, sizeof(live_t))
     wait_for_write_back()
@@ -34,15 +36,16 @@ cdef verdict_t serve_sync(worker_t *worker, request_t *request) noexcept nogil:
         return refuse(request, <int>load(&header.lost_errno))
     if header.durability == DURABILITY_MSYNC and not header.read_only:
         return SYNC
-    # Each write was fenced before it was answered, or there is nothing that a fence would do.
+    # Each write was fenced before it was answered, or this medium has nothing to fence.
     raise_persisted(header, memory.add(&header.write_epoch, 1))
     return ANSWER
 
 
 cdef int finish_sync(plane_t *plane, uint64_t epoch, int error) noexcept nogil:
-    """All that was written in `epoch` or before is durable, or for ever lost. The errno to answer.
+    """All that was written in `epoch` or before is durable, or lost for ever; the errno to answer.
 
-    The kernel reports a write-back that failed once and forgets it, so nobody else may succeed.
+    The kernel reports a failed write-back once and then forgets it, so no fsync of any file may
+    succeed after that.
     """
     cdef uint64_t none = 0
     if error:

@@ -1,8 +1,12 @@
 """Page structures that the control plane shares with the data plane.
 
-Invariants: one page's words are touched by the atomic operations of `pages.pxi` alone, by both
-planes; scans read them as they come, so a page that changes meanwhile counts as before or as after;
-a section is dropped only if nobody touched it between two calls of `drop_idle` and a grace period.
+Invariants:
+- both planes change the words of a page only by the atomic operations of `pages.pxi`, because they
+  do so at the same time;
+- scans read the words as they are, so a page that changes meanwhile counts in its old state or its
+  new one;
+- a section is dropped only if no page of it was touched between two calls of `drop_idle` with a
+  grace period in between. Otherwise a worker could touch memory that is just being given back.
 """
 
 from __future__ import annotations
@@ -79,7 +83,7 @@ class SharedMemmap(RecordMemmap):
         return live_runs(self._sections, SectionState.LIVE, self._shared.section_shift)
 
     def move(self, geometry: PageGeometry, zone: Zone, stale: Sequence[tuple[int, int]]) -> None:
-        """As `Memmap.move`. In the scheme `pmem`, no worker may be in a section."""
+        """As `Memmap.move`. In the scheme `pmem` no worker may be in a section meanwhile."""
         if not self._is_droppable:
             kept = min(self._page_count, geometry.page_count)
             move_zone(self._medium, self._live_runs(), kept, self._zone, zone, stale)
@@ -129,7 +133,7 @@ class SharedMemmap(RecordMemmap):
             raise PageReferences(pfn=pfn, why="a page of the range has no reference to drop")
 
     def clean(self, pfn: int, pfn_count: int) -> None:
-        """The content of a range is gone: no page that it covers whole is dirty any more."""
+        """The content of a range is gone, so no page that lies whole in it is dirty any more."""
         self._page_range(pfn, pfn_count)
         self._accountant.clean(pfn, pfn_count)
         self._check_touched()
@@ -141,7 +145,7 @@ class SharedMemmap(RecordMemmap):
         self._accountant.end_persist(epoch)
 
     def drop_idle(self, idle_seconds: float) -> int:
-        """See the invariants: what one call finds idle is dropped by the next."""
+        """Drop the sections that the last call found idle, as the invariants say; find others."""
         if not self._is_droppable:
             return 0
         dropped = 0
@@ -163,7 +167,7 @@ class SharedMemmap(RecordMemmap):
         return dropped
 
     def _is_idle(self, section: int, deadline_ns: int) -> bool:
-        # What is in the shared memory is of this generation, or zero.
+        # Structures in the shared memory are of this generation, or zero.
         memory = self._section(section)
         longs = memory.cast("Q")
         return (

@@ -1,15 +1,17 @@
 /* Words shared between threads and processes, memory that may fault, time.
 
-   Seqlocks: one writer makes a sequence odd, writes the words behind it, and makes it even; a reader
-   that found it even, and the same before and after, has words that belong together.
+   Seqlocks: the only writer makes a sequence odd, writes the words behind it, and makes it even. A
+   reader that found the sequence even, and the same before and after its reads, has words that
+   belong together.
 
    Guards: run a function, and survive the SIGBUS of a touch in it.
 
-   Poison, a truncated file and a full file system under a hole are all SIGBUS. Invariants: a guarded
-   function holds no lock and owns nothing when it touches such memory that its caller couldn't put
-   right; guards don't nest; a SIGBUS outside of a guard kills, as it should. Only a touch ends a guarded
-   function: the kernel also tells of damage that nobody has touched yet (BUS_MCEERR_AO), and whoever
-   runs just then is innocent.
+   Touching poison, a truncated file, or a hole of a full file system is a SIGBUS. Invariants: a
+   guarded function holds no lock, and owns nothing that its caller can't put right, when it touches
+   such memory, because it is left in the middle; guards don't nest; a SIGBUS outside of a guard
+   kills, as it should. Only a touch ends a guarded function: the kernel also tells of damage that
+   was not touched yet (BUS_MCEERR_AO), and the thread that runs just then has nothing to do with
+   it.
    Source: sigaction(2), sigsetjmp(3); the mask is not saved, so the handler leaves it alone. */
 #ifndef PMEMFS_MEMORY_H
 #define PMEMFS_MEMORY_H

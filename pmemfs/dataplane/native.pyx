@@ -1,20 +1,21 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-"""The native code of the data plane: one unit of compilation, so that what is hot is inlined.
+"""The native code of the data plane: one unit of compilation, so that hot code is inlined.
 
-Its rooms, from the ground up. What is C lies in headers beside them, and the structures that rooms
-share are declared in `.pxd` files.
+These are its rooms, from the ground up. C lies in headers beside them, and `.pxd` files declare the
+structures that rooms share.
 
-    words       words that another process may be writing
+
+    words       reads and writes words that another process may be writing
     pages       page structures
     plane       the shared memory as the data plane reads it
     content     READ, WRITE and LSEEK
     durability  FSYNC
-    route       which of these answers a request, or who else is to
-    transport   what the two transports have in common, and the way to the control plane
+    route       finds which of these answers a request, or who else has to
+    transport   what both transports have in common, and the way to the control plane
     classic     the transport fd
     uring       the transport uring
     process     the threads of a data plane
-    responder   a worker without a kernel, for whoever studies or tests
+    responder   a worker without a kernel, to study or test
 """
 
 include "words.pxi"

@@ -4,7 +4,7 @@ from pmemfs.dataplane.structures cimport header_t, page_t
 
 cdef struct memmap_t:
     header_t *header
-    # What `memmap_offset` of the header counts from; NULL where there are no structures.
+    # `memmap_offset` of the header counts from here; NULL if there are no structures.
     uint8_t *base
     uint8_t *sections
     int pool_fd

@@ -1,15 +1,16 @@
-"""Page structures, kept by several threads of two processes at once, without locks.
+"""Page structures, which threads of two processes change at once, without locks.
 
-What each word of a structure goes through:
-- `generation`: another one -> this one with the top bit set, by whoever is to fill it -> this one,
-  when all other words are filled. Who sees the top bit waits, but not for ever: whoever was filling
-  may have been killed, and filling it again does no harm to a page that nobody holds yet;
-- `refcount`: up and down by compare-and-swap, never past its maximum, never below zero;
-- `reads`, `writes`: up by compare-and-swap, and stay at their maximum; `flags`: by atomic or;
-- `mapping`, `index`, `last_access_ns`, `write_epoch`: whole words; the last writer counts.
+This is what each word of a structure goes through:
+- `generation`: from an old one to this one with the top bit set, by the thread that wins the right
+  to fill the structure, and to this one alone once all other words are filled. A thread that sees
+  the top bit waits, but not for ever, because the filling thread may have been killed. To fill the
+  structure again does no harm, since no page is held before its structure is filled;
+- `refcount`: up and down by compare-and-swap, never past its maximum and never below zero;
+- `reads`, `writes`: up by compare-and-swap, and they stay at their maximum; `flags`: by atomic or;
+- `mapping`, `index`, `last_access_ns`, `write_epoch`: whole words, and the last writer counts.
 
-A write stamps its pages with the epoch before its first byte moves and again after its last, so
-that an fsync in between does not make a page clean that it has not covered.
+A write stamps its pages with the epoch before its first byte moves and again after its last. So an
+fsync in between, which may have missed some bytes, does not make the page clean.
 """
 
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
@@ -38,10 +39,10 @@ cdef uint64_t FILLING = <uint64_t>1 << 63
 
 cdef int get_pages(memmap_t *memmap, pages_t *held, uint64_t pfn, uint64_t frame_count, int access,
                    uint64_t mapping, uint64_t index, uint64_t now_ns) noexcept nogil:
-    """Take a reference on every page of a range and account the access: all of them or none.
+    """Take a reference on every page of a range and account the access: for all pages or none.
 
-    0, EOVERFLOW, or the errno of getting memory for structures. `held` says at every instant what
-    has been taken, for whoever has to put right what a fault interrupted.
+    Returns 0, EOVERFLOW, or the errno of getting memory for structures. `held` says at every
+    instant what was taken, so that the caller can drop it after a fault.
     """
     cdef header_t *header = memmap.header
     cdef uint64_t first = (pfn - header.first_pfn) >> header.page_order
@@ -73,24 +74,26 @@ cdef void expect_page(memmap_t *memmap, uint64_t pfn) noexcept nogil:
 
 
 cdef void put_pages(memmap_t *memmap, pages_t *held, bint is_write) noexcept nogil:
-    """Drop what `get_pages` has taken."""
+    """Drop the references that `get_pages` has taken."""
     cdef uint64_t epoch = peek(&memmap.header.write_epoch)
     cdef page_t *pages = pages_of(memmap)
     cdef page_t *page
     while held.count:
         held.count -= 1
         page = &pages[held.first + held.count]
+        # First the epoch and the flag, then the reference: a search for idle sections that finds
+        # the page without references must find it dirty.
         if is_write:
             if epoch != held.epoch:
                 put(&page.write_epoch, epoch)
             if not memory.peek_16(&page.flags) & PAGE_DIRTY:
-                # It was cleaned while the bytes moved.
+                # An fsync has cleaned it while the bytes moved.
                 memory.or_16(&page.flags, PAGE_DIRTY)
         memory.add_32(&page.refcount, <uint32_t>-1)
 
 
 cdef inline page_t *pages_of(memmap_t *memmap) noexcept nogil:
-    """The structures, where they are now: they move when the pool grows, but never in a section."""
+    """The structures, where they are now. They move when the pool grows, but not in a section."""
     return <page_t *>(memmap.base + peek(&memmap.header.memmap_offset))
 
 
@@ -135,7 +138,7 @@ cdef inline void count_up(uint32_t *counter) noexcept nogil:
 
 
 cdef void initialise(page_t *page, header_t *header) noexcept nogil:
-    """Fill a structure, or wait until somebody else has."""
+    """Fill a structure, or wait until another thread has filled it."""
     cdef uint64_t generation = header.generation
     cdef uint64_t found = memory.load(&page.generation)
     cdef int patience = PATIENCE
@@ -152,6 +155,7 @@ cdef void initialise(page_t *page, header_t *header) noexcept nogil:
             page.mapping = page.index = page.private = page.last_access_ns = 0
             page.reads = page.writes = 0
             page.write_epoch = 0
+            # Last, with release: a thread that sees this generation sees the words above, too.
             store(&page.generation, generation)
             return
 
@@ -174,6 +178,7 @@ cdef int enter_section(memmap_t *memmap, uint64_t section) noexcept nogil:
     cdef uint8_t found = load_8(state)
     cdef int failed
     while found != SECTION_LIVE:
+            # Its memory is being punched out right now. What is stored before ABSENT would be lost.
         if found == SECTION_GOING:
             usleep(10)
             found = load_8(state)
@@ -192,7 +197,7 @@ cdef int reserve_section(memmap_t *memmap, uint64_t section) noexcept nogil:
     cdef header_t *header = memmap.header
     cdef uint64_t first = section << header.section_shift
     cdef uint64_t count = min(<uint64_t>1 << header.section_shift, header.page_count - first)
-    # Not longer than it is: a file that somebody has cut off is to fault.
+    # KEEP_SIZE: a file that somebody has cut off must not grow back, but fault.
     if fallocate(memmap.pool_fd, FALLOC_FL_KEEP_SIZE,
                  <long long>(header.memmap_offset + first * sizeof(page_t)),
                  <long long>(count * sizeof(page_t))):
@@ -201,11 +206,11 @@ cdef int reserve_section(memmap_t *memmap, uint64_t section) noexcept nogil:
 
 
 cdef class PageAccountant:
-    """The same operations for the control plane, on page structures that the planes share.
+    """The same operations for the control plane, on page structures that both planes share.
 
-    Created with the shared memory, the memory that the page structures lie in (the pool, or the
-    shared memory) and the state of their sections, each as a writable buffer; and the pool's
-    descriptor, for a sparse pool whose structures have no memory yet, or -1.
+    It takes writable buffers: the shared memory, the memory with the page structures (the pool or
+    the shared memory), and the states of their sections. `pool_fd` is the pool's descriptor if
+    structures of a sparse pool still need memory, or -1.
     """
 
     cdef memmap_t _memmap
@@ -230,12 +235,12 @@ cdef class PageAccountant:
 
     def get(self, uint64_t pfn, uint64_t frame_count, int access, uint64_t mapping, uint64_t index,
             uint64_t now_ns) -> int:
-        """Take references on pages that are known to exist, all or none; 0 or an errno."""
+        """Take references on existing pages, on all or none; 0 or an errno."""
         cdef pages_t held
         return get_pages(&self._memmap, &held, pfn, frame_count, access, mapping, index, now_ns)
 
     def put(self, uint64_t pfn, uint64_t frame_count, bint is_write=False) -> bool:
-        """Drop references, all or none; whether there was one on each page."""
+        """Drop references, on all pages or none; whether each page had one."""
         cdef header_t *header = self._memmap.header
         cdef uint64_t first = (pfn - header.first_pfn) >> header.page_order
         cdef uint64_t last = (pfn + frame_count - 1 - header.first_pfn) >> header.page_order
@@ -258,7 +263,7 @@ cdef class PageAccountant:
         return enter_sections(&self._memmap, page, page + page_count - 1)
 
     def clean(self, uint64_t pfn, uint64_t frame_count) -> None:
-        """No page that lies in a range whole holds anything of worth: it is not dirty any more."""
+        """The content of a range is gone, so no page that lies whole in it is dirty any more."""
         cdef header_t *header = self._memmap.header
         cdef uint64_t first = pfn - header.first_pfn
         cdef uint64_t end = (first + frame_count) >> header.page_order
@@ -273,29 +278,30 @@ cdef class PageAccountant:
                 memory.and_16(&page.flags, <uint16_t>~PAGE_DIRTY)
 
     def begin_persist(self) -> int:
-        """Open a new write epoch; the one before."""
+        """Open a new write epoch; the epoch before it."""
         return memory.add(&self._memmap.header.write_epoch, 1)
 
     def end_persist(self, uint64_t epoch) -> None:
-        """Whatever was written in `epoch` or before is durable."""
+        """All that was written in `epoch` or before is durable."""
         raise_persisted(self._memmap.header, epoch)
 
     def begin_drop(self, uint64_t section) -> bool:
-        """Announce that a section may go; False where it isn't there. A grace period must follow."""
+        """Announce that a section may go; False if it isn't live. A grace period must follow."""
         cdef uint8_t live = SECTION_LIVE
         return memory.swap_8(&self._memmap.sections[section], &live, SECTION_DROPPING)
 
     def end_drop(self, uint64_t section, bint is_idle, int shared_fd) -> bool:
-        """Give an idle section's memory back; False where it isn't idle, or was touched since."""
+        """Give an idle section's memory back; False if it isn't idle or was touched meanwhile."""
         cdef uint8_t *state = &self._memmap.sections[section]
         cdef uint8_t dropping = SECTION_DROPPING
         cdef header_t *header = self._memmap.header
         cdef uint64_t start = section << header.section_shift
+        # A worker that has entered the section since has made it LIVE, and then this swap fails.
         cdef uint64_t count = min(<uint64_t>1 << header.section_shift, header.page_count - start)
         if not memory.swap_8(state, &dropping, SECTION_GOING if is_idle else SECTION_LIVE):
             return False
         if is_idle:
-            # Length of whole frames: nothing else lies in the last one.
+            # In whole frames; nothing else lies in the last one.
             fallocate(shared_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
                       <long long>(header.memmap_offset + start * sizeof(page_t)),
                       <long long>((count * sizeof(page_t) + 4095) & ~<uint64_t>4095))
@@ -304,7 +310,7 @@ cdef class PageAccountant:
 
 
 cdef void raise_persisted(header_t *header, uint64_t epoch) noexcept nogil:
-    """Two write-backs may end in either order; the later epoch covers the earlier."""
+    """Raise the persisted epoch. Write-backs may end in any order; a later epoch covers earlier."""
     cdef uint64_t known = memory.load(&header.persisted_epoch)
     while known < epoch and not memory.swap(&header.persisted_epoch, &known, epoch):
         pass

@@ -27,8 +27,8 @@ cdef struct plane_t:
     uint8_t *presence
     memmap_t memmap
     int fuse_fd
-    # Where requests are handed to: the control plane, by workers that have no socket of their own,
-    # and the thread that syncs.
+    # Where requests are handed over: to the control plane, for workers that have no socket of their
+    # own, and to the thread that syncs.
     int forward_fd
     int sync_fd
     uint32_t max_write
@@ -36,7 +36,7 @@ cdef struct plane_t:
 cdef struct worker_t:
     plane_t *plane
     slot_t *slot
-    # Where requests are handed to: the worker's own socket, or `forward_fd`.
+    # Where this worker hands requests over: its own socket, or the plane's `forward_fd`.
     int forward_fd
     uint64_t now_ns
 

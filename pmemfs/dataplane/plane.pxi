@@ -1,6 +1,6 @@
 """The shared memory as the data plane reads it: extents, presence, counters.
 
-The protocol stands at the head of `tables.py`, which is the writer.
+The head of `tables.py`, which writes it, describes the protocol.
 """
 
 from libc.errno cimport errno
@@ -19,7 +19,7 @@ from pmemfs.dataplane.structures cimport *
 
 cdef enum:
     PAUSE_MICROSECONDS = 50
-    # Of an entry, behind its sequence.
+    # The words of an entry behind its sequence.
     ATTRIBUTES_WORDS = sizeof(attributes_t) // 8 - 1
 
 
@@ -39,7 +39,7 @@ cdef int attach(plane_t *plane, int shared_fd, int pool_fd, int map_flags) noexc
     plane.attributes = <attributes_t *>(plane.shared + plane.header.attributes_offset)
     plane.presence = plane.shared + plane.header.presence_offset
     plane.pool_fd = pool_fd
-    # Beyond its end, where a touch is a fault until the pool has grown.
+    # The mapping reaches beyond the pool's end. A touch there faults until the pool has grown.
     plane.mapped_bytes = plane.header.reach_bytes
     mapped = mmap(NULL, plane.mapped_bytes,
                   PROT_READ if plane.header.read_only else PROT_READ | PROT_WRITE,
@@ -69,21 +69,23 @@ cdef void detach(plane_t *plane) noexcept nogil:
 
 
 cdef slot_t *slot_of(plane_t *plane, int number) noexcept nogil:
-    """What worker `number` alone writes."""
+    """The slot of worker `number`, which only that worker writes."""
     return <slot_t *>(plane.shared + plane.header.slots_offset + <size_t>number * SLOT_BYTES)
 
 
 cdef inode_t *find_inode(plane_t *plane, uint64_t inode) noexcept nogil:
-    """The entry of an inode, or NULL: it is in one of two buckets; see `layouts.buckets_of`."""
+    """The entry of an inode, or NULL. It lies in one of two buckets: see `layouts.buckets_of`."""
     cdef uint64_t mixed = inode * INODE_HASH
     cdef inode_t *bucket
     cdef int choice, way
     if not inode:
-        # The number of free entries.
+        # Free entries have this number.
         return NULL
     for choice in range(2):
         bucket = &plane.inodes[(mixed >> (64 - INODE_BUCKETS_SHIFT)) * INODE_WAYS]
         for way in range(INODE_WAYS):
+            # With acquire: the table word that is read next is this inode's, or 0, because an entry
+            # goes to another inode only after a grace period.
             if load(&bucket[way].inode) == inode:
                 return &bucket[way]
         mixed <<= INODE_BUCKETS_SHIFT
@@ -91,9 +93,11 @@ cdef inode_t *find_inode(plane_t *plane, uint64_t inode) noexcept nogil:
 
 
 cdef bint read_attributes(plane_t *plane, uint64_t inode, void *answer) noexcept nogil:
-    """Fill in the answer to GETATTR, if it is published; see `layouts.attributes_place_of`."""
+    """Fill in the answer to GETATTR if it is published; see `layouts.attributes_place_of`."""
     cdef attributes_t *entry = &plane.attributes[inode * INODE_HASH >> (64 - ATTRIBUTES_SHIFT)]
     cdef attributes_t found
+    # First a cheap look. A second one follows, because only inside the seqlock do the words
+    # belong together.
     if (not inode or peek(&entry.inode) != inode
             or not read_seqlocked(&entry.sequence, &found.inode, ATTRIBUTES_WORDS)
             or found.inode != inode):
@@ -103,19 +107,19 @@ cdef bint read_attributes(plane_t *plane, uint64_t inode, void *answer) noexcept
 
 
 cdef table_t *table_of(plane_t *plane, inode_t *entry) noexcept nogil:
-    """The published extents of an inode, or NULL; valid until the worker's section ends."""
+    """The published extents of an inode, or NULL. They stay until the worker's section ends."""
     cdef uint64_t offset = load(&entry.table)
     return <table_t *>(plane.shared + offset) if offset else NULL
 
 
 cdef bint has_live_line(plane_t *plane, table_t *table) noexcept nogil:
-    """Whether the live line that a table names is one that can be touched."""
+    """Whether the live line that a table names can be touched at all."""
     return (table.live_offset % sizeof(live_t) == 0
             and table.live_offset <= peek(&plane.header.pool_bytes) - sizeof(live_t))
 
 
 cdef piece_t piece_at(table_t *table, uint64_t offset, uint64_t length) noexcept nogil:
-    """The longest piece from `offset` that is one run of the pool, or one hole."""
+    """The longest piece from `offset` on that is one run of the pool or one hole."""
     cdef extent_t *extents = <extent_t *>(<uint8_t *>table + sizeof(table_t))
     cdef uint64_t frame = offset >> FRAME_SHIFT
     cdef uint64_t low = 0
@@ -154,7 +158,7 @@ cdef bint is_whole(plane_t *plane, uint64_t pool_offset, uint64_t length) noexce
 
 
 cdef void note_written(plane_t *plane, uint64_t pool_offset, uint64_t length) noexcept nogil:
-    """A range that may have had holes was written to."""
+    """A range that may have had holes was written to: it may have become whole."""
     cdef uint64_t chunk
     cdef uint8_t *presence
     for chunk in range(pool_offset >> CHUNK_SHIFT,
@@ -167,9 +171,13 @@ cdef void note_written(plane_t *plane, uint64_t pool_offset, uint64_t length) no
 cdef void begin_section(slot_t *slot) noexcept nogil:
     """From here on, what this worker reads of the tables stays as it is."""
     put(&slot.section, slot.section + 1)
+    # The fence orders this store before every load of a table. The control plane stores a table
+    # word, fences, and reads the sections. So either it sees this section and waits for it, or this
+    # worker sees the new word. Without the fence both could miss each other.
     memory.full_fence()
     while load(&slot.paused):
-        # Tables and page structures are moving: wait outside of a section, then look again.
+        # Tables and page structures are about to move. Wait outside of the section, because the
+        # control plane waits for the section to end, and then begin anew.
         store(&slot.section, slot.section + 1)
         while load(&slot.paused):
             usleep(PAUSE_MICROSECONDS)
@@ -178,7 +186,8 @@ cdef void begin_section(slot_t *slot) noexcept nogil:
 
 
 cdef void end_section(slot_t *slot) noexcept nogil:
-    """This worker holds nothing of the tables any more."""
+    """This worker uses nothing of the tables any more."""
+    # With release: all reads of tables and of their pages are done before the word is even.
     store(&slot.section, slot.section + 1)
 
 
@@ -197,7 +206,7 @@ cdef extern from *:
 
 cdef void count_request(slot_t *slot, int operation, bint is_answered, bint has_failed,
                         uint64_t moved_bytes, uint64_t took_ns) noexcept nogil:
-    """Account one request. The slot has one writer, so plain words will do."""
+    """Account one request. A slot has only one writer, so plain stores are enough."""
     cdef uint8_t *at = <uint8_t *>slot + sizeof(slot_t) + operation * OPERATION_BYTES
     cdef counts_t *counts = <counts_t *>at
     cdef uint64_t *buckets = <uint64_t *>(at + sizeof(counts_t))
@@ -216,7 +225,7 @@ cdef void count_request(slot_t *slot, int operation, bint is_answered, bint has_
 
 cdef void record_fault(plane_t *plane, uint64_t pool_offset, uint64_t inode, int error,
                        uint64_t now) noexcept nogil:
-    """Leave a record of memory that could not be touched, for the control plane to report."""
+    """Leave a record of memory that could not be touched; the control plane reports it."""
     cdef uint64_t number = memory.add(&plane.header.fault_count, 1)
     cdef fault_t *record = <fault_t *>(plane.shared + plane.header.faults_offset
                                        + (number % FAULT_RECORDS) * sizeof(fault_t))

@@ -1,11 +1,11 @@
-"""The process of the data plane: its threads, from the first request of the kernel to the last.
+"""The process of the data plane: its threads, from the kernel's first request to its last.
 
-    main      the first request (INIT) and its reply; then replies of the control plane to the kernel
-    workers   one for each CPU: requests
-    sync      msync, for the FSYNCs that need it: one for all that wait
-    notices   what the kernel is to be told: it may wait, and so serves no queue
+    main      the first request (INIT) and its reply; then it passes on the control plane's replies
+    workers   one for each CPU: they serve requests
+    sync      does msync for the FSYNCs that need it, once for all that wait
+    notices   tells the kernel what changed: it may have to wait, so it serves no queue
 
-The end comes from either side: the kernel has no connection any more, or the control plane is gone
+The end comes from either side: the kernel has closed the connection, or the control plane is gone
 or says so (`ends`). Whatever was begun is finished, except what waits for the control plane.
 """
 
@@ -54,7 +54,7 @@ cdef enum:
 cdef struct thread_t:
     pthread_t thread
     worker_t worker
-    # Of the transport uring; NULL for a thread that reads /dev/fuse.
+    # With the transport uring; NULL for a thread that reads /dev/fuse.
     queue_t *queue
     int failed
     uint64_t is_over
@@ -90,7 +90,7 @@ cdef void *run_worker(void *argument) noexcept nogil:
 
 
 cdef void *run_sync(void *argument) noexcept nogil:
-    """Make durable, and answer all who wait for it, until the pipe is closed."""
+    """Make everything durable and answer all who wait for that, until the pipe is closed."""
     cdef process_t *process = <process_t *>argument
     cdef plane_t *plane = &process.plane
     cdef uint64_t waiting[SYNCS]
@@ -103,6 +103,8 @@ cdef void *run_sync(void *argument) noexcept nogil:
             continue
         if received <= 0:
             return NULL
+        # The epoch opens before msync: a write that comes meanwhile belongs to the next epoch, so
+        # its page stays dirty if this msync has missed it. One msync answers all that have waited.
         epoch = memory.add(&plane.header.write_epoch, 1)
         head.error = -finish_sync(
             plane, epoch, errno if synchronise(plane.pool, load(&plane.header.pool_bytes)) else 0)
@@ -113,7 +115,7 @@ cdef void *run_sync(void *argument) noexcept nogil:
 
 cdef void reply(process_t *process, fuse_out_header *head, const void *data,
                 uint32_t data_bytes) noexcept nogil:
-    """Reply to a request that was handed over. Messages without one go the classic way always."""
+    """Reply to a request that was handed over. What answers no request goes by writev(2) always."""
     if (process.queue_count == 0 or head.unique == 0
             or not reply_uring(process.queues, process.queue_count, head, data, data_bytes)):
         reply_classic(process.plane.fuse_fd, head, data, data_bytes)
@@ -142,7 +144,7 @@ cdef int handshake(process_t *process) noexcept nogil:
 
 
 cdef void *run_notices(void *argument) noexcept nogil:
-    """Tell the kernel what comes from the control plane, and that what came of it, in order."""
+    """Tell the kernel what the control plane asks for, in order, and send back what came of it."""
     cdef process_t *process = <process_t *>argument
     cdef char notice[NOTICE_BYTES]
     cdef ssize_t count
@@ -159,8 +161,8 @@ cdef void *run_notices(void *argument) noexcept nogil:
 
 
 cdef void route(process_t *process) noexcept nogil:
-    """Pass the replies on that come for workers without a socket of their own, until the control
-    plane or the connection is gone."""
+    """Pass on the replies for workers without a socket of their own, until the control plane or the
+    connection is gone."""
     cdef fuse_out_header *head = <fuse_out_header *>process.buffer
     cdef uint8_t *data = process.buffer + sizeof(fuse_out_header)
     cdef ssize_t count
@@ -173,7 +175,7 @@ cdef void route(process_t *process) noexcept nogil:
         if count >= <ssize_t>sizeof(fuse_out_header):
             reply(process, head, data, <uint32_t>(count - sizeof(fuse_out_header)))
             if head.unique:
-                # This thread is the only one that counts there.
+                # Only this thread writes that word.
                 put(&process.plane.header.replied, process.plane.header.replied + 1)
 
 
@@ -181,7 +183,7 @@ cdef int start(process_t *process) noexcept nogil:
     cdef int number, ends[2]
     cdef int failed
     cdef plane_t *plane = &process.plane
-    # With rings, the only reader gets few requests.
+    # With rings the only reader gets few requests, so it may block.
     failed = 0 if process.queue_count else stop_blocking(plane.fuse_fd)
     if failed or pipe(ends):
         process.thread_count = 0
@@ -202,23 +204,24 @@ cdef int start(process_t *process) noexcept nogil:
         failed = pthread_create(&process.threads[number].thread, NULL, run_worker,
                                 &process.threads[number])
         if failed:
-            # `stop` waits for those that are there.
+            # `stop` waits for the threads that exist.
             process.thread_count = number
             break
     return failed
 
 
 cdef int stop(process_t *process) noexcept nogil:
-    """See all threads end; the first error of one."""
+    """Wait for all threads to end; the first error of one."""
     cdef int number
     cdef int failed = 0
     cdef thread_t *thread
     store(&process.plane.header.ends, 1)
     for number in range(process.thread_count):
         thread = &process.threads[number]
-        # Whoever has paused it may be gone.
+        # The control plane that has paused this worker may be gone.
         store(&thread.worker.slot.paused, 0)
-        # Again and again: one may have looked at `ends` just before, and wait since.
+        # Again and again, because a thread may have looked at `ends` just before the store, and
+        # then begun to wait.
         while not load(&thread.is_over):
             pthread_kill(thread.thread, SIGUSR1)
             usleep(WAKE_MICROSECONDS)
@@ -236,8 +239,9 @@ cdef int stop(process_t *process) noexcept nogil:
 def stay_in_memory() -> int:
     """Keep this process's memory, and let it wait for no file system to get more; 0 or an errno.
 
-    For a process that a mount needs to answer: memory that is needed to give memory back must not
-    wait for that itself. Source: prctl(2), PR_SET_IO_FLUSHER; mlockall(2).
+    This is for a process that must run before a mount can answer: if it needs memory, and memory
+    comes back only by writing to the mount, it would wait for itself. Source: prctl(2),
+    PR_SET_IO_FLUSHER; mlockall(2).
     """
     cdef int refused = become_io_flusher()
     return lock_memory(NULL, 0) or refused
@@ -245,12 +249,12 @@ def stay_in_memory() -> int:
 
 def run(int fuse_fd, int shared_fd, int pool_fd, int notices_fd, list forward_fds, *, int map_flags,
         uint32_t max_write, int queue_count, int depth, int reader_count) -> int:
-    """Serve one mount until it ends, which no signal is to do; 0 or an errno.
+    """Serve one mount until it ends, and let no signal end it before; 0 or an errno.
 
-    `queue_count` is the number of possible CPUs for the transport uring, and 0 for the other;
-    `depth` the requests of each that may be under way; `reader_count` the threads that read
-    /dev/fuse; on `forward_fds` requests are handed over: the first is for everybody, the others for
-    a queue each, as far as there are any; on `notices_fd` comes what the kernel is to be told.
+    `queue_count` is the number of possible CPUs with the transport uring, and 0 with the other.
+    `depth` is the number of requests of each queue that may be under way. `reader_count` threads
+    read /dev/fuse. Requests are handed over on `forward_fds`: the first is for all workers, each
+    other for one queue, if there are as many. On `notices_fd` comes what the kernel must be told.
     `max_write` is in bytes.
     """
     cdef process_t process
@@ -285,7 +289,7 @@ def run(int fuse_fd, int shared_fd, int pool_fd, int notices_fd, list forward_fd
     with nogil:
         failed = handshake(&process)
         if not failed:
-            # Where this is refused, the control plane has said so: see `stay_in_memory`.
+            # If this is refused, the control plane has said so; see `stay_in_memory`.
             become_io_flusher()
             failed = start(&process)
             if not failed:

@@ -22,12 +22,12 @@ cdef struct request_t:
     uint8_t *answer
     uint32_t answer_room
     bint may_point
-    # The answer: `answer_bytes` in `answer`, or at `pointed` in the pool.
+    # The answer: `answer_bytes` bytes, in `answer` or at `pointed` in the pool.
     int error
     uint32_t answer_bytes
     const uint8_t *pointed
     uint64_t moved_bytes
-    # What is held while memory is touched.
+    # The worker that serves it.
     worker_t *worker
     # The file: its entry, its table or NULL, its live line or NULL for a device, and its size.
     inode_t *entry

@@ -1,7 +1,7 @@
-"""A worker without a kernel: answers single requests in this process, for whoever studies or tests.
+"""A worker without a kernel, to study or test: it answers single requests in this process.
 
-What a worker does for a transport, it does here for a caller; a request that would be forwarded
-comes back as that verdict.
+It does for its caller what a worker does for a transport. A request that would be forwarded comes
+back with that verdict.
 """
 
 from libc.errno cimport EINVAL
@@ -21,9 +21,9 @@ _VERDICTS = {ANSWER: "answer", FORWARD: "forward", SYNC: "sync", DROP: "drop"}
 
 
 cdef class Responder:
-    """Worker `number` of a data plane. One thread at a time may use it.
+    """Worker `number` of a data plane. Only one thread at a time may use it.
 
-    `points` says whether reads may be answered out of the pool itself, as the transport fd does.
+    `points` says whether an answer may point into the pool itself, as with the transport fd.
     """
 
     cdef plane_t _plane
@@ -50,7 +50,7 @@ cdef class Responder:
 
     def answer(self, bytes operation not None, *, uint32_t opcode, unsigned long long inode,
                bytes payload not None=b"") -> tuple[str, int, bytes]:
-        """What becomes of a request: the verdict, the errno, and what is read or replied."""
+        """What becomes of a request: the verdict, the errno, and the bytes of the reply."""
         cdef fuse_in_header head
         cdef request_t request
         cdef verdict_t verdict

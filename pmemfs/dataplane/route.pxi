@@ -1,11 +1,11 @@
-"""Which requests the data plane answers: a request in, an answer or a verdict out, whatever the
-transport.
+"""Decides which requests the data plane answers, whatever the transport.
 
-The rule: an answer is given only where the published tables prove it. READ and WRITE inside extents,
-holes as zeroes, LSEEK, FSYNC, GETATTR. All else is forwarded, if the control plane answers it.
-Invariants:
-- a request is what the kernel or a crafted peer says: every length is checked before it is used;
-- a touch that faults costs the one request: EIO, or ENOSPC where a hole found no memory.
+The rule: the data plane answers only if the published tables prove the answer. These are READ and
+WRITE inside extents, holes as zeroes, LSEEK, FSYNC, and GETATTR. It forwards everything else that
+the control plane answers. Invariants:
+- a request comes from the kernel or from a crafted peer, so every length is checked before it is
+  used;
+- a touch that faults costs only this request: EIO, or ENOSPC if a hole found no memory.
 """
 
 from libc.errno cimport ENOSYS
@@ -19,18 +19,18 @@ from pmemfs.dataplane.structures cimport *
 
 
 cdef verdict_t serve(worker_t *worker, request_t *request) noexcept nogil:
-    """Answer a request, or say what is to become of it. `release` must follow an ANSWER."""
+    """Answer a request, or say who has to. `release` must follow an ANSWER."""
     cdef uint32_t opcode = request.head.opcode
     cdef verdict_t verdict = judge(worker, request)
     if (verdict == FORWARD
             and (opcode >= 64 or not worker.plane.header.answered >> opcode & 1)):
-        # Here alone: the kernel remembers it, and asks no more.
+        # Only here: after one ENOSYS the kernel never asks for this operation again.
         return refuse(request, ENOSYS)
     return verdict
 
 
 cdef verdict_t judge(worker_t *worker, request_t *request) noexcept nogil:
-    """Answer a request, or say that the control plane is to."""
+    """Answer a request, or say that the control plane has to."""
     cdef uint32_t opcode = request.head.opcode
     cdef verdict_t verdict
     request.worker = worker
@@ -55,28 +55,29 @@ cdef verdict_t judge(worker_t *worker, request_t *request) noexcept nogil:
             verdict = serve_write(worker, request)
         else:
             verdict = serve_seek(worker, request)
+        # An answer that points into the pool keeps the section open until `release`.
         if request.pointed == NULL:
             end_section(worker.slot)
         return verdict
     if opcode == FUSE_SYNCFS:
-        # Whose live lines are not durable, no table says.
+        # Of several files, no table says whose live lines are not durable yet.
         return FORWARD if worker.plane.header.has_files else serve_sync(worker, request)
     if opcode == FUSE_GETATTR:
         return serve_attributes(worker, request)
     if opcode == FUSE_FLUSH:
         return ANSWER
     if opcode == FUSE_INTERRUPT:
-        # No answer is due, and nothing that we do can be interrupted.
+        # No answer is due, and no operation here can be interrupted.
         return DROP
     return FORWARD
 
 
 cdef void expect(worker_t *worker, const fuse_in_header *head,
                  const uint8_t *operation) noexcept nogil:
-    """Begin to fetch what a request will touch first, while others are served before it.
+    """Begin to fetch what a request will touch first, while other requests are served before it.
 
-    Of 4 KiB anywhere in a large pool, the page structure and the first line are likely in no
-    cache, nor are their translations; the processor sees the rest coming by itself.
+    For 4 KiB somewhere in a large pool, the page structure and the first line are likely in no
+    cache, and neither are their translations. The processor foresees the rest by itself.
     """
     cdef inode_t *entry
     cdef table_t *table
@@ -111,14 +112,14 @@ cdef void account(worker_t *worker, request_t *request, verdict_t verdict,
         operation = OPERATION_SEEK
     elif opcode == FUSE_FALLOCATE:
         operation = OPERATION_TRIM
-    # The clock is people's, who may set it back.
+    # People may set this clock back.
     count_request(worker.slot, operation, verdict == ANSWER or verdict == SYNC,
                   request.error != 0, request.moved_bytes,
                   worker.now_ns - since_ns if worker.now_ns > since_ns else 0)
 
 
 cdef verdict_t serve_attributes(worker_t *worker, request_t *request) noexcept nogil:
-    """Above all of directories, for which the kernel asks after each change that it has made."""
+    """Answer GETATTR, which the kernel asks of a directory after each change of its names."""
     if (request.answer_room < sizeof(fuse_attr_out)
             or not read_attributes(worker.plane, request.head.nodeid, request.answer)):
         return FORWARD

@@ -1,4 +1,4 @@
-"""Which parts of a file have memory: what was never written of it need not be looked at."""
+"""Which parts of a file have memory: what was never written need not be looked at."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 
 def data_ranges(fd: int, start_bytes: int, end_bytes: int) -> Iterator[tuple[int, int]]:
-    """The ranges of a file that have memory; all of it, where its file system knows no holes."""
+    """The ranges of a file that have memory; the whole file if its file system knows no holes."""
     position = start_bytes
     while position < end_bytes:
         try:
@@ -22,7 +22,7 @@ def data_ranges(fd: int, start_bytes: int, end_bytes: int) -> Iterator[tuple[int
         try:
             hole = min(os.lseek(fd, data, os.SEEK_HOLE), end_bytes)
         except OSError:
-            # Somebody has cut the file off since.
+            # Somebody has cut the file off meanwhile.
             return
         yield data, hole
         position = hole

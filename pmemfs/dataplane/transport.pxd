@@ -13,14 +13,15 @@ cdef extern from "sys/uio.h" nogil:
         size_t iov_len
 
 cdef enum:
-    # Of buffers: the longest request beside its payload.
+    # Buffers have this much for the longest request without its payload.
     HEADERS_BYTES = 4096
-    # How long a worker waits awake for a request: longer than an idle CPU takes to wake up its
-    # caller, which sends the next one (25 to 35 us in a virtual machine), or all of it is in vain.
+    # How long a worker waits awake for a request. An idle CPU takes 25 to 35 us in a virtual
+    # machine to wake the caller, who then sends the next request; a shorter wait would always be in
+    # vain.
     SPIN_NS = 50000
     MOST_FAILURES = 10
 
-# How waiting awake went lately. An idle worker soon sleeps a thousand times for each time awake.
+# How waiting awake went lately. An idle worker soon sleeps a thousand times for each wait.
 cdef struct patience_t:
     uint32_t failures
     uint32_t sleeps_left

@@ -1,4 +1,4 @@
-"""The seam: how requests leave for the control plane, as the kernel sent them."""
+"""How requests leave for the control plane, exactly as the kernel sent them."""
 
 from libc.errno cimport ECONNRESET, EINTR, ENOTCONN, EPIPE, errno
 from libc.string cimport memset
@@ -34,7 +34,7 @@ cdef inline bint may_wait_awake(patience_t *patience) noexcept nogil:
 
 
 cdef inline void give_up(patience_t *patience) noexcept nogil:
-    """Waiting awake was in vain: the next attempt follows after twice as many sleeps."""
+    """Waiting awake was in vain: try again only after twice as many sleeps as last time."""
     patience.failures = min(patience.failures + 1, <uint32_t>MOST_FAILURES)
     patience.sleeps_left = (<uint32_t>1 << patience.failures) - 1
 
@@ -46,7 +46,7 @@ cdef bint wants_reply(const fuse_in_header *head) noexcept nogil:
 
 
 cdef int hand_over(worker_t *worker, request_t *request, verdict_t verdict) noexcept nogil:
-    """Give a request to whom the verdict names, who will reply; 0 or errno."""
+    """Give a request to the thread or process that the verdict names; 0 or errno."""
     cdef plane_t *plane = worker.plane
     cdef iovec parts[3]
     cdef msghdr message
@@ -67,13 +67,13 @@ cdef int hand_over(worker_t *worker, request_t *request, verdict_t verdict) noex
                 put(&worker.slot.handed_over, worker.slot.handed_over + 1)
             return 0
         if errno == EPIPE or errno == ECONNRESET:
-            # To a user this is a mount without anybody who serves it, not a pipe.
+            # For a user this is a mount that is not served any more, not a broken pipe.
             return ENOTCONN
         if errno != EINTR:
             return errno
 
 
 cdef void end_all(plane_t *plane) noexcept nogil:
-    """The connection is over: let the main thread know, and the control plane."""
+    """The connection is over: tell the main thread, and the control plane."""
     store(&plane.header.ends, 1)
     shutdown(plane.forward_fd, SHUT_RDWR)

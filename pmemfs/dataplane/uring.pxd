@@ -12,7 +12,7 @@ cdef struct entry_t:
     uring_header_t *header
     uint8_t *payload
     iovec memory[2]
-    # The request that somebody else replies to; 0: none. Set before it is handed over.
+    # The request that another thread or process replies to; 0: none. Set before it is handed over.
     uint64_t pending
 
 cdef enum:
@@ -34,13 +34,13 @@ cdef struct queue_t:
     entry_t *entries
     uint32_t entry_count
     uint32_t living
-    # Entries whose replies are in place come here, as numbers, from whoever put them there.
+    # Positions of entries come here from the thread that has put their replies in place.
     int inbox_reader
     int inbox_writer
     uint32_t inbox[INBOX_ROOM]
-    # The reply that comes next on the worker's own socket; NULL where it has none.
+    # The next reply on the worker's own socket; NULL if it has no socket.
     uint8_t *reply
-    # Replies that are to come there.
+    # How many replies are still to come there.
     uint32_t awaited
     patience_t patience
     place_t place

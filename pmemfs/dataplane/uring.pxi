@@ -1,11 +1,12 @@
-"""The transport `uring`: FUSE over io_uring, a queue for each possible CPU.
+"""The transport `uring`: FUSE over io_uring, with a queue for each possible CPU.
 
-An entry of a queue is a header and a payload that the kernel fills with a request; the entry is the
-worker's until it commits a reply, which is also what fetches the next request. Invariants:
-- only the worker of a queue submits to its ring, as the kernel wants it;
-- an entry whose request was handed over is nobody's but the replier's, who finds it by the number
-  of the request and fills it. The worker does so itself with what comes back on its own socket,
-  which saves two wake-ups; whoever else does sends the entry's position to the worker's inbox.
+An entry of a queue is a header and a payload, which the kernel fills with a request. The entry is
+the worker's until it commits a reply, and the same command fetches the next request. Invariants:
+- only the worker of a queue submits to its ring, as the kernel demands;
+- an entry whose request was handed over belongs to the replier alone, who finds it by the number of
+  the request and fills it. The worker does this itself for replies on its own socket, which saves
+  two wake-ups. Any other replier sends the entry's position to the worker's inbox, because it must
+  not submit.
 
 Source: Documentation/filesystems/fuse/fuse-io-uring.rst and fs/fuse/dev_uring.c of Linux 6.18.
 """
@@ -70,11 +71,11 @@ cdef extern from "uring.h" nogil:
 cdef enum:
     BATCH = 64
     AHEAD = 2
-    # Of requests, after which a worker looks where it should run.
+    # After so many requests a worker looks where it should run.
     WINDOW = 128
     LARGE_BYTES = 65536
     FRAME = 4096
-    # When the control plane is about to reply: a CPU that would fall idle wakes more slowly.
+    # How long to wait awake for the control plane's reply: an idle CPU would wake more slowly.
     REPLY_SPIN_NS = 100000
 
 cdef uint64_t INBOX = <uint64_t>-1
@@ -83,7 +84,7 @@ cdef uint64_t REPLY = <uint64_t>-2
 
 cdef int set_up_queue(queue_t *queue, worker_t worker, int number, uint32_t depth,
                       bint has_own_socket) noexcept nogil:
-    """A ring and `depth` entries, all memory there already; 0 or errno."""
+    """Set up a ring and `depth` entries, with all their memory; 0 or errno."""
     cdef size_t payload_bytes = worker.plane.max_write
     cdef size_t entry_bytes = FRAME + payload_bytes
     cdef uint32_t position
@@ -95,7 +96,7 @@ cdef int set_up_queue(queue_t *queue, worker_t worker, int number, uint32_t dept
                                            MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
     if memory == MAP_FAILED:
         return ENOMEM
-    # Large pages for large payloads, where there are any; and no page fault while serving.
+    # Large pages for large payloads if possible, and no page faults while serving.
     madvise(memory, memory_bytes, MADV_HUGEPAGE)
     madvise(memory, memory_bytes, MADV_POPULATE_WRITE)
     if pipe(ends):
@@ -113,9 +114,9 @@ cdef int set_up_queue(queue_t *queue, worker_t worker, int number, uint32_t dept
         entry.memory[1].iov_base, entry.memory[1].iov_len = entry.payload, payload_bytes
         entry.pending = 0
     if has_own_socket:
-        # Behind the entries there is as much as one of them.
+        # Behind the entries there is room for one more: the reply's buffer.
         queue.reply = <uint8_t *>&queue.entries[depth + 1]
-    # Room for every entry's command, for the read of the inbox, and for the next reply.
+    # Room for each entry's command, for the read of the inbox, and for the next reply.
     failed = io_uring_queue_init(depth + 2, &queue.ring,
                                  IORING_SETUP_SQE128 | IORING_SETUP_COOP_TASKRUN)
     if failed:
@@ -171,7 +172,7 @@ cdef int serve_queue(queue_t *queue) noexcept nogil:
 
 
 cdef inline int await_requests(queue_t *queue) noexcept nogil:
-    """Submit, and come back when there is something to do: awake for a while, if that pays."""
+    """Submit, and return when there is work. If that pays, wait awake for a while first."""
     cdef slot_t *slot = queue.worker.slot
     cdef uint64_t until
     cdef int failed = io_uring_submit(&queue.ring)
@@ -180,7 +181,8 @@ cdef inline int await_requests(queue_t *queue) noexcept nogil:
     if may_wait_awake(&queue.patience):
         until = now_ns(CLOCK_MONOTONIC) + (REPLY_SPIN_NS if queue.awaited else SPIN_NS)
         while now_ns(CLOCK_MONOTONIC) < until:
-            # Whoever else wants this CPU gets it; coming back, the kernel delivers requests.
+            # Another thread that wants this CPU gets it. On the way back the kernel delivers
+            # requests.
             sched_yield()
             if io_uring_cq_ready(&queue.ring):
                 queue.patience.failures = 0
@@ -192,10 +194,11 @@ cdef inline int await_requests(queue_t *queue) noexcept nogil:
 
 
 cdef void choose_place(queue_t *queue) noexcept nogil:
-    """Run on the CPU whose callers the queue serves, or wherever there is room.
+    """Run on the CPU whose callers this queue serves, or wherever there is room.
 
-    Measured: far away, one caller's work and ours overlap, and a wake-up finds an idle CPU; but of
-    many callers each is best served on its own CPU, and so is who moves much, for the caches' sake.
+    Measured: on another CPU, the work of one caller and of this thread overlap, and a wake-up finds
+    an idle CPU. But many callers are each served best on their own CPU, and so is a caller that
+    moves much, because of the caches.
     """
     cdef place_t *place = &queue.place
     cdef header_t *header = queue.worker.plane.header
@@ -205,7 +208,7 @@ cdef void choose_place(queue_t *queue) noexcept nogil:
     for number in range(header.worker_count):
         if number != <uint64_t>queue.number:
             others += peek(&slot_of(queue.worker.plane, <int>number).section)
-    # A section goes up by two for a request, or by four where it was expected before.
+    # A section word rises by two for a request, or by four if the request was expected before.
     is_alone = others - place.others < place.requests
     is_near = place.moved_bytes > <uint64_t>place.requests * LARGE_BYTES
     if place.requests > place.batches * 2 and not is_alone:
@@ -221,7 +224,7 @@ cdef void choose_place(queue_t *queue) noexcept nogil:
 cdef void submit_entry(queue_t *queue, uint32_t position, unsigned command) noexcept nogil:
     cdef entry_t *entry = &queue.entries[position]
     cdef bint is_new = command == URING_REGISTER
-    # There is a place for each entry, and an entry is submitted once at a time.
+    # The ring has room for each entry's command, and an entry is submitted once at a time.
     cdef io_uring_sqe *sqe = io_uring_get_sqe(&queue.ring)
     cdef uring_command_t *wanted = <uring_command_t *>prepare_command(
         sqe, command, entry.memory if is_new else NULL, 2 if is_new else 0)
@@ -241,7 +244,7 @@ cdef inline void expect_entry(queue_t *queue, io_uring_cqe *done) noexcept nogil
 cdef void serve_entry(queue_t *queue, uint32_t position) noexcept nogil:
     cdef entry_t *entry = &queue.entries[position]
     cdef worker_t *worker = &queue.worker
-    # The reply is written over the head of the request.
+    # A copy, because the reply is written over the head of the request.
     cdef fuse_in_header head = (<fuse_in_header *>entry.header.in_out)[0]
     cdef uint64_t since = worker.now_ns
     cdef request_t request
@@ -253,14 +256,16 @@ cdef void serve_entry(queue_t *queue, uint32_t position) noexcept nogil:
         verdict = ANSWER
         request.error, request.answer_bytes, request.moved_bytes = EINVAL, 0, 0
     if verdict != ANSWER and not wants_reply(&head):
-        # The kernel sends a FORGET here when it can't use what it was told of an inode, and its
-        # caller waits until the entry comes back.
+        # The kernel sends a FORGET here if it can't use what it was told of an inode, and its
+        # caller waits until the entry comes back. So the entry is committed at once.
         if verdict != DROP:
             hand_over(worker, &request, verdict)
         request.error = 0
         fill_reply(entry, head.unique, 0, 0)
         submit_entry(queue, position, URING_COMMIT_AND_FETCH)
     elif verdict != ANSWER:
+        # Before the request leaves: the reply may come before `hand_over` returns, and it is
+        # matched by this word.
         store(&entry.pending, head.unique)
         request.error = hand_over(worker, &request, verdict)
         if request.error:
@@ -278,7 +283,7 @@ cdef void serve_entry(queue_t *queue, uint32_t position) noexcept nogil:
 
 cdef inline bint take_apart(entry_t *entry, fuse_in_header *head, request_t *request,
                             uint32_t room) noexcept nogil:
-    """The parts of a request, as far as their lengths agree."""
+    """Take a request apart, if the lengths of its parts agree."""
     cdef uint32_t payload_bytes = entry.header.entry.payload_sz
     request.head = head
     request.operation = <uint8_t *>entry.header.op_in
@@ -328,17 +333,17 @@ cdef void await_reply(queue_t *queue) noexcept nogil:
 
 
 cdef inline uint32_t reply_bytes(queue_t *queue) noexcept nogil:
-    """Room for the longest reply, and a byte that tells a longer one from it."""
+    """Room for the longest reply, and one byte to tell a longer reply from it."""
     return queue.worker.plane.max_write + <uint32_t>sizeof(fuse_out_header) + 1
 
 
 cdef void take_reply(queue_t *queue, int32_t received_bytes) noexcept nogil:
-    """Let the kernel have what came on the worker's own socket."""
+    """Give the kernel a reply that came on the worker's own socket."""
     cdef fuse_out_header *head = <fuse_out_header *>queue.reply
     cdef uint8_t *data = queue.reply + sizeof(fuse_out_header)
     cdef uint32_t data_bytes, position
     if received_bytes <= 0 and received_bytes != -EINTR:
-        # The control plane is gone, as it will be found to be on the other sockets.
+        # The control plane is gone, which the other sockets will show.
         return
     if received_bytes >= <int32_t>sizeof(fuse_out_header):
         data_bytes = <uint32_t>received_bytes - <uint32_t>sizeof(fuse_out_header)
@@ -351,7 +356,7 @@ cdef void take_reply(queue_t *queue, int32_t received_bytes) noexcept nogil:
 
 cdef bint fill_pending(queue_t *queue, fuse_out_header *head, const void *data,
                        uint32_t data_bytes, uint32_t *found) noexcept nogil:
-    """Fill the entry that waits for a reply, if it is of this queue."""
+    """Fill the entry that waits for a reply, if it belongs to this queue."""
     cdef entry_t *entry
     cdef uint32_t position
     for position in range(queue.entry_count):
@@ -362,6 +367,7 @@ cdef bint fill_pending(queue_t *queue, fuse_out_header *head, const void *data,
             head.error, data_bytes = -EIO, 0
         memcpy(entry.payload, data, data_bytes)
         fill_reply(entry, head.unique, head.error, data_bytes)
+        # Last, with release: a thread that finds the entry pending no more finds the whole reply.
         store(&entry.pending, 0)
         found[0] = position
         return True
@@ -370,11 +376,11 @@ cdef bint fill_pending(queue_t *queue, fuse_out_header *head, const void *data,
 
 cdef bint reply_uring(queue_t *queues, int queue_count, fuse_out_header *head, const void *data,
                       uint32_t data_bytes) noexcept nogil:
-    """Reply to a request that was handed over; False where nobody waits for it."""
+    """Reply to a request that was handed over; False if no entry waits for it."""
     cdef int number
     cdef uint32_t position
     for number in range(queue_count):
         if fill_pending(&queues[number], head, data, data_bytes, &position):
-            # A pipe has room for as many positions as there are entries, and takes each whole.
+            # A pipe has room for the positions of all entries, and takes each of them whole.
             return c_write(queues[number].inbox_writer, &position, 4) == 4
     return False

@@ -1,6 +1,6 @@
-"""Words that another process may be reading or writing meanwhile, for the control plane.
+"""Words that another process may be reading or writing at the same time, for the control plane.
 
-Invariant: whatever an offset says, only what is inside of the buffer is touched.
+Invariant: whatever an offset says, only memory inside the buffer is touched.
 """
 
 from cpython.buffer cimport (
@@ -35,12 +35,16 @@ def load_word(buffer, size_t offset) -> int:
 
 
 def fence() -> None:
-    """What this thread wrote before is seen by whoever does not see what it reads after."""
+    """Order what this thread wrote before this ahead of what it reads after this.
+
+    If two threads each store, fence, and then load the other's word, at least one sees the other's
+    store.
+    """
     full_fence()
 
 
 def store_word(buffer, size_t offset, uint64_t value) -> None:
-    """Write a word that another process may be reading, before anything that is read later."""
+    """Write a word that another process may be reading, ahead of anything that is read later."""
     cdef Py_buffer view
     PyObject_GetBuffer(buffer, &view, PyBUF_WRITABLE)
     try:
@@ -51,8 +55,8 @@ def store_word(buffer, size_t offset, uint64_t value) -> None:
 
 
 def write_seqlocked(buffer, size_t offset, bytes data not None) -> None:
-    """Write what is behind the sequence at `offset`, as its only writer. `offset` in bytes, and the
-    length of `data`, are multiples of eight."""
+    """Write the words behind the sequence at `offset`, as their only writer. `offset` and the
+    length of `data` are in bytes, and multiples of eight."""
     cdef size_t count = <size_t>len(data) // 8
     cdef size_t position
     cdef uint64_t word
@@ -64,8 +68,10 @@ def write_seqlocked(buffer, size_t offset, bytes data not None) -> None:
     PyObject_GetBuffer(buffer, &view, PyBUF_WRITABLE)
     try:
         sequence = words_of(&view, offset, 1 + count)
-        # Odd it is already where a writer was killed.
+        # If a writer was killed here before, the sequence is odd already, and a sum would make it
+        # even while the words change.
         put(sequence, sequence[0] | 1)
+        # No word below may be seen before the sequence is odd: a reader would take a mixture.
         full_fence()
         for position in range(count):
             memcpy(&word, source + position * 8, 8)
@@ -76,8 +82,8 @@ def write_seqlocked(buffer, size_t offset, bytes data not None) -> None:
 
 
 def odd_words(buffer, size_t offset, size_t stride, size_t count) -> tuple[tuple[int, int], ...]:
-    """The odd ones of `count` words that others may be writing, each with its number, as they are
-    after a `fence`. `offset` of the first and `stride` in bytes, multiples of eight."""
+    """The odd words among `count` words that others may be writing, each with its number, as they
+    are after a `fence`. `offset`, of the first, and `stride` are in bytes, multiples of eight."""
     cdef size_t number
     cdef uint64_t word
     cdef list found = []

@@ -135,7 +135,7 @@ def test_what_cannot_be_is_refused_in_a_sentence_and_touches_nothing(shm: Path) 
     with pytest.raises(CannotShrink, match="8MiB, and what lies behind 7MiB would be lost") as lost:
         grow_unmounted(str(path), 7 * MIB)
     assert lost.value.exit_code == EXIT_REFUSED
-    with pytest.raises(NoSizeGiven, match="--size says how large") as unsaid:
+    with pytest.raises(NoSizeGiven, match="new size with --size") as unsaid:
         grow_unmounted(str(path), None)
     assert unsaid.value.exit_code == EXIT_USAGE
     grown = grow_unmounted(str(path), SIZE + 17)
