@@ -259,6 +259,18 @@ class SharedMemory:
             self.set_header_word(name, value)
 
     @property
+    def unanswered(self) -> int:
+        """Requests that the control plane was given and has not answered, replies on their way
+        included. With `uring`, each has an entry of a ring that keeps it until it is answered."""
+        replied = self.header_word("replied")
+        for worker in range(self.worker_count):
+            replied += self.slot_word(worker, "replied")
+        return self._handed_over() - replied
+
+    def _handed_over(self) -> int:
+        return sum(self.slot_word(worker, "handed_over") for worker in range(self.worker_count))
+
+    @property
     def opens(self) -> memoryview:
         """The memory of open files and directories; see `OpenPlaces`."""
         return self.memory[self.areas.opens : self.areas.counts]

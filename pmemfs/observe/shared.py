@@ -1,0 +1,224 @@
+"""What lies in the memory that the two planes of a mount share, read from outside.
+
+The reader opens that memory through /proc/PID/fd of any process that has it, so it needs no answer
+of anybody: the daemon may be stopped or dead. It derives what it tells with the constructors that a
+daemon uses, so what it tells is what a daemon that takes the mount over would know. It changes
+nothing. While both planes run, what it reads may be a moment old.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from pmemfs.dataplane.held import OpenPlaces
+from pmemfs.dataplane.layouts import HandleKind
+from pmemfs.dataplane.tables import NAME, SharedMemory
+from pmemfs.errors import ForeignSharedMemory, NotMounted
+from pmemfs.mountinfo import mount_at
+
+_LINK = f"/memfd:{NAME} (deleted)"
+_ATTEMPTS = 10
+"""Of reading what is being written: a table may go between two looks at it."""
+
+
+@dataclass(frozen=True)
+class WorkerState:
+    """A thread of the data plane."""
+
+    number: int
+    thread_id: int
+    """0: it does not run."""
+    is_in_section: bool
+    is_paused: bool
+    sleeps: int
+    spins: int
+    handed_over: int
+    """Requests that it gave to the daemon, and that need a reply."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An open file or directory."""
+
+    handle: int
+    inode: int
+    kind: str
+    flags: int
+    """Of open(2)."""
+    uid: int
+    gid: int
+    pid: int
+
+
+@dataclass(frozen=True)
+class Table:
+    """What the data plane serves an inode by."""
+
+    inode: int
+    extent_count: int
+    size_bytes: int
+    """Of the file, when it was published."""
+    limit_bytes: int
+    table_bytes: int
+
+
+@dataclass(frozen=True)
+class SharedReport:
+    """All that the shared memory tells."""
+
+    pids: tuple[int, ...]
+    """The processes that have it."""
+    device: int
+    options: str
+    agreement: dict[str, int]
+    """What INIT agreed on, as `Agreement`."""
+    queue_count: int
+    depth: int
+    reader_count: int
+    has_files: bool
+    pool_bytes: int
+    reach_bytes: int
+    page_count: int
+    generation: int
+    write_epoch: int
+    persisted_epoch: int
+    lost_errno: int
+    fault_count: int
+    workers: tuple[WorkerState, ...]
+    unanswered: int
+    """Requests that the daemon was given and has not answered."""
+    opened: tuple[Opened, ...]
+    held_inodes: int
+    most_held: tuple[int, int]
+    """The inode that is held most often, and how often: by lookups, and once by each open file."""
+    tables: tuple[Table, ...]
+    attribute_inodes: tuple[int, ...]
+    """Inodes of which the data plane answers GETATTR."""
+    table_bytes: int
+    shared_bytes: int
+    """Memory that all of it takes; its size is that of what might be."""
+
+    @property
+    def transport(self) -> str:
+        """The transport by its name."""
+        return "uring" if self.queue_count else "fd"
+
+
+def open_memory(place: str) -> tuple[int, tuple[int, ...]]:
+    """The shared memory of a mount, by its mountpoint or by a process of it: a descriptor, and all
+    processes that have it. Raises NotMounted, and OSError where nobody may look."""
+    if place.isdecimal():
+        found = [(int(place), fd) for fd in _descriptors(Path("/proc", place))]
+        what = "a process of a mount that the native engine serves"
+    else:
+        mount = mount_at(os.path.abspath(place))
+        wanted = mount.number if mount and mount.is_ours else None
+        found = [
+            (pid, fd) for pid, fd in _all_descriptors() if wanted and _device_of(pid, fd) == wanted
+        ]
+        what = "a mount that the native engine serves, or you may not look into its processes"
+    if not found:
+        raise NotMounted(path=place, what=what)
+    memory = os.open(f"/proc/{found[0][0]}/fd/{found[0][1]}", os.O_RDONLY)
+    inode = os.fstat(memory).st_ino
+    pids = {pid for pid, fd in _all_descriptors() if _is(pid, fd, inode)} - {os.getpid()}
+    return memory, tuple(sorted(pids))
+
+
+def read_shared(fd: int, pids: tuple[int, ...] = ()) -> SharedReport:
+    """What shared memory tells. Raises ForeignSharedMemory."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            return _report(SharedMemory(fd, read_only=True), pids)
+        except ForeignSharedMemory:
+            if attempt == _ATTEMPTS - 1:
+                raise
+    raise AssertionError("the last attempt has ended in one way or the other")
+
+
+def _report(shared: SharedMemory, pids: tuple[int, ...]) -> SharedReport:
+    header = shared.header
+    holds = sorted(shared.lookup_counts.counts(), key=lambda held: held[1])
+    return SharedReport(
+        pids=pids,
+        device=header.device,
+        options=shared.options,
+        agreement=shared.agreement._asdict(),
+        queue_count=header.queue_count,
+        depth=header.depth,
+        reader_count=header.reader_count,
+        has_files=bool(header.has_files),
+        pool_bytes=header.pool_bytes,
+        reach_bytes=header.reach_bytes,
+        page_count=header.page_count,
+        generation=header.generation,
+        write_epoch=header.write_epoch,
+        persisted_epoch=header.persisted_epoch,
+        lost_errno=header.lost_errno,
+        fault_count=header.fault_count,
+        workers=tuple(_worker(shared, number) for number in range(shared.worker_count)),
+        unanswered=shared.unanswered,
+        opened=tuple(
+            Opened(o.handle, o.inode, HandleKind(o.kind).name.lower(), o.flags, o.uid, o.gid, o.pid)
+            for o in OpenPlaces(shared.opens)
+        ),
+        held_inodes=len(holds),
+        most_held=holds[-1] if holds else (0, 0),
+        tables=tuple(
+            Table(t.inode, t.head.extent_count, t.head.size_bytes, t.head.limit_bytes, t.size_bytes)
+            for t in shared.published()
+        ),
+        attribute_inodes=tuple(sorted(shared.published_attributes().values())),
+        table_bytes=shared.table_bytes,
+        shared_bytes=os.fstat(shared.fd).st_blocks * 512,
+    )
+
+
+def _worker(shared: SharedMemory, number: int) -> WorkerState:
+    return WorkerState(
+        number=number,
+        thread_id=shared.slot_word(number, "thread_id"),
+        is_in_section=bool(shared.slot_word(number, "section") & 1),
+        is_paused=bool(shared.slot_word(number, "paused")),
+        sleeps=shared.slot_word(number, "sleeps"),
+        spins=shared.slot_word(number, "spins"),
+        handed_over=shared.slot_word(number, "handed_over"),
+    )
+
+
+def _all_descriptors() -> Iterator[tuple[int, int]]:
+    for process in Path("/proc").glob("[0-9]*"):
+        for fd in _descriptors(process):
+            yield int(process.name), fd
+
+
+def _descriptors(process: Path) -> list[int]:
+    """The descriptors of shared memory that a process has, as far as this user may see."""
+    found = []
+    with suppress(OSError):
+        for fd in (process / "fd").iterdir():
+            with suppress(OSError):
+                if os.readlink(fd) == _LINK:
+                    found.append(int(fd.name))
+    return found
+
+
+def _is(pid: int, fd: int, inode: int) -> bool:
+    with suppress(OSError):
+        return os.stat(f"/proc/{pid}/fd/{fd}").st_ino == inode
+    return False
+
+
+def _device_of(pid: int, fd: int) -> int:
+    """The device number of the mount that a descriptor's memory is of; 0 where it has none."""
+    with suppress(OSError, ForeignSharedMemory):
+        memory = os.open(f"/proc/{pid}/fd/{fd}", os.O_RDONLY)
+        try:
+            return SharedMemory(memory, read_only=True).header_word("device")
+        finally:
+            os.close(memory)
+    return 0
