@@ -1,1 +1,1 @@
-"""The mount: what the kernel asks, through pyfuse3."""
+"""The mount: what the kernel asks, and who answers it."""

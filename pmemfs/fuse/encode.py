@@ -1,4 +1,4 @@
-"""Typed answers as the kernel's bytes; see `wire` for the structures."""
+"""Typed answers in the kernel's bytes; `wire` has the structures."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from pmemfs.pfn import FRAME_BYTES
 from pmemfs.volume.base import Attributes
 
 CACHE_SECONDS = 3600
-"""Names and attributes may be cached for long: nobody changes them but through the mount."""
+"""Names and attributes may be cached for long, because they change only through the mount."""
 NS = 1_000_000_000
 _STATX_FLAGS = 0x10 | 0x20 | 0x40
-"""Those of chattr(1) that statx(2) has: all but NO_ACCESS_TIME."""
+"""The flags of chattr(1) that statx(2) has: all except NO_ACCESS_TIME."""
 _NO_ENTRY = wire.ENTRY_OUT.pack(0, 0, CACHE_SECONDS, 0, 0, 0) + bytes(wire.ATTR.size)
 _NO_ATTRIBUTES = bytes(wire.ENTRY_OUT.size + wire.ATTR.size)
 _ATTR_HEAD = wire.ATTR_OUT.pack(CACHE_SECONDS, 0)
 
 
 def entry_out(attributes: Attributes | None) -> bytes:
-    """The answer to whoever looks something up or makes it.
+    """The answer to a lookup, or to an operation that makes an inode.
 
-    None: there is no such name, and the kernel may remember that.
+    With None there is no such name, and the kernel may remember that.
     """
     if attributes is None:
         return _NO_ENTRY
@@ -33,15 +33,15 @@ def entry_out(attributes: Attributes | None) -> bytes:
 
 
 def attr_out(attributes: Attributes) -> bytes:
-    """What an inode is like: struct fuse_attr_out."""
+    """The attributes of an inode: struct fuse_attr_out."""
     return _ATTR_HEAD + _attr(attributes)
 
 
 def open_out(handle: int, *, cached: bool) -> bytes:
-    """A file is open: struct fuse_open_out.
+    """The answer to an open: struct fuse_open_out.
 
-    Direct writes of one file need no order among them but their own, and a close has nothing to
-    flush: each write is in the pool when it is answered.
+    Direct writes of one file may run in parallel, because the data plane needs no order among them.
+    A close has nothing to flush, because each write is in the pool when it is answered.
     """
     direct = wire.FOPEN_DIRECT_IO | wire.FOPEN_PARALLEL_DIRECT_WRITES | wire.FOPEN_NOFLUSH
     return wire.OPEN_OUT.pack(handle, wire.FOPEN_KEEP_CACHE if cached else direct)
@@ -61,12 +61,12 @@ def statx_out(attributes: Attributes) -> bytes:
 
 
 def dirent(ino: int, position: int, kind: int, name: bytes) -> bytes:
-    """A name in a listing: struct fuse_dirent, filled up to eight bytes."""
+    """A name in a listing: struct fuse_dirent, padded to eight bytes."""
     return wire.DIRENT.pack(ino, position, len(name), kind) + name + bytes(-len(name) % 8)
 
 
 def direntplus(attributes: Attributes | None, rest: bytes) -> bytes:
-    """A name that counts as looked up, or, with None, one of the dots, which never does."""
+    """A name that counts as looked up. With None it is one of the dots, which never count so."""
     return (_NO_ATTRIBUTES if attributes is None else entry_out(attributes)) + rest
 
 

@@ -1,8 +1,9 @@
-"""The one place where what goes wrong in a handler becomes an errno.
+"""The one place where an exception in a handler becomes an errno.
 
-An exception that leaves a door would end it, and every user of the mount would get ENOTCONN. So
-each door asks here: our errors and the system's answer with their errno, too little of a request
-with EINVAL, anything else is logged with its request and answers EIO, and the mount goes on.
+An exception that left a door would end it, and every user of the mount would get ENOTCONN. So each
+door asks here. Errors of pmemfs and of the system answer with their errno, and a request that is
+too short answers EINVAL. Any other exception is logged with its request and answers EIO, and the
+mount goes on.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def errno_of(error: Exception, what: str, *request: object) -> int:
-    """What to answer a request that failed; what should not have happened is logged."""
+    """The errno for a request that failed; an unexpected exception is logged."""
     error = cause_of(error)
     if isinstance(error, MemoryFault):
         whose = f"a request to inode {error.inode}" if error.inode else f"a {what}"
@@ -36,7 +37,7 @@ def errno_of(error: Exception, what: str, *request: object) -> int:
 
 
 def _describe(what: str, request: tuple[object, ...]) -> str:
-    """A request for the log: payloads by their length."""
+    """A request for the log, with the lengths of long payloads instead of their bytes."""
     shown = (
         f"<{len(argument)} bytes>" if isinstance(argument, bytes) and len(argument) > 255
         else repr(argument)

@@ -1,7 +1,7 @@
-"""Requests that the data plane hands over, one message each, and their replies, one message each.
+"""Requests that the data plane hands over, and their replies: one message each.
 
 Invariant: nothing here waits for room in a socket. A worker that is sending a request takes no
-reply meanwhile, so a daemon that waited for the worker would wait for ever.
+reply meanwhile, so if the daemon waited for that worker, both would wait for ever.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from pmemfs.units import MIB
 _HEAD_BYTES, _unpack_head = wire.IN_HEADER.size, wire.IN_HEADER.unpack_from
 _WITHOUT_WAITING = int(socket.MSG_DONTWAIT)
 _SHORT_BYTES = 4096
-"""A reply up to this length is sent in one piece: to copy it costs less than to list its parts."""
+"""A reply up to this length is sent in one piece: copying it is cheaper than listing its parts."""
 MOST_KEPT_BYTES = 128 * MIB
-"""More than the entries of all rings together can hold (`planes`), so no ring is ever muted."""
+"""More than all entries of all rings hold together (`planes`), so no ring is ever muted."""
 
 
 class Outbox:
-    """The replies to one socket: sent at once where there is room, else kept until there is.
+    """The replies to one socket. Each is sent at once if there is room, and otherwise kept.
 
-    A ring has as many requests under way as it has entries, so their replies bound what is kept.
-    On the socket that workers share, requests wait while more than `MOST_KEPT_BYTES` is kept:
-    the thread that takes those replies never waits for this process.
+    A ring has as many requests under way as it has entries, so these bound what is kept for it. On
+    the socket that workers share, requests wait while more than `MOST_KEPT_BYTES` is kept. That is
+    safe, because the thread that takes those replies never waits for this process.
     """
 
     def __init__(self, connection: socket.socket, inbox: Inbox, nursery: trio.Nursery) -> None:
@@ -47,14 +47,14 @@ class Outbox:
         self.kept_bytes = 0
 
     def reply(self, unique: int, data: bytes | memoryview, error: int = 0) -> None:
-        """Answer a request. What `data` shows is copied before this returns."""
+        """Answer a request. `data` is copied before this returns."""
         header = wire.OUT_HEADER.pack(wire.OUT_HEADER.size + len(data), -error, unique)
         parts = [header + data] if len(data) <= _SHORT_BYTES else [header, data]
         if self._kept or not self._send(parts):
             self._keep(b"".join(parts))
 
     def _send(self, parts: Sequence[bytes | memoryview]) -> bool:
-        """Send a reply; whether it needs no keeping."""
+        """Send a reply; False if it has to be kept."""
         try:
             if len(parts) == 1:
                 self._connection.send(parts[0], _WITHOUT_WAITING)
@@ -63,7 +63,7 @@ class Outbox:
         except BlockingIOError:
             return False
         except (BrokenPipeError, ConnectionResetError):
-            # The data plane is gone, and with it whoever waits.
+            # The data plane is gone, and with it every caller that waits.
             return True
         return True
 
@@ -93,10 +93,10 @@ class ForwardedRequests:
         self._outboxes: dict[socket.socket, Outbox] = {}
 
     async def serve(self, connections: Sequence[socket.socket]) -> None:
-        """Answer what comes until the data plane hangs up; what has to wait, beside the rest.
+        """Answer requests until the data plane hangs up; slow answers don't hold up the others.
 
-        One task for all sockets: what comes on several at a time, as a FORGET beside other
-        requests does, is answered without a switch of tasks in between.
+        One task serves all sockets. So messages that come on several sockets at once, as a FORGET
+        beside other requests does, are answered without a switch of tasks in between.
         """
         with closing(Inbox(connections)) as inbox:
             async with trio.open_nursery() as nursery:
@@ -111,7 +111,7 @@ class ForwardedRequests:
                                 inbox.remove(connection)
 
     def _serve_next(self, connection: socket.socket, nursery: trio.Nursery) -> bool:
-        """Serve the next message, which is there; False where the data plane has hung up."""
+        """Serve the next message, which is there; False if the data plane has hung up."""
         try:
             count = connection.recv_into(self._buffer)
         except ConnectionResetError:
@@ -121,12 +121,12 @@ class ForwardedRequests:
         return count > 0
 
     def _serve_one(self, outbox: Outbox, count: int, nursery: trio.Nursery) -> None:
-        """Serve the message that has come, of so many bytes."""
+        """Serve a message of so many bytes, which is in the buffer."""
         if count < _HEAD_BYTES:
             outbox.reply(0, b"", errno.EINVAL)
             return
         _, opcode, unique, inode, uid, gid, pid, _ = _unpack_head(self._buffer)
-        # A copy, since the next message comes into the same buffer.
+        # A copy, because the next message comes into the same buffer while this one may wait.
         operation = bytes(self._buffer[_HEAD_BYTES:count])
         request = Request(inode, Caller(uid, gid, pid), operation)
         try:
@@ -135,7 +135,7 @@ class ForwardedRequests:
             outbox.reply(unique, b"", _errno_of(problem, opcode, request))
             return
         if type(answer) is bytes:
-            # First, since it is nearly always so, and takes less than to ask the next.
+            # First, because it is nearly always so, and this is cheaper than the next question.
             outbox.reply(unique, answer)
         elif isinstance(answer, Coroutine):
             nursery.start_soon(_wait_and_reply, outbox, unique, opcode, request, answer)

@@ -1,4 +1,4 @@
-"""INIT: what the kernel offers, and what of it a mount takes."""
+"""INIT: what the kernel offers, and what a mount takes of it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _ALWAYS = (
     | wire.DO_READDIRPLUS | wire.READDIRPLUS_AUTO | wire.ASYNC_DIO | wire.PARALLEL_DIROPS
     | wire.MAX_PAGES | wire.INIT_EXT | wire.DIRECT_IO_ALLOW_MMAP
 )  # fmt: skip
-"""Locks are not among them: the kernel keeps those of one machine by itself."""
+"""Locks are not among these: the kernel keeps the locks of one machine by itself."""
 _WITH_FILES = (
     wire.EXPORT_SUPPORT | wire.POSIX_ACL | wire.SETXATTR_EXT | wire.DONT_MASK
     | wire.HANDLE_KILLPRIV_V2
 )  # fmt: skip
-"""The umask is for the handlers to apply, who know of default lists, and so is to take privileges
-away with a change."""
+"""The handlers apply the umask, because only they know default lists. They also take privileges
+away, in one step with the change."""
 _LOW = (1 << 32) - 1
 
 
@@ -29,17 +29,17 @@ class Terms(NamedTuple):
     """What a mount wants to agree on."""
 
     max_write: int
-    """In bytes; a request and its answer have room for as much beside their heads."""
+    """In bytes; a request and its answer have room for this much behind their heads."""
     max_background: int
     has_files: bool
     over_uring: bool
 
 
 def agree(operation: bytes, terms: Terms) -> tuple[bytes, Agreement]:
-    """The answer to an INIT, and what is agreed on by it.
+    """The answer to an INIT, and what it agrees on.
 
-    Raises OSError: ENODEV where the kernel does not offer the transport, EPROTO for another major
-    version, and struct.error for a kernel older than Linux 2.6.26.
+    Raises OSError: ENODEV if the kernel does not offer the transport, EPROTO for another major
+    version. Raises struct.error for a kernel older than Linux 2.6.26.
     """
     padded = operation[: wire.INIT_IN.size].ljust(wire.INIT_IN.size, b"\0")
     major, minor, max_readahead, low, high = wire.INIT_IN.unpack(padded)

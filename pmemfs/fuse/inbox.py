@@ -1,9 +1,9 @@
-"""Sockets that one task serves, and how it waits for their next message: asleep, or awake.
+"""Sockets that one task serves, and how it waits for their next message: asleep or awake.
 
-Who calls one operation after another sends the next request 10 to 100 us after the last answer,
-and to fall asleep and wake takes as long, or longer where an idle CPU halts. So after a short
-sleep, the next message is waited for awake, with `sched_yield` for whoever else wants the CPU; when
-that was in vain, or other tasks have something to do, asleep. An idle mount uses no CPU.
+A program that calls one operation after another sends its next request 10 to 100 us after the last
+answer. Falling asleep and waking takes as long, and longer if an idle CPU halts. So after a short
+sleep this task waits awake for the next message, with `sched_yield` for other threads that want the
+CPU. It falls asleep if that was in vain, or if other tasks have work. An idle mount uses no CPU.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _TURN_SECONDS = 1e-3
 
 
 class Inbox:
-    """Sockets with messages."""
+    """Sockets that may have messages."""
 
     def __init__(self, connections: Sequence[socket.socket]) -> None:
         self._mine = {connection.fileno(): connection for connection in connections}
@@ -34,15 +34,15 @@ class Inbox:
             self._messages.register(connection, select.EPOLLIN)
 
     def __bool__(self) -> bool:
-        """Whether there is anything left to wait for."""
+        """Whether a socket is left to wait for."""
         return bool(self._mine)
 
     def close(self) -> None:
-        """Watch nothing any more; the sockets stay open."""
+        """Stop watching; the sockets stay open."""
         self._messages.close()
 
     def remove(self, connection: socket.socket) -> None:
-        """Its other end has hung up."""
+        """Take a socket out whose other end has hung up."""
         self.mute(connection)
         del self._mine[connection.fileno()]
 
@@ -59,7 +59,7 @@ class Inbox:
             self._messages.register(connection, select.EPOLLIN)
 
     async def wait(self) -> None:
-        """Let all others run until there is a message."""
+        """Let all other tasks run until there is a message."""
         since = perf_counter()
         await trio.lowlevel.wait_readable(self._messages.fileno())
         now = perf_counter()
@@ -67,9 +67,9 @@ class Inbox:
         self._turn_ends = now + _TURN_SECONDS
 
     def next(self, *, may_wait: bool) -> list[socket.socket]:
-        """The sockets with messages; none when it is time to let others run.
+        """The sockets that have messages; [] when it is time to let other tasks run.
 
-        With `may_wait`, what follows soon is waited for.
+        With `may_wait` this may wait awake for a message that comes soon.
         """
         if perf_counter() >= self._turn_ends:
             return []

@@ -1,8 +1,8 @@
-"""Telling the kernel through the data plane, which alone has the connection.
+"""Notices to the kernel, sent through the data plane, because only it has the connection.
 
-A thread there that serves no queue writes each notice and sends back the errno, in order; so to
-tell holds up nobody, and whoever has told can wait until the kernel knows. See
-`handlers/notifications` for what may be waited for.
+A thread of the data plane that serves no queue writes each notice and sends back the errno, in
+order. So sending a notice holds up no request, and the sender can wait until the kernel knows.
+`handlers/notifications` says what may be waited for.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _WHOLE = wire.OUT_HEADER.size + wire.NOTIFY_INVAL_INODE_OUT.size
 
 
 class Told:
-    """A notice: awaited, it is over when the kernel has been told."""
+    """A notice. Awaiting it ends once the kernel has been told."""
 
     def __init__(self) -> None:
         self._is_over = trio.Event()
 
     def end(self) -> None:
-        """The kernel knows, or never will."""
+        """The kernel knows now, or never will."""
         self._is_over.set()
 
     def __await__(self) -> Generator[Any, Any, None]:
@@ -35,7 +35,7 @@ class Told:
 
 
 class Notices:
-    """The notices of one mount. What finds no room in the socket is sent when there is some."""
+    """The notices of one mount. If the socket has no room, they are sent once it has."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -44,8 +44,8 @@ class Notices:
         self._has_hung_up = False
 
     def tell(self, ino: int) -> Told:
-        """Let the kernel ask again what an inode is like."""
-        # An offset below 0: only attributes, and no data.
+        """Let the kernel ask for the attributes of an inode again."""
+        # An offset below 0 means: only attributes, and no data.
         notice = wire.NOTIFY_INVAL_INODE_OUT.pack(ino, -1, 0)
         told = Told()
         self._under_way.append(told)
@@ -54,11 +54,11 @@ class Notices:
         return told
 
     async def serve(self) -> None:
-        """Learn what the kernel has been told, until the data plane hangs up."""
+        """Learn which notices the kernel has got, until the data plane hangs up."""
         while not self._has_hung_up:
             await trio.lowlevel.wait_readable(self._connection)
             try:
-                # The errno tells whether the kernel knew the inode, which is all the same.
+                # The errno says whether the kernel knew the inode. Either way it is told now.
                 errno = self._connection.recv(_ERRNO_BYTES, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 continue
@@ -77,7 +77,7 @@ class Notices:
             try:
                 self._connection.send(self._unsent[0], socket.MSG_DONTWAIT)
             except BlockingIOError:
-                # What fills the socket is answered, and then there is room.
+                # The notices that fill the socket will be answered, and then there is room.
                 return
             except (BrokenPipeError, ConnectionResetError):
                 self._hang_up()

@@ -1,12 +1,14 @@
-"""The two planes of one mount, seen from the control plane: made, joined, and ended here.
+"""The two planes of one mount, from the control plane's side: made, joined and ended here.
 
     fusermount3 -> /dev/fuse -> data plane (a process of its own)
                                   | forwarded: requests that it can't answer, and their replies
-                                  | notices:   what the kernel is to be told
+                                  | notices:   what the kernel is told
 
-Invariants: after `start` this process holds no descriptor of the connection, so the mount dies with
-the data plane; the data plane ends when this process does, since a mount that can neither be opened
-nor made durable any more serves nobody.
+Invariants:
+- after `start` this process holds no descriptor of the connection, so the mount dies with the data
+  plane. Otherwise callers would wait for ever for a mount that nothing serves;
+- the data plane ends when this process ends, because a mount whose files can't be opened or made
+  durable any more is of no use.
 """
 
 from __future__ import annotations
@@ -33,11 +35,11 @@ _SO_SNDBUFFORCE = 32
 _SOCKET_BYTES = 8 * MIB
 _MESSAGE_OVERHEAD = 64
 _HEADERS_BYTES = 4 * KIB
-"""Of a request or reply, beside what it moves."""
+"""The most that a request or reply has besides the bytes that it moves."""
 MAX_BACKGROUND = 16384
-"""Requests under way that the kernel lets there be."""
+"""How many requests the kernel may have under way."""
 _ENTRIES_BYTES = 64 * MIB
-"""The memory of all entries of the rings together, where that leaves each queue a few."""
+"""The memory of all rings' entries together, if that leaves each queue a few entries."""
 _LEAST_DEPTH = 4
 _LEAST_WRITE = 64 * KIB
 _MOST_DEPTH = 32
@@ -77,15 +79,15 @@ def choose_settings(transport: str, message_bytes: int) -> PlaneSettings:
 
 
 def possible_cpu_count() -> int:
-    """One more than the highest number of a CPU that may ever be there."""
+    """One more than the highest number of any CPU that may ever exist."""
     with open("/sys/devices/system/cpu/possible") as file:
         return int(file.read().strip().replace("-", ",").rsplit(",", 1)[-1]) + 1
 
 
 class Sockets:
-    """What joins the planes: `forwarded` and `notices` are this process's ends.
+    """The sockets between the planes: `forwarded` and `notices` are this process's ends.
 
-    The first of `forwarded` is for all workers; `add_own` adds one for each of some.
+    The first of `forwarded` is for all workers; `add_own` adds sockets of single workers.
     """
 
     def __init__(self) -> None:
@@ -95,25 +97,25 @@ class Sockets:
         self.add_own(1)
 
     def add_own(self, count: int) -> None:
-        """More sockets for requests, as many as descriptors are cheap."""
+        """Add sockets for requests, one for each of so many workers, up to a limit."""
         for _ in range(min(count, _MOST_OWN)):
             ours, theirs = _socketpair()
             self.forwarded.append(ours)
             self.their_forwarded.append(theirs)
 
     def close_theirs(self) -> None:
-        """Close the ends that the data plane has got."""
+        """Close the data plane's ends, which that process has by now."""
         for end in (self.their_notices, *self.their_forwarded):
             end.close()
 
     @property
     def message_bytes(self) -> int:
-        """The longest message that fits."""
+        """The longest message that fits into a socket."""
         first = self.forwarded[0]
         return first.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) - _MESSAGE_OVERHEAD
 
     def hang_up(self) -> None:
-        """Let the data plane know that nobody answers any more."""
+        """Tell the data plane that nothing is answered here any more."""
         with suppress(OSError):
             self.forwarded[0].shutdown(socket.SHUT_RDWR)
 
@@ -138,7 +140,7 @@ class DataPlane:
 
     @property
     def pid(self) -> int | None:
-        """The process, once it is started."""
+        """The process's number, once it is started."""
         return self._process.pid if self._process else None
 
     def start(self, medium: MappedMedium) -> None:
@@ -167,6 +169,8 @@ class DataPlane:
                 *forward_fds,
             ],
         )
+        # The data plane has it. If this process kept it, too, the mount would outlive the data
+        # plane.
         os.close(self._fuse_fd)
         self.sockets.close_theirs()
 
@@ -181,7 +185,7 @@ class DataPlane:
         raise DataPlaneFailed(why=f"it was not ready within {_READY_SECONDS} s")
 
     async def wait(self) -> None:
-        """Return when it has ended with its mount. Raises DataPlaneFailed if it failed."""
+        """Return when the data plane has ended with its mount. Raises DataPlaneFailed."""
         assert self._process is not None
         pidfd = os.pidfd_open(self._process.pid)
         try:
@@ -192,12 +196,12 @@ class DataPlane:
             raise self._failure()
 
     def ask_to_end(self) -> None:
-        """Let it finish what it has begun, and end."""
+        """Let the data plane finish what it has begun, and end."""
         self._shared.set_header_word("ends", 1)
         self.sockets.hang_up()
 
     def stop(self) -> None:
-        """See it end; it may have ended already, or never have been started."""
+        """Wait for its end; it may have ended already, or never have been started."""
         self.ask_to_end()
         if self._process is not None:
             self._process.wait()
@@ -205,7 +209,7 @@ class DataPlane:
             os.close(self._fuse_fd)
 
     def close(self) -> None:
-        """Close what is left of it here."""
+        """Close what is left of the data plane here."""
         self.sockets.close()
         os.close(self._said)
 
@@ -214,7 +218,7 @@ class DataPlane:
         return all(self._shared.slot_word(worker, "thread_id") for worker in workers)
 
     def _failure(self) -> DataPlaneFailed:
-        """Why it has ended, or is about to."""
+        """Why the data plane has ended, or is about to end."""
         assert self._process is not None
         status = self._process.wait()
         said = os.pread(self._said, 64 * KIB, 0).decode(errors="replace").strip()
@@ -224,13 +228,13 @@ class DataPlane:
         if status < 0:
             return DataPlaneFailed(why=f"it was ended by signal {signal.Signals(-status).name}")
         failure = DataPlaneFailed(why=os.strerror(status).lower())
-        # What it has answered is the errno of a system call.
+        # Its exit status is the errno of a system call.
         failure.__cause__ = system_error(status)
         return failure
 
 
 def _socketpair() -> tuple[socket.socket, socket.socket]:
-    """Two ends that take a whole request in one message, as far as this user may have that."""
+    """Two ends that take a whole request in one message, as far as this user may have that much."""
     ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     for end in ends:
         try:

@@ -1,20 +1,19 @@
-"""What the data plane answers: I/O of files that are open and in use, attributes of directories.
+"""What the data plane answers: I/O of files in use, and attributes of directories.
 
-Most files are opened, read once and closed, and what publishing costs would be lost on them. So a
-file is published when it shows that there is more to come: at a read that does not reach its end,
-at its second write or one of 64 KiB, at an fsync; and withdrawn when nobody has it open any more.
-Publishing costs by the number of extents, so a file of many that changes again and again (pages
-written in any order into holes) is published anew only after so many requests that this is no more
-than they cost themselves. Invariants:
-- only regular files that are open are published, and none that a write must take privileges from,
-  or that is immutable or append-only: the data plane knows nothing of either;
-- whose extents changed is withdrawn before they are given to anybody else, and published anew by
-  the next request that comes here;
-- `changed` and `gone` answer a token as long as any worker may see what was ever published.
+Most files are opened, read once and closed, and publishing them would cost more than it saves. So a
+file is published when more requests look likely: at a read that does not reach its end, at its
+second write, at a write of 64 KiB, or at an fsync. It is withdrawn when its last handle is closed.
+The cost of publishing grows with the number of extents. So a file with many extents that changes
+again and again (as when pages are written in any order into holes) is published anew only after so
+many requests that publishing costs no more than they do. Invariants:
+- only open regular files are published. A file with privileges that a write must take away, or one
+  that is immutable or append-only, is not, because the data plane knows nothing of these;
+- a file that has lost extents is withdrawn before their frames are given to anybody else, and the
+  next request that comes here publishes it anew. Otherwise a worker would write into another file;
+- `changed` and `gone` return a token as long as any worker may see what was ever published.
 
-The kernel asks for the attributes of a directory after each change of its names, unless nobody
-looks at it: so of those that somebody has asked for, they are published, and again when they
-change.
+The kernel asks for a directory's attributes after each change of its names. So the attributes of
+directories that a program has asked for are published, and published again when they change.
 """
 
 from __future__ import annotations
@@ -38,51 +37,51 @@ from pmemfs.volume.fs.publication import Tables
 _LARGE_WRITE_BYTES = 64 * KIB
 _WRITES = 2
 _MOST_EXTENTS = EXTENT_ARENA_BYTES // 8 // EXTENT.size_bytes
-"""One file may not push out all others."""
+"""The limit for one file, so that it can't push out all others."""
 _EXTENTS_A_REQUEST = 64
-"""So many can be published while one request is answered."""
+"""How many extents can be published in the time that one request takes."""
 _GRACES_KEPT = 64
 
 
 class PublishedAttributes:
-    """The answers to GETATTR in the memory that the planes share."""
+    """The answers to GETATTR in the shared memory."""
 
     def __init__(self, shared: SharedMemory) -> None:
         self._shared = shared
         self._wanted = shared.published_attributes()
-        """By place, the inode that was asked for last."""
+        """The inode that was asked for last, by place."""
 
     def is_wanted(self, ino: int) -> bool:
-        """Whether somebody has asked for an inode's attributes, and for no rival's since."""
+        """Whether a program has asked for an inode's attributes, and not for a rival's since."""
         return self._wanted.get(layouts.attributes_place_of(ino)) == ino
 
     def publish(self, attributes: Attributes) -> None:
-        """Let the data plane answer from now on; nobody else's attributes in its place."""
+        """Let the data plane answer from now on, with these attributes in their place."""
         ino = attributes.ino
         self._wanted[layouts.attributes_place_of(ino)] = ino
         self._shared.publish_attributes(ino, attr_out(attributes))
 
     def withdraw(self, ino: int) -> None:
-        """What was published is no longer so."""
+        """Withdraw what was published of an inode."""
         if self.is_wanted(ino):
             self._shared.withdraw_attributes(ino)
 
 
 class PublishedTables(Tables):
-    """The tables of files in the memory that the planes share."""
+    """The tables of files in the shared memory."""
 
     def __init__(self, shared: SharedMemory) -> None:
         self._shared = shared
         self.attributes = PublishedAttributes(shared)
         self._published = dict.fromkeys(table.inode for table in shared.published())
-        """The least recently published one first."""
+        """The published inodes, the least recently published first."""
         self._leaving: dict[int, Grace] = {}
-        """What was withdrawn, and may still be seen."""
+        """Withdrawn inodes whose tables a worker may still see."""
         self._before: Grace | None = shared.begin_grace()
-        """What was withdrawn by whoever was here before may still be seen until then."""
+        """Until then a worker may still see tables that an earlier daemon has withdrawn."""
 
     def note_reads(self, access_times: AccessTimes) -> None:
-        """Which reads the data plane is to note; before it serves any."""
+        """Tell the data plane which reads to note as accesses, before it serves any."""
         self._shared.set_header_word("access_times", access_times)
 
     def is_published(self, ino: int) -> bool:
@@ -93,14 +92,15 @@ class PublishedTables(Tables):
         self, ino: int, size_bytes: int, extents: Sequence[Extent], *, live_offset: int,
         limit_bytes: int,
     ) -> bool:  # fmt: skip
-        """Let the data plane serve a file, if need be instead of another one; whether it does.
+        """Let the data plane serve a file, in place of another one if necessary; whether it does.
 
-        Where it doesn't, it does not go on with what was published before, either.
+        If it does not, an older table of the file is withdrawn, too.
         """
         if len(extents) > _MOST_EXTENTS:
             self.withdraw(ino)
             return False
-        # The first may have no entry, for which a rival has to go, or no memory, for which any.
+        # The first try may lack an entry, and then a rival has to go. The second may lack memory,
+        # and then any published file may go.
         for candidates in (self._shared.rivals(ino), list(self._published), []):
             try:
                 self._shared.publish(
@@ -116,7 +116,7 @@ class PublishedTables(Tables):
         return False
 
     def withdraw(self, ino: int) -> Grace | None:
-        """Serve a file here from now on; the time from which on nobody sees its table any more."""
+        """Serve a file here from now on; the grace period after which no worker sees its table."""
         if ino in self._published:
             del self._published[ino]
             self._forget_what_is_over()
@@ -124,7 +124,7 @@ class PublishedTables(Tables):
         grace = self._leaving.get(ino, self._before)
         if grace is not None and self._shared.is_over(grace):
             self._leaving.pop(ino, None)
-            # The first of all, so it is over whichever this was.
+            # `_before` is the oldest of all, so it is over whichever grace period this was.
             self._before = None
             return None
         return grace
@@ -160,17 +160,17 @@ class PublishedTables(Tables):
 
 @dataclass(slots=True)
 class _Demand:
-    """What an open file was asked for."""
+    """What has been asked of an open file."""
 
     opens: int = 0
     writes: int = 0
     is_wanted: bool = False
     patience: int = 0
-    """Requests that are answered here before it is published again."""
+    """How many requests are answered here before it is published again."""
 
 
 class Publisher:
-    """Is told what happens to open files, and publishes those that are worth it."""
+    """Is told what happens to open files, and publishes the files that are worth it."""
 
     def __init__(self, fs: FileSystem, tables: PublishedTables) -> None:
         self._fs = fs
@@ -178,16 +178,16 @@ class Publisher:
         self._demands: dict[int, _Demand] = {}
 
     def opened(self, ino: int) -> None:
-        """A file was opened, or was open before this began."""
+        """A handle was opened, or was open before this object was made."""
         demand = self._demands.get(ino)
         if demand is None:
-            # Published it is only where somebody else has found that it is wanted.
+            # If it is published already, an earlier daemon has found it worth that.
             wanted = self._tables.is_published(ino)
             demand = self._demands[ino] = _Demand(is_wanted=wanted)
         demand.opens += 1
 
     def closed(self, ino: int) -> None:
-        """As often as `opened`."""
+        """A handle was closed: called as often as `opened`."""
         demand = self._demands[ino]
         demand.opens -= 1
         if not demand.opens:
@@ -195,7 +195,7 @@ class Publisher:
             self._tables.withdraw(ino)
 
     def was_read(self, ino: int, end_bytes: int) -> None:
-        """A read came here that asked for what is before `end_bytes`."""
+        """A read came here that asked for bytes up to `end_bytes`."""
         demand = self._demands.get(ino)
         if demand and not self._tables.is_published(ino):
             if not demand.is_wanted and end_bytes < self._fs.attributes(ino).size_bytes:
@@ -203,12 +203,12 @@ class Publisher:
             self._publish(ino, demand)
 
     def was_written(self, ino: int, length_bytes: int) -> None:
-        """A write came here, and has been done."""
+        """A write came here and was done."""
         demand = self._demands.get(ino)
         if demand:
             demand.writes += 1
             demand.is_wanted |= length_bytes >= _LARGE_WRITE_BYTES or demand.writes >= _WRITES
-            # Also what is published: it ends elsewhere now.
+            # A published file, too: its end and its limit have changed.
             self._publish(ino, demand)
 
     def was_synced(self, ino: int) -> None:
@@ -219,13 +219,13 @@ class Publisher:
             self._publish(ino, demand)
 
     def was_changed(self, ino: int) -> None:
-        """Something else happened that may have changed its extents, its size or its mode."""
+        """Something else has happened that may have changed extents, size or mode."""
         demand = self._demands.get(ino)
         if demand:
             self._publish(ino, demand)
 
     def has_failed(self, ino: int) -> None:
-        """What happened to it was not done wholly: what is published may be what was before."""
+        """A change was perhaps done in part, so what is published may be out of date."""
         self._tables.withdraw(ino)
 
     def _publish(self, ino: int, demand: _Demand) -> None:

@@ -1,8 +1,8 @@
-"""The pyfuse3 door: pyfuse3's types, for the handlers and back. The python engine's only way in.
+"""The pyfuse3 door: converts between pyfuse3's types and the handlers. The python engine's way in.
 
-What an operation does is decided by the handlers. What pyfuse3 lacks, the table in docs/design.md
-says. Invariant: no exception but FUSEError leaves a method, since that would end the session, and
-every user of the mount would get ENOTCONN.
+The handlers decide what an operation does. docs/design.md has a table of what pyfuse3 lacks.
+Invariant: only FUSEError leaves a method. Any other exception would end the session, and every user
+of the mount would get ENOTCONN.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Pyfuse3Door(pyfuse3.Operations):
         found = await self._ask("lookup", self._handlers.names.lookup, parent_inode, name)
         if found is not None:
             return entry_of(found)
-        # The number 0: there is no such name, and the kernel may remember that.
+        # The number 0 means that there is no such name, and that the kernel may remember that.
         missing = EntryAttributes()
         missing.st_ino = InodeT(0)
         missing.entry_timeout = CACHE_SECONDS
@@ -149,7 +149,7 @@ class Pyfuse3Door(pyfuse3.Operations):
         )
 
     async def access(self, inode: InodeT, mode: ModeT, ctx: RequestContext) -> bool:
-        """The kernel has checked it: the mount has default_permissions."""
+        """Allow it: the kernel has checked, because the mount has default_permissions."""
         return True
 
     async def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:
@@ -212,7 +212,7 @@ class Pyfuse3Door(pyfuse3.Operations):
     # Directories
 
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
-        # pyfuse3 does not tell of O_NOATIME.
+        # pyfuse3 does not pass O_NOATIME on.
         return FileHandleT(
             await self._ask("opendir", self._handlers.directories.open, caller_of(ctx), inode)
         )
@@ -229,16 +229,16 @@ class Pyfuse3Door(pyfuse3.Operations):
         await self._ask("releasedir", self._handlers.directories.close, fh)
 
     async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
-        """Nothing to do: what changes a directory is durable when it is answered."""
+        """Nothing to do: a change of a directory is durable when it is answered."""
 
 
 def caller_of(ctx: RequestContext) -> Caller:
-    """Who asks pyfuse3."""
+    """The caller of a request that came through pyfuse3."""
     return Caller(ctx.uid, ctx.gid, ctx.pid)
 
 
 def entry_of(attributes: Attributes) -> EntryAttributes:
-    """Attributes as pyfuse3 wants them, to be kept by the kernel for long."""
+    """Attributes as pyfuse3 wants them; the kernel may keep them for long."""
     entry = EntryAttributes()
     entry.st_ino = InodeT(attributes.ino)
     entry.generation = attributes.generation
@@ -258,7 +258,7 @@ def entry_of(attributes: Attributes) -> EntryAttributes:
 
 
 def _dot(listed: Listed) -> EntryAttributes:
-    """One of the dots, of which the kernel takes the number and the type."""
+    """One of the dots. The kernel takes its number and type."""
     entry = EntryAttributes()
     entry.st_ino = InodeT(listed.ino)
     entry.st_mode = ModeT(listed.type << 12)

@@ -1,6 +1,6 @@
-"""The python engine's mount: pyfuse3 on /dev/fuse, where everything happens in this process.
+"""The python engine's mount: pyfuse3 on /dev/fuse, with everything in this process.
 
-The only module, with `pyfuse3door`, that loads pyfuse3: a native mount does without it.
+Only this module and `pyfuse3door` load pyfuse3, so a native mount does without it.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from pmemfs.mountinfo import Mount
 from pmemfs.pool import Pool
 
 _MAX_BACKGROUND = 1024
-"""The kernel's own 12 would hold back asynchronous direct I/O that is deeper than that."""
+"""The kernel's default, 12, would hold back deeper asynchronous direct I/O."""
 _ENDS = (errno.ENODEV, errno.ECONNABORTED, errno.EIO)
-"""What libfuse's read answers when the mount is gone: unmounted or aborted."""
+"""What libfuse's read returns when the mount is gone, because it was unmounted or aborted."""
 
 _LIBFUSE = ctypes.CDLL(pyfuse3.__file__)
 _IGNORED = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda *_: None)
 
 
 def silence_libfuse() -> None:
-    """Let libfuse write no lines of its own, such as "short read on fuse device" when a mount ends.
+    """Let libfuse write no lines of its own, such as "short read on fuse device" at the end.
 
-    What fails while it serves pyfuse3 raises, and we log.
+    A failure while pyfuse3 is serving raises, and is logged here.
     """
     _LIBFUSE.fuse_set_log_func(_IGNORED)
 
@@ -59,21 +59,21 @@ class PythonSession(Session):
 
     def make_mount(self, mountpoint: str, options: MountOptions) -> None:
         fuse_fd, self.mount = mount_by_helper(self._medium.name, mountpoint, options)
-        # libfuse, too, could mount, but pyfuse3 gives it the name of the pool in ASCII only.
+        # libfuse could mount as well, but pyfuse3 passes it only ASCII names of pools.
         pyfuse3.init(self._door, f"/dev/fd/{fuse_fd}", set())
         _allow_deep_queues(self.mount)
 
     async def serve(self, on_ready: Callable[[Mount], None]) -> None:
         silence_libfuse()
         on_ready(self.mount)
-        # Where no answer has to wait for anything, one task gives all: handing over to others costs
-        # a tenth of each. What takes long to read in mode `fs` is waited for, too, but so seldom
-        # that all answers are not to pay for it.
+        # If no answer has to wait for anything, one task gives all answers: switching tasks would
+        # cost a tenth of each. In mode `fs`, long reads of inodes are waited for, too, but so
+        # seldom that not all answers should pay for it.
         task_count = 64 if self._medium.durability is Durability.MSYNC else 1
         try:
             await pyfuse3.main(min_tasks=min(2, task_count), max_tasks=task_count)
         except* OSError as group:
-            # An aborted connection ends a mount as unmounting does.
+            # An abort of the connection ends the mount, as unmounting does.
             _, others = group.split(_ends_a_mount)
             if others:
                 raise others from None
@@ -82,13 +82,13 @@ class PythonSession(Session):
         pyfuse3.terminate()
 
     def end(self) -> None:
-        # libfuse would unmount whatever is on that directory now.
+        # libfuse would unmount whatever is on that directory by now.
         detach_mount(self.mount)
         pyfuse3.close(unmount=False)
 
 
 def _tell(ino: int) -> None:
-    # The kernel may not have it, and then there is nothing to forget.
+    # If the kernel does not have the inode, it has nothing to forget.
     with suppress(OSError):
         pyfuse3.invalidate_inode(pyfuse3.InodeT(ino), attr_only=True)
 
@@ -98,7 +98,7 @@ def _ends_a_mount(error: BaseException) -> bool:
 
 
 def _allow_deep_queues(mount: Mount) -> None:
-    """Raise the connection's limits of requests under way; where we may not, leave them."""
+    """Raise the connection's limits of requests under way, if this user may."""
     connection = Path("/sys/fs/fuse/connections") / str(mount.minor)
     for name in ("max_background", "congestion_threshold"):
         try:

@@ -1,6 +1,6 @@
-"""What a mount serves, by its mode: a volume, its engine, its handlers.
+"""What a mount serves, depending on its mode: a volume, its engine, its handlers.
 
-A session makes the mount and the planes; this is what it lets them serve, and all it knows of it.
+A session makes the mount and the planes. Of what it serves it knows only this.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pmemfs.volume.fs.filesystem import FileSystem
 
 @dataclass(frozen=True)
 class Served:
-    """What is served."""
+    """What one mount serves."""
 
     volume: Volume
     engine: Engine
@@ -35,15 +35,15 @@ class Served:
 
     @property
     def fs(self) -> FileSystem | None:
-        """The volume of mode `fs`."""
+        """The volume of mode `fs`; None in mode `block`."""
         return self.volume if isinstance(self.volume, FileSystem) else None
 
 
 def serve_pool(
     pool: Pool, medium: MappedMedium, memmap: Memmap, engine: Engine, options: MountOptions
 ) -> Served:
-    """What a pool serves through an engine, and what a data plane is shown of it, if that engine
-    has one. Raises PmemfsError."""
+    """What a pool serves through an engine. If the engine has a data plane, that is shown what it
+    may answer. Raises PmemfsError."""
     if pool.label.mode == Mode.FS:
         return _files(pool, medium, memmap, engine, options)
     onlookers = PublishedDevice(engine, medium) if isinstance(engine, SharedEngine) else Onlookers()
@@ -74,5 +74,5 @@ def _files(
 
 
 def _opens(engine: Engine) -> OpenPlaces | None:
-    """Where open files stand so that they outlive this process, if anything of the mount does."""
+    """The places of open files in the shared memory, which outlives this process; None without."""
     return OpenPlaces(engine.shared.opens) if isinstance(engine, SharedEngine) else None

@@ -2,8 +2,8 @@
 
 session = open_session(...)       all but the mount
 session.make_mount(...)           mounted, but nothing is answered yet
-await session.serve(on_ready)     until somebody unmounts, or `terminate`
-session.end()                     unmounted, and nobody serves any more
+await session.serve(on_ready)     until it is unmounted, or `terminate` is called
+session.end()                     unmounted, and nothing is served any more
 session.close()                   the volume has ended, too
 """
 
@@ -47,7 +47,7 @@ _WATCH_SECONDS = 1
 
 
 class Session(ABC):
-    """A mount that this process serves, or lets serve."""
+    """A mount that this process serves, alone or with a data plane."""
 
     memmap: Memmap
     served: Served
@@ -55,10 +55,10 @@ class Session(ABC):
     mount: Mount
     transport: str
     transport_reason: str
-    """One line on why it is this one, and not the other."""
+    """One line that says why this transport was chosen and not the other."""
     data_plane_pid: int | None = None
     queue_count = 0
-    """Workers that serve a CPU each, numbered alike; those after them read /dev/fuse."""
+    """The first so many workers serve the CPU of their number; the others read /dev/fuse."""
 
     @property
     def engine(self) -> Engine:
@@ -80,10 +80,10 @@ class Session(ABC):
                 told = self.served.handlers.notifier.tell(INODE)
                 if told is not None:
                     await told
-                # Whoever looks makes the kernel ask for the new size: until then, asynchronous
-                # reads behind the old end find nothing. Another process must look: a thread of
-                # this one that waits for our own answer would keep us from dying when killed,
-                # and so the data plane from noticing.
+                # A stat(2) makes the kernel ask for the new size. Until then asynchronous reads
+                # behind the old end find nothing. Another process must call it: a thread of this
+                # one would wait for its own process's answer, which would keep this process from
+                # dying when it is killed, and the data plane from noticing.
                 path = os.path.join(self.mountpoint, volume.name)
                 await trio.run_process(["stat", "--", path], check=False,
                                        capture_stdout=True, capture_stderr=True)  # fmt: skip
@@ -92,7 +92,7 @@ class Session(ABC):
 
     @abstractmethod
     def make_mount(self, mountpoint: str, options: MountOptions) -> None:
-        """Mount: from now on there is something to `end`. Raises MountFailed."""
+        """Mount; from now on `end` has to be called. Raises MountFailed."""
 
     @abstractmethod
     async def serve(self, on_ready: Callable[[Mount], None]) -> None:
@@ -103,15 +103,15 @@ class Session(ABC):
 
     @abstractmethod
     def end(self) -> None:
-        """Unmount, if it is still mounted. Afterwards nobody but this process touches the pool."""
+        """Unmount if it is still mounted. After that only this process touches the pool."""
 
     def close(self) -> None:
-        """What was served has ended, too: what it needed of the session may go."""
+        """The volume has ended: let go of what it needed of this session."""
         return
 
     @abstractmethod
     def terminate(self) -> None:
-        """Let `serve` return."""
+        """Make `serve` return."""
 
 
 class NativeSession(Session):
@@ -185,7 +185,7 @@ class NativeSession(Session):
         self._shared.close()
 
     async def _watch_memory(self) -> None:
-        """Learn where memory comes and goes, and say what could not be touched."""
+        """Find out where memory comes and goes, and log what could not be touched."""
         engine = self._engine
         await engine.survey_presence()
         while True:

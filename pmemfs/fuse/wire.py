@@ -1,6 +1,6 @@
-"""The kernel's protocol as data: opcodes, structures, flags. Each stands here once.
+"""The kernel's protocol as data: opcodes, structures, flags, each of them once.
 
-What follows a structure (names, values, bytes) is the door's business, see `wiredoor`.
+The door (`wiredoor`) takes apart what follows a structure: names, values, bytes.
 Source: include/uapi/linux/fuse.h of Linux 6.18, version 7.45 of the protocol.
 """
 
@@ -13,7 +13,7 @@ MAJOR, MINOR = 7, 45
 
 
 class Opcode(IntEnum):
-    """What a request asks for."""
+    """The operation of a request."""
 
     LOOKUP = 1
     FORGET = 2
@@ -74,8 +74,8 @@ NOTIFY_INVAL_INODE = 2
 class Structure(struct.Struct):
     """A structure of the protocol: its name in linux/fuse.h, and its fields in order.
 
-    A field is its name there and a code of `struct`; one that is only there to fill is reserved
-    (`x`), and is neither given nor unpacked.
+    A field is its name there with a code of `struct`. Padding is declared as reserved (`x`), and
+    is neither packed nor unpacked.
     """
 
     def __new__(cls, name: str, **fields: str) -> Structure:
@@ -85,7 +85,7 @@ class Structure(struct.Struct):
         super().__init__("<" + "".join(fields.values()))
         self.name = name
         self.offsets: dict[str, int] = {}
-        """In bytes, by field."""
+        """Offsets in bytes, by field."""
         at = 0
         for field, code in fields.items():
             self.offsets[field] = at
@@ -142,7 +142,7 @@ SETXATTR_IN = Structure(
     "fuse_setxattr_in", size="I", flags="I", setxattr_flags="I", padding="4x"
 )  # fmt: skip
 SHORT_SETXATTR_BYTES = 8
-"""Of SETXATTR_IN, where INIT has not agreed on SETXATTR_EXT."""
+"""The length of SETXATTR_IN if INIT has not agreed on SETXATTR_EXT."""
 GETXATTR_IN = Structure("fuse_getxattr_in", size="I", padding="4x")
 GETXATTR_OUT = Structure("fuse_getxattr_out", size="I", padding="4x")
 IOCTL_IN = Structure(
@@ -211,15 +211,16 @@ SETS_MODE, SETS_UID, SETS_GID, SETS_SIZE = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 SETS_ATIME, SETS_MTIME, SETS_CTIME = 1 << 4, 1 << 5, 1 << 10
 SETS_ATIME_NOW, SETS_MTIME_NOW = 1 << 7, 1 << 8
 SETATTR_KILL_SUIDGID = 1 << 11
-"""As `WRITE_KILL_SUIDGID`; always of a change of the owner."""
+"""As `WRITE_KILL_SUIDGID`; always set when the owner changes."""
 OPEN_KILL_SUIDGID = 1 << 0
-"""Of OPEN's open_flags: who empties the file may not keep set-user-ID and set-group-ID."""
+"""In OPEN's open_flags: the caller, who empties the file, may not keep its set-user-ID and
+set-group-ID bits."""
 WRITE_CACHE = 1 << 0
-"""Of WRITE's flags: the kernel writes its page cache back, for nobody in particular."""
+"""In WRITE's flags: the kernel writes its page cache back, on behalf of no particular caller."""
 WRITE_KILL_SUIDGID = 1 << 2
-"""Of WRITE's flags: whoever writes may not keep the file's set-user-ID and set-group-ID bits."""
+"""In WRITE's flags: the writer may not keep the file's set-user-ID and set-group-ID bits."""
 SETXATTR_ACL_KILL_SGID = 1 << 0
-"""Of SETXATTR's flags: who sets the access control list may not keep set-group-ID."""
+"""In SETXATTR's flags: the caller, who sets the access control list, may not keep set-group-ID."""
 FOPEN_DIRECT_IO = 1 << 0
 FOPEN_KEEP_CACHE = 1 << 1
 FOPEN_NOFLUSH = 1 << 5

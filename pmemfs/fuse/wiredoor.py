@@ -1,12 +1,12 @@
-"""The wire door: the kernel's requests as bytes, for the handlers and back.
+"""The wire door: converts between the kernel's bytes and the handlers.
 
-With the native engine every operation that the data plane doesn't answer comes in here. What an
-operation does is decided by the handlers. Invariants:
-- a request is what the kernel or a crafted peer says: too little of it is EINVAL, and its lengths
-  are never believed;
-- an answer is no longer than the request allows;
-- `answered` is the one table of what is answered here. What is not in it is ENOSYS, which the data
-  plane says by itself.
+With the native engine, every operation that the data plane doesn't answer comes in here. The
+handlers decide what an operation does. Invariants:
+- a request comes from the kernel or from a crafted peer. A request that is too short is EINVAL, and
+  its lengths are never believed, so it can't make this process read or write past a buffer;
+- an answer is never longer than the request allows;
+- `answered` is the only table of what is answered here. Everything else is ENOSYS, which the data
+  plane answers by itself.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ from pmemfs.pfn import FRAME_BYTES
 from pmemfs.volume.base import Later
 
 Answer = bytes | memoryview | None
-"""What follows the header of a reply; None where the kernel waits for none."""
+"""What follows the header of a reply; None if the kernel waits for no reply."""
 
 
 class Request(NamedTuple):
-    """One request: what it is about, who asks, and what follows the header."""
+    """One request: its inode, its caller, and what follows the header."""
 
     inode: int
     caller: Caller
@@ -55,13 +55,13 @@ class Request(NamedTuple):
 
 
 Handler = Callable[[Request], Later[Answer]]
-"""Answers at once, or with what has to be waited for. Raises OSError, and struct.error for too
-little."""
+"""Answers at once, or with a coroutine. Raises OSError, and struct.error for a request that is too
+short."""
 
 
 class WireDoor:
-    """The way in for one mount. `terms` are what its INIT is answered by; what that agrees on is
-    kept in the memory that the planes share, if there is any, and may have been agreed on before.
+    """The way in for one mount. `terms` answer its INIT. If there is shared memory, it keeps what
+    INIT agreed on, and an earlier daemon may have agreed on that already.
     """
 
     def __init__(
@@ -77,11 +77,11 @@ class WireDoor:
 
     @property
     def opcodes(self) -> int:
-        """What is answered here, as a bitmap for the data plane."""
+        """The opcodes that are answered here, as a bitmap for the data plane."""
         return sum(1 << opcode for opcode in self.answered)
 
     def answer(self, opcode: int, request: Request) -> Later[Answer]:
-        """Answer a request. Raises as `Handler`."""
+        """Answer a request. Raises what a `Handler` raises."""
         handler = self.answered.get(opcode)
         if handler is None:
             raise system_error(errno.ENOSYS)
@@ -119,7 +119,7 @@ class WireDoor:
             Opcode.GETATTR: lambda r: attr_out(attributes.get(r.inode)),
             Opcode.SETATTR: self._setattr,
             Opcode.STATX: lambda r: statx_out(attributes.get(r.inode)),
-            # The mount has default_permissions: the kernel has checked it.
+            # The kernel has checked, because the mount has default_permissions.
             Opcode.ACCESS: _nothing,
             Opcode.SETXATTR: self._setxattr,
             Opcode.GETXATTR: self._getxattr,
@@ -129,7 +129,7 @@ class WireDoor:
             Opcode.READDIR: lambda r: self._list(r, with_attributes=False),
             Opcode.READDIRPLUS: lambda r: self._list(r, with_attributes=True),
             Opcode.RELEASEDIR: self._releasedir,
-            # What changes a directory is durable when it is answered.
+            # A change of a directory is durable when it is answered.
             Opcode.FSYNCDIR: _nothing,
         }
 
@@ -147,7 +147,7 @@ class WireDoor:
             Opcode.RELEASE: self._release,
             Opcode.FALLOCATE: self._fallocate,
             Opcode.LSEEK: self._lseek,
-            # The older form of the answer has 32 bits for it.
+            # The older form of the answer has only 32 bits for the length.
             Opcode.COPY_FILE_RANGE: lambda r: later(self._copy(r), wire.WRITE_OUT.pack),
             Opcode.COPY_FILE_RANGE_64: lambda r: later(self._copy(r), wire.COPY_OUT_64.pack),
             Opcode.IOCTL: self._ioctl,
@@ -164,7 +164,7 @@ class WireDoor:
 
     def _statfs(self, request: Request) -> Answer:
         room = self._handlers.attributes.room()
-        # As many files as there is room for: of what nobody counts there is 0.
+        # There is no limit to the number of free files, which is told as 0.
         return wire.STATFS_OUT.pack(
             room.total_frames, room.free_frames, room.free_frames - room.reserved_frames,
             room.file_count, 0, FRAME_BYTES, NAME_MAX_BYTES, FRAME_BYTES,
@@ -343,8 +343,9 @@ class WireDoor:
         )
 
     def _ioctl(self, request: Request) -> Later[Answer]:
-        """The kernel says what goes in and out by the number of the command (_IOC_SIZE), so nothing
-        may be answered but that. Source: fs/fuse/ioctl.c of Linux, fuse_do_ioctl."""
+        """Answer an ioctl. The number of its command says how many bytes go in and out
+        (_IOC_SIZE), so the answer must have no other length. Source: fuse_do_ioctl in
+        fs/fuse/ioctl.c of Linux."""
         _, _, number, pointer, in_bytes, out_bytes = _head(wire.IOCTL_IN, request)
         argument = request.operation[wire.IOCTL_IN.size :][:in_bytes]
         answer = self._handlers.ioctls.ioctl(
@@ -354,12 +355,12 @@ class WireDoor:
 
 
 def _nothing(request: Request) -> Answer:
-    """There is nothing to do."""
+    """Answer an operation that has nothing to do."""
     return b""
 
 
 def _empty(_: None) -> Answer:
-    """What is done is answered with no more than that."""
+    """The answer to an operation that is done and returns nothing."""
     return b""
 
 
@@ -368,12 +369,12 @@ def _opened(opened: Opened) -> bytes:
 
 
 def _head(structure: wire.Structure, request: Request) -> tuple[int, ...]:
-    """The fields of what a request begins with. Raises struct.error for too little."""
+    """The fields at the start of a request. Raises struct.error if it is too short."""
     return structure.unpack_from(request.operation)
 
 
 def _sized(value: bytes, room: int) -> Answer:
-    """A value for whoever has room for it, or, with room for nothing, how much it needs."""
+    """A value, if the caller has room for it; with room for nothing, only its length."""
     if not room:
         return wire.GETXATTR_OUT.pack(len(value))
     if len(value) > room:
@@ -404,7 +405,7 @@ def _change_of(fields: tuple[int, ...]) -> Change:
 
 
 def _name(raw: bytes) -> bytes:
-    """The name at the start, which ends with a zero."""
+    """The name at the start, which ends with a zero byte."""
     name, end, _ = raw.partition(b"\0")
     if not end:
         raise system_error(errno.EINVAL)

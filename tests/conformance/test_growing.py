@@ -258,7 +258,7 @@ def test_what_cannot_be_is_refused_in_a_sentence(shm: Path, engine: str) -> None
         mount.grow(8 * MIB)
     assert mount.grow(12 * MIB).new_bytes == 12 * MIB
     if engine == "native":
-        with pytest.raises(CannotGrow, match="at most; unmount it first"):
+        with pytest.raises(CannotGrow, match="at most; unmount it and resize again"):
             mount.grow(2 * TIB)
         assert mount.grow(TIB).new_bytes == TIB
         assert mount.engine.write(mount.volume.size_bytes - 4096, b"e" * 4096) == 4096

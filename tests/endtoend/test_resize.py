@@ -260,7 +260,7 @@ def test_what_is_refused_and_what_is_nothing_to_do(pools: PoolMaker) -> None:
     mounted = pools.mount(pool)
     for target in (pool, mounted.mountpoint):
         refused(pmemfs("resize", target, "--size", "8M"), 3, "8MiB would be lost", "only grow")
-        refused(pmemfs("resize", target), 2, "--size says how large")
+        refused(pmemfs("resize", target), 2, "new size with --size")
         refused(pmemfs("resize", target, "--size", "many"), 2, "is not a size")
         said = pmemfs_ok("resize", target, "--size", "16M")
         assert said == "pool 'pmem0' has 16MiB already: nothing to do\n"

@@ -1,11 +1,12 @@
 """POSIX access control lists: their stored form, and what follows from one.
 
-With FUSE_POSIX_ACL the kernel checks permissions by the lists, and whoever serves the mount keeps
-them: what a new file inherits, and how a list and the permission bits of a mode change together.
-Invariants:
-- a list that `parse` answers is one that the kernel would take: its entries in order of their
-  tags, one each for owner, group and others, and a mask if anybody is named;
-- a list that says no more than a mode does is never stored; the mode has it.
+With FUSE_POSIX_ACL the kernel checks permissions by the lists, and the server of the mount keeps
+them: it decides what a new file inherits, and how a list and the permission bits of a mode change
+together. Invariants:
+- a list that `parse` returns is one that the kernel would take: its entries are in the order of
+  their tags, with one each for owner, group and others, and a mask if any entry names a user or
+  group;
+- a list that says no more than a mode is never stored, because the mode says it.
 
 Source: acl(5); include/uapi/linux/posix_acl_xattr.h and fs/posix_acl.c of Linux.
 """
@@ -26,7 +27,7 @@ DEFAULT = b"system.posix_acl_default"
 """The names of the attributes."""
 
 NOBODY = 0xFFFFFFFF
-"""The id of an entry that names nobody."""
+"""The id of an entry that names no user or group."""
 
 _VERSION = 2
 _HEAD = struct.Struct("<I")
@@ -36,7 +37,7 @@ _PERMISSIONS = 0o777
 
 
 class Tag(IntEnum):
-    """Whom an entry is about, in the order in which entries stand."""
+    """Whom an entry is about, in the order that entries have in a list."""
 
     OWNER = 0x01
     USER = 0x02
@@ -48,12 +49,12 @@ class Tag(IntEnum):
 
 _NAMING = (Tag.USER, Tag.GROUP)
 _CLASSES = (Tag.OWNER, Tag.GROUP_OF_FILE, Tag.OTHERS)
-"""What a mode has, too."""
+"""The entries that a mode has, too."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What somebody may do: read 4, write 2, execute 1."""
+    """What its subject may do: read 4, write 2, execute 1."""
 
     tag: Tag
     permissions: int
@@ -64,16 +65,16 @@ Acl = tuple[Entry, ...]
 
 
 class Inherited(NamedTuple):
-    """What a new file gets: its mode, and the attributes that go with it."""
+    """What a new file gets: a mode, and attributes."""
 
     mode: int
     xattrs: tuple[tuple[bytes, bytes], ...] = ()
 
 
 def parse(raw: bytes) -> Acl:
-    """The list in the value of an attribute; empty where it has no entries.
+    """The list in the value of an attribute; () if it has no entries.
 
-    Raises OSError: EOPNOTSUPP for a version that is not known, EINVAL for what is no list.
+    Raises OSError: EOPNOTSUPP for an unknown version, EINVAL for a value that is not a list.
     """
     if len(raw) < _HEAD.size or (len(raw) - _HEAD.size) % _ENTRY.size:
         raise OSError(errno.EINVAL, "an access control list of no possible length")
@@ -91,7 +92,7 @@ def parse(raw: bytes) -> Acl:
 
 
 def pack(acl: Acl) -> bytes:
-    """The value of an attribute."""
+    """The value of the attribute for a list."""
     entries = (_ENTRY.pack(entry.tag, entry.permissions, entry.id) for entry in acl)
     return _HEAD.pack(_VERSION) + b"".join(entries)
 
@@ -109,15 +110,15 @@ def says_more_than_a_mode(acl: Acl) -> bool:
 
 
 def with_mode(acl: Acl, mode: int) -> Acl:
-    """The list after chmod(2)."""
+    """The list after chmod(2) to a mode."""
     return _changed(acl, mode, lambda permissions, in_mode: in_mode)
 
 
 def inherit(default: bytes, mode: int) -> Inherited:
-    """What is made with `mode` in a directory whose default list has this value.
+    """What an inode gets that is made with `mode` in a directory with this default list.
 
-    A directory gets the default list, too. Nobody gets more than `mode` allows, and no umask counts
-    any more. Raises OSError as `parse`.
+    A directory gets the default list as well. Its permissions are at most those of `mode`, and the
+    umask does not count any more. Raises OSError as `parse`.
     """
     acl = parse(default)
     is_directory = stat.S_ISDIR(mode)
@@ -130,7 +131,7 @@ def inherit(default: bytes, mode: int) -> Inherited:
 
 
 def _changed(acl: Acl, mode: int, permissions: Callable[[int, int], int]) -> Acl:
-    """A list in which what a mode has, too, becomes what follows from both."""
+    """A list in which each entry that a mode has, too, becomes what `permissions` says."""
     shifts = _shifts(acl)
     return tuple(
         replace(entry, permissions=permissions(entry.permissions, mode >> shifts[entry.tag] & 7))
@@ -140,14 +141,14 @@ def _changed(acl: Acl, mode: int, permissions: Callable[[int, int], int]) -> Acl
 
 
 def _shifts(acl: Acl) -> dict[Tag, int]:
-    """Where in a mode the permissions of entries are: the bits of the group are the mask's, where
-    there is one."""
+    """Where in a mode the permissions of entries are. The group's bits are the mask's, if there is
+    a mask."""
     has_mask = any(entry.tag == Tag.MASK for entry in acl)
     return {Tag.OWNER: 6, Tag.MASK if has_mask else Tag.GROUP_OF_FILE: 3, Tag.OTHERS: 0}
 
 
 def _check(acl: Acl) -> None:
-    """Raise OSError (EINVAL) for a list that the kernel would not take; an empty one is none."""
+    """Raise OSError (EINVAL) for a list that the kernel would not take; an empty one is fine."""
     tags = [entry.tag for entry in acl]
     names_somebody = any(tag in _NAMING for tag in tags)
     for wrong, why in (

@@ -1,4 +1,4 @@
-"""Attributes: stat(2), chmod, chown, truncate, utimes, statfs, whichever way they come here."""
+"""Attributes: stat(2), chmod, chown, truncate, utimes and statfs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TIME_LIMIT = (1 << 63) - 1
 
 
 class Change(NamedTuple):
-    """What SETATTR asks for; None: it stays as it is."""
+    """What SETATTR asks for; None means that a field stays as it is."""
 
     mode: int | None = None
     uid: int | None = None
@@ -26,18 +26,18 @@ class Change(NamedTuple):
     mtime_ns: int | None = None
     ctime_ns: int | None = None
     is_touch: bool = False
-    """The times are now, which also who may write may set. pyfuse3 does not show that."""
+    """The times are the present, which any writer may set. pyfuse3 does not pass this on."""
     takes_privileges: bool = False
     """The caller may not keep set-user-ID and set-group-ID, whatever else changes."""
 
     @property
     def gives_away(self) -> bool:
-        """Whether somebody else is to own it."""
+        """Whether the owner or group should change."""
         return self.uid is not None or self.gid is not None
 
 
 class AttributeHandlers:
-    """What the kernel asks of attributes. `published` is for a data plane, if there is one."""
+    """The kernel's questions about attributes. `published` is for a data plane, if there is one."""
 
     def __init__(
         self, volume: Volume, files: OpenFiles, published: PublishedAttributes | None
@@ -47,14 +47,14 @@ class AttributeHandlers:
         self._published = published
 
     def get(self, ino: int) -> Attributes:
-        """What an inode is like; what a directory is, a data plane answers from now on."""
+        """The attributes of an inode; from now on a data plane answers those of a directory."""
         attributes = self._volume.attributes(ino)
         if self._published is not None and stat.S_ISDIR(attributes.mode):
             self._published.publish(attributes)
         return attributes
 
     def change(self, caller: Caller, ino: int, change: Change) -> Later[Attributes]:
-        """Change an inode; what it is like then. Raises OSError."""
+        """Change an inode; its attributes after that. Raises OSError."""
         fs = self._volume
         mode = _mode_after(fs, ino, change, caller)
         if mode is not None and _set_mode_of_list(fs, ino, mode):
@@ -73,7 +73,7 @@ class AttributeHandlers:
             if wanted:
                 fs.set_attributes(ino, is_touch=change.is_touch, **wanted)
         except OSError as error:
-            # Privileges may have gone before it, which the kernel does not know.
+            # Privileges may have been taken away before it failed, which the kernel does not know.
             return after_failing(self._files.tell(ino), error)
         if change.mode is not None or change.size_bytes is not None or change.gives_away:
             self._files.note_change(ino)
@@ -85,33 +85,33 @@ class AttributeHandlers:
 
 
 def _kept(time_ns: int | None) -> int | None:
-    """A time, or the nearest one that can be kept: between the years 1677 and 2262."""
+    """A time, or the nearest time that can be stored: from the years 1677 to 2262."""
     return None if time_ns is None else min(max(time_ns, -_TIME_LIMIT), _TIME_LIMIT)
 
 
 def _mode_after(fs: Volume, ino: int, change: Change, caller: Caller) -> int | None:
-    """The permission bits that an inode is to get; None where they stay."""
+    """The permission bits that an inode should get; None if they stay."""
     wanted = None if change.mode is None else stat.S_IMODE(change.mode)
     before = fs.attributes(ino)
     takes = change.takes_privileges or change.gives_away
-    # chown(2) that names nobody asks for nothing, and takes privileges nevertheless. So does the
-    # kernel before others allocate; see `ranges`.
+    # A chown(2) that names neither user nor group asks for no change, but takes privileges. The
+    # kernel does the same before a fallocate by another user; see `ranges`.
     takes |= change == Change() and caller.uid in (0, before.uid)
     if stat.S_ISDIR(before.mode) or not (takes or change.size_bytes is not None):
         return wanted
-    # Capabilities go, whoever the caller is.
+    # A change of the content or owner takes capabilities, whoever the caller is.
     take_privileges(fs, ino, None)
     if not takes:
         return wanted
     mode = before.mode if wanted is None else wanted
-    # What changes the size says itself whether the caller has the capability.
+    # A request that changes the size says itself whether the caller has CAP_FSETID.
     may_set_ids = change.size_bytes is None and caller.may_set_ids()
     after = stat.S_IMODE(mode_without(mode, before.gid, caller, may_set_ids=may_set_ids))
     return wanted if after == stat.S_IMODE(before.mode) and wanted is None else after
 
 
 def _set_mode_of_list(fs: Volume, ino: int, mode: int) -> bool:
-    """Change the mode of what has an access control list; whether it has one."""
+    """Change the mode of an inode with an access control list; whether it has such a list."""
     stored = fs.find_xattr(ino, acl.ACCESS)
     if not stored:
         return False

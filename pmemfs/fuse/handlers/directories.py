@@ -1,8 +1,8 @@
 """Listing directories, by names alone or with what each name leads to.
 
-Invariant: of a listing, what has been taken is answered. An entry that takes long to read, or can't
-be, ends the answer before it, and is what the next one begins with; so nothing is held that the
-kernel does not learn of.
+Invariant: every entry of a listing that was taken is answered. An entry that takes long to read, or
+can't be read, ends the answer before it, and the next answer begins with it. So no inode is held
+without the kernel learning of it: it would never be forgotten.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _DT_DIRECTORY = 4
 
 @dataclass(slots=True)
 class _OpenDirectory:
-    """A directory that is being listed; `names` are what it had when the listing began, or when
-    this process first went on with it."""
+    """A directory that is being listed. `names` are its names when the listing began, or when this
+    process first went on with it."""
 
     ino: int
     is_noted: bool
@@ -34,7 +34,7 @@ class _OpenDirectory:
 
 
 class Listed(NamedTuple):
-    """An entry. `position` is where the next one begins; `type` is of the DT_* kind."""
+    """An entry. `position` is that of the next entry; `type` is a DT_* number."""
 
     name: bytes
     ino: int
@@ -62,7 +62,7 @@ class DirectoryHandlers:
         return handle
 
     def close(self, handle: int) -> None:
-        """Give a handle back."""
+        """Close a handle."""
         self._directory(handle)
         del self._open[handle]
         self._places.give_back(handle)
@@ -70,9 +70,9 @@ class DirectoryHandlers:
     def listing(
         self, handle: int, start: int, take: Callable[[Listed], bool], *, with_attributes: bool
     ) -> None:
-        """List the entries from a position on, until `take` says that one has found no room.
+        """List the entries from a position on, until `take` says that an entry has no room.
 
-        With attributes, each but the dots counts as looked up.
+        With attributes, each entry except the dots counts as looked up.
         """
         directory = self._directory(handle)
         if start == 0 or directory.names is None:
@@ -99,7 +99,7 @@ class DirectoryHandlers:
             dots = ((b".", ino), (b"..", volume.parent(ino)))
             for position, (name, to) in enumerate(dots[start:], start + 1):
                 yield Listed(name, to, _DT_DIRECTORY, position)
-        # What has gone meanwhile is left out.
+        # Names that were removed meanwhile are left out.
         for position in range(max(start, 2), len(names) + 2):
             name = names[position - 2]
             if with_attributes:

@@ -1,4 +1,4 @@
-"""The flags of chattr(1) in the numberings that the kernel has for them."""
+"""The flags of chattr(1), in the kernel's two numberings."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ CHATTR_BITS = {
     InodeFlags.NO_DUMP: 0x40,
     InodeFlags.NO_ACCESS_TIME: 0x80,
 }
-"""As FS_IOC_GETFLAGS has them; statx(2) has the same bits."""
+"""The bits of FS_IOC_GETFLAGS; statx(2) has the same ones."""
 XFLAG_BITS = {
     InodeFlags.IMMUTABLE: 0x08,
     InodeFlags.APPEND_ONLY: 0x10,
     InodeFlags.NO_ACCESS_TIME: 0x40,
     InodeFlags.NO_DUMP: 0x80,
 }
-"""As FS_IOC_FSGETXATTR has them."""
+"""The bits of FS_IOC_FSGETXATTR."""
 
 
 def bits_of(flags: int, bits: Mapping[InodeFlags, int]) -> int:
-    """Flags of an inode in another numbering, which may lack some of them."""
+    """Flags of an inode in another numbering, which may lack some of the flags."""
     return sum(bit for flag, bit in bits.items() if flags & flag)

@@ -19,8 +19,8 @@ from pmemfs.volume.base import Volume
 
 
 class Handlers:
-    """The handlers of one volume. `publisher` and `published` are for a data plane, if any; `opens`
-    may be what another process has left."""
+    """The handlers of one volume. `publisher` and `published` are for a data plane, if there is
+    one; `opens` may be what an earlier process has left."""
 
     def __init__(
         self, volume: Volume, engine: Engine, trimmer: Trimmer, *,

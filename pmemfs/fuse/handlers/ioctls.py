@@ -1,11 +1,11 @@
-"""The commands of ioctl(2) that a file system has: flags of chattr(1) and lsattr(1), FITRIM.
+"""The commands of ioctl(2) that a file system answers: flags of chattr(1) and lsattr(1), FITRIM.
 
-The kernel asks for flags and sets them so. It looks first who may set them (the owner;
-CAP_LINUX_IMMUTABLE), and it opens the inode for that. All other commands are none of ours: ENOTTY.
-Invariants:
-- a process that asks for flags past the kernel, as one could before Linux 5.13, gets no answer;
-- what cannot be kept is refused with EOPNOTSUPP, as on tmpfs: no flag is lost without a word;
-- once a flag is answered that forbids to write, no worker of the data plane still does.
+The kernel reads and sets flags this way. Before that it checks who may set them (the owner; with
+CAP_LINUX_IMMUTABLE), and it opens the inode. All other commands are ENOTTY. Invariants:
+- a process that asks for flags past the kernel, as it could before Linux 5.13, gets no answer,
+  because the kernel has then checked nothing;
+- a flag that can't be kept is refused with EOPNOTSUPP, as on tmpfs, so no flag is lost in silence;
+- once a flag that forbids writing is answered, no worker of the data plane writes any more.
 Source: fs/file_attr.c and fs/fuse/ioctl.c (fuse_fileattr_set) of Linux; ioctl_iflags(2),
 ioctl_xfs_fsgetxattr(2).
 """
@@ -42,7 +42,7 @@ _GRACE_POLL_SECONDS = 0.0005
 
 
 class Command(NamedTuple):
-    """An ioctl(2): what the caller's argument points at, and what that is, 0 from the kernel."""
+    """An ioctl(2): its number, the bytes of its argument, and the pointer, 0 from the kernel."""
 
     number: int
     argument: bytes
@@ -50,7 +50,7 @@ class Command(NamedTuple):
 
 
 class IoctlHandlers:
-    """Answers commands with what is to be put where the caller's argument points at."""
+    """Answers commands with the bytes that belong where the caller's argument points."""
 
     def __init__(self, volume: Volume, files: OpenFiles, trimmer: Trimmer) -> None:
         self._fs = volume
@@ -67,7 +67,7 @@ class IoctlHandlers:
             }
 
     def ioctl(self, caller: Caller, ino: int, command: Command) -> Later[bytes]:
-        """Answer a command. Raises struct.error where its argument is too short."""
+        """Answer a command. Raises struct.error if its argument is too short."""
         handler = self._commands.get(command.number)
         if handler is None:
             raise system_error(errno.ENOTTY)
@@ -102,14 +102,14 @@ class IoctlHandlers:
         flags = InodeFlags(sum(flag for flag, bit in bits.items() if wanted & bit))
         token = self._fs.set_flags(ino, flags)
         self._files.note_change(ino)
-        # The kernel forgets no attributes because of flags, and ctime is another one now.
+        # The kernel does not forget attributes because of flags, but the ctime has changed.
         told = self._files.tell(ino)
         return after(told, b"") if token is None else self._until_over(token, told)
 
     async def _until_over(self, token: object, told: Awaitable[None] | None) -> bytes:
         if told is not None:
             await told
-        # Polled, as any grace period: no worker is to be slowed down by telling.
+        # Polled, as every grace period, because telling us would slow down the workers.
         while not self._fs.is_over(token):  # noqa: ASYNC110
             await trio.sleep(_GRACE_POLL_SECONDS)
         return b""
@@ -123,7 +123,7 @@ class IoctlHandlers:
 
 
 def _refuse_processes(command: Command) -> None:
-    """Raise OSError (ENOTTY) for a process that asks by itself: it has an argument, the kernel
-    none."""
+    """Raise OSError (ENOTTY) for a process that asks past the kernel: its command has a pointer,
+    the kernel's has none."""
     if command.pointer:
         raise system_error(errno.ENOTTY)

@@ -1,7 +1,7 @@
 """Names: looking them up, making, linking, renaming and removing them.
 
-The kernel asks for the attributes of a directory after each change of its names: of those that
-somebody looks at they are published anew, before the change is answered.
+The kernel asks for a directory's attributes after each change of its names. If a program looks at
+them, they are published anew before the change is answered.
 """
 
 from __future__ import annotations
@@ -22,51 +22,52 @@ log = logging.getLogger(__name__)
 
 
 class NameHandlers:
-    """What the kernel asks of names. `published` is for a data plane, if there is one."""
+    """The kernel's questions about names. `published` is for a data plane, if there is one."""
 
     def __init__(self, volume: Volume, published: PublishedAttributes | None) -> None:
         self._volume = volume
         self._published = published
 
     def lookup(self, parent: int, name: bytes) -> Attributes | None:
-        """What a name leads to; None: nothing, and the kernel may remember that."""
+        """What a name leads to; None if it does not exist, which the kernel may remember."""
         ino = self._find(parent, name)
         return None if ino is None else self.entry(ino)
 
     def forget(self, ino: int, count: int) -> None:
-        """The kernel holds an inode so many times less. Raises nothing: it doesn't ask."""
+        """The kernel holds an inode so many times less. Raises nothing, because the kernel does not
+        wait for an answer."""
         try:
             self._volume.drop(ino, count)
         except Exception:
-            log.exception("inode %d could not be let go", ino)
+            log.exception("inode %d could not be dropped", ino)
 
     def make(
         self, caller: Caller, parent: int, name: bytes, mode: int, *, umask: int, rdev: int = 0,
         target: bytes = b"",
     ) -> Attributes:  # fmt: skip
-        """MKNOD, MKDIR, SYMLINK, and CREATE before it opens; the type is in the mode."""
+        """Do MKNOD, MKDIR, SYMLINK, or CREATE before the open; the type is in the mode."""
         new = new_inode(self._volume, parent, caller, mode, umask=umask, rdev=rdev, target=target)
         ino = self._volume.make(parent, name, new)
         self._changed(parent)
         return self.entry(ino)
 
     def make_unnamed(self, caller: Caller, parent: int, mode: int, *, umask: int) -> Attributes:
-        """TMPFILE, before it opens."""
+        """Do TMPFILE, before the open."""
         new = new_inode(self._volume, parent, caller, mode, umask=umask)
         return self.entry(self._volume.make_unnamed(parent, new))
 
     def symlink(self, caller: Caller, parent: int, name: bytes, target: bytes) -> Attributes:
-        """A symbolic link, whose mode nobody's umask changes."""
+        """Make a symbolic link; the umask does not change its mode."""
         return self.make(caller, parent, name, stat.S_IFLNK | 0o777, umask=0, target=target)
 
     def link(self, ino: int, parent: int, name: bytes) -> Attributes:
-        """Another name of an inode."""
+        """Give an inode another name."""
         self._volume.link(ino, parent, name)
         self._changed(parent)
         return self.entry(ino)
 
     def unlink(self, parent: int, name: bytes) -> None:
-        """Remove a name that is not of a directory."""
+        """Remove the name of anything but a directory."""
         self._volume.unlink(parent, name)
         self._changed(parent)
 
@@ -78,7 +79,7 @@ class NameHandlers:
     def rename(
         self, caller: Caller, parent: int, name: bytes, target: int, new_name: bytes, flags: int
     ) -> None:
-        """As renameat2(2)."""
+        """Do as renameat2(2) does."""
         left = whiteout(self._volume, parent, caller) if flags & RENAME_WHITEOUT else None
         self._volume.rename(parent, name, target, new_name, flags, left)
         self._changed(parent)
@@ -86,22 +87,22 @@ class NameHandlers:
             self._changed(target)
 
     def readlink(self, ino: int) -> bytes:
-        """Where a symbolic link leads."""
+        """The path that a symbolic link leads to."""
         target = bytes(self._volume.target(ino))
         self._volume.note_read(ino)
         return target
 
     def entry(self, ino: int) -> Attributes:
-        """What is answered to whoever looks an inode up: the kernel holds it from now on."""
+        """The answer to a lookup of an inode, which the kernel holds from now on."""
         attributes = self._volume.attributes(ino)
         self._volume.hold(ino)
         return attributes
 
     def _find(self, parent: int, name: bytes) -> int | None:
-        """The inode of a name, `.` and `..` among them; None if there is none."""
+        """The inode of a name, which may be `.` or `..`; None if it does not exist."""
         if name == b".":
-            # So the kernel asks for what somebody kept a handle of, if it does not know it. What
-            # was removed is not to be found, though the kernel's FORGET may still be on the way.
+            # The kernel asks this for a file handle whose inode it does not know. A removed inode
+            # must not be found, even if the kernel's FORGET is still on the way.
             if not self._volume.attributes(parent).nlink:
                 raise system_error(errno.ESTALE)
             return parent
@@ -109,7 +110,8 @@ class NameHandlers:
             return self._volume.parent(parent)
         if len(name) > NAME_MAX_BYTES:
             return self._volume.lookup(parent, name)
-        # Whatever is made was looked up before, in vain: an error would cost as much as the rest.
+        # Each name that is made was looked up in vain before, so this case must be cheap: raising
+        # an error would cost as much as all the rest.
         return self._volume.has_entry(parent, name)
 
     def _changed(self, parent: int) -> None:

@@ -1,7 +1,7 @@
-"""What a new inode gets from whoever makes it and from the directory that it is made in.
+"""What a new inode gets from its maker and from its directory.
 
-The group and its bit of a set-group-ID directory; the default access control list, instead of the
-umask. Source: inode(7), acl(5).
+In a set-group-ID directory these are the group and that bit; and a default access control list
+counts instead of the umask. Source: inode(7), acl(5).
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from pmemfs.fuse.handlers.privileges import Caller
 from pmemfs.volume.base import NewInode, Volume
 
 CACHED = b"user.pmemfs.cached"
-"""The attribute of a file that is opened for the page cache, unless it is "0"; what is made in a
-directory that has it gets it too. See docs/mmap.md."""
+"""With this attribute a file is opened for the page cache, unless the value is "0". What is made in
+a directory with it gets it, too. See docs/mmap.md."""
 
 _CACHED_VALUES = (b"0", b"1")
 
 
 def check_cached(name: bytes, value: bytes) -> None:
-    """Raise OSError (EINVAL) for a value of `CACHED` that says neither yes nor no."""
+    """Raise OSError (EINVAL) for a value of `CACHED` that is neither yes nor no."""
     if name == CACHED and value not in _CACHED_VALUES:
         raise system_error(errno.EINVAL)
 
@@ -32,8 +32,8 @@ def new_inode(
     fs: Volume, parent: int, maker: Caller, mode: int, *, umask: int, rdev: int = 0,
     target: bytes = b"",
 ) -> NewInode:  # fmt: skip
-    """What to make in a directory, by its kind and mode; `umask` is 0 where the kernel has applied
-    it. Raises OSError."""
+    """What to make in a directory, for a type and mode. `umask` is 0 if the kernel has applied it.
+    Raises OSError."""
     directory = fs.heritage(parent)
     gid = maker.gid
     if directory.mode & stat.S_ISGID:
@@ -49,7 +49,7 @@ def new_inode(
 
 
 def whiteout(fs: Volume, parent: int, maker: Caller) -> NewInode:
-    """What renameat2(2) with RENAME_WHITEOUT leaves behind: to overlayfs, that nothing is there."""
+    """What RENAME_WHITEOUT of renameat2(2) leaves behind: for overlayfs, nothing is there."""
     return new_inode(fs, parent, maker, stat.S_IFCHR, umask=0)
 
 

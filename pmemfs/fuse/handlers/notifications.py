@@ -1,10 +1,11 @@
 """What the kernel is told to ask again, because it can't know that it has changed.
 
-A handler awaits that the kernel has been told before it answers: then nobody who learns of the
-change finds what was cached before. That is safe of attributes alone, which the kernel forgets
-without a lock. To forget an entry it takes the lock of the directory, and to forget data it waits
-for the pages' writes, which we may have to answer: neither may ever be awaited by a request, and
-neither is needed so far, because all changes but these come through the kernel.
+A handler waits until the kernel has been told, and only then answers. So no program that knows of
+the change finds what was cached before. This is safe only for attributes, which the kernel forgets
+without a lock. To forget an entry it takes the directory's lock, which this very request may hold.
+To forget data it waits for writes of pages, which this process may have to answer. So no request
+may ever wait for these two. Neither is needed so far, because all other changes come through the
+kernel.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ U = TypeVar("U")
 
 
 class Notifier:
-    """Tells the kernel of a mount. Before there is one, nobody has anything to forget."""
+    """Tells the kernel of a mount. Before the mount is made there is nothing to tell."""
 
     def __init__(self) -> None:
         self.tell: Callable[[int], Awaitable[None] | None] = lambda ino: None
-        """Let the kernel ask again what an inode is like; what is answered, if anything, is to be
-        awaited. A door sets it."""
+        """Let the kernel ask for an inode's attributes again. If this returns something, it has to
+        be awaited. A door sets it."""
 
 
 def after(told: Awaitable[None] | None, answer: T) -> Later[T]:
-    """An answer that is to be given when the kernel has been told."""
+    """An answer that is given only after the kernel has been told."""
     return answer if told is None else _after(told, answer)
 
 
@@ -38,7 +39,7 @@ async def _after(told: Awaitable[None], answer: T) -> T:
 
 
 def after_failing(told: Awaitable[None] | None, error: Exception) -> Later[NoReturn]:
-    """As `after`, for an error: what changed before something failed has changed all the same."""
+    """As `after`, for an error: what changed before the failure has changed all the same."""
     if told is None:
         raise error
     return _after_failing(told, error)
@@ -50,7 +51,7 @@ async def _after_failing(told: Awaitable[None], error: Exception) -> NoReturn:
 
 
 def later(answer: Later[T], then: Callable[[T], U]) -> Later[U]:
-    """What follows from an answer, at once where the answer is there."""
+    """Apply `then` to an answer, at once if the answer is there."""
     return _later(answer, then) if isinstance(answer, Coroutine) else then(answer)
 
 

@@ -1,11 +1,11 @@
-"""The open files of a mount in mode `fs`: handles, and what goes through them.
+"""The open files of a mount: handles, and what goes through them.
 
 Invariants:
-- a handle holds its inode, which lasts while anybody has it open;
-- each handle stands in `OpenPlaces` as long as the kernel may use it, and all else follows from
-  that;
-- with the last handle that could write, what was allocated ahead goes back, after the data plane
-  has let go of the file.
+- a handle holds its inode, so the inode lives while any program has it open;
+- each handle stands in `OpenPlaces` as long as the kernel may use it, and everything else follows
+  from that. So a daemon that takes over finds all handles there;
+- with the last handle that could write, frames that were mapped ahead go back, but only after the
+  data plane has let go of the file: a worker may still be appending into them.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class _OpenFile:
     ino: int
     flags: int
     loser: Caller | None
-    """Who has opened it, unless that is root, who may keep privileges."""
+    """The user who has opened it and may not keep privileges; None for root, who may."""
 
     @property
     def is_writable(self) -> bool:
@@ -50,7 +50,7 @@ class _OpenFile:
 
     @property
     def is_for_appending(self) -> bool:
-        """Whether it was opened so, as one must that is append-only."""
+        """Whether it was opened for appending, as an append-only file must be."""
         return bool(self.flags & os.O_APPEND)
 
     @property
@@ -73,15 +73,15 @@ class _Opens:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A new handle, and whether it is for the page cache; see docs/mmap.md."""
+    """A new handle, and whether it uses the page cache; see docs/mmap.md."""
 
     handle: int
     is_cached: bool
 
 
 class OpenFiles:
-    """All open files, from those on that `opens` has. `publisher` is for a data plane, where there
-    is one."""
+    """All open files, beginning with those in `opens`. `publisher` is for a data plane, if there is
+    one."""
 
     def __init__(
         self, volume: Volume, engine: Engine, publisher: Publisher | None, names: NameHandlers,
@@ -100,18 +100,18 @@ class OpenFiles:
             if place.kind == HandleKind.FILE:
                 caller = Caller(place.uid, place.gid, place.pid)
                 self._note(place.handle, _open_file(caller, place.inode, place.flags))
-                # Perhaps through a handle that is gone: at worst it is trimmed in vain.
+                # The handle that could write may be closed already. Then trimming finds nothing.
                 self._opens[place.inode].was_writable = True
 
     def open(
         self, caller: Caller, ino: int, flags: int, *, may_keep: bool | None = None
     ) -> Later[Opened]:
-        """A new handle, the file emptied if the flags say so. Raises OSError.
+        """A new handle; the file is emptied if the flags say so. Raises OSError.
 
-        `may_keep` says whether the caller may then keep the file's set-user-ID and set-group-ID
-        bits; where nobody knows, root may.
+        `may_keep` says whether the caller may keep the file's set-user-ID and set-group-ID bits
+        then. If the request does not say that, root may.
         """
-        # Before anything is changed, since it may have to be read; see `patience`.
+        # Before anything changes, because the inode may have to be read in steps; see `patience`.
         self._fs.check_open(ino, flags)
         opened = self._new_handle(caller, ino, flags)
         told = None
@@ -130,8 +130,8 @@ class OpenFiles:
     def create(
         self, caller: Caller, parent: int, name: bytes | None, mode: int, flags: int, *, umask: int
     ) -> tuple[Attributes, Opened]:
-        """Make a file, with `name` None one that has none, and open it: it is empty, whatever the
-        flags say. Raises OSError."""
+        """Make a file and open it; with `name` None it has no name. It is empty, whatever the flags
+        say. Raises OSError."""
         mode = stat.S_IFREG | stat.S_IMODE(mode)
         self._places.check_room()
         if name is None:
@@ -141,8 +141,8 @@ class OpenFiles:
         return made, self._new_handle(caller, made.ino, flags & ~os.O_TRUNC)
 
     def _new_handle(self, caller: Caller, ino: int, flags: int) -> Opened:
-        # First, as it is let go of last: who dies in between leaves an inode that is held for too
-        # long, and none that is open and not held.
+        # The hold comes first, and `close` drops it last. A daemon that dies in between leaves an
+        # inode that is held for too long, never one that is open and not held.
         self._fs.hold(ino)
         try:
             number = self._places.take(HandleKind.FILE, ino, flags, *caller)
@@ -154,7 +154,7 @@ class OpenFiles:
         return Opened(number, is_cached)
 
     def _note(self, number: int, file: _OpenFile) -> None:
-        """All that follows from a handle."""
+        """Note a handle, and all that follows from it."""
         self._handles[number] = file
         opens = self._opens.setdefault(file.ino, _Opens())
         opens.count += 1
@@ -163,20 +163,20 @@ class OpenFiles:
             self._publisher.opened(file.ino)
 
     def close(self, number: int) -> None:
-        """Give a handle back. Raises OSError; it is gone nevertheless."""
+        """Close a handle. Raises OSError, but the handle is gone in any case."""
         ino = self._file(number).ino
         opens = self._opens[ino]
         may_have_more = opens.was_writable or self._fs.may_have_ahead(ino)
         gives_back = opens.count == 1 and may_have_more and not self._fs.read_only
         if gives_back:
             with suppress(OSError):
-                # As in `open`. Where it can't be read, `trim_ahead` says so.
+                # To read it now, as in `open`. If it can't be read, `trim_ahead` says so.
                 self._fs.attributes(ino)
         del self._handles[number]
         opens.count -= 1
         if self._publisher:
             self._publisher.closed(ino)
-        # Now that it is not published any more, if this was the last one: see `Publisher`.
+        # After `closed`: with the last handle the file is withdrawn, see `Publisher`.
         self._places.give_back(number)
         try:
             if not opens.count:
@@ -197,9 +197,9 @@ class OpenFiles:
         return data
 
     def note_copy(self, number: int) -> Awaitable[None] | None:
-        """A file is copied from through this handle; what is to be awaited then. Raises OSError."""
+        """A file is copied from through this handle; what to await then. Raises OSError."""
         file = self._file(number)
-        # Of a read the kernel knows that it changes the time of access.
+        # The kernel knows that a read changes the time of access, but not that a copy does.
         return self._notifier.tell(file.ino) if self._note_read(file) else None
 
     def _note_read(self, file: _OpenFile) -> bool:
@@ -209,12 +209,13 @@ class OpenFiles:
         self, caller: Caller | None, number: int, offset_bytes: int, data: Buffer, *,
         may_keep: bool | None = None, is_append: bool = False, is_synchronous: bool | None = None,
     ) -> Later[int]:  # fmt: skip
-        """Store bytes, and make them durable if that is wanted; how many. Raises OSError.
+        """Store bytes, and make them durable if asked for; how many. Raises OSError.
 
         `may_keep` says whether the writer may keep the file's set-user-ID and set-group-ID bits,
-        `is_synchronous` whether the bytes are to be durable; where nobody knows, it counts who has
-        opened the file, and how. `is_append` says that the kernel has chosen the place, which was
-        the end then: several parts of one large write may come in any order.
+        and `is_synchronous` whether the bytes must be durable. If the request does not say, it
+        counts who has opened the file, and with which flags. `is_append` says that the kernel has
+        chosen the place, which was the end at that time: the parts of one large write may come in
+        any order.
         """
         file = self._file(number)
         loser = file.loser if may_keep is None else None if may_keep else caller
@@ -242,10 +243,10 @@ class OpenFiles:
         return written
 
     def may_overwrite(self, number: int) -> bool:
-        """Whether a handle is older than its file is append-only, if it is. Raises OSError.
+        """Whether a handle is older than the append-only flag of its file. Raises OSError.
 
-        After that the kernel opens it for appending only. But fcntl(2) can take O_APPEND away, and
-        a mapping stores anywhere, since the kernel knows nothing of the flag.
+        After the flag is set, the kernel opens the file only for appending. But fcntl(2) can take
+        O_APPEND away, and a mapping stores anywhere, because the kernel does not know the flag.
         """
         return not self._file(number).is_for_appending
 
@@ -259,7 +260,7 @@ class OpenFiles:
 
     async def sync_all(self) -> None:
         """Make everything durable. Raises OSError."""
-        # What is not open has been written back.
+        # Files that are not open were written back when they were closed.
         for ino in list(self._opens):
             self._fs.write_back(ino)
         await self._engine.make_durable()
@@ -273,7 +274,7 @@ class OpenFiles:
     async def change(self, caller: Caller, ino: int, change: Callable[[], Later[T]]) -> T:
         """Change a file's content in another way than by a write. Raises OSError.
 
-        The request has no flag that says whether the caller may keep privileges.
+        The flags of such a request do not say whether the caller may keep privileges.
         """
         told = self._take_privileges(ino, None if caller.may_set_ids() else caller)
         try:
@@ -289,8 +290,8 @@ class OpenFiles:
         return changed
 
     def _take_privileges(self, ino: int, loser: Caller | None) -> Awaitable[None] | None:
-        """As `privileges.take_privileges`; what is to be awaited then. Raises OSError."""
-        # The kernel does not know, and would go on giving them to who executes the file.
+        """As `privileges.take_privileges`; what to await then. Raises OSError."""
+        # The kernel does not know, and would go on giving them to users who execute the file.
         return self.tell(ino) if take_privileges(self._fs, ino, loser) else None
 
     def tell(self, ino: int) -> Awaitable[None] | None:
@@ -298,11 +299,11 @@ class OpenFiles:
         return self._notifier.tell(ino)
 
     def _note_failure(self, ino: int) -> None:
-        """A change of a file's content failed, perhaps after it had done a part."""
+        """A change of a file's content has failed, perhaps after a part of it was done."""
         if self._publisher:
             self._publisher.has_failed(ino)
 
     def note_change(self, ino: int) -> None:
-        """Something happened to an inode that may have changed its extents, size or mode."""
+        """Something has happened to an inode that may have changed extents, size or mode."""
         if self._publisher:
             self._publisher.was_changed(ino)

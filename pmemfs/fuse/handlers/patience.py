@@ -1,11 +1,12 @@
-"""Requests that need an inode whose log is long wait while it is read, and nobody else does.
+"""Lets a request wait while an inode with a long log is read, without holding up other requests.
 
-An operation of the file system is one step to everybody else, so reading may not happen in its
-middle. One that meets an inode which takes long to read raises NotRead before it has changed
-anything; then the inode is read, a few frames of its log at a time with other requests in between,
+An operation of the file system is one step to all other tasks, so nothing may wait in its middle.
+An operation that meets an inode which takes long to read raises NotRead before it has changed
+anything. Then the inode is read, a few frames of its log at a time, with other requests in between,
 and the operation begins again. Invariants:
-- whoever needs the same inode waits for the one reading of it;
-- one inode is read at a time, so however many are wanted, others wait for one slice of reading.
+- all requests that need the same inode wait for one reading of it;
+- one inode is read at a time, so other requests wait for one slice of reading at most, however many
+  inodes are wanted.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ class Patience:
     def begin(
         self, operation: Callable[P, Later[T]], *args: P.args, **kwargs: P.kwargs
     ) -> Later[T]:
-        """What an operation answers: at once, if what it needs is in memory."""
-        # As `MayWait`, without an object: every request passes here.
+        """The answer of an operation: at once if all that it needs is in memory."""
+        # As `MayWait` does, but without an object, because every request passes here.
         token = may_read_in_steps.set(True)
         try:
             answer = operation(*args, **kwargs)
@@ -43,7 +44,7 @@ class Patience:
             return self._begin_again(partial(operation, *args, **kwargs), missing.number)
         finally:
             may_read_in_steps.reset(token)
-        # Not whether it is a Coroutine: to ask an ABC takes several calls.
+        # CoroutineType and not Coroutine, because asking an ABC takes several calls.
         if isinstance(answer, CoroutineType):
             return self._wait(partial(operation, *args, **kwargs), answer)
         return answer
@@ -62,7 +63,7 @@ class Patience:
         return await answer if isinstance(answer, Coroutine) else answer
 
     async def _read_on(self, number: int) -> None:
-        """Read an inode that has been begun with, after others had their turn."""
+        """Read on in an inode, after other tasks had their turn."""
         async with self._lock:
             while self._volume.read_on(number):
                 await trio.lowlevel.checkpoint()

@@ -1,4 +1,4 @@
-"""Ranges of files: fallocate, holes, copies; and making everything durable."""
+"""Ranges of files: fallocate, holes, and copies."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ INSERT_RANGE = 0x20
 
 _OFFSET_LIMIT = 1 << 63
 _COPY_AT_ONCE_BYTES = 128 * MIB
-"""copy_file_range(2) may copy less than it is asked for, so one request need not last for long."""
+"""copy_file_range(2) may copy less than it is asked for, so a request need not last for long."""
 _COPY_STEP_BYTES = 4 * MIB
 
 
 class RangeHandlers:
-    """What the kernel asks of ranges."""
+    """The kernel's questions about ranges."""
 
     def __init__(self, volume: Volume, files: OpenFiles) -> None:
         self._volume = volume
@@ -35,7 +35,7 @@ class RangeHandlers:
     def allocate(
         self, caller: Caller, ino: int, offset_bytes: int, length_bytes: int, mode: int
     ) -> Later[None]:
-        """As fallocate(2)."""
+        """Do as fallocate(2) does."""
         if not length_bytes or max(offset_bytes, length_bytes) >= _OFFSET_LIMIT:
             raise OSError(errno.EINVAL, "no such range")
         return self._files.change(
@@ -52,8 +52,8 @@ class RangeHandlers:
             return volume.punch(ino, offset, length)
         if kind == ZERO_RANGE:
             if volume.has_hole(ino, offset, length):
-                # To map it would fill an image that is thin (mkfs zeroes a journal so), to leave it
-                # would not be what zeroing promises. On tmpfs, too, the caller has to choose.
+                # Mapping the hole would fill a thin image (mkfs zeroes a journal this way), and
+                # leaving it would break the promise of ZERO_RANGE. As on tmpfs the caller chooses.
                 raise OSError(errno.EOPNOTSUPP, "zeroing a hole")
             return volume.zero(ino, offset, length, keep_size=keep_size)
         if mode == COLLAPSE_RANGE:
@@ -63,7 +63,7 @@ class RangeHandlers:
         raise OSError(errno.EOPNOTSUPP, "no such mode of fallocate")
 
     def seek(self, ino: int, offset_bytes: int, whence: int) -> int:
-        """Where data, or a hole, is next: lseek(2)."""
+        """Where data (or a hole) comes next: lseek(2)."""
         if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
             raise OSError(errno.EINVAL, "seeking to neither data nor hole")
         if offset_bytes >= _OFFSET_LIMIT:
@@ -74,7 +74,7 @@ class RangeHandlers:
         self, caller: Caller, source: int, source_handle: int, source_bytes: int, target: int,
         target_handle: int, target_bytes: int, length_bytes: int,
     ) -> Later[int]:  # fmt: skip
-        """As copy_file_range(2): how much was copied, perhaps less than there is."""
+        """Do as copy_file_range(2) does; how much was copied, perhaps less than there is."""
         if max(source_bytes, target_bytes) >= _OFFSET_LIMIT:
             raise OSError(errno.EINVAL, "no such range")
         length = min(length_bytes, _COPY_AT_ONCE_BYTES)

@@ -1,5 +1,5 @@
-"""Extended attributes, access control lists among them. ENOSYS, where a mode has none, makes the
-kernel ask no more."""
+"""Extended attributes, access control lists included. In a mode without them the answer is ENOSYS,
+after which the kernel asks no more."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ACLS = (acl.ACCESS, acl.DEFAULT)
 
 
 class XattrHandlers:
-    """What the kernel asks of extended attributes."""
+    """The kernel's questions about extended attributes."""
 
     def __init__(self, volume: Volume, files: OpenFiles) -> None:
         self._volume = volume
@@ -29,8 +29,8 @@ class XattrHandlers:
         self, caller: Caller, ino: int, name: bytes, value: bytes, flags: int = 0, *,
         keeps_group_id: bool | None = None,
     ) -> None:  # fmt: skip
-        """As setxattr(2). `keeps_group_id` says whether who sets an access control list may keep
-        set-group-ID; None: nobody has said."""
+        """Do as setxattr(2) does. `keeps_group_id` says whether the caller, who sets an access
+        control list, may keep set-group-ID; None if the request does not say."""
         self._check_name(name)
         if name not in _ACLS:
             check_cached(name, value)
@@ -46,7 +46,7 @@ class XattrHandlers:
         self._set_list(caller, ino, name, value, keeps_group_id)
 
     def get(self, ino: int, name: bytes) -> bytes:
-        """The value of an attribute; ENODATA where there is none."""
+        """The value of an attribute; ENODATA if it is not set."""
         self._check_name(name)
         value = self._volume.find_xattr(ino, name)
         if value is None:
@@ -61,7 +61,7 @@ class XattrHandlers:
         return names
 
     def remove(self, ino: int, name: bytes) -> None:
-        """As removexattr(2); to remove a list that is not there is no error."""
+        """Do as removexattr(2) does; removing a list that is not there is not an error."""
         self._check_name(name)
         if name not in _ACLS:
             self._volume.remove_xattr(ino, name)
@@ -88,7 +88,7 @@ class XattrHandlers:
         self._files.note_change(ino)
 
     def _check_name(self, name: bytes) -> None:
-        """Refuse an attribute that no file system has, as tmpfs and ext4 do."""
+        """Refuse an attribute name that no file system has, as tmpfs and ext4 do."""
         if not self._volume.has_files:
             raise system_error(errno.ENOSYS)
         if name in _ACLS:
