@@ -170,6 +170,7 @@ ON_FILE: dict[str, Step] = {
     "set permissions": lambda c: c.file.chmod(0o600),
     "set permissions of what was open": lambda c: os.fchmod(c.old_fd, 0o600),
     "set the owner": lambda c: os.chown(c.file, 5, 6),
+    "set no owner": lambda c: os.chown(c.file, -1, -1),
     "set times": lambda c: os.utime(c.file, ns=(1, 2)),
     "touch": lambda c: c.touch(c.file),
     "set an attribute": lambda c: os.setxattr(c.file, "user.new", b"value"),
@@ -231,6 +232,7 @@ ON_DIRECTORY: dict[str, Step] = {
     "set permissions": lambda c: c.directory.chmod(0o700),
     "set permissions of what is in": lambda c: (c.directory / "in").chmod(0o600),
     "set the owner": lambda c: os.chown(c.directory, 5, 6),
+    "set no owner": lambda c: os.chown(c.directory, -1, -1),
     "set times": lambda c: os.utime(c.directory, ns=(1, 2)),
     "touch": lambda c: c.touch(c.directory),
     "set an attribute": lambda c: os.setxattr(c.directory, "user.new", b"value"),
@@ -308,6 +310,85 @@ def test_flags_forbid_what_they_forbid_on_ext4(native_root: Path, ext4: Path, fl
 
 
 # How they are set and kept
+
+
+CHANGES_NOTHING: dict[str, Callable[[Path], object]] = {
+    "chown to nobody": lambda path: os.chown(path, -1, -1),
+    "chown to the same": lambda path: os.chown(path, 0, 0),
+    "chmod to the same": lambda path: path.chmod(stat.S_IMODE(path.stat().st_mode)),
+    "the same flags": lambda path: set_flags(path, 0),
+    "the same size": lambda path: os.truncate(path, 10),
+    "the same size of what is open": lambda path: truncate_open(path, 10),
+    "no times": lambda path: utimensat(path, (0, UTIME_OMIT), (0, UTIME_OMIT)),
+    "the same attribute": lambda path: os.setxattr(path, "user.old", b"value"),
+    "a rename to itself": lambda path: rename(path, path),
+    "the empty write": lambda path: append(path, b""),
+}
+UTIME_OMIT = (1 << 30) - 2
+
+
+def answer(step: Callable[[], object]) -> str:
+    """What comes of a step."""
+    try:
+        step()
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
+    return "done"
+
+
+def test_the_kernel_answers_first_that_a_fixed_directory_is_one(
+    native_root: Path, ext4: Path
+) -> None:
+    # The kernel's check of names, which knows no flags of ours, comes before any request to us.
+    answers = []
+    for root in (native_root, ext4):
+        case = Case(Path(tempfile.mkdtemp(dir=root)))
+        try:
+            set_flags(case.directory, IMMUTABLE)
+            set_flags(case.file, IMMUTABLE)
+            answers += [answer(case.directory.unlink), answer(case.file.rmdir)]
+        finally:
+            case.close()
+            shutil.rmtree(case.root)
+    assert answers == ["EISDIR", "ENOTDIR", "EPERM", "EPERM"]
+
+
+def truncate_open(path: Path, size: int) -> None:
+    with opened(path) as fd:
+        os.ftruncate(fd, size)
+
+
+def append(path: Path, data: bytes) -> None:
+    with opened(path, os.O_WRONLY | os.O_APPEND) as fd:
+        os.write(fd, data)
+
+
+def utimensat(path: Path, *times: tuple[int, int]) -> None:
+    raw = struct.pack("4q", *times[0], *times[1])
+    call("utimensat", AT_FDCWD, os.fsencode(path), raw, 0)
+
+
+def times_that_change(root: Path, step: Callable[[Path], object]) -> list[str]:
+    """Which times of a file are others after a step."""
+    path = Path(tempfile.mkdtemp(dir=root)) / "file"
+    path.write_bytes(b"0123456789")
+    os.setxattr(path, "user.old", b"value")
+    before = path.stat()
+    wait_until(lambda: coarse_ns() > before.st_ctime_ns, "the clock goes on")
+    step(path)
+    after = path.stat()
+    shutil.rmtree(path.parent)
+    return [name for name in ("st_mtime_ns", "st_ctime_ns")
+            if getattr(before, name) != getattr(after, name)]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CHANGES_NOTHING)
+def test_what_changes_nothing_changes_the_times_that_it_changes_on_ext4(
+    native_root: Path, ext4: Path, name: str
+) -> None:
+    step = CHANGES_NOTHING[name]
+    assert times_that_change(native_root, step) == times_that_change(ext4, step)
 
 
 def test_the_tools_of_e2fsprogs_show_and_set_them(native_root: Path) -> None:

@@ -70,7 +70,10 @@ class AttributeHandlers:
         }
         wanted = {name: value for name, value in fields.items() if value is not None}
         try:
-            if wanted:
+            if change == Change():
+                # chown(2) that names nobody notes a change, also of what may only be appended to.
+                fs.set_attributes(ino, is_touch=True, **wanted)
+            elif wanted:
                 fs.set_attributes(ino, is_touch=change.is_touch, **wanted)
         except OSError as error:
             # Privileges may have been taken away before it failed, which the kernel does not know.

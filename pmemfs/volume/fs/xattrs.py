@@ -45,6 +45,10 @@ class Xattrs:
             raise system_error(errno.EEXIST)
         if flags & XATTR_REPLACE and name not in inode.xattrs:
             raise system_error(errno.ENODATA)
+        if inode.xattrs.get(name) == value:
+            # As on ext4, that is no change, and leaves ctime as it is.
+            self._store.refuse(inode, FIXED)
+            return
         self.set_xattrs_and_mode(number, {name: value}, None)
 
     def remove_xattr(self, number: int, name: bytes) -> None:
