@@ -1,4 +1,4 @@
-"""The memory that extent tables lie in: what is taken of it, and what is free."""
+"""The memory that extent tables lie in: knows what is taken of it and what is free."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ _LINE_BYTES = 64
 
 
 class Arena:
-    """Memory for tables: blocks of 2^order lines of 64 bytes, of which two buddies make a larger.
+    """Memory for tables, in blocks of 2^order lines of 64 bytes; two buddies make a larger block.
 
-    They are put together only when there is no other block, so tables that come and go by the
-    thousand find one of their size at once. Source: Knuth, TAOCP vol. 1, 2.5, the buddy system.
+    Buddies are joined only when there is no other block left, so tables that come and go by the
+    thousand find a block of their size at once. Source: Knuth, TAOCP vol. 1, 2.5, the buddy system.
 
-    `size_bytes` is a power of two. `taken` says what has been taken before, by offsets and sizes in
-    bytes: an arena that is made with what another one gave out goes on where that one was. Raises
-    ValueError where no arena can have given that out.
+    `size_bytes` is a power of two. `taken` says what was taken before, by offsets and sizes in
+    bytes: an arena that gets what another one gave out goes on where that one was. Raises
+    ValueError if no arena can have given that out.
     """
 
     def __init__(self, start: int, size_bytes: int, taken: Mapping[int, int] | None = None) -> None:
@@ -39,7 +39,7 @@ class Arena:
 
     @property
     def taken_bytes(self) -> int:
-        """How much is taken, what rounding up costs included."""
+        """How much is taken, in whole blocks."""
         return sum(_LINE_BYTES << order for order in self._orders.values())
 
     @property
@@ -51,7 +51,7 @@ class Arena:
         }
 
     def take_all(self) -> list[int]:
-        """Take whatever is free, as ranges by their offsets."""
+        """Take everything that is free; the offsets of the blocks."""
         found = [(block, order) for order, free in enumerate(self._free) for block in free]
         self._orders |= dict(found)
         self._free = [[] for _ in self._free]
@@ -80,7 +80,7 @@ class Arena:
         self._is_merged = False
 
     def _free_between(self, block: int, end: int) -> None:
-        """Free a range of lines, as the largest blocks that there can be."""
+        """Free a range of lines, in blocks that are as large as possible."""
         while block < end:
             order = (end - block).bit_length() - 1
             if block:
@@ -89,7 +89,8 @@ class Arena:
             block += 1 << order
 
     def _order_from(self, order: int) -> int:
-        """The least order from one on that has a free block; above the highest if none has."""
+        """The least order, from this one on, with a free block; above the highest if none has
+        one."""
         while order <= self._top and not self._free[order]:
             order += 1
         return order
@@ -106,5 +107,5 @@ class Arena:
 
 
 def _order_of(size_bytes: int) -> int:
-    """Of the smallest block that so many bytes go into."""
+    """The order of the smallest block for so many bytes."""
     return ((size_bytes - 1) // _LINE_BYTES).bit_length()

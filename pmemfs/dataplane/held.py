@@ -1,11 +1,12 @@
-"""What the kernel holds of a mount, in the memory that outlives the daemon.
+"""What the kernel holds of a mount, in memory that outlives the daemon.
 
-`OpenPlaces` are the open files and directories, `LookupCounts` how often the kernel has looked each
-inode up, and whoever else holds it. The control plane alone writes and reads both: the data plane
-has no use for them. They lie here because the kernel never says them again, so whoever takes the
-control plane's place has to find them. Invariants:
-- a place is whole when its inode is stored, and free from the moment at which that is zero again;
-- a handle stands for one open file for ever: a place that is used again has another handle.
+`OpenPlaces` are the open files and directories. `LookupCounts` say how often the kernel has looked
+each inode up, and how often the inode is held otherwise. Only the control plane writes and reads
+them, and the data plane has no use for them. They lie here because the kernel never says them
+again, so a process that takes the control plane's place has to find them. Invariants:
+- a place is whole once its inode is stored, and free as soon as that is 0 again. So a daemon that
+  dies while it fills a place leaves a free place, not half of an open file;
+- a handle stands for one open file for ever: a place that is used again gets another handle.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ assert [f.name for f in layouts.OPEN_PLACE.fields[:7]] == [
 
 
 class OpenPlaces:
-    """Places for open files and directories, in memory that is zero where it was never used.
+    """Places for open files and directories, in memory that is 0 where it was never used.
 
-    The first place has a single word instead: how many of the others were ever used. `memory` may
-    be read-only; then nothing may be taken or given back.
+    The first place has only one word, which says how many other places were ever used. `memory`
+    may be read-only; then nothing may be taken or given back.
     """
 
     def __init__(self, memory: memoryview) -> None:
@@ -45,7 +46,7 @@ class OpenPlaces:
         self._used = self._words[0]
         inodes = self._words[_PLACE_WORDS : (self._used + 1) * _PLACE_WORDS : _PLACE_WORDS]
         self._free = [place for place, inode in enumerate(inodes.tolist(), 1) if not inode]
-        # The lowest first, so that as little memory is touched as can be.
+        # The lowest places come first, so that as little memory as possible is touched.
         self._free.reverse()
 
     @classmethod
@@ -54,7 +55,7 @@ class OpenPlaces:
         return cls(memoryview(mmap.mmap(-1, PLACE_BYTES << layouts.OPEN_PLACES_SHIFT)))
 
     def check_room(self) -> None:
-        """Raise OSError (ENFILE) where the next `take` would."""
+        """Raise OSError (ENFILE) if the next `take` would raise it."""
         if not self._free and self._used + 1 >= self._capacity:
             raise system_error(errno.ENFILE)
 
@@ -69,17 +70,18 @@ class OpenPlaces:
         before = self._words[at + 1]
         handle = before + self._capacity if before else place
         _AFTER_INODE.pack_into(self._memory, at * 8 + 8, handle, flags, kind, uid, gid, pid)
+        # Last, because this word makes the place count.
         self._words[at] = inode
         return handle
 
     def give_back(self, handle: int) -> None:
-        """A handle that was taken stands for nothing any more."""
+        """Free the place of a handle, which stands for nothing from now on."""
         place = handle % self._capacity
         self._words[place * _PLACE_WORDS] = 0
         self._free.append(place)
 
     def __iter__(self) -> Iterator[OpenPlace]:
-        """What is open, by place."""
+        """The open places, in their order."""
         for place in range(1, self._used + 1):
             at = place * PLACE_BYTES
             found = layouts.OPEN_PLACE.unpack(self._memory[at : at + PLACE_BYTES])
@@ -88,10 +90,10 @@ class OpenPlaces:
 
 
 class LookupCounts:
-    """How often each inode is held, by its number. `fd` is of the file that `memory` maps, whose
-    area of counts is from `start_bytes` to `end_bytes`.
+    """How often each inode is held, by its number. `fd` is the file that `memory` maps; its area of
+    counts goes from `start_bytes` to `end_bytes`.
 
-    Which `Holds` of `volume/fs` this is, so that a file system can be given it.
+    This serves as the `Holds` of `volume/fs`, so a file system can be given it.
     """
 
     def __init__(self, fd: int, memory: memoryview, start_bytes: int, end_bytes: int) -> None:
@@ -102,11 +104,11 @@ class LookupCounts:
         self._limit = len(self._counts)
 
     def add(self, number: int, count: int) -> None:
-        """An inode, which there is, is held so many times more."""
+        """Hold an existing inode so many times more."""
         self._counts[number] += count
 
     def take(self, number: int, count: int) -> int:
-        """An inode is held so many times less; how often still.
+        """Hold an inode so many times less; how often it is still held.
 
         The number may be anything that the kernel or a crafted peer says.
         """
@@ -126,6 +128,6 @@ class LookupCounts:
             last = (end - self._start) // layouts.COUNT_BYTES
             for at in range(first, last, _COUNTS_A_STEP):
                 some = self._counts[at : min(at + _COUNTS_A_STEP, last)].tolist()
-                # Most of what has memory is zero: a frame has the counts of 64 frames of the pool.
+                # Most counts in memory are 0: one frame has the counts for 64 frames of the pool.
                 if any(some):
                     yield from ((number, count) for number, count in enumerate(some, at) if count)

@@ -3,9 +3,10 @@
     header | options of the mount | kept attributes | worker slots | faults | inodes | attributes
     | presence | stretches | extent tables | open files | lookup counts | page structures
 
-`structures.pxd`, which the native code is built from, is generated from these lists and from
-`media/page.py`. Invariants: all numbers are little-endian and aligned to their size, so a number of
-up to eight bytes is read and written whole; whatever two threads write lies in different lines.
+`structures.pxd`, for the native code, is generated from these lists and from `media/page.py`.
+Invariants: all numbers are little-endian and aligned to their size, so a number of up to eight
+bytes is read and written whole. Words that two threads write lie in different cache lines, so that
+no worker slows down another.
 """
 
 from __future__ import annotations
@@ -27,31 +28,31 @@ STRETCH_SHIFT = 10
 SECTION_SHIFT = 15
 """Scheme `on-demand` makes and drops 32768 page structures at a time: 128 MiB in 4 KiB pages."""
 FRAME_OF_STRUCTURES_SHIFT = 6
-"""64 page structures fill 4 KiB, the least that memory is given back in."""
+"""64 page structures fill 4 KiB, the smallest piece of memory that can be given back."""
 LATENCY_BUCKETS = 120
-"""Four for each power of two nanoseconds; the first holds all below 128 ns, the last all above."""
+"""Four for each power of two of ns. The first holds all below 128 ns, the last all above."""
 FAULT_RECORDS = 256
 INODE_ENTRIES = 8192
 INODE_WAYS = 4
-"""Entries of one bucket: an inode has its entry in one of two buckets, or none."""
+"""Entries of a bucket. An inode has its entry in one of two buckets, or has no entry."""
 INODE_BUCKETS_SHIFT = 11
 INODE_HASH = 0x9E37_79B9_7F4A_7C15
 """2^64 by the golden ratio, odd. Source: Knuth, TAOCP vol. 3, 6.4: multiplicative hashing."""
 EXTENT_ARENA_BYTES = 16 * MIB
 ATTRIBUTES_SHIFT = 10
-"""Attributes are published of 1024 inodes, each of which has one place."""
+"""Each of 1024 places can hold the attributes of one inode."""
 OPEN_PLACES_SHIFT = 20
-"""A million open files and directories; the first place tells how far the others were used."""
+"""A million open files and directories. The first place says how many others were ever used."""
 KEPT_INODES = 8
-"""Attributes can be kept of inodes below this number: mode `block` has two."""
+"""Attributes can be kept for inodes below this number: mode `block` has two inodes."""
 COUNT_BYTES = 8
-"""Of one inode's lookup count."""
+"""The bytes of one inode's lookup count."""
 
 _WORD = (1 << 64) - 1
 
 
 class Operation(enum.IntEnum):
-    """What requests are counted as."""
+    """The kinds of requests that are counted apart."""
 
     READ = 0
     WRITE = 1
@@ -62,7 +63,7 @@ class Operation(enum.IntEnum):
 
 
 class MemmapPlace(enum.IntEnum):
-    """Where page structures are."""
+    """Where page structures lie."""
 
     NOWHERE = 0
     POOL = 1
@@ -73,11 +74,11 @@ class Presence(enum.IntEnum):
     """Whether a chunk of the pool has memory behind each of its bytes."""
 
     DEFAULT = 0
-    """As `reserved` in the header says of all that nobody has looked at."""
+    """What `reserved` in the header says, because nobody has looked at this chunk."""
     WHOLE = 1
     HOLEY = 2
     WRITTEN = 3
-    """Holey when last looked at, and written to since: it may have become whole."""
+    """It had holes when last looked at, and was written to since: it may have become whole."""
 
 
 class SectionState(enum.IntEnum):
@@ -86,13 +87,13 @@ class SectionState(enum.IntEnum):
     ABSENT = 0
     LIVE = 1
     DROPPING = 2
-    """The control plane would drop it; whoever touches it makes it LIVE again."""
+    """The control plane wants to drop it, but a worker that touches it makes it LIVE again."""
     GOING = 3
-    """It is being given back: wait until it is ABSENT."""
+    """Its memory is being given back: wait until it is ABSENT."""
 
 
 class HandleKind(enum.IntEnum):
-    """What an open handle is of."""
+    """What kind of object a handle stands for."""
 
     FILE = 1
     DIRECTORY = 2
@@ -100,11 +101,11 @@ class HandleKind(enum.IntEnum):
 
 @structure
 class Header:
-    """What both planes must know, and whoever takes the place of one.
+    """What both planes must know, and a process that takes the place of one of them.
 
-    Constant but for the last lines, for what a pool that grows changes while workers are paused or
-    nobody looks (memmap_offset, page_count, pool_bytes), and for what the mount and its INIT say,
-    once each.
+    Most of it is constant. The last lines change all the time. What a growing pool changes
+    (memmap_offset, page_count, pool_bytes) changes while workers are paused or before anything in
+    the new part is published. What the mount and its INIT say is stored once.
     """
 
     signature: int = stored("<u8", "of these declarations; see `SIGNATURE`")
@@ -126,43 +127,45 @@ class Header:
     read_only: int = stored("<u8", "1: the pool is mapped for reading only")
     section_shift: int = stored("<u8", "structures in a section or stretch, as a power of two")
     has_files: int = stored("<u8", "1: mode fs; what is not published may be any file")
-    reach_bytes: int = stored("<u8", "the pool may grow to it, and is mapped so", unit="bytes")
+    reach_bytes: int = stored(
+        "<u8", "how large the pool may grow; it is mapped so far", unit="bytes"
+    )
     attributes_offset: int = stored("<u8", "of the published attributes", unit="bytes")
-    access_times: int = stored("<u8", "of files: 0 never noted, 1 as relatime has it, 2 always")
+    access_times: int = stored("<u8", "of files: 0 never noted, 1 as with relatime, 2 always")
     answered: int = stored("<u8", "bit n: the control plane answers opcode n of the protocol")
     opens_offset: int = stored("<u8", "of the open files", unit="bytes")
     counts_offset: int = stored("<u8", "of the lookup counts", unit="bytes")
-    inode_numbers: int = stored("<u8", "inodes that there is a lookup count of: all below it")
+    inode_numbers: int = stored("<u8", "all inodes below it have a lookup count")
     queue_count: int = stored("<u8", "rings; 0: the transport fd")
     depth: int = stored("<u8", "entries of a ring")
-    reader_count: int = stored("<u8", "workers behind the rings', that read /dev/fuse")
+    reader_count: int = stored("<u8", "workers after those of rings, which read /dev/fuse")
     device: int = stored("<u8", "number of the mount's device, as st_dev has it; 0: not mounted")
-    minor: int = stored("<u8", "version of the protocol that INIT agreed on; 0: none yet")
-    flags: int = stored("<u8", "that INIT agreed on")
-    max_write: int = stored("<u8", "that INIT agreed on", unit="bytes")
-    max_readahead: int = stored("<u8", "that INIT agreed on", unit="bytes")
-    max_background: int = stored("<u8", "that INIT agreed on")
+    minor: int = stored("<u8", "version of the protocol, agreed on by INIT; 0: not yet")
+    flags: int = stored("<u8", "agreed on by INIT")
+    max_write: int = stored("<u8", "agreed on by INIT", unit="bytes")
+    max_readahead: int = stored("<u8", "agreed on by INIT", unit="bytes")
+    max_background: int = stored("<u8", "agreed on by INIT")
     unused: int = stored("V40", "zero", default=bytes(40))
-    write_epoch: int = stored("<u8", "stamps what is written now", default=1)
-    persisted_epoch: int = stored("<u8", "what was written in it or before is durable")
+    write_epoch: int = stored("<u8", "the epoch of what is written now", default=1)
+    persisted_epoch: int = stored("<u8", "all that was written in it or before is durable")
     lost_errno: int = stored("<u8", "of the first write-back that failed; 0: none")
     fault_count: int = stored("<u8", "faults since the mount; the latest are in the records")
     ends: int = stored("<u8", "1: workers end as soon as they notice")
     idle: int = stored("V24", "zero", default=bytes(24))
-    replied: int = stored("<u8", "replies of the control plane that no worker has passed on itself")
+    replied: int = stored("<u8", "replies of the control plane that went through no worker")
     rest: int = stored("V56", "zero", default=bytes(56))
 
 
 @structure
 class MountWords:
-    """How the mount was asked for."""
+    """The options that the user asked for."""
 
     options: str = stored("S512", "as `mount -o` has them, UTF-8, NUL-filled", default="")
 
 
 @structure
 class KeptAttributes:
-    """What somebody has set of an inode of mode `block`, which lasts as long as the mount."""
+    """What was set of an inode of mode `block`, which lasts as long as the mount."""
 
     inode: int = stored("<u8", "number of the inode; 0: nothing is set")
     mode: int = stored("<u4", "type and permissions")
@@ -177,14 +180,14 @@ class KeptAttributes:
 
 @structure
 class SlotHead:
-    """The head of what one worker alone writes, but for `paused`; counters of operations follow."""
+    """The head of a slot, which only its worker writes, except `paused`; counters follow."""
 
     section: int = stored("<u8", "odd while a request is served: what it reads must stay")
     sleeps: int = stored("<u8", "times that the worker slept for want of requests")
     spins: int = stored("<u8", "times that waiting awake found a request")
     thread_id: int = stored("<u8", "of the worker, as the system counts; 0: not running")
     paused: int = stored("<u8", "1: begin no section; written by the control plane")
-    handed_over: int = stored("<u8", "requests that the control plane got, and is to reply to")
+    handed_over: int = stored("<u8", "requests that it handed to the control plane for a reply")
     replied: int = stored("<u8", "replies of the control plane that the worker has passed on")
     unused: int = stored("V8", "zero", default=bytes(8))
 
@@ -203,7 +206,7 @@ class OperationCounts:
 
 @structure
 class InodeEntry:
-    """One inode whose extents are published. An entry with `inode` 0 is free, or soon will be."""
+    """An inode whose extents are published. An entry with `inode` 0 is free, or soon will be."""
 
     inode: int = stored("<u8", "number of the inode; 0: free")
     table: int = stored("<u8", "offset of its extent table here; 0: not published", unit="bytes")
@@ -218,7 +221,7 @@ class InodeEntry:
 
 @structure
 class AttributesEntry:
-    """What GETATTR of an inode is answered with, until something of it changes; see `tables`."""
+    """The answer to GETATTR of an inode, until something in it changes; see `tables`."""
 
     sequence: int = stored("<u8", "odd while the rest is being written")
     inode: int = stored("<u8", "number of the inode; 0: none")
@@ -228,31 +231,31 @@ class AttributesEntry:
 
 @structure
 class OpenPlace:
-    """A place for an open file or directory; the control plane alone writes and reads it."""
+    """A place for an open file or directory. Only the control plane writes and reads it."""
 
-    inode: int = stored("<u8", "number of the inode; 0: free. Written last, and cleared first")
-    handle: int = stored("<u8", "the kernel's word for it; where it is free, for the one before")
+    inode: int = stored("<u8", "number of the inode; 0: free. Stored last, cleared first")
+    handle: int = stored("<u8", "the kernel's word for it; of a free place, its last one")
     flags: int = stored("<u4", "of open(2)")
     kind: int = stored("<u4", "1 a file, 2 a directory")
-    uid: int = stored("<u4", "of who has opened it")
-    gid: int = stored("<u4", "of who has opened it")
-    pid: int = stored("<u4", "of who has opened it, in the daemon's PID namespace; 0: none there")
+    uid: int = stored("<u4", "of the process that opened it")
+    gid: int = stored("<u4", "of the process that opened it")
+    pid: int = stored("<u4", "of that process, in the daemon's PID namespace; 0: not there")
     unused: int = stored("V28", "zero", default=bytes(28))
 
 
 @structure
 class TableHead:
-    """The head of an extent table, which never changes once published; extents follow."""
+    """The head of an extent table, which never changes once it is published; extents follow."""
 
     size_bytes: int = stored("<u8", "of a device; of a file, when published", unit="bytes")
-    limit_bytes: int = stored("<u8", "what lies beyond, this table does not know", unit="bytes")
+    limit_bytes: int = stored("<u8", "the table knows nothing beyond it", unit="bytes")
     live_offset: int = stored("<u8", "of the live line in the pool; 0: a device", unit="bytes")
     extent_count: int = stored("<u8", "extents that follow, by ascending index, disjoint")
 
 
 @structure
 class Extent:
-    """A run of frames of a file; what no extent covers is a hole."""
+    """A run of frames of a file. What no extent covers is a hole."""
 
     index: int = stored("<u8", "of the first frame in the file", unit="frames")
     pfn: int = stored("<u8", "of the first frame in the pool")
@@ -262,10 +265,10 @@ class Extent:
 
 @structure
 class FaultRecord:
-    """Memory that could not be touched, and what that cost."""
+    """Memory that could not be touched, and what that has cost."""
 
     pool_offset: int = stored("<u8", "of the address that faulted", unit="bytes")
-    inode: int = stored("<u8", "whose request it was")
+    inode: int = stored("<u8", "of the request")
     error: int = stored("<u8", "errno that the request was answered with")
     time_ns: int = stored("<u8", "when", unit="ns since 1970")
 
@@ -289,7 +292,7 @@ SIGNATURE = zlib.crc32(
                        INODE_ENTRY, ATTRIBUTES_ENTRY, TABLE_HEAD, EXTENT, FAULT_RECORD, OPEN_PLACE)
     ]).encode()
 )  # fmt: skip
-"""What tells this memory from one of a version that declares it otherwise."""
+"""Tells this memory from that of a version which declares it otherwise."""
 
 assert INODE_ENTRIES == INODE_WAYS << INODE_BUCKETS_SHIFT
 
@@ -298,7 +301,7 @@ SLOT_BYTES = align_up(SLOT_HEAD.size_bytes + len(Operation) * OPERATION_BYTES, F
 
 
 class Areas(NamedTuple):
-    """Where everything lies in the memfd; each area starts on a frame of its own."""
+    """Where everything lies in the memfd. Each area starts on a frame of its own."""
 
     words: int
     kept: int
@@ -319,8 +322,8 @@ def compute_areas(
     *, worker_count: int, pool_bytes: int, page_count: int, section_shift: int, has_files: bool,
     memmap_here: bool,
 ) -> Areas:  # fmt: skip
-    """The areas for a pool of at most these sizes. All but the first are sparse: what isn't used
-    takes no memory."""
+    """The areas for a pool of at most these sizes. All except the first are sparse, so what is not
+    used takes no memory."""
     sizes_bytes = (
         HEADER.size_bytes,
         MOUNT_WORDS.size_bytes,
@@ -346,12 +349,12 @@ def compute_areas(
 
 
 def inode_numbers(pool_bytes: int) -> int:
-    """All inodes of a pool have numbers below this: they say which slots of the pool they are."""
+    """All inodes of a pool have lower numbers, since a number says which slot of the pool it is."""
     return pool_bytes // INODE_SLOT_BYTES
 
 
 def buckets_of(inode: int) -> tuple[int, int]:
-    """The two buckets that an inode's entry may be in, as `find_inode` in plane.pxi has it."""
+    """The two buckets that an inode's entry may be in. `find_inode` in plane.pxi has it, too."""
     mixed = inode * INODE_HASH & _WORD
     mask = (1 << INODE_BUCKETS_SHIFT) - 1
     return mixed >> (64 - INODE_BUCKETS_SHIFT), mixed >> (64 - 2 * INODE_BUCKETS_SHIFT) & mask
@@ -359,12 +362,13 @@ def buckets_of(inode: int) -> tuple[int, int]:
 
 @lru_cache(1 << ATTRIBUTES_SHIFT)
 def attributes_place_of(inode: int) -> int:
-    """The only place of an inode's attributes, as `read_attributes` in plane.pxi has it."""
+    """The only place for an inode's attributes. `read_attributes` in plane.pxi computes the
+    same."""
     return (inode * INODE_HASH & _WORD) >> (64 - ATTRIBUTES_SHIFT)
 
 
 def bucket_start_ns(bucket: int) -> int:
-    """The shortest latency that is counted in a bucket, as `bucket_of` in plane.pxi has it."""
+    """The shortest latency that a bucket counts. `bucket_of` in plane.pxi computes the same."""
     if bucket == 0:
         return 0
     power, quarter = divmod(bucket - 1, 4)

@@ -1,38 +1,43 @@
-"""The memory that the two planes share, from the side of the control plane: the writer of tables.
+"""The memory that the two planes share, from the side of the control plane, which writes its
+tables.
 
-The protocol. `layouts` says what lies where; this is who writes what, in which order, and what a
+`layouts` says what lies where. This is the protocol: who writes what, in which order, and what a
 reader may see.
 
-- **Extent tables.** The control plane alone writes them. A table is written whole where no reader
-  looks, then its offset is stored into the `table` word of its inode's entry: one aligned word, so
-  a reader finds the old table or the new one, whole. A table never changes once published.
-- **Grace.** A worker makes its `section` word odd before it looks at any table, and even when it
-  holds nothing any more; a full fence stands between the first and the look, and between a
-  publication and the look at the sections. So whoever published and then finds each section even,
-  or other than it was, knows that nobody can see what was there before: the old table's memory, and
-  the pages that only it named, may be used again. Nobody waits for the control plane, ever.
-- **Inodes.** An inode has its entry in one of two small buckets, so whoever looks for one that is
-  not published soon knows, whatever came and went. A free entry gets its `inode` word first and its
-  `table` word last; a withdrawn one loses its table first and its number then, and may be given to
-  another inode after a grace period, since a worker that found it by the old number may be about to
-  read its table. An entry never moves.
-- **Attributes.** The answers to GETATTR of some inodes lie in places that their numbers choose,
-  each under a seqlock (`memory`). The control plane alone writes them, and takes one away before
-  it answers anybody who has changed what it says.
-- **Sizes.** A device's is its table's. A file's is in its live line in the pool (`media/live`),
-  which workers raise up to the table's `limit_bytes`, and the control plane sets. What lies beyond
-  the limit a table does not know, so who changes a size may publish before or after.
-- **Presence.** The control plane alone makes a chunk WHOLE; it makes it HOLEY before it takes
-  memory away, and waits a grace period in between. A worker makes WRITTEN of HOLEY: what was looked
-  at may have changed.
-- **Epochs.** `write_epoch` goes up by one for each attempt to make things durable, by either plane;
-  `persisted_epoch` only ever rises. `lost_errno` is set once.
-- **Pauses.** The control plane may set the word `paused` of each slot. A worker looks at it when it
-  has begun a section, and if it is set, ends the section and waits. So after a grace period no
-  worker reads anything of the tables or of page structures, and these may move: see `growth`. Who
-  ends the workers ends the pause.
-- **Counters** of a worker's slot are its own; everybody else reads them as they come.
-- **Faults.** A record is filled at `fault_count` modulo its room; a reader may find one half old.
+- **Extent tables.** Only the control plane writes them. It writes a table whole where no reader
+  looks, and then stores its offset into the `table` word of its inode's entry. That is one aligned
+  word, so a reader finds either the old table or the new one, and each of them whole. A table never
+  changes once it is published.
+- **Grace.** A worker makes its `section` word odd before it looks at any table, and even once it
+  uses nothing of the tables any more. A full fence stands between the odd word and the look, and
+  another between a publication and the look at the sections. So if the control plane has published
+  something, and then finds each section even or changed, no worker can see what was there before.
+  The memory of the old table, and the pages that only it named, may then be used again. No worker
+  ever waits for the control plane.
+- **Inodes.** An inode has its entry in one of two small buckets, so a search for an inode that is
+  not published ends soon, whatever was published before. A free entry gets its `inode` word first
+  and its `table` word last. A withdrawn entry loses its table first and its number after that. It
+  may go to another inode only after a grace period, because a worker that found it by the old
+  number may be about to read its table. An entry never moves.
+- **Attributes.** The answers to GETATTR of some inodes lie in places that the inodes' numbers
+  choose, each under a seqlock (`memory`). Only the control plane writes them. It takes an answer
+  away before it answers the request that has changed what the answer says.
+- **Sizes.** The size of a device is in its table. The size of a file is in its live line in the
+  pool (`media/live`). Workers raise it up to the table's `limit_bytes`, and the control plane sets
+  it. The table knows nothing beyond its limit, so the control plane may change a size before or
+  after it publishes.
+- **Presence.** Only the control plane makes a chunk WHOLE. It makes a chunk HOLEY before it takes
+  memory away, with a grace period in between. A worker turns HOLEY into WRITTEN: the chunk may have
+  become whole since somebody looked.
+- **Epochs.** `write_epoch` rises by one with each attempt of either plane to make things durable;
+  `persisted_epoch` never falls. `lost_errno` is set only once.
+- **Pauses.** The control plane may set the word `paused` of each slot. A worker looks at it right
+  after it has begun a section. If the word is set, the worker ends the section and waits. So after
+  a grace period no worker reads anything of the tables or of page structures, and these may move:
+  see `growth`. Whatever ends the workers ends the pause, too.
+- **Counters** in a worker's slot are written only by that worker; readers take them as they come.
+- **Faults.** A record lies at `fault_count` modulo the number of records; a reader may find one
+  that is half written.
 """
 
 from __future__ import annotations
@@ -68,10 +73,10 @@ from pmemfs.medium.base import Durability, Medium
 from pmemfs.pfn import FRAME_BYTES, PageGeometry
 
 NAME = "pmemfs-planes"
-"""Of the memfd, as /proc shows it."""
+"""The name of the memfd in /proc."""
 _LINE_BYTES = 64
 
-# Publishing happens with each open and each extension of a file, so what can be is found out once.
+# Each open and each extension of a file publishes, so these are worked out once.
 _SECTION_AT = layouts.SLOT_HEAD.offset_of("section")
 _INODE_AT = layouts.INODE_ENTRY.offset_of("inode")
 _TABLE_AT = layouts.INODE_ENTRY.offset_of("table")
@@ -88,16 +93,16 @@ _extent_words = attrgetter(*(field.name for field in layouts.EXTENT.fields))
 
 
 class Grace(NamedTuple):
-    """What was under way at some instant: workers, and what their sections were."""
+    """The workers that were in a section at some instant, and their section words then."""
 
     sections: tuple[tuple[int, int], ...]
 
 
 class Agreement(NamedTuple):
-    """What INIT agreed on, which the kernel never says again."""
+    """What INIT agreed on. The kernel never says it again."""
 
     minor: int
-    """Version of the protocol; 0: nothing is agreed on yet."""
+    """The version of the protocol; 0 before INIT was answered."""
     flags: int
     max_write: int
     max_readahead: int
@@ -105,7 +110,7 @@ class Agreement(NamedTuple):
 
 
 class Published(NamedTuple):
-    """A table that the data plane serves an inode by, and where it lies."""
+    """A table by which the data plane serves an inode, and where the table lies."""
 
     inode: int
     offset: int
@@ -113,24 +118,24 @@ class Published(NamedTuple):
 
     @property
     def size_bytes(self) -> int:
-        """Its size, in bytes."""
+        """The size of the table, in bytes."""
         return _table_bytes(self.head.extent_count)
 
 
 class SharedMemory:
-    """One memfd with all that the planes share but the pool.
+    """One memfd with all that the planes share besides the pool.
 
-    What it knows besides, it derives from that memory, whether that is fresh or was somebody
-    else's before: a daemon that takes the place of another one opens what that one has left. What
-    was free may still be seen by a worker, so it is used only after a grace period, which is over
-    at once where no worker runs.
+    Everything that this object knows, it derives from that memory, be it fresh or left by another
+    daemon: a daemon that takes a mount over opens what the last one has left. A worker may still
+    see what was free there, so that is used only after a grace period. The period is over at once
+    if no worker runs.
     """
 
     def __init__(self, fd: int, *, read_only: bool = False) -> None:
         """The memory of a descriptor, which `close` closes.
 
-        With `read_only` there may be somebody else who writes it, and nothing is changed. Raises
-        ForeignSharedMemory where it is none, or not of these declarations.
+        With `read_only` another process may be writing it, and nothing is changed here. Raises
+        ForeignSharedMemory if it is not such memory, or is declared by another version.
         """
         size_bytes = os.fstat(fd).st_size
         if size_bytes < layouts.HEADER.size_bytes:
@@ -148,7 +153,7 @@ class SharedMemory:
         self.section_shift = header.section_shift
         self.worker_count = header.worker_count
         self.reach_bytes = header.reach_bytes
-        """As large as the pool may become while this lasts: all areas have room for that."""
+        """How large the pool may become while this memory lasts: all areas have room for that."""
         self._pool_bytes = header.pool_bytes
         self._read_only = read_only
         self._entries: dict[int, int] = {}
@@ -170,10 +175,10 @@ class SharedMemory:
     ) -> Self:
         """Fresh memory for a new mount.
 
-        `geometry` and `memmap_offset_bytes` are of the pool's page structures, as far as
-        `memmap_place` says that there are any; `generation` is the one of this mount.
+        `geometry` and `memmap_offset_bytes` describe the pool's page structures, if `memmap_place`
+        says that there are any. `generation` is that of this mount.
 
-        With `has_files`, in mode `fs`, workers answer an fsync only of an inode that is published.
+        With `has_files`, in mode `fs`, workers answer an fsync only of a published inode.
         """
         has_pages = memmap_place is not MemmapPlace.NOWHERE
         header = Header(
@@ -213,7 +218,7 @@ class SharedMemory:
         return cls(fd)
 
     def close(self) -> None:
-        """Let go of the descriptor; the memory lasts while anybody has it mapped."""
+        """Let go of the descriptor. The memory lasts while any process has it mapped."""
         os.close(self.fd)
 
     def header_word(self, name: str) -> int:
@@ -235,13 +240,13 @@ class SharedMemory:
 
     @property
     def options(self) -> str:
-        """How the mount was asked for, as `MountOptions` has it."""
+        """The options of the mount, as `MountOptions` writes them."""
         at = self.areas.words
         words = self.memory[at : at + layouts.MOUNT_WORDS.size_bytes]
         return layouts.MOUNT_WORDS.unpack(words).options
 
     def set_up(self, options: str, **words: int) -> None:
-        """Note how the mount was asked for, and words of the header about what serves it."""
+        """Note the options of the mount, and words of the header about what serves it."""
         packed = layouts.MOUNT_WORDS.pack(layouts.MountWords(options))
         self.memory[self.areas.words : self.areas.words + len(packed)] = packed
         for name, value in words.items():
@@ -253,8 +258,9 @@ class SharedMemory:
         return Agreement._make(map(self.header_word, Agreement._fields))
 
     def agree(self, agreement: Agreement) -> None:
-        """Note what INIT agrees on, before it is answered."""
-        # Last the word that says whether there is an agreement.
+        """Note what INIT agrees on, before INIT is answered."""
+        # The word that says whether there is an agreement comes last, so a daemon that dies in
+        # between leaves no half of one.
         for name, value in reversed(agreement._asdict().items()):
             self.set_header_word(name, value)
 
@@ -277,28 +283,28 @@ class SharedMemory:
 
     @property
     def lookup_counts(self) -> LookupCounts:
-        """How often the kernel has looked each inode up; of no inode in mode `block`."""
+        """How often the kernel has looked each inode up; empty in mode `block`."""
         start, numbers = self.areas.counts, self.header_word("inode_numbers")
         end = start + numbers * layouts.COUNT_BYTES
         return LookupCounts(self.fd, self.memory, start, end)
 
     def set_pages(self, geometry: PageGeometry, memmap_offset: int) -> None:
-        """Say how many pages have structures, and where those are: in the pool or in here."""
+        """Say how many pages have structures, and where: in the pool or in this memory."""
         self.set_header_word("page_count", geometry.page_count)
         self.set_header_word("memmap_offset", memmap_offset)
 
     def set_pool_bytes(self, size_bytes: int) -> None:
-        """Say how large the pool is, before anything in what is new is published."""
+        """Say how large the pool is, before anything in its new part is published."""
         self._pool_bytes = size_bytes
         self.set_header_word("pool_bytes", size_bytes)
 
     def pause(self) -> Grace:
-        """Keep workers from beginning a section; in none is any when the grace period is over."""
+        """Let no worker begin a section. After the grace period no worker is in one."""
         self._set_paused(1)
         return self.begin_grace()
 
     def resume(self) -> None:
-        """Let workers go on; they see what was stored meanwhile."""
+        """Let workers go on. They see what was stored during the pause."""
         self._set_paused(0)
 
     # Tables
@@ -314,15 +320,15 @@ class SharedMemory:
     ) -> Grace:
         """Let the data plane serve an inode by these extents from now on.
 
-        `extents` are disjoint and in ascending order. With `live_offset`, of the inode's live line
-        in the pool in bytes, the size is what that line says at each request, and up to
-        `limit_bytes` (`size_bytes` unless given) the data plane may extend the file: from the size
-        to there the extents have no hole. It is always the same for an inode. Without, the inode is
-        a device of a fixed size.
+        `extents` are disjoint and in ascending order. `live_offset` is the offset in bytes of the
+        inode's live line in the pool, and always the same for an inode. With it, the size is what
+        that line says at each request. The data plane may then extend the file up to `limit_bytes`
+        (by default `size_bytes`), so the extents must have no hole between the size and there.
+        Without it, the inode is a device of a fixed size.
 
-        Answers the grace period after which the pages may be reused that the table before named.
-        Raises OSError (ENOSPC) where there is no room for another table or inode (see `rivals`),
-        and ValueError for what cannot be.
+        Returns the grace period after which the pages of the former table may be reused. Raises
+        OSError (ENOSPC) if there is no room for another table or inode (see `rivals`), and
+        ValueError for what is not possible.
         """
         limit_bytes = size_bytes if limit_bytes is None else limit_bytes
         self._check(inode, size_bytes, live_offset, limit_bytes)
@@ -338,8 +344,10 @@ class SharedMemory:
         return self._replace_table(entry, table)
 
     def withdraw(self, inode: int) -> Grace:
-        """Let the data plane forward from now on all that concerns a published inode."""
+        """Let the data plane forward all requests for a published inode from now on."""
         entry = self._entries.pop(inode)
+        # The table first. If this daemon dies in between, a number without a table is left, which
+        # the next daemon clears. A table without a number would serve the entry's next inode.
         table = load_word(self.memory, entry + _TABLE_AT)
         store_word(self.memory, entry + _TABLE_AT, 0)
         store_word(self.memory, entry + _INODE_AT, 0)
@@ -350,7 +358,7 @@ class SharedMemory:
         return inode in self._entries
 
     def published(self) -> list[Published]:
-        """What the data plane serves, by its number."""
+        """All tables by which the data plane serves inodes, in the order of their inodes."""
         found = []
         for inode, entry in sorted(self._entries.items()):
             table = load_word(self.memory, entry + _TABLE_AT)
@@ -359,14 +367,14 @@ class SharedMemory:
 
     @property
     def table_bytes(self) -> int:
-        """How much memory of tables is in use, for those included that a worker may still see."""
+        """How much memory tables take, including tables that a worker may still see."""
         self._reclaim()
         return self._arena.taken_bytes
 
     def rivals(self, inode: int) -> list[int]:
-        """The published inodes of which one must go where an inode finds no entry.
+        """The published inodes one of which has to go if an inode finds no entry.
 
-        Fewer than there are entries in its buckets while some wait for their grace periods.
+        They are fewer than the entries in its buckets while some entries wait for a grace period.
         """
         entries = {
             self._entry(bucket, way)
@@ -377,45 +385,45 @@ class SharedMemory:
         return [word for word in words if word]
 
     def last_write_ns(self, inode: int) -> int:
-        """When the data plane last wrote to a device; 0: never. In ns since 1970."""
+        """When the data plane last wrote to a device, in ns since 1970; 0: never."""
         entry = self._entries.get(inode)
         if entry is None:
             return 0
         return load_word(self.memory, entry + _LAST_WRITE_AT)
 
     def set_changed_ns(self, inode: int, changed_ns: int) -> None:
-        """Tell when a published inode was changed, other than by writes: then a read counts."""
+        """Say when a published inode last changed other than by a write: a read after it counts."""
         entry = self._entries.get(inode)
         if entry is not None:
             store_word(self.memory, entry + _CHANGED_AT, max(0, changed_ns))
 
     def forget_last_write(self, inode: int) -> None:
-        """Let `last_write_ns` be 0 until the data plane writes to a device again."""
+        """Let `last_write_ns` be 0 until the data plane writes to the device again."""
         entry = self._entries.get(inode)
         if entry is not None:
             store_word(self.memory, entry + _LAST_WRITE_AT, 0)
 
     def begin_grace(self) -> Grace:
-        """What is under way now; all that begins later sees whatever was stored before."""
+        """Note which sections are under way now. Any later section sees what was stored before."""
         at = self.areas.slots + _SECTION_AT
         return Grace(odd_words(self.memory, at, layouts.SLOT_BYTES, self.worker_count))
 
     def is_over(self, grace: Grace) -> bool:
-        """Whether nothing is under way any more that was when the grace period began."""
+        """Whether every section has ended that was under way when the grace period began."""
         return all(self.slot_word(worker, "section") != word for worker, word in grace.sections)
 
     # Attributes
 
     def publish_attributes(self, inode: int, answer: bytes) -> None:
-        """Let the data plane answer GETATTR of an inode, instead of another one if need be."""
+        """Let the data plane answer GETATTR of an inode; a rival in its place gives way."""
         write_seqlocked(self.memory, self._attributes(inode), inode.to_bytes(8, "little") + answer)
 
     def withdraw_attributes(self, inode: int) -> None:
-        """Let the data plane forward GETATTR of an inode, and of whichever else has its place."""
+        """Let the data plane forward GETATTR of an inode, and of any rival in its place."""
         write_seqlocked(self.memory, self._attributes(inode), _NO_ATTRIBUTES)
 
     def published_attributes(self) -> dict[int, int]:
-        """By place, the inodes of which the data plane answers GETATTR."""
+        """The inodes of which the data plane answers GETATTR, by place."""
         start, size = self.areas.attributes, layouts.ATTRIBUTES_ENTRY.size_bytes
         found = {}
         for data_start, data_end in data_ranges(self.fd, start, start + _ATTRIBUTES_BYTES):
@@ -426,7 +434,7 @@ class SharedMemory:
         return found
 
     def kept_attributes(self, inode: int) -> KeptAttributes | None:
-        """What was set of an inode that no pool has; None: nothing yet."""
+        """What was set of an inode that is not stored in a pool; None if nothing was."""
         at = self._kept(inode)
         kept = layouts.KEPT_ATTRIBUTES.unpack(self.memory[at : at + _KEPT_BYTES])
         return kept if kept.inode else None
@@ -448,11 +456,11 @@ class SharedMemory:
         return Presence(self.memory[self.areas.presence + chunk])
 
     def set_presence(self, chunk: int, presence: Presence) -> None:
-        """Say what a chunk is; a grace period must pass before memory is taken away."""
+        """Say what a chunk is. A grace period must pass before its memory is taken away."""
         self.memory[self.areas.presence + chunk] = presence
 
     def faults(self, since: int) -> list[FaultRecord]:
-        """The faults from number `since` on, as far as their records are still there."""
+        """The faults from number `since` on whose records are still there."""
         count = self.header_word("fault_count")
         size = layouts.FAULT_RECORD.size_bytes
         found = []
@@ -462,9 +470,9 @@ class SharedMemory:
         return found
 
     def _derive(self) -> None:
-        """Find what is published, which memory that takes, and what is free besides.
+        """Find what is published, which memory that takes, and what is free.
 
-        Raises ForeignSharedMemory where what is there can't be.
+        Raises ForeignSharedMemory if what is there is not possible.
         """
         taken: dict[int, int] = {}
         for entry in self._used_entries():
@@ -474,7 +482,7 @@ class SharedMemory:
                 self._entries[inode] = entry
                 taken[table] = _table_bytes(self._table_head(table).extent_count)
             elif inode and not self._read_only:
-                # Whoever published or withdrew it was killed in between.
+                # The daemon that published or withdrew it was killed in between.
                 store_word(self.memory, entry + _INODE_AT, 0)
         try:
             self._arena = Arena(self.areas.tables, layouts.EXTENT_ARENA_BYTES, taken)
@@ -484,11 +492,13 @@ class SharedMemory:
         size = layouts.INODE_ENTRY.size_bytes
         last = self.areas.inodes + (layouts.INODE_ENTRIES - 1) * size
         entries = [e for e in range(last, self.areas.inodes - size, -size) if e not in used]
+        # What looks free may have been withdrawn just before the last daemon died, so all of it
+        # waits for a grace period, like anything that is withdrawn here.
         self._retired.append(_Retired(self.begin_grace(), self._arena.take_all(), entries))
         self._reclaim()
 
     def _used_entries(self) -> Iterator[int]:
-        """The entries of inodes that were ever used."""
+        """The entries that were ever used for an inode."""
         start, size = self.areas.inodes, layouts.INODE_ENTRY.size_bytes
         end = start + layouts.INODE_ENTRIES * size
         for data_start, data_end in data_ranges(self.fd, start, end):
@@ -528,7 +538,7 @@ class SharedMemory:
         return self.areas.inodes + place * layouts.INODE_ENTRY.size_bytes
 
     def _new_entry(self, inode: int) -> int:
-        """The place for an inode, in the emptier of its buckets: so both are rarely full."""
+        """A place for an inode, in the emptier of its two buckets, so that both are rarely full."""
         free = self._most_free(inode)
         if not free:
             self._reclaim()
@@ -537,8 +547,10 @@ class SharedMemory:
             raise OSError(errno.ENOSPC, "too many files are open at once")
         entry = free.pop()
         store_word(self.memory, entry + _LAST_WRITE_AT, 0)
-        # Until it is told, a read may be the first after a change.
+        # Until the file system says when it changed, any read may be the first after a change.
         store_word(self.memory, entry + _CHANGED_AT, (1 << 63) - 1)
+        # The number before the table: a worker that finds the number finds no table yet, and
+        # forwards.
         store_word(self.memory, entry + _INODE_AT, inode)
         return entry
 
@@ -547,7 +559,7 @@ class SharedMemory:
         return max(self._free_entries[first], self._free_entries[second], key=len)
 
     def _write_table(self, head: TableHead, extents: Sequence[Extent]) -> int:
-        """A new table, where nobody looks yet."""
+        """Write a new table where no worker looks yet."""
         size_bytes = _table_bytes(len(extents))
         try:
             table = self._arena.take(size_bytes)
@@ -560,6 +572,8 @@ class SharedMemory:
         return table
 
     def _replace_table(self, entry: int, table: int) -> Grace:
+        # One aligned store publishes the whole table, which was written before it. `store_word`
+        # orders that, and fences before the look at the sections in `begin_grace`.
         before = load_word(self.memory, entry + _TABLE_AT)
         store_word(self.memory, entry + _TABLE_AT, table)
         return self._retire([before], []) if before else self.begin_grace()
@@ -571,10 +585,10 @@ class SharedMemory:
         return grace
 
     def _reclaim(self) -> None:
-        """Reuse what nobody can see any more.
+        """Reuse what no worker can see any more.
 
-        Grace periods end in the order they began in: whoever holds up one was under way just so
-        when any later one began.
+        Grace periods end in the order in which they began: a section that holds one up was under
+        way, with the same word, when any later one began, so it holds that up, too.
         """
         while self._retired and self.is_over(self._retired[0].grace):
             retired = self._retired.popleft()
@@ -586,7 +600,7 @@ class SharedMemory:
 
 
 class _Retired(NamedTuple):
-    """Tables that a worker may still see, or what was free when this began, and entries."""
+    """Tables and entries that a worker may still see, and the grace period they wait for."""
 
     grace: Grace
     tables: Sequence[int]
@@ -594,7 +608,7 @@ class _Retired(NamedTuple):
 
 
 def areas_of(header: Header) -> layouts.Areas:
-    """The areas of the memory that has such a header."""
+    """The areas of memory with this header."""
     place = MemmapPlace(header.memmap_place)
     pages = header.reach_bytes // (FRAME_BYTES << header.page_order) if place else 0
     return layouts.compute_areas(
@@ -615,5 +629,5 @@ def _section_shift(place: MemmapPlace, page_order: int) -> int:
     """How many page structures come and go together, as a power of two."""
     if place is MemmapPlace.POOL:
         return layouts.STRETCH_SHIFT
-    # 128 MiB of the pool, but no less structures than fill a frame of memory.
+    # 128 MiB of the pool, but no fewer structures than fill a frame of memory.
     return max(layouts.SECTION_SHIFT - page_order, layouts.FRAME_OF_STRUCTURES_SHIFT)
