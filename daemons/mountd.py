@@ -224,6 +224,10 @@ def _methods(
             await trio.to_thread.run_sync(lambda: _advise(pool, medium, options))
         return asdict(grown)
 
+    async def remount(options: str) -> dict[str, Any]:
+        await session.remounter.remount(MountOptions.parse(options), session.mount)
+        return {"options": session.remounter.options.as_text()}
+
     async def trim() -> dict[str, Any]:
         return asdict(await session.served.trimmer.trim())
 
@@ -232,7 +236,7 @@ def _methods(
         # Imported here, so that a mount is made before the daemon can report on it.
         from pmemfs.observe.mount import MountObserver
 
-        observer = MountObserver(pool, medium, session, options, started)
+        observer = MountObserver(pool, medium, session, started)
         return {
             "info": observer.info,
             "pages": observer.pages,
@@ -240,6 +244,7 @@ def _methods(
             "extents": observer.extents,
             "resize": resize,
             "trim": trim,
+            "remount": remount,
         }
 
     return all_of_them

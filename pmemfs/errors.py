@@ -324,6 +324,12 @@ class MountFailed(PmemfsError):
     errno = errno.EIO
 
 
+class RemountFailed(PmemfsError):
+    """cannot remount {path}: {why}"""
+
+    errno = errno.EBUSY
+
+
 class Interrupted(PmemfsError):
     """interrupted by {name}; nothing is mounted"""
 

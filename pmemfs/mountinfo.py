@@ -50,6 +50,19 @@ class Mount(NamedTuple):
         return int(match[1]) if match else 0
 
     @property
+    def flags(self) -> tuple[list[str], list[str]]:
+        """What the kernel keeps of this place alone, and of the file system wherever it is."""
+        words = self.options.split(",")
+        # Each begins with "ro" or "rw".
+        second = next((at for at in range(1, len(words)) if words[at] in ("ro", "rw")), len(words))
+        return words[:second], words[second:]
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether the kernel lets nobody write to the file system, wherever it is mounted."""
+        return "ro" in self.flags[1]
+
+    @property
     def is_ours(self) -> bool:
         """Whether it is a mount of pmemfs, alive or dead."""
         return self.fs_type == FUSE_TYPE

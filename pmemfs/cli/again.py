@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pmemfs.cli.find import ask
 from pmemfs.control.launch import NotedSignals, Wanted
 from pmemfs.errors import MountFailed, PmemfsError, UnmountFailed
+from pmemfs.mount.flags import set_flags
 from pmemfs.mount.mountpoint import detach, mounts_of_pool, places_of
 from pmemfs.mount.options import ENGINES, TRANSPORTS, MountOptions
 from pmemfs.mountinfo import Mount, mount_at
@@ -23,8 +24,10 @@ from pmemfs.reach import look
 
 _TIMEOUT_SECONDS = 5
 _LOOK_SECONDS = 60
-_DEFAULTS = frozenset(("suid", "dev", "exec", "atime", "async"))
-"""What a mount does anyway."""
+_DEFAULTS = frozenset(
+    ("suid", "dev", "nosuid", "nodev", "exec", "atime", "async", "diratime", "symfollow")
+)
+"""What a mount does anyway, and what each place has for itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,7 @@ def mount_again(first: Living, wanted: Wanted, signals: NotedSignals) -> None:
         signals.check()
         if done.returncode:
             raise refuse(" ".join(os.fsdecode(done.stderr).split()) or f"{bind} failed")
+        set_flags(here, ["nosuid", "nodev", *wanted.options.kernel])
         bound = mount_at(here)
         if bound and bound.device != first.mount.device:
             # What was below it: whoever writes there would write to another file system.

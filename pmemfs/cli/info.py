@@ -61,7 +61,7 @@ def _facts(pool: PoolInfo, status: MountStatus | None, where: str) -> Iterator[t
     yield "pages", f"{pool.page_count} of {format_size(pool.page_size_bytes)}"
     yield "page structures", _scheme(pool, status)
     yield "mode", pool.mode
-    yield "state", pool.state + (" until it is unmounted" if status else "")
+    yield "state", pool.state + (" until it is unmounted" if pool.state == "dirty" else "")
     yield "mounts", f"{pool.mount_count}, last {pool.mounted}, generation {pool.generation}"
     yield "created", f"{pool.created}, format {pool.format_version}"
     yield "label written by", pool.software

@@ -15,7 +15,8 @@ def main() -> None:
     """The program."""
     begin()
     words = sys.argv[1:]
-    if first_word(words) != "mount" or not _NO_DAEMON.isdisjoint(words):
+    is_remount = any("remount" in word for word in words)
+    if first_word(words) != "mount" or not _NO_DAEMON.isdisjoint(words) or is_remount:
         sys.exit(_run(words))
     from pmemfs.control.prepared import discard, prepare
 

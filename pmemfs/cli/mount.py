@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -28,7 +28,7 @@ from pmemfs.errors import (
 )
 from pmemfs.medium.source import identify
 from pmemfs.mount.mountpoint import detach, is_dead, mounts_of_pool, prepare_mountpoint
-from pmemfs.mount.options import ENGINES, TRANSPORTS, MountOptions
+from pmemfs.mount.options import ENGINES, TRANSPORTS, MountOptions, split_words
 from pmemfs.mount.processes import (
     cpu_limit,
     limits_behind,
@@ -46,13 +46,25 @@ _LOOK_SECONDS = 60
 _POLL_SECONDS = 0.1
 
 
+class _Word(click.Option):
+    """A flag that stands for a word of `-o` at its place in the command line: the last one wins."""
+
+    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
+        """Let it add that word to those of `-o`."""
+        parser.add_option(
+            obj=self, opts=self.opts, dest="options_text", action="append_const", const="ro"
+        )
+
+
 @click.command()
 @click.argument("pool", shell_complete=any_path)
-@click.argument("mountpoint", shell_complete=a_directory)
+@click.argument("mountpoint", shell_complete=a_directory, required=False, metavar="MOUNTPOINT")
 @click.option(
     "-o", "options_text", metavar="OPTIONS", multiple=True, help="Mount options, see below."
 )
-@click.option("-r", "--read-only", is_flag=True, help="The same as -o ro.")
+@click.option(
+    "-r", "--read-only", cls=_Word, is_flag=True, expose_value=False, help="The same as -o ro."
+)
 @click.option(
     "--engine",
     type=OneOf(ENGINES),
@@ -68,9 +80,8 @@ _POLL_SECONDS = 0.1
 @reporting
 def mount(
     pool: str,
-    mountpoint: str,
+    mountpoint: str | None,
     options_text: tuple[str, ...],
-    read_only: bool,
     engine: str | None,
     transport: str | None,
     foreground: bool,
@@ -94,16 +105,26 @@ def mount(
                          which reads count as accesses, as for mount(8); a device has none
       engine=, transport=
                          as --engine and --transport
-      nosuid, noexec, …  as for mount(8)
+      nosuid, noexec, …  as for mount(8); of suid, dev and nosymfollow only root may ask
+      remount            change how MOUNTPOINT is mounted, to what else is said here: ro, rw, which
+                         accesses count, nosuid, …; POOL may be left out
 
     Exit codes: 0 mounted, 2 bad usage, 32 anything else, 128 and the signal's number if it was
     interrupted.
     """
 
+    if mountpoint is None and "remount" not in ",".join(options_text).split(","):
+        raise click.UsageError("Missing argument 'MOUNTPOINT'.")
+
     def attempt() -> int:
-        words = [*options_text, *(["ro"] if read_only else [])]
-        words += _said_once("engine", engine, options_text)
-        words += _said_once("transport", transport, options_text)
+        said = _said_once("engine", engine, options_text)
+        said += _said_once("transport", transport, options_text)
+        words = split_words(",".join([*options_text, *said]))
+        if mountpoint is None or "remount" in words:
+            where = pool if mountpoint is None else mountpoint
+            remounted(None if mountpoint is None else pool, where, words)
+            say_more(where, as_json=as_json)
+            return 0
         options = MountOptions.parse(",".join(words))
         if foreground and as_json:
             raise BadUsage(why="--foreground stays, so that --json has no report: give one of them")
@@ -121,6 +142,14 @@ def say_more(mountpoint: str, *, as_json: bool = False) -> None:
         from pmemfs.cli.mounted import report_mount
 
         report_mount(mountpoint, as_json=as_json)
+
+
+def remounted(pool: str | None, mountpoint: str, words: Sequence[str]) -> None:
+    """As `remount`, for words that say so."""
+    # What asks a daemon takes as long to load as the rest of a command.
+    from pmemfs.cli.remount import remount
+
+    remount(pool, mountpoint, [word for word in words if word != "remount"])
 
 
 def _said_once(name: str, value: str | None, options_text: Sequence[str]) -> list[str]:

@@ -12,10 +12,12 @@ def main() -> None:
     begin()
     from pmemfs.control.prepared import discard, prepare
 
-    prepare()
+    words = sys.argv[1:]
+    if not any("remount" in word for word in words):
+        prepare()
     from pmemfs.cli.mount_type import run_helper
 
-    code = run_helper(sys.argv[1:])
+    code = run_helper(words)
     leave_quietly()
     discard()
     sys.exit(code)

@@ -7,18 +7,20 @@ Exit codes are those of mount(8): 1 for bad usage, 32 for a mount that failed.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import click
 
 from pmemfs.cli.commands import run
 from pmemfs.cli.early import raise_interrupts
-from pmemfs.cli.mount import reporting_mount_failure, say_more, start
+from pmemfs.cli.mount import remounted, reporting_mount_failure, say_more, start
 from pmemfs.cli.output import manner
 from pmemfs.cli.paths import a_directory, any_path
 from pmemfs.errors import EXIT_USAGE, NoSuchSource
 from pmemfs.medium.source import identify
-from pmemfs.mount.options import MountOptions
+from pmemfs.mount.options import MountOptions, split_words
+from pmemfs.mountinfo import mount_at
 
 _EXIT_MOUNT_USAGE = 1
 
@@ -49,12 +51,19 @@ def mount_pmemfs(
     manner.is_verbose = verbose
 
     def attempt() -> int:
-        options = MountOptions.parse(options_text)
+        words = split_words(options_text)
+        if "remount" in words:
+            if not fake:
+                remounted(source, directory, [*_cleared(directory), *words])
+            return 0
+        # mount(8) does not pass on `suid` and `dev`, which it takes for granted.
+        given = ["suid", "dev"] if os.geteuid() == 0 else []
+        options = MountOptions.parse(",".join([*given, *words]))
         try:
             identify(source)
         except NoSuchSource:
             # mount(8) leaves it to us, as it leaves the exit code.
-            if "nofail" in options_text.split(","):
+            if "nofail" in words:
                 return 0
             raise
         if fake:
@@ -64,6 +73,17 @@ def mount_pmemfs(
         return 0
 
     return reporting_mount_failure(attempt)
+
+
+def _cleared(directory: str) -> list[str]:
+    """What counts at a remount unless the options say else: mount(8) passes no flags that are off.
+
+    On what another user has mounted, root does not honour set-user-ID without saying so.
+    """
+    mount = mount_at(os.path.realpath(directory))
+    is_roots = mount is not None and mount.owner_uid == 0
+    return [*(["suid", "dev"] if is_roots and os.geteuid() == 0 else []), "exec", "async",
+            "diratime", "symfollow"]  # fmt: skip
 
 
 def run_helper(words: Sequence[str]) -> int:

@@ -105,7 +105,8 @@ class Header:
 
     Most of it is constant. The last lines change all the time. What a growing pool changes
     (memmap_offset, page_count, pool_bytes) changes while workers are paused or before anything in
-    the new part is published. What the mount and its INIT say is stored once.
+    the new part is published. What the mount and its INIT say is stored once. A remount may change
+    read_only and access_times at any time.
     """
 
     signature: int = stored("<u8", "of these declarations; see `SIGNATURE`")
@@ -124,7 +125,9 @@ class Header:
     pool_bytes: int = stored("<u8", "size of the pool", unit="bytes")
     durability: int = stored("<u8", "0 volatile, 1 cache lines, 2 msync")
     reserved: int = stored("<u8", "1: all of the pool had memory when it was opened")
-    read_only: int = stored("<u8", "1: the pool is mapped for reading only")
+    read_only: int = stored(
+        "<u8", "1: writes are refused; at the start, also the mapping is for reading"
+    )
     section_shift: int = stored("<u8", "structures in a section or stretch, as a power of two")
     has_files: int = stored("<u8", "1: mode fs; what is not published may be any file")
     reach_bytes: int = stored(

@@ -53,6 +53,12 @@ class Engine:
             self._medium.fence()
         self._memmap.end_persist(epoch)
 
+    async def refuse_writes(self) -> None:
+        """Refuse what comes from now on; what was under way is over when this returns."""
+
+    def accept_writes(self) -> None:
+        """The opposite of `refuse_writes`."""
+
     def check_reach(self, size_bytes: int) -> None:
         """Raise CannotGrow if the pool can't become this large while it is mounted."""
 

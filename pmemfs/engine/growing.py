@@ -27,7 +27,7 @@ import trio
 
 from pmemfs.engine.base import Engine
 from pmemfs.errors import CannotGrow
-from pmemfs.media.label import Scheme
+from pmemfs.media.label import Scheme, State
 from pmemfs.media.zones import Zone, Zones
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap import Memmap
@@ -56,15 +56,17 @@ class Grower:
         self._memmap = memmap
         self._engine = engine
         self._show = show
-        self._lock = trio.Lock()
+        self.lock = trio.Lock()
+        """Held by who grows the pool, and by who changes whether it is written to."""
         self.memmap_lock = trio.Lock()
         """Held while a thread scans page structures."""
 
     async def grow(self, wanted_bytes: int | None) -> Grown:
         """Grow. Raises as `target_bytes` and `Growth`, NoSpace, and OSError if the medium fails."""
         pool, medium = self._pool, self._medium
-        async with self._lock:
-            if medium.read_only:
+        async with self.lock:
+            # A pool that is mounted, and clean, is one that is not written to.
+            if medium.read_only or pool.label.state == State.CLEAN:
                 raise CannotGrow(path=medium.name, why="it is mounted read-only")
             old_bytes = pool.label.pool_size_bytes
             size_bytes = await _run(lambda: target_bytes(pool, medium, wanted_bytes))

@@ -75,6 +75,17 @@ class SharedEngine(Engine):
     def note_size(self) -> None:
         self.shared.set_pool_bytes(self._mapped.size_bytes)
 
+    async def refuse_writes(self) -> None:
+        self.shared.set_header_word("read_only", 1)
+        with trio.move_on_after(_PAUSE_SECONDS) as patience:
+            await self.grace()
+        if patience.cancelled_caught:
+            self.accept_writes()
+            raise OSError(errno.EBUSY, "a request that is served never ends")
+
+    def accept_writes(self) -> None:
+        self.shared.set_header_word("read_only", 0)
+
     def check_reach(self, size_bytes: int) -> None:
         if size_bytes > self.shared.reach_bytes:
             raise CannotGrow(

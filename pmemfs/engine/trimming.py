@@ -68,6 +68,8 @@ class Trimmer:
             if found:
                 start, end = found[0][0], found[-1][1]
                 async with self._engine.clearing(start, end):
+                    # It may have become read-only meanwhile.
+                    self._check()
                     given_back += self._punch(fs, chunks, least_bytes, start, end)
             await trio.lowlevel.checkpoint()
         return Trimmed(self._pool.label.name, given_back)

@@ -81,8 +81,13 @@ class PublishedTables(Tables):
         """Until then a worker may still see tables that an earlier daemon has withdrawn."""
 
     def note_reads(self, access_times: AccessTimes) -> None:
-        """Tell the data plane which reads to note as accesses, before it serves any."""
+        """Tell the data plane which reads to note as accesses from now on."""
         self._shared.set_header_word("access_times", access_times)
+
+    def withdraw_all(self) -> None:
+        """Serve all files here from now on, until they are published anew."""
+        for ino in list(self._published):
+            self.withdraw(ino)
 
     def is_published(self, ino: int) -> bool:
         """Whether the data plane serves a file now."""

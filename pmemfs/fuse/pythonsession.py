@@ -15,6 +15,7 @@ import pyfuse3
 
 from pmemfs.engine.base import Engine
 from pmemfs.fuse.pyfuse3door import Pyfuse3Door
+from pmemfs.fuse.remounting import Remounter
 from pmemfs.fuse.served import serve_pool
 from pmemfs.fuse.session import Session
 from pmemfs.medium.base import Durability
@@ -56,6 +57,7 @@ class PythonSession(Session):
         self.served.handlers.notifier.tell = _tell
         self._door = Pyfuse3Door(self.served.handlers)
         self.grower = self._grower(pool, medium)
+        self.remounter = Remounter(pool, medium, self.served, self.grower, options)
 
     def make_mount(self, mountpoint: str, options: MountOptions) -> None:
         fuse_fd, self.mount = mount_by_helper(self._medium.name, mountpoint, options)

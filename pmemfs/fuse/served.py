@@ -32,11 +32,30 @@ class Served:
     engine: Engine
     trimmer: Trimmer
     handlers: Handlers
+    tables: PublishedTables | None = None
+    """What a data plane is shown of files, where there are both."""
 
     @property
     def fs(self) -> FileSystem | None:
         """The volume of mode `fs`; None in mode `block`."""
         return self.volume if isinstance(self.volume, FileSystem) else None
+
+    def obey(self, options: MountOptions) -> None:
+        """Note accesses and write through as options say that may change while it is served."""
+        # Of each write the kernel says whether it is to be durable; pyfuse3 does not show that.
+        self.handlers.files.is_synchronous = "sync" in options.kernel
+        fs = self.fs
+        if fs is not None:
+            fs.note_accesses(options.access_times, of_directories=not options.nodiratime)
+            self.note_no_reads() if fs.read_only else self._note_reads(options.access_times)
+
+    def note_no_reads(self) -> None:
+        """Have a data plane store nothing when files are read."""
+        self._note_reads(AccessTimes.NEVER)
+
+    def _note_reads(self, access_times: AccessTimes) -> None:
+        if self.tables:
+            self.tables.note_reads(access_times)
 
 
 def serve_pool(
@@ -44,8 +63,16 @@ def serve_pool(
 ) -> Served:
     """What a pool serves through an engine. If the engine has a data plane, that is shown what it
     may answer. Raises PmemfsError."""
-    if pool.label.mode == Mode.FS:
-        return _files(pool, medium, memmap, engine, options)
+    has_files = pool.label.mode == Mode.FS
+    serve = _files if has_files else _device
+    served = serve(pool, medium, memmap, engine, options)
+    served.obey(options)
+    return served
+
+
+def _device(
+    pool: Pool, medium: MappedMedium, memmap: Memmap, engine: Engine, options: MountOptions
+) -> Served:
     onlookers = PublishedDevice(engine, medium) if isinstance(engine, SharedEngine) else Onlookers()
     volume = BlockVolume(
         pool, memmap, uid=options.uid, gid=options.gid, mode=options.mode,
@@ -61,16 +88,13 @@ def _files(
     tables = PublishedTables(engine.shared) if isinstance(engine, SharedEngine) else None
     holds = engine.shared.lookup_counts if isinstance(engine, SharedEngine) else None
     fs = FileSystem(pool, memmap, tables, holds)
-    fs.note_accesses(options.access_times, of_directories=not options.nodiratime)
-    if tables:
-        tables.note_reads(AccessTimes.NEVER if fs.read_only else options.access_times)
     trimmer = Trimmer(pool, medium, engine, fs)
     handlers = Handlers(
         fs, engine, trimmer, publisher=Publisher(fs, tables) if tables else None,
         published=tables.attributes if tables else None, cached=options.cached,
         opens=_opens(engine),
     )  # fmt: skip
-    return Served(fs, engine, trimmer, handlers)
+    return Served(fs, engine, trimmer, handlers, tables)
 
 
 def _opens(engine: Engine) -> OpenPlaces | None:

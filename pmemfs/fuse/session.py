@@ -26,6 +26,7 @@ from pmemfs.fuse.forwarded import ForwardedRequests
 from pmemfs.fuse.handshake import Terms
 from pmemfs.fuse.notices import Notices
 from pmemfs.fuse.planes import MAX_BACKGROUND, DataPlane, Sockets, choose_settings
+from pmemfs.fuse.remounting import Remounter
 from pmemfs.fuse.served import Served, serve_pool
 from pmemfs.fuse.wiredoor import WireDoor
 from pmemfs.media.label import Mode
@@ -52,6 +53,7 @@ class Session(ABC):
     memmap: Memmap
     served: Served
     grower: Grower
+    remounter: Remounter
     mount: Mount
     transport: str
     transport_reason: str
@@ -146,6 +148,7 @@ class NativeSession(Session):
         self._notices = Notices(sockets.notices)
         self.served.handlers.notifier.tell = self._notices.tell
         self.grower = self._grower(pool, medium)
+        self.remounter = Remounter(pool, medium, self.served, self.grower, options)
         self._settings = settings
         self._sockets = sockets
 

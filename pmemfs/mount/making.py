@@ -10,8 +10,16 @@ from contextlib import suppress
 from pathlib import Path
 
 from pmemfs.errors import MountFailed, UnmountFailed
+from pmemfs.mount.flags import set_flags
 from pmemfs.mount.mountpoint import detach, places_of
-from pmemfs.mount.options import MountOptions
+from pmemfs.mount.options import (
+    LATE,
+    ROOTS_OWN,
+    MountOptions,
+    is_context,
+    late_words,
+    selinux_is_enabled,
+)
 from pmemfs.mountinfo import DIRTY_PAGE_LIMITS, Mount, mount_at
 
 
@@ -36,7 +44,7 @@ def mount_by_helper(pool_path: str, mountpoint: str, options: MountOptions) -> t
             why = said.removeprefix("fusermount3: ")
             raise MountFailed(pool=pool_path, path=mountpoint, why=why)
         _, fds, _, _ = socket.recv_fds(ours, 1, 1)
-    mount = _made_mount(pool_path, mountpoint)
+    mount = _made_mount(pool_path, mountpoint, options)
     _allow_dirty_pages(mount)
     return fds[0], mount
 
@@ -44,12 +52,21 @@ def mount_by_helper(pool_path: str, mountpoint: str, options: MountOptions) -> t
 def _mount_words(pool_path: str, options: MountOptions) -> list[str]:
     """What fusermount3 is to be told behind `-o`."""
     words = ["default_permissions", "subtype=pmemfs", f"fsname={_escaped(pool_path)}"]
-    words += [*options.kernel, *(["ro"] if options.read_only else [])]
+    words += [word for word in options.kernel if word not in LATE and not is_context(word)]
+    words += [word for word in options.kernel if is_context(word) and selinux_is_enabled()]
+    words += ["ro"] if options.read_only else []
     return [*words, "allow_other"] if options.allow_other else words
 
 
-def _made_mount(pool_path: str, mountpoint: str) -> Mount:
-    """A mount that was just made. Raises MountFailed."""
+def _made_mount(pool_path: str, mountpoint: str, options: MountOptions) -> Mount:
+    """A mount that was just made, with all its flags. Raises MountFailed."""
+    if os.geteuid() == 0:
+        # Those that fusermount3 does not know, before anybody is answered.
+        try:
+            set_flags(mountpoint, late_words(options))
+        except OSError as error:
+            why = f"the kernel refuses its flags: {os.strerror(error.errno or 0).lower()}"
+            raise MountFailed(pool=pool_path, path=mountpoint, why=why) from None
     mount = mount_at(mountpoint)
     if mount is None:
         raise MountFailed(pool=pool_path, path=mountpoint, why="the mount is gone again")
@@ -82,6 +99,9 @@ def _check_permissions(pool_path: str, mountpoint: str, options: MountOptions) -
         raise refuse("there is no fusermount3: install the package fuse3")
     if os.geteuid() == 0:
         return
+    for word in ROOTS_OWN:
+        if word in options.kernel:
+            raise refuse(f"only root may ask for {word}")
     if options.allow_other and not _users_may_allow_other():
         raise refuse("allow_other is for root, unless /etc/fuse.conf says user_allow_other")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -27,9 +28,16 @@ _KERNEL_OPTIONS = frozenset(
 )  # fmt: skip
 """Passed on to the kernel's mount as they are."""
 
+ROOTS_OWN = ("suid", "dev", "nosymfollow")
+"""What fusermount3 would drop in silence for anybody but root."""
+
+LATE = frozenset(("nosymfollow", "symfollow"))
+"""For the kernel, too, but fusermount3 does not know them."""
+
 _OPPOSITES = {
     "nosuid": "suid", "suid": "nosuid", "nodev": "dev", "dev": "nodev", "noexec": "exec",
     "exec": "noexec", "noatime": "atime", "atime": "noatime", "sync": "async", "async": "sync",
+    "nosymfollow": "symfollow", "symfollow": "nosymfollow",
 }  # fmt: skip
 
 _TIMES_OF_ACCESS = {
@@ -75,6 +83,12 @@ _CONTEXTS = ("context", "fscontext", "defcontext", "rootcontext")
 """For SELinux, where it is enabled."""
 _SELINUX = "/sys/fs/selinux/enforce"
 _WORD = re.compile(r'(?:[^,"]|"[^"]*"|")+')
+
+
+_FIXED = (
+    "uid", "gid", "mode", "allow_other", "populate", "huge_pages", "cached", "engine", "transport",
+)  # fmt: skip
+"""What can't change while it is mounted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +160,25 @@ class MountOptions:
                  "nodiratime": self.nodiratime}  # fmt: skip
         return ",".join([word for word, is_set in flags.items() if is_set] + words)
 
+    def remounted(self, words: Iterable[str]) -> MountOptions:
+        """These options after a remount that asks for some words. Raises BadMountOption."""
+        options = self
+        for word in words:
+            options = options._with(word)
+            if any(getattr(options, name) != getattr(self, name) for name in _FIXED):
+                why = "it can't change while it is mounted: unmount, and mount again"
+                raise BadMountOption(option=word, why=why)
+            said = {word.partition("=")[0]} & _OF_MODE.keys()
+            options = replace(options, said=options.said | said)
+        return options
+
+    def changed_as(self, other: MountOptions) -> MountOptions:
+        """These, with what may change while it is mounted as others have it."""
+        return replace(
+            self, read_only=other.read_only, kernel=other.kernel, strictatime=other.strictatime,
+            nodiratime=other.nodiratime,
+        )  # fmt: skip
+
     def _with(self, word: str) -> MountOptions:
         name, equals, value = word.partition("=")
         if word == "rw":
@@ -167,11 +200,11 @@ class MountOptions:
             # The later of two that contradict each other counts, here and below.
             is_later = word in ("strictatime", "relatime") and "noatime" in self.kernel
             return options._with("atime") if is_later else options
-        if word in _KERNEL_OPTIONS:
+        if word in _KERNEL_OPTIONS | LATE:
             # The later of two that contradict each other counts, as for mount(8).
             kept = (other for other in self.kernel if other not in (word, _OPPOSITES.get(word)))
             return replace(self, kernel=(*kept, word))
-        if equals and name in _CONTEXTS:
+        if equals and is_context(word):
             kept = (other for other in self.kernel if not other.startswith(f"{name}="))
             return replace(self, kernel=(*kept, word))
         if word in _FOR_OTHERS | _TRUE_ANYWAY or word.startswith(_IGNORED_PREFIXES):
@@ -185,6 +218,23 @@ class MountOptions:
 
     def _replaced(self, **changes: Any) -> MountOptions:
         return replace(self, **changes)
+
+
+def is_context(word: str) -> bool:
+    """Whether a word is for SELinux."""
+    return word.partition("=")[0] in _CONTEXTS
+
+
+def selinux_is_enabled() -> bool:
+    """Whether this kernel knows what to do with contexts; mount(8) drops them where it doesn't."""
+    return os.path.exists(_SELINUX)
+
+
+def late_words(options: MountOptions) -> list[str]:
+    """The flags of the kernel that fusermount3 does not know, as words."""
+    words = [word for word in options.kernel if word in LATE]
+    words += ["strictatime"] if options.access_times is AccessTimes.STRICT else []
+    return words + (["nodiratime"] if options.nodiratime else [])
 
 
 def split_words(text: str) -> list[str]:

@@ -89,6 +89,13 @@ class MountStatus(Answer):
 
 
 @dataclass(frozen=True, slots=True)
+class Remounted(Answer):
+    """How a mount is mounted after a remount."""
+
+    options: str
+
+
+@dataclass(frozen=True, slots=True)
 class Pages(Answer):
     """The states of all pages, and the pages with the most transfers."""
 

@@ -15,7 +15,6 @@ from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap import effective_scheme
 from pmemfs.mount.elsewhere import places_elsewhere
 from pmemfs.mount.mountpoint import places_of
-from pmemfs.mount.options import MountOptions
 from pmemfs.observe.answers import MountStatus, Pages
 from pmemfs.observe.extents import file_extents
 from pmemfs.observe.pool import pool_info
@@ -34,7 +33,6 @@ class MountObserver:
         pool: Pool,
         medium: MappedMedium,
         session: Session,
-        options: MountOptions,
         started: float,
     ) -> None:
         self._pool = pool
@@ -44,7 +42,6 @@ class MountObserver:
         self._engine = session.engine
         self._fs = session.served.fs
         self._mount = session.mount
-        self._options = options
         self._started = started
 
     async def info(self) -> dict[str, Any]:
@@ -53,10 +50,10 @@ class MountObserver:
             pid=os.getpid(),
             mountpoint=self._session.mountpoint,
             device=self._mount.device,
-            read_only=self._options.read_only,
+            read_only=self._session.remounter.options.read_only,
             # In mode `fs` each file has an owner and mode of its own.
-            options=self._options.as_text(only_said=self._fs is not None),
-            engine=self._options.engine,
+            options=self._session.remounter.options.as_text(only_said=self._fs is not None),
+            engine=self._session.remounter.options.engine,
             transport=self._session.transport,
             transport_reason=self._session.transport_reason,
             data_plane_pid=self._session.data_plane_pid,
@@ -121,7 +118,7 @@ class MountObserver:
         seconds = time.monotonic() - self._started
         return Sample(
             pid=os.getpid(),
-            engine=self._options.engine,
+            engine=self._session.remounter.options.engine,
             transport=self._session.transport,
             seconds=seconds,
             control=own_counts(self._engine.own_statistics()),

@@ -163,8 +163,16 @@ class Pool:
         )
 
     def end_mount(self) -> None:
-        """Record that everything is durable and nothing is mounted. Raises as `begin_mount`."""
-        self._write(replace(self.label, state=State.CLEAN))
+        """Record that everything is durable and nothing is written. Raises as `begin_mount`."""
+        if self.label.state != State.CLEAN:
+            self._write(replace(self.label, state=State.CLEAN))
+
+    def resume_mount(self) -> None:
+        """Take `end_mount` back, as long as the mount lasts. Raises as `begin_mount`.
+
+        The generation stays, since page structures go on being those of this mount.
+        """
+        self._write(replace(self.label, state=State.DIRTY))
 
     def rewrite(self) -> None:
         """Write both copies of the label anew, whatever they hold. Raises as `begin_mount`."""

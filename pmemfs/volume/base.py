@@ -296,6 +296,29 @@ class Volume(Protocol):
         """Called until it says that there is no more to do."""
         return False
 
+    def stop_writing(self) -> None:
+        """Write nothing any more until `resume_writing`; nobody has anything open for it.
+
+        What is to be durable then is so with the next fence.
+        """
+        raise system_error(errno.EOPNOTSUPP)
+
+    def settle(self) -> bool:
+        """To be called after `stop_writing` until it says that there is no more to wait for."""
+        return False
+
+    def leave_clean(self) -> None:
+        """To be called after `settle` and a fence: what is stored is as after `end`."""
+        return
+
+    def resume_writing(self) -> None:
+        """The opposite of `stop_writing`."""
+        raise system_error(errno.EOPNOTSUPP)
+
+    def has_unnamed(self) -> bool:
+        """Whether anybody holds an inode that has no name, so it is freed with the last hold."""
+        return False
+
     def end(self) -> None:
         """Called when nothing is served any more, before the pool is marked clean."""
         return

@@ -256,6 +256,12 @@ class BlockVolume(Volume):
         )
         self._onlookers.show(self._first_pfn, self.size_bytes)
 
+    def stop_writing(self) -> None:
+        self.read_only = True
+
+    def resume_writing(self) -> None:
+        self.read_only = self._medium.read_only
+
     # Parts of the above
 
     @property

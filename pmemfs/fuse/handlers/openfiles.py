@@ -96,6 +96,8 @@ class OpenFiles:
         self._places = opens
         self._handles: dict[int, _OpenFile] = {}
         self._opens: dict[int, _Opens] = {}
+        self.is_synchronous = False
+        """Whether each write is durable when it is answered, however the file was opened."""
         for place in opens:
             if place.kind == HandleKind.FILE:
                 caller = Caller(place.uid, place.gid, place.pid)
@@ -229,7 +231,9 @@ class OpenFiles:
         self._engine.count_write(written)
         if self._publisher:
             self._publisher.was_written(file.ino, written)
-        if file.is_synchronous if is_synchronous is None else is_synchronous:
+        if is_synchronous is None:
+            is_synchronous = self.is_synchronous or file.is_synchronous
+        if is_synchronous:
             return self._through(file.ino, told, written)
         return after(told, written)
 
@@ -257,6 +261,11 @@ class OpenFiles:
         await self._engine.fsync()
         if self._publisher:
             self._publisher.was_synced(ino)
+
+    @property
+    def has_writers(self) -> bool:
+        """Whether any file is open for writing."""
+        return any(file.is_writable for file in self._handles.values())
 
     async def sync_all(self) -> None:
         """Make everything durable. Raises OSError."""

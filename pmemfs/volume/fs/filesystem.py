@@ -79,6 +79,9 @@ class FileSystem:
         self.inode, self.read_on = store.inode, store.read_on
         self.hold, self.drop = store.hold, store.drop
         self.grow = store.ground.grow
+        self.settle, self.leave_clean = store.settle, store.leave_clean
+        self.has_unnamed = store.has_unnamed
+        self.resume_writing = store.ground.resume_writing
 
         self.lookup, self.names = tree.lookup, tree.names
         self.find_entry, self.has_entry, self.parent = tree.find_entry, tree.has_entry, tree.parent
@@ -208,11 +211,19 @@ class FileSystem:
 
         Raises OSError.
         """
+        self._trim_ahead()
+        self.store.end()
+
+    def stop_writing(self) -> None:
+        """Write nothing any more until `resume_writing`; nothing is open for it."""
+        self._trim_ahead()
+        self.store.stop_writing()
+
+    def _trim_ahead(self) -> None:
         for number in () if self.read_only else list(self.untrimmed):
             # If one fails, the file system stays "not clean", and the next mount searches it.
             with suppress(OSError):
                 self.frames.trim_ahead(number)
-        self.store.end()
 
     def _search_leaks(self) -> bool:
         ground = self.store.ground

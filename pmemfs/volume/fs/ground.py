@@ -105,7 +105,6 @@ class Ground:
             raise system_error(errno.EROFS)
         if not self._has_written:
             self.store_clean(0)
-            self._has_written = True
 
     def found_damage(self, why: str) -> OSError:
         """The error for an operation that has met damage, after which nothing is written."""
@@ -119,9 +118,19 @@ class Ground:
             self.damage = why
         self.read_only = True
 
+    def stop_writing(self) -> None:
+        """Change nothing any more until `resume_writing`, though nothing is damaged."""
+        self.read_only = True
+
+    def resume_writing(self) -> None:
+        """The opposite of `stop_writing`, unless something is damaged."""
+        self.read_only = bool(self.pool.medium.read_only or self.damage)
+
     def store_clean(self, is_clean: int) -> None:
         """Say in the head, durably, whether the search for leaks is needed (0) or not (1)."""
         at = self._head_offset + _CLEAN_AT
+        # Who writes after it was clean says first that it is not.
+        self._has_written = not is_clean
         self.medium.store(at, is_clean.to_bytes(8, "little"))
         self.medium.persist(at, 8)
 

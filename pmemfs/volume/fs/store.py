@@ -90,6 +90,27 @@ class Store:
         if inode is not None and inode.state.link_count == 0 and not self.read_only:
             self.remove(inode)
 
+    def has_unnamed(self) -> bool:
+        """Whether anybody holds an inode that has no name."""
+        inodes = (self.cached(number) for number, _ in self._holds.counts())
+        return any(inode is not None and inode.state.link_count == 0 for inode in inodes)
+
+    def stop_writing(self) -> None:
+        """Write nothing any more; what has changed is durable with the next fence."""
+        ground = self.ground
+        self.housekeeping.abandon_compaction()
+        if not ground.read_only:
+            for number, _ in self._holds.counts():
+                # As at the end: of what was open nothing here knows how it has grown.
+                with suppress(MemoryFault):
+                    self.lines.write_back(ground.table.slot_offset(number))
+        ground.stop_writing()
+
+    def settle(self) -> bool:
+        """Free what has left its files; whether something is still in use."""
+        self.ground.busy.collect()
+        return self.ground.busy.frame_count > 0
+
     def end(self) -> None:
         """The mount ends, and with it all holds: leave the pool clean. Raises OSError."""
         ground, housekeeping = self.ground, self.housekeeping
@@ -109,6 +130,11 @@ class Store:
         while ground.busy.collect():
             pass
         ground.medium.fence()
+        self.leave_clean()
+
+    def leave_clean(self) -> None:
+        """Say in the head that it is clean, if it is; all else is durable."""
+        ground = self.ground
         # In a clean file system frames behind a size are damage, so "clean" must not be said of
         # files that are still mapped ahead.
         has_leaks = ground.may_have_leaks or ground.busy.frame_count or ground.untrimmed

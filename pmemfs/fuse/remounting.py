@@ -1,0 +1,119 @@
+"""Changing how a mount is mounted while it is served: what a remount means to its daemon.
+
+The kernel tells a FUSE daemon nothing of a remount, so the command that remounts does both.
+Invariants:
+- the pool is marked clean only while the kernel lets nobody write and both planes refuse to: the
+  daemon looks at the kernel's flag itself, and waits until all that was under way is over;
+- it is marked dirty before either plane accepts a write again, and so before the kernel passes one;
+- a change that fails is undone, and then the pool is dirty and written to as before.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import trio
+
+from pmemfs.engine.growing import Grower
+from pmemfs.errors import RemountFailed, sentence_of
+from pmemfs.fuse.served import Served
+from pmemfs.media.label import State
+from pmemfs.medium.mapped import MappedMedium
+from pmemfs.mount.mountpoint import places_of
+from pmemfs.mount.options import MountOptions
+from pmemfs.mountinfo import Mount
+from pmemfs.pool import Pool
+
+log = logging.getLogger(__name__)
+
+_PATIENCE_SECONDS = 5
+_POLL_SECONDS = 0.005
+
+
+class Remounter:
+    """Changes the options of one mount."""
+
+    def __init__(
+        self, pool: Pool, medium: MappedMedium, served: Served, grower: Grower,
+        options: MountOptions,
+    ) -> None:  # fmt: skip
+        self._pool = pool
+        self._medium = medium
+        self._served = served
+        self._grower = grower
+        self.options = options
+        """How it is mounted now."""
+
+    async def remount(self, wanted: MountOptions, mount: Mount) -> None:
+        """Serve as options say from now on, as far as they may change.
+
+        Raises RemountFailed.
+        """
+        async with self._grower.lock:
+            wanted = self.options.changed_as(wanted)
+            try:
+                if wanted.read_only and not self.options.read_only:
+                    await self._stop_writing(mount)
+                elif self.options.read_only and not wanted.read_only:
+                    await self._resume_writing(mount)
+            except OSError as error:
+                log.error("%s: remounting failed", self._medium.name, exc_info=error)
+                why = f"the pool could not be made durable: {sentence_of(error)}"
+                raise RemountFailed(path=mount.mountpoint, why=why) from None
+            self.options = wanted
+            self._served.obey(wanted)
+            words = wanted.as_text(only_said=True) or "rw"
+            log.info("%s: remounted with %s", self._medium.name, words)
+
+    async def _stop_writing(self, mount: Mount) -> None:
+        served, pool = self._served, self._pool
+        places = places_of(mount)
+        if not places or not all(place.is_read_only for place in places):
+            raise RemountFailed(path=mount.mountpoint, why="the kernel still lets it be written to")
+        await self._wait_for_last_close(mount)
+        # In this order: when all is over that was under way, no plane writes anything any more.
+        served.note_no_reads()
+        await served.engine.refuse_writes()
+        try:
+            served.volume.stop_writing()
+            with trio.move_on_after(_PATIENCE_SECONDS):
+                while served.volume.settle():  # noqa: ASYNC110
+                    await trio.sleep(_POLL_SECONDS)
+            await served.engine.make_durable()
+            served.volume.leave_clean()
+            await trio.to_thread.run_sync(pool.end_mount)
+        except BaseException:
+            if pool.label.state == State.CLEAN:
+                pool.resume_mount()
+            self._accept_writes()
+            served.obey(self.options)
+            raise
+
+    async def _wait_for_last_close(self, mount: Mount) -> None:
+        """The kernel has seen that nothing is open for writing, but tells of each close later."""
+        served = self._served
+        with trio.move_on_after(_PATIENCE_SECONDS):
+            files, volume = served.handlers.files, served.volume
+            while files.has_writers or volume.has_unnamed():  # noqa: ASYNC110
+                await trio.sleep(_POLL_SECONDS)
+            return
+        raise RemountFailed(path=mount.mountpoint, why="files on it are open for writing")
+
+    async def _resume_writing(self, mount: Mount) -> None:
+        fs = self._served.fs
+        if self._medium.read_only:
+            why = "it was mounted read-only from the beginning: unmount it, and mount it again"
+            raise RemountFailed(path=mount.mountpoint, why=why)
+        if fs is not None and fs.damage:
+            why = f"it is damaged ({fs.damage}): unmount it, and run 'pmemfs check'"
+            raise RemountFailed(path=mount.mountpoint, why=why)
+        await trio.to_thread.run_sync(self._pool.resume_mount)
+        self._accept_writes()
+
+    def _accept_writes(self) -> None:
+        served = self._served
+        if served.tables:
+            # What was published meanwhile has no time of access in its live line.
+            served.tables.withdraw_all()
+        served.volume.resume_writing()
+        served.engine.accept_writes()
