@@ -21,7 +21,7 @@ from pmemfs.engine.sharing import _PLACES
 from pmemfs.fuse.handshake import Terms
 from pmemfs.fuse.wire import Opcode
 from pmemfs.fuse.wiredoor import WireDoor
-from pmemfs.media.label import Mode, Scheme
+from pmemfs.media.label import LAYOUT, Mode, Scheme
 from pmemfs.media.log import RECORD_HEAD, RecordKind
 
 CONTEXT = click.Context(pmemfs)
@@ -53,6 +53,13 @@ def test_a_scheme_has_a_place_a_document_and_the_conformance_suites(scheme: Sche
     assert isinstance(_PLACES[scheme], MemmapPlace)
     assert f"`{scheme.word}`" in (ROOT / "README.md").read_text()
     assert scheme in SCHEMES
+
+
+@pytest.mark.parametrize("member", [*Scheme, *Mode], ids=str)
+def test_the_format_names_a_scheme_or_mode(member: Scheme | Mode) -> None:
+    of = {Scheme: "scheme", Mode: "mode"}[type(member)]
+    (meaning,) = [field.meaning for field in LAYOUT.fields if field.name == of]
+    assert f"{member.value} `{member.word}`" in meaning
 
 
 @pytest.mark.parametrize("kind", RecordKind)
