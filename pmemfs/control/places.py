@@ -170,7 +170,7 @@ def _is_private(directory: Path, uid: int, fuse: Sequence[str]) -> bool:
 
 
 def _fuse_mountpoints(around: Sequence[Mount] | None) -> list[str]:
-    """The mountpoints at which an ordinary user's process answers whoever looks at them."""
+    """The mountpoints at which an ordinary user's process answers every look at them."""
     all_mounts = mounts() if around is None else around
     return [m.mountpoint for m in all_mounts if m.fs_type.startswith("fuse") and m.owner_uid]
 

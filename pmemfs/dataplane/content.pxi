@@ -410,7 +410,7 @@ cdef bint is_unused(plane_t *plane, uint64_t pool_offset, uint64_t length) noexc
 
 
 cdef bint is_cut(plane_t *plane, uint64_t end) noexcept nogil:
-    """Whether somebody has cut the pool's file off before a place that belongs to the pool."""
+    """Whether the pool's file was cut off before a place that belongs to the pool."""
     cdef struct_stat status
     return (end <= peek(&plane.header.pool_bytes) and not fstat(plane.pool_fd, &status)
             and S_ISREG(status.st_mode) and <uint64_t>status.st_size < end)

@@ -197,7 +197,7 @@ cdef int reserve_section(memmap_t *memmap, uint64_t section) noexcept nogil:
     cdef header_t *header = memmap.header
     cdef uint64_t first = section << header.section_shift
     cdef uint64_t count = min(<uint64_t>1 << header.section_shift, header.page_count - first)
-    # KEEP_SIZE: a file that somebody has cut off must not grow back, but fault.
+    # KEEP_SIZE: a file that was cut off must not grow back, but fault.
     if fallocate(memmap.pool_fd, FALLOC_FL_KEEP_SIZE,
                  <long long>(header.memmap_offset + first * sizeof(page_t)),
                  <long long>(count * sizeof(page_t))):

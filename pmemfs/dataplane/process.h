@@ -1,4 +1,4 @@
-/* What a process of the data plane asks of the kernel for itself. */
+/* What a process of the data plane asks of the kernel for itself: signals, memory. */
 #ifndef PMEMFS_PROCESS_H
 #define PMEMFS_PROCESS_H
 
@@ -18,20 +18,20 @@ static void pmemfs_on_wake(int number) { (void)number; }
 static void pmemfs_wakeable(void) {
     struct sigaction action;
     memset(&action, 0, sizeof action);
-    action.sa_handler = pmemfs_on_wake;  /* Without SA_RESTART: what waits, returns. */
+    action.sa_handler = pmemfs_on_wake;  /* Without SA_RESTART, so that waiting calls return. */
     sigaction(SIGUSR1, &action, NULL);
 }
-/* The control plane is who is told to end, and it ends this process. */
+/* Users end the control plane, which then ends this process in order. */
 static void pmemfs_ignore_endings(void) {
     signal(SIGTERM, SIG_IGN);
     signal(SIGINT, SIG_IGN);
     signal(SIGHUP, SIG_IGN);
 }
-/* Threads that are started later inherit it. */
+/* Threads that start later inherit this. */
 static int pmemfs_become_io_flusher(void) {
     return prctl(PR_SET_IO_FLUSHER, 1UL, 0UL, 0UL, 0UL) ? errno : 0;
 }
-/* All but the pool, which may be as large as it likes. */
+/* Lock all memory except the pool, which may be larger than DRAM. */
 static int pmemfs_lock_memory(const void *pool, size_t pool_bytes) {
     if (mlockall(MCL_CURRENT | MCL_ONFAULT)) return errno;
     if (pool) munlock(pool, pool_bytes);

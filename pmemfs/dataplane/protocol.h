@@ -1,4 +1,4 @@
-/* What the oldest linux/fuse.h that we build with lacks. */
+/* What is missing in the oldest linux/fuse.h that this is built with. */
 #ifndef PMEMFS_PROTOCOL_H
 #define PMEMFS_PROTOCOL_H
 

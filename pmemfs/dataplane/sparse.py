@@ -22,7 +22,7 @@ def data_ranges(fd: int, start_bytes: int, end_bytes: int) -> Iterator[tuple[int
         try:
             hole = min(os.lseek(fd, data, os.SEEK_HOLE), end_bytes)
         except OSError:
-            # Somebody has cut the file off meanwhile.
+            # The file was cut off meanwhile.
             return
         yield data, hole
         position = hole

@@ -28,7 +28,7 @@ reader may see.
   after it publishes.
 - **Presence.** Only the control plane makes a chunk WHOLE. It makes a chunk HOLEY before it takes
   memory away, with a grace period in between. A worker turns HOLEY into WRITTEN: the chunk may have
-  become whole since somebody looked.
+  become whole since the control plane looked.
 - **Epochs.** `write_epoch` rises by one with each attempt of either plane to make things durable;
   `persisted_epoch` never falls. `lost_errno` is set only once.
 - **Pauses.** The control plane may set the word `paused` of each slot. A worker looks at it right
@@ -372,7 +372,7 @@ class SharedMemory:
         return self._arena.taken_bytes
 
     def rivals(self, inode: int) -> list[int]:
-        """The published inodes one of which has to go if an inode finds no entry.
+        """The published inodes that compete with an inode: one has to go if it finds no entry.
 
         They are fewer than the entries in its buckets while some entries wait for a grace period.
         """
@@ -423,7 +423,7 @@ class SharedMemory:
         write_seqlocked(self.memory, self._attributes(inode), _NO_ATTRIBUTES)
 
     def published_attributes(self) -> dict[int, int]:
-        """The inodes of which the data plane answers GETATTR, by place."""
+        """The inodes whose GETATTR the data plane answers, by place."""
         start, size = self.areas.attributes, layouts.ATTRIBUTES_ENTRY.size_bytes
         found = {}
         for data_start, data_end in data_ranges(self.fd, start, start + _ATTRIBUTES_BYTES):

@@ -10,7 +10,7 @@
 
 #include <sched.h>
 
-/* Where this thread may run. What somebody else has decided is left as it is. */
+/* The CPUs on which this thread may run. If another program has set them (taskset), they stay. */
 static __thread cpu_set_t pmemfs_anywhere, pmemfs_here;
 
 static void pmemfs_learn_place(void) {
@@ -24,7 +24,7 @@ static void pmemfs_move_thread(int cpu, int is_near) {
         CPU_ZERO(&wanted);
         CPU_SET(cpu, &wanted);
     }
-    /* A CPU that is offline, or not for us, has no callers either. */
+    /* If this fails, the CPU is offline or not allowed, and has no callers of this mount. */
     if (!sched_setaffinity(0, sizeof wanted, &wanted)) pmemfs_here = wanted;
 }
 

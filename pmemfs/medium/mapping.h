@@ -15,26 +15,28 @@
 #define PMEMFS_MAPPINGS 256
 
 struct pmemfs_mapping {
-    uintptr_t start, end;      /* All zeroes: free. */
-    uintptr_t low, high;       /* What may be covered now. */
+    uintptr_t start, end;      /* All zero: the place is free. */
+    uintptr_t low, high;       /* What zeroes may cover now. */
     long owner;
     int fd, protection, flags;
 };
 static struct pmemfs_mapping pmemfs_mappings[PMEMFS_MAPPINGS];
 
-/* Held for some system calls at most, by nobody who touches a pool meanwhile. */
+/* Held for a few system calls, and only by code that touches no pool meanwhile: a fault under the
+   lock would wait for it for ever. */
 static char pmemfs_is_locked;
 static void pmemfs_lock(void) {
     while (__atomic_test_and_set(&pmemfs_is_locked, __ATOMIC_ACQUIRE)) sched_yield();
 }
 static void pmemfs_unlock(void) { __atomic_clear(&pmemfs_is_locked, __ATOMIC_RELEASE); }
 
-/* The first bad page that this thread has met since it asked; owner 0: none. The model of
-   initial-exec, since the handler must not be the one to get memory for it. */
+/* The first bad page that this thread has met since it last asked; owner 0: it has met none.
+   With initial-exec the memory is there from the start: a signal handler must not allocate it. */
 static __thread __attribute__((tls_model("initial-exec"))) volatile long pmemfs_met_owner;
 static __thread __attribute__((tls_model("initial-exec"))) volatile size_t pmemfs_met_offset;
 
-/* Put zeroes there; as small a piece as the mapping can be split at. Whether that was done. */
+/* Map zeroes over an address, in the smallest piece that the mapping can be split into (4 KiB,
+   2 MiB or 1 GiB, depending on its pages); whether that worked. */
 static int pmemfs_put_zeroes(struct pmemfs_mapping *mapping, uintptr_t address) {
     for (int shift = 12; shift <= 30; shift += 9) {
         uintptr_t unit = (uintptr_t)1 << shift;
@@ -80,7 +82,7 @@ static void pmemfs_on_fault(int number, siginfo_t *info, void *context) {
     errno = error;
 }
 
-/* The number of a mapping from now on, or -1 with errno. */
+/* Guard a mapping from now on; its number, or -1 with errno. */
 static int pmemfs_guard(const struct pmemfs_mapping *wanted) {
     static int catches;
     if (!catches && pmemfs_handle_sigbus(pmemfs_on_fault)) return -1;
@@ -89,7 +91,7 @@ static int pmemfs_guard(const struct pmemfs_mapping *wanted) {
     for (int number = 0; number < PMEMFS_MAPPINGS; number++)
         if (!pmemfs_mappings[number].start) {
             pmemfs_mappings[number] = *wanted;
-            /* Whoever wants it has not filled these in, and they may be anything then. */
+            /* The caller has not filled these in, so they may hold anything. */
             pmemfs_mappings[number].low = pmemfs_mappings[number].high = 0;
             pmemfs_unlock();
             return number;
@@ -104,7 +106,7 @@ static void pmemfs_let_go(int number) {
     pmemfs_unlock();
 }
 
-/* Whether what this thread did last with a range may have met zeroes instead of the pool. */
+/* Whether the last touch of a range by this thread may have met zeroes instead of the pool. */
 static inline int pmemfs_has_met(int number, const void *at, size_t length) {
     const struct pmemfs_mapping *mapping = &pmemfs_mappings[number];
     uintptr_t start = (uintptr_t)at;
@@ -117,7 +119,8 @@ static inline int pmemfs_owner_has_met(long owner) {
     __atomic_signal_fence(__ATOMIC_SEQ_CST);
     return pmemfs_met_owner == owner;
 }
-/* Put the pages of a pool back; the offset of the one that this thread met first, or -1. */
+/* Put the pages of a pool back; the offset of the bad page that this thread met first, or else of
+   one that is covered, or -1. */
 static long long pmemfs_take(long owner) {
     long long met = -1;
     if (pmemfs_met_owner == owner) {
@@ -130,7 +133,7 @@ static long long pmemfs_take(long owner) {
         uintptr_t low = mapping->low, length = mapping->high - mapping->low;
         if (mapping->owner != owner || low >= mapping->high) continue;
         if (met < 0) met = (long long)(low - mapping->start);
-        /* What can't be put back stays covered, and whoever touches it learns of it. */
+        /* A page that can't be put back stays covered, and each touch of it is reported. */
         if (mmap((void *)low, length, mapping->protection, mapping->flags | MAP_FIXED,
                  mapping->fd, (off_t)(low - mapping->start)) != MAP_FAILED)
             mapping->low = mapping->high = 0;

@@ -1,4 +1,4 @@
-/* What every handler of SIGBUS needs to know: which of its causes is a touch, and who is next. */
+/* What every handler of SIGBUS needs: which causes are a touch, and which handler is next. */
 #ifndef PMEMFS_SIGBUS_H
 #define PMEMFS_SIGBUS_H
 
@@ -13,18 +13,18 @@
 #define BUS_MCEERR_AO 5
 #endif
 
-/* Who handled SIGBUS before this module did. */
+/* The handler of SIGBUS before this module set its own. */
 static struct sigaction pmemfs_next_handler;
 
 /* Whether this thread has touched memory that is not there, and stands at that instruction. */
 static inline int pmemfs_is_touch(const siginfo_t *info) {
     return info->si_code > 0 && info->si_code != BUS_MCEERR_AO;
 }
-/* Whether it only tells of damage that nobody has touched yet: nothing is to be done. */
+/* Whether the kernel only reports damage that was not touched yet: then there is nothing to do. */
 static inline int pmemfs_is_news(const siginfo_t *info) {
     return info->si_code == BUS_MCEERR_AO;
 }
-/* Not ours: let the handler before us have it, or else the signal its default action. */
+/* The signal is for another handler: call the former one, or take the default action. */
 static void pmemfs_pass_on(int number, siginfo_t *info, void *context) {
     if (pmemfs_next_handler.sa_flags & SA_SIGINFO) {
         pmemfs_next_handler.sa_sigaction(number, info, context);
@@ -33,11 +33,12 @@ static void pmemfs_pass_on(int number, siginfo_t *info, void *context) {
         pmemfs_next_handler.sa_handler(number);
     } else {
         signal(number, SIG_DFL);
-        /* A touch is repeated, and kills then; what somebody has sent has to be sent again. */
+        /* A touch is repeated on return, and then kills. A sent signal has to be sent again. */
         if (!pmemfs_is_touch(info)) raise(number);
     }
 }
-/* The mask stays as it is, since a handler may leave by a jump. 0, or -1 with errno. */
+/* SA_NODEFER: the mask stays as it is, because a handler may leave by a jump. 0, or -1 with
+   errno. */
 static int pmemfs_handle_sigbus(void (*handler)(int, siginfo_t *, void *)) {
     struct sigaction action;
     memset(&action, 0, sizeof action);

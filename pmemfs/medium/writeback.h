@@ -32,7 +32,7 @@ static void pmemfs_lines_clflush(uintptr_t line, uintptr_t end) {
 }
 static void (*pmemfs_lines)(uintptr_t, uintptr_t) = pmemfs_lines_clflush;
 
-/* Each module that includes this has its own choice. */
+/* Chosen once in each module that includes this. */
 __attribute__((constructor))
 static void pmemfs_choose(void) {
     unsigned a, b = 0, c, d;

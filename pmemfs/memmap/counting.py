@@ -152,7 +152,7 @@ class CountingMemmap(RecordMemmap):
             self._check_touched()
 
     def clean(self, pfn: int, pfn_count: int) -> None:
-        """Nothing to do: a page stays dirty until the next fsync, whoever has it then."""
+        """Nothing to do: a page stays dirty until the next fsync, whatever it belongs to then."""
 
     @property
     def persisted_epoch(self) -> int:

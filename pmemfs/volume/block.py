@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 INODE = 2
 """The inode number of the device, and the `mapping` of its pages."""
 KEPT = ("mode", "uid", "gid", "atime_ns", "mtime_ns", "ctime_ns")
-"""Attributes that somebody may set."""
+"""Attributes that a user may set."""
 _DT_REGULAR = 8
 _STEP_BYTES = MIB
 
@@ -65,7 +65,7 @@ class Onlookers:
         return {}
 
     def keep(self, number: int, attributes: dict[str, int]) -> None:
-        """Remember attributes for whoever serves the device after this process."""
+        """Remember attributes for the process that serves the device after this one."""
 
     def forget_last_write(self) -> None:
         """A user has set another time of modification, which counts until the next write."""

@@ -155,9 +155,15 @@ def _check(acl: Acl) -> None:
         (tags != sorted(tags), "entries out of order"),
         (any(tags.count(tag) != 1 for tag in _CLASSES), "not one entry each for the three classes"),
         (tags.count(Tag.MASK) > 1, "several masks"),
-        (names_somebody and Tag.MASK not in tags, "somebody is named, and there is no mask"),
+        (
+            names_somebody and Tag.MASK not in tags,
+            "an entry names a user or group, and there is no mask",
+        ),
         (any(entry.permissions & ~7 for entry in acl), "unknown permissions"),
-        (any(e.tag in _NAMING and e.id == NOBODY for e in acl), "an entry names nobody"),
+        (
+            any(e.tag in _NAMING and e.id == NOBODY for e in acl),
+            "an entry for a user or group has no id",
+        ),
     ):
         if acl and wrong:
             raise OSError(errno.EINVAL, f"{os.strerror(errno.EINVAL)}: {why}")

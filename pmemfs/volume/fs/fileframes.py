@@ -115,7 +115,7 @@ class FileFrames:
             raise system_error(errno.EFBIG)
         self._shift(inode, offset_bytes, length_bytes, size_bytes)
 
-    # For whoever serves I/O
+    # For the code that serves I/O
 
     def extents(self, number: int) -> list[MappedExtent]:
         """All extents of a file, those behind its size included."""

@@ -176,7 +176,7 @@ class Housekeeping(Upkeep):
         if not self._ground.read_only:
             compaction.abandon()
 
-    # Slots, and inodes that nobody needs
+    # Slots, and inodes that are not needed
 
     def collect_slots(self) -> None:
         """Give back the slots of inodes that no worker sees any more."""

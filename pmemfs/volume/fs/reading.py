@@ -1,7 +1,7 @@
 """What a pool holds, as it is stored: reads inodes and the journal for a mount or a check.
 
 Invariant: nothing here writes, and nothing that is stored is believed before it was looked at.
-Without this, a check could damage a pool further, and a pool that somebody made up the daemon.
+Without this, a check could damage a pool further, and a made-up pool could crash the daemon.
 """
 
 from __future__ import annotations

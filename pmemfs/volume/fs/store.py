@@ -78,12 +78,12 @@ class Store:
         return self._holds.count(number) > 0
 
     def remove(self, inode: Inode) -> None:
-        """Free an inode that has no name and that nobody holds."""
+        """Free an inode that has no name and is not held."""
         with self.change(urgent=True) as change:
             change.remove(inode)
 
     def _free_unnamed(self, number: int) -> None:
-        """Free an inode that nobody holds any more, if it has no name."""
+        """Free an inode that is not held any more, if it has no name."""
         # An inode without a name stays in memory as long as it is held, so if it is not here, it
         # has a name.
         inode = self.cached(number)
@@ -122,7 +122,7 @@ class Store:
             # The fault was reported already, and the other open files are to become durable.
             with suppress(MemoryFault):
                 if not ground.read_only:
-                    # The data plane may have appended since the last fsync, and told nobody.
+                    # The data plane may have appended since the last fsync without a word to us.
                     self.lines.write_back(ground.table.slot_offset(number))
                 self._free_unnamed(number)
         ground.clock += IDLE_TICKS

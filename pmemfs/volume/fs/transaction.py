@@ -213,7 +213,7 @@ class Transaction:
 
     def _abort(self) -> None:
         # The records that were written lie behind tails that did not move, so they count nowhere.
-        # Frames and slots must come back, or they would stay taken although nobody owns them.
+        # Frames and slots must come back, or they would stay taken although no inode owns them.
         self._ground.allocator.free(self._allocated)
         for inode in self._made:
             self._ground.table.give_back(inode.slot_offset)
