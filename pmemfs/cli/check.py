@@ -13,8 +13,10 @@ import click
 from pmemfs.cli.options import reporting
 from pmemfs.cli.output import complain, print_facts, print_json, progress_line, say
 from pmemfs.cli.paths import any_path
-from pmemfs.errors import EXIT_CANNOT_CHECK, BadUsage, PmemfsError, sentence_of
+from pmemfs.errors import EXIT_CANNOT_CHECK, BadUsage, PmemfsError, SourceBusy, sentence_of
 from pmemfs.medium.mapped import MappedMedium
+from pmemfs.mount.mountpoint import resolve
+from pmemfs.mountinfo import mount_at
 from pmemfs.pool.label_check import Finding, has_errors
 from pmemfs.volume.fs.findings import Progress
 from pmemfs.volume.pool_check import check_pool, repair_pool
@@ -69,6 +71,7 @@ def check(pool: str, repair: bool, force: bool, dry_run: bool, as_json: bool) ->
     """
     _check_usage(repair, force, dry_run)
     try:
+        _refuse_mountpoint(pool)
         with (
             closing(MappedMedium.open(pool, read_only=not repair)) as medium,
             progress_line() as bar,
@@ -91,6 +94,14 @@ def _check_usage(repair: bool, force: bool, dry_run: bool) -> None:
         raise BadUsage(why="--dry-run writes nothing and --repair does: give one of them")
     if force and not repair:
         raise BadUsage(why="--force says how to repair, and nothing is repaired without --repair")
+
+
+def _refuse_mountpoint(pool: str) -> None:
+    """Raise SourceBusy for the directory or the file that a pool is mounted on."""
+    mount = mount_at(resolve(pool)) if pool else None
+    if mount and mount.is_ours:
+        why = f"mounted on {mount.mountpoint}; unmount it, then check the pool"
+        raise SourceBusy(path=mount.source, why=why)
 
 
 def _repaired(medium: MappedMedium, bar: Progress, force: bool) -> _Outcome:

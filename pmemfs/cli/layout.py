@@ -36,6 +36,12 @@ def table_lines(
         yield from _row_lines(row, widths, right)
 
 
+def natural_columns(rows: Sequence[Sequence[str]]) -> int:
+    """How many columns of a terminal a table takes that nothing is broken in."""
+    widths = [max(map(columns_of, column)) for column in zip(*rows, strict=True)]
+    return sum(widths) + len(_GAP) * (len(widths) - 1)
+
+
 def columns_of(text: str) -> int:
     """How many columns of a terminal a text takes: two for most letters of East Asia."""
     if text.isascii():

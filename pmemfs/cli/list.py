@@ -2,37 +2,58 @@
 
 from __future__ import annotations
 
+import uuid
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
 
 from pmemfs.cli.find import DETACHED, Hidden, ask_all, hidden_mounts, our_mounts
 from pmemfs.cli.options import reporting
-from pmemfs.cli.output import print_json, print_table
+from pmemfs.cli.output import note, print_json, print_table
+from pmemfs.cli.paths import a_directory
 from pmemfs.errors import NotPermitted, PmemfsError
+from pmemfs.media.label import Mode, Scheme, State
 from pmemfs.mountinfo import Mount
 from pmemfs.observe.answers import MountStatus
+from pmemfs.pool.search import Found, search
 from pmemfs.units import format_size
 from pmemfs.unsaid import Unsaid
 
 
 @click.command(name="list")
+@click.option("--all", "is_all", is_flag=True, help="Look for pools that are not mounted, too.")
+@click.option(
+    "--dir",
+    "directories",
+    multiple=True,
+    metavar="DIR",
+    shell_complete=a_directory,
+    help="Look in this directory, too, as --all does; may be said several times.",
+)
 @reporting
-def list_mounts(as_json: bool) -> None:
+def list_mounts(is_all: bool, directories: tuple[str, ...], as_json: bool) -> None:
     """List all mounts, and those whose daemon does not answer.
 
     What a row says of its pool is the word of the mount's owner, the user UID. A mount that was
     detached (umount -l) is listed as long as somebody uses it, and so is one that is mounted in
     another mount namespace only. Root sees those of all users.
+
+    With --all, pools that are not mounted are listed too: /dev/pmem*, /dev/dax*, the files in
+    /dev/shm and in each --dir. Only their labels are read, and nothing is written. -v says of every
+    file that is left out why.
     """
     mounts = list(our_mounts())
     entries = list(map(_describe, mounts, ask_all(mounts, "info", MountStatus)))
     entries += [_describe(h.mount, h.status) | _whereabouts(h) for h in hidden_mounts()]
+    if is_all or directories:
+        known = {entry["pool"] for entry in entries}
+        entries += [_found(found) for found in _pools(directories) if found.path not in known]
     if as_json:
         print_json(entries)
         return
     print_table(
-        ["NAME", "POOL", "MOUNTPOINT", "UID", "SIZE", "SCHEME", "ENGINE", "PID", "STATE"],
+        ["NAME", "POOL", "MOUNTPOINT", "UID", "SIZE", "MODE", "SCHEME", "ENGINE", "PID", "STATE"],
         [
             (
                 entry.get("name") or "-",
@@ -40,6 +61,7 @@ def list_mounts(as_json: bool) -> None:
                 entry["mountpoint"] or "-",
                 entry["owner_uid"],
                 format_size(entry["size_bytes"]) if _is_said(entry.get("size_bytes")) else "-",
+                entry.get("mode") or "-",
                 entry.get("scheme") or "-",
                 entry.get("engine") or "-",
                 entry.get("pid") or "-",
@@ -47,7 +69,32 @@ def list_mounts(as_json: bool) -> None:
             )
             for entry in entries
         ],
+        spare=["ENGINE", "SCHEME", "UID", "NAME", "PID", "MODE", "SIZE"],
     )
+
+
+def _pools(directories: Sequence[str]) -> Iterator[Found]:
+    """The pools that are found, usable or not."""
+    for found in search(directories):
+        if found.is_pool:
+            yield found
+        else:
+            note(f"{found.path}: {found.problem}")
+
+
+def _found(found: Found) -> dict[str, Any]:
+    entry: dict[str, Any] = {"pool": found.path, "mountpoint": "", "owner_uid": found.owner_uid}
+    label = found.label
+    if label is None:
+        return entry | {"state": found.problem}
+    return entry | {
+        "name": label.name,
+        "uuid": str(uuid.UUID(bytes=label.uuid)),
+        "size_bytes": label.pool_size_bytes,
+        "mode": Mode(label.mode).word,
+        "scheme": Scheme(label.scheme).word,
+        "state": State(label.state).word,
+    }
 
 
 def _is_said(value: object) -> bool:
@@ -67,7 +114,9 @@ def _describe(mount: Mount, status: MountStatus | PmemfsError) -> dict[str, Any]
     return entry | {
         "pool": status.pool.path,
         "name": status.pool.name,
+        "uuid": status.pool.uuid,
         "size_bytes": status.pool.size_bytes,
+        "mode": status.pool.mode,
         "scheme": status.effective_scheme,
         "engine": status.engine,
         "pid": status.pid,

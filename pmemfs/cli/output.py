@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from errno import errorcode
 from typing import Any, TextIO, cast
 
-from pmemfs.cli.layout import table_lines
+from pmemfs.cli.layout import natural_columns, table_lines
 from pmemfs.errors import OutputLost, PmemfsError
 from pmemfs.text import printable
 from pmemfs.unsaid import with_nulls
@@ -178,14 +178,28 @@ def print_facts(facts: Iterable[tuple[str, object]]) -> None:
 
 
 def print_table(
-    columns: Sequence[str], rows: Iterable[Sequence[object]], *, text_columns: int | None = None
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    text_columns: int | None = None,
+    spare: Sequence[str] = (),
 ) -> None:
     """Rows under headings; numbers are right-aligned.
+
+    A terminal that is too narrow goes without the `spare` columns, the first of them first.
 
     With `text_columns`, all columns after so many are of numbers, written out, and no terminal is
     too narrow to show them whole.
     """
     rows = list(rows)
+    width = _width() if text_columns is None else None
+    for column in spare if width is not None else ():
+        shown = [[printable(str(cell)) for cell in row] for row in (columns, *rows)]
+        if natural_columns(shown) <= (width or 0):
+            break
+        at = columns.index(column)
+        columns = [*columns[:at], *columns[at + 1 :]]
+        rows = [[*row[:at], *row[at + 1 :]] for row in rows]
     right = {
         position
         for position in range(len(columns))
@@ -196,7 +210,6 @@ def print_table(
         )
     }
     cells = [[printable(str(cell)) for cell in row] for row in rows]
-    width = _width() if text_columns is None else None
     _print_lines(table_lines(cells, headings=columns, right=right, width=width))
 
 

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import enum
+import errno
 import mmap
 import os
 import stat
@@ -86,7 +87,8 @@ def identify(path: str) -> Source:
     try:
         status = os.stat(path)
     except OSError as error:
-        check_device(path)
+        if error.errno == errno.ENOENT:
+            check_device(path)
         raise NoSuchSource(path=path, why=_lower(error.strerror)) from None
     if stat.S_ISREG(status.st_mode):
         return _identify_file(path, status)
@@ -208,7 +210,8 @@ def _is_below(path: str, directory: str) -> bool:
 @contextmanager
 def _opened(path: str, flags: int) -> Iterator[int]:
     try:
-        fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
+        # What became a pipe since it was looked at must not be waited for.
+        fd = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
     except OSError as error:
         raise UnusableSource(path=path, why=_lower(error.strerror)) from None
     try:

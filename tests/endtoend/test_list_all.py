@@ -1,0 +1,138 @@
+"""`pmemfs list --all`: pools that nobody has mounted, found by their labels."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from kit.commands import BIN, pmemfs, pmemfs_ok, refused
+from kit.mounts import PoolMaker
+from kit.pools import some_label
+from pmemfs.media.label import FORMAT_VERSION, pack
+from pmemfs.units import MIB
+
+pytestmark = [pytest.mark.mount, pytest.mark.slow]
+
+
+def states_in(directory: Path, *options: str) -> dict[str, tuple[str, str]]:
+    """The pools in a directory, each with where it is mounted and its state."""
+    rows = json.loads(pmemfs_ok("list", "--dir", directory, "--json", *options))
+    return {row["pool"].removeprefix(f"{directory}/"): (row["mountpoint"], row["state"])
+            for row in rows if Path(row["pool"]).parent == directory}  # fmt: skip
+
+
+def test_pools_are_found_mounted_or_not_and_nothing_is_written(pools: PoolMaker) -> None:
+    clean, files = pools.create("clean", "16M"), pools.create("files", "16M", "--mode", "fs")
+    mounted = pools.mount(pools.create("mounted", "16M"))
+    before = {path: path.read_bytes() for path in (clean, files)}
+    found = states_in(pools.directory)
+    assert found == {
+        "clean": ("", "clean"), "files": ("", "clean"),
+        "mounted": (str(mounted.mountpoint), "mounted"),
+    }  # fmt: skip
+    assert {path: path.read_bytes() for path in before} == before
+    rows = json.loads(pmemfs_ok("list", "--dir", pools.directory, "--json"))
+    (row,) = (row for row in rows if row["pool"] == str(files))
+    said = json.loads(pmemfs_ok("info", files, "--json"))["pool"]
+    assert (row["uuid"], row["mode"], row["size_bytes"]) == (said["uuid"], "fs", 16 * MIB)
+    assert str(clean) not in pmemfs_ok("list")
+
+
+def test_a_pool_whose_daemon_died_is_dirty_and_one_that_is_in_use_disturbs_nobody(
+    pools: PoolMaker,
+) -> None:
+    mounted = pools.mount(pools.create("pmem0", "16M"))
+    os.kill(mounted.pid, 9)
+    pmemfs_ok("umount", mounted.mountpoint)
+    assert states_in(pools.directory) == {"pmem0": ("", "dirty")}
+
+
+def test_odd_files_are_left_out_and_block_nobody(pools: PoolMaker) -> None:
+    odd = pools.directory / "odd"
+    odd.mkdir()
+    os.mkfifo(odd / "pipe")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(odd / "socket"))
+    (odd / "empty").touch()
+    (odd / "text").write_text("no pool")
+    (odd / "nowhere").symlink_to(odd / "none")
+    (odd / "circle").symlink_to(odd / "circle")
+    (odd / "directory").mkdir()
+    with (odd / "huge").open("wb") as huge:
+        huge.truncate(1 << 45)
+    os.mknod(odd / "null", 0o20600, os.makedev(1, 3))
+    (odd / "linked").symlink_to(pools.create("pmem0", "16M"))
+    said = pmemfs("list", "--dir", odd, "-v", timeout=30)
+    assert said.code == 0
+    for name in ("pipe", "socket", "empty", "text", "nowhere", "circle", "huge", "null"):
+        assert len([line for line in said.err.splitlines() if f"{odd}/{name}:" in line]) == 1, name
+    assert "linked" not in said.err
+    assert f"{pools.directory}/pmem0" in said.out
+    assert states_in(odd) == {}
+    refused(pmemfs("list", "--dir", odd / "none"), 1, str(odd / "none"), "no such")
+    refused(pmemfs("list", "--dir", odd / "text"), 1, str(odd / "text"), "not a directory")
+
+
+def test_a_label_that_is_damaged_or_too_new_is_named(pools: PoolMaker) -> None:
+    for name in ("damaged", "half", "newer"):
+        pools.create(name, "16M")
+    end = 16 * MIB - 4096
+    for name, places in (("damaged", (40, end + 40)), ("half", (40,))):
+        with (pools.directory / name).open("r+b") as file:
+            for place in places:
+                file.seek(place)
+                file.write(b"scribble")
+    with (pools.directory / "newer").open("r+b") as file:
+        file.write(pack(some_label(format_version=FORMAT_VERSION + 1)))
+    found = states_in(pools.directory)
+    assert found["half"] == ("", "clean")
+    assert "format" in found["newer"][1]
+    assert "checksum" in found["damaged"][1]
+
+
+def shown_on_a_terminal(columns: int, *words: object) -> list[str]:
+    """What a command prints on a terminal of that width."""
+    ours, theirs = pty.openpty()
+    with os.fdopen(ours, "rb", buffering=0) as reader:
+        subprocess.run([BIN / "pmemfs", *map(str, words)], stdout=theirs, check=True,
+                       env={**os.environ, "COLUMNS": str(columns)})  # fmt: skip
+        os.close(theirs)
+        said = b""
+        while True:
+            try:
+                chunk = reader.read(65536)
+            except OSError:
+                break
+            said += chunk or b""
+            if not chunk:
+                break
+    return said.decode().splitlines()
+
+
+def test_a_narrow_terminal_shows_fewer_columns_and_whole_paths(pools: PoolMaker) -> None:
+    pool = pools.create("a", "16M")
+    lines = shown_on_a_terminal(75, "list", "--dir", pools.directory)
+    assert any(str(pool) in line and "clean" in line for line in lines)
+    assert all(len(line) <= 75 for line in lines)
+    assert "ENGINE" not in lines[0]
+    assert "ENGINE" in shown_on_a_terminal(400, "list", "--dir", pools.directory)[0]
+
+
+def test_check_of_a_mountpoint_says_that_it_is_mounted(pools: PoolMaker) -> None:
+    mounted = pools.mount(pools.create(size="16M"))
+    for words in (("check",), ("check", "--repair")):
+        refused(
+            pmemfs(*words, mounted.mountpoint), 8, f"mounted on {mounted.mountpoint}", "unmount"
+        )
+
+
+def test_info_of_files_shows_no_mode_of_a_device(pools: PoolMaker) -> None:
+    mounted = pools.mount(pools.create("files", "16M", "--mode", "fs"))
+    assert "mode=" not in pmemfs_ok("info", mounted.mountpoint)
+    assert "mode=" not in mounted.info()["options"]
