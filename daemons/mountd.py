@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import functools
 import logging
-import os
 import signal
 import sys
 import time
@@ -83,8 +82,8 @@ def main() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
     starter = Starter(arguments.starter_fd)
     starter.note_signals()
-    name = os.path.basename(arguments.pool)
-    log.info("log to %s", start_logging(name, foreground=arguments.starter_fd is None))
+    where = start_logging(arguments.pool, foreground=arguments.starter_fd is None)
+    log.info("log to %s", where)
     try:
         serve_mount(arguments, starter)
     except Exception as error:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import logging.handlers
 import os
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,9 @@ from pmemfs.text import printable
 JOURNAL = "/run/systemd/journal/dev-log"
 _NAME_LIMIT = 60
 """Characters of a pool's name in that of its log, so that no file system finds it too long."""
+
+LIMIT_BYTES = 1 << 20
+"""Of a log file; there are two of them for a pool at most."""
 
 _FILE_FORMAT = "%(asctime)s pmemfs[%(process)d]: %(levelname)s: %(message)s"
 
@@ -33,23 +38,66 @@ class Formatter(logging.Formatter):
         return "\n".join(f"  {printable(line)}" for line in super().formatException(ei).split("\n"))
 
 
-def log_file(name: str) -> Path:
-    """The log file of pools of that name. Raises RuntimeError for a user without a home."""
-    name = name[:_NAME_LIMIT]
+class LogFile(logging.handlers.WatchedFileHandler):
+    """A file that never becomes large: a full one gets `.1` behind its name, in place of the last.
+
+    Two daemons may share it for a while, such as one that ends and the next one of its pool. Each
+    appends line by line, and follows when the other one, or logrotate, has moved the file away.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See logging.Handler."""
+        try:
+            self.reopenIfNeeded()
+            self._move_full_file()
+        except OSError:
+            # What can't be moved is appended to: a line in a large file is better than none.
+            pass
+        super().emit(record)
+
+    def _move_full_file(self) -> None:
+        stream = self.stream
+        if stream is None or os.fstat(stream.fileno()).st_size < LIMIT_BYTES:
+            return
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            # The other daemon is doing it.
+            return
+        if os.path.samestat(os.stat(self.baseFilename), os.fstat(stream.fileno())):
+            os.replace(self.baseFilename, f"{self.baseFilename}.1")
+        self.reopenIfNeeded()
+
+
+def log_file(pool: str) -> Path:
+    """The log file of the pool at an absolute path. Raises RuntimeError for a user without a home.
+
+    Two pools of one name in different directories have different ones.
+    """
+    name = f"{os.path.basename(pool)[:_NAME_LIMIT]}-{zlib.crc32(os.fsencode(pool)):08x}.log"
     if os.geteuid() == 0:
-        return Path("/var/log/pmemfs") / f"{name}.log"
+        return Path("/var/log/pmemfs") / name
     state = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local/state")
-    return Path(state) / "pmemfs" / f"{name}.log"
+    return Path(state) / "pmemfs" / name
 
 
-def start_logging(name: str, *, foreground: bool) -> str:
-    """Send the log of this process to where it belongs; in words, where that is."""
-    handler, where = _handler(name, foreground)
+_place = ""
+
+
+def start_logging(pool: str, *, foreground: bool) -> str:
+    """Send the log of the daemon of a pool to where it belongs; in words, where that is."""
+    global _place
+    handler, _place = _handler(pool, foreground)
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    return where
+    return _place
 
 
-def _handler(name: str, foreground: bool) -> tuple[logging.Handler, str]:
+def log_place() -> str:
+    """Where the log of this process goes; empty before `start_logging`."""
+    return _place
+
+
+def _handler(pool: str, foreground: bool) -> tuple[logging.Handler, str]:
     if foreground:
         handler: logging.Handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(Formatter("pmemfs: %(levelname)s: %(message)s"))
@@ -61,10 +109,9 @@ def _handler(name: str, foreground: bool) -> tuple[logging.Handler, str]:
         handler.setFormatter(Formatter("pmemfs[%(process)d]: %(message)s"))
         return handler, "the journal (journalctl -t pmemfs)"
     try:
-        path = log_file(name)
+        path = log_file(pool)
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Several daemons may share a file: appended to line by line, and moved away by logrotate.
-        handler = logging.handlers.WatchedFileHandler(path, errors="backslashreplace")
+        handler = LogFile(path, errors="backslashreplace")
     except (OSError, RuntimeError):
         return logging.NullHandler(), "nowhere: there is no place for a log file"
     handler.setFormatter(Formatter(_FILE_FORMAT))

@@ -79,6 +79,8 @@ def _mount_facts(status: MountStatus) -> Iterator[tuple[str, object]]:
     yield "daemon", f"pid {pid}, engine {status.engine}"
     if status.data_plane_pid:
         yield "data plane", f"pid {status.data_plane_pid}, {status.transport_reason}"
+    if status.log:
+        yield "log", status.log
     yield "uptime", f"{status.uptime_seconds:.0f} s"
     if status.fault_count:
         yield "faults", f"{status.fault_count} requests met memory that could not be touched"

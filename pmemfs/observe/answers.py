@@ -84,6 +84,8 @@ class MountStatus(Answer):
     pool: PoolInfo
     is_detached: bool = False
     """Whether it is mounted nowhere any more, and ends once no program uses it."""
+    log: str = ""
+    """Where its log goes: a file, or the journal."""
     pool_fd: int | None = None
     """The daemon's descriptor of the pool: its file, whatever name that has by now."""
 

@@ -11,6 +11,7 @@ import trio
 
 from pmemfs.errors import MemoryFault, NoExtents
 from pmemfs.fuse.session import Session
+from pmemfs.logs import log_place
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap import effective_scheme
 from pmemfs.mount.elsewhere import places_elsewhere
@@ -64,6 +65,7 @@ class MountObserver:
             space=self._space(),
             pool=pool_info(self._pool, self._medium),
             is_detached=self._is_detached(),
+            log=log_place(),
             pool_fd=self._medium.fileno(),
         )
         return status.as_json()

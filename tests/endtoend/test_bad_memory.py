@@ -35,7 +35,7 @@ def eio(attempt: Callable[[], object]) -> None:
 
 def said_of(mounted: Mounted, pfn: int) -> list[str]:
     """What the log says of a page frame."""
-    text = log_file(mounted.pool.name).read_text()
+    text = log_file(str(mounted.pool)).read_text()
     return [line for line in text.splitlines() if re.search(rf"page frame {pfn:#x}\b", line)]
 
 
@@ -52,7 +52,7 @@ def first_pfn(path: Path) -> int:
 def files(pools: PoolMaker) -> Mounted:
     """A file system of one large file and many small ones, mounted anew since they were made."""
     pool = pools.create("bad-memory", "300M", "--scheme", "none", "--mode", "fs")
-    log_file(pool.name).unlink(missing_ok=True)
+    log_file(str(pool)).unlink(missing_ok=True)
     mounted = pools.mount(pool)
     with (mounted.mountpoint / "large").open("wb") as large:
         for _ in range(250):
@@ -93,10 +93,10 @@ def test_files_that_were_cut_off_cost_their_readers_and_metadata_the_writers(
     # What is left can't be made clean, but it can be unmounted.
     assert pmemfs("umount", files.mountpoint).code == 32
     wait_until(lambda: not is_running(pid), "the daemon has ended")
-    refused(pmemfs("info", files.pool), 4, "truncated")
+    refused(pmemfs("info", files.pool), 4, "cut off")
     assert pmemfs("check", files.pool).code == 4
     if not os.path.exists(JOURNAL):
-        text = log_file(files.pool.name).read_text()
+        text = log_file(str(files.pool)).read_text()
         assert text.count("nothing is written any more") == 1
         assert "Traceback" not in text
 

@@ -21,6 +21,7 @@ from kit.commands import BIN, pmemfs, pmemfs_ok, refused, run_command
 from kit.mounts import Mounted, PoolMaker, Session, abort_connection, mounts_at
 from kit.posix import opened
 from kit.processes import end_process, is_running, wait_until
+from pmemfs.logs import JOURNAL
 from pmemfs.mountinfo import mount_at
 
 pytestmark = [pytest.mark.mount, pytest.mark.usefixtures("engine")]
@@ -121,6 +122,20 @@ def test_a_mount_that_ends_under_load_ends_clean(pools: PoolMaker, way: str) -> 
     session.assert_ended("clean")
     with opened(pools.mount(mounted.pool).device) as fd:
         assert os.pread(fd, 8, 1 << 20) == b"loadload"
+
+
+@pytest.mark.slow
+def test_two_pools_of_one_name_have_a_log_each_that_info_names(pools: PoolMaker) -> None:
+    if os.path.exists(JOURNAL):
+        pytest.skip("the log is in the journal")
+    (pools.directory / "other").mkdir()
+    both = [pools.mount(pools.create(name, "16M"), at=name.replace("/", "-"))
+            for name in ("pmem0", "other/pmem0")]  # fmt: skip
+    logs = [Path(mounted.info()["log"]) for mounted in both]
+    for mounted, log in zip(both, logs, strict=True):
+        assert str(mounted.mountpoint) in log.read_text()
+        assert str(log) in pmemfs_ok("info", mounted.mountpoint)
+    assert logs[0] != logs[1]
 
 
 @pytest.mark.slow

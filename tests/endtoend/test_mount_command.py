@@ -108,7 +108,7 @@ def taken_log(mounted: Mounted) -> str:
     """What the daemons of a pool have logged, which is gone afterwards."""
     if os.path.exists(JOURNAL):
         pytest.skip("the log is in the journal")
-    path = log_file(mounted.pool.name)
+    path = log_file(str(mounted.pool))
     text = path.read_text()
     path.unlink()
     return text

@@ -226,7 +226,7 @@ def test_a_pool_that_is_cut_off_answers_eio_there_and_serves_the_rest(pools: Poo
     assert mounted.info()["fault_count"] == 3
     if not os.path.exists(JOURNAL):
         frame = f"{(start + 16 * MIB) // 4096:#x}"
-        log = log_file("pmem0")
+        log = log_file(str(mounted.pool))
         wait_until(lambda: frame in log.read_text(), "the log names the page")
     os.truncate(mounted.pool, 32 * MIB)
 

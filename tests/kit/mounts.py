@@ -19,6 +19,7 @@ from kit.commands import pmemfs_here, pmemfs_ok, run_command
 from kit.processes import end_process, is_running, wait_until
 from pmemfs.control.client import call
 from pmemfs.control.places import socket_path
+from pmemfs.logs import log_file
 from pmemfs.media.label import LAYOUT, State, validate
 from pmemfs.mountinfo import Mount, mount_at, mounts
 
@@ -142,6 +143,8 @@ class PoolMaker:
                 run_command("umount", "--lazy", mountpoint, timeout=20)
         for pid in self._daemons():
             end_process(pid)
+        for pool in self.directory.glob("*"):
+            log_file(str(pool)).unlink(missing_ok=True)
         with suppress(OSError):
             shutil.rmtree(self.directory)
 

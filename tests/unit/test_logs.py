@@ -75,8 +75,50 @@ def test_where_no_file_can_be_the_daemon_goes_on_without_a_log(
 
 
 def test_no_name_of_a_pool_is_too_long_for_the_name_of_its_log() -> None:
-    assert len(logs.log_file("x" * 255).name.encode()) < 255
-    assert len(logs.log_file("ö" * 127).name.encode()) < 255
+    assert len(logs.log_file("/" + "x" * 255).name.encode()) < 255
+    assert len(logs.log_file("/" + "ö" * 127).name.encode()) < 255
+
+
+def test_pools_of_one_name_have_logs_of_their_own() -> None:
+    paths = [logs.log_file(f"/dev/shm{directory}/pool") for directory in ("", "/a", "/b")]
+    assert len(set(paths)) == 3
+    assert all(path.name.startswith("pool-") for path in paths)
+
+
+@pytest.mark.usefixtures("_no_journal")
+def test_a_full_log_is_moved_aside_once_and_no_line_is_lost_of_the_last_two(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(logs, "log_file", lambda _pool: tmp_path / "pool.log")
+    monkeypatch.setattr(logs, "LIMIT_BYTES", 4000)
+    started()
+    # Another daemon, which ends while this one of the same pool begins.
+    other = logs.LogFile(tmp_path / "pool.log")
+    for number in range(200):
+        logging.getLogger("pmemfs").info("line %d", number)
+        other.emit(logging.makeLogRecord({"msg": f"other line {number}"}))
+    other.close()
+    files = sorted(tmp_path.glob("pool.log*"))
+    assert [path.name for path in files] == ["pool.log", "pool.log.1"]
+    assert all(path.stat().st_size < 4200 for path in files)
+    lines = (tmp_path / "pool.log.1").read_text().splitlines()
+    lines += (tmp_path / "pool.log").read_text().splitlines()
+    found = [int(line.split()[-1]) for line in lines if "other" not in line]
+    assert found == list(range(found[0], 200))
+    assert len(found) > 40
+
+
+@pytest.mark.usefixtures("_no_journal")
+def test_a_log_that_can_not_be_moved_goes_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(logs, "log_file", lambda _pool: tmp_path / "pool.log")
+    monkeypatch.setattr(logs, "LIMIT_BYTES", 100)
+    (tmp_path / "pool.log.1").mkdir()
+    started()
+    for number in range(20):
+        logging.getLogger("pmemfs").info("line %d", number)
+    assert (tmp_path / "pool.log").read_text().count("line") == 20
 
 
 def test_in_the_foreground_it_goes_to_standard_error() -> None:
