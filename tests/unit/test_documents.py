@@ -101,6 +101,12 @@ def test_commands_and_options_in_a_document_exist(path: Path) -> None:
         assert options <= known | {"--help"}, f"pmemfs {name}{words}"
 
 
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_a_choice_of_tests_in_a_document_chooses_some(path: Path) -> None:
+    for file, word in re.findall(r"pytest\b[^\n]* (tests/\S+\.py) -k (\w+)", code_in(path)):
+        assert re.search(rf"def test_\w*{word}", (ROOT / file).read_text()), f"{file} -k {word}"
+
+
 def file_of(word: str) -> Path | None:
     """The file that a word of a document names, from the root or from the package."""
     for start in (ROOT, ROOT / "pmemfs"):
