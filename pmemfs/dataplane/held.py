@@ -14,22 +14,25 @@ from __future__ import annotations
 import errno
 import mmap
 import struct
+import sys
 from collections.abc import Iterator
 from typing import Self
 
 from pmemfs.dataplane import layouts
-from pmemfs.dataplane.layouts import HandleKind, OpenPlace
+from pmemfs.dataplane.layouts import OpenPlace
 from pmemfs.dataplane.sparse import data_ranges
 from pmemfs.errors import system_error
 
 PLACE_BYTES = layouts.OPEN_PLACE.size_bytes
 _PLACE_WORDS = PLACE_BYTES // 8
 _COUNTS_A_STEP = 512
-_AFTER_INODE = struct.Struct("<QIIIII")
+_INODE_WORD = layouts.OPEN_PLACE.offset_of("inode") // 8
+# In the machine's own form each number is stored whole. The inode comes last, because it makes the
+# place count.
+_PLACE = struct.Struct("@QIIIIIIQ")
 
-assert [f.name for f in layouts.OPEN_PLACE.fields[:7]] == [
-    "inode", "handle", "flags", "kind", "uid", "gid", "pid",
-]  # fmt: skip
+assert _PLACE.size == layouts.OPEN_PLACE.offset_of("inode") + 8
+assert sys.byteorder == "little"
 
 
 class OpenPlaces:
@@ -44,10 +47,13 @@ class OpenPlaces:
         self._words = memory.cast("Q")
         self._capacity = len(memory) // PLACE_BYTES
         self._used = self._words[0]
-        inodes = self._words[_PLACE_WORDS : (self._used + 1) * _PLACE_WORDS : _PLACE_WORDS]
-        self._free = [place for place, inode in enumerate(inodes.tolist(), 1) if not inode]
-        # The lowest places come first, so that as little memory as possible is touched.
-        self._free.reverse()
+        # The handles that come next. Those of the lowest places come first, so that as little
+        # memory as possible is touched.
+        self._free: list[int] = []
+        for place in range(self._used, 0, -1):
+            at = place * _PLACE_WORDS
+            if not self._words[at + _INODE_WORD]:
+                self._free.append(self._words[at] + self._capacity)
 
     @classmethod
     def of_this_process(cls) -> Self:
@@ -59,26 +65,21 @@ class OpenPlaces:
         if not self._free and self._used + 1 >= self._capacity:
             raise system_error(errno.ENFILE)
 
-    def take(self, kind: HandleKind, inode: int, flags: int, uid: int, gid: int, pid: int) -> int:
-        """A new handle. Raises OSError (ENFILE)."""
-        self.check_room()
+    def take(self, kind: int, inode: int, flags: int, uid: int, gid: int, pid: int) -> int:
+        """A new handle; `kind` is a HandleKind. Raises OSError (ENFILE)."""
         if self._free:
-            place = self._free.pop()
+            handle = self._free.pop()
         else:
-            place = self._used = self._words[0] = self._used + 1
-        at = place * _PLACE_WORDS
-        before = self._words[at + 1]
-        handle = before + self._capacity if before else place
-        _AFTER_INODE.pack_into(self._memory, at * 8 + 8, handle, flags, kind, uid, gid, pid)
-        # Last, because this word makes the place count.
-        self._words[at] = inode
+            self.check_room()
+            handle = self._used = self._words[0] = self._used + 1
+        at = handle % self._capacity * PLACE_BYTES
+        _PLACE.pack_into(self._memory, at, handle, flags, kind, uid, gid, pid, 0, inode)
         return handle
 
     def give_back(self, handle: int) -> None:
         """Free the place of a handle, which stands for nothing from now on."""
-        place = handle % self._capacity
-        self._words[place * _PLACE_WORDS] = 0
-        self._free.append(place)
+        self._words[handle % self._capacity * _PLACE_WORDS + _INODE_WORD] = 0
+        self._free.append(handle + self._capacity)
 
     def __iter__(self) -> Iterator[OpenPlace]:
         """The open places, in their order."""
@@ -112,7 +113,9 @@ class LookupCounts:
 
         The number may be anything that the kernel or a crafted peer says.
         """
-        held = self.count(number)
+        if not 0 <= number < self._limit:
+            return 0
+        held = self._counts[number]
         if held:
             held = self._counts[number] = max(0, held - count)
         return held

@@ -236,14 +236,15 @@ class AttributesEntry:
 class OpenPlace:
     """A place for an open file or directory. Only the control plane writes and reads it."""
 
-    inode: int = stored("<u8", "number of the inode; 0: free. Stored last, cleared first")
     handle: int = stored("<u8", "the kernel's word for it; of a free place, its last one")
     flags: int = stored("<u4", "of open(2)")
     kind: int = stored("<u4", "1 a file, 2 a directory")
     uid: int = stored("<u4", "of the process that opened it")
     gid: int = stored("<u4", "of the process that opened it")
     pid: int = stored("<u4", "of that process, in the daemon's PID namespace; 0: not there")
-    unused: int = stored("V28", "zero", default=bytes(28))
+    unused: int = stored("<u4", "zero")
+    inode: int = stored("<u8", "number of the inode; 0: free. Stored last, cleared first")
+    rest: int = stored("V24", "zero", default=bytes(24))
 
 
 @structure

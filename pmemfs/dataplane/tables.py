@@ -245,12 +245,10 @@ class SharedMemory:
         words = self.memory[at : at + layouts.MOUNT_WORDS.size_bytes]
         return layouts.MOUNT_WORDS.unpack(words).options
 
-    def set_up(self, options: str, **words: int) -> None:
-        """Note the options of the mount, and words of the header about what serves it."""
+    def note_options(self, options: str) -> None:
+        """Note with which options the mount is mounted from now on."""
         packed = layouts.MOUNT_WORDS.pack(layouts.MountWords(options))
         self.memory[self.areas.words : self.areas.words + len(packed)] = packed
-        for name, value in words.items():
-            self.set_header_word(name, value)
 
     @property
     def agreement(self) -> Agreement:

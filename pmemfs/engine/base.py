@@ -62,6 +62,9 @@ class Engine:
     def check_reach(self, size_bytes: int) -> None:
         """Raise CannotGrow if the pool can't become this large while it is mounted."""
 
+    def note_options(self, options: str) -> None:
+        """Note with which options the mount is mounted from now on."""
+
     def note_size(self) -> None:
         """The medium has become larger, and its new part is about to be served."""
 

@@ -72,6 +72,9 @@ class SharedEngine(Engine):
             raise
         self._memmap.end_persist(epoch)
 
+    def note_options(self, options: str) -> None:
+        self.shared.note_options(options)
+
     def note_size(self) -> None:
         self.shared.set_pool_bytes(self._mapped.size_bytes)
 

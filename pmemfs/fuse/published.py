@@ -186,9 +186,10 @@ class Publisher:
         """A handle was opened, or was open before this object was made."""
         demand = self._demands.get(ino)
         if demand is None:
-            # If it is published already, an earlier daemon has found it worth that.
-            wanted = self._tables.is_published(ino)
-            demand = self._demands[ino] = _Demand(is_wanted=wanted)
+            demand = self._demands[ino] = _Demand()
+            if self._tables.is_published(ino):
+                # An earlier daemon has found it worth that.
+                demand.is_wanted = True
         demand.opens += 1
 
     def closed(self, ino: int) -> None:

@@ -42,6 +42,7 @@ class Served:
 
     def obey(self, options: MountOptions) -> None:
         """Note accesses and write through as options say that may change while it is served."""
+        self.engine.note_options(options.as_text())
         # Of each write the kernel says whether it is to be durable; pyfuse3 does not show that.
         self.handlers.files.is_synchronous = "sync" in options.kernel
         fs = self.fs

@@ -131,10 +131,8 @@ class NativeSession(Session):
         self.queue_count = settings.queue_count
         sockets.add_own(settings.queue_count)
         self._shared = share_pool(pool, worker_count=settings.worker_count, has_files=has_files)
-        self._shared.set_up(
-            options.as_text(), queue_count=settings.queue_count, depth=settings.depth,
-            reader_count=settings.reader_count,
-        )  # fmt: skip
+        for name in ("queue_count", "depth", "reader_count"):
+            self._shared.set_header_word(name, getattr(settings, name))
         self.memmap = share_memmap(pool, medium, self._shared)
         self._engine = SharedEngine(pool, medium, self.memmap, self._shared)
         self.served = serve_pool(pool, medium, self.memmap, self._engine, options)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from kit.commands import run_command
+from kit.commands import pmemfs_ok, run_command
 from kit.mounts import NATIVE_ONLY, Mounted, PoolMaker
 from kit.posix import opened
 from kit.processes import is_running, wait_until
@@ -193,7 +193,7 @@ def test_a_request_that_the_daemon_has_not_answered_is_counted(pools: PoolMaker)
     wait_until(lambda: report_of(pid).unanswered == 0, "all are answered")
 
 
-def test_what_was_set_of_a_device_stands_there(pools: PoolMaker) -> None:
+def test_what_was_set_of_a_device_and_by_a_remount_stands_there(pools: PoolMaker) -> None:
     mounted = pools.mount(pools.create(size="16M"))
     mounted.device.chmod(0o640)
     os.chown(mounted.device, 5, 6)
@@ -208,6 +208,9 @@ def test_what_was_set_of_a_device_stands_there(pools: PoolMaker) -> None:
         assert kept is not None
         assert (kept.mode, kept.uid, kept.gid) == (stat.S_IFREG | 0o640, 5, 6)
         shared.close()
+    assert "noatime" not in report.options.split(",")
+    pmemfs_ok("mount", "-o", "remount,noatime", mounted.mountpoint)
+    assert "noatime" in report_of(mounted.mountpoint).options.split(",")
 
 
 def test_what_is_no_mount_is_refused_with_a_sentence(tmp_path: Path) -> None:

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_FILE = int(HandleKind.FILE)
+
 
 @dataclass(slots=True)
 class _OpenFile:
@@ -57,10 +59,6 @@ class _OpenFile:
     def is_synchronous(self) -> bool:
         """Whether each write is durable when it is answered."""
         return bool(self.flags & os.O_DSYNC)
-
-
-def _open_file(caller: Caller, ino: int, flags: int) -> _OpenFile:
-    return _OpenFile(ino, flags, loser=None if caller.uid == 0 else caller)
 
 
 @dataclass(slots=True)
@@ -99,9 +97,9 @@ class OpenFiles:
         self.is_synchronous = False
         """Whether each write is durable when it is answered, however the file was opened."""
         for place in opens:
-            if place.kind == HandleKind.FILE:
+            if place.kind == _FILE:
                 caller = Caller(place.uid, place.gid, place.pid)
-                self._note(place.handle, _open_file(caller, place.inode, place.flags))
+                self._note(place.handle, caller, place.inode, place.flags)
                 # The handle that could write may be closed already. Then trimming finds nothing.
                 self._opens[place.inode].was_writable = True
 
@@ -147,22 +145,25 @@ class OpenFiles:
         # inode that is held for too long, never one that is open and not held.
         self._fs.hold(ino)
         try:
-            number = self._places.take(HandleKind.FILE, ino, flags, *caller)
+            number = self._places.take(_FILE, ino, flags, *caller)
         except OSError:
             self._fs.drop(ino, 1)
             raise
-        self._note(number, _open_file(caller, ino, flags))
+        self._note(number, caller, ino, flags)
         is_cached = self._cached or self._fs.find_xattr(ino, CACHED) not in (None, b"0")
         return Opened(number, is_cached)
 
-    def _note(self, number: int, file: _OpenFile) -> None:
+    def _note(self, number: int, caller: Caller, ino: int, flags: int) -> None:
         """Note a handle, and all that follows from it."""
-        self._handles[number] = file
-        opens = self._opens.setdefault(file.ino, _Opens())
+        self._handles[number] = _OpenFile(ino, flags, None if caller.uid == 0 else caller)
+        opens = self._opens.get(ino)
+        if opens is None:
+            opens = self._opens[ino] = _Opens()
         opens.count += 1
-        opens.was_writable |= file.is_writable
+        if flags & os.O_ACCMODE:
+            opens.was_writable = True
         if self._publisher:
-            self._publisher.opened(file.ino)
+            self._publisher.opened(ino)
 
     def close(self, number: int) -> None:
         """Close a handle. Raises OSError, but the handle is gone in any case."""
