@@ -28,7 +28,9 @@ def parse_size(text: str) -> int:
     """
     match = _SIZE.fullmatch(text)
     if match is None:
-        raise BadSize(text=text, why="it is not a number with an optional K, M, G, T or P")
+        raise BadSize(
+            text=text, why="it is not a number with an optional K, M, G, T or P, such as 4G"
+        )
     number, suffix = match.groups()
     factor = 1 << (10 * _POWERS[suffix.upper()])
     # Whole numbers stay integers: a float would lose the low bits of a large size.

@@ -24,6 +24,7 @@ from pmemfs.medium.source import (
     Source,
     SourceKind,
     check_device,
+    check_link,
     check_path,
     identify,
     known_content,
@@ -140,6 +141,7 @@ def _size_bytes(path: str, wanted_bytes: int | None) -> int:
     check_path(path)
     if not os.path.exists(path):
         check_device(path)
+        check_link(path)
         if wanted_bytes is None:
             raise NoSuchSource(path=path, why="no such file; --size says how large to make it")
         return wanted_bytes & -FRAME_BYTES

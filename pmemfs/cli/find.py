@@ -24,6 +24,8 @@ _MANY_LIMIT_BYTES = 256 * 1024
 
 DETACHED = "detached, still in use"
 
+_NOT_MOUNTED = "mounted; 'pmemfs mount' does that, and 'pmemfs list' shows what is"
+
 Report = TypeVar("Report")
 
 
@@ -61,10 +63,10 @@ def require_mount(target: str) -> Mount:
     if not os.path.exists(target):
         what = "a pmemfs mount: no such path"
     elif os.path.isdir(target):
-        what = "a pmemfs mount"
+        what = "a pmemfs mount; 'pmemfs list' shows those that there are"
     else:
         hidden = find_hidden(target)
-        what = f"mounted here any more: it is {hidden.sentence}" if hidden else "mounted"
+        what = f"mounted here any more: it is {hidden.sentence}" if hidden else _NOT_MOUNTED
     raise NotMounted(path=target, what=what)
 
 

@@ -114,7 +114,7 @@ def mount(
     """
 
     if mountpoint is None and "remount" not in ",".join(options_text).split(","):
-        raise click.UsageError("Missing argument 'MOUNTPOINT'.")
+        raise BadUsage(why="MOUNTPOINT is missing; usage: pmemfs mount [OPTIONS] POOL MOUNTPOINT")
 
     def attempt() -> int:
         said = _said_once("engine", engine, options_text)

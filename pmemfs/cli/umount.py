@@ -10,7 +10,8 @@ import click
 
 from pmemfs.cli.find import ask, may_ask, require_mount
 from pmemfs.cli.mount import reporting_mount_failure
-from pmemfs.cli.output import say
+from pmemfs.cli.options import reporting
+from pmemfs.cli.output import note, print_json, say
 from pmemfs.cli.paths import any_path
 from pmemfs.control.client import daemon_pidfd
 from pmemfs.control.places import socket_path
@@ -34,7 +35,8 @@ _ASK_SECONDS = 2
 @click.command()
 @click.argument("target", metavar="{MOUNTPOINT|POOL}", shell_complete=any_path)
 @click.option("-l", "--lazy", is_flag=True, help="Detach now, end when nobody uses it any more.")
-def umount(target: str, lazy: bool) -> int:
+@reporting
+def umount(target: str, lazy: bool, as_json: bool) -> int:
     """Unmount MOUNTPOINT, or POOL wherever it is mounted.
 
     A pool that is mounted on several directories stays on the others if one of them is unmounted.
@@ -55,12 +57,13 @@ def umount(target: str, lazy: bool) -> int:
         is_mountpoint = mount.mountpoint == resolve(target)
         places = [mount] if is_mountpoint else places_of(mount)
         daemon = _Daemon.of(mount)
-        if lazy:
-            _unmount_all(places, lazy=True)
-            daemon.say_who_uses_it(_MOMENT_SECONDS)
-            return 0
-        _unmount_all(places)
-        daemon.wait(target)
+        _unmount_all(places, lazy=lazy)
+        goes_on = daemon.who_uses_it(_MOMENT_SECONDS) if lazy else daemon.wait(target)
+        if as_json:
+            unmounted = [place.mountpoint for place in places]
+            print_json({"pool": mount.source, "unmounted": unmounted, "goes_on": goes_on or None})
+        elif goes_on:
+            say(goes_on)
         return 0
 
     return reporting_mount_failure(attempt)
@@ -68,13 +71,15 @@ def umount(target: str, lazy: bool) -> int:
 
 def _unmount_all(places: list[Mount], *, lazy: bool = False) -> None:
     for place in reversed(places):
+        note(f"{place.source}: unmounting it from {place.mountpoint}")
         try:
             unmount(place.mountpoint, lazy=lazy)
         except UnmountFailed as error:
             users = users_of(place)
             if not users:
                 raise
-            why = f"{error.facts['why']}: {named_processes(users)} {_use(users)} it"
+            why = f"{error.facts['why']}: {named_processes(users)} {_use(users)} it; "
+            why += "close it there, or detach it with 'pmemfs umount --lazy'"
             raise UnmountFailed(path=place.mountpoint, why=why) from None
 
 
@@ -107,47 +112,47 @@ class _Daemon:
         is_ours = mount.owner_uid == os.geteuid()
         return cls(mount, pidfd, status, _opened_pool(status) if is_ours else None)
 
-    def wait(self, target: str) -> None:
-        """Return when it has ended, or at once where others still have the mount, and say who.
+    def wait(self, target: str) -> str:
+        """Return when it has ended, or at once where others still have the mount: who they are.
 
         Raises NoAnswer, and NotClean.
         """
         if self._pidfd is None:
-            return
+            return ""
         if self._is_elsewhere():
-            self.say_who_uses_it(0)
-            return
+            return self.who_uses_it(0)
+        note(f"{self._mount.source}: waiting for its daemon to end")
         began = time.monotonic()
         while not has_ended(self._pidfd, _MOMENT_SECONDS):
             seconds = time.monotonic() - began
             # What nobody is seen to have may still have to notice that it is to end.
             is_used = bool(users_of(self._mount)) or seconds > _PATIENCE_SECONDS
             if self._is_elsewhere() or (is_used and self._is_serving()):
-                self.say_who_uses_it(0)
-                return
+                return self.who_uses_it(0)
             if seconds > _TIMEOUT_SECONDS:
                 raise NoAnswer(path=target, why=f"it has not ended after {_TIMEOUT_SECONDS} s")
         if self._pool_fd is not None and not _is_clean(f"/proc/self/fd/{self._pool_fd}"):
             raise NotClean(path=target)
+        return ""
 
-    def say_who_uses_it(self, seconds: float) -> None:
-        """Say why it goes on, unless it ends within some seconds."""
+    def who_uses_it(self, seconds: float) -> str:
+        """Why it goes on, unless it ends within some seconds; empty if it does, or nobody knows."""
         if self._pidfd is None or has_ended(self._pidfd, seconds):
-            return
+            return ""
         pool, places = self._mount.source, [place.mountpoint for place in places_of(self._mount)]
         if places:
-            say(f"{pool} is still mounted on {' and '.join(places)}")
-            return
+            return f"{pool} is still mounted on {' and '.join(places)}"
         place = next(places_elsewhere(self._mount), None)
-        users = users_of(self._mount)
         if place:
-            say(f"{pool} is still mounted on {place}, and its daemon goes on until that ends")
-        elif users:
+            return f"{pool} is still mounted on {place}, and its daemon goes on until that ends"
+        users = users_of(self._mount)
+        if users:
             whose = f"{named_processes(users)} still {_use(users)} it"
-            say(f"{pool}: {whose}, and its daemon goes on until nobody does")
-        elif self._is_serving():
-            say(f"{pool} is still used by something that can't be seen from here, such as a "
-                "container, and its daemon goes on until nothing does")  # fmt: skip
+            return f"{pool}: {whose}, and its daemon goes on until nobody does"
+        if self._is_serving():
+            return (f"{pool} is still used by something that can't be seen from here, such as a "
+                    "container, and its daemon goes on until nothing does")  # fmt: skip
+        return ""
 
     def _is_elsewhere(self) -> bool:
         """Whether the mount goes on, in this mount namespace or in another one."""

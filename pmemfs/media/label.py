@@ -220,11 +220,14 @@ def _check_features(label: Label) -> None:
     if label.format_version > FORMAT_VERSION:
         raise NewerFormat(
             why=f"its format is {label.format_version}, and this program knows formats up to "
-            f"{FORMAT_VERSION}"
+            f"{FORMAT_VERSION}; use a newer pmemfs"
         )
     unknown = label.incompatible_features & ~_all_bits(Incompatible)
     if unknown:
-        raise NewerFormat(why=f"it uses features that this program does not know ({unknown:#x})")
+        raise NewerFormat(
+            why=f"it uses features that this program does not know ({unknown:#x}); use a newer "
+            "pmemfs"
+        )
 
 
 def _check_zones(label: Label) -> None:

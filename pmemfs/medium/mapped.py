@@ -412,7 +412,10 @@ def open_locked(source: Source, *, read_only: bool = False) -> int:
         if error.errno == errno.EBUSY:
             why = _mounted(source.path) or "the kernel has it mounted or open"
             raise SourceBusy(path=source.path, why=why) from None
-        texts = {errno.EACCES: "permission denied", errno.EROFS: "its file system is read-only"}
+        texts = {
+            errno.EACCES: "permission denied",
+            errno.EROFS: "its file system is read-only; a pool there can be mounted with -o ro",
+        }
         text = texts.get(error.errno or 0, os.strerror(error.errno or 0).lower())
         raise UnusableSource(path=source.path, why=f"it can't be opened: {text}") from None
     try:
@@ -428,7 +431,7 @@ def _holder(fd: int, path: str) -> str:
     """Who has a source open, as far as mountinfo and /proc/locks tell."""
     where, pid = _mounted(path), _lock_holder(fd)
     if where:
-        return where + (f" by process {pid}" if pid else "")
+        return where + (f" by process {pid}" if pid else "") + "; unmount it first"
     # /proc/locks leaves out what another pid namespace holds.
     return f"{f'process {pid}' if pid else 'another process'} has it open"
 

@@ -81,23 +81,36 @@ def check_device(path: str) -> None:
                            "shows those of persistent memory")  # fmt: skip
 
 
+def check_link(path: str) -> None:
+    """Raise NoSuchSource for a symbolic link that leads to no file, or in a circle."""
+    if os.path.islink(path) and not os.path.exists(path):
+        raise NoSuchSource(path=path, why="it is a symbolic link that leads to no file; name the "
+                           "file itself, or remove the link")  # fmt: skip
+
+
 def identify(path: str) -> Source:
     """What `path` is. Raises NoSuchSource, Silent and UnusableSource."""
     check_path(path)
     try:
         status = os.stat(path)
     except OSError as error:
+        check_link(path)
+        advice = ""
         if error.errno == errno.ENOENT:
             check_device(path)
-        raise NoSuchSource(path=path, why=_lower(error.strerror)) from None
+            advice = "; 'pmemfs create' makes a pool"
+        raise NoSuchSource(path=path, why=f"{_lower(error.strerror)}{advice}") from None
     if stat.S_ISREG(status.st_mode):
         return _identify_file(path, status)
     if stat.S_ISBLK(status.st_mode):
         return _identify_block_device(path, status)
     if stat.S_ISCHR(status.st_mode):
         return _identify_dax_device(path, status)
-    what = "a directory" if stat.S_ISDIR(status.st_mode) else "neither a file nor a device"
-    raise UnusableSource(path=path, why=f"it is {what}")
+    if stat.S_ISDIR(status.st_mode):
+        why = "it is a directory, and a pool is a file or a device"
+    else:
+        why = "it is neither a file nor a device"
+    raise UnusableSource(path=path, why=why)
 
 
 def make_empty(path: str) -> None:
@@ -124,8 +137,17 @@ def make_file(path: str, size_bytes: int, *, sparse: bool) -> None:
             if not existed:
                 os.unlink(path)
             raise NoSpace(
-                path=path, wanted=format_size(size_bytes), why=_lower(error.strerror)
+                path=path, wanted=format_size(size_bytes), why=_no_room(path, error)
             ) from None
+
+
+def _no_room(path: str, error: OSError) -> str:
+    """Why there is no room, and how much there is."""
+    if error.errno != errno.ENOSPC:
+        return _lower(error.strerror)
+    room = os.statvfs(os.path.dirname(os.path.abspath(path)))
+    free = format_size(room.f_bavail * room.f_frsize)
+    return f"no space left on device, which has {free} free; ask for less, or make room"
 
 
 def known_content(path: str) -> str:
@@ -229,7 +251,7 @@ def _opened_for_making(path: str, flags: int = 0) -> AbstractContextManager[int]
     except OSError as error:
         raise UnusableSource(path=path, why=_lower(error.strerror)) from None
     if not is_directory:
-        raise NoSuchSource(path=path, why=f"there is no directory {parent}")
+        raise NoSuchSource(path=path, why=f"there is no directory {parent}; make it first")
     return _opened(path, os.O_RDWR | os.O_CREAT | flags)
 
 

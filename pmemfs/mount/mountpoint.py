@@ -80,7 +80,8 @@ def prepare_mountpoint(path: str, has_daemon: Callable[[Mount], bool]) -> str:
     existing = mount_at(resolved)
     if existing and existing.is_ours:
         if has_daemon(existing) or not is_dead(existing):
-            raise BadMountPoint(path=path, why=f"{existing.source} is mounted there")
+            why = f"{existing.source} is mounted there; unmount it first, or name another directory"
+            raise BadMountPoint(path=path, why=why)
         detach(resolved)
     if existing:
         check_answers(resolved)
@@ -89,9 +90,10 @@ def prepare_mountpoint(path: str, has_daemon: Callable[[Mount], bool]) -> str:
         status = os.stat(resolved)
     except OSError as error:
         why = os.strerror(error.errno or 0).lower()
-        raise BadMountPoint(path=path, why=why) from None
+        advice = f"; make it with 'mkdir {path}'" if isinstance(error, FileNotFoundError) else ""
+        raise BadMountPoint(path=path, why=f"{why}{advice}") from None
     if not stat.S_ISDIR(status.st_mode):
-        raise BadMountPoint(path=path, why="it is not a directory")
+        raise BadMountPoint(path=path, why="it is not a directory; name one that is")
     return resolved
 
 

@@ -141,7 +141,8 @@ class MountOptions:
         """Raise BadMountOption where something was asked for that a pool of this mode has not."""
         for name in sorted(self.said):
             if _OF_MODE[name] is not mode:
-                raise BadMountOption(option=name, why=f"it has no meaning in mode {mode.word}")
+                raise BadMountOption(option=name, why=f"it has no meaning in mode {mode.word}: "
+                                     "leave it out")  # fmt: skip
 
     def as_text(self, *, only_said: bool = False) -> str:
         """The text that `parse` makes these options of; with `only_said` without the owner and mode
@@ -212,9 +213,8 @@ class MountOptions:
         if word in _WITH_VALUE:
             raise BadMountOption(option=word, why=f"it needs a value, as in {word}=…")
         meant = did_you_mean(name, _KNOWN, _ELSEWHERE)
-        raise BadMountOption(
-            option=word, why=f"pmemfs does not know it{meant or '; pmemfs mount --help lists them'}"
-        )
+        advice = meant or "; 'pmemfs mount --help' lists those that it does"
+        raise BadMountOption(option=word, why=f"pmemfs does not know it{advice}")
 
     def _replaced(self, **changes: Any) -> MountOptions:
         return replace(self, **changes)
@@ -257,7 +257,7 @@ def _number(word: str, text: str, base: int, most: int) -> int:
     try:
         number = int(text, base)
     except ValueError:
-        kind = "an octal number" if base == 8 else "a number"
+        kind = "an octal number, such as 600" if base == 8 else "a number, as 'id' shows it"
         raise BadMountOption(option=word, why=f"{text!r} is not {kind}") from None
     if not 0 <= number <= most:
         raise BadMountOption(option=word, why="the number is out of range")

@@ -217,7 +217,7 @@ def test_a_pool_that_is_not_mounted_is_said_to_be_just_that(pools: PoolMaker) ->
     pool = pools.create(size="16M")
     for name, code in (("pages", 1), ("stat", 1), ("umount", 32)):
         sentence = refused(pmemfs(name, pool), code)
-        assert sentence == f"pmemfs: {pool} is not mounted"
+        assert sentence.startswith(f"pmemfs: {pool} is not mounted; ")
         refused(pmemfs(name, pools.directory), code, "is not a pmemfs mount")
 
 
