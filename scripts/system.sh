@@ -5,12 +5,7 @@
 say() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; }
 die() { say "$*"; exit 1; }
 
-as_root() {
-    if [ "$(id -u)" = 0 ]; then "$@"
-    elif command -v sudo >/dev/null; then sudo "$@"
-    else die "this needs root and there is no sudo: $*"
-    fi
-}
+as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
 
 # The first Python that is new enough, or nothing. Its arguments are put before each that is tried.
 find_python() {
@@ -60,14 +55,22 @@ packages_to_try() {
 
 # Install the packages whose names come in.
 install_packages() {
-    local packages
+    local packages log
     packages=$(tr '\n' ' ')
     [ -n "${packages// /}" ] || return 0
     command -v apt-get >/dev/null ||
         die "these packages are missing, and there is no apt-get to install them: $packages"
+    [ "$(id -u)" = 0 ] || command -v sudo >/dev/null ||
+        die "these packages are missing, and without sudo only root can install them: $packages"
     say "installing missing packages: $packages"
-    as_root apt-get update -qq
+    log=$(mktemp)
+    # apt has much to say of a system without a terminal, none of which matters unless it fails.
     # shellcheck disable=SC2086  # a list of words
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-        $packages >/dev/null
+    if ! { as_root apt-get update -qq &&
+        as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+            $packages; } >"$log" 2>&1 </dev/null; then
+        tail -n 40 "$log" >&2
+        die "apt-get failed; all of its output is in $log"
+    fi
+    rm "$log"
 }
