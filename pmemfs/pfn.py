@@ -7,10 +7,11 @@ as in Dan Williams' `__pfn_t` patch set of 2015:
 - the low PFN_SHIFT bits clear: it is the offset of a page structure, in bytes;
 - a low bit set: it is a page-frame number, shifted by PFN_SHIFT, with flags.
 
-So `pfn_t_to_pfn()` always answers, and `pfn_t_to_page()` only where a page exists.
+So `pfn_t_to_pfn()` always has an answer, and `pfn_t_to_page()` only if a page structure exists.
 
-Invariants: page structures lie on 64-byte boundaries and never at offset 0, so no offset has a low
-bit set and no word is 0; a word with a page-frame number always has PFN_DEV set.
+Invariants: page structures lie on 64-byte boundaries and never at offset 0, so an offset has no low
+bit set and no word is 0. A word with a page-frame number always has PFN_DEV set. Without these the
+two lives of a word could not be told apart.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class PageGeometry:
 
     @property
     def pfn_count(self) -> int:
-        """The frames that the page structures cover."""
+        """How many frames the page structures cover."""
         return self.page_count << self.order
 
     def pfn_to_page(self, pfn: int) -> int:
@@ -70,7 +71,7 @@ class PageGeometry:
 
 
 def pfn_to_pfn_t(pfn: int, flags: int = PFN_DEV | PFN_MAP) -> PfnT:
-    """The word for a page frame that need not have a page."""
+    """The word for a page frame, whether or not it has a page structure."""
     return PfnT(pfn << PFN_SHIFT | flags | PFN_DEV)
 
 
@@ -86,7 +87,7 @@ def pfn_t_has_page(word: int) -> bool:
 
 
 def pfn_t_to_pfn(word: int, geometry: PageGeometry | None = None) -> Pfn:
-    """The page frame that a word stands for; a word with a page needs the geometry."""
+    """The page frame of a word; a word that points to a page structure needs the geometry."""
     if word & PFN_FLAGS_MASK:
         return Pfn(word >> PFN_SHIFT)
     if geometry is None:
@@ -95,9 +96,10 @@ def pfn_t_to_pfn(word: int, geometry: PageGeometry | None = None) -> Pfn:
 
 
 def pfn_t_to_page(word: int, geometry: PageGeometry | None) -> int:
-    """The index of the page structure of a word.
+    """The index of the page structure that a word points to.
 
-    `geometry` is None where the memmap scheme has no pages; then NoPageStructures is raised.
+    `geometry` is None if the memmap scheme has no page structures; then this raises
+    NoPageStructures.
     """
     if geometry is None:
         raise NoPageStructures(what="pfn_t_to_page")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 Range = tuple[int, int]
-"""From the first number to behind the last."""
+"""From the first number to the one behind the last."""
 
 
 def without(ranges: Iterable[Range], taken: Sequence[Range]) -> Iterator[Range]:
-    """What is left of ranges without others; each in ascending order, and disjoint."""
+    """What is left of ranges without other ranges; both are in ascending order and disjoint."""
     position = 0
     for start, end in ranges:
         while position < len(taken) and taken[position][1] <= start:

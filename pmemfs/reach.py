@@ -1,9 +1,9 @@
-"""Looking at paths that may never answer: by another process, for a bounded time.
+"""Looks at paths that may never answer: in another process, and for a bounded time.
 
-Who looks at a mount whose daemon is stopped waits where not even SIGKILL helps, once the daemon has
-the request. That is true for every thread, and a process with such a thread can't end. So a child
-looks first, which nobody waits for longer than said, and which is left alone if it does not come
-back. A path that has answered a moment ago is then looked at as usual.
+A process that looks at a mount whose daemon is stopped waits, and once the daemon has the request
+not even SIGKILL helps. This holds for every thread, and a process with such a thread can't end. So
+a child looks first. It is waited for only so long, and left alone if it does not come back. A path
+that has just answered is then looked at as usual.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from pmemfs.mountinfo import mounts
 PATIENCE_SECONDS = 5
 
 _ANSWERED_ELSEWHERE = ("fuse", "nfs", "cifs", "smb", "9p", "ceph")
-"""How the types of file systems begin that another process or machine answers for."""
+"""How the types of file systems begin for which another process or machine answers."""
 _ERRNOS = {os.strerror(number): number for number in errno.errorcode}
 
 
 def look(path: str, *, seconds: float, whole: bool = False) -> None:
-    """Ask a path for its attributes; with `whole` for its file system's, which nobody caches.
+    """Ask for the attributes of a path, or with `whole` for those of its file system, which are
+    never cached.
 
     Raises OSError as stat(2) does, and TimeoutError.
     """
@@ -50,7 +51,7 @@ def look(path: str, *, seconds: float, whole: bool = False) -> None:
 
 
 def check_answers(path: str) -> None:
-    """Raise Silent where looking at a path would be waiting for ever, as far as one can tell."""
+    """Raise Silent if looking at a path would wait for ever, as far as this can tell."""
     if not any(mount.fs_type.startswith(_ANSWERED_ELSEWHERE) for mount in mounts()):
         return
     try:
@@ -58,12 +59,12 @@ def check_answers(path: str) -> None:
     except TimeoutError:
         raise Silent(path=path) from None
     except (OSError, ValueError):
-        # Whoever looks at it now is told so, too.
+        # The caller looks next, and gets the same error.
         return
 
 
 def _read(fd: int, deadline: float) -> bytes | None:
-    """All that comes out of a pipe until its end; None if that does not come in time."""
+    """All that comes out of a pipe until its end; None if the end does not come in time."""
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     text = b""
