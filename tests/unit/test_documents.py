@@ -167,6 +167,18 @@ def test_a_function_that_a_document_names_is_in_that_file(path: Path) -> None:
         assert name in names_in(found), f"{file}: {name}"
 
 
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_what_a_document_says_is_in_a_module_is_there(path: Path) -> None:
+    """`leaks.LeakSearch`, `presence.look_again`: wherever a module of ours has that name."""
+    # `memory.limit_in_bytes` is the kernel's.
+    modules = {source.stem for source in SOURCES} - {"memory"}
+    for module, name in re.findall(r"`([a-z_]+)\.(\w+)(?:\.\w+)*`", prose(path)):
+        if module in modules and f".{name}" not in SUFFIXES and name != "md":
+            of_that_name = [source for source in SOURCES if source.stem == module]
+            known = set().union(*(re.findall(r"\w+", found.read_text()) for found in of_that_name))
+            assert name in known, f"{module}.{name}"
+
+
 @cache
 def identifiers() -> frozenset[str]:
     """Every word of the code."""
