@@ -1,11 +1,13 @@
-"""Changing how a mount is mounted while it is served: what a remount means to its daemon.
+"""Changes the options of a mount while it is served: the daemon's part of a remount.
 
-The kernel tells a FUSE daemon nothing of a remount, so the command that remounts does both.
+The kernel tells a FUSE daemon nothing of a remount, so the command that remounts tells both.
 Invariants:
-- the pool is marked clean only while the kernel lets nobody write and both planes refuse to: the
-  daemon looks at the kernel's flag itself, and waits until all that was under way is over;
-- it is marked dirty before either plane accepts a write again, and so before the kernel passes one;
-- a change that fails is undone, and then the pool is dirty and written to as before.
+- the pool is marked clean only while the kernel lets no user write and both planes refuse writes.
+  The daemon looks at the kernel's flag itself, and waits until everything under way is over. A
+  write after that would change a pool that says it is clean;
+- the pool is marked dirty before either plane accepts a write again, and so before the kernel
+  passes a write on;
+- a change that fails is undone: the pool is dirty and accepts writes, as before.
 """
 
 from __future__ import annotations
@@ -42,10 +44,10 @@ class Remounter:
         self._served = served
         self._grower = grower
         self.options = options
-        """How it is mounted now."""
+        """The options of the mount now."""
 
     async def remount(self, wanted: MountOptions, mount: Mount) -> None:
-        """Serve as options say from now on, as far as they may change.
+        """Serve by these options from now on, as far as options may change.
 
         Raises RemountFailed.
         """
@@ -71,7 +73,7 @@ class Remounter:
         if not places or not all(place.is_read_only for place in places):
             raise RemountFailed(path=mount.mountpoint, why="the kernel still lets it be written to")
         await self._wait_for_last_close(mount)
-        # In this order: when all is over that was under way, no plane writes anything any more.
+        # In this order: once everything under way is over, neither plane writes anything any more.
         served.note_no_reads()
         await served.engine.refuse_writes()
         try:
@@ -90,14 +92,16 @@ class Remounter:
             raise
 
     async def _wait_for_last_close(self, mount: Mount) -> None:
-        """The kernel has seen that nothing is open for writing, but tells of each close later."""
+        """Wait for closes: the kernel knows that no writer is left, but says so later."""
         served = self._served
         with trio.move_on_after(_PATIENCE_SECONDS):
             files, volume = served.handlers.files, served.volume
             while files.has_writers or volume.has_unnamed():  # noqa: ASYNC110
                 await trio.sleep(_POLL_SECONDS)
             return
-        raise RemountFailed(path=mount.mountpoint, why="files on it are open for writing")
+        raise RemountFailed(
+            path=mount.mountpoint, why="files on it are open for writing; close them and try again"
+        )
 
     async def _resume_writing(self, mount: Mount) -> None:
         fs = self._served.fs
@@ -113,7 +117,7 @@ class Remounter:
     def _accept_writes(self) -> None:
         served = self._served
         if served.tables:
-            # What was published meanwhile has no time of access in its live line.
+            # Files that were published meanwhile have no time of access in their live lines.
             served.tables.withdraw_all()
         served.volume.resume_writing()
         served.engine.accept_writes()

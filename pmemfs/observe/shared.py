@@ -22,7 +22,7 @@ from pmemfs.mountinfo import mount_at
 
 _LINK = f"/memfd:{NAME} (deleted)"
 _ATTEMPTS = 10
-"""Of reading what is being written: a table may go between two looks at it."""
+"""How often to read again: a table may go between two looks at it."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class WorkerState:
 
     number: int
     thread_id: int
-    """0: it does not run."""
+    """0 if it does not run."""
     is_in_section: bool
     is_paused: bool
     sleeps: int
@@ -48,7 +48,7 @@ class Opened:
     inode: int
     kind: str
     flags: int
-    """Of open(2)."""
+    """The flags of open(2)."""
     uid: int
     gid: int
     pid: int
@@ -56,26 +56,26 @@ class Opened:
 
 @dataclass(frozen=True)
 class Table:
-    """What the data plane serves an inode by."""
+    """A table by which the data plane serves an inode."""
 
     inode: int
     extent_count: int
     size_bytes: int
-    """Of the file, when it was published."""
+    """The size of the file when it was published."""
     limit_bytes: int
     table_bytes: int
 
 
 @dataclass(frozen=True)
 class SharedReport:
-    """All that the shared memory tells."""
+    """All that the shared memory says."""
 
     pids: tuple[int, ...]
-    """The processes that have it."""
+    """The processes that have it open."""
     device: int
     options: str
     agreement: dict[str, int]
-    """What INIT agreed on, as `Agreement`."""
+    """What INIT agreed on, as in `Agreement`."""
     queue_count: int
     depth: int
     reader_count: int
@@ -90,27 +90,27 @@ class SharedReport:
     fault_count: int
     workers: tuple[WorkerState, ...]
     unanswered: int
-    """Requests that the daemon was given and has not answered."""
+    """Requests that the daemon has got and not answered yet."""
     opened: tuple[Opened, ...]
     held_inodes: int
     most_held: tuple[int, int]
     """The inode that is held most often, and how often: by lookups, and once by each open file."""
     tables: tuple[Table, ...]
     attribute_inodes: tuple[int, ...]
-    """Inodes of which the data plane answers GETATTR."""
+    """Inodes whose GETATTR the data plane answers."""
     table_bytes: int
     shared_bytes: int
-    """Memory that all of it takes; its size is that of what might be."""
+    """The memory that all of it takes. Its size is much larger, because most of it is sparse."""
 
     @property
     def transport(self) -> str:
-        """The transport by its name."""
+        """The name of the transport."""
         return "uring" if self.queue_count else "fd"
 
 
 def open_memory(place: str) -> tuple[int, tuple[int, ...]]:
-    """The shared memory of a mount, by its mountpoint or by a process of it: a descriptor, and all
-    processes that have it. Raises NotMounted, and OSError where nobody may look."""
+    """The shared memory of a mount, by its mountpoint or by one of its processes: a descriptor, and
+    all processes that have it open. Raises NotMounted, and OSError if this user may not look."""
     if place.isdecimal():
         found = [(int(place), fd) for fd in _descriptors(Path("/proc", place))]
         what = "a process of a mount that the native engine serves"
@@ -130,7 +130,7 @@ def open_memory(place: str) -> tuple[int, tuple[int, ...]]:
 
 
 def read_shared(fd: int, pids: tuple[int, ...] = ()) -> SharedReport:
-    """What shared memory tells. Raises ForeignSharedMemory."""
+    """What the shared memory says. Raises ForeignSharedMemory."""
     for attempt in range(_ATTEMPTS):
         try:
             return _report(SharedMemory(fd, read_only=True), pids)
@@ -197,7 +197,7 @@ def _all_descriptors() -> Iterator[tuple[int, int]]:
 
 
 def _descriptors(process: Path) -> list[int]:
-    """The descriptors of shared memory that a process has, as far as this user may see."""
+    """The descriptors of shared memory in a process, if this user may see them."""
     found = []
     with suppress(OSError):
         for fd in (process / "fd").iterdir():
@@ -214,7 +214,7 @@ def _is(pid: int, fd: int, inode: int) -> bool:
 
 
 def _device_of(pid: int, fd: int) -> int:
-    """The device number of the mount that a descriptor's memory is of; 0 where it has none."""
+    """The device number of the mount whose memory a descriptor has; 0 if it is not mounted."""
     with suppress(OSError, ForeignSharedMemory):
         memory = os.open(f"/proc/{pid}/fd/{fd}", os.O_RDONLY)
         try:

@@ -297,18 +297,18 @@ class Volume(Protocol):
         return False
 
     def stop_writing(self) -> None:
-        """Write nothing any more until `resume_writing`; nobody has anything open for it.
+        """Write nothing any more until `resume_writing`. No file is open for writing.
 
-        What is to be durable then is so with the next fence.
+        Everything that was written becomes durable with the next fence.
         """
         raise system_error(errno.EOPNOTSUPP)
 
     def settle(self) -> bool:
-        """To be called after `stop_writing` until it says that there is no more to wait for."""
+        """Called after `stop_writing` until it says that there is no more to wait for."""
         return False
 
     def leave_clean(self) -> None:
-        """To be called after `settle` and a fence: what is stored is as after `end`."""
+        """Called after `settle` and a fence: leave the pool as `end` would leave it."""
         return
 
     def resume_writing(self) -> None:

@@ -71,7 +71,7 @@ class AttributeHandlers:
         wanted = {name: value for name, value in fields.items() if value is not None}
         try:
             if change == Change():
-                # chown(2) that names nobody notes a change, also of what may only be appended to.
+                # A chown(2) without user and group notes a change, even of an append-only inode.
                 fs.set_attributes(ino, is_touch=True, **wanted)
             elif wanted:
                 fs.set_attributes(ino, is_touch=change.is_touch, **wanted)
