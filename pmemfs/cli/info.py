@@ -11,12 +11,9 @@ from pmemfs.cli.find import DETACHED, ask, find_hidden, find_mount, require_moun
 from pmemfs.cli.options import reporting
 from pmemfs.cli.output import print_facts, print_json
 from pmemfs.cli.paths import any_path
-from pmemfs.medium.mapped import MappedMedium
 from pmemfs.mount.mountpoint import places_of
 from pmemfs.observe.answers import MountStatus, PoolInfo
-from pmemfs.observe.pool import pool_info
 from pmemfs.pfn import FRAME_BYTES
-from pmemfs.pool import Pool
 from pmemfs.units import format_size
 from pmemfs.volume.fs.space import Space
 
@@ -44,6 +41,11 @@ def info(target: str, as_json: bool) -> None:
 
 
 def _read_pool(path: str) -> PoolInfo:
+    # Who asks a daemon does not wait for what reads a pool.
+    from pmemfs.medium.mapped import MappedMedium
+    from pmemfs.observe.pool import pool_info
+    from pmemfs.pool import Pool
+
     medium = MappedMedium.open(path, read_only=True)
     try:
         return pool_info(Pool.open(medium), medium)

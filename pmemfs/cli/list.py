@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,12 +13,14 @@ from pmemfs.cli.options import reporting
 from pmemfs.cli.output import note, print_json, print_table
 from pmemfs.cli.paths import a_directory
 from pmemfs.errors import NotPermitted, PmemfsError
-from pmemfs.media.label import Mode, Scheme, State
 from pmemfs.mountinfo import Mount
 from pmemfs.observe.answers import MountStatus
-from pmemfs.pool.search import Found, search
 from pmemfs.units import format_size
 from pmemfs.unsaid import Unsaid
+
+# What reads labels takes as long to load as the rest of a list, and only --all needs it.
+if TYPE_CHECKING:
+    from pmemfs.pool.search import Found
 
 
 @click.command(name="list")
@@ -75,6 +77,8 @@ def list_mounts(is_all: bool, directories: tuple[str, ...], as_json: bool) -> No
 
 def _pools(directories: Sequence[str]) -> Iterator[Found]:
     """The pools that are found, usable or not."""
+    from pmemfs.pool.search import search
+
     for found in search(directories):
         if found.is_pool:
             yield found
@@ -87,6 +91,8 @@ def _found(found: Found) -> dict[str, Any]:
     label = found.label
     if label is None:
         return entry | {"state": found.problem}
+    from pmemfs.media.label import Mode, Scheme, State
+
     return entry | {
         "name": label.name,
         "uuid": str(uuid.UUID(bytes=label.uuid)),

@@ -22,7 +22,6 @@ import logging
 import os
 import re
 import stat
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -151,6 +150,9 @@ def _make_directory(uid: int) -> Path:
     if uid == 0:
         raise NoControlSocket(why=why)
     log.warning("%s: the control socket gets another place", why)
+    # Hardly any daemon needs it, and no command.
+    import tempfile
+
     other = next(_others_in_tmp(uid, fuse), None)
     try:
         return other or Path(tempfile.mkdtemp(prefix=f"pmemfs-{uid}-", dir=_SHARED))

@@ -7,7 +7,6 @@ it cannot hang; shows what this user may see, in this pid namespace.
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -24,8 +23,6 @@ _DEVICE_AT_BYTES = 136
 """Of `stx_dev_major`, see struct statx in statx(2); `stx_dev_minor` is behind it."""
 
 _REMOTE = ("nfs", "cifs", "smb", "9p", "ceph")
-
-_libc = ctypes.CDLL(None)
 
 
 class Place(NamedTuple):
@@ -102,8 +99,11 @@ def _may_look(entry: Path, remote: tuple[str, ...]) -> bool:
 
 def _device_of(path: Path) -> str:
     """The device of what a link of /proc leads to, which is not asked for anything; or ""."""
+    # Most commands meet no mount of another namespace.
+    import ctypes
+
     buffer = ctypes.create_string_buffer(_STATX_BYTES)
-    if _libc.statx(_AT_FDCWD, os.fsencode(path), _AT_STATX_DONT_SYNC, 0, buffer):
+    if ctypes.CDLL(None).statx(_AT_FDCWD, os.fsencode(path), _AT_STATX_DONT_SYNC, 0, buffer):
         return ""
     major, minor = (
         int.from_bytes(buffer.raw[at : at + 4], "little")

@@ -23,7 +23,6 @@ of the pool.
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ from pmemfs.media.zones import Zone, Zones
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.medium.source import identify
 from pmemfs.pfn import FRAME_BYTES
-from pmemfs.pool.pool import Pool
+from pmemfs.pool.pool import Pool, new_generation
 from pmemfs.ranges import Range, without
 from pmemfs.units import align_up, format_size
 
@@ -63,7 +62,7 @@ class Growth:
         self._pool = pool
         self._is_clean_behind = align_up(unknown_end_bytes, FRAME_BYTES)
         self.old = pool.zones
-        generation = pool.label.generation if is_mounted else secrets.randbits(62) or 1
+        generation = pool.label.generation if is_mounted else new_generation()
         self._label = pool.grown_label(size_bytes, generation)
         self.new: Zones = self._label.zones
         assert self.new.data.offset_bytes == self.old.data.offset_bytes

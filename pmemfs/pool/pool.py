@@ -10,7 +10,6 @@ Invariants:
 
 from __future__ import annotations
 
-import secrets
 import time
 import uuid
 from dataclasses import dataclass
@@ -48,6 +47,14 @@ from pmemfs.units import format_size
 from pmemfs.version import VERSION
 
 _GENERATION_LIMIT = 1 << 64
+
+
+def new_generation() -> int:
+    """A number that no other life of a pool has: not 0, which says that there was none."""
+    # Only what makes or mounts a pool waits for this to be loaded.
+    import secrets
+
+    return secrets.randbits(62) or 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +241,7 @@ def _new_label(
         mode=spec.mode,
         state=State.CLEAN,
         # The memmap zone may hold anything. A random start keeps old structures from counting.
-        generation=secrets.randbits(62) or 1,
+        generation=new_generation(),
         created_ns=time.time_ns(),
         name=spec.name,
         software=_software(),

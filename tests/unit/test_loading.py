@@ -78,6 +78,14 @@ def test_a_list_and_facts_of_a_pool_are_shown_without_anything_heavy(shm: Path) 
         assert not loaded_by_running(*words) & HEAVY, words
 
 
+@pytest.mark.parametrize("command", ["list", "info"])
+def test_who_asks_daemons_loads_nothing_that_reads_or_makes_a_pool(command: str) -> None:
+    loaded = loaded_by(f"pmemfs.cli.{command}")
+    assert not loaded & {"secrets", "hashlib", "tempfile", "ctypes"}
+    parts = ("pmemfs.pool", "pmemfs.media.label", "pmemfs.medium")
+    assert not [name for name in loaded if name.startswith(parts)]
+
+
 def test_what_a_command_is_for_is_said_in_its_own_words() -> None:
     for name, (_, summary) in COMMANDS.items():
         command = program.get_command(click.Context(program), name)
