@@ -225,9 +225,10 @@ cdef verdict_t serve_write(worker_t *worker, request_t *request) noexcept nogil:
         return FORWARD
     if request.live != NULL and (wanted.offset + wanted.size) >> (64 - LIVE_SIZE_SHIFT):
         return FORWARD
-    if (request.live != NULL and wanted.flags & O_DSYNC
-            and worker.plane.header.durability != DURABILITY_VOLATILE):
-        # An O_DSYNC write also makes size and time durable, which only the control plane does.
+    if (wanted.flags & O_DSYNC and worker.plane.header.durability != DURABILITY_VOLATILE
+            and (request.live != NULL or worker.plane.header.durability == DURABILITY_MSYNC)):
+        # Only the control plane makes size and time durable with the bytes, and calls msync for
+        # one write. Of a device on cache lines each write is durable when it is answered.
         return FORWARD
     # All pieces first: a write that is forwarded must not have stored anything.
     while done < wanted.size:
