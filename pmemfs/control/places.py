@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import logging
 import os
 import re
 import stat
@@ -28,8 +27,6 @@ from pathlib import Path
 
 from pmemfs.errors import NoControlSocket
 from pmemfs.mountinfo import Mount, mounts
-
-log = logging.getLogger(__name__)
 
 _ROOTS = Path("/run/pmemfs")
 _SHARED = Path("/tmp")
@@ -149,10 +146,12 @@ def _make_directory(uid: int) -> Path:
         why = f"{directory} does not belong to user {uid} alone"
     if uid == 0:
         raise NoControlSocket(why=why)
-    log.warning("%s: the control socket gets another place", why)
-    # Hardly any daemon needs it, and no command.
+    # Hardly any daemon needs these, and no command.
+    import logging
     import tempfile
 
+    log = logging.getLogger(__name__)
+    log.warning("%s: the control socket gets another place", why)
     other = next(_others_in_tmp(uid, fuse), None)
     try:
         return other or Path(tempfile.mkdtemp(prefix=f"pmemfs-{uid}-", dir=_SHARED))

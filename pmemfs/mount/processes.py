@@ -10,7 +10,6 @@ import importlib.util
 import os
 import resource
 import select
-import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Self
@@ -59,6 +58,9 @@ def _flag() -> str:
 def needed_paths() -> Iterator[str]:
     """What the processes of a mount open while they start and serve."""
     code = (sys.prefix, os.path.dirname(os.__file__), os.path.dirname(pmemfs.__file__))
+    # A command that mounts nothing does not wait for this to be loaded.
+    import shutil
+
     programs = (sys.executable, *map(shutil.which, ("stat", "umount", "fusermount3")))
     for path in (*code, *programs):
         if path:

@@ -81,7 +81,7 @@ def test_a_list_and_facts_of_a_pool_are_shown_without_anything_heavy(shm: Path) 
 @pytest.mark.parametrize("command", ["list", "info"])
 def test_who_asks_daemons_loads_nothing_that_reads_or_makes_a_pool(command: str) -> None:
     loaded = loaded_by(f"pmemfs.cli.{command}")
-    assert not loaded & {"secrets", "hashlib", "tempfile", "ctypes"}
+    assert not loaded & {"secrets", "hashlib", "tempfile", "shutil", "logging", "ctypes"}
     parts = ("pmemfs.pool", "pmemfs.media.label", "pmemfs.medium")
     assert not [name for name in loaded if name.startswith(parts)]
 
