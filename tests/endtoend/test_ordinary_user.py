@@ -119,6 +119,7 @@ def test_a_user_whose_place_for_sockets_is_taken_has_another(
         succeed(user(pmemfs, "umount", mountpoint))
     assert not is_running(status["pid"])
     assert succeed(user("find", "/tmp", "-name", "*.sock")) == ""
-    log = (home / ".local/state/pmemfs/pmem0.log").read_text()
+    (path,) = (home / ".local/state/pmemfs").glob("pmem0-*.log")
+    log = path.read_text()
     assert f"{taken} does not belong to user {NOBODY} alone: the control socket gets" in log
     assert "Traceback" not in log

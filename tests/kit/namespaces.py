@@ -54,6 +54,18 @@ def mount_namespace(pools: PoolMaker, *, shows_our_python: bool = True) -> Itera
         holder.wait()
 
 
+def let_go_of_others(directory: Path) -> str:
+    """Shell commands for a new mount namespace: it lets go of the mounts of all other tests.
+
+    Else their copies here would keep those mounts from ending.
+    """
+    return (
+        "grep ' - fuse.pmemfs ' /proc/self/mountinfo | cut -d' ' -f5 | "
+        f"grep -v '^{directory}/' | while read -r there; do "
+        'umount --lazy "$(printf %b "$there")" || :; done'
+    )
+
+
 def as_ordinary_user(run: Run, home: Path) -> Run:
     """Run commands as the ordinary user whose home that is."""
 
@@ -73,7 +85,7 @@ def hidden_ancestor(path: Path) -> Path | None:
 
 def _preparation(directory: Path, shows_our_python: bool) -> str:
     """Shell commands that give a mount namespace what most machines give to every user."""
-    commands = ["set -e"]
+    commands = ["set -e", let_go_of_others(directory)]
     prefix = Path(sys.base_prefix)
     hidden = hidden_ancestor(prefix)
     if hidden and shows_our_python:
