@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib
+from typing import TYPE_CHECKING
 
 import click
-from click.shell_completion import CompletionItem
 
 from pmemfs.cli.catalogue import ABOUT, COMMANDS, HELP_OPTIONS, first_word, help_text
 from pmemfs.cli.early import raise_interrupts
 from pmemfs.cli.options import reporting
 from pmemfs.cli.running import asks_for_json, run_guarded
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 
 class LazyGroup(click.Group):
@@ -37,6 +40,8 @@ class LazyGroup(click.Group):
         """The options or, unlike what click does, the commands without loading them."""
         if incomplete.startswith("-"):
             return super().shell_complete(ctx, incomplete)
+        from click.shell_completion import CompletionItem
+
         return [
             CompletionItem(name, help=summary)
             for name, (_, summary) in COMMANDS.items()
