@@ -19,9 +19,9 @@ from collections.abc import Iterator
 from typing import Self
 
 from pmemfs.dataplane import layouts
-from pmemfs.dataplane.layouts import OpenPlace
+from pmemfs.dataplane.layouts import HandleKind, OpenPlace
 from pmemfs.dataplane.sparse import data_ranges
-from pmemfs.errors import system_error
+from pmemfs.errors import ForeignSharedMemory, system_error
 
 PLACE_BYTES = layouts.OPEN_PLACE.size_bytes
 _PLACE_WORDS = PLACE_BYTES // 8
@@ -39,7 +39,8 @@ class OpenPlaces:
     """Places for open files and directories, in memory that is 0 where it was never used.
 
     The first place has only one word, which says how many other places were ever used. `memory`
-    may be read-only; then nothing may be taken or given back.
+    may be read-only; then nothing may be taken or given back. Raises ForeignSharedMemory, also
+    while this is iterated over, if no `OpenPlaces` can have stored what is there.
     """
 
     def __init__(self, memory: memoryview) -> None:
@@ -47,6 +48,8 @@ class OpenPlaces:
         self._words = memory.cast("Q")
         self._capacity = len(memory) // PLACE_BYTES
         self._used = self._words[0]
+        if self._used >= self._capacity:
+            raise ForeignSharedMemory(why=f"{self._used} places for open files were never used")
         # The handles that come next. Those of the lowest places come first, so that as little
         # memory as possible is touched.
         self._free: list[int] = []
@@ -87,6 +90,8 @@ class OpenPlaces:
             at = place * PLACE_BYTES
             found = layouts.OPEN_PLACE.unpack(self._memory[at : at + PLACE_BYTES])
             if found.inode:
+                if found.kind not in list(HandleKind):
+                    raise ForeignSharedMemory(why=f"nothing that is open has the kind {found.kind}")
                 yield found
 
 

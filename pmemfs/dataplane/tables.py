@@ -75,6 +75,7 @@ from pmemfs.pfn import FRAME_BYTES, PageGeometry
 NAME = "pmemfs-planes"
 """The name of the memfd in /proc."""
 _LINE_BYTES = 64
+_MOST_SHIFT = 64
 
 # Each open and each extension of a file publishes, so these are worked out once.
 _SECTION_AT = layouts.SLOT_HEAD.offset_of("section")
@@ -146,6 +147,7 @@ class SharedMemory:
         header = layouts.HEADER.unpack(self.memory[: layouts.HEADER.size_bytes])
         if header.signature != layouts.SIGNATURE:
             raise ForeignSharedMemory(why="another version of pmemfs declares it otherwise")
+        _check_header(header, size_bytes)
         self.areas = areas_of(header)
         if self.areas.total != size_bytes:
             raise ForeignSharedMemory(why=f"it has {size_bytes} bytes, not {self.areas.total}")
@@ -603,6 +605,25 @@ class _Retired(NamedTuple):
     grace: Grace
     tables: Sequence[int]
     entries: Sequence[int]
+
+
+def _check_header(header: Header, size_bytes: int) -> None:
+    """Raise ForeignSharedMemory if areas can't even be computed from a header.
+
+    Any process may have memory of that name, so what stands there may be anything.
+    """
+    numbers = layouts.inode_numbers(header.reach_bytes) if header.has_files else 0
+    possible = {
+        "memmap_place": header.memmap_place in list(MemmapPlace),
+        "page_order": header.page_order < _MOST_SHIFT,
+        "section_shift": header.section_shift < _MOST_SHIFT,
+        "worker_count": header.worker_count <= size_bytes // layouts.SLOT_BYTES,
+        "pool_bytes": header.pool_bytes <= header.reach_bytes,
+        "inode_numbers": header.inode_numbers == numbers,
+    }
+    wrong = next((name for name, is_possible in possible.items() if not is_possible), None)
+    if wrong:
+        raise ForeignSharedMemory(why=f"{wrong} can't be {getattr(header, wrong)}")
 
 
 def areas_of(header: Header) -> layouts.Areas:

@@ -18,7 +18,7 @@ from pmemfs.dataplane.held import OpenPlaces
 from pmemfs.dataplane.layouts import HandleKind
 from pmemfs.dataplane.tables import NAME, SharedMemory
 from pmemfs.errors import ForeignSharedMemory, NotMounted
-from pmemfs.mountinfo import mount_at
+from pmemfs.mountinfo import Mount, mount_at
 
 _LINK = f"/memfd:{NAME} (deleted)"
 _ATTEMPTS = 10
@@ -116,10 +116,8 @@ def open_memory(place: str) -> tuple[int, tuple[int, ...]]:
         what = "a process of a mount that the native engine serves"
     else:
         mount = mount_at(os.path.abspath(place))
-        wanted = mount.number if mount and mount.is_ours else None
-        found = [
-            (pid, fd) for pid, fd in _all_descriptors() if wanted and _device_of(pid, fd) == wanted
-        ]
+        found = [(pid, fd) for pid, fd in _all_descriptors()
+                 if mount and mount.is_ours and _is_of(pid, fd, mount)]  # fmt: skip
         what = "a mount that the native engine serves, or you may not look into its processes"
     if not found:
         raise NotMounted(path=place, what=what)
@@ -213,12 +211,17 @@ def _is(pid: int, fd: int, inode: int) -> bool:
     return False
 
 
-def _device_of(pid: int, fd: int) -> int:
-    """The device number of the mount whose memory a descriptor has; 0 if it is not mounted."""
+def _is_of(pid: int, fd: int, mount: Mount) -> bool:
+    """Whether a descriptor has the memory of a mount, by the word of the user whose mount it is.
+
+    Others may have memory of that name, and say in it whatever they like.
+    """
     with suppress(OSError, ForeignSharedMemory):
         memory = os.open(f"/proc/{pid}/fd/{fd}", os.O_RDONLY)
         try:
-            return SharedMemory(memory, read_only=True).header_word("device")
+            if os.fstat(memory).st_uid == mount.owner_uid:
+                shared = SharedMemory(memory, read_only=True)
+                return shared.header_word("device") == mount.number
         finally:
             os.close(memory)
-    return 0
+    return False

@@ -20,7 +20,9 @@ from kit.commands import pmemfs_ok, run_command
 from kit.mounts import NATIVE_ONLY, Mounted, PoolMaker
 from kit.posix import opened
 from kit.processes import is_running, wait_until
-from pmemfs.dataplane.tables import SharedMemory
+from pmemfs.dataplane import layouts
+from pmemfs.dataplane.tables import NAME, SharedMemory
+from pmemfs.errors import NotMounted
 from pmemfs.observe.shared import SharedReport, open_memory, read_shared
 from pmemfs.units import KIB, MIB
 
@@ -219,3 +221,22 @@ def test_what_is_no_mount_is_refused_with_a_sentence(tmp_path: Path) -> None:
         assert shown.code == 1
         assert shown.err.startswith(f"show-shared: {place} is not a ")
         assert "Traceback" not in shown.err
+
+
+def test_memory_of_another_user_is_not_taken_for_that_of_a_mount(pools: PoolMaker) -> None:
+    # The reference has no such memory, so whatever is found here is a lie.
+    mounted = pools.mount(pools.create(), "--engine", "python", "--transport", "auto")
+    real, _ = open_memory(str(pools.mount(pools.create("pmem1")).mountpoint))
+    liar = os.memfd_create(NAME)
+    try:
+        os.truncate(liar, os.fstat(real).st_size)
+        os.pwrite(liar, os.pread(real, layouts.HEADER.size_bytes, 0), 0)
+        device = mounted.mountpoint.stat().st_dev.to_bytes(8, "little")
+        os.pwrite(liar, device, layouts.HEADER.offset_of("device"))
+        assert report_of(mounted.mountpoint).device == mounted.mountpoint.stat().st_dev
+        os.fchown(liar, 65534, 65534)
+        with pytest.raises(NotMounted):
+            open_memory(str(mounted.mountpoint))
+    finally:
+        os.close(liar)
+        os.close(real)

@@ -144,6 +144,29 @@ def test_memory_of_others_is_refused_with_a_sentence(tables: Tables) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "value"),
+    [("memmap_place", 7), ("page_order", 1 << 40), ("section_shift", 64), ("worker_count", 1 << 60),
+     ("pool_bytes", 1 << 60), ("inode_numbers", 1 << 40)],
+)  # fmt: skip
+def test_a_header_that_is_not_possible_is_refused_by_name(
+    tables: Tables, name: str, value: int
+) -> None:
+    store_word(tables.shared.memory, layouts.HEADER.offset_of(name), value)
+    with pytest.raises(ForeignSharedMemory, match=name):
+        again(tables.shared)
+
+
+def test_open_files_that_are_not_possible_are_refused(tables: Tables) -> None:
+    opens = tables.shared.opens
+    OpenPlaces(opens).take(7, 1, 0, 0, 0, 0)
+    with pytest.raises(ForeignSharedMemory, match="kind 7"):
+        list(OpenPlaces(opens))
+    store_word(opens, 0, 1 << 63)
+    with pytest.raises(ForeignSharedMemory, match="never used"):
+        OpenPlaces(opens)
+
+
+@pytest.mark.parametrize(
     "taken",
     [{4096: 64, 4097: 64}, {4096 + 64: 128}, {4096: 65, 4096 + 64: 64}, {4096 + 64 * KIB: 1}],
 )
