@@ -69,6 +69,8 @@ def _sentence(error: click.ClickException, context: click.Context | None) -> str
     if isinstance(error, click.BadParameter):
         return f"{_name(error.param)}: {_plain(error.message)}"
     if isinstance(error, click.BadOptionUsage):
+        if "does not take a value" in error.message:
+            return f"{error.option_name} takes no value"
         return f"{error.option_name} needs a value; --help says which"
     extra = re.fullmatch(r"Got unexpected extra arguments? \((.*)\)", error.message, re.DOTALL)
     if extra:

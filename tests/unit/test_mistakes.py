@@ -28,6 +28,7 @@ MISTAKES = [
     ("create p --page_size 4K", "did you mean '--page-size'?"),
     ("create p --capacity 4G", "did you mean '--size'?"),
     ("create p --size", "--size needs a value"),
+    ("list --all=1", "--all takes no value"),
     ("create p -Z", "there is no option -Z; 'pmemfs create --help' lists them"),
     ("create p --scheme ondemand", "did you mean 'on-demand'?"),
     ("create p --mode=filesystem", "did you mean 'fs'?"),
