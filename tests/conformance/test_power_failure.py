@@ -139,6 +139,12 @@ def end_mount(medium: RecordingMedium) -> Pool:
     return pool
 
 
+def resume_mount(medium: RecordingMedium) -> Pool:
+    pool = Pool.open(medium)
+    pool.resume_mount()
+    return pool
+
+
 def heal_labels(medium: RecordingMedium) -> Pool:
     pool = Pool.open(medium)
     heal(pool)
@@ -156,6 +162,7 @@ OPERATIONS: dict[str, Operation] = {
     "create": create,
     "begin_mount": begin_mount,
     "end_mount": end_mount,
+    "resume_mount": resume_mount,
     "heal": heal_labels,
     "grow": grow,
 }
@@ -163,8 +170,9 @@ OPERATIONS: dict[str, Operation] = {
 LIVES: dict[str, tuple[str, ...]] = {
     "create": ("create",),
     "begin_mount": ("begin_mount",),
-    "end_mount": ("end_mount",),
     "a mount": ("begin_mount", "end_mount"),
+    # As a mount is remounted read-only and back.
+    "a remount": ("begin_mount", "end_mount", "resume_mount", "end_mount"),
     # Two mounts in a row without an end are a daemon that was killed.
     "a whole life": ("create", "begin_mount", "end_mount", "begin_mount", "begin_mount",
                      "end_mount", "create", "begin_mount"),

@@ -1,9 +1,9 @@
 """Bad memory under each part of a pool: what it costs, and what goes on working."""
 
 from __future__ import annotations
-
 import ctypes
 import errno
+import json
 import logging
 import mmap
 import os
@@ -198,10 +198,15 @@ def test_check_says_that_it_cannot_check_bad_metadata(
         bad = pool.zones.data.offset_bytes + HEAD_FRAME * FRAME_BYTES
     cut_when_opened(monkeypatch, bad)
     assert in_child(lambda: check_answers(8, check, str(shm / "reserved"), *words)) == 0
-    assert capfd.readouterr().err.splitlines() == [
-        f"pmemfs: page frame {bad >> 12:#x} of {shm}/reserved can't be touched: the memory is "
-        "damaged, or the file was cut off"
-    ]
+    said = (
+        f"page frame {bad >> 12:#x} of {shm}/reserved can't be touched: the memory is damaged, or "
+        "the file was cut off"
+    )
+    (line,) = capfd.readouterr().err.splitlines()
+    if "--json" in words:
+        assert json.loads(line)["message"] == said
+    else:
+        assert line == f"pmemfs: {said}"
 
 
 @pytest.mark.parametrize(("is_left", "code"), [(True, 0), (False, 4)])
