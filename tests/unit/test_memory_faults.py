@@ -1,6 +1,7 @@
 """Bad memory under each part of a pool: what it costs, and what goes on working."""
 
 from __future__ import annotations
+
 import ctypes
 import errno
 import json
