@@ -269,6 +269,7 @@ async def _serve(starter: Starter, session: Session, methods: server.Methods) ->
             nursery.start_soon(_stop_on_signal, starter, session)
             nursery.start_soon(_keep_house, session)
             nursery.start_soon(_tidy, session)
+            nursery.start_soon(session.remounter.follow_kernel, session.mount)
             await session.serve(starter.say_ready)
             nursery.cancel_scope.cancel()
 

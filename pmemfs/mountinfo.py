@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
@@ -66,6 +67,22 @@ class Mount(NamedTuple):
     def is_ours(self) -> bool:
         """Whether it is a mount of pmemfs, alive or dead."""
         return self.fs_type == FUSE_TYPE
+
+
+class MountChanges:
+    """Tells whether something was mounted, unmounted or remounted in this mount namespace.
+
+    Source: proc_pid_mounts(5): the file is readable for poll(2) with an error after each change.
+    """
+
+    def __init__(self) -> None:
+        self._file = open("/proc/self/mountinfo", "rb")  # noqa: SIM115
+        self._changes = select.poll()
+        self._changes.register(self._file, select.POLLPRI)
+
+    def are_there(self) -> bool:
+        """Whether there were changes since the last call."""
+        return bool(self._changes.poll(0))
 
 
 def mounts(path: str | Path = "/proc/self/mountinfo") -> list[Mount]:

@@ -1,6 +1,7 @@
 """Changes the options of a mount while it is served: the daemon's part of a remount.
 
-The kernel tells a FUSE daemon nothing of a remount, so the command that remounts tells both.
+The kernel tells a FUSE daemon nothing of a remount, so the command that remounts tells both. Where
+a program tells the kernel alone, as systemd does at shutdown, the daemon sees it in mountinfo.
 Invariants:
 - the pool is marked clean only while the kernel lets no user write and both planes refuse writes.
   The daemon looks at the kernel's flag itself, and waits until everything under way is over. A
@@ -13,6 +14,7 @@ Invariants:
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import trio
 
@@ -23,13 +25,14 @@ from pmemfs.media.label import State
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.mount.mountpoint import places_of
 from pmemfs.mount.options import MountOptions
-from pmemfs.mountinfo import Mount
+from pmemfs.mountinfo import Mount, MountChanges
 from pmemfs.pool import Pool
 
 log = logging.getLogger(__name__)
 
 _PATIENCE_SECONDS = 5
 _POLL_SECONDS = 0.005
+_FOLLOW_SECONDS = 1
 
 
 class Remounter:
@@ -45,6 +48,8 @@ class Remounter:
         self._grower = grower
         self.options = options
         """The options of the mount now."""
+        self._kernel_forbids = options.read_only
+        """What the kernel's flag was when it was last looked at."""
 
     async def remount(self, wanted: MountOptions, mount: Mount) -> None:
         """Serve by these options from now on, as far as options may change.
@@ -63,14 +68,36 @@ class Remounter:
                 why = f"the pool could not be made durable: {sentence_of(error)}"
                 raise RemountFailed(path=mount.mountpoint, why=why) from None
             self.options = wanted
+            # A command that opens the mount tells the daemon first, so the kernel's flag may still
+            # be set now. That is no wish to close it again.
+            self._kernel_forbids = _forbids_writing(mount)
             self._served.obey(wanted)
             words = wanted.as_text(only_said=True) or "rw"
             log.info("%s: remounted with %s", self._medium.name, words)
 
+    async def follow_kernel(self, mount: Mount) -> None:
+        """Close and open the mount as the kernel does, where the kernel alone was told."""
+        changes = MountChanges()
+        while True:
+            await trio.sleep(_FOLLOW_SECONDS)
+            if changes.are_there():
+                await self._follow(mount)
+
+    async def _follow(self, mount: Mount) -> None:
+        forbids = _forbids_writing(mount)
+        if forbids == self._kernel_forbids:
+            return
+        self._kernel_forbids = forbids
+        if forbids == self.options.read_only:
+            return
+        try:
+            await self.remount(replace(self.options, read_only=forbids), mount)
+        except RemountFailed as error:
+            log.warning("%s: the kernel was remounted, and the daemon not: %s", mount.source, error)
+
     async def _stop_writing(self, mount: Mount) -> None:
         served, pool = self._served, self._pool
-        places = places_of(mount)
-        if not places or not all(place.is_read_only for place in places):
+        if not _forbids_writing(mount):
             raise RemountFailed(path=mount.mountpoint, why="the kernel still lets it be written to")
         await self._wait_for_last_close(mount)
         # In this order: once everything under way is over, neither plane writes anything any more.
@@ -121,3 +148,9 @@ class Remounter:
             served.tables.withdraw_all()
         served.volume.resume_writing()
         served.engine.accept_writes()
+
+
+def _forbids_writing(mount: Mount) -> bool:
+    """Whether the kernel passes no write on; not known of a mount that was detached."""
+    places = places_of(mount)
+    return bool(places) and all(place.is_read_only for place in places)

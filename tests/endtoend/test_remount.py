@@ -129,6 +129,29 @@ def test_a_kill_after_a_remount_to_read_only_leaves_a_clean_pool(
     assert again.device.read_bytes()[:250_000] == b"x" * 250_000
 
 
+def test_the_daemon_follows_a_kernel_that_was_remounted_alone(mounted: Mounted) -> None:
+    def is_served(*, read_only: bool) -> bool:
+        info = mounted.info()
+        state = "clean" if read_only else "dirty"
+        return info["read_only"] is read_only and info["pool"]["state"] == state
+
+    # As systemd does at shutdown, and mount(8) where no helper is installed.
+    run_command("mount", "-i", "-o", "remount,ro", mounted.mountpoint)
+    wait_until(lambda: is_served(read_only=True), "the daemon has closed the pool")
+    assert_agreed(mounted, read_only=True)
+    run_command("mount", "-i", "-o", "remount,rw", mounted.mountpoint)
+    wait_until(lambda: is_served(read_only=False), "the daemon has opened it again")
+    assert_agreed(mounted, read_only=False)
+    with opened(mounted.device, os.O_RDWR | os.O_CREAT) as fd:
+        os.pwrite(fd, b"again", 0)
+    # A command that opens the mount tells the daemon first, which is no reason to close it again.
+    for _ in range(5):
+        remount(mounted, "ro")
+        remount(mounted, "rw")
+        time.sleep(0.5)
+        assert_agreed(mounted, read_only=False)
+
+
 def test_a_kill_after_a_remount_to_writable_leaves_a_dirty_pool(mounted: Mounted) -> None:
     session = Session.of(mounted)
     remount(mounted, "ro")
