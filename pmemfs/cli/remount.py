@@ -5,18 +5,22 @@ Invariants:
   may wait for it; and the kernel is asked by another process, which can be left alone;
 - to read-only the kernel goes first, and to writable the daemon does. So whatever happens in
   between, the pool is dirty while anybody may write to it;
-- what fails is undone on the side that went first.
+- what fails is undone on the side that went first;
+- one remount ends before the next one looks at anything.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
-from collections.abc import Sequence
-from contextlib import suppress
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from pmemfs.cli.find import ask
+from pmemfs.control.places import private_directories
 from pmemfs.errors import BadUsage, PmemfsError, RemountFailed
 from pmemfs.media.label import Mode
 from pmemfs.mount.flags import set_flags
@@ -28,6 +32,9 @@ from pmemfs.observe.answers import MountStatus, Remounted
 _LOOK_SECONDS = 5
 _DAEMON_SECONDS = 60
 _KERNEL_SECONDS = 60
+_ALONE_SECONDS = 150
+"""Longer than a remount may wait for the daemon and the kernel together."""
+_POLL_SECONDS = 0.02
 
 _PLACE = ("nosuid", "nodev", "noexec", "noatime", "nodiratime", "nosymfollow")
 """Flags that the kernel keeps for each place where something is mounted."""
@@ -40,7 +47,12 @@ def remount(pool: str | None, mountpoint: str, words: Sequence[str]) -> None:
 
     What is said by no word stays as it is. Raises PmemfsError, and then nothing has changed.
     """
-    mount = _require(pool, mountpoint)
+    with _alone(_require(pool, mountpoint)):
+        # Another remount may have changed it since.
+        _remount(_require(pool, mountpoint), words)
+
+
+def _remount(mount: Mount, words: Sequence[str]) -> None:
     status = ask(mount, "info", MountStatus, timeout_seconds=_LOOK_SECONDS)
     now = replace(MountOptions.parse(status.options), read_only=status.read_only)
     if f"transport={status.transport}" in words and status.transport in TRANSPORTS:
@@ -68,6 +80,39 @@ def remount(pool: str | None, mountpoint: str, words: Sequence[str]) -> None:
             else:
                 _change_kernel(mount, kernel, kernel_now, _words_of(kernel_now))
         raise
+
+
+@contextmanager
+def _alone(mount: Mount) -> Iterator[None]:
+    """Let no other remount change a mount of the same user meanwhile. Raises RemountFailed.
+
+    Two that change their minds between each other's steps could leave the kernel writable and the
+    daemon read-only, though both have succeeded.
+    """
+    directory = next(private_directories(mount.owner_uid), None)
+    if directory is None:
+        # Without a socket the daemon can't be asked, and the next step says so.
+        yield
+        return
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        deadline = time.monotonic() + _ALONE_SECONDS
+        while not _locked(fd):
+            if time.monotonic() > deadline:
+                why = f"another remount has not ended for {_ALONE_SECONDS} s"
+                raise RemountFailed(path=mount.mountpoint, why=why)
+            time.sleep(_POLL_SECONDS)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _locked(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _check_owners_wish(mount: Mount, now: MountOptions, wanted: MountOptions) -> None:

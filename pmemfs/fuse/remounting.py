@@ -97,8 +97,7 @@ class Remounter:
 
     async def _stop_writing(self, mount: Mount) -> None:
         served, pool = self._served, self._pool
-        if not _forbids_writing(mount):
-            raise RemountFailed(path=mount.mountpoint, why="the kernel still lets it be written to")
+        _require_read_only(mount)
         await self._wait_for_last_close(mount)
         # In this order: once everything under way is over, neither plane writes anything any more.
         served.note_no_reads()
@@ -109,6 +108,9 @@ class Remounter:
                 while served.volume.settle():  # noqa: ASYNC110
                     await trio.sleep(_POLL_SECONDS)
             await served.engine.make_durable()
+            # All of this took a while, and any remount without us may have changed the kernel's
+            # mind.
+            _require_read_only(mount)
             served.volume.leave_clean()
             await trio.to_thread.run_sync(pool.end_mount)
         except BaseException:
@@ -154,3 +156,9 @@ def _forbids_writing(mount: Mount) -> bool:
     """Whether the kernel passes no write on; not known of a mount that was detached."""
     places = places_of(mount)
     return bool(places) and all(place.is_read_only for place in places)
+
+
+def _require_read_only(mount: Mount) -> None:
+    """Raise RemountFailed unless the kernel lets no user write."""
+    if not _forbids_writing(mount):
+        raise RemountFailed(path=mount.mountpoint, why="the kernel still lets it be written to")

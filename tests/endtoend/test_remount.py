@@ -6,10 +6,11 @@ import errno
 import json
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -299,6 +300,36 @@ def test_whoever_writes_meanwhile_writes_before_or_not_at_all(files: Mounted) ->
     assert files.pool.read_bytes()[:data] == before[:data]
     kill(files)
     assert_clean(files.pool)
+
+
+def test_of_two_remounts_at_once_one_ends_before_the_other_begins(
+    mounted: Mounted, tmp_path: Path
+) -> None:
+    remount(mounted, "ro")
+    began, may_go_on = tmp_path / "began", tmp_path / "may-go-on"
+    # A mount(8) that is slow, so that the other command comes when the daemon is writable already
+    # and the kernel is not yet.
+    slow = tmp_path / "mount"
+    slow.write_text(
+        f"""#!/bin/sh
+        touch {began}
+        until [ -e {may_go_on} ]; do sleep 0.05; done
+        PATH={os.environ["PATH"]} exec mount "$@"
+        """
+    )
+    slow.chmod(0o755)
+    command = [BIN / "pmemfs", "mount", mounted.pool, mounted.mountpoint, "-o"]
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    writable = subprocess.Popen([*command, "remount,rw"], env={**os.environ, "PATH": path})
+    try:
+        wait_until(began.exists, "the kernel is asked")
+        read_only = subprocess.Popen([*command, "remount,ro"])
+        with suppress(subprocess.TimeoutExpired):
+            read_only.wait(3)
+    finally:
+        may_go_on.touch()
+    assert (writable.wait(60), read_only.wait(60)) == (0, 0)
+    assert_agreed(mounted, read_only=True)
 
 
 def accessed_by_read(path: Path) -> bool:

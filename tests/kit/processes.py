@@ -10,11 +10,16 @@ from pathlib import Path
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process is there and not merely waiting for its parent to notice its end."""
+    """Whether a process is there and not merely waiting for its parent to notice its end.
+
+    Its first thread may be a zombie while another one still ends, and has its files open.
+    """
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return False
+    state, thread_count = fields[0], int(fields[17])
+    return state != "Z" or thread_count > 1
 
 
 def end_process(pid: int, seconds: float = 10) -> None:
