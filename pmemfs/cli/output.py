@@ -23,6 +23,9 @@ _LINE_START = "\r\x1b[K"
 """Back to the start of a terminal's line, which becomes empty."""
 
 
+_MOST_DIGITS = 9
+
+
 class Manner:
     """How this command line wants to be spoken to."""
 
@@ -224,7 +227,10 @@ def _width() -> int | None:
     if not sys.stdout.isatty():
         return None
     asked = os.environ.get("COLUMNS", "")
-    return int(asked) if asked.isdecimal() else os.get_terminal_size(sys.stdout.fileno()).columns
+    # Of more digits Python makes no number. A terminal that has not been told its size has 0.
+    is_number = asked.isascii() and asked.isdecimal() and len(asked) <= _MOST_DIGITS
+    asked_columns = int(asked) if is_number else 0
+    return asked_columns or os.get_terminal_size(sys.stdout.fileno()).columns or None
 
 
 @contextmanager

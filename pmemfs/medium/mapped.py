@@ -25,7 +25,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pmemfs.errors import MemoryFault, NoSpace, ReadOnlyMedium, SourceBusy, UnusableSource
+from pmemfs.errors import (
+    MemoryFault,
+    NoSpace,
+    ReadOnlyMedium,
+    SourceBusy,
+    UnusableSource,
+    sentence_of,
+)
 from pmemfs.medium import writeback
 from pmemfs.medium.base import Durability, Medium
 from pmemfs.medium.fiemap import has_blocks_everywhere
@@ -395,7 +402,9 @@ class MappedMedium(Medium):
                 self._fd, size_bytes, flags=flags, prot=protection, owner=self._owner
             )
         except (OSError, ValueError, OverflowError) as error:
-            raise UnusableSource(path=self.name, why=f"it can't be mapped: {error}") from None
+            raise UnusableSource(
+                path=self.name, why=f"it can't be mapped: {sentence_of(error)}"
+            ) from None
 
 
 def open_locked(source: Source, *, read_only: bool = False) -> int:

@@ -105,7 +105,7 @@ def identify(path: str) -> Source:
     if stat.S_ISBLK(status.st_mode):
         return _identify_block_device(path, status)
     if stat.S_ISCHR(status.st_mode):
-        return _identify_dax_device(path, status)
+        return identify_dax_device(path, status)
     if stat.S_ISDIR(status.st_mode):
         why = "it is a directory, and a pool is a file or a device"
     else:
@@ -207,7 +207,8 @@ def _identify_block_device(path: str, status: os.stat_result) -> Source:
     return Source(path, SourceKind.BLOCK_DEVICE, size_bytes, warning)
 
 
-def _identify_dax_device(path: str, status: os.stat_result) -> Source:
+def identify_dax_device(path: str, status: os.stat_result) -> Source:
+    """What a character device is, without opening it. Raises UnusableSource."""
     device = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
     sysfs = Path("/sys/dev/char") / device
     size_text = _read_sysfs(sysfs / "size")

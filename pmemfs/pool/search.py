@@ -2,7 +2,8 @@
 
 Invariants:
 - nothing is written, and no lock is taken, so that whoever mounts meanwhile is not disturbed;
-- what could block is not opened: pipes, sockets, what lies on a mount that does not answer;
+- what could block is not opened: pipes, sockets, what lies on a mount that does not answer. Nor is
+  a character device that is not memory: a watchdog would begin to count, a tape would be rewound;
 - of a pool only the label is read, however large it is.
 """
 
@@ -18,7 +19,7 @@ from typing import NamedTuple
 from pmemfs.errors import NewerFormat, NoSuchSource, PmemfsError, sentence_of
 from pmemfs.media.label import Label
 from pmemfs.medium.mapped import MappedMedium
-from pmemfs.medium.source import identify
+from pmemfs.medium.source import identify, identify_dax_device
 from pmemfs.mountinfo import mounts
 from pmemfs.pool.labels import newest, read_labels
 from pmemfs.reach import check_answers
@@ -74,17 +75,30 @@ def _look(path: str) -> Found:
     try:
         if os.path.islink(path):
             check_answers(path)
-        status = os.stat(path)
-        if not (stat.S_ISREG(status.st_mode) or stat.S_ISBLK(status.st_mode)
-                or stat.S_ISCHR(status.st_mode)):  # fmt: skip
-            return Found(path, None, "it is neither a file nor a device")
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        held = os.open(path, os.O_PATH | os.O_CLOEXEC)
         try:
-            return _read(path, fd)._replace(owner_uid=status.st_uid)
+            return _look_at(path, held)
         finally:
-            os.close(fd)
-    except (PmemfsError, OSError) as error:
+            os.close(held)
+    except PmemfsError as error:
         return Found(path, None, sentence_of(error))
+    except OSError as error:
+        return Found(path, None, sentence_of(OSError(*error.args[:2])))
+
+
+def _look_at(path: str, held: int) -> Found:
+    """Look at what a descriptor holds that has not opened it."""
+    status = os.fstat(held)
+    if stat.S_ISCHR(status.st_mode):
+        identify_dax_device(path, status)
+    elif not (stat.S_ISREG(status.st_mode) or stat.S_ISBLK(status.st_mode)):
+        return Found(path, None, "it is neither a file nor a device")
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    fd = os.open(f"/proc/self/fd/{held}", flags)
+    try:
+        return _read(path, fd)._replace(owner_uid=status.st_uid)
+    finally:
+        os.close(fd)
 
 
 def _read(path: str, fd: int) -> Found:

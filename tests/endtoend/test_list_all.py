@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
+import select
 import socket
+import struct
 import subprocess
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -18,6 +22,10 @@ from pmemfs.media.label import FORMAT_VERSION, pack
 from pmemfs.units import MIB
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow]
+
+
+_UNLOCK, _NUMBER = 0x4004_5431, 0x8004_5430
+"""TIOCSPTLCK and TIOCGPTN of the other end of a terminal. Source: asm-generic/ioctls.h."""
 
 
 def states_in(directory: Path, *options: str) -> dict[str, tuple[str, str]]:
@@ -65,7 +73,7 @@ def test_odd_files_are_left_out_and_block_nobody(pools: PoolMaker) -> None:
     (odd / "circle").symlink_to(odd / "circle")
     (odd / "directory").mkdir()
     with (odd / "huge").open("wb") as huge:
-        huge.truncate(1 << 45)
+        huge.truncate((1 << 62) + (1 << 61))
     os.mknod(odd / "null", 0o20600, os.makedev(1, 3))
     (odd / "linked").symlink_to(pools.create("pmem0", "16M"))
     said = pmemfs("list", "--dir", odd, "-v", timeout=30)
@@ -73,10 +81,24 @@ def test_odd_files_are_left_out_and_block_nobody(pools: PoolMaker) -> None:
     for name in ("pipe", "socket", "empty", "text", "nowhere", "circle", "huge", "null"):
         assert len([line for line in said.err.splitlines() if f"{odd}/{name}:" in line]) == 1, name
     assert "linked" not in said.err
+    assert "Errno" not in said.err
     assert f"{pools.directory}/pmem0" in said.out
     assert states_in(odd) == {}
     refused(pmemfs("list", "--dir", odd / "none"), 1, str(odd / "none"), "no such")
     refused(pmemfs("list", "--dir", odd / "text"), 1, str(odd / "text"), "not a directory")
+
+
+def test_a_device_that_is_no_memory_is_not_even_opened(pools: PoolMaker) -> None:
+    """A watchdog would begin to count. A terminal tells its other end that it was opened."""
+    with closing(os.fdopen(os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY), "rb")) as terminal:
+        fcntl.ioctl(terminal, _UNLOCK, struct.pack("i", 0))
+        (number,) = struct.unpack("i", fcntl.ioctl(terminal, _NUMBER, bytes(4)))
+        (pools.directory / "linked").symlink_to(f"/dev/pts/{number}")
+        said = pmemfs("list", "--dir", pools.directory, "-v")
+        assert f"{pools.directory}/linked cannot hold a pool: it is a character device" in said.err
+        hears = select.poll()
+        hears.register(terminal)
+        assert not [event for _, event in hears.poll(0) if event & select.POLLHUP]
 
 
 def test_a_label_that_is_damaged_or_too_new_is_named(pools: PoolMaker) -> None:
@@ -96,7 +118,7 @@ def test_a_label_that_is_damaged_or_too_new_is_named(pools: PoolMaker) -> None:
     assert "checksum" in found["damaged"][1]
 
 
-def shown_on_a_terminal(columns: int, *words: object) -> list[str]:
+def shown_on_a_terminal(columns: int | str, *words: object) -> list[str]:
     """What a command prints on a terminal of that width."""
     ours, theirs = pty.openpty()
     with os.fdopen(ours, "rb", buffering=0) as reader:
@@ -122,6 +144,16 @@ def test_a_narrow_terminal_shows_fewer_columns_and_whole_paths(pools: PoolMaker)
     assert all(len(line) <= 75 for line in lines)
     assert "ENGINE" not in lines[0]
     assert "ENGINE" in shown_on_a_terminal(400, "list", "--dir", pools.directory)[0]
+
+
+@pytest.mark.parametrize("columns", ["0", "1", "-1", "abc", "٣", "9" * 5000])
+def test_no_width_of_a_terminal_is_a_mistake(pools: PoolMaker, columns: str) -> None:
+    pool = pools.create("a", "16M")
+    lines = shown_on_a_terminal(columns, "list", "--dir", pools.directory)
+    assert str(pool) in "".join(lines).replace(" ", "")
+    # What is no width is none: a terminal without a size, like this one, gets whole lines.
+    if columns != "1":
+        assert any(str(pool) in line and "clean" in line for line in lines)
 
 
 def test_check_of_a_mountpoint_says_that_it_is_mounted(pools: PoolMaker) -> None:

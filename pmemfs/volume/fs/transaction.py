@@ -20,6 +20,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Set
 from types import TracebackType
 
+from pmemfs.errors import sentence_of
 from pmemfs.media import log as media
 from pmemfs.media.inode import (
     HEAD_WORD_AT,
@@ -194,7 +195,7 @@ class Transaction:
         except OSError as error:
             # The journal or a word may be stored or not: only the next mount can tell. What is in
             # memory may differ from the pool now, so nothing may build on it.
-            self._ground.become_read_only(f"a commit failed: {error}")
+            self._ground.become_read_only(f"a commit failed: {sentence_of(error)}")
             raise
         # From here on the operation is durable. Nothing below may fail halfway, and since nothing
         # awaits, no other task sees some of it without the rest.
