@@ -8,6 +8,7 @@ import logging.handlers
 import os
 import sys
 import zlib
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +49,23 @@ class LogFile(logging.handlers.WatchedFileHandler):
     def emit(self, record: logging.LogRecord) -> None:
         """See logging.Handler."""
         try:
+            if self.stream is None:
+                self.stream = self._open()
+                self._statstream()
             self.reopenIfNeeded()
             self._move_full_file()
         except OSError:
             # What can't be moved is appended to: a line in a large file is better than none.
             pass
-        super().emit(record)
+        if self.stream is not None:
+            # Not by FileHandler, which would raise where no file can be opened. No daemon fails
+            # because it can't say what it does.
+            logging.StreamHandler.emit(self, record)
+
+    def _open(self) -> TextIOWrapper:
+        # An administrator may have removed the directory meanwhile.
+        os.makedirs(os.path.dirname(self.baseFilename), exist_ok=True)
+        return super()._open()
 
     def _move_full_file(self) -> None:
         stream = self.stream
@@ -110,7 +122,6 @@ def _handler(pool: str, foreground: bool) -> tuple[logging.Handler, str]:
         return handler, "the journal (journalctl -t pmemfs)"
     try:
         path = log_file(pool)
-        path.parent.mkdir(parents=True, exist_ok=True)
         handler = LogFile(path, errors="backslashreplace")
     except (OSError, RuntimeError):
         return logging.NullHandler(), "nowhere: there is no place for a log file"

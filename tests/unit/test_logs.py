@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import resource
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -119,6 +121,44 @@ def test_a_log_that_can_not_be_moved_goes_on(
     for number in range(20):
         logging.getLogger("pmemfs").info("line %d", number)
     assert (tmp_path / "pool.log").read_text().count("line") == 20
+
+
+@pytest.mark.usefixtures("_no_journal")
+def test_a_daemon_goes_on_where_its_log_was_taken_away(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    directory = tmp_path / "logs"
+    monkeypatch.setattr(logs, "log_file", lambda _pool: directory / "pool.log")
+    started()
+    say = logging.getLogger("pmemfs").info
+    say("before")
+    shutil.rmtree(directory)
+    say("into a new directory")
+    assert (directory / "pool.log").read_text().count("\n") == 1
+    shutil.rmtree(directory)
+    directory.write_text("something else is there")
+    say("nowhere")
+    say("nowhere, again")
+    directory.unlink()
+    say("there again")
+    assert "there again" in (directory / "pool.log").read_text()
+
+
+@pytest.mark.usefixtures("_no_journal")
+def test_a_daemon_without_a_descriptor_for_its_log_goes_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(logs, "log_file", lambda _pool: tmp_path / "pool.log")
+    started()
+    (tmp_path / "pool.log").rename(tmp_path / "rotated")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+    try:
+        logging.getLogger("pmemfs").info("nowhere")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    logging.getLogger("pmemfs").info("there again")
+    assert "there again" in (tmp_path / "pool.log").read_text()
 
 
 def test_in_the_foreground_it_goes_to_standard_error() -> None:
