@@ -9,7 +9,6 @@ import os
 import re
 import select
 from collections.abc import Collection
-from pathlib import Path
 from typing import NamedTuple
 
 FUSE_TYPE = "fuse.pmemfs"
@@ -85,13 +84,14 @@ class MountChanges:
         return bool(self._changes.poll(0))
 
 
-def mounts(path: str | Path = "/proc/self/mountinfo") -> list[Mount]:
+def mounts(path: str = "/proc/self/mountinfo") -> list[Mount]:
     """All mounts of this mount namespace; of two on one directory, the later covers the earlier.
 
     `path` is for a mountinfo elsewhere.
     """
     # The kernel escapes line feeds, but not what else splitlines takes for the end of a line.
-    return [_parse(line) for line in Path(path).read_bytes().split(b"\n") if line]
+    with open(path, "rb") as file:
+        return [_parse(line) for line in file.read().split(b"\n") if line]
 
 
 def mount_at(path: str) -> Mount | None:

@@ -16,7 +16,6 @@ two lives of a word could not be told apart.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NewType
 
 from pmemfs.errors import BadGeometry, NoPageStructures, NotInPool
@@ -37,18 +36,21 @@ PFN_MAP = 1 << 1
 PAGE_STRUCTURE_BYTES = 64
 
 
-@dataclass(frozen=True, slots=True)
 class PageGeometry:
     """Which pfns have a page structure, and at which offset; one structure covers 2**order pfns."""
 
-    first_pfn: Pfn
-    page_count: int
-    order: int
-    memmap_offset_bytes: int
+    __slots__ = ("first_pfn", "memmap_offset_bytes", "order", "page_count")
 
-    def __post_init__(self) -> None:
-        if self.memmap_offset_bytes == 0 or self.memmap_offset_bytes % PAGE_STRUCTURE_BYTES:
+    def __init__(
+        self, first_pfn: Pfn, page_count: int, order: int, memmap_offset_bytes: int
+    ) -> None:
+        """Raises BadGeometry."""
+        if memmap_offset_bytes == 0 or memmap_offset_bytes % PAGE_STRUCTURE_BYTES:
             raise BadGeometry(why="page structures must start on a 64-byte boundary above zero")
+        self.first_pfn = first_pfn
+        self.page_count = page_count
+        self.order = order
+        self.memmap_offset_bytes = memmap_offset_bytes
 
     @property
     def pfn_count(self) -> int:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import os
 import select
-import subprocess
 import time
 
 from pmemfs.errors import Silent
@@ -30,6 +29,9 @@ def look(path: str, *, seconds: float, whole: bool = False) -> None:
 
     Raises OSError as stat(2) does, and TimeoutError.
     """
+    # Most commands look at nothing that might not answer.
+    import subprocess
+
     words = ["stat", *(["--file-system"] if whole else ["--dereference"]), "--", path]
     child = subprocess.Popen(
         words,

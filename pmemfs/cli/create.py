@@ -31,6 +31,7 @@ from pmemfs.medium.source import (
     make_empty,
     make_file,
 )
+from pmemfs.observe.answers import json_values
 from pmemfs.observe.pool import pool_info
 from pmemfs.pfn import FRAME_BYTES
 from pmemfs.pool import Pool, PoolSpec
@@ -127,7 +128,7 @@ def create(
             warn(medium.source.warning)
         report = pool_info(pool, medium)
     if as_json:
-        print_json(report.as_json())
+        print_json(json_values(report))
     else:
         say(
             f"pool '{report.name}' of {format_size(report.size_bytes)} on {path}, "

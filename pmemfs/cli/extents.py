@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import replace
 
 import click
 
@@ -15,7 +14,7 @@ from pmemfs.cli.paths import any_path
 from pmemfs.errors import NoExtents, NoSuchSource, NotMounted
 from pmemfs.medium.source import check_path
 from pmemfs.mountinfo import Mount, mount_of_device
-from pmemfs.observe.answers import ExtentReport, FileExtents
+from pmemfs.observe.answers import ExtentReport, FileExtents, json_values
 from pmemfs.units import format_size
 
 _MOST_EXTENTS = 1 << 20
@@ -35,7 +34,7 @@ def extents(file: str, as_json: bool) -> None:
     mount, inode = _find(file)
     report = _ask(mount, inode)
     if as_json:
-        print_json(report.as_json())
+        print_json(json_values(report))
         return
     if report.extents:
         print_table(
@@ -62,7 +61,7 @@ def _ask(mount: Mount, inode: int) -> FileExtents:
         part = ask(mount, "extents", FileExtents, inode=inode, start_bytes=start)
         rows += part.extents
         if part.is_complete or not part.extents or len(rows) >= _MOST_EXTENTS:
-            return replace(part, extents=tuple(rows[:_MOST_EXTENTS]))
+            return part._replace(extents=tuple(rows[:_MOST_EXTENTS]))
 
 
 def _find(path: str) -> tuple[Mount, int]:

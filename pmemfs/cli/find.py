@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from pmemfs.cli.output import note, warn
-from pmemfs.control.client import ANSWER_TIMEOUT_SECONDS, Question, call_all
 from pmemfs.control.places import socket_owners, socket_path, sockets_of
-from pmemfs.control.shape import decode
 from pmemfs.errors import NoAnswer, NotMounted, NotPermitted, PmemfsError
 from pmemfs.mount.elsewhere import Place, places_elsewhere
 from pmemfs.mount.mountpoint import believed_owners, mounts_of_pool, resolve
 from pmemfs.mountinfo import FUSE_TYPE, Mount, mount_at, mounts
-from pmemfs.observe.answers import MountStatus
 from pmemfs.reach import check_answers
+
+# Where nothing is mounted, nobody is asked, and nobody waits for what asks.
+if TYPE_CHECKING:
+    from pmemfs.observe.answers import MountStatus
 
 _MANY_TIMEOUT_SECONDS = 5
 _MANY_LIMIT_BYTES = 256 * 1024
@@ -99,9 +100,9 @@ def hidden_mounts() -> Iterator[Hidden]:
         for device in sorted(sockets_of(uid, around))
         if device not in named
     ]
-    for mount, status in zip(found, ask_all(found, "info", MountStatus), strict=True):
+    for mount, status in zip(found, statuses(found), strict=True):
         # Sockets of daemons that were killed stay.
-        if isinstance(status, MountStatus):
+        if not isinstance(status, PmemfsError):
             known = mount._replace(source=status.pool.path)
             yield Hidden(known, status, next(places_elsewhere(known), None))
 
@@ -122,12 +123,13 @@ def ask(
     method: str,
     shape: type[Report],
     *,
-    timeout_seconds: float = ANSWER_TIMEOUT_SECONDS,
+    timeout_seconds: float | None = None,
     **params: Any,
 ) -> Report:
     """Ask the daemon of a mount. Raises NoAnswer, NotPermitted, and RemoteError with the daemon's
     sentence."""
-    (answer,) = _ask_all([mount], method, shape, params, timeout_seconds=timeout_seconds)
+    limits = {} if timeout_seconds is None else {"timeout_seconds": timeout_seconds}
+    (answer,) = _ask_all([mount], method, shape, params, **limits)
     if isinstance(answer, NoAnswer):
         # The mountpoint for the socket, which means nothing to a user.
         raise NoAnswer(path=mount.mountpoint, why=answer.facts["why"])
@@ -136,10 +138,14 @@ def ask(
     return answer
 
 
-def ask_all(asked: Sequence[Mount], method: str, shape: type[Report]) -> list[Report | PmemfsError]:
-    """Ask the daemons of many mounts at once; for each its report, or why there is none."""
+def statuses(asked: Sequence[Mount]) -> list[MountStatus | PmemfsError]:
+    """Ask the daemons of many mounts at once; for each its status, or why there is none."""
+    if not asked:
+        return []
+    from pmemfs.observe.answers import MountStatus
+
     return _ask_all(
-        asked, method, shape, {},
+        asked, "info", MountStatus, {},
         timeout_seconds=_MANY_TIMEOUT_SECONDS, limit_bytes=_MANY_LIMIT_BYTES,
     )  # fmt: skip
 
@@ -148,6 +154,9 @@ def _ask_all(
     asked: Sequence[Mount], method: str, shape: type[Report], params: Mapping[str, Any],
     **limits: Any,
 ) -> list[Report | PmemfsError]:  # fmt: skip
+    from pmemfs.control.client import Question, call_all
+    from pmemfs.control.shape import decode
+
     around = mounts()
     permitted = [mount for mount in asked if may_ask(mount)]
     questions = [Question(socket_path(m, around), m.owner_uid, method, params) for m in permitted]

@@ -12,7 +12,7 @@ from pmemfs.cli.options import reporting
 from pmemfs.cli.output import print_facts, print_json
 from pmemfs.cli.paths import any_path
 from pmemfs.mount.mountpoint import places_of
-from pmemfs.observe.answers import MountStatus, PoolInfo
+from pmemfs.observe.answers import MountStatus, PoolInfo, json_values
 from pmemfs.pfn import FRAME_BYTES
 from pmemfs.units import format_size
 from pmemfs.volume.fs.space import Space
@@ -35,9 +35,9 @@ def info(target: str, as_json: bool) -> None:
         where = ", ".join(places) or (hidden.sentence.removeprefix("on ") if hidden else "")
         print_facts(_facts(pool, status, where))
     elif status:
-        print_json({**status.as_json(), "mountpoints": places})
+        print_json({**json_values(status), "mountpoints": places})
     else:
-        print_json({"pool": pool.as_json()})
+        print_json({"pool": json_values(pool)})
 
 
 def _read_pool(path: str) -> PoolInfo:

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pmemfs.cli.find import DETACHED, Hidden, ask_all, hidden_mounts, our_mounts
+from pmemfs.cli.find import DETACHED, Hidden, hidden_mounts, our_mounts, statuses
 from pmemfs.cli.options import reporting
 from pmemfs.cli.output import note, print_json, print_table
 from pmemfs.cli.paths import a_directory
 from pmemfs.errors import NotPermitted, PmemfsError
 from pmemfs.mountinfo import Mount
-from pmemfs.observe.answers import MountStatus
 from pmemfs.units import format_size
 from pmemfs.unsaid import Unsaid
 
 # What reads labels takes as long to load as the rest of a list, and only --all needs it.
 if TYPE_CHECKING:
+    from pmemfs.observe.answers import MountStatus
     from pmemfs.pool.search import Found
 
 
@@ -46,7 +45,7 @@ def list_mounts(is_all: bool, directories: tuple[str, ...], as_json: bool) -> No
     file that is left out why.
     """
     mounts = list(our_mounts())
-    entries = list(map(_describe, mounts, ask_all(mounts, "info", MountStatus)))
+    entries = list(map(_describe, mounts, statuses(mounts)))
     entries += [_describe(h.mount, h.status) | _whereabouts(h) for h in hidden_mounts()]
     if is_all or directories:
         known = {entry["pool"] for entry in entries}
@@ -91,6 +90,8 @@ def _found(found: Found) -> dict[str, Any]:
     label = found.label
     if label is None:
         return entry | {"state": found.problem}
+    import uuid
+
     from pmemfs.media.label import Mode, Scheme, State
 
     return entry | {

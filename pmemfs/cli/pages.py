@@ -10,7 +10,7 @@ from pmemfs.cli.find import ask, require_mount
 from pmemfs.cli.options import Count, reporting
 from pmemfs.cli.output import print_facts, print_json, print_table, say
 from pmemfs.cli.paths import any_path
-from pmemfs.observe.answers import Pages
+from pmemfs.observe.answers import Pages, json_values
 from pmemfs.units import format_size
 
 
@@ -35,7 +35,7 @@ def pages(target: str, hottest: int, as_json: bool) -> None:
     """
     report = ask(require_mount(target), "pages", Pages, hottest=hottest)
     if as_json:
-        print_json(report.as_json())
+        print_json(json_values(report))
         return
     size = format_size(report.page_size_bytes)
     print_facts(

@@ -21,7 +21,6 @@ end: a daemon answers its owner and root, and a command believes only the owner 
 from __future__ import annotations
 
 import os
-import socket
 import struct
 import sys
 from typing import Protocol
@@ -57,6 +56,8 @@ def peer_pidfd(connection: Connection) -> int:
 
     Unlike a number, it is also one of a process of another pid namespace, since Linux 6.5.
     """
+    import socket
+
     try:
         raw = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD, 4)
     except OSError:
@@ -65,6 +66,9 @@ def peer_pidfd(connection: Connection) -> int:
 
 
 def _credentials(connection: Connection) -> tuple[int, int]:
+    # Whoever has a connection has loaded this. A command that finds no daemon has none.
+    import socket
+
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
     pid, uid, _ = _UCRED.unpack(raw)
     return pid, uid

@@ -19,9 +19,7 @@ import selectors
 import socket
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from pmemfs.control import ANSWER_LIMIT_BYTES, peer_pid, peer_pidfd, peer_uid
 from pmemfs.control.places import opened_socket
@@ -58,11 +56,10 @@ class RemoteError(PmemfsError):
         return self._kind or super().kind
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
+class Question(NamedTuple):
     """What to ask, and which daemon."""
 
-    path: Path
+    path: str | os.PathLike[str]
     """The daemon's socket."""
     owner_uid: int
     method: str
@@ -70,7 +67,7 @@ class Question:
 
 
 def call(
-    path: Path,
+    path: str | os.PathLike[str],
     method: str,
     shape: Callable[[Any], Answer] | None = None,
     *,
@@ -133,7 +130,7 @@ def call_all(
     return answers
 
 
-def daemon_pidfd(path: Path, *, owner_uid: int | None = None) -> int | None:
+def daemon_pidfd(path: str | os.PathLike[str], *, owner_uid: int | None = None) -> int | None:
     """A pidfd of the daemon that listens on a socket, to wait for its end; None if it is gone."""
     uid = os.geteuid() if owner_uid is None else owner_uid
     try:
@@ -179,7 +176,7 @@ def _exchange(question: Question, limit_bytes: int) -> _Exchange:
                 raise OSError("it closed the connection")
 
 
-def _connected(path: Path, uid: int) -> socket.socket:
+def _connected(path: str | os.PathLike[str], uid: int) -> socket.socket:
     """A connection to a process of this user. Raises PermissionError, and OSError."""
     connection = socket.socket(socket.AF_UNIX)
     try:
@@ -269,8 +266,7 @@ def _result(answer: Mapping[str, Any], pid: int) -> Any:
     raise RemoteError(error.message[:_SENTENCE_LIMIT], code, kind[:_VERSION_LIMIT], error.errno)
 
 
-@dataclass(frozen=True, slots=True)
-class _Failure:
+class _Failure(NamedTuple):
     message: str
     exit_code: int
     kind: str = ""

@@ -16,7 +16,6 @@ import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, get_type_hints
 
 import trio
@@ -41,7 +40,7 @@ Methods = Callable[[], Mapping[str, Method]]
 
 
 @contextlib.contextmanager
-def listening(path: Path) -> Iterator[socket.socket]:
+def listening(path: str | os.PathLike[str]) -> Iterator[socket.socket]:
     """A listening socket for the mount of this process; its path goes with the context.
 
     The path stays if it belongs to another daemon by then: it is named after a device number, and
@@ -51,10 +50,12 @@ def listening(path: Path) -> Iterator[socket.socket]:
     with contextlib.ExitStack() as opened:
         listener = opened.enter_context(socket.socket(socket.AF_UNIX))
         try:
-            check_private(path.parent, os.lstat(path.parent), os.geteuid())
+            parent = os.path.dirname(path)
+            check_private(parent, os.lstat(parent), os.geteuid())
             # A socket that is there belongs to a daemon that died with this device number.
-            path.unlink(missing_ok=True)
-            listener.bind(str(path))
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+            listener.bind(os.fspath(path))
             listener.listen(_CONNECTIONS)
             # While this is open, no other file can get the same inode number.
             ours = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -66,8 +67,8 @@ def listening(path: Path) -> Iterator[socket.socket]:
             yield listener
         finally:
             with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(path.lstat(), os.fstat(ours)):
-                    path.unlink()
+                if os.path.samestat(os.lstat(path), os.fstat(ours)):
+                    os.unlink(path)
 
 
 async def serve(

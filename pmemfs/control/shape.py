@@ -1,15 +1,15 @@
-"""Turns JSON, which any program may have written, into the dataclass that it should be.
+"""Turns JSON, which any program may have written, into the record that it should be.
 
-It knows what answers are made of: dataclasses, tuples of one type, dictionaries, texts, integers of
-64 bits, finite numbers, booleans, literals, None. It leaves out keys that a dataclass doesn't know,
-so that an older command can read what a newer daemon says.
+A record is a named tuple, or a dataclass, which takes longer to load and may check its values. It
+is made of records, tuples of one type, dictionaries, texts, integers of 64 bits, finite numbers,
+booleans, literals, None. Keys that a record doesn't know are left out, so that an older command can
+read what a newer daemon says.
 """
 
 from __future__ import annotations
 
 import types
 from collections.abc import Mapping
-from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from pmemfs.unsaid import Unsaid, UnsaidFloat, UnsaidInt, UnsaidList, UnsaidMapping, UnsaidText
@@ -27,7 +27,7 @@ class Malformed(Exception):
 def decode(shape: type[Decoded], value: Any, missing: list[str] | None = None) -> Decoded:
     """The value as a `shape`; unchanged if that is Any. Raises Malformed.
 
-    With `missing`, a dataclass may lack some members: their names are added to that list, and each
+    With `missing`, a record may lack some members: their names are added to that list, and each
     gets a value that says nothing, such as "" or 0, and is `Unsaid`.
     """
     return cast(Decoded, _Decoder(missing).decode(shape, value, "it"))
@@ -40,8 +40,8 @@ class _Decoder:
     def decode(self, shape: Any, value: Any, where: str) -> Any:
         """The value as a `shape`; `where` names it in the sentence about an error."""
         origin, parts = get_origin(shape), get_args(shape)
-        if is_dataclass(shape):
-            return self._dataclass(cast(type, shape), value, where)
+        if (members := _members(shape)) is not None:
+            return self._record(shape, members, value, where)
         if origin in (types.UnionType, Union):
             return self._one_of(parts, value, where)
         if origin is Literal:
@@ -57,18 +57,18 @@ class _Decoder:
             }
         return _plain(shape, value, where)
 
-    def _dataclass(self, shape: type, value: Any, where: str) -> Any:
+    def _record(self, shape: Any, known: dict[str, bool], value: Any, where: str) -> Any:
         _known(isinstance(value, dict), value, where)
         hints = get_type_hints(shape)
         members = {}
         lacking = []
-        for field in fields(cast(Any, shape)):
-            place = field.name if where == "it" else f"{where}.{field.name}"
-            if field.name in value:
-                members[field.name] = self.decode(hints[field.name], value[field.name], place)
-            elif field.default is MISSING and field.default_factory is MISSING:
+        for name, has_default in known.items():
+            place = name if where == "it" else f"{where}.{name}"
+            if name in value:
+                members[name] = self.decode(hints[name], value[name], place)
+            elif not has_default:
                 lacking.append(place)
-                members[field.name] = _saying_nothing(hints[field.name])
+                members[name] = _saying_nothing(hints[name])
         if lacking and (self._missing is None or len(lacking) == len(members)):
             raise Malformed(f"{lacking[0]} is missing")
         if self._missing is not None:
@@ -88,6 +88,20 @@ class _Decoder:
         raise reasons[0]
 
 
+def _members(shape: Any) -> dict[str, bool] | None:
+    """The members of a record, and whether each has a default; None for any other shape."""
+    if hasattr(shape, "_field_defaults"):
+        return {name: name in shape._field_defaults for name in shape._fields}
+    if not hasattr(shape, "__dataclass_fields__"):
+        return None
+    # Whoever has made a dataclass has loaded this, and hardly any command waits for one.
+    from dataclasses import MISSING, fields
+
+    return {
+        field.name: not field.default is field.default_factory is MISSING for field in fields(shape)
+    }
+
+
 _NOTHING: dict[Any, type[Unsaid]] = {
     "text": UnsaidText, str: UnsaidText, bool: UnsaidInt, int: UnsaidInt, float: UnsaidFloat,
     tuple: UnsaidList, list: UnsaidList, dict: UnsaidMapping, Mapping: UnsaidMapping,
@@ -97,9 +111,9 @@ _NOTHING: dict[Any, type[Unsaid]] = {
 def _saying_nothing(shape: Any) -> Any:
     """A value of this shape that says nothing."""
     origin, parts = get_origin(shape), get_args(shape)
-    if is_dataclass(shape):
+    if (members := _members(shape)) is not None:
         hints = get_type_hints(shape)
-        return shape(**{field.name: _saying_nothing(hints[field.name]) for field in fields(shape)})  # type: ignore[operator]
+        return shape(**{name: _saying_nothing(hints[name]) for name in members})
     if origin in (types.UnionType, Union):
         return None if types.NoneType in parts else _saying_nothing(parts[0])
     if shape is Any:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class PageReport:
+class PageReport(NamedTuple):
     """What a page structure says at one moment."""
 
     pfn: int
     mapping: int
-    index: int
+    index: int  # type: ignore[assignment]  # of the page, not the method of tuples
     refcount: int
     dirty: bool
     reads: int

@@ -21,8 +21,6 @@ import mmap
 import os
 import resource
 import threading
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pmemfs.errors import (
@@ -389,7 +387,7 @@ class MappedMedium(Medium):
         """Map another size. The old mapping lasts while views of it are held."""
         self._mapping = self._map(size_bytes)
         self._memory = memoryview(self._mapping)
-        self.source = replace(self.source, size_bytes=size_bytes)
+        self.source = self.source._replace(size_bytes=size_bytes)
         self.size_bytes = size_bytes
 
     def _map(self, size_bytes: int) -> GuardedMapping:
@@ -455,10 +453,10 @@ def _lock_holder(fd: int) -> str:
     """Which process holds the lock, as far as /proc/locks says."""
     status = os.fstat(fd)
     inode = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
-    for line in Path("/proc/locks").read_text().splitlines():
-        fields = line.split()
-        if "FLOCK" in fields and inode in fields:
-            return fields[fields.index(inode) - 1]
+    with open("/proc/locks") as locks:
+        for fields in map(str.split, locks):
+            if "FLOCK" in fields and inode in fields:
+                return fields[fields.index(inode) - 1]
     return ""
 
 

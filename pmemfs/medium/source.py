@@ -15,11 +15,9 @@ import errno
 import mmap
 import os
 import stat
-import subprocess
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from typing import NamedTuple
 
 from pmemfs.errors import NoSpace, NoSuchSource, UnusableSource
 from pmemfs.mountinfo import mount_of_device
@@ -48,8 +46,7 @@ class SourceKind(enum.Enum):
         return self in (SourceKind.DAX_DEVICE, SourceKind.BLOCK_DEVICE)
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(NamedTuple):
     """A path that can hold a pool."""
 
     path: str
@@ -152,6 +149,9 @@ def _no_room(path: str, error: OSError) -> str:
 
 def known_content(path: str) -> str:
     """What blkid(8) finds on a file or block device, such as "ext4 (filesystem)"; or ""."""
+    # Only what makes a pool asks this.
+    import subprocess
+
     try:
         probe = subprocess.run(
             ["blkid", "--probe", "--output", "export", "--", path],
@@ -199,7 +199,7 @@ def _identify_block_device(path: str, status: os.stat_result) -> Source:
         size_bytes = os.lseek(fd, 0, os.SEEK_END) & -FRAME_BYTES
     device = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
     warning = ""
-    if _read_sysfs(Path("/sys/dev/block") / device / "queue/dax") != "1":
+    if _read_sysfs(f"/sys/dev/block/{device}/queue/dax") != "1":
         warning = (
             f"{path} is not persistent memory: it goes through the page cache, and what is "
             "written survives a power failure only after fsync"
@@ -210,18 +210,19 @@ def _identify_block_device(path: str, status: os.stat_result) -> Source:
 def identify_dax_device(path: str, status: os.stat_result) -> Source:
     """What a character device is, without opening it. Raises UnusableSource."""
     device = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
-    sysfs = Path("/sys/dev/char") / device
-    size_text = _read_sysfs(sysfs / "size")
-    if not size_text or (sysfs / "subsystem").resolve().name != "dax":
+    sysfs = f"/sys/dev/char/{device}"
+    size_text = _read_sysfs(f"{sysfs}/size")
+    if not size_text or os.path.basename(os.path.realpath(f"{sysfs}/subsystem")) != "dax":
         raise UnusableSource(path=path, why="it is a character device, but not a DAX device")
-    alignment_bytes = int(_read_sysfs(sysfs / "align") or FRAME_BYTES)
+    alignment_bytes = int(_read_sysfs(f"{sysfs}/align") or FRAME_BYTES)
     size_bytes = int(size_text) & -alignment_bytes
     return Source(path, SourceKind.DAX_DEVICE, size_bytes)
 
 
-def _read_sysfs(path: Path) -> str:
+def _read_sysfs(path: str) -> str:
     try:
-        return path.read_text().strip()
+        with open(path) as file:
+            return file.read().strip()
     except OSError:
         return ""
 

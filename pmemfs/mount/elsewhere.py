@@ -10,12 +10,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import NamedTuple
 
 from pmemfs.mountinfo import Mount, mounts
 
-_PROC = Path("/proc")
+_PROC = "/proc"
 _AT_FDCWD = -100
 _AT_STATX_DONT_SYNC = 0x4000
 _STATX_BYTES = 256
@@ -39,16 +38,16 @@ class Place(NamedTuple):
 def places_elsewhere(mount: Mount) -> Iterator[Place]:
     """Where a mount appears in other mount namespaces."""
     identity = (mount.device, mount.source)
-    seen = {_namespace(_PROC / "self")}
+    seen = {_namespace("self")}
     for process in _processes():
         with suppress(OSError):
             namespace = _namespace(process)
             if namespace in seen:
                 continue
             seen.add(namespace)
-            for there in mounts(process / "mountinfo"):
+            for there in mounts(f"{_PROC}/{process}/mountinfo"):
                 if (there.device, there.source) == identity:
-                    yield Place(there.mountpoint, int(process.name))
+                    yield Place(there.mountpoint, int(process))
 
 
 def users_of(mount: Mount) -> list[int]:
@@ -58,10 +57,10 @@ def users_of(mount: Mount) -> list[int]:
     # Of these the kernel asks the server whether they are still there.
     remote = tuple(f"{m.mountpoint}/" for m in mounts() if m.fs_type.startswith(_REMOTE))
     return sorted(
-        int(process.name)
+        int(process)
         for process in _processes()
         if _is(process, lambda there: _is_open(there, mount.device, remote))
-        or _is(process, lambda there: mapped in (there / "maps").read_text(errors="replace"))
+        or _is(process, lambda there: _has_mapped(there, mapped))
     )
 
 
@@ -73,7 +72,7 @@ def named_processes(pids: list[int]) -> str:
     return f"{len(pids)} processes ({shown})"
 
 
-def _is(process: Path, question: Callable[[Path], bool]) -> bool:
+def _is(process: str, question: Callable[[str], bool]) -> bool:
     """Whether something is true of a process; not of one that is gone, or is another user's."""
     try:
         return question(process)
@@ -81,14 +80,19 @@ def _is(process: Path, question: Callable[[Path], bool]) -> bool:
         return False
 
 
-def _is_open(process: Path, device: str, remote: tuple[str, ...]) -> bool:
-    entries = [process / "cwd", process / "root"]
+def _has_mapped(process: str, mapped: str) -> bool:
+    with open(f"{_PROC}/{process}/maps", errors="replace") as maps:
+        return mapped in maps.read()
+
+
+def _is_open(process: str, device: str, remote: tuple[str, ...]) -> bool:
+    entries = [f"{_PROC}/{process}/cwd", f"{_PROC}/{process}/root"]
     with suppress(OSError):
-        entries += (process / "fd").iterdir()
+        entries += [f"{_PROC}/{process}/fd/{fd}" for fd in os.listdir(f"{_PROC}/{process}/fd")]
     return any(_device_of(entry) == device for entry in entries if _may_look(entry, remote))
 
 
-def _may_look(entry: Path, remote: tuple[str, ...]) -> bool:
+def _may_look(entry: str, remote: tuple[str, ...]) -> bool:
     """Whether a link of /proc leads to a file that no server has to be asked for."""
     try:
         target = os.readlink(entry)
@@ -97,7 +101,7 @@ def _may_look(entry: Path, remote: tuple[str, ...]) -> bool:
     return target.startswith("/") and not f"{target}/".startswith(remote)
 
 
-def _device_of(path: Path) -> str:
+def _device_of(path: str) -> str:
     """The device of what a link of /proc leads to, which is not asked for anything; or ""."""
     # Most commands meet no mount of another namespace.
     import ctypes
@@ -112,10 +116,11 @@ def _device_of(path: Path) -> str:
     return f"{major}:{minor}"
 
 
-def _processes() -> Iterator[Path]:
-    return (path for path in _PROC.iterdir() if path.name.isdecimal())
+def _processes() -> Iterator[str]:
+    """The numbers of all processes, as /proc names them."""
+    return filter(str.isdecimal, os.listdir(_PROC))
 
 
-def _namespace(process: Path) -> tuple[str, str]:
+def _namespace(process: str) -> tuple[str, str]:
     """What decides which mounts a process sees, and as which."""
-    return os.readlink(process / "ns/mnt"), os.readlink(process / "root")
+    return os.readlink(f"{_PROC}/{process}/ns/mnt"), os.readlink(f"{_PROC}/{process}/root")

@@ -10,12 +10,10 @@ import contextlib
 import errno
 import os
 import stat
-import subprocess
 import time
 from collections.abc import Callable
 
 from pmemfs.errors import BadMountPoint, UnmountFailed
-from pmemfs.mount.processes import needed_paths
 from pmemfs.mountinfo import Mount, mount_at, mounts, mounts_of
 from pmemfs.reach import PATIENCE_SECONDS, check_answers, look
 
@@ -100,6 +98,9 @@ def prepare_mountpoint(path: str, has_daemon: Callable[[Mount], bool]) -> str:
 def _refuse_hiding(path: str, resolved: str) -> None:
     """Raise BadMountPoint where a mount would hide what its own daemon opens: it would wait for
     itself."""
+    # Who only looks for mounts starts no processes of one.
+    from pmemfs.mount.processes import needed_paths
+
     for needed in needed_paths():
         if os.path.commonpath((resolved, needed)) == resolved:
             raise BadMountPoint(path=path, why=f"it would hide {needed}, which the daemon needs")
@@ -139,6 +140,8 @@ def unmount(mountpoint: str, *, lazy: bool = False) -> None:
 
 
 def _run_unmount(mountpoint: str, as_root: list[str], as_user: list[str]) -> None:
+    import subprocess
+
     command = as_root if os.geteuid() == 0 else as_user
     running = subprocess.Popen(
         [*command, "--", mountpoint], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,

@@ -2,30 +2,37 @@
 
 The commands decode it from JSON (`control.shape`), which may come from another user's program. So
 every field has a type that says all that its readers rely on, and nothing here is slow to load.
+They are named tuples, because to make a dataclass Python writes and compiles six functions.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pmemfs.engine.statistics import EngineStatistics
 from pmemfs.media.pagereport import PageReport
+from pmemfs.unsaid import Unsaid
 from pmemfs.volume.fs.space import Space
 
 
-class Answer:
-    """One of the reports below."""
-
-    __slots__ = ()
-
-    def as_json(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        return asdict(self)  # type: ignore[call-overload, no-any-return]
+def json_values(report: NamedTuple) -> dict[str, Any]:
+    """One of the reports below as JSON values: what it is made of by name, however deep."""
+    return {name: _json_value(member) for name, member in report._asdict().items()}
 
 
-@dataclass(frozen=True, slots=True)
-class PoolInfo(Answer):
+def _json_value(member: Any) -> Any:
+    if isinstance(member, Unsaid):
+        return member
+    if hasattr(member, "_asdict"):
+        return json_values(member)
+    if isinstance(member, dict):
+        return {key: _json_value(value) for key, value in member.items()}
+    if isinstance(member, list | tuple):
+        return [_json_value(item) for item in member]
+    return member
+
+
+class PoolInfo(NamedTuple):
     """What the label and the medium say. Sizes and offsets in bytes."""
 
     path: str
@@ -51,16 +58,14 @@ class PoolInfo(Answer):
     damaged_labels: list[str]
 
 
-@dataclass(frozen=True, slots=True)
-class ZoneInfo:
+class ZoneInfo(NamedTuple):
     """Where a zone of a pool lies."""
 
     offset_bytes: int
     size_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class MountStatus(Answer):
+class MountStatus(NamedTuple):
     """What the daemon of a mount says of itself."""
 
     pid: int | None
@@ -90,15 +95,13 @@ class MountStatus(Answer):
     """The daemon's descriptor of the pool: its file, whatever name that has by now."""
 
 
-@dataclass(frozen=True, slots=True)
-class Remounted(Answer):
+class Remounted(NamedTuple):
     """How a mount is mounted after a remount."""
 
     options: str
 
 
-@dataclass(frozen=True, slots=True)
-class Pages(Answer):
+class Pages(NamedTuple):
     """The states of all pages, and the pages with the most transfers."""
 
     scheme: str
@@ -108,8 +111,7 @@ class Pages(Answer):
     hottest: tuple[PageReport, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ExtentReport:
+class ExtentReport(NamedTuple):
     """A run of page frames of a file."""
 
     offset_bytes: int
@@ -120,8 +122,7 @@ class ExtentReport:
     """Whether it consists of whole 2 MiB, aligned in the file and in the pool."""
 
 
-@dataclass(frozen=True, slots=True)
-class FileExtents(Answer):
+class FileExtents(NamedTuple):
     """Extents of a file from an offset on, including those behind its size."""
 
     inode: int

@@ -100,7 +100,7 @@ def read_process(root: Path) -> Process:
 def mounts_below(root: Path) -> list[Mount]:
     """The mounts that /proc/self/mountinfo below `root` lists; [] if it can't be read."""
     try:
-        return mounts(root / "proc/self/mountinfo")
+        return mounts(str(root / "proc/self/mountinfo"))
     except OSError:
         return []
 

@@ -16,7 +16,7 @@ from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap import effective_scheme
 from pmemfs.mount.elsewhere import places_elsewhere
 from pmemfs.mount.mountpoint import places_of
-from pmemfs.observe.answers import MountStatus, Pages
+from pmemfs.observe.answers import MountStatus, Pages, json_values
 from pmemfs.observe.extents import file_extents
 from pmemfs.observe.pool import pool_info
 from pmemfs.observe.stat import Sample, own_counts, worker_sample
@@ -68,7 +68,7 @@ class MountObserver:
             log=log_place(),
             pool_fd=self._medium.fileno(),
         )
-        return status.as_json()
+        return json_values(status)
 
     def _is_detached(self) -> bool:
         """Whether the mount is nowhere, in no mount namespace that can be seen."""
@@ -91,20 +91,21 @@ class MountObserver:
             counts = await trio.to_thread.run_sync(self._memmap.counts)
             limit = min(max(0, hottest), _MOST_PAGES)
             reports = await trio.to_thread.run_sync(self._memmap.hottest, limit)
-        return Pages(
+        report = Pages(
             scheme=effective_scheme(self._pool).word,
             page_size_bytes=self._pool.label.page_size_bytes,
             generation=self._pool.label.generation,
             counts=asdict(counts),
             hottest=tuple(reports),
-        ).as_json()
+        )
+        return json_values(report)
 
     async def extents(self, inode: int, start_bytes: int = 0) -> dict[str, Any]:
         """Where a file lies in the pool, from an offset on. Raises NoExtents."""
         if self._fs is None:
             raise NoExtents(path=self._mount.mountpoint, why="it shows a device, not files")
         try:
-            return file_extents(self._fs, inode, start_bytes).as_json()
+            return json_values(file_extents(self._fs, inode, start_bytes))
         except OSError as error:
             why = (error.strerror or str(error)).lower()
             raise NoExtents(path=f"inode {inode}", why=why) from None

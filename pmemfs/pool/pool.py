@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pmemfs.errors import (
     InvalidPool,
@@ -57,8 +57,7 @@ def new_generation() -> int:
     return secrets.randbits(62) or 1
 
 
-@dataclass(frozen=True, slots=True)
-class PoolSpec:
+class PoolSpec(NamedTuple):
     """What a new pool should be like."""
 
     name: str

@@ -47,7 +47,7 @@ def test_a_user_makes_mounts_uses_and_unmounts_a_pool(pools: PoolMaker, user: Ru
     assert status["pid"] in [
         mount.get("pid") for mount in json.loads(succeed(user(pmemfs, "list", "--json")))
     ]
-    sockets = next(private_directories(NOBODY))
+    sockets = Path(next(private_directories(NOBODY)))
     assert len(list(sockets.iterdir())) == 1
     assert sockets.stat().st_mode & 0o077 == 0
 

@@ -212,7 +212,7 @@ class Session:
         """The traces of the daemon of a mount."""
         mount = mount_at(str(mounted.mountpoint))
         assert mount is not None
-        pid, socket = mounted.pid, socket_path(mount)
+        pid, socket = mounted.pid, Path(socket_path(mount))
         assert is_running(pid)
         return cls(
             mounted.pool, mounted.mountpoint, mount.device, pid, socket, socket.stat().st_mtime_ns

@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import click
@@ -84,6 +85,33 @@ def test_who_asks_daemons_loads_nothing_that_reads_or_makes_a_pool(command: str)
     assert not loaded & {"secrets", "hashlib", "tempfile", "shutil", "logging", "ctypes"}
     parts = ("pmemfs.pool", "pmemfs.media.label", "pmemfs.medium")
     assert not [name for name in loaded if name.startswith(parts)]
+
+
+def loaded_without_site(*modules: str) -> set[str]:
+    """As `loaded_by`, without what packages of the environment have loaded at the start."""
+    path = f"{Path(__file__).parents[2]}:{sysconfig.get_path('platlib')}"
+    done = subprocess.run(
+        [sys.executable, "-P", "-S", "-c", LOADED.format(module=", ".join(modules))],
+        capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("command", ["list", "info"])
+def test_who_asks_nobody_loads_nothing_that_asks(command: str) -> None:
+    loaded = loaded_without_site(f"pmemfs.cli.{command}")
+    assert not loaded & {"json", "socket", "selectors", "pathlib", "subprocess", "resource"}
+    assert not loaded & {"pmemfs.control.client", "pmemfs.mount.processes"}
+
+
+def test_what_list_and_info_show_is_made_of_no_dataclass_and_no_path() -> None:
+    # click loads `inspect`, which is most of what dataclasses load, but they also compile code.
+    loaded = loaded_without_site(
+        "pmemfs.cli.list", "pmemfs.cli.info", "pmemfs.control.client", "pmemfs.observe.answers",
+        "pmemfs.observe.pool",
+    )  # fmt: skip
+    assert not loaded & {"dataclasses", "pathlib", "subprocess"}
 
 
 def test_what_a_command_is_for_is_said_in_its_own_words() -> None:

@@ -11,7 +11,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -132,7 +131,7 @@ def test_a_failed_open_leaves_no_lock_and_no_descriptor(shm: Path) -> None:
     source = identify(path)
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(UnusableSource, match="can't be mapped"):
-        MappedMedium(replace(source, size_bytes=MIB * 2))
+        MappedMedium(source._replace(size_bytes=MIB * 2))
     assert len(os.listdir("/proc/self/fd")) == before
     MappedMedium.open(path).close()
 

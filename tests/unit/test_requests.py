@@ -6,7 +6,6 @@ import errno
 import os
 import struct
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -177,7 +176,7 @@ def test_a_dax_device_gives_nothing_back_but_reads_as_zeroes_and_is_served_on(
         medium = pool.medium
         assert isinstance(medium, MappedMedium)
         engine.write(0, b"x" * (4 * MIB))
-        device = replace(medium.source, kind=SourceKind.DAX_DEVICE)
+        device = medium.source._replace(kind=SourceKind.DAX_DEVICE)
         monkeypatch.setattr(medium, "source", device)
         monkeypatch.setattr(medium, "reserved", True)
         before = [engine.shared.presence(chunk) for chunk in range(8)]
