@@ -1,7 +1,7 @@
 """The commands by name, and what `pmemfs --help` says of them. Loads nothing.
 
-Whoever asks for help, for the version or for names to complete waits for no command to be loaded:
-all of that is here. A test holds each summary to the command's own text.
+Whoever asks for help or for the version waits for no command to be loaded: all of that is here. A
+test holds each summary to the command's own text.
 """
 
 from __future__ import annotations

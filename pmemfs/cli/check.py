@@ -12,7 +12,7 @@ import click
 
 from pmemfs.cli.options import reporting
 from pmemfs.cli.output import complain, print_facts, print_json, progress_line, say
-from pmemfs.cli.paths import any_path
+from pmemfs.cli.paths import ANY_PATH
 from pmemfs.errors import EXIT_CANNOT_CHECK, BadUsage, PmemfsError, SourceBusy, sentence_of
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.mount.mountpoint import resolve
@@ -49,7 +49,7 @@ class _Outcome:
 
 
 @click.command()
-@click.argument("pool", shell_complete=any_path)
+@click.argument("pool", type=ANY_PATH)
 @click.option("--repair", is_flag=True, help="Repair what is wrong, and free what has leaked.")
 @click.option(
     "--force", is_flag=True,

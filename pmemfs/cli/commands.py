@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
 
 import click
 
@@ -11,9 +10,6 @@ from pmemfs.cli.catalogue import ABOUT, COMMANDS, HELP_OPTIONS, first_word, help
 from pmemfs.cli.early import raise_interrupts
 from pmemfs.cli.options import reporting
 from pmemfs.cli.running import asks_for_json, run_guarded
-
-if TYPE_CHECKING:
-    from click.shell_completion import CompletionItem
 
 
 class LazyGroup(click.Group):
@@ -35,18 +31,6 @@ class LazyGroup(click.Group):
     def get_help(self, ctx: click.Context) -> str:
         """The same text as without loading anything."""
         return help_text()
-
-    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """The options or, unlike what click does, the commands without loading them."""
-        if incomplete.startswith("-"):
-            return super().shell_complete(ctx, incomplete)
-        from click.shell_completion import CompletionItem
-
-        return [
-            CompletionItem(name, help=summary)
-            for name, (_, summary) in COMMANDS.items()
-            if name.startswith(incomplete)
-        ]
 
 
 @click.group(cls=LazyGroup, help=ABOUT, context_settings={"help_option_names": HELP_OPTIONS})

@@ -11,7 +11,7 @@ import click
 
 from pmemfs.cli.options import OneOf, reporting
 from pmemfs.cli.output import note, print_json, say, warn
-from pmemfs.cli.paths import any_path
+from pmemfs.cli.paths import ANY_PATH
 from pmemfs.errors import BadGeometry, HasContent, NoSuchSource
 from pmemfs.media.label import Mode, Scheme, check_name
 from pmemfs.media.zones import (
@@ -60,7 +60,7 @@ _WORDS = {Mode.BLOCK: "a block device", Mode.FS: "a file system"}
 
 
 @click.command()
-@click.argument("path", shell_complete=any_path)
+@click.argument("path", type=ANY_PATH)
 @click.option("--size", metavar="SIZE", help="Size of the file, such as 4G; devices have theirs.")
 @click.option(
     "--mode",

@@ -10,7 +10,7 @@ import click
 from pmemfs.cli.find import ask
 from pmemfs.cli.options import reporting
 from pmemfs.cli.output import print_json, print_table, say
-from pmemfs.cli.paths import any_path
+from pmemfs.cli.paths import ANY_PATH
 from pmemfs.errors import NoExtents, NoSuchSource, NotMounted
 from pmemfs.medium.source import check_path
 from pmemfs.mountinfo import Mount, mount_of_device
@@ -21,7 +21,7 @@ _MOST_EXTENTS = 1 << 20
 
 
 @click.command()
-@click.argument("file", shell_complete=any_path)
+@click.argument("file", type=ANY_PATH)
 @reporting
 def extents(file: str, as_json: bool) -> None:
     """Show where a file of a mount lies in the pool.

@@ -10,7 +10,7 @@ import click
 from pmemfs.cli.find import DETACHED, ask, find_hidden, find_mount, require_mount
 from pmemfs.cli.options import reporting
 from pmemfs.cli.output import print_facts, print_json
-from pmemfs.cli.paths import any_path
+from pmemfs.cli.paths import ANY_PATH
 from pmemfs.mount.mountpoint import places_of
 from pmemfs.observe.answers import MountStatus, PoolInfo, json_values
 from pmemfs.pfn import FRAME_BYTES
@@ -19,7 +19,7 @@ from pmemfs.volume.fs.space import Space
 
 
 @click.command()
-@click.argument("target", shell_complete=any_path)
+@click.argument("target", type=ANY_PATH)
 @reporting
 def info(target: str, as_json: bool) -> None:
     """Show the pool TARGET, or the mount on TARGET."""

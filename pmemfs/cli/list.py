@@ -10,7 +10,7 @@ import click
 from pmemfs.cli.find import DETACHED, Hidden, hidden_mounts, our_mounts, statuses
 from pmemfs.cli.options import reporting
 from pmemfs.cli.output import note, print_json, print_table
-from pmemfs.cli.paths import a_directory
+from pmemfs.cli.paths import A_DIRECTORY
 from pmemfs.errors import NotPermitted, PmemfsError
 from pmemfs.mountinfo import Mount
 from pmemfs.units import format_size
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     "directories",
     multiple=True,
     metavar="DIR",
-    shell_complete=a_directory,
+    type=A_DIRECTORY,
     help="Look in this directory, too, as --all does; may be said several times.",
 )
 @reporting

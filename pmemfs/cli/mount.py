@@ -13,7 +13,7 @@ import click
 
 from pmemfs.cli.options import OneOf, reporting
 from pmemfs.cli.output import complain, manner, warn
-from pmemfs.cli.paths import a_directory, any_path
+from pmemfs.cli.paths import A_DIRECTORY, ANY_PATH, ListedWords
 from pmemfs.control.launch import Launch, NotedSignals, Said, Wanted
 from pmemfs.control.prepared import daemon_words
 from pmemfs.control.starter import ENDING_SIGNALS
@@ -28,7 +28,7 @@ from pmemfs.errors import (
 )
 from pmemfs.medium.source import identify
 from pmemfs.mount.mountpoint import detach, is_dead, mounts_of_pool, prepare_mountpoint
-from pmemfs.mount.options import ENGINES, TRANSPORTS, MountOptions, split_words
+from pmemfs.mount.options import ENGINES, TRANSPORTS, WORDS, MountOptions, split_words
 from pmemfs.mount.processes import (
     cpu_limit,
     limits_behind,
@@ -57,10 +57,15 @@ class _Word(click.Option):
 
 
 @click.command()
-@click.argument("pool", shell_complete=any_path)
-@click.argument("mountpoint", shell_complete=a_directory, required=False, metavar="MOUNTPOINT")
+@click.argument("pool", type=ANY_PATH)
+@click.argument("mountpoint", type=A_DIRECTORY, required=False, metavar="MOUNTPOINT")
 @click.option(
-    "-o", "options_text", metavar="OPTIONS", multiple=True, help="Mount options, see below."
+    "-o",
+    "options_text",
+    type=ListedWords((*WORDS, "remount")),
+    metavar="OPTIONS",
+    multiple=True,
+    help="Mount options, see below.",
 )
 @click.option(
     "-r", "--read-only", cls=_Word, is_flag=True, expose_value=False, help="The same as -o ro."

@@ -16,7 +16,7 @@ from pmemfs.cli.commands import run
 from pmemfs.cli.early import raise_interrupts
 from pmemfs.cli.mount import remounted, reporting_mount_failure, say_more, start
 from pmemfs.cli.output import manner
-from pmemfs.cli.paths import a_directory, any_path
+from pmemfs.cli.paths import A_DIRECTORY, ANY_PATH
 from pmemfs.errors import EXIT_USAGE, NoSuchSource
 from pmemfs.medium.source import identify
 from pmemfs.mount.options import MountOptions, split_words
@@ -26,8 +26,8 @@ _EXIT_MOUNT_USAGE = 1
 
 
 @click.command("mount.pmemfs")
-@click.argument("source", shell_complete=any_path)
-@click.argument("directory", shell_complete=a_directory)
+@click.argument("source", type=ANY_PATH)
+@click.argument("directory", type=A_DIRECTORY)
 @click.option("-o", "options_text", default="", help="Mount options.")
 @click.option("-f", "fake", is_flag=True, help="Check the words, don't mount.")
 @click.option("-s", "sloppy", is_flag=True, help="Ignored.")

@@ -9,13 +9,13 @@ import click
 from pmemfs.cli.find import ask, require_mount
 from pmemfs.cli.options import Count, reporting
 from pmemfs.cli.output import print_facts, print_json, print_table, say
-from pmemfs.cli.paths import any_path
+from pmemfs.cli.paths import ANY_PATH
 from pmemfs.observe.answers import Pages, json_values
 from pmemfs.units import format_size
 
 
 @click.command()
-@click.argument("target", shell_complete=any_path)
+@click.argument("target", type=ANY_PATH)
 @click.option(
     "--hottest",
     type=Count(0, 1000),

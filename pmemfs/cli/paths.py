@@ -1,32 +1,38 @@
-"""Words of a command line that name a path: the shell completes them, as it does for others.
+"""Words of a command line that shells complete, and that no command checks by that.
 
-click has a type for paths, which looks whether the path is there. At a mount whose daemon hangs
-this would hang, too.
+`scripts/completions` writes from them, from the choices of options and from the texts of all
+commands what shells complete. So a press of TAB starts no Python.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import click
 
-if TYPE_CHECKING:
-    from click.shell_completion import CompletionItem
+
+class PathWord(click.ParamType[str]):
+    """A path.
+
+    click has a type for paths, which looks whether the path is there. At a mount whose daemon hangs
+    this would hang, too.
+    """
+
+    name = "path"
+
+    def __init__(self, *, is_directory: bool = False) -> None:
+        self.is_directory = is_directory
 
 
-def any_path(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """For `shell_complete=` of a word that is a file, a device or a directory."""
-    return _left_to_the_shell(incomplete, "file")
+class ListedWords(click.ParamType[str]):
+    """Words between commas, of which some are known; one that ends in "=" takes any value."""
+
+    name = "words"
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.words = words
 
 
-def a_directory(
-    ctx: click.Context, param: click.Parameter, incomplete: str
-) -> list[CompletionItem]:
-    """For `shell_complete=` of a word that is a directory."""
-    return _left_to_the_shell(incomplete, "dir")
-
-
-def _left_to_the_shell(incomplete: str, kind: str) -> list[CompletionItem]:
-    from click.shell_completion import CompletionItem
-
-    return [CompletionItem(incomplete, type=kind)]
+ANY_PATH = PathWord()
+"""A file, a device or a directory."""
+A_DIRECTORY = PathWord(is_directory=True)

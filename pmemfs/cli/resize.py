@@ -10,7 +10,7 @@ import click
 from pmemfs.cli.find import ask, find_mount, require_mount
 from pmemfs.cli.options import reporting
 from pmemfs.cli.output import print_json, say
-from pmemfs.cli.paths import any_path
+from pmemfs.cli.paths import ANY_PATH
 from pmemfs.control.client import ANSWER_TIMEOUT_SECONDS
 from pmemfs.pool.growth import Grown, grow_unmounted
 from pmemfs.units import format_size, parse_size
@@ -20,7 +20,7 @@ _PATIENCE_SECONDS = 24 * 3600
 
 
 @click.command()
-@click.argument("target", shell_complete=any_path)
+@click.argument("target", type=ANY_PATH)
 @click.option("--size", metavar="SIZE", help="The new size, such as 8G; devices have theirs.")
 @reporting
 def resize(target: str, size: str | None, as_json: bool) -> None:

@@ -14,7 +14,7 @@ import click
 from pmemfs.cli.find import ask, require_mount
 from pmemfs.cli.options import Count, reporting
 from pmemfs.cli.output import print_json, print_json_line, print_table, say
-from pmemfs.cli.paths import any_path
+from pmemfs.cli.paths import ANY_PATH
 from pmemfs.errors import BadUsage, NoAnswer
 from pmemfs.mountinfo import Mount
 from pmemfs.observe.stat import (
@@ -70,7 +70,7 @@ def parse_seconds(_: click.Context, __: click.Parameter, text: str | None) -> fl
 
 
 @click.command()
-@click.argument("target", shell_complete=any_path)
+@click.argument("target", type=ANY_PATH)
 @click.option(
     "--watch",
     "interval_seconds",

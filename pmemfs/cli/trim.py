@@ -9,7 +9,7 @@ import click
 from pmemfs.cli.find import ask, require_mount
 from pmemfs.cli.options import reporting
 from pmemfs.cli.output import print_json, say
-from pmemfs.cli.paths import a_directory
+from pmemfs.cli.paths import A_DIRECTORY
 from pmemfs.engine.trimming import Trimmed
 from pmemfs.units import format_size
 
@@ -17,7 +17,7 @@ _PATIENCE_SECONDS = 3600
 
 
 @click.command()
-@click.argument("mountpoint", shell_complete=a_directory)
+@click.argument("mountpoint", type=A_DIRECTORY)
 @reporting
 def trim(mountpoint: str, as_json: bool) -> None:
     """Give back the memory that no file of a mount uses.

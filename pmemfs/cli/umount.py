@@ -12,7 +12,7 @@ from pmemfs.cli.find import ask, may_ask, require_mount
 from pmemfs.cli.mount import reporting_mount_failure
 from pmemfs.cli.options import reporting
 from pmemfs.cli.output import note, print_json, say
-from pmemfs.cli.paths import any_path
+from pmemfs.cli.paths import ANY_PATH
 from pmemfs.control.client import daemon_pidfd
 from pmemfs.control.places import socket_path
 from pmemfs.errors import NoAnswer, NotClean, NotPermitted, PmemfsError, SourceBusy, UnmountFailed
@@ -33,7 +33,7 @@ _ASK_SECONDS = 2
 
 
 @click.command()
-@click.argument("target", metavar="{MOUNTPOINT|POOL}", shell_complete=any_path)
+@click.argument("target", metavar="{MOUNTPOINT|POOL}", type=ANY_PATH)
 @click.option("-l", "--lazy", is_flag=True, help="Detach now, end when nobody uses it any more.")
 @reporting
 def umount(target: str, lazy: bool, as_json: bool) -> int:

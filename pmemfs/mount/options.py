@@ -57,6 +57,12 @@ _FOR_OTHERS = frozenset(
 _FLAGS = ("allow_other", "populate", "huge_pages", "cached")
 _WITH_VALUE = ("uid", "gid", "mode", "engine", "transport")
 _KNOWN = ("ro", "rw", *_FLAGS, *_WITH_VALUE, *_KERNEL_OPTIONS, *_TIMES_OF_ACCESS, *_FOR_OTHERS)
+WORDS = (
+    "ro", "rw", *_FLAGS, "uid=", "gid=", "mode=", *(f"engine={name}" for name in ENGINES),
+    *(f"transport={name}" for name in TRANSPORTS), *sorted(_KERNEL_OPTIONS | LATE),
+    *_TIMES_OF_ACCESS,
+)  # fmt: skip
+"""What a shell proposes: all that means something here."""
 _ELSEWHERE = {
     "readonly": "ro", "read-only": "ro", "read_only": "ro", "rdonly": "ro",
     "readwrite": "rw", "read-write": "rw", "umask": "mode", "fmask": "mode", "perm": "mode",

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from kit.commands import BIN
 from kit.processes import end_process
 
 pytestmark = pytest.mark.slow
@@ -43,7 +42,11 @@ class Shell:
     """A shell at a terminal, and somebody who types."""
 
     def __init__(self, name: str, directory: Path) -> None:
-        path = f"{BIN}:{os.environ['PATH']}"
+        self._program = directory / "bin/pmemfs"
+        self._program.parent.mkdir()
+        self._program.write_text(f"#!/bin/sh\necho run >{directory}/was-run\n")
+        self._program.chmod(0o755)
+        path = f"{self._program.parent}:{os.environ['PATH']}"
         environment = {"PATH": path, "TERM": "dumb", "HOME": str(directory), "LANG": "C.UTF-8"}
         self._name = name
         self._said_at = directory / "said"
@@ -111,3 +114,36 @@ def test_a_shell_completes_commands_options_and_paths(shell: Shell, tmp_path: Pa
     # A directory for the second word of mount, with its space.
     said = shell.completed("pmemfs mount files/some-pool files/an")
     assert re.fullmatch(r"pmemfs mount files/some-pool files/another one/?", said)
+    assert re.fullmatch(r"pmemfs list --dir files/another one/?",
+                        shell.completed("pmemfs list --dir files/an"))  # fmt: skip
+
+
+def test_a_shell_knows_what_belongs_to_which_word(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "mount-point").mkdir()
+    (tmp_path / "mount-file").touch()
+    # Options stand before the command and after it, with their value or before it.
+    assert shell.completed("pmemfs --json exten") == "pmemfs --json extents"
+    assert shell.completed("pmemfs create --size 4G --mode=bl") == (
+        "pmemfs create --size 4G --mode=block"
+    )
+    assert shell.completed("pmemfs mount -o ro,nosu") in (
+        "pmemfs mount -o ro,nosuid", "pmemfs mount -o ro,nosuid,",
+    )  # fmt: skip
+    assert shell.completed("pmemfs mount -o ro,transport=ur").rstrip(",") == (
+        "pmemfs mount -o ro,transport=uring"
+    )
+    # No pool, which is a file, where only a directory can be, and none where there is a number.
+    assert shell.completed("pmemfs trim mount-").rstrip("/") == "pmemfs trim mount-point"
+    assert shell.completed("pmemfs pages --hottest mount-p") == "pmemfs pages --hottest mount-p"
+    assert shell.completed("pmemfs doctor mount-p") == "pmemfs doctor mount-p"
+
+
+def test_a_shell_completes_without_the_program(shell: Shell, tmp_path: Path) -> None:
+    for typed in (
+        "pmemfs exten",
+        "pmemfs create --spa",
+        "pmemfs create --mode bl",
+        "pmemfs info s",
+    ):
+        shell.completed(typed)
+    assert not (tmp_path / "was-run").exists()

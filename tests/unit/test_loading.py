@@ -62,15 +62,6 @@ def test_help_and_version_load_no_command_and_nothing_that_parses_words(words: l
     assert not {f"pmemfs.cli.{name}" for name in COMMANDS} & loaded
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_the_names_of_commands_are_completed_without_a_command(shell: str) -> None:
-    loaded = loaded_by_running(
-        _PMEMFS_COMPLETE=f"{shell}_complete", COMP_WORDS="pmemfs cr", COMP_CWORD="1"
-    )
-    assert not loaded & HEAVY
-    assert not {f"pmemfs.cli.{name}" for name in COMMANDS} & loaded
-
-
 def test_a_list_and_facts_of_a_pool_are_shown_without_anything_heavy(shm: Path) -> None:
     pool = shm / "pmem0"
     pmemfs_ok("create", pool, "--size", "16M")
