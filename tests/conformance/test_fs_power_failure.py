@@ -493,8 +493,8 @@ GATED: list[tuple[str, list[Op], Op]] = [
 
 UNNEEDED = {
     "flush < _store < free < _free": "a bit that stays set is a leak, which is found",
-    "flush < store_clean < end < end": "what isn't marked clean is searched for leaks",
-    "fence < store_clean < end < end": "what isn't marked clean is searched for leaks",
+    "flush < store_clean < leave_clean < end": "what isn't marked clean is searched for leaks",
+    "fence < store_clean < leave_clean < end": "what isn't marked clean is searched for leaks",
     "flush < note_log_frames < keep_reserve < _commit": "a shorter reserve loses nothing",
     "flush < set_live_size < apply < _commit": "without it, the record's size counts",
     "flush < set_live_size < write": "`persist` flushes the live line",
