@@ -43,6 +43,8 @@ ATTRIBUTES_SHIFT = 10
 """Each of 1024 places can hold the attributes of one inode."""
 OPEN_PLACES_SHIFT = 20
 """A million open files and directories. The first place says how many others were ever used."""
+MOUNT_WORDS_LIMIT = 4096
+"""The bytes of the options of a mount: the kernel takes no more of them either."""
 KEPT_INODES = 8
 """Attributes can be kept for inodes below this number: mode `block` has two inodes."""
 COUNT_BYTES = 8
@@ -163,7 +165,7 @@ class Header:
 class MountWords:
     """The options that the user asked for."""
 
-    options: str = stored("S512", "as `mount -o` has them, UTF-8, NUL-filled", default="")
+    options: str = stored("S4096", "as `mount -o` has them, UTF-8, NUL-filled", default="")
 
 
 @structure
@@ -278,7 +280,7 @@ class FaultRecord:
 
 
 HEADER = Layout(Header, 448)
-MOUNT_WORDS = Layout(MountWords, 512)
+MOUNT_WORDS = Layout(MountWords, MOUNT_WORDS_LIMIT)
 KEPT_ATTRIBUTES = Layout(KeptAttributes, 64)
 SLOT_HEAD = Layout(SlotHead, 64)
 OPERATION_COUNTS = Layout(OperationCounts, 64)

@@ -91,6 +91,10 @@ _SELINUX = "/sys/fs/selinux/enforce"
 _WORD = re.compile(r'(?:[^,"]|"[^"]*"|")+')
 
 
+_MOST_BYTES = 4000
+"""Of the text of all options: the kernel's page for them, and room for what the mount adds. The
+shared memory of the planes has as much."""
+
 _FIXED = (
     "uid", "gid", "mode", "allow_other", "populate", "huge_pages", "cached", "engine", "transport",
 )  # fmt: skip
@@ -141,6 +145,7 @@ class MountOptions:
             raise BadMountOption(
                 option=f"transport={options.transport}", why="only the native engine has transports"
             )
+        options._check_length()
         return options
 
     def check_mode(self, mode: Mode) -> None:
@@ -177,6 +182,7 @@ class MountOptions:
                 raise BadMountOption(option=word, why=why)
             said = {word.partition("=")[0]} & _OF_MODE.keys()
             options = replace(options, said=options.said | said)
+        options._check_length()
         return options
 
     def changed_as(self, other: MountOptions) -> MountOptions:
@@ -185,6 +191,12 @@ class MountOptions:
             self, read_only=other.read_only, kernel=other.kernel, strictatime=other.strictatime,
             nodiratime=other.nodiratime,
         )  # fmt: skip
+
+    def _check_length(self) -> None:
+        if len(os.fsencode(self.as_text())) > _MOST_BYTES:
+            longest = max(self.kernel, key=len)
+            why = f"all options together have room for {_MOST_BYTES} bytes"
+            raise BadMountOption(option=f"{longest[:40]}…", why=why)
 
     def _with(self, word: str) -> MountOptions:
         name, equals, value = word.partition("=")

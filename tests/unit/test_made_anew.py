@@ -41,6 +41,7 @@ from pmemfs.fuse import wire
 from pmemfs.fuse.wire import Opcode
 from pmemfs.media.inode import ROOT
 from pmemfs.media.label import Scheme
+from pmemfs.mount.options import MountOptions
 from pmemfs.pfn import FRAME_BYTES
 from pmemfs.units import KIB, MIB
 from pmemfs.volume.base import NewInode
@@ -154,6 +155,12 @@ def test_a_header_that_is_not_possible_is_refused_by_name(
     store_word(tables.shared.memory, layouts.HEADER.offset_of(name), value)
     with pytest.raises(ForeignSharedMemory, match=name):
         again(tables.shared)
+
+
+def test_options_of_any_length_that_is_taken_are_found_again(tables: Tables) -> None:
+    text = MountOptions.parse('context="' + "c" * 3900 + '"').as_text()
+    tables.shared.note_options(text)
+    assert again(tables.shared).options == text
 
 
 def test_open_files_that_are_not_possible_are_refused(tables: Tables) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pmemfs.clock import AccessTimes
 from pmemfs.errors import EXIT_USAGE, BadMountOption
-from pmemfs.mount.options import MountOptions
+from pmemfs.mount.options import MountOptions, split_words
 
 kernel_words = st.sampled_from(
     ["nosuid", "suid", "nodev", "dev", "noexec", "exec", "noatime", "atime", "sync", "async"]
@@ -84,6 +84,17 @@ def test_a_context_may_have_commas_in_quotation_marks() -> None:
     assert options.read_only
     with pytest.raises(BadMountOption, match="quotation mark"):
         MountOptions.parse('ro,context="a,b')
+
+
+def test_options_that_nobody_could_keep_are_refused() -> None:
+    """The kernel has a page for them, and the shared memory of a mount has no more."""
+    most = 'context="' + "c" * 3900 + '"'
+    assert MountOptions.parse(most).kernel == (most,)
+    for text in ('context="' + "c" * 4000 + '"', f"{most},rootcontext={'é' * 100}"):
+        with pytest.raises(BadMountOption, match="room for 4000 bytes"):
+            MountOptions.parse(text)
+        with pytest.raises(BadMountOption, match="room for 4000 bytes"):
+            MountOptions().remounted(split_words(text))
 
 
 def test_the_last_of_rw_and_ro_wins() -> None:
