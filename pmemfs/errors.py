@@ -102,6 +102,7 @@ class OutputLost(PmemfsError):
 
     def __init__(self, cause: OSError) -> None:
         super().__init__(why=sentence_of(cause))
+        self.errno = cause.errno or errno.EIO
         self.has_no_reader = isinstance(cause, BrokenPipeError)
         """Whether the reader has closed the pipe: it wanted no more, so it needs no sentence."""
 

@@ -107,5 +107,6 @@ def assert_one_sentence(complaint: str, *, full: bool, as_json: bool = False) ->
     said = "standard output cannot be written: no space left on device"
     if full and as_json:
         assert json.loads(complaint)["message"] == said
+        assert json.loads(complaint)["errno"] == "ENOSPC"
     else:
         assert complaint == (f"pmemfs: {said}\n" if full else "")
