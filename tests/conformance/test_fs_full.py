@@ -132,7 +132,7 @@ def failed_wholly(world: World, op: Op, before: Tree, what: str) -> list[str]:
     return wrong
 
 
-NOT_ATOMIC = {"tidy", "end", "remount", "link unnamed"}
+NOT_ATOMIC = {"tidy", "end", "read-only and back", "remount", "link unnamed"}
 """Several operations in one."""
 
 

@@ -481,12 +481,17 @@ class SiteMedium(RecordingMedium):
 AFTER = [make("after1", FILE), link("after1", "after2"), attributed("after1", mode=0o600)]
 """What follows uses the journal and the slots anew, where what went before must be durable."""
 
-END = next(op for op in OPERATIONS["standard"] if op.name == "end")
+END, READ_ONLY_AND_BACK = (
+    next(op for op in OPERATIONS["standard"] if op.name == name)
+    for name in ("end", "read-only and back")
+)
 GATED: list[tuple[str, list[Op], Op]] = [
     ("standard", [native("b", 10000, 2000)], persisted("b")),
     ("standard", [native("b", 10000, 2000)], trimmed("b")),
     ("standard", [native("b", 10000, 2000)], END),
     ("standard", [unlink("d/t")], END),
+    ("standard", [native("b", 10000, 2000)], READ_ONLY_AND_BACK),
+    ("standard", [unlink("d/t")], READ_ONLY_AND_BACK),
     ("standard", [native("b", 0, 10), persisted("b")], attributed("b", mtime_ns=-6)),
     *[(kind, [], op) for kind, ops in OPERATIONS.items() for op in ops],
 ]
@@ -495,6 +500,8 @@ UNNEEDED = {
     "flush < _store < free < _free": "a bit that stays set is a leak, which is found",
     "flush < store_clean < leave_clean < end": "what isn't marked clean is searched for leaks",
     "fence < store_clean < leave_clean < end": "what isn't marked clean is searched for leaks",
+    "flush < store_clean < leave_clean": "what isn't marked clean is searched for leaks",
+    "fence < store_clean < leave_clean": "what isn't marked clean is searched for leaks",
     "flush < note_log_frames < keep_reserve < _commit": "a shorter reserve loses nothing",
     "flush < set_live_size < apply < _commit": "without it, the record's size counts",
     "flush < set_live_size < write": "`persist` flushes the live line",

@@ -265,6 +265,17 @@ def end_and_mount(w: World) -> None:
     w.remount()
 
 
+def read_only_and_back(w: World) -> None:
+    """As a mount is remounted, once nothing is open for writing and nothing has lost its name."""
+    drop_all(w)
+    w.fs.stop_writing()
+    while w.fs.settle():
+        pass
+    w.medium.fence()
+    w.fs.leave_clean()
+    w.fs.resume_writing()
+
+
 def idle(w: World) -> None:
     for _ in range(12):
         w.fs.tidy()
@@ -381,6 +392,7 @@ REST = [
     persisted("b"),
     Op("tidy", idle, blocks=False),
     Op("end", end_and_mount, mounts=True, persists_all=True, blocks=False),
+    Op("read-only and back", read_only_and_back, blocks=False),
     Op("remount", World.remount, mounts=True, blocks=False),
 ]
 
