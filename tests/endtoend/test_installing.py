@@ -6,11 +6,14 @@ puts it into a place of its own, for all users, and takes it away again.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
+import threading
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -297,6 +300,46 @@ def test_what_somebody_else_has_put_there_stays(machine: Machine, wheel: Path) -
         machine.installed("--remove")
         assert machine.changed() == before
         machine.run("rm", "-r", path if path == PROGRAM else HOME)
+
+
+@pytest.mark.mount
+def test_a_link_into_the_checkout_of_another_project_stays(machine: Machine) -> None:
+    machine.run("ln", "-s", "/srv/other/scripts/installed", PROGRAM.parent / "other")
+    before = machine.changed()
+    machine.installed("--remove")
+    assert machine.changed() == before
+    machine.run("rm", PROGRAM.parent / "other")
+
+
+@pytest.mark.mount
+def test_what_an_interrupt_left_at_the_very_beginning_is_in_nobodys_way(machine: Machine) -> None:
+    machine.run("mkdir", HOME)
+    assert f"removed {HOME}" in machine.installed("--remove")
+    assert machine.run("test", "-e", HOME).code == 1
+
+
+@pytest.mark.mount
+def test_one_ends_before_another_one_removes(machine: Machine) -> None:
+    said: list[str] = []
+    with lock_of_install():
+        removing = threading.Thread(target=lambda: said.append(machine.installed("--remove")))
+        removing.start()
+        # As long as it takes without a lock.
+        removing.join(2)
+        assert said == []
+    removing.join(60)
+    assert "nothing is installed" in said[0]
+
+
+@contextmanager
+def lock_of_install() -> Iterator[None]:
+    """Be a scripts/install that has not ended."""
+    fd = os.open("/", os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 @pytest.mark.mount
