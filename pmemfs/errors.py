@@ -383,6 +383,13 @@ class UnmountFailed(PmemfsError):
     errno = errno.EBUSY
 
 
+class UnmountHangs(UnmountFailed):
+    """cannot unmount {path}: its daemon has not answered for {seconds} s; 'pmemfs umount --lazy
+    {path}' detaches it"""
+
+    errno = errno.ETIMEDOUT
+
+
 class NotClean(PmemfsError):
     """{path} is unmounted, but its daemon could not leave the pool clean: not everything may be
     durable; its log says why"""

@@ -15,7 +15,15 @@ from pmemfs.cli.output import note, print_json, say
 from pmemfs.cli.paths import ANY_PATH
 from pmemfs.control.client import daemon_pidfd
 from pmemfs.control.places import socket_path
-from pmemfs.errors import NoAnswer, NotClean, NotPermitted, PmemfsError, SourceBusy, UnmountFailed
+from pmemfs.errors import (
+    NoAnswer,
+    NotClean,
+    NotPermitted,
+    PmemfsError,
+    SourceBusy,
+    UnmountFailed,
+    UnmountHangs,
+)
 from pmemfs.media.label import State
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.mount.elsewhere import named_processes, places_elsewhere, users_of
@@ -40,10 +48,11 @@ def umount(target: str, lazy: bool, as_json: bool) -> int:
     """Unmount MOUNTPOINT, or POOL wherever it is mounted.
 
     A pool that is mounted on several directories stays on the others if one of them is unmounted.
-    umount(8) and fusermount3 -u do as well; this waits until the daemon has ended, and fails if
-    it did not leave the pool clean. That only the owner of a mount is told: root opens no file
-    that another user's daemon names. Where another mount namespace still has the mount, or a
-    process uses what is detached, the daemon goes on: this says who it is, and does not wait.
+    umount(8) and fusermount3 -u unmount as well, but 'pmemfs umount' also waits until the daemon
+    has ended, and fails if the daemon did not leave the pool clean. It looks at the pool of the
+    caller's own mounts only: root opens no file that another user's daemon names. If another
+    mount namespace still has the mount, or a process uses what was detached, the daemon goes on:
+    the command says who has it, and does not wait.
 
     Exit codes: 0 unmounted, 2 bad usage, 32 anything else.
     """
@@ -74,8 +83,12 @@ def _unmount_all(places: list[Mount], *, lazy: bool = False) -> None:
         note(f"{place.source}: unmounting it from {place.mountpoint}")
         try:
             unmount(place.mountpoint, lazy=lazy)
+        except UnmountHangs:
+            # It lacks an answer, so its users are not the reason; umount(8) would be among them.
+            raise
         except UnmountFailed as error:
-            users = users_of(place)
+            # This command may have been started in the mount, and ends before anybody reads this.
+            users = [pid for pid in users_of(place) if pid != os.getpid()]
             if not users:
                 raise
             why = f"{error.facts['why']}: {named_processes(users)} {_use(users)} it; "

@@ -13,7 +13,7 @@ import stat
 import time
 from collections.abc import Callable
 
-from pmemfs.errors import BadMountPoint, UnmountFailed
+from pmemfs.errors import BadMountPoint, UnmountFailed, UnmountHangs
 from pmemfs.mountinfo import Mount, mount_at, mounts, mounts_of
 from pmemfs.reach import PATIENCE_SECONDS, check_answers, look
 
@@ -132,7 +132,10 @@ def detach(mountpoint: str) -> None:
 
 
 def unmount(mountpoint: str, *, lazy: bool = False) -> None:
-    """Unmount as umount(8) does. Raises UnmountFailed, such as where files are open."""
+    """Unmount as umount(8) does.
+
+    Raises UnmountFailed, such as where files are open, and UnmountHangs.
+    """
     if lazy:
         detach(mountpoint)
     else:
@@ -152,8 +155,7 @@ def _run_unmount(mountpoint: str, as_root: list[str], as_user: list[str]) -> Non
     except subprocess.TimeoutExpired:
         # Nobody waits for its end: it may not come while the daemon is stopped.
         running.kill()
-        why = f"its daemon has not answered for {_UNMOUNT_SECONDS} s; 'umount -l' detaches it"
-        raise UnmountFailed(path=mountpoint, why=why) from None
+        raise UnmountHangs(path=mountpoint, seconds=_UNMOUNT_SECONDS) from None
     if running.returncode:
         said = os.fsdecode(text).strip().splitlines() or ["no reason was given"]
         why = said[-1].split(": ", 1)[-1].removesuffix(".")

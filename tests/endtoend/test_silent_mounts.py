@@ -13,6 +13,9 @@ import pytest
 
 from kit.commands import BIN, Result, pmemfs, refused
 from kit.mounts import Mounted, PoolMaker, mounts_at
+from pmemfs.cli.umount import _unmount_all
+from pmemfs.errors import UnmountHangs
+from pmemfs.mount import mountpoint
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow, pytest.mark.usefixtures("engine")]
 
@@ -85,6 +88,20 @@ def test_a_stopped_mount_can_be_detached(pools: PoolMaker, stopped: Mounted) -> 
     (done,) = all_of(("umount", "--lazy", stopped.mountpoint))
     assert (done.code, done.err) == (0, "")
     assert mounts_at(stopped.mountpoint) == 0
+
+
+def test_an_unmount_that_waits_in_vain_says_so_and_blames_no_process(
+    stopped: Mounted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mountpoint, "_UNMOUNT_SECONDS", 1)
+    mount = mountpoint.mount_at(str(stopped.mountpoint))
+    assert mount
+    with pytest.raises(UnmountHangs) as caught:
+        _unmount_all([mount])
+    assert str(caught.value) == (
+        f"cannot unmount {stopped.mountpoint}: its daemon has not answered for 1 s; "
+        f"'pmemfs umount --lazy {stopped.mountpoint}' detaches it"
+    )
 
 
 @pytest.mark.parametrize("needed", [Path(sys.prefix), Path(os.__file__).parent])

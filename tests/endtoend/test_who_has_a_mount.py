@@ -141,6 +141,15 @@ def test_who_finds_a_pool_in_use_is_told_where_it_is_mounted(pools: PoolMaker) -
         refused(pmemfs(*words, mounted.pool), code, where)
 
 
+def test_who_keeps_a_mount_busy_is_named_and_the_command_itself_is_not(pools: PoolMaker) -> None:
+    there = pools.mount(pools.create(size="16M")).mountpoint
+    # The shell is in the mount, and so is the command that it starts.
+    done = run_command("sh", "-c", f"cd {there}; echo $$; {BIN}/pmemfs umount {there}; exit $?")
+    shell = done.out.strip()
+    assert f"target is busy: process {shell} uses it; close it there" in done.err
+    assert done.code == 32
+
+
 @pytest.mark.usefixtures("engine")
 def test_what_is_detached_names_those_who_use_it_and_why_it_can_not_be_mounted(
     pools: PoolMaker,
