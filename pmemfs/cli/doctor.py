@@ -45,9 +45,9 @@ class Change:
 def doctor(fix: bool, as_json: bool) -> int:
     """Show what this machine offers, and what would be faster.
 
-    It says what pmemfs does with what it found, too.
-    Nothing is changed without --fix, and nothing that would outlast a boot with it: it enables
-    FUSE over io_uring where that is sound, and raises limits of sockets and requests.
+    Each row says what was found, and what pmemfs makes of it. Nothing is changed without --fix.
+    With --fix, settings are changed that the next boot resets: FUSE over io_uring is enabled where
+    this kernel can be trusted with it, and limits of sockets and requests are raised.
 
     Exit codes: 0 pmemfs can mount here, 1 something that is needed is missing, or --fix failed.
     """

@@ -56,7 +56,10 @@ def _read_pool(path: str) -> PoolInfo:
 def _facts(pool: PoolInfo, status: MountStatus | None, where: str) -> Iterator[tuple[str, object]]:
     yield "pool", f"{pool.name} ({pool.path})"
     yield "uuid", pool.uuid
-    yield "source", f"{pool.kind}, durable by {pool.durability}"
+    # "nothing: lost with the power" is what JSON says of a tmpfs file.
+    lost = pool.durability.removeprefix("nothing: ")
+    is_lost = lost != pool.durability
+    yield "source", f"{pool.kind}, {lost if is_lost else f'durable by {pool.durability}'}"
     yield "size", format_size(pool.size_bytes) + ("" if pool.reserved else ", sparse")
     for name, zone in pool.zones.items():
         yield f"  {name}", f"{format_size(zone.size_bytes)} at {zone.offset_bytes:#x}"

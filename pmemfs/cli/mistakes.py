@@ -74,7 +74,7 @@ def _sentence(error: click.ClickException, context: click.Context | None) -> str
         return f"{error.option_name} needs a value; --help says which"
     extra = re.fullmatch(r"Got unexpected extra arguments? \((.*)\)", error.message, re.DOTALL)
     if extra:
-        return f"'{extra[1]}' is more than it takes; {_usage(context)}"
+        return f"there is no place for '{extra[1]}'; {_usage(context)}"
     return _plain(error.message)
 
 
@@ -106,7 +106,8 @@ def _options(context: click.Context) -> Iterator[str]:
 def _name(parameter: click.Parameter | None) -> str:
     """A parameter as its user writes it."""
     if isinstance(parameter, click.Argument):
-        return parameter.metavar or parameter.human_readable_name
+        name = parameter.metavar or parameter.human_readable_name
+        return name.strip("{}").replace("|", " or ")
     return max(parameter.opts, key=len) if parameter else "a word"
 
 

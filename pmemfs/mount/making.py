@@ -99,6 +99,10 @@ def _check_permissions(pool_path: str, mountpoint: str, options: MountOptions) -
         raise refuse("there is no fusermount3: install the package fuse3")
     if os.geteuid() == 0:
         return
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        raise refuse(
+            "this user may not open /dev/fuse; root's 'chmod 666 /dev/fuse' lets all users mount"
+        )
     for word in ROOTS_OWN:
         if word in options.kernel:
             raise refuse(f"only root may ask for {word}")

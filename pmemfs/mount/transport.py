@@ -32,7 +32,7 @@ ALLOW_COMMAND = "sysctl -w kernel.io_uring_disabled=0"
 
 FIRST_WITH_URING: Release = (6, 14, 0)
 
-WHY_URING = "measured faster at 4 KiB and at 1 MiB, but for one caller that shares its CPU"
+WHY_URING = "faster than fd, except for one caller on the same CPU as its worker"
 """Why `auto` prefers `uring` where it is sound; the figures are in docs/performance.md."""
 
 

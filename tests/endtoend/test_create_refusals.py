@@ -183,6 +183,7 @@ def test_a_file_of_zeroes_becomes_a_pool_without_a_size(shm: Path) -> None:
     report = json.loads(pmemfs_ok("create", path, "--json"))
     assert report["size_bytes"] == path.stat().st_size == 16 * MIB
     assert report["kind"] == "tmpfs file"
+    assert "tmpfs file, lost with the power" in pmemfs_ok("info", path)
     assert pmemfs("check", path).code == 0
 
 

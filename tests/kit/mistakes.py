@@ -38,7 +38,7 @@ SIZES = [
     _mistake("create {new} --size 16M --page-size 1G", 2, "too small", "at least"),
     _mistake("create {new} --size 16M --align 3M", 2, "power of two"),
     _mistake("create {new} --size 16M --align 1K", 2, "power of two"),
-    _mistake("create {new} 16M", 2, "'16M' is more than it takes", "usage: pmemfs create"),
+    _mistake("create {new} 16M", 2, "there is no place for '16M'", "usage: pmemfs create"),
     _mistake("resize {clean}", 2, "give the new size with --size"),
     _mistake("resize {clean} --size 8M", 3, "can only grow"),
     _mistake("resize {mounted} --size 8M", 3, "can only grow"),
