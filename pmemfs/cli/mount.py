@@ -65,7 +65,7 @@ class _Word(click.Option):
     type=ListedWords((*WORDS, "remount")),
     metavar="OPTIONS",
     multiple=True,
-    help="Mount options, listed above.",
+    help="Mount options, separated by commas.",
 )
 @click.option(
     "-r", "--read-only", cls=_Word, is_flag=True, expose_value=False, help="The same as -o ro."
