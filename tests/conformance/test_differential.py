@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ class Pair:
 
     def compare(self) -> None:
         """All that can be seen of both is the same."""
-        assert astuple(self.python.statistics()) == astuple(self.native.statistics())
+        assert self.python.statistics() == self.native.statistics()
         ours, theirs = self.python._memmap, self.native.memmap
         assert ours.has_pages == theirs.has_pages
         if not ours.has_pages:
