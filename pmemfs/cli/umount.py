@@ -65,9 +65,9 @@ def umount(target: str, lazy: bool, as_json: bool) -> int:
         # A pool is unmounted wherever it appears; a mountpoint, as it is told.
         is_mountpoint = mount.mountpoint == resolve(target)
         places = [mount] if is_mountpoint else places_of(mount)
-        daemon = _Daemon.of(mount)
-        _unmount_all(places, lazy=lazy)
-        goes_on = daemon.who_uses_it(_MOMENT_SECONDS) if lazy else daemon.wait(target)
+        with contextlib.closing(_Daemon.of(mount)) as daemon:
+            _unmount_all(places, lazy=lazy)
+            goes_on = daemon.who_uses_it(_MOMENT_SECONDS) if lazy else daemon.wait(target)
         if as_json:
             unmounted = [place.mountpoint for place in places]
             print_json({"pool": mount.source, "unmounted": unmounted, "goes_on": goes_on or None})
@@ -124,6 +124,12 @@ class _Daemon:
         # Root opens nothing that another user's daemon names.
         is_ours = mount.owner_uid == os.geteuid()
         return cls(mount, pidfd, status, _opened_pool(status) if is_ours else None)
+
+    def close(self) -> None:
+        """Let go of the daemon, and of the pool: a deleted file has its memory until then."""
+        for fd in (self._pidfd, self._pool_fd):
+            if fd is not None:
+                os.close(fd)
 
     def wait(self, target: str) -> str:
         """Return when it has ended, or at once where others still have the mount: who they are.

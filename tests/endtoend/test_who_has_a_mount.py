@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kit.commands import BIN, pmemfs, pmemfs_ok, refused, run_command
+from kit.commands import BIN, pmemfs, pmemfs_here, pmemfs_ok, refused, run_command
 from kit.mounts import Mounted, PoolMaker, Session, may_pass, mounts_at
 from kit.namespaces import Run, let_go_of_others
 from kit.posix import opened
@@ -46,6 +46,20 @@ def row_of(pool: Path) -> dict[str, object]:
     rows = [row for row in json.loads(pmemfs_ok("list", "--json")) if row["pool"] == str(pool)]
     assert len(rows) == 1
     return dict(rows[0])
+
+
+def test_commands_leave_no_descriptor_of_a_pool_or_a_daemon(pools: PoolMaker) -> None:
+    def ours() -> list[str]:
+        return sorted(os.readlink(fd) for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink())
+
+    pmemfs_here("list")
+    before = ours()
+    mounted = pools.mount(pools.create(size="16M"))
+    for words in (["info"], ["pages"], ["stat"], ["umount", "--lazy"]):
+        pmemfs_here(*words, mounted.mountpoint)
+    pmemfs_here("check", mounted.pool)
+    pools.umount(pools.mount(mounted.pool))
+    assert ours() == before
 
 
 @pytest.mark.usefixtures("engine")
