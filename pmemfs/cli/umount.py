@@ -132,14 +132,14 @@ class _Daemon:
                 os.close(fd)
 
     def wait(self, target: str) -> str:
-        """Return when it has ended, or at once where others still have the mount: who they are.
+        """Return when it has ended, or soon where others still have the mount: who they are.
+
+        A new mount namespace has copies of all mounts, and may let go of them in a moment.
 
         Raises NoAnswer, and NotClean.
         """
         if self._pidfd is None:
             return ""
-        if self._is_elsewhere():
-            return self.who_uses_it(0)
         note(f"{self._mount.source}: waiting for its daemon to end")
         began = time.monotonic()
         while not has_ended(self._pidfd, _MOMENT_SECONDS):

@@ -128,8 +128,13 @@ class PoolMaker:
         return Mounted(pool, mountpoint)
 
     def umount(self, mounted: Mounted) -> None:
-        """`pmemfs umount`."""
+        """`pmemfs umount`, and wait for the end of the daemon.
+
+        The command does not, where the mount namespace of another test has a copy of the mount.
+        """
+        pid = mounted.pid
         pmemfs_here("umount", mounted.mountpoint)
+        wait_until(lambda: not is_running(pid), "the daemon has ended")
 
     def clean_up(self) -> None:
         """Unmount what is left, end the daemons that are left, whatever state they are in."""
