@@ -118,7 +118,7 @@ class _Daemon:
         if pidfd is None:
             return cls(mount, None, None, None)
         try:
-            status = ask(mount, "info", MountStatus)
+            status = ask(mount, "info", MountStatus, timeout_seconds=_PATIENCE_SECONDS)
         except PmemfsError:
             return cls(mount, pidfd, None, None)
         # Root opens nothing that another user's daemon names.
