@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
     [
         ("pmemfs", ["info", "/dev/null"], module)
         for module in ("pmemfs.cli.commands", "click", "click.core", "pmemfs.errors",
-                       "pmemfs.cli.find", "json", "pmemfs.control.client")
+                       "pmemfs.cli.find")
     ]
     + [("mount.pmemfs", ["/dev/null", "/"], module) for module in ("click", "pmemfs.cli.mount")],
 )  # fmt: skip

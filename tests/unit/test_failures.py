@@ -62,7 +62,7 @@ def test_every_error_of_ours_has_an_errno_an_exit_code_and_a_sentence(
     assert template, f"{kind.__name__} says nothing"
     if kind.__module__ == errors.__name__:
         names = ("why", "text", "name", "option", "path", "wanted", "found", "what", "pool",
-                 "transport", "size", "how", "uid")  # fmt: skip
+                 "transport", "size", "how", "uid", "seconds")  # fmt: skip
         facts = dict.fromkeys(names, "fact") | {"pfn": 5}
         own: dict[type[PmemfsError], tuple[Any, ...]] = {
             errors.Interrupted: (15,), errors.OutputLost: (OSError(errno.ENOSPC, "full"),)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 from pathlib import Path
@@ -29,7 +30,7 @@ def lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A mountinfo of our own."""
     path = tmp_path / "mountinfo"
     path.write_text(LINES)
-    monkeypatch.setattr(mountinfo, "Path", lambda _: path)
+    monkeypatch.setattr(mountinfo, "open", lambda *_: path.open("rb"), raising=False)
     return path
 
 
@@ -78,15 +79,10 @@ def test_any_name_is_one_line_and_comes_back(name: str) -> None:
     for byte in b"\\ \t\n#":
         escaped = escaped.replace(bytes([byte]), b"\\%03o" % byte)
 
-    class Fake:
-        def __init__(self, _: str) -> None: ...
-
-        def read_bytes(self) -> bytes:
-            line = b"42 22 0:59 / /mnt/%s rw - tmpfs none rw\n" % escaped
-            return line + b"43 22 0:60 / /other rw - tmpfs none rw\n"
-
+    line = b"42 22 0:59 / /mnt/%s rw - tmpfs none rw\n" % escaped
+    line += b"43 22 0:60 / /other rw - tmpfs none rw\n"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mountinfo, "Path", Fake)
+        patch.setattr(mountinfo, "open", lambda *_: io.BytesIO(line), raising=False)
         assert [mount.mountpoint for mount in mounts()] == [f"/mnt/{name}", "/other"]
 
 
