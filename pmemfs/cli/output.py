@@ -112,7 +112,7 @@ def _print_error(line: str) -> None:
 
 
 class _HeardOutput:
-    """Standard output whose failures are OutputLost, whoever writes: we, click or rich.
+    """Standard output whose failures are OutputLost, whoever writes: we or click.
 
     click takes an OSError for one of its own, and ends the program with an exit code of its own.
     """

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -24,7 +23,7 @@ from pmemfs.control.places import private_directories
 from pmemfs.errors import BadUsage, PmemfsError, RemountFailed
 from pmemfs.media.label import Mode
 from pmemfs.mount.flags import set_flags
-from pmemfs.mount.mountpoint import resolve
+from pmemfs.mount.mountpoint import resolve, run_patiently
 from pmemfs.mount.options import TRANSPORTS, MountOptions
 from pmemfs.mountinfo import Mount, mount_at
 from pmemfs.observe.answers import MountStatus, Remounted
@@ -192,20 +191,12 @@ def _change_file_system(mount: Mount, wanted: MountOptions) -> None:
     kernel writes back first.
     """
     flags = ",".join(["remount", *_words_of(wanted)])
-    running = subprocess.Popen(
-        ["mount", "-i", "-o", flags, "--", mount.source, mount.mountpoint],
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "LC_ALL": "C"},
-    )  # fmt: skip
-    try:
-        _, text = running.communicate(timeout=_KERNEL_SECONDS)
-    except subprocess.TimeoutExpired:
-        # Nobody waits for its end: it may not come while the daemon is stopped.
-        running.kill()
+    command = ["mount", "-i", "-o", flags, "--", mount.source, mount.mountpoint]
+    said = run_patiently(command, _KERNEL_SECONDS, {**os.environ, "LC_ALL": "C"})
+    if said is None:
         why = f"its daemon has not answered the kernel for {_KERNEL_SECONDS} s"
-        raise RemountFailed(path=mount.mountpoint, why=why) from None
-    if running.returncode:
-        said = text.strip().splitlines() or ["mount(8) gives no reason"]
+        raise RemountFailed(path=mount.mountpoint, why=why)
+    if said:
         why = said[0].removeprefix("mount: ").removeprefix(f"{mount.mountpoint}: ").rstrip(".")
         if "busy" in why:
             why = "files on it are open for writing"

@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
 from pmemfs.mountinfo import Mount, mounts
 
@@ -103,17 +104,24 @@ def _may_look(entry: str, remote: tuple[str, ...]) -> bool:
 
 def _device_of(path: str) -> str:
     """The device of what a link of /proc leads to, which is not asked for anything; or ""."""
-    # Most commands meet no mount of another namespace.
     import ctypes
 
     buffer = ctypes.create_string_buffer(_STATX_BYTES)
-    if ctypes.CDLL(None).statx(_AT_FDCWD, os.fsencode(path), _AT_STATX_DONT_SYNC, 0, buffer):
+    if _libc().statx(_AT_FDCWD, os.fsencode(path), _AT_STATX_DONT_SYNC, 0, buffer):
         return ""
     major, minor = (
         int.from_bytes(buffer.raw[at : at + 4], "little")
         for at in (_DEVICE_AT_BYTES, _DEVICE_AT_BYTES + 4)
     )
     return f"{major}:{minor}"
+
+
+@cache
+def _libc() -> Any:
+    # Most commands meet no mount of another namespace, and those that do ask for each descriptor.
+    import ctypes
+
+    return ctypes.CDLL(None)
 
 
 def _processes() -> Iterator[str]:

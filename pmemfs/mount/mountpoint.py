@@ -11,7 +11,7 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from pmemfs.errors import BadMountPoint, UnmountFailed, UnmountHangs
 from pmemfs.mountinfo import Mount, mount_at, mounts, mounts_of
@@ -143,20 +143,33 @@ def unmount(mountpoint: str, *, lazy: bool = False) -> None:
 
 
 def _run_unmount(mountpoint: str, as_root: list[str], as_user: list[str]) -> None:
+    command = as_root if os.geteuid() == 0 else as_user
+    said = run_patiently([*command, "--", mountpoint], _UNMOUNT_SECONDS)
+    if said is None:
+        raise UnmountHangs(path=mountpoint, seconds=_UNMOUNT_SECONDS)
+    if said:
+        why = said[-1].split(": ", 1)[-1].removesuffix(".")
+        raise UnmountFailed(path=mountpoint, why=why.removeprefix(f"{mountpoint}: "))
+
+
+def run_patiently(
+    command: Sequence[str], seconds: float, environment: Mapping[str, str] | None = None
+) -> list[str] | None:
+    """Run a program that may have to wait for a daemon: the lines that it failed with, and none if
+    it succeeded. None: it has not ended in so many seconds."""
     import subprocess
 
-    command = as_root if os.geteuid() == 0 else as_user
     running = subprocess.Popen(
-        [*command, "--", mountpoint], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        env=environment,
     )  # fmt: skip
     try:
-        _, text = running.communicate(timeout=_UNMOUNT_SECONDS)
+        _, text = running.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         # Nobody waits for its end: it may not come while the daemon is stopped.
         running.kill()
-        raise UnmountHangs(path=mountpoint, seconds=_UNMOUNT_SECONDS) from None
-    if running.returncode:
-        said = os.fsdecode(text).strip().splitlines() or ["no reason was given"]
-        why = said[-1].split(": ", 1)[-1].removesuffix(".")
-        raise UnmountFailed(path=mountpoint, why=why.removeprefix(f"{mountpoint}: "))
+        return None
+    if not running.returncode:
+        return []
+    # It names paths, which need not be text.
+    return os.fsdecode(text).strip().splitlines() or ["no reason was given"]

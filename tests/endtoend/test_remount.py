@@ -9,8 +9,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from kit.commands import BIN, pmemfs, pmemfs_here, pmemfs_ok, refused, run_comma
 from kit.mounts import Engine, Mounted, PoolMaker, Session
 from kit.namespaces import Run
 from kit.posix import opened
-from kit.processes import is_running, wait_until
+from kit.processes import is_running, stopped, wait_until
 from pmemfs.control.client import RemoteError, call
 from pmemfs.control.places import socket_path
 from pmemfs.media.filesystem import HEAD, HEAD_FRAME, validate_head
@@ -336,6 +335,15 @@ def test_of_two_remounts_at_once_one_ends_before_the_other_begins(
     assert_agreed(mounted, read_only=True)
 
 
+def is_accessed_by_reads(path: Path) -> bool:
+    """Whether some reads change the time of access."""
+    before = path.stat().st_atime_ns
+    with opened(path, os.O_RDONLY) as fd:
+        for at in range(5):
+            os.pread(fd, 100, at)
+    return path.stat().st_atime_ns != before
+
+
 def accessed_by_read(path: Path) -> bool:
     """Whether reading a file, whose time of access is newer than its last change, is an access."""
     now = time.time_ns()
@@ -344,11 +352,7 @@ def accessed_by_read(path: Path) -> bool:
     # Reading changes nothing yet: relatime notes an access after a change, and utimensat is one.
     path.read_bytes()
     time.sleep(0.02)
-    before = path.stat().st_atime_ns
-    with opened(path, os.O_RDONLY) as fd:
-        for at in range(5):
-            os.pread(fd, 100, at)
-    return path.stat().st_atime_ns != before
+    return is_accessed_by_reads(path)
 
 
 def listed_after_a_change(directory: Path) -> bool:
@@ -364,11 +368,7 @@ def read_after_a_change(path: Path) -> bool:
     """Whether a read is an access of a file that has changed since the last one."""
     path.write_bytes(b"x" * 5000)
     time.sleep(0.02)
-    before = path.stat().st_atime_ns
-    with opened(path, os.O_RDONLY) as fd:
-        for at in range(5):
-            os.pread(fd, 100, at)
-    return path.stat().st_atime_ns != before
+    return is_accessed_by_reads(path)
 
 
 def test_a_remount_changes_which_reads_are_accesses(files: Mounted) -> None:
@@ -420,6 +420,14 @@ def test_flags_of_the_kernel_change_one_by_one(mounted: Mounted) -> None:
         assert not absent & shown, options
 
 
+def test_a_busy_mount_on_a_name_that_is_no_text_is_one_sentence(pools: PoolMaker) -> None:
+    pool = pools.create(size="16M")
+    mounted = pools.mount(pool, at=os.fsdecode(b"caf\xe9"))
+    with opened(mounted.device, os.O_RDWR):
+        refused(pmemfs("mount", "-o", "remount,ro", mounted.mountpoint), 32, "open for writing")
+    assert not mounted.info()["read_only"]
+
+
 @pytest.mark.parametrize(
     "option",
     ["uid=3", "mode=644", "cached", "populate", "huge_pages", "allow_other", "engine=python",
@@ -459,16 +467,6 @@ def test_what_is_not_mounted_is_not_remounted(pools: PoolMaker) -> None:
     refused(pmemfs("mount", "-o", "remount", other, mounted.mountpoint), 32, "pmem0 is mounted")
     refused(pmemfs("mount", "-o", "remount", mounted.pool), 32, "no pool is mounted there")
     assert pmemfs("mount", mounted.pool).code == 2
-
-
-@contextmanager
-def stopped(pid: int) -> Iterator[None]:
-    """A process stands still here."""
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
 
 
 def test_a_daemon_that_is_stopped_or_dead_is_one_sentence(mounted: Mounted, helper: None) -> None:

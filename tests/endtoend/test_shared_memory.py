@@ -10,8 +10,7 @@ import signal
 import stat
 import threading
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ import pytest
 from kit.commands import pmemfs_ok, run_command
 from kit.mounts import NATIVE_ONLY, Mounted, PoolMaker
 from kit.posix import opened
-from kit.processes import is_running, wait_until
+from kit.processes import is_running, stopped, wait_until
 from pmemfs.dataplane import layouts
 from pmemfs.dataplane.tables import NAME, SharedMemory
 from pmemfs.errors import NotMounted
@@ -38,16 +37,6 @@ def report_of(place: object) -> SharedReport:
         return read_shared(memory, pids)
     finally:
         os.close(memory)
-
-
-@contextmanager
-def stopped(pid: int) -> Iterator[None]:
-    """A process that does nothing meanwhile."""
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
 
 
 WAYS = {
