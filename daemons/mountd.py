@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import trio
 
@@ -46,6 +46,10 @@ from pmemfs.mount.processes import SpareDescriptors, limits_behind
 from pmemfs.mount.transport import choose_transport, read_offer
 from pmemfs.pool import Pool
 from pmemfs.units import GIB
+
+if TYPE_CHECKING:
+    from pmemfs.pins.methods import PinMethods
+    from pmemfs.pins.registry import Pins
 
 log = logging.getLogger("pmemfs")
 
@@ -179,17 +183,20 @@ def run(
     with starter.endable():
         _advise(pool, medium, options)
         session = open_session(arguments, pool, medium)
+    pinning = Pinning()
     try:
         session.make_mount(arguments.mountpoint, options)
         try:
-            methods = _methods(pool, medium, session, options)
-            trio.run(_serve, starter, session, methods)
+            methods = _methods(pool, medium, session, options, pinning)
+            trio.run(_serve, starter, session, methods, pinning)
         finally:
             spare.release()
             # While the pool is made clean, no signal counts.
             signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
             starter.end()
             session.end()
+            # Before all is made durable: so that what clients have stored is, too.
+            medium.keeps_lock = pinning.pins is not None and pinning.pins.close()
     except BaseException:
         spare.release()
         if not starter.is_kept:
@@ -211,8 +218,29 @@ def _leave_durable(session: Session, medium: MappedMedium) -> None:
         raise NotDurable(path=medium.name, why=sentence_of(error)) from error
 
 
+class Pinning:
+    """The pins of a mount, once somebody has asked for something."""
+
+    def __init__(self) -> None:
+        self.nursery: trio.Nursery | None = None
+        """Of the tasks that serve the mount."""
+        self.pins: Pins | None = None
+
+    def begin(self, pool: Pool, medium: MappedMedium, session: Session) -> PinMethods:
+        """Begin to have pins, and to notice their ends."""
+        # Imported here, because most mounts never have any.
+        from pmemfs.pins.methods import PinMethods
+        from pmemfs.pins.registry import Pins
+
+        assert self.nursery is not None
+        volume, tell = session.served.volume, session.served.handlers.notifier.tell
+        self.pins = Pins(medium, session.memmap, volume, tell)
+        self.nursery.start_soon(self.pins.serve)
+        return PinMethods(self.pins, pool, medium, volume)
+
+
 def _methods(
-    pool: Pool, medium: MappedMedium, session: Session, options: MountOptions
+    pool: Pool, medium: MappedMedium, session: Session, options: MountOptions, pinning: Pinning
 ) -> server.Methods:
     """The methods that the daemon answers on its socket."""
     started = time.monotonic()
@@ -235,6 +263,7 @@ def _methods(
         # Imported here, so that a mount is made before the daemon can report on it.
         from pmemfs.observe.mount import MountObserver
 
+        pins = pinning.begin(pool, medium, session)
         observer = MountObserver(pool, medium, session, started)
         return {
             "info": observer.info,
@@ -244,6 +273,9 @@ def _methods(
             "resize": resize,
             "trim": trim,
             "remount": remount,
+            "pin": pins.pin,
+            "flush": pins.flush,
+            "pins": pins.pins,
         }
 
     return all_of_them
@@ -262,9 +294,12 @@ def open_session(arguments: Arguments, pool: Pool, medium: MappedMedium) -> Sess
     return NativeSession(pool, medium, options, choice)
 
 
-async def _serve(starter: Starter, session: Session, methods: server.Methods) -> None:
+async def _serve(
+    starter: Starter, session: Session, methods: server.Methods, pinning: Pinning
+) -> None:
     with server.listening(new_socket_path(session.mount)) as listener:
         async with trio.open_nursery() as nursery:
+            pinning.nursery = nursery
             nursery.start_soon(server.serve, listener, methods)
             nursery.start_soon(_stop_on_signal, starter, session)
             nursery.start_soon(_keep_house, session)

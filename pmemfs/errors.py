@@ -298,6 +298,35 @@ class NoPageStructures(PmemfsError):
     errno = errno.EOPNOTSUPP
 
 
+class CannotPin(PmemfsError):
+    """cannot pin {what}: {why}"""
+
+    def __init__(self, number: int, **facts: object) -> None:
+        super().__init__(**facts)
+        self.errno = number
+
+
+class TooManyPins(PmemfsError):
+    """process {pid} may not pin more: {why}; let go of arrays that are not needed, or map several
+    files with one pin"""
+
+    errno = errno.EDQUOT
+
+
+class TooManyPieces(PmemfsError):
+    """cannot pin {what}: it lies in more than {most} pieces; contiguous=True lays it out anew, in
+    one piece"""
+
+    errno = errno.EFBIG
+
+
+class TooManyOpenFiles(PmemfsError):
+    """this process may have no more than {limit} open files, and each pin needs one; map several
+    files with one pin, let go of arrays that are not needed, or raise the limit (ulimit -n)"""
+
+    errno = errno.EMFILE
+
+
 class NotInPool(PmemfsError):
     """page frame {pfn:#x} is outside the data zone"""
 

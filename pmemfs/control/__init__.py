@@ -23,11 +23,15 @@ from __future__ import annotations
 import os
 import struct
 import sys
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 REQUEST_LIMIT_BYTES = 64 * 1024
 ANSWER_LIMIT_BYTES = 4 << 20
 """The longest answer that has to fit is `stat` of a machine with 1024 CPUs."""
+
+MOST_DESCRIPTORS = 3
+"""How many descriptors an answer carries at most."""
 
 _SO_PEERPIDFD = 77
 _UCRED = struct.Struct("3i")
@@ -39,6 +43,33 @@ class Connection(Protocol):
 
     def getsockopt(self, level: int, option: int, size: int, /) -> bytes:
         """See getsockopt(2)."""
+
+
+class Peer:
+    """Who asks: the process that made a connection. There is one object for each connection."""
+
+    __slots__ = ("__weakref__", "pid", "uid")
+
+    def __init__(self, pid: int, uid: int) -> None:
+        self.pid = pid
+        """0 if it is in another pid namespace."""
+        self.uid = uid
+
+
+class WithDescriptors:
+    """A result that carries descriptors. The server sends copies of them and closes them."""
+
+    __slots__ = ("descriptors", "result")
+
+    def __init__(self, result: Any, descriptors: Sequence[int]) -> None:
+        self.result = result
+        self.descriptors = descriptors
+
+
+def peer_of(connection: Connection) -> Peer:
+    """The process at the other end, as the kernel noted when it connected."""
+    pid, uid = _credentials(connection)[:2]
+    return Peer(pid, uid)
 
 
 def peer_uid(connection: Connection) -> int:

@@ -116,10 +116,12 @@ def call_all(
         version = VERSION
         try:
             line, pid = ended
-            answer = _answer(line)
+            answer = decoded_answer(line)
             version = _version_in(answer)
             missing: list[str] = []
-            answers[position] = read(_result(answer, pid), missing if version != VERSION else None)
+            answers[position] = read(
+                result_of(answer, pid), missing if version != VERSION else None
+            )
             if missing:
                 warn(position, f"it does not say {', '.join(missing)}{_otherness(version)}")
         except Malformed as error:
@@ -134,7 +136,7 @@ def daemon_pidfd(path: str | os.PathLike[str], *, owner_uid: int | None = None) 
     """A pidfd of the daemon that listens on a socket, to wait for its end; None if it is gone."""
     uid = os.geteuid() if owner_uid is None else owner_uid
     try:
-        with _connected(path, uid) as connection:
+        with connected(path, uid) as connection:
             return peer_pidfd(connection)
     except OSError:
         return None
@@ -152,7 +154,7 @@ def _exchange(question: Question, limit_bytes: int) -> _Exchange:
     unsent = memoryview(json.dumps(request).encode() + b"\n")
     while True:
         try:
-            connection = _connected(question.path, question.owner_uid)
+            connection = connected(question.path, question.owner_uid)
             break
         except BlockingIOError:
             # The daemon's queue of connections is full, and no event says when it has room again.
@@ -176,7 +178,7 @@ def _exchange(question: Question, limit_bytes: int) -> _Exchange:
                 raise OSError("it closed the connection")
 
 
-def _connected(path: str | os.PathLike[str], uid: int) -> socket.socket:
+def connected(path: str | os.PathLike[str], uid: int) -> socket.socket:
     """A connection to a process of this user. Raises PermissionError, and OSError."""
     connection = socket.socket(socket.AF_UNIX)
     try:
@@ -224,7 +226,7 @@ def _lines(
             ready = later + [key.data for key, _ in events]
 
 
-def _answer(line: bytes) -> dict[str, Any]:
+def decoded_answer(line: bytes) -> dict[str, Any]:
     """The answer in a line of JSON. Raises Malformed."""
     try:
         answer = json.loads(line, parse_constant=_refuse)
@@ -249,7 +251,7 @@ def _otherness(version: str) -> str:
     return f" (the daemon is of {whose}, this command of {VERSION}; mount again to have them alike)"
 
 
-def _result(answer: Mapping[str, Any], pid: int) -> Any:
+def result_of(answer: Mapping[str, Any], pid: int) -> Any:
     """The result in an answer. Raises Malformed, and RemoteError."""
     if "result" in answer:
         result = answer["result"]

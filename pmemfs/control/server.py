@@ -9,18 +9,25 @@ Invariants:
 
 from __future__ import annotations
 
+import array
 import contextlib
 import inspect
 import json
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, get_type_hints
 
 import trio
 
-from pmemfs.control import ANSWER_LIMIT_BYTES, REQUEST_LIMIT_BYTES, peer_uid
+from pmemfs.control import (
+    ANSWER_LIMIT_BYTES,
+    REQUEST_LIMIT_BYTES,
+    Peer,
+    WithDescriptors,
+    peer_of,
+)
 from pmemfs.control.places import check_private
 from pmemfs.control.shape import Malformed, decode
 from pmemfs.errors import EXIT_FAILED, NoControlSocket, PmemfsError, cause_of
@@ -33,8 +40,11 @@ _PATIENCE_SECONDS = 20
 """How long a whole request may take to come, and a whole answer to be taken."""
 _CHUNK_BYTES = 16 * 1024
 _VERSION_LIMIT = 40
+_ENCODE = json.JSONEncoder(separators=(",", ":")).encode
 
 Method = Callable[..., Awaitable[Any]]
+"""A parameter of the type `Peer` says who asks; no request can give it. The result may be one
+`WithDescriptors`."""
 Methods = Callable[[], Mapping[str, Method]]
 """Called when a request comes, so that the modules which make answers need not be loaded before."""
 
@@ -83,19 +93,34 @@ async def serve(
     await trio.serve_listeners(server.serve_one, [trio_listener])
 
 
+class _Way:
+    """How to call a method. To find that out takes longer than most answers."""
+
+    __slots__ = ("hints", "peer", "signature", "takes_all")
+
+    def __init__(self, method: Method) -> None:
+        self.signature = inspect.signature(method)
+        self.hints = get_type_hints(method)
+        self.takes_all = any(p.kind is p.VAR_KEYWORD for p in self.signature.parameters.values())
+        self.peer = next((name for name, hint in self.hints.items() if hint is Peer), "")
+        """The parameter that says who asks; "" if it has none."""
+
+
 class _Server:
     """All connections of one daemon."""
 
     def __init__(self, methods: Methods, patience_seconds: float) -> None:
         self._methods = methods
         self._patience_seconds = patience_seconds
+        self._ways: dict[Method, _Way] = {}
         self._count = 0
         self._silent: dict[trio.CancelScope, None] = {}
         """The connections that wait for a request, the one that has waited longest first."""
 
     async def serve_one(self, stream: trio.SocketStream) -> None:
         """Serve one connection until it ends, one way or another."""
-        if peer_uid(stream.socket) not in (0, os.geteuid()):
+        peer = peer_of(stream.socket)
+        if peer.uid not in (0, os.geteuid()):
             return
         if self._count >= _CONNECTIONS:
             if not self._silent:
@@ -106,17 +131,54 @@ class _Server:
         self._count += 1
         try:
             with contextlib.suppress(trio.BrokenResourceError, trio.TooSlowError):
-                await self._answer_all(stream)
+                await self._answer_all(stream, peer)
         finally:
             self._count -= 1
 
-    async def _answer_all(self, stream: trio.SocketStream) -> None:
+    async def _answer_all(self, stream: trio.SocketStream, peer: Peer) -> None:
         received = bytearray()
         while await self._has_line(stream, received):
             line, _, received = received.partition(b"\n")
-            answer = await _answer(bytes(line), self._methods)
-            with trio.fail_after(self._patience_seconds):
-                await stream.send_all(answer + b"\n")
+            answer, descriptors = await self._answer(bytes(line), peer)
+            try:
+                with trio.fail_after(self._patience_seconds):
+                    if descriptors:
+                        answer = answer[await _send_first(stream, answer, descriptors) :]
+                    await stream.send_all(answer)
+            finally:
+                _close_all(descriptors)
+
+    async def _answer(self, line: bytes, peer: Peer) -> tuple[bytes, Sequence[int]]:
+        """The answer to a request, and the descriptors that go with it, which are the caller's."""
+        theirs: Any = VERSION
+        try:
+            # This may load modules, which may fail. That must not end the daemon.
+            known = self._methods()
+        except Exception as error:
+            return _failed(line, error), ()
+        try:
+            request = json.loads(line)
+            theirs = request.get("version", "")
+            method = known[request["method"]]
+            way = self._ways.get(method)
+            if way is None:
+                way = self._ways[method] = _Way(method)
+            params = _known_params(way, request.get("params", {}), peer)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, Malformed):
+            return _failure(f"the daemon does not understand this request{_otherness(theirs)}"), ()
+        descriptors: Sequence[int] = ()
+        try:
+            result = await method(**params)
+            if type(result) is WithDescriptors:
+                result, descriptors = result.result, result.descriptors
+            answer = _ENCODE({"result": result, "version": VERSION}).encode() + b"\n"
+            if len(answer) <= ANSWER_LIMIT_BYTES:
+                return answer, descriptors
+        except Exception as error:
+            _close_all(descriptors)
+            return _failed(line, error), ()
+        _close_all(descriptors)
+        return _failure("the answer is too long to be sent"), ()
 
     async def _has_line(self, stream: trio.SocketStream, received: bytearray) -> bool:
         """Receive until there is a line; False if no line comes or it doesn't end."""
@@ -136,27 +198,18 @@ class _Server:
         return False
 
 
-async def _answer(line: bytes, methods: Methods) -> bytes:
-    theirs: Any = VERSION
+async def _send_first(stream: trio.SocketStream, answer: bytes, descriptors: Sequence[int]) -> int:
+    """Send the beginning of an answer with descriptors; how many bytes of it."""
+    rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))
     try:
-        # This may load modules, which may fail. That must not end the daemon.
-        known = methods()
-    except Exception as error:
-        return _failed(line, error)
-    try:
-        request = json.loads(line)
-        theirs = request.get("version", "")
-        method = known[request["method"]]
-        params = _known_params(method, request.get("params", {}))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, Malformed):
-        return _failure(f"the daemon does not understand this request{_otherness(theirs)}")
-    try:
-        answer = json.dumps({"result": await method(**params), "version": VERSION}).encode()
-    except Exception as error:
-        return _failed(line, error)
-    if len(answer) > ANSWER_LIMIT_BYTES:
-        return _failure("the answer is too long to be sent")
-    return answer
+        return await stream.socket.sendmsg([answer], [rights])
+    except OSError as error:
+        raise trio.BrokenResourceError from error
+
+
+def _close_all(descriptors: Sequence[int]) -> None:
+    for fd in descriptors:
+        os.close(fd)
 
 
 def _failed(line: bytes, error: Exception) -> bytes:
@@ -167,21 +220,26 @@ def _failed(line: bytes, error: Exception) -> bytes:
     return _failure("the daemon failed; its log says why")
 
 
-def _known_params(method: Method, params: Mapping[str, Any]) -> dict[str, Any]:
+def _known_params(way: _Way, params: Mapping[str, Any], peer: Peer) -> dict[str, Any]:
     """The parameters that a method takes. Others must be null, and then they ask for nothing.
 
     Raises TypeError, and Malformed.
     """
-    signature = inspect.signature(method)
-    takes_all = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+    parameters, hints = way.signature.parameters, way.hints
     known = {
         name: value
         for name, value in params.items()
-        if value is not None or takes_all or name in signature.parameters
+        if value is not None or way.takes_all or name in parameters
     }
-    signature.bind(**known)
-    hints = get_type_hints(method)
-    return {name: decode(hints.get(name, Any), value) for name, value in known.items()}
+    if way.peer:
+        if way.peer in known:
+            raise TypeError("a request can't say who asks")
+        known[way.peer] = peer
+    way.signature.bind(**known)
+    return {
+        name: value if name == way.peer else decode(hints.get(name, Any), value)
+        for name, value in known.items()
+    }
 
 
 def _otherness(theirs: Any) -> str:
@@ -195,4 +253,4 @@ def _otherness(theirs: Any) -> str:
 
 def _failure(message: str, exit_code: int = EXIT_FAILED, **more: Any) -> bytes:
     error = {"message": message, "exit_code": exit_code, **more}
-    return json.dumps({"error": error, "version": VERSION}).encode()
+    return _ENCODE({"error": error, "version": VERSION}).encode() + b"\n"

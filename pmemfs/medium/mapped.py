@@ -95,6 +95,8 @@ class MappedMedium(Medium):
         self.name = source.path
         self.size_bytes = source.size_bytes
         self.read_only = read_only
+        self.keeps_lock = False
+        """Whether other processes share the descriptor, and its lock shall last as long as they."""
         self._owner = next(_owners)
         self._fd = open_locked(source, read_only=read_only) if locked_fd is None else locked_fd
         try:
@@ -125,7 +127,8 @@ class MappedMedium(Medium):
         # A held view keeps its mapping, the mapping keeps a duplicate of the descriptor, and that
         # would keep the lock. So the lock is given back by hand.
         self._mapping.close()
-        fcntl.flock(self._fd, fcntl.LOCK_UN)
+        if not self.keeps_lock:
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
         os.close(self._fd)
 
     def read(self, offset_bytes: int, length_bytes: int) -> memoryview | bytes:

@@ -219,6 +219,15 @@ def identify_dax_device(path: str, status: os.stat_result) -> Source:
     return Source(path, SourceKind.DAX_DEVICE, size_bytes)
 
 
+def alignment_of(source: Source) -> int:
+    """In units of how many bytes a source can be mapped: the alignment of a DAX device, else 1."""
+    if source.kind is not SourceKind.DAX_DEVICE:
+        return 1
+    number = os.stat(source.path).st_rdev
+    device = f"{os.major(number)}:{os.minor(number)}"
+    return int(_read_sysfs(f"/sys/dev/char/{device}/align") or FRAME_BYTES)
+
+
 def _read_sysfs(path: str) -> str:
     try:
         with open(path) as file:

@@ -161,6 +161,13 @@ def raise_limits() -> None:
         limit.raise_it()
 
 
+def raise_descriptors() -> None:
+    """Let this process have as many descriptors as its user may, for a daemon holds some for each
+    client."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def cpu_limit() -> str:
     """A warning about a limit that ends every daemon sooner or later; empty: there is none."""
     named = _named(limit for limit in LIMITS if limit.number == resource.RLIMIT_CPU)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, Union
 
 from pmemfs.errors import system_error
 from pmemfs.media.log import InodeFlags
+from pmemfs.volume.pinned import PinnedFrames
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -75,12 +76,21 @@ class Room(NamedTuple):
     file_count: int = 0
 
 
+Piece = tuple[int, int, int]
+"""Whole frames of a range of a file that lie side by side in the pool, or a hole: the offset in
+bytes from the start of the range (negative where its first frame begins before it), the offset in
+the pool (-1 for a hole), and the length."""
+
+
 class Volume(Protocol):
     """What a mode serves. All methods raise OSError, and PmemfsError if memory fails.
 
     A mode that lacks something inherits the refusal from here. A mode that is made of parts, as a
     file system is, has all of these methods.
     """
+
+    pinned: PinnedFrames
+    """What is held of it by programs that have its pages mapped."""
 
     @property
     def has_files(self) -> bool:
@@ -261,6 +271,14 @@ class Volume(Protocol):
     def insert(self, number: int, offset_bytes: int, length_bytes: int) -> Later[None]:
         """Insert a hole into the middle of a file."""
         raise system_error(errno.EOPNOTSUPP)
+
+    @abstractmethod
+    def pieces(self, number: int, offset_bytes: int, length_bytes: int, most: int) -> list[Piece]:
+        """Where the frames of a range lie in the pool: the first pieces, so many at most."""
+
+    @abstractmethod
+    def note_stores(self, number: int) -> None:
+        """A program has stored into pages of a file by itself: note it as a write."""
 
     def write_back(self, number: int) -> None:
         """Begin to make an inode durable; the caller completes it with a fence."""

@@ -33,9 +33,10 @@ from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap.base import Memmap
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT, pfn_to_pfn_t
 from pmemfs.pool import Pool
-from pmemfs.units import MIB
-from pmemfs.volume.base import Attributes, Room, Volume
+from pmemfs.units import MIB, align_up
+from pmemfs.volume.base import Attributes, Piece, Room, Volume
 from pmemfs.volume.pageio import PageIO
+from pmemfs.volume.pinned import PinnedFrames
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -102,6 +103,7 @@ class BlockVolume(Volume):
         self._memmap = memmap
         self._content = PageIO(pool.medium, memmap)
         self._onlookers = onlookers or Onlookers()
+        self.pinned = PinnedFrames()
         self.read_only = pool.medium.read_only
         self.name = pool.label.name
         self._name = os.fsencode(self.name)
@@ -242,6 +244,16 @@ class BlockVolume(Volume):
         self, number: int, offset_bytes: int, length_bytes: int, *, keep_size: bool
     ) -> None:
         await self._zero(number, offset_bytes, length_bytes, keep_memory=True)
+
+    def pieces(self, number: int, offset_bytes: int, length_bytes: int, most: int) -> list[Piece]:
+        self._check_device(number)
+        inside = offset_bytes & (FRAME_BYTES - 1)
+        length = align_up(inside + length_bytes, FRAME_BYTES)
+        return [(-inside, self._data_offset + offset_bytes - inside, length)]
+
+    def note_stores(self, number: int) -> None:
+        self._check_device(number)
+        self._note_write(coarse_ns())
 
     # The whole
 

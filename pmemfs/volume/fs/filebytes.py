@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from pmemfs.errors import system_error
@@ -18,6 +19,7 @@ from pmemfs.media.inode import SIZE_LIMIT_BYTES
 from pmemfs.medium.base import Durability
 from pmemfs.pfn import PAGE_SHIFT
 from pmemfs.units import MIB
+from pmemfs.volume.base import Piece
 from pmemfs.volume.fs.fileframes import FileFrames, frames_of, pieces_of
 from pmemfs.volume.fs.inode import APPEND_ONLY, IMMUTABLE, KEEPS_AHEAD, Inode
 from pmemfs.volume.fs.store import Store
@@ -131,6 +133,29 @@ class FileBytes:
         inode = self._frames.file(number)
         length_bytes = min(length_bytes, self._store.size_of(inode) - offset_bytes)
         return any(at < 0 for _, at, _ in pieces_of(inode, offset_bytes, length_bytes))
+
+    def pieces(self, number: int, offset_bytes: int, length_bytes: int, most: int) -> list[Piece]:
+        """Where the whole frames of a range lie in the pool: the first pieces, so many at most.
+
+        Raises OSError: EISDIR, EINVAL.
+        """
+        first, end = offset_bytes >> PAGE_SHIFT, frames_of(offset_bytes + length_bytes)
+        extents = self._frames.file(number).extents.pieces(first, end - first)
+        return [
+            (
+                (index << PAGE_SHIFT) - offset_bytes,
+                pfn << PAGE_SHIFT if pfn >= 0 else -1,
+                frame_count << PAGE_SHIFT,
+            )
+            for index, pfn, frame_count in islice(extents, most)
+        ]
+
+    def note_stores(self, number: int) -> None:
+        """A program has stored into frames of a file by itself: note it as a write. Raises
+        OSError."""
+        inode = self._frames.file(number)
+        self._store.begin_writing()
+        self._store.set_written_ns(inode, self._store.times.now_ns())
 
     def persist(self, number: int) -> None:
         """Make durable what was written to a file, with its size and times. Raises OSError."""

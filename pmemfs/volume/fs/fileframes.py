@@ -237,6 +237,9 @@ class FileFrames:
                 change.append(inode, media.pack_extent(new_index, extent.pfn, extent.frame_count))
 
             def apply() -> None:
+                self._store.ground.pinned.left(
+                    inode.number, [(extent.pfn, extent.frame_count) for extent in moved]
+                )
                 inode.extents.unmap(index, end - index)
                 for extent in moved:
                     inode.extents.map(extent.index + distance, extent.pfn, extent.frame_count)

@@ -75,7 +75,7 @@ class FileSystem:
         self._leaks: LeakSearch | None = None
 
         self.medium, self.tables, self.allocator = store.medium, store.tables, store.allocator
-        self.untrimmed = store.untrimmed
+        self.untrimmed, self.pinned = store.untrimmed, store.ground.pinned
         self.inode, self.read_on = store.inode, store.read_on
         self.hold, self.drop = store.hold, store.drop
         self.grow = store.ground.grow
@@ -99,6 +99,7 @@ class FileSystem:
 
         self.read, self.write, self.copy = content.read, content.write, content.copy
         self.seek, self.has_hole = content.seek, content.has_hole
+        self.pieces, self.note_stores = content.pieces, content.note_stores
         self.check_open = content.check_open
         self.persist, self.write_back = content.persist, content.write_back
         self.allocate, self.zero, self.punch = frames.allocate, frames.zero, frames.punch
@@ -199,7 +200,8 @@ class FileSystem:
 
     def go_on(self) -> bool:
         """Do some ms of long work between operations; whether there is more."""
-        has_more = self.store.busy.collect()
+        # To free frames is to write, and a pin may end while nothing may be written.
+        has_more = not self.read_only and self.store.busy.collect()
         has_more |= self.store.housekeeping.drop_some()
         if self.read_only:
             return has_more

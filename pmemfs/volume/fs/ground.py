@@ -34,6 +34,7 @@ from pmemfs.volume.fs.metadata import MetadataMedium
 from pmemfs.volume.fs.publication import NoTables, Tables
 from pmemfs.volume.fs.reading import may_read_in_steps, unfinished_words
 from pmemfs.volume.fs.table import InodeTable
+from pmemfs.volume.pinned import PinnedFrames
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,9 @@ class Ground:
         self.allocator = Allocator(self.medium, self.geometry)
         self.allocator.set_log_frames(head.log_frames)
         self.table = InodeTable(self.medium, self.geometry, self.allocator)
-        self.busy = BusyPages(self.allocator, memmap, self.tables)
+        self.pinned = PinnedFrames()
+        self.busy = BusyPages(self.allocator, memmap, self.tables, self.pinned)
+        self.pinned.let_go = lambda held: self.busy.let_go(held, may_write=not self.read_only)
         self.clock = 0
         """Counts the calls of `FileSystem.tidy`; an inode's last use is told in these ticks."""
         self.times = FileClock()

@@ -85,10 +85,12 @@ class Housekeeping(Upkeep):
     ) -> None:
         ground = self._ground
         for inode, runs in released:
-            ground.busy.add(runs, ground.tables.changed(inode.number))
+            ground.pinned.left(inode.number, runs)
+            ground.busy.add(runs, ground.tables.changed(inode.number), inode.number)
         for inode in removed:
             token = ground.tables.gone(inode.number)
-            ground.busy.add(inode.runs(), token)
+            ground.pinned.left(inode.number, inode.runs())
+            ground.busy.add(inode.runs(), token, inode.number)
             self._cache.forget(inode.number)
             ground.allocator.unhold(inode.number)
             ground.untrimmed.discard(inode.number)

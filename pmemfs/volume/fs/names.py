@@ -46,6 +46,7 @@ class Names:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._inode = store.inode
+        self._pinned = store.ground.pinned
 
     def lookup(self, parent: int, name: bytes) -> int:
         """The inode of a name. Raises OSError: ENOENT, ENOTDIR, ENAMETOOLONG."""
@@ -229,6 +230,7 @@ class Names:
                 directory.remove_entry(name)
                 self._touch(directory, now_ns)
                 inode.set_state(state)
+                self._pinned.renamed(inode.number)
 
             change.then(apply)
 
@@ -272,6 +274,7 @@ class Names:
                 self._set_moved(inode, state, target)
                 if victim is not None and victim_state is not None:
                     victim.set_state(victim_state)
+                    self._pinned.renamed(victim.number)
 
             change.then(apply)
 
@@ -306,9 +309,12 @@ class Names:
         return state
 
     def _set_moved(self, inode: Inode, state: State, target: Inode) -> None:
+        inode.set_state(state)
         if inode.is_directory:
             inode.parent = target.number
-        inode.set_state(state)
+            self._pinned.all_renamed()
+        else:
+            self._pinned.renamed(inode.number)
 
     def _linked(self, inode: Inode, more: int, now_ns: int) -> State:
         state = self._store.state_of(inode)

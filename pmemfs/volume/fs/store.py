@@ -107,9 +107,9 @@ class Store:
         ground.stop_writing()
 
     def settle(self) -> bool:
-        """Free what has left its files; whether something is still in use."""
+        """Free what has left its files; whether something is still in use, but by no pin."""
         self.ground.busy.collect()
-        return self.ground.busy.frame_count > 0
+        return self.ground.busy.has_unpinned
 
     def end(self) -> None:
         """The mount ends, and with it all holds: leave the pool clean. Raises OSError."""
@@ -127,8 +127,7 @@ class Store:
                 self._free_unnamed(number)
         ground.clock += IDLE_TICKS
         housekeeping.drop_idle()
-        while ground.busy.collect():
-            pass
+        ground.busy.free_all()
         ground.medium.fence()
         self.leave_clean()
 

@@ -1,0 +1,1 @@
+"""Pages in the hands of programs: what the daemon knows of the pages that clients have mapped."""

@@ -1,0 +1,151 @@
+"""What clients ask the daemon about pages, over the control socket of the mount."""
+
+from __future__ import annotations
+
+import errno
+import os
+import weakref
+from typing import Any, NamedTuple
+
+from pmemfs.control import Peer, WithDescriptors
+from pmemfs.errors import CannotPin, MemoryFault
+from pmemfs.medium.mapped import MappedMedium
+from pmemfs.medium.source import alignment_of
+from pmemfs.pins.pin import Client, Pin, WantedRange, read_client
+from pmemfs.pins.registry import Pins, as_result
+from pmemfs.pool import Pool
+from pmemfs.volume.base import Volume
+
+
+class FileReport(NamedTuple):
+    """A range of a file that is pinned."""
+
+    inode: int
+    path: str
+    """What the client calls it; "" if it didn't say, or if the file may have another name now."""
+    offset_bytes: int
+    length_bytes: int
+
+
+class PinReport(NamedTuple):
+    """A pin, and who has it."""
+
+    pin: int
+    pid: int
+    command: str
+    since_ns: int
+    writable: bool
+    is_resting: bool
+    """Whether its client is gone, while its frames rest."""
+    is_stale: bool
+    page_count: int
+    files: tuple[FileReport, ...]
+
+
+class PinMethods:
+    """The methods of one mount."""
+
+    def __init__(self, pins: Pins, pool: Pool, medium: MappedMedium, volume: Volume) -> None:
+        self._pins = pins
+        self._pool = pool
+        self._medium = medium
+        self._volume = volume
+        self._unit_bytes = 0
+        self._clients: weakref.WeakValueDictionary[tuple[int, int], Client] = (
+            weakref.WeakValueDictionary()
+        )
+        self._of_peer: weakref.WeakKeyDictionary[Peer, Client] = weakref.WeakKeyDictionary()
+
+    async def pin(
+        self, peer: Peer, files: list[list[int]], writable: bool = False,
+        contiguous: bool = False, wants_pool: bool = False, paths: list[str] | None = None,
+    ) -> WithDescriptors:  # fmt: skip
+        """Pin ranges of files: inode, offset and length of each. See `Pins.pin`."""
+        wanted = _wanted(files, paths)
+        try:
+            pin, fd = await self._pins.pin(self._client(peer), wanted, is_writable=writable)
+        except MemoryFault:
+            raise
+        except OSError as error:
+            what = ", ".join(one.path or f"inode {one.inode}" for one in wanted[:3])
+            raise CannotPin(error.errno or errno.EIO, what=what, why=_why(error)) from None
+        result = as_result(pin)
+        if not wants_pool:
+            return WithDescriptors(result, [fd])
+        descriptors = [fd]
+        try:
+            descriptors += [os.dup(self._medium.fileno()), os.dup(self._pins.words.fd)]
+        except OSError as error:
+            for one in descriptors:
+                os.close(one)
+            raise CannotPin(error.errno or errno.EIO, what="anything", why=_why(error)) from None
+        return WithDescriptors(result | {"pool": self._pool_report()}, descriptors)
+
+    async def flush(self, pin: int) -> None:
+        """A client has made its stores durable: its files were written to now."""
+        await self._pins.flush(pin)
+
+    async def pins(self, resting: bool = False) -> list[dict[str, Any]]:
+        """Who has which pins; `resting`: also what rests, because its client is gone."""
+        reports = [_report(pin) for pin in self._pins.living]
+        if resting:
+            reports += [_report(pin) for pin in self._pins.resting]
+        return [
+            report._asdict() | {"files": [file._asdict() for file in report.files]}
+            for report in reports
+        ]
+
+    def _client(self, peer: Peer) -> Client:
+        """The client at the other end of a connection. It may have several connections."""
+        client = self._of_peer.get(peer)
+        if client is None:
+            found = read_client(peer.pid)
+            client = self._clients.setdefault((found.pid, found.started), found)
+            self._of_peer[peer] = client
+        return client
+
+    def _pool_report(self) -> dict[str, Any]:
+        medium, label = self._medium, self._pool.label
+        self._unit_bytes = self._unit_bytes or alignment_of(medium.source)
+        return {
+            "size_bytes": medium.size_bytes,
+            "map_flags": medium.map_flags,
+            "unit_bytes": self._unit_bytes,
+            "durability": medium.durability.name.lower(),
+            "read_only": self._volume.read_only,
+            "uuid": label.uuid.hex(),
+            "generation": label.generation,
+        }
+
+
+def _wanted(files: list[list[int]], paths: list[str] | None) -> list[WantedRange]:
+    """What a request asks for. Raises CannotPin if that makes no sense."""
+    if not files or any(len(file) != 3 for file in files) or len(paths or files) != len(files):
+        why = "each file needs an inode, an offset and a length"
+        raise CannotPin(errno.EINVAL, what="this", why=why)
+    return [
+        WantedRange(inode, offset, length, path)
+        for (inode, offset, length), path in zip(files, paths or [""] * len(files), strict=True)
+    ]
+
+
+def _why(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()
+
+
+def _report(pin: Pin) -> PinReport:
+    return PinReport(
+        pin=pin.number,
+        pid=pin.client.pid,
+        command=pin.client.command,
+        since_ns=pin.since_ns,
+        writable=pin.is_writable,
+        is_resting=pin.fd < 0,
+        is_stale=pin.is_stale,
+        page_count=pin.page_count,
+        files=tuple(
+            FileReport(file.inode, "" if pin.is_renamed else file.path, file.offset_bytes,
+                       file.length_bytes)
+            for file in pin.files
+        ),
+    )  # fmt: skip

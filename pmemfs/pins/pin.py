@@ -1,0 +1,117 @@
+"""One pin: references on every page of some ranges of files, for one client."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+from pmemfs.volume.base import Piece
+from pmemfs.volume.pinned import Held
+
+_COMMAND_BYTES = 200
+_START_FIELD = 19
+"""Of the fields of /proc/PID/stat behind the name of the command: `starttime`."""
+
+
+class Client:
+    """A process that has pins. Its number and the time of its start tell it from all others."""
+
+    def __init__(self, pid: int, started: int, command: str) -> None:
+        self.pid = pid
+        self.started = started
+        self.command = command
+        self.pin_count = 0
+        self.page_count = 0
+
+
+class WantedRange(NamedTuple):
+    """A range of a file that a client wants to pin."""
+
+    inode: int
+    offset_bytes: int
+    length_bytes: int
+    """-1: up to the end of the file."""
+    path: str = ""
+    """What the client calls the file; only for people."""
+
+
+class PinnedFile(NamedTuple):
+    """A range of a file as it was pinned."""
+
+    inode: int
+    generation: int
+    path: str
+    offset_bytes: int
+    length_bytes: int
+    size_bytes: int
+    """Of the file."""
+    pieces: list[Piece]
+
+
+class HeldRun(NamedTuple):
+    """A run of frames to take references on."""
+
+    pfn: int
+    frame_count: int
+    inode: int
+    first_index: int
+    """Which frame of the inode comes first."""
+
+
+class Pin:
+    """A pin, in the making, living, resting or ending."""
+
+    __slots__ = (
+        "client", "fd", "files", "held", "is_renamed", "is_stale", "is_writable", "number",
+        "page_count", "place", "runs", "since_ns", "taken", "tell",
+    )  # fmt: skip
+
+    def __init__(
+        self, number: int, place: int, client: Client, since_ns: int, *, is_writable: bool,
+        tell: Callable[[Pin], None],
+    ) -> None:  # fmt: skip
+        self.number = number
+        self.place = place
+        self.client = client
+        self.since_ns = since_ns
+        self.is_writable = is_writable
+        self.tell = tell
+        """Called when `is_stale` or `is_renamed` has become true."""
+        self.fd = -1
+        """The daemon's end of the socket; -1 before the pin lives and after it has ended."""
+        self.page_count = 0
+        self.is_renamed = False
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew, without references."""
+        self.is_stale = False
+        self.files: list[PinnedFile] = []
+        self.held: list[Held] = []
+        self.runs: list[HeldRun] = []
+        self.taken: list[tuple[int, int]] = []
+        """The references that were taken: pfn and frame count of each call."""
+
+    def become_stale(self) -> None:
+        """A page of the pin has left its file, or has moved in it."""
+        self.is_stale = True
+        self.tell(self)
+
+    def was_renamed(self) -> None:
+        """A name of a pinned file was removed or changed."""
+        self.is_renamed = True
+        self.tell(self)
+
+
+def read_client(pid: int) -> Client:
+    """The client with this pid, as /proc shows it; of one in another pid namespace (0) nothing."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            # The command may have spaces and parentheses in it.
+            started = int(file.read().rpartition(b")")[2].split()[_START_FIELD])
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            words = file.read(_COMMAND_BYTES).rstrip(b"\0").split(b"\0")
+    except (OSError, ValueError, IndexError):
+        return Client(pid, 0, "")
+    return Client(pid, started, os.fsdecode(b" ".join(words)).encode("utf-8", "replace").decode())

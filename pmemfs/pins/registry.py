@@ -1,0 +1,427 @@
+"""The pins of one mount, from the first reference to the last.
+
+    wanted -> forming -> living -> (resting) -> over
+
+A pin is an end of a socket that its client has. When the last copy of that end is closed, the
+kernel says so here, whoever closed it and however: so a pin needs no protocol, and none can leak.
+Invariants:
+- a pin is registered in the volume before it takes references. Where frames leave the file while it
+  takes them in steps, it is stale, and begins anew. Otherwise it would hold another file's frames;
+- what was taken is what is dropped: each call that took references is remembered, and undone once;
+- nothing here runs longer than a step of some ms without letting requests be served;
+- frames that a client could write to rest when it did not end in order, because another device may
+  still be writing to them: so long as they rest, nobody else gets them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import select
+import socket
+import stat
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any
+
+import trio
+
+from pmemfs.errors import (
+    CannotPin,
+    MemoryFault,
+    NoPageStructures,
+    PmemfsError,
+    TooManyPieces,
+    TooManyPins,
+    system_error,
+)
+from pmemfs.medium.base import Durability, Medium
+from pmemfs.memmap.base import Access, Memmap
+from pmemfs.mount.processes import raise_descriptors
+from pmemfs.pfn import PAGE_SHIFT
+from pmemfs.pins.pin import Client, HeldRun, Pin, PinnedFile, WantedRange
+from pmemfs.pins.words import MOUNT_ENDED, PinWord, Words
+from pmemfs.units import GIB, MIB
+from pmemfs.volume.base import Piece, Volume
+from pmemfs.volume.pinned import Held
+
+REST_SECONDS = 30
+MOST_PIECES = 60_000
+"""A process may have 65,530 mappings (vm.max_map_count), and needs some for itself."""
+MOST_PINS = 16_384
+"""Of one client."""
+MOST_POOLS = 16
+"""One client may pin so many times the pages that the pool has."""
+
+_STEP_PAGES = 32_768
+"""References are taken and dropped so many at a time: that is about a millisecond."""
+_RUN_PAGES = 16
+"""A run takes as long as so many pages, however short it is."""
+_PIECES_AT_ONCE = 4096
+_FILL_BYTES = 16 * MIB
+_RESERVE_BYTES = GIB
+_TRIES = 100
+_EVENTS = 64
+_MARK_BYTES = 65536
+
+
+class Pins:
+    """The pins of one mount. `tell` lets the kernel ask for an inode's attributes again."""
+
+    def __init__(
+        self, medium: Medium, memmap: Memmap, volume: Volume,
+        tell: Callable[[int], Awaitable[None] | None], *, rest_seconds: float = REST_SECONDS,
+    ) -> None:  # fmt: skip
+        self._medium = medium
+        self._memmap = memmap
+        self._volume = volume
+        self._tell = tell
+        self._rest_seconds = rest_seconds
+        self._order = memmap.geometry.order if memmap.geometry else 0
+        self._numbers = itertools.count(1)
+        self._living: dict[int, Pin] = {}
+        self._by_fd: dict[int, Pin] = {}
+        self._resting: deque[tuple[float, Pin]] = deque()
+        self._rest_begins = trio.Event()
+        self._nursery: trio.Nursery | None = None
+        self.words = Words()
+        self._epoll = select.epoll()
+        raise_descriptors()
+
+    @property
+    def living(self) -> Sequence[Pin]:
+        """The pins that clients have."""
+        return tuple(self._living.values())
+
+    @property
+    def resting(self) -> Sequence[Pin]:
+        """The pins whose clients are gone, while their frames rest."""
+        return tuple(pin for _, pin in self._resting)
+
+    def living_pin(self, number: int) -> Pin:
+        """A pin that lives. Raises CannotPin."""
+        pin = self._living.get(number)
+        if pin is None:
+            raise CannotPin(errno.EBADF, what=f"again, as pin {number}", why="that pin has ended")
+        return pin
+
+    async def serve(self) -> None:
+        """Notice the ends of pins, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._end_rests)
+            try:
+                while True:
+                    await trio.lowlevel.wait_readable(self._epoll.fileno())
+                    for fd, _ in self._epoll.poll(0, _EVENTS):
+                        self._end(self._by_fd.pop(fd))
+            finally:
+                self._nursery = None
+
+    def close(self) -> bool:
+        """The mount has ended in order; whether clients still have pages, which they keep."""
+        for pin in self.living:
+            if pin.is_writable:
+                self._flush(pin)
+            os.close(pin.fd)
+        self.words.mark(0, MOUNT_ENDED)
+        self.words.close()
+        self._epoll.close()
+        return bool(self._living)
+
+    # The beginning of a pin
+
+    async def pin(
+        self, client: Client, wanted: Sequence[WantedRange], *, is_writable: bool = False
+    ) -> tuple[Pin, int]:
+        """Pin ranges of files for a client; the pin, and the client's end of it.
+
+        Raises NoPageStructures, TooManyPins, TooManyPieces, CannotPin, MemoryFault, and OSError:
+        ENOSPC, EMFILE, and what the volume says of the inodes.
+        """
+        if not self._memmap.has_pages:
+            raise NoPageStructures(what="a pin")
+        if is_writable and self._volume.read_only:
+            raise system_error(errno.EROFS)
+        if client.pin_count >= MOST_PINS:
+            raise TooManyPins(pid=client.pid, why=f"it has {client.pin_count} pins")
+        pin = Pin(next(self._numbers), self.words.take(), client, time.time_ns(),
+                  is_writable=is_writable, tell=self._mark)  # fmt: skip
+        client.pin_count += 1
+        try:
+            await self._form(pin, wanted)
+            return pin, self._connect(pin)
+        except BaseException:
+            self._leave_client(pin)
+            self._let_go(pin)
+            raise
+
+    async def _form(self, pin: Pin, wanted: Sequence[WantedRange]) -> None:
+        for _ in range(_TRIES):
+            for one in wanted:
+                await self._look(pin, one)
+            self._count(pin)
+            await self._take(pin)
+            if not pin.is_stale:
+                return
+            await self._drop(pin)
+            pin.forget()
+            self.words.clear(pin.place)
+        raise CannotPin(errno.EAGAIN, what="a file", why="its frames go on changing")
+
+    async def _look(self, pin: Pin, wanted: WantedRange) -> None:
+        """Find the frames of a range, and register them, a part at a time."""
+        volume, number = self._volume, wanted.inode
+        while volume.read_on(number):
+            await trio.lowlevel.checkpoint()
+        attributes = volume.attributes(number)
+        if not stat.S_ISREG(attributes.mode):
+            raise system_error(errno.EISDIR if stat.S_ISDIR(attributes.mode) else errno.EINVAL)
+        start, size_bytes = wanted.offset_bytes, attributes.size_bytes
+        if start < 0 or wanted.length_bytes < -1:
+            raise system_error(errno.EINVAL)
+        length = max(0, size_bytes - start)
+        if wanted.length_bytes >= 0:
+            length = min(length, wanted.length_bytes)
+        pieces: list[Piece] = []
+        file = PinnedFile(
+            number, attributes.generation, wanted.path, start, length, size_bytes, pieces
+        )
+        pin.files.append(file)
+        position = start
+        while position < start + length:
+            some = volume.pieces(number, position, start + length - position, _PIECES_AT_ONCE)
+            if pin.is_writable and await self._fill(number, position, start + length, some):
+                continue
+            self._register(pin, number, position, some)
+            before = position - start
+            pieces += [(offset + before, at, size) for offset, at, size in some]
+            if len(pieces) > MOST_PIECES:
+                raise TooManyPieces(what=wanted.path or f"inode {number}", most=MOST_PIECES)
+            position += some[-1][0] + some[-1][2]
+            if len(some) == _PIECES_AT_ONCE:
+                await trio.lowlevel.checkpoint()
+
+    def _register(self, pin: Pin, number: int, position: int, pieces: Sequence[Piece]) -> None:
+        runs = [
+            HeldRun(
+                pool_bytes >> PAGE_SHIFT, length >> PAGE_SHIFT, number,
+                (position + offset) >> PAGE_SHIFT,
+            )
+            for offset, pool_bytes, length in pieces
+            if pool_bytes >= 0
+        ]  # fmt: skip
+        if runs:
+            held = Held(pin, number, [(pfn, pfn + count) for pfn, count, _, _ in runs])
+            self._volume.pinned.add(held)
+            pin.held.append(held)
+            pin.runs += runs
+
+    async def _fill(self, number: int, position: int, end: int, pieces: Sequence[Piece]) -> bool:
+        """Give frames to the holes of a range, a step at a time; whether there were any."""
+        has_holes = False
+        for offset, pool_bytes, length in pieces:
+            if pool_bytes >= 0:
+                continue
+            has_holes = True
+            low = max(position, position + offset)
+            high = min(end, position + offset + length)
+            for at in range(low, high, _FILL_BYTES):
+                step = min(_FILL_BYTES, high - at)
+                filled = self._volume.allocate(number, at, step, keep_size=True)
+                if isinstance(filled, Coroutine):
+                    await filled
+                await trio.lowlevel.checkpoint()
+        if has_holes:
+            await self._told(number)
+        return has_holes
+
+    def _count(self, pin: Pin) -> None:
+        """Count the pages of a pin for its client. Raises TooManyPins."""
+        order, client = self._order, pin.client
+        count = sum(
+            ((pfn + frames - 1) >> order) - (pfn >> order) + 1 for pfn, frames, _, _ in pin.runs
+        )
+        client.page_count += count - pin.page_count
+        pin.page_count = count
+        if self._memmap.geometry is not None:
+            page_count = self._memmap.geometry.page_count
+            if client.page_count > MOST_POOLS * page_count:
+                raise TooManyPins(pid=client.pid, why=f"it has pinned {client.page_count} pages, "
+                                  f"and the pool has {page_count}")  # fmt: skip
+
+    async def _take(self, pin: Pin) -> None:
+        """Take a reference on every page, a step at a time, until the pin is stale."""
+        memmap, order = self._memmap, self._order
+        # An access, as the page structures count them.
+        access = Access.WRITE if pin.is_writable else Access.READ
+        left = _STEP_PAGES
+        for pfn, count, number, index in pin.runs:
+            if not self._medium.reserved:
+                await self._reserve(pfn, count)
+            while count:
+                step = min(count, _STEP_PAGES << order)
+                if pin.is_stale:
+                    return
+                memmap.get_pages(pfn, step, access, number, index >> order)
+                pin.taken.append((pfn, step))
+                left -= (step >> order) + _RUN_PAGES
+                pfn, count, index = pfn + step, count - step, index + step
+                if left <= 0:
+                    await trio.lowlevel.checkpoint()
+                    left = _STEP_PAGES
+
+    async def _reserve(self, pfn: int, count: int) -> None:
+        """Get memory under a run of a sparse pool: a client that touched a hole would fault."""
+        if self._medium.read_only:
+            return
+        start, end = pfn << PAGE_SHIFT, (pfn + count) << PAGE_SHIFT
+        for at in range(start, end, _RESERVE_BYTES):
+            step = min(_RESERVE_BYTES, end - at)
+            await trio.to_thread.run_sync(self._medium.reserve, at, step)
+
+    def _connect(self, pin: Pin) -> int:
+        """Let a pin live; the client's end of it."""
+        ours, theirs = socket.socketpair()
+        pin.fd = ours.detach()
+        self._living[pin.number] = self._by_fd[pin.fd] = pin
+        # No event is asked for, and so only the end is told: EPOLLHUP always is.
+        self._epoll.register(pin.fd, 0)
+        return theirs.detach()
+
+    # Its life
+
+    async def flush(self, number: int) -> None:
+        """The client has made its stores durable: note them as writes. Raises CannotPin."""
+        pin = self.living_pin(number)
+        if not pin.is_writable:
+            raise CannotPin(errno.EBADF, what=f"again, as pin {number}", why="it is read-only")
+        self._flush(pin)
+        for file in pin.files:
+            if self._note(file):
+                self._volume.write_back(file.inode)
+                await self._told(file.inode)
+        if self._medium.durability is Durability.CACHE_LINES:
+            self._medium.fence()
+
+    def _flush(self, pin: Pin) -> None:
+        if self._medium.durability is Durability.MSYNC:
+            # The client's mapping is another one, so the next fence has to be told of its stores.
+            for pfn, count, _, _ in pin.runs:
+                self._medium.flush(pfn << PAGE_SHIFT, count << PAGE_SHIFT)
+
+    def _note(self, file: PinnedFile) -> bool:
+        """Note stores into a file; False if it is not there any more."""
+        with contextlib.suppress(OSError, PmemfsError):
+            if self._volume.attributes(file.inode).generation == file.generation:
+                self._volume.note_stores(file.inode)
+                return True
+        return False
+
+    async def _told(self, number: int) -> None:
+        told = self._tell(number)
+        if told is not None:
+            await told
+
+    def _mark(self, pin: Pin) -> None:
+        self.words.mark(pin.place, PinWord.STALE * pin.is_stale | PinWord.RENAMED * pin.is_renamed)
+
+    # Its end
+
+    def _end(self, pin: Pin) -> None:
+        """The last copy of a client's end was closed."""
+        is_orderly = _is_orderly(pin.fd)
+        os.close(pin.fd)
+        pin.fd = -1
+        del self._living[pin.number]
+        self._leave_client(pin)
+        self.words.mark(pin.place, PinWord.ENDED)
+        if pin.is_writable:
+            self._flush(pin)
+            for file in pin.files:
+                if self._note(file) and self._nursery is not None:
+                    self._nursery.start_soon(self._told, file.inode)
+            if not is_orderly:
+                self._resting.append((trio.current_time() + self._rest_seconds, pin))
+                self._rest_begins.set()
+                return
+        self._let_go(pin)
+
+    async def _end_rests(self) -> None:
+        while True:
+            while not self._resting:
+                self._rest_begins = trio.Event()
+                await self._rest_begins.wait()
+            await trio.sleep_until(self._resting[0][0])
+            self._let_go(self._resting.popleft()[1])
+
+    def _leave_client(self, pin: Pin) -> None:
+        pin.client.pin_count -= 1
+        pin.client.page_count -= pin.page_count
+
+    def _let_go(self, pin: Pin) -> None:
+        """Drop all references, at once if they are few."""
+        pages = sum((count >> self._order) + _RUN_PAGES for _, count in pin.taken)
+        if pages <= _STEP_PAGES or self._nursery is None:
+            self._drop_some(pin, pages)
+            self._withdraw(pin)
+        else:
+            self._nursery.start_soon(self._let_go_in_steps, pin)
+
+    async def _let_go_in_steps(self, pin: Pin) -> None:
+        await self._drop(pin)
+        self._withdraw(pin)
+
+    async def _drop(self, pin: Pin) -> None:
+        while pin.taken:
+            self._drop_some(pin, _STEP_PAGES)
+            await trio.lowlevel.checkpoint()
+        for held in pin.held:
+            self._volume.pinned.remove(held)
+
+    def _drop_some(self, pin: Pin, pages: int) -> None:
+        while pin.taken and pages > 0:
+            pfn, count = pin.taken.pop()
+            # What can't be read was reported when it was met, and stays busy.
+            with contextlib.suppress(MemoryFault):
+                self._memmap.put_pages(pfn, count)
+            pages -= (count >> self._order) + _RUN_PAGES
+
+    def _withdraw(self, pin: Pin) -> None:
+        for held in pin.held:
+            self._volume.pinned.remove(held)
+        pin.forget()
+        self.words.give_back(pin.place)
+
+
+def _is_orderly(fd: int) -> bool:
+    """Whether each process that had a pin has said that it needs the pages no more.
+
+    Each fork wrote `f` and each user `d`; `x` says that addresses were taken away by force.
+    """
+    marks = b""
+    with contextlib.suppress(OSError):
+        while some := os.read(fd, _MARK_BYTES):
+            marks += some
+    return b"x" not in marks and marks.count(b"d") == 1 + marks.count(b"f")
+
+
+def as_result(pin: Pin) -> dict[str, Any]:
+    """A pin as the answer to who asked for it."""
+    return {
+        "pin": pin.number,
+        "place": pin.place,
+        "files": [
+            {
+                "inode": file.inode,
+                "generation": file.generation,
+                "size_bytes": file.size_bytes,
+                "length_bytes": file.length_bytes,
+                "pieces": file.pieces,
+            }
+            for file in pin.files
+        ],
+    }

@@ -1,0 +1,384 @@
+"""Pins: references on pages for as long as a client has its end of a socket."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kit.pinning import Pinnable, end, file_of, frames, pinnable, run, settled, whole
+from pmemfs.errors import CannotPin, NoPageStructures, TooManyPieces, TooManyPins
+from pmemfs.media.inode import ROOT
+from pmemfs.media.label import Scheme
+from pmemfs.pfn import FRAME_BYTES
+from pmemfs.pins import registry
+from pmemfs.pins.pin import Client, WantedRange, read_client
+from pmemfs.pins.words import PinWord
+
+BOTH = [(kind, engine) for kind in ("fs", "block") for engine in ("native", "python")]
+
+
+@pytest.fixture(params=BOTH, ids="-".join)
+def at(request: pytest.FixtureRequest, shm: Path) -> Iterator[Pinnable]:
+    with pinnable(*request.param, shm / "pool") as made:
+        yield made
+
+
+@pytest.fixture(params=("native", "python"))
+def fs(request: pytest.FixtureRequest, shm: Path) -> Iterator[Pinnable]:
+    with pinnable("fs", request.param, shm / "pool") as made:
+        yield made
+
+
+def word(at: Pinnable, place: int) -> int:
+    with mmap.mmap(at.pins.words.fd, 0, prot=mmap.PROT_READ) as words:
+        return int.from_bytes(words[8 * place : 8 * place + 8], "little")
+
+
+def test_a_pin_holds_every_page_of_its_range_until_its_descriptor_is_closed(at: Pinnable) -> None:
+    async def test() -> None:
+        number = file_of(at)
+        pin, fd = await at.pin(WantedRange(number, 100, 2 * FRAME_BYTES))
+        ((offset, pool_bytes, length),) = pin.files[0].pieces
+        assert (offset, length) == (-100, 3 * FRAME_BYTES), "whole frames"
+        assert at.all_references() == dict.fromkeys(frames(pin), 1)
+        assert frames(pin)[0] == pool_bytes // FRAME_BYTES
+        end(fd)
+        await settled(lambda: at.all_references() == {})
+        assert at.pins.living == ()
+
+    run(at, test)
+
+
+def test_a_pin_lasts_until_the_last_copy_of_its_descriptor_is_closed(at: Pinnable) -> None:
+    async def test() -> None:
+        pin, fd = await at.pin(whole(file_of(at)))
+        copy = os.dup(fd)
+        os.close(fd)
+        await settled(lambda: True)
+        assert at.pins.living == (pin,)
+        assert at.references(frames(pin)[0]) == 1
+        os.close(copy)
+        await settled(lambda: at.pins.living == ())
+
+    run(at, test)
+
+
+def test_a_pin_counts_as_an_access_of_its_pages(at: Pinnable) -> None:
+    async def test() -> None:
+        number = file_of(at)
+        first, fd = await at.pin(whole(number))
+        _, other = await at.pin(whole(number), is_writable=True)
+        page = at.memmap.page(frames(first)[1])
+        assert page is not None
+        assert (page.reads, page.writes, page.refcount) == (1, 1, 2)
+        assert page.mapping == number
+        assert page.last_access_ns > 0
+        end(fd)
+        end(other)
+        await settled(lambda: at.all_references() == {})
+
+    run(at, test)
+
+
+def test_one_pin_may_hold_many_files_and_a_page_twice(fs: Pinnable) -> None:
+    async def test() -> None:
+        one, two = fs.make("one", 3 * FRAME_BYTES), fs.make("two", 2 * FRAME_BYTES)
+        pin, fd = await fs.pin(whole(one), whole(two), WantedRange(one, 0, FRAME_BYTES))
+        assert sorted(fs.all_references().values()) == [1, 1, 1, 1, 2]
+        assert pin.page_count == 6
+        end(fd)
+        await settled(lambda: fs.all_references() == {})
+
+    run(fs, test)
+
+
+def test_a_hole_has_no_page_and_a_writable_pin_fills_it(fs: Pinnable) -> None:
+    async def test() -> None:
+        number = fs.make("sparse")
+        fs.fs.set_attributes(number, size_bytes=4 * FRAME_BYTES)
+        fs.fs.write(number, FRAME_BYTES, b"x")
+        free = fs.free_frames()
+        pin, fd = await fs.pin(whole(number))
+        assert [piece[1] >= 0 for piece in pin.files[0].pieces] == [False, True, False]
+        assert fs.free_frames() == free
+        end(fd)
+        pin, fd = await fs.pin(whole(number), is_writable=True)
+        assert all(piece[1] >= 0 for piece in pin.files[0].pieces)
+        assert bytes(fs.fs.read(number, 0, 1 << 20)) == bytes(FRAME_BYTES) + b"x" + bytes(
+            3 * FRAME_BYTES - 1
+        )
+        assert number in fs.told, "the kernel knows another number of blocks"
+        end(fd)
+
+    run(fs, test)
+
+
+def test_a_range_ends_with_its_file(at: Pinnable) -> None:
+    async def test() -> None:
+        number = file_of(at, 5 * FRAME_BYTES)
+        size = at.volume.attributes(number).size_bytes
+        pin, fd = await at.pin(WantedRange(number, size - 10, 1 << 40))
+        assert (pin.files[0].length_bytes, pin.files[0].size_bytes) == (10, size)
+        end(fd)
+        pin, fd = await at.pin(WantedRange(number, size + 1, 5))
+        assert (pin.files[0].length_bytes, pin.files[0].pieces) == (0, [])
+        end(fd)
+
+    run(at, test)
+
+
+def test_what_has_no_pages_can_not_be_pinned(shm: Path) -> None:
+    with pinnable("block", "python", shm / "pool", scheme=Scheme.NONE) as at:
+
+        async def test() -> None:
+            with pytest.raises(NoPageStructures, match="a pin needs page structures"):
+                await at.pin(whole(2))
+
+        run(at, test)
+
+
+def test_an_inode_that_is_no_file_can_not_be_pinned(fs: Pinnable) -> None:
+    async def test() -> None:
+        for number, code in ((ROOT, errno.EISDIR), (12345, errno.ESTALE)):
+            with pytest.raises(OSError) as caught:  # noqa: PT011
+                await fs.pin(whole(number))
+            assert caught.value.errno == code
+        assert fs.client.pin_count == 0
+
+    run(fs, test)
+
+
+def test_a_read_only_volume_has_no_writable_pins(at: Pinnable) -> None:
+    async def test() -> None:
+        number = file_of(at)
+        at.volume.stop_writing()
+        with pytest.raises(OSError, match="Read-only") as caught:
+            await at.pin(whole(number), is_writable=True)
+        assert caught.value.errno == errno.EROFS
+        _, fd = await at.pin(whole(number))
+        end(fd)
+
+    run(at, test)
+
+
+def test_pages_that_left_their_file_are_free_when_their_pin_has_ended(fs: Pinnable) -> None:
+    async def test() -> None:
+        before = fs.free_frames()
+        number = fs.make("file", 16 * FRAME_BYTES)
+        pin, fd = await fs.pin(WantedRange(number, 4 * FRAME_BYTES, 4 * FRAME_BYTES))
+        assert word(fs, pin.place) == 0
+        fs.fs.set_attributes(number, size_bytes=0)
+        assert word(fs, pin.place) == PinWord.STALE
+        assert fs.fs.space().busy_frames == 16
+        fs.fs.tidy()
+        assert fs.fs.space().busy_frames == 4, "what nobody holds goes at once"
+        end(fd)
+        await settled(lambda: fs.fs.space().busy_frames == 0)
+        assert fs.free_frames() == before
+
+    run(fs, test)
+
+
+@pytest.mark.parametrize("how", ["punch", "collapse", "insert", "unlink", "rename over"])
+def test_a_pin_whose_pages_leave_or_move_is_stale(fs: Pinnable, how: str) -> None:
+    async def test() -> None:
+        number, other = fs.make("file", 16 * FRAME_BYTES), fs.make("other", FRAME_BYTES)
+        pin, fd = await fs.pin(WantedRange(number, 4 * FRAME_BYTES, 4 * FRAME_BYTES))
+        apart, apart_fd = await fs.pin(whole(other))
+        {
+            "punch": lambda: fs.fs.punch(number, 0, 5 * FRAME_BYTES),
+            "collapse": lambda: fs.fs.collapse(number, 0, FRAME_BYTES),
+            "insert": lambda: fs.fs.insert(number, 0, FRAME_BYTES),
+            "unlink": lambda: fs.fs.unlink(ROOT, b"file"),
+            "rename over": lambda: fs.fs.rename(ROOT, b"other", ROOT, b"file"),
+        }[how]()
+        assert word(fs, pin.place) & PinWord.STALE
+        assert not word(fs, apart.place) & PinWord.STALE
+        end(fd)
+        end(apart_fd)
+
+    run(fs, test)
+
+
+def test_a_punch_beside_a_pin_leaves_it_as_it_is(fs: Pinnable) -> None:
+    async def test() -> None:
+        number = fs.make("file", 16 * FRAME_BYTES)
+        pin, fd = await fs.pin(WantedRange(number, 4 * FRAME_BYTES, 4 * FRAME_BYTES))
+        fs.fs.punch(number, 8 * FRAME_BYTES, FRAME_BYTES)
+        fs.fs.punch(number, 0, 4 * FRAME_BYTES)
+        assert word(fs, pin.place) == 0
+        end(fd)
+
+    run(fs, test)
+
+
+def test_a_pin_is_told_of_other_names(fs: Pinnable) -> None:
+    async def test() -> None:
+        one, two = fs.make("one", FRAME_BYTES), fs.make("two", FRAME_BYTES)
+        (first, first_fd), (second, second_fd) = await fs.pin(whole(one)), await fs.pin(whole(two))
+        fs.fs.link(one, ROOT, b"more")
+        assert word(fs, first.place) == 0
+        fs.fs.unlink(ROOT, b"more")
+        assert word(fs, first.place) == PinWord.RENAMED
+        assert word(fs, second.place) == 0
+        fs.fs.rename(ROOT, b"two", ROOT, b"three")
+        assert word(fs, second.place) == PinWord.RENAMED
+        end(first_fd)
+        end(second_fd)
+
+    run(fs, test)
+
+
+def test_stores_count_when_they_are_flushed_and_when_the_pin_ends(at: Pinnable) -> None:
+    async def test() -> None:
+        number = file_of(at)
+
+        def forget() -> None:
+            at.volume.set_attributes(number, mtime_ns=1, atime_ns=1)
+            at.told.clear()
+
+        def is_noted() -> bool:
+            return at.volume.attributes(number).mtime_ns > 1 and number in at.told
+
+        pin, fd = await at.pin(whole(number), is_writable=True)
+        forget()
+        await at.pins.flush(pin.number)
+        assert is_noted()
+        forget()
+        end(fd)
+        await settled(is_noted)
+        with pytest.raises(CannotPin, match="has ended"):
+            await at.pins.flush(pin.number)
+        reading, fd = await at.pin(whole(number))
+        with pytest.raises(CannotPin, match="read-only"):
+            await at.pins.flush(reading.number)
+        forget()
+        end(fd)
+        await settled(lambda: at.pins.living == ())
+        assert not is_noted()
+
+    run(at, test)
+
+
+@pytest.mark.parametrize(
+    ("marks", "rests"),
+    [(b"", True), (b"x", True), (b"dx", True), (b"fd", True), (b"fdd", False), (b"d", False)],
+)
+def test_what_a_client_could_write_to_rests_unless_it_ended_in_order(
+    fs: Pinnable, marks: bytes, rests: bool
+) -> None:
+    async def test() -> None:
+        before = fs.free_frames()
+        number = fs.make("file", 4 * FRAME_BYTES)
+        pin, fd = await fs.pin(whole(number), is_writable=True)
+        end(fd, marks)
+        await settled(lambda: fs.pins.living == ())
+        assert fs.pins.resting == ((pin,) if rests else ())
+        fs.fs.unlink(ROOT, b"file")
+        assert (fs.free_frames() == before) != rests
+        await settled(lambda: fs.free_frames() == before)
+        assert fs.pins.resting == ()
+
+    run(fs, test)
+
+
+def test_what_a_client_only_read_never_rests(at: Pinnable) -> None:
+    async def test() -> None:
+        _, fd = await at.pin(whole(file_of(at)))
+        end(fd, b"")
+        await settled(lambda: at.all_references() == {})
+        assert at.pins.resting == ()
+
+    run(at, test)
+
+
+def test_a_place_is_given_to_another_pin_only_after_the_end(at: Pinnable) -> None:
+    async def test() -> None:
+        number = file_of(at)
+        first, fd = await at.pin(whole(number))
+        second, other = await at.pin(whole(number))
+        assert first.place != second.place
+        end(fd)
+        await settled(lambda: len(at.pins.living) == 1)
+        assert word(at, first.place) == PinWord.ENDED
+        third, fd = await at.pin(whole(number))
+        assert (third.place, word(at, third.place)) == (first.place, 0)
+        end(fd)
+        end(other)
+
+    run(at, test)
+
+
+def test_nobody_else_can_write_the_words(at: Pinnable) -> None:
+    fd = at.pins.words.fd
+    with pytest.raises(OSError, match="Bad file"):
+        os.write(fd, bytes(8))
+    with pytest.raises(PermissionError):
+        mmap.mmap(fd, 0)
+    again = os.open(f"/proc/self/fd/{fd}", os.O_RDWR)
+    with pytest.raises(PermissionError):
+        os.pwrite(again, bytes(8), 0)
+    with pytest.raises(PermissionError):
+        mmap.mmap(again, 0)
+    os.close(again)
+
+
+def test_each_client_has_its_quota(at: Pinnable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "MOST_PINS", 3)
+    other = Client(1, 1, "another")
+
+    async def test() -> None:
+        number = file_of(at)
+        fds = [(await at.pin(WantedRange(number, 0, 1)))[1] for _ in range(3)]
+        with pytest.raises(TooManyPins, match="it has 3 pins"):
+            await at.pin(WantedRange(number, 0, 1))
+        fds.append((await at.pin(WantedRange(number, 0, 1), client=other))[1])
+        end(fds.pop())
+        end(fds.pop())
+        await settled(lambda: at.client.pin_count == 2)
+        fds.append((await at.pin(WantedRange(number, 0, 1)))[1])
+        for fd in fds:
+            end(fd)
+        await settled(lambda: at.client.pin_count == 0)
+        monkeypatch.setattr(registry, "MOST_POOLS", 0)
+        with pytest.raises(TooManyPins, match="it has pinned"):
+            await at.pin(WantedRange(number, 0, 1))
+        await settled(lambda: at.client.pin_count == 0)
+        assert (at.client.page_count, at.all_references()) == (0, {})
+
+    run(at, test)
+
+
+def test_a_file_in_too_many_pieces_is_refused_with_the_remedy(
+    fs: Pinnable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "MOST_PIECES", 8)
+    monkeypatch.setattr(registry, "_PIECES_AT_ONCE", 3)
+
+    async def test() -> None:
+        number = fs.make("holes")
+        for index in range(0, 12, 2):
+            fs.fs.write(number, index * FRAME_BYTES, b"x")
+        pin, fd = await fs.pin(WantedRange(number, 5, 8 * FRAME_BYTES - 5))
+        assert [piece[0] for piece in pin.files[0].pieces] == [
+            index * FRAME_BYTES - 5 for index in range(8)
+        ]
+        end(fd)
+        with pytest.raises(TooManyPieces, match="contiguous=True"):
+            await fs.pin(whole(number))
+        await settled(lambda: fs.all_references() == {})
+
+    run(fs, test)
+
+
+def test_a_client_is_known_by_its_number_and_its_start() -> None:
+    client = read_client(os.getpid())
+    assert client.pid == os.getpid()
+    assert client.started > 0
+    assert "py" in client.command
+    assert read_client(0).command == ""
