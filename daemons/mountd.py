@@ -262,12 +262,12 @@ def _methods(
     def all_of_them() -> dict[str, server.Method]:
         # Imported here, so that a mount is made before the daemon can report on it.
         from pmemfs.observe.mount import MountObserver
+        from pmemfs.observe.pages import PageObserver
 
         pins = pinning.begin(pool, medium, session)
         observer = MountObserver(pool, medium, session, started)
         return {
             "info": observer.info,
-            "pages": observer.pages,
             "stat": observer.stat,
             "extents": observer.extents,
             "resize": resize,
@@ -276,6 +276,7 @@ def _methods(
             "pin": pins.pin,
             "flush": pins.flush,
             "pins": pins.pins,
+            **PageObserver(pool, session).methods(),
         }
 
     return all_of_them

@@ -339,6 +339,12 @@ class PageReferences(PmemfsError):
     errno = errno.EOVERFLOW
 
 
+class NoPicture(PmemfsError):
+    """cannot draw {path}: {why}"""
+
+    errno = errno.EOPNOTSUPP
+
+
 # Mounts
 
 

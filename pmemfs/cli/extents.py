@@ -31,7 +31,7 @@ def extents(file: str, as_json: bool) -> None:
     pool. What no extent covers is a hole, and reads as zeroes; what lies beyond the size was
     allocated ahead.
     """
-    mount, inode = _find(file)
+    mount, inode = find_file(file)
     report = _ask(mount, inode)
     if as_json:
         print_json(json_values(report))
@@ -64,7 +64,7 @@ def _ask(mount: Mount, inode: int) -> FileExtents:
             return part._replace(extents=tuple(rows[:_MOST_EXTENTS]))
 
 
-def _find(path: str) -> tuple[Mount, int]:
+def find_file(path: str) -> tuple[Mount, int]:
     """The mount that a file is of, and its inode. Raises PmemfsError."""
     check_path(path)
     try:

@@ -121,6 +121,14 @@ def _space_facts(space: Space) -> Iterator[tuple[str, object]]:
 
 def _scheme(pool: PoolInfo, status: MountStatus | None) -> str:
     effective = status.effective_scheme if status else pool.scheme
-    if effective == pool.scheme:
-        return pool.scheme
-    return f"{effective} (the pool's {pool.scheme} is read-only)"
+    said = effective
+    if effective != pool.scheme:
+        said = f"{effective} (the pool's {pool.scheme} is read-only)"
+    zone = pool.zones.get("memmap")
+    used = status.structures if status else None
+    if zone and zone.size_bytes:
+        touched = f"{format_size(used.pool_bytes)} of " if used else ""
+        said += f", {touched}{format_size(zone.size_bytes)} in the pool"
+    if used and effective == "on-demand":
+        said += f", {format_size(used.dram_bytes)} in DRAM"
+    return said

@@ -45,7 +45,8 @@ _OPTIONS_ELSEWHERE = {
     "--ro": "--read-only", "--overwrite": "--force", "--yes": "--force", "--thin": "--sparse",
     "--fix": "--repair", "--type": "--mode", "--memmap": "--scheme", "--interval": "--watch",
     "--options": "-o", "--debug": "--verbose", "--silent": "--quiet", "-j": "--json",
-    "-s": "--size", "-h": "--help",
+    "-s": "--size", "-h": "--help", "--colour": "--color", "--heatmap": "--map",
+    "--svg": "--picture", "--png": "--picture", "--inode": "--file", "--page": "--pfn",
 }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from errno import errorcode
-from typing import Any, TextIO, cast
+from typing import Any, NamedTuple, TextIO, cast
 
 from pmemfs.cli.layout import natural_columns, table_lines
 from pmemfs.errors import OutputLost, PmemfsError
@@ -21,8 +21,8 @@ from pmemfs.unsaid import with_nulls
 
 _LINE_START = "\r\x1b[K"
 """Back to the start of a terminal's line, which becomes empty."""
-
-
+_SCREEN_START, _LINE_END, _SCREEN_END = "\x1b[H", "\x1b[K", "\x1b[J"
+"""The first place of a terminal; what stands behind in its line, and in all lines, goes."""
 _MOST_DIGITS = 9
 
 
@@ -214,6 +214,57 @@ def print_table(
     }
     cells = [[printable(str(cell)) for cell in row] for row in rows]
     _print_lines(table_lines(cells, headings=columns, right=right, width=width))
+
+
+class Painted(NamedTuple):
+    """A part of a line in a colour, as `ESC [ … m` has it; "" for the terminal's own."""
+
+    text: str
+    colour: str = ""
+
+
+def print_painted(
+    lines: Iterable[Sequence[Painted]], *, in_colour: bool, instead: bool = False
+) -> None:
+    """Lines of painted parts; `instead` of all that the terminal shows.
+
+    Whoever chose the texts, only colours of ours are obeyed.
+    """
+    if manner.is_quiet:
+        return
+    end = _LINE_END if instead else ""
+    shown = [f"{''.join(_painted(part, in_colour) for part in line)}{end}" for line in lines]
+    if instead:
+        # Over what was there and not after clearing it, so that nothing flickers.
+        print(_SCREEN_START, end="")
+    print("\n".join(shown))
+    if instead:
+        print(_SCREEN_END, end="", flush=True)
+
+
+def _painted(part: Painted, in_colour: bool) -> str:
+    text = printable(part.text)
+    return f"\x1b[{part.colour}m{text}\x1b[0m" if in_colour and part.colour else text
+
+
+def wants_colour(wish: str) -> bool:
+    """Whether to paint: `always`, `never`, or (`auto`) on a terminal, unless NO_COLOR is set."""
+    if wish != "auto":
+        return wish == "always"
+    is_plain = os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb"
+    return is_terminal() and not is_plain
+
+
+def is_terminal() -> bool:
+    """Whether what is said goes to a terminal."""
+    return sys.stdout.isatty()
+
+
+def terminal_size() -> tuple[int, int] | None:
+    """The columns and lines of a terminal; None for a pipe, and if the terminal has not said."""
+    columns = _width()
+    lines = os.get_terminal_size(sys.stdout.fileno()).lines if columns else 0
+    return (columns, lines) if columns and lines else None
 
 
 def _print_lines(lines: Iterable[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -12,10 +11,11 @@ from typing import Any, Literal
 import click
 
 from pmemfs.cli.find import ask, require_mount
-from pmemfs.cli.options import Count, reporting
+from pmemfs.cli.options import reporting
 from pmemfs.cli.output import print_json, print_json_line, print_table, say
 from pmemfs.cli.paths import ANY_PATH
-from pmemfs.errors import BadUsage, NoAnswer
+from pmemfs.cli.watching import check_watch, ticks, watch_options
+from pmemfs.errors import NoAnswer
 from pmemfs.mountinfo import Mount
 from pmemfs.observe.stat import (
     Counts,
@@ -27,8 +27,6 @@ from pmemfs.observe.stat import (
     total,
 )
 from pmemfs.units import MIB, format_size
-
-_LEAST_SECONDS, _MOST_SECONDS = 0.01, 86400.0
 
 Since = Literal["mount", "report"]
 Column = tuple[str, Callable[[Figures], str]]
@@ -55,32 +53,9 @@ _LATENCIES: tuple[Column, ...] = (
 )
 
 
-def parse_seconds(_: click.Context, __: click.Parameter, text: str | None) -> float | None:
-    """The time between two reports; a click error for what is none."""
-    if text is None:
-        return None
-    try:
-        seconds = float(text)
-    except ValueError:
-        why = f"{text!r} is not a number of seconds; the mount goes before it"
-        raise click.BadParameter(why) from None
-    if not _LEAST_SECONDS <= seconds <= _MOST_SECONDS:
-        raise click.BadParameter(f"{text} is not from {_LEAST_SECONDS} to {_MOST_SECONDS:.0f}")
-    return seconds
-
-
 @click.command()
 @click.argument("target", type=ANY_PATH)
-@click.option(
-    "--watch",
-    "interval_seconds",
-    is_flag=False,
-    flag_value="1",
-    callback=parse_seconds,
-    metavar="[SECONDS]",
-    help="Report again every so many seconds (1), on what came since, until Ctrl-C.",
-)
-@click.option("--count", type=Count(1, 1 << 31), metavar="N", help="End --watch after N reports.")
+@watch_options(", on what came since")
 @click.option("--per-cpu", is_flag=True, help="Show each worker of the data plane, too.")
 @click.option("--latency", is_flag=True, help="Show percentiles of the latencies, too.")
 @reporting
@@ -102,8 +77,7 @@ def stat(
 
     With --json there is all of it, one line for each report of --watch.
     """
-    if count is not None and interval_seconds is None:
-        raise BadUsage(why="--count says how often --watch reports: give --watch, too")
+    check_watch(interval_seconds, count)
     mount = require_mount(target)
     if interval_seconds is None:
         sample = _ask(mount)
@@ -129,14 +103,13 @@ def _watch(
     mount: Mount, interval_seconds: float, count: int | None
 ) -> Iterator[tuple[Sample, Since]]:
     """All since the mount, then what came in each interval. Raises NoAnswer when the mount ends."""
-    before = _ask(mount)
-    due = time.monotonic()
-    yield before, "mount"
-    for _ in range(count - 1) if count else itertools.count():
-        # What a late answer made late is not caught up.
-        due = max(due + interval_seconds, time.monotonic())
-        time.sleep(max(0.0, due - time.monotonic()))
+    before: Sample | None = None
+    for _ in ticks(interval_seconds, count):
         now = _ask(mount)
+        if before is None:
+            before = now
+            yield now, "mount"
+            continue
         if now.pid != before.pid:
             raise NoAnswer(path=mount.mountpoint, why="it has ended, and another one is there")
         yield difference(now, before), "report"

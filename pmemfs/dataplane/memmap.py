@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from pmemfs.dataplane.layouts import MemmapPlace, SectionState
 from pmemfs.dataplane.native import PageAccountant
@@ -24,9 +25,13 @@ from pmemfs.media.zones import Zone
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap import Access
 from pmemfs.memmap.moving import live_runs, move_zone, prepare_places
-from pmemfs.memmap.records import RecordMemmap
+from pmemfs.memmap.records import RecordMemmap, live_stretches
 from pmemfs.pfn import PAGE_STRUCTURE_BYTES, PageGeometry
 
+if TYPE_CHECKING:
+    from pmemfs.media.pagereport import StructureBytes
+
+_LIVE, _DROPPING = (bytes([state]) for state in (SectionState.LIVE, SectionState.DROPPING))
 _HALVES, _WORDS, _LONGS = (PAGE_STRUCTURE_BYTES // size for size in (2, 4, 8))
 _FLAGS_HALF = LAYOUT.offset_of("flags") // 2
 _REFCOUNT_WORD = LAYOUT.offset_of("refcount") // 4
@@ -190,6 +195,15 @@ class SharedMemmap(RecordMemmap):
     def _memory(self, first_page: int, end_page: int) -> memoryview:
         return self._buffer[first_page * PAGE_STRUCTURE_BYTES : end_page * PAGE_STRUCTURE_BYTES]
 
+    def memory(self) -> StructureBytes:
+        from pmemfs.media.pagereport import StructureBytes
+
+        states = bytes(self._sections)
+        live = states.count(SectionState.LIVE) + states.count(SectionState.DROPPING)
+        live_bytes = min(live * self._section_pages * PAGE_STRUCTURE_BYTES, len(self._buffer))
+        in_pool = 0 if self._is_droppable else live_bytes
+        return StructureBytes(pool_bytes=in_pool, dram_bytes=live_bytes - in_pool)
+
     def _live_sections(self) -> Iterator[int]:
         states = bytes(self._sections)
         for state in (SectionState.LIVE, SectionState.DROPPING):
@@ -202,17 +216,13 @@ class SharedMemmap(RecordMemmap):
         self._enter(page, 1)
         return self._buffer, page * PAGE_STRUCTURE_BYTES
 
-    def _existing(self, first_page: int, page_count: int) -> Iterator[memoryview]:
-        end = first_page + page_count
-        first, last = first_page // self._section_pages, (end - 1) // self._section_pages
-        for section in range(first, last + 1):
-            if self._sections[section] in (SectionState.LIVE, SectionState.DROPPING):
-                start = section * self._section_pages
-                yield self._memory(max(start, first_page), min(start + self._section_pages, end))
-
-    def _touched(self) -> Iterator[tuple[int, memoryview]]:
-        for section in sorted(self._live_sections()):
-            yield section * self._section_pages, self._section(section)
+    def _existing(self, first_page: int, page_count: int) -> Iterator[tuple[int, memoryview]]:
+        end, size = first_page + page_count, self._section_pages
+        base, last = first_page // size, (end - 1) // size
+        states = bytes(self._sections[base : last + 1]).replace(_DROPPING, _LIVE)
+        for start, behind in live_stretches(states, SectionState.LIVE):
+            first = max((base + start) * size, first_page)
+            yield first, self._memory(first, min((base + behind) * size, end))
 
     def _enter(self, page: int, page_count: int) -> None:
         error = self._accountant.enter(page, page_count)

@@ -11,13 +11,18 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pmemfs.media.page import Page
-from pmemfs.media.pagereport import PageReport
 from pmemfs.media.zones import Zone
 from pmemfs.pfn import PageGeometry, PfnT
+
+# What only reports need is not loaded by a daemon that nobody asks.
+if TYPE_CHECKING:
+    from pmemfs.media.pagereport import PageReport, StructureBytes
+    from pmemfs.memmap.pieces import Piece
 
 
 class Access(enum.IntEnum):
@@ -110,6 +115,21 @@ class Memmap(ABC):
     @abstractmethod
     def end_persist(self, epoch: int) -> None:
         """All that was written before the `begin_persist` that returned `epoch` is durable."""
+
+    @abstractmethod
+    def scan(
+        self, look: Callable[[Piece], None], first_page: int = 0, page_count: int | None = None
+    ) -> Iterator[None]:
+        """Show `look` the initialised structures of a range of pages, a piece at a time.
+
+        After each piece it yields, and the caller may let others run before it goes on: it makes no
+        structure, and only pages that were touched cost time. A page that changes meanwhile is seen
+        as it was or as it is. Nothing may `move` structures during a scan. Raises NoPageStructures.
+        """
+
+    @abstractmethod
+    def memory(self) -> StructureBytes:
+        """How much memory the structures take that exist now."""
 
     @abstractmethod
     def counts(self) -> PageCounts:

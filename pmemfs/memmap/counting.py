@@ -22,7 +22,7 @@ from pmemfs.memmap.records import RecordMemmap
 from pmemfs.pfn import PageGeometry
 
 if TYPE_CHECKING:
-    from pmemfs.memmap.records import Records
+    from pmemfs.memmap.pieces import Records
 
 _REFCOUNT_AT = LAYOUT.offset_of("refcount")
 _HEAD = LAYOUT.head_struct("refcount")

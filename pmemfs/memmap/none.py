@@ -5,15 +5,18 @@ This is Dan Williams' answer. Whatever needs a page fails with EOPNOTSUPP, and t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, NoReturn
 
 from pmemfs.errors import NoPageStructures
 from pmemfs.media.page import Page
-from pmemfs.media.pagereport import PageReport
 from pmemfs.media.zones import Zone
 from pmemfs.memmap.base import Access, Memmap, PageCounts
 from pmemfs.pfn import PageGeometry, PfnT, pfn_t_to_page, pfn_to_pfn_t
+
+if TYPE_CHECKING:
+    from pmemfs.media.pagereport import PageReport, StructureBytes
+    from pmemfs.memmap.pieces import Piece
 
 
 class NoMemmap(Memmap):
@@ -63,6 +66,16 @@ class NoMemmap(Memmap):
 
     def end_persist(self, epoch: int) -> None:
         """Nothing to do: no page is known to be dirty."""
+
+    def scan(
+        self, look: Callable[[Piece], None], first_page: int = 0, page_count: int | None = None
+    ) -> Iterator[None]:
+        raise NoPageStructures(what="the state of pages")
+
+    def memory(self) -> StructureBytes:
+        from pmemfs.media.pagereport import StructureBytes
+
+        return StructureBytes(pool_bytes=0, dram_bytes=0)
 
     def counts(self) -> PageCounts:
         raise NoPageStructures(what="counting pages")

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
+from pmemfs.media.page import PageFlags
+from pmemfs.media.pagereport import StructureBytes
 from pmemfs.media.zones import Zone
 from pmemfs.memmap.counting import CountingMemmap
 from pmemfs.memmap.records import as_records
@@ -20,7 +22,7 @@ from pmemfs.pfn import PAGE_SHIFT, PAGE_STRUCTURE_BYTES, PageGeometry
 from pmemfs.units import MIB
 
 if TYPE_CHECKING:
-    from pmemfs.memmap.records import Records
+    from pmemfs.memmap.pieces import Records
 
 SECTION_BYTES = 128 * MIB
 
@@ -60,10 +62,15 @@ class OnDemandMemmap(CountingMemmap):
             section
             for section, (_, records) in self._sections.items()
             if not records["refcount"].any()
-            and not self._dirty(records).any()
+            and not self._has_dirty(records)
             and int(records["last_access_ns"].max()) <= deadline_ns
         ]
         return sum(len(self._sections.pop(section)[1]) for section in idle)
+
+    def _has_dirty(self, records: Records) -> bool:
+        # Structures of a section are of this generation, or zero.
+        is_flagged = (records["flags"] & PageFlags.DIRTY) != 0
+        return bool((is_flagged & (records["write_epoch"] > self.persisted_epoch)).any())
 
     def _locate(self, page: int) -> tuple[memoryview, int]:
         section, position = divmod(page, self._pages_per_section)
@@ -81,20 +88,20 @@ class OnDemandMemmap(CountingMemmap):
             page_count -= len(part)
         return slices
 
-    def _existing(self, first_page: int, page_count: int) -> Iterator[memoryview]:
-        while page_count:
-            section, position = divmod(first_page, self._pages_per_section)
-            count = min(self._pages_per_section - position, page_count)
-            if section in self._sections:
-                start = position * PAGE_STRUCTURE_BYTES
-                yield self._sections[section][0][start : start + count * PAGE_STRUCTURE_BYTES]
-            first_page += count
-            page_count -= count
+    def _existing(self, first_page: int, page_count: int) -> Iterator[tuple[int, memoryview]]:
+        end, pages = first_page + page_count, self._pages_per_section
+        # A snapshot, because sections come and go between two pieces.
+        found = sorted(self._sections.items(), key=itemgetter(0))
+        for section, (memory, _) in found:
+            start = section * pages
+            first, last = max(start, first_page), min(start + pages, end)
+            if first < last:
+                at, behind = first - start, last - start
+                yield first, memory[at * PAGE_STRUCTURE_BYTES : behind * PAGE_STRUCTURE_BYTES]
 
-    def _touched(self) -> Iterator[tuple[int, memoryview]]:
-        # A snapshot, because sections come and go while another thread counts.
-        for section, (memory, _) in sorted(self._sections.items(), key=itemgetter(0)):
-            yield section * self._pages_per_section, memory
+    def memory(self) -> StructureBytes:
+        sizes = (len(memory) for memory, _ in self._sections.values())
+        return StructureBytes(pool_bytes=0, dram_bytes=sum(sizes))
 
     def _make(self, section: int) -> tuple[memoryview, Records]:
         first_page = section * self._pages_per_section

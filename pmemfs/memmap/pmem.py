@@ -12,19 +12,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from pmemfs.media.pagereport import StructureBytes
 from pmemfs.media.zones import Zone
 from pmemfs.medium.base import Medium
 from pmemfs.memmap.counting import CountingMemmap
 from pmemfs.memmap.moving import live_runs, move_zone, prepare_places
-from pmemfs.memmap.records import as_records
+from pmemfs.memmap.records import as_records, live_stretches
 from pmemfs.pfn import PAGE_STRUCTURE_BYTES, PageGeometry
 
 if TYPE_CHECKING:
-    from pmemfs.memmap.records import Records
+    from pmemfs.memmap.pieces import Records
 
 _STRETCH_SHIFT = 10
 """Structures are reserved 1024 at a time: 64 KiB, which serve 4 MiB of data in 4 KiB pages."""
-_STRETCH_PAGES = 1 << _STRETCH_SHIFT
 
 
 class PmemMemmap(CountingMemmap):
@@ -67,19 +67,17 @@ class PmemMemmap(CountingMemmap):
                 self._reserve(stretch)
         return [self._records[first_page : first_page + page_count]]
 
-    def _existing(self, first_page: int, page_count: int) -> Iterator[memoryview]:
+    def _existing(self, first_page: int, page_count: int) -> Iterator[tuple[int, memoryview]]:
         end = first_page + page_count
-        for stretch in range(first_page >> _STRETCH_SHIFT, ((end - 1) >> _STRETCH_SHIFT) + 1):
-            if self._reserved[stretch]:
-                start = stretch << _STRETCH_SHIFT
-                yield self._memory(max(start, first_page), min(start + _STRETCH_PAGES, end))
+        base, last = first_page >> _STRETCH_SHIFT, (end - 1) >> _STRETCH_SHIFT
+        for start, behind in live_stretches(self._reserved[base : last + 1], 1):
+            first = max((base + start) << _STRETCH_SHIFT, first_page)
+            yield first, self._memory(first, min((base + behind) << _STRETCH_SHIFT, end))
 
-    def _touched(self) -> Iterator[tuple[int, memoryview]]:
-        stretch = self._reserved.find(1)
-        while stretch >= 0:
-            first_page = stretch << _STRETCH_SHIFT
-            yield first_page, self._memory(first_page, first_page + _STRETCH_PAGES)
-            stretch = self._reserved.find(1, stretch + 1)
+    def memory(self) -> StructureBytes:
+        stretch_bytes = PAGE_STRUCTURE_BYTES << _STRETCH_SHIFT
+        touched_bytes = self._reserved.count(1) * stretch_bytes
+        return StructureBytes(min(touched_bytes, self._zone.size_bytes), dram_bytes=0)
 
     def _memory(self, first_page: int, end_page: int) -> memoryview:
         return self._buffer[first_page * PAGE_STRUCTURE_BYTES : end_page * PAGE_STRUCTURE_BYTES]

@@ -6,29 +6,24 @@ the rest of a daemon's start, and as much memory as all of its other code.
 
 from __future__ import annotations
 
-import heapq
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from pmemfs.media.page import LAYOUT, Page, PageFlags
-from pmemfs.media.pagereport import PageReport
 from pmemfs.memmap.base import Memmap, PageCounts
 from pmemfs.pfn import PageGeometry, PfnT, page_to_pfn_t, pfn_t_to_page
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    Records = np.ndarray[tuple[int], np.dtype[np.void]]
-    """Consecutive page structures, as an array of media.page.LAYOUT.dtype."""
+    from pmemfs.media.pagereport import PageReport
+    from pmemfs.memmap.pieces import Piece, Records
 
 # Cast to words of 4 or 8 bytes, the memory of structures gives one field of all by a stride.
 _WORDS, _LONGS = LAYOUT.size_bytes // 4, LAYOUT.size_bytes // 8
 _REFCOUNT_WORD = LAYOUT.offset_of("refcount") // 4
 _GENERATION_LONG = LAYOUT.offset_of("generation") // 8
 _DIRTY = int(PageFlags.DIRTY)
-_REFERENCED = int(PageFlags.REFERENCED)
+_MOST_STRETCHES = 16
 
 
 def as_records(memory: memoryview) -> Records:
@@ -36,6 +31,17 @@ def as_records(memory: memoryview) -> Records:
     import numpy as np
 
     return np.frombuffer(memory, LAYOUT.dtype)
+
+
+def live_stretches(states: bytes | bytearray, live: int) -> Iterator[tuple[int, int]]:
+    """Short runs of stretches whose state is `live`, in order: the first, and the one behind."""
+    start = states.find(live)
+    while start >= 0:
+        end = start + 1
+        while end < len(states) and end - start < _MOST_STRETCHES and states[end] == live:
+            end += 1
+        yield start, end
+        start = states.find(live, end)
 
 
 class RecordMemmap(Memmap):
@@ -58,12 +64,9 @@ class RecordMemmap(Memmap):
         """The buffer and the offset in bytes where the structure of `page` can be written."""
 
     @abstractmethod
-    def _existing(self, first_page: int, page_count: int) -> Iterator[memoryview]:
-        """The memory of those structures of a range that exist; none is made."""
-
-    @abstractmethod
-    def _touched(self) -> Iterator[tuple[int, memoryview]]:
-        """Each stretch that may hold initialised structures, with its first page's index."""
+    def _existing(self, first_page: int, page_count: int) -> Iterator[tuple[int, memoryview]]:
+        """Where structures of a range may be initialised: the first page's index, and the memory of
+        some structures, in ascending order. None is made."""
 
     def _has_faulted(self) -> bool:
         """Whether a structure in bad memory was touched, and no caller has been told yet."""
@@ -74,7 +77,7 @@ class RecordMemmap(Memmap):
 
     def are_referenced(self, pfn: int, pfn_count: int) -> bool:
         found = False
-        for memory in self._existing(*self._page_range(pfn, pfn_count)):
+        for _, memory in self._existing(*self._page_range(pfn, pfn_count)):
             # Mostly all counts are 0, which is quick to see, and then generations don't matter.
             counts = memory.cast("I")[_REFCOUNT_WORD::_WORDS].tolist()
             if any(counts):
@@ -101,43 +104,38 @@ class RecordMemmap(Memmap):
     def pfn_t_to_page(self, word: int) -> int:
         return pfn_t_to_page(word, self.geometry)
 
-    def counts(self) -> PageCounts:
-        import numpy as np
+    def scan(
+        self, look: Callable[[Piece], None], first_page: int = 0, page_count: int | None = None
+    ) -> Iterator[None]:
+        from pmemfs.memmap.pieces import PIECE_PAGES, piece_of
 
-        initialised = dirty = referenced = in_use = 0
-        for _, memory in self._touched():
-            records = as_records(memory)
-            current = records[records["generation"] == self.generation]
-            initialised += len(current)
-            dirty += int(np.count_nonzero(self._dirty(current)))
-            referenced += int(np.count_nonzero(current["flags"] & np.uint16(_REFERENCED)))
-            in_use += int(np.count_nonzero(current["refcount"]))
-        self._check_touched()
-        return PageCounts(
-            total=self._page_count,
-            uninitialised=self._page_count - initialised,
-            clean=initialised - dirty,
-            dirty=dirty,
-            referenced=referenced,
-            in_use=in_use,
-        )
+        step = PIECE_PAGES * LAYOUT.size_bytes
+        wanted = self._page_count - first_page if page_count is None else page_count
+        for first, memory in self._existing(first_page, wanted):
+            for at in range(0, len(memory), step):
+                page, part = first + at // LAYOUT.size_bytes, memory[at : at + step]
+                piece = piece_of(page, part, self.generation, self.persisted_epoch)
+                # Before anybody else is told of the fault, and before what was read counts.
+                self._check_touched()
+                if len(piece.pages):
+                    look(piece)
+                yield
+
+    def counts(self) -> PageCounts:
+        from pmemfs.memmap.scanning import Counting
+
+        counting = Counting()
+        for _ in self.scan(counting.look):
+            pass
+        return counting.counts(self._page_count)
 
     def hottest(self, count: int) -> list[PageReport]:
-        import numpy as np
+        from pmemfs.memmap.scanning import Hottest
 
-        best: list[tuple[int, int, PageReport]] = []
-        for first_page, memory in self._touched():
-            records = as_records(memory)
-            current = records["generation"] == self.generation
-            heat = (records["reads"].astype(np.int64) + records["writes"]) * current
-            for position in np.argsort(-heat, kind="stable")[:count]:
-                if heat[position]:
-                    page = first_page + int(position)
-                    report = self._report(page, records[position : position + 1])
-                    best.append((int(heat[position]), -page, report))
-            best = heapq.nlargest(count, best)
-        self._check_touched()
-        return [report for _, _, report in best]
+        hottest = Hottest(count, self.geometry)
+        for _ in self.scan(hottest.look):
+            pass
+        return hottest.reports()
 
     def _set_geometry(self, geometry: PageGeometry) -> None:
         self.geometry = geometry
@@ -150,21 +148,3 @@ class RecordMemmap(Memmap):
         first = self.geometry.pfn_to_page(pfn)
         last = self.geometry.pfn_to_page(pfn + pfn_count - 1)
         return first, last - first + 1
-
-    def _dirty(self, current: Records) -> npt.NDArray[np.bool_]:
-        import numpy as np
-
-        is_flagged = (current["flags"] & np.uint16(_DIRTY)) != 0
-        return np.asarray(is_flagged & (current["write_epoch"] > self.persisted_epoch))
-
-    def _report(self, page: int, record: Records) -> PageReport:
-        return PageReport(
-            pfn=int(self.geometry.page_to_pfn(page)),
-            mapping=int(record["mapping"][0]),
-            index=int(record["index"][0]),
-            refcount=int(record["refcount"][0]),
-            dirty=bool(self._dirty(record)[0]),
-            reads=int(record["reads"][0]),
-            writes=int(record["writes"][0]),
-            last_access_ns=int(record["last_access_ns"][0]),
-        )

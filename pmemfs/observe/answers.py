@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, Literal, NamedTuple
 
 from pmemfs.engine.statistics import EngineStatistics
-from pmemfs.media.pagereport import PageReport
+from pmemfs.media.pagereport import PageOwner, PageReport, StructureBytes
 from pmemfs.unsaid import Unsaid
 from pmemfs.volume.fs.space import Space
 
@@ -93,6 +93,8 @@ class MountStatus(NamedTuple):
     """Where its log goes: a file, or the journal."""
     pool_fd: int | None = None
     """The daemon's descriptor of the pool: its file, whatever name that has by now."""
+    structures: StructureBytes | None = None
+    """What page structures take now."""
 
 
 class Remounted(NamedTuple):
@@ -109,6 +111,98 @@ class Pages(NamedTuple):
     generation: int
     counts: dict[str, int]
     hottest: tuple[PageReport, ...]
+
+
+class PageCell(NamedTuple):
+    """Some pages side by side, of which at least one was touched. What is not counted is
+    uninitialised."""
+
+    cell: int
+    """From the first page on; each cell but the last has as many pages."""
+    clean: int
+    dirty: int
+    in_use: int
+    reads: int
+    writes: int
+    owner: int = 0
+    """The inode that most touched pages belong to."""
+
+
+class OwnerShare(NamedTuple):
+    """How many touched pages belong to an inode."""
+
+    owner: PageOwner
+    page_count: int
+
+
+class PageMap(NamedTuple):
+    """What is known of all pages, in cells."""
+
+    scheme: str
+    page_size_bytes: int
+    generation: int
+    first_pfn: int
+    page_count: int
+    pages_per_cell: int
+    cells: tuple[PageCell, ...]
+    """Those in which a page was touched."""
+    owners: tuple[OwnerShare, ...] = ()
+    """Those of most pages; empty unless they were asked for."""
+    other_pages: int = 0
+    """Touched pages of other owners, or of none."""
+
+
+class PageRun(NamedTuple):
+    """Pages of a file that lie side by side in the pool, too, and whose structures say the same."""
+
+    offset_bytes: int
+    """In the file."""
+    pfn: int
+    length_bytes: int
+    state: Literal["uninitialised", "clean", "dirty"]
+    refcount: int = 0
+    reads: int = 0
+    """Of each page."""
+    writes: int = 0
+    last_access_ns: int = 0
+    """Of the page that was accessed last."""
+
+
+class FilePages(NamedTuple):
+    """The pages of a file from an offset on, as far as an answer goes."""
+
+    inode: int
+    scheme: str
+    page_size_bytes: int
+    size_bytes: int
+    runs: tuple[PageRun, ...]
+    next_bytes: int | None = None
+    """Where to ask for more."""
+
+
+class PageState(NamedTuple):
+    """All that is known of a page."""
+
+    first_pfn: int
+    frame_count: int
+    scheme: str
+    generation: int
+    page: int
+    """The place of its structure among all structures."""
+    pfn_t: int
+    """The word that stands for it."""
+    state: Literal["uninitialised", "clean", "dirty"]
+    is_free: bool | None
+    """Whether no file has the frame; None in mode `block`."""
+    referenced: bool = False
+    refcount: int = 0
+    reads: int = 0
+    writes: int = 0
+    last_access_ns: int = 0
+    write_epoch: int = 0
+    owner: PageOwner | None = None
+    offset_bytes: int = 0
+    """Of the page in that inode."""
 
 
 class ExtentReport(NamedTuple):

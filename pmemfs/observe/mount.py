@@ -1,10 +1,9 @@
-"""What the daemon of a mount reports of itself and of its pages."""
+"""What the daemon of a mount reports of itself and of its files."""
 
 from __future__ import annotations
 
 import os
 import time
-from dataclasses import asdict
 from typing import Any
 
 import trio
@@ -16,14 +15,12 @@ from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap import effective_scheme
 from pmemfs.mount.elsewhere import places_elsewhere
 from pmemfs.mount.mountpoint import places_of
-from pmemfs.observe.answers import MountStatus, Pages, json_values
+from pmemfs.observe.answers import MountStatus, json_values
 from pmemfs.observe.extents import file_extents
 from pmemfs.observe.pool import pool_info
 from pmemfs.observe.stat import Sample, own_counts, worker_sample
 from pmemfs.pool import Pool
 from pmemfs.volume.fs.space import Space
-
-_MOST_PAGES = 1000
 
 
 class MountObserver:
@@ -39,7 +36,6 @@ class MountObserver:
         self._pool = pool
         self._medium = medium
         self._session = session
-        self._memmap = session.memmap
         self._engine = session.engine
         self._fs = session.served.fs
         self._mount = session.mount
@@ -67,6 +63,7 @@ class MountObserver:
             is_detached=self._is_detached(),
             log=log_place(),
             pool_fd=self._medium.fileno(),
+            structures=self._session.memmap.memory(),
         )
         return json_values(status)
 
@@ -80,25 +77,6 @@ class MountObserver:
             return self._fs.space() if self._fs else None
         except MemoryFault:
             return None
-
-    async def pages(self, hottest: int) -> dict[str, Any]:
-        """The states of all pages, and the hottest pages. Raises NoPageStructures.
-
-        A thread counts them while I/O goes on. A page that changes meanwhile counts in its old
-        state or its new one.
-        """
-        async with self._session.grower.memmap_lock:
-            counts = await trio.to_thread.run_sync(self._memmap.counts)
-            limit = min(max(0, hottest), _MOST_PAGES)
-            reports = await trio.to_thread.run_sync(self._memmap.hottest, limit)
-        report = Pages(
-            scheme=effective_scheme(self._pool).word,
-            page_size_bytes=self._pool.label.page_size_bytes,
-            generation=self._pool.label.generation,
-            counts=asdict(counts),
-            hottest=tuple(reports),
-        )
-        return json_values(report)
 
     async def extents(self, inode: int, start_bytes: int = 0) -> dict[str, Any]:
         """Where a file lies in the pool, from an offset on. Raises NoExtents."""

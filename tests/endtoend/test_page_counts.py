@@ -115,6 +115,7 @@ def test_one_structure_covers_a_huge_page(
 def test_without_page_structures_pages_are_refused_and_the_rest_works(pools: PoolMaker) -> None:
     mounted = pools.mount(pools.create("pmem0", "16M", "--scheme", "none"))
     refused(pmemfs("pages", mounted.mountpoint), 1, "'none'", "'pmem'", "'on-demand'")
+    assert mounted.info()["structures"] == {"pool_bytes": 0, "dram_bytes": 0}
     assert pmemfs("pages", mounted.mountpoint, "--json").out == ""
     with opened(mounted.device) as fd:
         os.pwrite(fd, b"served", 5)

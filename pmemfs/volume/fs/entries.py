@@ -6,10 +6,13 @@ and Python's collector of cycles would walk all of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import stat
+from collections.abc import Container, Iterator, Mapping
+from itertools import islice
 from typing import NamedTuple
 
 _TYPE_BITS = 4
+_DIRECTORY = stat.S_IFDIR >> 12
 _TYPE_MASK = (1 << _TYPE_BITS) - 1
 
 
@@ -60,6 +63,20 @@ class Entries(Mapping[bytes, Entry]):
         other = Entries()
         other._words = self._words.copy()
         return other
+
+    def leading_to(
+        self, numbers: Container[int], first: int, count: int
+    ) -> list[tuple[bytes, int]]:
+        """The names that lead to some inodes, and to which, among `count` entries from one on."""
+        some = islice(self._words.items(), first, first + count)
+        return [(n, word >> _TYPE_BITS) for n, word in some if word >> _TYPE_BITS in numbers]
+
+    def directories(self, first: int, count: int) -> list[tuple[bytes, int]]:
+        """The names of directories, and their inodes, among `count` entries from one on."""
+        some = islice(self._words.items(), first, first + count)
+        return [
+            (name, word >> _TYPE_BITS) for name, word in some if word & _TYPE_MASK == _DIRECTORY
+        ]
 
     def discard(self, count: int) -> bool:
         """Free some of the entries' memory; whether there is more."""

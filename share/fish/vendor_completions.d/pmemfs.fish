@@ -25,7 +25,7 @@ function __pmemfs_at -a command place
     test -z "$place"; or test "$place" = "$places"
 end
 
-set -g __pmemfs_takers 'create --size' 'create --mode' 'create --scheme' 'create --page-size' 'create --align' 'create --name' 'mount -o' 'mount --engine' 'mount --transport' 'pages --hottest' 'stat --watch' 'stat --count' 'list --dir' 'resize --size'
+set -g __pmemfs_takers 'create --size' 'create --mode' 'create --scheme' 'create --page-size' 'create --align' 'create --name' 'mount -o' 'mount --engine' 'mount --transport' 'pages --hottest' 'pages --by' 'pages --watch' 'pages --count' 'pages --color' 'pages --picture' 'pages --file' 'pages --pfn' 'stat --watch' 'stat --count' 'list --dir' 'resize --size'
 complete -c pmemfs -f
 complete -c pmemfs -n '__pmemfs_at ""' -a create -d 'Make a pool of a file or a device.'
 complete -c pmemfs -n '__pmemfs_at ""' -a mount -d 'Mount POOL on the directory MOUNTPOINT.'
@@ -84,6 +84,14 @@ complete -c pmemfs -n '__pmemfs_at info' -s V -l version -d 'Show the version an
 complete -c pmemfs -n '__pmemfs_at info' -s h -l help -d 'Show this message and exit.'
 complete -c pmemfs -n '__pmemfs_at info 0' -r -F
 complete -c pmemfs -n '__pmemfs_at pages' -l hottest -x -d 'How many of the pages with the most transfers to show.'
+complete -c pmemfs -n '__pmemfs_at pages' -l map -d 'Draw a map of all pages instead.'
+complete -c pmemfs -n '__pmemfs_at pages' -l by -x -a 'state reads writes owner' -d 'What the map shows.'
+complete -c pmemfs -n '__pmemfs_at pages' -l watch -x -d 'Report again every so many seconds (1), until Ctrl-C.'
+complete -c pmemfs -n '__pmemfs_at pages' -l count -x -d 'End --watch after N reports.'
+complete -c pmemfs -n '__pmemfs_at pages' -l color -x -a 'auto always never' -d 'Whether the map has colours.'
+complete -c pmemfs -n '__pmemfs_at pages' -l picture -r -F -d 'Draw the map into a .svg or .png, which needs matplotlib.'
+complete -c pmemfs -n '__pmemfs_at pages' -l file -r -F -d 'Show the pages of one file.'
+complete -c pmemfs -n '__pmemfs_at pages' -l pfn -x -d 'Show all that is known of one page.'
 complete -c pmemfs -n '__pmemfs_at pages' -l json -d 'Print JSON for programs; errors too.'
 complete -c pmemfs -n '__pmemfs_at pages' -s q -l quiet -d 'Say nothing but errors.'
 complete -c pmemfs -n '__pmemfs_at pages' -s v -l verbose -d 'Say more: what is done, and why.'
