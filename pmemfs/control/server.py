@@ -96,18 +96,46 @@ async def serve(
 class _Way:
     """How to call a method. To find that out takes longer than most answers."""
 
-    __slots__ = ("hints", "peer", "signature", "takes_all")
-
     def __init__(self, method: Method) -> None:
-        self.signature = inspect.signature(method)
+        parameters = inspect.signature(method).parameters.values()
         self.hints = get_type_hints(method)
-        self.takes_all = any(p.kind is p.VAR_KEYWORD for p in self.signature.parameters.values())
+        self.takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        self.names = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD}
         self.peer = next((name for name, hint in self.hints.items() if hint is Peer), "")
         """The parameter that says who asks; "" if it has none."""
+        self.required = {
+            p.name for p in parameters if p.default is p.empty and p.name in self.names
+        } - {self.peer}
+
+    def params(self, given: Mapping[str, Any], peer: Peer) -> dict[str, Any]:
+        """The parameters that the method takes. Others must be null, and then ask for nothing.
+
+        Raises TypeError, and Malformed.
+        """
+        known: dict[str, Any] = {}
+        for name, value in given.items():
+            if name in self.names or self.takes_all:
+                hint = self.hints.get(name, Any)
+                # These are right as they are, and decoding them takes long beside a short answer.
+                is_plain = hint is Any or (hint in (bool, str) and type(value) is hint)
+                known[name] = value if is_plain else decode(hint, value)
+            elif value is not None:
+                raise TypeError(f"there is no parameter {name}")
+        if self.peer:
+            if self.peer in known:
+                raise TypeError("a request can't say who asks")
+            known[self.peer] = peer
+        if not self.required <= known.keys():
+            raise TypeError("a parameter is missing")
+        return known
 
 
 class _Server:
-    """All connections of one daemon."""
+    """All connections of one daemon.
+
+    They are plain sockets that don't block: trio's own would turn its loop once more for each
+    answer, which takes as long as many an answer.
+    """
 
     def __init__(self, methods: Methods, patience_seconds: float) -> None:
         self._methods = methods
@@ -119,34 +147,73 @@ class _Server:
 
     async def serve_one(self, stream: trio.SocketStream) -> None:
         """Serve one connection until it ends, one way or another."""
-        peer = peer_of(stream.socket)
-        if peer.uid not in (0, os.geteuid()):
-            return
-        if self._count >= _CONNECTIONS:
-            if not self._silent:
+        with socket.socket(fileno=stream.socket.detach()) as connection:
+            connection.setblocking(False)
+            peer = peer_of(connection)
+            if peer.uid not in (0, os.geteuid()):
                 return
-            oldest = next(iter(self._silent))
-            del self._silent[oldest]
-            oldest.cancel()
-        self._count += 1
-        try:
-            with contextlib.suppress(trio.BrokenResourceError, trio.TooSlowError):
-                await self._answer_all(stream, peer)
-        finally:
-            self._count -= 1
+            if self._count >= _CONNECTIONS:
+                if not self._silent:
+                    return
+                oldest = next(iter(self._silent))
+                del self._silent[oldest]
+                oldest.cancel()
+            self._count += 1
+            try:
+                with contextlib.suppress(OSError, trio.TooSlowError):
+                    await self._answer_all(connection, peer)
+            finally:
+                self._count -= 1
 
-    async def _answer_all(self, stream: trio.SocketStream, peer: Peer) -> None:
+    async def _answer_all(self, connection: socket.socket, peer: Peer) -> None:
         received = bytearray()
-        while await self._has_line(stream, received):
+        while await self._has_line(connection, received):
             line, _, received = received.partition(b"\n")
             answer, descriptors = await self._answer(bytes(line), peer)
             try:
-                with trio.fail_after(self._patience_seconds):
-                    if descriptors:
-                        answer = answer[await _send_first(stream, answer, descriptors) :]
-                    await stream.send_all(answer)
+                await self._send(connection, answer, descriptors)
             finally:
                 _close_all(descriptors)
+
+    async def _has_line(self, connection: socket.socket, received: bytearray) -> bool:
+        """Receive until there is a line; False if no line comes or it doesn't end."""
+        with trio.move_on_after(self._patience_seconds) as scope:
+            self._silent[scope] = None
+            try:
+                if b"\n" in received:
+                    # Whoever sends many requests at once is not the only one who waits.
+                    await trio.lowlevel.checkpoint()
+                while b"\n" not in received:
+                    if len(received) > REQUEST_LIMIT_BYTES:
+                        return False
+                    await trio.lowlevel.wait_readable(connection)
+                    try:
+                        chunk = connection.recv(_CHUNK_BYTES)
+                    except BlockingIOError:
+                        continue
+                    if not chunk:
+                        return False
+                    received += chunk
+                return True
+            finally:
+                self._silent.pop(scope, None)
+        return False
+
+    async def _send(
+        self, connection: socket.socket, answer: bytes, descriptors: Sequence[int]
+    ) -> None:
+        """Send an answer, the descriptors with its first byte. Raises OSError and TooSlowError."""
+        unsent = memoryview(answer)
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
+        deadline = trio.current_time() + self._patience_seconds
+        while unsent:
+            try:
+                sent = connection.sendmsg([unsent], rights if descriptors else ())
+            except BlockingIOError:
+                with trio.fail_at(deadline):
+                    await trio.lowlevel.wait_writable(connection)
+            else:
+                unsent, descriptors = unsent[sent:], ()
 
     async def _answer(self, line: bytes, peer: Peer) -> tuple[bytes, Sequence[int]]:
         """The answer to a request, and the descriptors that go with it, which are the caller's."""
@@ -163,7 +230,7 @@ class _Server:
             way = self._ways.get(method)
             if way is None:
                 way = self._ways[method] = _Way(method)
-            params = _known_params(way, request.get("params", {}), peer)
+            params = way.params(request.get("params", {}), peer)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError, Malformed):
             return _failure(f"the daemon does not understand this request{_otherness(theirs)}"), ()
         descriptors: Sequence[int] = ()
@@ -180,32 +247,6 @@ class _Server:
         _close_all(descriptors)
         return _failure("the answer is too long to be sent"), ()
 
-    async def _has_line(self, stream: trio.SocketStream, received: bytearray) -> bool:
-        """Receive until there is a line; False if no line comes or it doesn't end."""
-        with trio.move_on_after(self._patience_seconds) as scope:
-            self._silent[scope] = None
-            try:
-                while b"\n" not in received:
-                    if len(received) > REQUEST_LIMIT_BYTES:
-                        return False
-                    chunk = await stream.receive_some(_CHUNK_BYTES)
-                    if not chunk:
-                        return False
-                    received += chunk
-                return True
-            finally:
-                self._silent.pop(scope, None)
-        return False
-
-
-async def _send_first(stream: trio.SocketStream, answer: bytes, descriptors: Sequence[int]) -> int:
-    """Send the beginning of an answer with descriptors; how many bytes of it."""
-    rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))
-    try:
-        return await stream.socket.sendmsg([answer], [rights])
-    except OSError as error:
-        raise trio.BrokenResourceError from error
-
 
 def _close_all(descriptors: Sequence[int]) -> None:
     for fd in descriptors:
@@ -218,28 +259,6 @@ def _failed(line: bytes, error: Exception) -> bytes:
         return _failure(str(cause), cause.exit_code, kind=cause.kind, errno=cause.errno)
     log.error("control request %r failed", line[:200], exc_info=cause)
     return _failure("the daemon failed; its log says why")
-
-
-def _known_params(way: _Way, params: Mapping[str, Any], peer: Peer) -> dict[str, Any]:
-    """The parameters that a method takes. Others must be null, and then they ask for nothing.
-
-    Raises TypeError, and Malformed.
-    """
-    parameters, hints = way.signature.parameters, way.hints
-    known = {
-        name: value
-        for name, value in params.items()
-        if value is not None or way.takes_all or name in parameters
-    }
-    if way.peer:
-        if way.peer in known:
-            raise TypeError("a request can't say who asks")
-        known[way.peer] = peer
-    way.signature.bind(**known)
-    return {
-        name: value if name == way.peer else decode(hints.get(name, Any), value)
-        for name, value in known.items()
-    }
 
 
 def _otherness(theirs: Any) -> str:

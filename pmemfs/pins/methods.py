@@ -16,6 +16,8 @@ from pmemfs.pins.registry import Pins, as_result
 from pmemfs.pool import Pool
 from pmemfs.volume.base import Volume
 
+_LIMIT = 1 << 63
+
 
 class FileReport(NamedTuple):
     """A range of a file that is pinned."""
@@ -57,8 +59,8 @@ class PinMethods:
         self._of_peer: weakref.WeakKeyDictionary[Peer, Client] = weakref.WeakKeyDictionary()
 
     async def pin(
-        self, peer: Peer, files: list[list[int]], writable: bool = False,
-        contiguous: bool = False, wants_pool: bool = False, paths: list[str] | None = None,
+        self, peer: Peer, files: Any, writable: bool = False,
+        contiguous: bool = False, wants_pool: bool = False, paths: Any = None,
     ) -> WithDescriptors:  # fmt: skip
         """Pin ranges of files: inode, offset and length of each. See `Pins.pin`."""
         wanted = _wanted(files, paths)
@@ -118,15 +120,33 @@ class PinMethods:
         }
 
 
-def _wanted(files: list[list[int]], paths: list[str] | None) -> list[WantedRange]:
+def _wanted(files: Any, paths: Any) -> list[WantedRange]:
     """What a request asks for. Raises CannotPin if that makes no sense."""
-    if not files or any(len(file) != 3 for file in files) or len(paths or files) != len(files):
-        why = "each file needs an inode, an offset and a length"
-        raise CannotPin(errno.EINVAL, what="this", why=why)
-    return [
-        WantedRange(inode, offset, length, path)
-        for (inode, offset, length), path in zip(files, paths or [""] * len(files), strict=True)
-    ]
+    # Looked at here, because to decode the shape of an answer takes as long as to pin.
+    try:
+        if files and len(paths := paths or [""] * len(files)) == len(files):
+            wanted = [
+                WantedRange(number, offset, length, path)
+                for (number, offset, length), path in zip(files, paths, strict=True)
+            ]
+            if all(_is_possible(one) for one in wanted):
+                return wanted
+    except (TypeError, ValueError):
+        pass
+    why = "each file needs an inode, an offset and a length"
+    raise CannotPin(errno.EINVAL, what="this", why=why)
+
+
+def _is_possible(wanted: WantedRange) -> bool:
+    number, offset, length, path = wanted
+    is_number = type(number) is type(offset) is type(length) is int
+    return (
+        is_number
+        and type(path) is str
+        and 0 < number < _LIMIT
+        and 0 <= offset < _LIMIT
+        and -1 <= length < _LIMIT
+    )
 
 
 def _why(error: OSError) -> str:

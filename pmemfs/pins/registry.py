@@ -62,6 +62,7 @@ _RUN_PAGES = 16
 """A run takes as long as so many pages, however short it is."""
 _PIECES_AT_ONCE = 4096
 _FILL_BYTES = 16 * MIB
+_RESERVE_AT_ONCE_BYTES = 2 * MIB
 _RESERVE_BYTES = GIB
 _TRIES = 100
 _EVENTS = 64
@@ -279,6 +280,10 @@ class Pins:
         if self._medium.read_only:
             return
         start, end = pfn << PAGE_SHIFT, (pfn + count) << PAGE_SHIFT
+        if end - start <= _RESERVE_AT_ONCE_BYTES:
+            # This takes less time than to wake a thread.
+            self._medium.reserve(start, end - start)
+            return
         for at in range(start, end, _RESERVE_BYTES):
             step = min(_RESERVE_BYTES, end - at)
             await trio.to_thread.run_sync(self._medium.reserve, at, step)
