@@ -276,6 +276,7 @@ def _methods(
             "pin": pins.pin,
             "flush": pins.flush,
             "pins": pins.pins,
+            "accesses": pins.accesses,
             **PageObserver(pool, session).methods(),
         }
 

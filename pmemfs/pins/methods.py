@@ -11,6 +11,7 @@ from pmemfs.control import Peer, WithDescriptors
 from pmemfs.errors import CannotPin, MemoryFault
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.medium.source import alignment_of
+from pmemfs.pins.accesses import accesses_of
 from pmemfs.pins.pin import Client, Pin, WantedRange, read_client
 from pmemfs.pins.registry import Pins, as_result
 from pmemfs.pool import Pool
@@ -96,6 +97,12 @@ class PinMethods:
             report._asdict() | {"files": [file._asdict() for file in report.files]}
             for report in reports
         ]
+
+    async def accesses(self, inodes: list[int]) -> dict[str, Any]:
+        """What the page structures know of files. Raises NoPageStructures."""
+        generation = self._pool.label.generation
+        answer = await accesses_of(inodes, self._pins, self._volume, generation)
+        return answer._asdict()
 
     def _client(self, peer: Peer) -> Client:
         """The client at the other end of a connection. It may have several connections."""

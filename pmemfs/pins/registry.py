@@ -77,7 +77,7 @@ class Pins:
         tell: Callable[[int], Awaitable[None] | None], *, rest_seconds: float = REST_SECONDS,
     ) -> None:  # fmt: skip
         self._medium = medium
-        self._memmap = memmap
+        self.memmap = memmap
         self._volume = volume
         self._tell = tell
         self._rest_seconds = rest_seconds
@@ -117,10 +117,16 @@ class Pins:
             try:
                 while True:
                     await trio.lowlevel.wait_readable(self._epoll.fileno())
-                    for fd, _ in self._epoll.poll(0, _EVENTS):
-                        self._end(self._by_fd.pop(fd))
+                    self.notice_ends()
             finally:
                 self._nursery = None
+
+    def notice_ends(self) -> bool:
+        """End pins that their clients have closed, a step of them; whether there were any."""
+        ended = self._epoll.poll(0, _EVENTS)
+        for fd, _ in ended:
+            self._end(self._by_fd.pop(fd))
+        return bool(ended)
 
     def close(self) -> bool:
         """The mount has ended in order; whether clients still have pages, which they keep."""
@@ -143,7 +149,7 @@ class Pins:
         Raises NoPageStructures, TooManyPins, TooManyPieces, CannotPin, MemoryFault, and OSError:
         ENOSPC, EMFILE, and what the volume says of the inodes.
         """
-        if not self._memmap.has_pages:
+        if not self.memmap.has_pages:
             raise NoPageStructures(what="a pin")
         if is_writable and self._volume.read_only:
             raise system_error(errno.EROFS)
@@ -171,6 +177,7 @@ class Pins:
             await self._drop(pin)
             pin.forget()
             self.words.clear(pin.place)
+            self._mark(pin)
         raise CannotPin(errno.EAGAIN, what="a file", why="its frames go on changing")
 
     async def _look(self, pin: Pin, wanted: WantedRange) -> None:
@@ -181,6 +188,9 @@ class Pins:
         attributes = volume.attributes(number)
         if not stat.S_ISREG(attributes.mode):
             raise system_error(errno.EISDIR if stat.S_ISDIR(attributes.mode) else errno.EINVAL)
+        if not attributes.nlink and not pin.is_writable:
+            # Its client may have found it by a name that was removed since.
+            pin.was_renamed()
         start, size_bytes = wanted.offset_bytes, attributes.size_bytes
         if start < 0 or wanted.length_bytes < -1:
             raise system_error(errno.EINVAL)
@@ -248,15 +258,15 @@ class Pins:
         )
         client.page_count += count - pin.page_count
         pin.page_count = count
-        if self._memmap.geometry is not None:
-            page_count = self._memmap.geometry.page_count
+        if self.memmap.geometry is not None:
+            page_count = self.memmap.geometry.page_count
             if client.page_count > MOST_POOLS * page_count:
                 raise TooManyPins(pid=client.pid, why=f"it has pinned {client.page_count} pages, "
                                   f"and the pool has {page_count}")  # fmt: skip
 
     async def _take(self, pin: Pin) -> None:
         """Take a reference on every page, a step at a time, until the pin is stale."""
-        memmap, order = self._memmap, self._order
+        memmap, order = self.memmap, self._order
         # An access, as the page structures count them.
         access = Access.WRITE if pin.is_writable else Access.READ
         left = _STEP_PAGES
@@ -392,7 +402,7 @@ class Pins:
             pfn, count = pin.taken.pop()
             # What can't be read was reported when it was met, and stays busy.
             with contextlib.suppress(MemoryFault):
-                self._memmap.put_pages(pfn, count)
+                self.memmap.put_pages(pfn, count)
             pages -= (count >> self._order) + _RUN_PAGES
 
     def _withdraw(self, pin: Pin) -> None:

@@ -80,6 +80,10 @@ class PinnedFrames:
                 del self._of_inode[held.inode]
             self.let_go(held)
 
+    def has(self, inode: int) -> bool:
+        """Whether a pin holds frames of an inode, or frames that have been its."""
+        return inode in self._of_inode
+
     def left(self, inode: int, runs: Iterable[tuple[int, int]]) -> None:
         """These runs (pfn, frame count) have left a file, or have moved in it."""
         of_inode = self._of_inode.get(inode)

@@ -9,14 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trio
 
 from kit.pinning import Pinnable, end, file_of, frames, pinnable, run, settled, whole
 from pmemfs.errors import CannotPin, NoPageStructures, TooManyPieces, TooManyPins
+from pmemfs.media.accesses import Accesses
 from pmemfs.media.inode import ROOT
 from pmemfs.media.label import Scheme
 from pmemfs.pfn import FRAME_BYTES
 from pmemfs.pins import registry
-from pmemfs.pins.pin import Client, WantedRange, read_client
+from pmemfs.pins.accesses import accesses_of
+from pmemfs.pins.pin import Client, Pin, WantedRange, read_client
 from pmemfs.pins.words import PinWord
 
 BOTH = [(kind, engine) for kind in ("fs", "block") for engine in ("native", "python")]
@@ -382,3 +385,78 @@ def test_a_client_is_known_by_its_number_and_its_start() -> None:
     assert client.started > 0
     assert "py" in client.command
     assert read_client(0).command == ""
+
+
+def test_the_accesses_of_files_are_told_by_their_pages(fs: Pinnable) -> None:
+    async def told(*inodes: int) -> Accesses:
+        return await accesses_of(inodes, fs.pins, fs.volume, 7)
+
+    async def test() -> None:
+        read, written, empty = (fs.make(name, 8 * FRAME_BYTES) for name in ("a", "b", "c"))
+        fs.fs.write(empty, 0, b"")
+        _, fd = await fs.pin(whole(read))
+        end((await fs.pin(whole(read)))[1])
+        end((await fs.pin(whole(written), is_writable=True))[1])
+        first = await told(read, written, empty, 12345)
+        assert first.generation == 7
+        assert first.reads == [2, 0, 0, 0]
+        assert first.is_pinned == [True, False, False, False]
+        assert 0 < first.last_access_ns[0] < first.last_access_ns[1]
+        assert first.last_access_ns[2:] == [0, 0]
+        # An end counts as soon as the client has closed its descriptor.
+        end(fd)
+        assert (await told(read)).is_pinned == [False]
+        end((await fs.pin(whole(read)))[1])
+        assert (await told(read)).last_access_ns[0] > first.last_access_ns[1]
+
+    run(fs, test)
+
+
+def test_without_page_structures_nobody_knows_of_accesses(shm: Path) -> None:
+    async def test() -> None:
+        with pytest.raises(NoPageStructures, match="accesses"):
+            await accesses_of([1], at.pins, at.volume, 7)
+
+    with pinnable("fs", "python", shm / "pool", scheme=Scheme.NONE) as at:
+        run(at, test)
+
+
+def test_a_pin_of_a_file_without_a_name_says_so_from_its_beginning(fs: Pinnable) -> None:
+    async def test() -> None:
+        number = fs.make("file", 8 * FRAME_BYTES)
+        fs.fs.hold(number)
+        named, _ = await fs.pin(whole(number))
+        fs.fs.unlink(ROOT, b"file")
+        assert word(fs, named.place) == PinWord.RENAMED
+        unnamed, _ = await fs.pin(whole(number))
+        assert word(fs, unnamed.place) == PinWord.RENAMED
+        # One that is being made gets its name later.
+        making, _ = await fs.pin(whole(number), is_writable=True)
+        assert word(fs, making.place) == 0
+
+    run(fs, test)
+
+
+def test_a_new_name_is_told_although_the_pin_begins_anew(
+    fs: Pinnable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_STEP_PAGES", 4)
+
+    async def test() -> None:
+        number = fs.make("file", 64 * FRAME_BYTES)
+        got: list[Pin] = []
+
+        async def pin() -> None:
+            got.append((await fs.pin(whole(number)))[0])
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pin)
+            while not fs.volume.pinned.has(number):
+                # Each turn of the loop takes a step of the pin.
+                await trio.lowlevel.checkpoint()
+            assert got == []
+            fs.fs.rename(ROOT, b"file", ROOT, b"other")
+            fs.fs.punch(number, 0, FRAME_BYTES)
+        assert word(fs, got[0].place) == PinWord.RENAMED
+
+    run(fs, test)
