@@ -1,5 +1,91 @@
-"""Persistent memory as storage through FUSE, with a page structure for every page."""
+"""Persistent memory as storage through FUSE, with a page structure for every page.
+
+A program that wants pages of a mount as arrays begins with `connect`:
+
+    with pmemfs.connect("/mnt/pmem") as fs:
+        a = fs.map("table", shape=(1000, 64), dtype="f4")
+
+The names here load what they need, numpy too, when they are used first.
+"""
+
+from __future__ import annotations
 
 from pmemfs.version import VERSION as __version__
 
-__all__ = ["__version__"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from pmemfs.client.mapping import Mapping, MapRequest, PinnedArray
+    from pmemfs.client.mount import Mount, MountStatistics, PinReport, connect
+    from pmemfs.client.newfile import NewFile
+    from pmemfs.client.pin import Pin, PinnedFile, pin_of
+    from pmemfs.errors import (
+        BadMapping,
+        CannotPin,
+        Closed,
+        DaemonGone,
+        NoAnswer,
+        NoPageStructures,
+        NotMounted,
+        NotPermitted,
+        NotPinned,
+        PmemfsError,
+        StillInUse,
+        TooManyMappings,
+        TooManyOpenFiles,
+        TooManyPieces,
+        TooManyPins,
+    )
+
+__all__ = [
+    "BadMapping",
+    "CannotPin",
+    "Closed",
+    "DaemonGone",
+    "MapRequest",
+    "Mapping",
+    "Mount",
+    "MountStatistics",
+    "NewFile",
+    "NoAnswer",
+    "NoPageStructures",
+    "NotMounted",
+    "NotPermitted",
+    "NotPinned",
+    "Pin",
+    "PinReport",
+    "PinnedArray",
+    "PinnedFile",
+    "PmemfsError",
+    "StillInUse",
+    "TooManyMappings",
+    "TooManyOpenFiles",
+    "TooManyPieces",
+    "TooManyPins",
+    "__version__",
+    "connect",
+    "pin_of",
+]
+
+_PLACES = {
+    "client.mapping": ("MapRequest", "Mapping", "PinnedArray"),
+    "client.mount": ("Mount", "MountStatistics", "PinReport", "connect"),
+    "client.newfile": ("NewFile",),
+    "client.pin": ("Pin", "PinnedFile", "pin_of"),
+}
+"""Where names are; all others of `__all__` are errors."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    module = next((where for where, names in _PLACES.items() if name in names), "errors")
+    found = globals()[name] = getattr(import_module(f"{__name__}.{module}"), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

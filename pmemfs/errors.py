@@ -15,6 +15,10 @@ import errno
 import os
 import signal
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Self
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -42,6 +46,16 @@ class PmemfsError(Exception):
     def __init__(self, **facts: object) -> None:
         super().__init__(_template(type(self)).format(**facts))
         self.facts = facts
+
+    @classmethod
+    def said(cls, sentence: str, number: int = 0) -> Self:
+        """This error as another process has said it; `number` is its errno, if it isn't the
+        class's."""
+        error = cls.__new__(cls)
+        super(PmemfsError, error).__init__(sentence)
+        error.errno = number or cls.errno
+        error.facts = {}
+        return error
 
 
 def _template(kind: type[PmemfsError]) -> str:
@@ -298,8 +312,10 @@ class NoPageStructures(PmemfsError):
     errno = errno.EOPNOTSUPP
 
 
-class CannotPin(PmemfsError):
+class CannotPin(PmemfsError, OSError):
     """cannot pin {what}: {why}"""
+
+    errno = errno.EIO
 
     def __init__(self, number: int, **facts: object) -> None:
         super().__init__(**facts)
@@ -454,3 +470,46 @@ class NoAnswer(PmemfsError):
     """the daemon of {path} does not answer: {why}"""
 
     errno = errno.ETIMEDOUT
+
+
+# Arrays over pages
+
+
+class BadMapping(PmemfsError, ValueError):
+    """{path} cannot be mapped: {why}"""
+
+    errno = errno.EINVAL
+
+
+class StillInUse(PmemfsError):
+    """{path} is in use by arrays, or views of them, that are alive; drop them first, or close it
+    with force=True, and then they show zeroes"""
+
+    errno = errno.EBUSY
+    exit_code = EXIT_BUSY
+
+
+class NotPinned(PmemfsError, ValueError):
+    """{what} does not lie over pages of a mount, so no pin holds it"""
+
+    errno = errno.EINVAL
+
+
+class Closed(PmemfsError, ValueError):
+    """{what} is closed"""
+
+    errno = errno.EBADF
+
+
+class DaemonGone(PmemfsError):
+    """the daemon of {path} has ended; arrays go on showing what they show, and for anything else
+    mount the pool again and connect anew"""
+
+    errno = errno.ENOTCONN
+
+
+class TooManyMappings(PmemfsError, OSError):
+    """{path} lies in {count} pieces, and this process may have {limit} mappings
+    (vm.max_map_count); map it with contiguous=True, which lays the file out anew"""
+
+    errno = errno.ENOMEM

@@ -8,7 +8,7 @@ import weakref
 from typing import Any, NamedTuple
 
 from pmemfs.control import Peer, WithDescriptors
-from pmemfs.errors import CannotPin, MemoryFault
+from pmemfs.errors import CannotPin, DaemonGone, MemoryFault
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.medium.source import alignment_of
 from pmemfs.pins.accesses import accesses_of
@@ -60,14 +60,20 @@ class PinMethods:
         self._of_peer: weakref.WeakKeyDictionary[Peer, Client] = weakref.WeakKeyDictionary()
 
     async def pin(
-        self, peer: Peer, files: Any, writable: bool = False,
-        contiguous: bool = False, wants_pool: bool = False, paths: Any = None,
+        self, peer: Peer, files: Any, writable: bool = False, contiguous: bool = False,
+        wants_pool: bool = False, paths: Any = None, generation: int | None = None,
     ) -> WithDescriptors:  # fmt: skip
-        """Pin ranges of files: inode, offset and length of each. See `Pins.pin`."""
+        """Pin ranges of files: inode, offset and length of each. See `Pins.pin`.
+
+        `generation` is the pool's as the client knows it. Raises DaemonGone if it is another by
+        now, because then what the client has of the pool is of a mount that has ended.
+        """
+        if generation not in (None, self._pool.label.generation):
+            raise DaemonGone(path=self._pool.label.name)
         wanted = _wanted(files, paths)
         try:
             pin, fd = await self._pins.pin(self._client(peer), wanted, is_writable=writable)
-        except MemoryFault:
+        except (MemoryFault, CannotPin):
             raise
         except OSError as error:
             what = ", ".join(one.path or f"inode {one.inode}" for one in wanted[:3])

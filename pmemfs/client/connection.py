@@ -1,0 +1,258 @@
+"""One program's connection with the daemon of a mount: questions, and the memory behind answers.
+
+Invariants:
+- a descriptor that comes with an answer has an owner before anything can fail, so none stays open;
+- what goes wrong is an exception of `errors`, or the OSError of a system call. The control part
+  passes on what a daemon says as RemoteError; here it becomes the class that the daemon has named;
+- a daemon that has ended is DaemonGone, whichever call finds out.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import stat
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from pmemfs import errors
+from pmemfs.control.channel import Channel
+from pmemfs.control.client import RemoteError, daemon_pidfd
+from pmemfs.control.places import socket_path
+from pmemfs.errors import (
+    BadMapping,
+    Closed,
+    DaemonGone,
+    NoAnswer,
+    NotMounted,
+    NotPermitted,
+    PmemfsError,
+    TooManyOpenFiles,
+)
+from pmemfs.medium.addresses import PinEnd, Tally, Words
+from pmemfs.medium.base import Durability
+from pmemfs.mountinfo import Mount, mount_at, mount_of_device
+
+_DEAD = (errno.ENOTCONN, errno.ECONNABORTED, errno.ECANCELED)
+"""What the kernel answers for a mount whose daemon has ended, or just ends."""
+
+
+_OF_PROCESS: weakref.WeakValueDictionary[str, Connection] = weakref.WeakValueDictionary()
+
+
+class Descriptor:
+    """An open file, closed with the last reference: a thread may need it while another closes."""
+
+    __slots__ = ("number",)
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        os.close(self.number)
+
+
+class PoolMemory(NamedTuple):
+    """The pool, as it is to be mapped."""
+
+    file: Descriptor
+    words: Words
+    map_flags: int
+    unit_bytes: int
+    durability: Durability
+    uuid: str
+    generation: int
+
+
+class PinAnswer(NamedTuple):
+    """What a daemon has pinned."""
+
+    end: PinEnd
+    number: int
+    place: int
+    files: Sequence[Mapping[str, Any]]
+    """`inode`, `generation`, `size_bytes`, `length_bytes` and `pieces` of each."""
+    pool: PoolMemory
+
+
+class Connection:
+    """Asks the daemon of a mount, from any thread, also after a fork."""
+
+    def __init__(self, mountpoint: str | os.PathLike[str]) -> None:
+        """Find the mount. Raises NotMounted and NotPermitted. Whether its daemon answers shows when
+        it is asked."""
+        mount = _mount_of(os.fsdecode(mountpoint))
+        if os.geteuid() not in (0, mount.owner_uid):
+            raise NotPermitted(path=mount.mountpoint, uid=mount.owner_uid)
+        self.mountpoint = mount.mountpoint
+        self.tally = Tally()
+        self.is_closed = False
+        self._device = mount.number
+        self._owner_uid = mount.owner_uid
+        self._socket = socket_path(mount)
+        self._channel = Channel(self._socket, mount.owner_uid)
+        self._pool: dict[str, PoolMemory] = {}
+
+    def close(self) -> None:
+        """Ask nothing any more. What is mapped stays, and keeps what it needs."""
+        self.is_closed = True
+        self._pool.clear()
+        self._channel.close()
+
+    def __del__(self) -> None:
+        # There is none if there is no such mount.
+        channel = getattr(self, "_channel", None)
+        if channel is not None:
+            channel.close()
+
+    def ask(self, method: str, **params: Any) -> tuple[Any, list[int]]:
+        """What a method of the daemon answers, and descriptors, which are the caller's.
+
+        Raises what the daemon says, Closed, DaemonGone, NoAnswer, and TooManyOpenFiles.
+        """
+        if self.is_closed:
+            raise Closed(what=f"the connection with the mount on {self.mountpoint}")
+        try:
+            return self._channel.ask(method, **params)
+        except RemoteError as error:
+            raise _as_named(error) from None
+        except NoAnswer:
+            self._check_daemon()
+            raise
+
+    def pin(
+        self, ranges: Sequence[tuple[int, int, int]], paths: Sequence[str], *, writable: bool,
+        contiguous: bool,
+    ) -> PinAnswer:  # fmt: skip
+        """Pin (inode, offset, length in bytes) of some files. Raises as `ask`."""
+        pool = self._pool.get("it")
+        result, descriptors = self.ask(
+            "pin", files=ranges, paths=[_sayable(path) for path in paths], writable=writable,
+            contiguous=contiguous, wants_pool=pool is None,
+            generation=pool.generation if pool else None,
+        )  # fmt: skip
+        owned = [Descriptor(fd) for fd in descriptors[1:]]
+        try:
+            end = PinEnd(descriptors[0], self.tally)
+            if pool is None:
+                pool = self._pool.setdefault("it", _pool_of(result["pool"], owned))
+            return PinAnswer(end, result["pin"], result["place"], result["files"], pool)
+        except (LookupError, TypeError, ValueError) as error:
+            why = f"its answer makes no sense: {error!r}"
+            raise NoAnswer(path=self._socket, why=why) from None
+
+    @contextmanager
+    def opened(self, path: str | os.PathLike[str], *, writable: bool) -> Iterator[os.stat_result]:
+        """The attributes of a file of the mount, which exists while the context lasts.
+
+        For reading, it is not opened: that would ask the daemon, while the kernel knows whether
+        this user may read. Raises OSError, BadMapping, NotMounted, DaemonGone, TooManyOpenFiles.
+        """
+        full = self.full(path)
+        with self.translated():
+            fd = os.open(full, os.O_CLOEXEC | (os.O_RDWR if writable else os.O_PATH))
+        try:
+            with self.translated():
+                status = os.fstat(fd)
+                self.check_device(full, status)
+                if stat.S_ISDIR(status.st_mode):
+                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), full)
+                if not stat.S_ISREG(status.st_mode):
+                    raise BadMapping(path=full, why="it is not a regular file")
+                if not writable and not os.access(
+                    f"/proc/self/fd/{fd}", os.R_OK, effective_ids=True
+                ):
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), full)
+            yield status
+        finally:
+            os.close(fd)
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the mount is still where it was."""
+        return os.stat(self.mountpoint).st_dev == self._device
+
+    def full(self, path: str | os.PathLike[str]) -> str:
+        """The path of a file that is named from the mountpoint, or from the root."""
+        return os.path.join(self.mountpoint, os.fsdecode(path))
+
+    def check_device(self, path: str, status: os.stat_result) -> None:
+        """Raise NotMounted, or DaemonGone, unless a file belongs to this mount."""
+        if status.st_dev != self._device:
+            self._check_mounted()
+            raise NotMounted(path=path, what=f"a file of the mount on {self.mountpoint}")
+
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """Raise what says more than the OSError of a system call, where there is such a thing."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno == errno.EMFILE:
+                limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+                raise TooManyOpenFiles(limit=limit) from None
+            if error.errno in _DEAD:
+                raise DaemonGone(path=self.mountpoint) from None
+            if error.errno == errno.ENOENT:
+                self._check_mounted()
+            raise
+
+    def _check_mounted(self) -> None:
+        """Raise DaemonGone if the mountpoint is another file system's by now."""
+        # The kernel knows that, unless the mount is a new one.
+        if not self.is_current:
+            raise DaemonGone(path=self.mountpoint) from None
+
+    def _check_daemon(self) -> None:
+        """Raise DaemonGone if there is nobody at the other end."""
+        pidfd = daemon_pidfd(self._socket, owner_uid=self._owner_uid)
+        if pidfd is None:
+            raise DaemonGone(path=self.mountpoint) from None
+        os.close(pidfd)
+
+
+def connection_of_process(mountpoint: str) -> Connection:
+    """A connection with a mount that this process uses for all that it unpickles."""
+    connection = _OF_PROCESS.get(mountpoint)
+    if connection is None or connection.is_closed or not connection.is_current:
+        connection = _OF_PROCESS[mountpoint] = Connection(mountpoint)
+    return connection
+
+
+def _mount_of(path: str) -> Mount:
+    """The mount of ours at, or around, a path. Raises NotMounted and OSError."""
+    real = os.path.realpath(path)
+    # A mount whose daemon does not answer is found without asking it.
+    mount = mount_at(real) or mount_of_device(os.stat(real).st_dev)
+    if mount is None or not mount.is_ours:
+        raise NotMounted(path=path, what="on a mount of pmemfs")
+    return mount
+
+
+def _pool_of(said: Mapping[str, Any], owned: Sequence[Descriptor]) -> PoolMemory:
+    file, words = owned
+    return PoolMemory(
+        file,
+        Words(words.number),
+        said["map_flags"],
+        said["unit_bytes"],
+        Durability[said["durability"].upper()],
+        said["uuid"],
+        said["generation"],
+    )
+
+
+def _as_named(error: RemoteError) -> PmemfsError:
+    """The error that the daemon has raised, as its class."""
+    named = getattr(errors, error.kind, None)
+    if isinstance(named, type) and issubclass(named, PmemfsError):
+        return named.said(str(error), error.errno)
+    return error
+
+
+def _sayable(path: str) -> str:
+    """A path as text that JSON has; of what is no text, something like it."""
+    return path.encode("utf-8", "replace").decode()

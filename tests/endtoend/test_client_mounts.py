@@ -1,0 +1,313 @@
+"""Clients of each kind of mount: read-only, mode `block`, without page structures, and dead."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pmemfs
+from kit.clients import (
+    FRAME,
+    assert_clean,
+    free_bytes,
+    hears,
+    program,
+    wait_for_pins,
+    write_file,
+    write_in_pieces,
+)
+from kit.commands import pmemfs as run_pmemfs
+from kit.mounts import Mounted, PoolMaker, Session, may_pass
+from kit.processes import wait_until
+from kit.users import NOBODY, as_user
+from pmemfs.units import MIB
+
+pytestmark = [pytest.mark.mount, pytest.mark.slow]
+
+
+def fs_mount(pools: PoolMaker, *options: object, size: str = "64M") -> Mounted:
+    return pools.mount(pools.create("fs0", size, "--mode", "fs", *options))
+
+
+def test_an_array_over_a_device_is_the_device(pools: PoolMaker) -> None:
+    mounted = pools.mount(pools.create("pmem0", "64M"))
+    with pmemfs.connect(mounted.mountpoint) as fs:
+        whole = fs.map("pmem0", mode="r+")
+        assert len(whole) == mounted.device.stat().st_size
+        whole[5 * MIB : 5 * MIB + 4] = list(b"data")
+        with open(mounted.device, "r+b", buffering=0) as device:
+            assert os.pread(device.fileno(), 4, 5 * MIB) == b"data"
+            os.pwrite(device.fileno(), b"more", 9 * MIB)
+            assert whole[9 * MIB : 9 * MIB + 4].tobytes() == b"more"
+            part = fs.map("pmem0", shape=4, offset=9 * MIB)
+            done = subprocess.run(
+                ["fallocate", "--punch-hole", "-o", str(8 * MIB), "-l", str(4 * MIB),
+                 mounted.device], check=False,
+            )  # fmt: skip
+            assert done.returncode == 0
+            assert not whole[8 * MIB : 12 * MIB].any()
+            assert not part.any()
+            part = fs.map("pmem0", mode="r+", shape=MIB, offset=8 * MIB)
+            part[:] = 1
+            assert os.pread(device.fileno(), MIB, 8 * MIB) == b"\1" * MIB
+        with pytest.raises(OSError, match=r"other|mount|of-pmem0"):
+            fs.create("other", 100)
+        del whole, part
+        wait_for_pins(fs, 0)
+    assert_clean(pools, mounted)
+
+
+def test_a_sparse_device_has_memory_under_every_array(pools: PoolMaker) -> None:
+    mounted = pools.mount(pools.create("pmem0", "64M", "--sparse"))
+    with pmemfs.connect(mounted.mountpoint) as fs:
+        whole = fs.map("pmem0", mode="r+")
+        assert not whole.any()
+        whole[:] = 7
+        with open(mounted.device, "rb", buffering=0) as device:
+            assert device.read(3 * MIB) == b"\7" * 3 * MIB
+        del whole
+    assert_clean(pools, mounted)
+
+
+@pytest.mark.parametrize("mode", ["block", "fs"])
+def test_a_client_of_a_read_only_mount_cannot_write(pools: PoolMaker, mode: str) -> None:
+    pool = pools.create("pool", "64M", "--mode", mode)
+    mounted = pools.mount(pool)
+    file = mounted.mountpoint / "pool"
+    with open(file, "r+b" if mode == "block" else "wb") as opened:
+        opened.write(b"content")
+    pools.umount(mounted)
+    mounted = pools.mount(pool, "-o", "ro")
+    with pmemfs.connect(mounted.mountpoint) as fs:
+        with pytest.raises(OSError, match="Read-only") as refused:
+            fs.map("pool", mode="r+")
+        assert refused.value.errno == errno.EROFS
+        array = fs.map("pool", shape=7)
+        assert array.tobytes() == b"content"
+        private = fs.map("pool", shape=7, mode="c")
+        private[:] = 0
+        assert array.tobytes() == b"content"
+        with pytest.raises(OSError, match="Read-only"):
+            fs.create("new", 10)
+        # Nor by a way of its own: what it was given is open for reading only.
+        maps = Path("/proc/self/maps").read_text().splitlines()
+        assert not [line for line in maps if str(pool) in line and " rw-s" in line]
+        for link in Path("/proc/self/fd").iterdir():
+            if os.path.realpath(link) == str(pool):
+                assert (
+                    not int((Path("/proc/self/fdinfo") / link.name).read_text().split()[3], 8) & 3
+                )
+        del array, private
+
+
+def test_without_page_structures_nothing_can_be_pinned(pools: PoolMaker) -> None:
+    mounted = fs_mount(pools, "--scheme", "none")
+    write_file(mounted.mountpoint / "file", 2)
+    with pmemfs.connect(mounted.mountpoint) as fs:
+        for mode in ("r", "r+", "c"):
+            with pytest.raises(pmemfs.NoPageStructures, match=r"'none'.*'on-demand'") as refused:
+                fs.map("file", mode=mode)
+            assert refused.value.errno == errno.EOPNOTSUPP
+        with pytest.raises(pmemfs.NoPageStructures):
+            fs.create("new", 100)
+        assert sorted(os.listdir(mounted.mountpoint)) == ["file"]
+        assert fs.pins() == []
+        assert fs.statistics() == (0, 0, 0)
+
+
+def test_page_structures_are_made_on_demand(pools: PoolMaker) -> None:
+    mounted = fs_mount(pools, "--scheme", "on-demand")
+    content = write_in_pieces(mounted.mountpoint / "file", 50)
+    with pmemfs.connect(mounted.mountpoint) as fs:
+        whole = fs.map("file")
+        (mounted.mountpoint / "file").unlink()
+        write_file(mounted.mountpoint / "other", 50)
+        assert (whole == content).all()
+        del whole
+        wait_for_pins(fs, 0)
+    assert_clean(pools, mounted)
+
+
+def test_at_the_limit_of_open_files_a_sentence_says_what_to_do(pools: PoolMaker) -> None:
+    mounted = fs_mount(pools)
+    for number in range(40):
+        write_file(mounted.mountpoint / str(number), 1, seed=number)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with pmemfs.connect(mounted.mountpoint) as fs:
+        arrays = [fs.map("0")]
+        open_now = len(os.listdir("/proc/self/fd"))
+        # Once where open(2) fails, and once where the pin finds no room.
+        for spare in (0, 1, 2, 3):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (open_now + spare + 5, before[1]))
+            try:
+                with pytest.raises(pmemfs.TooManyOpenFiles, match="map several files with one pin"):
+                    arrays += map(fs.map, map(str, range(1, 40)))
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, before)
+            assert all(len(array) == FRAME for array in arrays)
+            del arrays[1:]
+            assert len(os.listdir("/proc/self/fd")) <= open_now + 1
+        arrays.clear()
+        wait_for_pins(fs, 0)
+
+
+# The end of the daemon
+
+
+def test_arrays_outlive_a_daemon_that_is_killed(pools: PoolMaker) -> None:
+    mounted = fs_mount(pools)
+    content = write_in_pieces(mounted.mountpoint / "file", 20)
+    with pmemfs.connect(mounted.mountpoint) as fs:
+        mapping = fs.open("file", mode="r+")
+        whole = mapping.array
+        session = Session.of(mounted)
+        session.kill()
+        assert (whole == content).all()
+        whole[:] = 3
+        for call in (lambda: fs.map("file"), lambda: fs.open("file", mode="r+"), fs.pins,
+                     mapping.flush, lambda: fs.create("new", 10)):  # fmt: skip
+            with pytest.raises(pmemfs.DaemonGone, match="has ended") as gone:
+                call()
+            assert gone.value.errno == errno.ENOTCONN
+            assert str(mounted.mountpoint) in str(gone.value)
+        assert (whole == 3).all()
+        # The lock is shared with the array, so nobody gives its pages to others.
+        again = run_pmemfs("mount", mounted.pool, pools.mountpoint("again"))
+        assert again.code == 32
+        del whole, gone
+        mapping.close()
+    pools.mount(mounted.pool, at="again")
+
+
+def test_arrays_outlive_an_unmount(pools: PoolMaker) -> None:
+    mounted = fs_mount(pools)
+    content = write_in_pieces(mounted.mountpoint / "file", 20)
+    fs = pmemfs.connect(mounted.mountpoint)
+    whole = fs.map("file")
+    pools.umount(mounted)
+    assert (whole == content).all()
+    with pytest.raises(pmemfs.DaemonGone):
+        fs.map(mounted.mountpoint / "file")
+    with pytest.raises(pmemfs.DaemonGone):
+        fs.pins()
+    again = run_pmemfs("mount", mounted.pool, pools.mountpoint("again"))
+    assert again.code == 32, "pages that are shown are given to nobody"
+    fs.close()
+    del whole
+    assert_clean(pools, pools.mount(mounted.pool, at="again"))
+
+
+def test_a_connection_with_an_older_mount_is_no_use(pools: PoolMaker) -> None:
+    mounted = fs_mount(pools)
+    write_file(mounted.mountpoint / "file", 2)
+    with pmemfs.connect(mounted.mountpoint) as fs:
+        assert len(fs.map("file")) == 2 * FRAME
+        pools.umount(mounted)
+        pools.mount(mounted.pool)
+        with pytest.raises(pmemfs.DaemonGone):
+            fs.map("file")
+    with pmemfs.connect(mounted.mountpoint) as fs:
+        assert len(fs.map("file")) == 2 * FRAME
+
+
+def test_a_closed_connection_is_closed_and_its_arrays_are_not(pools: PoolMaker) -> None:
+    mounted = fs_mount(pools)
+    content = write_file(mounted.mountpoint / "file", 2)
+    with pmemfs.connect(mounted.mountpoint) as fs:
+        mapping = fs.open("file", mode="r+")
+        assert repr(fs) == f"<Mount {str(mounted.mountpoint)!r}>"
+    fs.close()
+    for call in (lambda: fs.map("file"), fs.pins, mapping.flush):
+        with pytest.raises(pmemfs.Closed, match="closed"):
+            call()
+    assert (mapping.array == content).all()
+    with pmemfs.connect(mounted.mountpoint) as other:
+        assert len(other.pins()) == 1
+        mapping.close()
+        wait_for_pins(other, 0)
+
+
+# Other users
+
+
+def test_another_user_is_told_whose_mount_it_is(pools: PoolMaker) -> None:
+    may_pass(pools)
+    mounted = pools.mount(pools.create("fs0", "64M", "--mode", "fs"), "-o", "allow_other")
+
+    def try_it() -> str:
+        try:
+            pmemfs.connect(mounted.mountpoint)
+        except pmemfs.NotPermitted as error:
+            return str(error)
+        return ""
+
+    assert "user 0" in as_user(try_it, NOBODY)
+
+
+# What dies leaves nothing
+
+HOLDER = """
+import os, sys
+import pmemfs
+fs = pmemfs.connect(sys.argv[1])
+held = [fs.map("file", mode="r+"), fs.map("file"), fs.open("other", mode="c")]
+new = fs.create("new", 40960)
+new.array[:] = 1
+print("ready", flush=True)
+sys.stdin.readline()
+"""
+
+
+@contextmanager
+def holder(mounted: Mounted) -> Iterator[subprocess.Popen[str]]:
+    with program(HOLDER, mounted.mountpoint) as child:
+        assert hears(child) == "ready"
+        yield child
+
+
+def test_what_a_killed_client_held_is_free(pools: PoolMaker) -> None:
+    mounted = fs_mount(pools)
+    root = mounted.mountpoint
+    free = free_bytes(root)
+    write_file(root / "file", 100)
+    write_file(root / "other", 100)
+    with pmemfs.connect(root) as fs:
+        with holder(mounted) as child:
+            assert {pin.pid for pin in fs.pins()} == {child.pid}
+            assert len(fs.pins()) == 4
+            child.kill()
+            child.wait()
+            wait_for_pins(fs, 0)
+        (root / "other").unlink()
+        assert sorted(os.listdir(root)) == ["file"]
+        used = free - free_bytes(root)
+        # What it could write to rests, as long as a device may still be writing to it.
+        assert 100 * FRAME <= used < 200 * FRAME
+        assert (np.frombuffer((root / "file").read_bytes(), "u1") == fs.map("file")).all()
+    assert_clean(pools, mounted)
+
+
+def test_what_a_client_that_ends_in_order_held_is_free_at_once(pools: PoolMaker) -> None:
+    mounted = fs_mount(pools)
+    root = mounted.mountpoint
+    (root / "nothing").touch()
+    free = free_bytes(root)
+    write_file(root / "file", 100)
+    write_file(root / "other", 100)
+    with pmemfs.connect(root) as fs, holder(mounted) as child:
+        (root / "file").unlink()
+        (root / "other").unlink()
+        assert free_bytes(root) <= free - 200 * FRAME
+        child.communicate("\n")
+        assert child.returncode == 0
+        wait_for_pins(fs, 0)
+        # A frame or two are the directory's, which had names.
+        wait_until(lambda: free_bytes(root) >= free - 4 * FRAME, "nothing rests")
