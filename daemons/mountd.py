@@ -265,7 +265,7 @@ def _methods(
         from pmemfs.observe.pages import PageObserver
 
         pins = pinning.begin(pool, medium, session)
-        observer = MountObserver(pool, medium, session, started)
+        observer = MountObserver(pool, medium, session, started, pins.registry)
         return {
             "info": observer.info,
             "stat": observer.stat,
@@ -277,7 +277,7 @@ def _methods(
             "flush": pins.flush,
             "pins": pins.pins,
             "accesses": pins.accesses,
-            **PageObserver(pool, session).methods(),
+            **PageObserver(pool, session, pins.registry).methods(),
         }
 
     return all_of_them

@@ -12,7 +12,7 @@ from pmemfs.cli.options import reporting
 from pmemfs.cli.output import print_facts, print_json
 from pmemfs.cli.paths import ANY_PATH
 from pmemfs.mount.mountpoint import places_of
-from pmemfs.observe.answers import MountStatus, PoolInfo, json_values
+from pmemfs.observe.answers import MountStatus, PinSummary, PoolInfo, json_values
 from pmemfs.pfn import FRAME_BYTES
 from pmemfs.units import format_size
 from pmemfs.volume.fs.space import Space
@@ -87,6 +87,8 @@ def _mount_facts(status: MountStatus) -> Iterator[tuple[str, object]]:
     if status.log:
         yield "log", status.log
     yield "uptime", f"{status.uptime_seconds:.0f} s"
+    if status.pins and (status.pins.pin_count or status.pins.resting_bytes):
+        yield "pins", _pins(status.pins)
     if status.fault_count:
         yield "faults", f"{status.fault_count} requests met memory that could not be touched"
     if status.space:
@@ -116,6 +118,15 @@ def _space_facts(space: Space) -> Iterator[tuple[str, object]]:
     yield (
         "logs",
         f"{format_size(space.log_bytes)} of these, {format_size(space.dead_log_bytes)} of it dead",
+    )
+
+
+def _pins(pins: PinSummary) -> str:
+    count = "1 pin" if pins.pin_count == 1 else f"{pins.pin_count} pins"
+    of = "1 process" if pins.process_count == 1 else f"{pins.process_count} processes"
+    rest = f", and {format_size(pins.resting_bytes)} rest" if pins.resting_bytes else ""
+    return (
+        f"{count} of {of}, {format_size(pins.held_bytes)}{rest}; 'pmemfs pages --pins' names them"
     )
 
 

@@ -28,7 +28,16 @@ from pmemfs.cli.paths import ANY_PATH
 from pmemfs.cli.watching import check_watch, ticks, watch_options
 from pmemfs.errors import BadUsage
 from pmemfs.mountinfo import Mount
-from pmemfs.observe.answers import FilePages, PageMap, PageRun, Pages, PageState, json_values
+from pmemfs.observe.answers import (
+    FilePages,
+    HeldPin,
+    PageMap,
+    PagePins,
+    PageRun,
+    Pages,
+    PageState,
+    json_values,
+)
 from pmemfs.units import format_size
 
 _DEFAULT_HOTTEST = 10
@@ -105,11 +114,12 @@ class _Wish(NamedTuple):
 )
 @click.option("--file", type=ANY_PATH, metavar="PATH", help="Show the pages of one file.")
 @click.option("--pfn", type=Pfn(), metavar="N", help="Show all that is known of one page.")
+@click.option("--pins", is_flag=True, help="Show which processes hold which pages.")
 @reporting
 def pages(
     target: str | None, hottest: int | None, as_map: bool, by: str | None,
     interval_seconds: float | None, count: int | None, colour: str | None, picture: str | None,
-    file: str | None, pfn: int | None, as_json: bool,
+    file: str | None, pfn: int | None, pins: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Count the page structures of a mount, and show the hottest pages.
 
@@ -122,7 +132,7 @@ def pages(
     A page's owner is the file that it belonged to when it was last read or written.
     """
     _check_views(hottest=hottest is not None, map=as_map, picture=picture is not None,
-                 file=file is not None, pfn=pfn is not None)  # fmt: skip
+                 file=file is not None, pfn=pfn is not None, pins=pins)  # fmt: skip
     is_map = as_map or picture is not None
     for option, is_given in (("--by", by), ("--color", colour), ("--watch", interval_seconds)):
         if is_given is not None and not is_map:
@@ -143,6 +153,8 @@ def pages(
         _show_map(mount, wish, as_json=as_json, as_map=as_map)
     elif pfn is not None:
         _show_page(mount, pfn, as_json=as_json)
+    elif pins:
+        _show_pins(mount, as_json=as_json)
     else:
         _show_hottest(mount, _DEFAULT_HOTTEST if hottest is None else hottest, as_json=as_json)
 
@@ -314,6 +326,46 @@ def _page_facts(page: PageState) -> Iterator[tuple[str, object]]:
     yield "last access", _ago(page.last_access_ns) if page.referenced else "never"
     yield "write epoch", page.write_epoch
     yield "generation", page.generation
+
+
+def _show_pins(mount: Mount, *, as_json: bool) -> None:
+    report = ask(mount, "page_pins", PagePins)
+    if as_json:
+        print_json(json_values(report))
+        return
+    if report.pins:
+        print_table(
+            ["PID", "COMMAND", "FILE", "SIZE", "MODE", "SINCE", "STATE"],
+            [
+                (pin.pid or "-", pin.command, _ranges(pin),
+                 format_size(pin.page_count * report.page_size_bytes),
+                 "rw" if pin.writable else "r", _ago(pin.since_ns), _pin_state(pin))
+                for pin in report.pins
+            ],
+            spare=["COMMAND"],
+        )  # fmt: skip
+    pages = sum(pin.page_count for pin in report.pins) + report.other_pages
+    count = len(report.pins) + report.other_pins
+    size = format_size(pages * report.page_size_bytes)
+    more = f", of which {report.other_pins} are not shown" if report.other_pins else ""
+    say(f"{'1 pin' if count == 1 else f'{count} pins'} of {size}{more}")
+
+
+def _ranges(pin: HeldPin) -> str:
+    """The files of a pin, and what part of each, unless that is its beginning."""
+    names = [
+        owner_text(part.owner) + (f" from {part.offset_bytes}" if part.offset_bytes else "")
+        for part in pin.files
+    ]
+    more = [f"{pin.other_files} more"] if pin.other_files else []
+    return ", ".join(names + more)
+
+
+def _pin_state(pin: HeldPin) -> str:
+    """What has become of a pin: its client may be gone, or its pages may have left their file."""
+    if pin.is_resting:
+        return "rests, its process is gone"
+    return "stale" if pin.is_stale else "in use"
 
 
 def _ago(time_ns: int) -> str:

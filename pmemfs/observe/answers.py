@@ -95,6 +95,18 @@ class MountStatus(NamedTuple):
     """The daemon's descriptor of the pool: its file, whatever name that has by now."""
     structures: StructureBytes | None = None
     """What page structures take now."""
+    pins: PinSummary | None = None
+
+
+class PinSummary(NamedTuple):
+    """How much clients hold."""
+
+    pin_count: int
+    process_count: int
+    held_bytes: int
+    """Of all pins; what several hold counts as often."""
+    resting_bytes: int
+    """Held a while longer, because a client is gone whose device may still be writing."""
 
 
 class Remounted(NamedTuple):
@@ -203,6 +215,43 @@ class PageState(NamedTuple):
     owner: PageOwner | None = None
     offset_bytes: int = 0
     """Of the page in that inode."""
+
+
+class PinnedRange(NamedTuple):
+    """A range of a file that is pinned."""
+
+    owner: PageOwner
+    offset_bytes: int
+    length_bytes: int
+
+
+class HeldPin(NamedTuple):
+    """A pin, and who has it."""
+
+    pin: int
+    pid: int
+    command: str
+    since_ns: int
+    writable: bool
+    is_resting: bool
+    """Whether its client is gone, while its pages rest."""
+    is_stale: bool
+    """Whether a page of it has left its file."""
+    page_count: int
+    files: tuple[PinnedRange, ...]
+    other_files: int = 0
+    """So many more ranges have no room here."""
+
+
+class PagePins(NamedTuple):
+    """Who holds which pages; those with most pages first."""
+
+    scheme: str
+    page_size_bytes: int
+    pins: tuple[HeldPin, ...]
+    other_pins: int
+    """So many more have no room here."""
+    other_pages: int
 
 
 class ExtentReport(NamedTuple):

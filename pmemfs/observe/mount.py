@@ -15,10 +15,11 @@ from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap import effective_scheme
 from pmemfs.mount.elsewhere import places_elsewhere
 from pmemfs.mount.mountpoint import places_of
-from pmemfs.observe.answers import MountStatus, json_values
+from pmemfs.observe.answers import MountStatus, PinSummary, json_values
 from pmemfs.observe.extents import file_extents
 from pmemfs.observe.pool import pool_info
 from pmemfs.observe.stat import Sample, own_counts, worker_sample
+from pmemfs.pins.registry import Pins
 from pmemfs.pool import Pool
 from pmemfs.volume.fs.space import Space
 
@@ -32,6 +33,7 @@ class MountObserver:
         medium: MappedMedium,
         session: Session,
         started: float,
+        pins: Pins,
     ) -> None:
         self._pool = pool
         self._medium = medium
@@ -40,6 +42,7 @@ class MountObserver:
         self._fs = session.served.fs
         self._mount = session.mount
         self._started = started
+        self._pins = pins
 
     async def info(self) -> dict[str, Any]:
         """The status of the mount and its pool."""
@@ -64,12 +67,22 @@ class MountObserver:
             log=log_place(),
             pool_fd=self._medium.fileno(),
             structures=self._session.memmap.memory(),
+            pins=self._pin_summary(),
         )
         return json_values(status)
 
     def _is_detached(self) -> bool:
         """Whether the mount is nowhere, in no mount namespace that can be seen."""
         return not places_of(self._mount) and not any(places_elsewhere(self._mount))
+
+    def _pin_summary(self) -> PinSummary:
+        living, page_bytes = self._pins.living, self._pool.label.page_size_bytes
+        return PinSummary(
+            pin_count=len(living),
+            process_count=len({(pin.client.pid, pin.client.started) for pin in living}),
+            held_bytes=sum(pin.page_count for pin in living) * page_bytes,
+            resting_bytes=sum(pin.page_count for pin in self._pins.resting) * page_bytes,
+        )
 
     def _space(self) -> Space | None:
         """Where the frames are; None in mode `block`, and if the bitmaps can't be read."""

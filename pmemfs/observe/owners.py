@@ -28,6 +28,7 @@ SEARCH_SECONDS = 0.5
 _AGAIN_SECONDS = 30
 """How long a name that was not found is not looked for again."""
 _ENTRIES_AT_ONCE = 10_000
+_PATH_MAX = 4096
 _MOST_KNOWN = 1 << 16
 
 
@@ -105,7 +106,9 @@ class Owners:
             names.append(name)
             seen.add(parent)
             number = parent
-        return os.fsdecode(b"/".join(reversed(names)))
+        path = b"/".join(reversed(names))
+        # No system call takes a longer one, and an answer has to have room for many.
+        return os.fsdecode(path) if len(path) < _PATH_MAX else None
 
     def _forget_some(self) -> None:
         if len(self._places) > _MOST_KNOWN:

@@ -25,17 +25,22 @@ from pmemfs.media.pagereport import PageOwner, PageReport
 from pmemfs.memmap import effective_scheme
 from pmemfs.observe.answers import (
     FilePages,
+    HeldPin,
     OwnerShare,
     PageCell,
     PageMap,
+    PagePins,
     PageRun,
     Pages,
     PageState,
+    PinnedRange,
     json_values,
 )
 from pmemfs.observe.owners import Owners
 from pmemfs.pfn import PAGE_SHIFT, PageGeometry
+from pmemfs.pins.registry import Pins
 from pmemfs.pool import Pool
+from pmemfs.units import MIB
 from pmemfs.volume.block import INODE, BlockVolume
 from pmemfs.volume.fs.extents import MappedExtent
 
@@ -47,16 +52,23 @@ MOST_CELLS = 1 << 14
 RUNS_AT_ONCE = 1 << 12
 """An answer has so many runs, and at most as many again as a piece of a scan has pages."""
 SHOWN_OWNERS = 52
+MOST_PINS, MOST_FILES = 1024, 4
+"""Of these an answer names the files."""
+PATHS_BYTES = MIB
+"""For all paths of an answer together; owners that come later are named by number."""
 _MOST_HOTTEST = 1000
 _STEP_SECONDS = 0.001
+_ESCAPED_BYTES = 6
+"""What a letter of a path may take in JSON."""
 _NO_END = 1 << 62
 
 
 class PageObserver:
     """Answers questions about page structures, from the daemon's own objects."""
 
-    def __init__(self, pool: Pool, session: Session) -> None:
+    def __init__(self, pool: Pool, session: Session, pins: Pins) -> None:
         self._pool = pool
+        self._pins = pins
         self._session = session
         self._memmap = session.memmap
         self._volume = session.served.volume
@@ -70,6 +82,7 @@ class PageObserver:
             "page_map": self.page_map,
             "file_pages": self.file_pages,
             "page": self.page,
+            "page_pins": self.page_pins,
         }
 
     async def pages(self, hottest: int) -> dict[str, Any]:
@@ -192,6 +205,39 @@ class PageObserver:
             state = await self._with_counts(state, page, geometry)
         return json_values(state)
 
+    async def page_pins(self) -> dict[str, Any]:
+        """Who holds which pages, as far as an answer goes. Raises NoPageStructures."""
+        self._geometry("a list of pins")
+        pins = [(pin, False) for pin in self._pins.living]
+        pins += [(pin, True) for pin in self._pins.resting]
+        pins.sort(key=lambda found: (-found[0].page_count, found[0].number))
+        shown, others = pins[:MOST_PINS], pins[MOST_PINS:]
+        files = {pin.number: pin.files[:MOST_FILES] for pin, _ in shown}
+        names = await self._owners.of(file.inode for some in files.values() for file in some)
+        held, turns, room = [], _Turns(), _Room()
+        for pin, is_resting in shown:
+            ranges = [
+                PinnedRange(room.fitting(names[file.inode]), file.offset_bytes, file.length_bytes)
+                for file in files[pin.number]
+            ]
+            held.append(
+                HeldPin(
+                    pin=pin.number, pid=pin.client.pid, command=pin.client.command,
+                    since_ns=pin.since_ns, writable=pin.is_writable, is_resting=is_resting,
+                    is_stale=pin.is_stale, page_count=pin.page_count, files=tuple(ranges),
+                    other_files=len(pin.files) - len(ranges),
+                )
+            )  # fmt: skip
+            await turns.give_way()
+        report = PagePins(
+            scheme=effective_scheme(self._pool).word,
+            page_size_bytes=self._pool.label.page_size_bytes,
+            pins=tuple(held),
+            other_pins=len(others),
+            other_pages=sum(pin.page_count for pin, _ in others),
+        )
+        return json_values(report)
+
     async def _with_counts(self, state: PageState, page: Page, geometry: PageGeometry) -> PageState:
         """A state with what the page's structure says."""
         owner = None
@@ -212,11 +258,14 @@ class PageObserver:
     async def _named(self, reports: list[PageReport]) -> list[PageReport]:
         """Reports of pages, with the names of their owners."""
         names = await self._owners.of(report.mapping for report in reports)
-        return [
-            report._replace(owner=self._checked(names[report.mapping], report.index, report.pfn))
-            if report.mapping else report
-            for report in reports
-        ]  # fmt: skip
+        room, named = _Room(), []
+        for report in reports:
+            if report.mapping:
+                owner = room.fitting(names[report.mapping])
+                owner = self._checked(owner, report.index, report.pfn)
+                report = report._replace(owner=owner)
+            named.append(report)
+        return named
 
     def _checked(self, owner: PageOwner, index: int, pfn: int) -> PageOwner:
         """An owner, and whether the page has left it. A larger page may belong to several."""
@@ -261,6 +310,18 @@ class PageObserver:
         turns = _Turns()
         for _ in self._memmap.scan(look, first_page, page_count):
             await turns.give_way()
+
+
+class _Room:
+    """The room for paths in an answer."""
+
+    def __init__(self) -> None:
+        self._left = PATHS_BYTES
+
+    def fitting(self, owner: PageOwner) -> PageOwner:
+        """An owner, without its path where there is no room for that."""
+        self._left -= _ESCAPED_BYTES * len(owner.path)
+        return owner if self._left >= 0 else owner._replace(path="")
 
 
 class _Turns:

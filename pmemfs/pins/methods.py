@@ -49,7 +49,7 @@ class PinMethods:
     """The methods of one mount."""
 
     def __init__(self, pins: Pins, pool: Pool, medium: MappedMedium, volume: Volume) -> None:
-        self._pins = pins
+        self.registry = self._pins = pins
         self._pool = pool
         self._medium = medium
         self._volume = volume

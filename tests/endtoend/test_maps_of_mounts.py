@@ -15,6 +15,10 @@ import pytest
 from kit.commands import BIN, pmemfs, pmemfs_here, pmemfs_ok, refused, run_command
 from kit.mounts import Mounted, PoolMaker
 from kit.posix import opened
+from kit.processes import wait_until
+from pmemfs.control.channel import Channel
+from pmemfs.control.places import socket_path
+from pmemfs.mountinfo import mount_at
 
 pytestmark = pytest.mark.mount
 
@@ -153,9 +157,62 @@ def test_a_page_that_has_left_its_file_is_told_so(native_files: Mounted) -> None
     assert "file (has left it)" in pmemfs_here("pages", at, "--pfn", pfn)
 
 
+@pytest.mark.usefixtures("engine")
+def test_pins_are_shown_with_who_has_them(pools: PoolMaker) -> None:
+    mounted = pools.mount(pools.create("files", "64M", "--mode", "fs"))
+    at = mounted.mountpoint
+    (at / "kv").mkdir()
+    for name in ("kv/large", "small"):
+        write(at / name, 4 if name == "small" else 24)
+    assert pmemfs_here("pages", at, "--pins") == "0 pins of 0B\n"
+    assert "pins" not in pmemfs_here("info", at)
+    mount = mount_at(str(at))
+    assert mount is not None
+    channel = Channel(socket_path(mount))
+    inodes = [(at / name).stat().st_ino for name in ("kv/large", "small")]
+    _, (large,) = channel.ask("pin", files=[[inodes[0], 0, -1]], writable=True)
+    _, (both,) = channel.ask(
+        "pin", files=[[inodes[1], 4096, -1], [inodes[0], 0, 4096]], writable=False
+    )
+    pins = asked(at, "--pins")["pins"]
+    assert [(pin["page_count"], pin["writable"]) for pin in pins] == [(24, True), (4, False)]
+    assert {pin["pid"] for pin in pins} == {os.getpid()}
+    assert [part["owner"]["path"] for part in pins[1]["files"]] == ["small", "kv/large"]
+    told = pmemfs_here("pages", at, "--pins")
+    assert "small from 4096, kv/large" in told
+    assert told.endswith("2 pins of 112KiB\n")
+    assert "2 pins of 1 process, 112KiB; 'pmemfs pages --pins'" in pmemfs_here("info", at)
+    assert mounted.info()["pins"]["held_bytes"] == 28 * PAGE
+    # Pages in use, as all views have it.
+    assert sum(cell["in_use"] for cell in asked(at, "--map")["cells"]) == 27
+    assert "U" in pmemfs_here("pages", at, "--map") or "u" in pmemfs_here("pages", at, "--map")
+    runs = asked("--file", at / "kv/large")["runs"]
+    assert sorted({run["refcount"] for run in runs}) == [1, 2]
+    assert "96KiB in use" in pmemfs_here("pages", "--file", at / "kv/large")
+    # What the file gave away is still held, and the pages say so.
+    os.truncate(at / "kv/large", 0)
+    assert [pin["is_stale"] for pin in asked(at, "--pins")["pins"]] == [True, True]
+    page = asked(at, "--pfn", runs[0]["pfn"])
+    assert (page["is_free"], page["refcount"] > 0, page["owner"]["has_left"]) == (False, True, True)
+    assert "stale" in pmemfs_here("pages", at, "--pins")
+    (at / "small").unlink()
+    assert "(gone)" in (told := pmemfs_here("pages", at, "--pins")) or "(unnamed)" in told
+    for fd, marks in ((both, b"d"), (large, b"x")):
+        os.write(fd, marks)
+        os.close(fd)
+    channel.close()
+
+    def has_rest() -> bool:
+        return [pin["is_resting"] for pin in asked(at, "--pins")["pins"]] == [True]
+
+    wait_until(has_rest, "the writable pin rests, and the other one is over")
+    assert "rests, its process is gone" in pmemfs_here("pages", at, "--pins")
+    assert "96KiB rest" in pmemfs_here("info", at)
+
+
 def test_without_page_structures_there_is_no_map_and_no_page(pools: PoolMaker) -> None:
     mounted = pools.mount(pools.create("pmem0", "16M", "--scheme", "none"))
-    for words in (("--map",), ("--file", mounted.device), ("--pfn", "0x200")):
+    for words in (("--map",), ("--file", mounted.device), ("--pfn", "0x200"), ("--pins",)):
         refused(pmemfs("pages", mounted.mountpoint, *words), 1, "'none'", "'pmem'", "'on-demand'")
     assert "in the pool" not in pmemfs_here("info", mounted.mountpoint)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from typing import Any
 
@@ -34,13 +35,23 @@ from pmemfs.memmap.scanning import (
 )
 from pmemfs.observe.answers import (
     FilePages,
+    HeldPin,
     OwnerShare,
     PageCell,
     PageMap,
+    PagePins,
     PageRun,
+    PinnedRange,
     json_values,
 )
-from pmemfs.observe.pages import MOST_CELLS, RUNS_AT_ONCE, SHOWN_OWNERS
+from pmemfs.observe.pages import (
+    MOST_CELLS,
+    MOST_FILES,
+    MOST_PINS,
+    PATHS_BYTES,
+    RUNS_AT_ONCE,
+    SHOWN_OWNERS,
+)
 
 GENERATION, PERSISTED = 7, 3
 
@@ -173,6 +184,13 @@ def test_the_largest_map_fits_into_an_answer() -> None:
     values = json_values(report)
     assert len(str(values["cells"])) + 6 * 4096 * SHOWN_OWNERS < ANSWER_LIMIT_BYTES
     assert decode(PageMap, values) == report
+
+
+def test_the_longest_list_of_pins_fits_into_an_answer() -> None:
+    files = (PinnedRange(PageOwner(2**63, "", "not found"), 2**63, 2**63),) * MOST_FILES
+    pin = HeldPin(2**63, 2**31, "\udcff" * 200, 2**63, True, True, True, 2**52, files, 2**31)
+    report = PagePins("on-demand", 2**30, (pin,) * MOST_PINS, 2**31, 2**52)
+    assert len(json.dumps(json_values(report))) + PATHS_BYTES < ANSWER_LIMIT_BYTES
 
 
 @pytest.mark.parametrize(

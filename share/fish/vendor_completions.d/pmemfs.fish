@@ -92,6 +92,7 @@ complete -c pmemfs -n '__pmemfs_at pages' -l color -x -a 'auto always never' -d 
 complete -c pmemfs -n '__pmemfs_at pages' -l picture -r -F -d 'Draw the map into a .svg or .png, which needs matplotlib.'
 complete -c pmemfs -n '__pmemfs_at pages' -l file -r -F -d 'Show the pages of one file.'
 complete -c pmemfs -n '__pmemfs_at pages' -l pfn -x -d 'Show all that is known of one page.'
+complete -c pmemfs -n '__pmemfs_at pages' -l pins -d 'Show which processes hold which pages.'
 complete -c pmemfs -n '__pmemfs_at pages' -l json -d 'Print JSON for programs; errors too.'
 complete -c pmemfs -n '__pmemfs_at pages' -s q -l quiet -d 'Say nothing but errors.'
 complete -c pmemfs -n '__pmemfs_at pages' -s v -l verbose -d 'Say more: what is done, and why.'
