@@ -422,6 +422,36 @@ class NotMounted(PmemfsError):
     errno = errno.EINVAL
 
 
+class CannotCompare(PmemfsError):
+    """cannot compare: {why}"""
+
+    errno = errno.EIO
+
+
+class CommandFailed(PmemfsError):
+    """{command} failed: {why}"""
+
+    errno = errno.EIO
+
+
+class WorkloadFailed(PmemfsError):
+    """{what} failed: {why}"""
+
+    errno = errno.EIO
+
+
+class CannotTransfer(PmemfsError):
+    """cannot read the transfers from {path}: {why}"""
+
+    errno = errno.EINVAL
+
+
+class NeedsPackage(PmemfsError):
+    """{what} needs the package {package}, which is not installed; {remedy}"""
+
+    errno = errno.ENOPKG
+
+
 class NoExtents(PmemfsError):
     """{path} has no extents to show: {why}"""
 

@@ -30,6 +30,10 @@ COMMANDS = {
         "pmemfs.cli.doctor:doctor",
         "Show what this machine offers, and what would be faster.",
     ),
+    "compare": (
+        "pmemfs.cli.compare:compare",
+        "Compare the ways to keep page structures, side by side.",
+    ),
 }
 """Where each command is, and its summary; in the order of a pool's life."""
 

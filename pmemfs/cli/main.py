@@ -39,3 +39,7 @@ def _run(words: list[str]) -> int:
     code = run(pmemfs, words)
     leave_quietly()
     return code
+
+
+if __name__ == "__main__":
+    main()

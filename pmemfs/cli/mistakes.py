@@ -24,6 +24,7 @@ _COMMANDS_ELSEWHERE = {
     "fsck": "check", "repair": "check", "scrub": "check", "verify": "check",
     "extend": "resize", "expand": "resize", "grow": "resize", "growfs": "resize",
     "truncate": "resize", "iostat": "stat", "stats": "stat", "top": "stat",
+    "bench": "compare", "benchmark": "compare", "diff": "compare", "versus": "compare",
     "discard": "trim", "fstrim": "trim", "fiemap": "extents", "filefrag": "extents",
 }  # fmt: skip
 """What other tools, or other words, call a command of ours."""

@@ -1,4 +1,4 @@
-"""Sixty mistakes that a user may make, and what the program says of each.
+"""A hundred mistakes that a user may make, and what the program says of each.
 
 Lines are written for `pmemfs`, as users of mkfs, mount, ndctl, zpool and fio would try them. Names
 in braces are files, directories and mounts of the `Scene`. The words are those of the sentence that
@@ -142,4 +142,20 @@ QUESTIONS = [
     _mistake("", 2, "a command is missing", "pmemfs --help"),
 ]
 
-MISTAKES = SIZES + PLACES + MOUNTS + QUESTIONS
+COMPARISONS = [
+    _mistake("compare --medium {missing}", 2, "is not a directory", "such as /dev/shm"),
+    _mistake("compare --medium ''", 2, "'' is not a directory"),
+    _mistake("compare --medium {tmpfs} --size 64M", 1, "no room for", "give a smaller --size"),
+    _mistake("compare --size 8M", 2, "the pools need 32MiB each"),
+    _mistake("compare --rounds 0", 2, "is not from 1 to 1000"),
+    _mistake("compare --seconds soon", 2, "'soon' is not a number of seconds"),
+    _mistake("compare --seconds 0", 2, "0 is not from 0.05 to 600"),
+    _mistake("compare --size 64M --device {missing}", 1, "cannot read", "no such file"),
+    _mistake("compare --size 64M --device {empty}", 1, "it has 0B, and 16MiB are read"),
+    _mistake("compare --size 64M --report {missing}/r.html", 2, "no directory", "make it first"),
+    _mistake("compare --size 64M --report {directory}", 2, "is no file", "such as r.html"),
+    _mistake("compare {clean}", 2, "there is no place for"),
+    _mistake("benchmark", 2, "did you mean 'compare'"),
+]
+
+MISTAKES = SIZES + PLACES + MOUNTS + QUESTIONS + COMPARISONS

@@ -25,7 +25,7 @@ function __pmemfs_at -a command place
     test -z "$place"; or test "$place" = "$places"
 end
 
-set -g __pmemfs_takers 'create --size' 'create --mode' 'create --scheme' 'create --page-size' 'create --align' 'create --name' 'mount -o' 'mount --engine' 'mount --transport' 'pages --hottest' 'pages --by' 'pages --watch' 'pages --count' 'pages --color' 'pages --picture' 'pages --file' 'pages --pfn' 'stat --watch' 'stat --count' 'list --dir' 'resize --size'
+set -g __pmemfs_takers 'create --size' 'create --mode' 'create --scheme' 'create --page-size' 'create --align' 'create --name' 'mount -o' 'mount --engine' 'mount --transport' 'pages --hottest' 'pages --by' 'pages --watch' 'pages --count' 'pages --color' 'pages --picture' 'pages --file' 'pages --pfn' 'stat --watch' 'stat --count' 'list --dir' 'resize --size' 'compare --medium' 'compare --size' 'compare --rounds' 'compare --seconds' 'compare --idle' 'compare --device' 'compare --report'
 complete -c pmemfs -f
 complete -c pmemfs -n '__pmemfs_at ""' -a create -d 'Make a pool of a file or a device.'
 complete -c pmemfs -n '__pmemfs_at ""' -a mount -d 'Mount POOL on the directory MOUNTPOINT.'
@@ -39,6 +39,7 @@ complete -c pmemfs -n '__pmemfs_at ""' -a resize -d 'Make a pool larger, mounted
 complete -c pmemfs -n '__pmemfs_at ""' -a trim -d 'Give back the memory that no file of a mount uses.'
 complete -c pmemfs -n '__pmemfs_at ""' -a check -d 'Verify a pool that is not mounted, and repair it.'
 complete -c pmemfs -n '__pmemfs_at ""' -a doctor -d 'Show what this machine offers, and what would be faster.'
+complete -c pmemfs -n '__pmemfs_at ""' -a compare -d 'Compare the ways to keep page structures, side by side.'
 complete -c pmemfs -n '__pmemfs_at ""' -l json -d 'Print JSON for programs; errors too.'
 complete -c pmemfs -n '__pmemfs_at ""' -s q -l quiet -d 'Say nothing but errors.'
 complete -c pmemfs -n '__pmemfs_at ""' -s v -l verbose -d 'Say more: what is done, and why.'
@@ -150,3 +151,15 @@ complete -c pmemfs -n '__pmemfs_at doctor' -s q -l quiet -d 'Say nothing but err
 complete -c pmemfs -n '__pmemfs_at doctor' -s v -l verbose -d 'Say more: what is done, and why.'
 complete -c pmemfs -n '__pmemfs_at doctor' -s V -l version -d 'Show the version and exit.'
 complete -c pmemfs -n '__pmemfs_at doctor' -s h -l help -d 'Show this message and exit.'
+complete -c pmemfs -n '__pmemfs_at compare' -l medium -x -a '(__fish_complete_directories)' -d 'A directory where the pools are made, one at a time.'
+complete -c pmemfs -n '__pmemfs_at compare' -l size -x -d 'Size of each pool; pages of 1G need more than 2G.'
+complete -c pmemfs -n '__pmemfs_at compare' -l rounds -x -d 'How often each answer has its turn; a verdict needs 5.'
+complete -c pmemfs -n '__pmemfs_at compare' -l seconds -x -d 'How long each of four kinds of I/O is measured.'
+complete -c pmemfs -n '__pmemfs_at compare' -l idle -x -d 'How long to wait, once, for idle structures to be dropped; 0: not at all.'
+complete -c pmemfs -n '__pmemfs_at compare' -l device -r -F -d 'A device or file that transfers are read from.'
+complete -c pmemfs -n '__pmemfs_at compare' -l report -r -F -d 'Write a report with plots, too, one file that needs no other.'
+complete -c pmemfs -n '__pmemfs_at compare' -l json -d 'Print JSON for programs; errors too.'
+complete -c pmemfs -n '__pmemfs_at compare' -s q -l quiet -d 'Say nothing but errors.'
+complete -c pmemfs -n '__pmemfs_at compare' -s v -l verbose -d 'Say more: what is done, and why.'
+complete -c pmemfs -n '__pmemfs_at compare' -s V -l version -d 'Show the version and exit.'
+complete -c pmemfs -n '__pmemfs_at compare' -s h -l help -d 'Show this message and exit.'

@@ -1,0 +1,1 @@
+"""The four answers of 2015 side by side: one pool each, one workload, one table."""
