@@ -314,7 +314,7 @@ def _page_facts(page: PageState) -> Iterator[tuple[str, object]]:
     yield "pfn_t", f"{page.pfn_t:#x}: the offset of a page structure"
     yield "state", page.state
     if page.is_free is not None:
-        yield "frame", "free" if page.is_free else "taken, by a file or by the file system"
+        yield "frame", _frame_text(page)
     if page.state == "uninitialised":
         return
     yield "references", page.refcount
@@ -326,6 +326,15 @@ def _page_facts(page: PageState) -> Iterator[tuple[str, object]]:
     yield "last access", _ago(page.last_access_ns) if page.referenced else "never"
     yield "write epoch", page.write_epoch
     yield "generation", page.generation
+
+
+def _frame_text(page: PageState) -> str:
+    """Who has a frame of a file system."""
+    if page.is_free:
+        return "free"
+    if page.owner and page.owner.has_left and page.refcount:
+        return "held back: it has left its file"
+    return "taken, by a file or by the file system"
 
 
 def _show_pins(mount: Mount, *, as_json: bool) -> None:

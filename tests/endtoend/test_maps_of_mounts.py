@@ -192,6 +192,7 @@ def test_pins_are_shown_with_who_has_them(pools: PoolMaker) -> None:
     # What the file gave away is still held, and the pages say so.
     os.truncate(at / "kv/large", 0)
     assert [pin["is_stale"] for pin in asked(at, "--pins")["pins"]] == [True, True]
+    assert "held back" in pmemfs_here("pages", at, "--pfn", runs[0]["pfn"])
     page = asked(at, "--pfn", runs[0]["pfn"])
     assert (page["is_free"], page["refcount"] > 0, page["owner"]["has_left"]) == (False, True, True)
     assert "stale" in pmemfs_here("pages", at, "--pins")
