@@ -20,8 +20,14 @@ if TYPE_CHECKING:
     from pmemfs.client.mount import Mount, MountStatistics, PinReport, connect
     from pmemfs.client.newfile import NewFile
     from pmemfs.client.pin import Pin, PinnedFile, pin_of
+    from pmemfs.client.tensorcache import CacheStatistics, Reservation, TensorCache
     from pmemfs.errors import (
+        BadArray,
+        BadCache,
+        BadEntry,
+        BadKey,
         BadMapping,
+        CacheFull,
         CannotPin,
         Closed,
         DaemonGone,
@@ -39,7 +45,13 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "BadArray",
+    "BadCache",
+    "BadEntry",
+    "BadKey",
     "BadMapping",
+    "CacheFull",
+    "CacheStatistics",
     "CannotPin",
     "Closed",
     "DaemonGone",
@@ -58,7 +70,9 @@ __all__ = [
     "PinnedArray",
     "PinnedFile",
     "PmemfsError",
+    "Reservation",
     "StillInUse",
+    "TensorCache",
     "TooManyMappings",
     "TooManyOpenFiles",
     "TooManyPieces",
@@ -73,6 +87,7 @@ _PLACES = {
     "client.mount": ("Mount", "MountStatistics", "PinReport", "connect"),
     "client.newfile": ("NewFile",),
     "client.pin": ("Pin", "PinnedFile", "pin_of"),
+    "client.tensorcache": ("CacheStatistics", "Reservation", "TensorCache"),
 }
 """Where names are; all others of `__all__` are errors."""
 

@@ -543,3 +543,36 @@ class TooManyMappings(PmemfsError, OSError):
     (vm.max_map_count); map it with contiguous=True, which lays the file out anew"""
 
     errno = errno.ENOMEM
+
+
+# A cache of tensors
+
+
+class BadKey(PmemfsError, ValueError):
+    """{key!r} cannot be the key of an entry: {why}"""
+
+    errno = errno.EINVAL
+
+
+class BadArray(PmemfsError, TypeError):
+    """an array of type {dtype} cannot be an entry: {why}"""
+
+    errno = errno.EINVAL
+
+
+class BadEntry(PmemfsError, ValueError):
+    """{path} is not the entry of a cache: {why}; delete it, or keep it elsewhere"""
+
+    errno = errno.EINVAL
+
+
+class BadCache(PmemfsError, OSError):
+    """{path} cannot be a cache: {why}"""
+
+    errno = errno.ENOTDIR
+
+
+class CacheFull(PmemfsError, OSError):
+    """there is no room for {wanted} in the cache {path}: {why}"""
+
+    errno = errno.ENOSPC

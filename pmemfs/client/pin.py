@@ -41,7 +41,7 @@ class Pin:
     that it has forked. Then the pages go to whom they belong by then.
     """
 
-    __slots__ = ("_end", "_place", "_words", "files", "is_writable", "number")
+    __slots__ = ("_end", "_words", "files", "is_writable", "number", "place")
 
     def __init__(
         self,
@@ -55,7 +55,8 @@ class Pin:
     ) -> None:
         self._end = weakref.ref(end)
         self._words = words
-        self._place = place
+        self.place = place
+        """Of its word, in the memory that the daemon shares."""
         self.number = number
         """The daemon's number for it, as in `Mount.pins` and `pmemfs pages --pins`."""
         self.is_writable = is_writable
@@ -87,7 +88,7 @@ class Pin:
 
     def _is_set(self, bits: int) -> bool:
         # The word of a pin that is over may be another pin's.
-        return self.has_ended or bool(self._words.read(self._place) & bits)
+        return self.has_ended or bool(self._words.read(self.place) & bits)
 
 
 class About(NamedTuple):

@@ -1,0 +1,309 @@
+"""How much room the entries of a tensor cache take, and which of them are removed for others.
+
+All processes that use a cache add up what they commit and remove in one small file, the ledger.
+Which entry goes is decided by what the page structures know: the one whose pages were accessed the
+longest ago, of several such the one with the fewest reads, and then the one that was written first.
+Invariants:
+- an entry that is pinned when the daemon is asked is not removed, whoever has the pin;
+- an entry is added to the ledger after it appeared, and subtracted after it is gone. Where a
+  process dies in between, the ledger is wrong until the next look at all files, and nothing else;
+- a ledger of another mount counts for nothing. What was not durable may be lost since.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import stat
+import struct
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from pmemfs.client.connection import Connection, Descriptor
+from pmemfs.client.entrynames import key_of
+from pmemfs.control.shape import Malformed, decode
+from pmemfs.errors import NoAnswer
+from pmemfs.media.accesses import Accesses
+from pmemfs.pfn import FRAME_BYTES
+from pmemfs.units import align_up
+
+HIDDEN_PREFIX = ".pmemfs-new-"
+"""Of files that `NewFile` is about to name."""
+LEDGER_NAME = ".pmemfs-cache"
+
+_LEDGER = struct.Struct("<8sQqq")
+_MAGIC = b"pmemfs-c"
+_ASKED_AT_ONCE = 1000
+"""The daemon reads no longer requests than 64 KiB."""
+_REMOVED_AT_ONCE = 64
+_LEFT_BEHIND_SECONDS = 60
+_ANY = -1
+_NEVER_NS = 1 << 63
+
+
+class Taken(NamedTuple):
+    """How much the entries of a cache take."""
+
+    entry_count: int
+    room_bytes: int
+    """Whole pages, as the file system has them."""
+
+
+class Candidate(NamedTuple):
+    """An entry that may be removed, in the order in which they are."""
+
+    last_ns: int
+    """When it was accessed, in ns since 1970; `_ANY`: remove it, whenever that was."""
+    reads: int
+    written_ns: int
+    path: str
+    inode: int
+    room_bytes: int
+
+
+LetGo = Callable[[int, int], list[Candidate]]
+"""Takes a time in ns since 1970, and a number of bytes."""
+
+
+def room_of(size_bytes: int) -> int:
+    """The pages that a file of this size takes, in bytes."""
+    return align_up(size_bytes, FRAME_BYTES)
+
+
+class CacheRoom:
+    """The room of one cache, as one process knows it."""
+
+    def __init__(self, connection: Connection, directory: str) -> None:
+        """Raises NoPageStructures if the pool knows no accesses, and OSError."""
+        self._connection = connection
+        self._directory = directory
+        self._candidates: deque[Candidate] = deque()
+        self._ledger = _Ledger(os.path.join(directory, LEDGER_NAME), self._ask([]).generation)
+        self.evicted_count = 0
+        self.evicted_bytes = 0
+
+    def taken(self) -> Taken:
+        """What all entries take. Raises OSError, and what `Connection.ask` does."""
+        return self._ledger.read() or self._look()
+
+    def changed(self, entry_count: int, room_bytes: int) -> None:
+        """Entries have come or gone. Raises OSError, and what `Connection.ask` does."""
+        if not self._ledger.add(entry_count, room_bytes):
+            self._look()
+
+    def evict(self, wanted_bytes: int, let_go: LetGo) -> int:
+        """Remove entries that take so much, if so many are not pinned; what they took.
+
+        `let_go` lets go of entries that only this process has pinned, for no need, and were used
+        before a time, until they take so much; and names them. Raises OSError, and what
+        `Connection.ask` does.
+        """
+        freed = self._remove(wanted_bytes, let_go)
+        if not freed:
+            self._look()
+            freed = self._remove(wanted_bytes, let_go)
+        if not freed:
+            self._candidates.extend(let_go(_NEVER_NS, wanted_bytes))
+            freed = self._remove(wanted_bytes, let_go)
+        return freed
+
+    def close(self) -> None:
+        """Let go of the ledger."""
+        self._ledger.close()
+
+    def _remove(self, wanted_bytes: int, let_go: LetGo) -> int:
+        freed = 0
+        while freed < wanted_bytes:
+            some = self._next(wanted_bytes - freed, let_go)
+            if not some:
+                break
+            removed = [
+                each.room_bytes
+                for each, now in self._with_accesses(some)
+                if _is_as_it_was(each, now) and _has_removed(each)
+            ]
+            if removed:
+                self.changed(-len(removed), -sum(removed))
+            freed += sum(removed)
+            self.evicted_count += len(removed)
+        self.evicted_bytes += freed
+        return freed
+
+    def _next(self, wanted_bytes: int, let_go: LetGo) -> list[Candidate]:
+        """The next candidates, which take so much together if there are so many."""
+        some: list[Candidate] = []
+        # Another thread may take the last one in between.
+        with contextlib.suppress(IndexError):
+            # Of what is pinned here, only this process knows when it was used.
+            some += let_go(self._candidates[0].last_ns, wanted_bytes)
+            while not some or (
+                sum(each.room_bytes for each in some) < wanted_bytes
+                and len(some) < _REMOVED_AT_ONCE
+            ):
+                some.append(self._candidates.popleft())
+        return some
+
+    def _look(self) -> Taken:
+        """Look at all files: find candidates, correct the ledger, remove what was left behind."""
+        before = self._ledger.read()
+        entries: list[Candidate] = []
+        hidden: list[Candidate] = []
+        for path, status in files_of(self._directory):
+            name = os.path.relpath(path, self._directory)
+            found = Candidate(
+                _ANY, 0, status.st_mtime_ns, path, status.st_ino, room_of(status.st_size)
+            )
+            if os.path.basename(path).startswith(HIDDEN_PREFIX):
+                if status.st_ctime < time.time() - _LEFT_BEHIND_SECONDS:
+                    hidden.append(found)
+            elif key_of(name) is not None:
+                entries.append(found)
+        for each, now in self._with_accesses(hidden):
+            # Who is still making it has it pinned.
+            if now is not None:
+                _has_removed(each)
+        self._candidates = deque(
+            sorted(now for _, now in self._with_accesses(entries) if now is not None)
+        )
+        taken = Taken(len(entries), sum(each.room_bytes for each in entries))
+        return self._ledger.correct(before, taken)
+
+    def _with_accesses(
+        self, found: Sequence[Candidate]
+    ) -> Iterator[tuple[Candidate, Candidate | None]]:
+        """Candidates, and the same with their accesses as they are now; None for what is pinned."""
+        for start in range(0, len(found), _ASKED_AT_ONCE):
+            some = found[start : start + _ASKED_AT_ONCE]
+            known = self._ask([each.inode for each in some])
+            for each, last_ns, reads, is_pinned in zip(
+                some, known.last_access_ns, known.reads, known.is_pinned, strict=True
+            ):
+                now = each._replace(last_ns=last_ns, reads=reads)
+                yield each, None if is_pinned else now
+
+    def _ask(self, inodes: list[int]) -> Accesses:
+        said, _ = self._connection.ask("accesses", inodes=inodes)
+        try:
+            answer = decode(Accesses, said)
+        except Malformed as error:
+            why = f"its answer makes no sense: {error}"
+            raise NoAnswer(path=self._connection.mountpoint, why=why) from None
+        if {len(answer.last_access_ns), len(answer.reads), len(answer.is_pinned)} != {len(inodes)}:
+            why = "its answer makes no sense: it says nothing of some files"
+            raise NoAnswer(path=self._connection.mountpoint, why=why)
+        return answer
+
+
+def any_candidate(path: str, inode: int, room_bytes: int) -> Candidate:
+    """A candidate that is removed if nobody has it pinned, whenever it was accessed."""
+    return Candidate(_ANY, 0, 0, path, inode, room_bytes)
+
+
+def _is_as_it_was(candidate: Candidate, now: Candidate | None) -> bool:
+    """Whether nobody has an entry, or has accessed it since it became a candidate."""
+    return now is not None and (candidate.last_ns == _ANY or candidate == now)
+
+
+def _has_removed(candidate: Candidate) -> bool:
+    """Remove a file, unless its name is another file's by now. Raises OSError."""
+    try:
+        if os.lstat(candidate.path).st_ino != candidate.inode:
+            return False
+        os.unlink(candidate.path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def files_of(directory: str) -> Iterator[tuple[str, os.stat_result]]:
+    """All regular files below a directory, with their attributes, while others come and go."""
+    waiting = [directory]
+    while waiting:
+        # A directory that is gone has no files.
+        with contextlib.suppress(FileNotFoundError), os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(entry.path)
+                        continue
+                    status = entry.stat(follow_symlinks=False)
+                    if stat.S_ISREG(status.st_mode):
+                        yield entry.path, status
+
+
+class _Ledger:
+    """What the entries take together, in a file that all processes lock while they change it."""
+
+    def __init__(self, path: str, generation: int) -> None:
+        self._path = path
+        self._generation = generation
+        self._file: Descriptor | None = self._opened()
+        self._begin()
+
+    def read(self) -> Taken | None:
+        """What they take; None if nobody has looked since the mount. Raises OSError."""
+        with self._locked() as fd:
+            return self._known(fd)
+
+    def add(self, entry_count: int, room_bytes: int) -> bool:
+        """Note a change; False if there is nothing that it could be added to. Raises OSError."""
+        with self._locked() as fd:
+            known = self._known(fd)
+            if known is None:
+                return False
+            self._note(fd, known.entry_count + entry_count, known.room_bytes + room_bytes)
+            return True
+
+    def correct(self, before: Taken | None, found: Taken) -> Taken:
+        """Note what was found by looking, and what others have changed since `before`."""
+        with self._locked() as fd:
+            now = self._known(fd)
+            entry_count, room_bytes = found
+            if before is not None and now is not None:
+                entry_count += now.entry_count - before.entry_count
+                room_bytes += now.room_bytes - before.room_bytes
+            return self._note(fd, entry_count, room_bytes)
+
+    def close(self) -> None:
+        self._file = None
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[int]:
+        if self._pid != os.getpid():
+            self._begin()
+        # The kernel's lock is the process's, and this one is between its threads.
+        with self._lock:
+            file = self._file
+            if file is None or not os.fstat(file.number).st_nlink:
+                file = self._file = self._opened()
+            fcntl.lockf(file.number, fcntl.LOCK_EX)
+            try:
+                yield file.number
+            finally:
+                fcntl.lockf(file.number, fcntl.LOCK_UN)
+
+    def _begin(self) -> None:
+        # A fork leaves the lock as another thread of the parent had it.
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+
+    def _opened(self) -> Descriptor:
+        os.makedirs(os.path.dirname(self._path), exist_ok=True)
+        return Descriptor(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666))
+
+    def _known(self, fd: int) -> Taken | None:
+        record = os.pread(fd, _LEDGER.size, 0)
+        if len(record) == _LEDGER.size:
+            magic, generation, entry_count, room_bytes = _LEDGER.unpack(record)
+            if (magic, generation) == (_MAGIC, self._generation):
+                return Taken(entry_count, room_bytes)
+        return None
+
+    def _note(self, fd: int, entry_count: int, room_bytes: int) -> Taken:
+        taken = Taken(max(entry_count, 0), max(room_bytes, 0))
+        os.pwrite(fd, _LEDGER.pack(_MAGIC, self._generation, *taken), 0)
+        return taken
