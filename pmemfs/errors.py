@@ -458,6 +458,18 @@ class NoExtents(PmemfsError):
     errno = errno.EINVAL
 
 
+class CannotCopy(PmemfsError):
+    """cannot copy {source} to {target}: {why}"""
+
+    errno = errno.EINVAL
+
+
+class NotDirect(PmemfsError):
+    """{path} can't be copied directly: {why}; without --direct it is copied through a buffer"""
+
+    errno = errno.EOPNOTSUPP
+
+
 class UnmountFailed(PmemfsError):
     """cannot unmount {path}: {why}"""
 

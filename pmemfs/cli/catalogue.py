@@ -19,6 +19,10 @@ COMMANDS = {
     ),
     "stat": ("pmemfs.cli.stat:stat", "Show what a mount has answered, how fast, and who did."),
     "extents": ("pmemfs.cli.extents:extents", "Show where a file of a mount lies in the pool."),
+    "copy": (
+        "pmemfs.cli.copy:copy",
+        "Copy a file or a device into a mount, or out of one.",
+    ),
     "list": (
         "pmemfs.cli.list:list_mounts",
         "List all mounts, and those whose daemon does not answer.",

@@ -25,6 +25,7 @@ _COMMANDS_ELSEWHERE = {
     "extend": "resize", "expand": "resize", "grow": "resize", "growfs": "resize",
     "truncate": "resize", "iostat": "stat", "stats": "stat", "top": "stat",
     "bench": "compare", "benchmark": "compare", "diff": "compare", "versus": "compare",
+    "cp": "copy", "dd": "copy", "transfer": "copy",
     "discard": "trim", "fstrim": "trim", "fiemap": "extents", "filefrag": "extents",
 }  # fmt: skip
 """What other tools, or other words, call a command of ours."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from errno import errorcode
 from typing import Any, NamedTuple, TextIO, cast
 
@@ -304,3 +304,26 @@ def progress_line() -> Iterator[Callable[[str, int, int], None]]:
     finally:
         if shown:
             print(_LINE_START, end="", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar that says how much of so many bytes is done, for whoever waits at a terminal."""
+    if not sys.stderr.isatty() or manner.is_quiet:
+        yield lambda *_: None
+        return
+    import click
+
+    with ExitStack() as stack:
+        bar = None
+
+        def update(done: int, total: int) -> None:
+            nonlocal bar
+            if bar is None:
+                label = printable(what)
+                bar = stack.enter_context(
+                    click.progressbar(length=total, label=label, file=sys.stderr)
+                )
+            bar.update(done - bar.pos)
+
+        yield update

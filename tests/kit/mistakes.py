@@ -158,4 +158,22 @@ COMPARISONS = [
     _mistake("benchmark", 2, "did you mean 'compare'"),
 ]
 
-MISTAKES = SIZES + PLACES + MOUNTS + QUESTIONS + COMPARISONS
+COPIES = [
+    _mistake("copy {text}", 2, "DST is missing", "usage: pmemfs copy"),
+    _mistake("copy {text} ''", 2, "DST is empty"),
+    _mistake("copy {text} {directory}", 1, "neither of them is in a mount", "cp"),
+    _mistake("copy {missing} {at}", 1, "{missing}: no such file"),
+    _mistake("copy {directory} {at}", 1, "{directory}: is a directory"),
+    _mistake("copy /dev/zero {at}", 2, "neither a file nor a block device", "dd"),
+    _mistake("copy {text} {at}/new", 1, "{at} is a mount of mode block", "only file is mounted"),
+    _mistake("copy {at}/mounted {at}/mounted", 1, "they are the same file"),
+    _mistake("copy {at}/mounted {missing}/a", 1, "{missing}: no such file"),
+    _mistake("copy {at}/mounted {directory}/{long}", 1, "name too long"),
+    _mistake("copy {at}/mounted {loop}", 1, "symbolic link that leads to no file"),
+    _mistake("copy {at}/mounted /dev/pmem77", 1, "/dev/pmem77", "no such device"),
+    _mistake("copy {at}/mounted {directory} -r", 2, "no option -r", "pmemfs copy --help"),
+    _mistake("copy --dirct {text} {at}", 2, "did you mean '--direct'"),
+    _mistake("cp {text} {at}", 2, "did you mean 'copy'"),
+]
+
+MISTAKES = SIZES + PLACES + MOUNTS + QUESTIONS + COMPARISONS + COPIES

@@ -34,6 +34,7 @@ complete -c pmemfs -n '__pmemfs_at ""' -a info -d 'Show the pool TARGET, or the 
 complete -c pmemfs -n '__pmemfs_at ""' -a pages -d 'Count the page structures of a mount, and show the hottest pages.'
 complete -c pmemfs -n '__pmemfs_at ""' -a stat -d 'Show what a mount has answered, how fast, and who did.'
 complete -c pmemfs -n '__pmemfs_at ""' -a extents -d 'Show where a file of a mount lies in the pool.'
+complete -c pmemfs -n '__pmemfs_at ""' -a copy -d 'Copy a file or a device into a mount, or out of one.'
 complete -c pmemfs -n '__pmemfs_at ""' -a list -d 'List all mounts, and those whose daemon does not answer.'
 complete -c pmemfs -n '__pmemfs_at ""' -a resize -d 'Make a pool larger, mounted or not.'
 complete -c pmemfs -n '__pmemfs_at ""' -a trim -d 'Give back the memory that no file of a mount uses.'
@@ -116,6 +117,16 @@ complete -c pmemfs -n '__pmemfs_at extents' -s v -l verbose -d 'Say more: what i
 complete -c pmemfs -n '__pmemfs_at extents' -s V -l version -d 'Show the version and exit.'
 complete -c pmemfs -n '__pmemfs_at extents' -s h -l help -d 'Show this message and exit.'
 complete -c pmemfs -n '__pmemfs_at extents 0' -r -F
+complete -c pmemfs -n '__pmemfs_at copy' -l direct -d 'Fail where bytes would go through a buffer.'
+complete -c pmemfs -n '__pmemfs_at copy' -s n -l no-clobber -d 'Leave a DST that is there as it is.'
+complete -c pmemfs -n '__pmemfs_at copy' -s f -l force -d 'Replace a DST that may not be written to, too.'
+complete -c pmemfs -n '__pmemfs_at copy' -l json -d 'Print JSON for programs; errors too.'
+complete -c pmemfs -n '__pmemfs_at copy' -s q -l quiet -d 'Say nothing but errors.'
+complete -c pmemfs -n '__pmemfs_at copy' -s v -l verbose -d 'Say more: what is done, and why.'
+complete -c pmemfs -n '__pmemfs_at copy' -s V -l version -d 'Show the version and exit.'
+complete -c pmemfs -n '__pmemfs_at copy' -s h -l help -d 'Show this message and exit.'
+complete -c pmemfs -n '__pmemfs_at copy 0' -r -F
+complete -c pmemfs -n '__pmemfs_at copy 1' -r -F
 complete -c pmemfs -n '__pmemfs_at list' -l all -d 'Look for pools that are not mounted, too.'
 complete -c pmemfs -n '__pmemfs_at list' -l dir -x -a '(__fish_complete_directories)' -d 'Look in this directory, too, as --all does; may be said several times.'
 complete -c pmemfs -n '__pmemfs_at list' -l json -d 'Print JSON for programs; errors too.'

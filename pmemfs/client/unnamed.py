@@ -1,0 +1,89 @@
+"""A file that has no name until it is complete, in a mount or in any other file system.
+
+Invariants:
+- nobody finds the file before `appear`, and a program or a machine that dies leaves nothing behind.
+  Where a file system has no O_TMPFILE (pyfuse3 has none), the file has a hidden name meanwhile;
+- its content is durable before its name is there. So a name leads to all of the content, after a
+  power failure, too;
+- a name that is taken changes from the old file to the new one in one step.
+Source: open(2), O_TMPFILE.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+
+PERMISSIONS = 0o666
+_NO_UNNAMED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EISDIR, errno.EINVAL)
+
+
+class UnnamedFile:
+    """A new file, open for reading and writing."""
+
+    def __init__(self, path: str, permissions: int = PERMISSIONS) -> None:
+        """`path` is where it is to appear, and the umask is taken from `permissions`.
+
+        Raises OSError.
+        """
+        self.path = path
+        self._directory = os.path.dirname(path) or "."
+        self._hidden = ""
+        self.fd = self._made(permissions)
+        """-1 once it is closed."""
+
+    def appear(self, *, may_replace: bool = True) -> None:
+        """Make the content durable, give it its name, and close it.
+
+        Raises OSError; FileExistsError only without `may_replace`.
+        """
+        os.fsync(self.fd)
+        if self._hidden and not may_replace:
+            os.link(self._hidden, self.path)
+        elif not self._hidden:
+            try:
+                self._link(self.path)
+            except FileExistsError:
+                if not may_replace:
+                    raise
+                self._hidden = self._hidden_name()
+                self._link(self._hidden)
+        if self._hidden and may_replace:
+            os.replace(self._hidden, self.path)
+            self._hidden = ""
+        self.give_up()
+
+    def give_up(self) -> None:
+        """Close it. What has no name of its own by now is gone."""
+        fd, self.fd = self.fd, -1
+        hidden, self._hidden = self._hidden, ""
+        if fd >= 0:
+            os.close(fd)
+        if hidden:
+            # The file system may be gone; whoever finds it again finds this file.
+            with contextlib.suppress(OSError):
+                os.unlink(hidden)
+
+    def _made(self, permissions: int) -> int:
+        flags = os.O_RDWR | os.O_CLOEXEC
+        try:
+            return os.open(self._directory, os.O_TMPFILE | flags, permissions)
+        except OSError as error:
+            if error.errno not in _NO_UNNAMED:
+                raise
+        hidden = self._hidden_name()
+        try:
+            fd = os.open(hidden, os.O_CREAT | os.O_EXCL | flags, permissions)
+        except OSError as error:
+            error.filename = self.path
+            raise
+        self._hidden = hidden
+        return fd
+
+    def _hidden_name(self) -> str:
+        return os.path.join(self._directory, f".pmemfs-new-{os.urandom(8).hex()}")
+
+    def _link(self, path: str) -> None:
+        # Only with a directory Python calls linkat(2), which alone follows the link in /proc.
+        os.link(f"/proc/self/fd/{self.fd}", path, src_dir_fd=self.fd)
