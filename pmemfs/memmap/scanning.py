@@ -104,11 +104,11 @@ class Cells:
     def look(self, piece: Piece) -> None:
         """Count a piece."""
         records, cells = piece.records, piece.pages >> self.shift
-        first, last = int(cells[0]), int(cells[-1])
-        places = cells - first
+        starts = np.flatnonzero(np.diff(cells, prepend=-1))
+        met = cells[starts]
 
         def add(sums: npt.NDArray[np.int64], values: npt.NDArray[np.generic]) -> None:
-            sums[first : last + 1] += np.bincount(places, weights=values).astype(np.int64)
+            sums[met] += np.add.reduceat(values, starts, dtype=np.int64)
 
         add(self.dirty, piece.is_dirty)
         add(self.clean, ~piece.is_dirty)
