@@ -2,7 +2,9 @@
 
 Invariants:
 - until the commit the file has no name, so a program or a machine that dies leaves nothing behind.
-  Where the engine can't do that (pyfuse3 has no O_TMPFILE), it has a hidden name;
+  It has a hidden name (`.pmemfs-new-…`) for the instant in which it replaces another file, because
+  link(2) replaces none; and all the time where the engine has no unnamed files (pyfuse3 has no
+  O_TMPFILE);
 - the content is durable before the name is. So whoever finds the name, after a power failure too,
   finds all of the content: `commit` is all or nothing;
 - a name that is taken changes from the old file to the new one in one step.
