@@ -235,6 +235,7 @@ class Pinning:
         assert self.nursery is not None
         volume, tell = session.served.volume, session.served.handlers.notifier.tell
         self.pins = Pins(medium, session.memmap, volume, tell)
+        session.remounter.page_writers = self.pins.writers
         self.nursery.start_soon(self.pins.serve)
         return PinMethods(self.pins, pool, medium, volume)
 

@@ -237,6 +237,10 @@ class Publisher:
     def _publish(self, ino: int, demand: _Demand) -> None:
         if not demand.is_wanted:
             return
+        if ino in self._fs.moving:
+            # A worker's write would go to a frame that is just leaving the file.
+            self._tables.withdraw(ino)
+            return
         attributes = self._fs.attributes(ino)
         if (
             not stat.S_ISREG(attributes.mode)

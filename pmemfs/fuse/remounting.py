@@ -14,6 +14,7 @@ Invariants:
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 
 import trio
@@ -23,6 +24,7 @@ from pmemfs.errors import RemountFailed, sentence_of
 from pmemfs.fuse.served import Served
 from pmemfs.media.label import State
 from pmemfs.medium.mapped import MappedMedium
+from pmemfs.mount.elsewhere import named_processes
 from pmemfs.mount.mountpoint import places_of
 from pmemfs.mount.options import MountOptions
 from pmemfs.mountinfo import Mount, MountChanges
@@ -48,6 +50,8 @@ class Remounter:
         self._grower = grower
         self.options = options
         """The options of the mount now."""
+        self.page_writers: Callable[[], list[int]] = list
+        """The processes that have pages pinned and may write to them."""
         self._kernel_forbids = options.read_only
         """What the kernel's flag was when it was last looked at."""
 
@@ -97,12 +101,14 @@ class Remounter:
 
     async def _stop_writing(self, mount: Mount) -> None:
         served, pool = self._served, self._pool
+        self._require_no_writers(mount)
         _require_read_only(mount)
         await self._wait_for_last_close(mount)
         # In this order: once everything under way is over, neither plane writes anything any more.
         served.note_no_reads()
         await served.engine.refuse_writes()
         try:
+            self._require_no_writers(mount)
             served.volume.stop_writing()
             with trio.move_on_after(_PATIENCE_SECONDS):
                 while served.volume.settle():  # noqa: ASYNC110
@@ -119,6 +125,14 @@ class Remounter:
             self._accept_writes()
             served.obey(self.options)
             raise
+
+    def _require_no_writers(self, mount: Mount) -> None:
+        """Raise RemountFailed if a program may write to pages, which no system call tells of."""
+        pids = self.page_writers()
+        if pids:
+            has = "has" if len(pids) == 1 else "have"
+            why = f"{named_processes(pids)} {has} pages of it mapped for writing; close them first"
+            raise RemountFailed(path=mount.mountpoint, why=why)
 
     async def _wait_for_last_close(self, mount: Mount) -> None:
         """Wait for closes: the kernel knows that no writer is left, but says so later."""

@@ -34,6 +34,7 @@ from pmemfs.errors import (
 from pmemfs.medium import writeback
 from pmemfs.medium.base import Durability, Medium
 from pmemfs.medium.fiemap import has_blocks_everywhere
+from pmemfs.medium.holders import holders_of, named
 from pmemfs.medium.mapping import GuardedMapping, has_faulted, take_fault
 from pmemfs.medium.source import (
     MAP_SHARED_VALIDATE,
@@ -420,7 +421,10 @@ def open_locked(source: Source, *, read_only: bool = False) -> int:
         fd = os.open(source.path, flags)
     except OSError as error:
         if error.errno == errno.EBUSY:
-            why = _mounted(source.path) or "the kernel has it mounted or open"
+            why = _mounted(source.path)
+            if not why and (pids := holders_of(source.path)):
+                why = f"{named(pids)} {'has' if len(pids) == 1 else 'have'} it open"
+            why = why or "the kernel has it mounted or open"
             raise SourceBusy(path=source.path, why=why) from None
         texts = {
             errno.EACCES: "permission denied",
@@ -442,8 +446,18 @@ def _holder(fd: int, path: str) -> str:
     where, pid = _mounted(path), _lock_holder(fd)
     if where:
         return where + (f" by process {pid}" if pid else "") + "; unmount it first"
-    # /proc/locks leaves out what another pid namespace holds.
-    return f"{f'process {pid}' if pid else 'another process'} has it open"
+    pids = holders_of(path)
+    if not pids:
+        # /proc shows neither what another user nor what another pid namespace has.
+        return f"{f'process {pid}' if pid else 'another process'} has it open"
+    have = "has" if len(pids) == 1 else "have"
+    if pid and int(pid) not in pids:
+        # Who took the lock is gone, and has passed it on: it was the daemon of a mount.
+        return (
+            f"{named(pids)} still {have} pages of it, although its mount has ended; it is free "
+            f"when they have closed them"
+        )
+    return f"{named(pids)} {have} it open"
 
 
 def _mounted(path: str) -> str:

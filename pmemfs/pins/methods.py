@@ -72,7 +72,9 @@ class PinMethods:
             raise DaemonGone(path=self._pool.label.name)
         wanted = _wanted(files, paths)
         try:
-            pin, fd = await self._pins.pin(self._client(peer), wanted, is_writable=writable)
+            pin, fd = await self._pins.pin(
+                self._client(peer), wanted, is_writable=writable, is_contiguous=contiguous
+            )
         except (MemoryFault, CannotPin):
             raise
         except OSError as error:

@@ -102,6 +102,10 @@ class Pins:
         """The pins whose clients are gone, while their frames rest."""
         return tuple(pin for _, pin in self._resting)
 
+    def writers(self) -> list[int]:
+        """The processes that may write to pages."""
+        return sorted({pin.client.pid for pin in self._living.values() if pin.is_writable})
+
     def living_pin(self, number: int) -> Pin:
         """A pin that lives. Raises CannotPin."""
         pin = self._living.get(number)
@@ -142,10 +146,16 @@ class Pins:
     # The beginning of a pin
 
     async def pin(
-        self, client: Client, wanted: Sequence[WantedRange], *, is_writable: bool = False
+        self,
+        client: Client,
+        wanted: Sequence[WantedRange],
+        *,
+        is_writable: bool = False,
+        is_contiguous: bool = False,
     ) -> tuple[Pin, int]:
         """Pin ranges of files for a client; the pin, and the client's end of it.
 
+        With `is_contiguous` the files are laid out anew first, in as few runs as there can be.
         Raises NoPageStructures, TooManyPins, TooManyPieces, CannotPin, MemoryFault, and OSError:
         ENOSPC, EMFILE, and what the volume says of the inodes.
         """
@@ -159,6 +169,9 @@ class Pins:
                   is_writable=is_writable, tell=self._mark)  # fmt: skip
         client.pin_count += 1
         try:
+            if is_contiguous:
+                for number in dict.fromkeys(one.inode for one in wanted):
+                    await self._lay_out(number)
             await self._form(pin, wanted)
             return pin, self._connect(pin)
         except BaseException:
@@ -167,11 +180,18 @@ class Pins:
             raise
 
     async def _form(self, pin: Pin, wanted: Sequence[WantedRange]) -> None:
+        volume = self._volume
         for _ in range(_TRIES):
             for one in wanted:
                 await self._look(pin, one)
             self._count(pin)
+            if volume.pinned.memory_lock.locked():
+                # Memory is being taken from under a range that was not registered before.
+                async with volume.pinned.memory_lock:
+                    pass
             await self._take(pin)
+            if pin.is_writable and volume.read_only:
+                raise system_error(errno.EROFS)
             if not pin.is_stale:
                 return
             await self._drop(pin)
@@ -179,6 +199,14 @@ class Pins:
             self.words.clear(pin.place)
             self._mark(pin)
         raise CannotPin(errno.EAGAIN, what="a file", why="its frames go on changing")
+
+    async def _lay_out(self, number: int) -> None:
+        while self._volume.read_on(number):
+            await trio.lowlevel.checkpoint()
+        laid_out = self._volume.lay_out(number)
+        if isinstance(laid_out, Coroutine):
+            await laid_out
+        await self._told(number)
 
     async def _look(self, pin: Pin, wanted: WantedRange) -> None:
         """Find the frames of a range, and register them, a part at a time."""

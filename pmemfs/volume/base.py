@@ -276,6 +276,10 @@ class Volume(Protocol):
     def pieces(self, number: int, offset_bytes: int, length_bytes: int, most: int) -> list[Piece]:
         """Where the frames of a range lie in the pool: the first pieces, so many at most."""
 
+    def lay_out(self, number: int) -> Later[None]:
+        """Let a file lie in as few runs of frames as there can be."""
+        return None
+
     @abstractmethod
     def note_stores(self, number: int) -> None:
         """A program has stored into pages of a file by itself: note it as a write."""

@@ -9,7 +9,9 @@ as in /dev. Invariants:
 - a transfer holds references on its pages if the scheme has pages, and a write is flushed at once,
   so that a fence makes it durable;
 - memory is taken from under a range only while the onlookers expect holes there. Otherwise a
-  worker's store would fill the hole again, or fault.
+  worker's store would fill the hole again, or fault;
+- what programs have pinned is zeroed in place and keeps its memory: they see the device, and their
+  arrays never fault.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap.base import Memmap
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT, pfn_to_pfn_t
 from pmemfs.pool import Pool
+from pmemfs.ranges import without
 from pmemfs.units import MIB, align_up
 from pmemfs.volume.base import Attributes, Piece, Room, Volume
 from pmemfs.volume.pageio import PageIO
@@ -301,11 +304,22 @@ class BlockVolume(Volume):
         frames = self._frames(offset_bytes, length_bytes)
         if frames.length:
             async with self._onlookers.expecting_holes(frames.pool_offset, frames.length):
-                await self._release(frames.pool_offset, frames.length, keep_memory=keep_memory)
+                await self._release_unpinned(frames.pool_offset, frames.length, keep_memory)
         for offset, length in (frames.head, frames.tail):
             if length and not self._medium.is_hole(self._data_offset + offset, length):
                 self._store(offset, memoryview(bytes(length)))
         self._note_write(coarse_ns())
+
+    async def _release_unpinned(self, pool_offset: int, length: int, keep_memory: bool) -> None:
+        """Make a range read as zeroes; what programs have pinned keeps its memory."""
+        first, end = pool_offset >> PAGE_SHIFT, (pool_offset + length) >> PAGE_SHIFT
+        async with self.pinned.memory_lock:
+            held = self.pinned.held_of(INODE, first, end)
+            for start, stop in without([(first, end)], held):
+                part = start << PAGE_SHIFT, (stop - start) << PAGE_SHIFT
+                await self._release(*part, keep_memory=keep_memory)
+            for start, stop in held:
+                await self._overwrite(start << PAGE_SHIFT, (stop - start) << PAGE_SHIFT)
 
     async def _release(self, pool_offset: int, length: int, *, keep_memory: bool) -> None:
         medium = self._medium
@@ -324,7 +338,7 @@ class BlockVolume(Volume):
         self._memmap.clean(pool_offset >> PAGE_SHIFT, length >> PAGE_SHIFT)
 
     async def _overwrite(self, pool_offset: int, length: int) -> None:
-        """Store zeroes, where the medium can't give memory back."""
+        """Store zeroes, where the medium can't give memory back, or a program relies on it."""
         for done in range(0, length, _STEP_BYTES):
             step = min(_STEP_BYTES, length - done)
             self._medium.store(pool_offset + done, bytes(step))

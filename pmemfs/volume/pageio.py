@@ -43,6 +43,18 @@ class PageIO:
             pool_offset += step
             length -= step
 
+    def move(self, source_bytes: int, target_bytes: int, length: int) -> None:
+        """Copy bytes within the pool, which no program asked for, so it counts as no access.
+
+        They are durable with the next fence. Raises OSError.
+        """
+        for done in range(0, length, len(_ZEROES)):
+            step = min(len(_ZEROES), length - done)
+            if not self._medium.is_hole(source_bytes + done, step):
+                self._put(target_bytes + done, self._medium.read(source_bytes + done, step))
+            else:
+                self.zero(target_bytes + done, step)
+
     def _load(
         self, number: int, position: int, pool_offset: int, length: int
     ) -> memoryview | bytes:

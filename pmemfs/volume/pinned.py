@@ -11,10 +11,12 @@ its last. Invariants:
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from pmemfs.ranges import Range, without
+import trio
+
+from pmemfs.ranges import Range
 
 
 class Holder(Protocol):
@@ -64,6 +66,9 @@ class PinnedFrames:
 
     def __init__(self) -> None:
         self._of_inode: dict[int, dict[Held, None]] = {}
+        self.memory_lock = trio.Lock()
+        """Held while memory is taken from under frames of which no pin was registered. Whoever
+        registers one waits for it, before anybody relies on the memory."""
         self.let_go: Callable[[Held], None] = lambda held: None
         """Called when a pin has dropped its references on these frames."""
 
@@ -119,10 +124,6 @@ class PinnedFrames:
         for held in self._of_inode.get(inode, ()):
             found += held.overlaps(start_pfn, end_pfn)
         return _merged(found)
-
-    def free_of(self, inode: int, start_pfn: int, end_pfn: int) -> Sequence[Range]:
-        """All frames of a range of pfns that are not held, in order."""
-        return list(without([(start_pfn, end_pfn)], self.held_of(inode, start_pfn, end_pfn)))
 
 
 def _merged(ranges: list[Range]) -> list[Range]:

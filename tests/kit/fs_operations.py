@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import errno
 import functools
+from unittest import mock
+
+import trio
 
 from kit.fs_crash import (
     DIRECTORY,
@@ -22,6 +25,7 @@ from kit.fs_crash import (
 )
 from pmemfs.medium.base import Durability
 from pmemfs.volume.base import NewInode
+from pmemfs.volume.fs import relocating
 
 LONG = b"n" * 255
 WHITEOUT = NewInode(0o020000, 1, 2)
@@ -123,6 +127,19 @@ def rename(old: str, new: str, flags: int = 0) -> Op:
     return Op(
         f"rename {old} {new}{how}", lambda w: w.fs.rename(*w.at(old), *w.at(new), flags, left)
     )
+
+
+def laid_out(path: str, *, step_frames: int = 2048) -> Op:
+    """Lay a file out anew; every step of that may be cut off."""
+
+    def lay_out(w: World) -> None:
+        number = w.ino(path)
+        with mock.patch.object(relocating, "_STEP_FRAMES", step_frames):
+            trio.run(w.fs.lay_out, number)
+        assert w.fs.relocator.is_laid_out(w.fs.inode(number))
+
+    # A hole gets its frames with the step that it belongs to.
+    return Op(f"lay out {path} by {step_frames}", lay_out, blocks=step_frames > 1)
 
 
 def written(path: str, offset: int, length: int) -> Op:
@@ -381,6 +398,9 @@ REST = [
     xattr("a", b"user.big", BIG_XATTR),
     xattr("d", b"trusted.overlay", b"y" * 300),
     Op("remove xattr", lambda w: w.fs.remove_xattr(w.ino("d/t"), b"user.two")),
+    laid_out("a"),
+    laid_out("s"),
+    laid_out("s", step_frames=1),
     Op("acl", acl),
     Op("unlink held", unlink_held),
     Op("make unnamed", make_unnamed),

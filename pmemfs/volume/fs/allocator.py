@@ -151,6 +151,23 @@ class Allocator:
             raise
         return runs
 
+    def allocate_run(self, frame_count: int) -> Run:
+        """One run of free frames, marked as used, of less than a group. Raises OSError (ENOSPC).
+
+        A run of at least a chunk begins with a chunk.
+        """
+        self._make_sure(frame_count, urgent=False)
+        if frame_count < CHUNK_FRAMES and (small := self._take_small(frame_count)):
+            return small
+        wanted = -(-frame_count // CHUNK_FRAMES)
+        for number in range(self.geometry.group_count):
+            group = self.group(number)
+            starts = run_starts(sum(1 << chunk for chunk in group.whole - group.held), wanted)
+            if starts:
+                pfn = self.geometry.group_pfn(number) + first_bit(starts) * CHUNK_FRAMES
+                return self._mark(Run(pfn, frame_count))
+        raise system_error(errno.ENOSPC)
+
     def hold(self, owner: int, wish: int, *, frame_count: int) -> int | None:
         """Hold a whole chunk for an inode that needs a part of it; its first pfn, or None.
 

@@ -2,6 +2,7 @@
 
     names.py  attributes.py  xattrs.py                 what can be done to inodes
     filebytes.py  fileframes.py  placing.py            what can be done to the content of files
+    relocating.py                                      lays a file out anew
     store.py                                           what they all stand on, as one object:
     housekeeping.py  compaction.py  transaction.py         how inodes change, and the room for it
     inodecache.py  reading.py  livelines.py                inodes in memory, and as they are stored
@@ -48,6 +49,7 @@ from pmemfs.volume.fs.inode import State
 from pmemfs.volume.fs.leaks import LeakSearch
 from pmemfs.volume.fs.names import Names
 from pmemfs.volume.fs.publication import Tables
+from pmemfs.volume.fs.relocating import Relocator
 from pmemfs.volume.fs.space import Space
 from pmemfs.volume.fs.store import Store
 from pmemfs.volume.fs.xattrs import Xattrs
@@ -69,6 +71,7 @@ class FileSystem:
         self.store = store = Store(pool, memmap, tables, holds)
         self.frames = frames = FileFrames(store)
         self.content = content = FileBytes(store, frames)
+        self.relocator = relocator = Relocator(store, frames)
         self.inode_attributes = attributes = InodeAttributes(store, frames)
         self.xattrs = xattrs = Xattrs(store)
         self.tree = tree = Names(store)
@@ -100,6 +103,8 @@ class FileSystem:
         self.read, self.write, self.copy = content.read, content.write, content.copy
         self.seek, self.has_hole = content.seek, content.has_hole
         self.pieces, self.note_stores = content.pieces, content.note_stores
+        self.lay_out = relocator.lay_out
+        self.moving = relocator.moving
         self.check_open = content.check_open
         self.persist, self.write_back = content.persist, content.write_back
         self.allocate, self.zero, self.punch = frames.allocate, frames.zero, frames.punch
