@@ -185,9 +185,10 @@ class Pins:
             for one in wanted:
                 await self._look(pin, one)
             self._count(pin)
-            if volume.pinned.memory_lock.locked():
+            lock = volume.pinned.memory_lock
+            if lock is not None and lock.locked():
                 # Memory is being taken from under a range that was not registered before.
-                async with volume.pinned.memory_lock:
+                async with lock:
                     pass
             await self._take(pin)
             if pin.is_writable and volume.read_only:

@@ -107,6 +107,7 @@ class BlockVolume(Volume):
         self._content = PageIO(pool.medium, memmap)
         self._onlookers = onlookers or Onlookers()
         self.pinned = PinnedFrames()
+        self._memory_lock = self.pinned.memory_lock = trio.Lock()
         self.read_only = pool.medium.read_only
         self.name = pool.label.name
         self._name = os.fsencode(self.name)
@@ -313,7 +314,7 @@ class BlockVolume(Volume):
     async def _release_unpinned(self, pool_offset: int, length: int, keep_memory: bool) -> None:
         """Make a range read as zeroes; what programs have pinned keeps its memory."""
         first, end = pool_offset >> PAGE_SHIFT, (pool_offset + length) >> PAGE_SHIFT
-        async with self.pinned.memory_lock:
+        async with self._memory_lock:
             held = self.pinned.held_of(INODE, first, end)
             for start, stop in without([(first, end)], held):
                 part = start << PAGE_SHIFT, (stop - start) << PAGE_SHIFT

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable
-from typing import Protocol
-
-import trio
+from typing import TYPE_CHECKING, Protocol
 
 from pmemfs.ranges import Range
+
+if TYPE_CHECKING:
+    import trio
 
 
 class Holder(Protocol):
@@ -66,9 +67,9 @@ class PinnedFrames:
 
     def __init__(self) -> None:
         self._of_inode: dict[int, dict[Held, None]] = {}
-        self.memory_lock = trio.Lock()
+        self.memory_lock: trio.Lock | None = None
         """Held while memory is taken from under frames of which no pin was registered. Whoever
-        registers one waits for it, before anybody relies on the memory."""
+        registers one waits for it, before anybody relies on the memory. None: that never is."""
         self.let_go: Callable[[Held], None] = lambda held: None
         """Called when a pin has dropped its references on these frames."""
 

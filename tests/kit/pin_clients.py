@@ -77,9 +77,7 @@ class PinClient:
         result, fd = self.ask_for_pin(path, writable=writable, paths=[path], **params)
         (_, at, length), *_ = result["files"][0]["pieces"]
         protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-        return MappedPin(
-            result, fd, mmap.mmap(self.pool_fd, length, prot=protection, offset=at)
-        )
+        return MappedPin(result, fd, mmap.mmap(self.pool_fd, length, prot=protection, offset=at))
 
     def word(self, place: int) -> int:
         with mmap.mmap(self.words_fd, PLACES * 8, prot=mmap.PROT_READ) as words:

@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import errno
 
-import trio
-
 from pmemfs.media import log as media
 from pmemfs.media.filesystem import CHUNK_FRAMES, GROUP_CHUNKS
 from pmemfs.pfn import PAGE_SHIFT
@@ -101,6 +99,9 @@ class Relocator:
 
     async def _withdraw(self, number: int) -> None:
         """Wait until no worker sees the file."""
+        # Imported here, because the commands that make file systems never get here.
+        import trio
+
         await trio.lowlevel.checkpoint()
         tables = self._store.tables
         while (token := tables.changed(number)) is not None:
