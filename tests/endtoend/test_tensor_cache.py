@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kit.cache_processes import KEYS, holding, is_whole, made_up, start_random
+from kit.documents import ROOT, blocks
 from kit.fs_mounts import FsMount
 from kit.mounts import Engine, Mounted, PoolMaker
 from kit.processes import stopped, wait_until
@@ -532,6 +533,13 @@ def test_where_no_cache_can_be_is_said_in_a_sentence(pools: PoolMaker) -> None:
         TensorCache(block.mountpoint)
     with pytest.raises(BadSize):
         TensorCache(none.mountpoint, capacity="much")
+
+
+def test_the_example_of_the_documents_runs(cache: TensorCache) -> None:
+    (example,) = blocks(ROOT / "docs/tensor-cache.md", "python")
+    assert "/mnt/pmem/kv" in example
+    exec(example.replace("/mnt/pmem/kv", cache.directory), {"print": lambda *said: None})
+    assert cache.keys() == ["layer1/prefix9"]
 
 
 # Against a model
