@@ -25,14 +25,13 @@ from typing import NamedTuple
 
 from pmemfs.client.connection import Connection, Descriptor
 from pmemfs.client.entrynames import key_of
+from pmemfs.client.unnamed import HIDDEN_PREFIX
 from pmemfs.control.shape import Malformed, decode
 from pmemfs.errors import NoAnswer
 from pmemfs.media.accesses import Accesses
 from pmemfs.pfn import FRAME_BYTES
 from pmemfs.units import align_up
 
-HIDDEN_PREFIX = ".pmemfs-new-"
-"""Of files that `NewFile` is about to name."""
 LEDGER_NAME = ".pmemfs-cache"
 
 _LEDGER = struct.Struct("<8sQqq")

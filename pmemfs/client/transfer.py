@@ -176,7 +176,8 @@ class Pages:
         end, connection = self._end, self._connection
         answer = connection.pin(
             [(end.inode, *stretch) for stretch in batch],
-            [self._name] * len(batch),
+            # Once is enough to say whose pages these are.
+            [self._name, *[""] * (len(batch) - 1)],
             writable=self._mode == "r+",
             contiguous=False,
         )

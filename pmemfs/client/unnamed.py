@@ -2,7 +2,8 @@
 
 Invariants:
 - nobody finds the file before `appear`, and a program or a machine that dies leaves nothing behind.
-  Where a file system has no O_TMPFILE (pyfuse3 has none), the file has a hidden name meanwhile;
+  It has a hidden name (`.pmemfs-new-…`) for the instant in which it replaces another file, because
+  link(2) replaces none; and all the time where a file system has no O_TMPFILE, as pyfuse3 has none;
 - its content is durable before its name is there. So a name leads to all of the content, after a
   power failure, too;
 - a name that is taken changes from the old file to the new one in one step.
@@ -15,6 +16,7 @@ import contextlib
 import errno
 import os
 
+HIDDEN_PREFIX = ".pmemfs-new-"
 PERMISSIONS = 0o666
 _NO_UNNAMED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EISDIR, errno.EINVAL)
 
@@ -32,6 +34,11 @@ class UnnamedFile:
         self._hidden = ""
         self.fd = self._made(permissions)
         """-1 once it is closed."""
+
+    def __del__(self) -> None:
+        # It has none if it could not be made.
+        if getattr(self, "fd", -1) >= 0:
+            self.give_up()
 
     def appear(self, *, may_replace: bool = True) -> None:
         """Make the content durable, give it its name, and close it.
@@ -82,7 +89,7 @@ class UnnamedFile:
         return fd
 
     def _hidden_name(self) -> str:
-        return os.path.join(self._directory, f".pmemfs-new-{os.urandom(8).hex()}")
+        return os.path.join(self._directory, f"{HIDDEN_PREFIX}{os.urandom(8).hex()}")
 
     def _link(self, path: str) -> None:
         # Only with a directory Python calls linkat(2), which alone follows the link in /proc.

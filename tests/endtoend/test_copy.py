@@ -198,6 +198,11 @@ def test_a_block_device_outside_is_a_source_and_a_target(
         assert loop.read_bytes() == expected
         written(root / "new", 8 * MIB + 1)
         refused(pmemfs("copy", root / "new", loop), 1, f"{loop}: no room for", "8MiB")
+        other = os.open(loop, os.O_RDWR | os.O_EXCL)
+        try:
+            refused(pmemfs("copy", root / "new", loop), 1, f"{loop}: device or resource busy")
+        finally:
+            os.close(other)
         assert loop.read_bytes() == expected
 
 
