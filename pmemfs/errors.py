@@ -336,6 +336,12 @@ class TooManyPieces(PmemfsError):
     errno = errno.EFBIG
 
 
+class TooLong(PmemfsError):
+    """a question of {length} bytes is too long, a daemon takes {limit}; name fewer files at once"""
+
+    errno = errno.E2BIG
+
+
 class TooManyOpenFiles(PmemfsError):
     """this process may have no more than {limit} open files, and each pin needs one; map several
     files with one pin, let go of arrays that are not needed, or raise the limit (ulimit -n)"""

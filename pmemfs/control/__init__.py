@@ -26,7 +26,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-REQUEST_LIMIT_BYTES = 64 * 1024
+REQUEST_LIMIT_BYTES = 1 << 20
+"""A pin of 8,000 files whose paths are long has to fit."""
 ANSWER_LIMIT_BYTES = 4 << 20
 """The longest answer that has to fit is `stat` of a machine with 1024 CPUs."""
 

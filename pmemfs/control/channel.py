@@ -25,7 +25,12 @@ from collections.abc import Iterator
 from queue import SimpleQueue
 from typing import Any
 
-from pmemfs.control import ANSWER_LIMIT_BYTES, MOST_DESCRIPTORS, peer_pid
+from pmemfs.control import (
+    ANSWER_LIMIT_BYTES,
+    MOST_DESCRIPTORS,
+    REQUEST_LIMIT_BYTES,
+    peer_pid,
+)
 from pmemfs.control.client import (
     ANSWER_TIMEOUT_SECONDS,
     connected,
@@ -34,7 +39,7 @@ from pmemfs.control.client import (
     result_of,
 )
 from pmemfs.control.shape import Malformed
-from pmemfs.errors import NoAnswer, TooManyOpenFiles
+from pmemfs.errors import NoAnswer, TooLong, TooManyOpenFiles
 from pmemfs.version import VERSION
 
 _MOST_CONNECTIONS = 8
@@ -63,14 +68,16 @@ class Channel:
     ) -> tuple[Any, list[int]]:
         """The result of a method, and the descriptors that came with it, which are the caller's.
 
-        Raises RemoteError with the daemon's own sentence, NoAnswer, and TooManyOpenFiles if this
-        process has no room for the descriptors.
+        Raises RemoteError with the daemon's own sentence, NoAnswer, TooLong, and TooManyOpenFiles
+        if this process has no room for the descriptors.
         """
         if self._pid != os.getpid():
             self.close()
             self._begin()
         request = {"method": method, "params": params, "version": VERSION}
         line = json.dumps(request).encode() + b"\n"
+        if len(line) > REQUEST_LIMIT_BYTES:
+            raise TooLong(length=len(line), limit=REQUEST_LIMIT_BYTES)
         seconds = self._timeout_seconds if timeout_seconds is None else timeout_seconds
         deadline = time.monotonic() + seconds
         descriptors: list[int] = []

@@ -183,9 +183,8 @@ class _Server:
                 if b"\n" in received:
                     # Whoever sends many requests at once is not the only one who waits.
                     await trio.lowlevel.checkpoint()
-                while b"\n" not in received:
-                    if len(received) > REQUEST_LIMIT_BYTES:
-                        return False
+                    return True
+                while len(received) <= REQUEST_LIMIT_BYTES:
                     await trio.lowlevel.wait_readable(connection)
                     try:
                         chunk = connection.recv(_CHUNK_BYTES)
@@ -194,7 +193,9 @@ class _Server:
                     if not chunk:
                         return False
                     received += chunk
-                return True
+                    # Only what is new: to look at all of a long line each time takes long.
+                    if b"\n" in chunk:
+                        return True
             finally:
                 self._silent.pop(scope, None)
         return False

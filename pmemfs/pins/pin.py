@@ -59,12 +59,34 @@ class HeldRun(NamedTuple):
     """Which frame of the inode comes first."""
 
 
+class Marks:
+    """What the users of a pin have said: each fork wrote `f` and each user `d`; `x` says that
+    addresses were taken away by force."""
+
+    __slots__ = ("_forks", "_has_force", "_users")
+
+    def __init__(self) -> None:
+        self._forks = self._users = 0
+        self._has_force = False
+
+    def add(self, said: bytes) -> None:
+        """They said more."""
+        self._forks += said.count(b"f")
+        self._users += said.count(b"d")
+        self._has_force = self._has_force or b"x" in said
+
+    @property
+    def are_orderly(self) -> bool:
+        """Whether each process that had the pin has said that it needs the pages no more."""
+        return not self._has_force and self._users == 1 + self._forks
+
+
 class Pin:
     """A pin, in the making, living, resting or ending."""
 
     __slots__ = (
-        "client", "fd", "files", "held", "is_renamed", "is_stale", "is_writable", "number",
-        "page_count", "place", "runs", "since_ns", "taken", "tell",
+        "client", "fd", "files", "held", "is_renamed", "is_stale", "is_writable", "marks", "number",
+        "page_count", "piece_count", "place", "runs", "since_ns", "taken", "tell",
     )  # fmt: skip
 
     def __init__(
@@ -80,6 +102,7 @@ class Pin:
         """Called when `is_stale` or `is_renamed` has become true."""
         self.fd = -1
         """The daemon's end of the socket; -1 before the pin lives and after it has ended."""
+        self.marks = Marks()
         self.page_count = 0
         self.is_renamed = False
         self.forget()
@@ -87,6 +110,8 @@ class Pin:
     def forget(self) -> None:
         """Begin anew, without references."""
         self.is_stale = False
+        self.piece_count = 0
+        """Of all files together, holes included."""
         self.files: list[PinnedFile] = []
         self.held: list[Held] = []
         self.runs: list[HeldRun] = []

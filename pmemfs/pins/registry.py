@@ -61,6 +61,7 @@ _STEP_PAGES = 32_768
 _RUN_PAGES = 16
 """A run takes as long as so many pages, however short it is."""
 _PIECES_AT_ONCE = 4096
+_FILES_AT_ONCE = 128
 _FILL_BYTES = 16 * MIB
 _RESERVE_AT_ONCE_BYTES = 2 * MIB
 _RESERVE_BYTES = GIB
@@ -127,10 +128,17 @@ class Pins:
 
     def notice_ends(self) -> bool:
         """End pins that their clients have closed, a step of them; whether there were any."""
-        ended = self._epoll.poll(0, _EVENTS)
-        for fd, _ in ended:
-            self._end(self._by_fd.pop(fd))
-        return bool(ended)
+        has_ended = False
+        for fd, event in self._epoll.poll(0, _EVENTS):
+            pin = self._by_fd[fd]
+            is_over = event & select.EPOLLHUP
+            while _hear(pin) and is_over:
+                pass
+            if is_over:
+                del self._by_fd[fd]
+                self._end(pin)
+                has_ended = True
+        return has_ended
 
     def close(self) -> bool:
         """The mount has ended in order; whether clients still have pages, which they keep."""
@@ -182,8 +190,10 @@ class Pins:
     async def _form(self, pin: Pin, wanted: Sequence[WantedRange]) -> None:
         volume = self._volume
         for _ in range(_TRIES):
-            for one in wanted:
+            for number, one in enumerate(wanted, 1):
                 await self._look(pin, one)
+                if number % _FILES_AT_ONCE == 0:
+                    await trio.lowlevel.checkpoint()
             self._count(pin)
             lock = volume.pinned.memory_lock
             if lock is not None and lock.locked():
@@ -239,7 +249,8 @@ class Pins:
             self._register(pin, number, position, some)
             before = position - start
             pieces += [(offset + before, at, size) for offset, at, size in some]
-            if len(pieces) > MOST_PIECES:
+            pin.piece_count += len(some)
+            if pin.piece_count > MOST_PIECES:
                 raise TooManyPieces(what=wanted.path or f"inode {number}", most=MOST_PIECES)
             position += some[-1][0] + some[-1][2]
             if len(some) == _PIECES_AT_ONCE:
@@ -261,7 +272,13 @@ class Pins:
             pin.runs += runs
 
     async def _fill(self, number: int, position: int, end: int, pieces: Sequence[Piece]) -> bool:
-        """Give frames to the holes of a range, a step at a time; whether there were any."""
+        """Give frames to the holes of a range, a step at a time; whether there were any.
+
+        Raises OSError: ENOSPC before anything is filled if they are larger than what is free.
+        """
+        holes_bytes = sum(length for _, pool_bytes, length in pieces if pool_bytes < 0)
+        if holes_bytes:
+            self._check_room(holes_bytes >> PAGE_SHIFT)
         has_holes = False
         for offset, pool_bytes, length in pieces:
             if pool_bytes >= 0:
@@ -278,6 +295,15 @@ class Pins:
         if has_holes:
             await self._told(number)
         return has_holes
+
+    def _check_room(self, frame_count: int) -> None:
+        """Raise ENOSPC if there are not so many free frames, nor others that become free now."""
+        volume = self._volume
+        if frame_count > volume.room().free_frames:
+            is_freeing = volume.settle()
+            room = volume.room()
+            if frame_count > (room.total_frames if is_freeing else room.free_frames):
+                raise system_error(errno.ENOSPC)
 
     def _count(self, pin: Pin) -> None:
         """Count the pages of a pin for its client. Raises TooManyPins."""
@@ -330,10 +356,12 @@ class Pins:
     def _connect(self, pin: Pin) -> int:
         """Let a pin live; the client's end of it."""
         ours, theirs = socket.socketpair()
+        ours.setblocking(False)
         pin.fd = ours.detach()
         self._living[pin.number] = self._by_fd[pin.fd] = pin
-        # No event is asked for, and so only the end is told: EPOLLHUP always is.
-        self._epoll.register(pin.fd, 0)
+        # What is said is heard at once, not at the end: a copy of the client's end that somebody
+        # sends over itself lies in this queue, and as long as it lies there it isn't closed.
+        self._epoll.register(pin.fd, select.EPOLLIN)
         return theirs.detach()
 
     # Its life
@@ -377,7 +405,6 @@ class Pins:
 
     def _end(self, pin: Pin) -> None:
         """The last copy of a client's end was closed."""
-        is_orderly = _is_orderly(pin.fd)
         os.close(pin.fd)
         pin.fd = -1
         del self._living[pin.number]
@@ -388,7 +415,7 @@ class Pins:
             for file in pin.files:
                 if self._note(file) and self._nursery is not None:
                     self._nursery.start_soon(self._told, file.inode)
-            if not is_orderly:
+            if not pin.marks.are_orderly:
                 self._resting.append((trio.current_time() + self._rest_seconds, pin))
                 self._rest_begins.set()
                 return
@@ -441,16 +468,15 @@ class Pins:
         self.words.give_back(pin.place)
 
 
-def _is_orderly(fd: int) -> bool:
-    """Whether each process that had a pin has said that it needs the pages no more.
-
-    Each fork wrote `f` and each user `d`; `x` says that addresses were taken away by force.
-    """
-    marks = b""
-    with contextlib.suppress(OSError):
-        while some := os.read(fd, _MARK_BYTES):
-            marks += some
-    return b"x" not in marks and marks.count(b"d") == 1 + marks.count(b"f")
+def _hear(pin: Pin) -> bool:
+    """Hear some of what the users of a pin say; whether they said anything. Descriptors that come
+    with it are closed by the kernel, because no room is given for them."""
+    try:
+        said = os.read(pin.fd, _MARK_BYTES)
+    except OSError:
+        return False
+    pin.marks.add(said)
+    return bool(said)
 
 
 def as_result(pin: Pin) -> dict[str, Any]:

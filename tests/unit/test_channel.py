@@ -17,7 +17,7 @@ from pmemfs.control import Peer, WithDescriptors
 from pmemfs.control.channel import Channel
 from pmemfs.control.client import RemoteError
 from pmemfs.control.server import listening, serve
-from pmemfs.errors import NoAnswer, TooManyOpenFiles
+from pmemfs.errors import NoAnswer, TooLong, TooManyOpenFiles
 
 
 async def pipe(peer: Peer) -> WithDescriptors:
@@ -188,6 +188,16 @@ def test_a_process_without_room_for_descriptors_is_told_so(path: Path) -> None:
             finally:
                 os._exit(status)
         assert os.waitpid(child, 0)[1] == 0
+
+    asked(path, client)
+
+
+def test_a_long_question_is_answered_and_one_that_is_too_long_is_told_so(path: Path) -> None:
+    def client() -> None:
+        channel = Channel(path)
+        assert channel.ask("echo", text="x" * 1_000_000) == ({"text": "x" * 1_000_000}, [])
+        with pytest.raises(TooLong, match="fewer files"):
+            channel.ask("echo", text="x" * (1 << 20))
 
     asked(path, client)
 

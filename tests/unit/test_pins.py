@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -375,6 +376,63 @@ def test_a_file_in_too_many_pieces_is_refused_with_the_remedy(
         with pytest.raises(TooManyPieces, match="contiguous=True"):
             await fs.pin(whole(number))
         await settled(lambda: fs.all_references() == {})
+
+    run(fs, test)
+
+
+def test_the_pieces_of_all_files_of_a_pin_are_counted(
+    fs: Pinnable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "MOST_PIECES", 8)
+
+    async def test() -> None:
+        numbers = [fs.make(f"file{n}", FRAME_BYTES) for n in range(9)]
+        _, fd = await fs.pin(*map(whole, numbers[:8]))
+        end(fd)
+        with pytest.raises(TooManyPieces):
+            await fs.pin(*map(whole, numbers))
+        await settled(lambda: fs.all_references() == {})
+
+    run(fs, test)
+
+
+def test_what_has_no_room_for_its_holes_leaves_them_as_they_are(
+    fs: Pinnable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_FILL_BYTES", 1 << 20)
+
+    async def test() -> None:
+        number = fs.make("sparse")
+        fs.fs.set_attributes(number, size_bytes=1 << 40)
+        before = fs.free_frames()
+        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+            await fs.pin(whole(number), is_writable=True)
+        assert fs.free_frames() == before
+
+    run(fs, test)
+
+
+def test_a_descriptor_that_is_sent_over_itself_does_not_keep_its_pin(at: Pinnable) -> None:
+    async def test() -> None:
+        _, fd = await at.pin(whole(file_of(at)))
+        with socket.socket(fileno=fd) as theirs:
+            socket.send_fds(theirs, [b"f"], [fd])
+            socket.send_fds(theirs, [b"d"], [fd, fd])
+        await settled(lambda: at.pins.living == () and at.all_references() == {})
+
+    run(at, test)
+
+
+@pytest.mark.parametrize(("marks", "rests"), [(b"f" * 999 + b"d" * 1000, False), (b"fdd?d", True)])
+def test_marks_are_counted_whenever_they_come(fs: Pinnable, marks: bytes, rests: bool) -> None:
+    async def test() -> None:
+        pin, fd = await fs.pin(whole(file_of(fs)), is_writable=True)
+        for at in range(0, len(marks), 100):
+            os.write(fd, marks[at : at + 100])
+            await trio.lowlevel.checkpoint()
+        os.close(fd)
+        await settled(lambda: fs.pins.living == ())
+        assert fs.pins.resting == ((pin,) if rests else ())
 
     run(fs, test)
 
