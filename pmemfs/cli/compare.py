@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pmemfs.cli.options import Count, reporting
-from pmemfs.cli.output import note, print_json, print_table, progress_line, say
+from pmemfs.cli.output import note, print_json, print_table, progress_line, say, warn
 from pmemfs.cli.paths import A_DIRECTORY, ANY_PATH
 from pmemfs.errors import BadUsage
 from pmemfs.units import format_size, parse_size
@@ -141,6 +141,7 @@ def compare(
             f"to {format_size(room_bytes(settings))} are taken, and given back.",
             flush=True,
         )
+    _warn_if_busy()
     with progress_line() as progress:
         comparison = run(settings, progress)
     if report is not None:
@@ -149,6 +150,13 @@ def compare(
         print_json(as_json_values(comparison))
     else:
         _print(comparison, settings)
+
+
+def _warn_if_busy() -> None:
+    load, cpus = os.getloadavg()[0], len(os.sched_getaffinity(0))
+    if load > cpus / 2:
+        warn(f"the machine is busy (a load of {load:.1f} on {cpus} CPUs): times and rates will "
+             "differ from round to round")  # fmt: skip
 
 
 def _check_report(path: str) -> None:

@@ -67,7 +67,8 @@ def plots(readings: Sequence[Reading]) -> Iterator[Plot]:
     yield Plot(
         "Speed of reads and writes",
         f"Each point is the median of the ratios to {BASE} within one round, each line goes from "
-        "the lowest to the highest. Where the line crosses 1, no difference was seen.",
+        "the lowest to the highest. A line that crosses 1 shows no difference; the table below "
+        "judges more strictly.",
         _ratios(readings),
     )
     yield Plot(

@@ -12,7 +12,7 @@ import re
 import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -180,7 +180,8 @@ def _own_directory(medium: str, interrupts: Interrupts) -> Iterator[Path]:
     try:
         yield directory
     finally:
-        with interrupts.held():
+        # What could not be taken out of it has been named already.
+        with interrupts.held(), suppress(OSError):
             directory.rmdir()
 
 

@@ -113,7 +113,8 @@ def test_a_signal_ends_it_and_nothing_stays(number: signal.Signals, medium: Path
     os.kill(running.pid, number)
     out, err = running.communicate(timeout=60)
     assert running.returncode == 128 + number, out
-    assert err == f"pmemfs: interrupted by {number.name}; nothing is mounted\n"
+    # Above it may stand that the machine is busy.
+    assert err.splitlines()[-1] == f"pmemfs: interrupted by {number.name}; nothing is mounted"
     assert left_in(medium) == []
 
 
@@ -126,8 +127,8 @@ def test_where_nothing_can_be_mounted_the_first_reason_is_the_commands(medium: P
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 1
-    assert done.stderr.startswith("pmemfs: cannot compare: cannot mount ")
-    assert done.stderr.count("\n") == 1
+    assert done.stderr.splitlines()[-1].startswith("pmemfs: cannot compare: cannot mount ")
+    assert "Traceback" not in done.stderr
     assert left_in(medium) == []
 
 
