@@ -422,3 +422,17 @@ def test_without_matplotlib_a_report_is_refused_by_what_to_install(
     assert 'pip install "pmemfs[bench]"' in said.err
     assert said.err.count("\n") == 1
     assert said.out == ""
+
+
+@pytest.mark.parametrize(("load", "is_said"), [(0.0, False), (1000.0, True)])
+def test_a_busy_machine_is_warned_of(
+    load: float, is_said: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr("pmemfs.compare.run.compare", lambda *_: comparison())
+    assert run(pmemfs, ["compare", "--size", "64M"]) == 0
+    shown = capsys.readouterr()
+    assert ("the machine is busy (a load of 1000.0" in shown.err) == is_said
+    assert f"[1] none: {SENTENCE}" in shown.out
+    assert "pmem 2M: no difference seen" in shown.out
+    assert SETTINGS.command in shown.out
