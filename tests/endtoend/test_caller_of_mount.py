@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from kit.commands import BIN, Result, pmemfs, pmemfs_ok, refused, run_command
-from kit.mounts import Mounted, PoolMaker
+from kit.mounts import EACH_ENGINE, Mounted, PoolMaker
 from kit.processes import wait_until
 from pmemfs.mountinfo import mount_at
 
-pytestmark = [pytest.mark.mount, pytest.mark.slow, pytest.mark.usefixtures("engine")]
+pytestmark = [pytest.mark.mount, pytest.mark.slow, *EACH_ENGINE]
 
 ROOT = Path(__file__).parents[2]
 MODULES = ("trio", "json", "numpy", "pyfuse3", "pmemfs", "resource", "click", "signal")

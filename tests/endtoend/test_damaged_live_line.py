@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kit.commands import pmemfs, run_command
-from kit.mounts import PoolMaker, Session
+from kit.mounts import PoolMaker, Session, each_engine
 from kit.posix import fails_with, pattern
 from pmemfs.media.inode import LIVE_OFFSET, SLOT_BYTES
 from pmemfs.medium.mapped import MappedMedium
@@ -86,7 +86,7 @@ def assert_a_repair_waits_for_force(pool: Path, name: str) -> None:
     assert "only with --force: its size becomes" in result.out
 
 
-@pytest.mark.usefixtures("engine")
+@each_engine
 @pytest.mark.parametrize("how", ["umount", "kill -9"])
 def test_a_flipped_bit_of_a_size_costs_one_file_and_frees_nothing(
     pools: PoolMaker, how: str

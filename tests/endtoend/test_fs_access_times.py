@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -68,6 +68,8 @@ def served_natively(path: Path) -> Iterator[None]:
         yield
 
 
+Use = Callable[[Path], AbstractContextManager[None]]
+
 ACTIONS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "read": ("file", read),
     "read behind the end": ("file", read_behind_the_end),
@@ -85,35 +87,55 @@ ACTIONS: dict[str, tuple[str, Callable[[Path], object]]] = {
 }
 
 
-def table(
-    root: Path, use: Callable[[Path], object], *, has_copies: bool
-) -> dict[tuple[str, str], bool]:
-    """Whether each action changes a time of access: once after a change, once again."""
-    found = {}
-    (root / "target").write_bytes(b"")
-    for action, (kind, act) in ACTIONS.items():
-        if action == "copy" and not has_copies:
-            continue
-        path = root / f"{kind} to {action}"
-        if kind == "file":
-            shutil.copy(PROGRAM, path)
-        elif kind == "directory":
-            path.mkdir()
-            (path / "inside").touch()
-        else:
-            path.symlink_to(root / "target")
-        earlier_ns = time.time_ns() - HOUR_NS
-        os.utime(path, ns=(earlier_ns, earlier_ns), follow_symlinks=False)
+Found = dict[tuple[str, str], bool]
+"""Whether each action, in each state, changes a time of access."""
+
+
+def made_for(action: str, root: Path) -> Path:
+    """What an action is done to, whose times are an hour old."""
+    kind, _ = ACTIONS[action]
+    path = root / f"{kind} to {action}"
+    if kind == "file":
+        shutil.copy(PROGRAM, path)
+    elif kind == "directory":
+        path.mkdir()
+        (path / "inside").touch()
+    else:
+        path.symlink_to(root / "target")
+    earlier_ns = time.time_ns() - HOUR_NS
+    os.utime(path, ns=(earlier_ns, earlier_ns), follow_symlinks=False)
+    return path
+
+
+def tables(roots: list[Path], use: Use, *, has_copies: bool) -> list[Found]:
+    """What each action does: once after a change, once again, and once after another change.
+
+    Everything waits for the clock at the same time.
+    """
+    found: list[Found] = [{} for _ in roots]
+    with ExitStack() as in_use_meanwhile:
+        paths: list[tuple[Found, str, Path]] = []
+        for root, here in zip(roots, found, strict=True):
+            root.mkdir()
+            (root / "target").write_bytes(b"")
+            for action in ACTIONS:
+                if action != "copy" or has_copies:
+                    paths.append((here, action, made_for(action, root)))
         next_tick()
-        with use(path) if kind == "file" else in_use(path):  # type: ignore[attr-defined]
-            for state in ("after a change", "again", "after chmod"):
-                if state == "after chmod" and kind != "link":
-                    path.chmod(0o700)
-                    next_tick()
-                before = path.lstat().st_atime_ns
-                act(path)
-                found[action, state] = path.lstat().st_atime_ns != before
+        for _, action, path in paths:
+            if ACTIONS[action][0] == "file":
+                in_use_meanwhile.enter_context(use(path))
+        for state in ("after a change", "again", "after chmod"):
+            if state == "after chmod":
+                for _, action, path in paths:
+                    if ACTIONS[action][0] != "link":
+                        path.chmod(0o700)
                 next_tick()
+            for here, action, path in paths:
+                before = path.lstat().st_atime_ns
+                ACTIONS[action][1](path)
+                here[action, state] = path.lstat().st_atime_ns != before
+            next_tick()
     return found
 
 
@@ -126,15 +148,11 @@ def test_times_of_access_are_as_the_mount_says(
 ) -> None:
     pool = pools.create("files", "64M", "--mode", "fs")
     mounted = pools.mount(pool, "-o", options)
-    uses = {"new": in_use, "served natively": served_natively}
+    uses: dict[str, Use] = {"new": in_use, "served natively": served_natively}
     with mounted_tmpfs(pools.directory / "tmpfs", options) as reference:
         for how, use in uses.items():
             places = [directory / how for directory in (reference, mounted.mountpoint)]
-            for place in places:
-                place.mkdir()
-            wanted, found = (
-                table(place, use, has_copies=engine.name == "native") for place in places
-            )
+            wanted, found = tables(places, use, has_copies=engine.name == "native")
             different = {key: value for key, value in wanted.items() if found[key] != value}
             assert different == {}, how
     is_due = options != "noatime"

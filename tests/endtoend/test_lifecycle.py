@@ -9,18 +9,18 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from kit.commands import BIN, pmemfs, pmemfs_ok, refused, run_command
-from kit.mounts import Mounted, PoolMaker, Session, abort_connection, mounts_at
+from kit.mounts import Mounted, PoolMaker, Session, abort_connection, each_engine, mounts_at
 from kit.posix import opened
-from kit.processes import end_process, is_running, wait_until
+from kit.processes import end_process, is_running, stopped, wait_until
 from pmemfs.logs import JOURNAL
 from pmemfs.mountinfo import mount_at
 
@@ -125,6 +125,7 @@ def test_a_mount_that_ends_under_load_ends_clean(pools: PoolMaker, way: str) -> 
 
 
 @pytest.mark.slow
+@each_engine
 def test_two_pools_of_one_name_have_a_log_each_that_info_names(pools: PoolMaker) -> None:
     if os.path.exists(JOURNAL):
         pytest.skip("the log is in the journal")
@@ -139,6 +140,7 @@ def test_two_pools_of_one_name_have_a_log_each_that_info_names(pools: PoolMaker)
 
 
 @pytest.mark.slow
+@each_engine
 def test_mount_returns_when_the_mount_answers(pools: PoolMaker) -> None:
     for name in ("one", "two", "three"):
         mounted = pools.mount(pools.create(name, "16M"))
@@ -150,6 +152,7 @@ def test_mount_returns_when_the_mount_answers(pools: PoolMaker) -> None:
 
 
 @pytest.mark.slow
+@each_engine
 def test_a_mount_directly_after_umount_8_succeeds(pools: PoolMaker) -> None:
     mounted = pools.mount(pools.create(size="16M"))
     for _ in range(5):
@@ -159,20 +162,18 @@ def test_a_mount_directly_after_umount_8_succeeds(pools: PoolMaker) -> None:
 
 
 @pytest.mark.slow
+@each_engine
 def test_a_mount_waits_for_a_daemon_that_is_ending(pools: PoolMaker) -> None:
     mounted = pools.mount(pools.create(size="16M"))
     session = Session.of(mounted)
-    os.kill(session.pid, signal.SIGSTOP)
-    timer = threading.Timer(1.5, os.kill, (session.pid, signal.SIGCONT))
-    try:
-        # umount(8) would ask the daemon before it detaches.
-        assert ctypes.CDLL(None).umount2(os.fsencode(mounted.mountpoint), MNT_DETACH) == 0
-        timer.start()
-        pools.mount(mounted.pool)
-    finally:
-        timer.cancel()
-        with suppress(ProcessLookupError):
-            os.kill(session.pid, signal.SIGCONT)
+    with ThreadPoolExecutor(1) as thread:
+        with stopped(session.pid):
+            # umount(8) would ask the daemon before it detaches.
+            assert ctypes.CDLL(None).umount2(os.fsencode(mounted.mountpoint), MNT_DETACH) == 0
+            mounting = thread.submit(pools.mount, mounted.pool)
+            time.sleep(1.5)
+            assert not mounting.done()
+        mounting.result()
     assert mounted.pid != session.pid
 
 
@@ -196,6 +197,7 @@ def rows_of(pool: Path) -> list[tuple[str, str]]:
     return [(row["mountpoint"], row["state"]) for row in rows if row["pool"] == str(pool)]
 
 
+@each_engine
 def test_what_is_detached_and_still_used_is_said_so(pools: PoolMaker) -> None:
     mounted = pools.mount(pools.create(size="16M"))
     session, detached = Session.of(mounted), "detached, still in use"
@@ -213,6 +215,7 @@ def test_what_is_detached_and_still_used_is_said_so(pools: PoolMaker) -> None:
     assert json.loads(pmemfs_ok("info", mounted.pool, "--json"))["pool"]["state"] == "clean"
 
 
+@each_engine
 def test_a_pool_that_is_not_mounted_is_said_to_be_just_that(pools: PoolMaker) -> None:
     pool = pools.create(size="16M")
     for name, code in (("pages", 1), ("stat", 1), ("umount", 32)):
@@ -237,6 +240,7 @@ def in_the_foreground(pools: PoolMaker) -> Iterator[tuple[Mounted, subprocess.Po
         end_process(daemon.pid, seconds=0)
 
 
+@each_engine
 def test_a_mount_in_the_foreground_stays_logs_and_ends_on_sigterm(pools: PoolMaker) -> None:
     with in_the_foreground(pools) as (mounted, daemon):
         session = Session.of(mounted)
@@ -251,6 +255,7 @@ def test_a_mount_in_the_foreground_stays_logs_and_ends_on_sigterm(pools: PoolMak
 
 
 @pytest.mark.parametrize("way", ["SIGTERM", "umount", "umount --lazy", "abort"])
+@each_engine
 def test_the_log_in_the_foreground_has_nothing_but_ours(pools: PoolMaker, way: str) -> None:
     with in_the_foreground(pools) as (mounted, daemon):
         session = Session.of(mounted)
@@ -263,6 +268,7 @@ def test_the_log_in_the_foreground_has_nothing_but_ours(pools: PoolMaker, way: s
     session.assert_ended("clean")
 
 
+@each_engine
 def test_a_mount_in_the_foreground_that_fails_says_why(pools: PoolMaker) -> None:
     path = pools.directory / "none"
     path.write_bytes(bytes(1 << 20))
@@ -281,6 +287,7 @@ def test_signals_that_come_while_a_mount_is_ending_leave_it_a_clean_end(pools: P
         session.assert_ended("clean")
 
 
+@each_engine
 def test_a_mount_that_fails_leaves_the_state_of_the_pool_as_it_was(pools: PoolMaker) -> None:
     for state in ("clean", "dirty"):
         pool = pools.create(state, "16M")
@@ -293,6 +300,7 @@ def test_a_mount_that_fails_leaves_the_state_of_the_pool_as_it_was(pools: PoolMa
 
 
 @pytest.mark.slow
+@each_engine
 def test_a_dead_mount_is_listed_and_answered_for_in_a_sentence(pools: PoolMaker) -> None:
     alive = pools.mount(pools.create("alive", "16M"))
     dead = pools.mount(pools.create("dead", "16M", "--scheme", "on-demand"))
@@ -321,6 +329,7 @@ def test_a_dead_mount_is_listed_and_answered_for_in_a_sentence(pools: PoolMaker)
 
 
 @pytest.mark.quick
+@each_engine
 def test_info_of_a_mount_tells_its_daemon_and_its_pool(pools: PoolMaker) -> None:
     mounted = pools.mount(pools.create(size="16M"), "-o", "allow_other,mode=640")
     session = Session.of(mounted)
@@ -345,19 +354,17 @@ def test_info_of_a_mount_tells_its_daemon_and_its_pool(pools: PoolMaker) -> None
     assert str(session.pid) in text
 
 
+@each_engine
 def test_a_stopped_daemon_is_answered_for_and_not_waited_for_forever(pools: PoolMaker) -> None:
     mounted = pools.mount(pools.create(size="16M"))
     session = Session.of(mounted)
-    os.kill(session.pid, signal.SIGSTOP)
-    try:
+    with stopped(session.pid):
         # A mount of it elsewhere doesn't have to ask it.
         other = pools.mountpoint("other")
         refused(pmemfs("mount", mounted.pool, other), 32, "in use", str(session.pid))
         # Nor has taking it away.
         pmemfs_ok("umount", "--lazy", mounted.mountpoint, timeout=20)
         assert mounts_at(mounted.mountpoint) == 0
-    finally:
-        os.kill(session.pid, signal.SIGCONT)
     session.assert_ended("clean")
 
 

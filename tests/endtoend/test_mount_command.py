@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from kit.commands import BIN, Result, pmemfs, refused, run_command
-from kit.mounts import Mounted, PoolMaker, mounts_at
+from kit.mounts import EACH_ENGINE, Mounted, PoolMaker, mounts_at
 from kit.processes import is_running, wait_until
 from pmemfs.logs import JOURNAL, log_file
 from pmemfs.media.inode import INLINE_OFFSET, ROOT
@@ -26,7 +26,7 @@ from pmemfs.pool import Pool
 from pmemfs.units import MIB
 from pmemfs.volume.fs.filesystem import FileSystem
 
-pytestmark = [pytest.mark.mount, pytest.mark.slow, pytest.mark.usefixtures("engine")]
+pytestmark = [pytest.mark.mount, pytest.mark.slow, *EACH_ENGINE]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 INSTANTS = 9

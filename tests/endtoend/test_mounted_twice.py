@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from kit.commands import BIN, pmemfs, pmemfs_ok, refused, run_command
-from kit.mounts import Mounted, PoolMaker, Session, mounts_at
+from kit.mounts import EACH_ENGINE, Mounted, PoolMaker, Session, mounts_at
 from kit.processes import end_process, wait_until
 from kit.sources import mounted_tmpfs
 
-pytestmark = [pytest.mark.mount, pytest.mark.slow, pytest.mark.usefixtures("engine")]
+pytestmark = [pytest.mark.mount, pytest.mark.slow, *EACH_ENGINE]
 
 
 def mounted_twice(pools: PoolMaker, *options: object, mode: str = "block") -> list[Mounted]:

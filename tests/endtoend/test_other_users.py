@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -26,7 +25,8 @@ from kit.control_socket import (
     result,
     saying,
 )
-from kit.mounts import Engine, PoolMaker, Session
+from kit.mounts import Engine, PoolMaker
+from kit.processes import stopped
 from kit.users import AS_NOBODY, acting_as
 from pmemfs.cli.commands import pmemfs as group
 from pmemfs.cli.commands import run
@@ -224,19 +224,14 @@ def test_no_lie_makes_a_traceback_of_a_command(
 @pytest.mark.slow
 def test_stopped_daemons_are_rows_without_an_answer(pools: PoolMaker) -> None:
     alive = pools.mount(pools.create("alive", "16M"))
-    stopped = [pools.mount(pools.create(name, "16M")) for name in ("one", "two")]
-    sessions = [Session.of(mounted) for mounted in stopped]
-    try:
-        for session in sessions:
-            os.kill(session.pid, signal.SIGSTOP)
+    silent = [pools.mount(pools.create(name, "16M")) for name in ("one", "two")]
+    pids = [mounted.pid for mounted in silent]
+    with stopped(*pids):
         rows = listed()
         assert rows[str(alive.mountpoint)]["state"] == "mounted"
-        for mounted in stopped:
+        for mounted in silent:
             assert rows[str(mounted.mountpoint)]["state"] == "no answer"
-    finally:
-        for session in sessions:
-            os.kill(session.pid, signal.SIGCONT)
-    assert listed()[str(stopped[0].mountpoint)]["pid"] == sessions[0].pid
+    assert listed()[str(silent[0].mountpoint)]["pid"] == pids[0]
 
 
 def test_a_pool_is_not_looked_for_in_a_mount_that_only_claims_its_name(

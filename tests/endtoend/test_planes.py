@@ -17,7 +17,7 @@ import pytest
 from kit.commands import pmemfs_here, run_command
 from kit.mounts import Engine, Mounted, PoolMaker, Session, abort_connection, mounts_at, native_only
 from kit.posix import opened
-from kit.processes import is_running, wait_until
+from kit.processes import is_running, stopped, wait_until
 from pmemfs.logs import JOURNAL, log_file
 from pmemfs.mountinfo import mount_at
 from pmemfs.units import MIB
@@ -120,15 +120,11 @@ def test_mapped_io_goes_on_while_the_control_plane_does_nothing(pools: PoolMaker
     with opened(mounted.device) as fd:
         # Before its first write to a file the kernel asks for capabilities, which are no table's.
         os.pwrite(fd, b"first", 0)
-        pid = mounted.pid
-        os.kill(pid, signal.SIGSTOP)
-        try:
+        with stopped(mounted.pid):
             os.pwrite(fd, b"written", 0)
             assert os.pread(fd, 7, 0) == b"written"
             os.fsync(fd)
             assert os.lseek(fd, 0, os.SEEK_DATA) == 0
-        finally:
-            os.kill(pid, signal.SIGCONT)
     assert mounted.info()["io"]["writes"] == 2
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,31 +11,26 @@ from pathlib import Path
 import pytest
 
 from kit.commands import BIN, Result, pmemfs, refused
-from kit.mounts import Mounted, PoolMaker, mounts_at
+from kit.mounts import EACH_ENGINE, Mounted, PoolMaker, mounts_at
+from kit.processes import stopped
 from pmemfs.cli.umount import _unmount_all
 from pmemfs.errors import UnmountHangs
 from pmemfs.mount import mountpoint
 
-pytestmark = [pytest.mark.mount, pytest.mark.slow, pytest.mark.usefixtures("engine")]
+pytestmark = [pytest.mark.mount, pytest.mark.slow, *EACH_ENGINE]
 
 PATIENCE_SECONDS = 100
 """A command that waits for the mount waits until this test lets the daemon go on."""
 
 
 @pytest.fixture
-def stopped(pools: PoolMaker) -> Iterator[Mounted]:
+def silent(pools: PoolMaker) -> Iterator[Mounted]:
     """A mount with a file, none of whose processes runs."""
     mounted = pools.mount(pools.create("pmem0", "64M", "--mode", "fs"))
     (mounted.mountpoint / "below").mkdir()
     (mounted.mountpoint / "file").write_bytes(bytes(4096))
-    pids = [pid for pid in (mounted.pid, mounted.info()["data_plane_pid"]) if pid]
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    try:
+    with stopped(*(pid for pid in (mounted.pid, mounted.info()["data_plane_pid"]) if pid)):
         yield mounted
-    finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
 
 
 def all_of(*commands: tuple[object, ...]) -> list[Result]:
@@ -54,10 +48,10 @@ def all_of(*commands: tuple[object, ...]) -> list[Result]:
 
 
 def test_no_command_waits_for_a_path_on_a_mount_that_does_not_answer(
-    pools: PoolMaker, stopped: Mounted
+    pools: PoolMaker, silent: Mounted
 ) -> None:
     other = pools.directory / "other"
-    there = stopped.mountpoint
+    there = silent.mountpoint
     place = pools.mountpoint("place")
     done = all_of(
         ("create", there / "new", "--size", "16M"),
@@ -66,7 +60,7 @@ def test_no_command_waits_for_a_path_on_a_mount_that_does_not_answer(
         ("extents", there / "file"),
         ("resize", there / "file", "--size", "16M"),
         ("mount", there / "file", place),
-        ("mount", stopped.pool, there / "below"),
+        ("mount", silent.pool, there / "below"),
         ("umount", there / "below"),
         ("trim", there / "below"),
     )
@@ -76,31 +70,31 @@ def test_no_command_waits_for_a_path_on_a_mount_that_does_not_answer(
     assert mounts_at(place) == 0
 
 
-def test_a_stopped_mount_is_still_a_mount(pools: PoolMaker, stopped: Mounted) -> None:
-    before = mounts_at(stopped.mountpoint)
-    again, listed = all_of(("mount", stopped.pool, stopped.mountpoint), ("list",))
+def test_a_stopped_mount_is_still_a_mount(pools: PoolMaker, silent: Mounted) -> None:
+    before = mounts_at(silent.mountpoint)
+    again, listed = all_of(("mount", silent.pool, silent.mountpoint), ("list",))
     refused(again, 32, "is mounted there")
     assert listed.code == 0
-    assert mounts_at(stopped.mountpoint) == before
+    assert mounts_at(silent.mountpoint) == before
 
 
-def test_a_stopped_mount_can_be_detached(pools: PoolMaker, stopped: Mounted) -> None:
-    (done,) = all_of(("umount", "--lazy", stopped.mountpoint))
+def test_a_stopped_mount_can_be_detached(pools: PoolMaker, silent: Mounted) -> None:
+    (done,) = all_of(("umount", "--lazy", silent.mountpoint))
     assert (done.code, done.err) == (0, "")
-    assert mounts_at(stopped.mountpoint) == 0
+    assert mounts_at(silent.mountpoint) == 0
 
 
 def test_an_unmount_that_waits_in_vain_says_so_and_blames_no_process(
-    stopped: Mounted, monkeypatch: pytest.MonkeyPatch
+    silent: Mounted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mountpoint, "_UNMOUNT_SECONDS", 1)
-    mount = mountpoint.mount_at(str(stopped.mountpoint))
+    mount = mountpoint.mount_at(str(silent.mountpoint))
     assert mount
     with pytest.raises(UnmountHangs) as caught:
         _unmount_all([mount])
     assert str(caught.value) == (
-        f"cannot unmount {stopped.mountpoint}: its daemon has not answered for 1 s; "
-        f"'pmemfs umount --lazy {stopped.mountpoint}' detaches it"
+        f"cannot unmount {silent.mountpoint}: its daemon has not answered for 1 s; "
+        f"'pmemfs umount --lazy {silent.mountpoint}' detaches it"
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from kit.commands import BIN, pmemfs, pmemfs_here, pmemfs_ok, refused, run_command
-from kit.mounts import Mounted, PoolMaker, Session, may_pass, mounts_at
+from kit.mounts import Mounted, PoolMaker, Session, each_engine, may_pass, mounts_at
 from kit.namespaces import Run, let_go_of_others
 from kit.posix import opened
 from kit.processes import end_process, is_running, wait_until
@@ -62,7 +62,7 @@ def test_commands_leave_no_descriptor_of_a_pool_or_a_daemon(pools: PoolMaker) ->
     assert ours() == before
 
 
-@pytest.mark.usefixtures("engine")
+@each_engine
 def test_a_mount_that_another_namespace_has_too_is_unmounted_at_once(pools: PoolMaker) -> None:
     mounted = pools.mount(pools.create(size="16M"))
     session = Session.of(mounted)
@@ -110,7 +110,7 @@ def test_seen_from_another_namespace_a_mount_is_not_detached(pools: PoolMaker) -
         assert "detached" not in row["state"]
 
 
-@pytest.mark.usefixtures("engine")
+@each_engine
 def test_unmounting_one_of_several_directories_says_which_are_left(pools: PoolMaker) -> None:
     mounted = pools.mount(pools.create(size="16M"))
     bound = pools.mountpoint("bound")
@@ -128,7 +128,7 @@ def test_unmounting_one_of_several_directories_says_which_are_left(pools: PoolMa
     session.assert_ended("clean")
 
 
-@pytest.mark.usefixtures("engine")
+@each_engine
 @pytest.mark.parametrize("way", ["rename", "delete", "replace"])
 def test_a_pool_that_gets_another_name_while_it_is_mounted_is_unmounted_clean(
     pools: PoolMaker, way: str
@@ -164,7 +164,7 @@ def test_who_keeps_a_mount_busy_is_named_and_the_command_itself_is_not(pools: Po
     assert done.code == 32
 
 
-@pytest.mark.usefixtures("engine")
+@each_engine
 def test_what_is_detached_names_those_who_use_it_and_why_it_can_not_be_mounted(
     pools: PoolMaker,
 ) -> None:

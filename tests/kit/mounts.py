@@ -64,6 +64,21 @@ def native_only(test: Test) -> Test:
     return test
 
 
+EACH_ENGINE = [
+    pytest.mark.usefixtures("engine"),
+    pytest.mark.parametrize("engine", [NATIVE[0], Engine("python")], indirect=True, ids=str),
+]
+"""Marks for what commands and the control plane do, whatever carries a request: run a test once
+with each engine. The reference reads /dev/fuse, as the other transport of the native one does."""
+
+
+def each_engine(test: Test) -> Test:
+    """`EACH_ENGINE` for one test."""
+    for mark in EACH_ENGINE:
+        test = mark(test)
+    return test
+
+
 @dataclass
 class Mounted:
     """A pool that is mounted."""

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 
@@ -33,12 +33,17 @@ def end_process(pid: int, seconds: float = 10) -> None:
 
 
 @contextmanager
-def stopped(pid: int) -> Iterator[None]:
-    """A process stands still meanwhile."""
-    os.kill(pid, signal.SIGSTOP)
-    try:
+def stopped(*pids: int) -> Iterator[None]:
+    """Processes stand still meanwhile; one that was ended meanwhile is left alone."""
+    with ExitStack() as going_on:
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+            going_on.callback(_go_on, pid)
         yield
-    finally:
+
+
+def _go_on(pid: int) -> None:
+    with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGCONT)
 
 
