@@ -549,7 +549,7 @@ def is_noticed(at: int, call: int) -> bool:
 def test_without_any_one_flush_or_fence_something_goes_wrong() -> None:
     unnoticed = {}
     for site, places in sites().items():
-        tried = places[:: max(1, len(places) // scaled(12))]
+        tried = places[:: max(1, len(places) // scaled(5))]
         if not any(is_noticed(*place) for place in tried):
             unnoticed[site] = len(tried)
     print(f"{len(sites())} places that flush or fence, unnoticed: {unnoticed}")
