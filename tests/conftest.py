@@ -121,14 +121,20 @@ settings.register_profile("quick", max_examples=25)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what makes mounts of its own, which takes a second, and put all in order.
 
-    A process that runs tests takes whole files: those with slow tests come first, so that in the
-    end no process has a long one to itself; what all others have to wait for comes last.
+    A process that runs tests takes whole files: the virtual machines come first, then the files
+    with slow tests, so that in the end no process has a long one to itself; what all others have
+    to wait for comes last.
     """
     for item in items:
         if "pools" in getattr(item, "fixturenames", ()) and not item.get_closest_marker("quick"):
             item.add_marker("slow")
     long_files = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (is_alone(item), item.path not in long_files))
+    items.sort(key=lambda item: (is_alone(item), not is_guest(item), item.path not in long_files))
+
+
+def is_guest(item: pytest.Item) -> bool:
+    """Whether a test waits for virtual machines, which are slow, and do little at times."""
+    return item.get_closest_marker("guest") is not None
 
 
 def is_alone(item: pytest.Item | None) -> bool:

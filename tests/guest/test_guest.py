@@ -20,7 +20,7 @@ import pytest
 
 from kit.commands import Result, run_command
 
-pytestmark = [pytest.mark.guest, pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.guest, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).parents[2]
 INSIDE = ROOT / "tests/guest/inside"
