@@ -30,14 +30,14 @@ def taken(path: Path) -> int:
 
 def in_strides(path: Path) -> None:
     with opened(path, os.O_RDWR | os.O_CREAT) as fd:
-        os.ftruncate(fd, 200 * MIB)
-        for at in range(0, 200 * MIB, MIB):
+        os.ftruncate(fd, 100 * MIB)
+        for at in range(0, 100 * MIB, MIB):
             os.pwrite(fd, pattern(4096, at), at)
 
 
 def growing_in_strides(path: Path) -> None:
     with opened(path, os.O_RDWR | os.O_CREAT) as fd:
-        for at in range(0, 200 * MIB, MIB):
+        for at in range(0, 100 * MIB, MIB):
             for part in range(3):
                 os.pwrite(fd, pattern(4096, at), at + part * 4096)
 

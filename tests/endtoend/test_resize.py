@@ -60,7 +60,7 @@ def test_fio_verifies_what_it_writes_while_the_pool_grows(
         wait_until(lambda: mounted.info()["io"]["writes"] > so_far, "fio goes on")
 
     try:
-        for size in ("50M", "52M", "100M", "200M"):
+        for size in ("50M", "52M", "110M"):
             served_more()
             resize(mounted.mountpoint, size)
             sizes.append(mounted.device.stat().st_size)
@@ -73,10 +73,10 @@ def test_fio_verifies_what_it_writes_while_the_pool_grows(
         running.wait()
     assert "err= 0" in said, said
     assert sizes == sorted(set(sizes))
-    done = fio(tmp_path, mounted.device, "--rw=write", "--bs=64k", "--size=180m",
+    done = fio(tmp_path, mounted.device, "--rw=write", "--bs=64k", "--size=96m",
                "--verify=crc32c", "--verify_fatal=1")  # fmt: skip
     assert done.code == 0, done.err
-    assert mounted.info()["pool"]["size_bytes"] == 200 * MIB
+    assert mounted.info()["pool"]["size_bytes"] == 110 * MIB
     pools.umount(mounted)
     assert "no errors" in pmemfs_ok("check", mounted.pool)
     assert pools.mount(mounted.pool).device.stat().st_size == sizes[-1]
