@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -37,24 +38,32 @@ def available_bytes() -> int:
 
 
 @pytest.fixture(scope="module")
-def hog() -> Iterator[subprocess.Popen[str]]:
-    """A process that has nearly all memory, and would be the first to be killed for more."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOG, str(available_bytes() - POOL_BYTES - LEFT_BYTES)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        preexec_fn=lambda: Path("/proc/self/oom_score_adj").write_text("1000"),
-    )  # fmt: skip
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "full\n"
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
+def hogs() -> Iterator[list[subprocess.Popen[str]]]:
+    """Processes that have nearly all memory, and would be the first to be killed for more.
+
+    One for each CPU, since the kernel clears all that memory first.
+    """
+    count = os.cpu_count() or 1
+    each_bytes = (available_bytes() - POOL_BYTES - LEFT_BYTES) // count
+    with ExitStack() as stack:
+        processes = []
+        for _ in range(count):
+            process = subprocess.Popen(
+                [sys.executable, "-c", HOG, str(each_bytes)],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                preexec_fn=lambda: Path("/proc/self/oom_score_adj").write_text("1000"),
+            )  # fmt: skip
+            stack.callback(process.communicate)
+            stack.callback(process.kill)
+            processes.append(process)
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "full\n"
+        yield processes
 
 
 def test_ext4_on_the_mount_writes_back_with_the_memory_nearly_full(
-    pools: PoolMaker, tmp_path: Path, hog: subprocess.Popen[str]
+    pools: PoolMaker, tmp_path: Path, hogs: list[subprocess.Popen[str]]
 ) -> None:
     mounted = pools.mount(pools.create("pmem0", str(POOL_BYTES)))
     inside = pools.mountpoint("ext4")
@@ -69,7 +78,7 @@ def test_ext4_on_the_mount_writes_back_with_the_memory_nearly_full(
         )  # fmt: skip
         assert done.code == 0, done.err
         os.sync()
-        assert hog.poll() is None, "the kernel had to kill somebody"
+        assert [hog.poll() for hog in hogs] == [None] * len(hogs), "the kernel had to kill somebody"
         assert run_command("umount", inside).code == 0
         assert run_command("fsck.ext4", "-f", "-n", loop).code == 0
     pools.umount(mounted)
