@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from benchmark.cells import CELLS, MIB, Cell
 from benchmark.filecells import METADATA_CELLS, FileCell
 from benchmark.mountrun import MOUNT_RATIO, SPACE_SHARE, WALK_IDLE
+from benchmark.pagesrun import ARRAY_WORK, PINS
 from benchmark.report import Unit
 
 SUBJECT = "pmemfs"
@@ -118,6 +119,16 @@ def _goal_of_phase(cell: FileCell) -> RatioGoal:
     return RatioGoal(what, (cell.name,), ("fuse2fs",), 2.0, subject=FILE)
 
 
+def _goal_of_pages(
+    what: str, cell: str, reading: str, at_most: float, unit: Unit = "ratio"
+) -> LimitGoal:
+    return LimitGoal(what, cell, reading, unit, at_most)
+
+
+def _goal_of_array(name: str, what: str) -> LimitGoal:
+    return _goal_of_pages(f"{what} of a mapped file, over plain memory", "arrays", name, 1 / 0.95)
+
+
 GOALS: dict[str, tuple[Goal, ...]] = {
     "io": (
         *_goals_of("read"),
@@ -152,5 +163,14 @@ GOALS: dict[str, tuple[Goal, ...]] = {
             unit="share",
             at_most=0.03,
         ),
+    ),
+    "pages": (
+        *(_goal_of_array(name, what) for name, what in ARRAY_WORK.items()),
+        _goal_of_pages("map, pin and unpin 1 MiB", "pins", "pin", 200e-6, "s"),
+        _goal_of_pages(f"work of the mount beside {PINS:,} pins", "pins", "pinned", 1 / 0.9),
+        _goal_of_pages("first get of 1 MiB, over load_file", "first", "first", 1 / 1.5),
+        _goal_of_pages("get of 1 MiB again, over lmdb", "again", "again", 2.0),
+        _goal_of_pages("CPU time of pmemfs copy, over cp", "transfer", "copy-cpu", 0.5),
+        _goal_of_pages("time of pmemfs copy, over cp", "transfer", "copy-time", 1.0),
     ),
 }

@@ -34,7 +34,7 @@ LONG_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
-class MountCell:
+class ReadingCell:
     """One kind of reading."""
 
     name: str
@@ -48,9 +48,9 @@ class MountCell:
 
 
 MOUNT_CELLS = (
-    MountCell("mount", "mounting", "mount after kill -9, many files"),
-    MountCell("walk", "memory", "control plane after a walk over many files"),
-    MountCell("space", "space", "metadata of files of 64 KiB"),
+    ReadingCell("mount", "mounting", "mount after kill -9, many files"),
+    ReadingCell("walk", "memory", "control plane after a walk over many files"),
+    ReadingCell("space", "space", "metadata of files of 64 KiB"),
 )
 
 
@@ -71,7 +71,7 @@ class MountBench:
         self._warn = warn
 
     def measure(
-        self, cells: list[MountCell], interrupts: Interrupts, advance: Callable[[], None]
+        self, cells: list[ReadingCell], interrupts: Interrupts, advance: Callable[[], None]
     ) -> list[Reading]:
         """All readings of these cells."""
         takers = {"mount": self._mount_times, "walk": self._walk, "space": self._space}

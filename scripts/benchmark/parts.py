@@ -16,6 +16,7 @@ from benchmark.filecells import GROWTH_CELLS, METADATA_CELLS
 from benchmark.filerun import FileBench
 from benchmark.folders import FOLDERS
 from benchmark.mountrun import MOUNT_CELLS, MountBench
+from benchmark.pagesrun import PAGE_CELLS, PageBench
 from benchmark.report import IO_LOOK, Look, Part, Workload
 from benchmark.run import Bench
 from benchmark.stage import Interrupts, Settings
@@ -64,6 +65,12 @@ KINDS = {
             "mount",
             "a mount's time and memory, metadata's space",
             *(MOUNT_CELLS, ("fs",), ("fs",)),
+            look=IO_LOOK,
+        ),
+        Kind(
+            "pages",
+            "arrays over pages, pins, tensors, direct transfers",
+            *(PAGE_CELLS, ("fs",), ("fs",)),
             look=IO_LOOK,
         ),
     )
@@ -121,7 +128,7 @@ class Context:
 
 def measure(choice: Choice, context: Context) -> tuple[Part, bool]:
     """All of one part, and whether something failed. Raises BenchError where nothing works."""
-    measures = {"io": _measure_io, "mount": _measure_mounts}
+    measures = {"io": _measure_io, "mount": _measure_mounts, "pages": _measure_pages}
     return measures.get(choice.kind.name, _measure_files)(choice, context)
 
 
@@ -154,4 +161,11 @@ def _measure_mounts(choice: Choice, context: Context) -> tuple[Part, bool]:
         runner = MountBench(context.settings, program, context.say, context.warn)
         context.expect(len(choice.cells))
         readings = runner.measure(choice.cells, context.interrupts, context.advance)
+    return Part(choice.kind.name, choice.kind.look, choice.cells, readings=readings), runner.failed
+
+
+def _measure_pages(choice: Choice, context: Context) -> tuple[Part, bool]:
+    runner = PageBench(context.settings, context.say, context.warn)
+    context.expect(len(choice.cells))
+    readings = runner.measure(choice.cells, context.interrupts, context.advance)
     return Part(choice.kind.name, choice.kind.look, choice.cells, readings=readings), runner.failed
