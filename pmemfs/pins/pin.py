@@ -10,6 +10,7 @@ from pmemfs.volume.base import Piece
 from pmemfs.volume.pinned import Held
 
 _COMMAND_BYTES = 200
+_MARK_BYTES = 65536
 _START_FIELD = 19
 """Of the fields of /proc/PID/stat behind the name of the command: `starttime`."""
 
@@ -117,6 +118,18 @@ class Pin:
         self.runs: list[HeldRun] = []
         self.taken: list[tuple[int, int]] = []
         """The references that were taken: pfn and frame count of each call."""
+
+    def hear(self) -> bool:
+        """Hear some of what its users say; whether they said anything.
+
+        Descriptors that come with it are closed by the kernel, because there is no room for them.
+        """
+        try:
+            said = os.read(self.fd, _MARK_BYTES)
+        except OSError:
+            return False
+        self.marks.add(said)
+        return bool(said)
 
     def become_stale(self) -> None:
         """A page of the pin has left its file, or has moved in it."""

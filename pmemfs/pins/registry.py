@@ -67,7 +67,6 @@ _RESERVE_AT_ONCE_BYTES = 2 * MIB
 _RESERVE_BYTES = GIB
 _TRIES = 100
 _EVENTS = 64
-_MARK_BYTES = 65536
 
 
 class Pins:
@@ -132,7 +131,7 @@ class Pins:
         for fd, event in self._epoll.poll(0, _EVENTS):
             pin = self._by_fd[fd]
             is_over = event & select.EPOLLHUP
-            while _hear(pin) and is_over:
+            while pin.hear() and is_over:
                 pass
             if is_over:
                 del self._by_fd[fd]
@@ -243,8 +242,11 @@ class Pins:
         pin.files.append(file)
         position = start
         while position < start + length:
+            if not self._is_as_it_was(file):
+                pin.become_stale()
+                return
             some = volume.pieces(number, position, start + length - position, _PIECES_AT_ONCE)
-            if pin.is_writable and await self._fill(number, position, start + length, some):
+            if pin.is_writable and await self._fill(file, position, some):
                 continue
             self._register(pin, number, position, some)
             before = position - start
@@ -271,7 +273,14 @@ class Pins:
             pin.held.append(held)
             pin.runs += runs
 
-    async def _fill(self, number: int, position: int, end: int, pieces: Sequence[Piece]) -> bool:
+    def _is_as_it_was(self, file: PinnedFile) -> bool:
+        """Whether the range still lies in the file: behind the end of one that became shorter in
+        the meantime, frames have undefined content, perhaps another file's."""
+        attributes = self._volume.attributes(file.inode)
+        end = file.offset_bytes + file.length_bytes
+        return attributes.generation == file.generation and attributes.size_bytes >= end
+
+    async def _fill(self, file: PinnedFile, position: int, pieces: Sequence[Piece]) -> bool:
         """Give frames to the holes of a range, a step at a time; whether there were any.
 
         Raises OSError: ENOSPC before anything is filled if they are larger than what is free.
@@ -285,15 +294,17 @@ class Pins:
                 continue
             has_holes = True
             low = max(position, position + offset)
-            high = min(end, position + offset + length)
+            high = min(file.offset_bytes + file.length_bytes, position + offset + length)
             for at in range(low, high, _FILL_BYTES):
+                if not self._is_as_it_was(file):
+                    return True
                 step = min(_FILL_BYTES, high - at)
-                filled = self._volume.allocate(number, at, step, keep_size=True)
+                filled = self._volume.allocate(file.inode, at, step, keep_size=True)
                 if isinstance(filled, Coroutine):
                     await filled
                 await trio.lowlevel.checkpoint()
         if has_holes:
-            await self._told(number)
+            await self._told(file.inode)
         return has_holes
 
     def _check_room(self, frame_count: int) -> None:
@@ -466,17 +477,6 @@ class Pins:
             self._volume.pinned.remove(held)
         pin.forget()
         self.words.give_back(pin.place)
-
-
-def _hear(pin: Pin) -> bool:
-    """Hear some of what the users of a pin say; whether they said anything. Descriptors that come
-    with it are closed by the kernel, because no room is given for them."""
-    try:
-        said = os.read(pin.fd, _MARK_BYTES)
-    except OSError:
-        return False
-    pin.marks.add(said)
-    return bool(said)
 
 
 def as_result(pin: Pin) -> dict[str, Any]:

@@ -396,6 +396,36 @@ def test_the_pieces_of_all_files_of_a_pin_are_counted(
     run(fs, test)
 
 
+def test_a_file_that_becomes_shorter_while_its_holes_are_filled_shows_no_other_bytes(
+    fs: Pinnable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_FILL_BYTES", FRAME_BYTES)
+    size = 64 * FRAME_BYTES
+
+    async def test() -> None:
+        fs.make("secret", content=b"s" * 8 * (1 << 20))
+        fs.fs.unlink(ROOT, b"secret")
+        number = fs.make("sparse")
+        fs.fs.set_attributes(number, size_bytes=size)
+        found = []
+
+        async def pin() -> None:
+            found.append(await fs.pin(whole(number), is_writable=True))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pin)
+            await settled(lambda: fs.fs.attributes(number).block_count > 0)
+            fs.fs.set_attributes(number, size_bytes=FRAME_BYTES)
+        ((pinned, fd),) = found
+        assert pinned.files[0].length_bytes == FRAME_BYTES
+        for frame in frames(pinned):
+            content = fs.pool.medium.read(frame * FRAME_BYTES, FRAME_BYTES)
+            assert bytes(content) == bytes(FRAME_BYTES)
+        end(fd)
+
+    run(fs, test)
+
+
 def test_what_has_no_room_for_its_holes_leaves_them_as_they_are(
     fs: Pinnable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
