@@ -198,7 +198,7 @@ class Mapping:
         """
         memory, about = self._held(), self._about
         if about.mode == "r+":
-            make_durable(memory, about.pool.durability)
+            make_durable(memory, about.durability)
             about.connection.ask("flush", pin=about.pin.number)
 
     def close(self, *, force: bool = False) -> None:
@@ -233,7 +233,7 @@ class Mapping:
     def __reduce__(self) -> tuple[Any, ...]:
         self._held()
         about = self._about
-        where = about.connection.mountpoint, about.pool.uuid
+        where = about.connection.mountpoint, about.uuid
         return unpickled, (*where, about.file, about.mode, about.dtype, about.shape)
 
     def _held(self) -> Addresses:
@@ -299,14 +299,16 @@ def _map_each(
                    found["length_bytes"])
         for each, found in pairs
     )  # fmt: skip
-    pin = Pin(answer.end, answer.pool.words, number=answer.number, place=answer.place,
+    pool = answer.pool
+    pin = Pin(answer.end, pool.words, number=answer.number, place=answer.place,
               is_writable=mode == "r+", files=files)  # fmt: skip
     for file, (each, found) in zip(files, pairs, strict=True):
         shape = _found_shape(each, found)
-        about = About(pin, file, mode, each.dtype, shape, answer.pool, connection)
+        about = About(pin, file, mode, each.dtype, shape, pool.words, pool.durability, pool.uuid,
+                      connection)  # fmt: skip
         made.append(
             map_pieces(
-                answer.pool,
+                pool,
                 found["pieces"],
                 about.file.length_bytes,
                 mode=mode,
@@ -355,7 +357,7 @@ def unpickled(
         raise _removed(file) from None
     about = memory.about
     assert isinstance(about, About)
-    if (about.pool.uuid, about.file.generation) != (uuid, file.generation):
+    if (about.uuid, about.file.generation) != (uuid, file.generation):
         raise _removed(file)
     return Mapping(memory)
 

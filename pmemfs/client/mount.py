@@ -108,7 +108,8 @@ class Mount:
             mode: `r` read-only, `r+` stores go to the file, `c` stores go to private copies of
                 pages. With `r`, holes read as zeroes and take no room; with `r+` they get memory.
             offset: where in the file the array begins, in bytes.
-            contiguous: lay the file out anew, in one piece, if it isn't in one.
+            contiguous: lay the file out anew, in one piece and without holes, if it isn't so. That
+                needs a file that nobody has mapped.
 
         The array and all views of it keep the pages, whatever becomes of the file. Stores are
         durable after `flush`. The file may grow or shrink; the array stays as large as it is.

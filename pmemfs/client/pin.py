@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pmemfs.client.connection import Connection, PoolMemory
+from pmemfs.client.connection import Connection
 from pmemfs.errors import NotPinned
 from pmemfs.medium.addresses import Addresses, PinEnd, Shown, Words
+from pmemfs.medium.base import Durability
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -99,7 +100,10 @@ class About(NamedTuple):
     mode: str
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
-    pool: PoolMemory
+    words: Words
+    durability: Durability
+    uuid: str
+    """Of the pool. Its descriptor isn't here: a mapping that is closed must not keep its lock."""
     connection: Connection
 
 

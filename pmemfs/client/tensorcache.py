@@ -99,7 +99,7 @@ class _Mapped:
         assert isinstance(about, About)
         self.path = path
         self.memory = memory
-        self.words = about.pool.words
+        self.words = about.words
         self.place = about.pin.place
         self.inode = about.file.inode
         self.used_ns = 0

@@ -170,6 +170,10 @@ class Pins:
             raise NoPageStructures(what="a pin")
         if is_writable and self._volume.read_only:
             raise system_error(errno.EROFS)
+        if is_contiguous or client.pin_count >= MOST_PINS:
+            # A client that has just let go of pins counts on that.
+            while self.notice_ends():
+                await trio.lowlevel.checkpoint()
         if client.pin_count >= MOST_PINS:
             raise TooManyPins(pid=client.pid, why=f"it has {client.pin_count} pins")
         pin = Pin(next(self._numbers), self.words.take(), client, time.time_ns(),

@@ -23,6 +23,7 @@ from kit.clients import (
     wait_for_pins,
     write_file,
     write_in_pieces,
+    write_scattered,
 )
 from kit.commands import pmemfs as run_pmemfs
 from kit.mounts import Mounted, PoolMaker, Session, may_pass
@@ -134,6 +135,48 @@ def test_page_structures_are_made_on_demand(pools: PoolMaker) -> None:
         del whole
         wait_for_pins(fs, 0)
     assert_clean(pools, mounted)
+
+
+def test_a_file_can_be_laid_out_anew_in_one_piece(pools: PoolMaker) -> None:
+    mounted = fs_mount(pools)
+    content = write_in_pieces(mounted.mountpoint / "file", 100)
+    with pmemfs.connect(mounted.mountpoint) as fs:
+        old = fs.map("file")
+        with pytest.raises(pmemfs.CannotPin, match="programs have pages of it") as refused:
+            fs.map("file", contiguous=True)
+        assert refused.value.errno == errno.EBUSY
+        del old
+        one = fs.map("file", contiguous=True)
+        assert (one == content).all()
+        with open("/proc/self/maps") as maps:
+            start = f"{one.ctypes.data:x}-"
+            (line,) = (line for line in maps if line.startswith(start))
+        low, high = (int(end, 16) for end in line.split()[0].split("-"))
+        assert high - low == 100 * FRAME
+        del one
+        wait_for_pins(fs, 0)
+    assert_clean(pools, mounted)
+
+
+def test_a_file_of_too_many_pieces_is_refused_with_a_remedy(pools: PoolMaker) -> None:
+    mounted = fs_mount(pools, size="24M")
+    content = write_scattered(mounted.mountpoint / "file", 1500)
+    limit = Path("/proc/sys/vm/max_map_count")
+    before = limit.read_text()
+    with pmemfs.connect(mounted.mountpoint) as fs:
+        try:
+            with open("/proc/self/maps") as maps:
+                limit.write_text(str(len(maps.readlines()) + 1000))
+            with pytest.raises(pmemfs.TooManyMappings, match="contiguous=True") as refused:
+                fs.map("file")
+            assert refused.value.errno == errno.ENOMEM
+            assert isinstance(refused.value, OSError)
+            whole = fs.map("file", contiguous=True)
+        finally:
+            limit.write_text(before)
+        assert (whole == content).all()
+        del whole, refused
+        wait_for_pins(fs, 0)
 
 
 def test_at_the_limit_of_open_files_a_sentence_says_what_to_do(pools: PoolMaker) -> None:

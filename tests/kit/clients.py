@@ -47,10 +47,12 @@ def write_scattered(path: Path, frames: int) -> np.ndarray:
     with filler.open("wb", buffering=0) as file:
         size = (free_bytes(path.parent) // FRAME - 200) * FRAME
         os.posix_fallocate(file.fileno(), 0, size)
-        for at in range(0, size, 2 * FRAME):
+        for at in range(0, 2 * (frames + 200) * FRAME, 2 * FRAME):
             punch_hole(file.fileno(), at, FRAME)
     content = write_file(path, frames)
     filler.unlink()
+    # The kernel forgets it a moment later.
+    wait_until(lambda: free_bytes(path.parent) > frames * FRAME, "there is room")
     return content
 
 

@@ -179,3 +179,23 @@ def test_a_daemon_writes_and_compiles_little_code_while_it_loads() -> None:
     result = run_command(sys.executable, "-P", "-c", WRITTEN)
     assert result.code == 0, result.err
     assert 0 < int(result.out) <= 320
+
+
+def test_what_a_program_imports_loads_nothing_before_it_is_used() -> None:
+    ours = {name for name in loaded_without_site("pmemfs") if name.startswith("pmemfs")}
+    assert ours == {"pmemfs", "pmemfs.version"}
+    used = loaded_by("pmemfs, pmemfs; pmemfs.StillInUse, pmemfs.DaemonGone; import json")
+    assert not used & HEAVY, "who catches an exception has no array yet"
+    used = loaded_by("pmemfs, pmemfs; pmemfs.connect; import json")
+    assert "numpy" in used
+    assert not used & HEAVY - {"numpy"}
+
+
+def test_what_is_imported_is_what_is_promised() -> None:
+    import pmemfs
+
+    for name in pmemfs.__all__:
+        assert getattr(pmemfs, name) is not None
+    assert set(pmemfs.__all__) <= set(dir(pmemfs))
+    with pytest.raises(AttributeError, match="nothing"):
+        pmemfs.nothing  # noqa: B018
