@@ -13,6 +13,7 @@ Invariants:
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import stat
@@ -30,7 +31,7 @@ from pmemfs.control.shape import Malformed, decode
 from pmemfs.errors import NoAnswer
 from pmemfs.media.accesses import Accesses
 from pmemfs.pfn import FRAME_BYTES
-from pmemfs.units import align_up
+from pmemfs.units import MIB, align_up
 
 LEDGER_NAME = ".pmemfs-cache"
 
@@ -39,6 +40,8 @@ _MAGIC = b"pmemfs-c"
 _ASKED_AT_ONCE = 1000
 """The daemon reads no longer requests than 64 KiB."""
 _REMOVED_AT_ONCE = 64
+_LOOK_AGAIN_BYTES = 64 * MIB
+"""When this process has added so much, and as much as there is, it looks at all files again."""
 _LEFT_BEHIND_SECONDS = 60
 _ANY = -1
 _NEVER_NS = 1 << 63
@@ -82,17 +85,27 @@ class CacheRoom:
         self._directory = directory
         self._candidates: deque[Candidate] = deque()
         self._ledger = _Ledger(os.path.join(directory, LEDGER_NAME), self._ask([]).generation)
+        # Whether there can be one is said now. Who only gets entries doesn't need it.
+        self._ledger.read()
+        self._ledger.close()
+        self._added_bytes = 0
         self.evicted_count = 0
         self.evicted_bytes = 0
 
     def taken(self) -> Taken:
         """What all entries take. Raises OSError, and what `Connection.ask` does."""
-        return self._ledger.read() or self._look()
+        with self._connection.translated():
+            known = self._ledger.read()
+            if known is None or self._added_bytes > max(known.room_bytes, _LOOK_AGAIN_BYTES):
+                return self._look()
+            return known
 
     def changed(self, entry_count: int, room_bytes: int) -> None:
         """Entries have come or gone. Raises OSError, and what `Connection.ask` does."""
-        if not self._ledger.add(entry_count, room_bytes):
-            self._look()
+        self._added_bytes += max(room_bytes, 0)
+        with self._connection.translated():
+            if not self._ledger.add(entry_count, room_bytes):
+                self._look()
 
     def evict(self, wanted_bytes: int, let_go: LetGo) -> int:
         """Remove entries that take so much, if so many are not pinned; what they took.
@@ -101,14 +114,15 @@ class CacheRoom:
         before a time, until they take so much; and names them. Raises OSError, and what
         `Connection.ask` does.
         """
-        freed = self._remove(wanted_bytes, let_go)
-        if not freed:
-            self._look()
+        with self._connection.translated():
             freed = self._remove(wanted_bytes, let_go)
-        if not freed:
-            self._candidates.extend(let_go(_NEVER_NS, wanted_bytes))
-            freed = self._remove(wanted_bytes, let_go)
-        return freed
+            if not freed:
+                self._look()
+                freed = self._remove(wanted_bytes, let_go)
+            if not freed:
+                self._candidates.extend(let_go(_NEVER_NS, wanted_bytes))
+                freed = self._remove(wanted_bytes, let_go)
+            return freed
 
     def close(self) -> None:
         """Let go of the ledger."""
@@ -149,9 +163,11 @@ class CacheRoom:
     def _look(self) -> Taken:
         """Look at all files: find candidates, correct the ledger, remove what was left behind."""
         before = self._ledger.read()
+        self._added_bytes = 0
         entries: list[Candidate] = []
         hidden: list[Candidate] = []
-        for path, status in files_of(self._directory):
+        empty: list[str] = []
+        for path, status in files_of(self._directory, empty):
             name = os.path.relpath(path, self._directory)
             found = Candidate(
                 _ANY, 0, status.st_mtime_ns, path, status.st_ino, room_of(status.st_size)
@@ -168,6 +184,10 @@ class CacheRoom:
         self._candidates = deque(
             sorted(now for _, now in self._with_accesses(entries) if now is not None)
         )
+        for path in empty:
+            # A process that is about to use it makes it again.
+            with contextlib.suppress(OSError):
+                os.rmdir(path)
         taken = Taken(len(entries), sum(each.room_bytes for each in entries))
         return self._ledger.correct(before, taken)
 
@@ -218,13 +238,20 @@ def _has_removed(candidate: Candidate) -> bool:
     return True
 
 
-def files_of(directory: str) -> Iterator[tuple[str, os.stat_result]]:
-    """All regular files below a directory, with their attributes, while others come and go."""
+def files_of(
+    directory: str, empty: list[str] | None = None
+) -> Iterator[tuple[str, os.stat_result]]:
+    """All regular files below a directory, with their attributes, while others come and go.
+
+    The directories in it that have nothing in them are added to `empty`.
+    """
     waiting = [directory]
     while waiting:
+        path, is_empty = waiting.pop(), True
         # A directory that is gone has no files.
-        with contextlib.suppress(FileNotFoundError), os.scandir(waiting.pop()) as entries:
+        with contextlib.suppress(FileNotFoundError), os.scandir(path) as entries:
             for entry in entries:
+                is_empty = False
                 with contextlib.suppress(FileNotFoundError):
                     if entry.is_dir(follow_symlinks=False):
                         waiting.append(entry.path)
@@ -232,6 +259,8 @@ def files_of(directory: str) -> Iterator[tuple[str, os.stat_result]]:
                     status = entry.stat(follow_symlinks=False)
                     if stat.S_ISREG(status.st_mode):
                         yield entry.path, status
+            if empty is not None and is_empty and path != directory:
+                empty.append(path)
 
 
 class _Ledger:
@@ -240,13 +269,14 @@ class _Ledger:
     def __init__(self, path: str, generation: int) -> None:
         self._path = path
         self._generation = generation
-        self._file: Descriptor | None = self._opened()
+        self._file: Descriptor | None = None
         self._begin()
 
     def read(self) -> Taken | None:
-        """What they take; None if nobody has looked since the mount. Raises OSError."""
-        with self._locked() as fd:
+        """What they take; None if nobody has noted it since the mount. Raises OSError."""
+        with _on_a_read_only_mount_nothing(), self._locked() as fd:
             return self._known(fd)
+        return None
 
     def add(self, entry_count: int, room_bytes: int) -> bool:
         """Note a change; False if there is nothing that it could be added to. Raises OSError."""
@@ -259,13 +289,14 @@ class _Ledger:
 
     def correct(self, before: Taken | None, found: Taken) -> Taken:
         """Note what was found by looking, and what others have changed since `before`."""
-        with self._locked() as fd:
+        entry_count, room_bytes = found
+        with _on_a_read_only_mount_nothing(), self._locked() as fd:
             now = self._known(fd)
-            entry_count, room_bytes = found
             if before is not None and now is not None:
                 entry_count += now.entry_count - before.entry_count
                 room_bytes += now.room_bytes - before.room_bytes
             return self._note(fd, entry_count, room_bytes)
+        return found
 
     def close(self) -> None:
         self._file = None
@@ -306,3 +337,13 @@ class _Ledger:
         taken = Taken(max(entry_count, 0), max(room_bytes, 0))
         os.pwrite(fd, _LEDGER.pack(_MAGIC, self._generation, *taken), 0)
         return taken
+
+
+@contextlib.contextmanager
+def _on_a_read_only_mount_nothing() -> Iterator[None]:
+    """Go on where nothing can be noted, because nothing can change either."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise

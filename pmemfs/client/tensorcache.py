@@ -232,6 +232,10 @@ class TensorCache:
                 os.unlink(path)
             except (FileNotFoundError, NotADirectoryError):
                 return False
+        if (directory := os.path.dirname(path)) != self.directory:
+            # It stays if there is anything in it.
+            with contextlib.suppress(OSError):
+                os.rmdir(directory)
         self._room.changed(-1, -room_bytes)
         return True
 
@@ -411,8 +415,7 @@ class TensorCache:
 
     def _evict(self, wanted_bytes: int) -> int:
         """Remove entries that take so much, if they can be; what they took."""
-        with self._connection.translated():
-            return self._room.evict(wanted_bytes, self._let_go)
+        return self._room.evict(wanted_bytes, self._let_go)
 
     def _let_go(self, before_ns: int, wanted_bytes: int) -> list[Candidate]:
         """Let go of idle entries that were used before a time, those first that were used the
