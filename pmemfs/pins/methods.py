@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import weakref
 from typing import Any, NamedTuple
+
+import trio
 
 from pmemfs.control import Peer, WithDescriptors
 from pmemfs.errors import CannotPin, DaemonGone, MemoryFault
@@ -18,6 +21,9 @@ from pmemfs.pool import Pool
 from pmemfs.volume.base import Volume
 
 _LIMIT = 1 << 63
+_REPORTS_AT_ONCE = 200
+_REPORT_BYTES = 3 << 20
+"""Less than an answer may be long: it has blanks that the answer has not."""
 
 
 class FileReport(NamedTuple):
@@ -97,14 +103,23 @@ class PinMethods:
         await self._pins.flush(pin)
 
     async def pins(self, resting: bool = False) -> list[dict[str, Any]]:
-        """Who has which pins; `resting`: also what rests, because its client is gone."""
-        reports = [_report(pin) for pin in self._pins.living]
-        if resting:
-            reports += [_report(pin) for pin in self._pins.resting]
-        return [
-            report._asdict() | {"files": [file._asdict() for file in report.files]}
-            for report in reports
-        ]
+        """Who has which pins; `resting`: also what rests, because its client is gone.
+
+        The oldest pins come first, as many as fit into an answer.
+        """
+        reports: list[dict[str, Any]] = []
+        left = _REPORT_BYTES
+        for pin in (*self._pins.living, *(self._pins.resting if resting else ())):
+            report = _report(pin)
+            files = [file._asdict() for file in report.files]
+            reports.append(report._asdict() | {"files": files})
+            left -= len(json.dumps(reports[-1]))
+            if len(reports) % _REPORTS_AT_ONCE == 0:
+                await trio.lowlevel.checkpoint()
+            if left < 0:
+                reports.pop()
+                break
+        return reports
 
     async def accesses(self, inodes: list[int]) -> dict[str, Any]:
         """What the page structures know of files. Raises NoPageStructures."""

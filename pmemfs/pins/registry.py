@@ -54,7 +54,8 @@ MOST_PIECES = 60_000
 MOST_PINS = 16_384
 """Of one client."""
 MOST_POOLS = 16
-"""One client may pin so many times the pages that the pool has."""
+"""One client may pin so many times the pages that the pool has, or `MOST_PAGES` if that is more."""
+MOST_PAGES = 1 << 24
 
 _STEP_PAGES = 32_768
 """References are taken and dropped so many at a time: that is about a millisecond."""
@@ -330,7 +331,7 @@ class Pins:
         pin.page_count = count
         if self.memmap.geometry is not None:
             page_count = self.memmap.geometry.page_count
-            if client.page_count > MOST_POOLS * page_count:
+            if client.page_count > max(MOST_POOLS * page_count, MOST_PAGES):
                 raise TooManyPins(pid=client.pid, why=f"it has pinned {client.page_count} pages, "
                                   f"and the pool has {page_count}")  # fmt: skip
 

@@ -17,8 +17,9 @@ from pmemfs.errors import CannotPin, NoPageStructures, TooManyPieces, TooManyPin
 from pmemfs.media.accesses import Accesses
 from pmemfs.media.inode import ROOT
 from pmemfs.media.label import Scheme
+from pmemfs.medium.mapped import MappedMedium
 from pmemfs.pfn import FRAME_BYTES
-from pmemfs.pins import registry
+from pmemfs.pins import methods, registry
 from pmemfs.pins.accesses import accesses_of
 from pmemfs.pins.pin import Client, Pin, WantedRange, read_client
 from pmemfs.pins.words import PinWord
@@ -350,6 +351,7 @@ def test_each_client_has_its_quota(at: Pinnable, monkeypatch: pytest.MonkeyPatch
             end(fd)
         await settled(lambda: at.client.pin_count == 0)
         monkeypatch.setattr(registry, "MOST_POOLS", 0)
+        monkeypatch.setattr(registry, "MOST_PAGES", 0)
         with pytest.raises(TooManyPins, match="it has pinned"):
             await at.pin(WantedRange(number, 0, 1))
         await settled(lambda: at.client.pin_count == 0)
@@ -548,3 +550,21 @@ def test_a_new_name_is_told_although_the_pin_begins_anew(
         assert word(fs, got[0].place) == PinWord.RENAMED
 
     run(fs, test)
+
+
+def test_a_list_of_pins_fits_into_an_answer(at: Pinnable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(methods, "_REPORT_BYTES", 3000)
+
+    async def test() -> None:
+        number = file_of(at)
+        pool, medium = at.pool, at.pool.medium
+        assert isinstance(medium, MappedMedium)
+        asked = methods.PinMethods(at.pins, pool, medium, at.volume)
+        fds = [(await at.pin(WantedRange(number, 0, 1, "a name")))[1] for _ in range(30)]
+        listed = await asked.pins()
+        assert 1 < len(listed) < 30
+        assert [one["pin"] for one in listed] == list(range(1, len(listed) + 1))
+        for fd in fds:
+            end(fd)
+
+    run(at, test)
