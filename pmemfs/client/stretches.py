@@ -18,7 +18,7 @@ from pmemfs.pfn import FRAME_BYTES
 from pmemfs.units import MIB, align_up
 
 MOST_BATCH_BYTES = 64 * MIB
-"""What is pinned at a time. While a batch is moved, its pages can't be given to another file."""
+"""What one pin holds. Two batches are pinned at a time: one is moved, the next one is prepared."""
 MOST_BATCH_STRETCHES = 128
 """Each of them has a mapping of its own. A file of many small stretches needs few pins so."""
 

@@ -20,15 +20,16 @@ import fcntl
 import mmap
 import os
 import stat
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-from pmemfs.client.connection import Connection
+from pmemfs.client.connection import Connection, PinAnswer
 from pmemfs.client.memory import make_durable, map_pieces
 from pmemfs.client.stretches import Stretch, in_batches
 from pmemfs.control.client import RemoteError
 from pmemfs.errors import DaemonGone, NotDirect, PmemfsError
-from pmemfs.medium.addresses import Shown
+from pmemfs.medium.addresses import Addresses, Shown
 from pmemfs.mountinfo import Mount, mount_of_device
 from pmemfs.pfn import FRAME_BYTES
 from pmemfs.units import MIB
@@ -148,8 +149,25 @@ class End:
         self._route.bounce(self.path, why)
 
 
+class PinnedBatch:
+    """The pages of some stretches of a file as buffers, for as long as this lives."""
+
+    def __init__(self, answer: PinAnswer, memories: Sequence[Addresses], *, is_writable: bool):
+        self._memories = memories
+        self._durability = answer.pool.durability
+        self._is_writable = is_writable
+        self.views = [memoryview(Shown(memory)) for memory in memories]
+        """A view is shorter than its stretch where the file is."""
+
+    def persist(self) -> None:
+        """Make what was written to the pages durable. Raises OSError."""
+        if self._is_writable:
+            for memory in self._memories:
+                make_durable(memory, self._durability)
+
+
 class Pages:
-    """The pages of a file of a mount, as buffers."""
+    """The pages of a file of a mount."""
 
     def __init__(self, end: End, *, is_writable: bool) -> None:
         """Raises NotPermitted, NotMounted, and OSError."""
@@ -159,41 +177,66 @@ class Pages:
             os.fdatasync(end.fd)
         self._end = end
         self._name = os.path.relpath(os.path.realpath(end.path), end.mount.mountpoint)
-        self._mode = "r+" if is_writable else "r"
+        self._is_writable = is_writable
         self._connection = Connection(end.mount.mountpoint)
 
     def close(self) -> None:
         """Ask the daemon nothing more."""
         self._connection.close()
 
-    @contextmanager
-    def pinned(self, batch: Sequence[Stretch]) -> Iterator[list[memoryview]]:
-        """The pages of some stretches, for as long as the context lasts; durable when it ends well.
-
-        A view is shorter than its stretch where the file is. Raises what the daemon says, and
-        OSError.
-        """
+    def pin(self, batch: Sequence[Stretch]) -> PinnedBatch:
+        """Pin some stretches, and map them. Raises what the daemon says, and OSError."""
         end, connection = self._end, self._connection
         answer = connection.pin(
             [(end.inode, *stretch) for stretch in batch],
             # Once is enough to say whose pages these are.
             [self._name, *[""] * (len(batch) - 1)],
-            writable=self._mode == "r+",
+            writable=self._is_writable,
             contiguous=False,
         )
         # All of it is touched next, and the kernel maps it faster at once.
         pool = answer.pool._replace(map_flags=answer.pool.map_flags | mmap.MAP_POPULATE)
+        mode = "r+" if self._is_writable else "r"
         memories = [
             map_pieces(
-                pool, found["pieces"], found["length_bytes"], mode=self._mode, path=end.path,
+                pool, found["pieces"], found["length_bytes"], mode=mode, path=end.path,
                 held=answer.end, tally=connection.tally,
             )
             for found in answer.files
         ]  # fmt: skip
-        yield [memoryview(Shown(memory)) for memory in memories]
-        if self._mode == "r+":
-            for memory in memories:
-                make_durable(memory, pool.durability)
+        return PinnedBatch(answer, memories, is_writable=self._is_writable)
+
+
+class PinnedAhead:
+    """A batch that is pinned by a thread while the one before it is moved, so that a device need
+    not wait for the daemon."""
+
+    def __init__(self, pages: Pages, batch: Sequence[Stretch]) -> None:
+        self.batch = batch
+        self._pages = pages
+        self._outcome: PinnedBatch | Exception | None = None
+        self._thread = threading.Thread(target=self._pin)
+        self._thread.start()
+
+    def _pin(self) -> None:
+        try:
+            self._outcome = self._pages.pin(self.batch)
+        except Exception as error:
+            self._outcome = error
+
+    def result(self) -> PinnedBatch:
+        """Wait for it. Raises as `Pages.pin`."""
+        self._thread.join()
+        outcome, self._outcome = self._outcome, None
+        if isinstance(outcome, Exception):
+            raise outcome
+        assert outcome is not None
+        return outcome
+
+    def forget(self) -> None:
+        """Wait for it, and let go of it."""
+        self._thread.join()
+        self._outcome = None
 
 
 class Transfer:
@@ -208,6 +251,7 @@ class Transfer:
         # fewest reasons to refuse.
         self._candidates = [end for end in (target, source) if end.is_in_pool]
         self._pages: Pages | None = None
+        self._ahead: PinnedAhead | None = None
         self._buffer: memoryview | None = None
         self.moved_bytes = 0
 
@@ -217,22 +261,28 @@ class Transfer:
         Returns where the source ends if it turns out to be shorter than they say.
         Raises OSError, NotDirect, DaemonGone.
         """
+        batches = in_batches(stretches)
+        batch = next(batches, None)
         try:
-            for batch in in_batches(stretches):
-                end = self._move_batch(batch)
+            while batch is not None:
+                following = next(batches, None)
+                end = self._move_batch(batch, following)
                 limit = batch[-1].end if end is None else end
                 self.moved_bytes += sum(max(0, min(one.end, limit) - one.start) for one in batch)
                 if end is not None:
                     return end
+                batch = following
             return None
         finally:
             self._let_go()
 
-    def _move_batch(self, batch: Sequence[Stretch]) -> int | None:
+    def _move_batch(
+        self, batch: Sequence[Stretch], following: Sequence[Stretch] | None
+    ) -> int | None:
         while self._candidates:
             held = self._candidates[0]
             try:
-                return self._move_by_pages(held, batch)
+                return self._move_by_pages(held, batch, following)
             except (NotDirect, DaemonGone):
                 raise
             except PmemfsError as error:
@@ -245,6 +295,9 @@ class Transfer:
             self._let_go()
             if not self._candidates:
                 self._route.bounce(held.path, why)
+        return self._move_by_buffer(batch)
+
+    def _move_by_buffer(self, batch: Sequence[Stretch]) -> int | None:
         buffer = self._buffer = self._buffer or memoryview(mmap.mmap(-1, _BOUNCE_BYTES))
         for stretch in batch:
             for start in range(stretch.start, stretch.end, len(buffer)):
@@ -256,29 +309,39 @@ class Transfer:
                     return start + count
         return None
 
+    def _move_by_pages(
+        self, held: End, batch: Sequence[Stretch], following: Sequence[Stretch] | None
+    ) -> int | None:
+        if self._pages is None:
+            self._pages = Pages(held, is_writable=held is self._target)
+        ahead, self._ahead = self._ahead, None
+        pinned = ahead.result() if ahead else self._pages.pin(batch)
+        if following is not None:
+            self._ahead = PinnedAhead(self._pages, following)
+        for stretch, view in zip(batch, pinned.views, strict=True):
+            for at in range(0, len(view), _STEP_BYTES):
+                part = view[at : at + _STEP_BYTES]
+                count = len(part)
+                if held is self._target:
+                    count = self._source.read(part, stretch.start + at)
+                else:
+                    self._target.write(part, stretch.start + at)
+                self._progress(stretch.start + at + count)
+                if count < len(part):
+                    pinned.persist()
+                    return stretch.start + at + count
+            if len(view) < stretch.length:
+                return stretch.start + len(view)
+        pinned.persist()
+        return None
+
     def _let_go(self) -> None:
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            ahead.forget()
         if self._pages is not None:
             self._pages.close()
             self._pages = None
-
-    def _move_by_pages(self, held: End, batch: Sequence[Stretch]) -> int | None:
-        if self._pages is None:
-            self._pages = Pages(held, is_writable=held is self._target)
-        with self._pages.pinned(batch) as views:
-            for stretch, view in zip(batch, views, strict=True):
-                for at in range(0, len(view), _STEP_BYTES):
-                    part = view[at : at + _STEP_BYTES]
-                    count = len(part)
-                    if held is self._target:
-                        count = self._source.read(part, stretch.start + at)
-                    else:
-                        self._target.write(part, stretch.start + at)
-                    self._progress(stretch.start + at + count)
-                    if count < len(part):
-                        return stretch.start + at + count
-                if len(view) < stretch.length:
-                    return stretch.start + len(view)
-        return None
 
 
 def _reason(held: End, error: PmemfsError) -> str:
