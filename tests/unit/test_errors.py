@@ -9,7 +9,8 @@ import resource
 import pytest
 import trio
 
-from pmemfs.control.server import _answer
+from pmemfs.control import Peer
+from pmemfs.control.server import Methods, _Server
 from pmemfs.errors import (
     DataPlaneFailed,
     Interrupted,
@@ -53,10 +54,8 @@ def test_a_group_answers_a_request_as_what_it_is_about() -> None:
     async def fail() -> None:
         raise grouped(NoAnswer(path="x", why="y"))
 
-    async def ask() -> bytes:
-        return await _answer(b'{"method": "fail"}', lambda: {"fail": fail})
-
-    assert str(NoAnswer(path="x", why="y")).encode() in trio.run(ask)
+    answer = trio.run(_answer, b'{"method": "fail"}', lambda: {"fail": fail})
+    assert str(NoAnswer(path="x", why="y")).encode() in answer
     assert errno_of(grouped(system_error(errno.ENOSPC)), "fail") == errno.ENOSPC
 
 
@@ -64,10 +63,7 @@ def test_methods_that_can_not_be_loaded_cost_one_request() -> None:
     def load() -> dict[str, object]:
         raise system_error(errno.EMFILE)
 
-    async def ask() -> bytes:
-        return await _answer(b'{"method": "info"}', load)  # type: ignore[arg-type]
-
-    assert b"the daemon failed; its log says why" in trio.run(ask)
+    assert b"the daemon failed; its log says why" in trio.run(_answer, b'{"method": "info"}', load)
 
 
 def test_what_a_nursery_raises_is_unwrapped() -> None:
@@ -98,3 +94,10 @@ def test_a_pool_that_somebody_else_has_is_no_limit_of_the_caller() -> None:
 def test_a_command_that_a_signal_ends_answers_like_a_shell() -> None:
     assert mount_exit_code(Interrupted(15)) == 143
     assert "SIGTERM" in str(Interrupted(15))
+
+
+async def _answer(line: bytes, methods: Methods) -> bytes:
+    answer, _ = await _Server(methods, patience_seconds=20)._answer(
+        line, Peer(os.getpid(), os.geteuid())
+    )
+    return answer
