@@ -16,7 +16,7 @@ from pmemfs.medium.mapped import MappedMedium
 from pmemfs.medium.source import alignment_of
 from pmemfs.pins.accesses import accesses_of
 from pmemfs.pins.pin import Client, Pin, WantedRange, read_client
-from pmemfs.pins.registry import Pins, as_result
+from pmemfs.pins.registry import Pins
 from pmemfs.pool import Pool
 from pmemfs.volume.base import Volume
 
@@ -86,7 +86,7 @@ class PinMethods:
         except OSError as error:
             what = ", ".join(one.path or f"inode {one.inode}" for one in wanted[:3])
             raise CannotPin(error.errno or errno.EIO, what=what, why=_why(error)) from None
-        result = as_result(pin)
+        result = _as_result(pin)
         if not wants_pool:
             return WithDescriptors(result, [fd])
         descriptors = [fd]
@@ -199,3 +199,21 @@ def _report(pin: Pin) -> PinReport:
             for file in pin.files
         ),
     )  # fmt: skip
+
+
+def _as_result(pin: Pin) -> dict[str, Any]:
+    """A pin as the answer to who asked for it."""
+    return {
+        "pin": pin.number,
+        "place": pin.place,
+        "files": [
+            {
+                "inode": file.inode,
+                "generation": file.generation,
+                "size_bytes": file.size_bytes,
+                "length_bytes": file.length_bytes,
+                "pieces": file.pieces,
+            }
+            for file in pin.files
+        ],
+    }

@@ -19,13 +19,13 @@ import contextlib
 import errno
 import itertools
 import os
+import resource
 import select
 import socket
 import stat
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any
 
 import trio
 
@@ -370,7 +370,10 @@ class Pins:
             await trio.to_thread.run_sync(self._medium.reserve, at, step)
 
     def _connect(self, pin: Pin) -> int:
-        """Let a pin live; the client's end of it."""
+        """Let a pin live; the client's end of it. Raises CannotPin."""
+        if len(self._living) >= most_living():
+            why = f"its daemon has {len(self._living)} already, of all programs"
+            raise CannotPin(errno.EMFILE, what="more pages of this mount", why=why)
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         pin.fd = ours.detach()
@@ -484,19 +487,7 @@ class Pins:
         self.words.give_back(pin.place)
 
 
-def as_result(pin: Pin) -> dict[str, Any]:
-    """A pin as the answer to who asked for it."""
-    return {
-        "pin": pin.number,
-        "place": pin.place,
-        "files": [
-            {
-                "inode": file.inode,
-                "generation": file.generation,
-                "size_bytes": file.size_bytes,
-                "length_bytes": file.length_bytes,
-                "pieces": file.pieces,
-            }
-            for file in pin.files
-        ],
-    }
+def most_living() -> int:
+    """How many pins may live. Each needs a descriptor, and the daemon needs some for all else."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return limit - limit // 8

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import resource
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -356,6 +357,28 @@ def test_each_client_has_its_quota(at: Pinnable, monkeypatch: pytest.MonkeyPatch
             await at.pin(WantedRange(number, 0, 1))
         await settled(lambda: at.client.pin_count == 0)
         assert (at.client.page_count, at.all_references()) == (0, {})
+
+    run(at, test)
+
+
+def test_pins_leave_the_daemon_descriptors_for_all_else(
+    at: Pinnable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert registry.most_living() < resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 100
+    monkeypatch.setattr(registry, "most_living", lambda: 3)
+
+    async def test() -> None:
+        number = file_of(at)
+        ends = [(await at.pin(whole(number), client=read_client(1)))[1] for _ in range(3)]
+        with pytest.raises(CannotPin, match="of all programs") as refused:
+            await at.pin(whole(number))
+        assert refused.value.errno == errno.EMFILE
+        end(ends.pop())
+        await settled(lambda: len(at.pins.living) == 2)
+        ends.append((await at.pin(whole(number)))[1])
+        for fd in ends:
+            end(fd)
+        await settled(lambda: at.all_references() == {} and at.client.pin_count == 0)
 
     run(at, test)
 
