@@ -162,9 +162,7 @@ class Connection:
                     raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), full)
                 if not stat.S_ISREG(status.st_mode):
                     raise BadMapping(path=full, why="it is not a regular file")
-                if not writable and not os.access(
-                    f"/proc/self/fd/{fd}", os.R_OK, effective_ids=True
-                ):
+                if not writable and not _may_read(fd, status):
                     raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), full)
             yield status
         finally:
@@ -251,6 +249,14 @@ def _as_named(error: RemoteError) -> PmemfsError:
     if isinstance(named, type) and issubclass(named, PmemfsError):
         return named.said(str(error), error.errno)
     return error
+
+
+def _may_read(fd: int, status: os.stat_result) -> bool:
+    """Whether the kernel would let this user open a file for reading."""
+    # Of an owner these bits alone decide, and to look through /proc takes longer than to open.
+    if status.st_uid == os.geteuid() and status.st_mode & stat.S_IRUSR:
+        return True
+    return os.access(f"/proc/self/fd/{fd}", os.R_OK, effective_ids=True)
 
 
 def _sayable(path: str) -> str:

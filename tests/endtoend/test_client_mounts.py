@@ -26,6 +26,7 @@ from kit.clients import (
     write_scattered,
 )
 from kit.commands import pmemfs as run_pmemfs
+from kit.commands import run_command
 from kit.mounts import Mounted, PoolMaker, Session, may_pass
 from kit.processes import wait_until
 from kit.users import NOBODY, as_user
@@ -223,8 +224,10 @@ def test_arrays_outlive_a_daemon_that_is_killed(pools: PoolMaker) -> None:
             assert str(mounted.mountpoint) in str(gone.value)
         assert (whole == 3).all()
         # The lock is shared with the array, so nobody gives its pages to others.
+        run_command("umount", mounted.mountpoint)
         again = run_pmemfs("mount", mounted.pool, pools.mountpoint("again"))
         assert again.code == 32
+        assert f"process {os.getpid()} still has pages of it" in again.err
         del whole, gone
         mapping.close()
     pools.mount(mounted.pool, at="again")
@@ -243,6 +246,7 @@ def test_arrays_outlive_an_unmount(pools: PoolMaker) -> None:
         fs.pins()
     again = run_pmemfs("mount", mounted.pool, pools.mountpoint("again"))
     assert again.code == 32, "pages that are shown are given to nobody"
+    assert f"process {os.getpid()} still has pages of it" in again.err
     fs.close()
     del whole
     assert_clean(pools, pools.mount(mounted.pool, at="again"))
