@@ -32,6 +32,7 @@ class UnnamedFile:
         self.path = path
         self._directory = os.path.dirname(path) or "."
         self._hidden = ""
+        self._pid = os.getpid()
         self.fd = self._made(permissions)
         """-1 once it is closed."""
 
@@ -62,12 +63,13 @@ class UnnamedFile:
         self.give_up()
 
     def give_up(self) -> None:
-        """Close it. What has no name of its own by now is gone."""
+        """Close it. What has no name of its own by now is gone, unless a fork has it open, too."""
         fd, self.fd = self.fd, -1
         hidden, self._hidden = self._hidden, ""
         if fd >= 0:
             os.close(fd)
-        if hidden:
+        # A forked child that lets go of its copy leaves the file to its parent.
+        if hidden and self._pid == os.getpid():
             # The file system may be gone; whoever finds it again finds this file.
             with contextlib.suppress(OSError):
                 os.unlink(hidden)

@@ -19,7 +19,7 @@ import pytest
 
 import pmemfs
 from kit.clients import FRAME, own_pins, wait_for_pins, write_file
-from kit.mounts import Mounted, pool_maker
+from kit.mounts import Engine, Mounted, pool_maker
 from kit.processes import wait_until
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow]
@@ -65,6 +65,18 @@ def in_child(action: object) -> None:
         finally:
             os._exit(code)
     assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize("engine", [Engine("native"), Engine("python")], ids=str)
+def test_a_child_that_lets_go_of_a_new_file_leaves_it_to_its_parent(engine: Engine) -> None:
+    with pool_maker(engine) as pools:
+        root = pools.mount(pools.create("fs1", "32M", "--mode", "fs")).mountpoint
+        with pmemfs.connect(root) as fs, fs.create("new", 100) as new:
+            new.array[:] = 7
+            in_child(new.close)
+            new.commit()
+        assert (root / "new").read_bytes() == bytes([7]) * 100
+        assert os.listdir(root) == ["new"]
 
 
 def test_a_child_uses_what_it_inherited(fs: pmemfs.Mount, content: np.ndarray) -> None:
