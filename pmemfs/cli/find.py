@@ -12,7 +12,7 @@ from pmemfs.control.places import socket_owners, socket_path, sockets_of
 from pmemfs.errors import NoAnswer, NotMounted, NotPermitted, PmemfsError
 from pmemfs.mount.elsewhere import Place, places_elsewhere
 from pmemfs.mount.mountpoint import believed_owners, mounts_of_pool, resolve
-from pmemfs.mountinfo import FUSE_TYPE, Mount, mount_at, mounts
+from pmemfs.mountinfo import FUSE_TYPE, Mount, mount_at, mount_of_device, mounts
 from pmemfs.reach import check_answers
 
 # Where nothing is mounted, nobody is asked, and nobody waits for what asks.
@@ -65,6 +65,8 @@ def require_mount(target: str) -> Mount:
         what = "a pmemfs mount: no such path"
     elif os.path.isdir(target):
         what = "a pmemfs mount; 'pmemfs list' shows those that there are"
+    elif (around := mount_of_device(os.stat(target).st_dev)) and around.is_ours:
+        what = f"a mount, but a file of the one on {around.mountpoint}; name that"
     else:
         hidden = find_hidden(target)
         what = f"mounted here any more: it is {hidden.sentence}" if hidden else _NOT_MOUNTED

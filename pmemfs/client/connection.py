@@ -226,7 +226,8 @@ def _mount_of(path: str) -> Mount:
     # A mount whose daemon does not answer is found without asking it.
     mount = mount_at(real) or mount_of_device(os.stat(real).st_dev)
     if mount is None or not mount.is_ours:
-        raise NotMounted(path=path, what="on a mount of pmemfs")
+        what = "on a mount of pmemfs; 'pmemfs list' shows those that there are"
+        raise NotMounted(path=path, what=what)
     return mount
 
 

@@ -30,7 +30,12 @@ _METADATA = "__metadata__"
 
 
 def name_of(key: str) -> str:
-    """The path of an entry's file, from the directory of the cache. Raises BadKey."""
+    """The path of an entry's file, from the directory of the cache. Raises BadKey.
+
+    TypeError is for what is no text: programs come with tuples and numbers as keys, as of a dict.
+    """
+    if not isinstance(key, str):
+        raise TypeError(f"the key of an entry is a str, and {key!r} is not")
     try:
         key_bytes = len(key.encode())
     except UnicodeEncodeError:

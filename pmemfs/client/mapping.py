@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import errno
 import math
+import operator
 import os
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Mapping as AnyMapping
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -86,8 +87,8 @@ class Wanted(NamedTuple):
 
 
 def shape_of(shape: Shape, path: str) -> tuple[int, ...]:
-    """A shape as a tuple. Raises BadMapping."""
-    dimensions = (shape,) if isinstance(shape, int) else tuple(int(each) for each in shape)
+    """A shape as a tuple. Raises BadMapping, and TypeError where numpy does."""
+    dimensions = tuple(map(operator.index, shape if isinstance(shape, Iterable) else (shape,)))
     if any(each < 0 for each in dimensions):
         raise BadMapping(path=path, why=f"the shape {dimensions} has a dimension below zero")
     return dimensions

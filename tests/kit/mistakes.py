@@ -110,6 +110,7 @@ QUESTIONS = [
     _mistake("stat {at} 1", 2, "there is no place for"),
     _mistake("stat {at} --watch 0", 2, "is not from"),
     _mistake("stat {at} --count 3", 2, "give --watch"),
+    _mistake("pages {at}/mounted", 1, "a file of the one on {at}", "name that"),
     _mistake("pages {at} --hottest 9999", 2, "is not from 0 to 1000"),
     _mistake("pages", 2, "TARGET is missing"),
     _mistake("pages {at} --by reads", 2, "give --map, too"),

@@ -70,3 +70,9 @@ def test_a_name_is_of_one_key_or_of_none(name: str) -> None:
 def test_what_can_be_no_key_is_refused_with_a_sentence(key: str, why: str) -> None:
     with pytest.raises(BadKey, match=why):
         name_of(key)
+
+
+@pytest.mark.parametrize("key", [3, None, b"layer0", ("layer0", 9)])
+def test_a_key_that_is_no_text_is_refused_by_name(key: object) -> None:
+    with pytest.raises(TypeError, match="is a str, and"):
+        name_of(key)  # type: ignore[arg-type]
