@@ -7,6 +7,7 @@ import inspect
 import logging
 import struct
 from collections.abc import Callable
+from string import Formatter
 from typing import Any
 
 import pyfuse3
@@ -61,13 +62,18 @@ def test_every_error_of_ours_has_an_errno_an_exit_code_and_a_sentence(
     template = inspect.getdoc(kind)
     assert template, f"{kind.__name__} says nothing"
     if kind.__module__ == errors.__name__:
-        names = ("why", "text", "name", "option", "path", "wanted", "found", "what", "pool",
-                 "transport", "size", "how", "uid", "seconds")  # fmt: skip
-        facts = dict.fromkeys(names, "fact") | {"pfn": 5}
-        own: dict[type[PmemfsError], tuple[Any, ...]] = {
-            errors.Interrupted: (15,), errors.OutputLost: (OSError(errno.ENOSPC, "full"),)
+        # What a sentence wants to know stands in it; what it formats is a number.
+        facts = {
+            name: 5 if spec else "fact"
+            for _, name, spec, _ in Formatter().parse(template)
+            if name
         }  # fmt: skip
-        error = kind(*own[kind]) if kind in own else kind(**facts)
+        own: dict[type[PmemfsError], Callable[[], PmemfsError]] = {
+            errors.Interrupted: lambda: errors.Interrupted(15),
+            errors.OutputLost: lambda: errors.OutputLost(OSError(errno.ENOSPC, "full")),
+            errors.CannotPin: lambda: errors.CannotPin(errno.ENOSPC, **facts),
+        }
+        error = own[kind]() if kind in own else kind(**facts)
         sentence = str(error)
         assert "{" not in sentence
         assert "\n" not in sentence
