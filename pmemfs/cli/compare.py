@@ -167,6 +167,8 @@ def _check_report(path: str) -> None:
     directory = os.path.dirname(os.path.abspath(path))
     if not path or os.path.isdir(path):
         raise BadUsage(why=f"--report: {path or repr('')} is no file; name one, such as r.html")
+    if not path.lower().endswith((".html", ".htm")):
+        raise BadUsage(why=f"--report writes HTML, and {path!r} does not end in .html")
     if not os.path.isdir(directory):
         raise BadUsage(why=f"--report: there is no directory {directory}; make it first")
     if not os.access(path if os.path.exists(path) else directory, os.W_OK):

@@ -154,6 +154,9 @@ COMPARISONS = [
     _mistake("compare --size 64M --device {missing}", 1, "cannot read", "no such file"),
     _mistake("compare --size 64M --device {empty}", 1, "it has 0B, and 16MiB are read"),
     _mistake("compare --size 64M --report {missing}/r.html", 2, "no directory", "make it first"),
+    _mistake(
+        "compare --size 64M --report r.pdf", 2, "writes HTML", "'r.pdf' does not end in .html"
+    ),
     _mistake("compare --size 64M --report {directory}", 2, "is no file", "such as r.html"),
     _mistake("compare {clean}", 2, "there is no place for"),
     _mistake("benchmark", 2, "did you mean 'compare'"),
