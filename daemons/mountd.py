@@ -188,7 +188,7 @@ def run(
         session.make_mount(arguments.mountpoint, options)
         try:
             methods = _methods(pool, medium, session, options, pinning)
-            trio.run(_serve, starter, session, methods, pinning)
+            trio.run(_serve, starter, session, methods, pinning, spare)
         finally:
             spare.release()
             # While the pool is made clean, no signal counts.
@@ -298,9 +298,11 @@ def open_session(arguments: Arguments, pool: Pool, medium: MappedMedium) -> Sess
 
 
 async def _serve(
-    starter: Starter, session: Session, methods: server.Methods, pinning: Pinning
-) -> None:
+    starter: Starter, session: Session, methods: server.Methods, pinning: Pinning,
+    spare: SpareDescriptors,
+) -> None:  # fmt: skip
     with server.listening(new_socket_path(session.mount)) as listener:
+        spare.release_for_questions()
         async with trio.open_nursery() as nursery:
             pinning.nursery = nursery
             nursery.start_soon(server.serve, listener, methods)

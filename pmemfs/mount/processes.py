@@ -70,20 +70,22 @@ def needed_paths() -> Iterator[str]:
 
 
 class SpareDescriptors:
-    """Descriptors that are kept for the end of a mount, which needs some of its own.
+    """Descriptors that are kept while a mount is made: some for questions, some for its end.
 
     Without them a mount that fails because it has run out of descriptors could neither be unmounted
     nor made durable, and would leave a clean pool dirty.
     """
 
-    _COUNT = 16
+    _FOR_THE_END = 16
     """More than a subprocess, which unmounts, and an event loop need."""
+    _FOR_QUESTIONS = 8
+    """What the first question needs: a connection, modules, and what pins take for good."""
 
     def __init__(self) -> None:
         """Raises OSError where there are not so many."""
         self._fds: list[int] = []
         try:
-            for _ in range(self._COUNT):
+            for _ in range(self._FOR_THE_END + self._FOR_QUESTIONS):
                 self._fds.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
         except OSError:
             self.release()
@@ -94,6 +96,11 @@ class SpareDescriptors:
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+    def release_for_questions(self) -> None:
+        """Let go of those that are kept for questions, which are answered from now on."""
+        while len(self._fds) > self._FOR_THE_END:
+            os.close(self._fds.pop())
 
     def release(self) -> None:
         """Let go of them: the end begins."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import itertools
 import os
 import resource
@@ -89,9 +90,13 @@ class Pins:
         self._resting: deque[tuple[float, Pin]] = deque()
         self._rest_begins = trio.Event()
         self._nursery: trio.Nursery | None = None
-        self.words = Words()
         self._epoll = select.epoll()
         raise_descriptors()
+
+    @functools.cached_property
+    def words(self) -> Words:
+        """The words of the pins. Made with the first pin, because a limit may forbid them."""
+        return Words()
 
     @property
     def living(self) -> Sequence[Pin]:
@@ -146,8 +151,9 @@ class Pins:
             if pin.is_writable:
                 self._flush(pin)
             os.close(pin.fd)
-        self.words.mark(0, MOUNT_ENDED)
-        self.words.close()
+        if "words" in self.__dict__:
+            self.words.mark(0, MOUNT_ENDED)
+            self.words.close()
         self._epoll.close()
         return bool(self._living)
 

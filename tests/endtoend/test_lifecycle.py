@@ -21,6 +21,7 @@ from kit.commands import BIN, pmemfs, pmemfs_ok, refused, run_command
 from kit.mounts import Mounted, PoolMaker, Session, abort_connection, each_engine, mounts_at
 from kit.posix import opened
 from kit.processes import end_process, is_running, stopped, wait_until
+from pmemfs.control import REQUEST_LIMIT_BYTES
 from pmemfs.logs import JOURNAL
 from pmemfs.mountinfo import mount_at
 
@@ -391,7 +392,7 @@ def test_garbage_on_the_control_socket_harms_nobody(pools: PoolMaker) -> None:
         client.settimeout(10)
         client.connect(str(session.socket))
         with suppress(BrokenPipeError, ConnectionResetError):
-            client.sendall(b"x" * 1_000_000)
+            client.sendall(b"x" * 2 * REQUEST_LIMIT_BYTES)
             assert client.recv(1) == b""
     for _ in range(10):
         with socket.socket(socket.AF_UNIX) as client:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from collections import defaultdict
 from collections.abc import Collection, Iterator
 from graphlib import CycleError, TopologicalSorter
@@ -100,6 +101,16 @@ def test_counting_pages_in_python_is_the_python_engines_alone() -> None:
     schemes = {"pmemfs.memmap.pmem", "pmemfs.memmap.on_demand"}
     (user,) = found - schemes
     assert user.startswith("pmemfs.fuse."), "what opens the python engine's mount"
+
+
+def test_every_folder_of_modules_is_installed() -> None:
+    listed = set(
+        tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    )
+    folders = {
+        path.parent.relative_to(ROOT).as_posix() for path in ROOT.glob("pmemfs/**/__init__.py")
+    }
+    assert listed == {name.replace("/", ".") for name in folders} | {"pmemfs.daemons"}
 
 
 def test_every_part_has_its_place() -> None:

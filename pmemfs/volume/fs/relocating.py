@@ -90,10 +90,10 @@ class Relocator:
                 step = min(_STEP_FRAMES, count - done, left)
                 if step <= 0:
                     break
-                self._move(inode, index + done, Run(run.pfn + done, step))
                 done += step
+                self._move(inode, index + done - step, Run(run.pfn + done - step, step))
         finally:
-            if done < count:
+            if done < count and not store.read_only:
                 store.allocator.free([Run(run.pfn + done, count - done)])
         return count
 
@@ -113,6 +113,8 @@ class Relocator:
         target = (run.pfn - index) << PAGE_SHIFT
         old = list(inode.extents.pieces(index, run.frame_count))
         with self._store.change() as change:
+            # Only the transaction knows whether the file may have them when it has failed.
+            change.adopt(run)
             for piece in old:
                 at, length = target + (piece.index << PAGE_SHIFT), piece.frame_count << PAGE_SHIFT
                 if piece.pfn < 0:

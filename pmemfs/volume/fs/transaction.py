@@ -134,6 +134,10 @@ class Transaction:
         self._allocated += runs
         return runs
 
+    def adopt(self, run: Run) -> None:
+        """Take over frames that the caller has allocated; an abort gives them back."""
+        self._allocated.append(run)
+
     def release(self, inode: Inode, runs: list[Run]) -> None:
         """Take these frames from the inode: they are free once this is committed and nobody holds
         a page of them."""
