@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from pmemfs.client.mapping import Mapping, MapRequest, PinnedArray
-    from pmemfs.client.mount import Mount, MountStatistics, PinReport, connect
+    from pmemfs.client.mount import Mount, MountStatistics, connect
     from pmemfs.client.newfile import NewFile
     from pmemfs.client.pin import Pin, PinnedFile, pin_of
     from pmemfs.client.tensorcache import CacheStatistics, Reservation, TensorCache
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         TooManyPieces,
         TooManyPins,
     )
+    from pmemfs.media.pinreport import PinReport
 
 __all__ = [
     "BadArray",
@@ -84,7 +85,8 @@ __all__ = [
 
 _PLACES = {
     "client.mapping": ("MapRequest", "Mapping", "PinnedArray"),
-    "client.mount": ("Mount", "MountStatistics", "PinReport", "connect"),
+    "client.mount": ("Mount", "MountStatistics", "connect"),
+    "media.pinreport": ("PinReport",),
     "client.newfile": ("NewFile",),
     "client.pin": ("Pin", "PinnedFile", "pin_of"),
     "client.tensorcache": ("CacheStatistics", "Reservation", "TensorCache"),

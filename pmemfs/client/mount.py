@@ -25,38 +25,13 @@ from pmemfs.client.mapping import (
 from pmemfs.client.newfile import NewFile
 from pmemfs.control.shape import Malformed, decode
 from pmemfs.errors import NoAnswer
+from pmemfs.media.pinreport import PinReport
 from pmemfs.medium.addresses import Addresses
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from numpy.typing import DTypeLike
-
-
-class PinnedFileReport(NamedTuple):
-    """A range of a file that is pinned, as the daemon says it."""
-
-    inode: int
-    path: str
-    """As its client calls it; "" if it has another name by now, or none."""
-    offset_bytes: int
-    length_bytes: int
-
-
-class PinReport(NamedTuple):
-    """A pin of any process, as the daemon says it."""
-
-    pin: int
-    pid: int
-    command: str
-    since_ns: int
-    """Of the Unix epoch."""
-    writable: bool
-    is_resting: bool
-    """Whether its process is gone, while nobody gets its pages yet."""
-    is_stale: bool
-    page_count: int
-    files: tuple[PinnedFileReport, ...]
 
 
 class MountStatistics(NamedTuple):

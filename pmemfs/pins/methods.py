@@ -6,12 +6,13 @@ import errno
 import json
 import os
 import weakref
-from typing import Any, NamedTuple
+from typing import Any
 
 import trio
 
 from pmemfs.control import Peer, WithDescriptors
 from pmemfs.errors import CannotPin, DaemonGone, MemoryFault
+from pmemfs.media.pinreport import PinnedFileReport, PinReport
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.medium.source import alignment_of
 from pmemfs.pins.accesses import accesses_of
@@ -24,31 +25,6 @@ _LIMIT = 1 << 63
 _REPORTS_AT_ONCE = 200
 _REPORT_BYTES = 3 << 20
 """Less than an answer may be long: it has blanks that the answer has not."""
-
-
-class FileReport(NamedTuple):
-    """A range of a file that is pinned."""
-
-    inode: int
-    path: str
-    """What the client calls it; "" if it didn't say, or if the file may have another name now."""
-    offset_bytes: int
-    length_bytes: int
-
-
-class PinReport(NamedTuple):
-    """A pin, and who has it."""
-
-    pin: int
-    pid: int
-    command: str
-    since_ns: int
-    writable: bool
-    is_resting: bool
-    """Whether its client is gone, while its frames rest."""
-    is_stale: bool
-    page_count: int
-    files: tuple[FileReport, ...]
 
 
 class PinMethods:
@@ -194,7 +170,7 @@ def _report(pin: Pin) -> PinReport:
         is_stale=pin.is_stale,
         page_count=pin.page_count,
         files=tuple(
-            FileReport(file.inode, "" if pin.is_renamed else file.path, file.offset_bytes,
+            PinnedFileReport(file.inode, "" if pin.is_renamed else file.path, file.offset_bytes,
                        file.length_bytes)
             for file in pin.files
         ),
