@@ -275,6 +275,13 @@ class DamagedFileSystem(PmemfsError):
     exit_code = EXIT_INVALID_POOL
 
 
+class DamagedCache(PmemfsError):
+    """the cache is damaged: {why}"""
+
+    errno = errno.EUCLEAN
+    exit_code = EXIT_INVALID_POOL
+
+
 class CannotGrow(PmemfsError):
     """{path} cannot be made larger: {why}"""
 

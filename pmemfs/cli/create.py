@@ -41,7 +41,7 @@ from pmemfs.volume.fs.filesystem import FileSystem
 
 _PAGE_SIZES = dict(zip(("4K", "2M", "1G"), PAGE_SIZES_BYTES, strict=True))
 _SCHEMES = {scheme.word: scheme for scheme in Scheme}
-_MODES = {mode.word: mode for mode in Mode}
+_MODES = {mode.word: mode for mode in (Mode.BLOCK, Mode.FS)}
 _MODES_ELSEWHERE = {
     "device": "block", "blk": "block", "sector": "block", "raw": "block",
     "file": "fs", "files": "fs", "filesystem": "fs", "file-system": "fs", "fsdax": "fs",

@@ -47,6 +47,7 @@ class Mode(IntEnum):
 
     BLOCK = 1
     FS = 2
+    CACHE = 3
 
     @property
     def word(self) -> str:
@@ -96,7 +97,7 @@ class Label:
         "<u4", "the size of one page structure", unit="bytes", default=PAGE_STRUCTURE_BYTES
     )
     scheme: int = stored("u1", "1 `pmem`, 2 `on-demand`, 3 `none`")
-    mode: int = stored("u1", "1 `block`, 2 `fs`")
+    mode: int = stored("u1", "1 `block`, 2 `fs`, 3 `cache`")
     state: int = stored("u1", "1 clean, 2 dirty (mounted, or never unmounted)")
     reserved0: int = stored("u1", "zero")
     memmap_offset_bytes: int = stored("<u8", "start of the page structures", unit="bytes")
