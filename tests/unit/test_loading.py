@@ -196,6 +196,6 @@ def test_what_is_imported_is_what_is_promised() -> None:
 
     for name in pmemfs.__all__:
         assert getattr(pmemfs, name) is not None
-    assert set(pmemfs.__all__) <= set(dir(pmemfs))
+    assert dir(pmemfs) == sorted(pmemfs.__all__), "and nothing of what was loaded for it"
     with pytest.raises(AttributeError, match="nothing"):
         pmemfs.nothing  # noqa: B018
