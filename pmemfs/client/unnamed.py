@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from collections.abc import Iterator
 
 HIDDEN_PREFIX = ".pmemfs-new-"
 PERMISSIONS = 0o666
@@ -44,22 +45,26 @@ class UnnamedFile:
     def appear(self, *, may_replace: bool = True) -> None:
         """Make the content durable, give it its name, and close it.
 
-        Raises OSError; FileExistsError only without `may_replace`.
+        Raises OSError; FileExistsError only without `may_replace`. After an error the file still is
+        what it was, and this may be called again.
         """
-        os.fsync(self.fd)
-        if self._hidden and not may_replace:
-            os.link(self._hidden, self.path)
-        elif not self._hidden:
-            try:
-                self._link(self.path)
-            except FileExistsError:
-                if not may_replace:
-                    raise
-                self._hidden = self._hidden_name()
-                self._link(self._hidden)
-        if self._hidden and may_replace:
-            os.replace(self._hidden, self.path)
-            self._hidden = ""
+        with self._named():
+            os.fsync(self.fd)
+            if self._hidden and not may_replace:
+                os.link(self._hidden, self.path)
+            elif not self._hidden:
+                try:
+                    self._link(self.path)
+                except FileExistsError:
+                    if not may_replace:
+                        raise
+                    hidden = self._hidden_name()
+                    self._link(hidden)
+                    # Only now: where the pool has no room for the name, there is none.
+                    self._hidden = hidden
+            if self._hidden and may_replace:
+                os.replace(self._hidden, self.path)
+                self._hidden = ""
         self.give_up()
 
     def give_up(self) -> None:
@@ -82,13 +87,18 @@ class UnnamedFile:
             if error.errno not in _NO_UNNAMED:
                 raise
         hidden = self._hidden_name()
-        try:
+        with self._named():
             fd = os.open(hidden, os.O_CREAT | os.O_EXCL | flags, permissions)
-        except OSError as error:
-            error.filename = self.path
-            raise
         self._hidden = hidden
         return fd
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """Have errors name the file by its own name, which alone its user knows."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self.path) from None
 
     def _hidden_name(self) -> str:
         return os.path.join(self._directory, f"{HIDDEN_PREFIX}{os.urandom(8).hex()}")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from kit.users import NOBODY, acting_as
 from pmemfs.client.unnamed import UnnamedFile
 
 
@@ -55,3 +56,32 @@ def test_what_is_given_up_leaves_nothing(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["name"]
     with pytest.raises(FileNotFoundError):
         UnnamedFile(str(tmp_path / "none" / "name"))
+
+
+def test_an_error_names_the_file_as_its_user_does(tmp_path: Path) -> None:
+    (tmp_path / "name").mkdir()
+    file = made(tmp_path / "name")
+    with pytest.raises(IsADirectoryError) as refused:
+        file.appear()
+    assert str(refused.value) == f"[Errno 21] Is a directory: '{tmp_path / 'name'}'"
+    (tmp_path / "name").rmdir()
+    file.appear()
+    assert (tmp_path / "name").read_bytes() == b"new"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to act as another user")
+def test_what_could_not_appear_appears_when_it_is_asked_again(shm: Path) -> None:
+    os.chmod(shm, 0o777)
+    with acting_as(NOBODY):
+        (shm / "name").write_bytes(b"old")
+        file = made(shm / "name")
+    os.chmod(shm, 0o755)
+    with acting_as(NOBODY), pytest.raises(PermissionError) as refused:
+        file.appear()
+    assert refused.value.filename == str(shm / "name")
+    assert (shm / "name").read_bytes() == b"old"
+    os.chmod(shm, 0o777)
+    with acting_as(NOBODY):
+        file.appear()
+    assert (shm / "name").read_bytes() == b"new"
+    assert os.listdir(shm) == ["name"]
