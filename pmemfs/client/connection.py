@@ -118,6 +118,9 @@ class Connection:
         try:
             return self._channel.ask(method, **params)
         except RemoteError as error:
+            if error.kind == DaemonGone.__name__:
+                # The daemon of a later mount says so, and doesn't know the one it replaced.
+                raise DaemonGone(path=self.mountpoint) from None
             raise _as_named(error) from None
         except NoAnswer:
             self._check_daemon()

@@ -19,10 +19,11 @@ import os
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Mapping as AnyMapping
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
 
 import numpy as np
 
+from pmemfs.client.closing import Closing
 from pmemfs.client.connection import Connection, PinAnswer, connection_of_process
 from pmemfs.client.memory import make_durable, map_pieces
 from pmemfs.client.pin import About, Pin, PinnedFile, memory_of
@@ -30,8 +31,6 @@ from pmemfs.errors import BadMapping, CannotPin, Closed, StillInUse
 from pmemfs.medium.addresses import Addresses, Shown
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from numpy.typing import DTypeLike
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
@@ -116,12 +115,7 @@ class PinnedArray(np.ndarray[tuple[int, ...], np.dtype[Any]]):
         self._mapping = Mapping(memory)
         return self._mapping
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         mapping, self._mapping = self._mapping, None
         if mapping is not None:
             mapping.release()
@@ -146,7 +140,7 @@ class PinnedArray(np.ndarray[tuple[int, ...], np.dtype[Any]]):
         return _plain(self).__reduce_ex__(protocol)
 
 
-class Mapping:
+class Mapping(Closing):
     """A file's pages in the pool, mapped: a hold that lasts until `close`, or the end of a `with`.
 
     It pickles by reference: what is unpickled maps the same file anew, or raises FileNotFoundError
@@ -195,12 +189,13 @@ class Mapping:
         """Make what was stored durable, as an fsync of the file does, and count it for its times.
 
         Of a mapping that is not of mode `r+` there is nothing to do. Raises Closed, OSError (EIO),
-        DaemonGone, NoAnswer.
+        NoAnswer, and DaemonGone if the mount has ended, also where the pool, or another one, is
+        mounted there again.
         """
         memory, about = self._held(), self._about
         if about.mode == "r+":
             make_durable(memory, about.durability)
-            about.connection.ask("flush", pin=about.pin.number)
+            about.connection.ask("flush", pin=about.pin.number, generation=about.generation)
 
     def close(self, *, force: bool = False) -> None:
         """Let go of the pages.
@@ -219,16 +214,11 @@ class Mapping:
         """Let go of the pages, except of those that an array or a view shows."""
         self._memory = None
 
-    def __enter__(self) -> Mapping:
+    def __enter__(self) -> Self:
         self._held()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.release()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -306,7 +296,7 @@ def _map_each(
     for file, (each, found) in zip(files, pairs, strict=True):
         shape = _found_shape(each, found)
         about = About(pin, file, mode, each.dtype, shape, pool.words, pool.durability, pool.uuid,
-                      connection)  # fmt: skip
+                      pool.generation, connection)  # fmt: skip
         made.append(
             map_pieces(
                 pool,

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pmemfs.client.closing import Closing
 from pmemfs.client.connection import Connection
 from pmemfs.client.mapping import (
     Mapping,
@@ -29,8 +30,6 @@ from pmemfs.media.pinreport import PinReport
 from pmemfs.medium.addresses import Addresses
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from numpy.typing import DTypeLike
 
 
@@ -53,7 +52,7 @@ def connect(mountpoint: str | os.PathLike[str]) -> Mount:
     return Mount(mountpoint)
 
 
-class Mount:
+class Mount(Closing):
     """A mounted pool, whose files can be mapped as arrays. Its methods may be called by any thread.
 
     `with` closes it in the end. Arrays outlive that.
@@ -152,17 +151,6 @@ class Mount:
     def close(self) -> None:
         """Ask the daemon nothing more. Arrays stay, and keep their pages."""
         self._connection.close()
-
-    def __enter__(self) -> Mount:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return connect, (self.mountpoint,)

@@ -6,18 +6,15 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
+from pmemfs.client.closing import Closing
 from pmemfs.client.connection import Connection
 from pmemfs.client.mapping import Array, Mapping, Wanted, map_all
 from pmemfs.client.unnamed import UnnamedFile
 from pmemfs.errors import Closed
 
-if TYPE_CHECKING:
-    from types import TracebackType
 
-
-class NewFile:
+class NewFile(Closing):
     """An array in a file that has no name yet. `with` gives it up if it is not committed."""
 
     def __init__(self, connection: Connection, wanted: Wanted) -> None:
@@ -64,14 +61,3 @@ class NewFile:
         """Let go of the pages; a file that was not committed is gone, except for its views."""
         self._mapping.release()
         self._file.give_up()
-
-    def __enter__(self) -> NewFile:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 
 from pmemfs.client.cacheroom import CacheRoom, Candidate, any_candidate, files_of, room_of
+from pmemfs.client.closing import Closing
 from pmemfs.client.connection import Connection
 from pmemfs.client.entrynames import key_of, name_of
 from pmemfs.client.mapping import Array, Shape, Wanted, map_all, shape_of
@@ -49,8 +50,6 @@ from pmemfs.medium.addresses import Addresses, Shown
 from pmemfs.units import format_size, parse_size
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from numpy.typing import ArrayLike, DTypeLike
 
 Made = TypeVar("Made")
@@ -118,7 +117,7 @@ class _Mapped:
         return np.ndarray(self.shape, self.dtype, shown, self.offset_bytes)
 
 
-class TensorCache:
+class TensorCache(Closing):
     """A cache of named arrays. Its methods may be called by any thread, and by a forked child.
 
     `with` closes it in the end. Arrays outlive that.
@@ -270,17 +269,6 @@ class TensorCache:
         self._connection.close()
         self._mapped.clear()
         self._room.close()
-
-    def __enter__(self) -> TensorCache:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpickled, (self.directory, self.capacity_bytes)
@@ -442,7 +430,7 @@ class TensorCache:
             raise Closed(what=f"the cache {self.directory}")
 
 
-class Reservation:
+class Reservation(Closing):
     """An entry in the making. `with` gives it up if it is not committed.
 
     Views of its array that are alive after the commit can still store into the entry. So drop them,
@@ -475,17 +463,6 @@ class Reservation:
     def close(self) -> None:
         """Let go of it, and without a commit of all that was stored."""
         self._new.close()
-
-    def __enter__(self) -> Reservation:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _unpickled(directory: str, capacity_bytes: int | None) -> TensorCache:

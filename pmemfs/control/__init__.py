@@ -23,7 +23,7 @@ from __future__ import annotations
 import os
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 REQUEST_LIMIT_BYTES = 1 << 20
@@ -65,6 +65,12 @@ class WithDescriptors:
     def __init__(self, result: Any, descriptors: Sequence[int]) -> None:
         self.result = result
         self.descriptors = descriptors
+
+
+def close_all(descriptors: Iterable[int]) -> None:
+    """Close what was to go with an answer, or came with one that is of no use."""
+    for fd in descriptors:
+        os.close(fd)
 
 
 def peer_of(connection: Connection) -> Peer:

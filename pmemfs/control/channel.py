@@ -29,6 +29,7 @@ from pmemfs.control import (
     ANSWER_LIMIT_BYTES,
     MOST_DESCRIPTORS,
     REQUEST_LIMIT_BYTES,
+    close_all,
     peer_pid,
 )
 from pmemfs.control.client import (
@@ -85,10 +86,10 @@ class Channel:
             answer, pid = self._exchange(line, deadline, descriptors)
             return result_of(decoded_answer(answer), pid), descriptors
         except Malformed as error:
-            _close_all(descriptors)
+            close_all(descriptors)
             raise NoAnswer(path=self._path, why=f"its answer makes no sense: {error}") from None
         except BaseException:
-            _close_all(descriptors)
+            close_all(descriptors)
             raise
 
     def close(self) -> None:
@@ -201,8 +202,3 @@ def _patience(connection: socket.socket, deadline: float) -> None:
     if seconds <= 0:
         raise TimeoutError("it timed out")
     connection.settimeout(seconds)
-
-
-def _close_all(descriptors: list[int]) -> None:
-    while descriptors:
-        os.close(descriptors.pop())

@@ -26,6 +26,7 @@ from pmemfs.control import (
     REQUEST_LIMIT_BYTES,
     Peer,
     WithDescriptors,
+    close_all,
     peer_of,
 )
 from pmemfs.control.places import check_private
@@ -173,7 +174,7 @@ class _Server:
             try:
                 await self._send(connection, answer, descriptors)
             finally:
-                _close_all(descriptors)
+                close_all(descriptors)
 
     async def _has_line(self, connection: socket.socket, received: bytearray) -> bool:
         """Receive until there is a line; False if no line comes or it doesn't end."""
@@ -243,15 +244,10 @@ class _Server:
             if len(answer) <= ANSWER_LIMIT_BYTES:
                 return answer, descriptors
         except Exception as error:
-            _close_all(descriptors)
+            close_all(descriptors)
             return _failed(line, error), ()
-        _close_all(descriptors)
+        close_all(descriptors)
         return _failure("the answer is too long to be sent"), ()
-
-
-def _close_all(descriptors: Sequence[int]) -> None:
-    for fd in descriptors:
-        os.close(fd)
 
 
 def _failed(line: bytes, error: Exception) -> bytes:

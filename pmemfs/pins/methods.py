@@ -10,7 +10,7 @@ from typing import Any
 
 import trio
 
-from pmemfs.control import Peer, WithDescriptors
+from pmemfs.control import Peer, WithDescriptors, close_all
 from pmemfs.errors import CannotPin, DaemonGone, MemoryFault
 from pmemfs.media.pinreport import PinnedFileReport, PinReport
 from pmemfs.medium.mapped import MappedMedium
@@ -50,8 +50,7 @@ class PinMethods:
         `generation` is the pool's as the client knows it. Raises DaemonGone if it is another by
         now, because then what the client has of the pool is of a mount that has ended.
         """
-        if generation not in (None, self._pool.label.generation):
-            raise DaemonGone(path=self._pool.label.name)
+        self._check_generation(generation)
         wanted = _wanted(files, paths)
         try:
             pin, fd = await self._pins.pin(
@@ -69,13 +68,16 @@ class PinMethods:
         try:
             descriptors += [os.dup(self._medium.fileno()), os.dup(self._pins.words.fd)]
         except OSError as error:
-            for one in descriptors:
-                os.close(one)
+            close_all(descriptors)
             raise CannotPin(error.errno or errno.EIO, what="anything", why=_why(error)) from None
         return WithDescriptors(result | {"pool": self._pool_report()}, descriptors)
 
-    async def flush(self, pin: int) -> None:
-        """A client has made its stores durable: its files were written to now."""
+    async def flush(self, pin: int, generation: int | None = None) -> None:
+        """A client has made its stores durable: its files were written to now.
+
+        Raises DaemonGone as `pin` does: the same number is another pin by now.
+        """
+        self._check_generation(generation)
         await self._pins.flush(pin)
 
     async def pins(self, resting: bool = False) -> list[dict[str, Any]]:
@@ -102,6 +104,11 @@ class PinMethods:
         generation = self._pool.label.generation
         answer = await accesses_of(inodes, self._pins, self._volume, generation)
         return answer._asdict()
+
+    def _check_generation(self, generation: int | None) -> None:
+        """Raise DaemonGone if a client knows the pool by another generation."""
+        if generation not in (None, self._pool.label.generation):
+            raise DaemonGone(path=self._pool.label.name)
 
     def _client(self, peer: Peer) -> Client:
         """The client at the other end of a connection. It may have several connections."""

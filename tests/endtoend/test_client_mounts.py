@@ -265,6 +265,26 @@ def test_a_connection_with_an_older_mount_is_no_use(pools: PoolMaker) -> None:
         assert len(fs.map("file")) == 2 * FRAME
 
 
+def test_a_flush_never_reaches_the_mount_that_took_the_place_of_another(pools: PoolMaker) -> None:
+    mounted = fs_mount(pools)
+    write_file(mounted.mountpoint / "file", 2)
+    other = pools.create("fs1", "64M", "--mode", "fs")
+    with pmemfs.connect(mounted.mountpoint) as fs, fs.open("file", mode="r+") as mapping:
+        pools.umount(mounted)
+        # The kernel gives the number of a mount, which names its socket, to the next one.
+        after = pools.mount(other, at=mounted.mountpoint.name)
+        write_file(after.mountpoint / "file", 2)
+        with pmemfs.connect(after.mountpoint) as later:
+            array = later.map("file", mode="r+")
+            assert pmemfs.pin_of(array).number == mapping.pin.number, "the daemon counts from one"
+            changed = (after.mountpoint / "file").stat().st_mtime_ns
+            with pytest.raises(pmemfs.DaemonGone) as gone:
+                mapping.flush()
+            assert str(mounted.mountpoint) in str(gone.value)
+            assert (after.mountpoint / "file").stat().st_mtime_ns == changed
+            del array
+
+
 def test_a_closed_connection_is_closed_and_its_arrays_are_not(pools: PoolMaker) -> None:
     mounted = fs_mount(pools)
     content = write_file(mounted.mountpoint / "file", 2)
