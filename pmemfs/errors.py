@@ -309,6 +309,41 @@ class NoSizeGiven(PmemfsError):
     exit_code = EXIT_USAGE
 
 
+# The origin of a cache
+
+
+class BadOrigin(PmemfsError):
+    """{text!r} is not an origin: {why}"""
+
+    errno = errno.EINVAL
+    exit_code = EXIT_USAGE
+
+
+class UnusableOrigin(PmemfsError):
+    """{name} cannot be an origin: {why}"""
+
+    errno = errno.ENODEV
+
+
+class OriginBusy(PmemfsError):
+    """{name} is in use: {why}"""
+
+    errno = errno.EBUSY
+    exit_code = EXIT_BUSY
+
+
+class OriginGone(PmemfsError, OSError):
+    """{name} is away: {why}"""
+
+    errno = errno.ENOTCONN
+
+
+class OriginFenced(PmemfsError, OSError):
+    """{name} belongs to another host now: {why}"""
+
+    errno = errno.ESHUTDOWN
+
+
 # Pages
 
 

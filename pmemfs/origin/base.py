@@ -1,0 +1,154 @@
+"""What every origin promises.
+
+Invariants:
+- what a `read` or `write` was given is touched by nobody once the call is over, however it ended.
+  The caller gives these pages to another block then, and a late transfer would put one block's
+  bytes into another one. So a call that is cancelled goes on until its native part is over, and
+  ends as if nobody had cancelled it; the task sees the cancellation at its next checkpoint. Whoever
+  wants to wait for less time lets another task do the transfer, and waits for that task;
+- `cut` ends what hangs: transfers under way fail with OriginGone, and only then does it return. A
+  kind that can't be cut says so (`can_cut`), and its process has to end instead;
+- a `write` that returned is seen by every later `read`, and is durable after the next `flush` that
+  returned;
+- a transfer is all or nothing for the caller only: after an error any part of a write may be there;
+- two writes to one range that are under way together end in any order. The caller orders them;
+- nothing here retries in secret: a lost connection is OriginGone for all that was under way, and
+  the next call connects anew. `health.Patient` is where waiting and retrying live.
+
+Errors: OSError with the errno that the origin gave (EIO, ENOSPC, …), EINVAL for a range that is not
+aligned or lies outside, EROFS for a change of an origin that is open for reading; OriginGone where
+the connection is lost, so that another attempt has a point; OriginFenced where another host took
+the right to write, so that none has.
+
+All offsets and lengths are bytes and multiples of `block_bytes`. Each of the views begins at an
+address that is a multiple of 512. At most MOST_VIEWS views and MOST_BYTES bytes make one call.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from pmemfs.units import MIB
+
+MOST_BYTES = 4 * MIB
+MOST_VIEWS = 1024
+"""So many views the system calls take at once (IOV_MAX)."""
+MARK_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Which thing an origin is, as far as its kind has a name for things that stays."""
+
+    kind: str
+    """`file`, `device`, `nbd` or `rbd`."""
+    text: str
+    """For `file` the file system and the inode, for `device` its serial number or the like, for
+    `nbd` the name of the export, for `rbd` the cluster, the pool and the image, by their ids."""
+    size_bytes: int
+
+    @property
+    def digest(self) -> bytes:
+        """32 bytes that are the same for the same thing, whatever its size has become."""
+        return hashlib.sha256(f"{self.kind}\0{self.text}".encode()).digest()
+
+
+def say_nothing(sentence: str) -> None:
+    """Nobody listens."""
+
+
+class Origin(ABC):
+    """Something large and slow, addressed by bytes.
+
+    One trio run uses it. Calls may be under way together, as many as the caller likes.
+    """
+
+    name: str
+    """Its canonical text, which `open_origin` takes again."""
+    size_bytes: int
+    """As it was when it was opened, or when `resize_seen` was last asked."""
+    block_bytes: int
+    """The smallest unit of I/O: 512 or 4096."""
+    can_discard: bool
+    zeroes_on_discard: bool
+    """Whether what was discarded reads as zeroes afterwards."""
+    read_only: bool
+    can_cut: bool
+    can_fence: bool
+    """Whether `fence` keeps others away."""
+
+    @abstractmethod
+    async def identity(self) -> Identity:
+        """Which thing this is."""
+
+    @abstractmethod
+    async def mark(self) -> bytes:
+        """MARK_BYTES bytes that change when somebody writes, as far as the kind lets one know.
+
+        Our own writes change it, too: take it anew after the last `flush`. docs/origins.md says for
+        each kind what it can't see. Raises OSError, OriginGone.
+        """
+
+    @abstractmethod
+    async def read(self, offset_bytes: int, views: Sequence[memoryview]) -> None:
+        """Fill writable views, one after the other, from a range."""
+
+    @abstractmethod
+    async def write(self, offset_bytes: int, views: Sequence[memoryview]) -> None:
+        """Write what the views show, one after the other, to a range."""
+
+    @abstractmethod
+    async def flush(self) -> None:
+        """Make every write that returned before durable.
+
+        Raises OSError. A loss is reported once, and then every later flush fails as well, because
+        nobody can tell what is missing.
+        """
+
+    @abstractmethod
+    async def discard(self, offset_bytes: int, length_bytes: int) -> None:
+        """Tell that nobody needs a range any more; it reads as anything afterwards.
+
+        Does nothing where `can_discard` is false. The length has no limit.
+        """
+
+    @abstractmethod
+    async def write_zeroes(self, offset_bytes: int, length_bytes: int, *, may_trim: bool) -> None:
+        """Make a range read as zeroes; with `may_trim` its room may be given back.
+
+        The length has no limit. An origin that can't do it by itself is written zeroes.
+        """
+
+    @abstractmethod
+    async def fence(self, say: Callable[[str], None] = say_nothing) -> None:
+        """Take the exclusive right to write, and keep it until `close`.
+
+        `say` is told, in a sentence, what this waits for. Raises OriginBusy if somebody else has
+        the right. Does nothing where `can_fence` is false.
+        """
+
+    @abstractmethod
+    async def resize_seen(self) -> int:
+        """The size as it is now, which `size_bytes` is from then on. Raises OSError, OriginGone."""
+
+    @abstractmethod
+    async def cut(self) -> None:
+        """End the connection, so that every transfer under way fails with OriginGone.
+
+        The next call connects anew. Does nothing where `can_cut` is false.
+        """
+
+    def hold_lock(self, pool_fd: int) -> None:  # noqa: B027  # most kinds have nothing to do
+        """Let the pool's lock outlive this process until no transfer touches its pages any more.
+
+        `pool_fd` is the descriptor that has the lock. To be called before the first transfer. The
+        kernel carries on what a killed process had under way in an io_uring, so whoever mounts the
+        pool next would find pages that change by themselves.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Wait for what is under way, give the right back, and let go. Nothing is flushed."""
