@@ -1,7 +1,8 @@
 """The engine of a mount that the data plane serves: what the control plane adds to the data plane.
 
 `SharedEngine` is what both planes have in common in any mode. `PublishedDevice` shows the device of
-mode `block` to the data plane, as `published` shows files.
+mode `block` to the data plane, as `published` shows files; a mode with one file has
+`SharedAttributes`.
 Invariants:
 - memory is taken from under a range only after a grace period in which every worker learns that
   there may be holes. Otherwise a worker's store would fill the hole again, or fault;
@@ -30,7 +31,8 @@ from pmemfs.memmap import Memmap
 from pmemfs.pfn import PAGE_SHIFT
 from pmemfs.pool import Pool
 from pmemfs.units import format_size
-from pmemfs.volume.block import INODE, KEPT, Onlookers
+from pmemfs.volume.block import DeviceOnlookers
+from pmemfs.volume.onefile import INODE, KEPT, Onlookers
 
 _GRACE_POLL_SECONDS = 0.0005
 _PAUSE_SECONDS = 10
@@ -176,17 +178,11 @@ class SharedEngine(Engine):
             await trio.sleep(_GRACE_POLL_SECONDS)
 
 
-class PublishedDevice(Onlookers):
-    """The device of mode `block` in the shared memory, as one extent."""
+class SharedAttributes(Onlookers):
+    """What workers do to the only file of a mount, and what a later daemon is told of it."""
 
-    def __init__(self, engine: SharedEngine, medium: MappedMedium) -> None:
-        self._engine = engine
-        self._shared = engine.shared
-        self._mapped = medium
-
-    def show(self, first_pfn: int, size_bytes: int) -> None:
-        extent = Extent(0, first_pfn, size_bytes >> PAGE_SHIFT, 0)
-        self._shared.publish(INODE, size_bytes, [extent])
+    def __init__(self, shared: SharedMemory) -> None:
+        self._shared = shared
 
     @property
     def last_write_ns(self) -> int:
@@ -201,6 +197,19 @@ class PublishedDevice(Onlookers):
 
     def forget_last_write(self) -> None:
         self._shared.forget_last_write(INODE)
+
+
+class PublishedDevice(SharedAttributes, DeviceOnlookers):
+    """The device of mode `block` in the shared memory, as one extent."""
+
+    def __init__(self, engine: SharedEngine, medium: MappedMedium) -> None:
+        super().__init__(engine.shared)
+        self._engine = engine
+        self._mapped = medium
+
+    def show(self, first_pfn: int, size_bytes: int) -> None:
+        extent = Extent(0, first_pfn, size_bytes >> PAGE_SHIFT, 0)
+        self._shared.publish(INODE, size_bytes, [extent])
 
     @asynccontextmanager
     async def expecting_holes(self, pool_offset: int, length_bytes: int) -> AsyncIterator[None]:

@@ -20,7 +20,7 @@ from pmemfs.memmap import Memmap
 from pmemfs.mount.options import MountOptions
 from pmemfs.pool import Pool
 from pmemfs.volume.base import Volume
-from pmemfs.volume.block import BlockVolume, Onlookers
+from pmemfs.volume.block import BlockVolume, DeviceOnlookers
 from pmemfs.volume.fs.filesystem import FileSystem
 
 
@@ -74,7 +74,9 @@ def serve_pool(
 def _device(
     pool: Pool, medium: MappedMedium, memmap: Memmap, engine: Engine, options: MountOptions
 ) -> Served:
-    onlookers = PublishedDevice(engine, medium) if isinstance(engine, SharedEngine) else Onlookers()
+    onlookers = (
+        PublishedDevice(engine, medium) if isinstance(engine, SharedEngine) else DeviceOnlookers()
+    )
     volume = BlockVolume(
         pool, memmap, uid=options.uid, gid=options.gid, mode=options.mode,
         onlookers=onlookers,

@@ -40,7 +40,8 @@ from pmemfs.mount.transport import Choice
 from pmemfs.mountinfo import Mount
 from pmemfs.pfn import PAGE_SHIFT
 from pmemfs.pool import Pool
-from pmemfs.volume.block import INODE, BlockVolume
+from pmemfs.volume.block import BlockVolume
+from pmemfs.volume.onefile import INODE
 
 log = logging.getLogger(__name__)
 

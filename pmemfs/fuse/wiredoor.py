@@ -302,7 +302,7 @@ class WireDoor:
         )
         return entry_out(made) + _opened(opened)
 
-    def _read(self, request: Request) -> Answer:
+    def _read(self, request: Request) -> Later[Answer]:
         handle, offset, size, *_ = _head(wire.READ_IN, request)
         return self._handlers.files.read(handle, offset, min(size, self._terms.max_write))
 

@@ -20,9 +20,10 @@ from pmemfs.errors import DamagedFileSystem, MemoryFault
 from pmemfs.media.inode import ROOT
 from pmemfs.media.pagereport import PageOwner
 from pmemfs.volume.base import Volume
-from pmemfs.volume.block import INODE, BlockVolume
+from pmemfs.volume.block import BlockVolume
 from pmemfs.volume.fs.filesystem import FileSystem
 from pmemfs.volume.fs.inode import Inode
+from pmemfs.volume.onefile import INODE
 
 SEARCH_SECONDS = 0.5
 _AGAIN_SECONDS = 30

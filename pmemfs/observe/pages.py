@@ -41,8 +41,9 @@ from pmemfs.pfn import PAGE_SHIFT, PageGeometry
 from pmemfs.pins.registry import Pins
 from pmemfs.pool import Pool
 from pmemfs.units import MIB
-from pmemfs.volume.block import INODE, BlockVolume
+from pmemfs.volume.block import BlockVolume
 from pmemfs.volume.fs.extents import MappedExtent
+from pmemfs.volume.onefile import INODE
 
 if TYPE_CHECKING:
     from pmemfs.memmap.pieces import Piece

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import errno
 from abc import abstractmethod
-from collections.abc import Coroutine, Mapping
+from collections.abc import Collection, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, Union
 
 from pmemfs.errors import system_error
@@ -223,21 +223,21 @@ class Volume(Protocol):
         """Refuse to open an inode with these flags of open(2)."""
 
     @abstractmethod
-    def read(self, number: int, offset_bytes: int, length_bytes: int) -> bytes | memoryview:
+    def read(self, number: int, offset_bytes: int, length_bytes: int) -> Later[bytes | memoryview]:
         """The bytes of a range, as far as the file has them."""
 
     @abstractmethod
     def write(
         self, number: int, offset_bytes: int, data: Buffer, *, may_overwrite: bool = True
-    ) -> int:
-        """Store bytes; how many. `may_overwrite` is true for a handle that is older than the
-        append-only flag of its file."""
+    ) -> Later[int]:
+        """Store bytes; how many. Nobody changes `data` before it is stored. `may_overwrite` is true
+        for a handle that is older than the append-only flag of its file."""
 
     @abstractmethod
     def copy(
         self, source: int, source_bytes: int, target: int, target_bytes: int, length_bytes: int,
         *, may_overwrite: bool = True,
-    ) -> int:  # fmt: skip
+    ) -> Later[int]:  # fmt: skip
         """Copy a range as far as the source has it; how many bytes."""
 
     def seek(self, number: int, offset_bytes: int, *, for_data: bool) -> int:
@@ -284,9 +284,14 @@ class Volume(Protocol):
     def note_stores(self, number: int) -> None:
         """A program has stored into pages of a file by itself: note it as a write."""
 
-    def write_back(self, number: int) -> None:
+    def write_back(self, number: int) -> Later[None]:
         """Begin to make an inode durable; the caller completes it with a fence."""
-        return
+        return None
+
+    @property
+    def never_closed(self) -> Collection[int]:
+        """The inodes that may need `write_back` also while no program has them open."""
+        return ()
 
     def may_have_ahead(self, number: int) -> bool:
         """Whether a file may have got frames behind its size since it was last closed."""

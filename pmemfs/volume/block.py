@@ -1,9 +1,6 @@
-"""Mode `block`: a root directory with one file, which behaves like a device.
+"""Mode `block`: one file, which is the data zone.
 
-Like a device, the file has one size: O_TRUNC and ftruncate succeed and change nothing (because dd
-truncates what it writes to), a write at the end answers ENOSPC, and a read there is short. Nothing
-can be created, renamed or removed. Owner, mode and times can be set and last as long as the mount,
-as in /dev. Invariants:
+`onefile` says how the file behaves. Invariants:
 - every vec lies in the data zone, and byte n of the device is byte n of that zone. So no offset can
   reach the label or the page structures;
 - a transfer holds references on its pages if the scheme has pages, and a write is flushed at once,
@@ -17,8 +14,6 @@ as in /dev. Invariants:
 from __future__ import annotations
 
 import errno
-import os
-import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, NamedTuple
@@ -27,9 +22,6 @@ import trio
 
 from pmemfs.bio.bio_vec import BioVec
 from pmemfs.clock import coarse_ns
-from pmemfs.errors import system_error
-from pmemfs.media.inode import ROOT
-from pmemfs.media.log import NAME_MAX_BYTES
 from pmemfs.medium.base import Medium
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap.base import Memmap
@@ -37,42 +29,22 @@ from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT, pfn_to_pfn_t
 from pmemfs.pool import Pool
 from pmemfs.ranges import without
 from pmemfs.units import MIB, align_up
-from pmemfs.volume.base import Attributes, Piece, Room, Volume
+from pmemfs.volume.base import Piece, Room
+from pmemfs.volume.onefile import INODE, OneFileVolume, Onlookers
 from pmemfs.volume.pageio import PageIO
 from pmemfs.volume.pinned import PinnedFrames
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-INODE = 2
-"""The inode number of the device, and the `mapping` of its pages."""
-KEPT = ("mode", "uid", "gid", "atime_ns", "mtime_ns", "ctime_ns")
-"""Attributes that a user may set."""
-_DT_REGULAR = 8
 _STEP_BYTES = MIB
 
 
-class Onlookers:
-    """What serves the device beside this process. Here nothing does; the native engine
-    overrides this."""
+class DeviceOnlookers(Onlookers):
+    """Onlookers of a device. Here nothing looks on; the native engine overrides this."""
 
     def show(self, first_pfn: int, size_bytes: int) -> None:
         """Let the onlookers serve the device in its present size."""
-
-    @property
-    def last_write_ns(self) -> int:
-        """When an onlooker last wrote; 0 if none did since the mount."""
-        return 0
-
-    def kept(self, number: int) -> dict[str, int]:
-        """What was kept of an inode's attributes, by name."""
-        return {}
-
-    def keep(self, number: int, attributes: dict[str, int]) -> None:
-        """Remember attributes for the process that serves the device after this one."""
-
-    def forget_last_write(self) -> None:
-        """A user has set another time of modification, which counts until the next write."""
 
     @asynccontextmanager
     async def expecting_holes(self, pool_offset: int, length_bytes: int) -> AsyncIterator[None]:
@@ -92,104 +64,26 @@ class _Frames(NamedTuple):
     tail: tuple[int, int]
 
 
-class BlockVolume(Volume):
+class BlockVolume(OneFileVolume):
     """The data zone as a device. `onlookers` stand for the workers of a data plane."""
-
-    read_only: bool = False
 
     def __init__(
         self, pool: Pool, memmap: Memmap, *, uid: int = 0, gid: int = 0, mode: int = 0o600,
-        onlookers: Onlookers | None = None,
+        onlookers: DeviceOnlookers | None = None,
     ) -> None:  # fmt: skip
         self._pool = pool
         self._medium: Medium = pool.medium
         self._memmap = memmap
         self._content = PageIO(pool.medium, memmap)
-        self._onlookers = onlookers or Onlookers()
+        self._onlookers = onlookers or DeviceOnlookers()
+        super().__init__(pool.label, self._onlookers, uid=uid, gid=gid, mode=mode)
         self.pinned = PinnedFrames()
         self._memory_lock = self.pinned.memory_lock = trio.Lock()
         self.read_only = pool.medium.read_only
-        self.name = pool.label.name
-        self._name = os.fsencode(self.name)
         self._first_pfn = int(pool.first_data_pfn)
-        created = pool.label.created_ns
-        device = Attributes(
-            ino=INODE, generation=0, mode=stat.S_IFREG | mode, nlink=1, uid=uid, gid=gid, rdev=0,
-            size_bytes=0, block_count=0, atime_ns=created, mtime_ns=created, ctime_ns=created,
-            birth_ns=created, flags=0,
-        )  # fmt: skip
-        root = device._replace(ino=ROOT, mode=stat.S_IFDIR | 0o755, nlink=2)
-        self._inodes = {
-            inode.ino: inode._replace(**self._onlookers.kept(inode.ino)) for inode in (root, device)
-        }
         self.grow()
 
-    # Names
-
-    def lookup(self, parent: int, name: bytes) -> int:
-        self._check_root(parent)
-        if name == self._name:
-            return INODE
-        raise system_error(errno.ENAMETOOLONG if len(name) > NAME_MAX_BYTES else errno.ENOENT)
-
-    def names(self, number: int) -> list[bytes]:
-        self._check_root(number)
-        return [self._name]
-
-    def find_entry(self, number: int, name: bytes) -> tuple[int, int] | None:
-        self._check_root(number)
-        return (INODE, _DT_REGULAR) if name == self._name else None
-
-    def has_entry(self, number: int, name: bytes) -> int | None:
-        return INODE if self.find_entry(number, name) else None
-
-    def parent(self, number: int) -> int:
-        self._check_root(number)
-        return ROOT
-
-    # Attributes
-
-    def attributes(self, number: int) -> Attributes:
-        kept = self._inodes.get(number)
-        if kept is None:
-            raise system_error(errno.ESTALE)
-        if number == INODE and self._onlookers.last_write_ns >= kept.ctime_ns:
-            self._note_write(self._onlookers.last_write_ns)
-        return self._inodes[number]
-
-    def set_attributes(
-        self, number: int, *, mode: int | None = None, uid: int | None = None,
-        gid: int | None = None, size_bytes: int | None = None, atime_ns: int | None = None,
-        mtime_ns: int | None = None, ctime_ns: int | None = None, is_touch: bool = False,
-    ) -> None:  # fmt: skip
-        kept = self.attributes(number)
-        self._set(
-            number,
-            mode=kept.mode if mode is None else stat.S_IFMT(kept.mode) | stat.S_IMODE(mode),
-            uid=kept.uid if uid is None else uid,
-            gid=kept.gid if gid is None else gid,
-            atime_ns=kept.atime_ns if atime_ns is None else atime_ns,
-            mtime_ns=kept.mtime_ns if mtime_ns is None else mtime_ns,
-            ctime_ns=coarse_ns(),
-        )
-        if mtime_ns is not None and number == INODE:
-            self._onlookers.forget_last_write()
-
-    def set_xattrs_and_mode(
-        self, number: int, changes: dict[bytes, bytes | None], mode: int | None
-    ) -> None:
-        if changes:
-            raise system_error(errno.EOPNOTSUPP)
-        self.set_attributes(number, mode=mode)
-
     # Content
-
-    def check_open(self, number: int, flags: int) -> None:
-        if number == ROOT:
-            raise system_error(errno.EISDIR)
-        self.attributes(number)
-        if self.read_only and flags & os.O_ACCMODE != os.O_RDONLY:
-            raise system_error(errno.EROFS)
 
     def bio(self, offset_bytes: int, length_bytes: int) -> list[BioVec]:
         """The frames of a range, as far as it lies in the device; [] if all of it lies behind."""
@@ -255,10 +149,6 @@ class BlockVolume(Volume):
         length = align_up(inside + length_bytes, FRAME_BYTES)
         return [(-inside, self._data_offset + offset_bytes - inside, length)]
 
-    def note_stores(self, number: int) -> None:
-        self._check_device(number)
-        self._note_write(coarse_ns())
-
     # The whole
 
     def room(self) -> Room:
@@ -266,10 +156,7 @@ class BlockVolume(Volume):
         return Room(self.size_bytes // FRAME_BYTES, 0, file_count=2)
 
     def grow(self) -> None:
-        self.size_bytes = self._pool.zones.data.size_bytes
-        self._inodes[INODE] = self._inodes[INODE]._replace(
-            size_bytes=self.size_bytes, block_count=self.size_bytes // 512
-        )
+        self._have_size(self._pool.zones.data.size_bytes)
         self._onlookers.show(self._first_pfn, self.size_bytes)
 
     def stop_writing(self) -> None:
@@ -358,24 +245,3 @@ class BlockVolume(Volume):
             last - first,
             (last, end - last),
         )
-
-    def _note_write(self, now_ns: int) -> None:
-        self._set(INODE, mtime_ns=now_ns, ctime_ns=now_ns)
-
-    def _set(self, number: int, **changes: int) -> None:
-        """Change attributes, which last as long as the mount."""
-        changed = self._inodes[number] = self._inodes[number]._replace(**changes)
-        self._onlookers.keep(number, {name: getattr(changed, name) for name in KEPT})
-
-    def _check_root(self, number: int) -> None:
-        if number != ROOT:
-            raise system_error(errno.ENOTDIR if number == INODE else errno.ESTALE)
-
-    def _check_device(self, number: int) -> None:
-        if number != INODE:
-            raise system_error(errno.EISDIR if number == ROOT else errno.ESTALE)
-
-    def _check_writable(self, number: int) -> None:
-        self._check_device(number)
-        if self.read_only:
-            raise system_error(errno.EROFS)

@@ -28,7 +28,8 @@ from pmemfs.memmap.records import RecordMemmap
 from pmemfs.pfn import FRAME_BYTES
 from pmemfs.pool import Pool, PoolSpec
 from pmemfs.units import GIB, KIB, MIB
-from pmemfs.volume.block import INODE, BlockVolume
+from pmemfs.volume.block import BlockVolume
+from pmemfs.volume.onefile import INODE
 
 RESERVED_BYTES = {4 * KIB: 9 * MIB, 2 * MIB: 20 * MIB, GIB: 5 * GIB}
 

@@ -28,7 +28,8 @@ from pmemfs.memmap.base import Access
 from pmemfs.pool import Pool, PoolSpec
 from pmemfs.pool.growth import Grown
 from pmemfs.units import GIB, KIB, MIB, TIB
-from pmemfs.volume.block import INODE, BlockVolume
+from pmemfs.volume.block import BlockVolume
+from pmemfs.volume.onefile import INODE
 
 ENGINES = ("python", "native")
 COMBINATIONS = [

@@ -32,8 +32,9 @@ from pmemfs.memmap import Memmap
 from pmemfs.pool import Pool
 from pmemfs.units import KIB, MIB
 from pmemfs.volume.base import Volume
-from pmemfs.volume.block import INODE, BlockVolume
+from pmemfs.volume.block import BlockVolume
 from pmemfs.volume.fs.filesystem import FileSystem
+from pmemfs.volume.onefile import INODE
 
 READ, WRITE, FSYNC, FLUSH, INTERRUPT, FALLOCATE, LSEEK, SYNCFS = 15, 16, 20, 25, 36, 43, 46, 50
 IOCTL = 39

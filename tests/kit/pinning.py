@@ -22,8 +22,9 @@ from pmemfs.pins.registry import Pins
 from pmemfs.pool import Pool
 from pmemfs.units import KIB, MIB
 from pmemfs.volume.base import NewInode, Volume
-from pmemfs.volume.block import INODE, BlockVolume
+from pmemfs.volume.block import BlockVolume
 from pmemfs.volume.fs.filesystem import FileSystem
+from pmemfs.volume.onefile import INODE
 
 
 @dataclass

@@ -45,7 +45,8 @@ from pmemfs.mount.options import MountOptions
 from pmemfs.pfn import FRAME_BYTES
 from pmemfs.units import KIB, MIB
 from pmemfs.volume.base import NewInode
-from pmemfs.volume.block import INODE, BlockVolume
+from pmemfs.volume.block import BlockVolume
+from pmemfs.volume.onefile import INODE
 
 INODES = st.integers(1, 30)
 SOME = settings(

@@ -41,9 +41,10 @@ from pmemfs.pfn import FRAME_BYTES
 from pmemfs.pool import Pool, PoolSpec
 from pmemfs.units import MIB
 from pmemfs.volume.base import NewInode
-from pmemfs.volume.block import INODE, BlockVolume
+from pmemfs.volume.block import BlockVolume
 from pmemfs.volume.fs.compaction import LogWriter
 from pmemfs.volume.fs.filesystem import FileSystem
+from pmemfs.volume.onefile import INODE
 
 POOL_BYTES = 32 * MIB
 _MAP_FIXED = 0x10

@@ -16,7 +16,7 @@ import stat
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pmemfs.dataplane.held import OpenPlaces
 from pmemfs.dataplane.layouts import HandleKind
@@ -189,14 +189,27 @@ class OpenFiles:
         finally:
             self._fs.drop(ino, 1)
 
-    def read(self, number: int, offset_bytes: int, length_bytes: int) -> bytes | memoryview:
+    def read(self, number: int, offset_bytes: int, length_bytes: int) -> Later[bytes | memoryview]:
         """The bytes of a range, as far as the file goes. Raises OSError."""
         file = self._file(number)
         data = self._fs.read(file.ino, offset_bytes, length_bytes)
+        # Asked this way round, because asking an ABC such as Coroutine takes several calls.
+        if isinstance(data, (bytes, memoryview)):
+            return self._was_read(file, offset_bytes + length_bytes, data)
+        return self._read_later(file, offset_bytes + length_bytes, data)
+
+    async def _read_later(
+        self, file: _OpenFile, end_bytes: int, reading: Coroutine[Any, Any, bytes | memoryview]
+    ) -> bytes | memoryview:
+        return self._was_read(file, end_bytes, await reading)
+
+    def _was_read(
+        self, file: _OpenFile, end_bytes: int, data: bytes | memoryview
+    ) -> bytes | memoryview:
         self._engine.count_read(len(data))
         self._note_read(file)
         if self._publisher:
-            self._publisher.was_read(file.ino, offset_bytes + length_bytes)
+            self._publisher.was_read(file.ino, end_bytes)
         return data
 
     def note_copy(self, number: int) -> Awaitable[None] | None:
@@ -229,23 +242,53 @@ class OpenFiles:
         except Exception as error:
             self._note_failure(file.ino)
             return after_failing(told, error)
-        self._engine.count_write(written)
-        if self._publisher:
-            self._publisher.was_written(file.ino, written)
         if is_synchronous is None:
             is_synchronous = self.is_synchronous or file.is_synchronous
+        if not isinstance(written, int):
+            return self._write_later(file.ino, told, written, is_synchronous=is_synchronous)
+        self._was_written(file.ino, written)
         if is_synchronous:
             return self._through(file.ino, told, written)
         return after(told, written)
 
-    async def _through(self, ino: int, told: Awaitable[None] | None, written: int) -> int:
+    async def _write_later(
+        self, ino: int, told: Awaitable[None] | None, writing: Coroutine[Any, Any, int], *,
+        is_synchronous: bool,
+    ) -> int:  # fmt: skip
         try:
-            self._fs.write_back(ino)
-            await self._engine.make_durable()
+            written = await writing
+            self._was_written(ino, written)
+            if is_synchronous:
+                await self._make_durable(ino)
+        except Exception:
+            self._note_failure(ino)
+            raise
         finally:
             if told is not None:
                 await told
         return written
+
+    def _was_written(self, ino: int, written: int) -> None:
+        self._engine.count_write(written)
+        if self._publisher:
+            self._publisher.was_written(ino, written)
+
+    async def _through(self, ino: int, told: Awaitable[None] | None, written: int) -> int:
+        try:
+            await self._make_durable(ino)
+        finally:
+            if told is not None:
+                await told
+        return written
+
+    async def _make_durable(self, ino: int) -> None:
+        await self._write_back(ino)
+        await self._engine.make_durable()
+
+    async def _write_back(self, ino: int) -> None:
+        writing = self._fs.write_back(ino)
+        if writing is not None:
+            await writing
 
     def may_overwrite(self, number: int) -> bool:
         """Whether a handle is older than the append-only flag of its file. Raises OSError.
@@ -258,7 +301,7 @@ class OpenFiles:
     async def fsync(self, number: int) -> None:
         """Make a file durable. Raises OSError."""
         ino = self._file(number).ino
-        self._fs.write_back(ino)
+        await self._write_back(ino)
         await self._engine.fsync()
         if self._publisher:
             self._publisher.was_synced(ino)
@@ -270,9 +313,9 @@ class OpenFiles:
 
     async def sync_all(self) -> None:
         """Make everything durable. Raises OSError."""
-        # Files that are not open were written back when they were closed.
-        for ino in list(self._opens):
-            self._fs.write_back(ino)
+        # Other files that are not open were written back when they were closed.
+        for ino in {*self._opens, *self._fs.never_closed}:
+            await self._write_back(ino)
         await self._engine.make_durable()
 
     def _file(self, number: int) -> _OpenFile:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Coroutine
 
 import trio
 
@@ -88,10 +89,11 @@ class RangeHandlers:
             try:
                 while done < length:
                     step = min(_COPY_STEP_BYTES, length - done)
-                    copied = self._volume.copy(
+                    copying = self._volume.copy(
                         source, source_bytes + done, target, target_bytes + done, step,
                         may_overwrite=may_overwrite,
                     )  # fmt: skip
+                    copied = await copying if isinstance(copying, Coroutine) else copying
                     done += copied
                     if copied < step:
                         break

@@ -18,6 +18,7 @@ size and time in the live line, become durable with `persist`.
 from __future__ import annotations
 
 import stat
+from collections.abc import Collection
 from contextlib import suppress
 
 from pmemfs.clock import AccessTimes, coarse_ns
@@ -63,6 +64,7 @@ class FileSystem:
     """
 
     has_files = True
+    never_closed: Collection[int] = ()
 
     def __init__(
         self, pool: Pool, memmap: Memmap, tables: Tables | None = None, holds: Holds | None = None
