@@ -11,7 +11,7 @@ import click
 from pmemfs.cli.find import ask, may_ask, require_mount
 from pmemfs.cli.mount import reporting_mount_failure
 from pmemfs.cli.options import reporting
-from pmemfs.cli.output import note, print_json, say
+from pmemfs.cli.output import note, print_json, say, warn
 from pmemfs.cli.paths import ANY_PATH
 from pmemfs.control.client import daemon_pidfd
 from pmemfs.control.places import socket_path
@@ -25,6 +25,7 @@ from pmemfs.errors import (
     UnmountHangs,
 )
 from pmemfs.media.label import State
+from pmemfs.medium.holders import DELETED, holders_of
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.mount.elsewhere import named_processes, places_elsewhere, users_of
 from pmemfs.mount.mountpoint import places_of, resolve, unmount
@@ -52,7 +53,8 @@ def umount(target: str, lazy: bool, as_json: bool) -> int:
     has ended, and fails if the daemon did not leave the pool clean. It looks at the pool of the
     caller's own mounts only: root opens no file that another user's daemon names. If another
     mount namespace still has the mount, or a process uses what was detached, the daemon goes on:
-    the command says who has it, and does not wait.
+    the command says who has it, and does not wait. Programs that still hold pages of the pool keep
+    it from being mounted again; the command warns of them.
 
     Exit codes: 0 unmounted, 2 bad usage, 32 anything else.
     """
@@ -68,6 +70,7 @@ def umount(target: str, lazy: bool, as_json: bool) -> int:
         with contextlib.closing(_Daemon.of(mount)) as daemon:
             _unmount_all(places, lazy=lazy)
             goes_on = daemon.who_uses_it(_MOMENT_SECONDS) if lazy else daemon.wait(target)
+            _warn_of(daemon.holders(), mount.source)
         if as_json:
             unmounted = [place.mountpoint for place in places]
             print_json({"pool": mount.source, "unmounted": unmounted, "goes_on": goes_on or None})
@@ -98,6 +101,13 @@ def _unmount_all(places: list[Mount], *, lazy: bool = False) -> None:
 
 def _use(pids: list[int]) -> str:
     return "uses" if len(pids) == 1 else "use"
+
+
+def _warn_of(holders: list[int], pool: str) -> None:
+    """Say who still has arrays over a pool, which keep it from being mounted."""
+    if holders:
+        who = f"{named_processes(holders)} still {'holds' if len(holders) == 1 else 'hold'}"
+        warn(f"{pool}: {who} pages of it; the pool can't be mounted again before these are free")
 
 
 class _Daemon:
@@ -153,6 +163,18 @@ class _Daemon:
         if self._pool_fd is not None and not _is_clean(f"/proc/self/fd/{self._pool_fd}"):
             raise NotClean(path=target)
         return ""
+
+    def holders(self) -> list[int]:
+        """The processes that hold pages of the pool, which nobody serves any more."""
+        status = self._status
+        if self._pidfd is None or status is None or not (status.pins and status.pins.pin_count):
+            return []
+        if not has_ended(self._pidfd, 0):
+            return []
+        # The file may have another name by now.
+        own = f"/proc/self/fd/{self._pool_fd}"
+        path = status.pool.path if self._pool_fd is None else os.readlink(own)
+        return holders_of(path.removesuffix(DELETED))
 
     def who_uses_it(self, seconds: float) -> str:
         """Why it goes on, unless it ends within some seconds; empty if it does, or nobody knows."""

@@ -60,8 +60,10 @@ def test_an_array_over_a_device_is_the_device(pools: PoolMaker) -> None:
             part = fs.map("pmem0", mode="r+", shape=MIB, offset=8 * MIB)
             part[:] = 1
             assert os.pread(device.fileno(), MIB, 8 * MIB) == b"\1" * MIB
-        with pytest.raises(OSError, match=r"other|mount|of-pmem0"):
+        with pytest.raises(pmemfs.NoNewFiles, match=r"mode 'block'.* --mode fs") as refused:
             fs.create("other", 100)
+        assert refused.value.errno == errno.EPERM
+        assert str(mounted.mountpoint) in str(refused.value)
         del whole, part
         wait_for_pins(fs, 0)
     assert_clean(pools, mounted)
@@ -231,6 +233,41 @@ def test_arrays_outlive_a_daemon_that_is_killed(pools: PoolMaker) -> None:
         del whole, gone
         mapping.close()
     pools.mount(mounted.pool, at="again")
+
+
+def test_umount_names_the_programs_that_still_hold_pages(pools: PoolMaker) -> None:
+    mounted = fs_mount(pools)
+    write_file(mounted.mountpoint / "file", 2)
+    with (
+        program(ARRAY_ALONE, mounted.mountpoint) as first,
+        program(ARRAY_ALONE, mounted.mountpoint) as other,
+    ):
+        assert hears(first) == hears(other) == "mapped"
+        done = run_pmemfs("umount", mounted.mountpoint)
+        assert done.code == 0
+        assert done.out == ""
+        pids = ", ".join(map(str, sorted([first.pid, other.pid])))
+        held = (
+            f"2 processes ({pids}) still hold pages of it; the pool can't be mounted again before"
+        )
+        assert done.err.startswith(f"pmemfs: warning: {mounted.pool}: {held}")
+        again = run_pmemfs("mount", mounted.pool, pools.mountpoint("again"))
+        assert again.code == 32
+        assert f"{first.pid}" in again.err
+        assert "still have pages of it" in again.err
+    mounted = pools.mount(mounted.pool)
+    done = run_pmemfs("umount", mounted.mountpoint)
+    assert (done.code, done.err) == (0, "")
+
+
+ARRAY_ALONE = """
+import sys, pmemfs
+with pmemfs.connect(sys.argv[1]) as fs:
+    array = fs.map("file")
+print("mapped", flush=True)
+sys.stdin.read()
+"""
+"""It has closed everything; only the array is left, and no descriptor of the pool."""
 
 
 def test_arrays_outlive_an_unmount(pools: PoolMaker) -> None:
