@@ -392,7 +392,7 @@ class TooManyOpenFiles(PmemfsError):
 
 
 class NotInPool(PmemfsError):
-    """page frame {pfn:#x} is outside the data zone"""
+    """page frame {pfn:#x} is outside the data zone: data is pfn {first:#x} to {last:#x}"""
 
     errno = errno.EFAULT
 
@@ -569,6 +569,13 @@ class BadMapping(PmemfsError, ValueError):
     """{path} cannot be mapped: {why}"""
 
     errno = errno.EINVAL
+
+
+class NoNewFiles(PmemfsError, OSError):
+    """the mount on {path} has mode {mode!r}, which is one device and takes no new files; a pool
+    that was made with 'pmemfs create --mode fs' does"""
+
+    errno = errno.EPERM
 
 
 class StillInUse(PmemfsError):

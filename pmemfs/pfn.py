@@ -61,15 +61,20 @@ class PageGeometry:
         """The index of the structure that covers `pfn`. Raises NotInPool."""
         frame = pfn - self.first_pfn
         if not 0 <= frame < self.page_count << self.order:
-            raise NotInPool(pfn=pfn)
+            raise self.outside(pfn)
         return frame >> self.order
 
     def page_to_pfn(self, page: int) -> Pfn:
         """The first pfn of a page structure. Raises NotInPool."""
         pfn = self.first_pfn + (page << self.order)
         if not 0 <= page < self.page_count:
-            raise NotInPool(pfn=pfn)
+            raise self.outside(pfn)
         return Pfn(pfn)
+
+    def outside(self, pfn: int) -> NotInPool:
+        """The error for a frame that is not data."""
+        last = self.first_pfn + self.pfn_count - 1
+        return NotInPool(pfn=pfn, first=self.first_pfn, last=last)
 
 
 def pfn_to_pfn_t(pfn: int, flags: int = PFN_DEV | PFN_MAP) -> PfnT:

@@ -27,6 +27,7 @@ from pmemfs.errors import (
     Closed,
     DaemonGone,
     NoAnswer,
+    NoNewFiles,
     NotMounted,
     NotPermitted,
     PmemfsError,
@@ -39,6 +40,7 @@ from pmemfs.mountinfo import Mount, mount_at, mount_of_device
 _DEAD = (errno.ENOTCONN, errno.ECONNABORTED, errno.ECANCELED)
 """What the kernel answers for a mount whose daemon has ended, or just ends."""
 
+_MODE_OF_FILES = "fs"
 
 _OF_PROCESS: weakref.WeakValueDictionary[str, Connection] = weakref.WeakValueDictionary()
 
@@ -199,6 +201,8 @@ class Connection:
                 raise DaemonGone(path=self.mountpoint) from None
             if error.errno == errno.ENOENT:
                 self._check_mounted()
+            if error.errno == errno.EPERM:
+                self._check_takes_files()
             raise
 
     def _check_mounted(self) -> None:
@@ -206,6 +210,15 @@ class Connection:
         # The kernel knows that, unless the mount is a new one.
         if not self.is_current:
             raise DaemonGone(path=self.mountpoint) from None
+
+    def _check_takes_files(self) -> None:
+        """Raise NoNewFiles if the mount is one device, whatever of it was to be made."""
+        try:
+            mode = self.ask("info")[0]["pool"]["mode"]
+        except (PmemfsError, LookupError, TypeError):
+            return
+        if mode != _MODE_OF_FILES:
+            raise NoNewFiles(path=self.mountpoint, mode=mode) from None
 
     def _check_daemon(self) -> None:
         """Raise DaemonGone if there is nobody at the other end."""

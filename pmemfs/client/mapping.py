@@ -25,6 +25,7 @@ import numpy as np
 
 from pmemfs.client.closing import Closing
 from pmemfs.client.connection import Connection, PinAnswer, connection_of_process
+from pmemfs.client.elements import dtype_of
 from pmemfs.client.memory import make_durable, map_pieces
 from pmemfs.client.pin import About, Pin, PinnedFile, memory_of
 from pmemfs.errors import BadMapping, CannotPin, Closed, StillInUse
@@ -71,9 +72,9 @@ class Wanted(NamedTuple):
 
     @classmethod
     def of(cls, request: MapRequest) -> Wanted:
-        """Raises BadMapping, and TypeError for what is no type or no shape."""
+        """Raises BadMapping, NeedsPackage, and TypeError for what is no type or no shape."""
         path = os.fsdecode(request.path)
-        dtype = np.dtype(request.dtype)
+        dtype = dtype_of(request.dtype)
         if dtype.hasobject or not dtype.itemsize:
             raise BadMapping(path=path, why=f"elements of type {dtype} can't lie in a file")
         if request.offset < 0:

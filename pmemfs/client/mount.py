@@ -91,6 +91,7 @@ class Mount(Closing):
         Raises:
             OSError: the file can't be opened, the pool is full (ENOSPC) or read-only (EROFS).
             BadMapping: the mode, the shape or the type can't be had; it is a ValueError.
+            NeedsPackage: the type is one of ml_dtypes, which is not installed.
             NoPageStructures: the pool has the scheme `none`.
             TooManyPins, TooManyPieces, TooManyMappings, TooManyOpenFiles: a limit is reached.
             DaemonGone, NoAnswer, Closed: the daemon can't be asked.
@@ -128,8 +129,8 @@ class Mount(Closing):
     ) -> NewFile:
         """A new file, as an array of zeroes in the pool, that nobody sees until it is committed.
 
-        Raises what `map` does. The directory must be there; a file of that name is replaced by
-        the commit.
+        Raises what `map` does, and NoNewFiles for a mount that is one device. The directory must be
+        there; a file of that name is replaced by the commit.
         """
         return NewFile(self._connection, Wanted.of(MapRequest(path, shape, dtype)))
 

@@ -32,6 +32,7 @@ import numpy as np
 from pmemfs.client.cacheroom import CacheRoom, Candidate, any_candidate, files_of, room_of
 from pmemfs.client.closing import Closing
 from pmemfs.client.connection import Connection
+from pmemfs.client.elements import dtype_of
 from pmemfs.client.entrynames import key_of, name_of
 from pmemfs.client.mapping import Array, Shape, Wanted, map_all, shape_of
 from pmemfs.client.newfile import NewFile
@@ -42,6 +43,8 @@ from pmemfs.errors import (
     BadEntry,
     CacheFull,
     Closed,
+    NoNewFiles,
+    NotMounted,
     PmemfsError,
     TooManyOpenFiles,
     TooManyPins,
@@ -149,10 +152,14 @@ class TensorCache(Closing):
         self._sweep_at = self._most_idle
         self._unswept_bytes = 0
         try:
-            os.makedirs(self.directory, exist_ok=True)
-            self._connection = Connection(self.directory)
-            self._room = CacheRoom(self._connection, self.directory)
-            pool = os.statvfs(self.directory)
+            self._connection = _connection_around(self.directory)
+            with self._connection.translated():
+                os.makedirs(self.directory, exist_ok=True)
+                self._connection.check_device(self.directory, os.stat(self.directory))
+                self._room = CacheRoom(self._connection, self.directory)
+                pool = os.statvfs(self.directory)
+        except NoNewFiles as error:
+            raise BadCache(path=self.directory, why=str(error)) from None
         except OSError as error:
             if isinstance(error, PmemfsError):
                 raise
@@ -171,7 +178,8 @@ class TensorCache(Closing):
         It is read-only, and keeps its pages and what they say, whatever becomes of the entry. If
         this process has the entry mapped, nobody is asked.
 
-        Raises BadKey, BadEntry if the file is no entry, TooManyOpenFiles or TooManyPins if arrays
+        Raises BadKey, BadEntry if the file is no entry, NeedsPackage if its type is one of
+        ml_dtypes and that is not installed, TooManyOpenFiles or TooManyPins if arrays
         of too many entries are alive, OSError, DaemonGone, NoAnswer, and Closed.
         """
         mapped = self._mapped.get(key)
@@ -202,7 +210,7 @@ class TensorCache(Closing):
         remains of it. Raises what `put` does.
         """
         name = name_of(key)
-        given = np.dtype(dtype)
+        given = dtype_of(dtype)
         stored = as_stored(given)
         header = header_of(key, stored, dimensions := shape_of(shape, key))
         path = os.path.join(self.directory, name)
@@ -463,6 +471,18 @@ class Reservation(Closing):
     def close(self) -> None:
         """Let go of it, and without a commit of all that was stored."""
         self._new.close()
+
+
+def _connection_around(directory: str) -> Connection:
+    """A connection with the mount that a directory is in, or will be. Raises as `Connection`."""
+    # It is made afterwards: outside of a mount nothing is to be left behind.
+    there = directory
+    while not os.path.lexists(there):
+        there = os.path.dirname(there)
+    try:
+        return Connection(there)
+    except NotMounted as error:
+        raise NotMounted(path=directory, what=error.facts["what"]) from None
 
 
 def _unpickled(directory: str, capacity_bytes: int | None) -> TensorCache:

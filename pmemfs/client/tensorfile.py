@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import json
 import math
-from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from pmemfs.client.elements import of_ml_dtypes
 from pmemfs.errors import BadArray, BadEntry
 from pmemfs.pfn import FRAME_BYTES
 
@@ -80,7 +80,8 @@ def read_header(file: memoryview, path: str) -> TensorHeader:
     Raises BadEntry, in this order: the header doesn't fit into the file, or is longer than 1 MiB;
     it is not JSON; it doesn't describe exactly one tensor; a type, a shape or offsets are missing
     or of the wrong kind; the type is unknown here; the tensor is not as long as type and shape say,
-    or the file is longer or shorter than that.
+    or the file is longer or shorter than that. Raises NeedsPackage for a type of ml_dtypes where
+    that is missing.
     """
     length = int.from_bytes(file[:_LENGTH_BYTES], "little")
     start = _LENGTH_BYTES + length
@@ -100,30 +101,21 @@ def read_header(file: memoryview, path: str) -> TensorHeader:
         case {"dtype": str(name), "shape": list(shape), "data_offsets": [0, int(end)]} if all(
             type(each) is int and each >= 0 for each in shape
         ):
-            dtype = _dtype_of(name)
+            dtype = _dtype_of(name, path)
         case _:
             raise BadEntry(path=path, why="its header does not say what a tensor is")
     if dtype is None:
-        raise BadEntry(path=path, why=_unknown(name))
+        why = f"its elements are of type {name}, which numpy does not know"
+        raise BadEntry(path=path, why=why)
     if end != math.prod(shape) * dtype.itemsize or start + end != len(file):
         raise BadEntry(path=path, why="it is not as long as its header says")
     return TensorHeader(dtype, tuple(shape), start)
 
 
-@cache
-def _dtype_of(name: str) -> np.dtype[Any] | None:
-    """The type that safetensors calls so; None if it is unknown here."""
+def _dtype_of(name: str, path: str) -> np.dtype[Any] | None:
+    """The type that safetensors calls so; None if it is unknown here. Raises NeedsPackage."""
     if name in _OF_NUMPY:
         return np.dtype(_OF_NUMPY[name])
-    try:
-        import ml_dtypes
-    except ImportError:
-        return None
-    found = getattr(ml_dtypes, _OF_ML_DTYPES.get(name, ""), None)
-    return None if found is None else np.dtype(found)
-
-
-def _unknown(name: str) -> str:
     if name in _OF_ML_DTYPES:
-        return f"its elements are of type {name}, which needs the package ml_dtypes"
-    return f"its elements are of type {name}, which numpy does not know"
+        return of_ml_dtypes(_OF_ML_DTYPES[name], f"{path}, with elements of type {name},")
+    return None

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pmemfs.errors import NotInPool, PageReferences
+from pmemfs.errors import PageReferences
 from pmemfs.media.page import COUNTER_MAX, LAYOUT, Page, PageFlags
 from pmemfs.memmap.base import Access
 from pmemfs.memmap.records import RecordMemmap
@@ -55,7 +55,7 @@ class CountingMemmap(RecordMemmap):
     ) -> None:
         page = (pfn - self._first_pfn) >> self._order
         if not 0 <= page < self._page_count:
-            raise NotInPool(pfn=pfn)
+            raise self.geometry.outside(pfn)
         buffer, at = self._locate(page)
         (generation, flags, _, _, refcount, owner, owner_index, private, accessed_ns, reads, writes,
          epoch) = _UNPACK(buffer, at)  # fmt: skip
@@ -86,7 +86,7 @@ class CountingMemmap(RecordMemmap):
     def put_page(self, pfn: int) -> None:
         page = (pfn - self._first_pfn) >> self._order
         if not 0 <= page < self._page_count:
-            raise NotInPool(pfn=pfn)
+            raise self.geometry.outside(pfn)
         buffer, at = self._locate(page)
         generation, _, _, _, refcount = _HEAD.unpack_from(buffer, at)
         if generation != self.generation or refcount == 0:

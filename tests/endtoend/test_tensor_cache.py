@@ -131,10 +131,11 @@ def test_a_type_that_needs_a_package_that_is_not_here_is_refused_with_a_sentence
         "import sys, pmemfs\n"
         "sys.modules['ml_dtypes'] = None\n"
         "try: pmemfs.TensorCache(sys.argv[1]).get('a')\n"
-        "except pmemfs.BadEntry as error: print(error)\n"
+        "except pmemfs.NeedsPackage as error: print(error)\n"
     )
     said = subprocess.check_output([sys.executable, "-c", code, cache.directory], text=True)
-    assert "BF16, which needs the package ml_dtypes" in said
+    assert said.startswith(f"{cache.directory}/a.safetensors, with elements of type BF16, needs ")
+    assert said.endswith("'pip install ml_dtypes' installs it\n")
 
 
 def test_a_file_that_is_no_entry_is_refused_with_a_sentence(cache: TensorCache) -> None:
@@ -592,14 +593,14 @@ def test_when_the_daemon_dies_arrays_stay_and_calls_say_so(pools: PoolMaker) -> 
 def test_where_no_cache_can_be_is_said_in_a_sentence(pools: PoolMaker) -> None:
     with pytest.raises(NotMounted):
         TensorCache(pools.directory / "kv")
+    assert not (pools.directory / "kv").exists(), "nothing is made outside of a mount"
     none = pools.mount(pools.create("none", "64M", "--mode", "fs", "--scheme", "none"))
     with pytest.raises(NoPageStructures):
         TensorCache(none.mountpoint / "kv")
     block = pools.mount(pools.create("block", "64M"))
-    with pytest.raises(BadCache, match="cannot be a cache: "):
-        TensorCache(block.mountpoint / "kv")
-    with pytest.raises(BadCache, match="cannot be a cache: "):
-        TensorCache(block.mountpoint)
+    for directory in (block.mountpoint / "kv", block.mountpoint):
+        with pytest.raises(BadCache, match=r"cannot be a cache: .*mode 'block'.* --mode fs"):
+            TensorCache(directory)
     with pytest.raises(BadSize):
         TensorCache(none.mountpoint, capacity="much")
 

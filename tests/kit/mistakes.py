@@ -127,7 +127,7 @@ QUESTIONS = [
     _mistake("pages {at} --pins --map", 2, "give one of them"),
     _mistake("pages {at} --pin", 2, "did you mean '--pins'"),
     _mistake("pages {at} --pfn zero", 2, "'zero' is not a page-frame number", "0x200"),
-    _mistake("pages {at} --pfn 0", 1, "page frame 0x0 is outside the data zone"),
+    _mistake("pages {at} --pfn 0", 1, "page frame 0x0 is outside", "data is pfn 0x"),
     _mistake("extents {at}/none", 1, "no such file"),
     _mistake("extents {text}", 1, "on another file system"),
     _mistake("trim {directory}", 1, "is not a pmemfs mount"),

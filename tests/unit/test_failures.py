@@ -29,7 +29,7 @@ def answered(error: Exception) -> int:
     ("error", "number"),
     [
         (struct.error("too little"), errno.EINVAL),
-        (NotInPool(pfn=1), errno.EFAULT),
+        (NotInPool(pfn=1, first=2, last=3), errno.EFAULT),
         (NoPageStructures(what="a pin"), errno.EOPNOTSUPP),
         (ReadOnlyMedium(path="x"), errno.EROFS),
         (OSError(errno.ENOSPC, "full"), errno.ENOSPC),
@@ -94,7 +94,7 @@ def test_a_failing_device_is_logged_and_a_full_one_is_not(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     answered(OSError(errno.ENOSPC, "full"))
-    answered(NotInPool(pfn=1))
+    answered(NotInPool(pfn=1, first=2, last=3))
     assert caplog.records == []
     answered(OSError(errno.EIO, "gone"))
     assert "read(1, 2, 3): [Errno 5] gone" in caplog.text
