@@ -282,6 +282,19 @@ class DamagedCache(PmemfsError):
     exit_code = EXIT_INVALID_POOL
 
 
+class DamagedSet(DamagedCache, OSError):
+    """the cache is damaged: of the tags of set {number}, way {way} is wrong, and may stand for what
+    was asked for; 'pmemfs check --repair' says what can be done"""
+
+    errno = errno.EIO
+
+
+class SetBusy(PmemfsError, OSError):
+    """set {number} of the cache is being changed at this moment"""
+
+    errno = errno.EAGAIN
+
+
 class CannotGrow(PmemfsError):
     """{path} cannot be made larger: {why}"""
 

@@ -71,6 +71,7 @@ SEQUENCE = BitField("sequence", 3, 5, "counts the places that the block has had,
 BLOCK = BitField("block", 8, 40, "number of the block in the origin")
 CHECK = BitField("check", 48, 16, "of the bits below it, the place and the seed; see `Ground`")
 TAG_FIELDS = (STATE, SEQUENCE, BLOCK, CHECK)
+_STATE_MASK = STATE.mask
 _LOW_MASK = (1 << CHECK.shift) - 1
 _WORD_MASK = (1 << 64) - 1
 
@@ -91,7 +92,7 @@ class TagState(IntEnum):
     """The block reads as zeroes, which the origin does not have yet. The place holds nothing."""
 
 
-_STATES = frozenset(TagState)
+_STATES = {int(state): state for state in TagState}
 
 
 class Policy(IntEnum):
@@ -280,11 +281,13 @@ class Ground(NamedTuple):
         """What a word says; None for a free place. Raises DamagedCache."""
         if not word:
             return None
-        state, block = STATE.of(word), BLOCK.of(word)
-        is_right = CHECK.of(word) == self._check(word & _LOW_MASK, set_number, way)
-        if not is_right or state not in _STATES or self.set_of(block) != set_number:
+        # Without `BitField.of`, because each request for a block comes here.
+        low = word & _LOW_MASK
+        state, block = _STATES.get(low & _STATE_MASK), low >> BLOCK.shift
+        is_right = word >> CHECK.shift == self._check(low, set_number, way)
+        if not is_right or state is None or self.set_of(block) != set_number:
             raise DamagedCache(why=f"the tag of set {set_number}, way {way}, is not one")
-        return Tag(TagState(state), SEQUENCE.of(word), block)
+        return Tag(state, low >> SEQUENCE.shift & SEQUENCES - 1, block)
 
     def _check(self, low: int, set_number: int, way: int) -> int:
         place = (set_number * WAYS + way ^ self.seed) * MIX_PLACE & _WORD_MASK

@@ -97,6 +97,11 @@ class Memmap(ABC):
         """The content of a range is gone, so no page that lies whole in it is dirty any more."""
 
     @abstractmethod
+    def count_anew(self, pfn: int, pfn_count: int, reads: int = 0, writes: int = 0) -> None:
+        """A range is about to get other content, and nobody but the caller uses it: let its pages
+        count transfers from these numbers on, and have no last access."""
+
+    @abstractmethod
     def page(self, pfn: int) -> Page | None:
         """A copy of the page's structure, or None if it is uninitialised."""
 

@@ -52,6 +52,9 @@ class NoMemmap(Memmap):
     def clean(self, pfn: int, pfn_count: int) -> None:
         """Nothing to do: no page is known to be dirty."""
 
+    def count_anew(self, pfn: int, pfn_count: int, reads: int = 0, writes: int = 0) -> None:
+        """Nothing to do: nothing is counted."""
+
     def page(self, pfn: int) -> Page | None:
         raise NoPageStructures(what="the state of a page")
 

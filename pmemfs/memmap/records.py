@@ -6,6 +6,7 @@ the rest of a daemon's start, and as much memory as all of its other code.
 
 from __future__ import annotations
 
+import struct
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
@@ -23,6 +24,11 @@ _WORDS, _LONGS = LAYOUT.size_bytes // 4, LAYOUT.size_bytes // 8
 _REFCOUNT_WORD = LAYOUT.offset_of("refcount") // 4
 _GENERATION_LONG = LAYOUT.offset_of("generation") // 8
 _DIRTY = int(PageFlags.DIRTY)
+_LONG = struct.Struct("<Q")
+_GENERATION_AT = LAYOUT.offset_of("generation")
+_COUNTS = struct.Struct("<QII")
+"""The last access, reads and writes, which follow each other."""
+_COUNTS_AT = LAYOUT.offset_of("last_access_ns")
 _MOST_STRETCHES = 16
 
 
@@ -87,6 +93,17 @@ class RecordMemmap(Memmap):
                     break
         self._check_touched()
         return found
+
+    def count_anew(self, pfn: int, pfn_count: int, reads: int = 0, writes: int = 0) -> None:
+        # A data plane that has come too late counts a read here. That does no harm.
+        first, count = self._page_range(pfn, pfn_count)
+        for page in range(first, first + count):
+            buffer, at = self._locate(page)
+            # Others are filled by the first reference, and their counts are 0.
+            if _LONG.unpack_from(buffer, at + _GENERATION_AT)[0] != self.generation:
+                continue
+            _COUNTS.pack_into(buffer, at + _COUNTS_AT, 0, reads, writes)
+        self._check_touched()
 
     def page(self, pfn: int) -> Page | None:
         buffer, at = self._locate(self.geometry.pfn_to_page(pfn))

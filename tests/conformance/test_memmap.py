@@ -480,6 +480,22 @@ def test_flags_and_times_say_what_happened(memmap: RecordMemmap) -> None:
         assert before <= found.last_access_ns <= time.time_ns()
 
 
+def test_pages_that_get_other_content_count_anew_and_stay_whose_they_are(
+    memmap: RecordMemmap, pages: list[int]
+) -> None:
+    pfn, untouched = (memmap.geometry.page_to_pfn(page) for page in (pages[0], pages[-1]))
+    for access in (Access.READ, Access.READ, Access.WRITE):
+        memmap.get_page(pfn, access, 5, 7)
+    memmap.put_page(pfn)
+    memmap.count_anew(pfn, 1, 3, 4)
+    page = memmap.page(pfn)
+    assert page is not None
+    assert (page.last_access_ns, page.reads, page.writes) == (0, 3, 4)
+    assert (page.refcount, page.mapping, page.index) == (2, 5, 7)
+    memmap.count_anew(untouched, 1, 3, 4)
+    assert memmap.page(untouched) is None
+
+
 @pytest.mark.parametrize("as_range", [False, True])
 def test_counters_stay_at_their_maximum(memmap: RecordMemmap, as_range: bool) -> None:
     pfn = memmap.geometry.page_to_pfn(0)

@@ -1,0 +1,1 @@
+"""Mode `cache`: the stored side. Its format is declared in `media/cache.py`."""
