@@ -47,10 +47,12 @@ def run(command: click.Command, words: list[str]) -> int:
 
 def _called(command: click.Command, words: list[str]) -> int:
     try:
-        result = command.main(words, command.name, standalone_mode=False)
+        # Its own `main` answers an interrupt with an empty line, wherever a progress bar left us.
+        with command.make_context(command.name, list(words)) as context:
+            result = command.invoke(context)
         return result if isinstance(result, int) else 0
-    except click.Abort:
-        raise KeyboardInterrupt from None
+    except click.exceptions.Exit as ending:
+        return ending.exit_code
     except click.ClickException as error:
         from pmemfs.cli.mistakes import as_bad_usage
 

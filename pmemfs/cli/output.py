@@ -58,6 +58,12 @@ def say(line: str = "", *, flush: bool = False) -> None:
         print(printable(line), flush=flush)
 
 
+def begin_line() -> None:
+    """After an interrupt: a terminal shows ^C where the next line is to begin."""
+    if sys.stderr.isatty():
+        print(_LINE_START, end="", file=sys.stderr)
+
+
 def complain(sentence: str, *, exit_code: int, error: BaseException | None = None) -> None:
     """What went wrong, on standard error: a sentence, or for programs a line of JSON.
 

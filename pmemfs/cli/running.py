@@ -7,11 +7,12 @@ import sys
 from collections.abc import Callable, Sequence
 
 from pmemfs.cli.early import EXIT_INTERRUPTED
-from pmemfs.cli.output import complain, heard_output, speaking
+from pmemfs.cli.output import begin_line, complain, heard_output, speaking
 from pmemfs.errors import (
     EXIT_CANNOT_CHECK,
     EXIT_FAILED,
     EXIT_MOUNT_FAILED,
+    Interrupted,
     OutputLost,
     PmemfsError,
     sentence_of,
@@ -51,11 +52,14 @@ def _run(act: Callable[[], int]) -> int:
     try:
         return act()
     except KeyboardInterrupt as error:
+        begin_line()
         complain("interrupted", exit_code=EXIT_INTERRUPTED, error=error)
         return EXIT_INTERRUPTED
     except OutputLost:
         raise
     except PmemfsError as error:
+        if isinstance(error, Interrupted):
+            begin_line()
         complain(str(error), exit_code=error.exit_code, error=error)
         return error.exit_code
     except OSError as error:

@@ -251,12 +251,12 @@ def test_the_daemons_end_is_one_sentence_and_no_file(
 
 
 @contextmanager
-def stopped_copy(source: Path, target: Path) -> Iterator[subprocess.Popen[str]]:
+def stopped_copy(
+    source: Path, target: Path, stderr: int = subprocess.PIPE
+) -> Iterator[subprocess.Popen[str]]:
     """A copy that has begun to write, and stands still."""
     for _ in range(20):
-        child = subprocess.Popen(
-            [BIN / "pmemfs", "copy", source, target], stderr=subprocess.PIPE, text=True
-        )
+        child = subprocess.Popen([BIN / "pmemfs", "copy", source, target], stderr=stderr, text=True)
         try:
             while child.poll() is None and not has_unnamed(child.pid, target.parent):
                 pass
@@ -308,8 +308,7 @@ def test_a_copy_that_is_interrupted_says_so_and_leaves_nothing(
         child.send_signal(signal.SIGINT)
         child.send_signal(signal.SIGCONT)
         _, said = child.communicate(timeout=60)
-        # click ends the line of a terminal that shows ^C.
-        assert (child.returncode, said.strip()) == (130, "pmemfs: interrupted")
+        assert (child.returncode, said) == (130, "pmemfs: interrupted\n")
     assert os.listdir(files.mountpoint) == []
     wait_until(lambda: free_bytes(files) >= free, "the room is free again")
 
@@ -317,11 +316,33 @@ def test_a_copy_that_is_interrupted_says_so_and_leaves_nothing(
 # Where people look
 
 
+def test_on_a_terminal_no_empty_line_stands_before_interrupted(
+    files: Mounted, source: Path
+) -> None:
+    ours, theirs = pty.openpty()
+    with stopped_copy(source, files.mountpoint / "target", theirs) as child:
+        child.send_signal(signal.SIGINT)
+        child.send_signal(signal.SIGCONT)
+        assert child.wait(60) == 130
+    os.close(theirs)
+    shown = shown_on(ours)
+    # What stands in the line goes: ^C, if it was the keyboard.
+    assert shown.endswith("\r\x1b[Kpmemfs: interrupted\r\n")
+    assert "\n\r\n" not in shown
+    assert not shown.startswith("\r\n")
+
+
 def on_a_terminal(*words: object) -> tuple[int, str]:
     """The exit code of a command, and what it shows on a terminal."""
     ours, theirs = pty.openpty()
     child = subprocess.Popen([str(word) for word in words], stdout=theirs, stderr=theirs)
     os.close(theirs)
+    shown = shown_on(ours)
+    return child.wait(), shown
+
+
+def shown_on(ours: int) -> str:
+    """All that a terminal shows until nobody has it open any more."""
     shown = b""
     while True:
         try:
@@ -332,7 +353,7 @@ def on_a_terminal(*words: object) -> tuple[int, str]:
             break
         shown += part
     os.close(ours)
-    return child.wait(), shown.decode()
+    return shown.decode()
 
 
 def test_a_bar_is_shown_on_a_terminal_alone(files: Mounted, source: Path) -> None:
