@@ -27,6 +27,7 @@ address that is a multiple of 512. At most MOST_VIEWS views and MOST_BYTES bytes
 from __future__ import annotations
 
 import hashlib
+import mmap
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ MOST_BYTES = 4 * MIB
 MOST_VIEWS = 1024
 """So many views the system calls take at once (IOV_MAX)."""
 MARK_BYTES = 32
+_ZEROES_BYTES = MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,13 @@ class Origin(ABC):
 
         The length has no limit. An origin that can't do it by itself is written zeroes.
         """
+
+    async def _store_zeroes(self, offset_bytes: int, length_bytes: int) -> None:
+        """Write zeroes where the origin can't make them by itself."""
+        with mmap.mmap(-1, _ZEROES_BYTES) as memory, memoryview(memory) as zeroes:
+            for start in range(0, length_bytes, _ZEROES_BYTES):
+                with zeroes[: min(_ZEROES_BYTES, length_bytes - start)] as view:
+                    await self.write(offset_bytes + start, [view])
 
     @abstractmethod
     async def fence(self, say: Callable[[str], None] = say_nothing) -> None:

@@ -45,7 +45,7 @@ def test_where_apt_fails_all_that_it_said_is_there(tmp_path: Path) -> None:
     log.unlink()
 
 
-@pytest.mark.parametrize("script", ["setup", "install", "quickstart"])
+@pytest.mark.parametrize("script", ["setup", "install", "install-origins", "quickstart"])
 def test_a_script_says_what_it_does_and_refuses_words_that_it_does_not_know(script: str) -> None:
     told = run_command(SHARED.parent / script, "--help")
     assert told.code == 0

@@ -1,0 +1,258 @@
+"""The functions of librados and librbd that an origin needs, by ctypes.
+
+The Python binding wants `bytes` to write, makes `bytes` of what it reads, and calls back into
+Python from threads of its own. The library takes addresses, so it reads into the pages of a pool,
+and it can put what is done on a list and raise an eventfd, so that one task reaps many at once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any, NamedTuple
+
+from pmemfs.errors import NeedsPackage, system_error
+
+PACKAGE = "librbd1"
+FEATURE_EXCLUSIVE_LOCK = 1 << 2
+THICK_PROVISION = 1
+_EVENTFD = 2
+_LOCK_MODE_EXCLUSIVE = 0
+_FSID_ROOM = 64
+_ID_ROOM = 256
+_MOST_WATCHERS = 64
+_MOST_DONE = 128
+
+_P, _SIZE, _TEXT, _INT = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_char_p, ctypes.c_int
+
+
+class _Watcher(ctypes.Structure):
+    _fields_ = (("addr", ctypes.c_char_p), ("id", ctypes.c_int64), ("cookie", ctypes.c_uint64))
+
+
+class _Time(ctypes.Structure):
+    _fields_ = (("seconds", ctypes.c_int64), ("nanoseconds", ctypes.c_int64))
+
+
+_RADOS: dict[str, tuple[Any, ...]] = {
+    "rados_create": (_INT, ctypes.POINTER(_P), _TEXT),
+    "rados_conf_read_file": (_INT, _P, _TEXT),
+    "rados_conf_parse_env": (_INT, _P, _TEXT),
+    "rados_conf_set": (_INT, _P, _TEXT, _TEXT),
+    "rados_connect": (_INT, _P),
+    "rados_shutdown": (None, _P),
+    "rados_cluster_fsid": (_INT, _P, _TEXT, ctypes.c_size_t),
+    "rados_get_instance_id": (_SIZE, _P),
+    "rados_ioctx_create": (_INT, _P, _TEXT, ctypes.POINTER(_P)),
+    "rados_ioctx_set_namespace": (None, _P, _TEXT),
+    "rados_ioctx_get_id": (ctypes.c_int64, _P),
+    "rados_ioctx_destroy": (None, _P),
+}
+_RBD: dict[str, tuple[Any, ...]] = {
+    "rbd_open": (_INT, _P, _TEXT, ctypes.POINTER(_P), _TEXT),
+    "rbd_open_read_only": (_INT, _P, _TEXT, ctypes.POINTER(_P), _TEXT),
+    "rbd_close": (_INT, _P),
+    "rbd_get_size": (_INT, _P, ctypes.POINTER(_SIZE)),
+    "rbd_get_features": (_INT, _P, ctypes.POINTER(_SIZE)),
+    "rbd_get_id": (_INT, _P, _TEXT, ctypes.c_size_t),
+    "rbd_get_modify_timestamp": (_INT, _P, ctypes.POINTER(_Time)),
+    "rbd_metadata_get": (_INT, _P, _TEXT, _TEXT, ctypes.POINTER(ctypes.c_size_t)),
+    "rbd_metadata_set": (_INT, _P, _TEXT, _TEXT),
+    "rbd_lock_acquire": (_INT, _P, _INT),
+    "rbd_lock_release": (_INT, _P),
+    "rbd_watchers_list": (_INT, _P, _P, ctypes.POINTER(ctypes.c_size_t)),
+    "rbd_watchers_list_cleanup": (None, _P, ctypes.c_size_t),
+    "rbd_set_image_notification": (_INT, _P, _INT, _INT),
+    "rbd_aio_create_completion": (_INT, _P, _P, ctypes.POINTER(_P)),
+    "rbd_aio_release": (None, _P),
+    "rbd_aio_get_return_value": (ctypes.c_ssize_t, _P),
+    "rbd_poll_io_events": (_INT, _P, ctypes.POINTER(_P), _INT),
+    "rbd_aio_readv": (_INT, _P, _P, _INT, _SIZE, _P),
+    "rbd_aio_writev": (_INT, _P, _P, _INT, _SIZE, _P),
+    "rbd_aio_flush": (_INT, _P, _P),
+    "rbd_aio_discard": (_INT, _P, _SIZE, _SIZE, _P),
+    "rbd_aio_write_zeroes": (_INT, _P, _SIZE, ctypes.c_size_t, _P, _INT, _INT),
+}
+
+
+class Watcher(NamedTuple):
+    """A client that has an image open."""
+
+    address: str
+    client: int
+
+
+def load() -> Any:
+    """Both libraries, as one object with their functions. Raises NeedsPackage."""
+    try:
+        rados, rbd = ctypes.CDLL("librados.so.2"), ctypes.CDLL("librbd.so.1")
+    except OSError:
+        raise NeedsPackage(
+            what="an image of Ceph", package=PACKAGE, remedy="scripts/install-origins installs it"
+        ) from None
+    for library, functions in ((rados, _RADOS), (rbd, _RBD)):
+        for name, (result, *words) in functions.items():
+            function = getattr(library, name)
+            function.restype, function.argtypes = result, words
+            if library is rados:
+                setattr(rbd, name, function)
+    return rbd
+
+
+class Cluster:
+    """A connection to a pool of a cluster. Everything here may wait long; it is for threads."""
+
+    def __init__(self, library: Any, user: str, conf: str, settings: dict[str, str]) -> None:
+        """Read the configuration, the environment's where `conf` is empty. Raises OSError."""
+        self.library = library
+        self._cluster, self._context = _P(), _P()
+        _check(library.rados_create(ctypes.byref(self._cluster), user.encode() or None))
+        try:
+            _check(library.rados_conf_read_file(self._cluster, conf.encode() or None))
+            _check(library.rados_conf_parse_env(self._cluster, None))
+            for name, value in settings.items():
+                _check(library.rados_conf_set(self._cluster, name.encode(), value.encode()))
+        except BaseException:
+            library.rados_shutdown(self._cluster)
+            raise
+
+    def connect(self, pool: str, namespace: str) -> None:
+        """Raises OSError."""
+        library = self.library
+        _check(library.rados_connect(self._cluster))
+        _check(
+            library.rados_ioctx_create(self._cluster, pool.encode(), ctypes.byref(self._context))
+        )
+        library.rados_ioctx_set_namespace(self._context, namespace.encode())
+
+    @property
+    def names(self) -> tuple[str, int, int]:
+        """The cluster's id, the pool's, and this client's."""
+        text = ctypes.create_string_buffer(_FSID_ROOM)
+        _check(self.library.rados_cluster_fsid(self._cluster, text, _FSID_ROOM))
+        pool = self.library.rados_ioctx_get_id(self._context)
+        return text.value.decode(), pool, self.library.rados_get_instance_id(self._cluster)
+
+    def open(self, name: str, snapshot: str, *, read_only: bool) -> Image:
+        """An image. Raises OSError."""
+        library, image = self.library, _P()
+        opened = library.rbd_open_read_only if read_only else library.rbd_open
+        at = snapshot.encode() or None
+        _check(opened(self._context, name.encode(), ctypes.byref(image), at))
+        return Image(library, image)
+
+    def close(self) -> None:
+        """Disconnect."""
+        if self._context:
+            self.library.rados_ioctx_destroy(self._context)
+        self.library.rados_shutdown(self._cluster)
+
+
+class Image:
+    """An open image."""
+
+    def __init__(self, library: Any, image: ctypes.c_void_p) -> None:
+        self._library = library
+        self._image = image
+        self._quick = ctypes.PyDLL("librbd.so.1")
+        for name, (result, *words) in _RBD.items():
+            function = getattr(self._quick, name)
+            function.restype, function.argtypes = result, words
+
+    # What may wait long, for threads
+
+    def close(self) -> None:
+        """Let go of the image, and of its lock."""
+        _check(self._library.rbd_close(self._image))
+
+    def size_bytes(self) -> int:
+        """The size as it is now."""
+        size = _SIZE()
+        _check(self._library.rbd_get_size(self._image, ctypes.byref(size)))
+        return size.value
+
+    def features(self) -> int:
+        """Bits of RBD_FEATURE."""
+        features = _SIZE()
+        _check(self._library.rbd_get_features(self._image, ctypes.byref(features)))
+        return features.value
+
+    def id(self) -> str:
+        """The image's own name, which no other image of the pool ever has."""
+        text = ctypes.create_string_buffer(_ID_ROOM)
+        _check(self._library.rbd_get_id(self._image, text, _ID_ROOM))
+        return text.value.decode()
+
+    def modified_ns(self) -> int:
+        """When somebody last said that the image was written to, as it was at the opening."""
+        time = _Time()
+        _check(self._library.rbd_get_modify_timestamp(self._image, ctypes.byref(time)))
+        return int(time.seconds * 1_000_000_000 + time.nanoseconds)
+
+    def metadata(self, key: str) -> str:
+        """A value that is kept with the image, empty if there is none."""
+        text, room = ctypes.create_string_buffer(_ID_ROOM), ctypes.c_size_t(_ID_ROOM)
+        number = self._library.rbd_metadata_get(self._image, key.encode(), text, ctypes.byref(room))
+        return text.value.decode(errors="replace") if number == 0 else ""
+
+    def set_metadata(self, key: str, value: str) -> None:
+        """Keep a value with the image."""
+        _check(self._library.rbd_metadata_set(self._image, key.encode(), value.encode()))
+
+    def acquire_lock(self) -> None:
+        """Take the exclusive lock, and refuse it to all who ask for it from now on."""
+        _check(self._library.rbd_lock_acquire(self._image, _LOCK_MODE_EXCLUSIVE))
+
+    def watchers(self) -> list[Watcher]:
+        """The clients that have the image open for writing, or had it until lately."""
+        room = ctypes.c_size_t(_MOST_WATCHERS)
+        found = (_Watcher * _MOST_WATCHERS)()
+        _check(self._library.rbd_watchers_list(self._image, found, ctypes.byref(room)))
+        watchers = [Watcher(each.addr.decode(), each.id) for each in found[: room.value]]
+        self._library.rbd_watchers_list_cleanup(found, room)
+        return watchers
+
+    # What returns at once
+
+    def notify(self, eventfd: int) -> None:
+        """Raise an eventfd whenever something is done."""
+        _check(self._quick.rbd_set_image_notification(self._image, eventfd, _EVENTFD))
+
+    def begin(self, name: str, *words: int | ctypes.c_void_p) -> int:
+        """Begin a command; its completion, by which `done` names it. Raises OSError."""
+        completion = _P()
+        _check(self._quick.rbd_aio_create_completion(None, None, ctypes.byref(completion)))
+        try:
+            _check(_BEGIN[name](self._library, self._image, words, completion))
+        except BaseException:
+            self._quick.rbd_aio_release(completion)
+            raise
+        assert completion.value is not None
+        return completion.value
+
+    def done(self) -> list[tuple[int, int]]:
+        """Completions that are done, and what they returned: -errno for a failure."""
+        found = (_P * _MOST_DONE)()
+        count = self._quick.rbd_poll_io_events(self._image, found, _MOST_DONE)
+        _check(min(count, 0))
+        answers: list[tuple[int, int]] = []
+        for completion in found[:count]:
+            assert completion is not None
+            answers.append((completion, self._quick.rbd_aio_get_return_value(completion)))
+            self._quick.rbd_aio_release(completion)
+        return answers
+
+
+_BEGIN: dict[str, Any] = {
+    "read": lambda library, image, words, end: library.rbd_aio_readv(image, *words, end),
+    "write": lambda library, image, words, end: library.rbd_aio_writev(image, *words, end),
+    "flush": lambda library, image, words, end: library.rbd_aio_flush(image, end),
+    "discard": lambda library, image, words, end: library.rbd_aio_discard(image, *words, end),
+    "zero": lambda library, image, words, end: library.rbd_aio_write_zeroes(
+        image, words[0], words[1], end, words[2], 0
+    ),
+}
+
+
+def _check(number: int) -> None:
+    if number < 0:
+        raise system_error(-number)

@@ -1,0 +1,323 @@
+"""An image of a Ceph cluster.
+
+Invariants:
+- the library's own cache is off, because the pool is the cache;
+- whoever has the fence has the image's exclusive lock, and no other client watches the image. The
+  lock alone is not enough: clients hand it to each other when asked, so a virtual machine that uses
+  the image would lose it to us in the middle of its writes;
+- a cluster doesn't report that it is away. Its commands wait until it is back, and nothing can end
+  them (`can_cut`), so the process has to end while one hangs;
+- our writes leave the image's time of modification alone (`rbd_mtime_update_interval`), so it
+  changes when another client writes. What a second cache of ours writes is told by the token that
+  `fence` leaves in the metadata of the image.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import trio
+from trio.lowlevel import Abort
+
+from pmemfs.errors import (
+    OriginBusy,
+    OriginFenced,
+    OriginGone,
+    UnusableOrigin,
+    sentence_of,
+    system_error,
+)
+from pmemfs.origin.base import Identity, Origin, say_nothing
+from pmemfs.origin.librbd import (
+    FEATURE_EXCLUSIVE_LOCK,
+    THICK_PROVISION,
+    Cluster,
+    Image,
+    Watcher,
+    load,
+)
+from pmemfs.origin.marks import mark_of
+from pmemfs.origin.naming import RbdName
+from pmemfs.origin.vectors import Vectors
+from pmemfs.units import GIB
+
+OPEN_SECONDS = 30.0
+WATCH_SECONDS = 40.0
+"""A client that died without a word is forgotten after 30 s (osd_client_watch_timeout)."""
+_LOOK_SECONDS = 0.5
+_RANGE_BYTES = GIB
+_WRITER = "pmemfs_writer"
+_SETTINGS = {
+    "rbd_cache": "false",
+    "rbd_mtime_update_interval": "0",
+    "rbd_atime_update_interval": "0",
+    "client_mount_timeout": "10",
+}
+_GONE = (errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTUNREACH, errno.ECONNREFUSED)
+
+
+@dataclass(slots=True)
+class _Command:
+    """A command that is under way, and the memory that it is about."""
+
+    memory: object
+    task: trio.lowlevel.Task | None = None
+    result: int | None = None
+
+
+class RbdOrigin(Origin):
+    """An image that is open."""
+
+    block_bytes = 512
+    zeroes_on_discard = False
+    can_discard = True
+    can_cut = False
+
+    def __init__(
+        self, name: RbdName, cluster: Cluster, image: Image, facts: _Facts, *, read_only: bool
+    ) -> None:
+        """Take an open image over. Raises UnusableOrigin."""
+        self.name = name.text
+        self.read_only = read_only
+        self.size_bytes = facts.size_bytes
+        self.can_fence = bool(facts.features & FEATURE_EXCLUSIVE_LOCK) and not read_only
+        self._spec = name
+        self._cluster = cluster
+        self._image = image
+        self._identity = facts.identity
+        self._client = facts.client
+        self._waiting: dict[int, _Command] = {}
+        self._is_idle = trio.Event()
+        self._stopping = trio.CancelScope()
+        self._has_stopped = trio.Event()
+        self._eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        image.notify(self._eventfd)
+        trio.lowlevel.spawn_system_task(self._reap_always)
+
+    @classmethod
+    async def open(cls, name: RbdName, *, read_only: bool = False) -> RbdOrigin:
+        """Connect and open. Raises NeedsPackage, OriginGone, UnusableOrigin."""
+        library = load()
+        read_only = read_only or bool(name.snapshot)
+        with trio.move_on_after(OPEN_SECONDS):
+            # A thread that waits for a cluster which is away is left to itself.
+            cluster, image, facts = await trio.to_thread.run_sync(
+                _opened, library, name, read_only, abandon_on_cancel=True
+            )
+            return cls(name, cluster, image, facts, read_only=read_only)
+        raise OriginGone(name=name.text, why=f"no answer for {OPEN_SECONDS:.0f} s")
+
+    async def identity(self) -> Identity:
+        await trio.lowlevel.checkpoint()
+        return Identity("rbd", self._identity, self.size_bytes)
+
+    async def mark(self) -> bytes:
+        return await trio.to_thread.run_sync(self._find_mark, abandon_on_cancel=True)
+
+    async def read(self, offset_bytes: int, views: Sequence[memoryview]) -> None:
+        vectors = Vectors(views, True, self.block_bytes)
+        self._check(offset_bytes, vectors.length_bytes)
+        done_bytes = await self._carry_out(
+            vectors, "read", vectors.address, vectors.count, offset_bytes
+        )
+        if done_bytes != vectors.length_bytes:
+            # Somebody has made the image smaller.
+            raise system_error(errno.EIO)
+
+    async def write(self, offset_bytes: int, views: Sequence[memoryview]) -> None:
+        vectors = Vectors(views, False, self.block_bytes)
+        self._check_change(offset_bytes, vectors.length_bytes)
+        await self._carry_out(vectors, "write", vectors.address, vectors.count, offset_bytes)
+
+    async def flush(self) -> None:
+        await self._carry_out(None, "flush")
+
+    async def discard(self, offset_bytes: int, length_bytes: int) -> None:
+        self._check_change(offset_bytes, length_bytes)
+        for start, step in _steps(offset_bytes, length_bytes):
+            await self._carry_out(None, "discard", start, step)
+
+    async def write_zeroes(self, offset_bytes: int, length_bytes: int, *, may_trim: bool) -> None:
+        self._check_change(offset_bytes, length_bytes)
+        flags = 0 if may_trim else THICK_PROVISION
+        for start, step in _steps(offset_bytes, length_bytes):
+            await self._carry_out(None, "zero", start, step, flags)
+
+    async def fence(self, say: Callable[[str], None] = say_nothing) -> None:
+        if not self.can_fence:
+            await trio.lowlevel.checkpoint()
+            return
+        await self._wait_for_watchers(say)
+        try:
+            await trio.to_thread.run_sync(self._take, abandon_on_cancel=True)
+        except OSError as error:
+            if error.errno not in (errno.EROFS, errno.EBUSY):
+                raise self._meant(error.errno or errno.EIO) from None
+            raise OriginBusy(
+                name=self.name, why="another client has its exclusive lock and keeps it"
+            ) from None
+
+    async def resize_seen(self) -> int:
+        size_bytes = await trio.to_thread.run_sync(self._image.size_bytes, abandon_on_cancel=True)
+        self.size_bytes = size_bytes & -self.block_bytes
+        return self.size_bytes
+
+    async def cut(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def close(self) -> None:
+        while self._waiting:
+            self._is_idle = trio.Event()
+            await self._is_idle.wait()
+        self._stopping.cancel()
+        await self._has_stopped.wait()
+        await trio.to_thread.run_sync(self._let_go, abandon_on_cancel=True)
+
+    async def _carry_out(self, memory: object, name: str, *words: int) -> int:
+        """Begin a command and wait for its result. Raises OSError, OriginFenced, OriginGone."""
+        command = _Command(memory)
+        self._waiting[self._image.begin(name, *words)] = command
+        if command.result is None:
+            command.task = trio.lowlevel.current_task()
+            await trio.lowlevel.wait_task_rescheduled(_never)
+        assert command.result is not None
+        if command.result < 0:
+            raise self._meant(-command.result)
+        return command.result
+
+    def _meant(self, number: int) -> Exception:
+        if number == errno.ESHUTDOWN:
+            why = "the cluster refuses this client, because another one has broken its lock"
+            return OriginFenced(name=self.name, why=why)
+        if number in _GONE:
+            return OriginGone(name=self.name, why=os.strerror(number).lower())
+        return system_error(number)
+
+    async def _reap_always(self) -> None:
+        with self._stopping:
+            while True:
+                await trio.lowlevel.wait_readable(self._eventfd)
+                os.eventfd_read(self._eventfd)
+                while done := self._image.done():
+                    for completion, result in done:
+                        command = self._waiting.pop(completion)
+                        command.result = result
+                        if command.task is not None:
+                            trio.lowlevel.reschedule(command.task)
+                if not self._waiting:
+                    self._is_idle.set()
+        self._has_stopped.set()
+
+    async def _wait_for_watchers(self, say: Callable[[str], None]) -> None:
+        """Wait until no other client has the image open. Raises OriginBusy."""
+        deadline = trio.current_time() + WATCH_SECONDS
+        has_said = False
+        while others := await self._others():
+            if trio.current_time() > deadline:
+                raise OriginBusy(name=self.name, why=f"{_named(others)} it open")
+            if not has_said:
+                has_said = True
+                say(f"{_named(others)} {self.name} open; waiting up to {WATCH_SECONDS:.0f} s, "
+                    f"because a client that has died is forgotten after 30 s")  # fmt: skip
+            await trio.sleep(_LOOK_SECONDS)
+
+    async def _others(self) -> list[Watcher]:
+        found = await trio.to_thread.run_sync(self._image.watchers, abandon_on_cancel=True)
+        return [watcher for watcher in found if watcher.client != self._client]
+
+    def _take(self) -> None:
+        self._image.acquire_lock()
+        self._image.set_metadata(_WRITER, uuid.uuid4().hex)
+
+    def _find_mark(self) -> bytes:
+        # What an open image knows of its time is what it was told when it was opened.
+        image = self._cluster.open(self._spec.image, self._spec.snapshot, read_only=True)
+        try:
+            return mark_of(image.id(), image.modified_ns(), image.metadata(_WRITER))
+        finally:
+            image.close()
+
+    def _let_go(self) -> None:
+        self._image.close()
+        self._cluster.close()
+        os.close(self._eventfd)
+
+    def _check(self, offset_bytes: int, length_bytes: int) -> None:
+        if (offset_bytes | length_bytes) % self.block_bytes:
+            raise system_error(errno.EINVAL)
+        if offset_bytes + length_bytes > self.size_bytes:
+            raise system_error(errno.EINVAL)
+
+    def _check_change(self, offset_bytes: int, length_bytes: int) -> None:
+        if self.read_only:
+            raise system_error(errno.EROFS)
+        self._check(offset_bytes, length_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """What is known of an image when it is opened."""
+
+    size_bytes: int
+    features: int
+    identity: str
+    client: int
+
+
+def _opened(library: Any, name: RbdName, read_only: bool) -> tuple[Cluster, Image, _Facts]:
+    """Connect to the cluster and open the image, in a thread."""
+    try:
+        cluster = Cluster(library, name.user, name.conf, _SETTINGS)
+    except OSError as error:
+        where = name.conf or os.environ.get("CEPH_CONF", "/etc/ceph/ceph.conf")
+        why = f"its configuration {where} can't be read: {sentence_of(error)}"
+        raise UnusableOrigin(name=name.text, why=why) from None
+    try:
+        return cluster, *_open_image(cluster, name, read_only)
+    except BaseException:
+        cluster.close()
+        raise
+
+
+def _open_image(cluster: Cluster, name: RbdName, read_only: bool) -> tuple[Image, _Facts]:
+    what = "the cluster"
+    try:
+        cluster.connect(name.pool, name.namespace)
+        what = "the image"
+        image = cluster.open(name.image, name.snapshot, read_only=read_only)
+    except OSError as error:
+        if error.errno in _GONE:
+            raise OriginGone(name=name.text, why=sentence_of(error)) from None
+        why = f"{what} can't be opened: {sentence_of(error)}"
+        raise UnusableOrigin(name=name.text, why=why) from None
+    fsid, pool, client = cluster.names
+    parts = [fsid, str(pool), name.namespace, image.id(), name.snapshot]
+    facts = _Facts(image.size_bytes(), image.features(), "/".join(parts), client)
+    if facts.size_bytes % RbdOrigin.block_bytes or not facts.size_bytes:
+        image.close()
+        raise UnusableOrigin(name=name.text, why=f"its size of {facts.size_bytes} bytes is not a "
+                             f"multiple of {RbdOrigin.block_bytes}")  # fmt: skip
+    return image, facts
+
+
+def _named(watchers: list[Watcher]) -> str:
+    """Clients, as the subject of a sentence, with its verb."""
+    names = sorted({f"client {each.client} at {each.address}" for each in watchers})
+    return f"{' and '.join(names)} {'has' if len(names) == 1 else 'have'}"
+
+
+def _steps(offset_bytes: int, length_bytes: int) -> list[tuple[int, int]]:
+    """A range in pieces that a command can say."""
+    end_bytes = offset_bytes + length_bytes
+    return [(start, min(_RANGE_BYTES, end_bytes - start))
+            for start in range(offset_bytes, end_bytes, _RANGE_BYTES)]  # fmt: skip
+
+
+def _never(_: object) -> Abort:
+    """The library may touch the memory until the command is over, so nothing ends the wait."""
+    return Abort.FAILED
