@@ -16,7 +16,7 @@ import stat
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pmemfs import errors
 from pmemfs.control.channel import Channel
@@ -36,6 +36,9 @@ from pmemfs.errors import (
 from pmemfs.medium.addresses import PinEnd, Tally, Words
 from pmemfs.medium.base import Durability
 from pmemfs.mountinfo import Mount, mount_at, mount_of_device
+
+if TYPE_CHECKING:
+    from types import TracebackType
 
 _DEAD = (errno.ENOTCONN, errno.ECONNABORTED, errno.ECANCELED)
 """What the kernel answers for a mount whose daemon has ended, or just ends."""
@@ -78,6 +81,27 @@ class PinAnswer(NamedTuple):
     files: Sequence[Mapping[str, Any]]
     """`inode`, `generation`, `size_bytes`, `length_bytes` and `pieces` of each."""
     pool: PoolMemory
+
+
+class OpenedFile:
+    """A file that exists as long as a `with` statement lasts, which gives its attributes."""
+
+    __slots__ = ("_fd", "_status")
+
+    def __init__(self, fd: int, status: os.stat_result) -> None:
+        self._fd = fd
+        self._status = status
+
+    def __enter__(self) -> os.stat_result:
+        return self._status
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        os.close(self._fd)
 
 
 class Connection:
@@ -141,7 +165,7 @@ class Connection:
         )  # fmt: skip
         owned = [Descriptor(fd) for fd in descriptors[1:]]
         try:
-            end = PinEnd(descriptors[0], self.tally)
+            end = PinEnd(descriptors[0], self.tally, speaks=writable)
             if pool is None:
                 pool = self._pool.setdefault("it", _pool_of(result["pool"], owned))
             return PinAnswer(end, result["pin"], result["place"], result["files"], pool)
@@ -149,29 +173,32 @@ class Connection:
             why = f"its answer makes no sense: {error!r}"
             raise NoAnswer(path=self._socket, why=why) from None
 
-    @contextmanager
-    def opened(self, path: str | os.PathLike[str], *, writable: bool) -> Iterator[os.stat_result]:
-        """The attributes of a file of the mount, which exists while the context lasts.
+    def opened(self, path: str | os.PathLike[str], *, writable: bool) -> OpenedFile:
+        """A file of the mount, for a `with` statement, which gives its attributes.
 
         For reading, it is not opened: that would ask the daemon, while the kernel knows whether
         this user may read. Raises OSError, BadMapping, NotMounted, DaemonGone, TooManyOpenFiles.
         """
         full = self.full(path)
-        with self.translated():
-            fd = os.open(full, os.O_CLOEXEC | (os.O_RDWR if writable else os.O_PATH))
         try:
-            with self.translated():
+            fd = os.open(full, os.O_CLOEXEC | (os.O_RDWR if writable else os.O_PATH))
+            try:
                 status = os.fstat(fd)
                 self.check_device(full, status)
-                if stat.S_ISDIR(status.st_mode):
-                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), full)
                 if not stat.S_ISREG(status.st_mode):
+                    if stat.S_ISDIR(status.st_mode):
+                        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), full)
                     raise BadMapping(path=full, why="it is not a regular file")
                 if not writable and not _may_read(fd, status):
                     raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), full)
-            yield status
-        finally:
-            os.close(fd)
+            except BaseException:
+                os.close(fd)
+                raise
+        except PmemfsError:
+            raise
+        except OSError as error:
+            raise self._better(error) from None
+        return OpenedFile(fd, status)
 
     @property
     def is_current(self) -> bool:
@@ -185,7 +212,8 @@ class Connection:
     def check_device(self, path: str, status: os.stat_result) -> None:
         """Raise NotMounted, or DaemonGone, unless a file belongs to this mount."""
         if status.st_dev != self._device:
-            self._check_mounted()
+            if not self.is_current:
+                raise DaemonGone(path=self.mountpoint)
             raise NotMounted(path=path, what=f"a file of the mount on {self.mountpoint}")
 
     @contextmanager
@@ -194,31 +222,29 @@ class Connection:
         try:
             yield
         except OSError as error:
-            if error.errno == errno.EMFILE:
-                limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-                raise TooManyOpenFiles(limit=limit) from None
-            if error.errno in _DEAD:
-                raise DaemonGone(path=self.mountpoint) from None
-            if error.errno == errno.ENOENT:
-                self._check_mounted()
-            if error.errno == errno.EPERM:
-                self._check_takes_files()
-            raise
+            better = self._better(error)
+            if better is error:
+                raise
+            raise better from None
 
-    def _check_mounted(self) -> None:
-        """Raise DaemonGone if the mountpoint is another file system's by now."""
-        # The kernel knows that, unless the mount is a new one.
-        if not self.is_current:
-            raise DaemonGone(path=self.mountpoint) from None
+    def _better(self, error: OSError) -> OSError | PmemfsError:
+        if error.errno == errno.EMFILE:
+            return TooManyOpenFiles(limit=resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        # The kernel knows that the mountpoint is another file system's by now, unless the mount is
+        # a new one.
+        if error.errno in _DEAD or (error.errno == errno.ENOENT and not self.is_current):
+            return DaemonGone(path=self.mountpoint)
+        if error.errno == errno.EPERM and (mode := self._mode()) not in (_MODE_OF_FILES, None):
+            return NoNewFiles(path=self.mountpoint, mode=mode)
+        return error
 
-    def _check_takes_files(self) -> None:
-        """Raise NoNewFiles if the mount is one device, whatever of it was to be made."""
+    def _mode(self) -> str | None:
+        """The mode of the mount, if its daemon says it."""
         try:
             mode = self.ask("info")[0]["pool"]["mode"]
         except (PmemfsError, LookupError, TypeError):
-            return
-        if mode != _MODE_OF_FILES:
-            raise NoNewFiles(path=self.mountpoint, mode=mode) from None
+            return None
+        return mode if isinstance(mode, str) else None
 
     def _check_daemon(self) -> None:
         """Raise DaemonGone if there is nobody at the other end."""

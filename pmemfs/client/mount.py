@@ -96,9 +96,9 @@ class Mount(Closing):
             TooManyPins, TooManyPieces, TooManyMappings, TooManyOpenFiles: a limit is reached.
             DaemonGone, NoAnswer, Closed: the daemon can't be asked.
         """
-        request = MapRequest(path, shape, dtype, offset)
-        (memory,) = self._map([request], mode, contiguous)
-        return pinned_array_over(memory)
+        return pinned_array_over(
+            self._map_one(MapRequest(path, shape, dtype, offset), mode, contiguous)
+        )
 
     def open(
         self, path: str | os.PathLike[str], *, shape: Shape | None = None, dtype: DTypeLike = "u1",
@@ -108,9 +108,7 @@ class Mount(Closing):
 
         Takes and raises what `map` does.
         """
-        request = MapRequest(path, shape, dtype, offset)
-        (memory,) = self._map([request], mode, contiguous)
-        return Mapping(memory)
+        return Mapping(self._map_one(MapRequest(path, shape, dtype, offset), mode, contiguous))
 
     def map_many(
         self, requests: Iterable[MapRequest | str | os.PathLike[str]], *, mode: str = "r",
@@ -155,6 +153,14 @@ class Mount(Closing):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return connect, (self.mountpoint,)
+
+    def _map_one(self, request: MapRequest, mode: str, contiguous: bool) -> Addresses:
+        wanted = Wanted.of(request)
+        check_mode(mode, wanted.path)
+        with self._connection.opened(wanted.path, writable=mode == "r+") as status:
+            (memory,) = map_all(self._connection, [wanted], [status.st_ino], mode=mode,
+                                contiguous=contiguous)  # fmt: skip
+        return memory
 
     def _map(self, requests: Iterable[MapRequest], mode: str, contiguous: bool) -> list[Addresses]:
         wanted = [Wanted.of(request) for request in requests]

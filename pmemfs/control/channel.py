@@ -20,10 +20,10 @@ import json
 import os
 import resource
 import socket
+import struct
 import time
-from collections.abc import Iterator
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
 from pmemfs.control import (
     ANSWER_LIMIT_BYTES,
@@ -46,8 +46,19 @@ from pmemfs.version import VERSION
 _MOST_CONNECTIONS = 8
 """One process asks so many questions at once; a daemon takes 64 connections from all."""
 _RETRY_SECONDS = 0.02
+_SHORT_BYTES = 16 * 1024
+"""Most questions and answers are shorter. The kernel takes such a question at once."""
 _CHUNK_BYTES = 256 * 1024
 _ANCILLARY_BYTES = socket.CMSG_SPACE(MOST_DESCRIPTORS * array.array("i").itemsize)
+_TIMEVAL = struct.Struct("@ll")
+_ENCODE = json.JSONEncoder(separators=(",", ":")).encode
+
+
+class _Line(NamedTuple):
+    """A connection, and who is at its other end, as the kernel noted when it was made."""
+
+    socket: socket.socket
+    pid: int
 
 
 class Channel:
@@ -64,9 +75,7 @@ class Channel:
         self._is_closed = False
         self._begin()
 
-    def ask(
-        self, method: str, *, timeout_seconds: float | None = None, **params: Any
-    ) -> tuple[Any, list[int]]:
+    def ask(self, method: str, **params: Any) -> tuple[Any, list[int]]:
         """The result of a method, and the descriptors that came with it, which are the caller's.
 
         Raises RemoteError with the daemon's own sentence, NoAnswer, TooLong, and TooManyOpenFiles
@@ -76,14 +85,13 @@ class Channel:
             self.close()
             self._begin()
         request = {"method": method, "params": params, "version": VERSION}
-        line = json.dumps(request).encode() + b"\n"
-        if len(line) > REQUEST_LIMIT_BYTES:
-            raise TooLong(length=len(line), limit=REQUEST_LIMIT_BYTES)
-        seconds = self._timeout_seconds if timeout_seconds is None else timeout_seconds
-        deadline = time.monotonic() + seconds
+        question = _ENCODE(request).encode() + b"\n"
+        if len(question) > REQUEST_LIMIT_BYTES:
+            raise TooLong(length=len(question), limit=REQUEST_LIMIT_BYTES)
+        deadline = time.monotonic() + self._timeout_seconds
         descriptors: list[int] = []
         try:
-            answer, pid = self._exchange(line, deadline, descriptors)
+            answer, pid = self._exchange(question, deadline, descriptors)
             return result_of(decoded_answer(answer), pid), descriptors
         except Malformed as error:
             close_all(descriptors)
@@ -98,102 +106,135 @@ class Channel:
         while self._idle:
             # Another thread may take the last one in between.
             with contextlib.suppress(IndexError):
-                self._idle.pop().close()
+                self._idle.pop().socket.close()
 
     def _begin(self) -> None:
         self._pid = os.getpid()
         self._is_closed = False
-        self._idle: list[socket.socket] = []
+        self._idle: list[_Line] = []
         # Unlike a semaphore, a queue may be asked again within itself, by a finalizer.
         self._places: SimpleQueue[None] = SimpleQueue()
         for _ in range(_MOST_CONNECTIONS):
             self._places.put(None)
 
-    def _exchange(self, line: bytes, deadline: float, descriptors: list[int]) -> tuple[bytes, int]:
+    def _exchange(
+        self, question: bytes, deadline: float, descriptors: list[int]
+    ) -> tuple[bytes, int]:
         """Send a request; its answer, and the process that gave it. Raises NoAnswer."""
         places, idle = self._places, self._idle
         places.get()
-        connection = None
+        line = None
         try:
-            for known in _popped(idle):
-                connection = known
-                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                    answer = _asked(connection, line, deadline, descriptors)
-                    if answer is not None:
-                        break
-                connection.close()
-            else:
-                connection = self._connect(deadline)
-                answer = _asked(connection, line, deadline, descriptors)
+            answer = None
+            while answer is None:
+                try:
+                    line, is_new = idle.pop(), False
+                except IndexError:
+                    line, is_new = self._connect(deadline), True
+                try:
+                    answer = _asked(line.socket, question, deadline, descriptors)
+                except (BrokenPipeError, ConnectionResetError):
+                    if is_new:
+                        raise
                 if answer is None:
-                    raise OSError("it closed the connection")
-            pid = peer_pid(connection)
+                    line.socket.close()
+                    if is_new:
+                        raise OSError("it closed the connection")
         except OSError as error:
-            if connection is not None:
-                connection.close()
+            if line is not None:
+                line.socket.close()
             raise NoAnswer(path=self._path, why=reason(error)) from None
         except BaseException:
             # What is left of this answer must not be the beginning of the next.
-            if connection is not None:
-                connection.close()
+            if line is not None:
+                line.socket.close()
             raise
         finally:
             places.put(None)
+        assert line is not None
         if self._is_closed:
-            connection.close()
+            line.socket.close()
         else:
-            idle.append(connection)
-        return answer, pid
+            idle.append(line)
+        return answer, line.pid
 
-    def _connect(self, deadline: float) -> socket.socket:
+    def _connect(self, deadline: float) -> _Line:
         while True:
             try:
-                return connected(self._path, self._owner_uid)
+                made = connected(self._path, self._owner_uid)
+                break
             except BlockingIOError:
                 # The daemon's queue of connections is full.
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(_RETRY_SECONDS)
-
-
-def _popped(idle: list[socket.socket]) -> Iterator[socket.socket]:
-    """Take connections that are idle, until there are no more or the caller has enough."""
-    while True:
-        try:
-            yield idle.pop()
-        except IndexError:
-            return
+        # The kernel ends a wait that is too long. If Python did, it would ask before each call
+        # whether the socket is ready, which is one more system call.
+        patience = _TIMEVAL.pack(int(self._timeout_seconds), int(self._timeout_seconds % 1 * 1e6))
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, patience)
+        made.setblocking(True)
+        return _Line(made, peer_pid(made))
 
 
 def _asked(
-    connection: socket.socket, line: bytes, deadline: float, descriptors: list[int]
+    connection: socket.socket, question: bytes, deadline: float, descriptors: list[int]
 ) -> bytes | None:
     """The answer to a request; None if the daemon hung up instead. Raises OSError."""
-    _patience(connection, deadline)
-    connection.sendall(line)
-    received = bytearray()
+    try:
+        if len(question) > _SHORT_BYTES:
+            return _long_asked(connection, question, deadline, descriptors)
+        connection.sendall(question)
+        chunk = _received(connection, _SHORT_BYTES, descriptors)
+        if chunk.endswith(b"\n"):
+            return chunk
+        return _rest(connection, chunk, deadline, descriptors) if chunk else None
+    except BlockingIOError:
+        raise TimeoutError("it timed out") from None
+
+
+def _rest(
+    connection: socket.socket, begun: bytes, deadline: float, descriptors: list[int]
+) -> bytes | None:
+    """An answer that comes in many parts, of which one may have come."""
+    received = bytearray(begun)
     while True:
-        if received:
-            _patience(connection, deadline)
-        chunk, ancillary, flags, _ = connection.recvmsg(
-            _CHUNK_BYTES, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
-        )
-        for level, kind, data in ancillary:
-            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                rights = array.array("i")
-                rights.frombytes(data[: len(data) - len(data) % rights.itemsize])
-                descriptors += rights
-        if flags & socket.MSG_CTRUNC:
-            raise TooManyOpenFiles(limit=resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        # Each part may be late, but all of them together may not.
+        _patience(connection, deadline)
+        chunk = _received(connection, _CHUNK_BYTES, descriptors)
         received += chunk
         if len(received) > ANSWER_LIMIT_BYTES:
             raise OSError(f"its answer is longer than {ANSWER_LIMIT_BYTES} bytes")
         if chunk.endswith(b"\n"):
+            connection.setblocking(True)
             return bytes(received)
         if not chunk:
             if received:
                 raise OSError("it closed the connection")
             return None
+
+
+def _long_asked(
+    connection: socket.socket, question: bytes, deadline: float, descriptors: list[int]
+) -> bytes | None:
+    _patience(connection, deadline)
+    connection.sendall(question)
+    return _rest(connection, b"", deadline, descriptors)
+
+
+def _received(connection: socket.socket, most_bytes: int, descriptors: list[int]) -> bytes:
+    """What comes next; its descriptors are added to the list. Raises TooManyOpenFiles."""
+    chunk, ancillary, flags, _ = connection.recvmsg(
+        most_bytes, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
+    )
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            rights = array.array("i")
+            rights.frombytes(data[: len(data) - len(data) % rights.itemsize])
+            descriptors += rights
+    if flags & socket.MSG_CTRUNC:
+        raise TooManyOpenFiles(limit=resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    return chunk
 
 
 def _patience(connection: socket.socket, deadline: float) -> None:

@@ -91,7 +91,9 @@ async def serve(
     """Answer requests until cancelled."""
     trio_listener = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
     server = _Server(methods, patience_seconds)
-    await trio.serve_listeners(server.serve_one, [trio_listener])
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.end_silent)
+        await trio.serve_listeners(server.serve_one, [trio_listener])
 
 
 class _Way:
@@ -143,8 +145,9 @@ class _Server:
         self._patience_seconds = patience_seconds
         self._ways: dict[Method, _Way] = {}
         self._count = 0
-        self._silent: dict[trio.CancelScope, None] = {}
-        """The connections that wait for a request, the one that has waited longest first."""
+        self._silent: dict[trio.CancelScope, float] = {}
+        """The connections that wait for a request, and since when: the one that has waited longest
+        comes first."""
 
     async def serve_one(self, stream: trio.SocketStream) -> None:
         """Serve one connection until it ends, one way or another."""
@@ -161,14 +164,32 @@ class _Server:
                 oldest.cancel()
             self._count += 1
             try:
-                with contextlib.suppress(OSError, trio.TooSlowError):
-                    await self._answer_all(connection, peer)
+                with trio.CancelScope() as scope, contextlib.suppress(OSError, trio.TooSlowError):
+                    await self._answer_all(connection, peer, scope)
             finally:
                 self._count -= 1
 
-    async def _answer_all(self, connection: socket.socket, peer: Peer) -> None:
+    async def end_silent(self) -> None:
+        """Hang up on who stays silent for too long.
+
+        One task does that for all, because a deadline for each request takes as long as many an
+        answer.
+        """
+        while True:
+            latest = trio.current_time() - self._patience_seconds
+            for scope, since in tuple(self._silent.items()):
+                if since > latest:
+                    break
+                del self._silent[scope]
+                scope.cancel()
+            oldest = next(iter(self._silent.values()), trio.current_time())
+            await trio.sleep_until(oldest + self._patience_seconds)
+
+    async def _answer_all(
+        self, connection: socket.socket, peer: Peer, scope: trio.CancelScope
+    ) -> None:
         received = bytearray()
-        while await self._has_line(connection, received):
+        while await self._has_line(connection, received, scope):
             line, _, received = received.partition(b"\n")
             answer, descriptors = await self._answer(bytes(line), peer)
             try:
@@ -176,29 +197,30 @@ class _Server:
             finally:
                 close_all(descriptors)
 
-    async def _has_line(self, connection: socket.socket, received: bytearray) -> bool:
+    async def _has_line(
+        self, connection: socket.socket, received: bytearray, scope: trio.CancelScope
+    ) -> bool:
         """Receive until there is a line; False if no line comes or it doesn't end."""
-        with trio.move_on_after(self._patience_seconds) as scope:
-            self._silent[scope] = None
-            try:
-                if b"\n" in received:
-                    # Whoever sends many requests at once is not the only one who waits.
-                    await trio.lowlevel.checkpoint()
+        self._silent[scope] = trio.current_time()
+        try:
+            if b"\n" in received:
+                # Whoever sends many requests at once is not the only one who waits.
+                await trio.lowlevel.checkpoint()
+                return True
+            while len(received) <= REQUEST_LIMIT_BYTES:
+                await trio.lowlevel.wait_readable(connection)
+                try:
+                    chunk = connection.recv(_CHUNK_BYTES)
+                except BlockingIOError:
+                    continue
+                if not chunk:
+                    return False
+                received += chunk
+                # Only what is new: to look at all of a long line each time takes long.
+                if b"\n" in chunk:
                     return True
-                while len(received) <= REQUEST_LIMIT_BYTES:
-                    await trio.lowlevel.wait_readable(connection)
-                    try:
-                        chunk = connection.recv(_CHUNK_BYTES)
-                    except BlockingIOError:
-                        continue
-                    if not chunk:
-                        return False
-                    received += chunk
-                    # Only what is new: to look at all of a long line each time takes long.
-                    if b"\n" in chunk:
-                        return True
-            finally:
-                self._silent.pop(scope, None)
+        finally:
+            self._silent.pop(scope, None)
         return False
 
     async def _send(
@@ -207,11 +229,12 @@ class _Server:
         """Send an answer, the descriptors with its first byte. Raises OSError and TooSlowError."""
         unsent = memoryview(answer)
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
-        deadline = trio.current_time() + self._patience_seconds
+        deadline = 0.0
         while unsent:
             try:
                 sent = connection.sendmsg([unsent], rights if descriptors else ())
             except BlockingIOError:
+                deadline = deadline or trio.current_time() + self._patience_seconds
                 with trio.fail_at(deadline):
                     await trio.lowlevel.wait_writable(connection)
             else:

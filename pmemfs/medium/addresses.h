@@ -18,12 +18,19 @@
 /* One range of addresses, counted from the first; `from` is -1 for zero pages. */
 typedef struct { size_t at; long long from; size_t length; } pmemfs_piece;
 
-/* An end of a pin, in the list of all those that this process has. */
+/* An end of a pin, in the list of all those that speak in this process. One that is silent is in a
+   list of its own. */
 typedef struct pmemfs_end { int fd; struct pmemfs_end *before, *after; } pmemfs_end;
 static pmemfs_end pmemfs_ends = {-1, &pmemfs_ends, &pmemfs_ends};
 
-static inline void pmemfs_begin(pmemfs_end *end, int fd) {
+/* Both ends of a new pin; -1 with errno. */
+static inline int pmemfs_ends_of(int ends[2]) {
+    return socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, ends);
+}
+static inline void pmemfs_begin(pmemfs_end *end, int fd, int speaks) {
     end->fd = fd;
+    end->before = end->after = end;
+    if (!speaks) return;
     end->before = &pmemfs_ends;
     end->after = pmemfs_ends.after;
     end->after->before = end;
@@ -32,6 +39,7 @@ static inline void pmemfs_begin(pmemfs_end *end, int fd) {
 /* Never waits: a daemon that does not listen learns what it has to from the close. */
 static inline void pmemfs_say(const pmemfs_end *end, char word) {
     int kept = errno;
+    if (end->before == end) return;
     if (send(end->fd, &word, 1, MSG_DONTWAIT | MSG_NOSIGNAL) < 0) errno = kept;
 }
 static inline void pmemfs_over(pmemfs_end *end) {

@@ -36,7 +36,8 @@ cdef extern from "addresses.h" nogil:
     ctypedef struct end_t "pmemfs_end":
         int fd
 
-    void begin "pmemfs_begin"(end_t *end, int fd)
+    int ends_of "pmemfs_ends_of"(int *ends)
+    void begin "pmemfs_begin"(end_t *end, int fd, int speaks)
     void say "pmemfs_say"(const end_t *end, char word)
     void over "pmemfs_over"(end_t *end)
     void forked "pmemfs_forked"()
@@ -51,6 +52,17 @@ cdef enum:
 
 # The daemon counts orderly ends, and each copy of an end has one of its own.
 os.register_at_fork(after_in_child=lambda: forked())
+
+
+def pin_ends() -> tuple[int, int]:
+    """The two ends of a new pin: the daemon's and its client's. Raises OSError.
+
+    To make a pair of sockets as objects takes as long as all else that the daemon does for a pin.
+    """
+    cdef int ends[2]
+    if ends_of(ends):
+        raise OSError(errno, os.strerror(errno))
+    return ends[0], ends[1]
 
 
 @cython.final
@@ -68,16 +80,17 @@ cdef class Tally:
 cdef class PinEnd:
     """This process's end of a pin, which is over with the last reference to this object.
 
-    It takes the descriptor over, and says `d` before it closes it: nobody touches the pages any
-    more. After a fork the child's copy says `f`.
+    It takes the descriptor over. One that `speaks` says `d` before it closes it: nobody touches the
+    pages any more. After a fork the child's copy says `f`. Of a pin that nobody writes to, the
+    daemon needs to know nothing but the close, and each word would wake it once more.
     """
 
     cdef object __weakref__
     cdef end_t _end
     cdef Tally _tally
 
-    def __cinit__(self, int fd, Tally tally not None) -> None:
-        begin(&self._end, fd)
+    def __cinit__(self, int fd, Tally tally not None, *, bint speaks) -> None:
+        begin(&self._end, fd, speaks)
         self._tally = tally
         tally.pins += 1
 
@@ -156,13 +169,19 @@ cdef class Addresses:
         if lead > self._span or length > self._span - lead:
             raise ValueError("the pieces are shorter than what is to be seen")
         self._lead, self.length = lead, length
-        start = reserve(self._span, unit, shift)
+        # The kernel finds a place for what may lie anywhere and is one piece.
+        cdef bint is_simple = len(pieces) == 1 and unit <= FRAME and pieces[0][1] != -1
+        if is_simple:
+            start = mmap(NULL, self._span, prot, flags, fd, pieces[0][1])
+        else:
+            start = reserve(self._span, unit, shift)
         if start == MAP_FAILED:
             raise OSError(errno, os.strerror(errno))
         self._start, self._tally = <char *>start, tally
         tally.mappings += 1
         tally.mapped_bytes += self._span
-        _lay_all(self._start, pieces, fd, prot, flags)
+        if not is_simple:
+            _lay_all(self._start, pieces, fd, prot, flags)
         if not pieces and zeroes(self._start, self._span, prot):
             raise OSError(errno, os.strerror(errno))
 

@@ -43,7 +43,7 @@ class PinMethods:
 
     async def pin(
         self, peer: Peer, files: Any, writable: bool = False, contiguous: bool = False,
-        wants_pool: bool = False, paths: Any = None, generation: int | None = None,
+        wants_pool: bool = False, paths: Any = None, generation: Any = None,
     ) -> WithDescriptors:  # fmt: skip
         """Pin ranges of files: inode, offset and length of each. See `Pins.pin`.
 
@@ -85,6 +85,9 @@ class PinMethods:
 
         The oldest pins come first, as many as fit into an answer.
         """
+        # A client that has just let go of a pin counts on that.
+        while self._pins.notice_ends():
+            await trio.lowlevel.checkpoint()
         reports: list[dict[str, Any]] = []
         left = _REPORT_BYTES
         for pin in (*self._pins.living, *(self._pins.resting if resting else ())):

@@ -22,7 +22,6 @@ import itertools
 import os
 import resource
 import select
-import socket
 import stat
 import time
 from collections import deque
@@ -39,6 +38,7 @@ from pmemfs.errors import (
     TooManyPins,
     system_error,
 )
+from pmemfs.medium.addresses import pin_ends
 from pmemfs.medium.base import Durability, Medium
 from pmemfs.memmap.base import Access, Memmap
 from pmemfs.mount.processes import raise_descriptors
@@ -69,6 +69,9 @@ _RESERVE_AT_ONCE_BYTES = 2 * MIB
 _RESERVE_BYTES = GIB
 _TRIES = 100
 _EVENTS = 64
+_PAUSE_SECONDS = 0.002
+"""Ends of pins are noticed so often. A program that lets go of one pin after another, as it takes
+others, would wake the daemon for each."""
 
 
 class Pins:
@@ -127,7 +130,9 @@ class Pins:
             try:
                 while True:
                     await trio.lowlevel.wait_readable(self._epoll.fileno())
-                    self.notice_ends()
+                    while self.notice_ends():
+                        await trio.lowlevel.checkpoint()
+                    await trio.sleep(_PAUSE_SECONDS)
             finally:
                 self._nursery = None
 
@@ -137,8 +142,10 @@ class Pins:
         for fd, event in self._epoll.poll(0, _EVENTS):
             pin = self._by_fd[fd]
             is_over = event & select.EPOLLHUP
-            while pin.hear() and is_over:
-                pass
+            # How a pin ends that nobody could write by is all the same.
+            if pin.is_writable or not is_over:
+                while pin.hear() and is_over:
+                    pass
             if is_over:
                 del self._by_fd[fd]
                 self._end(pin)
@@ -251,13 +258,14 @@ class Pins:
             number, attributes.generation, wanted.path, start, length, size_bytes, pieces
         )
         pin.files.append(file)
-        position = start
+        position, has_waited = start, False
         while position < start + length:
-            if not self._is_as_it_was(file):
+            if has_waited and not self._is_as_it_was(file):
                 pin.become_stale()
                 return
             some = volume.pieces(number, position, start + length - position, _PIECES_AT_ONCE)
             if pin.is_writable and await self._fill(file, position, some):
+                has_waited = True
                 continue
             self._register(pin, number, position, some)
             before = position - start
@@ -268,6 +276,7 @@ class Pins:
             position += some[-1][0] + some[-1][2]
             if len(some) == _PIECES_AT_ONCE:
                 await trio.lowlevel.checkpoint()
+                has_waited = True
 
     def _register(self, pin: Pin, number: int, position: int, pieces: Sequence[Piece]) -> None:
         runs = [
@@ -329,10 +338,9 @@ class Pins:
 
     def _count(self, pin: Pin) -> None:
         """Count the pages of a pin for its client. Raises TooManyPins."""
-        order, client = self._order, pin.client
-        count = sum(
-            ((pfn + frames - 1) >> order) - (pfn >> order) + 1 for pfn, frames, _, _ in pin.runs
-        )
+        order, client, count = self._order, pin.client, 0
+        for pfn, frames, _, _ in pin.runs:
+            count += ((pfn + frames - 1) >> order) - (pfn >> order) + 1
         client.page_count += count - pin.page_count
         pin.page_count = count
         if self.memmap.geometry is not None:
@@ -378,16 +386,16 @@ class Pins:
     def _connect(self, pin: Pin) -> int:
         """Let a pin live; the client's end of it. Raises CannotPin."""
         if len(self._living) >= most_living():
+            self.notice_ends()
+        if len(self._living) >= most_living():
             why = f"its daemon has {len(self._living)} already, of all programs"
             raise CannotPin(errno.EMFILE, what="more pages of this mount", why=why)
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        pin.fd = ours.detach()
+        pin.fd, theirs = pin_ends()
         self._living[pin.number] = self._by_fd[pin.fd] = pin
-        # What is said is heard at once, not at the end: a copy of the client's end that somebody
-        # sends over itself lies in this queue, and as long as it lies there it isn't closed.
+        # What is said is heard soon, not at the end: a copy of the client's end that somebody sends
+        # over itself lies in this queue, and as long as it lies there it isn't closed.
         self._epoll.register(pin.fd, select.EPOLLIN)
-        return theirs.detach()
+        return theirs
 
     # Its life
 
@@ -424,7 +432,8 @@ class Pins:
             await told
 
     def _mark(self, pin: Pin) -> None:
-        self.words.mark(pin.place, PinWord.STALE * pin.is_stale | PinWord.RENAMED * pin.is_renamed)
+        self.words.mark(pin.place, PinWord.STALE if pin.is_stale else 0)
+        self.words.mark(pin.place, PinWord.RENAMED if pin.is_renamed else 0)
 
     # Its end
 
@@ -460,7 +469,9 @@ class Pins:
 
     def _let_go(self, pin: Pin) -> None:
         """Drop all references, at once if they are few."""
-        pages = sum((count >> self._order) + _RUN_PAGES for _, count in pin.taken)
+        pages = 0
+        for _, count in pin.taken:
+            pages += (count >> self._order) + _RUN_PAGES
         if pages <= _STEP_PAGES or self._nursery is None:
             self._drop_some(pin, pages)
             self._withdraw(pin)

@@ -42,10 +42,10 @@ def pool(shm: Path) -> Iterator[int]:
 class Pinned:
     """An end of a pin, and what the other side hears of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, speaks: bool = True) -> None:
         ours, self.theirs = socket.socketpair()
         self.tally = Tally()
-        self.end: PinEnd | None = PinEnd(ours.detach(), self.tally)
+        self.end: PinEnd | None = PinEnd(ours.detach(), self.tally, speaks=speaks)
 
     def heard(self) -> bytes:
         """All that was said, once the end is over; blocks until then."""
@@ -372,6 +372,23 @@ def test_a_child_that_dies_leaves_an_end_uncounted(pool: int, pinned: Pinned) ->
     assert sorted(pinned.heard()) == sorted(b"fd")
 
 
+def test_a_pin_that_nobody_writes_by_is_silent_until_its_end(pool: int) -> None:
+    pinned = Pinned(speaks=False)
+    memory = mapped(pool, side_by_side((7, 1)), pinned)
+    assert pinned.end is not None
+    pinned.end.taint()
+    child = os.fork()
+    if not child:
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert not pinned.is_over()
+    pinned.end = None
+    del memory
+    assert pinned.heard() == b""
+    assert pinned.tally.pins == 0
+    pinned.theirs.close()
+
+
 def test_an_end_that_nobody_hears_is_no_error(pool: int, pinned: Pinned) -> None:
     memory = mapped(pool, side_by_side((7, 1)), pinned)
     pinned.end = None
@@ -387,7 +404,7 @@ def test_an_end_never_waits_for_who_does_not_listen(pool: int) -> None:
         with suppress(BlockingIOError):
             while ours.send(bytes(4096)):
                 pass
-        end = PinEnd(ours.detach(), Tally())
+        end = PinEnd(ours.detach(), Tally(), speaks=True)
         end.taint()
         del end
 
@@ -395,9 +412,9 @@ def test_an_end_never_waits_for_who_does_not_listen(pool: int) -> None:
 def test_what_could_not_be_made_closes_nobodys_file(pool: int) -> None:
     first = os.fstat(0)
     with pytest.raises(TypeError):
-        PinEnd(pool, None)  # type: ignore[arg-type]
+        PinEnd(pool, None, speaks=True)  # type: ignore[arg-type]
     with pytest.raises(TypeError):
-        PinEnd("no number", Tally())  # type: ignore[arg-type]
+        PinEnd("no number", Tally(), speaks=True)  # type: ignore[arg-type]
     with pytest.raises(TypeError):
         Shown(None)  # type: ignore[arg-type]
     gc.collect()
