@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from kit.ceph_node import CephNode, missing_programs, shared_node
 from kit.commands import BIN
 from kit.mounts import ENABLE_URING, ENGINES, Engine, Mounted, PoolMaker, may_pass, pool_maker
 from kit.namespaces import Run, as_ordinary_user, mount_namespace
@@ -99,6 +100,15 @@ def helper() -> Iterator[None]:
             place.unlink()
     finally:
         os.close(lock)
+
+
+@pytest.fixture(scope="session")
+def ceph() -> Iterator[CephNode]:
+    """A Ceph cluster of one node, shared with the other processes that run tests."""
+    if missing := missing_programs():
+        pytest.skip(f"{missing[0]} is not installed; scripts/install-origins --tests installs it")
+    with shared_node() as node:
+        yield node
 
 
 @pytest.fixture

@@ -1,0 +1,163 @@
+"""A Ceph cluster of one monitor and one OSD, on loopback, for all tests that run together.
+
+Processes that run tests share it: the first that needs it starts it, which takes ten seconds, and
+the last one ends it. A node that a killed run has left is ended by the next one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from kit.commands import run_command
+from kit.processes import end_process
+
+ROOT = Path(__file__).parents[2]
+_PROGRAMS = ("ceph-mon", "ceph-osd", "ceph", "rbd")
+WATCH_SECONDS = 6
+"""After so long a client that died without a word is forgotten; 30 s in other clusters."""
+
+_CONF = """
+[global]
+fsid = {fsid}
+mon host = v2:127.0.0.1:{port}
+ms bind ipv4 = true
+public network = 127.0.0.0/8
+auth cluster required = none
+auth service required = none
+auth client required = none
+auth allow insecure global id reclaim = false
+osd pool default size = 1
+osd pool default min size = 1
+mon warn on pool no redundancy = false
+mon data avail crit = 0
+osd crush chooseleaf type = 0
+osd client watch timeout = {watch}
+run dir = {directory}/run
+log file = /dev/null
+admin socket = {directory}/run/$name.asok
+pid file = {directory}/run/$name.pid
+mon data = {directory}/mon
+osd data = {directory}/osd
+osd objectstore = {store}
+memstore device bytes = 1073741824
+osd memory target = 939524096
+bluestore block size = 2147483648
+[client]
+rbd default features = 61
+rbd mtime update interval = 1
+"""
+
+
+class CephNode:
+    """A running node with the pool `rbd`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.conf = directory / "ceph.conf"
+
+    def rbd(self, *words: object) -> str:
+        """What a command of the `rbd` program says."""
+        return self._run("rbd", "-c", self.conf, *words)
+
+    def ceph(self, *words: object) -> str:
+        """What a command of the `ceph` program says."""
+        return self._run("ceph", "-c", self.conf, "--connect-timeout", 20, *words)
+
+    def pid(self, name: str) -> int:
+        """The process of `osd.0` or `mon.a`."""
+        return int((self.directory / "run" / f"{name}.pid").read_text())
+
+    def start_osd(self) -> None:
+        """Start the OSD, again if it has ended."""
+        self._run("ceph-osd", "-i", 0, "-c", self.conf, "--osd-data", self.directory / "osd")
+
+    def start(self, store: str) -> None:
+        """Make a new cluster. `store` is `memstore`, which forgets, or `bluestore`."""
+        for name in ("mon", "osd", "run"):
+            (self.directory / name).mkdir(parents=True)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        fsid, conf = uuid.uuid4(), self.conf
+        text = _CONF.format(fsid=fsid, port=port, directory=self.directory, store=store,
+                            watch=WATCH_SECONDS)  # fmt: skip
+        conf.write_text(text)
+        mon = ("ceph-mon", "-i", "a", "-c", conf, "--mon-data", self.directory / "mon",
+               "--public-addr", f"v2:127.0.0.1:{port}")  # fmt: skip
+        self._run(*mon, "--mkfs", "--fsid", fsid)
+        self._run(*mon)
+        self.ceph("osd", "create")
+        self.ceph("osd", "crush", "add", "osd.0", 1, "root=default", "host=localhost")
+        osd = self.directory / "osd"
+        self._run("ceph-osd", "-i", 0, "-c", conf, "--mkfs", "--osd-data", osd)
+        self.start_osd()
+        self.ceph("osd", "pool", "create", "rbd", 8, 8)
+        self.rbd("pool", "init", "rbd")
+
+    def end(self) -> None:
+        """End all processes of it and remove what it has stored."""
+        for name in ("osd.0", "mon.a"):
+            with suppress(OSError, ValueError):
+                pid = self.pid(name)
+                if str(self.directory).encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    os.kill(pid, signal.SIGCONT)
+                    os.kill(pid, signal.SIGTERM)
+                    end_process(pid)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _run(self, *words: object) -> str:
+        done = run_command(*words)
+        assert done.code == 0, f"{words}: {done.err}"
+        return done.out
+
+
+def missing_programs() -> list[str]:
+    """What scripts/install-origins --tests would install, and is not there."""
+    return [name for name in _PROGRAMS if shutil.which(name) is None]
+
+
+@contextmanager
+def shared_node() -> Iterator[CephNode]:
+    """The node that all processes of a test run share."""
+    name = hashlib.sha256(str(ROOT).encode()).hexdigest()[:8]
+    base = Path(tempfile.gettempdir()) / f"pmemfs-ceph-{os.geteuid()}-{name}"
+    node = CephNode(base)
+    gate_fd = os.open(f"{base}.gate", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    users_fd = os.open(f"{base}.users", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        with _locked(gate_fd):
+            with suppress(BlockingIOError):
+                fcntl.flock(users_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Nobody uses one, so what is there is left from a run that was killed.
+                node.end()
+                node.start("memstore")
+            fcntl.flock(users_fd, fcntl.LOCK_SH)
+        try:
+            yield node
+        finally:
+            with _locked(gate_fd), suppress(BlockingIOError):
+                fcntl.flock(users_fd, fcntl.LOCK_UN)
+                fcntl.flock(users_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                node.end()
+    finally:
+        os.close(users_fd)
+        os.close(gate_fd)
+
+
+@contextmanager
+def _locked(fd: int) -> Iterator[None]:
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.flock(fd, fcntl.LOCK_UN)
