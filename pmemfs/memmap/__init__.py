@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pmemfs.media.label import Scheme
-from pmemfs.memmap.base import Access, Memmap, PageCounts
+from pmemfs.memmap.base import Access, Memmap
 from pmemfs.memmap.none import NoMemmap
 from pmemfs.pool import Pool
 
@@ -11,7 +11,6 @@ __all__ = [
     "Access",
     "Memmap",
     "NoMemmap",
-    "PageCounts",
     "effective_scheme",
     "open_memmap",
 ]

@@ -12,7 +12,6 @@ from __future__ import annotations
 import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pmemfs.media.page import Page
@@ -21,7 +20,7 @@ from pmemfs.pfn import PageGeometry, PfnT
 
 # What only reports need is not loaded by a daemon that nobody asks.
 if TYPE_CHECKING:
-    from pmemfs.media.pagereport import PageReport, StructureBytes
+    from pmemfs.media.pagereport import StructureBytes
     from pmemfs.memmap.pieces import Piece
 
 
@@ -31,18 +30,6 @@ class Access(enum.IntEnum):
     PIN = 0
     READ = 1
     WRITE = 2
-
-
-@dataclass(frozen=True, slots=True)
-class PageCounts:
-    """How many pages are in which state. Each initialised page is either clean or dirty."""
-
-    total: int
-    uninitialised: int
-    clean: int
-    dirty: int
-    referenced: int
-    in_use: int
 
 
 class Memmap(ABC):
@@ -135,14 +122,6 @@ class Memmap(ABC):
     @abstractmethod
     def memory(self) -> StructureBytes:
         """How much memory the structures take that exist now."""
-
-    @abstractmethod
-    def counts(self) -> PageCounts:
-        """How many pages are in which state. Raises NoPageStructures."""
-
-    @abstractmethod
-    def hottest(self, count: int) -> list[PageReport]:
-        """The pages with the most transfers, hottest first. Raises NoPageStructures."""
 
     @abstractmethod
     def prepare_move(self, zone: Zone) -> None:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, NoReturn
 from pmemfs.errors import NoPageStructures
 from pmemfs.media.page import Page
 from pmemfs.media.zones import Zone
-from pmemfs.memmap.base import Access, Memmap, PageCounts
+from pmemfs.memmap.base import Access, Memmap
 from pmemfs.pfn import PageGeometry, PfnT, pfn_t_to_page, pfn_to_pfn_t
 
 if TYPE_CHECKING:
-    from pmemfs.media.pagereport import PageReport, StructureBytes
+    from pmemfs.media.pagereport import StructureBytes
     from pmemfs.memmap.pieces import Piece
 
 
@@ -79,12 +79,6 @@ class NoMemmap(Memmap):
         from pmemfs.media.pagereport import StructureBytes
 
         return StructureBytes(pool_bytes=0, dram_bytes=0)
-
-    def counts(self) -> PageCounts:
-        raise NoPageStructures(what="counting pages")
-
-    def hottest(self, count: int) -> list[PageReport]:
-        raise NoPageStructures(what="finding the hottest pages")
 
     def prepare_move(self, zone: Zone) -> None:
         """Nothing to do."""

@@ -1,6 +1,6 @@
 """Page structures as records in memory: what is read of them, whichever engine counts in them.
 
-Only a request for all pages at once (`counts`, `hottest`) loads numpy. Loading it takes longer than
+Only `scan`, which shows many of them at once, loads numpy. Loading it takes longer than
 the rest of a daemon's start, and as much memory as all of its other code.
 """
 
@@ -12,11 +12,10 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from pmemfs.media.page import LAYOUT, Page, PageFlags
-from pmemfs.memmap.base import Memmap, PageCounts
+from pmemfs.memmap.base import Memmap
 from pmemfs.pfn import PageGeometry, PfnT, page_to_pfn_t, pfn_t_to_page
 
 if TYPE_CHECKING:
-    from pmemfs.media.pagereport import PageReport
     from pmemfs.memmap.pieces import Piece, Records
 
 # Cast to words of 4 or 8 bytes, the memory of structures gives one field of all by a stride.
@@ -137,22 +136,6 @@ class RecordMemmap(Memmap):
                 if len(piece.pages):
                     look(piece)
                 yield
-
-    def counts(self) -> PageCounts:
-        from pmemfs.memmap.scanning import Counting
-
-        counting = Counting()
-        for _ in self.scan(counting.look):
-            pass
-        return counting.counts(self._page_count)
-
-    def hottest(self, count: int) -> list[PageReport]:
-        from pmemfs.memmap.scanning import Hottest
-
-        hottest = Hottest(count, self.geometry)
-        for _ in self.scan(hottest.look):
-            pass
-        return hottest.reports()
 
     def _set_geometry(self, geometry: PageGeometry) -> None:
         self.geometry = geometry

@@ -7,13 +7,13 @@ else before the next one. Loads numpy.
 from __future__ import annotations
 
 import heapq
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from pmemfs.media.page import PageFlags
 from pmemfs.media.pagereport import PageReport
-from pmemfs.memmap.base import PageCounts
 from pmemfs.memmap.pieces import Piece
 from pmemfs.pfn import PageGeometry
 
@@ -22,6 +22,18 @@ if TYPE_CHECKING:
 
 
 _REFERENCED = np.uint16(PageFlags.REFERENCED)
+
+
+@dataclass(frozen=True, slots=True)
+class PageCounts:
+    """How many pages are in which state. Each initialised page is either clean or dirty."""
+
+    total: int
+    uninitialised: int
+    clean: int
+    dirty: int
+    referenced: int
+    in_use: int
 
 
 class Counting:

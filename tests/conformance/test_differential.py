@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kit.data_plane import InProcess, PythonEngine
+from kit.pages import counts_of
 from kit.pools import SCHEMES, mapped_pool
 from pmemfs.media.label import Scheme
 from pmemfs.media.layout import replace
@@ -58,7 +59,7 @@ class Pair:
             return
         assert isinstance(ours, RecordMemmap)
         assert isinstance(theirs, RecordMemmap)
-        assert ours.counts() == theirs.counts()
+        assert counts_of(ours) == counts_of(theirs)
         for page in range(ours.geometry.page_count):
             pfn = ours.geometry.page_to_pfn(page)
             first, second = ours.page(pfn), theirs.page(pfn)

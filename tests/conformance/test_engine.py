@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kit.data_plane import InProcess, PythonEngine
+from kit.pages import counts_of
 from kit.pools import POOL_BYTES, SCHEMES, small_pool
 from kit.sources import needs_root, small_tmpfs, sparse_file
 from pmemfs.errors import NoPageStructures
@@ -175,7 +176,7 @@ def test_any_reads_and_writes_answer_as_a_plain_file_does(served: Served) -> Non
             assert got == os.pread(served.oracle, length, offset)
             assert len(got) == fits
             if served.memmap.has_pages:
-                assert served.memmap.counts().in_use == 0
+                assert counts_of(served.memmap).in_use == 0
 
     compare()
     assert served.outside() == outside
@@ -229,7 +230,7 @@ def test_pages_say_whose_they_are_and_how_often_they_moved(served: Served) -> No
     served.engine.read(4096, 1)
     if not served.memmap.has_pages:
         with pytest.raises(NoPageStructures):
-            served.memmap.counts()
+            counts_of(served.memmap)
         return
     geometry = served.memmap.geometry
     assert geometry is not None
@@ -253,12 +254,12 @@ def test_pages_are_dirty_from_the_write_to_the_fsync(served: Served) -> None:
         assert served.engine.statistics().fsyncs == 1
         return
     served.engine.read(0, 4096)
-    assert served.memmap.counts().dirty == 0
+    assert counts_of(served.memmap).dirty == 0
     served.engine.write(0, b"x" * 4096)
-    assert served.memmap.counts().dirty == 1
+    assert counts_of(served.memmap).dirty == 1
     trio.run(served.engine.fsync)
-    assert served.memmap.counts().dirty == 0
-    assert served.memmap.counts().referenced >= 1
+    assert counts_of(served.memmap).dirty == 0
+    assert counts_of(served.memmap).referenced >= 1
 
 
 def test_a_hole_reads_as_zeroes_and_costs_neither_memory_nor_a_page(served: Served) -> None:
@@ -270,7 +271,7 @@ def test_a_hole_reads_as_zeroes_and_costs_neither_memory_nor_a_page(served: Serv
         return
     assert os.stat(served.medium.name).st_blocks == before
     if served.memmap.has_pages:
-        assert served.memmap.counts().uninitialised == served.memmap.counts().total
+        assert counts_of(served.memmap).uninitialised == counts_of(served.memmap).total
 
 
 def test_statistics_count_what_was_served(served: Served) -> None:
@@ -313,10 +314,10 @@ def test_an_fsync_that_failed_leaves_the_pages_dirty_and_all_after_it_fail(schem
     served.medium._failures = {served.medium.call_count: OSError(errno.EIO, "gone")}
     with pytest.raises(OSError, match="gone"):
         trio.run(served.engine.fsync)
-    assert served.memmap.counts().dirty == 2
+    assert counts_of(served.memmap).dirty == 2
     with pytest.raises(OSError, match="gone"):
         trio.run(served.engine.fsync)
-    assert served.memmap.counts().dirty == 2
+    assert counts_of(served.memmap).dirty == 2
 
 
 @pytest.mark.parametrize("scheme", [Scheme.PMEM, Scheme.ON_DEMAND])
@@ -325,8 +326,8 @@ def test_a_write_that_failed_holds_no_reference(scheme: Scheme) -> None:
     served.medium._failures = {served.medium.call_count: OSError(errno.EIO, "gone")}
     with pytest.raises(OSError, match="gone"):
         served.engine.write(4090, b"x" * 20)
-    assert served.memmap.counts().in_use == 0
-    assert served.memmap.counts().dirty == 2
+    assert counts_of(served.memmap).in_use == 0
+    assert counts_of(served.memmap).dirty == 2
     assert served.engine.statistics().writes == 0
 
 
@@ -386,7 +387,7 @@ def test_an_fsync_that_waits_does_not_hold_up_the_others(
             engine.write(MIB, b"meanwhile")
             assert bytes(engine.read(MIB, 9)) == b"meanwhile"
             go_on.set()
-        assert memmap.counts().dirty == 1
+        assert counts_of(memmap).dirty == 1
 
     trio.run(both)
     medium.close()
@@ -421,7 +422,7 @@ def test_a_sparse_pool_that_runs_out_of_memory_answers_enospc_and_serves_on(
             assert engine.write(0, b"again") == 5
             assert bytes(engine.read(32 * MIB, 4096)) == bytes(4096)
             if memmap.has_pages:
-                assert memmap.counts().in_use == 0
+                assert counts_of(memmap).in_use == 0
             pool.end_mount()
         finally:
             medium.close()

@@ -15,6 +15,7 @@ import pytest
 import trio
 
 from kit.data_plane import READ, InProcess, PythonEngine, read_in
+from kit.pages import counts_of
 from kit.pools import SCHEMES, make_older
 from kit.sources import needs_root, small_tmpfs, sparse_file
 from pmemfs.dataplane.layouts import Presence
@@ -132,14 +133,14 @@ def test_a_mount_that_grows_keeps_data_and_pages_and_serves_zeroes_behind(mount:
         size_bytes += more
         before_bytes = mount.volume.size_bytes
         before = mount.reads_and_writes() if has_pages else []
-        dirty = mount.memmap.counts().dirty if has_pages else 0
+        dirty = counts_of(mount.memmap).dirty if has_pages else 0
         assert mount.grow(size_bytes).new_bytes == size_bytes
         if has_pages:
             after = mount.reads_and_writes()
             assert after[: len(before)] == before
             assert set(after[len(before) :]) <= {(0, 0, 0)}
-            assert mount.memmap.counts().dirty == dirty
-            assert mount.memmap.counts().in_use == 1
+            assert counts_of(mount.memmap).dirty == dirty
+            assert counts_of(mount.memmap).in_use == 1
         mount.assert_filled(before_bytes, 1)
         mount.fill(before_bytes, 1)
         # As another process finds it that comes after a crash now.
@@ -149,7 +150,7 @@ def test_a_mount_that_grows_keeps_data_and_pages_and_serves_zeroes_behind(mount:
     assert mount.volume.size_bytes > 50 * MIB
     if has_pages:
         mount.memmap.put_page(first_pfn)
-        assert mount.memmap.counts().in_use == 0
+        assert counts_of(mount.memmap).in_use == 0
 
 
 def copy_of(path: Path) -> Path:

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
+from kit.pages import counts_of, hottest_of
 from kit.pools import mapped_pool
 from pmemfs.dataplane.memmap import SharedMemmap
 from pmemfs.engine.sharing import share_memmap, share_pool
@@ -22,11 +23,12 @@ from pmemfs.errors import NoPageStructures, NotInPool, PageReferences
 from pmemfs.media.label import Scheme
 from pmemfs.media.page import COUNTER_MAX, PageFlags
 from pmemfs.medium.mapped import MappedMedium
-from pmemfs.memmap import Access, Memmap, PageCounts, effective_scheme, open_memmap
+from pmemfs.memmap import Access, Memmap, effective_scheme, open_memmap
 from pmemfs.memmap.none import NoMemmap
 from pmemfs.memmap.on_demand import SECTION_BYTES, OnDemandMemmap
 from pmemfs.memmap.pmem import PmemMemmap
 from pmemfs.memmap.records import RecordMemmap, as_records
+from pmemfs.memmap.scanning import PageCounts
 from pmemfs.pfn import PAGE_STRUCTURE_BYTES, pfn_t_has_page, pfn_t_to_pfn
 from pmemfs.pool import Pool
 from pmemfs.units import GIB, KIB, MIB
@@ -233,12 +235,12 @@ def machine_of(make: Callable[[], RecordMemmap]) -> type[RuleBasedStateMachine]:
 
         @invariant()
         def counts_agree(self) -> None:
-            assert self.memmap.counts() == self.model.counts()
+            assert counts_of(self.memmap) == self.model.counts()
 
         def teardown(self) -> None:
             for page in self.pages:
                 self.page_agrees(page)
-            hottest = self.memmap.hottest(5)
+            hottest = hottest_of(self.memmap, 5)
             heat = sorted(
                 ((-(one.reads + one.writes), page) for page, one in self.model.pages.items()
                  if one.reads + one.writes),
@@ -304,14 +306,14 @@ def test_each_scheme_has_its_own_class(pool: Pool, memmap: RecordMemmap) -> None
 def test_garbage_in_the_pool_is_never_believed(
     pool: Pool, memmap: RecordMemmap, pages: list[int]
 ) -> None:
-    assert memmap.counts().uninitialised == memmap.geometry.page_count
+    assert counts_of(memmap).uninitialised == memmap.geometry.page_count
     for page in pages:
         pfn = memmap.geometry.page_to_pfn(page)
         assert memmap.page(pfn) is None
         with pytest.raises(PageReferences, match="no reference to drop"):
             memmap.put_page(pfn)
     memmap.get_page(memmap.geometry.page_to_pfn(pages[-1]))
-    counts = memmap.counts()
+    counts = counts_of(memmap)
     assert (counts.uninitialised, counts.in_use) == (counts.total - 1, 1)
     fresh = memmap.page(memmap.geometry.page_to_pfn(pages[-1]))
     assert fresh is not None
@@ -325,7 +327,7 @@ def test_a_new_mount_knows_nothing_of_the_last_ones_pages(pool: Pool, opener: Op
     pool.end_mount()
     pool.begin_mount()
     second = opener(pool)
-    assert second.counts().uninitialised == second.counts().total
+    assert counts_of(second).uninitialised == counts_of(second).total
     assert second.page(pfn) is None
     with pytest.raises(PageReferences):
         second.put_page(pfn)
@@ -339,7 +341,7 @@ def test_opening_costs_no_memory_and_a_page_only_what_is_around_it(
     ) as large:  # fmt: skip
         before = os.stat(large.medium.name).st_blocks * 512
         memmap = opener(large)
-        assert memmap.counts().uninitialised == memmap.counts().total
+        assert counts_of(memmap).uninitialised == counts_of(memmap).total
         memmap.get_page(int(large.first_data_pfn) + large.data_pfn_count - 1)
         assert os.stat(large.medium.name).st_blocks * 512 - before <= 128 * KIB
         if isinstance(memmap, OnDemandMemmap):
@@ -405,7 +407,7 @@ def test_a_failing_range_takes_no_reference_at_all(memmap: RecordMemmap, pages: 
         *[0] * (count - 1),
         COUNTER_MAX,
     ]
-    assert memmap.counts().dirty == memmap.counts().referenced == 0
+    assert counts_of(memmap).dirty == counts_of(memmap).referenced == 0
     page = memmap.page(last)
     assert page is not None
     assert (page.mapping, page.writes) == (0, 0)
@@ -419,7 +421,7 @@ def test_a_failing_put_of_a_range_drops_no_reference_at_all(memmap: RecordMemmap
     memmap.put_page(memmap.geometry.page_to_pfn(count - 1))
     with pytest.raises(PageReferences, match="no reference to drop"):
         memmap.put_pages(first, pfn_count)
-    assert memmap.counts().in_use == count - 1
+    assert counts_of(memmap).in_use == count - 1
 
 
 def test_a_page_is_dirty_until_what_was_written_before_a_persist_is_durable(
@@ -430,14 +432,14 @@ def test_a_page_is_dirty_until_what_was_written_before_a_persist_is_durable(
     memmap.put_page(pfn)
     epoch = memmap.begin_persist()
     memmap.get_page(other, Access.WRITE)
-    assert memmap.counts().dirty == 2
+    assert counts_of(memmap).dirty == 2
     memmap.end_persist(epoch)
-    assert memmap.counts().dirty == 1, "what was written meanwhile is not durable"
+    assert counts_of(memmap).dirty == 1, "what was written meanwhile is not durable"
     page = memmap.page(other)
     assert page is not None
     assert memmap.is_dirty(page)
     memmap.end_persist(memmap.begin_persist())
-    assert memmap.counts().dirty == 0
+    assert counts_of(memmap).dirty == 0
 
 
 def test_a_page_that_is_written_again_meanwhile_stays_dirty(memmap: RecordMemmap) -> None:
@@ -446,7 +448,7 @@ def test_a_page_that_is_written_again_meanwhile_stays_dirty(memmap: RecordMemmap
     epoch = memmap.begin_persist()
     memmap.get_page(pfn, Access.WRITE)
     memmap.end_persist(epoch)
-    assert memmap.counts().dirty == 1
+    assert counts_of(memmap).dirty == 1
 
 
 def test_of_two_persists_the_later_covers_the_earlier(memmap: RecordMemmap) -> None:
@@ -455,7 +457,7 @@ def test_of_two_persists_the_later_covers_the_earlier(memmap: RecordMemmap) -> N
     second = memmap.begin_persist()
     memmap.end_persist(second)
     memmap.end_persist(first)
-    assert memmap.counts().dirty == 0
+    assert counts_of(memmap).dirty == 0
 
 
 def test_a_pin_is_no_access(memmap: RecordMemmap) -> None:
@@ -464,7 +466,7 @@ def test_a_pin_is_no_access(memmap: RecordMemmap) -> None:
     page = memmap.page(pfn)
     assert page is not None
     assert (page.flags, page.reads, page.writes, page.last_access_ns) == (0, 0, 0, 0)
-    assert memmap.hottest(10) == []
+    assert hottest_of(memmap, 10) == []
 
 
 def test_flags_and_times_say_what_happened(memmap: RecordMemmap) -> None:
@@ -511,7 +513,7 @@ def test_counters_stay_at_their_maximum(memmap: RecordMemmap, as_range: bool) ->
     page = memmap.page(pfn)
     assert page is not None
     assert (page.reads, page.writes) == (COUNTER_MAX, COUNTER_MAX)
-    assert memmap.hottest(1)[0].reads == COUNTER_MAX
+    assert hottest_of(memmap, 1)[0].reads == COUNTER_MAX
 
 
 def test_owner_and_index_are_recorded_and_kept_by_whoever_knows_no_better(
@@ -536,7 +538,7 @@ def test_outside_the_data_nothing_is_a_page(pool: Pool, memmap: RecordMemmap) ->
         for ranged in (memmap.get_pages, memmap.put_pages):
             with pytest.raises(NotInPool):
                 ranged(start, count)
-    assert memmap.counts().uninitialised == memmap.counts().total
+    assert counts_of(memmap).uninitialised == counts_of(memmap).total
 
 
 def test_a_word_leads_to_its_page_and_back(memmap: RecordMemmap, pages: list[int]) -> None:
@@ -571,11 +573,11 @@ def test_the_hottest_pages_come_first_and_equals_by_their_place(
     for heat, page in enumerate(chosen):
         for _ in range(min(heat, 2) + 1):
             memmap.get_page(memmap.geometry.page_to_pfn(page), Access.READ)
-    found = [memmap.geometry.pfn_to_page(report.pfn) for report in memmap.hottest(10)]
+    found = [memmap.geometry.pfn_to_page(report.pfn) for report in hottest_of(memmap, 10)]
     assert found == sorted(chosen, key=lambda page: (-min(chosen.index(page), 2), page))
-    assert memmap.hottest(0) == []
-    assert len(memmap.hottest(1)) == 1
-    assert memmap.hottest(1)[0].reads == min(len(chosen) - 1, 2) + 1
+    assert hottest_of(memmap, 0) == []
+    assert len(hottest_of(memmap, 1)) == 1
+    assert hottest_of(memmap, 1)[0].reads == min(len(chosen) - 1, 2) + 1
 
 
 def test_dropping_what_is_idle_keeps_what_is_in_use_or_dirty(memmap: RecordMemmap) -> None:
@@ -595,7 +597,7 @@ def test_dropping_what_is_idle_keeps_what_is_in_use_or_dirty(memmap: RecordMemma
     if isinstance(memmap, OnDemandMemmap):
         assert memmap.section_count == 1
         assert dropped == (last % section) + 1
-        assert memmap.counts().uninitialised == geometry.page_count - 1
+        assert counts_of(memmap).uninitialised == geometry.page_count - 1
     else:
         assert dropped == 0
     memmap.get_page(idle)
@@ -631,8 +633,8 @@ def test_whatever_needs_a_page_says_which_scheme_would_serve(without: NoMemmap) 
         lambda: without.put_pages(600, 2),
         lambda: without.page(600),
         lambda: without.pfn_t_to_page(without.pfn_t(600)),
-        without.counts,
-        lambda: without.hottest(3),
+        lambda: counts_of(without),
+        lambda: hottest_of(without, 3),
     ]
     for ask in asked:
         with pytest.raises(NoPageStructures) as caught:
@@ -666,4 +668,4 @@ def test_one_page_and_a_range_work_on_the_same_structures(memmap: RecordMemmap) 
     assert (found.mapping, found.index) == (3, 11)
     for page in range(2):
         memmap.put_page(pfn + page * page_pfns)
-    assert memmap.counts().in_use == 0
+    assert counts_of(memmap).in_use == 0

@@ -20,6 +20,7 @@ import click
 import pytest
 
 from kit.data_plane import READ, WRITE, InProcess, PythonEngine, read_in, write_in
+from kit.pages import counts_of, hottest_of
 from kit.poison import Poisoner, address_of, in_child, mapping_of, poisoner
 from pmemfs.cli.check import check
 from pmemfs.cli.commands import run
@@ -103,8 +104,8 @@ USES: dict[str, Callable[[Memmap, int], object]] = {
     "are referenced": lambda memmap, first: memmap.are_referenced(first, COUNT),
     "clean": clean_them,
     "page": lambda memmap, first: memmap.page(first + COUNT - 1),
-    "counts": lambda memmap, first: memmap.counts(),
-    "hottest": lambda memmap, first: memmap.hottest(3),
+    "counts": lambda memmap, first: counts_of(memmap),
+    "hottest": lambda memmap, first: hottest_of(memmap, 3),
 }
 
 
@@ -129,7 +130,7 @@ def test_a_bad_page_structure_is_an_error_and_leaves_no_reference_on_others(
             held = [memmap.page(first + page) for page in range(PER_FRAME - FIRST)]
             if use != "put":
                 assert [page and page.refcount for page in held] == [0] * len(held)
-            assert memmap.counts().total > 0, "the fault was told, and is over"
+            assert counts_of(memmap).total > 0, "the fault was told, and is over"
 
     assert in_child(child) == 0
 
@@ -149,7 +150,7 @@ def test_structures_that_move_out_of_bad_memory_end_in_an_error(
             target = Zone(zone.offset_bytes + FRAME_BYTES, zone.size_bytes)
             with pytest.raises(MemoryFault):
                 memmap.move(pool.page_geometry, target, [(zone.offset_bytes, zone.end_bytes)])
-            memmap.counts()
+            counts_of(memmap)
 
     assert in_child(child) == 0
 
@@ -386,7 +387,7 @@ def test_the_python_engine_answers_eio_and_goes_on(
                     attempt()
                 assert errno_of(caught.value, "attempt") == errno.EIO
             assert bytes(engine.read(0, 4)) == b"kept"
-            assert memmap.counts().in_use == 0
+            assert counts_of(memmap).in_use == 0
             assert engine.fault_count == 2
         said = [record.getMessage() for record in caplog.records]
         assert said == [
@@ -431,7 +432,7 @@ def test_a_worker_answers_eio_and_drops_all_references(shm: Path, where: str, po
                 # Poison is of a page table; the next touch is to be one of the pool.
                 remap(pool, mapped_at, bad)
             assert engine.read(0, 1) == b"\0"
-            assert engine.memmap.counts().in_use == 0
+            assert counts_of(engine.memmap).in_use == 0
 
     assert in_child(child) == 0
 

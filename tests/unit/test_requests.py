@@ -28,6 +28,7 @@ from kit.data_plane import (
     read_in,
     write_in,
 )
+from kit.pages import counts_of
 from pmemfs.dataplane.layouts import LATENCY_BUCKETS, Operation, bucket_start_ns
 from pmemfs.media.label import Scheme
 from pmemfs.medium.mapped import MappedMedium
@@ -164,7 +165,7 @@ def test_what_was_trimmed_reads_as_zeroes_takes_no_memory_and_is_not_dirty(
     )
     assert os.stat(pool.medium.name).st_blocks <= before + 8 * 6
     if engine.memmap.has_pages:
-        counts = engine.memmap.counts()
+        counts = counts_of(engine.memmap)
         assert counts.in_use == 0
         assert counts.dirty <= 3
 
