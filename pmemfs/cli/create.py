@@ -19,7 +19,8 @@ from pmemfs.media.zones import (
     PAGE_SIZES_BYTES,
     compute_zones,
 )
-from pmemfs.medium.mapped import MappedMedium, open_locked
+from pmemfs.medium.locking import open_locked
+from pmemfs.medium.mapped import MappedMedium
 from pmemfs.medium.source import (
     Source,
     SourceKind,

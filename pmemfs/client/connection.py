@@ -120,12 +120,15 @@ class Connection:
         self._owner_uid = mount.owner_uid
         self._socket = socket_path(mount)
         self._channel = Channel(self._socket, mount.owner_uid)
-        self._pool: dict[str, PoolMemory] = {}
+        self._pools: dict[bool, PoolMemory] = {}
+        """The pool, by whether its descriptor can write."""
+        self._generation: int | None = None
+        """Of the pool, once it is known."""
 
     def close(self) -> None:
         """Ask nothing any more. What is mapped stays, and keeps what it needs."""
         self.is_closed = True
-        self._pool.clear()
+        self._pools.clear()
         self._channel.close()
 
     def __del__(self) -> None:
@@ -157,17 +160,18 @@ class Connection:
         contiguous: bool,
     ) -> PinAnswer:  # fmt: skip
         """Pin (inode, offset, length in bytes) of some files. Raises as `ask`."""
-        pool = self._pool.get("it")
+        pool = self._pools.get(writable)
         result, descriptors = self.ask(
             "pin", files=ranges, paths=[_sayable(path) for path in paths], writable=writable,
             contiguous=contiguous, wants_pool=pool is None,
-            generation=pool.generation if pool else None,
+            generation=self._generation,
         )  # fmt: skip
         owned = [Descriptor(fd) for fd in descriptors[1:]]
         try:
             end = PinEnd(descriptors[0], self.tally, speaks=writable)
             if pool is None:
-                pool = self._pool.setdefault("it", _pool_of(result["pool"], owned))
+                pool = self._pools.setdefault(writable, _pool_of(result["pool"], owned))
+                self._generation = pool.generation
             return PinAnswer(end, result["pin"], result["place"], result["files"], pool)
         except (LookupError, TypeError, ValueError) as error:
             why = f"its answer makes no sense: {error!r}"

@@ -1,8 +1,7 @@
 """A medium that is a mapping of a file or device.
 
 Invariants:
-- at most one process has a writable medium of a source (by flock, and by O_EXCL on block devices;
-  the kernel releases both when the process dies). Two writers would destroy each other's metadata;
+- at most one process has a writable medium of a source (`locking`);
 - a sparse file is never touched through the mapping where it may have a hole: a store into a hole
   of a full file system is a SIGBUS, while pwrite answers ENOSPC;
 - nothing makes a file longer that somebody has cut off, because the lost bytes would read as
@@ -13,9 +12,9 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import errno
-import fcntl
 import itertools
 import mmap
 import os
@@ -27,14 +26,13 @@ from pmemfs.errors import (
     MemoryFault,
     NoSpace,
     ReadOnlyMedium,
-    SourceBusy,
     UnusableSource,
     sentence_of,
 )
 from pmemfs.medium import writeback
 from pmemfs.medium.base import Durability, Medium
 from pmemfs.medium.fiemap import has_blocks_everywhere
-from pmemfs.medium.holders import holders_of, named
+from pmemfs.medium.locking import open_for_readers, open_locked, unlock
 from pmemfs.medium.mapping import GuardedMapping, has_faulted, take_fault
 from pmemfs.medium.source import (
     MAP_SHARED_VALIDATE,
@@ -44,7 +42,6 @@ from pmemfs.medium.source import (
     grants_map_sync,
     identify,
 )
-from pmemfs.mountinfo import mounts_of
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
 from pmemfs.units import TIB, format_size
 
@@ -100,6 +97,8 @@ class MappedMedium(Medium):
         """Whether other processes share the descriptor, and its lock shall last as long as they."""
         self._owner = next(_owners)
         self._fd = open_locked(source, read_only=read_only) if locked_fd is None else locked_fd
+        self._reading_fd = -1
+        """As `_fd`, but open for reading only, for other processes; -1 until one needs it."""
         try:
             self.reserved = source.kind.is_device or _has_memory_everywhere(
                 self._fd, self.size_bytes
@@ -128,9 +127,11 @@ class MappedMedium(Medium):
         # A held view keeps its mapping, the mapping keeps a duplicate of the descriptor, and that
         # would keep the lock. So the lock is given back by hand.
         self._mapping.close()
-        if not self.keeps_lock:
-            fcntl.flock(self._fd, fcntl.LOCK_UN)
-        os.close(self._fd)
+        for fd in (self._fd, self._reading_fd):
+            if fd >= 0:
+                if not self.keeps_lock:
+                    unlock(fd)
+                os.close(fd)
 
     def read(self, offset_bytes: int, length_bytes: int) -> memoryview | bytes:
         if not self.reserved:
@@ -288,6 +289,18 @@ class MappedMedium(Medium):
         """The descriptor of the source, for the data plane, which maps it as well."""
         return self._fd
 
+    def shared_fd(self, *, writable: bool) -> int:
+        """A descriptor for another process, the caller's. As long as it is open there, nobody else
+        has a writable medium of this source. Raises OSError.
+        """
+        # Only the descriptor that is open with O_EXCL keeps the kernel from mounting a device.
+        is_exclusive = self.source.kind is SourceKind.BLOCK_DEVICE
+        if not (writable or self.read_only or is_exclusive) and self._reading_fd < 0:
+            # Without a lock of its own (NFS makes one kind of the two) it would be no use.
+            with contextlib.suppress(OSError):
+                self._reading_fd = open_for_readers(self._fd)
+        return os.dup(self._fd if writable or self._reading_fd < 0 else self._reading_fd)
+
     def punch_hole(self, offset_bytes: int, length_bytes: int) -> None:
         """Give whole frames back to the file system or device: they read as zeroes from now on.
 
@@ -407,74 +420,6 @@ class MappedMedium(Medium):
             raise UnusableSource(
                 path=self.name, why=f"it can't be mapped: {sentence_of(error)}"
             ) from None
-
-
-def open_locked(source: Source, *, read_only: bool = False) -> int:
-    """A descriptor whose lock keeps other writers out; with `read_only` it lets other readers in.
-
-    Raises UnusableSource and SourceBusy.
-    """
-    flags = os.O_CLOEXEC | (os.O_RDONLY if read_only else os.O_RDWR)
-    if source.kind is SourceKind.BLOCK_DEVICE and not read_only:
-        flags |= os.O_EXCL
-    try:
-        fd = os.open(source.path, flags)
-    except OSError as error:
-        if error.errno == errno.EBUSY:
-            why = _mounted(source.path)
-            if not why and (pids := holders_of(source.path)):
-                why = f"{named(pids)} {'has' if len(pids) == 1 else 'have'} it open"
-            why = why or "the kernel has it mounted or open"
-            raise SourceBusy(path=source.path, why=why) from None
-        texts = {
-            errno.EACCES: "permission denied",
-            errno.EROFS: "its file system is read-only; a pool there can be mounted with -o ro",
-        }
-        text = texts.get(error.errno or 0, os.strerror(error.errno or 0).lower())
-        raise UnusableSource(path=source.path, why=f"it can't be opened: {text}") from None
-    try:
-        fcntl.flock(fd, (fcntl.LOCK_SH if read_only else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except OSError:
-        why = _holder(fd, source.path)
-        os.close(fd)
-        raise SourceBusy(path=source.path, why=why) from None
-    return fd
-
-
-def _holder(fd: int, path: str) -> str:
-    """Who has a source open, as far as mountinfo and /proc/locks tell."""
-    where, pid = _mounted(path), _lock_holder(fd)
-    if where:
-        return where + (f" by process {pid}" if pid else "") + "; unmount it first"
-    pids = holders_of(path)
-    if not pids:
-        # /proc shows neither what another user nor what another pid namespace has.
-        return f"{f'process {pid}' if pid else 'another process'} has it open"
-    have = "has" if len(pids) == 1 else "have"
-    if pid and int(pid) not in pids:
-        # Who took the lock is gone, and has passed it on: it was the daemon of a mount.
-        return (
-            f"{named(pids)} still {have} pages of it, although its mount has ended; it is free "
-            f"when they have closed them"
-        )
-    return f"{named(pids)} {have} it open"
-
-
-def _mounted(path: str) -> str:
-    owners = {0, os.geteuid(), os.stat(path).st_uid}
-    places = [mount.mountpoint for mount in mounts_of(os.path.realpath(path), owners)]
-    return f"mounted on {' and '.join(places)}" if places else ""
-
-
-def _lock_holder(fd: int) -> str:
-    """Which process holds the lock, as far as /proc/locks says."""
-    status = os.fstat(fd)
-    inode = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
-    with open("/proc/locks") as locks:
-        for fields in map(str.split, locks):
-            if "FLOCK" in fields and inode in fields:
-                return fields[fields.index(inode) - 1]
-    return ""
 
 
 def _has_memory_everywhere(fd: int, size_bytes: int) -> bool:

@@ -66,7 +66,8 @@ class PinMethods:
             return WithDescriptors(result, [fd])
         descriptors = [fd]
         try:
-            descriptors += [os.dup(self._medium.fileno()), os.dup(self._pins.words.fd)]
+            descriptors.append(self._medium.shared_fd(writable=writable))
+            descriptors.append(os.dup(self._pins.words.fd))
         except OSError as error:
             close_all(descriptors)
             raise CannotPin(error.errno or errno.EIO, what="anything", why=_why(error)) from None

@@ -26,8 +26,8 @@ from kit.clients import (
     write_scattered,
 )
 from kit.commands import pmemfs as run_pmemfs
-from kit.commands import run_command
-from kit.mounts import Mounted, PoolMaker, Session, may_pass
+from kit.commands import pmemfs_ok, run_command
+from kit.mounts import Engine, Mounted, PoolMaker, Session, each_engine, may_pass
 from kit.processes import wait_until
 from kit.users import NOBODY, as_user
 from pmemfs.units import MIB
@@ -104,12 +104,66 @@ def test_a_client_of_a_read_only_mount_cannot_write(pools: PoolMaker, mode: str)
         # Nor by a way of its own: what it was given is open for reading only.
         maps = Path("/proc/self/maps").read_text().splitlines()
         assert not [line for line in maps if str(pool) in line and " rw-s" in line]
-        for link in Path("/proc/self/fd").iterdir():
-            if os.path.realpath(link) == str(pool):
-                assert (
-                    not int((Path("/proc/self/fdinfo") / link.name).read_text().split()[3], 8) & 3
-                )
+        assert descriptors_of(pool) == [False]
         del array, private
+
+
+def descriptors_of(pool: Path) -> list[bool]:
+    """Whether each descriptor that this process has of a pool can write, sorted."""
+    can_write = []
+    for link in Path("/proc/self/fd").iterdir():
+        if os.path.realpath(link) == str(pool):
+            flags = int((Path("/proc/self/fdinfo") / link.name).read_text().split()[3], 8)
+            can_write.append(flags & os.O_ACCMODE != os.O_RDONLY)
+    return sorted(can_write)
+
+
+@each_engine
+def test_a_client_that_reads_gets_no_descriptor_that_can_write(
+    pools: PoolMaker, engine: Engine
+) -> None:
+    mounted = fs_mount(pools)
+    content = write_file(mounted.mountpoint / "file", 5)
+    with pmemfs.connect(mounted.mountpoint) as fs:
+        assert (fs.map("file") == content).all()
+        private = fs.map("file", mode="c")
+        private[:] = 0
+        assert descriptors_of(mounted.pool) == [False]
+        with fs.open("file", mode="r+") as mapping:
+            mapping.array[0] = content[0] = 3
+        assert (fs.map("file") == content).all()
+        assert descriptors_of(mounted.pool) == [False, True]
+        del private, mapping
+        wait_for_pins(fs, 0)
+    assert descriptors_of(mounted.pool) == []
+    pmemfs_ok("mount", "-o", "remount,ro", mounted.mountpoint)
+    with pmemfs.connect(mounted.mountpoint) as fs:
+        assert (fs.map("file") == content).all()
+        assert descriptors_of(mounted.pool) == [False]
+
+
+@each_engine
+def test_a_descriptor_that_only_reads_keeps_writers_out_and_readers_not(
+    pools: PoolMaker, engine: Engine
+) -> None:
+    mounted = fs_mount(pools)
+    content = write_file(mounted.mountpoint / "file", 5)
+    with pmemfs.connect(mounted.mountpoint) as fs:
+        array = fs.map("file")
+        Session.of(mounted).kill()
+        run_command("umount", mounted.mountpoint)
+    for command in (("mount", mounted.pool, pools.mountpoint("again")),
+                    ("check", "--repair", mounted.pool),
+                    ("create", "--force", mounted.pool)):  # fmt: skip
+        refused = run_pmemfs(*command)
+        assert refused.code != 0
+        assert f"process {os.getpid()} still has pages of it" in refused.err
+    again = pools.mount(mounted.pool, "-o", "ro", at="again")
+    assert (array == content).all()
+    assert (again.mountpoint / "file").read_bytes() == content.tobytes()
+    pools.umount(again)
+    del array
+    assert_clean(pools, pools.mount(mounted.pool, at="again"))
 
 
 def test_without_page_structures_nothing_can_be_pinned(pools: PoolMaker) -> None:

@@ -180,7 +180,7 @@ def test_a_read_only_mount_passes_a_descriptor_that_can_not_write(pools: PoolMak
     pin = client.pin(path)
     assert pin.read(0, 3) == b"xxx"
     with pytest.raises(OSError, match="Bad file descriptor"):
-        os.pwrite(client.pool_fd, b"y", 0)
+        os.pwrite(client.pool_fds[False], b"y", 0)
     with pytest.raises(RemoteError) as caught:
         client.ask_for_pin(path, writable=True)
     assert caught.value.errno == errno.EROFS

@@ -61,23 +61,31 @@ class PinClient:
         mount = mount_at(os.fspath(mountpoint))
         assert mount is not None
         self.channel = Channel(socket_path(mount), mount.owner_uid)
-        self.pool_fd = self.words_fd = -1
+        self.pool_fds: dict[bool, int] = {}
+        """The pool, by whether it is for pins that are writable."""
+        self.words_fd = -1
 
     def ask_for_pin(self, path: str | os.PathLike[str], **params: Any) -> tuple[Any, int]:
         """A pin of a whole file, and its descriptor."""
         inode = os.stat(path).st_ino
         params.setdefault("files", [[inode, 0, -1]])
-        wants_pool = self.pool_fd < 0
+        writable = bool(params.get("writable"))
+        wants_pool = writable not in self.pool_fds
         result, (fd, *more) = self.channel.ask("pin", wants_pool=wants_pool, **params)
         if wants_pool:
-            self.pool_fd, self.words_fd = more
+            self.pool_fds[writable], words_fd = more
+            if self.words_fd < 0:
+                self.words_fd = words_fd
+            else:
+                os.close(words_fd)
         return result, fd
 
     def pin(self, path: str, writable: bool = False, **params: Any) -> MappedPin:
         result, fd = self.ask_for_pin(path, writable=writable, paths=[path], **params)
         (_, at, length), *_ = result["files"][0]["pieces"]
         protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-        return MappedPin(result, fd, mmap.mmap(self.pool_fd, length, prot=protection, offset=at))
+        memory = mmap.mmap(self.pool_fds[writable], length, prot=protection, offset=at)
+        return MappedPin(result, fd, memory)
 
     def word(self, place: int) -> int:
         with mmap.mmap(self.words_fd, PLACES * 8, prot=mmap.PROT_READ) as words:
@@ -89,10 +97,11 @@ class PinClient:
 
     def close(self) -> None:
         self.channel.close()
-        for fd in (self.pool_fd, self.words_fd):
+        for fd in (*self.pool_fds.values(), self.words_fd):
             if fd >= 0:
                 os.close(fd)
-        self.pool_fd = self.words_fd = -1
+        self.pool_fds.clear()
+        self.words_fd = -1
 
 
 class PinningProcess:
