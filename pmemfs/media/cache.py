@@ -28,6 +28,8 @@ from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
 from pmemfs.units import MIB, align_up
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from typing_extensions import Buffer
 
 MAGIC = b"pmemfs cache\r\n\x1a\n"
@@ -72,6 +74,7 @@ BLOCK = BitField("block", 8, 40, "number of the block in the origin")
 CHECK = BitField("check", 48, 16, "of the bits below it, the place and the seed; see `Ground`")
 TAG_FIELDS = (STATE, SEQUENCE, BLOCK, CHECK)
 _STATE_MASK = STATE.mask
+_CHECK_SHIFT = CHECK.shift
 _LOW_MASK = (1 << CHECK.shift) - 1
 _WORD_MASK = (1 << 64) - 1
 
@@ -288,6 +291,17 @@ class Ground(NamedTuple):
         if not is_right or state is None or self.set_of(block) != set_number:
             raise DamagedCache(why=f"the tag of set {set_number}, way {way}, is not one")
         return Tag(state, low >> SEQUENCE.shift & SEQUENCES - 1, block)
+
+    def first_damaged(self, words: Sequence[int], set_number: int) -> int | None:
+        """The first way of a set whose word has wrong check bits or no known state."""
+        first, seed = set_number * WAYS, self.seed
+        for way, word in enumerate(words):
+            low = word & _LOW_MASK
+            check = (low ^ (first + way ^ seed) * MIX_PLACE & _WORD_MASK) * MIX & _WORD_MASK
+            is_tag = word >> _CHECK_SHIFT == check >> _CHECK_SHIFT and low & _STATE_MASK in _STATES
+            if word and not is_tag:
+                return way
+        return None
 
     def _check(self, low: int, set_number: int, way: int) -> int:
         place = (set_number * WAYS + way ^ self.seed) * MIX_PLACE & _WORD_MASK

@@ -12,7 +12,7 @@ from __future__ import annotations
 import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pmemfs.media.page import Page
 from pmemfs.media.zones import Zone
@@ -30,6 +30,15 @@ class Access(enum.IntEnum):
     PIN = 0
     READ = 1
     WRITE = 2
+
+
+class Usage(NamedTuple):
+    """How a page is used and was used; see `Page`."""
+
+    refcount: int
+    last_access_ns: int
+    reads: int
+    writes: int
 
 
 class Memmap(ABC):
@@ -91,6 +100,10 @@ class Memmap(ABC):
     @abstractmethod
     def page(self, pfn: int) -> Page | None:
         """A copy of the page's structure, or None if it is uninitialised."""
+
+    @abstractmethod
+    def usage(self, pfn: int) -> Usage | None:
+        """Of `page` what says how it is used, in a tenth of the time."""
 
     @abstractmethod
     def pfn_t(self, pfn: int) -> PfnT:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 from pmemfs.errors import NoPageStructures
 from pmemfs.media.page import Page
 from pmemfs.media.zones import Zone
-from pmemfs.memmap.base import Access, Memmap
+from pmemfs.memmap.base import Access, Memmap, Usage
 from pmemfs.pfn import PageGeometry, PfnT, pfn_t_to_page, pfn_to_pfn_t
 
 if TYPE_CHECKING:
@@ -56,6 +56,9 @@ class NoMemmap(Memmap):
         """Nothing to do: nothing is counted."""
 
     def page(self, pfn: int) -> Page | None:
+        raise NoPageStructures(what="the state of a page")
+
+    def usage(self, pfn: int) -> Usage | None:
         raise NoPageStructures(what="the state of a page")
 
     def pfn_t(self, pfn: int) -> PfnT:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from pmemfs.media.page import LAYOUT, Page, PageFlags
-from pmemfs.memmap.base import Memmap
+from pmemfs.memmap.base import Memmap, Usage
 from pmemfs.pfn import PageGeometry, PfnT, page_to_pfn_t, pfn_t_to_page
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ _WORDS, _LONGS = LAYOUT.size_bytes // 4, LAYOUT.size_bytes // 8
 _REFCOUNT_WORD = LAYOUT.offset_of("refcount") // 4
 _GENERATION_LONG = LAYOUT.offset_of("generation") // 8
 _DIRTY = int(PageFlags.DIRTY)
+_UNPACK = LAYOUT.struct.unpack_from
 _LONG = struct.Struct("<Q")
 _GENERATION_AT = LAYOUT.offset_of("generation")
 _COUNTS = struct.Struct("<QII")
@@ -109,6 +110,13 @@ class RecordMemmap(Memmap):
         page = LAYOUT.unpack(buffer[at : at + LAYOUT.size_bytes])
         self._check_touched()
         return page if page.generation == self.generation else None
+
+    def usage(self, pfn: int) -> Usage | None:
+        buffer, at = self._locate(self.geometry.pfn_to_page(pfn))
+        generation, _, _, _, refcount, _, _, _, accessed_ns, reads, writes, _ = _UNPACK(buffer, at)
+        self._check_touched()
+        is_current = generation == self.generation
+        return Usage(refcount, accessed_ns, reads, writes) if is_current else None
 
     def is_dirty(self, page: Page) -> bool:
         """Whether a page holds bytes that no fsync has covered."""

@@ -496,6 +496,10 @@ def test_pages_that_get_other_content_count_anew_and_stay_whose_they_are(
     assert (page.refcount, page.mapping, page.index) == (2, 5, 7)
     memmap.count_anew(untouched, 1, 3, 4)
     assert memmap.page(untouched) is None
+    assert memmap.usage(pfn) == (2, 0, 3, 4)
+    assert memmap.usage(untouched) is None
+    with pytest.raises(NotInPool):
+        memmap.usage(memmap.geometry.page_to_pfn(0) - 1)
 
 
 @pytest.mark.parametrize("as_range", [False, True])

@@ -16,17 +16,14 @@ Invariants:
 - a word becomes 0 only if no worker can make a dirty tag in the group, since it was closed and a
   grace period is over, and if a look at all its tags has found no dirty one, and a fence after that
   look has made durable what it saw. A tag that was cleaned just now may be dirty again otherwise.
-
-Generators here yield where the caller has to call `medium.fence`, in this thread where that fences
-cache lines, in any thread where it is msync.
 """
 
 from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
-from typing import NamedTuple, Protocol, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple, Protocol
 
 from pmemfs.errors import DamagedCache, SetBusy
 from pmemfs.media.cache import (
@@ -42,9 +39,7 @@ from pmemfs.media.cache import (
 )
 from pmemfs.medium.base import Medium
 from pmemfs.pfn import FRAME_BYTES
-
-T = TypeVar("T")
-Steps = Generator[None, None, T]
+from pmemfs.volume.cache.steps import Steps
 
 UNSEEN, SEEING, SEEN, OPEN, CLOSING = range(5)
 
@@ -110,6 +105,7 @@ class Groups:
         self._ground = ground
         self._gate = gate or NoWorkers()
         self._now_ns = now_ns
+        self.is_settled = is_settled
         self._states = bytearray([SEEN if is_settled else UNSEEN]) * ground.group_count
         self.found_dirty = 0
         """Dirty blocks that were met in `UNSEEN` groups: the last mount's."""
@@ -132,6 +128,10 @@ class Groups:
         """The sets of a group."""
         first = group << GROUP_SHIFT
         return range(first, min(first + (1 << GROUP_SHIFT), self._ground.set_count))
+
+    def oldest_ns(self) -> int:
+        """Since when the oldest dirty block may be dirty; 0: there is none."""
+        return min(map(self.since_ns, self.suspects()), default=0)
 
     def suspects(self, first: int = 0) -> Iterator[int]:
         """Groups from a number on whose word is not 0, in order. Reads as it goes."""
@@ -165,33 +165,56 @@ class Groups:
                 self._store(self._ground.tag_offset(found.set_number, found.way), 0)
             if older:
                 yield
-            self.found_dirty += sum(1 for group in unseen for _ in self.dirty_in(group))
+            found_dirty = sum(map(self._count_dirty, unseen))
         except BaseException:
             self._set_states(unseen, UNSEEN)
             raise
         self._set_states(unseen, SEEN)
+        self.found_dirty += found_dirty
+
+    def _count_dirty(self, group: int) -> int:
+        """How many dirty blocks a group has that becomes `SEEN`."""
+        if not self.since_ns(group):
+            return 0
+        count = sum(1 for _ in self.dirty_in(group))
+        if not count:
+            # Nobody has made a tag dirty since, for workers do so in `OPEN` groups only.
+            self._store(self._ground.group_offset(group), 0)
+        return count
 
     def opening(self, groups: Iterable[int]) -> Steps[None]:
         """Before tags of these groups become dirty: let their words be durable and not 0.
 
         They may be closed again as soon as another task runs.
         """
-        closed = {group for group in groups if self._states[group] != OPEN}
-        if not closed:
-            return
-        yield from self.seeing(closed)
-        is_stored = False
-        for group in closed:
-            if self._states[group] == SEEN:
-                # Stored by another task, a word may not be durable yet: that fence is ours as well.
-                is_stored = True
-                if not self.since_ns(group):
-                    self._store(self._ground.group_offset(group), self._now_ns())
-        if is_stored:
-            yield
-        for group in closed:
-            self._states[group] = OPEN
-            self._gate.allow_group(group, True)
+        wanted = set(groups)
+        while closed := {group for group in wanted if self._states[group] != OPEN}:
+            yield from self.seeing(closed)
+            words = {}
+            for group in closed:
+                if self._states[group] == CLOSING:
+                    self._open(group)
+                else:
+                    words[group] = self._word_of(group)
+            if words:
+                # What another task has stored may not be durable yet. This fence is for all.
+                yield
+            for group, word in words.items():
+                # Meanwhile it may have been closed, and be about to get another word.
+                if self._states[group] == SEEN and self.since_ns(group) == word:
+                    self._open(group)
+
+    def _word_of(self, group: int) -> int:
+        """The word of a group, stored now if it was 0."""
+        word = self.since_ns(group)
+        if not word:
+            word = self._now_ns()
+            self._store(self._ground.group_offset(group), word)
+        return word
+
+    def _open(self, group: int) -> None:
+        self._states[group] = OPEN
+        self._gate.allow_group(group, True)
 
     def begin_closing(self, groups: Iterable[int], since_ns: int = 0) -> Closing:
         """Begin to close groups, which may have no dirty blocks any more.
@@ -199,7 +222,11 @@ class Groups:
         `since_ns` is a time, or 0: all that was dirty then has been cleaned. The word of a group
         that has dirty blocks nevertheless will say it.
         """
-        chosen = tuple(group for group in groups if self._states[group] == OPEN)
+        chosen = tuple(
+            group
+            for group in groups
+            if self._states[group] in (SEEN, OPEN) and self.since_ns(group)
+        )
         for group in chosen:
             self._gate.allow_group(group, False)
         self._set_states(chosen, CLOSING)
@@ -222,8 +249,7 @@ class Groups:
                 continue
             if closing.since_ns:
                 self._store(self._ground.group_offset(group), closing.since_ns)
-            self._states[group] = OPEN
-            self._gate.allow_group(group, True)
+            self._open(group)
         if clean:
             yield
         closed = [group for group in clean if self._states[group] == CLOSING]

@@ -78,6 +78,7 @@ from pmemfs.media.cache import (
     GROUP_SHIFT,
     SEQUENCES,
     SET_BYTES,
+    STATE,
     TAG_BYTES,
     WAYS,
     Ground,
@@ -88,16 +89,18 @@ from pmemfs.media.cache import (
 from pmemfs.medium.base import Medium
 from pmemfs.memmap.base import Access, Memmap
 from pmemfs.pfn import PAGE_SHIFT
-from pmemfs.volume.cache.groups import Found, Groups, Steps
+from pmemfs.volume.cache.groups import Found, Groups
+from pmemfs.volume.cache.steps import Steps, carry_out
 from pmemfs.volume.onefile import INODE
 
 T = TypeVar("T")
-Victim = Callable[[list[Found]], Found | None]
-"""Chooses which of some CLEAN blocks without references is evicted; None: none of them."""
+Victim = Callable[[int, list[int]], int | None]
+"""Chooses which of some ways of a set, whose blocks are CLEAN, is evicted; None: none of them. If
+it is held, it stays, and the others are shown again."""
 
 _TAGS = struct.Struct(f"<{WAYS}Q")
 _WORD = struct.Struct("<Q")
-_BLOCK_SHIFT, _BLOCK_MASK = BLOCK.shift, BLOCK.mask
+_BLOCK_SHIFT, _BLOCK_MASK, _STATE_MASK = BLOCK.shift, BLOCK.mask, STATE.mask
 
 
 class Place(NamedTuple):
@@ -161,6 +164,9 @@ class Index:
         self._ground = ground
         self._locks = locks
         self.groups = groups
+        self._tags_offset = ground.tags_offset
+        self._first_pfn = ground.place_pfn(0, 0)
+        self._set_count = ground.set_count
         self._frames = 1 << ground.block_shift - PAGE_SHIFT
         self.dirtied = 0
         """Blocks that became dirty by this process."""
@@ -190,17 +196,17 @@ class Index:
     def release(self, held: Found | Place) -> None:
         """Drop the references that `hold` or `reserve` has taken. A place that was not published is
         free again."""
-        self._memmap.put_pages(self._ground.place_pfn(held.set_number, held.way), self._frames)
+        self._memmap.put_pages(self._pfn(held), self._frames)
 
     def is_same(self, found: Found) -> bool:
         """Whether a tag is still what it was."""
-        at = self._ground.tag_offset(found.set_number, found.way)
+        at = self._tag_at(found.set_number, found.way)
         return bool(_WORD.unpack(self._medium.read(at, TAG_BYTES))[0] == found.word)
 
     def place_of(self, found: Found) -> Place:
         """Where the bytes of a block lie."""
         number, way = found.set_number, found.way
-        return Place(number, way, self._ground.place_offset(number, way))
+        return Place(number, way, self._pfn_at(number, way) << PAGE_SHIFT)
 
     def dirty_in(self, group: int) -> Iterator[Found]:
         """As `Groups.dirty_in`."""
@@ -241,13 +247,7 @@ class Index:
 
     def run(self, steps: Steps[T]) -> T:
         """Carry out the steps of a change, with a fence after each one, in this thread."""
-        while True:
-            try:
-                next(steps)
-            except StopIteration as end:
-                result: T = end.value
-                return result
-            self._medium.fence()
+        return carry_out(steps, self._medium)
 
     # Many changes that share their fences
 
@@ -337,31 +337,26 @@ class Index:
         place = self._take(set_number, free, block, access, own)
         # One for the block; and if it is new in the set, one more for the next change.
         wanted = (place is None) + (own is None and len(free) <= (place is not None))
-        candidates = self._candidates(words, set_number, own) if wanted else []
+        candidates = self._candidates(words, own) if wanted else []
         evicted: list[int] = []
         while candidates and len(evicted) < wanted:
-            chosen = victim(candidates)
-            if chosen is None:
+            way = victim(set_number, candidates)
+            if way is None:
                 break
-            candidates.remove(chosen)
-            self._store(chosen, 0)
-            evicted.append(chosen.way)
+            candidates.remove(way)
+            found = self._read(set_number, way, words[way])
+            if found and not self._memmap.are_referenced(self._pfn(found), self._frames):
+                self._store(found, 0)
+                evicted.append(way)
         self.evicted += len(evicted)
         return place, evicted
 
-    def _candidates(
-        self, words: tuple[int, ...], set_number: int, own: Found | None
-    ) -> list[Found]:
-        """What may be evicted."""
-        found = (self._read(set_number, way, word) for way, word in enumerate(words) if word)
-        return [
-            f
-            for f in found
-            if f and f.tag.state is TagState.CLEAN and (own is None or f.way != own.way)
-            and not self._memmap.are_referenced(
-                self._ground.place_pfn(set_number, f.way), self._frames
-            )
-        ]  # fmt: skip
+    def _candidates(self, words: tuple[int, ...], own: Found | None) -> list[int]:
+        """Ways whose blocks are clean, if their tags are not damaged; without that of `own`."""
+        clean = [way for way, word in enumerate(words) if word & _STATE_MASK == TagState.CLEAN]
+        if own and own.way in clean:
+            clean.remove(own.way)
+        return clean
 
     def _take(
         self, set_number: int, ways: Iterable[int], block: int, access: Access, own: Found | None
@@ -369,16 +364,16 @@ class Index:
         """The first of some ways with tag 0 that nobody holds, referenced by us."""
         memmap, frames = self._memmap, self._frames
         for way in ways:
-            pfn = self._ground.place_pfn(set_number, way)
+            pfn = self._pfn_at(set_number, way)
             if memmap.are_referenced(pfn, frames):
                 continue
             self._count_anew(pfn, own)
             self._get(set_number, way, block, access)
             # Only now it is certain: a reader that came before has seen the old tag, and any other
             # one sees 0.
-            pages = (memmap.page(pfn + at) for at in range(frames))
+            pages = (memmap.usage(pfn + at) for at in range(frames))
             if all(page and page.refcount == 1 for page in pages):
-                return Place(set_number, way, self._ground.place_offset(set_number, way))
+                return Place(set_number, way, pfn << PAGE_SHIFT)
             memmap.put_pages(pfn, frames)
         return None
 
@@ -386,14 +381,14 @@ class Index:
         """Let no store of a tag fail for want of memory when others were stored already."""
         if not self._medium.reserved:
             for item in items:
-                at = self._ground.tag_offset(item.place.set_number, item.place.way)
+                at = self._tag_at(item.place.set_number, item.place.way)
                 self._medium.reserve(at, TAG_BYTES)
 
     def _count_anew(self, pfn: int, own: Found | None) -> None:
         """Let the pages of a place count as those of the block did, if the block has a place."""
         reads = writes = 0
         if own:
-            page = self._memmap.page(self._ground.place_pfn(own.set_number, own.way))
+            page = self._memmap.usage(self._pfn(own))
             reads, writes = (page.reads, page.writes) if page else (0, 0)
         self._memmap.count_anew(pfn, self._frames, reads, writes)
 
@@ -419,11 +414,22 @@ class Index:
         self.cleaned += was_dirty and not is_dirty
 
     def _store(self, found: Found, word: int) -> None:
-        at = self._ground.tag_offset(found.set_number, found.way)
+        at = self._tag_at(found.set_number, found.way)
         self._medium.put(at, _WORD.pack(word))
 
+    def _tag_at(self, set_number: int, way: int) -> int:
+        """As `Ground.tag_offset`, which would compute all offsets anew."""
+        return self._tags_offset + set_number * SET_BYTES + way * TAG_BYTES
+
+    def _pfn_at(self, set_number: int, way: int) -> int:
+        """As `Ground.place_pfn`."""
+        return self._first_pfn + (way * self._set_count + set_number) * self._frames
+
+    def _pfn(self, of: Found | Place) -> int:
+        return self._pfn_at(of.set_number, of.way)
+
     def _get(self, set_number: int, way: int, block: int, access: Access) -> None:
-        pfn = self._ground.place_pfn(set_number, way)
+        pfn = self._pfn_at(set_number, way)
         index = block << self._ground.block_shift - PAGE_SHIFT
         self._memmap.get_pages(pfn, self._frames, access, INODE, index)
 
@@ -444,7 +450,7 @@ class Index:
     # Tags
 
     def _words(self, set_number: int) -> tuple[int, ...]:
-        return _TAGS.unpack(self._medium.read(self._ground.tag_offset(set_number, 0), SET_BYTES))
+        return _TAGS.unpack(self._medium.read(self._tag_at(set_number, 0), SET_BYTES))
 
     def _find_in(self, words: tuple[int, ...], set_number: int, block: int) -> Found | None:
         best: Found | None = None
@@ -458,9 +464,9 @@ class Index:
                 elif not is_newer(best.tag.sequence, found.tag.sequence):
                     raise DamagedSet(number=set_number, way=way)
         if best is None:
-            for way, word in enumerate(words):
-                if word and self._read(set_number, way, word) is None:
-                    raise DamagedSet(number=set_number, way=way)
+            damaged = self._ground.first_damaged(words, set_number)
+            if damaged is not None:
+                raise DamagedSet(number=set_number, way=damaged)
         return best
 
     def _read(self, set_number: int, way: int, word: int) -> Found | None:
