@@ -81,6 +81,8 @@ class Origin(ABC):
     can_cut: bool
     can_fence: bool
     """Whether `fence` keeps others away."""
+    losses: int = 0
+    """How often writes that had returned, and were not flushed yet, may have been lost."""
 
     @abstractmethod
     async def identity(self) -> Identity:
@@ -103,11 +105,16 @@ class Origin(ABC):
         """Write what the views show, one after the other, to a range."""
 
     @abstractmethod
-    async def flush(self) -> None:
+    async def flush(self, losses: int | None = None) -> None:
         """Make every write that returned before durable.
 
-        Raises OSError. A loss is reported once, and then every later flush fails as well, because
-        nobody can tell what is missing.
+        A server that was started anew knows nothing of writes that the one before it had answered
+        and not flushed, so a flush there proves nothing. Who has written notes `losses` before the
+        first write, and gives it here: OriginGone says that there was a loss since, and everything
+        has to be written again. Without it, the first flush after a loss raises OriginGone.
+
+        Raises OSError. A loss that the kernel reports is reported once, so every later flush of a
+        file or device fails as well: nobody can tell what is missing.
         """
 
     @abstractmethod

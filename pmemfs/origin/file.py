@@ -104,7 +104,7 @@ class FileOrigin(Origin):
             raise system_error(errno.EINVAL)
         await self._carrier.write(self._fd, offset_bytes, views, self.block_bytes)
 
-    async def flush(self) -> None:
+    async def flush(self, losses: int | None = None) -> None:
         if self._has_failed_flush:
             raise system_error(errno.EIO)
         try:

@@ -7,7 +7,9 @@ Invariants:
   the memory once the library has hung up. The server may carry on a write that it has already
   received, which no client of NBD can prevent; it is done before the next connection is made, as
   far as the server ends the old one first;
-- the next call after a loss connects anew. What is there then must not be smaller than what was.
+- the next call after a loss connects anew. What is there then must not be smaller than what was;
+- a write that was answered and not flushed counts as lost with its connection (`losses`): the
+  server may have crashed, and a flush of the next one would say nothing of it.
 
 A server has no lock that a client could take, so nothing keeps others away: docs/origins.md.
 Source: proto.md of https://github.com/NetworkBlockDevice/nbd, libnbd(3).
@@ -66,7 +68,9 @@ class _Command:
 class Connection:
     """One connection, with two tasks of the system that move its bytes."""
 
-    def __init__(self, library: LibNbd, handle: int, name: str) -> None:
+    def __init__(self, library: LibNbd, handle: int, name: str, lost: Callable[[], None]) -> None:
+        """Take a handle that is connected over; `lost` is told of its end, unless by `close`."""
+        self._lost = lost
         self.facts = library.facts(handle)
         self.is_over = False
         self._library = library
@@ -126,6 +130,7 @@ class Connection:
         for command in waiting.values():
             command.end(_LOST)
         self._is_idle.set()
+        self._lost()
 
     async def close(self) -> None:
         """Wait for what is under way, and leave as a client should."""
@@ -134,6 +139,7 @@ class Connection:
                 self._is_idle = trio.Event()
                 await self._is_idle.wait()
         if not self.is_over:
+            self._lost = _nothing
             self._library.say_goodbye(self._handle)
             self.hang_up()
 
@@ -169,10 +175,14 @@ class Connection:
 
     def _look(self) -> None:
         """Wake those whose commands are done; all of them if the connection has ended."""
+        is_over = self._library.is_over(self._handle)
         while done := self._library.next_done(self._handle):
             cookie, number = done
-            self._waiting.pop(cookie).end(number)
-        if self._library.is_over(self._handle):
+            # The library gives what it can't finish an errno, as if the server had said so. A
+            # server says ESHUTDOWN while it ends.
+            is_lost = number == errno.ESHUTDOWN or (is_over and number)
+            self._waiting.pop(cookie).end(_LOST if is_lost else number)
+        if is_over:
             self.hang_up()
         elif not self._waiting:
             self._is_idle.set()
@@ -184,16 +194,17 @@ class NbdOrigin(Origin):
     can_cut = True
     can_fence = False
 
-    def __init__(self, name: NbdName, library: LibNbd, first: Connection, *, read_only: bool):
-        """Take the first connection over. Raises UnusableOrigin."""
+    def __init__(self, name: NbdName, library: LibNbd, facts: Facts, *, read_only: bool) -> None:
+        """`open` makes the first connection. Raises UnusableOrigin."""
         self.name = name.text
         self.read_only = read_only
         self._export = name.export
         self._library = library
-        self._connections = [first]
+        self._connections: list[Connection] = []
         self._connecting = trio.Lock()
         self._is_enough = False
-        facts = first.facts
+        self._written = self._flushed = 0
+        self._has_lost = False
         self.size_bytes = facts.size_bytes
         self.block_bytes = max(facts.least_bytes, SECTOR_BYTES)
         self.can_discard = facts.can_trim
@@ -205,12 +216,14 @@ class NbdOrigin(Origin):
     async def open(cls, name: NbdName, *, read_only: bool = False) -> NbdOrigin:
         """Connect. Raises NeedsPackage, OriginGone, UnusableOrigin."""
         library = LibNbd()
-        first = await _connect(library, name.text)
+        handle = await _connected(library, name.text)
         try:
-            return cls(name, library, first, read_only=read_only)
+            found = cls(name, library, library.facts(handle), read_only=read_only)
         except BaseException:
-            first.hang_up()
+            library.close(handle)
             raise
+        found._take(handle)
+        return found
 
     async def identity(self) -> Identity:
         await trio.lowlevel.checkpoint()
@@ -251,16 +264,27 @@ class NbdOrigin(Origin):
             await connection.carry_out(
                 self._library.write, ctypes.addressof(copy), vectors.length_bytes, offset_bytes
             )
+        self._written += 1
 
-    async def flush(self) -> None:
+    async def flush(self, losses: int | None = None) -> None:
+        if losses is None and self._has_lost:
+            self._has_lost = False
+            raise self._gone_with_writes()
+        expected = self.losses if losses is None else losses
+        written = self._written
         connection = await self._connection()
         if connection.facts.can_flush:
             await connection.carry_out(self._library.flush)
+        if self.losses != expected:
+            self._has_lost = False
+            raise self._gone_with_writes()
+        self._flushed = max(self._flushed, written)
 
     async def discard(self, offset_bytes: int, length_bytes: int) -> None:
         self._check_change(offset_bytes, length_bytes)
         for start, step in _steps(offset_bytes, length_bytes if self.can_discard else 0):
             await (await self._connection()).carry_out(self._library.trim, step, start)
+            self._written += 1
 
     async def write_zeroes(self, offset_bytes: int, length_bytes: int, *, may_trim: bool) -> None:
         self._check_change(offset_bytes, length_bytes)
@@ -271,14 +295,16 @@ class NbdOrigin(Origin):
         flags = 0 if may_trim else FLAG_NO_HOLE
         for start, step in _steps(offset_bytes, length_bytes):
             await (await self._connection()).carry_out(self._library.zero, step, start, flags)
+            self._written += 1
 
     async def fence(self, say: Callable[[str], None] = say_nothing) -> None:
         await trio.lowlevel.checkpoint()
 
     async def resize_seen(self) -> int:
         """A server tells the size when one connects, so this connects anew."""
-        fresh = await _connect(self._library, self.name)
-        old, self._connections = self._connections, [fresh]
+        handle = await _connected(self._library, self.name)
+        old, self._connections = self._connections, []
+        fresh = self._take(handle)
         self.size_bytes = fresh.facts.size_bytes & -self.block_bytes
         for connection in old:
             await connection.close()
@@ -325,20 +351,32 @@ class NbdOrigin(Origin):
         return best
 
     async def _connect_again(self) -> Connection:
-        fresh = await _connect(self._library, self.name)
-        if fresh.facts.size_bytes < self.size_bytes:
-            fresh.hang_up()
-            raise OriginGone(
-                name=self.name,
-                why=f"what is there now has {fresh.facts.size_bytes} bytes, and it had "
-                f"{self.size_bytes}",
-            )
-        self._connections.append(fresh)
+        handle = await _connected(self._library, self.name)
+        size_bytes = self._library.facts(handle).size_bytes
+        if size_bytes < self.size_bytes:
+            self._library.close(handle)
+            why = f"what is there now has {size_bytes} bytes, and it had {self.size_bytes}"
+            raise OriginGone(name=self.name, why=why)
+        return self._take(handle)
+
+    def _take(self, handle: int) -> Connection:
+        connection = Connection(self._library, handle, self.name, self._note_loss)
+        self._connections.append(connection)
         self._is_enough = len(self._connections) >= CONNECTIONS
-        return fresh
+        return connection
+
+    def _note_loss(self) -> None:
+        if self._written != self._flushed:
+            self.losses += 1
+            self._has_lost = True
+            self._flushed = self._written
+
+    def _gone_with_writes(self) -> OriginGone:
+        why = "the connection was lost, and with it what was written and not flushed yet"
+        return OriginGone(name=self.name, why=why)
 
 
-async def _connect(library: LibNbd, uri: str) -> Connection:
+async def _connected(library: LibNbd, uri: str) -> int:
     """Connect in a thread, which is left to itself if the server doesn't answer in time."""
     given_up = trio.Event()
 
@@ -350,13 +388,12 @@ async def _connect(library: LibNbd, uri: str) -> Connection:
 
     with trio.move_on_after(CONNECT_SECONDS):
         try:
-            handle = await trio.to_thread.run_sync(connect, abandon_on_cancel=True)
+            return await trio.to_thread.run_sync(connect, abandon_on_cancel=True)
         except OSError as error:
             raise OriginGone(name=uri, why=sentence_of(error)) from None
         except trio.Cancelled:
             given_up.set()
             raise
-        return Connection(library, handle, uri)
     raise OriginGone(name=uri, why=f"its server has not answered for {CONNECT_SECONDS:.0f} s")
 
 
@@ -377,6 +414,10 @@ def _steps(offset_bytes: int, length_bytes: int) -> list[tuple[int, int]]:
     end_bytes = offset_bytes + length_bytes
     return [(start, min(_RANGE_BYTES, end_bytes - start))
             for start in range(offset_bytes, end_bytes, _RANGE_BYTES)]  # fmt: skip
+
+
+def _nothing() -> None:
+    pass
 
 
 def _load(connection: Connection) -> tuple[bool, int]:

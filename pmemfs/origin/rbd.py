@@ -134,7 +134,7 @@ class RbdOrigin(Origin):
         self._check_change(offset_bytes, vectors.length_bytes)
         await self._carry_out(vectors, "write", vectors.address, vectors.count, offset_bytes)
 
-    async def flush(self) -> None:
+    async def flush(self, losses: int | None = None) -> None:
         await self._carry_out(None, "flush")
 
     async def discard(self, offset_bytes: int, length_bytes: int) -> None:

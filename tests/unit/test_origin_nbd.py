@@ -1,0 +1,303 @@
+"""What only NBD's servers do: they slow down, fail, hang, die, and come back as something else."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from kit.origins import SIZE_BYTES, NbdServer
+from kit.sources import sparse_file
+from pmemfs.errors import NeedsPackage, OriginGone, UnusableOrigin
+from pmemfs.origin import libnbd
+from pmemfs.origin.health import Health, Patient, State
+from pmemfs.origin.opening import open_origin
+from pmemfs.units import KIB, MIB
+
+PAGE = 4 * KIB
+
+
+@pytest.fixture
+def memory() -> memoryview:
+    """Pages that are aligned as those of a pool are."""
+    return memoryview(mmap.mmap(-1, MIB))
+
+
+class Server:
+    """Starts servers of one file on one socket, and ends them."""
+
+    def __init__(self, shm: Path) -> None:
+        self.file = sparse_file(shm / "origin", SIZE_BYTES)
+        self.socket = shm / "socket"
+        self.running: NbdServer | None = None
+
+    def start(self, *options: object, words: tuple[object, ...] = ()) -> NbdServer:
+        """Start nbdkit with filters and settings."""
+        if self.running is not None:
+            self.running.end()
+        plugin = (*options, "file", f"file={self.file}", *words)
+        self.running = NbdServer(*plugin, socket_path=self.socket)
+        return self.running
+
+
+@pytest.fixture
+def server(shm: Path) -> Iterator[Server]:
+    made = Server(shm)
+    yield made
+    if made.running is not None:
+        made.running.end()
+
+
+def test_what_was_under_way_is_lost_with_the_server_and_the_next_call_finds_the_new_one(
+    server: Server, memory: memoryview
+) -> None:
+    slow = server.start("--filter=delay", words=("rdelay=5",))
+
+    async def main() -> None:
+        origin = await open_origin(slow.text)
+        await origin.write(0, [memory[:PAGE]])
+        lost = []
+
+        async def read(page: int) -> None:
+            with pytest.raises(OriginGone):
+                await origin.read(page * PAGE, [memory[page * PAGE : (page + 1) * PAGE]])
+            lost.append(page)
+
+        async with trio.open_nursery() as nursery:
+            for page in range(16):
+                nursery.start_soon(read, page)
+            await trio.sleep(0.2)
+            slow.end()
+        assert len(lost) == 16
+        with pytest.raises(OriginGone) as alone:
+            await origin.read(0, [memory[:PAGE]])
+        assert alone.value.errno == errno.ENOTCONN
+        server.start()
+        memory[:PAGE] = os.urandom(PAGE)
+        await origin.write(0, [memory[:PAGE]])
+        await origin.read(0, [memory[PAGE : 2 * PAGE]])
+        assert memory[:PAGE] == memory[PAGE : 2 * PAGE]
+        await origin.close()
+
+    trio.run(main)
+
+
+def test_a_flush_tells_that_writes_were_lost_with_the_server(
+    server: Server, memory: memoryview
+) -> None:
+    first = server.start()
+
+    async def main() -> None:
+        origin = await open_origin(first.text)
+        losses = origin.losses
+        await origin.write(0, [memory[:PAGE]])
+        await origin.flush(losses)
+        server.start()
+        # All was durable, so nothing is lost; the first call only learns that its server is gone.
+        with pytest.raises(OriginGone):
+            await origin.read(0, [memory[:PAGE]])
+        assert origin.losses == losses
+        await origin.write(0, [memory[:PAGE]])
+        server.start()
+        with pytest.raises(OriginGone):
+            await origin.read(0, [memory[:PAGE]])
+        assert origin.losses == losses + 1
+        # Whoever wrote before learns it, although others have written and flushed since.
+        now = origin.losses
+        await origin.write(PAGE, [memory[:PAGE]])
+        await origin.flush(now)
+        with pytest.raises(OriginGone, match="not flushed"):
+            await origin.flush(losses)
+        await origin.write(0, [memory[:PAGE]])
+        await origin.flush(now)
+        await origin.flush()
+        await origin.close()
+
+    trio.run(main)
+
+
+def test_a_server_that_hangs_is_cut_off_and_touches_no_page_afterwards(
+    server: Server, memory: memoryview
+) -> None:
+    running = server.start()
+
+    async def main() -> None:
+        origin = await open_origin(running.text)
+        os.kill(running.pid, signal.SIGSTOP)
+        async with trio.open_nursery() as nursery:
+
+            async def read() -> None:
+                with pytest.raises(OriginGone):
+                    await origin.read(0, [memory[:PAGE]])
+
+            nursery.start_soon(read)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+            with trio.CancelScope(shield=True):
+                await origin.cut()
+        memory[:PAGE] = b"x" * PAGE
+        os.kill(running.pid, signal.SIGCONT)
+        await origin.read(PAGE, [memory[PAGE : 2 * PAGE]])
+        assert memory[:PAGE] == b"x" * PAGE
+        await origin.close()
+
+    trio.run(main)
+
+
+def test_an_error_of_the_server_is_the_errno_that_it_gave(
+    server: Server, memory: memoryview
+) -> None:
+    words = ("error-pread-rate=100%", "error-pwrite=ENOSPC", "error-pwrite-rate=100%")
+    running = server.start("--filter=error", words=words)
+
+    async def main() -> None:
+        origin = await open_origin(running.text)
+        for number, attempt in (
+            (errno.EIO, origin.read(0, [memory[:PAGE]])),
+            (errno.ENOSPC, origin.write(0, [memory[:PAGE]])),
+        ):
+            with pytest.raises(OSError, match=r"\w") as caught:
+                await attempt
+            assert not isinstance(caught.value, OriginGone)
+            assert caught.value.errno == number
+        await origin.close()
+
+    trio.run(main)
+
+
+def test_a_patient_origin_gets_through_errors_that_pass(server: Server, memory: memoryview) -> None:
+    running = server.start("--filter=error", words=("error-pread-rate=20%",))
+
+    async def main() -> None:
+        origin = Patient(await open_origin(running.text), Health())
+        failed = 0
+        for number in range(100):
+            try:
+                await origin.read(number * PAGE, [memory[:PAGE]])
+            except OSError:
+                failed += 1
+        told = origin.statistics()
+        # Three attempts fail together in one of 125.
+        assert failed < 20
+        assert told.reads.count == 100 - failed
+        assert told.errors["EIO"] >= told.retries > 0
+        assert told.reads.bytes == told.reads.count * PAGE
+        await origin.close()
+
+    trio.run(main)
+
+
+def test_a_patient_origin_waits_for_a_server_that_comes_back(
+    server: Server, memory: memoryview
+) -> None:
+    running = server.start()
+
+    async def main() -> None:
+        origin = Patient(await open_origin(running.text), Health())
+        await origin.read(0, [memory[:PAGE]])
+        assert origin.statistics().state is State.GOOD
+        running.end()
+        async with trio.open_nursery() as nursery:
+            for _ in range(8):
+                nursery.start_soon(origin.read, 0, [memory[:PAGE]])
+            await trio.sleep(0.3)
+            told = origin.statistics()
+            assert told.state is State.AWAY
+            assert told.state_seconds > 0
+            assert "is away" in told.why
+            server.start()
+        told = origin.statistics()
+        assert (told.state, told.why) == (State.GOOD, "")
+        assert told.reads.count == 9
+        assert told.errors["ENOTCONN"] > 0
+        await origin.close()
+
+    trio.run(main)
+
+
+def test_a_patient_origin_gives_up_when_its_time_is_over(
+    server: Server, memory: memoryview
+) -> None:
+    running = server.start()
+
+    async def main() -> None:
+        origin = Patient(await open_origin(running.text), Health(), timeout_seconds=0.3)
+        running.end()
+        with pytest.raises(OriginGone):
+            await origin.read(0, [memory[:PAGE]])
+        assert origin.statistics().retries > 0
+        await origin.close()
+
+    trio.run(main)
+
+
+def test_a_server_that_comes_back_smaller_stays_away(server: Server, memory: memoryview) -> None:
+    running = server.start()
+
+    async def main() -> None:
+        origin = await open_origin(running.text)
+        running.end()
+        os.truncate(server.file, SIZE_BYTES // 2)
+        server.start()
+        with pytest.raises(OriginGone):
+            await origin.read(0, [memory[:PAGE]])
+        with pytest.raises(OriginGone, match=f"has {SIZE_BYTES // 2} bytes"):
+            await origin.read(0, [memory[:PAGE]])
+        await origin.close()
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize(
+    ("options", "words", "why"),
+    [
+        (("-r",), (), "for reading only"),
+        (("--filter=truncate",), ("truncate=1000",), "not a multiple of 512"),
+        (("--filter=truncate",), ("truncate=0",), "not a multiple of 512"),
+        (("--filter=blocksize-policy",), ("blocksize-minimum=64K", "blocksize-preferred=64K"),
+         "smaller than 65536"),
+        (("--filter=blocksize-policy",), ("blocksize-maximum=64K",), "larger than 65536"),
+    ],
+)  # fmt: skip
+def test_an_export_that_can_not_be_an_origin_is_refused_with_the_reason(
+    server: Server, options: tuple[str, ...], words: tuple[str, ...], why: str
+) -> None:
+    running = server.start(*options, words=words)
+    with pytest.raises(UnusableOrigin, match=why):
+        trio.run(open_origin, running.text)
+
+
+def test_a_server_that_takes_one_connection_gets_one(server: Server, memory: memoryview) -> None:
+    running = server.start("--filter=limit", "--filter=delay", words=("limit=1", "rdelay=10ms"))
+
+    async def main() -> None:
+        origin = await open_origin(running.text)
+        async with trio.open_nursery() as nursery:
+            for page in range(64):
+                view = memory[page * PAGE : (page + 1) * PAGE]
+                nursery.start_soon(origin.read, page * PAGE, [view])
+        await origin.close()
+
+    trio.run(main)
+
+
+def test_where_nobody_listens_the_origin_is_away(shm: Path) -> None:
+    with pytest.raises(OriginGone, match="is away") as caught:
+        trio.run(open_origin, f"nbd+unix:///?socket={shm}/none")
+    assert "\n" not in str(caught.value)
+    assert "nbd_" not in str(caught.value)
+
+
+def test_a_missing_library_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(libnbd, "LIBRARY", "libnbd-that-nobody-has.so.0")
+    with pytest.raises(NeedsPackage) as caught:
+        trio.run(open_origin, "nbd://host/x")
+    assert "libnbd0" in str(caught.value)
+    assert "scripts/install-origins" in str(caught.value)
