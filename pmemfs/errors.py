@@ -351,6 +351,13 @@ class OriginGone(PmemfsError, OSError):
     errno = errno.ENOTCONN
 
 
+class WrongOrigin(PmemfsError):
+    """{name} is not what {path} caches: {why}; 'pmemfs cache drop {path}' forgets what it caches,
+    and '-o degraded' mounts it without the origin"""
+
+    errno = errno.ESTALE
+
+
 class OriginFenced(PmemfsError, OSError):
     """{name} belongs to another host now: {why}"""
 

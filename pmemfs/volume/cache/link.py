@@ -1,0 +1,182 @@
+"""The origin as the volume uses it: with patience, and with what reports say of it.
+
+Invariants:
+- a read ends: when the origin answers, or when its time is over. Then it fails with EIO, as that of
+  a broken disk does;
+- a call is never given up while the origin may still touch its views, see `origin/base.py`. So a
+  reader whose time is over leaves the transfer behind, and whatever hangs is cut where that can be
+  done;
+- writes are tried once. The block stays dirty, and whoever writes it back tries again later.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import mmap
+from collections.abc import Awaitable, Callable, Sequence
+from enum import Enum
+
+import trio
+
+from pmemfs.errors import OriginFenced, OriginGone, sentence_of, system_error
+from pmemfs.origin.base import Origin
+
+log = logging.getLogger(__name__)
+
+_FIRST_PAUSE_SECONDS = 0.02
+_LONGEST_PAUSE_SECONDS = 2.0
+_ATTEMPTS = 3
+"""At reads that the origin answers with an error. One that is away is asked until the time is
+over."""
+
+
+class LinkState(Enum):
+    """How the origin was when it was last asked."""
+
+    PRESENT = "present"
+    AWAY = "away"
+    FAILING = "failing"
+    ABSENT = "absent"
+    """The mount was made without it."""
+
+
+class OriginLink:
+    """The origin of one mount; `origin` None is a mount without it."""
+
+    def __init__(self, origin: Origin | None, *, timeout_seconds: float) -> None:
+        self.origin = origin
+        self.timeout_seconds = timeout_seconds
+        self.state = LinkState.PRESENT if origin else LinkState.ABSENT
+        self.last_error = ""
+        self.errors = 0
+        """Calls that the origin has failed."""
+        self.retries = 0
+        self.timeouts = 0
+        """Requests whose time was over."""
+        self.read_bytes = 0
+        self.written_bytes = 0
+        self.has_unflushed = False
+        """Whether something was written since the last flush that succeeded."""
+        self._under_way: dict[object, float] = {}
+
+    def begin(self, origin: Origin | None) -> None:
+        """Use this origin from now on."""
+        self.origin = origin
+        self.state = LinkState.PRESENT if origin else LinkState.ABSENT
+
+    @property
+    def name(self) -> str:
+        """How the user named it; empty without an origin."""
+        return self.origin.name if self.origin else ""
+
+    @property
+    def is_away(self) -> bool:
+        """Whether the next call has little hope."""
+        return self.state in (LinkState.AWAY, LinkState.ABSENT)
+
+    @property
+    def block_bytes(self) -> int:
+        """The smallest unit of I/O."""
+        return self.origin.block_bytes if self.origin else 512
+
+    async def read(self, offset_bytes: int, views: Sequence[memoryview]) -> None:
+        """Fill views, with some patience. Raises OSError."""
+        origin = self._present()
+        deadline = trio.current_time() + self.timeout_seconds
+        pause, attempts = _FIRST_PAUSE_SECONDS, 0
+        while True:
+            attempts += 1
+            try:
+                await self._ask(lambda: origin.read(offset_bytes, views))
+                break
+            except OSError as error:
+                is_over = trio.current_time() + pause > deadline
+                may_again = isinstance(error, OriginGone) or attempts < _ATTEMPTS
+                if is_over or not may_again or isinstance(error, OriginFenced):
+                    raise
+            self.retries += 1
+            await trio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+        self.read_bytes += sum(map(len, views))
+
+    async def write(self, offset_bytes: int, views: Sequence[memoryview]) -> None:
+        """Write views. Raises OSError."""
+        origin = self._present()
+        self.has_unflushed = True
+        await self._ask(lambda: origin.write(offset_bytes, views))
+        self.written_bytes += sum(map(len, views))
+
+    async def write_copy(self, offset_bytes: int, data: bytes) -> None:
+        """Write bytes that lie anywhere. Raises OSError."""
+        with mmap.mmap(-1, len(data)) as memory:
+            memory[:] = data
+            with memoryview(memory) as view:
+                await self.write(offset_bytes, [view])
+
+    async def write_zeroes(self, offset_bytes: int, length_bytes: int) -> None:
+        """Let a range read as zeroes; its room may be given back. Raises OSError."""
+        origin = self._present()
+        self.has_unflushed = True
+        await self._ask(lambda: origin.write_zeroes(offset_bytes, length_bytes, may_trim=True))
+
+    async def flush(self) -> None:
+        """Make durable what was written before. Raises OSError."""
+        origin = self._present()
+        self.has_unflushed = False
+        try:
+            await self._ask(origin.flush)
+        except BaseException:
+            self.has_unflushed = True
+            raise
+
+    async def watch(self) -> None:
+        """Cut what hangs for longer than its time, where that can be done."""
+        origin = self.origin
+        while origin is not None:
+            await trio.sleep(max(0.1, self.timeout_seconds / 10))
+            oldest = min(self._under_way.values(), default=None)
+            late = trio.current_time() - self.timeout_seconds
+            if oldest is not None and oldest < late and origin.can_cut:
+                log.warning("%s: it has not answered for %g s; connecting anew", self.name,
+                            self.timeout_seconds)  # fmt: skip
+                await origin.cut()
+
+    def note_timeout(self) -> OSError:
+        """A request has waited for long enough; the error that it gets."""
+        self._note(LinkState.AWAY, f"it did not answer within {self.timeout_seconds:g} s")
+        return self.timed_out()
+
+    def timed_out(self) -> OSError:
+        """As `note_timeout`, where the origin answers, but not fast enough."""
+        self.timeouts += 1
+        return OSError(errno.EIO, f"the origin took longer than {self.timeout_seconds:g} s")
+
+    def _present(self) -> Origin:
+        if self.origin is None:
+            raise system_error(errno.EIO)
+        return self.origin
+
+    async def _ask(self, call: Callable[[], Awaitable[None]]) -> None:
+        token = object()
+        self._under_way[token] = trio.current_time()
+        try:
+            await call()
+        except OSError as error:
+            self.errors += 1
+            is_gone = isinstance(error, OriginGone)
+            self._note(LinkState.AWAY if is_gone else LinkState.FAILING, sentence_of(error))
+            raise
+        finally:
+            del self._under_way[token]
+        if self.state is not LinkState.PRESENT:
+            self._note(LinkState.PRESENT, "")
+
+    def _note(self, state: LinkState, why: str) -> None:
+        if state is not self.state:
+            if why:
+                log.warning("the origin %s is %s: %s", self.name, state.value, why)
+            else:
+                log.info("the origin %s is there again", self.name)
+        self.state = state
+        self.last_error = why or self.last_error

@@ -1,0 +1,66 @@
+"""Opens the origin of a pool, and makes sure that it is the one that the pool caches.
+
+A pool is never used before another origin, nor before one that was written to since, as far as its
+kind lets one know that. What can be known of which kind stands in docs/origins.md.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from pmemfs.errors import WrongOrigin
+from pmemfs.media.cache import CacheHead
+from pmemfs.origin.base import Identity, Origin
+from pmemfs.origin.opening import open_origin
+from pmemfs.units import format_size
+
+log = logging.getLogger(__name__)
+
+_MARK_BYTES = 64
+
+
+def identity_text(identity: Identity) -> str:
+    """An identity as the head stores it."""
+    return f"{identity.kind}:{identity.text}"[:500]
+
+
+def stored_mark(mark: bytes) -> bytes:
+    """A mark as the head stores it."""
+    return mark.ljust(_MARK_BYTES, b"\0")
+
+
+async def open_right_origin(head: CacheHead, pool_path: str, *, read_only: bool) -> Origin:
+    """The origin of a cache, fenced. Raises WrongOrigin, and as `open_origin` and `fence`."""
+    origin = await open_origin(head.origin, read_only=read_only)
+    try:
+        if not read_only:
+            await origin.fence(lambda sentence: log.info("%s: %s", head.origin, sentence))
+        await check_origin(head, origin, pool_path)
+    except BaseException:
+        await origin.close()
+        raise
+    return origin
+
+
+async def check_origin(head: CacheHead, origin: Origin, pool_path: str) -> None:
+    """Raise WrongOrigin unless an origin is what a cache says of it."""
+    identity = await origin.identity()
+    found = identity_text(identity)
+    if head.origin_identity and found != head.origin_identity:
+        raise WrongOrigin(
+            name=origin.name, path=pool_path,
+            why=f"it is another one ({found}, and the pool caches {head.origin_identity})",
+        )  # fmt: skip
+    if origin.size_bytes < head.origin_bytes:
+        raise WrongOrigin(
+            name=origin.name, path=pool_path,
+            why=f"it has become smaller: {format_size(origin.size_bytes)} instead of "
+            f"{format_size(head.origin_bytes)}",
+        )  # fmt: skip
+    is_marked = head.is_settled and any(head.origin_mark)
+    if is_marked and stored_mark(await origin.mark()) != head.origin_mark:
+        raise WrongOrigin(
+            name=origin.name,
+            path=pool_path,
+            why="somebody has written to it since the pool was last mounted",
+        )

@@ -1,0 +1,390 @@
+"""Mode `cache`: one file, as large as the origin, of which the pool holds what is used.
+
+`onefile` says how the file behaves, `index` how a block changes atomically. Here requests meet the
+parts: a hit is answered at once, and everything that has to wait is a coroutine.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Collection
+from typing import TYPE_CHECKING, NoReturn
+
+import trio
+
+from pmemfs.clock import coarse_ns
+from pmemfs.errors import sentence_of, system_error
+from pmemfs.media.cache import Policy
+from pmemfs.media.cachereport import CacheReport, CacheSettings, OriginReport
+from pmemfs.memmap.base import Memmap
+from pmemfs.origin.base import Origin
+from pmemfs.pfn import FRAME_BYTES
+from pmemfs.pool import Pool
+from pmemfs.units import MIB
+from pmemfs.volume.base import Later, Piece, Room
+from pmemfs.volume.cache.blocks import Blocks
+from pmemfs.volume.cache.blocks import Piece as BlockPiece
+from pmemfs.volume.cache.cleaning import Cleaner
+from pmemfs.volume.cache.eviction import Eviction
+from pmemfs.volume.cache.fencing import Fencing
+from pmemfs.volume.cache.groups import Gate, Groups
+from pmemfs.volume.cache.heads import StoredHead
+from pmemfs.volume.cache.index import Index, OwnLocks, SetLocks
+from pmemfs.volume.cache.link import OriginLink
+from pmemfs.volume.cache.misses import Misses
+from pmemfs.volume.cache.onlookers import CacheOnlookers
+from pmemfs.volume.cache.opening import stored_mark
+from pmemfs.volume.cache.order import OriginOrder
+from pmemfs.volume.cache.search import DirtySearch
+from pmemfs.volume.cache.sequential import Readers
+from pmemfs.volume.cache.writeback import WriteBack
+from pmemfs.volume.cache.writing import Part, Writer
+from pmemfs.volume.cache.zeroing import CachedBlocks, Zeroer
+from pmemfs.volume.onefile import INODE, OneFileVolume
+from pmemfs.volume.pinned import PinnedFrames
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+log = logging.getLogger(__name__)
+
+_COPY_BYTES = MIB
+
+
+class CacheVolume(OneFileVolume):
+    """The cache of one pool. Until `begin` it has no origin."""
+
+    def __init__(
+        self, pool: Pool, memmap: Memmap, *, uid: int = 0, gid: int = 0, mode: int = 0o600,
+        onlookers: CacheOnlookers | None = None, locks: SetLocks | None = None,
+        gate: Gate | None = None,
+    ) -> None:  # fmt: skip
+        """Raises DamagedCache."""
+        self._onlookers = onlookers or CacheOnlookers()
+        super().__init__(pool.label, self._onlookers, uid=uid, gid=gid, mode=mode)
+        self.pinned = PinnedFrames()
+        self._medium = medium = pool.medium
+        self.read_only = medium.read_only
+        self.head = StoredHead.open(pool)
+        head, self.ground = self.head.head, self.head.ground
+        self.was_settled = bool(head.is_settled)
+        self.fencing = fencing = Fencing(medium)
+        self.groups = groups = Groups(medium, self.ground, gate, is_settled=self.was_settled)
+        index = Index(medium, memmap, self.ground, locks or OwnLocks(), groups)
+        self.index = index
+        self.blocks = Blocks(medium, self.ground, index)
+        self.cached = CachedBlocks(medium, self.ground)
+        self.origin_link = link = OriginLink(None, timeout_seconds=head.origin_timeout_seconds)
+        order, victim = OriginOrder(), Eviction(memmap, self.ground).choose
+        self.misses = Misses(
+            index, self.blocks, link, order, fencing, victim, lambda: self.size_bytes
+        )
+        self.cleaner = Cleaner(index, self.blocks, link, order, fencing, self.misses)
+        self.search = DirtySearch(groups)
+        self.write_backs = WriteBack(
+            self.ground, index, groups, self.search, self.cleaner, link, fencing, self.cached,
+            self.count_dirty,
+        )  # fmt: skip
+        self.writer = Writer(
+            index, self.blocks, self.misses, self.cleaner, link, order, fencing, victim,
+            self.write_backs.make_room, lambda: self.size_bytes,
+        )  # fmt: skip
+        self.zeroer = Zeroer(self.cached, index, self.ground.block_shift, self.misses,
+                             self.cleaner, link, order, fencing)  # fmt: skip
+        self.readers = Readers(self.ground.block_shift)
+        self._read_hits = self._write_hits = self._missed = 0
+        self._dirty_before = head.dirty_blocks if self.was_settled else 0
+        self._serving: trio.CancelScope | None = None
+        self._obey()
+        self._show_size()
+
+    # Its life
+
+    async def begin(self, origin: Origin | None) -> None:
+        """Serve with this origin, which `opening` has found to be the right one; None: without."""
+        self.origin_link.begin(origin)
+        if not self.read_only:
+            await self.fencing.run(lambda: self.head.rewriting(is_settled=0))
+        self._allow()
+
+    async def serve(self) -> None:
+        """Run what serves misses and writes back, until it is cancelled."""
+        with trio.CancelScope() as self._serving:
+            async with trio.open_nursery() as nursery:
+                self.misses.nursery = nursery
+                nursery.start_soon(self.origin_link.watch)
+                if not self.read_only:
+                    nursery.start_soon(self.write_backs.serve)
+                await trio.sleep_forever()
+
+    async def finish(self) -> None:
+        """The last request was answered: leave what a later mount needs to know.
+
+        What is dirty stays dirty. The caller has stopped `serve`, and made all durable.
+        """
+        origin = self.origin_link.origin
+        if self.read_only:
+            return
+        try:
+            await self.cleaner.settle()
+            mark = stored_mark(await origin.mark()) if origin else self.head.head.origin_mark
+        except OSError as error:
+            log.warning("the origin %s could not be left in order: %s", self.origin_link.name,
+                        sentence_of(error))  # fmt: skip
+            return
+        if not self.search.is_done or (origin is None and not self.was_settled):
+            return
+        await self.fencing.fence()
+        dirty = self.count_dirty()
+        await self.fencing.run(
+            lambda: self.head.rewriting(is_settled=1, dirty_blocks=dirty, origin_mark=mark)
+        )
+
+    # Content
+
+    def read(self, number: int, offset_bytes: int, length_bytes: int) -> Later[bytes | memoryview]:
+        self._check_device(number)
+        length_bytes = min(length_bytes, self.size_bytes - offset_bytes)
+        if length_bytes <= 0 or offset_bytes < 0:
+            return b""
+        pieces = list(self.blocks.pieces(offset_bytes, length_bytes))
+        parts = [self.blocks.load(piece) for piece in pieces]
+        if None in parts:
+            return self._read_later(pieces, parts)
+        self._read_hits += len(parts)
+        return parts[0] if len(parts) == 1 else b"".join(parts)  # type: ignore[return-value,arg-type]
+
+    async def _read_later(
+        self, pieces: list[BlockPiece], parts: list[bytes | memoryview | None]
+    ) -> bytes | memoryview:
+        missing = [piece.block for piece, part in zip(pieces, parts, strict=True) if part is None]
+        self._missed += len(missing)
+        self._read_hits += len(pieces) - len(missing)
+        behind = pieces[-1].block + 1
+        advice = self.readers.missed(missing[0], behind - missing[0])
+        is_kept = not advice.is_bypassing and not self.read_only
+        ahead = advice.ahead_blocks if is_kept else 0
+        brought = await self.misses.bring(missing, is_kept=is_kept, ahead_blocks=ahead)
+        whole = [
+            brought[piece.block][piece.start : piece.start + piece.length] if part is None else part
+            for piece, part in zip(pieces, parts, strict=True)
+        ]
+        return whole[0] if len(whole) == 1 else b"".join(whole)
+
+    def write(
+        self, number: int, offset_bytes: int, data: Buffer, *, may_overwrite: bool = True
+    ) -> Later[int]:
+        self._check_writable(number)
+        view = memoryview(data).cast("B")
+        view = view[: max(0, self.size_bytes - offset_bytes)]
+        if not view or offset_bytes < 0:
+            raise OSError(errno.ENOSPC, "the end of the device")
+        parts = self.writer.parts(offset_bytes, view)
+        if self.writer.policy is not Policy.WRITE_BACK or self.write_backs.is_over_limit:
+            return self._write_later(parts, len(view))
+        left = self.writer.write_now(parts)
+        self._write_hits += len(parts) - len(left)
+        if left:
+            return self._write_later(left, len(view))
+        self._note_write(coarse_ns())
+        return len(view)
+
+    async def _write_later(self, parts: list[Part], length: int) -> int:
+        if self.writer.policy is Policy.WRITE_BACK and self.write_backs.is_over_limit:
+            await self.write_backs.wait_below_limit(len(parts))
+        await self.writer.write(parts)
+        self._note_write(coarse_ns())
+        return length
+
+    def copy(
+        self, source: int, source_bytes: int, target: int, target_bytes: int, length_bytes: int,
+        *, may_overwrite: bool = True,
+    ) -> Later[int]:  # fmt: skip
+        return self._copy(source, source_bytes, target, target_bytes, length_bytes)
+
+    async def _copy(
+        self, source: int, source_bytes: int, target: int, target_bytes: int, length_bytes: int
+    ) -> int:
+        done = 0
+        while done < length_bytes:
+            step = min(_COPY_BYTES, length_bytes - done)
+            reading = self.read(source, source_bytes + done, step)
+            data = reading if isinstance(reading, (bytes, memoryview)) else await reading
+            if not data:
+                break
+            writing = self.write(target, target_bytes + done, data)
+            done += writing if isinstance(writing, int) else await writing
+            if len(data) < step or target_bytes + done >= self.size_bytes:
+                break
+        return done
+
+    def allocate(
+        self, number: int, offset_bytes: int, length_bytes: int, *, keep_size: bool
+    ) -> None:
+        self._check_writable(number)
+        if offset_bytes + length_bytes > self.size_bytes:
+            raise OSError(errno.ENOSPC, "the end of the device")
+
+    def punch(self, number: int, offset_bytes: int, length_bytes: int) -> Later[None]:
+        self._check_writable(number)
+        return self._zero(offset_bytes, min(length_bytes, self.size_bytes - offset_bytes))
+
+    def zero(
+        self, number: int, offset_bytes: int, length_bytes: int, *, keep_size: bool
+    ) -> Later[None]:
+        return self.punch(number, offset_bytes, length_bytes)
+
+    async def _zero(self, offset_bytes: int, length_bytes: int) -> None:
+        if length_bytes <= 0:
+            return
+        end, block_bytes = offset_bytes + length_bytes, self.blocks.block_bytes
+        first = -(-offset_bytes // block_bytes)
+        # The last block of the origin is whole, even if it ends before the end of the block.
+        stop = -(-end // block_bytes) if end == self.size_bytes else end // block_bytes
+        if first < stop:
+            edges = [(offset_bytes, first * block_bytes), (stop * block_bytes, end)]
+            await self.zeroer.zero(first, stop - first, self.size_bytes)
+        else:
+            edges = [(offset_bytes, end)]
+        for start, until in edges:
+            if start < until:
+                parts = self.writer.parts(start, memoryview(bytes(until - start)))
+                await self.writer.write(parts)
+        self._note_write(coarse_ns())
+
+    def write_back(self, number: int) -> Later[None]:
+        if self.writer.policy is Policy.WRITE_BACK and not self.zeroer.has_unflushed:
+            return None
+        return self._settle()
+
+    async def _settle(self) -> None:
+        self.zeroer.has_unflushed = False
+        await self.cleaner.settle()
+
+    @property
+    def never_closed(self) -> Collection[int]:
+        return (INODE,)
+
+    def pieces(self, number: int, offset_bytes: int, length_bytes: int, most: int) -> list[Piece]:
+        self._check_device(number)
+        refuse_arrays()
+
+    # The whole
+
+    def room(self) -> Room:
+        return Room(self.size_bytes // FRAME_BYTES, 0, file_count=2)
+
+    async def resize(self) -> tuple[int, int]:
+        """Take over the origin's size if it has grown; the old one and the new one.
+
+        Raises OSError, and CannotGrow if the origin has become smaller.
+        """
+        old_bytes, origin = self.size_bytes, self.origin_link.origin
+        if origin is None:
+            raise system_error(errno.ENOTCONN)
+        new_bytes = await origin.resize_seen()
+        if new_bytes > old_bytes:
+            await self.fencing.run(lambda: self.head.rewriting(origin_bytes=new_bytes))
+            self._show_size()
+        return old_bytes, max(old_bytes, new_bytes)
+
+    async def change_settings(self, **changes: int) -> None:
+        """Store fields of the head anew, and obey them from now on. Raises OSError."""
+        policy = changes.get("policy")
+        if policy is not None and policy != Policy.WRITE_BACK:
+            # No worker may be making a block dirty when the new policy begins to hold.
+            self._onlookers.allow_writes(False)
+            self._onlookers.allow_fsyncs(False)
+            await self._onlookers.grace()
+        await self.fencing.run(lambda: self.head.rewriting(**changes))
+        self._obey()
+        self._allow()
+
+    def stop_writing(self) -> None:
+        self.read_only = True
+
+    def resume_writing(self) -> None:
+        self.read_only = self._medium.read_only
+
+    # What is said of it
+
+    def count_dirty(self) -> int:
+        """How many blocks are dirty, as far as the search has come."""
+        return (
+            self._dirty_before + self.groups.found_dirty
+            + self.index.dirtied + self._onlookers.counters().dirtied - self.index.cleaned
+        )  # fmt: skip
+
+    def settings(self) -> CacheSettings:
+        """What a user may set."""
+        head = self.head.head
+        return CacheSettings(
+            Policy(head.policy).word, head.max_dirty_percent, head.max_dirty_age_seconds,
+            head.origin_timeout_seconds, head.read_ahead_bytes, head.bypass_bytes,
+        )  # fmt: skip
+
+    def statistics(self) -> CacheReport:
+        """The figures so far."""
+        workers, misses = self._onlookers.counters(), self.misses.counts()
+        return CacheReport(
+            block_bytes=self.blocks.block_bytes,
+            place_count=self.ground.place_count,
+            settings=self.settings(),
+            origin=self._origin_report(),
+            read_hits=self._read_hits + workers.read_hits,
+            write_hits=self._write_hits + workers.write_hits,
+            misses=self._missed,
+            joined=misses.joined,
+            fetched=misses.fetched_blocks,
+            read_ahead=misses.ahead_blocks,
+            bypassed=misses.bypassed_blocks,
+            without_place=misses.without_place,
+            inserted=self.index.inserted + workers.inserted,
+            evicted=self.index.evicted + workers.evicted,
+            dirty=self.count_dirty(),
+            oldest_dirty_ns=self.write_backs.oldest_ns,
+            cleaned=self.index.cleaned,
+            full_set_waits=self.write_backs.full_set_waits,
+            limit_waits=self.write_backs.limit_waits,
+            is_searching=not self.search.is_done,
+        )
+
+    def _origin_report(self) -> OriginReport:
+        link, head = self.origin_link, self.head.head
+        return OriginReport(
+            name=head.origin, identity=head.origin_identity, size_bytes=head.origin_bytes,
+            state=link.state.value, last_error=link.last_error, errors=link.errors,
+            retries=link.retries, timeouts=link.timeouts, read_bytes=link.read_bytes,
+            written_bytes=link.written_bytes, write_back_failures=self.write_backs.failures,
+        )  # fmt: skip
+
+    def _obey(self) -> None:
+        """Serve as the head says."""
+        head = self.head.head
+        self.writer.policy = Policy(head.policy)
+        self.origin_link.timeout_seconds = head.origin_timeout_seconds
+        self.readers.read_ahead_bytes = head.read_ahead_bytes
+        self.readers.bypass_bytes = head.bypass_bytes
+        self.write_backs.max_dirty_percent = head.max_dirty_percent
+        self.write_backs.max_dirty_age_seconds = head.max_dirty_age_seconds
+
+    def _allow(self) -> None:
+        """Let workers do what the policy allows."""
+        is_back = self.writer.policy is Policy.WRITE_BACK
+        may_write = is_back and self.fencing.is_quick and not self.read_only
+        self.write_backs.allow_writes = (
+            self._onlookers.allow_writes if may_write else lambda is_allowed: None
+        )
+        self._onlookers.allow_writes(may_write and not self.write_backs.is_over_limit)
+        self._onlookers.allow_fsyncs(is_back and self.fencing.is_quick)
+
+    def _show_size(self) -> None:
+        self._have_size(self.head.head.origin_bytes)
+        self.cleaner.size_bytes = self.size_bytes
+        self._onlookers.show_cache(self.ground, self.size_bytes)
+
+
+def refuse_arrays() -> NoReturn:
+    """Raise what a client gets that wants to map pages of a cache."""
+    raise OSError(errno.EOPNOTSUPP, "pages of a cache can't be mapped: they may leave it any time")
