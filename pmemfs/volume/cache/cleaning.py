@@ -103,8 +103,10 @@ class Cleaner:
             try:
                 if self._link.has_unflushed:
                     await self._link.flush()
-                zeroes = [found for found in written if found.tag.state is TagState.ZERO]
-                others = [found for found in written if found.tag.state is not TagState.ZERO]
+                # A block may have been written twice. It becomes clean, and is counted, once.
+                once = dict.fromkeys(written)
+                zeroes = [found for found in once if found.tag.state is TagState.ZERO]
+                others = [found for found in once if found.tag.state is not TagState.ZERO]
                 for some in _few(others):
                     await self._fencing.run(partial(self._index.cleaning, some))
                 for some in _few(zeroes):

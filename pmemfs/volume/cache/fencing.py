@@ -15,7 +15,7 @@ import trio
 
 from pmemfs.errors import SetBusy
 from pmemfs.medium.base import Durability, Medium
-from pmemfs.volume.cache.groups import Steps
+from pmemfs.volume.cache.steps import Steps
 
 T = TypeVar("T")
 

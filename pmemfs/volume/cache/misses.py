@@ -28,10 +28,11 @@ from pmemfs.memmap.base import Access
 from pmemfs.origin.base import MOST_BYTES, MOST_VIEWS
 from pmemfs.volume.cache.blocks import Blocks, clipped
 from pmemfs.volume.cache.fencing import Fencing
-from pmemfs.volume.cache.groups import Found, Steps
+from pmemfs.volume.cache.groups import Found
 from pmemfs.volume.cache.index import Index, Place, Publication, Victim
 from pmemfs.volume.cache.link import OriginLink
 from pmemfs.volume.cache.order import OriginOrder
+from pmemfs.volume.cache.steps import Steps
 
 log = logging.getLogger(__name__)
 

@@ -29,11 +29,12 @@ from pmemfs.memmap.base import Access
 from pmemfs.volume.cache.blocks import Blocks, Piece
 from pmemfs.volume.cache.cleaning import Cleaner, runs_of
 from pmemfs.volume.cache.fencing import Fencing
-from pmemfs.volume.cache.groups import Found, Steps
+from pmemfs.volume.cache.groups import Found
 from pmemfs.volume.cache.index import Index, Place, Publication, Victim
 from pmemfs.volume.cache.link import OriginLink
 from pmemfs.volume.cache.misses import Misses
 from pmemfs.volume.cache.order import OriginOrder
+from pmemfs.volume.cache.steps import Steps
 
 _RUNS = 4
 _AT_ONCE = 64

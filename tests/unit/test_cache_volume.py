@@ -1,0 +1,184 @@
+"""Mode cache in one process, before a real file: what programs see, and what the origin gets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from kit.caches import (
+    ORIGIN_BYTES,
+    fsync,
+    make_cache,
+    new_origin,
+    opened_pool,
+    punch,
+    read,
+    served_cache,
+    write,
+)
+from pmemfs.media.cache import Policy
+
+
+def bytes_of(path: Path) -> bytes:
+    """What an origin has now."""
+    return path.read_bytes()
+
+
+@pytest.fixture
+def origin(tmp_path: Path) -> Path:
+    return new_origin(tmp_path / "origin", seed=b"o")
+
+
+@pytest.fixture
+def pool_path(shm: Path, origin: Path) -> Path:
+    make_cache(shm / "pool", str(origin))
+    return shm / "pool"
+
+
+def test_what_the_origin_has_is_read_and_comes_into_the_cache(
+    pool_path: Path, origin: Path
+) -> None:
+    wanted = bytes_of(origin)
+
+    async def look() -> None:
+        with opened_pool(pool_path) as pool:
+            async with served_cache(pool) as volume:
+                assert await read(volume, 100, 50_000) == wanted[100:50_100]
+                assert volume.statistics().misses == 13
+                assert await read(volume, 100, 50_000) == wanted[100:50_100]
+                report = volume.statistics()
+                assert (report.misses, report.read_hits, report.inserted) == (13, 13, 13)
+                assert await read(volume, ORIGIN_BYTES - 10, 100) == wanted[-10:]
+                assert await read(volume, ORIGIN_BYTES, 100) == b""
+
+    trio.run(look)
+
+
+def test_what_was_written_is_read_and_the_origin_gets_it_by_a_flush(
+    pool_path: Path, origin: Path
+) -> None:
+    wanted = bytearray(bytes_of(origin))
+
+    async def look() -> None:
+        with opened_pool(pool_path) as pool:
+            async with served_cache(pool) as volume:
+                for offset, length in ((0, 4096), (5000, 9000), (40_960, 81_920), (100_001, 3)):
+                    data = bytes([offset % 251 + 1]) * length
+                    assert await write(volume, offset, data) == length
+                    wanted[offset : offset + length] = data
+                assert await read(volume, 0, 200_000) == wanted[:200_000]
+                assert volume.count_dirty() == len({0, *range(1, 4), *range(10, 30), 24})
+                await volume.write_backs.flush()
+                assert volume.count_dirty() == 0
+                assert bytes_of(origin) == wanted
+                assert volume.statistics().oldest_dirty_ns == 0
+
+    trio.run(look)
+
+
+def test_a_remount_keeps_clean_and_dirty_blocks(pool_path: Path, origin: Path) -> None:
+    before = bytes_of(origin)
+
+    async def first() -> None:
+        with opened_pool(pool_path) as pool:
+            async with served_cache(pool) as volume:
+                await write(volume, 8192, b"new" * 1000)
+                await read(volume, 1 << 20, 4096)
+
+    async def second() -> None:
+        with opened_pool(pool_path) as pool:
+            async with served_cache(pool) as volume:
+                assert volume.count_dirty() == 1
+                assert await read(volume, 8192, 3000) == b"new" * 1000
+                assert await read(volume, 1 << 20, 4096) == before[1 << 20 : (1 << 20) + 4096]
+                assert volume.statistics().misses == 0
+                await volume.write_backs.flush()
+
+    trio.run(first)
+    assert bytes_of(origin) == before
+    trio.run(second)
+    assert bytes_of(origin)[8192 : 8192 + 3000] == b"new" * 1000
+
+
+@pytest.mark.parametrize("policy", [Policy.WRITE_THROUGH, Policy.WRITE_AROUND])
+def test_the_origin_has_a_write_when_it_was_answered(
+    pool_path: Path, origin: Path, policy: Policy
+) -> None:
+    wanted = bytearray(bytes_of(origin))
+
+    async def look() -> None:
+        with opened_pool(pool_path) as pool:
+            async with served_cache(pool) as volume:
+                await read(volume, 0, 8192)
+                await volume.change_settings(policy=policy)
+                for offset, length in ((0, 4096), (4608, 512), (9000, 700), (32_768, 65_536)):
+                    data = bytes([offset % 251 + 1]) * length
+                    assert await write(volume, offset, data) == length
+                    wanted[offset : offset + length] = data
+                    assert bytes_of(origin) == wanted
+                    assert await read(volume, offset, length) == data
+                await fsync(volume)
+                assert volume.count_dirty() == 0
+                assert await read(volume, 0, 200_000) == wanted[:200_000]
+
+    trio.run(look)
+
+
+def test_what_was_discarded_reads_as_zeroes_here_and_in_the_origin(
+    pool_path: Path, origin: Path
+) -> None:
+    wanted = bytearray(bytes_of(origin))
+
+    async def look() -> None:
+        with opened_pool(pool_path) as pool:
+            async with served_cache(pool) as volume:
+                await read(volume, 0, 65_536)
+                await write(volume, 16_384, b"x" * 16_384)
+                wanted[16_384:32_768] = b"x" * 16_384
+                for offset, length in ((4096, 4096), (10_000, 20_000), (1 << 20, 1 << 20)):
+                    await punch(volume, offset, length)
+                    wanted[offset : offset + length] = bytes(length)
+                    assert await read(volume, 0, 65_536) == wanted[:65_536]
+                await volume.write_backs.flush()
+                assert bytes_of(origin) == wanted
+                await punch(volume, 0, ORIGIN_BYTES)
+                assert await read(volume, 0, 65_536) == bytes(65_536)
+                assert bytes_of(origin) == bytes(ORIGIN_BYTES)
+
+    trio.run(look)
+
+
+def test_many_readers_of_one_block_cause_one_fetch(pool_path: Path) -> None:
+    async def look() -> None:
+        with opened_pool(pool_path) as pool:
+            async with served_cache(pool) as volume:
+                async with trio.open_nursery() as nursery:
+                    for _ in range(20):
+                        nursery.start_soon(read, volume, 12_288, 100)
+                report = volume.statistics()
+                assert (report.fetched, report.joined) == (1, 19)
+
+    trio.run(look)
+
+
+def test_a_cache_full_of_dirty_blocks_cleans_some_and_goes_on(shm: Path, tmp_path: Path) -> None:
+    origin = new_origin(tmp_path / "origin")
+    make_cache(shm / "pool", str(origin), max_dirty_percent=100)
+
+    async def look() -> None:
+        with opened_pool(shm / "pool") as pool:
+            async with served_cache(pool) as volume:
+                step = 65_536
+                for at in range(0, ORIGIN_BYTES, step):
+                    assert await write(volume, at, bytes([at // step % 255 + 1]) * step) == step
+                for at in range(0, ORIGIN_BYTES, step):
+                    assert await read(volume, at, step) == bytes([at // step % 255 + 1]) * step
+                assert volume.statistics().full_set_waits > 0
+                await volume.write_backs.flush()
+
+    trio.run(look)
+    data = bytes_of(origin)
+    assert all(data[at] == at // 65_536 % 255 + 1 for at in range(0, ORIGIN_BYTES, 4096))
