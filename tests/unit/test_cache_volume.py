@@ -20,6 +20,7 @@ from kit.caches import (
     write,
 )
 from pmemfs.media.cache import Policy
+from pmemfs.units import MIB
 
 
 def bytes_of(path: Path) -> bytes:
@@ -165,20 +166,21 @@ def test_many_readers_of_one_block_cause_one_fetch(pool_path: Path) -> None:
 
 
 def test_a_cache_full_of_dirty_blocks_cleans_some_and_goes_on(shm: Path, tmp_path: Path) -> None:
-    origin = new_origin(tmp_path / "origin")
+    size = 6 * MIB
+    origin = new_origin(tmp_path / "origin", size)
     make_cache(shm / "pool", str(origin), max_dirty_percent=100)
 
     async def look() -> None:
         with opened_pool(shm / "pool") as pool:
             async with served_cache(pool) as volume:
                 step = 65_536
-                for at in range(0, ORIGIN_BYTES, step):
+                for at in range(0, size, step):
                     assert await write(volume, at, bytes([at // step % 255 + 1]) * step) == step
-                for at in range(0, ORIGIN_BYTES, step):
+                for at in range(0, size, step):
                     assert await read(volume, at, step) == bytes([at // step % 255 + 1]) * step
                 assert volume.statistics().full_set_waits > 0
                 await volume.write_backs.flush()
 
     trio.run(look)
     data = bytes_of(origin)
-    assert all(data[at] == at // 65_536 % 255 + 1 for at in range(0, ORIGIN_BYTES, 4096))
+    assert all(data[at] == at // 65_536 % 255 + 1 for at in range(0, size, 4096))
