@@ -27,13 +27,24 @@ class OperationCounters(NamedTuple):
     latencies: tuple[int, ...]
 
 
+class CacheCounters(NamedTuple):
+    """What workers have done to a cache, in blocks."""
+
+    read_hits: int = 0
+    write_hits: int = 0
+    inserted: int = 0
+    evicted: int = 0
+    dirtied: int = 0
+
+
 class WorkerCounters(NamedTuple):
-    """The counters of one worker."""
+    """The counters of one worker. `cache` has zeroes in other modes."""
 
     number: int
     sleeps: int
     spins: int
     operations: dict[Operation, OperationCounters]
+    cache: CacheCounters
 
 
 def read_counters(shared: SharedMemory) -> list[WorkerCounters]:
@@ -49,7 +60,21 @@ def _worker(shared: SharedMemory, number: int) -> WorkerCounters:
         sleeps=shared.slot_word(number, "sleeps"),
         spins=shared.slot_word(number, "spins"),
         operations={operation: _operation(raw, operation) for operation in Operation},
+        cache=_cache(raw),
     )
+
+
+def read_cache_counters(shared: SharedMemory) -> CacheCounters:
+    """What all workers have done to a cache."""
+    starts = (shared.areas.slots + n * layouts.SLOT_BYTES for n in range(shared.worker_count))
+    workers = [_cache(shared.memory[start : start + layouts.SLOT_BYTES]) for start in starts]
+    return CacheCounters(*map(sum, zip(*workers, strict=True)))
+
+
+def _cache(slot: memoryview) -> CacheCounters:
+    raw = slot[layouts.CACHE_COUNTS_AT :][: layouts.CACHE_COUNTS.size_bytes]
+    counts = layouts.CACHE_COUNTS.unpack(raw)
+    return CacheCounters(*(getattr(counts, name) for name in CacheCounters._fields))
 
 
 def _operation(slot: memoryview, operation: Operation) -> OperationCounters:

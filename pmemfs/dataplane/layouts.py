@@ -1,7 +1,8 @@
 """What lies in the memory that the two planes share: one memfd, declared here and nowhere else.
 
     header | options of the mount | kept attributes | worker slots | faults | inodes | attributes
-    | presence | stretches | extent tables | open files | lookup counts | page structures
+    | presence | stretches | extent tables | open files | lookup counts | locks of sets
+    | groups of sets | page structures
 
 `structures.pxd`, for the native code, is generated from these lists and from `media/page.py`.
 Invariants: all numbers are little-endian and aligned to their size, so a number of up to eight
@@ -16,6 +17,7 @@ import zlib
 from functools import lru_cache
 from typing import NamedTuple
 
+from pmemfs.media.cache import GROUP_SHIFT
 from pmemfs.media.inode import SLOT_BYTES as INODE_SLOT_BYTES
 from pmemfs.media.layout import Layout, stored, structure
 from pmemfs.pfn import FRAME_BYTES, PAGE_STRUCTURE_BYTES
@@ -49,6 +51,14 @@ KEPT_INODES = 8
 """Attributes can be kept for inodes below this number: mode `block` has two inodes."""
 COUNT_BYTES = 8
 """The bytes of one inode's lookup count."""
+CACHE_LOCKS_SHIFT = 13
+"""Sets of a cache whose numbers are the same modulo 8192 share a lock."""
+CACHE_LOCK_BYTES = 8
+CONTROL_HOLDER = 1 << 32
+"""What the control plane writes into a lock that it takes; worker n writes 1 + n."""
+ONCE_AGE_FACTOR = 4
+"""A block that was used only once since it came goes from a cache as if it were so many times older
+than it is, so that a long scan does not drive out what is used again and again."""
 
 _WORD = (1 << 64) - 1
 
@@ -150,7 +160,18 @@ class Header:
     max_write: int = stored("<u8", "agreed on by INIT", unit="bytes")
     max_readahead: int = stored("<u8", "agreed on by INIT", unit="bytes")
     max_background: int = stored("<u8", "agreed on by INIT")
-    unused: int = stored("V40", "zero", default=bytes(40))
+    cache_set_count: int = stored("<u8", "sets of a cache; 0: another mode", unit="sets")
+    cache_locks_offset: int = stored("<u8", "of the locks of sets, here", unit="bytes")
+    cache_groups_offset: int = stored(
+        "<u8", "of a byte a group, here; 1: its sets may get dirty blocks", unit="bytes"
+    )
+    cache_tags_offset: int = stored("<u8", "of the tags in the pool", unit="bytes")
+    cache_blocks_offset: int = stored("<u8", "of the first place in the pool", unit="bytes")
+    cache_seed: int = stored("<u8", "mixed into the choice of sets and into check bits")
+    cache_block_shift: int = stored("<u8", "a block is 2^cache_block_shift bytes")
+    cache_writes: int = stored("<u8", "1: the data plane may answer writes to a cache")
+    cache_fsyncs: int = stored("<u8", "1: it may answer an fsync of a cache")
+    unused: int = stored("V32", "zero", default=bytes(32))
     write_epoch: int = stored("<u8", "the epoch of what is written now", default=1)
     persisted_epoch: int = stored("<u8", "all that was written in it or before is durable")
     lost_errno: int = stored("<u8", "of the first write-back that failed; 0: none")
@@ -206,6 +227,18 @@ class OperationCounts:
     failed: int = stored("<u8", "answered with an error")
     moved_bytes: int = stored("<u8", "read or written", unit="bytes")
     total_ns: int = stored("<u8", "time from taking requests to answering them", unit="ns")
+    unused: int = stored("V24", "zero", default=bytes(24))
+
+
+@structure
+class CacheCounts:
+    """What a worker has done to a cache, in blocks; behind all operations in its slot."""
+
+    read_hits: int = stored("<u8", "read where they lie", unit="blocks")
+    write_hits: int = stored("<u8", "written that were there", unit="blocks")
+    inserted: int = stored("<u8", "written that were not there", unit="blocks")
+    evicted: int = stored("<u8", "clean, gone to make room", unit="blocks")
+    dirtied: int = stored("<u8", "dirty now, and were clean or not there", unit="blocks")
     unused: int = stored("V24", "zero", default=bytes(24))
 
 
@@ -279,11 +312,12 @@ class FaultRecord:
     time_ns: int = stored("<u8", "when", unit="ns since 1970")
 
 
-HEADER = Layout(Header, 448)
+HEADER = Layout(Header, 512)
 MOUNT_WORDS = Layout(MountWords, MOUNT_WORDS_LIMIT)
 KEPT_ATTRIBUTES = Layout(KeptAttributes, 64)
 SLOT_HEAD = Layout(SlotHead, 64)
 OPERATION_COUNTS = Layout(OperationCounts, 64)
+CACHE_COUNTS = Layout(CacheCounts, 64)
 INODE_ENTRY = Layout(InodeEntry, 64)
 ATTRIBUTES_ENTRY = Layout(AttributesEntry, 128)
 TABLE_HEAD = Layout(TableHead, 32)
@@ -295,7 +329,8 @@ SIGNATURE = zlib.crc32(
     repr([
         [tuple(field) for field in layout.fields]
         for layout in (HEADER, MOUNT_WORDS, KEPT_ATTRIBUTES, SLOT_HEAD, OPERATION_COUNTS,
-                       INODE_ENTRY, ATTRIBUTES_ENTRY, TABLE_HEAD, EXTENT, FAULT_RECORD, OPEN_PLACE)
+                       CACHE_COUNTS, INODE_ENTRY, ATTRIBUTES_ENTRY, TABLE_HEAD, EXTENT,
+                       FAULT_RECORD, OPEN_PLACE)
     ]).encode()
 )  # fmt: skip
 """Tells this memory from that of a version which declares it otherwise."""
@@ -303,7 +338,8 @@ SIGNATURE = zlib.crc32(
 assert INODE_ENTRIES == INODE_WAYS << INODE_BUCKETS_SHIFT
 
 OPERATION_BYTES = OPERATION_COUNTS.size_bytes + LATENCY_BUCKETS * 8
-SLOT_BYTES = align_up(SLOT_HEAD.size_bytes + len(Operation) * OPERATION_BYTES, FRAME_BYTES)
+CACHE_COUNTS_AT = SLOT_HEAD.size_bytes + len(Operation) * OPERATION_BYTES
+SLOT_BYTES = align_up(CACHE_COUNTS_AT + CACHE_COUNTS.size_bytes, FRAME_BYTES)
 
 
 class Areas(NamedTuple):
@@ -320,13 +356,15 @@ class Areas(NamedTuple):
     tables: int
     opens: int
     counts: int
+    locks: int
+    groups: int
     memmap: int
     total: int
 
 
 def compute_areas(
     *, worker_count: int, pool_bytes: int, page_count: int, section_shift: int, has_files: bool,
-    memmap_here: bool,
+    memmap_here: bool, cache_set_count: int = 0,
 ) -> Areas:  # fmt: skip
     """The areas for a pool of at most these sizes. All except the first are sparse, so what is not
     used takes no memory."""
@@ -343,6 +381,8 @@ def compute_areas(
         EXTENT_ARENA_BYTES,
         OPEN_PLACE.size_bytes << OPEN_PLACES_SHIFT,
         inode_numbers(pool_bytes) * COUNT_BYTES if has_files else 0,
+        CACHE_LOCK_BYTES << CACHE_LOCKS_SHIFT if cache_set_count else 0,
+        -(-cache_set_count >> GROUP_SHIFT),
         page_count * PAGE_STRUCTURE_BYTES if memmap_here else 0,
     )
     offsets = []

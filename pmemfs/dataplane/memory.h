@@ -43,6 +43,15 @@
 #define pmemfs_swap(p, expected, v) __atomic_compare_exchange_n( \
     (p), (expected), (v), 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)
 #define pmemfs_full_fence() __atomic_thread_fence(__ATOMIC_SEQ_CST)
+/* After a swap or an add, before a load: on x86 these are full fences themselves. */
+#if defined(__x86_64__)
+#define pmemfs_fence_after_swap() __asm__ volatile("" ::: "memory")
+#else
+#define pmemfs_fence_after_swap() __atomic_thread_fence(__ATOMIC_SEQ_CST)
+#endif
+/* What was assigned before is in memory, where a way out of a guarded function finds it. */
+#define pmemfs_settle() __asm__ volatile("" ::: "memory")
+#define pmemfs_multiply_high(a, b) ((uint64_t)((unsigned __int128)(a) * (b) >> 64))
 #define pmemfs_prefetch(p) __builtin_prefetch((p), 1)
 #define pmemfs_parity(v) ((uint64_t)__builtin_parityll(v))
 

@@ -9,6 +9,7 @@ structures that rooms share.
     pages       page structures
     plane       the shared memory as the data plane reads it
     content     READ, WRITE and LSEEK
+    cache       the same in mode `cache`
     durability  FSYNC
     route       finds which of these answers a request, or who else has to
     transport   what both transports have in common, and the way to the control plane
@@ -22,6 +23,7 @@ include "words.pxi"
 include "pages.pxi"
 include "plane.pxi"
 include "content.pxi"
+include "cache.pxi"
 include "durability.pxi"
 include "route.pxi"
 include "transport.pxi"

@@ -25,6 +25,9 @@ cdef struct plane_t:
     inode_t *inodes
     attributes_t *attributes
     uint8_t *presence
+    # Of a cache: the locks of its sets, and a byte a group that says whether they may change.
+    uint64_t *cache_locks
+    uint8_t *cache_groups
     memmap_t memmap
     int fuse_fd
     # Where requests are handed over: to the control plane, for workers that have no socket of their

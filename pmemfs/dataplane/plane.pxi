@@ -38,6 +38,8 @@ cdef int attach(plane_t *plane, int shared_fd, int pool_fd, int map_flags) noexc
     plane.inodes = <inode_t *>(plane.shared + plane.header.inodes_offset)
     plane.attributes = <attributes_t *>(plane.shared + plane.header.attributes_offset)
     plane.presence = plane.shared + plane.header.presence_offset
+    plane.cache_locks = <uint64_t *>(plane.shared + plane.header.cache_locks_offset)
+    plane.cache_groups = plane.shared + plane.header.cache_groups_offset
     plane.pool_fd = pool_fd
     # The mapping reaches beyond the pool's end. A touch there faults until the pool has grown.
     plane.mapped_bytes = plane.header.reach_bytes

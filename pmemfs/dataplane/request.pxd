@@ -1,5 +1,6 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from pmemfs.dataplane.cache cimport batch_t
 from pmemfs.dataplane.pages cimport pages_t
 from pmemfs.dataplane.plane cimport plane_t, worker_t
 from pmemfs.dataplane.protocol cimport fuse_in_header
@@ -36,3 +37,6 @@ cdef struct request_t:
     uint64_t size_bytes
     pages_t held
     bint is_write
+    # Of a cache: something was in the way, so that the control plane has to answer.
+    bint must_forward
+    batch_t batch

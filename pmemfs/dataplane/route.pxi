@@ -1,8 +1,8 @@
 """Decides which requests the data plane answers, whatever the transport.
 
 The rule: the data plane answers only if the published tables prove the answer. These are READ and
-WRITE inside extents, holes as zeroes, LSEEK, FSYNC, and GETATTR. It forwards everything else that
-the control plane answers. Invariants:
+WRITE inside extents, holes as zeroes, LSEEK, FSYNC, and GETATTR; in mode `cache` the tags in the
+pool prove it. It forwards everything else that the control plane answers. Invariants:
 - a request comes from the kernel or from a crafted peer, so every length is checked before it is
   used;
 - a touch that faults costs only this request: EIO, or ENOSPC if a hole found no memory.
@@ -11,7 +11,7 @@ the control plane answers. Invariants:
 from libc.errno cimport ENOSYS
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from pmemfs.dataplane.memory cimport prefetch, run_guarded
+from pmemfs.dataplane.memory cimport load, prefetch, run_guarded
 from pmemfs.dataplane.plane cimport piece_t, worker_t
 from pmemfs.dataplane.protocol cimport *
 from pmemfs.dataplane.request cimport *
@@ -40,12 +40,15 @@ cdef verdict_t judge(worker_t *worker, request_t *request) noexcept nogil:
     request.moved_bytes = 0
     request.held.count = 0
     request.is_write = False
+    request.must_forward = False
     request.live = NULL
     if (opcode == FUSE_READ or opcode == FUSE_WRITE or opcode == FUSE_LSEEK
             or opcode == FUSE_FSYNC):
         begin_section(worker.slot)
         find_file(worker, request)
-        if opcode == FUSE_FSYNC:
+        if worker.plane.header.cache_set_count:
+            verdict = serve_cached(worker, request)
+        elif opcode == FUSE_FSYNC:
             verdict = serve_fsync(worker, request)
         elif request.live != NULL and not run_guarded(read_size, request):
             verdict = fail_fault(worker, request)
@@ -59,6 +62,9 @@ cdef verdict_t judge(worker_t *worker, request_t *request) noexcept nogil:
         if request.pointed == NULL:
             end_section(worker.slot)
         return verdict
+    if opcode == FUSE_SYNCFS and worker.plane.header.cache_set_count:
+        return (serve_sync(worker, request) if load(&worker.plane.header.cache_fsyncs)
+                else FORWARD)
     if opcode == FUSE_SYNCFS:
         # Of several files, no table says whose live lines are not durable yet.
         return FORWARD if worker.plane.header.has_files else serve_sync(worker, request)
@@ -88,7 +94,9 @@ cdef void expect(worker_t *worker, const fuse_in_header *head,
     begin_section(worker.slot)
     entry = find_inode(worker.plane, head.nodeid)
     table = table_of(worker.plane, entry) if entry != NULL else NULL
-    if table != NULL and offset < table.limit_bytes:
+    if table != NULL and offset < table.limit_bytes and worker.plane.header.cache_set_count:
+        expect_cached(worker.plane, offset)
+    elif table != NULL and offset < table.limit_bytes:
         piece = piece_at(table, offset, 1)
         if not piece.is_hole:
             prefetch(worker.plane.pool + piece.pool_offset)

@@ -62,7 +62,16 @@ cdef struct header_t:
     uint64_t max_write
     uint64_t max_readahead
     uint64_t max_background
-    uint8_t unused[40]
+    uint64_t cache_set_count
+    uint64_t cache_locks_offset
+    uint64_t cache_groups_offset
+    uint64_t cache_tags_offset
+    uint64_t cache_blocks_offset
+    uint64_t cache_seed
+    uint64_t cache_block_shift
+    uint64_t cache_writes
+    uint64_t cache_fsyncs
+    uint8_t unused[32]
     uint64_t write_epoch
     uint64_t persisted_epoch
     uint64_t lost_errno
@@ -90,6 +99,15 @@ cdef struct counts_t:
     uint64_t failed
     uint64_t moved_bytes
     uint64_t total_ns
+    uint8_t unused[24]
+
+
+cdef struct cache_counts_t:
+    uint64_t read_hits
+    uint64_t write_hits
+    uint64_t inserted
+    uint64_t evicted
+    uint64_t dirtied
     uint8_t unused[24]
 
 
@@ -155,6 +173,9 @@ cdef enum:
     SECTION_LIVE = 1
     SECTION_DROPPING = 2
     SECTION_GOING = 3
+    TAG_CLEAN = 1
+    TAG_DIRTY = 2
+    TAG_ZERO = 3
     DURABILITY_VOLATILE = 0
     DURABILITY_CACHE_LINES = 1
     DURABILITY_MSYNC = 2
@@ -169,11 +190,29 @@ cdef enum:
     ATTRIBUTES_SHIFT = 0xa
     OPERATION_BYTES = 0x400
     SLOT_BYTES = 0x2000
+    CACHE_COUNTS_AT = 0x1840
+    CACHE_LOCKS_SHIFT = 0xd
+    ONCE_AGE_FACTOR = 4
+    CACHE_WAYS = 0x10
+    CACHE_SET_BYTES = 0x80
+    CACHE_GROUP_SHIFT = 9
+    CACHE_REGION_SHIFT = 9
+    CACHE_SEQUENCES = 0x20
+    TAG_STATE_SHIFT = 0
+    TAG_SEQUENCE_SHIFT = 3
+    TAG_BLOCK_SHIFT = 8
+    TAG_CHECK_SHIFT = 0x30
 
 cdef extern from *:
     """
     #define PMEMFS_INODE_HASH 0x9e3779b97f4a7c15ULL
     #define PMEMFS_LIVE_SIZE_FACTOR 0x9e3779b97f4a7c15ULL
+    #define PMEMFS_TAG_MIX 0x9e3779b97f4a7c15ULL
+    #define PMEMFS_TAG_MIX_PLACE 0xc2b2ae3d27d4eb4fULL
+    #define PMEMFS_CONTROL_HOLDER 0x100000000ULL
     """
     const uint64_t INODE_HASH "PMEMFS_INODE_HASH"
     const uint64_t LIVE_SIZE_FACTOR "PMEMFS_LIVE_SIZE_FACTOR"
+    const uint64_t TAG_MIX "PMEMFS_TAG_MIX"
+    const uint64_t TAG_MIX_PLACE "PMEMFS_TAG_MIX_PLACE"
+    const uint64_t CONTROL_HOLDER "PMEMFS_CONTROL_HOLDER"

@@ -31,6 +31,11 @@ reader may see.
   become whole since the control plane looked.
 - **Epochs.** `write_epoch` rises by one with each attempt of either plane to make things durable;
   `persisted_epoch` never falls. `lost_errno` is set only once.
+- **Caches.** Mode `cache` publishes its one inode with a table without extents, which says the
+  size; the blocks are found by their tags in the pool (`cache.pxi`). The words of the header that
+  say where are stored before that table. A set's tags change only under its lock, by either plane.
+  The control plane makes `cache_writes` or the byte of a group 0 and waits for a grace period: then
+  no worker makes a block dirty there.
 - **Pauses.** The control plane may set the word `paused` of each slot. A worker looks at it right
   after it has begun a section. If the word is set, the worker ends the section and waits. So after
   a grace period no worker reads anything of the tables or of page structures, and these may move:
@@ -66,6 +71,7 @@ from pmemfs.dataplane.layouts import (
 from pmemfs.dataplane.native import load_word, odd_words, store_word, write_seqlocked
 from pmemfs.dataplane.sparse import data_ranges
 from pmemfs.errors import ForeignSharedMemory
+from pmemfs.media.cache import GROUP_SHIFT, SET_BYTES
 from pmemfs.media.inode import SIZE_LIMIT_BYTES
 from pmemfs.media.layout import replace
 from pmemfs.media.live import LIVE_LINE
@@ -158,6 +164,7 @@ class SharedMemory:
         """How large the pool may become while this memory lasts: all areas have room for that."""
         self._pool_bytes = header.pool_bytes
         self._read_only = read_only
+        self._group_count = -(-header.cache_set_count >> GROUP_SHIFT)
         self._entries: dict[int, int] = {}
         self._free_entries: list[list[int]] = [[] for _ in range(1 << layouts.INODE_BUCKETS_SHIFT)]
         self._retired: deque[_Retired] = deque()
@@ -174,13 +181,15 @@ class SharedMemory:
         memmap_place: MemmapPlace,
         worker_count: int,
         has_files: bool = False,
+        cache_set_count: int = 0,
     ) -> Self:
         """Fresh memory for a new mount.
 
         `geometry` and `memmap_offset_bytes` describe the pool's page structures, if `memmap_place`
         says that there are any. `generation` is that of this mount.
 
-        With `has_files`, in mode `fs`, workers answer an fsync only of a published inode.
+        With `has_files`, in mode `fs`, workers answer an fsync only of a published inode. With
+        `cache_set_count` there is room for what the planes share of a cache with so many sets.
         """
         has_pages = memmap_place is not MemmapPlace.NOWHERE
         header = Header(
@@ -199,6 +208,7 @@ class SharedMemory:
             has_files=int(has_files),
             reach_bytes=medium.reach_bytes,
             inode_numbers=layouts.inode_numbers(medium.reach_bytes) if has_files else 0,
+            cache_set_count=cache_set_count,
         )
         areas = areas_of(header)
         is_in_pool = memmap_place is MemmapPlace.POOL
@@ -212,6 +222,8 @@ class SharedMemory:
             sections_offset=areas.sections,
             opens_offset=areas.opens,
             counts_offset=areas.counts,
+            cache_locks_offset=areas.locks,
+            cache_groups_offset=areas.groups,
             memmap_offset=memmap_offset_bytes if is_in_pool else areas.memmap,
         )
         fd = os.memfd_create(NAME, os.MFD_CLOEXEC)
@@ -280,6 +292,16 @@ class SharedMemory:
     def opens(self) -> memoryview:
         """The memory of open files and directories; see `OpenPlaces`."""
         return self.memory[self.areas.opens : self.areas.counts]
+
+    @property
+    def cache_locks(self) -> memoryview:
+        """The locks of the sets of a cache; see `CacheLocks`."""
+        return self.memory[self.areas.locks : self.areas.groups]
+
+    @property
+    def cache_groups(self) -> memoryview:
+        """A byte for each group of sets of a cache: 1 if workers may put dirty blocks there."""
+        return self.memory[self.areas.groups : self.areas.groups + self._group_count]
 
     @property
     def lookup_counts(self) -> LookupCounts:
@@ -620,6 +642,7 @@ def _check_header(header: Header, size_bytes: int) -> None:
         "worker_count": header.worker_count <= size_bytes // layouts.SLOT_BYTES,
         "pool_bytes": header.pool_bytes <= header.reach_bytes,
         "inode_numbers": header.inode_numbers == numbers,
+        "cache_set_count": header.cache_set_count <= header.reach_bytes // SET_BYTES,
     }
     wrong = next((name for name, is_possible in possible.items() if not is_possible), None)
     if wrong:
@@ -637,6 +660,7 @@ def areas_of(header: Header) -> layouts.Areas:
         section_shift=header.section_shift,
         has_files=bool(header.has_files),
         memmap_here=place is MemmapPlace.SHARED,
+        cache_set_count=header.cache_set_count,
     )
 
 

@@ -17,7 +17,9 @@ _PLACES = {
 }
 
 
-def share_pool(pool: Pool, *, worker_count: int, has_files: bool = False) -> SharedMemory:
+def share_pool(
+    pool: Pool, *, worker_count: int, has_files: bool = False, cache_set_count: int = 0
+) -> SharedMemory:
     """New shared memory for a mount of a pool; see `SharedMemory`."""
     return SharedMemory.create(
         pool.medium,
@@ -27,6 +29,7 @@ def share_pool(pool: Pool, *, worker_count: int, has_files: bool = False) -> Sha
         memmap_place=_PLACES[effective_scheme(pool)],
         worker_count=worker_count,
         has_files=has_files,
+        cache_set_count=cache_set_count,
     )
 
 
