@@ -59,12 +59,13 @@ MOST_POOLS = 16
 MOST_PAGES = 1 << 24
 
 _STEP_PAGES = 32_768
-"""References are taken and dropped so many at a time: that is about a millisecond."""
+"""References are taken and dropped so many at a time: that is about a millisecond, and several where
+the memory of the structures is new."""
 _RUN_PAGES = 16
 """A run takes as long as so many pages, however short it is."""
 _PIECES_AT_ONCE = 4096
 _FILES_AT_ONCE = 128
-_FILL_BYTES = 16 * MIB
+_FILL_BYTES = 4 * MIB
 _RESERVE_AT_ONCE_BYTES = 2 * MIB
 _RESERVE_BYTES = GIB
 _TRIES = 100

@@ -65,6 +65,36 @@ def test_others_are_served_while_a_large_pin_is_made_and_while_it_ends(fs: Pinna
     run(fs, test)
 
 
+def test_others_are_served_while_holes_are_filled_for_a_pin(
+    fs: Pinnable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allocate, filled = fs.fs.allocate, []
+
+    async def test() -> None:
+        number = fs.make("file")
+        fs.fs.set_attributes(number, size_bytes=12 * MIB)
+        async with trio.open_nursery() as nursery:
+            turns = Turns(nursery)
+
+            def noted(number: int, offset: int, length: int, *, keep_size: bool) -> None:
+                filled.append((length, turns.count))
+                allocate(number, offset, length, keep_size=keep_size)
+
+            monkeypatch.setattr(fs.fs, "allocate", noted)
+            await trio.lowlevel.checkpoint()
+            _, fd = await fs.pin(whole(number), is_writable=True)
+            end(fd)
+            nursery.cancel_scope.cancel()
+
+    run(fs, test)
+    lengths, counts = zip(*filled, strict=True)
+    assert sum(lengths) == 12 * MIB
+    # To store zeroes takes up to 10 ms a MiB where the memory is new.
+    assert max(lengths) <= 4 * MIB
+    # Of tasks that can all run, each has one turn a round, in any order.
+    assert counts[-1] - counts[0] >= len(counts) - 2
+
+
 @pytest.mark.parametrize("how", ["truncate", "unlink and write", "collapse"])
 def test_a_pin_whose_file_changes_while_it_is_made_begins_anew(fs: Pinnable, how: str) -> None:
     async def test() -> None:
