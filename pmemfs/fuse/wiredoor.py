@@ -40,7 +40,7 @@ from pmemfs.fuse.handshake import Terms, agree
 from pmemfs.fuse.wire import Opcode
 from pmemfs.media.log import NAME_MAX_BYTES
 from pmemfs.pfn import FRAME_BYTES
-from pmemfs.volume.base import Later
+from pmemfs.volume.base import Later, Room
 
 Answer = bytes | memoryview | None
 """What follows the header of a reply; None if the kernel waits for no reply."""
@@ -162,13 +162,8 @@ class WireDoor:
             self._shared.agree(agreed)
         return answer
 
-    def _statfs(self, request: Request) -> Answer:
-        room = self._handlers.attributes.room()
-        # There is no limit to the number of free files, which is told as 0.
-        return wire.STATFS_OUT.pack(
-            room.total_frames, room.free_frames, room.free_frames - room.reserved_frames,
-            room.file_count, 0, FRAME_BYTES, NAME_MAX_BYTES, FRAME_BYTES,
-        )  # fmt: skip
+    def _statfs(self, request: Request) -> Later[Answer]:
+        return later(self._handlers.attributes.room(), _room_out)
 
     # Names
 
@@ -357,6 +352,14 @@ class WireDoor:
 def _nothing(request: Request) -> Answer:
     """Answer an operation that has nothing to do."""
     return b""
+
+
+def _room_out(room: Room) -> Answer:
+    # There is no limit to the number of free files, which is told as 0.
+    return wire.STATFS_OUT.pack(
+        room.total_frames, room.free_frames, room.free_frames - room.reserved_frames,
+        room.file_count, 0, FRAME_BYTES, NAME_MAX_BYTES, FRAME_BYTES,
+    )  # fmt: skip
 
 
 def _empty(_: None) -> Answer:

@@ -21,6 +21,7 @@ from pmemfs.observe.pool import pool_info
 from pmemfs.observe.stat import Sample, own_counts, worker_sample
 from pmemfs.pins.registry import Pins
 from pmemfs.pool import Pool
+from pmemfs.volume.base import looked_at
 from pmemfs.volume.fs.space import Space
 
 
@@ -61,7 +62,7 @@ class MountObserver:
             fault_count=self._engine.fault_count,
             uptime_seconds=round(time.monotonic() - self._started, 3),
             io=self._engine.statistics(),
-            space=self._space(),
+            space=await self._space(),
             pool=pool_info(self._pool, self._medium),
             is_detached=self._is_detached(),
             log=log_place(),
@@ -84,10 +85,13 @@ class MountObserver:
             resting_bytes=sum(pin.page_count for pin in self._pins.resting) * page_bytes,
         )
 
-    def _space(self) -> Space | None:
+    async def _space(self) -> Space | None:
         """Where the frames are; None in mode `block`, and if the bitmaps can't be read."""
         try:
-            return self._fs.space() if self._fs else None
+            if self._fs is None:
+                return None
+            await looked_at(self._fs)
+            return self._fs.space()
         except MemoryFault:
             return None
 

@@ -46,7 +46,7 @@ from pmemfs.pfn import PAGE_SHIFT
 from pmemfs.pins.pin import Client, HeldRun, Pin, PinnedFile, WantedRange
 from pmemfs.pins.words import MOUNT_ENDED, PinWord, Words
 from pmemfs.units import GIB, MIB
-from pmemfs.volume.base import Piece, Volume
+from pmemfs.volume.base import Piece, Volume, looked_at
 from pmemfs.volume.pinned import Held
 
 REST_SECONDS = 30
@@ -59,7 +59,7 @@ MOST_POOLS = 16
 MOST_PAGES = 1 << 24
 
 _STEP_PAGES = 32_768
-"""References are taken and dropped so many at a time: that is about a millisecond, and several where
+"""References are taken and dropped so many at a time: that is about a millisecond, and some more if
 the memory of the structures is new."""
 _RUN_PAGES = 16
 """A run takes as long as so many pages, however short it is."""
@@ -308,6 +308,7 @@ class Pins:
         """
         holes_bytes = sum(length for _, pool_bytes, length in pieces if pool_bytes < 0)
         if holes_bytes:
+            await looked_at(self._volume)
             self._check_room(holes_bytes >> PAGE_SHIFT)
         has_holes = False
         for offset, pool_bytes, length in pieces:

@@ -305,7 +305,11 @@ class Volume(Protocol):
 
     @abstractmethod
     def room(self) -> Room:
-        """How much room there is."""
+        """How much room there is. It takes long unless `look_on` has nothing more to do."""
+
+    def look_on(self) -> bool:
+        """Look at some of what `room` has to know; whether there is more."""
+        return False
 
     def read_on(self, number: int) -> bool:
         """Read on in an inode that takes long to read; whether there is more."""
@@ -349,3 +353,15 @@ class Volume(Protocol):
     def end(self) -> None:
         """Called when nothing is served any more, before the pool is marked clean."""
         return
+
+
+async def looked_at(volume: Volume) -> None:
+    """Look at all that `Volume.room` has to know, with other tasks in between.
+
+    A volume of terabytes has ten thousands of bitmaps.
+    """
+    # Who makes a pool needs no trio, which takes long to load.
+    import trio
+
+    while volume.look_on():
+        await trio.lowlevel.checkpoint()

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
 from kit.pinning import Pinnable, end, frames, pinnable, run, settled, whole
+from pmemfs.fuse.handlers.attributes import AttributeHandlers
 from pmemfs.media.inode import ROOT
 from pmemfs.media.label import Scheme
 from pmemfs.pfn import FRAME_BYTES
 from pmemfs.pins import registry
 from pmemfs.pins.pin import WantedRange
-from pmemfs.units import MIB
+from pmemfs.units import GIB, MIB
 from pmemfs.volume.block import INODE
 
 PAGES = 512
@@ -93,6 +95,32 @@ def test_others_are_served_while_holes_are_filled_for_a_pin(
     assert max(lengths) <= 4 * MIB
     # Of tasks that can all run, each has one turn a round, in any order.
     assert counts[-1] - counts[0] >= len(counts) - 2
+
+
+@pytest.mark.parametrize("who", ["statfs", "pin"])
+def test_others_are_served_while_the_bitmaps_of_a_large_pool_are_read(shm: Path, who: str) -> None:
+    no_files: Any = None
+
+    async def test() -> None:
+        number = fs.make("file")
+        fs.fs.set_attributes(number, size_bytes=MIB)
+        async with trio.open_nursery() as nursery:
+            turns = Turns(nursery)
+            await trio.lowlevel.checkpoint()
+            before = turns.count
+            if who == "pin":
+                _, fd = await fs.pin(whole(number), is_writable=True)
+                end(fd)
+            else:
+                answer = AttributeHandlers(fs.fs, no_files, None).room()
+                assert isinstance(answer, Coroutine)
+                room = await answer
+                assert room == fs.fs.room()
+            assert turns.count - before >= fs.fs.geometry.group_count // 32 - 1
+            nursery.cancel_scope.cancel()
+
+    with pinnable("fs", "native", shm / "pool", size_bytes=64 * GIB) as fs:
+        run(fs, test)
 
 
 @pytest.mark.parametrize("how", ["truncate", "unlink and write", "collapse"])

@@ -10,7 +10,7 @@ from pmemfs.fuse.handlers.notifications import after_failing
 from pmemfs.fuse.handlers.openfiles import OpenFiles
 from pmemfs.fuse.handlers.privileges import Caller, mode_without, take_privileges
 from pmemfs.fuse.published import PublishedAttributes
-from pmemfs.volume.base import Attributes, Later, Room, Volume
+from pmemfs.volume.base import Attributes, Later, Room, Volume, looked_at
 
 _TIME_LIMIT = (1 << 63) - 1
 
@@ -82,8 +82,12 @@ class AttributeHandlers:
             self._files.note_change(ino)
         return fs.attributes(ino)
 
-    def room(self) -> Room:
+    def room(self) -> Later[Room]:
         """How much room the volume has: statfs(2)."""
+        return self._room_later() if self._volume.look_on() else self._volume.room()
+
+    async def _room_later(self) -> Room:
+        await looked_at(self._volume)
         return self._volume.room()
 
 

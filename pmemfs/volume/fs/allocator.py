@@ -48,6 +48,8 @@ _LEAST_RESERVE_FRAMES = 8
 LARGE_FRAMES = 64
 """A demand of at least this size gets chunks of its own, even if it comes in pieces."""
 _TRIES = 16
+_GROUPS_AT_ONCE = 32
+"""To read the bitmaps of so many takes some ms."""
 
 
 class Group:
@@ -99,7 +101,7 @@ class Allocator:
         self._medium = medium
         self._groups: dict[int, Group] = {}
         self._small_group = self._large_group = 0
-        self.known_free = self.log_frames = 0
+        self.known_free = self.log_frames = self._next_unread = 0
         self._holds: dict[int, list[tuple[int, int]]] = {}
         """The chunks that each inode holds, as the group and the chunk in it."""
         self.given_out: list[Run] | None = None
@@ -208,6 +210,17 @@ class Allocator:
         """All free frames. Reads every bitmap that was not read before."""
         self._learn_all()
         return self.known_free
+
+    def look_on(self) -> bool:
+        """Read some bitmaps that were not read before; whether there are more."""
+        count = self.geometry.group_count
+        if len(self._groups) == count:
+            return False
+        end = min(self._next_unread + _GROUPS_AT_ONCE, count)
+        for number in range(self._next_unread, end):
+            self.group(number)
+        self._next_unread = end % count
+        return True
 
     def free_up_to(self, enough: int) -> int:
         """How many frames are free, or at least `enough`. Reads no more bitmaps than it needs."""

@@ -175,6 +175,10 @@ class FileSystem:
         reserved = min(self.allocator.reserve, free_frames)
         return Room(self.geometry.frame_count, free_frames, reserved)
 
+    def look_on(self) -> bool:
+        """Read some bitmaps that were not read before; whether there are more."""
+        return self.allocator.look_on()
+
     def space(self) -> Space:
         """Where the frames are. Looks at all that is in memory, and at all bitmaps."""
         room = self.room()
