@@ -55,7 +55,7 @@ cdef enum:
 cdef uint64_t REGION_MASK = ((<uint64_t>1) << CACHE_REGION_SHIFT) - 1
 cdef uint64_t LOCKS_MASK = ((<uint64_t>1) << CACHE_LOCKS_SHIFT) - 1
 cdef uint64_t LOW_MASK = ((<uint64_t>1) << TAG_CHECK_SHIFT) - 1
-cdef uint64_t UNUSED_AGE = ~<uint64_t>0
+cdef uint64_t NEVER = ~<uint64_t>0
 
 
 # Where blocks and tags lie
@@ -293,6 +293,8 @@ cdef bint read_run(request_t *request, const cached_t *blocks, int count, uint64
     if not are_unchanged(plane, blocks, count):
         drop_pages(request.worker, request)
         return False
+    if in_block >> FRAME_SHIFT:
+        note_use(request, &blocks[0])
     if request.may_point and length == request.answer_bytes:
         # The reply points into the pool. Pages stay held and the section open until `release`.
         request.pointed = plane.pool + piece.pool_offset
@@ -300,6 +302,15 @@ cdef bint read_run(request_t *request, const cached_t *blocks, int count, uint64
     memcpy(into, plane.pool + piece.pool_offset, length)
     drop_pages(request.worker, request)
     return True
+
+
+cdef inline void note_use(request_t *request, const cached_t *block) noexcept nogil:
+    """The end of a block is read. For evictions its first page speaks, so that notes it, too."""
+    cdef plane_t *plane = request.worker.plane
+    cdef uint64_t position = page_of_place(plane, block.set_number, block.way)
+    if is_initialised(&plane.memmap, position):
+        account_page(&pages_of(&plane.memmap)[position], ACCESS_READ, 0, 0,
+                     request.worker.now_ns, request.held.epoch)
 
 
 cdef inline bint are_unchanged(plane_t *plane, const cached_t *blocks, int count) noexcept nogil:
@@ -733,41 +744,48 @@ cdef bint take_lock(uint64_t *lock, uint64_t holder) noexcept nogil:
 
 
 cdef int choose_way(worker_t *worker, uint64_t set_number, uint64_t *words, bint is_new,
-                      int hint) noexcept nogil:
+                    int hint) noexcept nogil:
     """A way of a locked set whose place a block may get; -1: there is none. `hint` is tried first.
 
-    A block that is not there yet must leave another place free, so it may drive out a clean one.
+    A block that is not there yet must leave another way free, so it may drive out a clean one.
     """
-    cdef plane_t *plane = worker.plane
-    cdef int found = free_place(plane, set_number, words, hint, -1)
-    cdef int spare
-    if found >= 0 and (not is_new or free_place(plane, set_number, words, -1, found) >= 0):
+    cdef int found = free_place(worker.plane, set_number, words, hint)
+    cdef int victim
+    if found >= 0 and (not is_new or free_ways(words) > 1):
         return found
-    spare = evict(worker, set_number, words)
-    if spare < 0 or (found < 0 and not is_new):
-        return spare
-    if found < 0:
-        found = evict(worker, set_number, words)
-    return found
+    victim = evict(worker, set_number, words)
+    if found >= 0:
+        return found if victim >= 0 else -1
+    if is_new and victim >= 0 and free_ways(words) < 2 and evict(worker, set_number, words) < 0:
+        return -1
+    return victim
 
 
-cdef int free_place(plane_t *plane, uint64_t set_number, const uint64_t *words, int hint,
-                    int other_than) noexcept nogil:
+cdef inline int free_ways(const uint64_t *words) noexcept nogil:
+    """How many ways have no block, whether their places are held or not."""
+    cdef int count = 0
+    cdef int way
+    for way in range(CACHE_WAYS):
+        count += not words[way]
+    return count
+
+
+cdef int free_place(plane_t *plane, uint64_t set_number, const uint64_t *words,
+                    int hint) noexcept nogil:
     """A way whose place is free and can be touched; -1 if there is none."""
     cdef int way
     if hint >= 0 and is_free(plane, set_number, words, hint):
         return hint
     for way in range(CACHE_WAYS):
-        if way != other_than and way != hint and is_free(plane, set_number, words, way):
+        if way != hint and is_free(plane, set_number, words, way):
             return way
     return -1
 
 
 cdef inline bint is_free(plane_t *plane, uint64_t set_number, const uint64_t *words,
                          int way) noexcept nogil:
-    cdef uint64_t age
     return (not words[way] and is_place_whole(plane, set_number, way)
-            and look_at(plane, set_number, way, 0, &age))
+            and not is_held(plane, set_number, way))
 
 
 cdef inline bint is_place_whole(plane_t *plane, uint64_t set_number, int way) noexcept nogil:
@@ -777,59 +795,63 @@ cdef inline bint is_place_whole(plane_t *plane, uint64_t set_number, int way) no
 cdef int evict(worker_t *worker, uint64_t set_number, uint64_t *words) noexcept nogil:
     """Free the place of a clean block of a locked set; its way, or -1 if there is none."""
     cdef plane_t *plane = worker.plane
-    cdef uint64_t age
+    cdef uint32_t ways = 0
     cdef int way
-    while True:
-        way = choose_victim(plane, set_number, words, worker.now_ns)
-        if way < 0:
-            return -1
+    for way in range(CACHE_WAYS):
+        if state_of(words[way]) == TAG_CLEAN and is_place_whole(plane, set_number, way):
+            ways |= <uint32_t>1 << way
+    while ways:
+        way = choose_victim(plane, set_number, ways)
+        ways &= ~(<uint32_t>1 << way)
+        if is_held(plane, set_number, way):
+            continue
         clear_tag(plane, set_number, way)
         words[way] = 0
         count_blocks(&counts_of_cache(worker).evicted, 1)
         # A reader may have come before the tag was cleared. Then the place is free once that reader
         # is done.
-        if look_at(plane, set_number, way, 0, &age):
+        if not is_held(plane, set_number, way):
             return way
+    return -1
 
 
-cdef int choose_victim(plane_t *plane, uint64_t set_number, const uint64_t *words,
-                       uint64_t now_ns) noexcept nogil:
-    """The clean block of a set that goes first, as `volume/cache/eviction` chooses; -1: none."""
-    cdef uint64_t age
-    cdef uint64_t greatest = 0
+cdef int choose_victim(plane_t *plane, uint64_t set_number, uint32_t ways) noexcept nogil:
+    """Which of some ways goes first; as `volume/cache/eviction` chooses."""
+    cdef page_t *page
+    cdef uint64_t position, accessed
+    cdef uint64_t oldest = NEVER
+    cdef uint64_t oldest_once = NEVER
     cdef int found = -1
+    cdef int found_once = -1
+    cdef int once = 0
     cdef int way
     for way in range(CACHE_WAYS):
-        if (state_of(words[way]) == TAG_CLEAN and is_place_whole(plane, set_number, way)
-                and look_at(plane, set_number, way, now_ns, &age)
-                and (found < 0 or age > greatest)):
-            greatest, found = age, way
-    return found
+        if not ways >> way & 1:
+            continue
+        position = page_of_place(plane, set_number, way)
+        if not is_initialised(&plane.memmap, position):
+            return way
+        page = &pages_of(&plane.memmap)[position]
+        accessed = peek(&page.last_access_ns)
+        if accessed < oldest:
+            oldest, found = accessed, way
+        if (<uint64_t>memory.peek_32(&page.reads) + memory.peek_32(&page.writes)
+                < CACHE_FEW_ACCESSES):
+            once += 1
+            if accessed < oldest_once:
+                oldest_once, found_once = accessed, way
+    return found_once if once >= CACHE_ONCE else found
 
 
-cdef bint look_at(plane_t *plane, uint64_t set_number, int way, uint64_t now_ns,
-                  uint64_t *age) noexcept nogil:
-    """How old a place's block is for an eviction; False if one of its pages is held."""
+cdef bint is_held(plane_t *plane, uint64_t set_number, int way) noexcept nogil:
+    """Whether a page of a place has references."""
     cdef uint64_t first = page_of_place(plane, set_number, way)
     cdef uint64_t position
-    cdef uint64_t accessed = 0
-    cdef uint64_t uses = 0
-    cdef page_t *page
-    age[0] = UNUSED_AGE
     for position in range(first, first + (block_bytes(plane.header) >> FRAME_SHIFT)):
-        if not is_initialised(&plane.memmap, position):
-            continue
-        page = &pages_of(&plane.memmap)[position]
-        if memory.peek_32(&page.refcount):
-            return False
-        accessed = max(accessed, peek(&page.last_access_ns))
-        uses = max(uses, <uint64_t>memory.peek_32(&page.reads) + memory.peek_32(&page.writes))
-        age[0] = 0
-    if not age[0]:
-        age[0] = now_ns - accessed if now_ns > accessed else 0
-        if uses <= 1:
-            age[0] *= ONCE_AGE_FACTOR
-    return True
+        if (is_initialised(&plane.memmap, position)
+                and memory.peek_32(&pages_of(&plane.memmap)[position].refcount)):
+            return True
+    return False
 
 
 cdef inline uint64_t page_of_place(plane_t *plane, uint64_t set_number, int way) noexcept nogil:

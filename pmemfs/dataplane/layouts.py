@@ -56,9 +56,6 @@ CACHE_LOCKS_SHIFT = 13
 CACHE_LOCK_BYTES = 8
 CONTROL_HOLDER = 1 << 32
 """What the control plane writes into a lock that it takes; worker n writes 1 + n."""
-ONCE_AGE_FACTOR = 4
-"""A block that was used only once since it came goes from a cache as if it were so many times older
-than it is, so that a long scan does not drive out what is used again and again."""
 
 _WORD = (1 << 64) - 1
 

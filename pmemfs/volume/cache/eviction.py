@@ -25,7 +25,7 @@ from pmemfs.media.cache import Ground
 from pmemfs.memmap.base import Memmap, Usage
 
 ONCE = 5
-_FEW_ACCESSES = 2
+FEW_ACCESSES = 2
 
 
 def victim(ways: Sequence[int], pages: Sequence[Usage | None]) -> int | None:
@@ -37,7 +37,7 @@ def victim(ways: Sequence[int], pages: Sequence[Usage | None]) -> int | None:
             return way
         entry = page.last_access_ns, way
         waiting.append(entry)
-        if page.reads + page.writes < _FEW_ACCESSES:
+        if page.reads + page.writes < FEW_ACCESSES:
             once.append(entry)
     chosen = once if len(once) >= ONCE else waiting
     return min(chosen)[1] if chosen else None
