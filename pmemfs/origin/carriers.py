@@ -19,6 +19,7 @@ import trio
 from trio.lowlevel import Abort
 
 from pmemfs.errors import system_error
+from pmemfs.mountinfo import mount_of_device
 from pmemfs.origin.ring import Ring
 from pmemfs.origin.vectors import Vectors
 
@@ -58,8 +59,15 @@ class Carrier(ABC):
         """Wait for what is under way."""
 
 
-def open_carrier() -> Carrier:
-    """A ring, or threads where the kernel gives none."""
+def open_carrier(fd: int) -> Carrier:
+    """A ring, or threads where the kernel gives none or a ring could hold up this process.
+
+    Before it begins a transfer of a FUSE file, the ring asks the file's server whether it can be
+    polled, and waits for the answer.
+    """
+    mount = mount_of_device(os.fstat(fd).st_dev)
+    if mount is not None and mount.fs_type.startswith("fuse"):
+        return ThreadCarrier()
     try:
         return RingCarrier(Ring(_RING_ENTRIES))
     except OSError:

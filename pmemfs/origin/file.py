@@ -22,7 +22,7 @@ import trio
 
 from pmemfs.errors import OriginBusy, UnusableOrigin, system_error
 from pmemfs.medium.holders import holders_of, named
-from pmemfs.mountinfo import mounts_of
+from pmemfs.mountinfo import mounts
 from pmemfs.origin import blocks
 from pmemfs.origin.base import Identity, Origin, say_nothing
 from pmemfs.origin.carriers import Carrier, open_carrier
@@ -67,7 +67,7 @@ class FileOrigin(Origin):
         """
         fd = await trio.to_thread.run_sync(_open, name.path, read_only)
         try:
-            carrier = carrier or open_carrier()
+            carrier = carrier or open_carrier(fd)
             return cls(name, fd, carrier, read_only=read_only)
         except BaseException:
             os.close(fd)
@@ -214,8 +214,12 @@ def _open(path: str, read_only: bool, more_flags: int = 0) -> int:
 
 def _holder(path: str) -> str:
     """Who has a file or device, as far as mountinfo and /proc tell."""
-    owners = {0, os.geteuid(), os.stat(path).st_uid}
-    places = [mount.mountpoint for mount in mounts_of(os.path.realpath(path), owners)]
+    status, real = os.stat(path), os.path.realpath(path)
+    places = [
+        mount.mountpoint
+        for mount in mounts()
+        if mount.source == real or mount.number == status.st_rdev != 0
+    ]
     if places:
         return f"it is mounted on {' and '.join(places)}; unmount it first"
     pids = holders_of(path)
