@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from pmemfs.errors import NeedsPackage, system_error
 
 PACKAGE = "librbd1"
+RADOS_LIBRARY, RBD_LIBRARY = "librados.so.2", "librbd.so.1"
 FEATURE_EXCLUSIVE_LOCK = 1 << 2
 THICK_PROVISION = 1
 _EVENTFD = 2
@@ -84,7 +85,7 @@ class Watcher(NamedTuple):
 def load() -> Any:
     """Both libraries, as one object with their functions. Raises NeedsPackage."""
     try:
-        rados, rbd = ctypes.CDLL("librados.so.2"), ctypes.CDLL("librbd.so.1")
+        rados, rbd = ctypes.CDLL(RADOS_LIBRARY), ctypes.CDLL(RBD_LIBRARY)
     except OSError:
         raise NeedsPackage(
             what="an image of Ceph", package=PACKAGE, remedy="scripts/install-origins installs it"
@@ -153,7 +154,7 @@ class Image:
     def __init__(self, library: Any, image: ctypes.c_void_p) -> None:
         self._library = library
         self._image = image
-        self._quick = ctypes.PyDLL("librbd.so.1")
+        self._quick = ctypes.PyDLL(RBD_LIBRARY)
         for name, (result, *words) in _RBD.items():
             function = getattr(self._quick, name)
             function.restype, function.argtypes = result, words

@@ -18,6 +18,7 @@ import errno
 import os
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -243,7 +244,9 @@ class RbdOrigin(Origin):
             image.close()
 
     def _let_go(self) -> None:
-        self._image.close()
+        with suppress(OSError):
+            # An image that was taken away can't be given back.
+            self._image.close()
         self._cluster.close()
         os.close(self._eventfd)
 

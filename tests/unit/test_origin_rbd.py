@@ -1,0 +1,232 @@
+"""What only Ceph does: locks that are taken away, dead clients, a cluster that stands still."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import subprocess
+import sys
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import trio
+
+from kit.ceph_node import CephNode
+from kit.processes import stopped
+from kit.sources import needs_root
+from pmemfs.errors import NeedsPackage, OriginBusy, OriginFenced, OriginGone, UnusableOrigin
+from pmemfs.origin import librbd, rbd
+from pmemfs.origin.base import Origin
+from pmemfs.origin.health import Health, Patient, State
+from pmemfs.origin.opening import open_origin
+from pmemfs.units import KIB, MIB
+
+PAGE = 4 * KIB
+
+pytestmark = [needs_root, pytest.mark.slow]
+
+
+@dataclass
+class Image:
+    """An image of its own for one test."""
+
+    node: CephNode
+    spec: str
+
+    @property
+    def text(self) -> str:
+        return f"rbd:{self.spec}?conf={self.node.conf}"
+
+
+@pytest.fixture
+def image(ceph: CephNode) -> Image:
+    spec = f"rbd/{uuid.uuid4().hex[:12]}"
+    ceph.rbd("create", "--size", "16M", spec)
+    return Image(ceph, spec)
+
+
+@pytest.fixture
+def memory() -> memoryview:
+    """Pages that are aligned as those of a pool are."""
+    return memoryview(mmap.mmap(-1, MIB))
+
+
+HOLDING = """
+import sys, trio
+from pmemfs.origin.opening import open_origin
+async def main():
+    origin = await open_origin(sys.argv[1])
+    await origin.fence()
+    print("held", flush=True)
+    await trio.sleep(60)
+trio.run(main)
+"""
+
+
+def holder(image: Image) -> subprocess.Popen[bytes]:
+    """Another process that has the right to write."""
+    words = [sys.executable, "-c", HOLDING, image.text]
+    other = subprocess.Popen(words, stdout=subprocess.PIPE)
+    assert other.stdout is not None
+    assert other.stdout.readline() == b"held\n"
+    return other
+
+
+def test_a_client_that_died_is_waited_for_and_the_wait_is_said(image: Image) -> None:
+    other = holder(image)
+    other.kill()
+    other.wait()
+    said: list[str] = []
+
+    async def main() -> None:
+        origin = await open_origin(image.text)
+        await origin.fence(said.append)
+        await origin.close()
+
+    trio.run(main)
+    (sentence,) = said
+    assert sentence.startswith("client ")
+    assert f"has {image.text} open; waiting up to" in sentence
+
+
+def test_a_client_that_lives_keeps_the_image(image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rbd, "WATCH_SECONDS", 1.0)
+    other = holder(image)
+
+    async def main() -> None:
+        origin = await open_origin(image.text)
+        with pytest.raises(OriginBusy, match="has it open"):
+            await origin.fence()
+        await origin.close()
+
+    trio.run(main)
+    assert other.poll() is None
+    other.kill()
+    other.wait()
+
+
+def test_whose_lock_was_broken_never_writes_again(image: Image, memory: memoryview) -> None:
+    async def main() -> None:
+        origin = await open_origin(image.text)
+        await origin.fence()
+        await origin.write(0, [memory[:PAGE]])
+        (watcher,) = image.node.rbd("status", image.spec).split("watcher=")[1:]
+        image.node.ceph("osd", "blocklist", "add", watcher.split()[0])
+        # The cluster's decision reaches its OSDs a little later.
+        with pytest.raises(OriginFenced, match="belongs to another host now"):
+            await write_always(origin)
+        patient = Patient(origin, Health())
+        with pytest.raises(OriginFenced):
+            await patient.write(0, [memory[:PAGE]])
+        assert patient.statistics().retries == 0
+        await origin.close()
+
+    async def write_always(origin: Origin) -> None:
+        while True:
+            await origin.write(0, [memory[:PAGE]])
+
+    trio.run(main)
+
+
+def test_a_cluster_that_stands_still_shows_as_away_and_goes_on(
+    image: Image, memory: memoryview, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pmemfs.origin.health.HANGS_SECONDS", 0.5)
+
+    async def main() -> None:
+        origin = Patient(await open_origin(image.text), Health())
+        await origin.write(0, [memory[:PAGE]])
+        async with trio.open_nursery() as nursery:
+            with stopped(image.node.pid("osd.0")):
+                nursery.start_soon(origin.write, PAGE, [memory[:PAGE]])
+                await trio.sleep(1)
+                told = origin.statistics()
+            assert (told.state, told.under_way) == (State.AWAY, 1)
+            assert "has not answered" in told.why
+        assert origin.statistics().state is State.GOOD
+        await origin.close()
+
+    trio.run(main)
+
+
+def test_where_no_cluster_answers_opening_ends(
+    ceph: CephNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rbd, "OPEN_SECONDS", 0.5)
+    conf = tmp_path / "ceph.conf"
+    conf.write_text("[global]\nmon host = v2:127.0.0.1:1\nauth client required = none\n"
+                    "log file = /dev/null\n")  # fmt: skip
+    with pytest.raises(OriginGone, match="is away"):
+        trio.run(open_origin, f"rbd:rbd/x?conf={conf}")
+
+
+@pytest.mark.parametrize(
+    ("spec", "why"),
+    [
+        ("rbd/none", "the image can't be opened: no such file"),
+        ("nopool/x", "the cluster can't be opened: no such file"),
+        ("rbd/{image}@none", "the image can't be opened: no such file"),
+    ],
+)
+def test_what_is_not_there_is_said(image: Image, spec: str, why: str) -> None:
+    spec = spec.format(image=image.spec.partition("/")[2])
+    with pytest.raises(UnusableOrigin, match=why):
+        trio.run(open_origin, f"rbd:{spec}?conf={image.node.conf}")
+
+
+def test_a_configuration_that_is_not_there_is_named(ceph: CephNode) -> None:
+    with pytest.raises(UnusableOrigin, match="its configuration /none can't be read: no such"):
+        trio.run(open_origin, "rbd:rbd/x?conf=/none")
+
+
+def test_a_snapshot_is_for_reading_and_stays_as_it_was(image: Image, memory: memoryview) -> None:
+    async def main() -> None:
+        origin = await open_origin(image.text)
+        memory[:PAGE] = b"1" * PAGE
+        await origin.write(0, [memory[:PAGE]])
+        await origin.close()
+        image.node.rbd("snap", "create", "--no-progress", f"{image.spec}@then")
+        origin = await open_origin(image.text)
+        memory[:PAGE] = b"2" * PAGE
+        await origin.write(0, [memory[:PAGE]])
+        await origin.close()
+        text = f"rbd:{image.spec}@then?conf={image.node.conf}"
+        origin = await open_origin(text, read_only=True)
+        await origin.read(0, [memory[:PAGE]])
+        assert memory[:PAGE] == b"1" * PAGE
+        assert origin.read_only
+        assert not origin.can_fence
+        await origin.close()
+
+    trio.run(main)
+
+
+def test_a_mark_is_the_same_after_our_own_writes_and_not_after_those_of_a_second_cache(
+    image: Image, memory: memoryview
+) -> None:
+    async def main() -> None:
+        origin = await open_origin(image.text)
+        await origin.fence()
+        first = await origin.mark()
+        memory[:PAGE] = os.urandom(PAGE)
+        await origin.write(0, [memory[:PAGE]])
+        await origin.flush()
+        assert await origin.mark() == first
+        await origin.close()
+        second = await open_origin(image.text)
+        assert await second.mark() == first
+        await second.fence()
+        assert await second.mark() != first
+        await second.close()
+
+    trio.run(main)
+
+
+def test_a_missing_library_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(librbd, "RBD_LIBRARY", "librbd-that-nobody-has.so.1")
+    with pytest.raises(NeedsPackage) as caught:
+        trio.run(open_origin, "rbd:pool/image")
+    assert "librbd1" in str(caught.value)
+    assert "scripts/install-origins" in str(caught.value)
