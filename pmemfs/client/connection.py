@@ -33,7 +33,7 @@ from pmemfs.errors import (
     PmemfsError,
     TooManyOpenFiles,
 )
-from pmemfs.medium.addresses import PinEnd, Tally, Words
+from pmemfs.medium.addresses import PinEnd, Tally, Words, known_of
 from pmemfs.medium.base import Durability
 from pmemfs.mountinfo import Mount, mount_at, mount_of_device
 
@@ -84,16 +84,16 @@ class PinAnswer(NamedTuple):
 
 
 class OpenedFile:
-    """A file that exists as long as a `with` statement lasts, which gives its attributes."""
+    """A file that exists as long as a `with` statement lasts, which gives its inode number."""
 
-    __slots__ = ("_fd", "_status")
+    __slots__ = ("_fd", "_inode")
 
-    def __init__(self, fd: int, status: os.stat_result) -> None:
+    def __init__(self, fd: int, inode: int) -> None:
         self._fd = fd
-        self._status = status
+        self._inode = inode
 
-    def __enter__(self) -> os.stat_result:
-        return self._status
+    def __enter__(self) -> int:
+        return self._inode
 
     def __exit__(
         self,
@@ -178,22 +178,23 @@ class Connection:
             raise NoAnswer(path=self._socket, why=why) from None
 
     def opened(self, path: str | os.PathLike[str], *, writable: bool) -> OpenedFile:
-        """A file of the mount, for a `with` statement, which gives its attributes.
+        """A file of the mount, for a `with` statement, which gives its inode number.
 
         For reading, it is not opened: that would ask the daemon, while the kernel knows whether
-        this user may read. Raises OSError, BadMapping, NotMounted, DaemonGone, TooManyOpenFiles.
+        this user may read. Nor is the daemon asked for its attributes. Raises OSError,
+        BadMapping, NotMounted, DaemonGone, TooManyOpenFiles.
         """
         full = self.full(path)
         try:
             fd = os.open(full, os.O_CLOEXEC | (os.O_RDWR if writable else os.O_PATH))
             try:
-                status = os.fstat(fd)
-                self.check_device(full, status)
-                if not stat.S_ISREG(status.st_mode):
-                    if stat.S_ISDIR(status.st_mode):
+                device, inode, mode, uid = known_of(fd)
+                self.check_device(full, device)
+                if not stat.S_ISREG(mode):
+                    if stat.S_ISDIR(mode):
                         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), full)
                     raise BadMapping(path=full, why="it is not a regular file")
-                if not writable and not _may_read(fd, status):
+                if not writable and not _may_read(fd, mode, uid):
                     raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), full)
             except BaseException:
                 os.close(fd)
@@ -202,7 +203,7 @@ class Connection:
             raise
         except OSError as error:
             raise self._better(error) from None
-        return OpenedFile(fd, status)
+        return OpenedFile(fd, inode)
 
     @property
     def is_current(self) -> bool:
@@ -213,9 +214,9 @@ class Connection:
         """The path of a file that is named from the mountpoint, or from the root."""
         return os.path.join(self.mountpoint, os.fsdecode(path))
 
-    def check_device(self, path: str, status: os.stat_result) -> None:
-        """Raise NotMounted, or DaemonGone, unless a file belongs to this mount."""
-        if status.st_dev != self._device:
+    def check_device(self, path: str, device: int) -> None:
+        """Raise NotMounted, or DaemonGone, unless a file of this device belongs to this mount."""
+        if device != self._device:
             if not self.is_current:
                 raise DaemonGone(path=self.mountpoint)
             raise NotMounted(path=path, what=f"a file of the mount on {self.mountpoint}")
@@ -298,10 +299,10 @@ def _as_named(error: RemoteError) -> PmemfsError:
     return error
 
 
-def _may_read(fd: int, status: os.stat_result) -> bool:
+def _may_read(fd: int, mode: int, uid: int) -> bool:
     """Whether the kernel would let this user open a file for reading."""
     # Of an owner these bits alone decide, and to look through /proc takes longer than to open.
-    if status.st_uid == os.geteuid() and status.st_mode & stat.S_IRUSR:
+    if mode & stat.S_IRUSR and uid == os.geteuid():
         return True
     return os.access(f"/proc/self/fd/{fd}", os.R_OK, effective_ids=True)
 

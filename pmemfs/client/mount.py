@@ -157,8 +157,8 @@ class Mount(Closing):
     def _map_one(self, request: MapRequest, mode: str, contiguous: bool) -> Addresses:
         wanted = Wanted.of(request)
         check_mode(mode, wanted.path)
-        with self._connection.opened(wanted.path, writable=mode == "r+") as status:
-            (memory,) = map_all(self._connection, [wanted], [status.st_ino], mode=mode,
+        with self._connection.opened(wanted.path, writable=mode == "r+") as inode:
+            (memory,) = map_all(self._connection, [wanted], [inode], mode=mode,
                                 contiguous=contiguous)  # fmt: skip
         return memory
 
@@ -169,5 +169,5 @@ class Mount(Closing):
             for each in wanted:
                 check_mode(mode, each.path)
                 file = self._connection.opened(each.path, writable=mode == "r+")
-                inodes.append(opened.enter_context(file).st_ino)
+                inodes.append(opened.enter_context(file))
             return map_all(self._connection, wanted, inodes, mode=mode, contiguous=contiguous)

@@ -25,7 +25,7 @@ class NewFile(Closing):
             with connection.translated():
                 os.ftruncate(self._file.fd, wanted.length_bytes)
                 status = os.fstat(self._file.fd)
-            connection.check_device(self._file.path, status)
+            connection.check_device(self._file.path, status.st_dev)
             (memory,) = map_all(connection, [wanted], [status.st_ino], mode="r+")
             self._mapping = Mapping(memory)
         except BaseException:

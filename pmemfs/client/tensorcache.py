@@ -155,7 +155,7 @@ class TensorCache(Closing):
             self._connection = _connection_around(self.directory)
             with self._connection.translated():
                 os.makedirs(self.directory, exist_ok=True)
-                self._connection.check_device(self.directory, os.stat(self.directory))
+                self._connection.check_device(self.directory, os.stat(self.directory).st_dev)
                 self._room = CacheRoom(self._connection, self.directory)
                 pool = os.statvfs(self.directory)
         except NoNewFiles as error:
@@ -310,8 +310,8 @@ class TensorCache(Closing):
         wanted = Wanted(path, None, np.dtype(np.uint8), 0)
         for may_retry in (True, False):
             try:
-                with self._connection.opened(path, writable=False) as status:
-                    (memory,) = map_all(self._connection, [wanted], [status.st_ino], mode="r")
+                with self._connection.opened(path, writable=False) as inode:
+                    (memory,) = map_all(self._connection, [wanted], [inode], mode="r")
                 return memory
             except (FileNotFoundError, NotADirectoryError):
                 return None

@@ -1,6 +1,7 @@
 from typing_extensions import Buffer
 
 def pin_ends() -> tuple[int, int]: ...
+def known_of(fd: int) -> tuple[int, int, int, int]: ...
 
 class Tally:
     pins: int

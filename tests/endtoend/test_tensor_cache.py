@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import pickle
@@ -21,9 +22,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kit.cache_processes import KEYS, holding, is_whole, made_up, start_random
+from kit.commands import pmemfs_ok
 from kit.documents import ROOT, blocks
 from kit.fs_mounts import FsMount
-from kit.mounts import Engine, Mounted, PoolMaker
+from kit.mounts import Engine, Mounted, PoolMaker, native_only
 from kit.processes import is_running, stopped, wait_until
 from pmemfs import TensorCache, connect, pin_of
 from pmemfs.client import cacheroom
@@ -61,6 +63,12 @@ def entry(number: int, size_bytes: int = MIB - 4096) -> np.ndarray[Any, Any]:
 def others(cache: TensorCache) -> TensorCache:
     """The same cache, as another process has it that starts now."""
     return TensorCache(cache.directory, capacity=cache.capacity_bytes)
+
+
+def requests(mounted: Mounted) -> int:
+    """How many requests of the kernel a mount has answered."""
+    report = json.loads(pmemfs_ok("stat", mounted.mountpoint, "--json"))
+    return sum(operation["requests"] for operation in report["operations"].values())
 
 
 # One entry
@@ -174,6 +182,23 @@ def test_a_repeated_get_asks_nobody(
     assert cache.statistics().first_gets == 1
 
 
+@native_only
+def test_a_first_get_makes_no_request_of_the_kernel(
+    file_system: tuple[Engine, Mounted], cache: TensorCache
+) -> None:
+    _, mounted = file_system
+    cache.put("a", entry(1))
+    cache.put("b", entry(2))
+    another = others(cache)
+    assert another.get("b") is not None
+    # What it takes to ask for the counts is the same each time.
+    requests(mounted)
+    first, second = requests(mounted), requests(mounted)
+    assert another.get("a") is not None
+    third = requests(mounted)
+    assert third - second == second - first
+
+
 def test_an_entry_that_another_one_replaces_is_got_from_then_on(cache: TensorCache) -> None:
     cache.put("a", entry(1))
     before = cache.get("a")
@@ -203,11 +228,9 @@ def test_a_file_that_has_lost_its_name_before_it_is_pinned_is_never_taken_for_th
 ) -> None:
     path = root / "file"
     path.write_bytes(bytes(8192))
-    with connect(root) as fs, fs._connection.opened(path, writable=False) as status:
+    with connect(root) as fs, fs._connection.opened(path, writable=False) as inode:
         path.unlink()
-        answer = fs._connection.pin(
-            [(status.st_ino, 0, -1)], ["file"], writable=False, contiguous=False
-        )
+        answer = fs._connection.pin([(inode, 0, -1)], ["file"], writable=False, contiguous=False)
         assert answer.pool.words.read(answer.place)
 
 

@@ -12,12 +12,14 @@ from kit.users import NOBODY, acting_as
 from pmemfs import errors
 from pmemfs.client.connection import _as_named, _may_read
 from pmemfs.control.client import RemoteError
+from pmemfs.medium.addresses import known_of
 
 
 def may_read(path: Path) -> bool:
     fd = os.open(path, os.O_PATH)
     try:
-        return _may_read(fd, os.fstat(fd))
+        _, _, mode, uid = known_of(fd)
+        return _may_read(fd, mode, uid)
     finally:
         os.close(fd)
 
