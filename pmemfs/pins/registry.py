@@ -58,9 +58,9 @@ MOST_POOLS = 16
 """One client may pin so many times the pages that the pool has, or `MOST_PAGES` if that is more."""
 MOST_PAGES = 1 << 24
 
-_STEP_PAGES = 32_768
-"""References are taken and dropped so many at a time: that is about a millisecond, and some more if
-the memory of the structures is new."""
+_STEP_PAGES = 8192
+"""References are taken and dropped so many at a time: that is some tenths of a millisecond, and a
+few milliseconds if the memory of the structures is new."""
 _RUN_PAGES = 16
 """A run takes as long as so many pages, however short it is."""
 _PIECES_AT_ONCE = 4096
