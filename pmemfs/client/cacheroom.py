@@ -274,23 +274,23 @@ class _Ledger:
 
     def read(self) -> Taken | None:
         """What they take; None if nobody has noted it since the mount. Raises OSError."""
-        with _on_a_read_only_mount_nothing(), self._locked() as fd:
+        with _unless_it_cannot_be_noted(), self._locked() as fd:
             return self._known(fd)
         return None
 
     def add(self, entry_count: int, room_bytes: int) -> bool:
         """Note a change; False if there is nothing that it could be added to. Raises OSError."""
-        with self._locked() as fd:
+        with _unless_it_cannot_be_noted(), self._locked() as fd:
             known = self._known(fd)
-            if known is None:
-                return False
-            self._note(fd, known.entry_count + entry_count, known.room_bytes + room_bytes)
-            return True
+            if known is not None:
+                self._note(fd, known.entry_count + entry_count, known.room_bytes + room_bytes)
+                return True
+        return False
 
     def correct(self, before: Taken | None, found: Taken) -> Taken:
         """Note what was found by looking, and what others have changed since `before`."""
         entry_count, room_bytes = found
-        with _on_a_read_only_mount_nothing(), self._locked() as fd:
+        with _unless_it_cannot_be_noted(), self._locked() as fd:
             now = self._known(fd)
             if before is not None and now is not None:
                 entry_count += now.entry_count - before.entry_count
@@ -340,10 +340,11 @@ class _Ledger:
 
 
 @contextlib.contextmanager
-def _on_a_read_only_mount_nothing() -> Iterator[None]:
-    """Go on where nothing can be noted, because nothing can change either."""
+def _unless_it_cannot_be_noted() -> Iterator[None]:
+    """Go on on a read-only mount, where nothing changes, and on a full one, where whoever has to
+    know looks at all files, until there is room for the ledger."""
     try:
         yield
     except OSError as error:
-        if error.errno != errno.EROFS:
+        if error.errno not in (errno.EROFS, errno.ENOSPC):
             raise

@@ -20,8 +20,8 @@ from typing import Self
 
 from pmemfs.dataplane import layouts
 from pmemfs.dataplane.layouts import HandleKind, OpenPlace
-from pmemfs.dataplane.sparse import data_ranges
 from pmemfs.errors import ForeignSharedMemory, system_error
+from pmemfs.medium.sparse import data_ranges
 
 PLACE_BYTES = layouts.OPEN_PLACE.size_bytes
 _PLACE_WORDS = PLACE_BYTES // 8

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pmemfs.dataplane.layouts import CHUNK_SHIFT, Presence
-from pmemfs.dataplane.sparse import data_ranges
 from pmemfs.dataplane.tables import SharedMemory
+from pmemfs.medium.sparse import data_ranges
 
 CHUNK_BYTES = 1 << CHUNK_SHIFT
 

@@ -69,13 +69,13 @@ from pmemfs.dataplane.layouts import (
     TableHead,
 )
 from pmemfs.dataplane.native import load_word, odd_words, store_word, write_seqlocked
-from pmemfs.dataplane.sparse import data_ranges
 from pmemfs.errors import ForeignSharedMemory
 from pmemfs.media.cache import GROUP_SHIFT, SET_BYTES
 from pmemfs.media.inode import SIZE_LIMIT_BYTES
 from pmemfs.media.layout import replace
 from pmemfs.media.live import LIVE_LINE
 from pmemfs.medium.base import Durability, Medium
+from pmemfs.medium.sparse import data_ranges
 from pmemfs.pfn import FRAME_BYTES, PageGeometry
 
 NAME = "pmemfs-planes"

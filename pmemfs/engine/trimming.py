@@ -18,11 +18,11 @@ from dataclasses import dataclass
 import trio
 
 from pmemfs.dataplane.presence import CHUNK_BYTES
-from pmemfs.dataplane.sparse import data_ranges
 from pmemfs.engine.base import Engine
 from pmemfs.errors import CannotTrim
 from pmemfs.media.filesystem import CHUNK_FRAMES, GROUP_CHUNKS
 from pmemfs.medium.mapped import MappedMedium
+from pmemfs.medium.sparse import data_ranges
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
 from pmemfs.pool import Pool
 from pmemfs.volume.fs.filesystem import FileSystem

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -130,3 +131,10 @@ class Medium(ABC):
     @abstractmethod
     def is_hole(self, offset_bytes: int, length_bytes: int) -> bool:
         """Whether nothing was ever stored in a range and it has no memory behind it."""
+
+    def with_memory(self, offset_bytes: int, length_bytes: int) -> Iterator[tuple[int, int]]:
+        """The parts of a range of whole frames that have memory, as (offset, length).
+
+        The rest reads as zeroes. Raises MemoryFault.
+        """
+        yield offset_bytes, length_bytes

@@ -20,6 +20,7 @@ import mmap
 import os
 import resource
 import threading
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pmemfs.errors import (
@@ -42,8 +43,9 @@ from pmemfs.medium.source import (
     grants_map_sync,
     identify,
 )
+from pmemfs.medium.sparse import data_ranges
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
-from pmemfs.units import TIB, format_size
+from pmemfs.units import TIB, align_up, format_size
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -269,6 +271,16 @@ class MappedMedium(Medium):
         except OSError as error:
             # Behind the end of a file that was cut off, bytes are lost: that is not a hole.
             return error.errno == errno.ENXIO and not self._is_cut(offset_bytes + length_bytes)
+
+    def with_memory(self, offset_bytes: int, length_bytes: int) -> Iterator[tuple[int, int]]:
+        done, end_bytes = offset_bytes, offset_bytes + length_bytes
+        self._check_length(offset_bytes, length_bytes)
+        for data, hole in data_ranges(self._fd, offset_bytes, end_bytes):
+            # A file system may have smaller blocks than a frame, and two parts in one frame.
+            start = max(data & -FRAME_BYTES, done)
+            done = max(done, min(align_up(hole, FRAME_BYTES), end_bytes))
+            if start < done:
+                yield start, done - start
 
     def advise(self, advice: Advice, offset_bytes: int, length_bytes: int) -> bool:
         """Advise the kernel about a range; whether it took the advice."""

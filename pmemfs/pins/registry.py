@@ -268,6 +268,10 @@ class Pins:
             if pin.is_writable and await self._fill(file, position, some):
                 has_waited = True
                 continue
+            if self._medium.read_only and not self._medium.reserved:
+                # Nothing gets memory here, and a touch of what has none may be a SIGBUS. No frame
+                # can leave the file meanwhile: such a mount stays read-only.
+                some = await trio.to_thread.run_sync(with_holes_of, self._medium, some)
             self._register(pin, number, position, some)
             before = position - start
             pieces += [(offset + before, at, size) for offset, at, size in some]
@@ -504,6 +508,25 @@ class Pins:
             self._volume.pinned.remove(held)
         pin.forget()
         self.words.give_back(pin.place)
+
+
+def with_holes_of(medium: Medium, pieces: list[Piece]) -> list[Piece]:
+    """Pieces of a file, where holes of the pool are holes of the file, too. Raises MemoryFault."""
+    found: list[Piece] = []
+    for offset, pool_bytes, length in pieces:
+        # How much of the piece is in `found`.
+        done = 0
+        for start, size in medium.with_memory(pool_bytes, length) if pool_bytes >= 0 else ():
+            if start > pool_bytes + done:
+                found.append((offset + done, -1, start - pool_bytes - done))
+            found.append((offset + start - pool_bytes, start, size))
+            done = start + size - pool_bytes
+        if done < length:
+            found.append((offset + done, -1, length - done))
+        if len(found) > MOST_PIECES:
+            # The caller refuses them, and the rest need not be looked for.
+            break
+    return found
 
 
 def most_living() -> int:
