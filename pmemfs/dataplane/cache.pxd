@@ -3,6 +3,7 @@
 from libc.stdint cimport uint64_t
 
 from pmemfs.dataplane.pages cimport pages_t
+from pmemfs.dataplane.structures cimport CACHE_WAYS
 
 cdef enum:
     # So many blocks of a read are found at a time.
@@ -30,6 +31,8 @@ cdef struct cached_t:
 cdef struct change_t:
     uint64_t block
     uint64_t set_number
+    # The tags of its set, since it is locked.
+    uint64_t words[CACHE_WAYS]
     tag_t old
     # Its new place, whose pages are held.
     int way

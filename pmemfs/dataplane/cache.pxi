@@ -52,6 +52,12 @@ cdef enum:
     READ_TRIES = 16
     STATE_MASK = (1 << TAG_SEQUENCE_SHIFT) - 1
 
+# A request whose block is about to be served.
+cdef struct expected_t:
+    plane_t *plane
+    uint64_t block
+    uint64_t set_number
+
 cdef uint64_t REGION_MASK = ((<uint64_t>1) << CACHE_REGION_SHIFT) - 1
 cdef uint64_t LOCKS_MASK = ((<uint64_t>1) << CACHE_LOCKS_SHIFT) - 1
 cdef uint64_t LOW_MASK = ((<uint64_t>1) << TAG_CHECK_SHIFT) - 1
@@ -417,27 +423,28 @@ cdef void begin_batch(header_t *header, batch_t *batch, uint64_t block,
 
 
 cdef bint may_write_all(request_t *request, uint64_t block, uint64_t last) noexcept nogil:
-    """Whether all blocks of a write can be written, as far as their tags tell now."""
+    """Whether all blocks of a write can be written, as far as a quick look at their sets tells."""
     cdef plane_t *plane = request.worker.plane
     cdef uint64_t set_number = set_of(plane.header, block)
     cdef uint64_t words[CACHE_WAYS]
     cdef tag_t tag
-    while True:
-        if (not may_change(plane, set_number, 1)
-                or not read_set(plane, set_number, block, words, &tag)
-                or (not tag.word and not covers(request, block))
-                or not may_have_room(words)):
+    while may_change(plane, set_number, 1) and may_have_room(tags_of(plane, set_number)):
+        if not covers(request, block) and (
+                not read_set(plane, set_number, block, words, &tag) or not tag.word):
             return False
         if block == last:
             return True
         block += 1
         set_number = next_set(plane.header, block, set_number)
+    return False
 
 
-cdef inline bint may_have_room(const uint64_t *words) noexcept nogil:
+cdef inline bint may_have_room(const uint64_t *tags) noexcept nogil:
+    cdef uint64_t word
     cdef int way
     for way in range(CACHE_WAYS):
-        if not words[way] or state_of(words[way]) == TAG_CLEAN:
+        word = peek(&tags[way])
+        if not word or state_of(word) == TAG_CLEAN:
             return True
     return False
 
@@ -480,23 +487,43 @@ cdef bint prepare_batch(request_t *request, batch_t *batch) noexcept nogil:
         # Stored before the next touch, which may fault: `close_batch` must know.
         memory.settle()
     for number in range(batch.set_count):
+        if not read_change(worker.plane, &batch.changes[number]):
+            return False
+    for number in range(batch.set_count):
         if not prepare_change(request, batch, &batch.changes[number], hint):
             return False
         hint = batch.changes[number].way
     return True
 
 
-cdef bint prepare_change(request_t *request, batch_t *batch, change_t *change,
-                         int hint) noexcept nogil:
-    cdef worker_t *worker = request.worker
-    cdef plane_t *plane = worker.plane
-    cdef uint64_t words[CACHE_WAYS]
-    if not read_set(plane, change.set_number, change.block, words, &change.old):
+cdef bint read_change(plane_t *plane, change_t *change) noexcept nogil:
+    """Find a block that is to be written, and begin to fetch what a look for a place touches."""
+    cdef int way
+    if not read_set(plane, change.set_number, change.block, change.words, &change.old):
         return False
     while change.old.older >= 0:
         # Left by a crash. It must go now: after some more writes it would look newer.
         clear_tag(plane, change.set_number, change.old.older)
-        read_set(plane, change.set_number, change.block, words, &change.old)
+        read_set(plane, change.set_number, change.block, change.words, &change.old)
+    if change.old.word:
+        expect_place(plane, change.set_number, change.old.way)
+    for way in range(CACHE_WAYS):
+        if not change.words[way]:
+            expect_place(plane, change.set_number, way)
+            break
+    return True
+
+
+cdef inline void expect_place(plane_t *plane, uint64_t set_number, int way) noexcept nogil:
+    """Begin to fetch the structure of a place's first page."""
+    expect_page(&plane.memmap, place_offset(plane.header, set_number, way) >> FRAME_SHIFT)
+
+
+cdef bint prepare_change(request_t *request, batch_t *batch, change_t *change,
+                         int hint) noexcept nogil:
+    """Find and hold a place for a block. False: it has to wait, or is missed."""
+    cdef worker_t *worker = request.worker
+    cdef plane_t *plane = worker.plane
     if not change.old.word:
         if not covers(request, change.block):
             return False
@@ -505,8 +532,8 @@ cdef bint prepare_change(request_t *request, batch_t *batch, change_t *change,
                 and not is_place_whole(plane, change.set_number, change.old.way)):
             return False
         # The block stays where it is until its new place is full, so it is no victim.
-        words[change.old.way] = TAG_DIRTY
-    change.way = choose_way(worker, change.set_number, words, not change.old.word, hint)
+        change.words[change.old.way] = TAG_DIRTY
+    change.way = choose_way(worker, change.set_number, change.words, not change.old.word, hint)
     return change.way >= 0 and hold_place(request, batch, change)
 
 
@@ -576,8 +603,11 @@ cdef void store_batch(request_t *request, batch_t *batch) noexcept nogil:
         else:
             store_part(request, first)
             number += 1
+    # Before the first tag says that they are there.
     if header.durability == DURABILITY_CACHE_LINES:
         wait_for_write_back()
+    else:
+        memory.end_stream()
 
 
 cdef void store_part(request_t *request, change_t *change) noexcept nogil:
@@ -622,8 +652,8 @@ cdef inline void fill(request_t *request, uint64_t pool_offset, const uint8_t *d
     if plane.header.durability == DURABILITY_CACHE_LINES:
         memcpy(into, data, length)
         write_back(into, length)
-    elif length >= STREAM_BYTES:
-        memory.stream(into, data, length)
+    elif (<const fuse_write_in *>request.operation).size >= STREAM_BYTES:
+        memory.stream_on(into, data, length)
     else:
         memcpy(into, data, length)
 
@@ -870,12 +900,49 @@ cdef inline bint is_initialised(memmap_t *memmap, uint64_t page) noexcept nogil:
 # What a request will touch
 
 
-cdef void expect_cached(plane_t *plane, uint64_t offset) noexcept nogil:
-    """Begin to fetch the tags of a block."""
+cdef inline uint64_t expected_block(header_t *header, const uint8_t *operation) noexcept nogil:
+    # Reads and writes have their offset in the same place.
+    return (<const fuse_read_in *>operation).offset >> header.cache_block_shift
+
+
+cdef void expect_tags(worker_t *worker, const uint8_t *operation) noexcept nogil:
+    """Begin to fetch the tags of the first block of a request."""
+    cdef plane_t *plane = worker.plane
     cdef header_t *header = plane.header
-    cdef uint64_t *tags = tags_of(plane, set_of(header, offset >> header.cache_block_shift))
-    prefetch(tags)
-    prefetch(&tags[CACHE_WAYS // 2])
+    cdef uint64_t *tags
+    if peek(&header.cache_tags_offset):
+        tags = tags_of(plane, set_of(header, expected_block(header, operation)))
+        prefetch(tags)
+        prefetch(&tags[CACHE_WAYS // 2])
+
+
+cdef void expect_block(worker_t *worker, const uint8_t *operation) noexcept nogil:
+    """Begin to fetch the first block of a request, and the structure of its page. The worker is in
+    a section."""
+    cdef expected_t expected
+    cdef header_t *header = worker.plane.header
+    expected.plane = worker.plane
+    expected.block = expected_block(header, operation)
+    expected.set_number = set_of(header, expected.block)
+    # A fault here is met again by the request itself.
+    if are_tags_whole(worker.plane, expected.set_number, 1):
+        run_guarded(expect_guarded, &expected)
+
+
+cdef void expect_guarded(void *argument) noexcept nogil:
+    cdef expected_t *expected = <expected_t *>argument
+    cdef plane_t *plane = expected.plane
+    cdef uint64_t *tags = tags_of(plane, expected.set_number)
+    cdef uint64_t word, offset
+    cdef int way
+    for way in range(CACHE_WAYS):
+        word = peek(&tags[way]) & LOW_MASK
+        if word >> TAG_BLOCK_SHIFT == expected.block and word:
+            offset = place_offset(plane.header, expected.set_number, way)
+            prefetch(plane.pool + offset)
+            prefetch(plane.pool + offset + 64)
+            expect_page(&plane.memmap, offset >> FRAME_SHIFT)
+            return
 
 
 cdef class CacheLocks:

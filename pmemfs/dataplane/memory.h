@@ -55,8 +55,9 @@
 #define pmemfs_prefetch(p) __builtin_prefetch((p), 1)
 #define pmemfs_parity(v) ((uint64_t)__builtin_parityll(v))
 
-/* A copy that leaves the caches alone: what is written is not read again soon. */
-static inline void pmemfs_stream(uint8_t *to, const uint8_t *from, size_t length) {
+/* A copy that leaves the caches alone: what is written is not read again soon. Before anything is
+   stored that says so, `pmemfs_end_stream` must follow. */
+static inline void pmemfs_stream_on(uint8_t *to, const uint8_t *from, size_t length) {
 #if defined(__x86_64__)
     size_t head = -(uintptr_t)to & 15;
     if (head > length) head = length;
@@ -72,9 +73,19 @@ static inline void pmemfs_stream(uint8_t *to, const uint8_t *from, size_t length
         _mm_stream_si128((__m128i *)(to + 32), c);
         _mm_stream_si128((__m128i *)(to + 48), d);
     }
-    _mm_sfence();
 #endif
     memcpy(to, from, length);
+}
+
+static inline void pmemfs_end_stream(void) {
+#if defined(__x86_64__)
+    _mm_sfence();
+#endif
+}
+
+static inline void pmemfs_stream(uint8_t *to, const uint8_t *from, size_t length) {
+    pmemfs_stream_on(to, from, length);
+    pmemfs_end_stream();
 }
 
 static inline uint64_t pmemfs_now_ns(clockid_t clock) {

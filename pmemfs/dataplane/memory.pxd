@@ -30,6 +30,8 @@ cdef extern from "memory.h" nogil:
     void prefetch "pmemfs_prefetch"(const void *line)
     uint64_t parity "pmemfs_parity"(uint64_t value)
     void stream "pmemfs_stream"(unsigned char *to, const unsigned char *source, size_t length)
+    void stream_on "pmemfs_stream_on"(unsigned char *to, const unsigned char *source, size_t length)
+    void end_stream "pmemfs_end_stream"()
     uint64_t now_ns "pmemfs_now_ns"(int clock)
     bint read_seqlocked "pmemfs_read_seqlocked"(const uint64_t *sequence, uint64_t *words,
                                                 size_t count)

@@ -95,7 +95,7 @@ cdef void expect(worker_t *worker, const fuse_in_header *head,
     entry = find_inode(worker.plane, head.nodeid)
     table = table_of(worker.plane, entry) if entry != NULL else NULL
     if table != NULL and offset < table.limit_bytes and worker.plane.header.cache_set_count:
-        expect_cached(worker.plane, offset)
+        expect_block(worker, operation)
     elif table != NULL and offset < table.limit_bytes:
         piece = piece_at(table, offset, 1)
         if not piece.is_hole:
@@ -103,6 +103,14 @@ cdef void expect(worker_t *worker, const fuse_in_header *head,
             prefetch(worker.plane.pool + piece.pool_offset + 64)
             expect_page(&worker.plane.memmap, piece.pool_offset >> FRAME_SHIFT)
     end_section(worker.slot)
+
+
+cdef inline void expect_soon(worker_t *worker, const fuse_in_header *head,
+                             const uint8_t *operation) noexcept nogil:
+    """Begin to fetch what `expect` will read for a request."""
+    if (worker.plane.header.cache_set_count
+            and (head.opcode == FUSE_READ or head.opcode == FUSE_WRITE)):
+        expect_tags(worker, operation)
 
 
 cdef void account(worker_t *worker, request_t *request, verdict_t verdict,

@@ -146,8 +146,10 @@ cdef int serve_queue(queue_t *queue) noexcept nogil:
         count = io_uring_peek_batch_cqe(&queue.ring, done, BATCH)
         queue.worker.now_ns = now_ns(CLOCK_REALTIME)
         for position in range(count):
+            if position + 2 * AHEAD < count:
+                expect_entry(queue, done[position + 2 * AHEAD], True)
             if position + AHEAD < count:
-                expect_entry(queue, done[position + AHEAD])
+                expect_entry(queue, done[position + AHEAD], False)
             tag, result = done[position].user_data, done[position].res
             if tag == INBOX:
                 empty_inbox(queue, result)
@@ -233,12 +235,16 @@ cdef void submit_entry(queue_t *queue, uint32_t position, unsigned command) noex
     wanted.commit_id = 0 if is_new else entry.header.entry.commit_id
 
 
-cdef inline void expect_entry(queue_t *queue, io_uring_cqe *done) noexcept nogil:
+cdef inline void expect_entry(queue_t *queue, io_uring_cqe *done, bint is_soon) noexcept nogil:
     cdef entry_t *entry
+    cdef fuse_in_header *head
     if done.user_data < queue.entry_count and done.res == 0:
         entry = &queue.entries[done.user_data]
-        expect(&queue.worker, <fuse_in_header *>entry.header.in_out,
-               <uint8_t *>entry.header.op_in)
+        head = <fuse_in_header *>entry.header.in_out
+        if is_soon:
+            expect_soon(&queue.worker, head, <uint8_t *>entry.header.op_in)
+        else:
+            expect(&queue.worker, head, <uint8_t *>entry.header.op_in)
 
 
 cdef void serve_entry(queue_t *queue, uint32_t position) noexcept nogil:
