@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import statistics
 import time
+from collections.abc import Iterator
 
 import pytest
 
 from kit.commands import pmemfs_ok
+from kit.forked import fresh_starts
 from kit.mounts import Mounted, PoolMaker
 from kit.posix import opened
 from kit.processes import private_bytes
@@ -17,6 +19,13 @@ from pmemfs.units import MIB
 pytestmark = [pytest.mark.mount, pytest.mark.slow, pytest.mark.usefixtures("engine")]
 
 SMALL, LARGE = "1G", "16T"
+
+
+@pytest.fixture(autouse=True)
+def _starts() -> Iterator[None]:
+    # A daemon that shares its modules with a test's process has less memory of its own.
+    with fresh_starts():
+        yield
 
 
 def timed_mount(pools: PoolMaker, mounted: Mounted) -> float:
