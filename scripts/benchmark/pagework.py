@@ -1,21 +1,26 @@
 """The work of the part `pages`, as a process of its own: prints JSON, seconds by name of a side.
 
-    pagework.py arrays MOUNT PLAIN ROUNDS      a file as large and with the same bytes, in both
+    pagework.py arrays FILE POOL EXTENTS ROUNDS   a mapped file, and a bare mapping of its frames
     pagework.py pins MOUNT COUNT               COUNT pins at once, and a mount that works meanwhile
+    pagework.py stores FILE LIMITS ROUNDS      np.memmap, with its limits and the kernel's
     pagework.py first MOUNT PLAIN COUNT        entries of a TensorCache, beside files of safetensors
     pagework.py again MOUNT PLAIN COUNT        the same that are mapped already, beside lmdb
 
 Sides take turns within a round, and each does the work once before it is timed.
 """
 
+import ctypes
 import json
 import mmap
 import os
 import resource
+import socket
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,8 +31,14 @@ import pmemfs
 
 ENTRY_BYTES = 1 << 20
 GATHERED = 20_000
-REPEATS = 2000
+PIN_ROUNDS = 25
+PINS_OF_ROUND = 40
 OPERATIONS = 3000
+STORED_BYTES = 256 << 20
+# of a FUSE mount, before pmemfs changes them
+KERNEL_LIMITS = {"strict_limit": "1", "max_ratio": "1"}
+ECHO = Path(__file__).with_name("echoserver.py")
+SHM = "/dev/shm"
 
 Work = Callable[[], object]
 
@@ -52,15 +63,18 @@ def by_turns(sides: Mapping[str, Work], rounds: int) -> dict[str, list[float]]:
     return seconds
 
 
-def arrays(mounted: str, plain: str, rounds: str) -> dict[str, Any]:
-    """Sum, copies in and out, and gathers: over `Mount.map`, and over mmap of a file of tmpfs."""
-    fd = os.open(plain, os.O_RDWR)
-    beside = np.frombuffer(mmap.mmap(fd, 0), np.uint8)
-    pool_file = Path(mounted)
-    with pmemfs.connect(pool_file.parent) as fs, fs.open(pool_file.name, mode="r+") as mapping:
-        pages, memory = mapping.array, np.empty(len(beside), np.uint8)
-        assert pages.shape == beside.shape
-        at = np.random.default_rng(0).integers(0, len(beside) // 4096, GATHERED)
+def arrays(file: str, pool: str, said: str, rounds: str) -> dict[str, Any]:
+    """Sum, copies in and out, and gathers: over `Mount.map`, and over a mapping by mmap(2) alone of
+    the same memory."""
+    mounted = Path(file)
+    with pmemfs.connect(mounted.parent) as fs, fs.open(mounted.name, mode="r+") as mapping:
+        pages = mapping.array
+        bare = mapped_bare(pool, json.loads(said), len(pages))
+        memory = np.empty(len(pages), np.uint8)
+        pages[-1], bare[0] = 7, 9
+        if (pages[0], bare[-1]) != (9, 7):
+            raise SystemExit("the two sides do not map the same memory")
+        at = np.random.default_rng(0).integers(0, len(bare) // 4096, GATHERED)
         found = {}
         for name, work in (
             ("sum", lambda array: array.view(np.uint64).sum()),
@@ -70,10 +84,29 @@ def arrays(mounted: str, plain: str, rounds: str) -> dict[str, Any]:
         ):
             sides = {
                 "pages": lambda work=work: work(pages),
-                "plain": lambda work=work: work(beside),
+                "plain": lambda work=work: work(bare),
             }
             found[name] = by_turns(sides, int(rounds))
         return found
+
+
+def mapped_bare(pool: str, extents: list[tuple[int, int, int]], length: int) -> np.ndarray:
+    """Extents of a pool (offset in the array, in the pool, length) side by side, as mmap(2) has
+    them. They stay mapped."""
+    call = ctypes.CDLL(None, use_errno=True).mmap
+    size, number = ctypes.c_size_t, ctypes.c_int
+    call.restype = ctypes.c_void_p
+    call.argtypes = [ctypes.c_void_p, size, number, number, number, ctypes.c_long]
+    anywhere = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    start = call(None, length, 0, anywhere, -1, 0)  # PROT_NONE
+    fd = os.open(pool, os.O_RDWR)
+    both, fixed = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | 0x10  # MAP_FIXED
+    for at, place, extent_bytes in extents:
+        used = min(extent_bytes, length - at)
+        if used > 0 and call(start + at, used, both, fixed, fd, place) != start + at:
+            raise OSError(ctypes.get_errno(), "mmap failed")
+    os.close(fd)
+    return np.frombuffer((ctypes.c_ubyte * length).from_address(start), np.uint8)
 
 
 def pins(mounted: str, count: str) -> dict[str, Any]:
@@ -94,12 +127,7 @@ def pins(mounted: str, count: str) -> dict[str, Any]:
             os.close(fd)
 
     with pmemfs.connect(folder) as fs:
-        single = []
-        for _ in range(REPEATS):
-            begin = time.perf_counter()
-            array = fs.map("one")
-            del array
-            single.append(time.perf_counter() - begin)
+        single = single_pins(fs)
         seconds: dict[str, list[float]] = {"pinned": [], "free": []}
         operations()
         for _ in range(5):
@@ -108,7 +136,77 @@ def pins(mounted: str, count: str) -> dict[str, Any]:
                 for name in names:
                     held.enter_context(fs.open(name))
                 seconds["pinned"].append(timed(operations))
-    return {"single": {"pages": [median(single)]}, "operations": seconds}
+    return {"single": single, "operations": seconds}
+
+
+def single_pins(fs: pmemfs.Mount) -> dict[str, list[float]]:
+    """Medians of rounds: one pin after another, and one bare answer with a descriptor after another
+    of `echoserver`."""
+
+    def pin() -> None:
+        array = fs.map("one")
+        del array
+
+    with echoing() as echo:
+        sides = {"pages": pin, "echo": echo}
+        medians: dict[str, list[float]] = {name: [] for name in sides}
+        for round_number in range(PIN_ROUNDS):
+            for name in sorted(sides, reverse=bool(round_number % 2)):
+                sides[name]()
+                some = [timed(sides[name]) for _ in range(PINS_OF_ROUND)]
+                medians[name].append(median(some))
+        return medians
+
+
+@contextmanager
+def echoing() -> Iterator[Work]:
+    """Asks a server that does nothing but answer, and closes the descriptor that comes."""
+    with tempfile.TemporaryDirectory(dir=SHM) as folder, ExitStack() as opened:
+        path = str(Path(folder) / "socket")
+        server = subprocess.Popen(
+            [sys.executable, str(ECHO), path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        opened.enter_context(server)
+        opened.callback(server.terminate)
+        assert server.stdout is not None
+        server.stdout.readline()
+        connection = opened.enter_context(socket.socket(socket.AF_UNIX))
+        connection.connect(path)
+
+        def ask() -> None:
+            connection.send(bytes(160))
+            _, descriptors, _, _ = socket.recv_fds(connection, 4096, 1)
+            os.close(descriptors[0])
+
+        yield ask
+
+
+def stores(file: str, limits: str, rounds: str) -> dict[str, Any]:
+    """All of a file stored to anew through a new np.memmap, and made durable."""
+
+    def work() -> None:
+        mapped = np.memmap(file, np.uint8, mode="r+")
+        mapped[:] = next(values)
+        mapped.flush()
+
+    Path(file).write_bytes(bytes(STORED_BYTES))
+    values = iter(range(256))
+    ours = {name: Path(limits, name).read_text() for name in KERNEL_LIMITS}
+    seconds: dict[str, list[float]] = {"ours": [], "kernel": []}
+    try:
+        for round_number in range(int(rounds)):
+            for side in sorted(seconds, reverse=bool(round_number % 2)):
+                set_limits(limits, ours if side == "ours" else KERNEL_LIMITS)
+                seconds[side].append(timed(work))
+    finally:
+        set_limits(limits, ours)
+    return {"stores": seconds}
+
+
+def set_limits(folder: str, values: Mapping[str, str]) -> None:
+    """Set the limits of dirty pages of a mount."""
+    for name, value in values.items():
+        Path(folder, name).write_text(value)
 
 
 def first(mounted: str, plain: str, count: str) -> dict[str, Any]:
@@ -163,5 +261,6 @@ def again(mounted: str, plain: str, count: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    work = {"arrays": arrays, "pins": pins, "first": first, "again": again}[sys.argv[1]]
+    works = {"arrays": arrays, "pins": pins, "stores": stores, "first": first, "again": again}
+    work = works[sys.argv[1]]
     json.dump(work(*sys.argv[2:]), sys.stdout)
