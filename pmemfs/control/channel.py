@@ -50,6 +50,8 @@ _SHORT_BYTES = 16 * 1024
 """Most questions and answers are shorter. The kernel takes such a question at once."""
 _CHUNK_BYTES = 256 * 1024
 _ANCILLARY_BYTES = socket.CMSG_SPACE(MOST_DESCRIPTORS * array.array("i").itemsize)
+_CUT = int(socket.MSG_CTRUNC)
+"""Plain, because an operation on an enum takes as long as to decode an answer."""
 _TIMEVAL = struct.Struct("@ll")
 _ENCODE = json.JSONEncoder(separators=(",", ":")).encode
 
@@ -232,7 +234,7 @@ def _received(connection: socket.socket, most_bytes: int, descriptors: list[int]
             rights = array.array("i")
             rights.frombytes(data[: len(data) - len(data) % rights.itemsize])
             descriptors += rights
-    if flags & socket.MSG_CTRUNC:
+    if flags & _CUT:
         raise TooManyOpenFiles(limit=resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     return chunk
 

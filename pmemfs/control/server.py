@@ -42,6 +42,7 @@ _PATIENCE_SECONDS = 20
 _CHUNK_BYTES = 16 * 1024
 _VERSION_LIMIT = 40
 _ENCODE = json.JSONEncoder(separators=(",", ":")).encode
+_DECODE = json.JSONDecoder().decode
 
 Method = Callable[..., Awaitable[Any]]
 """A parameter of the type `Peer` says who asks; no request can give it. The result may be one
@@ -249,7 +250,7 @@ class _Server:
         except Exception as error:
             return _failed(line, error), ()
         try:
-            request = json.loads(line)
+            request = _DECODE(line.decode())
             theirs = request.get("version", "")
             method = known[request["method"]]
             way = self._ways.get(method)

@@ -391,9 +391,9 @@ class Pins:
 
     def _connect(self, pin: Pin) -> int:
         """Let a pin live; the client's end of it. Raises CannotPin."""
-        if len(self._living) >= most_living():
+        if len(self._living) >= (most := most_living()):
             self.notice_ends()
-        if len(self._living) >= most_living():
+        if len(self._living) >= most:
             why = f"its daemon has {len(self._living)} already, of all programs"
             raise CannotPin(errno.EMFILE, what="more pages of this mount", why=why)
         pin.fd, theirs = pin_ends()

@@ -68,7 +68,8 @@ class Words:
 
     def mark(self, place: int, bits: int) -> None:
         """Set bits of a word."""
-        self._words[place] |= bits
+        # Plain: an operation on an enum takes longer than all else here.
+        self._words[place] |= int(bits)
 
     def clear(self, place: int) -> None:
         """Let a word say nothing again."""
