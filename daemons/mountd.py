@@ -279,9 +279,18 @@ def _methods(
             "pins": pins.pins,
             "accesses": pins.accesses,
             **PageObserver(pool, session, pins.registry).methods(),
+            **_cache_methods(session),
         }
 
     return all_of_them
+
+
+def _cache_methods(session: Session) -> dict[str, server.Method]:
+    if session.served.cache is None:
+        return {}
+    from pmemfs.volume.cache.methods import CacheMethods
+
+    return CacheMethods(session.served.cache).methods()
 
 
 def open_session(arguments: Arguments, pool: Pool, medium: MappedMedium) -> Session:
@@ -310,8 +319,26 @@ async def _serve(
             nursery.start_soon(_keep_house, session)
             nursery.start_soon(_tidy, session)
             nursery.start_soon(session.remounter.follow_kernel, session.mount)
-            await session.serve(starter.say_ready)
+            await _serve_volume(session, starter)
             nursery.cancel_scope.cancel()
+
+
+async def _serve_volume(session: Session, starter: Starter) -> None:
+    """Serve the mount until it ends; a cache with its origin, and in the end without it."""
+    life = session.served.life
+    if life is None:
+        await session.serve(starter.say_ready)
+        return
+    try:
+        await life.begin()
+        async with trio.open_nursery() as tasks:
+            tasks.start_soon(life.serve)
+            await session.serve(starter.say_ready)
+            tasks.cancel_scope.cancel()
+        await life.finish()
+    finally:
+        with trio.CancelScope(shield=True):
+            await life.close()
 
 
 async def _stop_on_signal(starter: Starter, session: Session) -> None:
@@ -319,11 +346,17 @@ async def _stop_on_signal(starter: Starter, session: Session) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING_SIGNALS)
         if starter.ended_by is not None:
             # The signal came before there was a session to end.
-            session.terminate()
+            _terminate(session)
         async for number in signals:
             log.info("ending on %s", signal.Signals(number).name)
             starter.ended_by = starter.ended_by or number
-            session.terminate()
+            _terminate(session)
+
+
+def _terminate(session: Session) -> None:
+    if session.served.life:
+        session.served.life.give_up()
+    session.terminate()
 
 
 async def _keep_house(session: Session) -> None:

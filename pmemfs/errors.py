@@ -358,6 +358,19 @@ class WrongOrigin(PmemfsError):
     errno = errno.ESTALE
 
 
+class BadSetting(PmemfsError):
+    """{name} can't be set: {why}"""
+
+    errno = errno.EINVAL
+    exit_code = EXIT_USAGE
+
+
+class CannotFlush(PmemfsError):
+    """{count} blocks could not be given to the origin {name}: {why}"""
+
+    errno = errno.EIO
+
+
 class OriginFenced(PmemfsError, OSError):
     """{name} belongs to another host now: {why}"""
 

@@ -102,8 +102,9 @@ def mount(
     Options for -o, separated by commas:
       ro, rw             read-only; page structures are then kept in DRAM
       allow_other        let other users in; the permissions of the file decide
-      uid=, gid=, mode=  owner and mode (octal) of the device file; mode block only
+      uid=, gid=, mode=  owner and mode (octal) of the device file; modes block and cache
       cached             keep in the page cache what was read; mode fs only
+      degraded           without the origin: what the pool has is served; mode cache only
       populate           fault in the whole pool now, so that no access has to later
       huge_pages         ask for huge pages behind the mapping
       relatime, strictatime, noatime, nodiratime

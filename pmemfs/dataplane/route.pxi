@@ -73,8 +73,8 @@ cdef verdict_t judge(worker_t *worker, request_t *request) noexcept nogil:
     if opcode == FUSE_FLUSH:
         return ANSWER
     if opcode == FUSE_INTERRUPT:
-        # No answer is due, and no operation here can be interrupted.
-        return DROP
+        # No answer is due. Only who waits for the origin of a cache can be interrupted.
+        return FORWARD if worker.plane.header.cache_set_count else DROP
     return FORWARD
 
 

@@ -8,16 +8,45 @@ At first they may do nothing: they forward all. Invariants:
 
 from __future__ import annotations
 
-from pmemfs.dataplane.counters import CacheCounters, read_cache_counters
+from pmemfs.dataplane.counters import read_cache_counters
 from pmemfs.dataplane.layouts import CHUNK_SHIFT, Presence
 from pmemfs.dataplane.native import CacheLocks
 from pmemfs.dataplane.tables import Grace
 from pmemfs.engine.native import SharedAttributes, SharedEngine
 from pmemfs.media.cache import Ground
+from pmemfs.volume.cache.onlookers import CacheOnlookers, WorkerCounts
 from pmemfs.volume.onefile import INODE
 
+LOCK_WORDS = 1 << 13
 
-class PublishedCache(SharedAttributes):
+
+class SharedLocks:
+    """The locks of sets, which workers take, too. Several sets have one lock, so whoever changes
+    many sets at once may take a lock again that it has; this process has one thread that does."""
+
+    def __init__(self, locks: CacheLocks) -> None:
+        self._locks = locks
+        self._counts: dict[int, int] = {}
+
+    def lock(self, set_number: int) -> bool:
+        """Lock a set; False if a worker has it."""
+        word = set_number % LOCK_WORDS
+        count = self._counts.get(word, 0)
+        if not count and not self._locks.lock(word):
+            return False
+        self._counts[word] = count + 1
+        return True
+
+    def unlock(self, set_number: int) -> None:
+        """Unlock a set, after all its tags are durable."""
+        word = set_number % LOCK_WORDS
+        self._counts[word] -= 1
+        if not self._counts[word]:
+            del self._counts[word]
+            self._locks.unlock(word)
+
+
+class PublishedCache(SharedAttributes, CacheOnlookers):
     """The cache of a mount, as workers see it; their memory was made for its number of sets."""
 
     def __init__(self, engine: SharedEngine) -> None:
@@ -72,21 +101,22 @@ class PublishedCache(SharedAttributes):
         for chunk in range(first, offset_bytes + length_bytes >> CHUNK_SHIFT):
             self._shared.set_presence(chunk, Presence.WHOLE)
 
-    def counters(self) -> CacheCounters:
+    def counters(self) -> WorkerCounts:
         """What all workers have done to the cache."""
-        return read_cache_counters(self._shared)
+        return WorkerCounts(*read_cache_counters(self._shared))
 
-    def locks(self) -> CacheLocks:
+    def locks(self) -> SharedLocks:
         """The locks of sets, which workers take, too."""
-        return CacheLocks(self._shared.cache_locks)
+        return SharedLocks(CacheLocks(self._shared.cache_locks))
 
     def begin_grace(self) -> Grace:
         """Note which requests are under way now."""
         return self._shared.begin_grace()
 
-    def is_over(self, grace: Grace) -> bool:
+    def is_over(self, token: object) -> bool:
         """Whether all requests have ended that were under way then."""
-        return self._shared.is_over(grace)
+        assert isinstance(token, Grace)
+        return self._shared.is_over(token)
 
     async def grace(self) -> None:
         """Wait until every worker has ended what it does now."""

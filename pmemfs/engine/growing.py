@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
@@ -34,6 +34,9 @@ from pmemfs.memmap import Memmap
 from pmemfs.pool import Pool
 from pmemfs.pool.growth import Grown, Growth, target_bytes, unknown_end_bytes
 from pmemfs.units import format_size
+
+if TYPE_CHECKING:
+    from pmemfs.volume.cache.volume import CacheVolume
 
 log = logging.getLogger(__name__)
 
@@ -111,6 +114,32 @@ class Grower:
             else:
                 # Structures stay where they are, and there is only room for more of them.
                 self._memmap.move(geometry, zones.memmap, ranges)
+
+
+class OriginFollower(Grower):
+    """In mode `cache` the pool keeps its size; what grows is the file, with the origin."""
+
+    def __init__(
+        self, pool: Pool, medium: MappedMedium, memmap: Memmap, engine: Engine,
+        show: Callable[[], Awaitable[None]], volume: CacheVolume,
+    ) -> None:  # fmt: skip
+        super().__init__(pool, medium, memmap, engine, show)
+        self._volume = volume
+
+    async def grow(self, wanted_bytes: int | None) -> Grown:
+        """Take over the size of an origin that has grown. Raises CannotGrow and OSError."""
+        if wanted_bytes is not None:
+            raise CannotGrow(path=self._medium.name, why="a cache is as large as its origin, and "
+                             "its pool keeps its size; leave the size out to take over the "
+                             "origin's")  # fmt: skip
+        async with self.lock:
+            volume = self._volume
+            if self._medium.read_only or volume.read_only:
+                raise CannotGrow(path=self._medium.name, why="it is mounted read-only")
+            old_bytes, new_bytes = await volume.resize()
+            if new_bytes > old_bytes:
+                await self._show()
+            return Grown(self._pool.label.name, old_bytes, new_bytes)
 
 
 async def _run(step: Callable[[], T]) -> T:

@@ -19,6 +19,7 @@ from pmemfs.fuse import wire
 from pmemfs.fuse.failures import errno_of
 from pmemfs.fuse.handlers.privileges import Caller
 from pmemfs.fuse.inbox import Inbox
+from pmemfs.fuse.interrupts import Interrupts
 from pmemfs.fuse.wire import Opcode
 from pmemfs.fuse.wiredoor import Answer, Request, WireDoor
 from pmemfs.units import MIB
@@ -91,6 +92,7 @@ class ForwardedRequests:
         self._door = door
         self._buffer = memoryview(bytearray(longest_bytes))
         self._outboxes: dict[socket.socket, Outbox] = {}
+        self._interrupts = Interrupts()
 
     async def serve(self, connections: Sequence[socket.socket]) -> None:
         """Answer requests until the data plane hangs up; slow answers don't hold up the others.
@@ -129,6 +131,10 @@ class ForwardedRequests:
         # A copy, because the next message comes into the same buffer while this one may wait.
         operation = bytes(self._buffer[_HEAD_BYTES:count])
         request = Request(inode, Caller(uid, gid, pid), operation)
+        if opcode == Opcode.INTERRUPT and len(operation) >= wire.INTERRUPT_IN.size:
+            (interrupted,) = wire.INTERRUPT_IN.unpack_from(operation)
+            self._interrupts.arrived(interrupted, nursery)
+            return
         try:
             answer = self._door.answer(opcode, request)
         except Exception as problem:
@@ -138,25 +144,27 @@ class ForwardedRequests:
             # First, because it is nearly always so, and this is cheaper than the next question.
             outbox.reply(unique, answer)
         elif isinstance(answer, Coroutine):
-            nursery.start_soon(_wait_and_reply, outbox, unique, opcode, request, answer)
+            nursery.start_soon(
+                self._wait_and_reply, nursery, outbox, unique, opcode, request, answer
+            )
         elif answer is not None:
             outbox.reply(unique, answer)
 
-
-async def _wait_and_reply(
-    outbox: Outbox,
-    unique: int,
-    opcode: int,
-    request: Request,
-    answer: Coroutine[Any, Any, Answer],
-) -> None:
-    try:
-        data = await answer
-    except Exception as problem:
-        outbox.reply(unique, b"", _errno_of(problem, opcode, request))
-    else:
-        if data is not None:
-            outbox.reply(unique, data)
+    async def _wait_and_reply(
+        self, nursery: trio.Nursery, outbox: Outbox, unique: int, opcode: int, request: Request,
+        answer: Coroutine[Any, Any, Answer],
+    ) -> None:  # fmt: skip
+        data: Answer = None
+        try:
+            with self._interrupts.waiting(unique, request.caller.pid, nursery) as scope:
+                data = await answer
+            if scope.cancelled_caught:
+                outbox.reply(unique, b"", errno.EINTR)
+        except Exception as problem:
+            outbox.reply(unique, b"", _errno_of(problem, opcode, request))
+        else:
+            if data is not None:
+                outbox.reply(unique, data)
 
 
 def _errno_of(problem: Exception, opcode: int, request: Request) -> int:

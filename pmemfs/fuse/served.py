@@ -6,15 +6,18 @@ A session makes the mount and the planes. Of what it serves it knows only this.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pmemfs.clock import AccessTimes
 from pmemfs.dataplane.held import OpenPlaces
 from pmemfs.engine.base import Engine
 from pmemfs.engine.native import PublishedDevice, SharedEngine
 from pmemfs.engine.trimming import Trimmer
+from pmemfs.errors import NoPageStructures
 from pmemfs.fuse.handlers.handlers import Handlers
 from pmemfs.fuse.published import PublishedTables, Publisher
 from pmemfs.media.label import Mode
+from pmemfs.medium.base import Durability
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap import Memmap
 from pmemfs.mount.options import MountOptions
@@ -22,6 +25,10 @@ from pmemfs.pool import Pool
 from pmemfs.volume.base import Volume
 from pmemfs.volume.block import BlockVolume, DeviceOnlookers
 from pmemfs.volume.fs.filesystem import FileSystem
+
+if TYPE_CHECKING:
+    from pmemfs.volume.cache.life import CacheLife
+    from pmemfs.volume.cache.volume import CacheVolume
 
 
 @dataclass(frozen=True)
@@ -34,11 +41,18 @@ class Served:
     handlers: Handlers
     tables: PublishedTables | None = None
     """What a data plane is shown of files, where there are both."""
+    life: CacheLife | None = None
+    """What has to be awaited before, while and after a cache is served."""
 
     @property
     def fs(self) -> FileSystem | None:
-        """The volume of mode `fs`; None in mode `block`."""
+        """The volume of mode `fs`; None in the others."""
         return self.volume if isinstance(self.volume, FileSystem) else None
+
+    @property
+    def cache(self) -> CacheVolume | None:
+        """The volume of mode `cache`; None in the others."""
+        return self.life.volume if self.life else None
 
     def obey(self, options: MountOptions) -> None:
         """Note accesses and write through as options say that may change while it is served."""
@@ -64,8 +78,7 @@ def serve_pool(
 ) -> Served:
     """What a pool serves through an engine. If the engine has a data plane, that is shown what it
     may answer. Raises PmemfsError."""
-    has_files = pool.label.mode == Mode.FS
-    serve = _files if has_files else _device
+    serve = {Mode.BLOCK: _device, Mode.FS: _files, Mode.CACHE: _cache}[Mode(pool.label.mode)]
     served = serve(pool, medium, memmap, engine, options)
     served.obey(options)
     return served
@@ -83,6 +96,29 @@ def _device(
     )  # fmt: skip
     trimmer = Trimmer(pool, medium, engine, None)
     return Served(volume, engine, trimmer, Handlers(volume, engine, trimmer, opens=_opens(engine)))
+
+
+def _cache(
+    pool: Pool, medium: MappedMedium, memmap: Memmap, engine: Engine, options: MountOptions
+) -> Served:
+    if not memmap.has_pages:
+        raise NoPageStructures(what="mode cache")
+    # Imported here, because the other modes do without it.
+    from pmemfs.engine.caching import PublishedCache
+    from pmemfs.volume.cache.life import CacheLife
+    from pmemfs.volume.cache.volume import CacheVolume
+
+    published = PublishedCache(engine) if isinstance(engine, SharedEngine) else None
+    # Where fences are msync, no worker changes a tag, and locks are held while a thread fences.
+    has_locks = published is not None and medium.durability is not Durability.MSYNC
+    volume = CacheVolume(
+        pool, memmap, uid=options.uid, gid=options.gid, mode=options.mode, onlookers=published,
+        locks=published.locks() if published and has_locks else None, gate=published,
+    )  # fmt: skip
+    trimmer = Trimmer(pool, medium, engine, None)
+    handlers = Handlers(volume, engine, trimmer, opens=_opens(engine))
+    life = CacheLife(volume, medium, is_degraded=options.degraded)
+    return Served(volume, engine, trimmer, handlers, life=life)
 
 
 def _files(

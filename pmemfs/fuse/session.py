@@ -19,7 +19,7 @@ import trio
 
 from pmemfs.dataplane.native import stay_in_memory
 from pmemfs.engine.base import Engine
-from pmemfs.engine.growing import Grower
+from pmemfs.engine.growing import Grower, OriginFollower
 from pmemfs.engine.native import SharedEngine
 from pmemfs.engine.sharing import share_memmap, share_pool
 from pmemfs.fuse.forwarded import ForwardedRequests
@@ -40,8 +40,7 @@ from pmemfs.mount.transport import Choice
 from pmemfs.mountinfo import Mount
 from pmemfs.pfn import PAGE_SHIFT
 from pmemfs.pool import Pool
-from pmemfs.volume.block import BlockVolume
-from pmemfs.volume.onefile import INODE
+from pmemfs.volume.onefile import INODE, OneFileVolume
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +78,7 @@ class Session(ABC):
             self.engine.note_size()
             volume = self.served.volume
             volume.grow()
-            if isinstance(volume, BlockVolume):
+            if isinstance(volume, OneFileVolume):
                 told = self.served.handlers.notifier.tell(INODE)
                 if told is not None:
                     await told
@@ -91,6 +90,9 @@ class Session(ABC):
                 await trio.run_process(["stat", "--", path], check=False,
                                        capture_stdout=True, capture_stderr=True)  # fmt: skip
 
+        cache = self.served.cache
+        if cache is not None:
+            return OriginFollower(pool, medium, self.memmap, self.engine, show, cache)
         return Grower(pool, medium, self.memmap, self.engine, show)
 
     @abstractmethod
@@ -117,6 +119,15 @@ class Session(ABC):
         """Make `serve` return."""
 
 
+def _set_count(pool: Pool) -> int:
+    """The sets of a cache; 0 in the other modes."""
+    if pool.label.mode != Mode.CACHE:
+        return 0
+    from pmemfs.volume.cache.heads import StoredHead
+
+    return StoredHead.open(pool).ground.set_count
+
+
 class NativeSession(Session):
     """The data plane on /dev/fuse, and the wire door behind it."""
 
@@ -131,7 +142,10 @@ class NativeSession(Session):
         settings = choose_settings(choice.transport, sockets.message_bytes)
         self.queue_count = settings.queue_count
         sockets.add_own(settings.queue_count)
-        self._shared = share_pool(pool, worker_count=settings.worker_count, has_files=has_files)
+        self._shared = share_pool(
+            pool, worker_count=settings.worker_count, has_files=has_files,
+            cache_set_count=_set_count(pool),
+        )  # fmt: skip
         for name in ("queue_count", "depth", "reader_count"):
             self._shared.set_header_word(name, getattr(settings, name))
         self.memmap = share_memmap(pool, medium, self._shared)

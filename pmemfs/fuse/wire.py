@@ -108,6 +108,7 @@ INIT_OUT = Structure(
 FORGET_IN = Structure("fuse_forget_in", nlookup="Q")
 BATCH_FORGET_IN = Structure("fuse_batch_forget_in", count="I", dummy="4x")
 FORGET_ONE = Structure("fuse_forget_one", nodeid="Q", nlookup="Q")
+INTERRUPT_IN = Structure("fuse_interrupt_in", unique="Q")
 GETATTR_IN = Structure("fuse_getattr_in", getattr_flags="I", dummy="4x", fh="Q")
 SETATTR_IN = Structure(
     "fuse_setattr_in", valid="I", padding="4x", fh="Q", size="Q", lock_owner="Q", atime="q",

@@ -19,8 +19,12 @@ ENGINES: tuple[EngineName, ...] = ("native", "python")
 TRANSPORTS: tuple[TransportName, ...] = ("auto", "uring", "fd")
 """The first of each is what a mount gets that asks for none."""
 
-_OF_MODE = {"uid": Mode.BLOCK, "gid": Mode.BLOCK, "mode": Mode.BLOCK, "cached": Mode.FS}
-"""Options of ours that mean nothing in the other mode. What mount(8) knows is for all."""
+_ONE_FILE = (Mode.BLOCK, Mode.CACHE)
+_OF_MODE = {
+    "uid": _ONE_FILE, "gid": _ONE_FILE, "mode": _ONE_FILE, "cached": (Mode.FS,),
+    "degraded": (Mode.CACHE,),
+}  # fmt: skip
+"""Options of ours that mean nothing in other modes. What mount(8) knows is for all."""
 
 _KERNEL_OPTIONS = frozenset(
     ("nosuid", "suid", "nodev", "dev", "noexec", "exec", "noatime", "atime", "sync", "async",
@@ -54,7 +58,7 @@ _FOR_OTHERS = frozenset(
 )  # fmt: skip
 """Said to mount(8), which takes care of it."""
 
-_FLAGS = ("allow_other", "populate", "huge_pages", "cached")
+_FLAGS = ("allow_other", "populate", "huge_pages", "cached", "degraded")
 _WITH_VALUE = ("uid", "gid", "mode", "engine", "transport")
 _KNOWN = ("ro", "rw", *_FLAGS, *_WITH_VALUE, *_KERNEL_OPTIONS, *_TIMES_OF_ACCESS, *_FOR_OTHERS)
 WORDS = (
@@ -96,7 +100,8 @@ _MOST_BYTES = 4000
 shared memory of the planes has as much."""
 
 _FIXED = (
-    "uid", "gid", "mode", "allow_other", "populate", "huge_pages", "cached", "engine", "transport",
+    "uid", "gid", "mode", "allow_other", "populate", "huge_pages", "cached", "degraded", "engine",
+    "transport",
 )  # fmt: skip
 """What can't change while it is mounted."""
 
@@ -116,6 +121,8 @@ class MountOptions:
     """Ask for huge pages behind the mapping."""
     cached: bool = False
     """Keep what was read in the page cache; mode `fs` only."""
+    degraded: bool = False
+    """Serve without the origin what the pool has; mode `cache` only."""
     strictatime: bool = False
     """Each access counts, not only the first after a change."""
     nodiratime: bool = False
@@ -151,7 +158,7 @@ class MountOptions:
     def check_mode(self, mode: Mode) -> None:
         """Raise BadMountOption where something was asked for that a pool of this mode has not."""
         for name in sorted(self.said):
-            if _OF_MODE[name] is not mode:
+            if mode not in _OF_MODE[name]:
                 raise BadMountOption(option=name, why=f"it has no meaning in mode {mode.word}: "
                                      "leave it out")  # fmt: skip
 
@@ -168,7 +175,8 @@ class MountOptions:
             words.append(f"transport={self.transport}")
         flags = {"ro": self.read_only, "allow_other": self.allow_other,
                  "populate": self.populate, "huge_pages": self.huge_pages,
-                 "cached": self.cached, "strictatime": self.strictatime,
+                 "cached": self.cached, "degraded": self.degraded,
+                 "strictatime": self.strictatime,
                  "nodiratime": self.nodiratime}  # fmt: skip
         return ",".join([word for word, is_set in flags.items() if is_set] + words)
 

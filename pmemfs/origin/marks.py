@@ -21,11 +21,11 @@ async def ends_of(origin: Origin) -> bytes:
     so this sees most of what happens to a device, but not a write to its middle.
     """
     length_bytes = min(MIB, origin.size_bytes)
-    with mmap.mmap(-1, align_up(max(length_bytes, 1), mmap.PAGESIZE)) as memory:
-        found = hashlib.sha256()
-        for offset_bytes in sorted({0, origin.size_bytes - length_bytes}):
-            with memoryview(memory) as whole, whole[:length_bytes] as view:
-                if length_bytes:
-                    await origin.read(offset_bytes, [view])
-                found.update(view)
+    # Freed with its last view, because after an error the traceback has one.
+    memory = memoryview(mmap.mmap(-1, align_up(max(length_bytes, 1), mmap.PAGESIZE)))
+    found = hashlib.sha256()
+    for offset_bytes in sorted({0, origin.size_bytes - length_bytes}):
+        if length_bytes:
+            await origin.read(offset_bytes, [memory[:length_bytes]])
+        found.update(memory[:length_bytes])
     return found.digest()

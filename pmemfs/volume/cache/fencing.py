@@ -39,7 +39,8 @@ class Fencing:
             try:
                 if self.is_quick:
                     return self.run_now(begin())
-                with closing(begin()) as steps:
+                # A change that were cancelled half way would leave an old tag beside the new one.
+                with trio.CancelScope(shield=True), closing(begin()) as steps:
                     return await self._run(steps)
             except SetBusy:
                 await trio.sleep(_PAUSE_SECONDS)

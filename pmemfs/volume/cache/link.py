@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 _FIRST_PAUSE_SECONDS = 0.02
 _LONGEST_PAUSE_SECONDS = 2.0
+_END_POLL_SECONDS = 0.02
+_END_SECONDS = 5.0
 _ATTEMPTS = 3
 """At reads that the origin answers with an error. One that is away is asked until the time is
 over."""
@@ -59,6 +61,7 @@ class OriginLink:
         self.has_unflushed = False
         """Whether something was written since the last flush that succeeded."""
         self._under_way: dict[object, float] = {}
+        self._losses = 0
 
     def begin(self, origin: Origin | None) -> None:
         """Use this origin from now on."""
@@ -102,45 +105,62 @@ class OriginLink:
 
     async def write(self, offset_bytes: int, views: Sequence[memoryview]) -> None:
         """Write views. Raises OSError."""
-        origin = self._present()
-        self.has_unflushed = True
-        await self._ask(lambda: origin.write(offset_bytes, views))
+        origin = self._begin_change()
+        try:
+            await self._ask(lambda: origin.write(offset_bytes, views))
+        finally:
+            # A flush that began meanwhile has not covered it.
+            self.has_unflushed = True
         self.written_bytes += sum(map(len, views))
 
     async def write_copy(self, offset_bytes: int, data: bytes) -> None:
         """Write bytes that lie anywhere. Raises OSError."""
-        with mmap.mmap(-1, len(data)) as memory:
-            memory[:] = data
-            with memoryview(memory) as view:
-                await self.write(offset_bytes, [view])
+        # Freed with its last view: after an error, the traceback has one.
+        memory = mmap.mmap(-1, len(data))
+        memory[:] = data
+        await self.write(offset_bytes, [memoryview(memory)])
 
     async def write_zeroes(self, offset_bytes: int, length_bytes: int) -> None:
         """Let a range read as zeroes; its room may be given back. Raises OSError."""
-        origin = self._present()
-        self.has_unflushed = True
-        await self._ask(lambda: origin.write_zeroes(offset_bytes, length_bytes, may_trim=True))
+        origin = self._begin_change()
+        try:
+            await self._ask(lambda: origin.write_zeroes(offset_bytes, length_bytes, may_trim=True))
+        finally:
+            self.has_unflushed = True
 
     async def flush(self) -> None:
-        """Make durable what was written before. Raises OSError."""
+        """Make durable what was written before. Raises OSError, and then all of that has to be
+        written again: the origin may have lost it."""
         origin = self._present()
         self.has_unflushed = False
+        losses = self._losses
         try:
-            await self._ask(origin.flush)
+            await self._ask(lambda: origin.flush(losses))
         except BaseException:
             self.has_unflushed = True
+            self._losses = origin.losses
             raise
 
     async def watch(self) -> None:
         """Cut what hangs for longer than its time, where that can be done."""
-        origin = self.origin
-        while origin is not None:
-            await trio.sleep(max(0.1, self.timeout_seconds / 10))
-            oldest = min(self._under_way.values(), default=None)
-            late = trio.current_time() - self.timeout_seconds
-            if oldest is not None and oldest < late and origin.can_cut:
-                log.warning("%s: it has not answered for %g s; connecting anew", self.name,
-                            self.timeout_seconds)  # fmt: skip
-                await origin.cut()
+        try:
+            while True:
+                await trio.sleep(max(0.1, self.timeout_seconds / 10))
+                await self._cut_later_than(self.timeout_seconds)
+        finally:
+            # The mount ends, and with it whoever waits, but not what the origin does to pages.
+            with trio.CancelScope(shield=True):
+                while self._under_way:
+                    await trio.sleep(_END_POLL_SECONDS)
+                    await self._cut_later_than(min(self.timeout_seconds, _END_SECONDS))
+
+    async def _cut_later_than(self, seconds: float) -> None:
+        origin, oldest = self.origin, min(self._under_way.values(), default=None)
+        if origin is None or oldest is None or not origin.can_cut:
+            return
+        if oldest < trio.current_time() - seconds:
+            log.warning("%s: it has not answered for %g s; connecting anew", self.name, seconds)
+            await origin.cut()
 
     def note_timeout(self) -> OSError:
         """A request has waited for long enough; the error that it gets."""
@@ -151,6 +171,13 @@ class OriginLink:
         """As `note_timeout`, where the origin answers, but not fast enough."""
         self.timeouts += 1
         return OSError(errno.EIO, f"the origin took longer than {self.timeout_seconds:g} s")
+
+    def _begin_change(self) -> Origin:
+        origin = self._present()
+        if not self.has_unflushed:
+            self._losses = origin.losses
+        self.has_unflushed = True
+        return origin
 
     def _present(self) -> Origin:
         if self.origin is None:

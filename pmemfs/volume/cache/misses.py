@@ -135,6 +135,18 @@ class Misses:
                 return found
             missing = again
 
+    async def bring_past(self, blocks: Sequence[int]) -> dict[int, Bytes]:
+        """The bytes that the origin has of blocks that follow each other, whatever the cache has.
+        Raises OSError."""
+        fetches = []
+        for first, count in _runs(blocks, _MOST_BLOCKS_BYTES >> self._blocks.shift):
+            fetch = Fetch(first, count, False, set(range(first, first + count)))
+            await self._carry_out(fetch)
+            if fetch.error:
+                raise OSError(errno.EIO, sentence_of(fetch.error)) from fetch.error
+            fetches.append(fetch)
+        return {block: data for fetch in fetches for block, data in fetch.data.items()}
+
     def _take(self, block: int, fetches: Sequence[Fetch]) -> Bytes | None:
         for fetch in fetches:
             if fetch.first <= block < fetch.first + fetch.count:

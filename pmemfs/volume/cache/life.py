@@ -1,0 +1,73 @@
+"""The life of a cache in a mount: its origin is opened, it is served, and it is left in order.
+
+life = CacheLife(...)     the mount is being made
+await life.begin()        the origin is the right one, and fenced
+await life.serve()        until it is cancelled
+await life.finish()       nothing is served any more; what is dirty stays dirty
+await life.close()        in any case
+"""
+
+from __future__ import annotations
+
+import logging
+
+import trio
+
+from pmemfs.errors import MountFailed
+from pmemfs.medium.mapped import MappedMedium
+from pmemfs.origin.base import Origin
+from pmemfs.volume.cache.opening import open_right_origin
+from pmemfs.volume.cache.volume import CacheVolume
+
+log = logging.getLogger(__name__)
+
+
+class CacheLife:
+    """The life of one cache; `is_degraded`: without its origin."""
+
+    def __init__(self, volume: CacheVolume, medium: MappedMedium, *, is_degraded: bool) -> None:
+        self.volume = self._volume = volume
+        self._medium = medium
+        self._is_degraded = is_degraded
+        self._origin: Origin | None = None
+        self._beginning = trio.CancelScope()
+
+    async def begin(self) -> None:
+        """Open the origin. Raises WrongOrigin, as `open_origin`, and MountFailed if `give_up` was
+        called meanwhile."""
+        with self._beginning:
+            await self._begin()
+            return
+        raise MountFailed(pool=self._medium.name, path=self._volume.name,
+                          why="it was ended while the origin was being opened")  # fmt: skip
+
+    async def _begin(self) -> None:
+        head = self._volume.head.head
+        if self._is_degraded:
+            log.warning("%s: mounted without its origin %s", self._medium.name, head.origin)
+        else:
+            read_only = self._medium.read_only
+            self._origin = await open_right_origin(head, self._medium.name, read_only=read_only)
+            self._origin.hold_lock(self._medium.fileno())
+        await self._volume.begin(self._origin)
+
+    def give_up(self) -> None:
+        """Open the origin no more."""
+        self._beginning.cancel()
+
+    async def serve(self) -> None:
+        """Run the tasks of the volume."""
+        await self._volume.serve()
+
+    async def finish(self) -> None:
+        """Leave what the next mount needs to know."""
+        await self._volume.finish()
+        dirty = self._volume.count_dirty()
+        if dirty:
+            log.info("%s: the origin lacks %d blocks, which stay in the pool; see 'pmemfs flush'",
+                     self._medium.name, dirty)  # fmt: skip
+
+    async def close(self) -> None:
+        """Let go of the origin."""
+        if self._origin is not None:
+            await self._origin.close()

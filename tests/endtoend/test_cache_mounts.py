@@ -1,0 +1,222 @@
+"""Mode cache, mounted: programs on the file, the origin behind it, and what ends a mount."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kit.caches import ORIGIN_BYTES, make_cache, new_origin
+from kit.commands import pmemfs, pmemfs_ok
+from kit.mounts import Mounted, PoolMaker, Session
+from kit.origins import NbdServer
+from kit.processes import wait_until
+from pmemfs.control.client import call
+from pmemfs.control.places import socket_path
+from pmemfs.mountinfo import mount_at
+from pmemfs.units import MIB
+
+pytestmark = pytest.mark.usefixtures("engine")
+
+
+def ask(mounted: Mounted, method: str, **params: Any) -> dict[str, Any]:
+    """What the daemon answers."""
+    mount = mount_at(str(mounted.mountpoint))
+    assert mount is not None
+    return dict(call(socket_path(mount), method, **params))
+
+
+@pytest.fixture
+def origin(tmp_path: Path) -> Path:
+    return new_origin(tmp_path / "origin", seed=b"o")
+
+
+def cache_of(pools: PoolMaker, origin: object, **fields: Any) -> Path:
+    """A pool that caches an origin."""
+    path = pools.directory / "pmem0"
+    make_cache(path, str(origin), **{"pool_bytes": 8 * MIB, **fields})
+    return path
+
+
+def test_a_mount_shows_the_origin_and_gives_it_what_was_written(
+    pools: PoolMaker, origin: Path
+) -> None:
+    wanted = bytearray(origin.read_bytes())
+    mounted = pools.mount(cache_of(pools, origin))
+    assert mounted.device.stat().st_size == ORIGIN_BYTES
+    assert mounted.device.read_bytes() == wanted
+    chance = random.Random(1)
+    with mounted.device.open("r+b", buffering=0) as file:
+        for _ in range(60):
+            offset = chance.randrange(ORIGIN_BYTES)
+            data = chance.randbytes(chance.choice([1, 512, 4096, 9000, 70_000]))
+            data = data[: ORIGIN_BYTES - offset]
+            assert os.pwrite(file.fileno(), data, offset) == len(data)
+            wanted[offset : offset + len(data)] = data
+        os.fsync(file.fileno())
+    assert mounted.device.read_bytes() == wanted
+    flushed = ask(mounted, "cache-flush")
+    assert flushed["dirty"] == 0
+    assert origin.read_bytes() == wanted
+    pools.umount(mounted)
+
+
+def test_a_remount_has_what_was_clean_and_what_was_dirty(pools: PoolMaker, origin: Path) -> None:
+    before = origin.read_bytes()
+    pool = cache_of(pools, origin)
+    mounted = pools.mount(pool)
+    with mounted.device.open("r+b") as file:
+        file.write(b"new" * 10_000)
+    pools.umount(mounted)
+    assert origin.read_bytes() == before
+    mounted = pools.mount(pool)
+    with mounted.device.open("rb") as file:
+        assert file.read(30_000) == b"new" * 10_000
+    assert ask(mounted, "cache-info")["dirty"] == 8
+    ask(mounted, "cache-flush")
+    pools.umount(mounted)
+    assert origin.read_bytes() == b"new" * 10_000 + before[30_000:]
+
+
+def test_a_killed_daemon_loses_nothing(pools: PoolMaker, origin: Path) -> None:
+    before = origin.read_bytes()
+    pool = cache_of(pools, origin)
+    mounted = pools.mount(pool)
+    with mounted.device.open("r+b", buffering=0) as file:
+        file.write(b"kept" * 5000)
+    Session.of(mounted).kill()
+    subprocess.run(["umount", "-l", mounted.mountpoint], check=False, capture_output=True)
+    mounted = pools.mount(pool)
+    with mounted.device.open("rb") as file:
+        assert file.read(20_000) == b"kept" * 5000
+        assert file.read(4) == before[20_000:20_004]
+    wait_until(lambda: not ask(mounted, "cache-info")["is_searching"], "the search is over")
+    assert ask(mounted, "cache-info")["dirty"] == 5
+    assert ask(mounted, "cache-flush") == {"cleaned": 5, "dirty": 0}
+    pools.umount(mounted)
+    assert origin.read_bytes() == b"kept" * 5000 + before[20_000:]
+
+
+def test_another_origin_or_a_changed_one_is_refused(pools: PoolMaker, origin: Path) -> None:
+    pool = cache_of(pools, origin)
+    pools.umount(pools.mount(pool))
+    with origin.open("r+b") as file:
+        file.write(b"somebody else")
+    at = pools.mountpoint()
+    refused = pmemfs("mount", pool, at, *pools.engine.options)
+    assert refused.code == 32
+    assert "somebody has written to it since" in refused.err
+    os.rename(origin, origin.with_name("moved"))
+    new_origin(origin)
+    refused = pmemfs("mount", pool, at, *pools.engine.options)
+    assert refused.code == 32
+    assert "it is another one" in refused.err
+    origin.unlink()
+    refused = pmemfs("mount", pool, at, *pools.engine.options)
+    assert refused.code == 32
+    assert "Traceback" not in refused.err
+    pmemfs_ok("mount", pool, at, "-o", "degraded", *pools.engine.options)
+    assert mount_at(str(at)) is not None
+
+
+def test_an_origin_serves_one_pool_at_a_time(pools: PoolMaker, origin: Path) -> None:
+    first = cache_of(pools, origin)
+    second = pools.directory / "pmem1"
+    make_cache(second, str(origin), pool_bytes=8 * MIB)
+    pools.mount(first)
+    refused = pmemfs("mount", second, pools.mountpoint("second"), *pools.engine.options)
+    assert refused.code == 32
+    assert "is in use" in refused.err
+
+
+def test_an_origin_that_is_away_and_back(pools: PoolMaker, origin: Path) -> None:
+    server = NbdServer("file", origin)
+    try:
+        pool = cache_of(pools, server.text, origin_timeout_seconds=1)
+        mounted = pools.mount(pool)
+        with mounted.device.open("r+b", buffering=0) as file:
+            fd = file.fileno()
+            known = os.pread(fd, 4096, 0)
+            server.end()
+            assert os.pread(fd, 4096, 0) == known
+            with pytest.raises(OSError, match="Input/output error"):
+                os.pread(fd, 4096, 4 * MIB)
+            assert os.pwrite(fd, b"dirty..." * 1024, 0) == 8192
+        report = ask(mounted, "cache-info")
+        assert report["origin"]["state"] == "away"
+        assert report["dirty"] == 2
+        server.start()
+        with mounted.device.open("rb", buffering=0) as file:
+            assert os.pread(file.fileno(), 4096, 4 * MIB).startswith(b"o4194304 ")
+        assert ask(mounted, "cache-flush")["dirty"] == 0
+        assert ask(mounted, "cache-info")["origin"]["state"] == "present"
+        pools.umount(mounted)
+    finally:
+        server.end()
+    assert origin.read_bytes()[:8192] == b"dirty..." * 1024
+
+
+def test_each_policy_gives_the_origin_the_same(pools: PoolMaker, origin: Path) -> None:
+    wanted = bytearray(origin.read_bytes())
+    mounted = pools.mount(cache_of(pools, origin))
+    chance = random.Random(2)
+    with mounted.device.open("r+b", buffering=0) as file:
+        for policy in ("write-through", "write-around", "write-back", "write-around"):
+            assert ask(mounted, "cache-set", policy=policy)["policy"] == policy
+            for _ in range(15):
+                offset = chance.randrange(ORIGIN_BYTES - 9000)
+                data = chance.randbytes(chance.choice([512, 4096, 9000]))
+                os.pwrite(file.fileno(), data, offset)
+                wanted[offset : offset + len(data)] = data
+            os.fsync(file.fileno())
+            if policy != "write-back":
+                assert ask(mounted, "cache-info")["dirty"] <= 40
+        ask(mounted, "cache-set", policy="read-only")
+        with pytest.raises(OSError, match="Read-only") as caught:
+            os.pwrite(file.fileno(), b"x", 0)
+        assert caught.value.errno == errno.EROFS
+    assert mounted.device.read_bytes() == wanted
+    ask(mounted, "cache-set", policy="write-back")
+    ask(mounted, "cache-flush")
+    assert ask(mounted, "cache-verify")["differing"] == 0
+    pools.umount(mounted)
+    assert origin.read_bytes() == wanted
+
+
+def test_an_origin_that_has_grown_is_served_at_its_new_size(pools: PoolMaker, origin: Path) -> None:
+    mounted = pools.mount(cache_of(pools, origin))
+    os.truncate(origin, ORIGIN_BYTES + MIB)
+    pmemfs_ok("resize", mounted.mountpoint)
+    assert mounted.device.stat().st_size == ORIGIN_BYTES + MIB
+    with mounted.device.open("r+b", buffering=0) as file:
+        assert os.pwrite(file.fileno(), b"end", ORIGIN_BYTES + MIB - 3) == 3
+    pools.umount(mounted)
+    assert pools.mount(mounted.pool).device.stat().st_size == ORIGIN_BYTES + MIB
+
+
+def test_a_reader_that_is_killed_does_not_wait_for_the_origin(
+    pools: PoolMaker, origin: Path
+) -> None:
+    if pools.engine.name == "python":
+        pytest.skip("pyfuse3 tells nobody of interrupts")
+    server = NbdServer("file", origin)
+    try:
+        pool = cache_of(pools, server.text, origin_timeout_seconds=600)
+        mounted = pools.mount(pool)
+        os.kill(server.pid, signal.SIGSTOP)
+        reader = subprocess.Popen(
+            ["dd", f"if={mounted.device}", "of=/dev/null", "bs=4096", "count=1", "iflag=direct"],
+            stderr=subprocess.DEVNULL,
+        )
+        wait_until(lambda: ask(mounted, "cache-info")["misses"] > 0, "the reader waits")
+        reader.kill()
+        assert reader.wait(timeout=20) == -signal.SIGKILL
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+        server.end()
