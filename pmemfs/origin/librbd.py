@@ -1,8 +1,7 @@
-"""The functions of librados and librbd that an origin needs, by ctypes.
+"""The functions of librados and librbd that open an image and ask about it, by ctypes.
 
-The Python binding wants `bytes` to write, makes `bytes` of what it reads, and calls back into
-Python from threads of its own. The library takes addresses, so it reads into the pages of a pool,
-and it can put what is done on a list and raise an eventfd, so that one task reaps many at once.
+All of them may wait for the cluster, so they are for threads. What there is much of is in
+`rbdcommands`.
 """
 
 from __future__ import annotations
@@ -11,17 +10,16 @@ import ctypes
 from typing import Any, NamedTuple
 
 from pmemfs.errors import NeedsPackage, system_error
+from pmemfs.origin import rbdcommands
+from pmemfs.origin.rbdcommands import Commands
 
 PACKAGE = "librbd1"
 RADOS_LIBRARY, RBD_LIBRARY = "librados.so.2", "librbd.so.1"
 FEATURE_EXCLUSIVE_LOCK = 1 << 2
-THICK_PROVISION = 1
-_EVENTFD = 2
 _LOCK_MODE_EXCLUSIVE = 0
 _FSID_ROOM = 64
 _ID_ROOM = 256
 _MOST_WATCHERS = 64
-_MOST_DONE = 128
 
 _P, _SIZE, _TEXT, _INT = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_char_p, ctypes.c_int
 
@@ -62,16 +60,6 @@ _RBD: dict[str, tuple[Any, ...]] = {
     "rbd_lock_release": (_INT, _P),
     "rbd_watchers_list": (_INT, _P, _P, ctypes.POINTER(ctypes.c_size_t)),
     "rbd_watchers_list_cleanup": (None, _P, ctypes.c_size_t),
-    "rbd_set_image_notification": (_INT, _P, _INT, _INT),
-    "rbd_aio_create_completion": (_INT, _P, _P, ctypes.POINTER(_P)),
-    "rbd_aio_release": (None, _P),
-    "rbd_aio_get_return_value": (ctypes.c_ssize_t, _P),
-    "rbd_poll_io_events": (_INT, _P, ctypes.POINTER(_P), _INT),
-    "rbd_aio_readv": (_INT, _P, _P, _INT, _SIZE, _P),
-    "rbd_aio_writev": (_INT, _P, _P, _INT, _SIZE, _P),
-    "rbd_aio_flush": (_INT, _P, _P),
-    "rbd_aio_discard": (_INT, _P, _SIZE, _SIZE, _P),
-    "rbd_aio_write_zeroes": (_INT, _P, _SIZE, ctypes.c_size_t, _P, _INT, _INT),
 }
 
 
@@ -90,6 +78,10 @@ def load() -> Any:
         raise NeedsPackage(
             what="an image of Ceph", package=PACKAGE, remedy="scripts/install-origins installs it"
         ) from None
+    if not rbdcommands.load(RBD_LIBRARY):
+        raise NeedsPackage(
+            what="an image of Ceph", package=PACKAGE, remedy="scripts/install-origins installs it"
+        )
     for library, functions in ((rados, _RADOS), (rbd, _RBD)):
         for name, (result, *words) in functions.items():
             function = getattr(library, name)
@@ -100,7 +92,7 @@ def load() -> Any:
 
 
 class Cluster:
-    """A connection to a pool of a cluster. Everything here may wait long; it is for threads."""
+    """A connection to a pool of a cluster."""
 
     def __init__(self, library: Any, user: str, conf: str, settings: dict[str, str]) -> None:
         """Read the configuration, the environment's where `conf` is empty. Raises OSError."""
@@ -154,12 +146,8 @@ class Image:
     def __init__(self, library: Any, image: ctypes.c_void_p) -> None:
         self._library = library
         self._image = image
-        self._quick = ctypes.PyDLL(RBD_LIBRARY)
-        for name, (result, *words) in _RBD.items():
-            function = getattr(self._quick, name)
-            function.restype, function.argtypes = result, words
-
-    # What may wait long, for threads
+        assert image.value is not None
+        self.commands = Commands(image.value)
 
     def close(self) -> None:
         """Let go of the image, and of its lock."""
@@ -211,47 +199,6 @@ class Image:
         watchers = [Watcher(each.addr.decode(), each.id) for each in found[: room.value]]
         self._library.rbd_watchers_list_cleanup(found, room)
         return watchers
-
-    # What returns at once
-
-    def notify(self, eventfd: int) -> None:
-        """Raise an eventfd whenever something is done."""
-        _check(self._quick.rbd_set_image_notification(self._image, eventfd, _EVENTFD))
-
-    def begin(self, name: str, *words: int | ctypes.c_void_p) -> int:
-        """Begin a command; its completion, by which `done` names it. Raises OSError."""
-        completion = _P()
-        _check(self._quick.rbd_aio_create_completion(None, None, ctypes.byref(completion)))
-        try:
-            _check(_BEGIN[name](self._library, self._image, words, completion))
-        except BaseException:
-            self._quick.rbd_aio_release(completion)
-            raise
-        assert completion.value is not None
-        return completion.value
-
-    def done(self) -> list[tuple[int, int]]:
-        """Completions that are done, and what they returned: -errno for a failure."""
-        found = (_P * _MOST_DONE)()
-        count = self._quick.rbd_poll_io_events(self._image, found, _MOST_DONE)
-        _check(min(count, 0))
-        answers: list[tuple[int, int]] = []
-        for completion in found[:count]:
-            assert completion is not None
-            answers.append((completion, self._quick.rbd_aio_get_return_value(completion)))
-            self._quick.rbd_aio_release(completion)
-        return answers
-
-
-_BEGIN: dict[str, Any] = {
-    "read": lambda library, image, words, end: library.rbd_aio_readv(image, *words, end),
-    "write": lambda library, image, words, end: library.rbd_aio_writev(image, *words, end),
-    "flush": lambda library, image, words, end: library.rbd_aio_flush(image, end),
-    "discard": lambda library, image, words, end: library.rbd_aio_discard(image, *words, end),
-    "zero": lambda library, image, words, end: library.rbd_aio_write_zeroes(
-        image, words[0], words[1], end, words[2], 0
-    ),
-}
 
 
 def _check(number: int) -> None:

@@ -17,175 +17,155 @@ Source: proto.md of https://github.com/NetworkBlockDevice/nbd, libnbd(3).
 
 from __future__ import annotations
 
-import ctypes
 import errno
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from typing import NamedTuple, TypeVarTuple
 
 import trio
 from trio.lowlevel import Abort
 
-from pmemfs.errors import OriginGone, UnusableOrigin, sentence_of, system_error
+from pmemfs.errors import NeedsPackage, OriginGone, UnusableOrigin, sentence_of, system_error
+from pmemfs.origin import libnbd
 from pmemfs.origin.base import MOST_BYTES, Identity, Origin, say_nothing
-from pmemfs.origin.libnbd import (
-    DIRECTION_READ,
-    DIRECTION_WRITE,
-    FLAG_NO_HOLE,
-    Facts,
-    LibNbd,
-)
+from pmemfs.origin.libnbd import Handle
 from pmemfs.origin.marks import ends_of, mark_of
 from pmemfs.origin.naming import NbdName
 from pmemfs.origin.vectors import Vectors
 from pmemfs.units import MIB
 
+LIBRARY, PACKAGE = "libnbd.so.0", "libnbd0"
 CONNECT_SECONDS = 10.0
 CONNECTIONS = 4
 SECTOR_BYTES = 512
 _MOST_UNIT_BYTES = 4096
 _RANGE_BYTES = 1024 * MIB
 """Of one trim or zero; a request has 32 bits for it."""
-_LOST = -1
+_FULL = 16
+"""So many requests of a connection are under way before another one is used; nbdkit carries out so
+many of a connection at once."""
 _GIVE_WAY_SECONDS = 0.001
 
+_Words = TypeVarTuple("_Words")
 
-@dataclass(slots=True)
-class _Command:
-    """A command that the server has not answered yet, and the memory that it is about."""
 
-    memory: Vectors | None
-    task: trio.lowlevel.Task | None = None
-    number: int | None = None
-    """Its errno, 0 for success, or _LOST; None as long as it is under way."""
+class Facts(NamedTuple):
+    """What a server says of an export."""
 
-    def end(self, number: int) -> None:
-        self.number = number
-        if self.task is not None:
-            trio.lowlevel.reschedule(self.task)
+    size_bytes: int
+    is_read_only: bool
+    can_flush: bool
+    can_trim: bool
+    can_zero: bool
+    can_multi_conn: bool
+    least_bytes: int
+    """Of a request; 0 where the server doesn't say."""
+    most_bytes: int
 
 
 class Connection:
     """One connection, with two tasks of the system that move its bytes."""
 
-    def __init__(self, library: LibNbd, handle: int, name: str, lost: Callable[[], None]) -> None:
+    def __init__(self, handle: Handle, name: str, lost: Callable[[Connection], None]) -> None:
         """Take a handle that is connected over; `lost` is told of its end, unless by `close`."""
-        self._lost = lost
-        self.facts = library.facts(handle)
+        self.facts = Facts(*handle.facts())
+        self.handle = handle
         self.is_over = False
-        self._library = library
-        self._handle = handle
+        self._lost = lost
         self._name = name
-        self._fd = library.fd(handle)
-        self._waiting: dict[int, _Command] = {}
+        self._fd = handle.fd
         self._wants_to_write = trio.lowlevel.ParkingLot()
         self._is_idle = trio.Event()
         trio.lowlevel.spawn_system_task(self._read_always)
         trio.lowlevel.spawn_system_task(self._write_always)
 
-    @property
-    def under_way(self) -> int:
-        """How many commands have no answer yet."""
-        return len(self._waiting)
-
     async def carry_out(
-        self, begin: Callable[..., int], *words: int, memory: Vectors | None = None
+        self, begin: Callable[[Vectors, *_Words], None], vectors: Vectors, *words: *_Words
     ) -> None:
         """Begin a command and wait for its answer. Raises OSError, OriginGone.
 
-        `memory` is kept until it is over, and nothing cancels it.
+        Nothing cancels it.
         """
         if self.is_over:
-            raise OriginGone(name=self._name, why="the connection is lost")
+            raise self._gone()
         try:
-            cookie = begin(self._handle, *words)
-        except OSError:
-            self._look()
-            if self.is_over:
-                raise OriginGone(name=self._name, why="the connection is lost") from None
-            raise
-        command = self._waiting[cookie] = _Command(memory)
-        # Whatever is there to be read was read while the command was begun, so what is done by now
-        # makes the socket readable no more.
-        self._look()
-        if not self.is_over and self._library.direction(self._handle) & DIRECTION_WRITE:
+            begin(vectors, *words)
+        except OSError as error:
+            self._wake(self.handle.done())
+            raise (self._gone() if self.is_over else error) from None
+        # What is there to be read was read while the command was begun. It is not announced again.
+        self._wake(self.handle.done())
+        if self.handle.wants_to_write:
             self._wants_to_write.unpark()
-        if command.number is None:
-            command.task = trio.lowlevel.current_task()
+        if not vectors.is_done:
+            vectors.waiter = trio.lowlevel.current_task()
             await trio.lowlevel.wait_task_rescheduled(_never)
-        if command.number == _LOST:
-            raise OriginGone(name=self._name, why="the connection is lost")
-        if command.number:
-            raise system_error(command.number)
+        if vectors.result:
+            # The library gives what it can't finish an errno, as if the server had said so. A
+            # server says ESHUTDOWN while it ends.
+            if vectors.result == -errno.ESHUTDOWN or self.is_over:
+                raise self._gone()
+            raise system_error(-vectors.result)
 
-    def hang_up(self) -> None:
+    def hang_up(self, *, is_goodbye: bool = False) -> None:
         """End the connection now; what is under way fails."""
         if self.is_over:
             return
         self.is_over = True
         trio.lowlevel.notify_closing(self._fd)
         self._wants_to_write.unpark_all()
-        self._library.close(self._handle)
-        waiting, self._waiting = self._waiting, {}
-        for command in waiting.values():
-            command.end(_LOST)
+        for vectors in self.handle.close(is_goodbye):
+            vectors.result = -errno.ESHUTDOWN
+            self._end(vectors)
         self._is_idle.set()
-        self._lost()
+        if not is_goodbye:
+            self._lost(self)
 
     async def close(self) -> None:
         """Wait for what is under way, and leave as a client should."""
         with trio.CancelScope(shield=True):
-            while self._waiting:
+            while self.handle.under_way:
                 self._is_idle = trio.Event()
                 await self._is_idle.wait()
-        if not self.is_over:
-            self._lost = _nothing
-            self._library.say_goodbye(self._handle)
-            self.hang_up()
+        self.hang_up(is_goodbye=True)
 
     async def _read_always(self) -> None:
-        while not self.is_over:
-            try:
+        with suppress(trio.ClosedResourceError, OSError):
+            while not self.is_over:
                 await trio.lowlevel.wait_readable(self._fd)
-            except (trio.ClosedResourceError, OSError):
-                return
-            if self.is_over:
-                return
-            if not self._library.direction(self._handle) & DIRECTION_READ:
-                # It sends first. To wait for what is readable already would be a busy loop.
-                await trio.sleep(_GIVE_WAY_SECONDS)
-                continue
-            self._library.notify_read(self._handle)
-            self._look()
+                if self.handle.wants_to_read:
+                    self._wake(self.handle.read_more())
+                else:
+                    # It sends first. To wait for what is readable already would be a busy loop.
+                    await trio.sleep(_GIVE_WAY_SECONDS)
 
     async def _write_always(self) -> None:
-        while not self.is_over:
-            if not self._library.direction(self._handle) & DIRECTION_WRITE:
-                await self._wants_to_write.park()
-                continue
-            try:
+        with suppress(trio.ClosedResourceError, OSError):
+            while not self.is_over:
+                if not self.handle.wants_to_write:
+                    await self._wants_to_write.park()
+                    continue
                 await trio.lowlevel.wait_writable(self._fd)
-            except (trio.ClosedResourceError, OSError):
-                return
-            if self.is_over:
-                return
-            if self._library.direction(self._handle) & DIRECTION_WRITE:
-                self._library.notify_write(self._handle)
-                self._look()
+                if self.handle.wants_to_write:
+                    self._wake(self.handle.write_more())
 
-    def _look(self) -> None:
+    def _wake(self, done: list[Vectors]) -> None:
         """Wake those whose commands are done; all of them if the connection has ended."""
-        is_over = self._library.is_over(self._handle)
-        while done := self._library.next_done(self._handle):
-            cookie, number = done
-            # The library gives what it can't finish an errno, as if the server had said so. A
-            # server says ESHUTDOWN while it ends.
-            is_lost = number == errno.ESHUTDOWN or (is_over and number)
-            self._waiting.pop(cookie).end(_LOST if is_lost else number)
-        if is_over:
+        for vectors in done:
+            self._end(vectors)
+        if self.handle.is_over:
             self.hang_up()
-        elif not self._waiting:
+        elif not self.handle.under_way:
             self._is_idle.set()
+
+    def _end(self, vectors: Vectors) -> None:
+        vectors.is_done = True
+        if vectors.waiter is not None:
+            trio.lowlevel.reschedule(vectors.waiter)
+            vectors.waiter = None
+
+    def _gone(self) -> OriginGone:
+        return OriginGone(name=self._name, why="the connection is lost")
 
 
 class NbdOrigin(Origin):
@@ -194,15 +174,15 @@ class NbdOrigin(Origin):
     can_cut = True
     can_fence = False
 
-    def __init__(self, name: NbdName, library: LibNbd, facts: Facts, *, read_only: bool) -> None:
+    def __init__(self, name: NbdName, facts: Facts, *, read_only: bool) -> None:
         """`open` makes the first connection. Raises UnusableOrigin."""
         self.name = name.text
         self.read_only = read_only
         self._export = name.export
-        self._library = library
         self._connections: list[Connection] = []
+        """Those that live."""
         self._connecting = trio.Lock()
-        self._is_enough = False
+        self._most = CONNECTIONS if facts.can_multi_conn else 1
         self._written = self._flushed = 0
         self._has_lost = False
         self.size_bytes = facts.size_bytes
@@ -215,12 +195,14 @@ class NbdOrigin(Origin):
     @classmethod
     async def open(cls, name: NbdName, *, read_only: bool = False) -> NbdOrigin:
         """Connect. Raises NeedsPackage, OriginGone, UnusableOrigin."""
-        library = LibNbd()
-        handle = await _connected(library, name.text)
+        if not libnbd.load(LIBRARY):
+            raise NeedsPackage(what="an NBD origin", package=PACKAGE,
+                               remedy="scripts/install-origins installs it")  # fmt: skip
+        handle = await _connected(name.text)
         try:
-            found = cls(name, library, library.facts(handle), read_only=read_only)
+            found = cls(name, Facts(*handle.facts()), read_only=read_only)
         except BaseException:
-            library.close(handle)
+            handle.close(True)
             raise
         found._take(handle)
         return found
@@ -235,35 +217,14 @@ class NbdOrigin(Origin):
     async def read(self, offset_bytes: int, views: Sequence[memoryview]) -> None:
         vectors = Vectors(views, True, self.block_bytes)
         self._check(offset_bytes, vectors.length_bytes)
-        connection = await self._connection()
-        if vectors.count == 1:
-            await connection.carry_out(
-                self._library.read, vectors.first_address, vectors.length_bytes, offset_bytes,
-                memory=vectors,
-            )  # fmt: skip
-        elif vectors.count:
-            # A request has one address, and a request for each piece takes longer than a copy.
-            copy = ctypes.create_string_buffer(vectors.length_bytes)
-            await connection.carry_out(
-                self._library.read, ctypes.addressof(copy), vectors.length_bytes, offset_bytes
-            )
-            vectors.scatter(ctypes.addressof(copy))
+        connection = self._live() or await self._connection()
+        await connection.carry_out(connection.handle.read, vectors, offset_bytes)
 
     async def write(self, offset_bytes: int, views: Sequence[memoryview]) -> None:
         vectors = Vectors(views, False, self.block_bytes)
         self._check_change(offset_bytes, vectors.length_bytes)
-        connection = await self._connection()
-        if vectors.count == 1:
-            await connection.carry_out(
-                self._library.write, vectors.first_address, vectors.length_bytes, offset_bytes,
-                memory=vectors,
-            )  # fmt: skip
-        elif vectors.count:
-            copy = ctypes.create_string_buffer(vectors.length_bytes)
-            vectors.gather(ctypes.addressof(copy))
-            await connection.carry_out(
-                self._library.write, ctypes.addressof(copy), vectors.length_bytes, offset_bytes
-            )
+        connection = self._live() or await self._connection()
+        await connection.carry_out(connection.handle.write, vectors, offset_bytes)
         self._written += 1
 
     async def flush(self, losses: int | None = None) -> None:
@@ -272,9 +233,9 @@ class NbdOrigin(Origin):
             raise self._gone_with_writes()
         expected = self.losses if losses is None else losses
         written = self._written
-        connection = await self._connection()
+        connection = self._live() or await self._connection()
         if connection.facts.can_flush:
-            await connection.carry_out(self._library.flush)
+            await connection.carry_out(connection.handle.flush, _no_memory())
         if self.losses != expected:
             self._has_lost = False
             raise self._gone_with_writes()
@@ -283,18 +244,19 @@ class NbdOrigin(Origin):
     async def discard(self, offset_bytes: int, length_bytes: int) -> None:
         self._check_change(offset_bytes, length_bytes)
         for start, step in _steps(offset_bytes, length_bytes if self.can_discard else 0):
-            await (await self._connection()).carry_out(self._library.trim, step, start)
+            connection = self._live() or await self._connection()
+            await connection.carry_out(connection.handle.trim, _no_memory(), start, step)
             self._written += 1
 
     async def write_zeroes(self, offset_bytes: int, length_bytes: int, *, may_trim: bool) -> None:
         self._check_change(offset_bytes, length_bytes)
-        connection = await self._connection()
+        connection = self._live() or await self._connection()
         if not connection.facts.can_zero:
             await self._store_zeroes(offset_bytes, length_bytes)
             return
-        flags = 0 if may_trim else FLAG_NO_HOLE
         for start, step in _steps(offset_bytes, length_bytes):
-            await (await self._connection()).carry_out(self._library.zero, step, start, flags)
+            connection = self._live() or await self._connection()
+            await connection.carry_out(connection.handle.zero, _no_memory(), start, step, may_trim)
             self._written += 1
 
     async def fence(self, say: Callable[[str], None] = say_nothing) -> None:
@@ -302,22 +264,22 @@ class NbdOrigin(Origin):
 
     async def resize_seen(self) -> int:
         """A server tells the size when one connects, so this connects anew."""
-        handle = await _connected(self._library, self.name)
+        handle = await _connected(self.name)
         old, self._connections = self._connections, []
-        fresh = self._take(handle)
-        self.size_bytes = fresh.facts.size_bytes & -self.block_bytes
+        self.size_bytes = self._take(handle).facts.size_bytes & -self.block_bytes
         for connection in old:
             await connection.close()
         return self.size_bytes
 
     async def cut(self) -> None:
-        for connection in self._connections:
+        for connection in list(self._connections):
             connection.hang_up()
         await trio.lowlevel.checkpoint()
 
     async def close(self) -> None:
-        for connection in self._connections:
+        for connection in list(self._connections):
             await connection.close()
+        self._connections.clear()
 
     def _check(self, offset_bytes: int, length_bytes: int) -> None:
         if (offset_bytes | length_bytes) % self.block_bytes:
@@ -330,42 +292,50 @@ class NbdOrigin(Origin):
             raise system_error(errno.EROFS)
         self._check(offset_bytes, length_bytes)
 
-    async def _connection(self) -> Connection:
-        """The connection with the least to do; a new one while all have something.
+    def _live(self) -> Connection | None:
+        """A connection that has room; None if one has to be made first.
 
-        Raises OriginGone if there is none and none can be made.
+        The first ones are filled first, because answers that come together are taken together.
         """
-        best = min(self._connections, key=_load, default=None)
-        if best is None or best.is_over:
-            async with self._connecting:
-                self._connections = [each for each in self._connections if not each.is_over]
-                return self._connections[0] if self._connections else await self._connect_again()
-        may_be_more = best.under_way and best.facts.can_multi_conn and not self._is_enough
-        if may_be_more and not self._connecting.locked():
-            async with self._connecting:
-                with suppress(OriginGone):
-                    return await self._connect_again()
+        for connection in self._connections:
+            if connection.handle.under_way < _FULL:
+                return connection
+        if len(self._connections) < self._most and not self._connecting.locked():
+            return None
+        return min(self._connections, key=_load, default=None)
+
+    async def _connection(self) -> Connection:
+        """A connection that may have been made for it. Raises OriginGone if none can be made."""
+        async with self._connecting:
+            if connection := self._live():
+                return connection
+            if not self._connections:
+                return await self._connect_again()
+            with suppress(OriginGone):
+                return await self._connect_again()
+            if self._connections:
                 # A server may take fewer connections than we would like.
-                self._is_enough = True
-                return await self._connection()
-        return best
+                self._most = len(self._connections)
+                return self._connections[0]
+            return await self._connect_again()
 
     async def _connect_again(self) -> Connection:
-        handle = await _connected(self._library, self.name)
-        size_bytes = self._library.facts(handle).size_bytes
+        handle = await _connected(self.name)
+        size_bytes = Facts(*handle.facts()).size_bytes
         if size_bytes < self.size_bytes:
-            self._library.close(handle)
+            handle.close(True)
             why = f"what is there now has {size_bytes} bytes, and it had {self.size_bytes}"
             raise OriginGone(name=self.name, why=why)
         return self._take(handle)
 
-    def _take(self, handle: int) -> Connection:
-        connection = Connection(self._library, handle, self.name, self._note_loss)
+    def _take(self, handle: Handle) -> Connection:
+        connection = Connection(handle, self.name, self._note_loss)
         self._connections.append(connection)
-        self._is_enough = len(self._connections) >= CONNECTIONS
         return connection
 
-    def _note_loss(self) -> None:
+    def _note_loss(self, connection: Connection) -> None:
+        with suppress(ValueError):
+            self._connections.remove(connection)
         if self._written != self._flushed:
             self.losses += 1
             self._has_lost = True
@@ -376,25 +346,19 @@ class NbdOrigin(Origin):
         return OriginGone(name=self.name, why=why)
 
 
-async def _connected(library: LibNbd, uri: str) -> int:
+async def _connected(uri: str) -> Handle:
     """Connect in a thread, which is left to itself if the server doesn't answer in time."""
-    given_up = trio.Event()
-
-    def connect() -> int:
-        handle = library.connect(uri)
-        if given_up.is_set():
-            library.close(handle)
-        return handle
-
     with trio.move_on_after(CONNECT_SECONDS):
         try:
-            return await trio.to_thread.run_sync(connect, abandon_on_cancel=True)
+            return await trio.to_thread.run_sync(Handle, uri, abandon_on_cancel=True)
         except OSError as error:
             raise OriginGone(name=uri, why=sentence_of(error)) from None
-        except trio.Cancelled:
-            given_up.set()
-            raise
     raise OriginGone(name=uri, why=f"its server has not answered for {CONNECT_SECONDS:.0f} s")
+
+
+def _no_memory() -> Vectors:
+    """For a command that is about no memory."""
+    return Vectors((), False, 1)
 
 
 def _why_unusable(facts: Facts, block_bytes: int, read_only: bool) -> str:
@@ -416,12 +380,8 @@ def _steps(offset_bytes: int, length_bytes: int) -> list[tuple[int, int]]:
             for start in range(offset_bytes, end_bytes, _RANGE_BYTES)]  # fmt: skip
 
 
-def _nothing() -> None:
-    pass
-
-
-def _load(connection: Connection) -> tuple[bool, int]:
-    return connection.is_over, connection.under_way
+def _load(connection: Connection) -> int:
+    return connection.handle.under_way
 
 
 def _never(_: object) -> Abort:

@@ -36,7 +36,6 @@ from pmemfs.errors import (
 from pmemfs.origin.base import Identity, Origin, say_nothing
 from pmemfs.origin.librbd import (
     FEATURE_EXCLUSIVE_LOCK,
-    THICK_PROVISION,
     Cluster,
     Image,
     Watcher,
@@ -62,15 +61,6 @@ _SETTINGS = {
 _GONE = (errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTUNREACH, errno.ECONNREFUSED)
 
 
-@dataclass(slots=True)
-class _Command:
-    """A command that is under way, and the memory that it is about."""
-
-    memory: object
-    task: trio.lowlevel.Task | None = None
-    result: int | None = None
-
-
 class RbdOrigin(Origin):
     """An image that is open."""
 
@@ -92,12 +82,12 @@ class RbdOrigin(Origin):
         self._image = image
         self._identity = facts.identity
         self._client = facts.client
-        self._waiting: dict[int, _Command] = {}
+        self._commands = image.commands
         self._is_idle = trio.Event()
         self._stopping = trio.CancelScope()
         self._has_stopped = trio.Event()
         self._eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        image.notify(self._eventfd)
+        self._commands.notify(self._eventfd)
         trio.lowlevel.spawn_system_task(self._reap_always)
 
     @classmethod
@@ -123,31 +113,35 @@ class RbdOrigin(Origin):
     async def read(self, offset_bytes: int, views: Sequence[memoryview]) -> None:
         vectors = Vectors(views, True, self.block_bytes)
         self._check(offset_bytes, vectors.length_bytes)
-        done_bytes = await self._carry_out(
-            vectors, "read", vectors.address, vectors.count, offset_bytes
-        )
-        if done_bytes != vectors.length_bytes:
+        self._commands.read(vectors, offset_bytes)
+        if await self._carried_out(vectors) != vectors.length_bytes:
             # Somebody has made the image smaller.
             raise system_error(errno.EIO)
 
     async def write(self, offset_bytes: int, views: Sequence[memoryview]) -> None:
         vectors = Vectors(views, False, self.block_bytes)
         self._check_change(offset_bytes, vectors.length_bytes)
-        await self._carry_out(vectors, "write", vectors.address, vectors.count, offset_bytes)
+        self._commands.write(vectors, offset_bytes)
+        await self._carried_out(vectors)
 
     async def flush(self, losses: int | None = None) -> None:
-        await self._carry_out(None, "flush")
+        vectors = _no_memory()
+        self._commands.flush(vectors)
+        await self._carried_out(vectors)
 
     async def discard(self, offset_bytes: int, length_bytes: int) -> None:
         self._check_change(offset_bytes, length_bytes)
         for start, step in _steps(offset_bytes, length_bytes):
-            await self._carry_out(None, "discard", start, step)
+            vectors = _no_memory()
+            self._commands.discard(vectors, start, step)
+            await self._carried_out(vectors)
 
     async def write_zeroes(self, offset_bytes: int, length_bytes: int, *, may_trim: bool) -> None:
         self._check_change(offset_bytes, length_bytes)
-        flags = 0 if may_trim else THICK_PROVISION
         for start, step in _steps(offset_bytes, length_bytes):
-            await self._carry_out(None, "zero", start, step, flags)
+            vectors = _no_memory()
+            self._commands.zero(vectors, start, step, may_trim)
+            await self._carried_out(vectors)
 
     async def fence(self, say: Callable[[str], None] = say_nothing) -> None:
         if not self.can_fence:
@@ -172,24 +166,21 @@ class RbdOrigin(Origin):
         await trio.lowlevel.checkpoint()
 
     async def close(self) -> None:
-        while self._waiting:
+        while self._commands.under_way:
             self._is_idle = trio.Event()
             await self._is_idle.wait()
         self._stopping.cancel()
         await self._has_stopped.wait()
         await trio.to_thread.run_sync(self._let_go, abandon_on_cancel=True)
 
-    async def _carry_out(self, memory: object, name: str, *words: int) -> int:
-        """Begin a command and wait for its result. Raises OSError, OriginFenced, OriginGone."""
-        command = _Command(memory)
-        self._waiting[self._image.begin(name, *words)] = command
-        if command.result is None:
-            command.task = trio.lowlevel.current_task()
+    async def _carried_out(self, vectors: Vectors) -> int:
+        """Wait for the result of a command. Raises OSError, OriginFenced, OriginGone."""
+        if not vectors.is_done:
+            vectors.waiter = trio.lowlevel.current_task()
             await trio.lowlevel.wait_task_rescheduled(_never)
-        assert command.result is not None
-        if command.result < 0:
-            raise self._meant(-command.result)
-        return command.result
+        if vectors.result < 0:
+            raise self._meant(-vectors.result)
+        return vectors.result
 
     def _meant(self, number: int) -> Exception:
         if number == errno.ESHUTDOWN:
@@ -204,13 +195,12 @@ class RbdOrigin(Origin):
             while True:
                 await trio.lowlevel.wait_readable(self._eventfd)
                 os.eventfd_read(self._eventfd)
-                while done := self._image.done():
-                    for completion, result in done:
-                        command = self._waiting.pop(completion)
-                        command.result = result
-                        if command.task is not None:
-                            trio.lowlevel.reschedule(command.task)
-                if not self._waiting:
+                while done := self._commands.done():
+                    for vectors in done:
+                        if vectors.waiter is not None:
+                            trio.lowlevel.reschedule(vectors.waiter)
+                            vectors.waiter = None
+                if not self._commands.under_way:
                     self._is_idle.set()
         self._has_stopped.set()
 
@@ -319,6 +309,11 @@ def _steps(offset_bytes: int, length_bytes: int) -> list[tuple[int, int]]:
     end_bytes = offset_bytes + length_bytes
     return [(start, min(_RANGE_BYTES, end_bytes - start))
             for start in range(offset_bytes, end_bytes, _RANGE_BYTES)]  # fmt: skip
+
+
+def _no_memory() -> Vectors:
+    """For a command that is about no memory."""
+    return Vectors((), False, 1)
 
 
 def _never(_: object) -> Abort:

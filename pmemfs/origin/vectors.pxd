@@ -14,3 +14,9 @@ cdef class Vectors:
     cdef public object waiter
     cdef public bint is_done
     cdef public Py_ssize_t result
+    cdef char *_copy
+    cdef bint _is_filled
+
+    cdef char *gathered(self) except NULL
+    cdef char *in_one_piece(self) except NULL
+    cdef void scatter(self)

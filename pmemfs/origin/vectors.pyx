@@ -34,6 +34,7 @@ cdef class Vectors:
         cdef Py_ssize_t count = len(views)
         cdef Py_buffer *held
         cdef iovec *last
+        self._is_filled = is_writable
         if count > MOST_VIEWS:
             raise OSError(EINVAL, os.strerror(EINVAL))
         self.pieces = <iovec *>malloc(max(count, 1) * (sizeof(iovec) + sizeof(Py_buffer)))
@@ -61,17 +62,8 @@ cdef class Vectors:
         cdef Py_ssize_t number
         for number in range(self._held_count):
             PyBuffer_Release(self._held + number)
+        free(self._copy)
         free(self.pieces)
-
-    @property
-    def address(self) -> int:
-        """Of the array of `struct iovec`, which has `count` entries."""
-        return <size_t>self.pieces
-
-    @property
-    def first_address(self) -> int:
-        """Of the first piece, which is all where `count` is 1."""
-        return <size_t>self.pieces.iov_base
 
     def advance(self, Py_ssize_t done_bytes) -> None:
         """Leave out what was transferred, at the beginning."""
@@ -88,16 +80,29 @@ cdef class Vectors:
             self.pieces.iov_base = <char *>self.pieces.iov_base + done_bytes
             self.pieces.iov_len -= done_bytes
 
-    def gather(self, size_t address) -> None:
-        """Copy all pieces to one address, which has room for `length_bytes`."""
-        cdef char *to = <char *>address
-        for number in range(self.count):
-            memcpy(to, self.pieces[number].iov_base, self.pieces[number].iov_len)
-            to += self.pieces[number].iov_len
+    cdef char *in_one_piece(self) except NULL:
+        """Memory in one piece for all of it: the views' own, or room for a copy."""
+        if self.count <= 1:
+            return <char *>self.pieces.iov_base
+        if self._copy == NULL:
+            self._copy = <char *>malloc(self.length_bytes)
+            if self._copy == NULL:
+                raise MemoryError
+        return self._copy
 
-    def scatter(self, size_t address) -> None:
-        """Copy to the pieces what stands at one address."""
-        cdef char *start = <char *>address
-        for number in range(self.count):
-            memcpy(self.pieces[number].iov_base, start, self.pieces[number].iov_len)
-            start += self.pieces[number].iov_len
+    cdef char *gathered(self) except NULL:
+        """As `in_one_piece`, and what the views show is there."""
+        cdef char *to = self.in_one_piece()
+        if self._copy != NULL:
+            for number in range(self.count):
+                memcpy(to, self.pieces[number].iov_base, self.pieces[number].iov_len)
+                to += self.pieces[number].iov_len
+        return self.in_one_piece()
+
+    cdef void scatter(self):
+        """Put what was read into a copy where it belongs. What was written stays as it is by now."""
+        cdef char *start = self._copy
+        if start != NULL and self._is_filled:
+            for number in range(self.count):
+                memcpy(self.pieces[number].iov_base, start, self.pieces[number].iov_len)
+                start += self.pieces[number].iov_len

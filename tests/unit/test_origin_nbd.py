@@ -16,7 +16,7 @@ import trio.testing
 from kit.origins import SIZE_BYTES, NbdServer
 from kit.sources import sparse_file
 from pmemfs.errors import NeedsPackage, OriginGone, UnusableOrigin
-from pmemfs.origin import libnbd
+from pmemfs.origin import nbd
 from pmemfs.origin.health import Health, Patient, State
 from pmemfs.origin.opening import open_origin
 from pmemfs.units import KIB, MIB
@@ -296,7 +296,7 @@ def test_where_nobody_listens_the_origin_is_away(shm: Path) -> None:
 
 
 def test_a_missing_library_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(libnbd, "LIBRARY", "libnbd-that-nobody-has.so.0")
+    monkeypatch.setattr(nbd, "LIBRARY", "libnbd-that-nobody-has.so.0")
     with pytest.raises(NeedsPackage) as caught:
         trio.run(open_origin, "nbd://host/x")
     assert "libnbd0" in str(caught.value)
