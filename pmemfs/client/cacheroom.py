@@ -24,12 +24,13 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from pmemfs.client.connection import Connection, Descriptor
+from pmemfs.client.connection import Connection
 from pmemfs.client.entrynames import key_of
 from pmemfs.client.unnamed import HIDDEN_PREFIX
 from pmemfs.control.shape import Malformed, decode
 from pmemfs.errors import NoAnswer
 from pmemfs.media.accesses import Accesses
+from pmemfs.medium.addresses import Descriptor
 from pmemfs.pfn import FRAME_BYTES
 from pmemfs.units import MIB, align_up
 
@@ -323,7 +324,7 @@ class _Ledger:
 
     def _opened(self) -> Descriptor:
         os.makedirs(os.path.dirname(self._path), exist_ok=True)
-        return Descriptor(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666))
+        return Descriptor.opened(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
 
     def _known(self, fd: int) -> Taken | None:
         record = os.pread(fd, _LEDGER.size, 0)

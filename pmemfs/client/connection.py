@@ -33,31 +33,22 @@ from pmemfs.errors import (
     PmemfsError,
     TooManyOpenFiles,
 )
-from pmemfs.medium.addresses import PinEnd, Tally, Words, known_of
+from pmemfs.medium.addresses import Descriptor, PinEnd, Tally, Words, known_of
 from pmemfs.medium.base import Durability
 from pmemfs.mountinfo import Mount, mount_at, mount_of_device
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+_PATIENCE_SECONDS = 24 * 3600
+"""Memory for a large new array has to be cleared first, and a daemon that ends is noticed at once.
+So a client waits as it would for a write; an interrupt ends that."""
 _DEAD = (errno.ENOTCONN, errno.ECONNABORTED, errno.ECANCELED)
 """What the kernel answers for a mount whose daemon has ended, or just ends."""
 
 _MODE_OF_FILES = "fs"
 
 _OF_PROCESS: weakref.WeakValueDictionary[str, Connection] = weakref.WeakValueDictionary()
-
-
-class Descriptor:
-    """An open file, closed with the last reference: a thread may need it while another closes."""
-
-    __slots__ = ("number",)
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-    def __del__(self) -> None:
-        os.close(self.number)
 
 
 class PoolMemory(NamedTuple):
@@ -86,10 +77,10 @@ class PinAnswer(NamedTuple):
 class OpenedFile:
     """A file that exists as long as a `with` statement lasts, which gives its inode number."""
 
-    __slots__ = ("_fd", "_inode")
+    __slots__ = ("_file", "_inode")
 
-    def __init__(self, fd: int, inode: int) -> None:
-        self._fd = fd
+    def __init__(self, file: Descriptor, inode: int) -> None:
+        self._file = file
         self._inode = inode
 
     def __enter__(self) -> int:
@@ -101,7 +92,7 @@ class OpenedFile:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        os.close(self._fd)
+        self._file.close()
 
 
 class Connection:
@@ -119,7 +110,7 @@ class Connection:
         self._device = mount.number
         self._owner_uid = mount.owner_uid
         self._socket = socket_path(mount)
-        self._channel = Channel(self._socket, mount.owner_uid)
+        self._channel = Channel(self._socket, mount.owner_uid, timeout_seconds=_PATIENCE_SECONDS)
         self._pools: dict[bool, PoolMemory] = {}
         """The pool, by whether its descriptor can write."""
         self._generation: int | None = None
@@ -186,24 +177,24 @@ class Connection:
         """
         full = self.full(path)
         try:
-            fd = os.open(full, os.O_CLOEXEC | (os.O_RDWR if writable else os.O_PATH))
+            file = Descriptor.opened(full, os.O_CLOEXEC | (os.O_RDWR if writable else os.O_PATH))
             try:
-                device, inode, mode, uid = known_of(fd)
+                device, inode, mode, uid = known_of(file.number)
                 self.check_device(full, device)
                 if not stat.S_ISREG(mode):
                     if stat.S_ISDIR(mode):
                         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), full)
                     raise BadMapping(path=full, why="it is not a regular file")
-                if not writable and not _may_read(fd, mode, uid):
+                if not writable and not _may_read(file.number, mode, uid):
                     raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), full)
             except BaseException:
-                os.close(fd)
+                file.close()
                 raise
         except PmemfsError:
             raise
         except OSError as error:
             raise self._better(error) from None
-        return OpenedFile(fd, inode)
+        return OpenedFile(file, inode)
 
     @property
     def is_current(self) -> bool:

@@ -17,6 +17,8 @@ import errno
 import os
 from collections.abc import Iterator
 
+from pmemfs.medium.addresses import Descriptor
+
 HIDDEN_PREFIX = ".pmemfs-new-"
 PERMISSIONS = 0o666
 _NO_UNNAMED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EISDIR, errno.EINVAL)
@@ -34,13 +36,17 @@ class UnnamedFile:
         self._directory = os.path.dirname(path) or "."
         self._hidden = ""
         self._pid = os.getpid()
-        self.fd = self._made(permissions)
-        """-1 once it is closed."""
+        self._file = self._made(permissions)
 
     def __del__(self) -> None:
         # It has none if it could not be made.
         if getattr(self, "fd", -1) >= 0:
             self.give_up()
+
+    @property
+    def fd(self) -> int:
+        """The descriptor; -1 once it is closed."""
+        return self._file.number
 
     def appear(self, *, may_replace: bool = True) -> None:
         """Make the content durable, give it its name, and close it.
@@ -69,28 +75,26 @@ class UnnamedFile:
 
     def give_up(self) -> None:
         """Close it. What has no name of its own by now is gone, unless a fork has it open, too."""
-        fd, self.fd = self.fd, -1
+        self._file.close()
         hidden, self._hidden = self._hidden, ""
-        if fd >= 0:
-            os.close(fd)
         # A forked child that lets go of its copy leaves the file to its parent.
         if hidden and self._pid == os.getpid():
             # The file system may be gone; whoever finds it again finds this file.
             with contextlib.suppress(OSError):
                 os.unlink(hidden)
 
-    def _made(self, permissions: int) -> int:
+    def _made(self, permissions: int) -> Descriptor:
         flags = os.O_RDWR | os.O_CLOEXEC
         try:
-            return os.open(self._directory, os.O_TMPFILE | flags, permissions)
+            return Descriptor.opened(self._directory, os.O_TMPFILE | flags, permissions)
         except OSError as error:
             if error.errno not in _NO_UNNAMED:
                 raise
         hidden = self._hidden_name()
         with self._named():
-            fd = os.open(hidden, os.O_CREAT | os.O_EXCL | flags, permissions)
+            file = Descriptor.opened(hidden, os.O_CREAT | os.O_EXCL | flags, permissions)
         self._hidden = hidden
-        return fd
+        return file
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:

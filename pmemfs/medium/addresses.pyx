@@ -16,11 +16,14 @@ Source: mmap(2) (MAP_FIXED), numpy's `PyArray_SetBaseObject` (what the `base` of
 
 cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
-from libc.errno cimport ENOMEM, errno
+from cpython.exc cimport PyErr_CheckSignals
+from libc.errno cimport EINTR, ENOMEM, errno
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint64_t
 from libc.stdlib cimport free, malloc
+from posix.fcntl cimport open as open_file
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
+from posix.unistd cimport close
 
 import os
 
@@ -124,6 +127,52 @@ cdef class PinEnd:
     def fileno(self) -> int:
         """The descriptor."""
         return self._end.fd
+
+
+@cython.final
+@cython.no_gc
+cdef class Descriptor:
+    """An open file, closed with the last reference: a thread may need it while another closes."""
+
+    cdef readonly int number
+
+    def __cinit__(self, int number) -> None:
+        self.number = number
+
+    def __dealloc__(self) -> None:
+        self._close()
+
+    @staticmethod
+    def opened(path: str, int flags, int permissions=0o666) -> Descriptor:
+        """Open a file. Raises OSError, and ValueError.
+
+        An interrupt that comes meanwhile finds the descriptor in its object, and leaves it closed.
+        After os.open it would find it nowhere, because Python looks for signals before it assigns.
+        """
+        cdef bytes encoded = os.fsencode(path)
+        cdef const char *name = encoded
+        cdef Descriptor made = Descriptor(-1)
+        cdef int failed
+        if b"\0" in encoded:
+            raise ValueError("embedded null byte")
+        while True:
+            with nogil:
+                made.number = open_file(name, flags, permissions)
+                failed = errno
+            if made.number >= 0:
+                return made
+            if failed != EINTR:
+                raise OSError(failed, os.strerror(failed), path)
+            PyErr_CheckSignals()
+
+    def close(self) -> None:
+        """Close it now, whoever refers to it."""
+        self._close()
+
+    cdef void _close(self) noexcept nogil:
+        if self.number >= 0:
+            close(self.number)
+            self.number = -1
 
 
 @cython.final

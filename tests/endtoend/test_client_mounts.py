@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +32,7 @@ from kit.commands import pmemfs_ok, run_command
 from kit.mounts import Engine, Mounted, PoolMaker, Session, each_engine, may_pass
 from kit.processes import wait_until
 from kit.users import NOBODY, as_user
+from pmemfs.control.client import ANSWER_TIMEOUT_SECONDS
 from pmemfs.units import MIB
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow]
@@ -322,6 +325,47 @@ print("mapped", flush=True)
 sys.stdin.read()
 """
 """It has closed everything; only the array is left, and no descriptor of the pool."""
+
+
+def test_a_daemon_that_takes_long_is_waited_for_until_an_interrupt(pools: PoolMaker) -> None:
+    mounted = fs_mount(pools)
+    content = write_file(mounted.mountpoint / "file", 5)
+    text = """
+import sys
+import pmemfs
+fs = pmemfs.connect(sys.argv[1])
+print(int(fs.map("file")[0]), flush=True)
+for _ in range(2):
+    sys.stdin.readline()
+    try:
+        print(int(fs.map("file")[0]), flush=True)
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+"""
+    pid = mounted.pid
+    with program(text, mounted.mountpoint) as child:
+        assert hears(child) == str(content[0])
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            tell(child)
+            # Longer than a command waits for an answer.
+            time.sleep(ANSWER_TIMEOUT_SECONDS + 2)
+            assert child.poll() is None
+            child.send_signal(signal.SIGINT)
+            assert hears(child) == "interrupted"
+            tell(child)
+            time.sleep(ANSWER_TIMEOUT_SECONDS + 2)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert hears(child) == str(content[0])
+    with pmemfs.connect(mounted.mountpoint) as fs:
+        wait_for_pins(fs, 0)
+
+
+def tell(child: subprocess.Popen[str]) -> None:
+    assert child.stdin is not None
+    child.stdin.write("\n")
+    child.stdin.flush()
 
 
 def test_arrays_outlive_an_unmount(pools: PoolMaker) -> None:

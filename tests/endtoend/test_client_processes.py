@@ -6,10 +6,12 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import random
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -18,7 +20,7 @@ import numpy as np
 import pytest
 
 import pmemfs
-from kit.clients import FRAME, own_pins, wait_for_pins, write_file
+from kit.clients import FRAME, hears, own_pins, program, wait_for_pins, write_file
 from kit.mounts import Engine, Mounted, pool_maker
 from kit.processes import wait_until
 
@@ -258,6 +260,49 @@ def test_an_interpreter_ends_and_leaves_no_pin(
     assert said == []
     wait_for_pins(fs, 0)
     assert os.listdir(mounted.mountpoint) == ["file"]
+
+
+INTERRUPTED = """
+import os, signal, sys
+import pmemfs
+fs = pmemfs.connect(sys.argv[1])
+is_armed = False
+def interrupt(number, frame):
+    if is_armed:
+        raise KeyboardInterrupt
+signal.signal(signal.SIGINT, interrupt)
+print("ready", flush=True)
+for number in range(200):
+    try:
+        try:
+            is_armed = True
+            while True:
+                fs.map("file", mode=("r", "r+")[number % 2])
+                if number % 10 == 0:
+                    fs.create("new", 100).close()
+        finally:
+            is_armed = False
+    except KeyboardInterrupt:
+        pass
+# Python would have the last of them end it.
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+held = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if int(fd) > 2
+        and os.path.exists(f"/proc/self/fd/{fd}")]
+print([path for path in held if path.startswith(sys.argv[1])])
+"""
+
+
+def test_an_interrupt_leaves_no_file_open(
+    fs: pmemfs.Mount, content: np.ndarray, mounted: Mounted
+) -> None:
+    chance = random.Random(7)
+    with program(INTERRUPTED, mounted.mountpoint) as child:
+        assert hears(child) == "ready"
+        while child.poll() is None:
+            time.sleep(chance.random() * 0.004)
+            child.send_signal(signal.SIGINT)
+        assert hears(child) == "[]"
+        assert child.returncode == 0
 
 
 def test_five_hundred_pins_at_once_are_dropped_at_once(
