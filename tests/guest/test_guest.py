@@ -1,6 +1,7 @@
 """pmemfs on real persistent memory: /dev/pmem0, DAX files and /dev/dax0.0 of QEMU guests.
 
-Each source has a machine of its own, which boots twice: pmemfs is used as a user does, then the
+Each source has a machine of its own, which boots twice: pmemfs is used as a user does, also by
+programs that map pages, then the
 machine is killed while records are written; the second boot looks for them. The machines run side
 by side, more machines than processors, so each has one processor: a second one would often have to
 wait for the first, which is elsewhere.
@@ -97,7 +98,7 @@ def machines() -> Iterator[dict[Machine, Future[Boots]]]:
 
 
 @pytest.mark.parametrize("machine", MACHINES, ids=str)
-def test_pools_on_persistent_memory_serve_fio_and_dd(
+def test_pools_on_persistent_memory_serve_fio_dd_arrays_and_copies(
     machine: Machine, machines: dict[Machine, Future[Boots]]
 ) -> None:
     boots = machines[machine].result()

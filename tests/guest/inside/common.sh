@@ -4,7 +4,11 @@ PATH=$PWD/.venv/bin:$PATH
 mnt=/mnt/pmemfs
 mkdir -p "$mnt"
 
-step() { echo "== $*"; }
+# Says what comes next, and how long the machine has been up.
+step() {
+    read -r uptime _ </proc/uptime
+    echo "== $* ($uptime s)"
+}
 
 # Runs what a user would against a mounted pool: use_pool SOURCE DURABILITY
 use_pool() {
@@ -32,4 +36,31 @@ come_back() {
     device=$mnt/$(ls "$mnt")
     dd if="$device" bs=1M skip=16 count=8 iflag=direct status=none | cmp - /tmp/random
     pmemfs umount "$mnt"
+}
+
+# Looks at arrays over pages of files, and copies without a buffer: use_pages SOURCE DISK
+# SOURCE has a pool of mode fs. DISK is a file or device that allows O_DIRECT; it loses what it has.
+use_pages() {
+    step "arrays over pages of files on $1"
+    pmemfs mount "$1" "$mnt"
+    python tests/guest/inside/arrays.py fs "$mnt"
+
+    step "copies between pages and $2, without a buffer"
+    head -c 3M /dev/urandom >/tmp/random3
+    dd if=/tmp/random3 of="$2" bs=1M oflag=direct conv=fsync status=none
+    pmemfs copy --direct --json "$2" "$mnt/copy" | tee /tmp/copied
+    grep -q '"path": "pages"' /tmp/copied
+    cmp -n 3145728 "$mnt/copy" /tmp/random3
+    dd if=/dev/zero of="$2" bs=1M count=3 oflag=direct conv=fsync status=none
+    pmemfs copy --direct --json "$mnt/copy" "$2" | tee /tmp/copied
+    grep -q '"path": "pages"' /tmp/copied
+    dd if="$2" bs=1M count=3 iflag=direct status=none | cmp - /tmp/random3
+    pmemfs umount "$mnt"
+    pmemfs check "$1"
+}
+
+# Prints a disk of 4 MiB that is no persistent memory.
+make_disk() {
+    truncate -s 4M /dev/shm/disk
+    losetup --show -f /dev/shm/disk
 }

@@ -17,6 +17,10 @@ for fs in ext4 xfs; do
     fi
     pmemfs create /mnt/dax/pool --size 256M
     use_pool /mnt/dax/pool "cache lines"
+    if [ "$fs" = ext4 ]; then
+        pmemfs create /mnt/dax/files --size 256M --mode fs
+        use_pages /mnt/dax/files /mnt/dax/outside
+    fi
     umount /mnt/dax
 done
 step "an xfs is not overwritten unasked"

@@ -25,3 +25,11 @@ assert os.lseek(fd, 5000, os.SEEK_DATA) == 5000
 assert os.lseek(fd, 5000, os.SEEK_HOLE) == os.fstat(fd).st_size
 " "$mnt/dax0.0"
 pmemfs umount "$mnt"
+step "arrays over pages of the device, in units of its own"
+DAX_UNIT=$(cat /sys/bus/dax/devices/dax0.0/align)
+export DAX_UNIT
+pmemfs mount /dev/dax0.0 "$mnt"
+python tests/guest/inside/arrays.py block "$mnt/dax0.0"
+pmemfs umount "$mnt"
+pmemfs create --force --mode fs /dev/dax0.0
+use_pages /dev/dax0.0 "$(make_disk)"
