@@ -1,10 +1,9 @@
 """pmemfs on real persistent memory: /dev/pmem0, DAX files and /dev/dax0.0 of QEMU guests.
 
 Each source has a machine of its own, which boots twice: pmemfs is used as a user does, also by
-programs that map pages, then the
-machine is killed while records are written; the second boot looks for them. The machines run side
-by side, more machines than processors, so each has one processor: a second one would often have to
-wait for the first, which is elsewhere.
+programs that map pages, then the machine is killed while records are written; the second boot looks
+for them. The machines run side by side, more machines than processors, so each has one processor: a
+second one would often have to wait for the first, which is elsewhere.
 """
 
 from __future__ import annotations
