@@ -43,9 +43,10 @@ still be DIRTY. With every change:
    tag, with the next sequence; flush, fence. Store 0 to the old tag, flush, fence. Each fence keeps
    one thing from being there without what it relies on: the tag without its bytes; the old tag gone
    without the new one; another block in the old place while the old tag comes back.
-6. *Clean* (the origin has the bytes, and was flushed): if the tag is still the same word, store it
-   with the state CLEAN; flush. Nobody relies on it before a fence: what is evicted has a fence of
-   its own, and so has a group that is closed.
+6. *Clean*: see the group, then read the tag. Write the bytes to the origin and flush it; if the
+   tag is still the same word, store it with the state CLEAN; flush. Nobody relies on it before a
+   fence: what is evicted has a fence of its own, and so has a group that is closed. An origin that
+   got the bytes of a tag which isn't durable would differ from the old tag's clean bytes.
 7. *Clear*: if the tag is still the same word, store 0; flush, fence. *Zero*: the same with ZERO, in
    an open group, and with the same sequence: the place stays, although it holds nothing.
 
@@ -209,7 +210,8 @@ class Index:
         return Place(number, way, self._pfn_at(number, way) << PAGE_SHIFT)
 
     def dirty_in(self, group: int) -> Iterator[Found]:
-        """As `Groups.dirty_in`."""
+        """As `Groups.dirty_in`, of a group that is seen now if it was not: that may fence."""
+        self.run(self.groups.seeing([group]))
         return self.groups.dirty_in(group)
 
     # One change, durable when it returns (but for `clean`)
@@ -240,6 +242,10 @@ class Index:
     def zero(self, found: Found) -> bool:
         """Let a block that is there read as zeroes; False if its tag has changed."""
         return self.run(self.zeroing([found]))[0]
+
+    def see(self, set_number: int) -> None:
+        """Before a dirty block is found whose bytes are for the origin: see `Groups.seeing`."""
+        self.run(self.groups.seeing([set_number >> GROUP_SHIFT]))
 
     def may_become_dirty(self, set_number: int) -> None:
         """Let the word of a set's group be durable and not 0, and workers make dirty tags in it."""
