@@ -1,13 +1,15 @@
 """Checks a pool that isn't mounted: everything that is stored, against what it must be.
 
 In every mode that is the label, its copy, and the zones that they describe; page structures are not
-persistent. Mode `fs` adds the file system. Only `repair_pool` writes anything.
+persistent. Mode `fs` adds the file system, mode `cache` the head and the tags. Only `repair_pool`
+writes anything.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple
 
 from pmemfs.errors import InvalidPool
 from pmemfs.media.label import Mode
@@ -41,6 +43,8 @@ def check_pool(medium: Medium, progress: Progress = lambda *_: None) -> list[Fin
     findings += [*zone_findings(pool), state_finding(pool)]
     if pool.label.mode == Mode.FS:
         findings += _filesystem_findings(check_filesystem(pool, progress))
+    if pool.label.mode == Mode.CACHE:
+        findings += _cache_findings(pool, progress)
     return findings
 
 
@@ -56,17 +60,9 @@ def repair_pool(
     """
     pool = Pool.open(medium)
     labels = [*map(label_finding, pool.readings), agreement(pool)]
-    has_filesystem = pool.label.mode == Mode.FS
-    verdict = check_filesystem(pool, progress) if has_filesystem else Verdict()
-
-    def say_problem(problem: Problem, failure: str) -> None:
-        remedy = problem.remedy.sentence if problem.remedy else ""
-        found = _problem_finding(problem)
-        sentence = f"{found.sentence}: {failure or remedy}"
-        say(Finding(found.what, bool(failure), sentence, found.inode, found.path))
-
-    if not has_errors(labels) and not doable(verdict, force=force):
-        say_left(verdict, say_problem, force=force)
+    content = _content_of(pool, say, progress, force=force)
+    if not has_errors(labels) and not content.has_work:
+        content.say_left()
         return 0
     done = 0
     # A writable mount writes both copies of the label anew. This does the same.
@@ -75,10 +71,83 @@ def repair_pool(
         why = "; ".join(label.sentence for label in labels if label.is_error)
         say(Finding("label", False, f"{why}: {_LABEL_REMEDY}"))
         done += 1
-    if has_filesystem:
-        done += repair_filesystem(pool, verdict, say_problem, progress, force=force)
+    done += content.repair()
     pool.end_mount()
     return done
+
+
+class _Content(NamedTuple):
+    """What there is to repair in the data of a pool, in its mode."""
+
+    has_work: bool = False
+    say_left: Callable[[], object] = lambda: None
+    repair: Callable[[], int] = lambda: 0
+
+
+def _content_of(
+    pool: Pool, say: Callable[[Finding], object], progress: Progress, *, force: bool
+) -> _Content:
+    if pool.label.mode == Mode.FS:
+        verdict = check_filesystem(pool, progress)
+
+        def say_problem(problem: Problem, failure: str) -> None:
+            remedy = problem.remedy.sentence if problem.remedy else ""
+            found = _problem_finding(problem)
+            sentence = f"{found.sentence}: {failure or remedy}"
+            say(Finding(found.what, bool(failure), sentence, found.inode, found.path))
+
+        return _Content(
+            bool(doable(verdict, force=force)),
+            lambda: say_left(verdict, say_problem, force=force),
+            lambda: repair_filesystem(pool, verdict, say_problem, progress, force=force),
+        )
+    return (
+        _cache_content(pool, say, progress, force=force)
+        if pool.label.mode == Mode.CACHE
+        else _Content()
+    )
+
+
+def _cache_content(
+    pool: Pool, say: Callable[[Finding], object], progress: Progress, *, force: bool
+) -> _Content:
+    # Imported here, because it loads numpy, which the other modes don't need.
+    from pmemfs.volume.cache.tagcheck import (
+        CacheProblem,
+        check_cache,
+        repair_cache,
+        say_left_of_cache,
+    )
+
+    verdict = check_cache(pool, progress)
+
+    def say_problem(problem: CacheProblem, failure: str) -> None:
+        remedy = problem.remedy.sentence if problem.remedy else ""
+        say(Finding(problem.what, bool(failure), f"{problem.sentence}: {failure or remedy}"))
+
+    return _Content(
+        bool(verdict.doable(force=force)),
+        lambda: say_left_of_cache(verdict, say_problem, force=force),
+        lambda: repair_cache(pool, verdict, say_problem, progress, force=force),
+    )
+
+
+def _cache_findings(pool: Pool, progress: Progress) -> list[Finding]:
+    from pmemfs.volume.cache.tagcheck import check_cache
+
+    verdict = check_cache(pool, progress)
+    findings = []
+    for problem in verdict.problems:
+        remedy = problem.remedy.sentence if problem.remedy else None
+        if problem.remedy and problem.remedy.needs_force:
+            remedy = f"only with --force: {remedy}"
+        findings.append(Finding(problem.what, problem.is_error, problem.sentence, remedy=remedy))
+    if verdict.uncounted:
+        why = f"{verdict.uncounted} more things were found than are listed"
+        findings.append(Finding("cache", verdict.has_errors, why))
+    if verdict.summary:
+        findings.append(Finding("cache", False, verdict.summary))
+    return findings
 
 
 def _filesystem_findings(verdict: Verdict) -> list[Finding]:

@@ -33,7 +33,7 @@ from pmemfs.medium.recording import RecordingMedium
 from pmemfs.memmap.on_demand import OnDemandMemmap
 from pmemfs.pool import Pool, PoolSpec
 from pmemfs.units import KIB, MIB
-from pmemfs.volume.cache import groups, index
+from pmemfs.volume.cache import groups, index, tagcheck
 from pmemfs.volume.cache.eviction import Eviction
 from pmemfs.volume.cache.groups import Found, Groups
 from pmemfs.volume.cache.heads import StoredHead
@@ -52,7 +52,7 @@ ZEROES = bytes(BLOCK_BYTES)
 
 def small_groups(patch: Callable[[object, str, object], object]) -> None:
     """Let a group be one set. `patch` is `MonkeyPatch.setattr`."""
-    for module in (media, groups, index):
+    for module in (media, groups, index, tagcheck):
         patch(module, "GROUP_SHIFT", 0)
 
 
