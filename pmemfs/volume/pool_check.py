@@ -101,11 +101,9 @@ def _content_of(
             lambda: say_left(verdict, say_problem, force=force),
             lambda: repair_filesystem(pool, verdict, say_problem, progress, force=force),
         )
-    return (
-        _cache_content(pool, say, progress, force=force)
-        if pool.label.mode == Mode.CACHE
-        else _Content()
-    )
+    if pool.label.mode == Mode.CACHE:
+        return _cache_content(pool, say, progress, force=force)
+    return _Content()
 
 
 def _cache_content(

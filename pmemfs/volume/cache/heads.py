@@ -127,7 +127,7 @@ class StoredHead:
         head = replace(self.head, **changes, sequence=self.head.sequence + 1)
         raw = pack_head(head)
         data = self._pool.zones.data
-        validate_head(raw, self._pool.label.uuid, data.size_bytes)
+        head = validate_head(raw, self._pool.label.uuid, data.size_bytes)
         if not self._is_durable:
             self._medium.flush(self._in_force, HEAD.size_bytes)
             yield

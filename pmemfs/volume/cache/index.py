@@ -27,11 +27,11 @@ still be DIRTY. With every change:
    relies on it, and of two tags of one block the older is cleared. A worker only writes where the
    group is open, which says as much.
 2. *A block becomes dirty* only in an open group, whose word is durable and not 0.
-3. *Reserve*: find a way with tag 0 whose pages have no references. Let their counters (last
-   access, reads, writes) begin at 0, or, if the block has a place, with the reads and writes of
-   that place's first page, because eviction goes by them. Take the references, and look whether
-   they are the only ones: if not, drop them and try another way. `mapping` is `INODE`, and `index`
-   the number of the page in the file, which is the number of the block if blocks have 4 KiB.
+3. *Reserve*: find a way with tag 0 whose pages have no references. Take the references, and look
+   whether they are the only ones: if not, drop them and try another way. Let the counters of the
+   pages (last access, reads, writes) begin at 0, or, if the block has a place, with the reads and
+   writes of that place's first page, because eviction goes by them. `mapping` is `INODE`, and
+   `index` the number of the page in the file.
 4. *Evict* (if no way is free): store 0 to the tag of a CLEAN victim without references; flush,
    fence; then reserve as in 3. The order matters twice. The reader adds its reference and then
    reads the tag; the evictor clears the tag and then adds its own reference. So at least one of
@@ -373,12 +373,16 @@ class Index:
             pfn = self._pfn_at(set_number, way)
             if memmap.are_referenced(pfn, frames):
                 continue
-            self._count_anew(pfn, own)
-            self._get(set_number, way, block, access)
+            # As a pin, so that no access is accounted before the counts begin anew.
+            self._get(set_number, way, block, Access.PIN)
             # Only now it is certain: a reader that came before has seen the old tag, and any other
             # one sees 0.
             pages = (memmap.usage(pfn + at) for at in range(frames))
             if all(page and page.refcount == 1 for page in pages):
+                self._count_anew(pfn, own)
+                if access is not Access.PIN:
+                    self._get(set_number, way, block, access)
+                    memmap.put_pages(pfn, frames)
                 return Place(set_number, way, pfn << PAGE_SHIFT)
             memmap.put_pages(pfn, frames)
         return None
