@@ -137,8 +137,11 @@ cdef bint read_set(plane_t *plane, uint64_t set_number, uint64_t block, uint64_t
             return False
         if low >> TAG_BLOCK_SHIFT != block:
             continue
-        if tag.word and not is_newer(word, tag.word):
+        if tag.word and is_newer(tag.word, word):
             tag.older = way
+        elif tag.word and not is_newer(word, tag.word):
+            # No crash leaves two tags of which neither is the newer one.
+            return False
         else:
             tag.older = tag.way
             tag.word, tag.way = word, way

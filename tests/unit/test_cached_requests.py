@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from kit.cached import Cached, cached
 from kit.data_plane import SYNCFS
@@ -15,7 +17,10 @@ from pmemfs.dataplane.layouts import Presence
 from pmemfs.media.cache import GROUP_SHIFT, SEQUENCES, WAYS, Tag, TagState
 from pmemfs.media.label import Scheme
 from pmemfs.medium.base import Durability
+from pmemfs.memmap.records import RecordMemmap, as_records
+from pmemfs.pfn import PAGE_STRUCTURE_BYTES
 from pmemfs.units import GIB, KIB, MIB
+from pmemfs.volume.cache.eviction import Eviction
 from pmemfs.volume.onefile import INODE
 
 SCHEMES = (Scheme.PMEM, Scheme.ON_DEMAND)
@@ -101,6 +106,16 @@ def test_of_two_tags_of_one_block_the_newer_counts(cache: Cached) -> None:
             cache.plant(5, old, way=ways[0], sequence=older)
             cache.plant(5, new, way=ways[1], sequence=newer, state=TagState.DIRTY)
             assert cache.read(5 * BLOCK, BLOCK) == new
+
+
+@pytest.mark.parametrize("other", [4, 4 + SEQUENCES // 2])
+def test_two_tags_of_one_block_of_which_neither_is_newer_are_damage(
+    cache: Cached, other: int
+) -> None:
+    cache.plant(5, some(), way=2, sequence=4)
+    cache.plant(5, some(), way=9, sequence=other)
+    assert cache.read(5 * BLOCK, BLOCK) is None
+    assert cache.write(5 * BLOCK, some()) is None
 
 
 @pytest.mark.parametrize("bit", [0, 2, 3, 8, 47, 48, 63])
@@ -410,6 +425,64 @@ def test_pages_of_another_mount_go_first_then_the_oldest(small: Cached) -> None:
         (left,) = there - {tag.block for tag in small.tags(1).values()}
         gone.append(left)
     assert gone == [blocks[way] for way in (3, 7, 0, 1, 2)]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    st.lists(
+        st.none() | st.tuples(st.integers(0, 5), st.integers(0, 2), st.integers(0, 2)),
+        min_size=WAYS - 1, max_size=WAYS - 1,
+    ),
+    st.sets(st.integers(0, WAYS - 2), max_size=4),
+    st.sets(st.integers(0, WAYS - 2), max_size=4),
+)  # fmt: skip
+def test_workers_evict_the_block_that_the_control_plane_would(
+    one_set: Cached, pages: list[tuple[int, int, int] | None], dirty: set[int], held: set[int]
+) -> None:
+    """Pages are (last access, reads, writes), or uninitialised."""
+    cache, ground = one_set, one_set.ground
+    ways = range(WAYS - 1)
+    for way, page in enumerate(pages):
+        state = TagState.DIRTY if way in dirty else TagState.CLEAN
+        cache.plant(way, bytes([way]) * cache.block_bytes, way=way, state=state)
+        set_page(cache, way, page)
+        if way in held:
+            cache.hold(0, way)
+    cache.set_word(0, WAYS - 1, 0)
+    chosen = Eviction(cache.memmap, ground).choose
+    candidates = [way for way in ways if way not in dirty]
+    expected = chosen(0, candidates)
+    while expected in held:
+        candidates.remove(expected)
+        expected = chosen(0, candidates)
+    written = cache.write(WAYS * cache.block_bytes, some(cache.block_bytes))
+    assert (written is None) == (expected is None)
+    there = {tag.block for tag in cache.tags(0).values()}
+    assert set(ways) - there == ({expected} if expected is not None else set())
+    for way in held:
+        cache.drop(0, way)
+    cache.assert_nothing_is_left()
+
+
+@pytest.fixture(params=[12, 14], ids=["4K", "16K"])
+def one_set(request: pytest.FixtureRequest, shm: Path) -> Iterator[Cached]:
+    """A cache of one set."""
+    with cached(shm, set_count=1, block_shift=request.param) as made:
+        yield made
+
+
+def set_page(cache: Cached, way: int, page: tuple[int, int, int] | None) -> None:
+    """Let the first page of a place of set 0 say this; None: it is uninitialised."""
+    pfn = cache.ground.place_pfn(0, way)
+    cache.memmap.get_page(pfn)
+    cache.memmap.put_page(pfn)
+    assert isinstance(cache.memmap, RecordMemmap)
+    memory, at = cache.memmap._locate(cache.memmap.geometry.pfn_to_page(pfn))
+    record = as_records(memory[at : at + PAGE_STRUCTURE_BYTES])
+    if page is None:
+        record["generation"] = 0
+    else:
+        record["last_access_ns"], record["reads"], record["writes"] = page
 
 
 # Sparse pools
