@@ -23,12 +23,21 @@ cdef extern from "<dlfcn.h>" nogil:
     void *dlopen(const char *name, int flags)
     void *dlsym(void *library, const char *name)
 
+cdef extern from "<poll.h>" nogil:
+    enum:
+        POLLIN
+    struct pollfd:
+        int fd
+        short events
+    int poll(pollfd *fds, unsigned long count, int timeout)
+
 cdef enum:
     DIRECTION_READ = 1
     DIRECTION_WRITE = 2
     FLAG_NO_HOLE = 2
     SIZE_MINIMUM = 0
     SIZE_MAXIMUM = 2
+    MOST_TURNS = 256
 
 ctypedef struct callback_t:
     void *callback
@@ -195,8 +204,19 @@ cdef class Handle:
         self._begin(vectors, nbd.aio_zero(self._handle, length, offset, nobody, flags))
 
     def read_more(self) -> list:
-        """Go on, as the socket is readable; what is `done` then."""
-        nbd.aio_notify_read(self._handle)
+        """Go on, as the socket is readable; what is `done` then.
+
+        The library takes one answer at a time, so it is told again while more has come.
+        """
+        cdef pollfd more
+        cdef int turns
+        more.fd, more.events = nbd.aio_get_fd(self._handle), POLLIN
+        with nogil:
+            for turns in range(MOST_TURNS):
+                if (nbd.aio_notify_read(self._handle) < 0
+                        or not nbd.aio_get_direction(self._handle) & DIRECTION_READ
+                        or poll(&more, 1, 0) <= 0):
+                    break
         return self.done()
 
     def write_more(self) -> list:

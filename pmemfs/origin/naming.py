@@ -94,7 +94,7 @@ def _parse_nbd(text: str, scheme: str) -> NbdName:
     queries = dict(parse_qsl(parts.query))
     if scheme in _NBD_TCP and (not parts.hostname or port == 0):
         raise BadOrigin(text=text, why=f"write it as {scheme}://HOST[:PORT]/EXPORT")
-    if scheme in _NBD_UNIX and (parts.netloc or not queries.get("socket")):
+    if scheme in _NBD_UNIX and (parts.hostname or not queries.get("socket")):
         raise BadOrigin(text=text, why=f"write it as {scheme}:///EXPORT?socket=/PATH/OF/SOCKET")
     return NbdName(text, unquote(parts.path.removeprefix("/")))
 

@@ -288,6 +288,35 @@ def test_a_server_that_takes_one_connection_gets_one(server: Server, memory: mem
     trio.run(main)
 
 
+def test_a_server_may_want_tls_as_the_uri_says(shm: Path, memory: memoryview) -> None:
+    file, keys, path = sparse_file(shm / "origin", SIZE_BYTES), shm / "keys", shm / "socket"
+    keys.write_text(f"alice:{os.urandom(16).hex()}\n")
+    keys.chmod(0o600)
+    secret = NbdServer("file", f"file={file}", "--tls=require", f"--tls-psk={keys}",
+                       socket_path=path)  # fmt: skip
+
+    async def main() -> None:
+        with pytest.raises(OriginGone):
+            await open_origin(secret.text)
+        origin = await open_origin(f"nbds+unix://alice@/?socket={path}&tls-psk-file={keys}")
+        async with trio.open_nursery() as nursery:
+            for page in range(128):
+                view = memory[page * PAGE : (page + 1) * PAGE]
+                view[:] = bytes([page]) * PAGE
+                nursery.start_soon(origin.write, page * PAGE, [view])
+        await origin.flush()
+        async with trio.open_nursery() as nursery:
+            for page in range(128):
+                view = memory[(127 - page) * PAGE : (128 - page) * PAGE]
+                nursery.start_soon(origin.read, page * PAGE, [view])
+        for page in range(128):
+            assert memory[(127 - page) * PAGE : (128 - page) * PAGE] == bytes([page]) * PAGE
+        await origin.close()
+
+    trio.run(main)
+    secret.end()
+
+
 def test_where_nobody_listens_the_origin_is_away(shm: Path) -> None:
     with pytest.raises(OriginGone, match="is away") as caught:
         trio.run(open_origin, f"nbd+unix:///?socket={shm}/none")
