@@ -8,40 +8,23 @@ import random
 import signal
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from kit.caches import ORIGIN_BYTES, make_cache, new_origin
+from kit.caches import ORIGIN_BYTES, ask, cache_of, make_cache, new_origin
 from kit.commands import pmemfs, pmemfs_ok
-from kit.mounts import Mounted, PoolMaker, Session
+from kit.mounts import PoolMaker, Session
 from kit.origins import NbdServer
 from kit.processes import wait_until
-from pmemfs.control.client import call
-from pmemfs.control.places import socket_path
 from pmemfs.mountinfo import mount_at
 from pmemfs.units import MIB
 
-pytestmark = pytest.mark.usefixtures("engine")
-
-
-def ask(mounted: Mounted, method: str, **params: Any) -> dict[str, Any]:
-    """What the daemon answers."""
-    mount = mount_at(str(mounted.mountpoint))
-    assert mount is not None
-    return dict(call(socket_path(mount), method, **params))
+pytestmark = [pytest.mark.mount, pytest.mark.slow, pytest.mark.usefixtures("engine")]
 
 
 @pytest.fixture
 def origin(tmp_path: Path) -> Path:
     return new_origin(tmp_path / "origin", seed=b"o")
-
-
-def cache_of(pools: PoolMaker, origin: object, **fields: Any) -> Path:
-    """A pool that caches an origin."""
-    path = pools.directory / "pmem0"
-    make_cache(path, str(origin), **{"pool_bytes": 8 * MIB, **fields})
-    return path
 
 
 def test_a_mount_shows_the_origin_and_gives_it_what_was_written(

@@ -10,10 +10,14 @@ from typing import Any
 
 import trio
 
+from kit.mounts import Mounted, PoolMaker
+from pmemfs.control.client import call
+from pmemfs.control.places import socket_path
 from pmemfs.media.cache import CacheHead, Policy
 from pmemfs.media.label import Mode, Scheme
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap import open_memmap
+from pmemfs.mountinfo import mount_at
 from pmemfs.origin.base import Origin
 from pmemfs.origin.opening import open_origin
 from pmemfs.pool import Pool
@@ -140,3 +144,20 @@ async def punch(volume: CacheVolume, offset: int, length: int) -> None:
     waiting = volume.punch(INODE, offset, length)
     if waiting is not None:
         await waiting
+
+
+# Mounted
+
+
+def cache_of(pools: PoolMaker, origin: object, **fields: Any) -> Path:
+    """A pool that caches an origin."""
+    path = pools.directory / "pmem0"
+    make_cache(path, str(origin), **{"pool_bytes": 8 * MIB, **fields})
+    return path
+
+
+def ask(mounted: Mounted, method: str, **params: Any) -> dict[str, Any]:
+    """What the daemon answers."""
+    mount = mount_at(str(mounted.mountpoint))
+    assert mount is not None
+    return dict(call(socket_path(mount), method, **params))

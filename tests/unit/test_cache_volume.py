@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from kit.caches import (
 )
 from pmemfs.media.cache import Policy
 from pmemfs.units import MIB
+from pmemfs.volume.cache.volume import CacheVolume
 
 
 def bytes_of(path: Path) -> bytes:
@@ -184,3 +186,32 @@ def test_a_cache_full_of_dirty_blocks_cleans_some_and_goes_on(shm: Path, tmp_pat
     trio.run(look)
     data = bytes_of(origin)
     assert all(data[at] == at // 65_536 % 255 + 1 for at in range(0, size, 4096))
+
+
+@pytest.mark.parametrize("policy", [*Policy][:3])
+def test_writers_of_one_block_do_not_take_bytes_from_each_other(
+    pool_path: Path, origin: Path, policy: Policy
+) -> None:
+    wanted = bytearray(origin.read_bytes())
+    chance = random.Random(policy)
+
+    async def write_sectors(volume: CacheVolume, number: int) -> None:
+        for _ in range(15):
+            offset = (chance.randrange(4) * 32 + number) * 512
+            data = bytes([chance.randrange(256)]) * 512
+            await write(volume, offset, data)
+            wanted[offset : offset + 512] = data
+            assert await read(volume, offset, 512) == data
+
+    async def look() -> None:
+        with opened_pool(pool_path) as pool:
+            async with served_cache(pool) as volume:
+                await volume.change_settings(policy=policy)
+                async with trio.open_nursery() as nursery:
+                    for number in range(32):
+                        nursery.start_soon(write_sectors, volume, number)
+                await fsync(volume)
+                await volume.write_backs.flush()
+
+    trio.run(look)
+    assert bytes_of(origin) == wanted

@@ -34,7 +34,7 @@ class OriginOrder:
 
     async def unchanging(self, first: int, count: int) -> None:
         """Wait until nobody changes these blocks. Nobody does when this returns."""
-        while over := self._found(first, first + count):
+        while (over := self._found(first, first + count)) is not None:
             await over.wait()
 
     def _found(self, first: int, end: int) -> trio.Event | None:

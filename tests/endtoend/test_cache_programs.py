@@ -1,0 +1,195 @@
+"""Programs on a mounted cache: fio, dd, ext4 over loop; and killed processes under their writes."""
+
+from __future__ import annotations
+
+import filecmp
+import os
+import random
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from kit.caches import ask, cache_of, new_origin
+from kit.commands import fio, pmemfs, run_command
+from kit.mounts import Mounted, PoolMaker, Session, native_only
+from kit.origins import NbdServer
+from kit.posix import opened
+from kit.processes import is_running, wait_until
+from kit.records import WRITERS, Writer, writing
+from pmemfs.units import KIB, MIB
+
+pytestmark = [pytest.mark.mount, pytest.mark.slow, pytest.mark.usefixtures("engine")]
+
+SIZE_BYTES = 24 * MIB
+
+
+@pytest.fixture
+def origin(tmp_path: Path) -> Path:
+    return new_origin(tmp_path / "origin", SIZE_BYTES)
+
+
+def verify(mounted: Mounted, directory: Path, *words: object) -> None:
+    """Run fio with crc32c in every block, a cache that is smaller than what it writes."""
+    done = fio(
+        directory, mounted.device, "--verify=crc32c", "--verify_fatal=1", "--ioengine=libaio",
+        "--iodepth=32", *words,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+
+
+def test_fio_reads_back_what_four_jobs_wrote(
+    pools: PoolMaker, tmp_path: Path, origin: Path
+) -> None:
+    mounted = pools.mount(cache_of(pools, origin, max_dirty_percent=30))
+    verify(mounted, tmp_path, "--rw=randwrite", "--bs=4k", "--size=2m", "--numjobs=4",
+           "--offset_increment=6m")  # fmt: skip
+    verify(mounted, tmp_path, "--rw=randwrite", "--bsrange=4k-256k", "--size=12m")
+    wanted = mounted.device.read_bytes()
+    assert ask(mounted, "cache-flush")["dirty"] == 0
+    pools.umount(mounted)
+    assert origin.read_bytes() == wanted
+
+
+@pytest.mark.parametrize("policy", ["write-through", "write-around"])
+def test_fio_reads_back_what_it_wrote_by_each_policy(
+    pools: PoolMaker, tmp_path: Path, origin: Path, policy: str
+) -> None:
+    mounted = pools.mount(cache_of(pools, origin))
+    ask(mounted, "cache-set", policy=policy)
+    verify(mounted, tmp_path, "--rw=randwrite", "--bs=4k", "--size=4m", "--fsync=64")
+    verify(mounted, tmp_path, "--rw=randwrite", "--bsrange=512-64k", "--blockalign=512",
+           "--size=4m", "--offset=8m")  # fmt: skip
+    wanted = mounted.device.read_bytes()
+    pools.umount(mounted)
+    assert origin.read_bytes() == wanted
+
+
+def test_a_device_that_errs_now_and_then_loses_nothing(
+    pools: PoolMaker, tmp_path: Path, origin: Path
+) -> None:
+    errs = tmp_path / "errs"
+    server = NbdServer(
+        "--filter=error", "file", origin, "error-rate=10%", "error=EIO", f"error-file={errs}"
+    )
+    try:
+        mounted = pools.mount(cache_of(pools, server.text, max_dirty_percent=30))
+        errs.touch()
+        chance = random.Random(3)
+        with opened(mounted.device) as fd:
+            for number in range(1, 400):
+                os.pwrite(fd, bytes([number % 255 + 1]) * 4096, chance.randrange(6000) * 4096)
+
+        def is_flushed() -> bool:
+            return pmemfs_flush(mounted) == 0
+
+        wait_until(is_flushed, "the origin has all", seconds=60)
+        assert ask(mounted, "cache-info")["origin"]["errors"] > 0
+        errs.unlink()
+        wanted = mounted.device.read_bytes()
+        pools.umount(mounted)
+        assert origin.read_bytes() == wanted
+    finally:
+        server.end()
+
+
+def pmemfs_flush(mounted: Mounted) -> int:
+    """How many blocks are dirty after a flush that may fail."""
+    try:
+        return int(ask(mounted, "cache-flush")["dirty"])
+    except Exception:
+        return -1
+
+
+@pytest.mark.parametrize("victim", ["daemon", "data plane"])
+def test_what_was_acknowledged_survives_kill_9(pools: PoolMaker, origin: Path, victim: str) -> None:
+    if victim == "data plane" and pools.engine.name == "python":
+        pytest.skip("it has one process")
+    mounted = pools.mount(cache_of(pools, origin, max_dirty_percent=30))
+    writers = [Writer(name) for name in range(WRITERS)]
+    for _ in range(3):
+        session = Session.of(mounted)
+        plane = mounted.data_plane_pid if victim == "data plane" else 0
+        with writing(writers, mounted.device):
+            wait_until(lambda: all(w.count or w.error for w in writers), "all writers write")
+            time.sleep(0.3)
+            if plane:
+                os.kill(plane, 9)
+                pid = session.pid
+                wait_until(lambda pid=pid: not is_running(pid), "the daemon has ended")  # type: ignore[misc]
+            else:
+                session.kill()
+        pools.mount(mounted.pool)
+        with opened(mounted.device) as fd:
+            for writer in writers:
+                writer.check(fd)
+    wanted = mounted.device.read_bytes()
+    wait_until(lambda: not ask(mounted, "cache-info")["is_searching"], "the search is over")
+    assert ask(mounted, "cache-flush")["dirty"] == 0
+    assert ask(mounted, "cache-info")["dirty"] == 0
+    pools.umount(mounted)
+    assert origin.read_bytes() == wanted
+
+
+@native_only
+def test_ext4_on_a_cache_is_whole_without_us(
+    pools: PoolMaker, tmp_path: Path, origin: Path
+) -> None:
+    if os.geteuid() != 0 or shutil.which("mkfs.ext4") is None:
+        pytest.skip("needs root and mkfs.ext4")
+    mounted = pools.mount(cache_of(pools, origin, pool_bytes=6 * MIB, max_dirty_percent=40))
+    tree = tmp_path / "tree"
+    chance = random.Random(4)
+    for number in range(40):
+        path = tree / f"d{number % 7}" / f"f{number}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(chance.randbytes(chance.choice([10, 5000, 200 * KIB])))
+    at = tmp_path / "mnt"
+    at.mkdir()
+    loop = run_command("losetup", "--direct-io=on", "-f", "--show", mounted.device).out.strip()
+    try:
+        assert run_command("mkfs.ext4", "-q", loop).code == 0
+        assert run_command("mount", loop, at).code == 0
+        shutil.copytree(tree, at / "tree")
+        (at / "tree" / "d0" / "f0").unlink()
+        run_command("fstrim", at)
+        assert run_command("umount", at).code == 0
+    finally:
+        run_command("losetup", "-d", loop)
+    assert ask(mounted, "cache-flush")["dirty"] == 0
+    pools.umount(mounted)
+    checked = subprocess.run(["fsck.ext4", "-f", "-n", origin], capture_output=True, check=False)
+    assert checked.returncode == 0, checked.stdout
+    assert run_command("mount", "-o", "loop,ro", origin, at).code == 0
+    try:
+        (tree / "d0" / "f0").unlink()
+        compared = filecmp.dircmp(tree, at / "tree")
+        assert not compared.left_only
+        assert not compared.right_only
+        for path in tree.rglob("f*"):
+            assert (at / "tree" / path.relative_to(tree)).read_bytes() == path.read_bytes()
+    finally:
+        run_command("umount", at)
+
+
+def test_a_pool_with_a_loop_device_as_its_origin(pools: PoolMaker, origin: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("loop devices are root's")
+    loop = run_command("losetup", "--direct-io=on", "-f", "--show", origin).out.strip()
+    try:
+        pool = cache_of(pools, loop)
+        mounted = pools.mount(pool)
+        with opened(mounted.device) as fd:
+            for at in range(0, SIZE_BYTES, MIB):
+                os.pwrite(fd, b"%16d" % at * 256, at)
+            os.fsync(fd)
+        refused = pmemfs("mount", pool, pools.mountpoint("twice"), *pools.engine.options)
+        assert refused.code != 0
+        ask(mounted, "cache-flush")
+        pools.umount(mounted)
+    finally:
+        run_command("losetup", "-d", loop)
+    data = origin.read_bytes()
+    assert all(data[at : at + 16] == b"%16d" % at for at in range(0, SIZE_BYTES, MIB))
