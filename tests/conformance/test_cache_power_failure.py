@@ -240,7 +240,8 @@ GATED: list[tuple[str, list[Op], Op, list[Op]]] = [
     ("mixed", [], Op("zero", lambda w: w.make_zero(0)), []),
     ("mixed", [Op("write back", lambda w: w.write_back())], write(8), []),
     ("mixed", [], Op("set", lambda w: w.stored.rewrite(policy=2)), []),
-    ("mixed", [], Op("remount", lambda w: w.remount()), [write(1)]),
+    ("mixed", [clean(8)], Op("remount", lambda w: w.remount()), [write(1)]),
+    ("full", [clean(0)], Op("remount", lambda w: w.remount()), []),
     # The old tag comes back where the new one was dropped, if they lie in different lines.
     *[("full", [], write(block, 1), [clean(block), drop(block)]) for block in (0, 1, 6, 7, 12)],
     *[("two tags", [], clean(block), [drop(block)]) for block in (0, 1, 10, 11)],

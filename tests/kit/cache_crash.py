@@ -8,6 +8,7 @@ what is legal:
   it has returned; where no tag says anything, the origin is read;
 - a clean block has the bytes of the origin, or its eviction would change them;
 - no dirty tag is in a group whose word is 0, and no tag is damaged;
+- a head that says how many blocks are dirty is right;
 - the search finds all dirty blocks, leaves one tag for each block, and every block as it was.
 
 The set is the group here (`GROUP_SHIFT` is 0), so that two sets are two groups. Workers of a data
@@ -190,6 +191,9 @@ def why_wrong(pool: Pool, origin: dict[int, bytes], legal: dict[int, Collection[
     for found in tags:
         if found.tag.is_dirty and not found_groups.since_ns(found.set_number >> media.GROUP_SHIFT):
             return f"{found} is dirty in a group whose word is 0"
+    dirty = sum(found.tag.is_dirty for found in tags)
+    if stored.head.is_settled and stored.head.dirty_blocks != dirty:
+        return f"the head says that {stored.head.dirty_blocks} blocks are dirty, and {dirty} are"
     before = {block: opened.find(block) for block in legal}
     for block, found in before.items():
         if why := why_not_legal(opened, block, found, origin, legal[block]):
@@ -482,7 +486,6 @@ class World:
     def remount(self) -> None:
         """Unmount, and mount again."""
         dirty = sum(1 for group in self.groups.suspects() for _ in self.index.dirty_in(group))
-        self.medium.fence()
         self.stored.rewrite(is_settled=1, dirty_blocks=dirty)
         self.mount(is_settled=True)
         self.stored.rewrite(is_settled=0)
@@ -549,6 +552,7 @@ def started(build: Callable[[World], object]) -> Start:
     origin = {block: text(block, 0) for block in BLOCKS}
     world = World(bytes(medium.read(0, medium.size_bytes)), origin, origin)
     build(world)
+    world.stored.rewrite(is_settled=0)
     world.medium.flush(0, world.medium.size_bytes)
     world.medium.fence()
     return Start(bytes(world.medium.read(0, world.medium.size_bytes)), world.origin, world.content)

@@ -130,8 +130,9 @@ class StoredHead:
         head = validate_head(raw, self._pool.label.uuid, data.size_bytes)
         if not self._is_durable:
             self._medium.flush(self._in_force, HEAD.size_bytes)
-            yield
             self._is_durable = True
+        # What the head says of the tags, how many are dirty, must be durable before it as well.
+        yield
         places = [data.offset_bytes + copy * HEAD.size_bytes for copy in range(HEAD_COPIES)]
         for offset_bytes in sorted(places, key=lambda place: place == self._in_force):
             self._medium.put(offset_bytes, raw)
