@@ -6,9 +6,13 @@ import os
 import uuid
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import asdict
+from typing import Any
 
 import click
 
+from pmemfs.cli.cache_making import BLOCK_SIZES, CacheWish, cache_wish, check_wish, in_words, make
+from pmemfs.cli.cache_settings import settings_options
 from pmemfs.cli.options import OneOf, reporting
 from pmemfs.cli.output import note, print_json, say, warn
 from pmemfs.cli.paths import ANY_PATH
@@ -42,10 +46,11 @@ from pmemfs.volume.fs.filesystem import FileSystem
 
 _PAGE_SIZES = dict(zip(("4K", "2M", "1G"), PAGE_SIZES_BYTES, strict=True))
 _SCHEMES = {scheme.word: scheme for scheme in Scheme}
-_MODES = {mode.word: mode for mode in (Mode.BLOCK, Mode.FS)}
+_MODES = {mode.word: mode for mode in (Mode.BLOCK, Mode.FS, Mode.CACHE)}
 _MODES_ELSEWHERE = {
     "device": "block", "blk": "block", "sector": "block", "raw": "block",
     "file": "fs", "files": "fs", "filesystem": "fs", "file-system": "fs", "fsdax": "fs",
+    "caching": "cache", "write-back": "cache", "writeback": "cache",
 }  # fmt: skip
 _SCHEMES_ELSEWHERE = {
     "dev": "pmem", "pool": "pmem", "media": "pmem",
@@ -57,7 +62,12 @@ _PAGE_SIZES_WRITTEN = {
     for word, size_bytes in _PAGE_SIZES.items()
     for written in (word.lower(), f"{word.lower()}b", f"{word.lower()}ib", str(size_bytes))
 }
-_WORDS = {Mode.BLOCK: "a block device", Mode.FS: "a file system"}
+_BLOCK_SIZES_WRITTEN = {
+    written: word
+    for word, size_bytes in BLOCK_SIZES.items()
+    for written in (word.lower(), f"{word.lower()}b", f"{word.lower()}ib", str(size_bytes))
+}
+_WORDS = {Mode.BLOCK: "a block device", Mode.FS: "a file system", Mode.CACHE: "a cache"}
 
 
 @click.command()
@@ -68,7 +78,7 @@ _WORDS = {Mode.BLOCK: "a block device", Mode.FS: "a file system"}
     type=OneOf(list(_MODES), elsewhere=_MODES_ELSEWHERE),
     default=Mode.BLOCK.word,
     show_default=True,
-    help="What the pool serves: one device as large as it, or files and directories.",
+    help="What the pool serves: one device as large as it, files and directories, or an --origin.",
 )
 @click.option(
     "--scheme",
@@ -88,6 +98,17 @@ _WORDS = {Mode.BLOCK: "a block device", Mode.FS: "a file system"}
 @click.option("--name", help="Name of the pool and its volume.  [default: the file's name]")
 @click.option("--sparse", is_flag=True, help="Take memory only when it is written to.")
 @click.option("--force", is_flag=True, help="Overwrite whatever is there.")
+@click.option(
+    "--origin",
+    metavar="ORIGIN",
+    help="What a cache stands before: a file, a block device, an nbd:// URI, or rbd:POOL/IMAGE.",
+)
+@click.option(
+    "--block-size",
+    type=OneOf(list(BLOCK_SIZES), same=_BLOCK_SIZES_WRITTEN),
+    help="Of a cache.  [default: 4K]",
+)
+@settings_options
 @reporting
 def create(
     path: str,
@@ -99,11 +120,19 @@ def create(
     name: str | None,
     sparse: bool,
     force: bool,
+    origin: str | None,
+    block_size: str | None,
     as_json: bool,
+    **settings: Any,
 ) -> None:
     """Make a pool of a file or a device.
 
     PATH is a file, an existing or a new one, /dev/daxX.Y or /dev/pmemN.
+
+    A pool of mode cache stands before an origin, which is larger and slower: its mount has one file
+    as large as the origin, and the pool has what is used of it. The policy of a pool that keeps its
+    content without power is write-back, and of any other write-through, unless --policy says
+    something else; 'pmemfs cache set' changes all this later. The origin is only read.
     """
     page_size_bytes = _PAGE_SIZES[page_size]
     spec = PoolSpec(
@@ -118,24 +147,24 @@ def create(
     check_name(spec.name)
     wanted_bytes = parse_size(size) if size is not None else None
     size_bytes = _size_bytes(path, wanted_bytes)
-    _check_fits(spec, size_bytes, wanted_bytes)
+    wish = cache_wish(path, spec, origin, block_size, settings)
+    _check_fits(spec, size_bytes, wanted_bytes, wish)
     note(f"{path}: {format_size(size_bytes)}, aligned to {format_size(spec.alignment_bytes)}")
     with _made_source(path, size_bytes, sparse=sparse, force=force) as medium:
         note(f"{path}: {medium.source.kind.value}, durable by {medium.durability.value}")
         pool = Pool.create(medium, spec)
         if spec.mode is Mode.FS:
             FileSystem.format(pool, uid=os.geteuid(), gid=os.getegid())
+        cache = make(wish, pool, medium) if wish else None
         if medium.source.warning:
             warn(medium.source.warning)
         report = pool_info(pool, medium)
     if as_json:
-        print_json(json_values(report))
+        print_json(json_values(report) | ({"cache": asdict(cache)} if cache else {}))
     else:
-        say(
-            f"pool '{report.name}' of {format_size(report.size_bytes)} on {path}, "
-            f"{_WORDS[spec.mode]}: {report.page_count} pages of {page_size}, "
-            f"page structures: {report.scheme}"
-        )
+        pages = f"{report.page_count} pages of {page_size}, page structures: {report.scheme}"
+        words = in_words(cache) if cache else f"{_WORDS[spec.mode]}: {pages}"
+        say(f"pool '{report.name}' of {format_size(report.size_bytes)} on {path}, {words}")
 
 
 def _size_bytes(path: str, wanted_bytes: int | None) -> int:
@@ -158,9 +187,11 @@ def _size_bytes(path: str, wanted_bytes: int | None) -> int:
     return wanted_bytes & -FRAME_BYTES
 
 
-def _check_fits(spec: PoolSpec, size_bytes: int, asked_bytes: int | None) -> None:
+def _check_fits(
+    spec: PoolSpec, size_bytes: int, asked_bytes: int | None, wish: CacheWish | None
+) -> None:
     """Refuse an impossible geometry before anything is touched. Raises BadGeometry."""
-    compute_zones(
+    zones = compute_zones(
         size_bytes,
         page_size_bytes=spec.page_size_bytes,
         alignment_bytes=spec.alignment_bytes,
@@ -168,6 +199,8 @@ def _check_fits(spec: PoolSpec, size_bytes: int, asked_bytes: int | None) -> Non
         memmap_behind_data=True,
         asked_bytes=asked_bytes,
     )
+    if wish:
+        check_wish(wish, zones.data.size_bytes)
 
 
 @contextmanager

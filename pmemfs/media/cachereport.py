@@ -100,3 +100,17 @@ class Dropped:
 
     dropped: int
     kept_dirty: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCache:
+    """What the head of a cache says that is not mounted."""
+
+    block_bytes: int
+    place_count: int
+    settings: CacheSettings
+    origin: str
+    origin_identity: str
+    origin_bytes: int
+    dirty: int | None
+    """Blocks that the origin lacks; None: the last mount did not end, and nobody has counted."""

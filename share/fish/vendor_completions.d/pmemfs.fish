@@ -25,7 +25,7 @@ function __pmemfs_at -a command place
     test -z "$place"; or test "$place" = "$places"
 end
 
-set -g __pmemfs_takers 'create --size' 'create --mode' 'create --scheme' 'create --page-size' 'create --align' 'create --name' 'mount -o' 'mount --engine' 'mount --transport' 'pages --hottest' 'pages --by' 'pages --watch' 'pages --count' 'pages --color' 'pages --picture' 'pages --file' 'pages --pfn' 'stat --watch' 'stat --count' 'list --dir' 'resize --size' 'compare --medium' 'compare --size' 'compare --rounds' 'compare --seconds' 'compare --idle' 'compare --device' 'compare --report'
+set -g __pmemfs_takers 'create --size' 'create --mode' 'create --scheme' 'create --page-size' 'create --align' 'create --name' 'create --origin' 'create --block-size' 'create --policy' 'create --max-dirty' 'create --max-dirty-age' 'create --origin-timeout' 'create --read-ahead' 'create --bypass-sequential' 'mount -o' 'mount --engine' 'mount --transport' 'pages --hottest' 'pages --by' 'pages --watch' 'pages --count' 'pages --color' 'pages --picture' 'pages --file' 'pages --pfn' 'stat --watch' 'stat --count' 'list --dir' 'resize --size' 'compare --medium' 'compare --size' 'compare --rounds' 'compare --seconds' 'compare --idle' 'compare --device' 'compare --report'
 complete -c pmemfs -f
 complete -c pmemfs -n '__pmemfs_at ""' -a create -d 'Make a pool of a file or a device.'
 complete -c pmemfs -n '__pmemfs_at ""' -a mount -d 'Mount POOL on the directory MOUNTPOINT.'
@@ -47,13 +47,21 @@ complete -c pmemfs -n '__pmemfs_at ""' -s v -l verbose -d 'Say more: what is don
 complete -c pmemfs -n '__pmemfs_at ""' -s V -l version -d 'Show the version and exit.'
 complete -c pmemfs -n '__pmemfs_at ""' -s h -l help -d 'Show this message and exit.'
 complete -c pmemfs -n '__pmemfs_at create' -l size -x -d 'Size of the file, such as 4G; devices have theirs.'
-complete -c pmemfs -n '__pmemfs_at create' -l mode -x -a 'block fs' -d 'What the pool serves: one device as large as it, or files and directories.'
+complete -c pmemfs -n '__pmemfs_at create' -l mode -x -a 'block fs cache' -d 'What the pool serves: one device as large as it, files and directories, or an --origin.'
 complete -c pmemfs -n '__pmemfs_at create' -l scheme -x -a 'pmem on-demand none' -d 'Where page structures live: in the pool, in DRAM, or nowhere.'
 complete -c pmemfs -n '__pmemfs_at create' -l page-size -x -a '4K 2M 1G' -d 'What one page structure covers.'
 complete -c pmemfs -n '__pmemfs_at create' -l align -x -d 'Alignment of the data.'
 complete -c pmemfs -n '__pmemfs_at create' -l name -x -d 'Name of the pool and its volume.'
 complete -c pmemfs -n '__pmemfs_at create' -l sparse -d 'Take memory only when it is written to.'
 complete -c pmemfs -n '__pmemfs_at create' -l force -d 'Overwrite whatever is there.'
+complete -c pmemfs -n '__pmemfs_at create' -l origin -x -d 'What a cache stands before: a file, a block device, an nbd:// URI, or rbd:POOL/IMAGE.'
+complete -c pmemfs -n '__pmemfs_at create' -l block-size -x -a '4K 8K 16K 32K 64K' -d 'Of a cache.'
+complete -c pmemfs -n '__pmemfs_at create' -l policy -x -a 'write-back write-through write-around read-only' -d 'What a write does.'
+complete -c pmemfs -n '__pmemfs_at create' -l max-dirty -x -d 'More dirty blocks than this share make writes wait.'
+complete -c pmemfs -n '__pmemfs_at create' -l max-dirty-age -x -d 'How old a dirty block may get; 0: any age.'
+complete -c pmemfs -n '__pmemfs_at create' -l origin-timeout -x -d 'How long a miss waits for the origin.'
+complete -c pmemfs -n '__pmemfs_at create' -l read-ahead -x -d 'Fetch so much ahead of a sequential reader; 0: nothing.'
+complete -c pmemfs -n '__pmemfs_at create' -l bypass-sequential -x -d 'Keep no blocks of longer sequential reads; 0: keep them.'
 complete -c pmemfs -n '__pmemfs_at create' -l json -d 'Print JSON for programs; errors too.'
 complete -c pmemfs -n '__pmemfs_at create' -s q -l quiet -d 'Say nothing but errors.'
 complete -c pmemfs -n '__pmemfs_at create' -s v -l verbose -d 'Say more: what is done, and why.'
