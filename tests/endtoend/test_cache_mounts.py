@@ -203,3 +203,25 @@ def test_a_reader_that_is_killed_does_not_wait_for_the_origin(
     finally:
         os.kill(server.pid, signal.SIGCONT)
         server.end()
+
+
+def test_a_read_only_cache_serves_misses_and_changes_nothing(
+    pools: PoolMaker, origin: Path
+) -> None:
+    before = origin.read_bytes()
+    pool = cache_of(pools, origin)
+    mounted = pools.mount(pool)
+    with mounted.device.open("r+b") as file:
+        file.write(b"new" * 1000)
+    pmemfs_ok("mount", "-o", "remount,ro", mounted.mountpoint)
+    assert Session.of(mounted).pool_state() == "clean"
+    assert mounted.device.read_bytes() == b"new" * 1000 + before[3000:]
+    assert ask(mounted, "cache-info")["inserted"] <= 1
+    pmemfs_ok("mount", "-o", "remount,rw", mounted.mountpoint)
+    with mounted.device.open("r+b") as file:
+        file.write(b"old" * 1000)
+    pools.umount(mounted)
+    mounted = pools.mount(pool, "-o", "ro")
+    assert mounted.device.read_bytes() == b"old" * 1000 + before[3000:]
+    pools.umount(mounted)
+    assert origin.read_bytes() == before

@@ -103,16 +103,21 @@ def lives(operations: list[tuple[Any, ...]]) -> list[tuple[list[tuple[Any, ...]]
     max_examples=40, deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )  # fmt: skip
-@given(operations=OPERATIONS, block_shift=st.sampled_from([12, 14]))
+@given(
+    operations=OPERATIONS, block_shift=st.sampled_from([12, 14]),
+    kind=st.sampled_from(["memory", "sparse", "disk"]),
+)  # fmt: skip
 def test_a_cache_and_its_origin_hold_what_was_written(
-    operations: list[tuple[Any, ...]], block_shift: int
+    operations: list[tuple[Any, ...]], block_shift: int, kind: str
 ) -> None:
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+    # A pool on a disk needs msync for its fences.
+    with tempfile.TemporaryDirectory(dir=None if kind == "disk" else "/dev/shm") as name:
         directory = Path(name)
         origin = new_origin(directory / "origin", SIZE_BYTES, seed=b"o")
         oracle = Oracle(origin)
         pool_path = directory / "pool"
-        make_cache(pool_path, str(origin), pool_bytes=POOL_BYTES, block_shift=block_shift)
+        make_cache(pool_path, str(origin), pool_bytes=POOL_BYTES, block_shift=block_shift,
+                   sparse=kind == "sparse")  # fmt: skip
 
         async def live(some: list[tuple[Any, ...]], is_killed: bool) -> None:
             with opened_pool(pool_path) as pool:

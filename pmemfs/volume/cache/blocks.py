@@ -5,14 +5,18 @@ A request is a list of pieces, each of which lies in one block.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from pmemfs.media.cache import Ground, TagState
 from pmemfs.medium.base import Medium
 from pmemfs.memmap.base import Access
+from pmemfs.units import MIB
 from pmemfs.volume.cache.groups import Found
 from pmemfs.volume.cache.index import Index, Place
+
+_CHUNK_BYTES = 2 * MIB
+"""Workers of a data plane touch a sparse pool only in chunks that have memory everywhere."""
 
 
 class Piece(NamedTuple):
@@ -27,8 +31,14 @@ class Piece(NamedTuple):
 class Blocks:
     """The blocks of one cache, as bytes."""
 
-    def __init__(self, medium: Medium, ground: Ground, index: Index) -> None:
+    def __init__(
+        self, medium: Medium, ground: Ground, index: Index,
+        note_reserved: Callable[[int, int], None] = lambda offset_bytes, length_bytes: None,
+    ) -> None:  # fmt: skip
+        """`note_reserved` tells the workers of a data plane where a sparse pool has memory."""
         self._medium = medium
+        self._note_reserved = note_reserved
+        self._reserved_chunks = bytearray(-(-medium.size_bytes // _CHUNK_BYTES))
         self._index = index
         self.shift = ground.block_shift
         self.block_bytes = 1 << ground.block_shift
@@ -77,8 +87,24 @@ class Blocks:
 
     def prepare(self, place: Place) -> None:
         """Let a place have memory, so that its view can be touched. Raises OSError (ENOSPC)."""
-        if not self._medium.reserved:
-            self._medium.reserve(place.pool_offset, self.block_bytes)
+        if self._medium.reserved:
+            return
+        first, end = place.pool_offset, place.pool_offset + self.block_bytes
+        for chunk in range(first // _CHUNK_BYTES, (end - 1) // _CHUNK_BYTES + 1):
+            if not self._reserved_chunks[chunk]:
+                self._reserve(chunk, first)
+
+    def _reserve(self, chunk: int, place_offset: int) -> None:
+        start = chunk * _CHUNK_BYTES
+        length = min(_CHUNK_BYTES, self._medium.size_bytes - start)
+        try:
+            self._medium.reserve(start, length)
+        except OSError:
+            # There is not as much left. Whatever there is goes to this block.
+            self._medium.reserve(place_offset, self.block_bytes)
+        else:
+            self._reserved_chunks[chunk] = 1
+            self._note_reserved(start, length)
 
     def views(self, places: Sequence[Place], length_bytes: int) -> list[memoryview]:
         """So many bytes of places, one after the other; places that lie side by side as one."""

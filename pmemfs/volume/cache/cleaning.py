@@ -51,8 +51,8 @@ class Cleaner:
         self._written: list[Found] = []
         self._settling = trio.Lock()
         self._settled_at = 0.0
-        self.is_urgent = False
-        """Whether what was written should become clean soon, and not with many others."""
+        self.waiters = 0
+        """Writers that wait for blocks to become clean, so a flush must not wait for many."""
         self.size_bytes = 0
         """Of the origin."""
 
@@ -137,7 +137,7 @@ class Cleaner:
 
     def _is_waited_for(self) -> bool:
         """Whether a writer waits for blocks to become clean, and has waited for a while."""
-        return self.is_urgent and trio.current_time() > self._settled_at + _URGENT_SECONDS
+        return self.waiters > 0 and trio.current_time() > self._settled_at + _URGENT_SECONDS
 
     def _hold_dirty(self, block: int) -> Found | None:
         found = self._index.hold(block, Access.PIN)

@@ -98,6 +98,11 @@ class Misses:
         return MissCounts(self._fetched, self._joined, self._bypassed, self._without_place,
                           self._stale, self._ahead)  # fmt: skip
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether any fetch is under way."""
+        return bool(self._under_way)
+
     def note_change(self, first: int, count: int) -> None:
         """The origin is about to be given these blocks."""
         if not self._under_way:

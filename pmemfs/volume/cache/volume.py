@@ -73,7 +73,7 @@ class CacheVolume(OneFileVolume):
         self.groups = groups = Groups(medium, self.ground, gate, is_settled=self.was_settled)
         index = Index(medium, memmap, self.ground, locks or OwnLocks(), groups)
         self.index = index
-        self.blocks = Blocks(medium, self.ground, index)
+        self.blocks = Blocks(medium, self.ground, index, self._onlookers.note_reserved)
         self.cached = CachedBlocks(medium, self.ground)
         self.origin_link = link = OriginLink(None, timeout_seconds=head.origin_timeout_seconds)
         order, victim = OriginOrder(), Eviction(memmap, self.ground).choose
@@ -302,10 +302,15 @@ class CacheVolume(OneFileVolume):
         self._allow()
 
     def stop_writing(self) -> None:
-        self.read_only = True
+        self.read_only = self.write_backs.is_paused = True
+        self._onlookers.allow_writes(False)
+
+    def settle(self) -> bool:
+        return self.write_backs.is_busy or self.misses.is_busy
 
     def resume_writing(self) -> None:
-        self.read_only = self._medium.read_only
+        self.read_only = self.write_backs.is_paused = self._medium.read_only
+        self._allow()
 
     # What is said of it
 

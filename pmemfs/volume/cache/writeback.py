@@ -12,13 +12,14 @@ Invariants:
 
 from __future__ import annotations
 
+import errno
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 
 import trio
 
-from pmemfs.errors import PmemfsError, sentence_of
+from pmemfs.errors import PmemfsError, sentence_of, system_error
 from pmemfs.media.cache import Ground
 from pmemfs.volume.cache.cleaning import Cleaner
 from pmemfs.volume.cache.fencing import Fencing
@@ -69,6 +70,8 @@ class WriteBack:
         self.failures = 0
         self.allow_writes: Callable[[bool], None] = lambda is_allowed: None
         """Tells the workers of a data plane whether they may make blocks dirty."""
+        self.is_paused = False
+        """Whether nothing may be changed, because the mount has become read-only."""
         self._has_cleaned = trio.Event()
         self._wanted = trio.Event()
         self._passing = trio.Lock()
@@ -94,11 +97,15 @@ class WriteBack:
         """
         self.limit_waits += 1
         until = self._index.cleaned + count
-        with trio.move_on_after(self._link.timeout_seconds):
-            while self.is_over_limit and self._index.cleaned < until:
-                self._wanted.set()
-                await self._has_cleaned.wait()
-            return
+        self._cleaner.waiters += 1
+        try:
+            with trio.move_on_after(self._link.timeout_seconds):
+                while self.is_over_limit and self._index.cleaned < until:
+                    self._wanted.set()
+                    await self._has_cleaned.wait()
+                return
+        finally:
+            self._cleaner.waiters -= 1
         raise self._link.timed_out()
 
     async def make_room(self, blocks: Sequence[int]) -> None:
@@ -134,6 +141,8 @@ class WriteBack:
         while not self._search.is_done:
             await self._search_on()
         async with self._passing:
+            if self.is_paused:
+                raise system_error(errno.EROFS)
             await self._clean_groups(list(self._groups.suspects()), _BUSY_RUNS)
             await self._cleaner.settle()
 
@@ -142,6 +151,11 @@ class WriteBack:
         """Since when the oldest dirty block may be dirty, in ns since 1970; 0: there is none."""
         since = (self._groups.since_ns(group) for group in self._groups.suspects())
         return min(since, default=0)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something is being cleaned."""
+        return self._passing.locked() or self._cleaner.has_written
 
     # In the background
 
@@ -176,7 +190,7 @@ class WriteBack:
         await trio.lowlevel.checkpoint()
 
     async def _pass(self) -> None:
-        if self._link.origin is None:
+        if self._link.origin is None or self.is_paused:
             return
         if self._cleaner.has_written and trio.current_time() > self._settled_at + _SETTLE_SECONDS:
             self._settled_at = trio.current_time()
@@ -186,6 +200,8 @@ class WriteBack:
         if not due and not is_over:
             return
         async with self._passing:
+            if self.is_paused:
+                return
             if due:
                 await self._clean_groups(due, _BUSY_RUNS if is_over else _QUIET_RUNS)
             if self.is_over_limit:
