@@ -293,21 +293,24 @@ class NbdOrigin(Origin):
         self._check(offset_bytes, length_bytes)
 
     def _live(self) -> Connection | None:
-        """A connection that has room; None if one has to be made first.
-
-        The first ones are filled first, because answers that come together are taken together.
-        """
-        for connection in self._connections:
-            if connection.handle.under_way < _FULL:
-                return connection
+        """A connection to use now; None if one has to be made first."""
+        if connection := self._with_room():
+            return connection
         if len(self._connections) < self._most and not self._connecting.locked():
             return None
         return min(self._connections, key=_load, default=None)
 
+    def _with_room(self) -> Connection | None:
+        """The first ones are filled first: answers that come together are taken together."""
+        for connection in self._connections:
+            if connection.handle.under_way < _FULL:
+                return connection
+        return None
+
     async def _connection(self) -> Connection:
         """A connection that may have been made for it. Raises OriginGone if none can be made."""
         async with self._connecting:
-            if connection := self._live():
+            if connection := self._with_room():
                 return connection
             if not self._connections:
                 return await self._connect_again()

@@ -7,6 +7,7 @@ import mmap
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -272,6 +273,37 @@ def test_an_export_that_can_not_be_an_origin_is_refused_with_the_reason(
     running = server.start(*options, words=words)
     with pytest.raises(UnusableOrigin, match=why):
         trio.run(open_origin, running.text)
+
+
+@pytest.mark.parametrize(("says", "most"), [("multi-conn-mode=unsafe", 4),
+                                            ("multi-conn-mode=disable", 1)])  # fmt: skip
+def test_as_many_connections_are_made_as_the_server_takes_together(
+    server: Server, memory: memoryview, says: str, most: int
+) -> None:
+    running = server.start("--filter=multi-conn", "--filter=delay", words=("rdelay=50ms", says))
+
+    async def main() -> None:
+        origin = await open_origin(running.text)
+        assert sockets_of(running.pid) == 1
+        # One more is made in a round at least, if it is wanted.
+        for _ in range(5):
+            async with trio.open_nursery() as nursery:
+                for page in range(128):
+                    view = memory[page * PAGE : (page + 1) * PAGE]
+                    nursery.start_soon(origin.read, page * PAGE, [view])
+        assert sockets_of(running.pid) == most
+        await origin.close()
+
+    trio.run(main)
+
+
+def sockets_of(pid: int) -> int:
+    """How many connections a server has, without the socket that it listens on."""
+    count = 0
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):
+            count += os.readlink(fd).startswith("socket:")
+    return count - 1
 
 
 def test_a_server_that_takes_one_connection_gets_one(server: Server, memory: memoryview) -> None:
