@@ -12,7 +12,7 @@ Source: io_uring(7), io_uring_register(2).
 
 cimport cython
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
-from libc.errno cimport EAGAIN, EBUSY, EINTR
+from libc.errno cimport EAGAIN, EBUSY, EINTR, ENOMEM
 from pmemfs.origin.vectors cimport Vectors, iovec
 
 import os
@@ -104,7 +104,7 @@ cdef class Ring:
             done = io_uring_submit(&self._ring)
         if done >= 0:
             return True
-        if -done not in (EAGAIN, EBUSY, EINTR):
+        if -done not in (EAGAIN, EBUSY, EINTR, ENOMEM):
             raise OSError(-done, os.strerror(-done))
         return False
 
