@@ -57,6 +57,7 @@ cdef struct expected_t:
     plane_t *plane
     uint64_t block
     uint64_t set_number
+    bint is_write
 
 cdef uint64_t REGION_MASK = ((<uint64_t>1) << CACHE_REGION_SHIFT) - 1
 cdef uint64_t LOCKS_MASK = ((<uint64_t>1) << CACHE_LOCKS_SHIFT) - 1
@@ -609,7 +610,7 @@ cdef void store_batch(request_t *request, batch_t *batch) noexcept nogil:
     # Before the first tag says that they are there.
     if header.durability == DURABILITY_CACHE_LINES:
         wait_for_write_back()
-    else:
+    elif wanted.size >= STREAM_BYTES:
         memory.end_stream()
 
 
@@ -919,12 +920,14 @@ cdef void expect_tags(worker_t *worker, const uint8_t *operation) noexcept nogil
         prefetch(&tags[CACHE_WAYS // 2])
 
 
-cdef void expect_block(worker_t *worker, const uint8_t *operation) noexcept nogil:
-    """Begin to fetch the first block of a request, and the structure of its page. The worker is in
-    a section."""
+cdef void expect_block(worker_t *worker, const uint8_t *operation,
+                       bint is_write) noexcept nogil:
+    """Begin to fetch the first block of a request, or the place where it will be written, and the
+    structures of their pages. The worker is in a section."""
     cdef expected_t expected
     cdef header_t *header = worker.plane.header
     expected.plane = worker.plane
+    expected.is_write = is_write
     expected.block = expected_block(header, operation)
     expected.set_number = set_of(header, expected.block)
     # A fault here is met again by the request itself.
@@ -937,15 +940,20 @@ cdef void expect_guarded(void *argument) noexcept nogil:
     cdef plane_t *plane = expected.plane
     cdef uint64_t *tags = tags_of(plane, expected.set_number)
     cdef uint64_t word, offset
+    cdef bint has_place = not expected.is_write
     cdef int way
     for way in range(CACHE_WAYS):
         word = peek(&tags[way]) & LOW_MASK
-        if word >> TAG_BLOCK_SHIFT == expected.block and word:
+        if word and word >> TAG_BLOCK_SHIFT == expected.block:
+            expect_place(plane, expected.set_number, way)
+        elif word or has_place:
+            continue
+        if not word or not expected.is_write:
+            has_place = True
             offset = place_offset(plane.header, expected.set_number, way)
             prefetch(plane.pool + offset)
             prefetch(plane.pool + offset + 64)
-            expect_page(&plane.memmap, offset >> FRAME_SHIFT)
-            return
+            expect_place(plane, expected.set_number, way)
 
 
 cdef class CacheLocks:

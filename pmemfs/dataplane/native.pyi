@@ -63,3 +63,12 @@ class Responder:
     def answer(
         self, operation: bytes, *, opcode: int, inode: int, payload: bytes = b""
     ) -> tuple[str, int, bytes]: ...
+    def answer_series(
+        self,
+        operations: list[bytes],
+        *,
+        opcode: int,
+        inode: int,
+        payloads: list[bytes] | None = None,
+        room: int = 4096,
+    ) -> tuple[int, list[tuple[str, int, bytes]]]: ...

@@ -6,10 +6,10 @@ back with that verdict.
 
 from libc.errno cimport EINVAL
 from libc.stddef cimport size_t
-from libc.stdint cimport uint8_t, uint32_t
-from libc.stdlib cimport free
-from libc.string cimport memset
-from posix.time cimport CLOCK_REALTIME
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
+from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME
 
 from pmemfs.dataplane.memory cimport catch_faults, now_ns
 from pmemfs.dataplane.plane cimport plane_t, worker_t
@@ -22,6 +22,18 @@ cdef extern from "stdlib.h" nogil:
     void *aligned_alloc(size_t alignment, size_t size)
 
 _VERDICTS = {ANSWER: "answer", FORWARD: "forward", SYNC: "sync", DROP: "drop"}
+
+
+# A request of a series, and what became of it.
+cdef struct series_t:
+    const uint8_t *operation
+    uint32_t operation_bytes
+    const uint8_t *payload
+    uint32_t payload_bytes
+    uint8_t *answer
+    uint32_t answer_bytes
+    int error
+    verdict_t verdict
 
 
 cdef class Responder:
@@ -79,3 +91,67 @@ cdef class Responder:
         self._worker.now_ns = now_ns(CLOCK_REALTIME)
         account(&self._worker, &request, verdict, since)
         return _VERDICTS[verdict], request.error, replied
+
+    def answer_series(self, list operations not None, *, uint32_t opcode, unsigned long long inode,
+                      list payloads=None, uint32_t room=4096) -> tuple[int, list]:
+        """Answer requests of one kind one after another, as fast as a ring's worker does, with no
+        interpreter in between. The ns that took, and what `answer` would say of each, of whose
+        reply at most `room` bytes.
+
+        While it runs, other threads run, too.
+        """
+        cdef size_t count = <size_t>len(operations)
+        cdef series_t *series = <series_t *>calloc(count + 1, sizeof(series_t))
+        cdef uint8_t *answers = <uint8_t *>aligned_alloc(4096, count * room + 4096)
+        cdef size_t number
+        cdef uint64_t took
+        try:
+            # As the memory of transports: no page of it is missing any more.
+            memset(answers, 0, count * room)
+            for number in range(count):
+                series[number].operation = operations[number]
+                series[number].operation_bytes = <uint32_t>len(operations[number])
+                if payloads is not None:
+                    series[number].payload = payloads[number]
+                    series[number].payload_bytes = <uint32_t>len(payloads[number])
+                series[number].answer = answers + number * room
+            with nogil:
+                took = self.serve_series(series, count, opcode, inode, room)
+            return took, [
+                (_VERDICTS[series[number].verdict], series[number].error,
+                 bytes(series[number].answer[:series[number].answer_bytes]))
+                for number in range(count)
+            ]
+        finally:
+            free(series)
+            free(answers)
+
+    cdef uint64_t serve_series(self, series_t *series, size_t count, uint32_t opcode,
+                               uint64_t inode, uint32_t room) noexcept nogil:
+        cdef uint64_t since = now_ns(CLOCK_MONOTONIC)
+        cdef fuse_in_header head
+        cdef request_t request
+        cdef size_t number
+        memset(&head, 0, sizeof(head))
+        head.opcode, head.nodeid, head.unique = opcode, inode, 2
+        for number in range(count):
+            if number + 2 * AHEAD < count:
+                expect_soon(&self._worker, &head, series[number + 2 * AHEAD].operation)
+            if number + AHEAD < count:
+                expect(&self._worker, &head, series[number + AHEAD].operation)
+            request.head = &head
+            request.operation = series[number].operation
+            request.operation_bytes = series[number].operation_bytes
+            request.payload = series[number].payload
+            request.payload_bytes = series[number].payload_bytes
+            request.answer, request.answer_room = series[number].answer, room
+            request.may_point = self._points
+            self._worker.now_ns = now_ns(CLOCK_REALTIME)
+            series[number].verdict = serve(&self._worker, &request)
+            if request.pointed != NULL:
+                memcpy(series[number].answer, request.pointed, request.answer_bytes)
+            release(&self._worker, &request)
+            series[number].error = request.error
+            if series[number].verdict == ANSWER:
+                series[number].answer_bytes = request.answer_bytes
+        return now_ns(CLOCK_MONOTONIC) - since

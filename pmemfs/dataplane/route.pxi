@@ -95,7 +95,7 @@ cdef void expect(worker_t *worker, const fuse_in_header *head,
     entry = find_inode(worker.plane, head.nodeid)
     table = table_of(worker.plane, entry) if entry != NULL else NULL
     if table != NULL and offset < table.limit_bytes and worker.plane.header.cache_set_count:
-        expect_block(worker, operation)
+        expect_block(worker, operation, head.opcode == FUSE_WRITE)
     elif table != NULL and offset < table.limit_bytes:
         piece = piece_at(table, offset, 1)
         if not piece.is_hole:
