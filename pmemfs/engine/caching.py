@@ -9,7 +9,7 @@ At first they may do nothing: they forward all. Invariants:
 from __future__ import annotations
 
 from pmemfs.dataplane.counters import read_cache_counters
-from pmemfs.dataplane.layouts import CHUNK_SHIFT, Presence
+from pmemfs.dataplane.layouts import CACHE_LOCKS_SHIFT, CHUNK_SHIFT, Presence
 from pmemfs.dataplane.native import CacheLocks
 from pmemfs.dataplane.tables import Grace
 from pmemfs.engine.native import SharedAttributes, SharedEngine
@@ -17,7 +17,7 @@ from pmemfs.media.cache import Ground
 from pmemfs.volume.cache.onlookers import CacheOnlookers, WorkerCounts
 from pmemfs.volume.onefile import INODE
 
-LOCK_WORDS = 1 << 13
+LOCK_WORDS = 1 << CACHE_LOCKS_SHIFT
 
 
 class SharedLocks:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from kit.data_plane import ALL, FSYNC, LSEEK, MAX_WRITE, READ, WRITE, lseek_in, read_in, write_in
 from kit.pools import mapped_pool
-from pmemfs.dataplane.counters import CacheCounters
-from pmemfs.dataplane.native import Responder
+from pmemfs.dataplane.counters import CacheCounters, read_cache_counters
+from pmemfs.dataplane.native import CacheLocks, Responder
 from pmemfs.dataplane.tables import SharedMemory
 from pmemfs.engine.caching import PublishedCache
 from pmemfs.engine.native import SharedEngine
@@ -68,9 +68,14 @@ class Cached:
         return 1 << self.ground.block_shift
 
     @property
+    def locks(self) -> CacheLocks:
+        """The locks of its sets."""
+        return CacheLocks(self.shared.cache_locks)
+
+    @property
     def counters(self) -> CacheCounters:
         """What the workers have counted."""
-        return self.published.counters()
+        return read_cache_counters(self.shared)
 
     # Requests: None says that one was forwarded
 
@@ -169,9 +174,8 @@ class Cached:
 
     def assert_nothing_is_left(self) -> None:
         """No lock is taken and no page is held once all requests are answered."""
-        locks = self.published.locks()
         for number in range(self.ground.set_count):
-            assert locks.holder(number) == 0
+            assert self.locks.holder(number) == 0
             for way in range(WAYS):
                 assert not self.is_held(number, way)
 

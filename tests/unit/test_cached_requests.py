@@ -309,7 +309,7 @@ def test_a_write_over_two_groups_needs_both(shm: Path) -> None:
 
 def test_a_set_that_another_has_locked_is_left_to_the_control_plane(cache: Cached) -> None:
     number = cache.plant(5, some())
-    locks = cache.published.locks()
+    locks = cache.locks
     assert locks.lock(number)
     assert not locks.lock(number)
     assert cache.write(5 * BLOCK, some()) is None
