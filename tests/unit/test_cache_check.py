@@ -163,14 +163,14 @@ CASES: dict[str, tuple[Damage, str, str, bool, bool]] = {
     "a twin that is neither": (
         lambda w: put_twin(w, 0), "neither is the newer one", "may be lost", True, True),
     "a group that is forgotten": (
-        forget_group, "and its word says that it has none", "since now", True, False),
+        forget_group, "and its word says none", "since now", True, False),
     "a group in the future": (
         put_group_into_future, "still to come", "since now", False, False),
     "a damaged head": (
         lambda w: scribble_head(w, 0), "checksum is wrong", "written anew", True, False),
     "a damaged copy of the head": (
         lambda w: scribble_head(w, 1), "checksum is wrong", "written anew", True, False),
-    "a wrong count": (miscount, "99 blocks are dirty", "put right", True, False),
+    "a wrong count": (miscount, "99 blocks as dirty", "put right", True, False),
 }  # fmt: skip
 
 
@@ -206,7 +206,7 @@ def test_a_cache_that_was_killed_is_without_errors() -> None:
     w = start().world(is_settled=False)
     findings = check_pool(w.medium)
     assert not has_errors(findings)
-    assert "14 of 32 places hold a block; 6 blocks are dirty" in findings[-1].sentence
+    assert "14 of 32 places hold a block; dirty: 6 blocks" in findings[-1].sentence
 
 
 def test_without_a_head_nothing_can_be_repaired_and_what_is_lost_is_said() -> None:
@@ -312,4 +312,4 @@ def test_a_new_cache_is_empty_whatever_the_memory_held() -> None:
     StoredHead.create(pool, head)
     findings = check_pool(pool.medium)
     assert not has_errors(findings)
-    assert "0 of 32 places hold a block; 0 blocks are dirty" in findings[-1].sentence
+    assert "0 of 32 places hold a block; dirty: 0 blocks" in findings[-1].sentence

@@ -240,11 +240,11 @@ class _Check:
             remedy = CacheRemedy(
                 "the number is put right", lambda: _rewrite(self.pool, dirty_blocks=dirty)
             )
-            why = f"it says that {head.dirty_blocks} blocks are dirty, and {dirty} are"
+            why = f"it counts {blocks_of(head.dirty_blocks)} as dirty, and there are {dirty}"
             self.error("cache head", why, remedy)
         self.verdict.summary = (
             f"{sum(states.values())} of {self.ground.place_count} places hold a block; "
-            f"{dirty} blocks are dirty; origin {head.origin} of {format_size(head.origin_bytes)}"
+            f"dirty: {blocks_of(dirty)}; origin {head.origin} of {format_size(head.origin_bytes)}"
         )
 
 
@@ -352,8 +352,13 @@ class _Step:
                     "they count as dirty since now",
                     lambda offset=offset: self.check.store(offset, time.time_ns()),  # type: ignore[misc]
                 )
-                sentence = f"it has {count} dirty blocks, and its word says that it has none"
+                sentence = f"it has {blocks_of(count)} that are dirty, and its word says none"
                 self.check.error(f"group {group}", sentence, remedy)
+
+
+def blocks_of(count: int) -> str:
+    """A number of blocks, for a sentence."""
+    return "1 block" if count == 1 else f"{count} blocks"
 
 
 def check_bits(low: Words, places: Words, ground: Ground) -> Words:
