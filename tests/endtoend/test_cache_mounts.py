@@ -192,7 +192,7 @@ def test_a_reader_that_is_killed_does_not_wait_for_the_origin(
     try:
         pool = cache_of(pools, server.text, origin_timeout_seconds=600)
         mounted = pools.mount(pool)
-        os.kill(server.pid, signal.SIGSTOP)
+        server.stop()
         reader = subprocess.Popen(
             ["dd", f"if={mounted.device}", "of=/dev/null", "bs=4096", "count=1", "iflag=direct"],
             stderr=subprocess.DEVNULL,
@@ -200,6 +200,24 @@ def test_a_reader_that_is_killed_does_not_wait_for_the_origin(
         wait_until(lambda: ask(mounted, "cache-info")["misses"] > 0, "the reader waits")
         reader.kill()
         assert reader.wait(timeout=20) == -signal.SIGKILL
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+        server.end()
+
+
+def test_an_origin_that_hangs_keeps_no_mount_from_ending(pools: PoolMaker, origin: Path) -> None:
+    server = NbdServer("file", origin)
+    try:
+        mounted = pools.mount(cache_of(pools, server.text, origin_timeout_seconds=1))
+        with mounted.device.open("r+b", buffering=0) as file:
+            os.pwrite(file.fileno(), b"kept" * 1024, 0)
+            server.stop()
+            with pytest.raises(OSError, match="Input/output error"):
+                os.pread(file.fileno(), 4096, MIB)
+        pools.umount(mounted)
+        os.kill(server.pid, signal.SIGCONT)
+        with pools.mount(mounted.pool).device.open("rb") as file:
+            assert file.read(4096) == b"kept" * 1024
     finally:
         os.kill(server.pid, signal.SIGCONT)
         server.end()

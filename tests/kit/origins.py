@@ -83,6 +83,15 @@ class NbdServer:
         self._process = subprocess.Popen([str(word) for word in words])
         wait_until(self._listens, "nbdkit listens")
 
+    def stop(self) -> None:
+        """Let it hang, until it gets SIGCONT."""
+        os.kill(self.pid, signal.SIGSTOP)
+        threads = Path(f"/proc/{self.pid}/task")
+        wait_until(
+            lambda: all(") T " in (t / "stat").read_text() for t in threads.iterdir()),
+            "all its threads have stopped",
+        )
+
     def end(self, number: signal.Signals = signal.SIGKILL) -> None:
         """End it at once."""
         if self._process is not None:

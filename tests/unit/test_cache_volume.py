@@ -188,6 +188,35 @@ def test_a_cache_full_of_dirty_blocks_cleans_some_and_goes_on(shm: Path, tmp_pat
     assert all(data[at] == at // 65_536 % 255 + 1 for at in range(0, size, 4096))
 
 
+def test_what_follows_an_end_inside_a_block_is_read_after_the_origin_has_grown(
+    shm: Path, tmp_path: Path
+) -> None:
+    size = MIB + 512
+    origin = new_origin(tmp_path / "origin", size)
+    make_cache(shm / "pool", str(origin))
+
+    async def look() -> None:
+        with opened_pool(shm / "pool") as pool:
+            async with served_cache(pool) as volume:
+                await read(volume, MIB, 512)
+                await write(volume, MIB, b"x" * 100)
+                grow(origin, size, b"grown" * 1000)
+                assert await read(volume, MIB, 4096) == b"x" * 100 + bytes(412)
+                assert await volume.resize() == (size, size + 5120)
+                wanted = b"x" * 100 + bytes(412) + b"grown" * 1000
+                assert await read(volume, MIB, 5000) == wanted[:5000]
+
+    trio.run(look)
+
+
+def grow(origin: Path, size_bytes: int, data: bytes) -> None:
+    """Somebody makes the origin larger."""
+    with origin.open("r+b") as file:
+        file.seek(size_bytes)
+        file.write(data)
+        file.truncate(size_bytes + 5120)
+
+
 @pytest.mark.parametrize("policy", [*Policy][:3])
 def test_writers_of_one_block_do_not_take_bytes_from_each_other(
     pool_path: Path, origin: Path, policy: Policy

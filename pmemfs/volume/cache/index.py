@@ -99,6 +99,7 @@ Victim = Callable[[int, list[int]], int | None]
 """Chooses which of some ways of a set, whose blocks are CLEAN, is evicted; None: none of them. If
 it is held, it stays, and the others are shown again."""
 
+_WHOLE_SETS = 1024
 _TAGS = struct.Struct(f"<{WAYS}Q")
 _WORD = struct.Struct("<Q")
 _BLOCK_SHIFT, _BLOCK_MASK, _STATE_MASK = BLOCK.shift, BLOCK.mask, STATE.mask
@@ -169,6 +170,9 @@ class Index:
         self._first_pfn = ground.place_pfn(0, 0)
         self._set_count = ground.set_count
         self._frames = 1 << ground.block_shift - PAGE_SHIFT
+        self._whole: dict[int, tuple[int, ...]] = {}
+        """Sets whose tags were all good, with these. A miss asks for its set three times, and this
+        look is the longest part of each."""
         self.dirtied = 0
         """Blocks that became dirty by this process."""
         self.cleaned = 0
@@ -473,10 +477,13 @@ class Index:
                     best = found
                 elif not is_newer(best.tag.sequence, found.tag.sequence):
                     raise DamagedSet(number=set_number, way=way)
-        if best is None:
+        if best is None and self._whole.get(set_number) != words:
             damaged = self._ground.first_damaged(words, set_number)
             if damaged is not None:
                 raise DamagedSet(number=set_number, way=damaged)
+            if len(self._whole) >= _WHOLE_SETS:
+                self._whole.clear()
+            self._whole[set_number] = words
         return best
 
     def _read(self, set_number: int, way: int, word: int) -> Found | None:

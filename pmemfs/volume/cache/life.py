@@ -14,6 +14,7 @@ import logging
 import trio
 
 from pmemfs.errors import MountFailed
+from pmemfs.media.cache import Policy
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.origin.base import Origin
 from pmemfs.volume.cache.opening import open_right_origin
@@ -46,7 +47,8 @@ class CacheLife:
         if self._is_degraded:
             log.warning("%s: mounted without its origin %s", self._medium.name, head.origin)
         else:
-            read_only = self._medium.read_only
+            # A policy that writes nothing needs no right to write.
+            read_only = self._medium.read_only or head.policy == Policy.READ_ONLY
             self._origin = await open_right_origin(head, self._medium.name, read_only=read_only)
             self._origin.hold_lock(self._medium.fileno())
         await self._volume.begin(self._origin)

@@ -79,6 +79,10 @@ class CacheMethods:
                 words = ", ".join(_POLICIES)
                 raise BadSetting(name="policy", why=f"{policy!r} is none of {words}")
             changes["policy"] = int(_POLICIES[policy])
+            origin = self._volume.origin_link.origin
+            if origin is not None and origin.read_only and policy != Policy.READ_ONLY.word:
+                why = "the origin was opened for reading only; mount again with this policy"
+                raise BadSetting(name="policy", why=why)
         if changes and self._volume.read_only:
             raise BadSetting(name=next(iter(changes)), why="it is mounted read-only")
         if changes:

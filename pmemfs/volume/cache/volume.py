@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Collection
+from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 import trio
@@ -123,23 +124,34 @@ class CacheVolume(OneFileVolume):
 
         What is dirty stays dirty. The caller has stopped `serve`, and made all durable.
         """
-        origin = self.origin_link.origin
         if self.read_only:
             return
-        try:
-            await self.cleaner.settle()
-            mark = stored_mark(await origin.mark()) if origin else self.head.head.origin_mark
-        except OSError as error:
-            log.warning("the origin %s could not be left in order: %s", self.origin_link.name,
-                        sentence_of(error))  # fmt: skip
-            return
-        if not self.search.is_done or (origin is None and not self.was_settled):
+        async with trio.open_nursery() as nursery:
+            # An origin that hangs must not keep this process for ever.
+            nursery.start_soon(self.origin_link.watch)
+            mark = await self._settled_mark()
+            nursery.cancel_scope.cancel()
+        if mark is None or not self.search.is_done:
             return
         await self.fencing.fence()
         dirty = self.count_dirty()
         await self.fencing.run(
             lambda: self.head.rewriting(is_settled=1, dirty_blocks=dirty, origin_mark=mark)
         )
+
+    async def _settled_mark(self) -> bytes | None:
+        """The mark of the origin after all that was written to it; None if that can't be known."""
+        origin = self.origin_link.origin
+        if origin is None:
+            # Nobody has written to it from here.
+            return self.head.head.origin_mark if self.was_settled else None
+        try:
+            await self.cleaner.settle()
+            return stored_mark(await origin.mark())
+        except OSError as error:
+            log.warning("the origin %s could not be left in order: %s", self.origin_link.name,
+                        sentence_of(error))  # fmt: skip
+            return None
 
     # Content
 
@@ -285,9 +297,20 @@ class CacheVolume(OneFileVolume):
             raise system_error(errno.ENOTCONN)
         new_bytes = await origin.resize_seen()
         if new_bytes > old_bytes:
+            if old_bytes & self.blocks.block_bytes - 1:
+                await self._forget_last(old_bytes >> self.blocks.shift)
             await self.fencing.run(lambda: self.head.rewriting(origin_bytes=new_bytes))
             self._show_size()
         return old_bytes, max(old_bytes, new_bytes)
+
+    async def _forget_last(self, block: int) -> None:
+        """Let the cache not have the last block, behind whose end it has zeroes."""
+        while (found := self.index.find(block)) is not None:
+            if found.tag.is_dirty:
+                await self.cleaner.clean([block])
+            else:
+                forget = partial(self.index.clearing, [found])
+                await self.fencing.run(forget)
 
     async def change_settings(self, **changes: int) -> None:
         """Store fields of the head anew, and obey them from now on. Raises OSError."""

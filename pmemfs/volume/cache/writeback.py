@@ -161,8 +161,6 @@ class WriteBack:
 
     async def serve(self) -> None:
         """Clean what is due, for ever."""
-        while not self._search.is_done:
-            await self._search_on()
         allowed = True
         while True:
             with trio.move_on_after(_TICK_SECONDS + self._pause):
@@ -173,6 +171,8 @@ class WriteBack:
                 allowed = not is_over
                 self.allow_writes(allowed)
             try:
+                while not self._search.is_done:
+                    await self._search_on()
                 await self._pass()
                 self._pause = 0.0
             except (OSError, PmemfsError) as error:
