@@ -92,8 +92,9 @@ class Origin(ABC):
     async def mark(self) -> bytes:
         """MARK_BYTES bytes that change when somebody writes, as far as the kind lets one know.
 
-        Our own writes change it, too: take it anew after the last `flush`. docs/origins.md says for
-        each kind what it can't see. Raises OSError, OriginGone.
+        Our own writes change it, too: take it anew after the last `flush`. A fence doesn't, so
+        compare it once nobody else can write. docs/origins.md says for each kind what it can't
+        see. Raises OSError, OriginGone.
         """
 
     @abstractmethod

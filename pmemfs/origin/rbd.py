@@ -9,7 +9,8 @@ Invariants:
   them (`can_cut`), so the process has to end while one hangs;
 - our writes leave the image's time of modification alone (`rbd_mtime_update_interval`), so it
   changes when another client writes. What a second cache of ours writes is told by the token that
-  `fence` leaves in the metadata of the image.
+  each leaves in the metadata of the image before its first change. Not before that: the fence comes
+  before the mark is compared, so that nobody writes between the two.
 """
 
 from __future__ import annotations
@@ -83,6 +84,9 @@ class RbdOrigin(Origin):
         self._identity = facts.identity
         self._client = facts.client
         self._commands = image.commands
+        self._must_sign = False
+        """Whether the token is to be left before the next change."""
+        self._signing = trio.Lock()
         self._is_idle = trio.Event()
         self._stopping = trio.CancelScope()
         self._has_stopped = trio.Event()
@@ -121,6 +125,8 @@ class RbdOrigin(Origin):
     async def write(self, offset_bytes: int, views: Sequence[memoryview]) -> None:
         vectors = Vectors(views, False, self.block_bytes)
         self._check_change(offset_bytes, vectors.length_bytes)
+        if self._must_sign:
+            await self._sign()
         self._commands.write(vectors, offset_bytes)
         await self._carried_out(vectors)
 
@@ -131,6 +137,8 @@ class RbdOrigin(Origin):
 
     async def discard(self, offset_bytes: int, length_bytes: int) -> None:
         self._check_change(offset_bytes, length_bytes)
+        if self._must_sign:
+            await self._sign()
         for start, step in _steps(offset_bytes, length_bytes):
             vectors = _no_memory()
             self._commands.discard(vectors, start, step)
@@ -138,6 +146,8 @@ class RbdOrigin(Origin):
 
     async def write_zeroes(self, offset_bytes: int, length_bytes: int, *, may_trim: bool) -> None:
         self._check_change(offset_bytes, length_bytes)
+        if self._must_sign:
+            await self._sign()
         for start, step in _steps(offset_bytes, length_bytes):
             vectors = _no_memory()
             self._commands.zero(vectors, start, step, may_trim)
@@ -149,13 +159,14 @@ class RbdOrigin(Origin):
             return
         await self._wait_for_watchers(say)
         try:
-            await trio.to_thread.run_sync(self._take, abandon_on_cancel=True)
+            await trio.to_thread.run_sync(self._image.acquire_lock, abandon_on_cancel=True)
         except OSError as error:
             if error.errno not in (errno.EROFS, errno.EBUSY):
                 raise self._meant(error.errno or errno.EIO) from None
             raise OriginBusy(
                 name=self.name, why="another client has its exclusive lock and keeps it"
             ) from None
+        self._must_sign = True
 
     async def resize_seen(self) -> int:
         size_bytes = await trio.to_thread.run_sync(self._image.size_bytes, abandon_on_cancel=True)
@@ -221,9 +232,16 @@ class RbdOrigin(Origin):
         found = await trio.to_thread.run_sync(self._image.watchers, abandon_on_cancel=True)
         return [watcher for watcher in found if watcher.client != self._client]
 
-    def _take(self) -> None:
-        self._image.acquire_lock()
-        self._image.set_metadata(_WRITER, uuid.uuid4().hex)
+    async def _sign(self) -> None:
+        """Note in the image that this cache changes it from now on."""
+        async with self._signing:
+            if self._must_sign:
+                token = uuid.uuid4().hex
+                try:
+                    await trio.to_thread.run_sync(self._image.set_metadata, _WRITER, token)
+                except OSError as error:
+                    raise self._meant(error.errno or errno.EIO) from None
+                self._must_sign = False
 
     def _find_mark(self) -> bytes:
         # What an open image knows of its time is what it was told when it was opened.

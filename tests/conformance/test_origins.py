@@ -315,6 +315,9 @@ def test_a_mark_stays_while_nobody_writes_and_changes_when_somebody_else_does(
             left = await found.mark()
         assert len(left) == MARK_BYTES
         assert await mark() == left
+        async with opened(origin.text) as found:
+            await found.fence()
+            assert await found.mark() == left
         async with opened(origin.text, read_only=True) as found:
             await content(found, pages, 0, MIB)
         assert await mark() == left
