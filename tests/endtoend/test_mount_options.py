@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from kit.commands import BIN, pmemfs, pmemfs_here, pmemfs_ok, refused, run_command
+from kit.commands import BIN, Result, pmemfs, pmemfs_here, pmemfs_ok, refused, run_command
 from kit.mounts import Engine, Mounted, PoolMaker, mounts_at
 from kit.namespaces import Run
 from kit.posix import opened
@@ -59,14 +60,16 @@ def shown(mountpoint: Path) -> set[str]:
     return set(mount.options.split(",")) & KEPT
 
 
-def flags_of(pools: PoolMaker, rows: Iterable[str], *command: object) -> dict[str, set[str]]:
+def flags_of(
+    pools: PoolMaker, rows: Iterable[str], mount: Callable[..., Result]
+) -> dict[str, set[str]]:
     """What mountinfo shows of pools that are mounted with one list of options after the other."""
     found = {}
     for number, options in enumerate(rows):
         # Another pool each time, since another test's mount namespace may have a copy of the mount.
         mounted = Mounted(pools.create(f"pmem{number}", "8M"), pools.mountpoint())
         words = ("-o", options) if options else ()
-        done = run_command(*command, *words, mounted.pool, mounted.mountpoint)
+        done = mount(*words, mounted.pool, mounted.mountpoint)
         assert (done.code, done.err) == (0, ""), options
         found[options] = shown(mounted.mountpoint)
         pmemfs_here("umount", mounted.mountpoint)
@@ -84,8 +87,8 @@ def test_flags_are_what_was_asked_for(pools: PoolMaker, served_by: str) -> None:
         "suid,dev,exec": {"relatime"},
         "suid,nosuid": {"nosuid", "nodev", "relatime"},
     }
-    command = (BIN / "pmemfs", "mount", "--engine", served_by)
-    assert flags_of(pools, wanted, *command) == wanted
+    mount = partial(pmemfs, "mount", "--engine", served_by)
+    assert flags_of(pools, wanted, mount) == wanted
 
 
 @pytest.mark.slow
@@ -102,7 +105,7 @@ def test_mount_8_takes_set_user_id_and_devices_for_granted(
         "owner": {"nosuid", "nodev", "relatime"},
         "group,suid": {"nodev", "relatime"},
     }
-    assert flags_of(pools, wanted, "mount", "-t", fs_type) == wanted
+    assert flags_of(pools, wanted, partial(run_command, "mount", "-t", fs_type)) == wanted
 
 
 @pytest.mark.parametrize(

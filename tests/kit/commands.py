@@ -28,7 +28,7 @@ class Result:
     err: str
 
 
-def run_command(*words: object, timeout: float = 120) -> Result:
+def run_command(*words: object, timeout: float = 240) -> Result:
     """Run a program; nothing is raised for its exit code."""
     done = subprocess.run(
         [str(word) for word in words],

@@ -14,6 +14,7 @@ Free frames hold a pattern that no operation writes, so a stale frame in a file 
 from __future__ import annotations
 
 import copy
+import hashlib
 import itertools
 import math
 import random
@@ -307,6 +308,9 @@ class Judge:
         self.deep_states = 0
         self.left: list[bytes] = []
         """Some of the images that passed, to go on from."""
+        self.passed: dict[bytes, set[int]] | None = None
+        """Digests of images that passed, and the lines that were read of each, for as long as the
+        same is legal. Many moments may leave the same."""
 
     def why_not(
         self, moment: Moment, legal: Sequence[Tree], relaxed: Mapping[int, Versions],
@@ -332,13 +336,27 @@ class Judge:
         if key in seen:
             return
         seen.add(key)
-        self.states += 1
         self.medium.apply(survivors)
+        before, self.medium.lines_read = self.medium.lines_read, set()
         try:
-            if why := self._why_not(legal, relaxed, blocks):
-                yield why
+            yield from self._first_look(legal, relaxed, blocks)
         finally:
+            self.medium.lines_read |= before
             self.medium.undo()
+
+    def _first_look(
+        self, legal: Sequence[Tree], relaxed: Mapping[int, Versions], blocks: bool
+    ) -> Iterator[str]:
+        """Judge what the medium holds, unless the same has passed."""
+        digest = b"" if self.passed is None else hashlib.blake2b(self.medium.memory).digest()
+        if self.passed is not None and digest in self.passed:
+            self.medium.lines_read |= self.passed[digest]
+            return
+        self.states += 1
+        if why := self._why_not(legal, relaxed, blocks):
+            yield why
+        elif self.passed is not None:
+            self.passed[digest] = set(self.medium.lines_read)
 
     def _why_not(self, legal: Sequence[Tree], relaxed: Mapping[int, Versions], blocks: bool) -> str:
         is_deep = bool(self.deep_every) and self.states % self.deep_every == 0
@@ -450,10 +468,12 @@ class World:
         self.volatile = {n: v.copy() for n, v in was_volatile.items() if n in after}
         self._settle(op, target, persisted, after, relaxed)
         if explore and self.limit and self.judge:
+            self.judge.passed = {}
             for moment in during:
                 rest = (relaxed, op.blocks, self.limit)
                 for why in self.judge.why_not(moment, (before, after), *rest):
                     self.violations.append(f"during {op.name}: {why}")
+            self.judge.passed = None
             for why in self.judge.why_not(
                 self._moment(), (after,), self.volatile, True, self.limit
             ):
