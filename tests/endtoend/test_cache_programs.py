@@ -103,6 +103,28 @@ def pmemfs_flush(mounted: Mounted) -> int:
         return -1
 
 
+def test_a_writer_above_the_limit_waits_for_as_much_as_it_writes(
+    pools: PoolMaker, origin: Path
+) -> None:
+    # All that is dirty at the limit takes this origin longer than a write may wait.
+    server = NbdServer("--filter=delay", "file", origin, "wdelay=40ms")
+    try:
+        mounted = pools.mount(
+            cache_of(pools, server.text, pool_bytes=18 * MIB, origin_timeout_seconds=1)
+        )
+        blocks = list(range(SIZE_BYTES // 4096))[::2]
+        random.Random(6).shuffle(blocks)
+        limit = ask(mounted, "cache-info")["place_count"] // 2
+        with opened(mounted.device) as fd:
+            for block in blocks[: limit + 700]:
+                assert os.pwrite(fd, b"x" * 4096, block * 4096) == 4096
+        if pools.engine.name == "python":
+            # Workers write on until they are told, which takes some milliseconds.
+            assert ask(mounted, "cache-info")["limit_waits"] > 0
+    finally:
+        server.end()
+
+
 @pytest.mark.parametrize("victim", ["daemon", "data plane"])
 def test_what_was_acknowledged_survives_kill_9(pools: PoolMaker, origin: Path, victim: str) -> None:
     if victim == "data plane" and pools.engine.name == "python":

@@ -12,7 +12,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import trio
@@ -51,6 +51,8 @@ class Cleaner:
         self._written: list[Found] = []
         self._settling = trio.Lock()
         self._settled_at = 0.0
+        self.has_settled: Callable[[], None] = lambda: None
+        """Called whenever something may have become clean."""
         self.waiters = 0
         """Writers that wait for blocks to become clean, so a flush must not wait for many."""
         self.size_bytes = 0
@@ -64,22 +66,25 @@ class Cleaner:
 
     async def write_out(self, blocks: Sequence[int], *, most_runs: int = 1) -> None:
         """Write dirty blocks to the origin, so many runs at once; they become clean by `settle`."""
-        room, failures = trio.CapacityLimiter(most_runs), list[OSError]()
+        failures: list[OSError] = []
+        runs = runs_of(sorted(set(blocks)), _RUN_BYTES >> self._blocks.shift)
 
-        async def write(first: int, count: int) -> None:
-            async with room:
+        async def write_some() -> None:
+            # All of these tasks take from the same runs, so few are begun at once.
+            for first, count in runs:
                 try:
                     await self._write_run(first, count)
                 except OSError as error:
                     failures.append(error)
+                    if self._link.is_away:
+                        return
 
-        runs = list(runs_of(sorted(set(blocks)), _RUN_BYTES >> self._blocks.shift))
-        if len(runs) == 1:
-            await write(*runs[0])
+        if len(blocks) == 1 or most_runs == 1:
+            await write_some()
         else:
             async with trio.open_nursery() as nursery:
-                for first, count in runs:
-                    nursery.start_soon(write, first, count)
+                for _ in range(min(most_runs, len(blocks))):
+                    nursery.start_soon(write_some)
         if failures:
             raise failures[0]
 
@@ -114,6 +119,7 @@ class Cleaner:
             finally:
                 for found in written:
                     self._index.release(found)
+                self.has_settled()
 
     async def _write_run(self, first: int, count: int) -> None:
         """Write the dirty blocks among some that follow each other."""

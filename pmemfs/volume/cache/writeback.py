@@ -32,12 +32,13 @@ from pmemfs.volume.cache.zeroing import CachedBlocks
 log = logging.getLogger(__name__)
 
 _TICK_SECONDS = 0.25
+_SHORT_TICK_SECONDS = 0.02
 _SETTLE_SECONDS = 1.0
 """So long at most what was written through waits for a flush that nobody asked for."""
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 30.0
 _GRACE_POLL_SECONDS = 0.001
-_QUIET_RUNS, _BUSY_RUNS = 1, 8
+_QUIET_RUNS, _BUSY_RUNS = 1, 32
 _BLOCKS_AT_ONCE = 2048
 _OF_A_SET = 2
 """So many blocks are cleaned where a set is full: one for the writer, one for the next."""
@@ -75,6 +76,7 @@ class WriteBack:
         self._has_cleaned = trio.Event()
         self._wanted = trio.Event()
         self._passing = trio.Lock()
+        cleaner.has_settled = self._tell_writers
         self._pause = 0.0
         self._settled_at = 0.0
 
@@ -163,7 +165,10 @@ class WriteBack:
         """Clean what is due, for ever."""
         allowed = True
         while True:
-            with trio.move_on_after(_TICK_SECONDS + self._pause):
+            # Workers don't look at the limit themselves, so look often when it is near.
+            is_near = 2 * self.count_dirty() > self._limit
+            tick_seconds = _SHORT_TICK_SECONDS if is_near else _TICK_SECONDS
+            with trio.move_on_after(tick_seconds + self._pause):
                 await self._wanted.wait()
             self._wanted = trio.Event()
             is_over = self.is_over_limit
@@ -230,7 +235,6 @@ class WriteBack:
             try:
                 for blocks in self._dirty_blocks(some):
                     await self._cleaner.write_out(blocks, most_runs=most_runs)
-                    self._tell_writers()
                 await self._cleaner.settle()
             except OSError as error:
                 failure = failure or error
@@ -238,7 +242,6 @@ class WriteBack:
                     break
             else:
                 await self._close(some, since_ns)
-            self._tell_writers()
         if failure:
             raise failure
 
