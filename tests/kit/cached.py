@@ -97,6 +97,22 @@ class Cached:
             raise OSError(error, os.strerror(error))
         return int(struct.unpack_from("<I", reply)[0]) if verdict == "answer" else None
 
+    def read_all(self, offsets: list[int], size: int, *, worker: int) -> list[bytes | None]:
+        """READs one after another, without an interpreter in between; None for one that fails."""
+        _, answers = self.workers[worker].answer_series(
+            [read_in(offset, size) for offset in offsets], opcode=READ, inode=INODE, room=size
+        )
+        return [data if (verdict, error) == ("answer", 0) else None
+                for verdict, error, data in answers]  # fmt: skip
+
+    def write_all(self, writes: list[tuple[int, bytes]], *, worker: int) -> list[bool]:
+        """WRITEs in the same way; whether each was answered."""
+        _, answers = self.workers[worker].answer_series(
+            [write_in(offset, len(data)) for offset, data in writes],
+            opcode=WRITE, inode=INODE, payloads=[data for _, data in writes],
+        )  # fmt: skip
+        return [(verdict, error) == ("answer", 0) for verdict, error, _ in answers]
+
     def seek(self, offset: int, whence: int) -> int | None:
         """LSEEK."""
         verdict, error, reply = self.workers[0].answer(
