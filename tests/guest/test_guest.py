@@ -46,7 +46,7 @@ MACHINES = [
     Machine("/dev/pmem0", "fsdax", "fsdax.sh"),
     Machine("/dev/dax0.0", "devdax", "devdax.sh"),
 ]
-"""The longest first. `ext4` stands for a file there, with DAX."""
+"""`ext4` stands for a file there, with DAX."""
 
 DONE = "the script has ended well"
 

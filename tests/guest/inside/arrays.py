@@ -1,6 +1,7 @@
 """What programs see of the pages of a pool on persistent memory.
 
-arrays.py fs MOUNTPOINT: files of a mount of mode `fs`, as arrays and as entries of a cache.
+arrays.py fs MOUNTPOINT DISK: files of a mount of mode `fs`, as arrays and as entries of a cache,
+and copies between them and a file or device that allows O_DIRECT, which loses what it has.
 arrays.py block DEVICE: the file of a mount of mode `block` as an array, which is the device.
 On a DAX device, set DAX_UNIT to the bytes in units of which it can be mapped.
 
@@ -20,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 import pmemfs
+from pmemfs.client.filecopy import Manner, copy_file
 from pmemfs.medium.writeback import punch_hole
 
 FRAME = 4096
@@ -222,7 +224,22 @@ def look_at_a_killed_client(fs: pmemfs.Mount, path: Path, size_bytes: int) -> No
         assert os.pread(file.fileno(), size_bytes, 0) == b"\4" * size_bytes
 
 
-def look_at_files(root: Path) -> None:
+def look_at_copies(root: Path, disk: Path) -> None:
+    """From a disk into pages and back, with no buffer in between."""
+    step(f"copies between pages and {disk}")
+    direct = Manner(insists_on_pages=True, may_replace=True, is_forced=False)
+    content = random_bytes(3 << 20, seed=6).tobytes()
+    disk.write_bytes(content)
+    assert copy_file(str(disk), str(root / "copy"), direct).path == "pages"
+    with (root / "copy").open("rb") as file:
+        assert file.read(len(content)) == content
+    disk.write_bytes(bytes(len(content)))
+    assert copy_file(str(root / "copy"), str(disk), direct).path == "pages"
+    with disk.open("rb") as file:
+        assert file.read(len(content)) == content
+
+
+def look_at_files(root: Path, disk: Path) -> None:
     """A mount of mode `fs`."""
     with pmemfs.connect(root) as fs:
         look_at_modes(fs, root)
@@ -230,6 +247,7 @@ def look_at_files(root: Path) -> None:
         look_at_holes(fs, root)
         look_at_units(fs, root)
         look_at_a_cache(root)
+        look_at_copies(root, disk)
         (root / "killed").write_bytes(bytes(5 * FRAME))
         look_at_a_killed_client(fs, root / "killed", 5 * FRAME)
 
@@ -259,5 +277,5 @@ def look_at_a_device(device: Path) -> None:
 
 if __name__ == "__main__":
     look = {"fs": look_at_files, "block": look_at_a_device}[sys.argv[1]]
-    look(Path(sys.argv[2]))
+    look(*map(Path, sys.argv[2:]))
     print("arrays are as they should be")

@@ -1,15 +1,20 @@
 #!/bin/sh
-# A pool on /dev/dax0.0: a character device that can only be mapped.
+# A pool on /dev/dax0.0: a character device that can only be mapped. It stays mounted.
 . "$(dirname "$0")/common.sh"
 
-pmemfs create /dev/dax0.0
+DAX_UNIT=$(cat /sys/bus/dax/devices/dax0.0/align)
+export DAX_UNIT
+pmemfs create --mode fs /dev/dax0.0
+use_pages /dev/dax0.0 "$(make_disk)"
 step "a pool is not overwritten unasked"
-! pmemfs create /dev/dax0.0
+must_fail pmemfs create /dev/dax0.0
+pmemfs create --force /dev/dax0.0
 use_pool /dev/dax0.0 "cache lines"
 step "read-only, and everything is there"
+pmemfs umount "$mnt"
 pmemfs mount -r /dev/dax0.0 "$mnt"
 dd if="$mnt/dax0.0" bs=1M skip=16 count=8 iflag=direct status=none | cmp - /tmp/random
-! dd if=/dev/zero of="$mnt/dax0.0" bs=4k count=1 oflag=direct conv=notrunc 2>/dev/null
+must_fail dd if=/dev/zero of="$mnt/dax0.0" bs=4k count=1 oflag=direct conv=notrunc
 pmemfs umount "$mnt"
 step "TRIM writes zeroes, since such a device gives nothing back; the rest stays and is served"
 pmemfs mount /dev/dax0.0 "$mnt"
@@ -24,12 +29,5 @@ fd = os.open(sys.argv[1], os.O_RDONLY)
 assert os.lseek(fd, 5000, os.SEEK_DATA) == 5000
 assert os.lseek(fd, 5000, os.SEEK_HOLE) == os.fstat(fd).st_size
 " "$mnt/dax0.0"
-pmemfs umount "$mnt"
 step "arrays over pages of the device, in units of its own"
-DAX_UNIT=$(cat /sys/bus/dax/devices/dax0.0/align)
-export DAX_UNIT
-pmemfs mount /dev/dax0.0 "$mnt"
 python tests/guest/inside/arrays.py block "$mnt/dax0.0"
-pmemfs umount "$mnt"
-pmemfs create --force --mode fs /dev/dax0.0
-use_pages /dev/dax0.0 "$(make_disk)"
