@@ -28,6 +28,8 @@ from pmemfs.pool import Pool
 
 _MAX_BACKGROUND = 1024
 """The kernel's default, 12, would hold back deeper asynchronous direct I/O."""
+_MISSES = 256
+"""So many requests may wait for the origin of a cache at once."""
 _ENDS = (errno.ENODEV, errno.ECONNABORTED, errno.EIO)
 """What libfuse's read returns when the mount is gone, because it was unmounted or aborted."""
 
@@ -72,6 +74,9 @@ class PythonSession(Session):
         # cost a tenth of each. In mode `fs`, long reads of inodes are waited for, too, but so
         # seldom that not all answers should pay for it.
         task_count = 64 if self._medium.durability is Durability.MSYNC else 1
+        if self.served.cache is not None:
+            # Misses wait for the origin, and hits must not wait for misses.
+            task_count = _MISSES
         try:
             await pyfuse3.main(min_tasks=min(2, task_count), max_tasks=task_count)
         except* OSError as group:

@@ -205,6 +205,25 @@ def test_a_reader_that_is_killed_does_not_wait_for_the_origin(
         server.end()
 
 
+def test_hits_do_not_wait_for_misses(pools: PoolMaker, origin: Path) -> None:
+    server = NbdServer("file", origin)
+    try:
+        mounted = pools.mount(cache_of(pools, server.text, origin_timeout_seconds=600))
+        with mounted.device.open("rb", buffering=0) as file:
+            known = os.pread(file.fileno(), 4096, 0)
+            server.stop()
+            words = ["dd", f"if={mounted.device}", "of=/dev/null", "bs=4096", "count=1", "skip=512"]
+            reader = subprocess.Popen(words, stderr=subprocess.DEVNULL)
+            wait_until(lambda: ask(mounted, "cache-info")["misses"] > 1, "the reader waits")
+            assert os.pread(file.fileno(), 4096, 0) == known
+            assert reader.poll() is None
+            os.kill(server.pid, signal.SIGCONT)
+            assert reader.wait(timeout=30) == 0
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+        server.end()
+
+
 def test_an_origin_that_hangs_keeps_no_mount_from_ending(pools: PoolMaker, origin: Path) -> None:
     server = NbdServer("file", origin)
     try:
