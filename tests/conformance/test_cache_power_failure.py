@@ -224,6 +224,33 @@ def test_what_a_killed_process_has_left_is_durable_before_anything_relies_on_it(
     assert count > 15
 
 
+@functools.cache
+def clean_start() -> Start:
+    """Nothing is dirty, and one way of each set is free."""
+
+    def build(w: World) -> None:
+        for block in range(30):
+            w.fetch(block)
+
+    return started(build)
+
+
+@pytest.mark.parametrize("op", [fetch(42), drop(0), drop(28)], ids=lambda op: op.name)
+def test_an_unmount_makes_durable_what_an_earlier_process_has_left(op: Op) -> None:
+    """Nothing near it was touched between the kill and the unmount."""
+    violations: list[str] = []
+    for call in range(12):
+        world = clean_start().world(limit=8, judge=judge())
+        if not world.run_until_killed(op, call):
+            break
+        world.find_dirty()
+        world.remount()
+        for block in (44, 46, 40):
+            world.run(fetch(block))
+        violations += world.violations
+    assert violations == []
+
+
 # The gate
 
 

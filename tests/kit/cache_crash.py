@@ -481,13 +481,17 @@ class World:
     def kill(self) -> None:
         """The processes are killed, and others mount the cache."""
         self.medium.kill()
-        self.mount(is_settled=False)
+        self.mount(bool(StoredHead.open(self.pool).head.is_settled))
+        if self.stored.head.is_settled:
+            self.stored.rewrite(is_settled=0)
 
     def remount(self) -> None:
         """Unmount, and mount again."""
         dirty = sum(1 for group in self.groups.suspects() for _ in self.index.dirty_in(group))
-        self.stored.rewrite(is_settled=1, dirty_blocks=dirty)
-        self.mount(is_settled=True)
+        is_settled = self.search.is_done
+        if is_settled:
+            self.stored.rewrite(is_settled=1, dirty_blocks=dirty)
+        self.mount(is_settled)
         self.stored.rewrite(is_settled=0)
 
     def find_dirty(self) -> None:

@@ -321,10 +321,12 @@ class Groups:
         medium, sets = self._medium, self.sets(group)
         medium.flush(self._ground.group_offset(group), GROUP_WORD_BYTES)
         start, end = self._ground.tag_offset(sets.start, 0), self._ground.tag_offset(sets.stop, 0)
-        while start < end:
+        if medium.reserved:
+            medium.flush(start, end - start)
+        while not medium.reserved and start < end:
             # A hole of a sparse pool must not get memory by this.
             step = min(FRAME_BYTES - start % FRAME_BYTES, end - start)
-            if medium.reserved or not medium.is_hole(start, step):
+            if not medium.is_hole(start, step):
                 medium.flush(start, step)
             start += step
 

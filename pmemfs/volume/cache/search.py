@@ -1,9 +1,11 @@
 """The search for dirty blocks after a mount that did not end, in the background.
 
-Only groups whose word is not 0 can have dirty blocks, so it costs time where the last mount wrote,
-and none elsewhere. A group that is needed before its turn is searched then, because nothing in it
-changes unseen (see `groups.py`). So every dirty block of the last mount is counted once, and none
-that has become dirty since.
+Only groups whose word is not 0 can have dirty blocks, so they come first. A group that is needed
+before its turn is searched then, because nothing in it changes unseen (see `groups.py`). So every
+dirty block of the last mount is counted once, and none that has become dirty since.
+
+After that, all other groups are seen as well. Otherwise the next mount, which follows one that has
+ended in order, would take for durable what the process before has left there.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from itertools import islice
 from pmemfs.volume.cache.groups import SEEING, UNSEEN, Groups
 from pmemfs.volume.cache.steps import Steps
 
-_GROUPS_AT_ONCE = 4
+_SUSPECTS_AT_ONCE = 2
+_GROUPS_AT_ONCE = 64
 
 
 class DirtySearch:
@@ -23,21 +26,30 @@ class DirtySearch:
         self._groups = groups
         self._next = 0
         self._has_skipped = False
+        self.has_counted = groups.is_settled
+        """Whether all dirty blocks were found: `Groups.found_dirty` is right now."""
         self.is_done = groups.is_settled
-        """Whether all of it was found: `Groups.found_dirty` is right now."""
+        """Whether, besides, all that the last mount has left is durable."""
 
     def step(self) -> Steps[bool]:
         """Search in some more groups; whether there are more."""
         if self.is_done:
             return False
-        groups = list(islice(self._groups.suspects(self._next), _GROUPS_AT_ONCE))
+        if self.has_counted:
+            groups = list(range(self._next, min(self._next + _GROUPS_AT_ONCE, self._groups.count)))
+        else:
+            groups = list(islice(self._groups.suspects(self._next), _SUSPECTS_AT_ONCE))
         if groups:
             self._next = groups[-1] + 1
             # Another task is about to see this one, or to fail.
             self._has_skipped |= any(self._groups.state(group) == SEEING for group in groups)
             yield from self._groups.seeing(g for g in groups if self._groups.state(g) == UNSEEN)
-        elif self._has_skipped:
-            self._next, self._has_skipped = 0, False
-        else:
+            return True
+        self._next = 0
+        if self._has_skipped:
+            self._has_skipped = False
+        elif self.has_counted:
             self.is_done = True
+        else:
+            self.has_counted = True
         return not self.is_done
