@@ -71,4 +71,5 @@ class Responder:
         inode: int,
         payloads: list[bytes] | None = None,
         room: int = 4096,
+        turns: int = 1,
     ) -> tuple[int, list[tuple[str, int, bytes]]]: ...

@@ -238,7 +238,7 @@ def test_workers_and_the_index_agree_on_every_byte(
 RACED = 6
 """Blocks of one set that threads read and write."""
 SERIES = 200
-ROUNDS = int(os.environ.get("PMEMFS_CACHE_ROUNDS", "60"))
+ROUNDS = int(os.environ.get("PMEMFS_CACHE_ROUNDS", "20"))
 
 
 @pytest.mark.parametrize("points", [False, True], ids=["copied", "pointed"])
@@ -282,13 +282,13 @@ def write_blocks(cache: Cached, worker: int) -> None:
             start = block * size
             whole = struct.pack("<HHI", block, worker, turn * SERIES + number) * (size // 8)
             writes.append((start, whole if number % 3 else bytes(8)))
-        cache.write_all(writes, worker=worker)
+        cache.write_all(writes, worker=worker, turns=50)
 
 
 def read_blocks(cache: Cached, worker: int) -> None:
     size = cache.block_bytes
     for turn in range(ROUNDS):
-        blocks = [(turn + number) % RACED for number in range(SERIES)]
+        blocks = [(turn + number) % RACED for number in range(10 * SERIES)]
         found = cache.read_all([block * size for block in blocks], size, worker=worker)
         for block, data in zip(blocks, found, strict=True):
             if data is not None:

@@ -105,11 +105,13 @@ class Cached:
         return [data if (verdict, error) == ("answer", 0) else None
                 for verdict, error, data in answers]  # fmt: skip
 
-    def write_all(self, writes: list[tuple[int, bytes]], *, worker: int) -> list[bool]:
-        """WRITEs in the same way; whether each was answered."""
+    def write_all(
+        self, writes: list[tuple[int, bytes]], *, worker: int, turns: int = 1
+    ) -> list[bool]:
+        """WRITEs in the same way, all of them some times; whether each was answered at last."""
         _, answers = self.workers[worker].answer_series(
             [write_in(offset, len(data)) for offset, data in writes],
-            opcode=WRITE, inode=INODE, payloads=[data for _, data in writes],
+            opcode=WRITE, inode=INODE, payloads=[data for _, data in writes], turns=turns,
         )  # fmt: skip
         return [(verdict, error) == ("answer", 0) for verdict, error, _ in answers]
 
