@@ -295,7 +295,8 @@ def read_blocks(cache: Cached, worker: int) -> None:
                 # The first word is zero after a write of that part alone.
                 words = set(struct.unpack(f"<{size // 8}Q", data)[1:])
                 assert len(words) == 1, f"block {block} is torn"
-                assert words == {0} or words.pop() & 0xFFFF == block
+                (word,) = words
+                assert word == 0 or word & 0xFFFF == block
 
 
 def clean_or_fetch(control: Control, block: int) -> None:
