@@ -330,7 +330,7 @@ def killed_sites() -> Iterator[tuple[str, int, int, int]]:
     """As `sites`, of what comes after a kill: which case, before which call it died, the call."""
     for at, (kind, op, after) in enumerate(KILLED):
         for dies_at in range(12):
-            world = new_world(kind, 0)
+            world = new_world(kind, 0, begins=op.name != "set")
             if not world.run_until_killed(op, dies_at):
                 break
             first = world.medium.call_count
@@ -343,7 +343,8 @@ def killed_sites() -> Iterator[tuple[str, int, int, int]]:
 
 def is_noticed_after_kill(at: int, dies_at: int, call: int) -> bool:
     kind, op, after = KILLED[at]
-    world = new_world(kind, 12, ignored={call})
+    # What is gated is the first write of the head.
+    world = new_world(kind, 12, ignored={call}, begins=op.name != "set")
     world.run_until_killed(op, dies_at)
     for step in after:
         world.run(step)

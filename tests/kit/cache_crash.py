@@ -273,6 +273,8 @@ class World:
     ignored: Collection[int] = ()
     judge: Judge | None = None
     is_settled: bool = True
+    begins: bool = True
+    """Whether who mounts it after a kill writes the head at once, as volumes do."""
     violations: list[str] = field(default_factory=list)
     version: int = 1000
     now_ns: int = 10**18
@@ -482,7 +484,7 @@ class World:
         """The processes are killed, and others mount the cache."""
         self.medium.kill()
         self.mount(bool(StoredHead.open(self.pool).head.is_settled))
-        if self.stored.head.is_settled:
+        if self.begins:
             self.stored.rewrite(is_settled=0)
 
     def remount(self) -> None:

@@ -75,6 +75,7 @@ def start() -> Start:
 
 
 def settled(w: World) -> None:
+    w.find_dirty()
     w.remount()
     w.stored.rewrite(is_settled=1)
 
