@@ -93,6 +93,8 @@ class Pins:
         self._by_fd: dict[int, Pin] = {}
         self._resting: deque[tuple[float, Pin]] = deque()
         self._rest_begins = trio.Event()
+        self._leaving_count = 0
+        """Pins that have ended, and whose references are being dropped in steps."""
         self._nursery: trio.Nursery | None = None
         self._epoll = select.epoll()
         raise_descriptors()
@@ -187,7 +189,7 @@ class Pins:
             raise system_error(errno.EROFS)
         if is_contiguous or client.pin_count >= MOST_PINS:
             # A client that has just let go of pins counts on that.
-            while self.notice_ends():
+            while self.notice_ends() or (is_contiguous and self._leaving_count):
                 await trio.lowlevel.checkpoint()
         if client.pin_count >= MOST_PINS:
             raise TooManyPins(pid=client.pid, why=f"it has {client.pin_count} pins")
@@ -482,11 +484,15 @@ class Pins:
             self._drop_some(pin, pages)
             self._withdraw(pin)
         else:
+            self._leaving_count += 1
             self._nursery.start_soon(self._let_go_in_steps, pin)
 
     async def _let_go_in_steps(self, pin: Pin) -> None:
-        await self._drop(pin)
-        self._withdraw(pin)
+        try:
+            await self._drop(pin)
+            self._withdraw(pin)
+        finally:
+            self._leaving_count -= 1
 
     async def _drop(self, pin: Pin) -> None:
         while pin.taken:
