@@ -15,7 +15,7 @@ from rich.console import Console, Group
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from benchmark import chart, fio, goals, host, markdown, parts, report, verdicts
-from benchmark.cells import MIB, parse_size_bytes
+from benchmark.cells import GIB, MIB, parse_size_bytes
 from benchmark.errors import BenchError
 from benchmark.parts import KINDS, Choice, Context, Kind
 from benchmark.report import Part
@@ -40,12 +40,13 @@ def _listed_parts(indent: str, words_of: Callable[[Kind], Sequence[str]]) -> str
 
 HELP = f"""Compare pmemfs with tmpfs, the kernel's loop device, ext4 and other FUSE servers.
 
-It has five parts, which --only chooses from. Each subject is measured in turn within one run, so
+It has six parts, which --only chooses from. Each subject is measured in turn within one run, so
 that what else the machine does hits all alike. Everything lives in /dev/shm and is removed
 afterwards, whatever happens. At the end stands which goals were met.
 
-The other servers, nbdfuse, qsd (qemu-storage-daemon) and fuse2fs, are skipped where they are not
-installed; scripts/install-peers installs them.
+The other servers, nbdfuse, qsd (qemu-storage-daemon), s3backer and fuse2fs, are skipped where they
+are not installed; scripts/install-peers installs them. Origins of caches need nbdkit and, for one
+cell, Ceph; scripts/install-origins --tests installs them.
 
 \b
 {_listed_parts("", lambda kind: [kind.what])}
@@ -138,7 +139,7 @@ def bench(options: dict[str, Any], interrupts: Interrupts) -> int:
     json_path, chart_path = result_paths(options)
     machine: dict[str, Any] = host.describe()
     asked = {**asdict(settings), "quick": options["quick"]}
-    if any(choice.kind.name == "io" for choice in choices):
+    if any(choice.kind.name in ("io", "cache") for choice in choices):
         tool = fio.probe(options["deep_engine"])
         machine["fio"], asked["deep_engine"] = tool.version, tool.deep_engine
 
@@ -196,6 +197,7 @@ def make_settings(options: dict[str, Any]) -> Settings:
         files=given("files", 20_000, 1000),
         many_files=given("many_files", 1_000_000, 10_000),
         idle_seconds=3.0 if quick else 30.0,
+        cache_bytes=(16 if quick else 1024) * GIB,
     )
 
 

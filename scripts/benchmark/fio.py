@@ -16,6 +16,8 @@ from benchmark import host
 from benchmark.cells import MIB, Cell
 from benchmark.errors import BenchError, FioError
 
+_PERCENTILES = ("--lat_percentiles=1", "--clat_percentiles=0", "--percentile_list=50:99")
+
 
 @dataclass(frozen=True)
 class Fio:
@@ -31,11 +33,13 @@ class Fio:
 
 @dataclass(frozen=True)
 class Target:
-    """What fio opens. ``size_bytes`` is the working set, at most what the file or device holds."""
+    """What fio opens. ``size_bytes`` is the working set, at most what the file or device holds.
+    ``engine`` are fio's words for an engine that opens something else than a file at ``path``."""
 
     path: Path
     size_bytes: int
     direct: bool
+    engine: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class Figures:
     mib_per_second: float | None = None
     p50_us: float | None = None
     p99_us: float | None = None
+    longest_us: float | None = None
 
 
 def probe(deep_engine: str) -> Fio:
@@ -107,13 +112,13 @@ def measure_command(
         f"--randseed={seed}",
         "--random_generator=tausworthe64",
         "--norandommap=1",
-        "--lat_percentiles=1",
-        "--clat_percentiles=0",
-        "--percentile_list=50:99",
+        *_PERCENTILES,
     ]
     if timing.ramp_ms:
         command.append(f"--ramp_time={timing.ramp_ms}ms")
-    if cell.depth == 1:
+    if target.engine:
+        command += [*target.engine, f"--iodepth={cell.depth}"]
+    elif cell.depth == 1:
         command.append("--ioengine=psync")
     else:
         command += [f"--ioengine={cell.engine or deep_engine}", f"--iodepth={cell.depth}"]
@@ -122,15 +127,46 @@ def measure_command(
     return command
 
 
+def replay_command(log: Path, depth: int, engine: str) -> list[str]:
+    """The run that does what a log of fio's second format says, as fast as it can."""
+    return [
+        "fio",
+        "--name=replay",
+        f"--read_iolog={log}",
+        "--replay_no_stall=1",
+        f"--ioengine={engine}",
+        f"--iodepth={depth}",
+        *("--direct=1", "--allow_file_create=0", "--eta=never", "--output-format=json"),
+        *_PERCENTILES,
+    ]
+
+
+def counted_command(
+    cell: Cell, target: Target, engine: str, count: int, offset_bytes: int
+) -> list[str]:
+    """The run of so many requests of ``cell``, always the same ones, from an offset on."""
+    return [
+        *_common(target, cell.name),
+        f"--rw={cell.fio_rw}",
+        f"--bs={cell.block_bytes}",
+        f"--offset={offset_bytes}",
+        f"--io_size={count * cell.block_bytes}",
+        *("--randseed=1", "--random_generator=tausworthe64", "--norandommap=1"),
+        *(f"--ioengine={engine}", f"--iodepth={cell.depth}"),
+        *_PERCENTILES,
+    ]
+
+
 def _common(target: Target, name: str) -> list[str]:
     # Without allow_file_create=0 fio makes a missing file, folders included, and measures that
     # instead. The same buffers are written again and again (no scrambling): the generator must cost
     # nothing.
+    # fio takes ':' in a file name as a separator
+    path = str(target.path).replace(":", chr(92) + ":")
     return [
         "fio",
         f"--name={name}",
-        # fio takes ':' in a file name as a separator
-        f"--filename={str(target.path).replace(':', chr(92) + ':')}",
+        *([] if target.engine else [f"--filename={path}"]),
         f"--size={target.size_bytes}",
         f"--direct={int(target.direct)}",
         "--allow_file_create=0",
@@ -162,6 +198,7 @@ def parse(code: int, stdout: str, stderr: str, cell: Cell) -> Figures:
         mib_per_second=figures["bw_bytes"] / MIB,
         p50_us=percentile["50.000000"] / 1000,
         p99_us=percentile["99.000000"] / 1000,
+        longest_us=figures["lat_ns"]["max"] / 1000,
     )
 
 
@@ -199,5 +236,13 @@ def prefill(target: Target) -> None:
     """Write the whole target once, at a pace of 5 MiB/s or better."""
     timeout_seconds = 30 + target.size_bytes / (5 * MIB)
     finished = host.run(prefill_command(target), timeout_seconds=timeout_seconds)
+    if finished.code != 0:
+        raise FioError(_complaint(finished.code, finished.stdout, finished.stderr))
+
+
+def read_all(target: Target) -> None:
+    """Read the whole target once, at a pace of 5 MiB/s or better."""
+    command = [*_common(target, "read"), "--rw=read", "--bs=128k", "--ioengine=psync"]
+    finished = host.run(command, timeout_seconds=30 + target.size_bytes / (5 * MIB))
     if finished.code != 0:
         raise FioError(_complaint(finished.code, finished.stdout, finished.stderr))

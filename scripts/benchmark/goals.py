@@ -10,6 +10,7 @@ cells of one block size and direction together.
 
 from dataclasses import dataclass
 
+from benchmark.cacheshapes import HIT_SHAPES, MISS_ORIGINS
 from benchmark.cells import CELLS, MIB, Cell
 from benchmark.filecells import METADATA_CELLS, FileCell
 from benchmark.mountrun import MOUNT_RATIO, SPACE_SHARE, WALK_IDLE
@@ -19,6 +20,8 @@ from benchmark.report import Unit
 SUBJECT = "pmemfs"
 # the same in mode fs
 FILE = "fs"
+# a pool of mode cache
+CACHE = "cache"
 # fewer rounds than this make a figure, but no verdict to rely on
 WANTED_ROUNDS = 5
 
@@ -55,13 +58,20 @@ class MemoryGoal:
 
 @dataclass(frozen=True)
 class LimitGoal:
-    """The median of a reading of a cell is at most so much."""
+    """The median of a reading of a cell is at most ``bound``, or, with ``is_least``, at least so
+    much."""
 
     what: str
     cell: str
     reading: str
     unit: Unit
-    at_most: float
+    bound: float
+    is_least: bool = False
+    subject: str = FILE
+
+    def takes(self, value: float) -> bool:
+        """Whether such a median meets it."""
+        return value >= self.bound if self.is_least else value <= self.bound
 
 
 Goal = RatioGoal | MemoryGoal | LimitGoal
@@ -125,6 +135,12 @@ def _goal_of_pages(
     return LimitGoal(what, cell, reading, unit, at_most)
 
 
+def _goal_of_cache(
+    what: str, cell: str, reading: str, bound: float, unit: Unit = "ratio", is_least: bool = True
+) -> LimitGoal:
+    return LimitGoal(what, cell, reading, unit, bound, is_least, CACHE)
+
+
 def _goal_of_array(name: str, what: str) -> LimitGoal:
     return _goal_of_pages(f"{what} of a mapped file, over a bare mapping", "arrays", name, 1 / 0.95)
 
@@ -147,21 +163,21 @@ GOALS: dict[str, tuple[Goal, ...]] = {
             cell="mount",
             reading=MOUNT_RATIO,
             unit="ratio",
-            at_most=1.2,
+            bound=1.2,
         ),
         LimitGoal(
             "private memory of the control plane after a walk over many files, idle",
             cell="walk",
             reading=WALK_IDLE,
             unit="bytes",
-            at_most=300 * MIB,
+            bound=300 * MIB,
         ),
         LimitGoal(
             "metadata and page structures of files of 64 KiB, of their data",
             cell="space",
             reading=SPACE_SHARE,
             unit="share",
-            at_most=0.03,
+            bound=0.03,
         ),
     ),
     "pages": (
@@ -173,5 +189,52 @@ GOALS: dict[str, tuple[Goal, ...]] = {
         _goal_of_pages("np.memmap stores, over the kernel's limits", "stores", "stores", 1 / 5),
         _goal_of_pages("CPU time of pmemfs copy, over cp", "transfer", "copy-cpu", 0.5),
         _goal_of_pages("time of pmemfs copy, over cp", "transfer", "copy-time", 1.0),
+    ),
+    "cache": (
+        *(
+            _goal_of_cache(
+                f"hits, {cell.group}, {cell.caption}, over mode block",
+                "hits",
+                cell.name,
+                0.9 if cell.random else 0.7,
+            )
+            for cell in HIT_SHAPES
+        ),
+        _goal_of_cache("hit ratio below exact LRU", "zipf", "zipf-loss", 0.015, "share", False),
+        _goal_of_cache(
+            "zipf reads, over what hit ratio and origin allow", "zipf", "zipf-rate", 0.9
+        ),
+        *(
+            _goal_of_cache(
+                f"misses 64 deep, {what}, over the origin",
+                f"misses-{name}",
+                f"misses-{name}",
+                0.8 if is_slow else 0.5,
+            )
+            for name, (what, is_slow) in MISS_ORIGINS.items()
+        ),
+        _goal_of_cache("writes until the cache is full, over write hits", "writes", "filling", 0.9),
+        _goal_of_cache("writes when it is full, over the origin", "writes", "full", 0.9),
+        _goal_of_cache(
+            "longest stall then, in writes of the origin", "writes", "stall", 10, is_least=False
+        ),
+        _goal_of_cache("hits, over the best peer", "peers", "peer-hits", 4.0),
+        _goal_of_cache("misses, over the best peer", "peers", "peer-misses", 0.8),
+        _goal_of_cache(
+            "mount of 1 TiB after kill -9, over 1 GiB",
+            "attach",
+            "attach-ratio",
+            1.2,
+            is_least=False,
+        ),
+        _goal_of_cache("mount of 1 TiB after kill -9", "attach", "attach-time", 1.0, "s", False),
+        _goal_of_cache(
+            "private memory of both processes, 1 TiB",
+            "attach",
+            "attach-memory",
+            150 * MIB,
+            "bytes",
+            False,
+        ),
     ),
 }

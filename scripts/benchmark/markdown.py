@@ -37,7 +37,7 @@ def _readings(part: Part) -> str:
     rows = []
     for reading in part.readings:
         measured = spread(reading.values)
-        median, between = reading.error or "-", ""
+        median, between = reading.error or reading.lacking or "-", ""
         if measured:
             median = quantity(measured.median, reading.unit)
             extremes = (measured.lowest, measured.highest)

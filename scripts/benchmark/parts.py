@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmark import files, fio
+from benchmark.cacherun import CacheBench
+from benchmark.cacheshapes import CACHE_CELLS
 from benchmark.cells import CELLS, choose_names
 from benchmark.errors import BenchError
 from benchmark.filecells import GROWTH_CELLS, METADATA_CELLS
@@ -73,6 +75,12 @@ KINDS = {
             *(PAGE_CELLS, ("fs",), ("fs",)),
             look=IO_LOOK,
         ),
+        Kind(
+            "cache",
+            "a cache before origins: hits, misses, eviction, write-back, attaching",
+            *(CACHE_CELLS, ("cache",), ("cache",)),
+            look=IO_LOOK,
+        ),
     )
 }
 
@@ -128,7 +136,8 @@ class Context:
 
 def measure(choice: Choice, context: Context) -> tuple[Part, bool]:
     """All of one part, and whether something failed. Raises BenchError where nothing works."""
-    measures = {"io": _measure_io, "mount": _measure_mounts, "pages": _measure_pages}
+    measures = {"io": _measure_io, "mount": _measure_mounts, "pages": _measure_pages,
+                "cache": _measure_cache}  # fmt: skip
     return measures.get(choice.kind.name, _measure_files)(choice, context)
 
 
@@ -166,6 +175,14 @@ def _measure_mounts(choice: Choice, context: Context) -> tuple[Part, bool]:
 
 def _measure_pages(choice: Choice, context: Context) -> tuple[Part, bool]:
     runner = PageBench(context.settings, context.say, context.warn)
+    context.expect(len(choice.cells))
+    readings = runner.measure(choice.cells, context.interrupts, context.advance)
+    return Part(choice.kind.name, choice.kind.look, choice.cells, readings=readings), runner.failed
+
+
+def _measure_cache(choice: Choice, context: Context) -> tuple[Part, bool]:
+    tool = fio.probe(context.deep_engine)
+    runner = CacheBench(context.settings, tool, context.say, context.warn)
     context.expect(len(choice.cells))
     readings = runner.measure(choice.cells, context.interrupts, context.advance)
     return Part(choice.kind.name, choice.kind.look, choice.cells, readings=readings), runner.failed

@@ -10,7 +10,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +60,11 @@ class PmemfsMount:
         assert self._folder is not None
         return self._folder / f"bench-{self._name}"
 
-    def create(self, pool_bytes: int, is_sparse: bool = False) -> None:
-        """Make the pool. Raises SubjectUnavailable or SubjectFailed with a sentence."""
+    def create(
+        self, pool_bytes: int, is_sparse: bool = False, settings: Sequence[str] = ()
+    ) -> None:
+        """Make the pool, with ``settings`` of ``create`` beside the usual ones. Raises
+        SubjectUnavailable or SubjectFailed with a sentence."""
         backing.require_fuse()
         self._command = host.find_pmemfs()
         options = ["--size", f"{pool_bytes // MIB}M", "--scheme", self._scheme, "--name", VOLUME]
@@ -72,7 +75,7 @@ class PmemfsMount:
             options += ["--mode", self._mode]
         self._folder = backing.make_folder()
         sparse = ["--sparse"] if is_sparse else []
-        backing.checked([self._command, "create", str(self.pool), *options, *sparse])
+        backing.checked([self._command, "create", str(self.pool), *options, *sparse, *settings])
         self.mountpoint.mkdir()
 
     def mount(self) -> float:

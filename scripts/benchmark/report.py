@@ -23,7 +23,7 @@ JSON_FORMAT = 3
 BASES = ("loop", "tmpfs")
 # in the JSON also what page structures cost, and files beside a device
 ALL_BASES = (*BASES, "none", "pmemfs", "fuse2fs", "ext4")
-Unit = Literal["s", "bytes", "ratio", "share"]
+Unit = Literal["s", "bytes", "ratio", "share", "rate"]
 
 
 class Workload(Protocol):
@@ -58,7 +58,8 @@ IO_LOOK = Look()
 
 @dataclass(frozen=True)
 class Reading:
-    """Something that is no rate: ``values`` as often as it was measured, or an ``error``.
+    """Something that is no rate: ``values`` as often as it was measured, or an ``error``, or what
+    is ``lacking`` on this machine.
 
     ``cell`` is what it belongs to, ``key`` its own name.
     """
@@ -69,6 +70,7 @@ class Reading:
     unit: Unit
     values: Sequence[float] = ()
     error: str | None = None
+    lacking: str | None = None
 
 
 @dataclass(frozen=True)
@@ -266,7 +268,9 @@ def readings_table(readings: Sequence[Reading]) -> Table:
     for reading in readings:
         measured = spread(reading.values)
         if measured is None:
-            result.add_row(Text(f"{reading.what}: failed: {reading.error}"), "-", "-", "-")
+            why = f"not measured: {reading.lacking}"
+            why = why if reading.error is None else f"failed: {reading.error}"
+            result.add_row(Text(f"{reading.what}: {why}"), "-", "-", "-")
             continue
         extremes = (quantity(one, reading.unit) for one in (measured.lowest, measured.highest))
         result.add_row(
@@ -287,6 +291,8 @@ def quantity(value: float, unit: Unit) -> str:
             return f"{value / MIB:,.0f} MiB"
         case "share":
             return f"{100 * value:.2f} %"
+        case "rate":
+            return f"{rate(value)}/s"
         case "ratio":
             return f"{value:.2f}" if value >= 0.1 else f"{value:.3f}"
 

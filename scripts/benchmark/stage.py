@@ -26,7 +26,8 @@ class Settings:
     """What was asked for.
 
     ``size_bytes`` is the working set of each subject in I/O cells, ``files`` how many the cells of
-    metadata work on, ``many_files`` how many a pool holds whose mount is timed.
+    metadata work on, ``many_files`` how many a pool holds whose mount is timed, ``cache_bytes`` how
+    large the cache is whose mount is timed.
     """
 
     size_bytes: int
@@ -35,6 +36,7 @@ class Settings:
     files: int = 20_000
     many_files: int = 1_000_000
     idle_seconds: float = 30.0
+    cache_bytes: int = 1 << 40
 
 
 class Interrupts:

@@ -14,7 +14,6 @@ from rich.table import Table
 from rich.text import Text
 
 from benchmark.goals import (
-    FILE,
     SUBJECT,
     WANTED_ROUNDS,
     Goal,
@@ -91,12 +90,14 @@ def _judge_ratio(goal: RatioGoal, states: dict[str, SubjectState], runs: Sequenc
 def _judge_limit(goal: LimitGoal, readings: Sequence[Reading]) -> Verdict:
     here = [one for one in readings if one.cell == goal.cell]
     if error := next((one.error for one in here if one.error), None):
-        return Verdict(goal, "missed", remark=f"{FILE} failed: {error}")
+        return Verdict(goal, "missed", remark=f"{goal.subject} failed: {error}")
     values = [value for one in here if one.key == goal.reading for value in one.values]
     measured = spread(values)
     if measured is None:
-        return Verdict(goal, "not measured", remark=f"no reading of {goal.cell}")
-    outcome: Outcome = "met" if measured.median <= goal.at_most else "missed"
+        lacking = next((one.lacking for one in here if one.lacking), None)
+        remark = lacking or f"no reading of {goal.cell}"
+        return Verdict(goal, "not measured", remark=remark)
+    outcome: Outcome = "met" if goal.takes(measured.median) else "missed"
     return Verdict(goal, outcome, measured, len(values))
 
 
@@ -198,4 +199,5 @@ def terms(goal: Goal) -> tuple[str, str, str, Unit]:
         case MemoryGoal():
             return SUBJECT, "-", f"<= {quantity(goal.at_most_bytes, 'bytes')}", "bytes"
         case LimitGoal():
-            return FILE, "-", f"<= {quantity(goal.at_most, goal.unit)}", goal.unit
+            sign = ">=" if goal.is_least else "<="
+            return goal.subject, "-", f"{sign} {quantity(goal.bound, goal.unit)}", goal.unit

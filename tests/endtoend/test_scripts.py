@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,22 @@ def test_the_bench_measures_every_subject_and_draws_a_chart(tmp_path: Path) -> N
     for subject in ("tmpfs", "loop", "pmemfs", "none"):
         assert f'"{subject}"' in text
     assert [path for path in tmp_path.glob("**/*.png") if path.stat().st_size > 1000]
+
+
+def test_the_bench_measures_caches(tmp_path: Path) -> None:
+    if shutil.which("nbdkit") is None:
+        pytest.skip("nbdkit is not installed; scripts/install-origins --tests installs it")
+    result = run_command(
+        ROOT / "scripts/bench", "--quick", "--seconds", "0.3", "--only", "cache",
+        "--cells", "misses-prompt,attach", "--output-dir", tmp_path, timeout=200,
+    )  # fmt: skip
+    assert result.code == 0, result.out + result.err
+    (report,) = [json.loads(path.read_text()) for path in tmp_path.glob("**/*.json")]
+    readings = {one["key"]: one["values"] for one in report["parts"]["cache"]["readings"]}
+    for key in ("misses-prompt", "attach-ratio", "attach-memory"):
+        assert all(value > 0 for value in readings[key])
+        assert len(readings[key]) == 1
+    outcomes = {one["goal"].get("reading"): one for one in report["goals"]["cache"]}
+    assert outcomes["misses-prompt"]["outcome"] != "not measured"
+    assert outcomes["zipf-loss"]["outcome"] == "not measured"
+    assert outcomes["zipf-loss"]["remark"] == "no reading of zipf"

@@ -48,7 +48,7 @@ def fio_output(direction: str = "read", **changes: Any) -> str:
         "iops": 1000.5,
         "bw_bytes": 3 * MIB,
         "total_ios": 3000,
-        "lat_ns": {"percentile": {"50.000000": 1500, "99.000000": 72192}},
+        "lat_ns": {"max": 90000, "percentile": {"50.000000": 1500, "99.000000": 72192}},
     }
     job = {"error": 0, "usr_cpu": 1.0, "sys_cpu": 2.0, "read": idle, "write": idle, direction: busy}
     return json.dumps({"fio version": "fio-3.33", "jobs": [job | changes]}, indent=2)
