@@ -371,6 +371,20 @@ class CannotFlush(PmemfsError):
     errno = errno.EIO
 
 
+class NotACache(PmemfsError):
+    """{path} is a pool of mode {mode}, and caches nothing: this is for pools of mode cache"""
+
+    errno = errno.EINVAL
+
+
+class DirtyBlocks(PmemfsError):
+    """{path} has {count} blocks that its origin lacks, and {why}; 'pmemfs cache export' saves
+    them, and --discard-dirty lets them be lost"""
+
+    errno = errno.EBUSY
+    exit_code = EXIT_REFUSED
+
+
 class OriginFenced(PmemfsError, OSError):
     """{name} belongs to another host now: {why}"""
 

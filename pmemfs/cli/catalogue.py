@@ -29,6 +29,14 @@ COMMANDS = {
     ),
     "resize": ("pmemfs.cli.resize:resize", "Make a pool larger, mounted or not."),
     "trim": ("pmemfs.cli.trim:trim", "Give back the memory that no file of a mount uses."),
+    "flush": (
+        "pmemfs.cli.flush:flush",
+        "Give the origin of a cache all that only the cache has.",
+    ),
+    "cache": (
+        "pmemfs.cli.cache:cache",
+        "Change the settings of a cache, empty it, verify it, or save what it has.",
+    ),
     "check": ("pmemfs.cli.check:check", "Verify a pool that is not mounted, and repair it."),
     "doctor": (
         "pmemfs.cli.doctor:doctor",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,17 +14,25 @@ from pmemfs.cli.options import reporting
 from pmemfs.cli.output import print_facts, print_json
 from pmemfs.cli.paths import ANY_PATH
 from pmemfs.mount.mountpoint import places_of
+from pmemfs.mountinfo import Mount
 from pmemfs.observe.answers import MountStatus, PinSummary, PoolInfo, json_values
 from pmemfs.pfn import FRAME_BYTES
 from pmemfs.units import format_size
 from pmemfs.volume.fs.space import Space
+
+if TYPE_CHECKING:
+    from pmemfs.media.cachereport import CacheReport, StoredCache
 
 
 @click.command()
 @click.argument("target", type=ANY_PATH)
 @reporting
 def info(target: str, as_json: bool) -> None:
-    """Show the pool TARGET, or the mount on TARGET."""
+    """Show the pool TARGET, or the mount on TARGET.
+
+    Of a cache also its hits and misses, what is dirty and since when, its settings, and how its
+    origin is.
+    """
     mount = find_mount(target)
     if mount is None and os.path.isdir(target):
         mount = require_mount(target)
@@ -30,14 +40,36 @@ def info(target: str, as_json: bool) -> None:
     status = ask(mount, "info", MountStatus) if mount else hidden and hidden.status
     pool = status.pool if status else _read_pool(target)
     # Wherever the mount appears: the daemon names one place.
+    cache = _cache_of(mount, pool, target)
     places = [place.mountpoint for place in places_of(mount)] if mount else []
     if not as_json:
         where = ", ".join(places) or (hidden.sentence.removeprefix("on ") if hidden else "")
-        print_facts(_facts(pool, status, where))
-    elif status:
-        print_json({**json_values(status), "mountpoints": places})
+        print_facts([*_facts(pool, status, where), *_cache_facts(cache)])
+        return
+    more = {"cache": asdict(cache)} if cache else {}
+    if status:
+        print_json({**json_values(status), "mountpoints": places, **more})
     else:
-        print_json({"pool": json_values(pool)})
+        print_json({"pool": json_values(pool), **more})
+
+
+def _cache_of(mount: Mount | None, pool: PoolInfo, target: str) -> CacheReport | StoredCache | None:
+    """What is known of a cache; None of other pools, and of a head that is damaged."""
+    if pool.mode != "cache":
+        return None
+    from pmemfs.cli.cache_asking import cache_report
+    from pmemfs.cli.unmounted import read_stored
+
+    return cache_report(mount) if mount else read_stored(target)
+
+
+def _cache_facts(cache: CacheReport | StoredCache | None) -> Iterator[tuple[str, object]]:
+    if cache is None:
+        return
+    from pmemfs.cli.cache_facts import mounted_facts, stored_facts
+    from pmemfs.media.cachereport import StoredCache
+
+    yield from stored_facts(cache) if isinstance(cache, StoredCache) else mounted_facts(cache)
 
 
 def _read_pool(path: str) -> PoolInfo:

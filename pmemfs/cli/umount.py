@@ -44,8 +44,9 @@ _ASK_SECONDS = 2
 @click.command()
 @click.argument("target", metavar="{MOUNTPOINT|POOL}", type=ANY_PATH)
 @click.option("-l", "--lazy", is_flag=True, help="Detach now, end when nobody uses it any more.")
+@click.option("--flush", is_flag=True, help="Of a cache: give its origin all that is dirty first.")
 @reporting
-def umount(target: str, lazy: bool, as_json: bool) -> int:
+def umount(target: str, lazy: bool, flush: bool, as_json: bool) -> int:
     """Unmount MOUNTPOINT, or POOL wherever it is mounted.
 
     A pool that is mounted on several directories stays on the others if one of them is unmounted.
@@ -55,6 +56,9 @@ def umount(target: str, lazy: bool, as_json: bool) -> int:
     mount namespace still has the mount, or a process uses what was detached, the daemon goes on:
     the command says who has it, and does not wait. Programs that still hold pages of the pool keep
     it from being mounted again; the command warns of them.
+
+    A cache keeps its blocks, those as well that its origin lacks. With --flush the origin is
+    complete afterwards; if that fails, the cache stays mounted.
 
     Exit codes: 0 unmounted, 2 bad usage, 32 anything else.
     """
@@ -67,6 +71,8 @@ def umount(target: str, lazy: bool, as_json: bool) -> int:
         # A pool is unmounted wherever it appears; a mountpoint, as it is told.
         is_mountpoint = mount.mountpoint == resolve(target)
         places = [mount] if is_mountpoint else places_of(mount)
+        if flush:
+            _flush(mount, target)
         with contextlib.closing(_Daemon.of(mount)) as daemon:
             _unmount_all(places, lazy=lazy)
             goes_on = daemon.who_uses_it(_MOMENT_SECONDS) if lazy else daemon.wait(target)
@@ -79,6 +85,15 @@ def umount(target: str, lazy: bool, as_json: bool) -> int:
         return 0
 
     return reporting_mount_failure(attempt)
+
+
+def _flush(mount: Mount, target: str) -> None:
+    """Let the origin of a cache be complete. Raises NotACache, and as `ask`."""
+    from pmemfs.cli.cache_asking import ask_showing_dirty, require_cache
+    from pmemfs.media.cachereport import Flushed
+
+    require_cache(target)
+    ask_showing_dirty(mount, "cache-flush", Flushed, target)
 
 
 def _unmount_all(places: list[Mount], *, lazy: bool = False) -> None:

@@ -75,14 +75,17 @@ class CacheReport:
     """The mount before this one did not end, so what it has left dirty is being counted."""
 
 
+MOST_DIFFERING = 16
+
+
 @dataclass(frozen=True, slots=True)
 class Verified:
     """What a comparison of clean blocks with the origin has found."""
 
     compared: int
     differing: int
-    first_differing_bytes: int
-    """Where the first one that differs begins; -1: none does."""
+    first_differing: tuple[int, ...]
+    """Where the first of those that differ begin in the origin, in bytes; `MOST_DIFFERING`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,3 +117,17 @@ class StoredCache:
     origin_bytes: int
     dirty: int | None
     """Blocks that the origin lacks; None: the last mount did not end, and nobody has counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What a lost origin lacks, as it was written to a file."""
+
+    path: str
+    ranges_path: str | None
+    """The list of ranges; None where the file was changed in place."""
+    blocks: int
+    zero_blocks: int
+    """Of these, those that are zeroes, because they were discarded."""
+    ranges: int
+    size_bytes: int

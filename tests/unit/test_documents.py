@@ -96,6 +96,10 @@ def test_commands_and_options_in_a_document_exist(path: Path) -> None:
     ):
         command = pmemfs.get_command(context, name)
         assert command is not None, f"pmemfs {name}"
+        if isinstance(command, click.Group):
+            word = words.split()[0]
+            command = command.get_command(context, word)
+            assert command is not None, f"pmemfs {name} {word}"
         known = {word for param in command.params for word in (*param.opts, *param.secondary_opts)}
         options = set(re.findall(r"(?<!\S)(--?[a-z][\w-]*)", words))
         assert options <= known | {"--help"}, f"pmemfs {name}{words}"

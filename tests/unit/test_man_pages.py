@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 import pytest
 
+from pmemfs.cli.cache import SUBCOMMANDS
 from pmemfs.cli.commands import pmemfs
 
 DIRECTORY = Path(__file__).parents[2] / "share/man/man8"
@@ -33,6 +34,7 @@ def rendered(page: Path, locale: str = "C.UTF-8") -> str:
 
 def test_each_command_has_a_page_and_mount_8_has_its_helpers() -> None:
     names = {"pmemfs.8", "mount.pmemfs.8", *(f"pmemfs-{name}.8" for name in COMMANDS)}
+    names |= {f"pmemfs-cache-{name}.8" for name in SUBCOMMANDS}
     assert {page.name for page in PAGES} == names
 
 

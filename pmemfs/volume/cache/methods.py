@@ -17,7 +17,7 @@ import trio
 
 from pmemfs.errors import BadSetting, CannotFlush, sentence_of
 from pmemfs.media.cache import Policy, TagState
-from pmemfs.media.cachereport import Dropped, Flushed, Verified
+from pmemfs.media.cachereport import MOST_DIFFERING, Dropped, Flushed, Verified
 from pmemfs.memmap.base import Access
 from pmemfs.units import MIB
 from pmemfs.volume.cache.cleaning import runs_of
@@ -120,7 +120,8 @@ class CacheMethods:
         self, offset_bytes: int = 0, length_bytes: int | None = None
     ) -> dict[str, Any]:  # fmt: skip
         """Compare the clean blocks of a range with the origin. Raises OSError."""
-        compared, differing, first = 0, 0, -1
+        compared, differing = 0, 0
+        first: list[int] = []
         shift = self._volume.blocks.shift
         for founds in self._found(offset_bytes, length_bytes):
             clean = sorted(f.tag.block for f in founds if f.tag.state is TagState.CLEAN)
@@ -130,10 +131,9 @@ class CacheMethods:
                     compared += 1
                     if not is_same:
                         differing += 1
-                        at = block << shift
-                        first = at if first < 0 else min(first, at)
+                        first = sorted([*first, block << shift])[:MOST_DIFFERING]
             await trio.lowlevel.checkpoint()
-        return asdict(Verified(compared, differing, first))
+        return asdict(Verified(compared, differing, tuple(first)))
 
     async def _compare(self, blocks: list[int]) -> dict[int, bool]:
         """For each block that stays clean meanwhile, whether the origin has the same bytes."""

@@ -25,7 +25,7 @@ function __pmemfs_at -a command place
     test -z "$place"; or test "$place" = "$places"
 end
 
-set -g __pmemfs_takers 'create --size' 'create --mode' 'create --scheme' 'create --page-size' 'create --align' 'create --name' 'create --origin' 'create --block-size' 'create --policy' 'create --max-dirty' 'create --max-dirty-age' 'create --origin-timeout' 'create --read-ahead' 'create --bypass-sequential' 'mount -o' 'mount --engine' 'mount --transport' 'pages --hottest' 'pages --by' 'pages --watch' 'pages --count' 'pages --color' 'pages --picture' 'pages --file' 'pages --pfn' 'stat --watch' 'stat --count' 'list --dir' 'resize --size' 'compare --medium' 'compare --size' 'compare --rounds' 'compare --seconds' 'compare --idle' 'compare --device' 'compare --report'
+set -g __pmemfs_takers 'create --size' 'create --mode' 'create --scheme' 'create --page-size' 'create --align' 'create --name' 'create --origin' 'create --block-size' 'create --policy' 'create --max-dirty' 'create --max-dirty-age' 'create --origin-timeout' 'create --read-ahead' 'create --bypass-sequential' 'mount -o' 'mount --engine' 'mount --transport' 'pages --hottest' 'pages --by' 'pages --watch' 'pages --count' 'pages --color' 'pages --picture' 'pages --file' 'pages --pfn' 'stat --watch' 'stat --count' 'list --dir' 'resize --size' 'cache --policy' 'cache --max-dirty' 'cache --max-dirty-age' 'cache --origin-timeout' 'cache --read-ahead' 'cache --bypass-sequential' 'cache --range' 'compare --medium' 'compare --size' 'compare --rounds' 'compare --seconds' 'compare --idle' 'compare --device' 'compare --report'
 complete -c pmemfs -f
 complete -c pmemfs -n '__pmemfs_at ""' -a create -d 'Make a pool of a file or a device.'
 complete -c pmemfs -n '__pmemfs_at ""' -a mount -d 'Mount POOL on the directory MOUNTPOINT.'
@@ -38,6 +38,8 @@ complete -c pmemfs -n '__pmemfs_at ""' -a copy -d 'Copy a file or a device into 
 complete -c pmemfs -n '__pmemfs_at ""' -a list -d 'List all mounts, and those whose daemon does not answer.'
 complete -c pmemfs -n '__pmemfs_at ""' -a resize -d 'Make a pool larger, mounted or not.'
 complete -c pmemfs -n '__pmemfs_at ""' -a trim -d 'Give back the memory that no file of a mount uses.'
+complete -c pmemfs -n '__pmemfs_at ""' -a flush -d 'Give the origin of a cache all that only the cache has.'
+complete -c pmemfs -n '__pmemfs_at ""' -a cache -d 'Change the settings of a cache, empty it, verify it, or save what it has.'
 complete -c pmemfs -n '__pmemfs_at ""' -a check -d 'Verify a pool that is not mounted, and repair it.'
 complete -c pmemfs -n '__pmemfs_at ""' -a doctor -d 'Show what this machine offers, and what would be faster.'
 complete -c pmemfs -n '__pmemfs_at ""' -a compare -d 'Compare the ways to keep page structures, side by side.'
@@ -81,6 +83,7 @@ complete -c pmemfs -n '__pmemfs_at mount' -s h -l help -d 'Show this message and
 complete -c pmemfs -n '__pmemfs_at mount 0' -r -F
 complete -c pmemfs -n '__pmemfs_at mount 1' -x -a '(__fish_complete_directories)'
 complete -c pmemfs -n '__pmemfs_at umount' -s l -l lazy -d 'Detach now, end when nobody uses it any more.'
+complete -c pmemfs -n '__pmemfs_at umount' -l flush -d 'Of a cache: give its origin all that is dirty first.'
 complete -c pmemfs -n '__pmemfs_at umount' -l json -d 'Print JSON for programs; errors too.'
 complete -c pmemfs -n '__pmemfs_at umount' -s q -l quiet -d 'Say nothing but errors.'
 complete -c pmemfs -n '__pmemfs_at umount' -s v -l verbose -d 'Say more: what is done, and why.'
@@ -155,6 +158,30 @@ complete -c pmemfs -n '__pmemfs_at trim' -s v -l verbose -d 'Say more: what is d
 complete -c pmemfs -n '__pmemfs_at trim' -s V -l version -d 'Show the version and exit.'
 complete -c pmemfs -n '__pmemfs_at trim' -s h -l help -d 'Show this message and exit.'
 complete -c pmemfs -n '__pmemfs_at trim 0' -x -a '(__fish_complete_directories)'
+complete -c pmemfs -n '__pmemfs_at flush' -l json -d 'Print JSON for programs; errors too.'
+complete -c pmemfs -n '__pmemfs_at flush' -s q -l quiet -d 'Say nothing but errors.'
+complete -c pmemfs -n '__pmemfs_at flush' -s v -l verbose -d 'Say more: what is done, and why.'
+complete -c pmemfs -n '__pmemfs_at flush' -s V -l version -d 'Show the version and exit.'
+complete -c pmemfs -n '__pmemfs_at flush' -s h -l help -d 'Show this message and exit.'
+complete -c pmemfs -n '__pmemfs_at flush 0' -r -F
+complete -c pmemfs -n '__pmemfs_at cache' -l policy -x -a 'write-back write-through write-around read-only' -d 'What a write does.'
+complete -c pmemfs -n '__pmemfs_at cache' -l max-dirty -x -d 'More dirty blocks than this share make writes wait.'
+complete -c pmemfs -n '__pmemfs_at cache' -l max-dirty-age -x -d 'How old a dirty block may get; 0: any age.'
+complete -c pmemfs -n '__pmemfs_at cache' -l origin-timeout -x -d 'How long a miss waits for the origin.'
+complete -c pmemfs -n '__pmemfs_at cache' -l read-ahead -x -d 'Fetch so much ahead of a sequential reader; 0: nothing.'
+complete -c pmemfs -n '__pmemfs_at cache' -l bypass-sequential -x -d 'Keep no blocks of longer sequential reads; 0: keep them.'
+complete -c pmemfs -n '__pmemfs_at cache' -l json -d 'Print JSON for programs; errors too.'
+complete -c pmemfs -n '__pmemfs_at cache' -s q -l quiet -d 'Say nothing but errors.'
+complete -c pmemfs -n '__pmemfs_at cache' -s v -l verbose -d 'Say more: what is done, and why.'
+complete -c pmemfs -n '__pmemfs_at cache' -s V -l version -d 'Show the version and exit.'
+complete -c pmemfs -n '__pmemfs_at cache' -s h -l help -d 'Show this message and exit.'
+complete -c pmemfs -n '__pmemfs_at cache' -l range -x -d 'Only blocks that lie whole in these bytes of the origin, such as 0:1G.'
+complete -c pmemfs -n '__pmemfs_at cache' -l clean-only -d 'Leave dirty blocks alone.'
+complete -c pmemfs -n '__pmemfs_at cache' -l discard-dirty -d 'Lose what the origin lacks. Only of a pool that is not mounted.'
+complete -c pmemfs -n '__pmemfs_at cache' -l onto -d 'FILE exists, or is a device: write the dirty blocks into it, in place.'
+complete -c pmemfs -n '__pmemfs_at cache 0' -x -a 'set drop verify export'
+complete -c pmemfs -n '__pmemfs_at cache 1' -r -F
+complete -c pmemfs -n '__pmemfs_at cache 2' -r -F
 complete -c pmemfs -n '__pmemfs_at check' -l repair -d 'Repair what is wrong, and free what has leaked.'
 complete -c pmemfs -n '__pmemfs_at check' -l force -d 'With --repair: also where that may lose or change what is in files.'
 complete -c pmemfs -n '__pmemfs_at check' -s n -l dry-run -d 'Say what --repair would do first; write nothing.'

@@ -1,0 +1,120 @@
+"""What only the pool has, written to a file: for a cache whose origin is lost.
+
+Nothing in the pool is changed, so it can be done again. Invariant: a file that is complete has its
+list of ranges, which is written last.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from pmemfs.media.cache import TagState
+from pmemfs.media.cachereport import Exported
+from pmemfs.pool import Pool
+from pmemfs.volume.cache.cleaning import runs_of
+from pmemfs.volume.cache.groups import Found, Groups
+from pmemfs.volume.cache.heads import StoredHead
+
+RANGES_SUFFIX = ".ranges"
+_MOST_BLOCKS = 1 << 40
+
+
+class Range(NamedTuple):
+    """Bytes of the origin that only the pool has."""
+
+    offset_bytes: int
+    length_bytes: int
+    is_zero: bool
+
+
+class DirtyContent:
+    """The dirty blocks of a pool that is not mounted."""
+
+    def __init__(self, pool: Pool) -> None:
+        """Raises DamagedCache."""
+        self._medium = pool.medium
+        stored = StoredHead.open(pool)
+        self._ground = stored.ground
+        self.origin_bytes = stored.head.origin_bytes
+        self.block_bytes = 1 << stored.head.block_shift
+        self._groups = Groups(pool.medium, stored.ground, is_settled=True)
+
+    def __iter__(self) -> Iterator[Found]:
+        """Their tags; of two of one block the newer."""
+        for group in self._groups.suspects():
+            yield from self._groups.dirty_in(group)
+
+    def count(self) -> int:
+        """How many there are."""
+        return sum(1 for _ in self)
+
+    def content(self, found: Found) -> bytes | memoryview:
+        """The bytes of a block, up to the end of the origin. Raises MemoryFault."""
+        length = min(self.block_bytes, self.origin_bytes - self.offset_bytes(found))
+        if found.tag.state is TagState.ZERO:
+            return bytes(max(length, 0))
+        place = self._ground.place_offset(found.set_number, found.way)
+        return self._medium.read(place, max(length, 0))
+
+    def offset_bytes(self, found: Found) -> int:
+        """Where a block begins in the origin."""
+        return found.tag.block * self.block_bytes
+
+
+def export_dirty(
+    content: DirtyContent, path: str, *, is_new: bool, show: Callable[[int, int], None]
+) -> Exported:
+    """Write the dirty blocks to a file, each where it belongs in the origin.
+
+    A new file is as large as the origin and sparse, and has a list of the ranges beside it. Any
+    other is changed in place. Raises OSError, and MemoryFault.
+    """
+    total, blocks, zeroes = content.count(), list[int](), list[int]()
+    flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if is_new else 0)
+    fd = os.open(path, flags, 0o600)
+    try:
+        if is_new:
+            os.ftruncate(fd, content.origin_bytes)
+        for done, found in enumerate(content):
+            is_zero = found.tag.state is TagState.ZERO
+            (zeroes if is_zero else blocks).append(found.tag.block)
+            # In a new file they are there already.
+            if not (is_new and is_zero):
+                _write_all(fd, content.content(found), content.offset_bytes(found))
+            show(done + 1, total)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    ranges = [*_ranges(content, blocks, False), *_ranges(content, zeroes, True)]
+    ranges.sort()
+    list_path = path + RANGES_SUFFIX if is_new else None
+    if list_path:
+        _write_list(list_path, ranges)
+    return Exported(path, list_path, len(blocks) + len(zeroes), len(zeroes), len(ranges),
+                    content.origin_bytes)  # fmt: skip
+
+
+def _write_all(fd: int, data: bytes | memoryview, offset_bytes: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(fd, view, offset_bytes)
+        view, offset_bytes = view[written:], offset_bytes + written
+
+
+def _ranges(content: DirtyContent, blocks: list[int], is_zero: bool) -> Iterator[Range]:
+    for first, count in runs_of(sorted(blocks), _MOST_BLOCKS):
+        start = first * content.block_bytes
+        length = min(count * content.block_bytes, content.origin_bytes - start)
+        yield Range(start, length, is_zero)
+
+
+def _write_list(path: str, ranges: list[Range]) -> None:
+    """One range a line: offset, length, and whether it is data or zeroes."""
+    with open(path, "x", encoding="ascii") as file:
+        for each in ranges:
+            file.write(f"{each.offset_bytes} {each.length_bytes} "
+                       f"{'zero' if each.is_zero else 'data'}\n")  # fmt: skip
+        file.flush()
+        os.fsync(file.fileno())
