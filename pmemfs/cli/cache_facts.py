@@ -18,7 +18,7 @@ def stored_facts(cache: StoredCache | None) -> Iterator[tuple[str, object]]:
         return
     yield "origin", f"{cache.origin}, {format_size(cache.origin_bytes)} ({cache.origin_identity})"
     yield "cache", _places(cache.place_count, cache.block_bytes)
-    dirty = "not known: the last mount did not end; 'pmemfs flush' finds out"
+    dirty = "not known: the last mount was not left in order; 'pmemfs flush' finds out"
     if cache.dirty is not None:
         dirty = _dirty(cache.dirty, cache.block_bytes)
     yield "dirty", dirty
