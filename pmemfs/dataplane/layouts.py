@@ -17,7 +17,6 @@ import zlib
 from functools import lru_cache
 from typing import NamedTuple
 
-from pmemfs.media.cache import GROUP_SHIFT
 from pmemfs.media.inode import SLOT_BYTES as INODE_SLOT_BYTES
 from pmemfs.media.layout import Layout, stored, structure
 from pmemfs.pfn import FRAME_BYTES, PAGE_STRUCTURE_BYTES
@@ -379,7 +378,7 @@ def compute_areas(
         OPEN_PLACE.size_bytes << OPEN_PLACES_SHIFT,
         inode_numbers(pool_bytes) * COUNT_BYTES if has_files else 0,
         CACHE_LOCK_BYTES << CACHE_LOCKS_SHIFT if cache_set_count else 0,
-        -(-cache_set_count >> GROUP_SHIFT),
+        group_count_of(cache_set_count),
         page_count * PAGE_STRUCTURE_BYTES if memmap_here else 0,
     )
     offsets = []
@@ -389,6 +388,25 @@ def compute_areas(
         end = align_up(end + size, FRAME_BYTES)
     areas = [*offsets[1:], end]
     return Areas(*areas)
+
+
+def group_count_of(cache_set_count: int) -> int:
+    """How many groups the sets of a cache make."""
+    if not cache_set_count:
+        # The daemons of other modes start sooner without the declarations of a cache.
+        return 0
+    from pmemfs.media.cache import GROUP_SHIFT
+
+    return -(-cache_set_count >> GROUP_SHIFT)
+
+
+def may_have_sets(pool_bytes: int, cache_set_count: int) -> bool:
+    """Whether a pool is large enough for the sets of a cache."""
+    if not cache_set_count:
+        return True
+    from pmemfs.media.cache import SET_BYTES
+
+    return cache_set_count <= pool_bytes // SET_BYTES
 
 
 def inode_numbers(pool_bytes: int) -> int:

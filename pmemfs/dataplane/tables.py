@@ -70,7 +70,6 @@ from pmemfs.dataplane.layouts import (
 )
 from pmemfs.dataplane.native import load_word, odd_words, store_word, write_seqlocked
 from pmemfs.errors import ForeignSharedMemory
-from pmemfs.media.cache import GROUP_SHIFT, SET_BYTES
 from pmemfs.media.inode import SIZE_LIMIT_BYTES
 from pmemfs.media.layout import replace
 from pmemfs.media.live import LIVE_LINE
@@ -164,7 +163,7 @@ class SharedMemory:
         """How large the pool may become while this memory lasts: all areas have room for that."""
         self._pool_bytes = header.pool_bytes
         self._read_only = read_only
-        self._group_count = -(-header.cache_set_count >> GROUP_SHIFT)
+        self._group_count = layouts.group_count_of(header.cache_set_count)
         self._entries: dict[int, int] = {}
         self._free_entries: list[list[int]] = [[] for _ in range(1 << layouts.INODE_BUCKETS_SHIFT)]
         self._retired: deque[_Retired] = deque()
@@ -642,7 +641,7 @@ def _check_header(header: Header, size_bytes: int) -> None:
         "worker_count": header.worker_count <= size_bytes // layouts.SLOT_BYTES,
         "pool_bytes": header.pool_bytes <= header.reach_bytes,
         "inode_numbers": header.inode_numbers == numbers,
-        "cache_set_count": header.cache_set_count <= header.reach_bytes // SET_BYTES,
+        "cache_set_count": layouts.may_have_sets(header.reach_bytes, header.cache_set_count),
     }
     wrong = next((name for name, is_possible in possible.items() if not is_possible), None)
     if wrong:

@@ -47,14 +47,15 @@ def stored(type_: str, meaning: str, *, unit: str = "", since: int = 1, default:
     return _Declared(type_, meaning, unit, since, default)
 
 
-class _Declared(NamedTuple):
+class _Declared:
     """A field of a structure, until `structure` has taken it."""
 
-    type: str
-    meaning: str
-    unit: str
-    since: int
-    default: Any
+    def __init__(self, type_: str, meaning: str, unit: str, since: int, default: Any) -> None:
+        self.type = type_
+        self.meaning = meaning
+        self.unit = unit
+        self.since = since
+        self.default = default
 
 
 _DECLARED: dict[type, dict[str, _Declared]] = {}
