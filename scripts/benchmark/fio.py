@@ -109,7 +109,9 @@ def measure_command(
         "--group_reporting=1",
         "--time_based=1",
         f"--runtime={timing.runtime_ms}ms",
+        # without randrepeat=0 fio goes by a seed of its own
         f"--randseed={seed}",
+        "--randrepeat=0",
         "--random_generator=tausworthe64",
         "--norandommap=1",
         *_PERCENTILES,
@@ -151,7 +153,7 @@ def counted_command(
         f"--bs={cell.block_bytes}",
         f"--offset={offset_bytes}",
         f"--io_size={count * cell.block_bytes}",
-        *("--randseed=1", "--random_generator=tausworthe64", "--norandommap=1"),
+        *("--randseed=1", "--randrepeat=0", "--random_generator=tausworthe64", "--norandommap=1"),
         *(f"--ioengine={engine}", f"--iodepth={cell.depth}"),
         *_PERCENTILES,
     ]

@@ -1,10 +1,12 @@
 """What the benchmark promises about caches: scripts/benchmark/cachework, cacherun, cacheplaces."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from benchmark import cachework, fio, report, verdicts
+from benchmark import cachework, fio, host, report, verdicts
 from benchmark.cacheplaces import OriginPlace, pool_bytes_for
 from benchmark.cacheshapes import MISS_ORIGINS, READS_64, WRITES_32
 from benchmark.cells import MIB
@@ -77,6 +79,27 @@ def test_an_origin_is_read_by_an_engine_of_its_own() -> None:
     assert [word for word in command if word.startswith(("--ioengine", "--uri"))] == [*words]
     assert "--iodepth=64" in command
     assert not any(word.startswith("--filename") for word in command)
+
+
+@pytest.mark.skipif(shutil.which("fio") is None, reason="fio is not installed")
+def test_one_seed_is_one_sequence_of_offsets_and_another_is_another(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    target = fio.Target(tmp_path / "file", 1024 * MIB, False)
+    with target.path.open("wb") as file:
+        file.truncate(target.size_bytes)
+
+    def offsets(seed: int) -> list[str]:
+        log = tmp_path / "log"
+        log.unlink(missing_ok=True)
+        command = fio.measure_command(READS_64, target, fio.Timing(0, 100), "null", None, seed)
+        host.run([*command, f"--write_iolog={log}"], 30)
+        lines = [line for line in log.read_text().splitlines() if " read " in line]
+        return [line.split()[-2] for line in lines[:100]]
+
+    first = offsets(1)
+    assert len(set(first)) > 90
+    assert offsets(1) == first
+    assert len(set(offsets(2)) & set(first)) < 10
 
 
 def test_writes_that_are_counted_are_the_same_ones_each_time() -> None:
