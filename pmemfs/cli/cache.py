@@ -35,7 +35,7 @@ class _LazyCommands(click.Group):
 @click.group(cls=_LazyCommands)
 @manner_options
 def cache() -> None:
-    """Change the settings of a cache, empty it, verify it, or save what it has.
+    """Change settings of a cache, empty it, verify it, save what it has.
 
     These are for pools of mode cache. 'pmemfs cache COMMAND --help' says more of each.
 

@@ -35,7 +35,7 @@ COMMANDS = {
     ),
     "cache": (
         "pmemfs.cli.cache:cache",
-        "Change the settings of a cache, empty it, verify it, or save what it has.",
+        "Change settings of a cache, empty it, verify it, save what it has.",
     ),
     "check": ("pmemfs.cli.check:check", "Verify a pool that is not mounted, and repair it."),
     "doctor": (

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -46,11 +45,18 @@ def info(target: str, as_json: bool) -> None:
         where = ", ".join(places) or (hidden.sentence.removeprefix("on ") if hidden else "")
         print_facts([*_facts(pool, status, where), *_cache_facts(cache)])
         return
-    more = {"cache": asdict(cache)} if cache else {}
+    more = {"cache": _members(cache)} if cache else {}
     if status:
         print_json({**json_values(status), "mountpoints": places, **more})
     else:
         print_json({"pool": json_values(pool), **more})
+
+
+def _members(report: CacheReport | StoredCache) -> dict[str, Any]:
+    # Imported here: it takes long to load, and only caches have such reports.
+    from dataclasses import asdict
+
+    return asdict(report)
 
 
 def _cache_of(mount: Mount | None, pool: PoolInfo, target: str) -> CacheReport | StoredCache | None:

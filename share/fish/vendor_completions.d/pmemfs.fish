@@ -39,7 +39,7 @@ complete -c pmemfs -n '__pmemfs_at ""' -a list -d 'List all mounts, and those wh
 complete -c pmemfs -n '__pmemfs_at ""' -a resize -d 'Make a pool larger, mounted or not.'
 complete -c pmemfs -n '__pmemfs_at ""' -a trim -d 'Give back the memory that no file of a mount uses.'
 complete -c pmemfs -n '__pmemfs_at ""' -a flush -d 'Give the origin of a cache all that only the cache has.'
-complete -c pmemfs -n '__pmemfs_at ""' -a cache -d 'Change the settings of a cache, empty it, verify it, or save what it has.'
+complete -c pmemfs -n '__pmemfs_at ""' -a cache -d 'Change settings of a cache, empty it, verify it, save what it has.'
 complete -c pmemfs -n '__pmemfs_at ""' -a check -d 'Verify a pool that is not mounted, and repair it.'
 complete -c pmemfs -n '__pmemfs_at ""' -a doctor -d 'Show what this machine offers, and what would be faster.'
 complete -c pmemfs -n '__pmemfs_at ""' -a compare -d 'Compare the ways to keep page structures, side by side.'
