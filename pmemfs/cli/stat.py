@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import click
 
+from pmemfs.cli.cache_sample import CacheWatch
 from pmemfs.cli.find import ask, require_mount
 from pmemfs.cli.options import reporting
 from pmemfs.cli.output import print_json, print_json_line, print_table, say
@@ -73,25 +74,29 @@ def stat(
     The first report is on all since the mount. native: answered by the data plane;
     forwarded: handed to the control plane; failed: answered natively with an error.
     A latency is the time from taking a request from the kernel to answering it; of an
-    fsync that needs msync, to asking for that.
+    fsync that needs msync, to asking for that. Of a cache the last line counts blocks: those that
+    were there, those that waited for the origin, and what is dirty now.
 
     With --json there is all of it, one line for each report of --watch.
     """
     check_watch(interval_seconds, count)
     mount = require_mount(target)
+    cache = CacheWatch(mount)
     if interval_seconds is None:
         sample = _ask(mount)
         if as_json:
-            print_json(_as_json(sample, "mount"))
+            print_json(_as_json(sample, "mount") | cache.values())
         else:
             _print(sample, "mount", per_cpu=per_cpu, latency=latency)
+            cache.say_it()
         return
     with suppress(KeyboardInterrupt):
         for sample, since in _watch(mount, interval_seconds, count):
             if as_json:
-                print_json_line(_as_json(sample, since))
+                print_json_line(_as_json(sample, since) | cache.values())
             else:
                 _print(sample, since, per_cpu=per_cpu, latency=latency)
+                cache.say_it()
                 say(flush=True)
 
 
