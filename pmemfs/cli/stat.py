@@ -16,7 +16,7 @@ from pmemfs.cli.options import reporting
 from pmemfs.cli.output import print_json, print_json_line, print_table, say
 from pmemfs.cli.paths import ANY_PATH
 from pmemfs.cli.watching import check_watch, ticks, watch_options
-from pmemfs.errors import NoAnswer
+from pmemfs.errors import BadUsage, NoAnswer
 from pmemfs.mountinfo import Mount
 from pmemfs.observe.stat import (
     Counts,
@@ -54,11 +54,36 @@ _LATENCIES: tuple[Column, ...] = (
 )
 
 
+class _Address(click.ParamType[tuple[str, int]]):
+    """Where to listen: HOST:PORT, or a port of this machine alone."""
+
+    name = "address"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, int]:
+        host, _, port = str(value).rpartition(":")
+        if not port.isdecimal() or not 0 < int(port) < 1 << 16:
+            self.fail(f"'{value}' is not HOST:PORT, such as 127.0.0.1:9750", param, ctx)
+        return host.strip("[]") or "127.0.0.1", int(port)
+
+
+ADDRESS = _Address()
+
+
 @click.command()
 @click.argument("target", type=ANY_PATH)
 @watch_options(", on what came since")
 @click.option("--per-cpu", is_flag=True, help="Show each worker of the data plane, too.")
 @click.option("--latency", is_flag=True, help="Show percentiles of the latencies, too.")
+@click.option(
+    "--prometheus", is_flag=True,
+    help="Print all counters as Prometheus reads them, for the textfile collector.",
+)  # fmt: skip
+@click.option(
+    "--listen", type=ADDRESS, metavar="HOST:PORT",
+    help="Answer Prometheus at http://HOST:PORT/metrics until the mount ends.",
+)  # fmt: skip
 @reporting
 def stat(
     target: str,
@@ -66,6 +91,8 @@ def stat(
     count: int | None,
     per_cpu: bool,
     latency: bool,
+    prometheus: bool,
+    listen: tuple[str, int] | None,
     as_json: bool,
 ) -> None:
     """Show what a mount has answered, how fast, and who did.
@@ -77,10 +104,20 @@ def stat(
     fsync that needs msync, to asking for that. Of a cache the last line counts blocks: those that
     were there, those that waited for the origin, and what is dirty now.
 
+    --prometheus prints what node_exporter's textfile collector takes.
+
     With --json there is all of it, one line for each report of --watch.
     """
     check_watch(interval_seconds, count)
+    is_for_prometheus = prometheus or listen is not None
+    if is_for_prometheus and (as_json or interval_seconds is not None or per_cpu or latency):
+        raise BadUsage(
+            why="--prometheus and --listen take no --json, --watch, --per-cpu or --latency"
+        )
     mount = require_mount(target)
+    if is_for_prometheus:
+        _tell_prometheus(mount, listen)
+        return
     cache = CacheWatch(mount)
     if interval_seconds is None:
         sample = _ask(mount)
@@ -98,6 +135,20 @@ def stat(
                 _print(sample, since, per_cpu=per_cpu, latency=latency)
                 cache.say_it()
                 say(flush=True)
+
+
+def _tell_prometheus(mount: Mount, listen: tuple[str, int] | None) -> None:
+    # Imported here, because it takes longer than the rest of the command.
+    from pmemfs.cli.metrics import serve, text_of
+
+    if listen is None:
+        click.echo(text_of(mount), nl=False)
+        return
+    try:
+        serve(mount, *listen)
+    except OSError as error:
+        why = f"can't listen on {listen[0]}:{listen[1]}: {error.strerror}"
+        raise BadUsage(why=why) from error
 
 
 def _ask(mount: Mount) -> Sample:

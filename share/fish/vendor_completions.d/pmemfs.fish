@@ -25,7 +25,7 @@ function __pmemfs_at -a command place
     test -z "$place"; or test "$place" = "$places"
 end
 
-set -g __pmemfs_takers 'create --size' 'create --mode' 'create --scheme' 'create --page-size' 'create --align' 'create --name' 'create --origin' 'create --block-size' 'create --policy' 'create --max-dirty' 'create --max-dirty-age' 'create --origin-timeout' 'create --read-ahead' 'create --bypass-sequential' 'mount -o' 'mount --engine' 'mount --transport' 'pages --hottest' 'pages --by' 'pages --watch' 'pages --count' 'pages --color' 'pages --picture' 'pages --file' 'pages --pfn' 'stat --watch' 'stat --count' 'list --dir' 'resize --size' 'cache --policy' 'cache --max-dirty' 'cache --max-dirty-age' 'cache --origin-timeout' 'cache --read-ahead' 'cache --bypass-sequential' 'cache --range' 'compare --medium' 'compare --size' 'compare --rounds' 'compare --seconds' 'compare --idle' 'compare --device' 'compare --report'
+set -g __pmemfs_takers 'create --size' 'create --mode' 'create --scheme' 'create --page-size' 'create --align' 'create --name' 'create --origin' 'create --block-size' 'create --policy' 'create --max-dirty' 'create --max-dirty-age' 'create --origin-timeout' 'create --read-ahead' 'create --bypass-sequential' 'mount -o' 'mount --engine' 'mount --transport' 'pages --hottest' 'pages --by' 'pages --watch' 'pages --count' 'pages --color' 'pages --picture' 'pages --file' 'pages --pfn' 'stat --watch' 'stat --count' 'stat --listen' 'list --dir' 'resize --size' 'cache --policy' 'cache --max-dirty' 'cache --max-dirty-age' 'cache --origin-timeout' 'cache --read-ahead' 'cache --bypass-sequential' 'cache --range' 'compare --medium' 'compare --size' 'compare --rounds' 'compare --seconds' 'compare --idle' 'compare --device' 'compare --report'
 complete -c pmemfs -f
 complete -c pmemfs -n '__pmemfs_at ""' -a create -d 'Make a pool of a file or a device.'
 complete -c pmemfs -n '__pmemfs_at ""' -a mount -d 'Mount POOL on the directory MOUNTPOINT.'
@@ -116,6 +116,8 @@ complete -c pmemfs -n '__pmemfs_at stat' -l watch -x -d 'Report again every so m
 complete -c pmemfs -n '__pmemfs_at stat' -l count -x -d 'End --watch after N reports.'
 complete -c pmemfs -n '__pmemfs_at stat' -l per-cpu -d 'Show each worker of the data plane, too.'
 complete -c pmemfs -n '__pmemfs_at stat' -l latency -d 'Show percentiles of the latencies, too.'
+complete -c pmemfs -n '__pmemfs_at stat' -l prometheus -d 'Print all counters as Prometheus reads them, for the textfile collector.'
+complete -c pmemfs -n '__pmemfs_at stat' -l listen -x -d 'Answer Prometheus at http://HOST:PORT/metrics until the mount ends.'
 complete -c pmemfs -n '__pmemfs_at stat' -l json -d 'Print JSON for programs; errors too.'
 complete -c pmemfs -n '__pmemfs_at stat' -s q -l quiet -d 'Say nothing but errors.'
 complete -c pmemfs -n '__pmemfs_at stat' -s v -l verbose -d 'Say more: what is done, and why.'
