@@ -126,10 +126,11 @@ class PmemfsMount:
             self.unmount()
         finally:
             self.pool.unlink(missing_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            self.mountpoint.rmdir()
-        self._folder.rmdir()
-        self._folder = None
+            if not host.is_mounted(self.mountpoint):
+                with contextlib.suppress(FileNotFoundError):
+                    self.mountpoint.rmdir()
+                self._folder.rmdir()
+                self._folder = None
 
     def daemon_pids(self) -> tuple[int, ...]:
         """The daemon and all processes it started (a native data plane is one of them)."""

@@ -10,7 +10,9 @@ from benchmark import cachework, fio, host, report, verdicts
 from benchmark.cacheplaces import OriginPlace, pool_bytes_for
 from benchmark.cacheshapes import MISS_ORIGINS, READS_64, WRITES_32
 from benchmark.cells import MIB
+from benchmark.errors import SubjectFailed
 from benchmark.goals import CACHE, GOALS, LimitGoal
+from benchmark.pmemfsmount import PmemfsMount
 from benchmark.report import Reading
 from pmemfs.media.cache import REGION_SHIFT, WAYS, Ground, TagState, set_count_of
 
@@ -123,6 +125,23 @@ def test_what_a_machine_lacks_is_named_and_not_called_missed() -> None:
     assert (verdict.outcome, verdict.remark) == ("not measured", "no nbdkit")
     (cell, *_) = report.readings_table([lacking]).columns[0].cells
     assert str(cell) == "hits: not measured: no nbdkit"
+
+
+class Outlived(PmemfsMount):
+    """A mount whose daemon had to be killed."""
+
+    def unmount(self) -> None:
+        raise SubjectFailed("its daemon outlived the mount and was killed")
+
+
+def test_nothing_stays_of_a_mount_whose_daemon_had_to_be_killed() -> None:
+    made = Outlived("outlived")
+    made.create(64 * MIB)
+    folder = made.pool.parent
+    with pytest.raises(SubjectFailed, match="outlived"):
+        made.remove()
+    assert not folder.exists()
+    made.remove()
 
 
 def test_misses_of_every_origin_have_a_goal() -> None:
