@@ -142,7 +142,8 @@ def _tell_prometheus(mount: Mount, listen: tuple[str, int] | None) -> None:
     from pmemfs.cli.metrics import serve, text_of
 
     if listen is None:
-        click.echo(text_of(mount), nl=False)
+        for line in text_of(mount).splitlines():
+            say(line)
         return
     try:
         serve(mount, *listen)
