@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from pmemfs.cli.find import ask
 from pmemfs.cli.output import say
-from pmemfs.errors import PmemfsError
 from pmemfs.mountinfo import Mount
 from pmemfs.units import format_size
 
 if TYPE_CHECKING:
     from pmemfs.media.cachereport import CacheReport
+    from pmemfs.observe.stat import Sample
 
 _COUNTS = ("read_hits", "write_hits", "misses", "fetched", "evicted", "cleaned")
 
@@ -21,18 +19,12 @@ class CacheWatch:
     """The figures of one mount, report after report; there are none in other modes."""
 
     def __init__(self, mount: Mount) -> None:
-        from pmemfs.observe.answers import MountStatus
-
         self._mount = mount
-        self._is_cache = False
-        # Who asks for the figures themselves is told what is wrong.
-        with suppress(PmemfsError):
-            self._is_cache = ask(mount, "info", MountStatus).pool.mode == "cache"
         self._before: CacheReport | None = None
 
-    def values(self) -> dict[str, Any]:
+    def values(self, sample: Sample) -> dict[str, Any]:
         """For programs: an object `cache`, or nothing in other modes."""
-        if not self._is_cache:
+        if sample.mode != "cache":
             return {}
         from pmemfs.cli.cache_asking import cache_report
 
@@ -54,9 +46,9 @@ class CacheWatch:
             }
         }
 
-    def say_it(self) -> None:
+    def say_it(self, sample: Sample) -> None:
         """For people: a line, or none in other modes."""
-        cache = self.values().get("cache")
+        cache = self.values(sample).get("cache")
         if cache is None:
             return
         ratio = cache["hit_ratio"]

@@ -67,7 +67,7 @@ class MountCollector(Collector):
             status = ask(self._mount, "info", MountStatus)
             sample = ask(self._mount, "stat", Sample)
             metrics = list(_of_requests(sample, where))
-            if status.pool.mode == "cache":
+            if sample.mode == "cache":
                 from pmemfs.cli.cache_asking import cache_report
 
                 metrics += _of_cache(cache_report(self._mount), where)

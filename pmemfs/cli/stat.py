@@ -122,18 +122,18 @@ def stat(
     if interval_seconds is None:
         sample = _ask(mount)
         if as_json:
-            print_json(_as_json(sample, "mount") | cache.values())
+            print_json(_as_json(sample, "mount") | cache.values(sample))
         else:
             _print(sample, "mount", per_cpu=per_cpu, latency=latency)
-            cache.say_it()
+            cache.say_it(sample)
         return
     with suppress(KeyboardInterrupt):
         for sample, since in _watch(mount, interval_seconds, count):
             if as_json:
-                print_json_line(_as_json(sample, since) | cache.values())
+                print_json_line(_as_json(sample, since) | cache.values(sample))
             else:
                 _print(sample, since, per_cpu=per_cpu, latency=latency)
-                cache.say_it()
+                cache.say_it(sample)
                 say(flush=True)
 
 

@@ -11,6 +11,7 @@ import trio
 from pmemfs.errors import MemoryFault, NoExtents
 from pmemfs.fuse.session import Session
 from pmemfs.logs import log_place
+from pmemfs.media.label import Mode
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap import effective_scheme
 from pmemfs.mount.elsewhere import places_elsewhere
@@ -124,4 +125,5 @@ class MountObserver:
                 worker_sample(counters, self._session.queue_count)
                 for counters in self._engine.counters()
             ),
+            mode=Mode(self._pool.label.mode).word,
         )

@@ -74,6 +74,8 @@ class Sample:
     seconds: float
     control: Operations
     workers: tuple[Worker, ...]
+    mode: str = ""
+    """What is mounted: a cache can be asked for more."""
 
     def as_json(self) -> dict[str, Any]:
         """The sample as JSON values."""
@@ -148,6 +150,7 @@ def difference(now: Sample, before: Sample) -> Sample:
         workers=tuple(
             _worker_between(worker, workers_before.get(worker.number)) for worker in now.workers
         ),
+        mode=now.mode,
     )
 
 

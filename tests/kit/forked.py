@@ -28,6 +28,14 @@ _channels: list[socket.socket] = []
 _is_fresh = os.environ.get("PMEMFS_TESTS_START") == "fresh"
 
 
+def _python_words() -> dict[str, str]:
+    """What Python looks at only when it starts."""
+    return {name: value for name, value in os.environ.items() if name.startswith("PYTHON")}
+
+
+_PYTHON_WORDS = _python_words()
+
+
 @contextmanager
 def fresh_starts() -> Iterator[None]:
     """Meanwhile each program is started afresh."""
@@ -41,7 +49,7 @@ def fresh_starts() -> Iterator[None]:
 
 def run_program(words: Sequence[str], timeout: float) -> subprocess.CompletedProcess[bytes]:
     """As `subprocess.run`, for a program of this environment; its output is captured."""
-    if _is_fresh:
+    if _is_fresh or _python_words() != _PYTHON_WORDS:
         return subprocess.run(
             words, capture_output=True, timeout=timeout, check=False, env=os.environ
         )
