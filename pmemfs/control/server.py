@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import fcntl
 import inspect
 import json
 import logging
@@ -64,23 +65,40 @@ def listening(path: str | os.PathLike[str]) -> Iterator[socket.socket]:
         try:
             parent = os.path.dirname(path)
             check_private(parent, os.lstat(parent), os.geteuid())
-            # A socket that is there belongs to a daemon that died with this device number.
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-            listener.bind(os.fspath(path))
-            listener.listen(_CONNECTIONS)
-            # While this is open, no other file can get the same inode number.
-            ours = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-            opened.callback(os.close, ours)
+            with _alone_in(parent):
+                # A socket that is there belongs to a daemon that died with this device number.
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+                listener.bind(os.fspath(path))
+                listener.listen(_CONNECTIONS)
+                # While this is open, no other file can get the same inode number.
+                ours = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+                opened.callback(os.close, ours)
         except OSError as error:
             why = error.strerror.lower() if error.strerror else str(error)
             raise NoControlSocket(why=f"{path}: {why}") from None
         try:
             yield listener
         finally:
-            with contextlib.suppress(FileNotFoundError):
+            # A path that stays does no harm: the next daemon of this number removes it.
+            with contextlib.suppress(OSError), _alone_in(parent):
                 if os.path.samestat(os.lstat(path), os.fstat(ours)):
                     os.unlink(path)
+
+
+@contextlib.contextmanager
+def _alone_in(directory: str) -> Iterator[None]:
+    """Meanwhile no other daemon changes a name in a directory of sockets.
+
+    Otherwise a daemon that ends could see its own socket, and then remove the one that the next
+    daemon has put in its place.
+    """
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 async def serve(

@@ -15,6 +15,7 @@ import trio
 import trio.testing
 
 from kit.origins import SIZE_BYTES, NbdServer
+from kit.processes import wait_until
 from kit.sources import sparse_file
 from pmemfs.errors import NeedsPackage, OriginGone, UnusableOrigin
 from pmemfs.origin import nbd
@@ -281,6 +282,7 @@ def test_as_many_connections_are_made_as_the_server_takes_together(
     server: Server, memory: memoryview, says: str, most: int
 ) -> None:
     running = server.start("--filter=multi-conn", "--filter=delay", words=("rdelay=50ms", says))
+    wait_until(lambda: sockets_of(running.pid) == 0, "the server has seen the last of who asked")
 
     async def main() -> None:
         origin = await open_origin(running.text)
