@@ -56,7 +56,10 @@ def _size(text: str) -> int | None:
     return 0 if text == "0" else parse_size(text)
 
 
-RANGE = _Range()
+range_option = click.option(
+    "--range", "chosen", type=_Range(), metavar="A:B",
+    help="Only blocks that lie whole in these bytes of the origin, such as 0:1G.",
+)  # fmt: skip
 WHOLE: tuple[int, int | None] = (0, None)
 
 

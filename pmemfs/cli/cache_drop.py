@@ -8,13 +8,13 @@ import click
 
 from pmemfs.cli.cache_asking import (
     PATIENCE_SECONDS,
-    RANGE,
     WHOLE,
     ask_showing_dirty,
     cache_report,
     find_cache,
     in_blocks,
     parts_of,
+    range_option,
 )
 from pmemfs.cli.find import ask
 from pmemfs.cli.options import reporting
@@ -27,13 +27,7 @@ from pmemfs.mountinfo import Mount
 
 @click.command("drop")
 @click.argument("target", metavar="{MOUNTPOINT|POOL}", type=ANY_PATH)
-@click.option(
-    "--range",
-    "chosen",
-    type=RANGE,
-    metavar="A:B",
-    help="Only blocks that lie whole in these bytes of the origin, such as 0:1G.",
-)
+@range_option
 @click.option("--clean-only", is_flag=True, help="Leave dirty blocks alone.")
 @click.option(
     "--discard-dirty",

@@ -8,13 +8,13 @@ import click
 
 from pmemfs.cli.cache_asking import (
     PATIENCE_SECONDS,
-    RANGE,
     WHOLE,
     added,
     cache_report,
     find_cache,
     in_blocks,
     parts_of,
+    range_option,
 )
 from pmemfs.cli.find import ask
 from pmemfs.cli.options import reporting
@@ -27,13 +27,7 @@ from pmemfs.mountinfo import Mount
 
 @click.command("verify")
 @click.argument("target", metavar="{MOUNTPOINT|POOL}", type=ANY_PATH)
-@click.option(
-    "--range",
-    "chosen",
-    type=RANGE,
-    metavar="A:B",
-    help="Only blocks that lie whole in these bytes of the origin, such as 0:1G.",
-)
+@range_option
 @reporting
 def cache_verify(target: str, chosen: tuple[int, int | None] | None, as_json: bool) -> int:
     """Compare the clean blocks of a cache with its origin.

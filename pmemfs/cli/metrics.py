@@ -55,10 +55,14 @@ _ORIGIN_COUNTERS = {
 
 
 class MountCollector(Collector):
-    """Asks the daemon of a mount, once for each scrape."""
+    """Asks the daemon of a mount, once for each scrape.
 
-    def __init__(self, mount: Mount) -> None:
+    `must_answer`: raise PmemfsError if it does not answer.
+    """
+
+    def __init__(self, mount: Mount, *, must_answer: bool) -> None:
         self._mount = mount
+        self._must_answer = must_answer
 
     def collect(self) -> Iterator[Metric]:
         """All metrics; of a mount that does not answer only `pmemfs_up`, which is 0 then."""
@@ -72,6 +76,8 @@ class MountCollector(Collector):
 
                 metrics += _of_cache(cache_report(self._mount), where)
         except PmemfsError:
+            if self._must_answer:
+                raise
             yield _gauge("pmemfs_up", "Whether the daemon of the mount answers", 0, where)
             return
         yield _gauge("pmemfs_up", "Whether the daemon of the mount answers", 1, where)
@@ -84,15 +90,14 @@ class MountCollector(Collector):
 
 def text_of(mount: Mount) -> str:
     """The metrics of a mount that answers. Raises PmemfsError if it does not."""
-    ask(mount, "stat", Sample)
-    return generate_latest(_registry(mount)).decode()
+    return generate_latest(_registry(mount, must_answer=True)).decode()
 
 
 def serve(mount: Mount, host: str, port: int) -> None:
     """Answer scrapes at http://host:port/metrics until the mount ends. Raises OSError, NoAnswer."""
     from pmemfs.cli.find import find_mount
 
-    server, thread = start_http_server(port, host, registry=_registry(mount))
+    server, thread = start_http_server(port, host, registry=_registry(mount, must_answer=False))
     try:
         while find_mount(mount.mountpoint):
             time.sleep(_LOOK_SECONDS)
@@ -102,9 +107,9 @@ def serve(mount: Mount, host: str, port: int) -> None:
     raise NoAnswer(path=mount.mountpoint, why="it has ended")
 
 
-def _registry(mount: Mount) -> CollectorRegistry:
+def _registry(mount: Mount, *, must_answer: bool) -> CollectorRegistry:
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(MountCollector(mount))
+    registry.register(MountCollector(mount, must_answer=must_answer))
     return registry
 
 

@@ -26,12 +26,14 @@ address that is a multiple of 512. At most MOST_VIEWS views and MOST_BYTES bytes
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import mmap
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from pmemfs.errors import system_error
 from pmemfs.units import MIB
 
 MOST_BYTES = 4 * MIB
@@ -138,6 +140,19 @@ class Origin(ABC):
             for start in range(0, length_bytes, _ZEROES_BYTES):
                 with zeroes[: min(_ZEROES_BYTES, length_bytes - start)] as view:
                     await self.write(offset_bytes + start, [view])
+
+    def _check(self, offset_bytes: int, length_bytes: int) -> None:
+        """Raise OSError (EINVAL) for a range that is unaligned or reaches beyond the end."""
+        if (offset_bytes | length_bytes) % self.block_bytes:
+            raise system_error(errno.EINVAL)
+        if offset_bytes + length_bytes > self.size_bytes:
+            raise system_error(errno.EINVAL)
+
+    def _check_change(self, offset_bytes: int, length_bytes: int) -> None:
+        """As `_check`, for a change. Raises OSError (EROFS), too."""
+        if self.read_only:
+            raise system_error(errno.EROFS)
+        self._check(offset_bytes, length_bytes)
 
     @abstractmethod
     async def fence(self, say: Callable[[str], None] = say_nothing) -> None:

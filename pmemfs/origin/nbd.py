@@ -281,17 +281,6 @@ class NbdOrigin(Origin):
             await connection.close()
         self._connections.clear()
 
-    def _check(self, offset_bytes: int, length_bytes: int) -> None:
-        if (offset_bytes | length_bytes) % self.block_bytes:
-            raise system_error(errno.EINVAL)
-        if offset_bytes + length_bytes > self.size_bytes:
-            raise system_error(errno.EINVAL)
-
-    def _check_change(self, offset_bytes: int, length_bytes: int) -> None:
-        if self.read_only:
-            raise system_error(errno.EROFS)
-        self._check(offset_bytes, length_bytes)
-
     def _live(self) -> Connection | None:
         """A connection to use now; None if one has to be made first."""
         if connection := self._with_room():

@@ -258,17 +258,6 @@ class RbdOrigin(Origin):
         self._cluster.close()
         os.close(self._eventfd)
 
-    def _check(self, offset_bytes: int, length_bytes: int) -> None:
-        if (offset_bytes | length_bytes) % self.block_bytes:
-            raise system_error(errno.EINVAL)
-        if offset_bytes + length_bytes > self.size_bytes:
-            raise system_error(errno.EINVAL)
-
-    def _check_change(self, offset_bytes: int, length_bytes: int) -> None:
-        if self.read_only:
-            raise system_error(errno.EROFS)
-        self._check(offset_bytes, length_bytes)
-
 
 @dataclass(frozen=True, slots=True)
 class _Facts:

@@ -129,3 +129,17 @@ def clipped(views: list[memoryview], length_bytes: int) -> list[memoryview]:
         kept.append(view[:length_bytes])
         length_bytes -= len(view)
     return kept
+
+
+def runs_of(blocks: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
+    """Blocks in order, as first and count of those that follow each other, so many at most."""
+    first = count = 0
+    for block in blocks:
+        if count and block == first + count and count < most:
+            count += 1
+            continue
+        if count:
+            yield first, count
+        first, count = block, 1
+    if count:
+        yield first, count

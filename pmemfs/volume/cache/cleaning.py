@@ -20,7 +20,7 @@ import trio
 from pmemfs.media.cache import TagState
 from pmemfs.memmap.base import Access
 from pmemfs.units import MIB
-from pmemfs.volume.cache.blocks import Blocks
+from pmemfs.volume.cache.blocks import Blocks, runs_of
 from pmemfs.volume.cache.fencing import Fencing
 from pmemfs.volume.cache.groups import Found
 from pmemfs.volume.cache.index import Index
@@ -171,20 +171,6 @@ def _few(founds: Sequence[Found]) -> Iterator[Sequence[Found]]:
     """As many as are changed in one step, for which all other tasks wait."""
     for at in range(0, len(founds), _AT_ONCE):
         yield founds[at : at + _AT_ONCE]
-
-
-def runs_of(blocks: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
-    """Blocks in order, as first and count of those that follow each other, so many at most."""
-    first = count = 0
-    for block in blocks:
-        if count and block == first + count and count < most:
-            count += 1
-            continue
-        if count:
-            yield first, count
-        first, count = block, 1
-    if count:
-        yield first, count
 
 
 def _alike(founds: Sequence[Found]) -> list[list[Found]]:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from pmemfs.media.cache import TagState
 from pmemfs.media.cachereport import Exported
 from pmemfs.pool import Pool
-from pmemfs.volume.cache.cleaning import runs_of
+from pmemfs.volume.cache.blocks import runs_of
 from pmemfs.volume.cache.groups import Found, Groups
 from pmemfs.volume.cache.heads import StoredHead
 

@@ -20,7 +20,7 @@ from pmemfs.media.cache import Policy, TagState
 from pmemfs.media.cachereport import MOST_DIFFERING, Dropped, Flushed, Verified
 from pmemfs.memmap.base import Access
 from pmemfs.units import MIB
-from pmemfs.volume.cache.cleaning import runs_of
+from pmemfs.volume.cache.blocks import runs_of
 from pmemfs.volume.cache.groups import Found
 from pmemfs.volume.cache.volume import CacheVolume
 

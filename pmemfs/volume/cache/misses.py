@@ -26,7 +26,7 @@ from pmemfs.errors import PmemfsError, cause_of, sentence_of
 from pmemfs.media.cache import TagState
 from pmemfs.memmap.base import Access
 from pmemfs.origin.base import MOST_BYTES, MOST_VIEWS
-from pmemfs.volume.cache.blocks import Blocks, clipped
+from pmemfs.volume.cache.blocks import Blocks, clipped, runs_of
 from pmemfs.volume.cache.fencing import Fencing
 from pmemfs.volume.cache.groups import Found
 from pmemfs.volume.cache.index import Index, Place, Publication, Victim
@@ -144,7 +144,7 @@ class Misses:
         """The bytes that the origin has of blocks that follow each other, whatever the cache has.
         Raises OSError."""
         fetches = []
-        for first, count in _runs(blocks, _MOST_BLOCKS_BYTES >> self._blocks.shift):
+        for first, count in runs_of(blocks, _MOST_BLOCKS_BYTES >> self._blocks.shift):
             fetch = Fetch(first, count, False, set(range(first, first + count)))
             await self._carry_out(fetch)
             if fetch.error:
@@ -186,7 +186,7 @@ class Misses:
     def _start(self, blocks: Sequence[int], is_kept: bool, *, is_wanted: bool) -> list[Fetch]:
         assert self.nursery is not None
         fetches = []
-        for first, count in _runs(blocks, _MOST_BLOCKS_BYTES >> self._blocks.shift):
+        for first, count in runs_of(blocks, _MOST_BLOCKS_BYTES >> self._blocks.shift):
             mine = range(first, first + count)
             fetch = Fetch(first, count, is_kept, set(mine) if is_wanted else set())
             self._under_way.update(dict.fromkeys(mine, fetch))
@@ -318,20 +318,6 @@ class Misses:
             self._buffers.append(buffer)
         else:
             buffer.close()
-
-
-def _runs(blocks: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
-    """Blocks that follow each other, as first and count, at most so many together."""
-    first = count = 0
-    for block in blocks:
-        if count and block == first + count and count < most:
-            count += 1
-            continue
-        if count:
-            yield first, count
-        first, count = block, 1
-    if count:
-        yield first, count
 
 
 def _portions(views: Sequence[memoryview]) -> Iterator[tuple[int, list[memoryview]]]:

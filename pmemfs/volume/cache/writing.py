@@ -26,8 +26,8 @@ import trio
 from pmemfs.errors import SetBusy, system_error
 from pmemfs.media.cache import Policy, TagState
 from pmemfs.memmap.base import Access
-from pmemfs.volume.cache.blocks import Blocks, Piece
-from pmemfs.volume.cache.cleaning import Cleaner, runs_of
+from pmemfs.volume.cache.blocks import Blocks, Piece, runs_of
+from pmemfs.volume.cache.cleaning import Cleaner
 from pmemfs.volume.cache.fencing import Fencing
 from pmemfs.volume.cache.groups import Found
 from pmemfs.volume.cache.index import Index, Place, Publication, Victim
