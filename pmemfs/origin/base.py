@@ -13,7 +13,8 @@ Invariants:
 - a transfer is all or nothing for the caller only: after an error any part of a write may be there;
 - two writes to one range that are under way together end in any order. The caller orders them;
 - nothing here retries in secret: a lost connection is OriginGone for all that was under way, and
-  the next call connects anew. `health.Patient` is where waiting and retrying live.
+  the next call connects anew. Waiting and trying again is for whoever uses it (a cache does so in
+  `volume/cache/link.py`).
 
 Errors: OSError with the errno that the origin gave (EIO, ENOSPC, …), EINVAL for a range that is not
 aligned or lies outside, EROFS for a change of an origin that is open for reading; OriginGone where

@@ -19,9 +19,9 @@ from kit.processes import wait_until
 from kit.sources import sparse_file
 from pmemfs.errors import NeedsPackage, OriginGone, UnusableOrigin
 from pmemfs.origin import nbd
-from pmemfs.origin.health import Health, Patient, State
 from pmemfs.origin.opening import open_origin
 from pmemfs.units import KIB, MIB
+from pmemfs.volume.cache.link import LinkState, OriginLink
 
 PAGE = 4 * KIB
 
@@ -174,67 +174,43 @@ def test_an_error_of_the_server_is_the_errno_that_it_gave(
     trio.run(main)
 
 
-def test_a_patient_origin_gets_through_errors_that_pass(server: Server, memory: memoryview) -> None:
+def test_a_cache_gets_through_errors_that_pass(server: Server, memory: memoryview) -> None:
     running = server.start("--filter=error", words=("error-pread-rate=20%",))
 
     async def main() -> None:
-        origin = Patient(await open_origin(running.text), Health())
-        failed = 0
+        origin = await open_origin(running.text)
+        link, failed = OriginLink(origin, timeout_seconds=30), 0
         for number in range(100):
             try:
-                await origin.read(number * PAGE, [memory[:PAGE]])
+                await link.read(number * PAGE, [memory[:PAGE]])
             except OSError:
                 failed += 1
-        told = origin.statistics()
         # Three attempts fail together in one of 125.
         assert failed < 20
-        assert told.reads.count == 100 - failed
-        assert told.errors["EIO"] >= told.retries > 0
-        assert told.reads.bytes == told.reads.count * PAGE
+        assert link.errors >= link.retries > 0
+        assert link.read_bytes == (100 - failed) * PAGE
         await origin.close()
 
     trio.run(main)
 
 
-def test_a_patient_origin_waits_for_a_server_that_comes_back(
-    server: Server, memory: memoryview
-) -> None:
+def test_a_cache_waits_for_a_server_that_comes_back(server: Server, memory: memoryview) -> None:
     running = server.start()
 
     async def main() -> None:
-        origin = Patient(await open_origin(running.text), Health())
-        await origin.read(0, [memory[:PAGE]])
-        assert origin.statistics().state is State.GOOD
+        origin = await open_origin(running.text)
+        link = OriginLink(origin, timeout_seconds=30)
+        await link.read(0, [memory[:PAGE]])
         running.end()
         async with trio.open_nursery() as nursery:
             for _ in range(8):
-                nursery.start_soon(origin.read, 0, [memory[:PAGE]])
+                nursery.start_soon(link.read, 0, [memory[:PAGE]])
             await trio.sleep(0.3)
-            told = origin.statistics()
-            assert told.state is State.AWAY
-            assert told.state_seconds > 0
-            assert "is away" in told.why
+            assert link.state is LinkState.AWAY
+            assert "is away" in link.last_error
             server.start()
-        told = origin.statistics()
-        assert (told.state, told.why) == (State.GOOD, "")
-        assert told.reads.count == 9
-        assert told.errors["ENOTCONN"] > 0
-        await origin.close()
-
-    trio.run(main)
-
-
-def test_a_patient_origin_gives_up_when_its_time_is_over(
-    server: Server, memory: memoryview
-) -> None:
-    running = server.start()
-
-    async def main() -> None:
-        origin = Patient(await open_origin(running.text), Health(), timeout_seconds=0.3)
-        running.end()
-        with pytest.raises(OriginGone):
-            await origin.read(0, [memory[:PAGE]])
-        assert origin.statistics().retries > 0
+        assert link.state is LinkState.PRESENT
+        assert link.read_bytes == 9 * PAGE
         await origin.close()
 
     trio.run(main)

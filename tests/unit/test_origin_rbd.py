@@ -19,9 +19,9 @@ from kit.sources import needs_root
 from pmemfs.errors import NeedsPackage, OriginBusy, OriginFenced, OriginGone, UnusableOrigin
 from pmemfs.origin import librbd, rbd
 from pmemfs.origin.base import Origin
-from pmemfs.origin.health import Health, Patient, State
 from pmemfs.origin.opening import open_origin
 from pmemfs.units import KIB, MIB
+from pmemfs.volume.cache.link import LinkState, OriginLink
 
 PAGE = 4 * KIB
 
@@ -117,10 +117,10 @@ def test_whose_lock_was_broken_never_writes_again(image: Image, memory: memoryvi
         # The cluster's decision reaches its OSDs a little later.
         with pytest.raises(OriginFenced, match="belongs to another host now"):
             await write_always(origin)
-        patient = Patient(origin, Health())
+        link = OriginLink(origin, timeout_seconds=30)
         with pytest.raises(OriginFenced):
-            await patient.write(0, [memory[:PAGE]])
-        assert patient.statistics().retries == 0
+            await link.read(0, [memory[:PAGE]])
+        assert link.retries == 0
         await origin.close()
 
     async def write_always(origin: Origin) -> None:
@@ -131,21 +131,23 @@ def test_whose_lock_was_broken_never_writes_again(image: Image, memory: memoryvi
 
 
 def test_a_cluster_that_stands_still_shows_as_away_and_goes_on(
-    image: Image, memory: memoryview, monkeypatch: pytest.MonkeyPatch
+    image: Image, memory: memoryview
 ) -> None:
-    monkeypatch.setattr("pmemfs.origin.health.HANGS_SECONDS", 0.5)
-
     async def main() -> None:
-        origin = Patient(await open_origin(image.text), Health())
-        await origin.write(0, [memory[:PAGE]])
-        async with trio.open_nursery() as nursery:
-            with stopped(image.node.pid("osd.0")):
-                nursery.start_soon(origin.write, PAGE, [memory[:PAGE]])
-                await trio.sleep(1)
-                told = origin.statistics()
-            assert (told.state, told.under_way) == (State.AWAY, 1)
-            assert "has not answered" in told.why
-        assert origin.statistics().state is State.GOOD
+        origin = await open_origin(image.text)
+        link = OriginLink(origin, timeout_seconds=0.5)
+        await link.write(0, [memory[:PAGE]])
+        async with trio.open_nursery() as watching:
+            watching.start_soon(link.watch)
+            async with trio.open_nursery() as nursery:
+                with stopped(image.node.pid("osd.0")):
+                    nursery.start_soon(link.write, PAGE, [memory[:PAGE]])
+                    await trio.sleep(1)
+                    state = link.state
+            assert state is LinkState.AWAY
+            assert "has not answered" in link.last_error
+            assert link.state is LinkState.PRESENT
+            watching.cancel_scope.cancel()
         await origin.close()
 
     trio.run(main)

@@ -6,7 +6,9 @@ Invariants:
 - a call is never given up while the origin may still touch its views, see `origin/base.py`. So a
   reader whose time is over leaves the transfer behind, and whatever hangs is cut where that can be
   done;
-- writes are tried once. The block stays dirty, and whoever writes it back tries again later.
+- writes are tried once. The block stays dirty, and whoever writes it back tries again later;
+- when the mount ends, nothing waits for the origin for long. What hangs is cut; where that can't be
+  done, `give_up` ends the process, because pages that a transfer may still touch can't be let go.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import logging
 import mmap
 from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum
+from typing import TypeVar
 
 import trio
 
@@ -24,8 +27,11 @@ from pmemfs.origin.base import Origin
 
 log = logging.getLogger(__name__)
 
+_T = TypeVar("_T")
+
 _FIRST_PAUSE_SECONDS = 0.02
 _LONGEST_PAUSE_SECONDS = 2.0
+_POLL_SECONDS = 0.1
 _END_POLL_SECONDS = 0.02
 _END_SECONDS = 5.0
 _ATTEMPTS = 3
@@ -60,8 +66,15 @@ class OriginLink:
         self.written_bytes = 0
         self.has_unflushed = False
         """Whether something was written since the last flush that succeeded."""
+        self.failed_flushes = 0
+        """After each, everything has to be written again that was written before it ended."""
+        self.give_up: Callable[[str], None] = lambda why: None
+        """Called while the mount ends, if the origin hangs and can't be cut."""
         self._under_way: dict[object, float] = {}
         self._losses = 0
+        self._is_ending = False
+        self._noted: float | None = None
+        """When the call began of which it was said that it hangs."""
 
     def begin(self, origin: Origin | None) -> None:
         """Use this origin from now on."""
@@ -94,12 +107,13 @@ class OriginLink:
                 await self._ask(lambda: origin.read(offset_bytes, views))
                 break
             except OSError as error:
-                is_over = trio.current_time() + pause > deadline
+                left = deadline - trio.current_time()
                 may_again = isinstance(error, OriginGone) or attempts < _ATTEMPTS
-                if is_over or not may_again or isinstance(error, OriginFenced):
+                if left <= 0 or not may_again or isinstance(error, OriginFenced):
                     raise
             self.retries += 1
-            await trio.sleep(pause)
+            # The last attempt is made when the time is over, however long the pauses have become.
+            await trio.sleep(min(pause, left))
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
         self.read_bytes += sum(map(len, views))
 
@@ -138,33 +152,59 @@ class OriginLink:
             await self._ask(lambda: origin.flush(losses))
         except BaseException:
             self.has_unflushed = True
+            self.failed_flushes += 1
             self._losses = origin.losses
             raise
 
+    async def mark(self) -> bytes:
+        """As `Origin.mark`. Raises OSError."""
+        return await self._ask(self._present().mark)
+
+    async def resize_seen(self) -> int:
+        """As `Origin.resize_seen`. Raises OSError."""
+        return await self._ask(self._present().resize_seen)
+
     async def watch(self) -> None:
-        """Cut what hangs for longer than its time, where that can be done."""
+        """Note what hangs for longer than its time, and cut it where that can be done."""
         try:
             while True:
-                await trio.sleep(max(0.1, self.timeout_seconds / 10))
-                await self._cut_later_than(self.timeout_seconds)
+                await trio.sleep(_POLL_SECONDS)
+                await self._end_what_hangs()
         finally:
             # The mount ends, and with it whoever waits, but not what the origin does to pages.
+            self.note_end()
             with trio.CancelScope(shield=True):
                 while self._under_way:
                     await trio.sleep(_END_POLL_SECONDS)
-                    await self._cut_later_than(min(self.timeout_seconds, _END_SECONDS))
+                    await self._end_what_hangs()
 
-    async def _cut_later_than(self, seconds: float) -> None:
+    def note_end(self) -> None:
+        """The mount ends: from now on nobody waits for long."""
+        self._is_ending = True
+
+    async def _end_what_hangs(self) -> None:
         origin, oldest = self.origin, min(self._under_way.values(), default=None)
-        if origin is None or oldest is None or not origin.can_cut:
+        seconds = self.timeout_seconds
+        if self._is_ending:
+            seconds = min(seconds, _END_SECONDS)
+        if origin is None or oldest is None or oldest > trio.current_time() - seconds:
             return
-        if oldest < trio.current_time() - seconds:
-            log.warning("%s: it has not answered for %g s; connecting anew", self.name, seconds)
+        why = f"it has not answered for {seconds:g} s"
+        if oldest != self._noted:
+            # Once for each call: others may be answered meanwhile.
+            self._noted = oldest
+            self._note(LinkState.AWAY, why)
+        if origin.can_cut:
+            log.warning("%s: %s; connecting anew", self.name, why)
             await origin.cut()
+        elif self._is_ending:
+            self.give_up(f"the origin {self.name} hangs: {why}")
 
     def note_timeout(self) -> OSError:
         """A request has waited for long enough; the error that it gets."""
-        self._note(LinkState.AWAY, f"it did not answer within {self.timeout_seconds:g} s")
+        if self.state is not LinkState.AWAY:
+            # If it is away already, what is known of it says more.
+            self._note(LinkState.AWAY, f"it did not answer within {self.timeout_seconds:g} s")
         return self.timed_out()
 
     def timed_out(self) -> OSError:
@@ -184,11 +224,11 @@ class OriginLink:
             raise system_error(errno.EIO)
         return self.origin
 
-    async def _ask(self, call: Callable[[], Awaitable[None]]) -> None:
+    async def _ask(self, call: Callable[[], Awaitable[_T]]) -> _T:
         token = object()
         self._under_way[token] = trio.current_time()
         try:
-            await call()
+            result = await call()
         except OSError as error:
             self.errors += 1
             is_gone = isinstance(error, OriginGone)
@@ -198,6 +238,7 @@ class OriginLink:
             del self._under_way[token]
         if self.state is not LinkState.PRESENT:
             self._note(LinkState.PRESENT, "")
+        return result
 
     def _note(self, state: LinkState, why: str) -> None:
         if state is not self.state:

@@ -126,6 +126,7 @@ class CacheVolume(OneFileVolume):
         """
         if self.read_only:
             return
+        self.origin_link.note_end()
         async with trio.open_nursery() as nursery:
             # An origin that hangs must not keep this process for ever.
             nursery.start_soon(self.origin_link.watch)
@@ -147,7 +148,7 @@ class CacheVolume(OneFileVolume):
             return self.head.head.origin_mark if self.was_settled else None
         try:
             await self.cleaner.settle()
-            return stored_mark(await origin.mark())
+            return stored_mark(await self.origin_link.mark())
         except OSError as error:
             log.warning("the origin %s could not be left in order: %s", self.origin_link.name,
                         sentence_of(error))  # fmt: skip
@@ -295,7 +296,7 @@ class CacheVolume(OneFileVolume):
         old_bytes, origin = self.size_bytes, self.origin_link.origin
         if origin is None:
             raise system_error(errno.ENOTCONN)
-        new_bytes = await origin.resize_seen()
+        new_bytes = await self.origin_link.resize_seen()
         if new_bytes > old_bytes:
             if old_bytes & self.blocks.block_bytes - 1:
                 await self._forget_last(old_bytes >> self.blocks.shift)
