@@ -15,6 +15,7 @@ from hypothesis import settings
 
 from kit.ceph_node import CephNode, missing_programs, shared_node
 from kit.commands import BIN
+from kit.left_open import follow, nothing_left_open
 from kit.mounts import ENABLE_URING, ENGINES, Engine, Mounted, PoolMaker, may_pass, pool_maker
 from kit.namespaces import Run, as_ordinary_user, mount_namespace
 from kit.shared_setting import kept_at
@@ -22,9 +23,19 @@ from kit.shared_setting import kept_at
 ROOT = Path(__file__).parents[1]
 _IS_WITHIN_A_TEST = "PYTEST_CURRENT_TEST" in os.environ
 """Whether this whole run is a part of a test of another one, which holds the lock for it."""
+_MOST_DESCRIPTORS = 256
+"""A quarter of what a process may have open where nobody has raised the limit."""
 _URING_NOTE = Path("/run/pmemfs-tests-enable-uring")
 _HELD = pytest.StashKey[ExitStack]()
 _LOCK, _GATE, _KEPT = pytest.StashKey[int](), pytest.StashKey[int](), pytest.StashKey[bool]()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    """Close what a test and its fixtures leave open."""
+    with nothing_left_open():
+        yield
+    assert len(os.listdir("/proc/self/fd")) < _MOST_DESCRIPTORS, "tests leave too much open"
 
 
 @pytest.fixture
@@ -185,7 +196,8 @@ def pytest_runtest_protocol(
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Switch FUSE over io_uring on for the tests, where that can be done: before any of the
-    processes that run them is started."""
+    processes that run them is started. And know what each of these has open."""
+    follow()
     if not hasattr(session.config, "workerinput") and os.access(ENABLE_URING, os.W_OK):
         held = session.config.stash[_HELD] = ExitStack()
         held.enter_context(kept_at(ENABLE_URING, "Y", _URING_NOTE))

@@ -78,7 +78,9 @@ class Poisoner:
 
     def wait_for_touch(self) -> None:
         """Return when somebody touches a watched hole."""
-        assert select.select([self.fd], [], [], _PATIENCE_SECONDS)[0], "nobody touches it"
+        touched = select.poll()
+        touched.register(self.fd, select.POLLIN)
+        assert touched.poll(_PATIENCE_SECONDS * 1000), "nobody touches it"
         assert len(os.read(self.fd, _MESSAGE_BYTES)) == _MESSAGE_BYTES
 
     def fill(self, address: int, length: int = FRAME_BYTES) -> None:

@@ -51,6 +51,8 @@ class Shell:
         self._name = name
         self._said_at = directory / "said"
         self._terminal, other_end = pty.openpty()
+        self._shows = select.poll()
+        self._shows.register(self._terminal, select.POLLIN)
         self._process = subprocess.Popen(
             # The terminal is that of the shell's own session, as fish wants it.
             ["setsid", "--ctty", *SHELLS[name]], stdin=other_end, stdout=other_end,
@@ -81,7 +83,7 @@ class Shell:
                     self._said_at.unlink()
                     return said.strip()
             # What nobody reads would stop it.
-            if select.select([self._terminal], [], [], 0.05)[0]:
+            if self._shows.poll(50):
                 shown += os.read(self._terminal, 65536)
         raise AssertionError(f"{self._name} has not answered; on its terminal stands {shown!r}")
 
