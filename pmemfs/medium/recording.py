@@ -72,6 +72,11 @@ class RecordingMedium(Medium):
     def check_touched(self) -> None:
         """Nothing to do: all of this memory can be touched."""
 
+    def outlive_process(self) -> None:
+        """Let calls count again after one that failed: the process is killed, and another one goes
+        on with this memory, in which it finds what is not durable yet."""
+        self._failures, self._lost, self._flushed = {}, None, {}
+
     def store(self, offset_bytes: int, data: Buffer) -> None:
         view = memoryview(data).cast("B")
         if offset_bytes < 0 or offset_bytes + len(view) > self.size_bytes:

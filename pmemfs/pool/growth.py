@@ -29,7 +29,7 @@ from dataclasses import dataclass
 
 from pmemfs.errors import BadGeometry, CannotGrow, CannotShrink, NoSizeGiven
 from pmemfs.media.label import Incompatible, Scheme, pack
-from pmemfs.media.zones import Zone, Zones
+from pmemfs.media.zones import LABEL_BYTES, Zone, Zones
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.medium.source import identify
 from pmemfs.pfn import FRAME_BYTES
@@ -203,3 +203,6 @@ def heal(pool: Pool) -> None:
     first, second = (reading.label for reading in pool.readings)
     if first != second:
         pool.rewrite()
+    else:
+        # A killed process may have written it, and not made it durable.
+        pool.medium.persist(0, LABEL_BYTES)

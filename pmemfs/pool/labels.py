@@ -3,6 +3,8 @@
 Invariants:
 - a label is written to the copy that is not in force, made durable, and then written to the other
   copy. So at every instant one copy is valid, and a torn write loses nothing;
+- what a killed process has written last may not be durable yet, although it can be read. So the
+  copy in force is made durable as it is before the other one is overwritten;
 - nothing is believed that `validate` refuses. What is left of a damaged label in front is only a
   hint where the copy may lie.
 """
@@ -77,6 +79,8 @@ def newest(readings: Sequence[LabelReading]) -> LabelReading:
 
 def write_labels(medium: Medium, label: Label, *, in_force: LabelReading) -> None:
     """Write both copies, and the copy in force last."""
+    if in_force.label:
+        medium.persist(in_force.offset_bytes, LABEL_BYTES)
     copy_offset_bytes = label.pool_size_bytes - LABEL_BYTES
     offsets = [copy_offset_bytes, 0]
     # The copy in force may lie elsewhere: that of a smaller pool which `create` overwrites. It is

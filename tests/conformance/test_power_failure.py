@@ -84,6 +84,8 @@ class Explorer:
     crash_images: dict[tuple[bytes, ...], bytes] = field(default_factory=dict)
     """One image for each pair of labels that was left."""
     keeps_images: bool = False
+    may_be_lost: Collection[Meaning] = ()
+    """What else the first operation may find, as a process was killed that had not replied."""
     grown_data: tuple[bytes, int, int] | None = None
     """What becomes data when the pool of that uuid grows."""
 
@@ -103,7 +105,7 @@ class Explorer:
         pool = operation(self.medium)
         self.medium.at_each_fence = lambda: None
         for left in during:
-            self._judge(f"during {name}", left, {before, pool.label})
+            self._judge(f"during {name}", left, {before, pool.label, *self.may_be_lost})
             self._judge_generation(f"during {name}", left)
         if name == "begin_mount":
             # From now on, page structures may bear it.
@@ -326,13 +328,50 @@ def test_a_second_power_failure_while_going_on_from_the_first_loses_nothing(
     print(f"after a crash in {name}: {len(images)} images, {states} states")
 
 
+CALLS, SETTLING = 6, (0, 1)
+"""An operation flushes and fences three times; first what a killed process may have left, which has
+a gate of its own."""
+
+
+def gone_on(killed_at: int, killed: str, name: str, ignored: Collection[int] = ()) -> Explorer:
+    """An operation on what a process left that was killed before one of its calls."""
+    failures = {killed_at: OSError("it is killed here")}
+    medium = RecordingMedium(old_pool_image(), failures=failures, ignored_calls=ignored)
+    durable = meaning(content(medium))
+    with pytest.raises(OSError, match="killed"):
+        OPERATIONS[killed](medium)
+    medium.outlive_process()
+    explorer = Explorer(medium, limit=100, may_be_lost={durable})
+    explorer.run(name, OPERATIONS[name])
+    return explorer
+
+
+@pytest.mark.parametrize("name", ["begin_mount", "create"])
+@pytest.mark.parametrize("killed", ["begin_mount", "create"])
+@pytest.mark.parametrize("killed_at", range(CALLS))
+def test_what_a_killed_process_wrote_last_is_durable_before_the_other_copy_is_overwritten(
+    killed_at: int, killed: str, name: str
+) -> None:
+    assert gone_on(killed_at, killed, name).violations == []
+
+
+@pytest.mark.parametrize("call", SETTLING)
+def test_without_that_flush_or_fence_it_may_be_lost(call: int) -> None:
+    # Killed before it has flushed or fenced the first copy that it wrote.
+    assert any(
+        gone_on(killed_at, "begin_mount", "begin_mount", ignored={killed_at + 1 + call}).violations
+        for killed_at in (2, 3)
+    )
+
+
 # On a blank medium there is nothing to lose before `create` has replied, so there alone the fence
 # between the two copies, call 1, is not needed.
 GATES = [("blank", "create", call) for call in (0, 2, 3)] + [
     ("an old pool", life, call)
     for life in LIVES
     if life not in GROWING
-    for call in range(4 * len(LIVES[life]))
+    for call in range(CALLS * len(LIVES[life]))
+    if call % CALLS not in SETTLING
 ]
 OUTGROWN = "a pool that is to grow"
 # Nothing counts before the last step of growing: its first fence, call 7, stands for those before.
@@ -353,7 +392,8 @@ def test_the_gate_covers_every_flush_and_fence_there_is(life: str) -> None:
     medium = RecordingMedium(old_pool_image())
     for name in LIVES[life]:
         OPERATIONS[name](medium)
-    assert medium.call_count == sum(gate[:2] == ("an old pool", life) for gate in GATES)
+    gated = sum(gate[:2] == ("an old pool", life) for gate in GATES)
+    assert medium.call_count == gated + len(SETTLING) * len(LIVES[life])
 
 
 def test_the_gate_covers_every_flush_and_fence_of_growing() -> None:
