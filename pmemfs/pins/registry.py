@@ -22,10 +22,9 @@ import itertools
 import os
 import resource
 import select
-import stat
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
@@ -34,7 +33,6 @@ from pmemfs.errors import (
     MemoryFault,
     NoPageStructures,
     PmemfsError,
-    TooManyPieces,
     TooManyPins,
     system_error,
 )
@@ -43,15 +41,13 @@ from pmemfs.medium.base import Durability, Medium
 from pmemfs.memmap.base import Access, Memmap
 from pmemfs.mount.processes import raise_descriptors
 from pmemfs.pfn import PAGE_SHIFT
-from pmemfs.pins.pin import Client, HeldRun, Pin, PinnedFile, WantedRange
+from pmemfs.pins.pin import Client, Pin, PinnedFile, WantedRange
+from pmemfs.pins.ranges import PinnedRanges
 from pmemfs.pins.words import MOUNT_ENDED, PinWord, Words
 from pmemfs.units import GIB, MIB
-from pmemfs.volume.base import Piece, Volume, looked_at
-from pmemfs.volume.pinned import Held
+from pmemfs.volume.base import Volume
 
 REST_SECONDS = 30
-MOST_PIECES = 60_000
-"""A process may have 65,530 mappings (vm.max_map_count), and needs some for itself."""
 MOST_PINS = 16_384
 """Of one client."""
 MOST_POOLS = 16
@@ -63,9 +59,7 @@ _STEP_PAGES = 8192
 few milliseconds if the memory of the structures is new."""
 _RUN_PAGES = 16
 """A run takes as long as so many pages, however short it is."""
-_PIECES_AT_ONCE = 4096
 _FILES_AT_ONCE = 128
-_FILL_BYTES = 4 * MIB
 _RESERVE_AT_ONCE_BYTES = 2 * MIB
 _RESERVE_BYTES = GIB
 _TRIES = 100
@@ -86,6 +80,7 @@ class Pins:
         self.memmap = memmap
         self._volume = volume
         self._tell = tell
+        self._ranges = PinnedRanges(medium, volume, self._told)
         self._rest_seconds = rest_seconds
         self._order = memmap.geometry.order if memmap.geometry else 0
         self._numbers = itertools.count(1)
@@ -199,7 +194,7 @@ class Pins:
         try:
             if is_contiguous:
                 for number in dict.fromkeys(one.inode for one in wanted):
-                    await self._lay_out(number)
+                    await self._ranges.lay_out(number)
             await self._form(pin, wanted)
             return pin, self._connect(pin)
         except BaseException:
@@ -211,7 +206,7 @@ class Pins:
         volume = self._volume
         for _ in range(_TRIES):
             for number, one in enumerate(wanted, 1):
-                await self._look(pin, one)
+                await self._ranges.find(pin, one)
                 if number % _FILES_AT_ONCE == 0:
                     await trio.lowlevel.checkpoint()
             self._count(pin)
@@ -230,119 +225,6 @@ class Pins:
             self.words.clear(pin.place)
             self._mark(pin)
         raise CannotPin(errno.EAGAIN, what="a file", why="its frames go on changing")
-
-    async def _lay_out(self, number: int) -> None:
-        while self._volume.read_on(number):
-            await trio.lowlevel.checkpoint()
-        laid_out = self._volume.lay_out(number)
-        if isinstance(laid_out, Coroutine):
-            await laid_out
-        await self._told(number)
-
-    async def _look(self, pin: Pin, wanted: WantedRange) -> None:
-        """Find the frames of a range, and register them, a part at a time."""
-        volume, number = self._volume, wanted.inode
-        while volume.read_on(number):
-            await trio.lowlevel.checkpoint()
-        attributes = volume.attributes(number)
-        if not stat.S_ISREG(attributes.mode):
-            raise system_error(errno.EISDIR if stat.S_ISDIR(attributes.mode) else errno.EINVAL)
-        if not attributes.nlink and not pin.is_writable:
-            # Its client may have found it by a name that was removed since.
-            pin.was_renamed()
-        start, size_bytes = wanted.offset_bytes, attributes.size_bytes
-        if start < 0 or wanted.length_bytes < -1:
-            raise system_error(errno.EINVAL)
-        length = max(0, size_bytes - start)
-        if wanted.length_bytes >= 0:
-            length = min(length, wanted.length_bytes)
-        pieces: list[Piece] = []
-        file = PinnedFile(
-            number, attributes.generation, wanted.path, start, length, size_bytes, pieces
-        )
-        pin.files.append(file)
-        position, has_waited = start, False
-        while position < start + length:
-            if has_waited and not self._is_as_it_was(file):
-                pin.become_stale()
-                return
-            some = volume.pieces(number, position, start + length - position, _PIECES_AT_ONCE)
-            if pin.is_writable and await self._fill(file, position, some):
-                has_waited = True
-                continue
-            if self._medium.read_only and not self._medium.reserved:
-                # Nothing gets memory here, and a touch of what has none may be a SIGBUS. No frame
-                # can leave the file meanwhile: such a mount stays read-only.
-                some = await trio.to_thread.run_sync(with_holes_of, self._medium, some)
-            self._register(pin, number, position, some)
-            before = position - start
-            pieces += [(offset + before, at, size) for offset, at, size in some]
-            pin.piece_count += len(some)
-            if pin.piece_count > MOST_PIECES:
-                raise TooManyPieces(what=wanted.path or f"inode {number}", most=MOST_PIECES)
-            position += some[-1][0] + some[-1][2]
-            if len(some) == _PIECES_AT_ONCE:
-                await trio.lowlevel.checkpoint()
-                has_waited = True
-
-    def _register(self, pin: Pin, number: int, position: int, pieces: Sequence[Piece]) -> None:
-        runs = [
-            HeldRun(
-                pool_bytes >> PAGE_SHIFT, length >> PAGE_SHIFT, number,
-                (position + offset) >> PAGE_SHIFT,
-            )
-            for offset, pool_bytes, length in pieces
-            if pool_bytes >= 0
-        ]  # fmt: skip
-        if runs:
-            held = Held(pin, number, [(pfn, pfn + count) for pfn, count, _, _ in runs])
-            self._volume.pinned.add(held)
-            pin.held.append(held)
-            pin.runs += runs
-
-    def _is_as_it_was(self, file: PinnedFile) -> bool:
-        """Whether the range still lies in the file: behind the end of one that became shorter in
-        the meantime, frames have undefined content, perhaps another file's."""
-        attributes = self._volume.attributes(file.inode)
-        end = file.offset_bytes + file.length_bytes
-        return attributes.generation == file.generation and attributes.size_bytes >= end
-
-    async def _fill(self, file: PinnedFile, position: int, pieces: Sequence[Piece]) -> bool:
-        """Give frames to the holes of a range, a step at a time; whether there were any.
-
-        Raises OSError: ENOSPC before anything is filled if they are larger than what is free.
-        """
-        holes_bytes = sum(length for _, pool_bytes, length in pieces if pool_bytes < 0)
-        if holes_bytes:
-            await looked_at(self._volume)
-            self._check_room(holes_bytes >> PAGE_SHIFT)
-        has_holes = False
-        for offset, pool_bytes, length in pieces:
-            if pool_bytes >= 0:
-                continue
-            has_holes = True
-            low = max(position, position + offset)
-            high = min(file.offset_bytes + file.length_bytes, position + offset + length)
-            for at in range(low, high, _FILL_BYTES):
-                if not self._is_as_it_was(file):
-                    return True
-                step = min(_FILL_BYTES, high - at)
-                filled = self._volume.allocate(file.inode, at, step, keep_size=True)
-                if isinstance(filled, Coroutine):
-                    await filled
-                await trio.lowlevel.checkpoint()
-        if has_holes:
-            await self._told(file.inode)
-        return has_holes
-
-    def _check_room(self, frame_count: int) -> None:
-        """Raise ENOSPC if there are not so many free frames, nor others that become free now."""
-        volume = self._volume
-        if frame_count > volume.room().free_frames:
-            is_freeing = volume.settle()
-            room = volume.room()
-            if frame_count > (room.total_frames if is_freeing else room.free_frames):
-                raise system_error(errno.ENOSPC)
 
     def _count(self, pin: Pin) -> None:
         """Count the pages of a pin for its client. Raises TooManyPins."""
@@ -514,25 +396,6 @@ class Pins:
             self._volume.pinned.remove(held)
         pin.forget()
         self.words.give_back(pin.place)
-
-
-def with_holes_of(medium: Medium, pieces: list[Piece]) -> list[Piece]:
-    """Pieces of a file, where holes of the pool are holes of the file, too. Raises MemoryFault."""
-    found: list[Piece] = []
-    for offset, pool_bytes, length in pieces:
-        # How much of the piece is in `found`.
-        done = 0
-        for start, size in medium.with_memory(pool_bytes, length) if pool_bytes >= 0 else ():
-            if start > pool_bytes + done:
-                found.append((offset + done, -1, start - pool_bytes - done))
-            found.append((offset + start - pool_bytes, start, size))
-            done = start + size - pool_bytes
-        if done < length:
-            found.append((offset + done, -1, length - done))
-        if len(found) > MOST_PIECES:
-            # The caller refuses them, and the rest need not be looked for.
-            break
-    return found
 
 
 def most_living() -> int:

@@ -20,7 +20,7 @@ from pmemfs.media.inode import ROOT
 from pmemfs.media.label import Scheme
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.pfn import FRAME_BYTES
-from pmemfs.pins import methods, registry
+from pmemfs.pins import methods, ranges, registry
 from pmemfs.pins.accesses import accesses_of
 from pmemfs.pins.pin import Client, Pin, WantedRange, read_client
 from pmemfs.pins.words import PinWord
@@ -386,8 +386,8 @@ def test_pins_leave_the_daemon_descriptors_for_all_else(
 def test_a_file_in_too_many_pieces_is_refused_with_the_remedy(
     fs: Pinnable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry, "MOST_PIECES", 8)
-    monkeypatch.setattr(registry, "_PIECES_AT_ONCE", 3)
+    monkeypatch.setattr(ranges, "MOST_PIECES", 8)
+    monkeypatch.setattr(ranges, "_PIECES_AT_ONCE", 3)
 
     async def test() -> None:
         number = fs.make("holes")
@@ -408,7 +408,7 @@ def test_a_file_in_too_many_pieces_is_refused_with_the_remedy(
 def test_the_pieces_of_all_files_of_a_pin_are_counted(
     fs: Pinnable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry, "MOST_PIECES", 8)
+    monkeypatch.setattr(ranges, "MOST_PIECES", 8)
 
     async def test() -> None:
         numbers = [fs.make(f"file{n}", FRAME_BYTES) for n in range(9)]
@@ -424,7 +424,7 @@ def test_the_pieces_of_all_files_of_a_pin_are_counted(
 def test_a_file_that_becomes_shorter_while_its_holes_are_filled_shows_no_other_bytes(
     fs: Pinnable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry, "_FILL_BYTES", FRAME_BYTES)
+    monkeypatch.setattr(ranges, "_FILL_BYTES", FRAME_BYTES)
     size = 64 * FRAME_BYTES
 
     async def test() -> None:
@@ -454,7 +454,7 @@ def test_a_file_that_becomes_shorter_while_its_holes_are_filled_shows_no_other_b
 def test_what_has_no_room_for_its_holes_leaves_them_as_they_are(
     fs: Pinnable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry, "_FILL_BYTES", 1 << 20)
+    monkeypatch.setattr(ranges, "_FILL_BYTES", 1 << 20)
 
     async def test() -> None:
         number = fs.make("sparse")
