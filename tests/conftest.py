@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from kit.ceph_node import CephNode, missing_programs, shared_node
 from kit.commands import BIN
@@ -135,7 +135,10 @@ def user(pools: PoolMaker, inside: Run) -> Run:
     return as_ordinary_user(inside, pools.directory / "home")
 
 
-settings.register_profile("quick", max_examples=25)
+# How long an example takes says how busy the machine is.
+settings.register_profile("any", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("quick", settings.get_profile("any"), max_examples=25)
+settings.load_profile("any")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -258,11 +258,11 @@ def test_as_many_connections_are_made_as_the_server_takes_together(
     server: Server, memory: memoryview, says: str, most: int
 ) -> None:
     running = server.start("--filter=multi-conn", "--filter=delay", words=("rdelay=50ms", says))
-    wait_until(lambda: sockets_of(running.pid) == 0, "the server has seen the last of who asked")
 
     async def main() -> None:
         origin = await open_origin(running.text)
-        assert sockets_of(running.pid) == 1
+        # Who asked whether it listens may have been seen after us, and is gone soon.
+        wait_until(lambda: sockets_of(running.pid) == 1, "the server has the one connection")
         # One more is made in a round at least, if it is wanted.
         for _ in range(5):
             async with trio.open_nursery() as nursery:
