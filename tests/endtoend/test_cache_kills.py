@@ -1,12 +1,14 @@
 """Mode cache under fio verify, 4 jobs and 32 deep, while its processes die or its origin does.
 
-PMEMFS_KILL_ROUNDS in the environment says how often each test kills, instead of 3 times.
+PMEMFS_KILL_ROUNDS in the environment says how often each test kills, instead of 3 times, and
+PMEMFS_STOP_SECONDS for how long an origin stands still, instead of 3 s.
 """
 
 from __future__ import annotations
 
 import os
 import random
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -15,16 +17,20 @@ from pathlib import Path
 import pytest
 
 from kit.caches import ask, cache_of, new_origin
+from kit.commands import fio, pmemfs_ok
 from kit.mounts import NATIVE, Engine, Mounted, PoolMaker, Session
 from kit.origins import NbdServer
+from kit.posix import opened
 from kit.processes import is_running, wait_until
 from kit.sources import loop_device
-from kit.verified import VerifiedBlocks
+from kit.verified import BLOCK_BYTES, JOB_BYTES, JOBS, VerifiedBlocks
+from pmemfs.logs import log_file
 from pmemfs.units import MIB
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow, pytest.mark.usefixtures("engine")]
 
 ROUNDS = int(os.environ.get("PMEMFS_KILL_ROUNDS", "3"))
+STOP_SECONDS = float(os.environ.get("PMEMFS_STOP_SECONDS", "3"))
 SIZE_BYTES = 24 * MIB
 
 KINDS = [
@@ -88,3 +94,72 @@ def test_fio_finds_after_kill_9_what_was_acknowledged_to_it(
         acknowledged += len(blocks.acknowledged)
     assert acknowledged > ROUNDS * 64
     end_flushed(pools, mounted, origin)
+
+
+@pytest.mark.parametrize("engine", [NATIVE[0]], indirect=True, ids=str)
+def test_fio_does_not_notice_that_a_server_is_killed_and_started_again(
+    pools: PoolMaker, tmp_path: Path, origin: Path
+) -> None:
+    server = NbdServer("file", origin)
+    try:
+        mounted = pools.mount(
+            cache_of(pools, server.text, max_dirty_percent=30, origin_timeout_seconds=60)
+        )
+        blocks = VerifiedBlocks(mounted.device, tmp_path)
+        blocks.fill()
+        with blocks.writing() as writer:
+            for _ in range(2):
+                server.end()
+                time.sleep(0.3)
+                server.start()
+                time.sleep(0.3)
+        assert writer.returncode == 0
+        assert len(blocks.acknowledged) == JOBS * JOB_BYTES // BLOCK_BYTES
+        blocks.check()
+        assert ask(mounted, "cache-info")["origin"]["errors"] > 0
+        end_flushed(pools, mounted, origin)
+    finally:
+        server.end()
+
+
+@pytest.mark.parametrize("engine", [NATIVE[0], Engine("python")], indirect=True, ids=str)
+def test_hits_and_writes_with_room_go_on_while_a_server_stands_still(
+    pools: PoolMaker, tmp_path: Path, origin: Path
+) -> None:
+    server = NbdServer("file", origin)
+    try:
+        mounted = pools.mount(
+            cache_of(pools, server.text, max_dirty_age_seconds=1,
+                     origin_timeout_seconds=max(1, int(STOP_SECONDS / 2)))
+        )  # fmt: skip
+        words = ["--verify=crc32c", "--verify_fatal=1", "--ioengine=libaio", "--iodepth=32",
+                 "--numjobs=4", "--rw=randwrite", "--bs=4k", "--size=512k"]  # fmt: skip
+        done = fio(tmp_path, mounted.device, *words, "--offset_increment=512k")
+        assert done.code == 0, done.err
+        server.stop()
+        stopped_at = time.monotonic()
+        number = 0
+        while number == 0 or time.monotonic() < stopped_at + STOP_SECONDS:
+            number += 1
+            seeded = [*words, "--offset_increment=512k", f"--randseed={number}"]
+            done = fio(tmp_path, mounted.device, *seeded)
+            assert done.code == 0, done.err
+        with opened(mounted.device) as fd, pytest.raises(OSError, match="Input/output error"):
+            os.pread(fd, 4096, 20 * MIB)
+        wait_until(lambda: ask(mounted, "cache-info")["origin"]["write_back_failures"] > 0,
+                   "writing back was tried")  # fmt: skip
+        report = ask(mounted, "cache-info")
+        assert report["origin"]["state"] == "away"
+        assert report["dirty"] > 256
+        assert report["origin"]["timeouts"] > 0
+        said = pmemfs_ok("info", mounted.mountpoint)
+        assert "AWAY" in said
+        assert f"{report['dirty']} blocks" in said
+        log = log_file(str(mounted.pool)).read_text()
+        assert f"the origin {server.text} is away" in log
+        assert "dirty blocks could not be written to the origin" in log
+        os.kill(server.pid, signal.SIGCONT)
+        end_flushed(pools, mounted, origin)
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+        server.end()

@@ -60,7 +60,8 @@ class VerifiedBlocks:
         words = [
             "fio", "--name=v", f"--filename={self.device}", "--direct=1", *self._words,
             "--rw=randwrite", f"--bs={BLOCK_BYTES}", "--do_verify=0", f"--randseed={self._round}",
-            "--log_offset=1", "--write_lat_log=round", f"--rate_iops={self._rate}", "--output=fio.out",
+            "--log_offset=1", "--write_lat_log=round", f"--rate_iops={self._rate}",
+            "--output=fio.out",
         ]  # fmt: skip
         running = subprocess.Popen(words, cwd=self._directory, stderr=subprocess.DEVNULL)
         try:
