@@ -10,6 +10,7 @@ structures that rooms share.
     plane       the shared memory as the data plane reads it
     content     READ, WRITE and LSEEK
     cache       the same in mode `cache`
+    filling     places that the control plane fills from an origin
     durability  FSYNC
     route       finds which of these answers a request, or who else has to
     transport   what both transports have in common, and the way to the control plane
@@ -24,6 +25,7 @@ include "pages.pxi"
 include "plane.pxi"
 include "content.pxi"
 include "cache.pxi"
+include "filling.pxi"
 include "durability.pxi"
 include "route.pxi"
 include "transport.pxi"

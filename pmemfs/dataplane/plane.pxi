@@ -35,11 +35,6 @@ cdef int attach(plane_t *plane, int shared_fd, int pool_fd, int map_flags) noexc
         return errno
     plane.shared = <uint8_t *>mapped
     plane.header = <header_t *>mapped
-    plane.inodes = <inode_t *>(plane.shared + plane.header.inodes_offset)
-    plane.attributes = <attributes_t *>(plane.shared + plane.header.attributes_offset)
-    plane.presence = plane.shared + plane.header.presence_offset
-    plane.cache_locks = <uint64_t *>(plane.shared + plane.header.cache_locks_offset)
-    plane.cache_groups = plane.shared + plane.header.cache_groups_offset
     plane.pool_fd = pool_fd
     # The mapping reaches beyond the pool's end. A touch there faults until the pool has grown.
     plane.mapped_bytes = plane.header.reach_bytes
@@ -49,9 +44,21 @@ cdef int attach(plane_t *plane, int shared_fd, int pool_fd, int map_flags) noexc
     if mapped == MAP_FAILED:
         return errno
     plane.pool = <uint8_t *>mapped
+    find_areas(plane)
+    return 0
+
+
+cdef void find_areas(plane_t *plane) noexcept nogil:
+    """Find what lies in the shared memory and the pool, which are mapped."""
+    plane.header = <header_t *>plane.shared
+    plane.inodes = <inode_t *>(plane.shared + plane.header.inodes_offset)
+    plane.attributes = <attributes_t *>(plane.shared + plane.header.attributes_offset)
+    plane.presence = plane.shared + plane.header.presence_offset
+    plane.cache_locks = <uint64_t *>(plane.shared + plane.header.cache_locks_offset)
+    plane.cache_groups = plane.shared + plane.header.cache_groups_offset
     plane.memmap.header = plane.header
     plane.memmap.sections = plane.shared + plane.header.sections_offset
-    plane.memmap.pool_fd = pool_fd
+    plane.memmap.pool_fd = plane.pool_fd
     plane.memmap.must_reserve = (plane.header.memmap_place == MEMMAP_POOL
                                  and not plane.header.reserved)
     plane.memmap.base = NULL
@@ -59,7 +66,6 @@ cdef int attach(plane_t *plane, int shared_fd, int pool_fd, int map_flags) noexc
         plane.memmap.base = plane.pool
     elif plane.header.memmap_place == MEMMAP_SHARED:
         plane.memmap.base = plane.shared
-    return 0
 
 
 cdef void detach(plane_t *plane) noexcept nogil:

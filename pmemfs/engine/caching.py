@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from pmemfs.dataplane.counters import read_cache_counters
 from pmemfs.dataplane.layouts import CACHE_LOCKS_SHIFT, CHUNK_SHIFT, Presence
-from pmemfs.dataplane.native import CacheLocks
+from pmemfs.dataplane.native import CacheLocks, CachePlaces
 from pmemfs.dataplane.tables import Grace
 from pmemfs.engine.native import SharedAttributes, SharedEngine
 from pmemfs.media.cache import Ground
+from pmemfs.medium.mapped import MappedMedium
 from pmemfs.volume.cache.onlookers import CacheOnlookers, WorkerCounts
 from pmemfs.volume.onefile import INODE
 
@@ -108,6 +109,12 @@ class PublishedCache(SharedAttributes, CacheOnlookers):
     def locks(self) -> SharedLocks:
         """The locks of sets, which workers take, too."""
         return SharedLocks(CacheLocks(self._shared.cache_locks))
+
+    def places(self, medium: MappedMedium, groups: bytearray) -> CachePlaces:
+        """Fills places of the pool, many at once; `groups` is what is known of each group."""
+        return CachePlaces(
+            self._shared.memory, medium.view(0, medium.size_bytes), groups, medium.fileno()
+        )
 
     def begin_grace(self) -> Grace:
         """Note which requests are under way now."""

@@ -11,6 +11,7 @@ import socket
 from collections import deque
 from collections.abc import Coroutine, Sequence
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import trio
@@ -23,6 +24,7 @@ from pmemfs.fuse.interrupts import Interrupts
 from pmemfs.fuse.wire import Opcode
 from pmemfs.fuse.wiredoor import Answer, Request, WireDoor
 from pmemfs.units import MIB
+from pmemfs.volume.coming import Coming
 
 _HEAD_BYTES, _unpack_head = wire.IN_HEADER.size, wire.IN_HEADER.unpack_from
 _WITHOUT_WAITING = int(socket.MSG_DONTWAIT)
@@ -93,6 +95,8 @@ class ForwardedRequests:
         self._buffer = memoryview(bytearray(longest_bytes))
         self._outboxes: dict[socket.socket, Outbox] = {}
         self._interrupts = Interrupts()
+        self._coming = 0
+        """Requests that wait without a task."""
 
     async def serve(self, connections: Sequence[socket.socket]) -> None:
         """Answer requests until the data plane hangs up; slow answers don't hold up the others.
@@ -107,10 +111,14 @@ class ForwardedRequests:
                 }
                 while inbox:
                     await inbox.wait()
-                    while found := inbox.next(may_wait=not nursery.child_tasks):
+                    while found := inbox.next(may_wait=self._is_idle(nursery)):
                         for connection in found:
                             if not self._serve_next(connection, nursery):
                                 inbox.remove(connection)
+
+    def _is_idle(self, nursery: trio.Nursery) -> bool:
+        """Whether no other request needs the other tasks of this process."""
+        return not self._coming and not nursery.child_tasks
 
     def _serve_next(self, connection: socket.socket, nursery: trio.Nursery) -> bool:
         """Serve the next message, which is there; False if the data plane has hung up."""
@@ -143,12 +151,29 @@ class ForwardedRequests:
         if type(answer) is bytes:
             # First, because it is nearly always so, and this is cheaper than the next question.
             outbox.reply(unique, answer)
+        elif isinstance(answer, Coming):
+            self._coming += 1
+            self._interrupts.begin(unique, request.caller.pid, answer, nursery)
+            answer.when_there(partial(self._reply_to, outbox, unique, opcode, request))
         elif isinstance(answer, Coroutine):
             nursery.start_soon(
                 self._wait_and_reply, nursery, outbox, unique, opcode, request, answer
             )
         elif answer is not None:
             outbox.reply(unique, answer)
+
+    def _reply_to(
+        self, outbox: Outbox, unique: int, opcode: int, request: Request,
+        coming: Coming[bytes | memoryview],
+    ) -> None:  # fmt: skip
+        self._coming -= 1
+        self._interrupts.end(unique)
+        try:
+            data = coming.result()
+        except Exception as problem:
+            outbox.reply(unique, b"", _errno_of(problem, opcode, request))
+        else:
+            outbox.reply(unique, data)
 
     async def _wait_and_reply(
         self, nursery: trio.Nursery, outbox: Outbox, unique: int, opcode: int, request: Request,

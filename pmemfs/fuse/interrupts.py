@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 import trio
 
@@ -21,11 +22,18 @@ _KILLED = 1 << signal.SIGKILL - 1
 _EARLY = 64
 
 
+class Waiting(Protocol):
+    """What a request waits in, or for."""
+
+    def cancel(self) -> None:
+        """Let it wait no more."""
+
+
 class Interrupts:
     """The requests of one mount that wait, by their numbers."""
 
     def __init__(self) -> None:
-        self._waiting: dict[int, tuple[trio.CancelScope, int]] = {}
+        self._waiting: dict[int, tuple[Waiting, int]] = {}
         self._early: OrderedDict[int, None] = OrderedDict()
         """Interrupts that came before their requests, on another way."""
 
@@ -35,14 +43,22 @@ class Interrupts:
     ) -> Iterator[trio.CancelScope]:  # fmt: skip
         """While this lasts, the request waits; its scope is cancelled if its caller is killed."""
         with trio.CancelScope() as scope:
-            self._waiting[unique] = scope, pid
-            if unique in self._early:
-                del self._early[unique]
-                nursery.start_soon(self._follow, unique)
+            self.begin(unique, pid, scope, nursery)
             try:
                 yield scope
             finally:
-                del self._waiting[unique]
+                self.end(unique)
+
+    def begin(self, unique: int, pid: int, waiting: Waiting, nursery: trio.Nursery) -> None:
+        """From now on the request waits; that is cancelled if its caller is killed."""
+        self._waiting[unique] = waiting, pid
+        if unique in self._early:
+            del self._early[unique]
+            nursery.start_soon(self._follow, unique)
+
+    def end(self, unique: int) -> None:
+        """The request waits no more."""
+        del self._waiting[unique]
 
     def arrived(self, unique: int, nursery: trio.Nursery) -> None:
         """A signal has come for the caller of a request."""
@@ -56,9 +72,9 @@ class Interrupts:
     async def _follow(self, unique: int) -> None:
         """Look until the request is answered, since the kernel tells only of the first signal."""
         while unique in self._waiting:
-            scope, pid = self._waiting[unique]
+            waiting, pid = self._waiting[unique]
             if is_dying(pid):
-                scope.cancel()
+                waiting.cancel()
                 return
             await trio.sleep(_LOOK_SECONDS)
 

@@ -6,6 +6,7 @@ A session makes the mount and the planes. Of what it serves it knows only this.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pmemfs.clock import AccessTimes
@@ -114,6 +115,7 @@ def _cache(
     volume = CacheVolume(
         pool, memmap, uid=options.uid, gid=options.gid, mode=options.mode, onlookers=published,
         locks=published.locks() if published and has_locks else None, gate=published,
+        places=partial(published.places, medium) if published and has_locks else None,
     )  # fmt: skip
     trimmer = Trimmer(pool, medium, engine, None)
     handlers = Handlers(volume, engine, trimmer, opens=_opens(engine))

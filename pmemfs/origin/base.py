@@ -34,7 +34,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import trio
+
 from pmemfs.errors import system_error
+from pmemfs.origin.vectors import Vectors
 from pmemfs.units import MIB
 
 MOST_BYTES = 4 * MIB
@@ -63,6 +66,15 @@ class Identity:
 
 def say_nothing(sentence: str) -> None:
     """Nobody listens."""
+
+
+def wake(vectors: Vectors) -> None:
+    """Tell whoever waits for a transfer that it is over: a task, or something to be called."""
+    waiter, vectors.waiter = vectors.waiter, None
+    if isinstance(waiter, trio.lowlevel.Task):
+        trio.lowlevel.reschedule(waiter)
+    elif waiter is not None:
+        waiter(vectors)
 
 
 class Origin(ABC):
@@ -103,6 +115,16 @@ class Origin(ABC):
     @abstractmethod
     async def read(self, offset_bytes: int, views: Sequence[memoryview]) -> None:
         """Fill writable views, one after the other, from a range."""
+
+    def begin_reads(self, reads: Sequence[tuple[int, Vectors]]) -> int:
+        """Begin to read ranges into memory, together: as many of them, from the first on, as can be
+        begun without waiting; how many.
+
+        The `waiter` of each is called with it when it is over, maybe from here already. Its
+        `result` is the number of bytes, or -errno. Whoever finds an error or fewer bytes asks again
+        by `read`, which knows what the error means.
+        """
+        return 0
 
     @abstractmethod
     async def write(self, offset_bytes: int, views: Sequence[memoryview]) -> None:

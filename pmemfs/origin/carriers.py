@@ -14,12 +14,14 @@ import errno
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import trio
 from trio.lowlevel import Abort
 
 from pmemfs.errors import system_error
 from pmemfs.mountinfo import mount_of_device
+from pmemfs.origin.base import wake
 from pmemfs.origin.ring import Ring
 from pmemfs.origin.vectors import Vectors
 
@@ -39,6 +41,10 @@ class Carrier(ABC):
         self, fd: int, offset_bytes: int, views: Sequence[memoryview], unit: int
     ) -> None:
         """Fill the views from a range; `unit` divides the length of each."""
+
+    def begin_reads(self, fd: int, reads: Sequence[tuple[int, Vectors]]) -> int:
+        """As `Origin.begin_reads`."""
+        return 0
 
     @abstractmethod
     async def write(
@@ -86,6 +92,18 @@ class RingCarrier(Carrier):
         self._stopping = trio.CancelScope()
         self._has_stopped = trio.Event()
         trio.lowlevel.spawn_system_task(self._reap_always)
+
+    def begin_reads(self, fd: int, reads: Sequence[tuple[int, Vectors]]) -> int:
+        begun = 0
+        with suppress(OSError):
+            # The queue of a ring may be full, and stay full for now.
+            for offset_bytes, vectors in reads:
+                self._ring.read(fd, vectors, offset_bytes)
+                begun += 1
+        if not self._ring.submit():
+            trio.lowlevel.spawn_system_task(self._submit_all)
+        self._reap()
+        return begun
 
     async def read(
         self, fd: int, offset_bytes: int, views: Sequence[memoryview], unit: int
@@ -141,13 +159,16 @@ class RingCarrier(Carrier):
             self._is_submitting = True
             await trio.lowlevel.cancel_shielded_checkpoint()
             self._is_submitting = False
-            while not self._ring.submit():
-                self._reap()
-                await trio.lowlevel.cancel_shielded_checkpoint()
+            await self._submit_all()
             self._reap()
         if not vectors.is_done:
             vectors.waiter = trio.lowlevel.current_task()
             await trio.lowlevel.wait_task_rescheduled(_never)
+
+    async def _submit_all(self) -> None:
+        while not self._ring.submit():
+            self._reap()
+            await trio.lowlevel.cancel_shielded_checkpoint()
 
     async def _reap_always(self) -> None:
         with self._stopping:
@@ -158,9 +179,7 @@ class RingCarrier(Carrier):
 
     def _reap(self) -> None:
         for vectors in self._ring.reap():
-            if vectors.waiter is not None:
-                trio.lowlevel.reschedule(vectors.waiter)
-                vectors.waiter = None
+            wake(vectors)
         if not self._ring.under_way:
             self._is_idle.set()
 

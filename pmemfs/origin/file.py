@@ -28,6 +28,7 @@ from pmemfs.origin.base import Identity, Origin, say_nothing
 from pmemfs.origin.carriers import Carrier, open_carrier
 from pmemfs.origin.marks import ends_of, mark_of
 from pmemfs.origin.naming import FileName
+from pmemfs.origin.vectors import Vectors
 from pmemfs.reach import check_answers
 
 SECTOR_BYTES = 512
@@ -96,6 +97,9 @@ class FileOrigin(Origin):
         if offset_bytes % self.block_bytes:
             raise system_error(errno.EINVAL)
         await self._carrier.read(self._fd, offset_bytes, views, self.block_bytes)
+
+    def begin_reads(self, reads: Sequence[tuple[int, Vectors]]) -> int:
+        return self._carrier.begin_reads(self._fd, reads)
 
     async def write(self, offset_bytes: int, views: Sequence[memoryview]) -> None:
         self._check_change(offset_bytes, 0)

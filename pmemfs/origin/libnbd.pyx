@@ -225,7 +225,7 @@ cdef class Handle:
         return self.done()
 
     def done(self) -> list:
-        """The `Vectors` of commands that are done; `result` is 0 or -errno."""
+        """The `Vectors` of commands that are done; `result` is their length or -errno."""
         cdef int64_t cookie
         cdef Vectors vectors
         found = []
@@ -234,7 +234,7 @@ cdef class Handle:
             if cookie <= 0:
                 break
             vectors = self._under_way.pop(cookie)
-            vectors.result = 0
+            vectors.result = vectors.length_bytes
             if nbd.aio_command_completed(self._handle, cookie) < 0:
                 vectors.result = -(nbd.get_errno() or EIO)
             else:

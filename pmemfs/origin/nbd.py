@@ -27,7 +27,7 @@ from trio.lowlevel import Abort
 
 from pmemfs.errors import NeedsPackage, OriginGone, UnusableOrigin, sentence_of, system_error
 from pmemfs.origin import libnbd
-from pmemfs.origin.base import MOST_BYTES, Identity, Origin, say_nothing
+from pmemfs.origin.base import MOST_BYTES, Identity, Origin, say_nothing, wake
 from pmemfs.origin.libnbd import Handle
 from pmemfs.origin.marks import ends_of, mark_of
 from pmemfs.origin.naming import NbdName
@@ -93,19 +93,33 @@ class Connection:
         except OSError as error:
             self._wake(self.handle.done())
             raise (self._gone() if self.is_over else error) from None
-        # What is there to be read was read while the command was begun. It is not announced again.
-        self._wake(self.handle.done())
-        if self.handle.wants_to_write:
-            self._wants_to_write.unpark()
+        self.see_what_came()
         if not vectors.is_done:
             vectors.waiter = trio.lowlevel.current_task()
             await trio.lowlevel.wait_task_rescheduled(_never)
-        if vectors.result:
+        if vectors.result < 0:
             # The library gives what it can't finish an errno, as if the server had said so. A
             # server says ESHUTDOWN while it ends.
             if vectors.result == -errno.ESHUTDOWN or self.is_over:
                 raise self._gone()
             raise system_error(-vectors.result)
+
+    def begin_read(self, vectors: Vectors, offset_bytes: int) -> bool:
+        """Begin to read, and wait for nothing; `see_what_came` has to follow. False if it can't."""
+        if self.is_over:
+            return False
+        try:
+            self.handle.read(vectors, offset_bytes)
+        except OSError:
+            return False
+        return True
+
+    def see_what_came(self) -> None:
+        """What was there to be read was read while commands were begun, and is not announced
+        again."""
+        self._wake(self.handle.done())
+        if self.handle.wants_to_write:
+            self._wants_to_write.unpark()
 
     def hang_up(self, *, is_goodbye: bool = False) -> None:
         """End the connection now; what is under way fails."""
@@ -160,9 +174,7 @@ class Connection:
 
     def _end(self, vectors: Vectors) -> None:
         vectors.is_done = True
-        if vectors.waiter is not None:
-            trio.lowlevel.reschedule(vectors.waiter)
-            vectors.waiter = None
+        wake(vectors)
 
     def _gone(self) -> OriginGone:
         return OriginGone(name=self._name, why="the connection is lost")
@@ -219,6 +231,22 @@ class NbdOrigin(Origin):
         self._check(offset_bytes, vectors.length_bytes)
         connection = self._live() or await self._connection()
         await connection.carry_out(connection.handle.read, vectors, offset_bytes)
+
+    def begin_reads(self, reads: Sequence[tuple[int, Vectors]]) -> int:
+        used: dict[Connection, None] = {}
+        begun = 0
+        for offset_bytes, vectors in reads:
+            connection = self._live()
+            if connection is None:
+                # One more has to be made first. Whoever can wait does it.
+                break
+            used[connection] = None
+            if not connection.begin_read(vectors, offset_bytes):
+                break
+            begun += 1
+        for connection in used:
+            connection.see_what_came()
+        return begun
 
     async def write(self, offset_bytes: int, views: Sequence[memoryview]) -> None:
         vectors = Vectors(views, False, self.block_bytes)

@@ -34,7 +34,7 @@ from pmemfs.errors import (
     sentence_of,
     system_error,
 )
-from pmemfs.origin.base import Identity, Origin, say_nothing
+from pmemfs.origin.base import Identity, Origin, say_nothing, wake
 from pmemfs.origin.librbd import (
     FEATURE_EXCLUSIVE_LOCK,
     Cluster,
@@ -122,6 +122,14 @@ class RbdOrigin(Origin):
             # Somebody has made the image smaller.
             raise system_error(errno.EIO)
 
+    def begin_reads(self, reads: Sequence[tuple[int, Vectors]]) -> int:
+        begun = 0
+        with suppress(OSError):
+            for offset_bytes, vectors in reads:
+                self._commands.read(vectors, offset_bytes)
+                begun += 1
+        return begun
+
     async def write(self, offset_bytes: int, views: Sequence[memoryview]) -> None:
         vectors = Vectors(views, False, self.block_bytes)
         self._check_change(offset_bytes, vectors.length_bytes)
@@ -208,9 +216,7 @@ class RbdOrigin(Origin):
                 os.eventfd_read(self._eventfd)
                 while done := self._commands.done():
                     for vectors in done:
-                        if vectors.waiter is not None:
-                            trio.lowlevel.reschedule(vectors.waiter)
-                            vectors.waiter = None
+                        wake(vectors)
                 if not self._commands.under_way:
                     self._is_idle.set()
         self._has_stopped.set()

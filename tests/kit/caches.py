@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,12 @@ import trio
 from kit.mounts import Mounted, PoolMaker
 from pmemfs.control.client import call
 from pmemfs.control.places import socket_path
+from pmemfs.engine.caching import PublishedCache
+from pmemfs.engine.native import SharedEngine
+from pmemfs.engine.sharing import share_memmap, share_pool
 from pmemfs.media.cache import CacheHead, Policy
 from pmemfs.media.label import Mode, Scheme
+from pmemfs.medium.base import Durability
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap import open_memmap
 from pmemfs.mountinfo import mount_at
@@ -92,13 +97,30 @@ def opened_pool(path: Path, *, read_only: bool = False) -> Iterator[Pool]:
         medium.close()
 
 
+def shared_volume(pool: Pool) -> CacheVolume:
+    """The volume of a pool as the native engine makes it, with nobody who looks on."""
+    medium = pool.medium
+    assert isinstance(medium, MappedMedium)
+    count = StoredHead.open(pool).ground.set_count
+    shared = share_pool(pool, worker_count=1, cache_set_count=count)
+    memmap = share_memmap(pool, medium, shared)
+    published = PublishedCache(SharedEngine(pool, medium, memmap, shared))
+    has_locks = medium.durability is not Durability.MSYNC
+    return CacheVolume(
+        pool, memmap, onlookers=published, gate=published,
+        locks=published.locks() if has_locks else None,
+        places=partial(published.places, medium) if has_locks else None,
+    )  # fmt: skip
+
+
 @asynccontextmanager
 async def served_cache(
-    pool: Pool, *, origin: Origin | None = None, degraded: bool = False, is_killed: bool = False
-) -> AsyncIterator[CacheVolume]:
+    pool: Pool, *, origin: Origin | None = None, degraded: bool = False, is_killed: bool = False,
+    is_native: bool = False,
+) -> AsyncIterator[CacheVolume]:  # fmt: skip
     """The volume of a pool, with its tasks; a mount from its beginning to its end, unless
-    `is_killed`: then nothing is left in order."""
-    volume = CacheVolume(pool, open_memmap(pool))
+    `is_killed`: then nothing is left in order. With `is_native` misses go the quick way."""
+    volume = shared_volume(pool) if is_native else CacheVolume(pool, open_memmap(pool))
     head = volume.head.head
     if origin is None and not degraded:
         read_only = pool.medium.read_only

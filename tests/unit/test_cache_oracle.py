@@ -105,10 +105,10 @@ def lives(operations: list[tuple[Any, ...]]) -> list[tuple[list[tuple[Any, ...]]
 )  # fmt: skip
 @given(
     operations=OPERATIONS, block_shift=st.sampled_from([12, 14]),
-    kind=st.sampled_from(["memory", "sparse", "disk"]),
+    kind=st.sampled_from(["memory", "sparse", "disk"]), is_native=st.booleans(),
 )  # fmt: skip
 def test_a_cache_and_its_origin_hold_what_was_written(
-    operations: list[tuple[Any, ...]], block_shift: int, kind: str
+    operations: list[tuple[Any, ...]], block_shift: int, kind: str, is_native: bool
 ) -> None:
     # A pool on a disk needs msync for its fences.
     with tempfile.TemporaryDirectory(dir=None if kind == "disk" else "/dev/shm") as name:
@@ -121,7 +121,7 @@ def test_a_cache_and_its_origin_hold_what_was_written(
 
         async def live(some: list[tuple[Any, ...]], is_killed: bool) -> None:
             with opened_pool(pool_path) as pool:
-                async with served_cache(pool, is_killed=is_killed) as volume:
+                async with served_cache(pool, is_killed=is_killed, is_native=is_native) as volume:
                     for operation in some:
                         await oracle.do(volume, *operation)
 

@@ -16,6 +16,7 @@ import stat
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pmemfs.dataplane.held import OpenPlaces
@@ -28,6 +29,7 @@ from pmemfs.fuse.handlers.notifications import Notifier, after, after_failing
 from pmemfs.fuse.handlers.privileges import Caller, take_privileges
 from pmemfs.fuse.published import Publisher
 from pmemfs.volume.base import Attributes, Later, Volume
+from pmemfs.volume.coming import Coming
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -196,6 +198,8 @@ class OpenFiles:
         # Asked this way round, because asking an ABC such as Coroutine takes several calls.
         if isinstance(data, (bytes, memoryview)):
             return self._was_read(file, offset_bytes + length_bytes, data)
+        if isinstance(data, Coming):
+            return data.then(partial(self._was_read, file, offset_bytes + length_bytes))
         return self._read_later(file, offset_bytes + length_bytes, data)
 
     async def _read_later(

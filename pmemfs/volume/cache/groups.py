@@ -115,6 +115,11 @@ class Groups:
         """How many groups there are."""
         return len(self._states)
 
+    @property
+    def states(self) -> bytearray:
+        """What is known of each group: those from `SEEN` on were seen."""
+        return self._states
+
     def state(self, group: int) -> int:
         """What is known of a group."""
         return self._states[group]

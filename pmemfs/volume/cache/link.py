@@ -24,6 +24,7 @@ import trio
 
 from pmemfs.errors import OriginFenced, OriginGone, sentence_of, system_error
 from pmemfs.origin.base import Origin
+from pmemfs.origin.vectors import Vectors
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +117,31 @@ class OriginLink:
             await trio.sleep(min(pause, left))
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
         self.read_bytes += sum(map(len, views))
+
+    @property
+    def is_well(self) -> bool:
+        """Whether the last call has succeeded."""
+        return self.state is LinkState.PRESENT
+
+    def begin_reads(
+        self, reads: Sequence[tuple[int, Vectors]], over: Callable[[Vectors], None]
+    ) -> int:
+        """As `Origin.begin_reads`. `over` is told of the end of each one that has begun, and has to
+        call `end_read`."""
+        origin, now = self._present(), trio.current_time()
+        for _, vectors in reads:
+            vectors.waiter = over
+            self._under_way[vectors] = now
+        begun = origin.begin_reads(reads)
+        for _, vectors in reads[begun:]:
+            vectors.waiter = None
+            del self._under_way[vectors]
+        return begun
+
+    def end_read(self, vectors: Vectors) -> None:
+        """A read that `begin_reads` has begun is over."""
+        del self._under_way[vectors]
+        self.read_bytes += max(0, vectors.result)
 
     async def write(self, offset_bytes: int, views: Sequence[memoryview]) -> None:
         """Write views. Raises OSError."""

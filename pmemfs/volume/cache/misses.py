@@ -33,6 +33,7 @@ from pmemfs.volume.cache.index import Index, Place, Publication, Victim
 from pmemfs.volume.cache.link import OriginLink
 from pmemfs.volume.cache.order import OriginOrder
 from pmemfs.volume.cache.steps import Steps
+from pmemfs.volume.coming import Coming
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,16 @@ _MOST_BLOCKS_BYTES = 1 << 20
 _KEPT_BUFFERS = 64
 
 Bytes = bytes | memoryview
+
+
+class Reader(NamedTuple):
+    """Somebody who waits for bytes of a block without a task."""
+
+    block: int
+    start: int
+    length: int
+    coming: Coming[Bytes]
+    deadline: float
 
 
 @dataclass(slots=True, eq=False)
@@ -57,6 +68,7 @@ class Fetch:
     data: dict[int, Bytes] = field(default_factory=dict)
     """The wanted blocks, when it is done. A block that is missing there is stale."""
     error: Exception | None = None
+    readers: list[Reader] = field(default_factory=list)
 
 
 class MissCounts(NamedTuple):
@@ -86,33 +98,34 @@ class Misses:
         self._fencing = fencing
         self._victim = victim
         self._size_bytes = size_bytes
-        self._under_way: dict[int, Fetch] = {}
+        self.under_way: dict[int, Fetch] = {}
+        """By their blocks."""
         self._buffers: list[mmap.mmap] = []
         self.nursery: trio.Nursery | None = None
         """Of the tasks that fetch."""
-        self._fetched = self._joined = self._bypassed = 0
+        self.fetched = self.joined = self._bypassed = 0
         self._without_place = self._stale = self._ahead = 0
 
     def counts(self) -> MissCounts:
         """The counts so far."""
-        return MissCounts(self._fetched, self._joined, self._bypassed, self._without_place,
+        return MissCounts(self.fetched, self.joined, self._bypassed, self._without_place,
                           self._stale, self._ahead)  # fmt: skip
 
     @property
     def is_busy(self) -> bool:
         """Whether any fetch is under way."""
-        return bool(self._under_way)
+        return bool(self.under_way)
 
     def note_change(self, first: int, count: int) -> None:
         """The origin is about to be given these blocks."""
-        if not self._under_way:
+        if not self.under_way:
             return
-        if count <= len(self._under_way):
-            changed = [block for block in range(first, first + count) if block in self._under_way]
+        if count <= len(self.under_way):
+            changed = [block for block in range(first, first + count) if block in self.under_way]
         else:
-            changed = [block for block in self._under_way if first <= block < first + count]
+            changed = [block for block in self.under_way if first <= block < first + count]
         for block in changed:
-            self._under_way[block].stale.add(block)
+            self.under_way[block].stale.add(block)
 
     async def bring(
         self, wanted: Sequence[int], *, is_kept: bool = True, ahead_blocks: int = 0
@@ -168,13 +181,13 @@ class Misses:
         fetches: dict[Fetch, None] = {}
         fresh: list[int] = []
         for block in wanted:
-            fetch = self._under_way.get(block)
+            fetch = self.under_way.get(block)
             if fetch is None or block in fetch.stale:
                 fresh.append(block)
             else:
                 fetch.wanted.add(block)
                 fetches[fetch] = None
-                self._joined += 1
+                self.joined += 1
         ahead = list(self._absent_behind(wanted[-1] + 1, ahead_blocks)) if ahead_blocks else []
         self._ahead += len(ahead)
         for fetch in self._start(fresh, is_kept, is_wanted=True):
@@ -184,13 +197,12 @@ class Misses:
         return list(fetches)
 
     def _start(self, blocks: Sequence[int], is_kept: bool, *, is_wanted: bool) -> list[Fetch]:
-        assert self.nursery is not None
         fetches = []
         for first, count in runs_of(blocks, _MOST_BLOCKS_BYTES >> self._blocks.shift):
             mine = range(first, first + count)
             fetch = Fetch(first, count, is_kept, set(mine) if is_wanted else set())
-            self._under_way.update(dict.fromkeys(mine, fetch))
-            self.nursery.start_soon(self._carry_out, fetch)
+            self.under_way.update(dict.fromkeys(mine, fetch))
+            self.carry_out(fetch)
             fetches.append(fetch)
         return fetches
 
@@ -198,7 +210,7 @@ class Misses:
         last = self._size_bytes() - 1 >> self._blocks.shift
         for block in range(first, min(first + count, last + 1)):
             with suppress(OSError):
-                if block not in self._under_way and self._index.find(block) is None:
+                if block not in self.under_way and self._index.find(block) is None:
                     yield block
                     continue
             return
@@ -218,11 +230,37 @@ class Misses:
         finally:
             for place in held:
                 self._index.release(place)
-            for block in range(fetch.first, fetch.first + fetch.count):
-                if self._under_way.get(block) is fetch:
-                    del self._under_way[block]
-            self._stale += len(fetch.stale)
-            fetch.done.set()
+            self.end(fetch)
+
+    def carry_out(self, fetch: Fetch) -> None:
+        """Begin to fetch, in a task of its own."""
+        assert self.nursery is not None
+        self.nursery.start_soon(self._carry_out, fetch)
+
+    def end(self, fetch: Fetch) -> None:
+        """Tell all who wait for a fetch what has become of it."""
+        for block in range(fetch.first, fetch.first + fetch.count):
+            if self.under_way.get(block) is fetch:
+                del self.under_way[block]
+        self._stale += len(fetch.stale)
+        fetch.done.set()
+        for reader in fetch.readers:
+            data = fetch.data.get(reader.block)
+            if data is not None:
+                reader.coming.give(_part(data, reader))
+            elif fetch.error is not None:
+                reader.coming.fail(OSError(errno.EIO, sentence_of(fetch.error)))
+            elif self.nursery is not None:
+                self.nursery.start_soon(self._bring_again, reader)
+
+    async def _bring_again(self, reader: Reader) -> None:
+        """Bring a block to a reader whose fetch was stale."""
+        try:
+            found = await self.bring([reader.block])
+        except OSError as error:
+            reader.coming.fail(error)
+        else:
+            reader.coming.give(_part(found[reader.block], reader))
 
     async def _reserve(self, fetch: Fetch) -> list[Place | None]:
         if not fetch.is_kept:
@@ -246,7 +284,7 @@ class Misses:
             for start, part in _portions(views):
                 await self._link.read(offset + start, part)
             self._zero_tail(places, buffer, length)
-            self._fetched += fetch.count
+            self.fetched += fetch.count
             refused = await self._publish(fetch, places)
             # From here on nothing awaits: a reader that joins now would find the block itself.
             for block in fetch.wanted - fetch.stale - refused:
@@ -318,6 +356,10 @@ class Misses:
             self._buffers.append(buffer)
         else:
             buffer.close()
+
+
+def _part(data: Bytes, reader: Reader) -> Bytes:
+    return data[reader.start : reader.start + reader.length] if reader.length < len(data) else data
 
 
 def _portions(views: Sequence[memoryview]) -> Iterator[tuple[int, list[memoryview]]]:

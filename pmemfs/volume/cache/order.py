@@ -19,6 +19,11 @@ class OriginOrder:
         self._changing: dict[tuple[int, int, int], trio.Event] = {}
         self._count = 0
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether anybody changes anything."""
+        return bool(self._changing)
+
     @asynccontextmanager
     async def changing(self, first: int, count: int) -> AsyncIterator[None]:
         """While this lasts, nobody else changes these blocks of the origin."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
@@ -37,8 +37,9 @@ from pmemfs.volume.cache.misses import Misses
 from pmemfs.volume.cache.onlookers import CacheOnlookers
 from pmemfs.volume.cache.opening import stored_mark
 from pmemfs.volume.cache.order import OriginOrder
+from pmemfs.volume.cache.quick import Places, QuickMisses
 from pmemfs.volume.cache.search import DirtySearch
-from pmemfs.volume.cache.sequential import Readers
+from pmemfs.volume.cache.sequential import Advice, Readers
 from pmemfs.volume.cache.writeback import WriteBack
 from pmemfs.volume.cache.writing import Part, Writer
 from pmemfs.volume.cache.zeroing import CachedBlocks, Zeroer
@@ -59,9 +60,12 @@ class CacheVolume(OneFileVolume):
     def __init__(
         self, pool: Pool, memmap: Memmap, *, uid: int = 0, gid: int = 0, mode: int = 0o600,
         onlookers: CacheOnlookers | None = None, locks: SetLocks | None = None,
-        gate: Gate | None = None,
+        gate: Gate | None = None, places: Callable[[bytearray], Places] | None = None,
     ) -> None:  # fmt: skip
-        """Raises DamagedCache."""
+        """`places` makes what fills many places at once, from what is known of each group.
+
+        Raises DamagedCache.
+        """
         self._onlookers = onlookers or CacheOnlookers()
         super().__init__(pool.label, self._onlookers, uid=uid, gid=gid, mode=mode)
         self.pinned = PinnedFrames()
@@ -81,6 +85,10 @@ class CacheVolume(OneFileVolume):
         self.misses = Misses(
             index, self.blocks, link, order, fencing, victim, lambda: self.size_bytes
         )
+        self.quick = QuickMisses(
+            self.misses, places(groups.states), medium, index, link, order,
+            self.ground.block_shift, lambda: self.size_bytes,
+        ) if places and fencing.is_quick and not medium.read_only else None  # fmt: skip
         self.cleaner = Cleaner(index, self.blocks, link, order, fencing, self.misses)
         self.search = DirtySearch(groups)
         self.write_backs = WriteBack(
@@ -115,6 +123,9 @@ class CacheVolume(OneFileVolume):
             async with trio.open_nursery() as nursery:
                 self.misses.nursery = nursery
                 nursery.start_soon(self.origin_link.watch)
+                if self.quick is not None:
+                    nursery.start_soon(self.quick.serve)
+                    nursery.start_soon(self.quick.watch)
                 if not self.read_only:
                     nursery.start_soon(self.write_backs.serve)
                 await trio.sleep_forever()
@@ -162,20 +173,33 @@ class CacheVolume(OneFileVolume):
         if length_bytes <= 0 or offset_bytes < 0:
             return b""
         pieces = list(self.blocks.pieces(offset_bytes, length_bytes))
+        if len(pieces) == 1 and self.quick is not None and not self.quick.may_have(pieces[0].block):
+            return self._read_quickly(self.quick, pieces[0])
         parts = [self.blocks.load(piece) for piece in pieces]
         if None in parts:
             return self._read_later(pieces, parts)
         self._read_hits += len(parts)
         return parts[0] if len(parts) == 1 else b"".join(parts)  # type: ignore[return-value,arg-type]
 
+    def _read_quickly(self, quick: QuickMisses, piece: BlockPiece) -> Later[bytes | memoryview]:
+        """Read a part of a block that the cache does not have."""
+        advice = self.readers.missed(piece.block, 1)
+        if not advice.is_bypassing and not advice.ahead_blocks and not self.read_only:
+            coming = quick.read(*piece)
+            if coming is not None:
+                self._missed += 1
+                return coming
+        return self._read_later([piece], [None], advice)
+
     async def _read_later(
-        self, pieces: list[BlockPiece], parts: list[bytes | memoryview | None]
-    ) -> bytes | memoryview:
+        self, pieces: list[BlockPiece], parts: list[bytes | memoryview | None],
+        advice: Advice | None = None,
+    ) -> bytes | memoryview:  # fmt: skip
         missing = [piece.block for piece, part in zip(pieces, parts, strict=True) if part is None]
         self._missed += len(missing)
         self._read_hits += len(pieces) - len(missing)
         behind = pieces[-1].block + 1
-        advice = self.readers.missed(missing[0], behind - missing[0])
+        advice = advice or self.readers.missed(missing[0], behind - missing[0])
         is_kept = not advice.is_bypassing and not self.read_only
         ahead = advice.ahead_blocks if is_kept else 0
         brought = await self.misses.bring(missing, is_kept=is_kept, ahead_blocks=ahead)

@@ -1,0 +1,231 @@
+"""The quick way of a miss: many blocks at once, with no task for any of them.
+
+What it does is what `misses` does, for the common case: a request for bytes of one block that the
+cache does not have, of an origin that is well. All blocks that were asked for since the last step
+are reserved by one native call, and given to the origin together; all that have come since are
+published by another. Everything else goes the other way, at whatever point that turns out: a block
+that is there by now, a set without room, a group that was not seen, an origin that fails. So
+errors, patience and retries are in one place only. Invariants:
+- a fetch is in the table of `Misses` from the moment that a reader waits for it, so whoever changes
+  a block finds it there, whichever way it goes;
+- a reserved place is released only after the origin has let go of its pages;
+- between the look at `stale` and the tag that is stored nothing awaits.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import trio
+from trio.lowlevel import Abort
+
+from pmemfs.errors import MemoryFault, system_error
+from pmemfs.medium.base import Medium
+from pmemfs.origin.vectors import Vectors
+from pmemfs.volume.cache.index import Index
+from pmemfs.volume.cache.link import OriginLink
+from pmemfs.volume.cache.misses import Bytes, Fetch, Misses, Reader
+from pmemfs.volume.cache.order import OriginOrder
+from pmemfs.volume.coming import Coming
+from pmemfs.volume.onefile import INODE
+
+_LEAST_LOOK_SECONDS = 0.1
+
+
+class Places(Protocol):
+    """Reserves and publishes many places with one call; see `dataplane/filling.pxi`."""
+
+    @property
+    def evicted(self) -> int:
+        """How many blocks had to go."""
+
+    def may_have(self, block: int) -> bool:
+        """Whether the cache has a block, or can't tell here."""
+
+    def reserve(self, blocks: list[int], mapping: int) -> list[int]:
+        """Where the place of each block begins; 0: there is none for it here."""
+
+    def publish(self, blocks: list[int], offsets: list[int]) -> list[bool]:
+        """Let places be blocks; which of them are now."""
+
+    def release(self, offsets: list[int]) -> None:
+        """Drop the references that `reserve` has taken."""
+
+
+class QuickMisses:
+    """The quick fetches of one cache."""
+
+    def __init__(
+        self, misses: Misses, places: Places, medium: Medium, index: Index, link: OriginLink,
+        order: OriginOrder, block_shift: int, size_bytes: Callable[[], int],
+    ) -> None:  # fmt: skip
+        self._misses = misses
+        self._places = places
+        self._medium = medium
+        self._index = index
+        self._link = link
+        self._order = order
+        self._shift = block_shift
+        self._size_bytes = size_bytes
+        self._fresh: list[Fetch] = []
+        self._transfers: dict[Vectors, tuple[Fetch, int]] = {}
+        """What the origin fills, and where in the pool that is."""
+        self._over: list[Vectors] = []
+        self._sleeper: trio.lowlevel.Task | None = None
+        self._serves = False
+        self._evicted = 0
+
+    def may_have(self, block: int) -> bool:
+        """Whether the cache has a block, or can't tell here."""
+        return self._places.may_have(block)
+
+    def read(self, block: int, start: int, length: int) -> Coming[Bytes] | None:
+        """Bytes of a block that the cache does not have; None: they have to go the other way."""
+        misses, link = self._misses, self._link
+        fetch = misses.under_way.get(block)
+        if fetch is None:
+            is_whole = block + 1 << self._shift <= self._size_bytes()
+            # What is behind the end must become zeroes, which is for the other way.
+            if not (self._serves and is_whole and link.is_well) or self._order.is_busy:
+                return None
+            fetch = misses.under_way[block] = Fetch(block, 1, True, set())
+            self._fresh.append(fetch)
+            self._wake()
+        elif block in fetch.stale:
+            return None
+        else:
+            misses.joined += 1
+            fetch.wanted.add(block)
+        coming: Coming[Bytes] = Coming()
+        deadline = trio.current_time() + link.timeout_seconds
+        fetch.readers.append(Reader(block, start, length, coming, deadline))
+        return coming
+
+    async def serve(self) -> None:
+        """Fetch what is asked for, until this is cancelled; then until the origin has ended."""
+        self._serves = True
+        try:
+            while True:
+                await self._something()
+                self._step()
+        finally:
+            self._serves = False
+            ended, self._fresh = self._fresh, []
+            with trio.CancelScope(shield=True):
+                while self._transfers:
+                    await self._something()
+                    ended += self._let_go(self._taken())
+            for fetch in ended:
+                fetch.error = system_error(errno.EIO)
+                self._misses.end(fetch)
+
+    async def watch(self) -> None:
+        """End the waiting of readers whose time is over. The fetches go on."""
+        while True:
+            await trio.sleep(max(_LEAST_LOOK_SECONDS, self._link.timeout_seconds / 10))
+            now = trio.current_time()
+            for fetch in list(self._misses.under_way.values()):
+                late = [reader for reader in fetch.readers if reader.deadline < now]
+                for reader in late:
+                    fetch.readers.remove(reader)
+                    reader.coming.fail(self._link.note_timeout())
+
+    async def _something(self) -> None:
+        """Let others run, until there is something to do."""
+        if self._fresh or self._over:
+            await trio.lowlevel.checkpoint()
+            return
+        self._sleeper = trio.lowlevel.current_task()
+        await trio.lowlevel.wait_task_rescheduled(self._wake_up)
+
+    def _wake_up(self, _: object) -> Abort:
+        self._sleeper = None
+        return Abort.SUCCEEDED
+
+    def _wake(self) -> None:
+        if self._sleeper is not None:
+            trio.lowlevel.reschedule(self._sleeper)
+            self._sleeper = None
+
+    def _note_end(self, vectors: Vectors) -> None:
+        """The origin has let go of the memory."""
+        self._link.end_read(vectors)
+        self._over.append(vectors)
+        self._wake()
+
+    def _step(self) -> None:
+        """Publish what has come, and begin to fetch what is asked for."""
+        if self._over:
+            self._end(self._taken())
+        if self._fresh:
+            fresh, self._fresh = self._fresh, []
+            self._begin(fresh)
+
+    def _begin(self, fetches: Sequence[Fetch]) -> None:
+        """Reserve places, and have the origin fill them."""
+        if self._order.is_busy or not self._link.is_well:
+            self._go_the_other_way(fetches)
+            return
+        offsets = self._places.reserve([fetch.first for fetch in fetches], INODE)
+        self._index.evicted += self._places.evicted - self._evicted
+        self._evicted = self._places.evicted
+        try:
+            self._medium.check_touched()
+        except MemoryFault:
+            self._places.release(list(filter(None, offsets)))
+            self._go_the_other_way(fetches)
+            return
+        unit, block_bytes, view = self._link.block_bytes, 1 << self._shift, self._medium.view
+        reads: list[tuple[int, Vectors]] = []
+        left: list[Fetch] = []
+        for fetch, offset in zip(fetches, offsets, strict=True):
+            if offset:
+                vectors = Vectors((view(offset, block_bytes),), True, unit)
+                self._transfers[vectors] = fetch, offset
+                reads.append((fetch.first << self._shift, vectors))
+            else:
+                left.append(fetch)
+        begun = self._link.begin_reads(reads, self._note_end)
+        left += self._let_go([vectors for _, vectors in reads[begun:]])
+        self._go_the_other_way(left)
+
+    def _taken(self) -> list[Vectors]:
+        over, self._over = self._over, []
+        return over
+
+    def _let_go(self, transfers: Sequence[Vectors]) -> list[Fetch]:
+        """Give the places of transfers up, whose memory nobody touches; their fetches."""
+        found = [self._transfers.pop(vectors) for vectors in transfers]
+        self._places.release([offset for _, offset in found])
+        return [fetch for fetch, _ in found]
+
+    def _end(self, over: Sequence[Vectors]) -> None:
+        """Let what has come be blocks of the cache, and give it to its readers."""
+        failed = [vectors for vectors in over if vectors.result != vectors.length_bytes]
+        if failed:
+            self._go_the_other_way(self._let_go(failed))
+        come = [self._transfers.pop(v) for v in over if v.result == v.length_bytes]
+        good = [(fetch, offset) for fetch, offset in come if not fetch.stale]
+        blocks, offsets = [fetch.first for fetch, _ in good], [offset for _, offset in good]
+        try:
+            kept = self._places.publish(blocks, offsets)
+            self._medium.check_touched()
+            self._index.inserted += sum(kept)
+            for (fetch, offset), is_kept in zip(good, kept, strict=True):
+                if is_kept and (fetch.readers or fetch.wanted):
+                    fetch.data[fetch.first] = self._medium.read(offset, 1 << self._shift)
+        except MemoryFault as error:
+            for fetch, _ in come:
+                fetch.error = error
+        finally:
+            self._places.release([offset for _, offset in come])
+        self._misses.fetched += len(come)
+        for fetch, _ in come:
+            self._misses.end(fetch)
+
+    def _go_the_other_way(self, fetches: Sequence[Fetch]) -> None:
+        for fetch in fetches:
+            fetch.wanted.add(fetch.first)
+            self._misses.carry_out(fetch)

@@ -1,0 +1,324 @@
+"""Misses that many readers have at once, on their way without tasks."""
+
+from __future__ import annotations
+
+import errno
+import random
+import struct
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from types import CoroutineType
+
+import pytest
+import trio
+import trio.testing
+
+from kit.caches import ORIGIN_BYTES, make_cache, new_origin, opened_pool, read, served_cache, write
+from pmemfs.errors import OriginGone
+from pmemfs.media.cache import WAYS, Policy, TagState
+from pmemfs.media.label import Scheme
+from pmemfs.origin.file import FileOrigin
+from pmemfs.origin.naming import FileName
+from pmemfs.origin.vectors import Vectors
+from pmemfs.pfn import FRAME_BYTES
+from pmemfs.units import MIB
+from pmemfs.volume.base import Later
+from pmemfs.volume.cache.volume import CacheVolume
+from pmemfs.volume.coming import Coming
+from pmemfs.volume.onefile import INODE
+
+BLOCK = 4096
+
+
+class SlowOrigin(FileOrigin):
+    """A file whose reads of many wait for `let_go`, or fail."""
+
+    kept: list[tuple[int, Vectors]]
+    calls = 0
+    fails_reads = 0
+
+    def begin_reads(self, reads: Sequence[tuple[int, Vectors]]) -> int:
+        self.calls += 1
+        self.kept += reads
+        return len(reads)
+
+    def let_go(self) -> None:
+        """Read what was asked for."""
+        kept, self.kept = self.kept, []
+        assert super().begin_reads(kept) == len(kept)
+
+    def fail(self) -> None:
+        """Fail what was asked for."""
+        kept, self.kept = self.kept, []
+        for _, vectors in kept:
+            vectors.result, vectors.is_done = -errno.EIO, True
+            vectors.waiter(vectors)
+
+    async def read(self, offset_bytes: int, views: Sequence[memoryview]) -> None:
+        if self.fails_reads:
+            self.fails_reads -= 1
+            raise OriginGone(name=self.name, why="a test says so")
+        await super().read(offset_bytes, views)
+
+
+@pytest.fixture
+def origin(tmp_path: Path) -> Path:
+    return new_origin(tmp_path / "origin", seed=b"o")
+
+
+@pytest.fixture(params=[Scheme.PMEM, Scheme.ON_DEMAND], ids=lambda scheme: scheme.word)
+def pool_path(request: pytest.FixtureRequest, shm: Path, origin: Path) -> Path:
+    make_cache(shm / "pool", str(origin), scheme=request.param)
+    return shm / "pool"
+
+
+async def slow(origin: Path) -> SlowOrigin:
+    """The origin of a test that decides when it answers."""
+    opened = await SlowOrigin.open(FileName(str(origin)))
+    opened.kept = []
+    return opened
+
+
+def begin(volume: CacheVolume, block: int, length: int = BLOCK) -> Coming[bytes | memoryview]:
+    """A read that misses, and goes the quick way."""
+    coming: Later[bytes | memoryview] = volume.read(INODE, block * BLOCK, length)
+    assert isinstance(coming, Coming)
+    return coming
+
+
+def check_order(volume: CacheVolume) -> None:
+    """Each block has one tag, no place is held, and no lock is taken."""
+    index, ground = volume.index, volume.ground
+    found: Counter[int] = Counter()
+    for number in range(ground.set_count):
+        words = struct.unpack(
+            f"<{WAYS}Q", volume._medium.read(ground.tag_offset(number, 0), 8 * WAYS)
+        )
+        assert ground.first_damaged(words, number) is None
+        for way, word in enumerate(words):
+            tag = ground.read_tag(word, number, way)
+            found[tag.block if tag else -1] += 1
+            pfn = ground.place_pfn(number, way)
+            frames = (1 << ground.block_shift) // FRAME_BYTES
+            assert not index._memmap.are_referenced(pfn, frames)
+        assert index._locks.lock(number)
+        index._locks.unlock(number)
+    del found[-1]
+    assert set(found.values()) <= {1}
+
+
+def test_blocks_that_many_ask_for_at_once_come_with_few_calls(
+    pool_path: Path, origin: Path
+) -> None:
+    wanted = origin.read_bytes()
+
+    async def look() -> None:
+        slow_origin = await slow(origin)
+        with opened_pool(pool_path) as pool:
+            async with served_cache(pool, origin=slow_origin, is_native=True) as volume:
+                blocks = random.Random(1).sample(range(ORIGIN_BYTES // BLOCK), 200)
+                coming = [begin(volume, block) for block in blocks]
+                await trio.testing.wait_all_tasks_blocked()
+                assert slow_origin.calls <= 1
+                slow_origin.let_go()
+                for block, answer in zip(blocks, coming, strict=True):
+                    assert await answer == wanted[block * BLOCK : (block + 1) * BLOCK]
+                report = volume.statistics()
+                assert (report.misses, report.fetched, report.inserted) == (200, 200, 200)
+                # The other way, by the tags.
+                for block in blocks:
+                    found = volume.index.find(block)
+                    assert found is not None
+                    assert (found.tag.state, found.tag.sequence) == (TagState.CLEAN, 0)
+                    assert (
+                        await read(volume, block * BLOCK + 9, 99)
+                        == wanted[block * BLOCK + 9 : block * BLOCK + 108]
+                    )
+                assert volume.statistics().read_hits == 200
+                check_order(volume)
+
+    trio.run(look)
+
+
+def test_a_full_cache_evicts_for_them(pool_path: Path, origin: Path) -> None:
+    wanted = origin.read_bytes()
+
+    async def look() -> None:
+        with opened_pool(pool_path) as pool:
+            async with served_cache(pool, is_native=True) as volume:
+                blocks = list(range(0, ORIGIN_BYTES // BLOCK, 2))
+                random.Random(2).shuffle(blocks)
+                for start in range(0, len(blocks), 64):
+                    some = blocks[start : start + 64]
+                    coming = [volume.read(INODE, block * BLOCK, BLOCK) for block in some]
+                    for block, answer in zip(some, coming, strict=True):
+                        data = answer if isinstance(answer, (bytes, memoryview)) else await answer
+                        assert data == wanted[block * BLOCK : (block + 1) * BLOCK]
+                report = volume.statistics()
+                assert report.evicted > 1000
+                assert report.inserted - report.evicted <= volume.ground.place_count
+                check_order(volume)
+
+    trio.run(look)
+
+
+def test_all_readers_of_one_block_share_a_fetch(pool_path: Path, origin: Path) -> None:
+    wanted = origin.read_bytes()
+
+    async def look() -> None:
+        with opened_pool(pool_path) as pool:
+            async with served_cache(pool, is_native=True) as volume:
+                coming = [begin(volume, 3, 100 + at) for at in range(20)]
+                # One of several blocks joins it, too, and so does a write of a part.
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(read, volume, 2 * BLOCK, 3 * BLOCK)
+                for at, answer in enumerate(coming):
+                    assert await answer == wanted[3 * BLOCK : 3 * BLOCK + 100 + at]
+                report = volume.statistics()
+                assert (report.fetched, report.joined) == (3, 20)
+                check_order(volume)
+
+    trio.run(look)
+
+
+@pytest.mark.parametrize("policy", [*Policy][:3])
+def test_a_reader_gets_what_was_written_while_its_block_was_fetched(
+    pool_path: Path, origin: Path, policy: Policy
+) -> None:
+    async def look() -> None:
+        slow_origin = await slow(origin)
+        with opened_pool(pool_path) as pool:
+            async with served_cache(pool, origin=slow_origin, is_native=True) as volume:
+                await volume.change_settings(policy=policy)
+                answer = begin(volume, 7)
+                await trio.testing.wait_all_tasks_blocked()
+                assert len(slow_origin.kept) == 1
+                await write(volume, 7 * BLOCK, b"n" * BLOCK)
+                slow_origin.let_go()
+                assert await answer == b"n" * BLOCK
+                assert await read(volume, 7 * BLOCK, BLOCK) == b"n" * BLOCK
+                await volume.write_backs.flush()
+                check_order(volume)
+
+    trio.run(look)
+    assert origin.read_bytes()[7 * BLOCK : 8 * BLOCK] == b"n" * BLOCK
+
+
+def test_readers_of_an_origin_that_fails_have_its_patience(pool_path: Path, origin: Path) -> None:
+    wanted = origin.read_bytes()
+
+    async def look() -> None:
+        slow_origin = await slow(origin)
+        with opened_pool(pool_path) as pool:
+            async with served_cache(pool, origin=slow_origin, is_native=True) as volume:
+                coming = [begin(volume, block) for block in range(0, 40, 2)]
+                await trio.testing.wait_all_tasks_blocked()
+                slow_origin.fails_reads = 5
+                slow_origin.fail()
+                for at, answer in enumerate(coming):
+                    assert await answer == wanted[2 * at * BLOCK : (2 * at + 1) * BLOCK]
+                assert volume.statistics().origin.retries == 5
+                check_order(volume)
+                # While it is not well, nothing goes the quick way.
+                slow_origin.fails_reads = 10_000
+                answer = begin(volume, 101)
+                await trio.testing.wait_all_tasks_blocked()
+                await volume.change_settings(origin_timeout_seconds=1)
+                slow_origin.fail()
+                with pytest.raises(OSError, match="a test says so") as caught:
+                    await answer
+                assert caught.value.errno == errno.EIO
+                reading = volume.read(INODE, 99 * BLOCK, BLOCK)
+                assert isinstance(reading, CoroutineType)
+                reading.close()
+                check_order(volume)
+
+    trio.run(look)
+
+
+def test_a_reader_whose_time_is_over_gets_eio_and_the_place_stays_held(
+    pool_path: Path, origin: Path
+) -> None:
+    async def look() -> None:
+        slow_origin = await slow(origin)
+        with opened_pool(pool_path) as pool:
+            async with served_cache(pool, origin=slow_origin, is_native=True) as volume:
+                await volume.change_settings(origin_timeout_seconds=1)
+                answer = begin(volume, 7)
+                with pytest.raises(OSError, match="took longer than 1 s") as caught:
+                    await answer
+                assert caught.value.errno == errno.EIO
+                with pytest.raises(AssertionError):
+                    check_order(volume)
+                fetch = volume.misses.under_way[7]
+                slow_origin.let_go()
+                await fetch.done.wait()
+                check_order(volume)
+                assert volume.index.find(7) is not None
+
+    trio.run(look)
+
+
+def test_a_mount_that_ends_waits_for_the_origin(pool_path: Path, origin: Path) -> None:
+    async def look() -> None:
+        slow_origin = await slow(origin)
+        with opened_pool(pool_path) as pool:
+            async with trio.open_nursery() as nursery:
+                async with served_cache(pool, origin=slow_origin, is_native=True) as volume:
+                    answer = begin(volume, 7)
+                    await trio.testing.wait_all_tasks_blocked()
+
+                    async def let_go() -> None:
+                        await trio.sleep(0.1)
+                        assert not answer.is_there
+                        slow_origin.let_go()
+
+                    nursery.start_soon(let_go)
+                check_order(volume)
+                with pytest.raises(OSError, match="put/output error"):
+                    answer.result()
+
+    trio.run(look)
+
+
+def test_a_reader_that_gives_up_leaves_the_fetch_to_others(pool_path: Path, origin: Path) -> None:
+    wanted = origin.read_bytes()
+
+    async def look() -> None:
+        slow_origin = await slow(origin)
+        with opened_pool(pool_path) as pool:
+            async with served_cache(pool, origin=slow_origin, is_native=True) as volume:
+                first, second = begin(volume, 7), begin(volume, 7)
+                first.cancel()
+                with pytest.raises(InterruptedError):
+                    await first
+                with trio.move_on_after(0.01) as scope:
+                    await second
+                assert scope.cancelled_caught
+                slow_origin.let_go()
+                assert await second == wanted[7 * BLOCK : 8 * BLOCK]
+                check_order(volume)
+
+    trio.run(look)
+
+
+def test_what_the_quick_way_can_not_do_goes_the_other_way(shm: Path, tmp_path: Path) -> None:
+    size = MIB + 512
+    origin = new_origin(tmp_path / "origin", size, seed=b"o")
+    make_cache(shm / "pool", str(origin), sparse=True)
+    wanted = origin.read_bytes()
+
+    async def look() -> None:
+        with opened_pool(shm / "pool") as pool:
+            async with served_cache(pool, is_native=True) as volume:
+                # The last block ends behind the origin; the others have no memory yet.
+                assert await read(volume, MIB, BLOCK) == wanted[MIB:]
+                for block in range(200):
+                    assert (
+                        await read(volume, block * BLOCK, BLOCK)
+                        == wanted[block * BLOCK : (block + 1) * BLOCK]
+                    )
+                check_order(volume)
+
+    trio.run(look)
