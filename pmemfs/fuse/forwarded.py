@@ -30,6 +30,8 @@ _HEAD_BYTES, _unpack_head = wire.IN_HEADER.size, wire.IN_HEADER.unpack_from
 _WITHOUT_WAITING = int(socket.MSG_DONTWAIT)
 _SHORT_BYTES = 4096
 """A reply up to this length is sent in one piece: copying it is cheaper than listing its parts."""
+_MOST_AT_ONCE = 64
+"""Of one socket, before the others have their turn."""
 MOST_KEPT_BYTES = 128 * MIB
 """More than all entries of all rings hold together (`planes`), so no ring is ever muted."""
 
@@ -113,22 +115,31 @@ class ForwardedRequests:
                     await inbox.wait()
                     while found := inbox.next(may_wait=self._is_idle(nursery)):
                         for connection in found:
-                            if not self._serve_next(connection, nursery):
+                            if not self._serve_some(connection, nursery):
                                 inbox.remove(connection)
 
     def _is_idle(self, nursery: trio.Nursery) -> bool:
         """Whether no other request needs the other tasks of this process."""
         return not self._coming and not nursery.child_tasks
 
-    def _serve_next(self, connection: socket.socket, nursery: trio.Nursery) -> bool:
-        """Serve the next message, which is there; False if the data plane has hung up."""
+    def _serve_some(self, connection: socket.socket, nursery: trio.Nursery) -> bool:
+        """Serve the next message, which is there, and those behind it if more are likely; False if
+        the data plane has hung up."""
+        outbox = self._outboxes[connection]
         try:
-            count = connection.recv_into(self._buffer)
+            for _ in range(_MOST_AT_ONCE):
+                count = connection.recv_into(self._buffer, 0, _WITHOUT_WAITING)
+                if not count:
+                    return False
+                self._serve_one(outbox, count, nursery)
+                if not self._coming or outbox.kept_bytes:
+                    # One request after another: it would be in vain to ask at once.
+                    break
+        except BlockingIOError:
+            pass
         except ConnectionResetError:
             return False
-        if count:
-            self._serve_one(self._outboxes[connection], count, nursery)
-        return count > 0
+        return True
 
     def _serve_one(self, outbox: Outbox, count: int, nursery: trio.Nursery) -> None:
         """Serve a message of so many bytes, which is in the buffer."""

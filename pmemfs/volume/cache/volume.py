@@ -172,9 +172,14 @@ class CacheVolume(OneFileVolume):
         length_bytes = min(length_bytes, self.size_bytes - offset_bytes)
         if length_bytes <= 0 or offset_bytes < 0:
             return b""
+        if self.quick is not None:
+            # First, and without `pieces`: with workers, nearly all that comes here has missed.
+            block, shift = offset_bytes >> self.blocks.shift, self.blocks.shift
+            if (offset_bytes + length_bytes - 1 >> shift == block
+                    and not self.quick.may_have(block)):  # fmt: skip
+                piece = BlockPiece(block, offset_bytes - (block << shift), length_bytes)
+                return self._read_quickly(self.quick, piece)
         pieces = list(self.blocks.pieces(offset_bytes, length_bytes))
-        if len(pieces) == 1 and self.quick is not None and not self.quick.may_have(pieces[0].block):
-            return self._read_quickly(self.quick, pieces[0])
         parts = [self.blocks.load(piece) for piece in pieces]
         if None in parts:
             return self._read_later(pieces, parts)
