@@ -256,11 +256,13 @@ class Misses:
     async def _bring_again(self, reader: Reader) -> None:
         """Bring a block to a reader whose fetch was stale."""
         try:
-            found = await self.bring([reader.block])
+            data = self._take(reader.block, ())
+            if data is None:
+                data = (await self.bring([reader.block]))[reader.block]
         except OSError as error:
             reader.coming.fail(error)
         else:
-            reader.coming.give(_part(found[reader.block], reader))
+            reader.coming.give(_part(data, reader))
 
     async def _reserve(self, fetch: Fetch) -> list[Place | None]:
         if not fetch.is_kept:

@@ -19,10 +19,9 @@ class OriginOrder:
         self._changing: dict[tuple[int, int, int], trio.Event] = {}
         self._count = 0
 
-    @property
-    def is_busy(self) -> bool:
-        """Whether anybody changes anything."""
-        return bool(self._changing)
+    def is_changing(self, block: int) -> bool:
+        """Whether somebody changes this block now."""
+        return bool(self._changing) and self._found(block, block + 1) is not None
 
     @asynccontextmanager
     async def changing(self, first: int, count: int) -> AsyncIterator[None]:

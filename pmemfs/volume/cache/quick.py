@@ -88,7 +88,7 @@ class QuickMisses:
         if fetch is None:
             is_whole = block + 1 << self._shift <= self._size_bytes()
             # What is behind the end must become zeroes, which is for the other way.
-            if not (self._serves and is_whole and link.is_well) or self._order.is_busy:
+            if not (self._serves and is_whole and link.is_well):
                 return None
             fetch = misses.under_way[block] = Fetch(block, 1, True, set())
             self._fresh.append(fetch)
@@ -165,9 +165,13 @@ class QuickMisses:
 
     def _begin(self, fetches: Sequence[Fetch]) -> None:
         """Reserve places, and have the origin fill them."""
-        if self._order.is_busy or not self._link.is_well:
+        if not self._link.is_well:
             self._go_the_other_way(fetches)
             return
+        # These have to wait for who changes them.
+        left = [fetch for fetch in fetches if self._order.is_changing(fetch.first)]
+        if left:
+            fetches = [fetch for fetch in fetches if fetch not in left]
         offsets = self._places.reserve([fetch.first for fetch in fetches], INODE)
         self._index.evicted += self._places.evicted - self._evicted
         self._evicted = self._places.evicted
@@ -175,11 +179,10 @@ class QuickMisses:
             self._medium.check_touched()
         except MemoryFault:
             self._places.release(list(filter(None, offsets)))
-            self._go_the_other_way(fetches)
+            self._go_the_other_way([*left, *fetches])
             return
         unit, block_bytes, view = self._link.block_bytes, 1 << self._shift, self._medium.view
         reads: list[tuple[int, Vectors]] = []
-        left: list[Fetch] = []
         for fetch, offset in zip(fetches, offsets, strict=True):
             if offset:
                 vectors = Vectors((view(offset, block_bytes),), True, unit)
