@@ -67,13 +67,17 @@ cdef class CachePlaces:
         """How many blocks had to go."""
         return counts_of_cache(&self._worker).evicted
 
-    def may_have(self, uint64_t block) -> bool:
-        """Whether the cache has a block, or can't tell here."""
-        cdef uint64_t set_number = set_of(self._plane.header, block)
+    def may_have(self, uint64_t block, uint64_t count=1) -> bool:
+        """Whether the cache has any of some blocks, or can't tell here."""
+        cdef uint64_t set_number
         cdef uint64_t words[CACHE_WAYS]
         cdef tag_t tag
-        return (not are_tags_whole(&self._plane, set_number, 1)
-                or not read_set(&self._plane, set_number, block, words, &tag) or tag.word != 0)
+        for block in range(block, block + count):
+            set_number = set_of(self._plane.header, block)
+            if (not are_tags_whole(&self._plane, set_number, 1)
+                    or not read_set(&self._plane, set_number, block, words, &tag) or tag.word):
+                return True
+        return False
 
     def reserve(self, list blocks not None, uint64_t mapping) -> list:
         """Reserve a place for each of some blocks, and account a read of it; where each begins in

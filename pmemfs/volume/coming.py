@@ -8,7 +8,7 @@ callers that know only of coroutines take it for one.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import trio
@@ -102,3 +102,23 @@ class Coming(Coroutine[Any, Any, T]):
 
     def close(self) -> None:
         """Nothing has to be let go."""
+
+
+def gathered(parts: Sequence[Coming[T]], join: Callable[[list[T]], T]) -> Coming[T]:
+    """One answer out of some, when all of them are there; the first error counts."""
+    whole: Coming[T] = Coming()
+    left = len(parts)
+
+    def told(_: Coming[T]) -> None:
+        nonlocal left
+        left -= 1
+        if left:
+            return
+        try:
+            whole.give(join([part.result() for part in parts]))
+        except Exception as error:
+            whole.fail(error)
+
+    for part in parts:
+        part.when_there(told)
+    return whole

@@ -208,6 +208,72 @@ def test_a_reader_gets_what_was_written_while_its_block_was_fetched(
     assert origin.read_bytes()[7 * BLOCK : 8 * BLOCK] == b"n" * BLOCK
 
 
+def test_neighbours_of_one_request_share_a_transfer(pool_path: Path, origin: Path) -> None:
+    wanted = origin.read_bytes()
+
+    async def look() -> None:
+        slow_origin = await slow(origin)
+        with opened_pool(pool_path) as pool:
+            async with served_cache(pool, origin=slow_origin, is_native=True) as volume:
+                other = begin(volume, 105)
+                answer = volume.read(INODE, 100 * BLOCK + 100, 10 * BLOCK)
+                assert isinstance(answer, Coming)
+                await trio.testing.wait_all_tasks_blocked()
+                # What is asked for already cuts it in two.
+                assert [offset // BLOCK for offset, _ in slow_origin.kept] == [105, 100, 106]
+                slow_origin.let_go()
+                assert await answer == wanted[100 * BLOCK + 100 : 110 * BLOCK + 100]
+                assert await other == wanted[105 * BLOCK : 106 * BLOCK]
+                report = volume.statistics()
+                assert (report.misses, report.fetched, report.joined) == (12, 11, 1)
+                # A read of which a part is there goes the other way.
+                assert (
+                    await read(volume, 108 * BLOCK, 5 * BLOCK) == wanted[108 * BLOCK : 113 * BLOCK]
+                )
+                check_order(volume)
+
+    trio.run(look)
+
+
+def test_a_request_fails_if_one_of_its_blocks_does(pool_path: Path, origin: Path) -> None:
+    async def look() -> None:
+        slow_origin = await slow(origin)
+        with opened_pool(pool_path) as pool:
+            async with served_cache(pool, origin=slow_origin, is_native=True) as volume:
+                await volume.change_settings(origin_timeout_seconds=1)
+                begin(volume, 5)
+                await trio.testing.wait_all_tasks_blocked()
+                kept, slow_origin.kept = slow_origin.kept, []
+                answer = volume.read(INODE, 4 * BLOCK, 3 * BLOCK)
+                assert isinstance(answer, Coming)
+                await trio.testing.wait_all_tasks_blocked()
+                slow_origin.let_go()
+                slow_origin.kept, slow_origin.fails_reads = kept, 10_000
+                slow_origin.fail()
+                with pytest.raises(OSError, match="a test says so"):
+                    await answer
+                check_order(volume)
+
+    trio.run(look)
+
+
+def test_a_sequence_is_read_ahead(pool_path: Path, origin: Path) -> None:
+    wanted = origin.read_bytes()
+
+    async def look() -> None:
+        with opened_pool(pool_path) as pool:
+            async with served_cache(pool, is_native=True) as volume:
+                for block in range(400):
+                    data = await read(volume, block * BLOCK, BLOCK)
+                    assert data == wanted[block * BLOCK : (block + 1) * BLOCK]
+                report = volume.statistics()
+                assert report.read_ahead > 300
+                assert report.misses + report.read_hits == 400
+                check_order(volume)
+
+    trio.run(look)
+
+
 def test_a_block_that_is_being_changed_is_fetched_after_that(pool_path: Path, origin: Path) -> None:
     wanted = origin.read_bytes()
 

@@ -101,6 +101,8 @@ class Misses:
         self.under_way: dict[int, Fetch] = {}
         """By their blocks."""
         self._buffers: list[mmap.mmap] = []
+        self.may_have: Callable[[int], bool] = lambda block: index.find(block) is not None
+        """Whether the cache has a block. There is a faster way to ask with a native engine."""
         self.nursery: trio.Nursery | None = None
         """Of the tasks that fetch."""
         self.fetched = self.joined = self._bypassed = 0
@@ -189,12 +191,20 @@ class Misses:
                 fetches[fetch] = None
                 self.joined += 1
         ahead = list(self._absent_behind(wanted[-1] + 1, ahead_blocks)) if ahead_blocks else []
-        self._ahead += len(ahead)
         for fetch in self._start(fresh, is_kept, is_wanted=True):
             fetches[fetch] = None
         # Apart from those, so that nobody waits for them, or fails with them.
-        self._start(ahead, True, is_wanted=False)
+        self._start_ahead(ahead)
         return list(fetches)
+
+    def fetch_ahead(self, first: int, count: int) -> None:
+        """Begin to fetch blocks that nobody waits for, up to the first that is there."""
+        if count:
+            self._start_ahead(list(self._absent_behind(first, count)))
+
+    def _start_ahead(self, blocks: Sequence[int]) -> None:
+        self._ahead += len(blocks)
+        self._start(blocks, True, is_wanted=False)
 
     def _start(self, blocks: Sequence[int], is_kept: bool, *, is_wanted: bool) -> list[Fetch]:
         fetches = []
@@ -210,7 +220,7 @@ class Misses:
         last = self._size_bytes() - 1 >> self._blocks.shift
         for block in range(first, min(first + count, last + 1)):
             with suppress(OSError):
-                if block not in self.under_way and self._index.find(block) is None:
+                if block not in self.under_way and not self.may_have(block):
                     yield block
                     continue
             return

@@ -1,8 +1,8 @@
 """The quick way of a miss: many blocks at once, with no task for any of them.
 
-What it does is what `misses` does, for the common case: a request for bytes of one block that the
-cache does not have, of an origin that is well. All blocks that were asked for since the last step
-are reserved by one native call, and given to the origin together; all that have come since are
+What it does is what `misses` does, for the common case: a request for bytes of a few blocks that
+the cache does not have, of an origin that is well. All blocks that were asked for since the last
+step are reserved by one native call, and given to the origin together; all that have come since are
 published by another. Everything else goes the other way, at whatever point that turns out: a block
 that is there by now, a set without room, a group that was not seen, an origin that fails. So
 errors, patience and retries are in one place only. Invariants:
@@ -15,7 +15,7 @@ errors, patience and retries are in one place only. Invariants:
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import trio
@@ -24,14 +24,17 @@ from trio.lowlevel import Abort
 from pmemfs.errors import MemoryFault, system_error
 from pmemfs.medium.base import Medium
 from pmemfs.origin.vectors import Vectors
+from pmemfs.volume.cache.blocks import Piece
 from pmemfs.volume.cache.index import Index
 from pmemfs.volume.cache.link import OriginLink
 from pmemfs.volume.cache.misses import Bytes, Fetch, Misses, Reader
 from pmemfs.volume.cache.order import OriginOrder
-from pmemfs.volume.coming import Coming
+from pmemfs.volume.coming import Coming, gathered
 from pmemfs.volume.onefile import INODE
 
 _LEAST_LOOK_SECONDS = 0.1
+_MOST_BYTES = 1 << 20
+"""Of one transfer. With blocks of 4 KiB it has 256 views, fewer than an origin takes."""
 
 
 class Places(Protocol):
@@ -41,8 +44,8 @@ class Places(Protocol):
     def evicted(self) -> int:
         """How many blocks had to go."""
 
-    def may_have(self, block: int) -> bool:
-        """Whether the cache has a block, or can't tell here."""
+    def may_have(self, block: int, count: int = 1) -> bool:
+        """Whether the cache has any of some blocks, or can't tell here."""
 
     def reserve(self, blocks: list[int], mapping: int) -> list[int]:
         """Where the place of each block begins; 0: there is none for it here."""
@@ -70,37 +73,46 @@ class QuickMisses:
         self._shift = block_shift
         self._size_bytes = size_bytes
         self._fresh: list[Fetch] = []
-        self._transfers: dict[Vectors, tuple[Fetch, int]] = {}
-        """What the origin fills, and where in the pool that is."""
+        self._transfers: dict[Vectors, list[tuple[Fetch, int]]] = {}
+        """What the origin fills: blocks that follow each other, and where each lies in the pool."""
         self._over: list[Vectors] = []
         self._sleeper: trio.lowlevel.Task | None = None
         self._serves = False
         self._evicted = 0
 
-    def may_have(self, block: int) -> bool:
-        """Whether the cache has a block, or can't tell here."""
-        return self._places.may_have(block)
+    def may_have(self, block: int, count: int = 1) -> bool:
+        """Whether the cache has any of some blocks, or can't tell here."""
+        return self._places.may_have(block, count)
 
-    def read(self, block: int, start: int, length: int) -> Coming[Bytes] | None:
-        """Bytes of a block that the cache does not have; None: they have to go the other way."""
-        misses, link = self._misses, self._link
+    def read(self, pieces: Sequence[Piece]) -> Coming[Bytes] | None:
+        """Bytes of blocks that follow each other, and that the cache does not have; None: they have
+        to go the other way."""
+        # What is behind the end must become zeroes, which is for the other way.
+        is_whole = pieces[-1].block + 1 << self._shift <= self._size_bytes()
+        if not (self._serves and is_whole and self._link.is_well):
+            return None
+        under_way = self._misses.under_way
+        for piece in pieces if under_way else ():
+            fetch = under_way.get(piece.block)
+            if fetch is not None and piece.block in fetch.stale:
+                return None
+        deadline = trio.current_time() + self._link.timeout_seconds
+        parts = [self._wait_for(piece, deadline) for piece in pieces]
+        return parts[0] if len(parts) == 1 else gathered(parts, b"".join)
+
+    def _wait_for(self, piece: Piece, deadline: float) -> Coming[Bytes]:
+        """Join the fetch of a block, or let it be fetched."""
+        block, misses = piece.block, self._misses
         fetch = misses.under_way.get(block)
         if fetch is None:
-            is_whole = block + 1 << self._shift <= self._size_bytes()
-            # What is behind the end must become zeroes, which is for the other way.
-            if not (self._serves and is_whole and link.is_well):
-                return None
             fetch = misses.under_way[block] = Fetch(block, 1, True, set())
             self._fresh.append(fetch)
             self._wake()
-        elif block in fetch.stale:
-            return None
         else:
             misses.joined += 1
             fetch.wanted.add(block)
         coming: Coming[Bytes] = Coming()
-        deadline = trio.current_time() + link.timeout_seconds
-        fetch.readers.append(Reader(block, start, length, coming, deadline))
+        fetch.readers.append(Reader(block, piece.start, piece.length, coming, deadline))
         return coming
 
     async def serve(self) -> None:
@@ -183,13 +195,12 @@ class QuickMisses:
             return
         unit, block_bytes, view = self._link.block_bytes, 1 << self._shift, self._medium.view
         reads: list[tuple[int, Vectors]] = []
-        for fetch, offset in zip(fetches, offsets, strict=True):
-            if offset:
-                vectors = Vectors((view(offset, block_bytes),), True, unit)
-                self._transfers[vectors] = fetch, offset
-                reads.append((fetch.first << self._shift, vectors))
-            else:
-                left.append(fetch)
+        left += [fetch for fetch, at in zip(fetches, offsets, strict=True) if not at]
+        placed = [pair for pair in zip(fetches, offsets, strict=True) if pair[1]]
+        for run in _runs(placed, _MOST_BYTES >> self._shift):
+            vectors = Vectors([view(offset, block_bytes) for _, offset in run], True, unit)
+            self._transfers[vectors] = run
+            reads.append((run[0][0].first << self._shift, vectors))
         begun = self._link.begin_reads(reads, self._note_end)
         left += self._let_go([vectors for _, vectors in reads[begun:]])
         self._go_the_other_way(left)
@@ -200,7 +211,7 @@ class QuickMisses:
 
     def _let_go(self, transfers: Sequence[Vectors]) -> list[Fetch]:
         """Give the places of transfers up, whose memory nobody touches; their fetches."""
-        found = [self._transfers.pop(vectors) for vectors in transfers]
+        found = [pair for vectors in transfers for pair in self._transfers.pop(vectors)]
         self._places.release([offset for _, offset in found])
         return [fetch for fetch, _ in found]
 
@@ -209,7 +220,8 @@ class QuickMisses:
         failed = [vectors for vectors in over if vectors.result != vectors.length_bytes]
         if failed:
             self._go_the_other_way(self._let_go(failed))
-        come = [self._transfers.pop(v) for v in over if v.result == v.length_bytes]
+        come = [pair for vectors in over if vectors.result == vectors.length_bytes
+                for pair in self._transfers.pop(vectors)]  # fmt: skip
         good = [(fetch, offset) for fetch, offset in come if not fetch.stale]
         blocks, offsets = [fetch.first for fetch, _ in good], [offset for _, offset in good]
         try:
@@ -232,3 +244,15 @@ class QuickMisses:
         for fetch in fetches:
             fetch.wanted.add(fetch.first)
             self._misses.carry_out(fetch)
+
+
+def _runs(placed: Sequence[tuple[Fetch, int]], most: int) -> Iterator[list[tuple[Fetch, int]]]:
+    """Fetches of blocks that follow each other, as they were asked for, so many together."""
+    run: list[tuple[Fetch, int]] = []
+    for pair in placed:
+        if run and (pair[0].first != run[-1][0].first + 1 or len(run) == most):
+            yield run
+            run = []
+        run.append(pair)
+    if run:
+        yield run

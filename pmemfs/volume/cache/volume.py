@@ -52,6 +52,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _COPY_BYTES = MIB
+_MOST_QUICK = 32
+"""So many blocks of a request are fetched each by itself, though by one transfer."""
 
 
 class CacheVolume(OneFileVolume):
@@ -89,6 +91,8 @@ class CacheVolume(OneFileVolume):
             self.misses, places(groups.states), medium, index, link, order,
             self.ground.block_shift, lambda: self.size_bytes,
         ) if places and fencing.is_quick and not medium.read_only else None  # fmt: skip
+        if self.quick is not None:
+            self.misses.may_have = partial(self._has, self.quick)
         self.cleaner = Cleaner(index, self.blocks, link, order, fencing, self.misses)
         self.search = DirtySearch(groups)
         self.write_backs = WriteBack(
@@ -175,10 +179,12 @@ class CacheVolume(OneFileVolume):
         if self.quick is not None:
             # First, and without `pieces`: with workers, nearly all that comes here has missed.
             block, shift = offset_bytes >> self.blocks.shift, self.blocks.shift
-            if (offset_bytes + length_bytes - 1 >> shift == block
-                    and not self.quick.may_have(block)):  # fmt: skip
-                piece = BlockPiece(block, offset_bytes - (block << shift), length_bytes)
-                return self._read_quickly(self.quick, piece)
+            count = (offset_bytes + length_bytes - 1 >> shift) - block + 1
+            if count <= _MOST_QUICK and not self.quick.may_have(block, count):
+                few = [BlockPiece(block, offset_bytes - (block << shift), length_bytes)]
+                if count > 1:
+                    few = list(self.blocks.pieces(offset_bytes, length_bytes))
+                return self._read_quickly(self.quick, few)
         pieces = list(self.blocks.pieces(offset_bytes, length_bytes))
         parts = [self.blocks.load(piece) for piece in pieces]
         if None in parts:
@@ -186,15 +192,23 @@ class CacheVolume(OneFileVolume):
         self._read_hits += len(parts)
         return parts[0] if len(parts) == 1 else b"".join(parts)  # type: ignore[return-value,arg-type]
 
-    def _read_quickly(self, quick: QuickMisses, piece: BlockPiece) -> Later[bytes | memoryview]:
-        """Read a part of a block that the cache does not have."""
-        advice = self.readers.missed(piece.block, 1)
-        if not advice.is_bypassing and not advice.ahead_blocks and not self.read_only:
-            coming = quick.read(*piece)
+    def _has(self, quick: QuickMisses, block: int) -> bool:
+        """Whether the cache has a block, asked in the faster way first."""
+        return quick.may_have(block) and self.index.find(block) is not None
+
+    def _read_quickly(
+        self, quick: QuickMisses, pieces: list[BlockPiece]
+    ) -> Later[bytes | memoryview]:
+        """Read parts of blocks of which the cache has none."""
+        first, count = pieces[0].block, len(pieces)
+        advice = self.readers.missed(first, count)
+        if not advice.is_bypassing and not self.read_only:
+            coming = quick.read(pieces)
             if coming is not None:
-                self._missed += 1
+                self._missed += count
+                self.misses.fetch_ahead(first + count, advice.ahead_blocks)
                 return coming
-        return self._read_later([piece], [None], advice)
+        return self._read_later(pieces, [None] * count, advice)
 
     async def _read_later(
         self, pieces: list[BlockPiece], parts: list[bytes | memoryview | None],
