@@ -19,6 +19,7 @@ from pmemfs.errors import BadOrigin, OriginBusy
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.origin.base import MARK_BYTES, MOST_BYTES, Origin
 from pmemfs.origin.opening import open_origin
+from pmemfs.origin.vectors import Vectors
 from pmemfs.units import KIB, MIB
 
 PAGE = 4 * KIB
@@ -178,6 +179,52 @@ def test_256_transfers_are_under_way_together(origin: Thing, pages: Pages) -> No
                     nursery.start_soon(each, number)
         for number in range(256):
             assert pages.view(511 - number) == data[number * PAGE : (number + 1) * PAGE]
+
+    with_origin(origin, pages, work)
+
+
+def test_reads_that_are_begun_together_are_told_of_one_by_one(origin: Thing, pages: Pages) -> None:
+    async def work(found: Origin, pages: Pages) -> None:
+        data = os.urandom(256 * PAGE)
+        await found.write(MIB, [pages.filled(0, data)])
+        everything = pages.view(0, 256 * PAGE)
+        everything[:] = bytes(256 * PAGE)
+        # Every second page lies elsewhere than before, and all come in another order.
+        numbers = random.Random(5).sample(range(128), 128)
+        left, over = set(numbers), trio.Event()
+        reads = []
+        for number in numbers:
+            views = [pages.view(256 + number), pages.view(number)]
+            vectors = Vectors(views, True, found.block_bytes)
+
+            def told(vectors: Vectors, number: int = number) -> None:
+                assert vectors.result == 2 * PAGE
+                left.remove(number)
+                if not left:
+                    over.set()
+
+            vectors.waiter = told
+            reads.append((MIB + 2 * number * PAGE, vectors))
+        # One after another is begun wherever there is no more room, or a connection to be made.
+        while reads:
+            begun = found.begin_reads(reads)
+            if not begun:
+                offset_bytes, vectors = reads.pop(0)
+                await content(found, pages, offset_bytes, PAGE)
+                reads.append((offset_bytes, vectors))
+            reads = reads[begun:]
+        await over.wait()
+        for number in numbers:
+            at = 2 * number * PAGE
+            if number:  # `content` reads into the first page of the other half.
+                assert pages.view(256 + number) == data[at : at + PAGE]
+            assert pages.view(number) == data[at + PAGE : at + 2 * PAGE]
+        vectors = Vectors([pages.view(0)], True, found.block_bytes)
+        ended = trio.Event()
+        vectors.waiter = lambda _: ended.set()
+        if found.begin_reads([(found.size_bytes, vectors)]):
+            await ended.wait()
+            assert vectors.result != PAGE
 
     with_origin(origin, pages, work)
 
