@@ -2,6 +2,7 @@
 
 Sets, ways, tags and words of groups are declared in `media/cache.py`. Two programs change them by
 the protocol that follows: this module, and the workers of a data plane (`dataplane/cache.pxi`).
+The quick way of misses does some steps natively in this process (`dataplane/filling.pxi`).
 
 **States.** A place (one way of one set) has a tag, and a reference count: that of its page
 structures, all of which are taken and dropped together.
