@@ -89,7 +89,7 @@ def begin(volume: CacheVolume, block: int, length: int = BLOCK) -> Coming[bytes 
 
 async def fetched_all(volume: CacheVolume) -> None:
     """Wait for what is fetched ahead, too, which nobody else waits for."""
-    while volume.misses.is_busy:
+    while volume.misses.is_busy:  # noqa: ASYNC110
         await trio.sleep(0.001)
 
 
