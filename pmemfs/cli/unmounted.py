@@ -50,7 +50,7 @@ def flush_unmounted(path: str) -> Flushed:
                 raise failure
             return Flushed(**flushed)
 
-        return run_unmounted(path, operate)
+        return run_unmounted(path, operate, flushing=True)
 
 
 async def _show_dirty(volume: CacheVolume, show: Callable[[int, int], None]) -> None:
@@ -74,7 +74,7 @@ def drop_unmounted(path: str, chosen: _Chosen, *, clean_only: bool) -> Dropped:
         length = None if end is None else end - offset
         return Dropped(**await methods.drop(offset, length))
 
-    return run_unmounted(path, operate, degraded=clean_only)
+    return run_unmounted(path, operate, degraded=clean_only, flushing=not clean_only)
 
 
 def drop_all(path: str, *, discard_dirty: bool) -> Dropped:
@@ -92,6 +92,9 @@ def drop_all(path: str, *, discard_dirty: bool) -> Dropped:
     with closing(MappedMedium.open(path)) as medium:
         pool = open_cache(medium)
         head = StoredHead.open(pool).head
+        # Counted again, because another process may have mounted the pool meanwhile.
+        if not discard_dirty and (dirty := DirtyContent(pool).count()):
+            raise DirtyBlocks(path=path, count=dirty, why="somebody has just written to it")
         origin = {}
         try:
             origin = trio.run(_look, head.origin, head.policy == Policy.READ_ONLY)

@@ -126,6 +126,23 @@ def test_flush_says_what_keeps_the_origin_incomplete(
     assert asked("flush", pool)["dirty"] == 0
 
 
+def test_what_a_read_only_policy_keeps_dirty_is_flushed_without_a_mount(
+    pools: PoolMaker, pool: Path, origin: Path
+) -> None:
+    mounted = pools.mount(pool)
+    write(mounted)
+    pmemfs_ok("cache", "set", mounted.mountpoint, "--policy", "read-only")
+    pools.umount(mounted)
+    mounted = pools.mount(pool)
+    refused = pmemfs("flush", mounted.mountpoint)
+    assert refused.code == 1
+    assert "unmount the pool, and flush it then" in refused.err
+    assert asked("info", mounted.mountpoint)["cache"]["origin"]["write_back_failures"] == 0
+    pools.umount(mounted)
+    assert asked("flush", pool)["cleaned"] == 8
+    assert origin.read_bytes()[: len(DATA)] == DATA
+
+
 def test_umount_flush_leaves_a_complete_origin(pools: PoolMaker, pool: Path, origin: Path) -> None:
     mounted = pools.mount(pool)
     write(mounted)

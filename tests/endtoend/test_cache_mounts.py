@@ -13,9 +13,10 @@ import pytest
 
 from kit.caches import ORIGIN_BYTES, ask, cache_of, make_cache, new_origin
 from kit.commands import pmemfs, pmemfs_ok
-from kit.mounts import PoolMaker, Session
+from kit.mounts import NATIVE, PoolMaker, Session
 from kit.origins import NbdServer
 from kit.processes import wait_until
+from pmemfs.medium.writeback import punch_hole
 from pmemfs.mountinfo import mount_at
 from pmemfs.units import MIB
 
@@ -170,6 +171,26 @@ def test_each_policy_gives_the_origin_the_same(pools: PoolMaker, origin: Path) -
     assert ask(mounted, "cache-verify")["differing"] == 0
     pools.umount(mounted)
     assert origin.read_bytes() == wanted
+
+
+@pytest.mark.parametrize("engine", [NATIVE[1]], indirect=True, ids=str)
+def test_an_fsync_flushes_an_origin_that_was_given_zeroes(
+    pools: PoolMaker, origin: Path, tmp_path: Path
+) -> None:
+    """Although workers answer an fsync by themselves under write-back."""
+    log = tmp_path / "log"
+    server = NbdServer("--filter=log", "file", origin, f"logfile={log}",
+                       socket_path=pools.directory / "socket")  # fmt: skip
+    try:
+        mounted = pools.mount(cache_of(pools, server.text))
+        with mounted.device.open("r+b", buffering=0) as file:
+            for number in range(1, 4):
+                punch_hole(file.fileno(), MIB, MIB)
+                os.fsync(file.fileno())
+                assert log.read_text().count(" Flush id") >= number
+        pools.umount(mounted)
+    finally:
+        server.end()
 
 
 def test_an_origin_that_has_grown_is_served_at_its_new_size(pools: PoolMaker, origin: Path) -> None:

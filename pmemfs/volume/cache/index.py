@@ -289,7 +289,9 @@ class Index:
 
     def publishing(self, items: Sequence[Publication]) -> Steps[list[Found | None]]:
         """As `publish`, for many."""
-        self._reserve_tags(items)
+        for item in items:
+            # No store of a tag may fail for want of memory when others were stored already.
+            self.prepare(item.place)
         yield from self.groups.seeing(i.place.set_number >> GROUP_SHIFT for i in items)
         with self._locked(i.place.set_number for i in items):
             # The bytes first: a tag that is durable without them would be another block's bytes.
@@ -392,12 +394,10 @@ class Index:
             memmap.put_pages(pfn, frames)
         return None
 
-    def _reserve_tags(self, items: Sequence[Publication]) -> None:
-        """Let no store of a tag fail for want of memory when others were stored already."""
+    def prepare(self, place: Place) -> None:
+        """Let the tag of a place have memory. Raises OSError (ENOSPC)."""
         if not self._medium.reserved:
-            for item in items:
-                at = self._tag_at(item.place.set_number, item.place.way)
-                self._medium.reserve(at, TAG_BYTES)
+            self._medium.reserve(self._tag_at(place.set_number, place.way), TAG_BYTES)
 
     def _count_anew(self, pfn: int, own: Found | None) -> None:
         """Let the pages of a place count as those of the block did, if the block has a place."""

@@ -24,12 +24,17 @@ log = logging.getLogger(__name__)
 
 
 class CacheLife:
-    """The life of one cache; `is_degraded`: without its origin."""
+    """The life of one cache; `is_degraded`: without its origin. `is_flushed`: the origin is
+    written to, whatever the policy says."""
 
-    def __init__(self, volume: CacheVolume, medium: MappedMedium, *, is_degraded: bool) -> None:
+    def __init__(
+        self, volume: CacheVolume, medium: MappedMedium, *, is_degraded: bool,
+        is_flushed: bool = False,
+    ) -> None:  # fmt: skip
         self.volume = self._volume = volume
         self._medium = medium
         self._is_degraded = is_degraded
+        self._is_flushed = is_flushed
         self._origin: Origin | None = None
         self._beginning = trio.CancelScope()
 
@@ -48,7 +53,8 @@ class CacheLife:
             log.warning("%s: mounted without its origin %s", self._medium.name, head.origin)
         else:
             # A policy that writes nothing needs no right to write.
-            read_only = self._medium.read_only or head.policy == Policy.READ_ONLY
+            is_kept = head.policy == Policy.READ_ONLY and not self._is_flushed
+            read_only = self._medium.read_only or is_kept
             self._origin = await open_right_origin(head, self._medium.name, read_only=read_only)
             self._origin.hold_lock(self._medium.fileno())
         await self._volume.begin(self._origin)

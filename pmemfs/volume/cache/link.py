@@ -67,6 +67,9 @@ class OriginLink:
         self.written_bytes = 0
         self.has_unflushed = False
         """Whether something was written since the last flush that succeeded."""
+        self._owed = self._paid = 0
+        self.has_owed: Callable[[], None] = lambda: None
+        """Called whenever `owes_flush` may have changed."""
         self.failed_flushes = 0
         """After each, everything has to be written again that was written before it ended."""
         self.give_up: Callable[[str], None] = lambda why: None
@@ -168,12 +171,23 @@ class OriginLink:
         finally:
             self.has_unflushed = True
 
+    @property
+    def owes_flush(self) -> bool:
+        """Whether a change was answered that only the origin has, and that it may lose: an fsync
+        has to flush the origin, whatever the policy is by then."""
+        return self._owed != self._paid
+
+    def owe_flush(self) -> None:
+        """The origin was given what the cache doesn't keep; no flush that has begun covers it."""
+        self._owed += 1
+        self.has_owed()
+
     async def flush(self) -> None:
         """Make durable what was written before. Raises OSError, and then all of that has to be
         written again: the origin may have lost it."""
         origin = self._present()
         self.has_unflushed = False
-        losses = self._losses
+        losses, owed = self._losses, self._owed
         try:
             await self._ask(lambda: origin.flush(losses))
         except BaseException:
@@ -181,6 +195,8 @@ class OriginLink:
             self.failed_flushes += 1
             self._losses = origin.losses
             raise
+        self._paid = owed
+        self.has_owed()
 
     async def mark(self) -> bytes:
         """As `Origin.mark`. Raises OSError."""

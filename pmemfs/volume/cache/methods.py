@@ -96,8 +96,12 @@ class CacheMethods:
         try:
             await volume.write_backs.flush()
         except OSError as error:
+            why, origin = sentence_of(error), volume.origin_link.origin
+            if origin is not None and origin.read_only:
+                why = ("it was opened for reading only, as the policy says; unmount the pool, and "
+                       "flush it then")  # fmt: skip
             raise CannotFlush(
-                name=volume.head.head.origin, count=volume.count_dirty(), why=sentence_of(error)
+                name=volume.head.head.origin, count=volume.count_dirty(), why=why
             ) from None
         return asdict(Flushed(volume.index.cleaned - before, volume.count_dirty()))
 

@@ -6,7 +6,8 @@ without them, because the origin may touch its pages until it answers. Invariant
   are there and flushed;
 - a fetch whose block was given to the origin meanwhile is stale: it may have read the bytes of
   before. The table of fetches under way is there to note that, so whoever gives the origin bytes
-  calls `note_change` first. A stale block is neither kept nor shown to a reader;
+  calls `note_change` first. A stale block is neither kept nor shown to a reader. Where the cache
+  has no tag of the block that would keep a fetch from publishing, `forestall` is called instead;
 - a block for which there is no place goes through a buffer. So no reader waits for a write-back.
 """
 
@@ -65,6 +66,8 @@ class Fetch:
     """The blocks that readers wait for."""
     done: trio.Event = field(default_factory=trio.Event)
     stale: set[int] = field(default_factory=set)
+    is_publishing: bool = False
+    """Whether its blocks are coming into the cache, so that it is too late to call them stale."""
     data: dict[int, Bytes] = field(default_factory=dict)
     """The wanted blocks, when it is done. A block that is missing there is stale."""
     error: Exception | None = None
@@ -118,16 +121,24 @@ class Misses:
         """Whether any fetch is under way."""
         return bool(self.under_way)
 
-    def note_change(self, first: int, count: int) -> None:
-        """The origin is about to be given these blocks."""
+    async def forestall(self, first: int, count: int) -> None:
+        """As `note_change`. After it no fetch brings bytes of before into the cache: on media whose
+        fences take long, blocks may just be published, and nothing stops that."""
+        for fetch in {self.under_way[block] for block in self.note_change(first, count)}:
+            if fetch.is_publishing:
+                await fetch.done.wait()
+
+    def note_change(self, first: int, count: int) -> Sequence[int]:
+        """The origin is about to be given these blocks; those of them that are being fetched."""
         if not self.under_way:
-            return
+            return ()
         if count <= len(self.under_way):
             changed = [block for block in range(first, first + count) if block in self.under_way]
         else:
             changed = [block for block in self.under_way if first <= block < first + count]
         for block in changed:
             self.under_way[block].stale.add(block)
+        return changed
 
     async def bring(
         self, wanted: Sequence[int], *, is_kept: bool = True, ahead_blocks: int = 0
@@ -231,7 +242,9 @@ class Misses:
             await self._order.unchanging(fetch.first, fetch.count)
             places = await self._reserve(fetch)
             held += [place for place in places if place]
-            await self._transfer(fetch, places)
+            # What is fetched ahead without a place would be of no use to anybody.
+            if held or fetch.wanted:
+                await self._transfer(fetch, places)
         except Exception as error:
             # Also what nobody expects fails these readers only, and not the mount.
             if not isinstance(cause_of(error), (OSError, PmemfsError)):
@@ -279,11 +292,29 @@ class Misses:
             self._bypassed += fetch.count
             return [None] * fetch.count
         blocks = range(fetch.first, fetch.first + fetch.count)
-        places = await self._fencing.run(
-            lambda: self._index.reserving(blocks, self._victim, Access.READ)
-        )
+        try:
+            places = await self._fencing.run(
+                lambda: self._index.reserving(blocks, self._victim, Access.READ)
+            )
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            # Not even for page structures. That is no reason to fail a reader.
+            places = [None] * fetch.count
+        places = [self._prepared(place) for place in places]
         self._without_place += sum(place is None for place in places)
         return places
+
+    def _prepared(self, place: Place | None) -> Place | None:
+        """A place with memory behind it; None if a sparse pool can't have more."""
+        if place is not None:
+            try:
+                self._blocks.prepare(place)
+                self._index.prepare(place)
+            except OSError:
+                self._index.release(place)
+                return None
+        return place
 
     async def _transfer(self, fetch: Fetch, places: list[Place | None]) -> None:
         """Read all blocks from the origin; those that have places become blocks of the cache."""
@@ -317,7 +348,6 @@ class Misses:
         run: list[Place] = []
         for at, place in enumerate(places):
             if place is not None:
-                blocks.prepare(place)
                 run.append(place)
                 continue
             if run:
@@ -351,6 +381,7 @@ class Misses:
 
         def begin() -> Steps[list[Found | None]]:
             # Nothing awaits between this look and the lock, because the groups were seen before.
+            fetch.is_publishing = True
             asked[:] = [
                 Publication(place, block, TagState.CLEAN, None)
                 for block, place in numbered if block not in fetch.stale

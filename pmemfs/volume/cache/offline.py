@@ -42,21 +42,23 @@ def open_cache(medium: MappedMedium) -> Pool:
 
 
 def run_unmounted(
-    path: str, operate: Operation[Answer], *, read_only: bool = False, degraded: bool = False
-) -> Answer:
-    """Do something with the cache of a pool; `degraded`: without its origin.
+    path: str, operate: Operation[Answer], *, read_only: bool = False, degraded: bool = False,
+    flushing: bool = False,
+) -> Answer:  # fmt: skip
+    """Do something with the cache of a pool; `degraded`: without its origin; `flushing`: the origin
+    is written to, even if the policy is read-only.
 
     Raises NotACache, WrongOrigin, as `Pool.open`, as `open_origin`, and what `operate` raises.
     """
     with closing(MappedMedium.open(path, read_only=read_only)) as medium:
         pool = open_cache(medium)
         if read_only:
-            return trio.run(_run, pool, medium, operate, degraded)
+            return trio.run(_run, pool, medium, operate, degraded, flushing)
         was_clean = pool.label.state == State.CLEAN
         pool.begin_mount()
         is_done = False
         try:
-            answer = trio.run(_run, pool, medium, operate, degraded)
+            answer = trio.run(_run, pool, medium, operate, degraded, flushing)
             is_done = True
         finally:
             # `_run` leaves the cache in order, or has not begun.
@@ -66,10 +68,10 @@ def run_unmounted(
 
 
 async def _run(
-    pool: Pool, medium: MappedMedium, operate: Operation[Answer], degraded: bool
+    pool: Pool, medium: MappedMedium, operate: Operation[Answer], degraded: bool, flushing: bool
 ) -> Answer:
     volume = CacheVolume(pool, open_memmap(pool))
-    life = CacheLife(volume, medium, is_degraded=degraded)
+    life = CacheLife(volume, medium, is_degraded=degraded, is_flushed=flushing)
     answers: list[Answer] = []
     failure: BaseException | None = None
     try:

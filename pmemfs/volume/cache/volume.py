@@ -109,6 +109,8 @@ class CacheVolume(OneFileVolume):
         self._read_hits = self._write_hits = self._missed = 0
         self._dirty_before = head.dirty_blocks if self.was_settled else 0
         self._serving: trio.CancelScope | None = None
+        self._rewriting = trio.Lock()
+        link.has_owed = self._allow_fsyncs
         self._obey()
         self._show_size()
 
@@ -118,7 +120,7 @@ class CacheVolume(OneFileVolume):
         """Serve with this origin, which `opening` has found to be the right one; None: without."""
         self.origin_link.begin(origin)
         if not self.read_only:
-            await self.fencing.run(lambda: self.head.rewriting(is_settled=0))
+            await self._rewrite_head(is_settled=0)
         self._allow()
 
     async def serve(self) -> None:
@@ -151,9 +153,7 @@ class CacheVolume(OneFileVolume):
             return
         await self.fencing.fence()
         dirty = self.count_dirty()
-        await self.fencing.run(
-            lambda: self.head.rewriting(is_settled=1, dirty_blocks=dirty, origin_mark=mark)
-        )
+        await self._rewrite_head(is_settled=1, dirty_blocks=dirty, origin_mark=mark)
 
     async def _settled_mark(self) -> bytes | None:
         """The mark of the origin after all that was written to it; None if that can't be known."""
@@ -170,6 +170,11 @@ class CacheVolume(OneFileVolume):
             return None
 
     # Content
+
+    def _check_writable(self, number: int) -> None:
+        super()._check_writable(number)
+        if self.writer.policy is Policy.READ_ONLY:
+            raise system_error(errno.EROFS)
 
     def read(self, number: int, offset_bytes: int, length_bytes: int) -> Later[bytes | memoryview]:
         self._check_device(number)
@@ -310,13 +315,9 @@ class CacheVolume(OneFileVolume):
         self._note_write(coarse_ns())
 
     def write_back(self, number: int) -> Later[None]:
-        if self.writer.policy is Policy.WRITE_BACK and not self.zeroer.has_unflushed:
+        if self.writer.policy is Policy.WRITE_BACK and not self.origin_link.owes_flush:
             return None
-        return self._settle()
-
-    async def _settle(self) -> None:
-        self.zeroer.has_unflushed = False
-        await self.cleaner.settle()
+        return self.cleaner.settle()
 
     @property
     def never_closed(self) -> Collection[int]:
@@ -343,7 +344,7 @@ class CacheVolume(OneFileVolume):
         if new_bytes > old_bytes:
             if old_bytes & self.blocks.block_bytes - 1:
                 await self._forget_last(old_bytes >> self.blocks.shift)
-            await self.fencing.run(lambda: self.head.rewriting(origin_bytes=new_bytes))
+            await self._rewrite_head(origin_bytes=new_bytes)
             self._show_size()
         return old_bytes, max(old_bytes, new_bytes)
 
@@ -361,16 +362,16 @@ class CacheVolume(OneFileVolume):
         policy = changes.get("policy")
         if policy is not None and policy != Policy.WRITE_BACK:
             # No worker may be making a block dirty when the new policy begins to hold.
-            self._onlookers.allow_writes(False)
+            self._forbid_writes()
             self._onlookers.allow_fsyncs(False)
             await self._onlookers.grace()
-        await self.fencing.run(lambda: self.head.rewriting(**changes))
+        await self._rewrite_head(**changes)
         self._obey()
         self._allow()
 
     def stop_writing(self) -> None:
         self.read_only = self.write_backs.is_paused = True
-        self._onlookers.allow_writes(False)
+        self._forbid_writes()
 
     def settle(self) -> bool:
         return self.write_backs.is_busy or self.misses.is_busy
@@ -449,7 +450,23 @@ class CacheVolume(OneFileVolume):
             self._onlookers.allow_writes if may_write else lambda is_allowed: None
         )
         self._onlookers.allow_writes(may_write and not self.write_backs.is_over_limit)
-        self._onlookers.allow_fsyncs(is_back and self.fencing.is_quick)
+        self._allow_fsyncs()
+
+    def _forbid_writes(self) -> None:
+        """Let no worker write, whatever the share of dirty blocks is."""
+        self.write_backs.allow_writes = lambda is_allowed: None
+        self._onlookers.allow_writes(False)
+
+    async def _rewrite_head(self, **changes: int | bytes) -> None:
+        """Change fields of the head. Raises OSError."""
+        async with self._rewriting:
+            await self.fencing.run(lambda: self.head.rewriting(**changes))
+
+    def _allow_fsyncs(self) -> None:
+        """Let workers answer an fsync by themselves where nobody has to flush the origin for it."""
+        is_back = self.writer.policy is Policy.WRITE_BACK
+        may_fsync = is_back and self.fencing.is_quick and not self.origin_link.owes_flush
+        self._onlookers.allow_fsyncs(may_fsync)
 
     def _show_size(self) -> None:
         self._have_size(self.head.head.origin_bytes)

@@ -195,7 +195,7 @@ class WriteBack:
         await trio.lowlevel.checkpoint()
 
     async def _pass(self) -> None:
-        if self._link.origin is None or self.is_paused:
+        if self._link.origin is None or self._link.origin.read_only or self.is_paused:
             return
         if self._cleaner.has_written and trio.current_time() > self._settled_at + _SETTLE_SECONDS:
             self._settled_at = trio.current_time()

@@ -51,7 +51,8 @@ class Part(NamedTuple):
 class _Stored(NamedTuple):
     """What has become of parts."""
 
-    founds: list[Found]
+    fresh: list[Found]
+    """The tags of those blocks that were not dirty before."""
     left: list[Part]
 
 
@@ -109,18 +110,18 @@ class Writer:
             raise system_error(errno.EROFS)
 
     async def _store(self, parts: Sequence[Part]) -> list[Found]:
-        """Let blocks be dirty with these bytes in them; their tags."""
-        founds: list[Found] = []
+        """Let blocks be dirty with these bytes in them; the tags of those that were not before."""
+        fresh: list[Found] = []
         for at in range(0, len(parts), _AT_ONCE):
             left = list(parts[at : at + _AT_ONCE])
             while left:
                 stored = await self._fencing.run(partial(self._storing, left))
-                founds += stored.founds
+                fresh += stored.fresh
                 left = stored.left
                 if left:
                     await self._help(left)
             await trio.lowlevel.checkpoint()
-        return founds
+        return fresh
 
     async def _help(self, left: Sequence[Part]) -> None:
         """Do what keeps parts from being stored: fetch their blocks, or make room."""
@@ -170,7 +171,13 @@ class Writer:
         finally:
             for one in held:
                 index.release(one)
-        return _Stored([result for result in results if result], left)
+        return _Stored(
+            [
+                result for item, result in zip(items, results, strict=True)
+                if result and not (item.expected and item.expected.tag.is_dirty)
+            ],
+            left,
+        )  # fmt: skip
 
     def _fill(self, place: Place, part: Part, found: Found | None) -> None:
         """Put a block together."""
@@ -196,19 +203,16 @@ class Writer:
 
     # Through and around
 
-    async def _write_through(self, parts: Sequence[Part]) -> list[Found]:
-        blocks = [part.piece.block for part in parts]
-        was_dirty = {block for block in blocks if self._is_dirty(block)}
-        founds = await self._store(parts)
+    async def _write_through(self, parts: Sequence[Part]) -> None:
+        # What was dirty just before has bytes of a write that was answered.
+        fresh = await self._store(parts)
         try:
-            await self._cleaner.write_out(blocks, most_runs=_RUNS)
+            await self._cleaner.write_out([part.piece.block for part in parts], most_runs=_RUNS)
         except OSError:
             # The writer is told that it failed, so nobody may find it in the cache, unless another
             # writer has put its bytes on top of these.
-            fresh = [found for found in founds if found.tag.block not in was_dirty]
             await self._fencing.run(lambda: self._index.clearing(fresh))
             raise
-        return founds
 
     async def _write_around(self, parts: Sequence[Part]) -> None:
         by_block = {part.piece.block: part for part in parts}
@@ -222,16 +226,18 @@ class Writer:
         unit, blocks = self._link.block_bytes, range(first, first + count)
         start = (first << self._blocks.shift) + parts[0].piece.start
         data = b"".join(part.data for part in parts)
-        if start % unit or len(data) % unit or any(self._is_dirty(block) for block in blocks):
-            await self._write_through(parts)
-            await self._cleaner.settle()
-            await self._forget(blocks)
-            return
         async with self._order.changing(first, count):
             # What is being fetched now may be of before, so it must not come into the cache.
-            self._misses.note_change(first, count)
+            await self._misses.forestall(first, count)
             await self._forget(blocks)
-            await self._link.write_copy(start, data)
+            is_even = not start % unit and not len(data) % unit
+            if is_even and not any(self._is_dirty(block) for block in blocks):
+                await self._link.write_copy(start, data)
+                self._link.owe_flush()
+                return
+        await self._write_through(parts)
+        await self._cleaner.settle()
+        await self._forget(blocks)
 
     def _is_dirty(self, block: int) -> bool:
         found = self._index.find(block)

@@ -8,7 +8,7 @@ origin has the zeroes, it has the same bytes as the block had.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import trio
 
@@ -24,6 +24,7 @@ from pmemfs.volume.cache.index import Index
 from pmemfs.volume.cache.link import OriginLink
 from pmemfs.volume.cache.misses import Misses
 from pmemfs.volume.cache.order import OriginOrder
+from pmemfs.volume.cache.steps import Steps
 
 _STEP_BYTES = GIB
 _AT_ONCE = 64
@@ -99,8 +100,6 @@ class Zeroer:
         self._link = link
         self._order = order
         self._fencing = fencing
-        self.has_unflushed = False
-        """Whether an fsync has to flush the origin, although it is said to do nothing but fence."""
 
     async def zero(self, first: int, count: int, size_bytes: int) -> None:
         """Let blocks read as zeroes. Raises OSError."""
@@ -108,12 +107,12 @@ class Zeroer:
         for start in range(first, first + count, step):
             some = min(step, first + count - start)
             async with self._order.changing(start, some):
-                self._misses.note_change(start, some)
+                await self._misses.forestall(start, some)
                 await self._leave(start, some)
                 offset = start << self._shift
                 length = min(some << self._shift, size_bytes - offset)
-                self.has_unflushed = True
                 await self._link.write_zeroes(offset, length)
+                self._link.owe_flush()
                 await self._hand_over(start, some)
 
     async def _leave(self, first: int, count: int) -> None:
@@ -124,12 +123,23 @@ class Zeroer:
             await trio.lowlevel.checkpoint()
 
     async def _leave_some(self, founds: Sequence[Found]) -> None:
-        dirty = [found for found in founds if found.tag.state is TagState.DIRTY]
-        clean = [found for found in founds if not found.tag.is_dirty]
-        if clean:
-            await self._fencing.run(lambda: self._index.clearing(clean))
-        if dirty:
-            await self._fencing.run(lambda: self._index.zeroing(dirty))
+        while founds:
+            dirty = [found for found in founds if found.tag.state is TagState.DIRTY]
+            clean = [found for found in founds if not found.tag.is_dirty]
+            left = [*await self._change(self._index.clearing, clean),
+                    *await self._change(self._index.zeroing, dirty)]  # fmt: skip
+            # What was dirty has become clean meanwhile, or was written to, and has another tag now.
+            again = [self._index.find(found.tag.block) for found in left]
+            founds = [found for found in again if found and found.tag.state is not TagState.ZERO]
+
+    async def _change(
+        self, change: Callable[[Sequence[Found]], Steps[list[bool]]], founds: Sequence[Found]
+    ) -> list[Found]:
+        """Change the tags of some blocks; those that had another tag by then."""
+        if not founds:
+            return []
+        results = await self._fencing.run(lambda: change(founds))
+        return [found for found, is_done in zip(founds, results, strict=True) if not is_done]
 
     async def _hand_over(self, first: int, count: int) -> None:
         """The origin has the zeroes; the tags that say so may go once it was flushed."""
