@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,14 +22,25 @@ from kit.caches import (
     served_cache,
     write,
 )
+from pmemfs.errors import MemoryFault
 from pmemfs.media.cache import Policy
+from pmemfs.memmap import open_memmap
 from pmemfs.units import MIB
+from pmemfs.volume.cache.groups import SEEN, Groups
+from pmemfs.volume.cache.heads import StoredHead
+from pmemfs.volume.cache.opening import open_right_origin
 from pmemfs.volume.cache.volume import CacheVolume
 
 
 def bytes_of(path: Path) -> bytes:
     """What an origin has now."""
     return path.read_bytes()
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    """Wait for something that nobody tells."""
+    while not is_so():  # noqa: ASYNC110
+        await trio.sleep(0.02)
 
 
 @pytest.fixture
@@ -244,3 +257,85 @@ def test_writers_of_one_block_do_not_take_bytes_from_each_other(
 
     trio.run(look)
     assert bytes_of(origin) == wanted
+
+
+def test_what_a_killed_mount_has_left_dirty_is_written_back_while_the_search_goes_on(
+    shm: Path, origin: Path
+) -> None:
+    make_cache(shm / "pool", str(origin), pool_bytes=64 * MIB, sparse=True, max_dirty_age_seconds=1)
+
+    async def first() -> None:
+        with opened_pool(shm / "pool") as pool:
+            async with served_cache(pool, is_killed=True) as volume:
+                await write(volume, 8192, b"left" * 1024)
+
+    async def second() -> None:
+        with opened_pool(shm / "pool") as pool:
+            volume = CacheVolume(pool, open_memmap(pool))
+            (suspect,) = volume.groups.suspects()
+            # As long as another task is about to see a group, the search is not over.
+            held = volume.groups.seeing([1 - suspect])
+            next(held)
+            opened = await open_right_origin(volume.head.head, pool.medium.name, read_only=False)
+            await volume.begin(opened)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(volume.serve)
+                with trio.fail_after(30):
+                    await until(lambda: bytes_of(origin)[8192:12_288] == b"left" * 1024)
+                    assert volume.statistics().is_searching
+                    held.close()
+                    await until(lambda: not volume.statistics().is_searching)
+                nursery.cancel_scope.cancel()
+            await volume.finish()
+            await opened.close()
+
+    trio.run(first)
+    trio.run(second)
+
+
+def test_a_look_at_a_sparse_group_asks_the_file_system_once_for_each_part_that_has_memory(
+    shm: Path, origin: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_cache(shm / "pool", str(origin), pool_bytes=64 * MIB, sparse=True)
+    asked: list[int] = []
+    seek = os.lseek
+
+    def counting(fd: int, offset_bytes: int, whence: int) -> int:
+        asked.append(offset_bytes)
+        return seek(fd, offset_bytes, whence)
+
+    with opened_pool(shm / "pool") as pool:
+        groups = Groups(pool.medium, CacheVolume(pool, open_memmap(pool)).ground, is_settled=False)
+        monkeypatch.setattr(os, "lseek", counting)
+        for _ in groups.seeing([0]):
+            pool.medium.fence()
+    assert groups.state(0) == SEEN
+    assert len(asked) <= 3
+
+
+def test_a_search_that_could_not_read_all_tags_is_made_again_by_the_next_mount(
+    pool_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def first() -> None:
+        with opened_pool(pool_path) as pool:
+            async with served_cache(pool, is_killed=True) as volume:
+                await write(volume, 0, bytes(4096))
+
+    async def second() -> None:
+        with opened_pool(pool_path) as pool:
+            ground = CacheVolume(pool, open_memmap(pool)).ground
+            flush = pool.medium.flush
+
+            def fail(offset_bytes: int, length_bytes: int) -> None:
+                if ground.tags_offset <= offset_bytes < ground.blocks_offset:
+                    raise MemoryFault(pfn=offset_bytes >> 12, path="pool")
+                flush(offset_bytes, length_bytes)
+
+            monkeypatch.setattr(pool.medium, "flush", fail)
+            async with served_cache(pool) as volume:
+                await until(lambda: not volume.statistics().is_searching)
+            monkeypatch.undo()
+            assert not StoredHead.open(pool).head.is_settled
+
+    trio.run(first)
+    trio.run(second)

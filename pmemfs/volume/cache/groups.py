@@ -328,12 +328,10 @@ class Groups:
         start, end = self._ground.tag_offset(sets.start, 0), self._ground.tag_offset(sets.stop, 0)
         if medium.reserved:
             medium.flush(start, end - start)
-        while not medium.reserved and start < end:
-            # A hole of a sparse pool must not get memory by this.
-            step = min(FRAME_BYTES - start % FRAME_BYTES, end - start)
-            if not medium.is_hole(start, step):
-                medium.flush(start, step)
-            start += step
+            return
+        # A hole of a sparse pool must not get memory by this.
+        for offset_bytes, length_bytes in medium.with_memory(start, end - start):
+            medium.flush(offset_bytes, length_bytes)
 
     def _store(self, offset_bytes: int, word: int) -> None:
         self._medium.put(offset_bytes, _WORD.pack(word))

@@ -4,14 +4,16 @@ Only groups whose word is not 0 can have dirty blocks, so they come first. A gro
 before its turn is searched then, because nothing in it changes unseen (see `groups.py`). So every
 dirty block of the last mount is counted once, and none that has become dirty since.
 
-After that, all other groups are seen as well. Otherwise the next mount, which follows one that has
-ended in order, would take for durable what the process before has left there.
+Then dirty blocks can be written back. Beside that, all other groups are seen as well. Otherwise the
+next mount, which follows one that has ended in order, would take for durable what the process
+before has left there.
 """
 
 from __future__ import annotations
 
 from itertools import islice
 
+from pmemfs.errors import PmemfsError
 from pmemfs.volume.cache.groups import SEEING, UNSEEN, Groups
 from pmemfs.volume.cache.steps import Steps
 
@@ -30,6 +32,8 @@ class DirtySearch:
         """Whether all dirty blocks were found: `Groups.found_dirty` is right now."""
         self.is_done = groups.is_settled
         """Whether, besides, all that the last mount has left is durable."""
+        self.has_failed = False
+        """Whether a group could not be read, so that the next mount must search again."""
 
     def step(self) -> Steps[bool]:
         """Search in some more groups; whether there are more."""
@@ -43,7 +47,13 @@ class DirtySearch:
             self._next = groups[-1] + 1
             # Another task is about to see this one, or to fail.
             self._has_skipped |= any(self._groups.state(group) == SEEING for group in groups)
-            yield from self._groups.seeing(g for g in groups if self._groups.state(g) == UNSEEN)
+            unseen = [group for group in groups if self._groups.state(group) == UNSEEN]
+            try:
+                yield from self._groups.seeing(unseen)
+            except (OSError, PmemfsError):
+                # The others go on: what is dirty in them must not wait for bad memory.
+                self.has_failed = True
+                raise
             return True
         self._next = 0
         if self._has_skipped:

@@ -149,7 +149,7 @@ class CacheVolume(OneFileVolume):
             nursery.start_soon(self.origin_link.watch)
             mark = await self._settled_mark()
             nursery.cancel_scope.cancel()
-        if mark is None or not self.search.is_done:
+        if mark is None or not self.search.is_done or self.search.has_failed:
             return
         await self.fencing.fence()
         dirty = self.count_dirty()

@@ -76,6 +76,8 @@ class WriteBack:
         self._has_cleaned = trio.Event()
         self._wanted = trio.Event()
         self._passing = trio.Lock()
+        self._searching = trio.Lock()
+        self._has_counted = trio.Event()
         cleaner.has_settled = self._tell_writers
         self._pause = 0.0
         self._settled_at = 0.0
@@ -140,13 +142,16 @@ class WriteBack:
 
     async def flush(self) -> None:
         """Give the origin all that is dirty now. Raises OSError."""
-        while not self._search.is_done:
+        while not self._search.has_counted:
             await self._search_on()
         async with self._passing:
             if self.is_paused:
                 raise system_error(errno.EROFS)
             await self._clean_groups(list(self._groups.suspects()), _BUSY_RUNS)
             await self._cleaner.settle()
+        # A mount that ends after this leaves the cache in order.
+        while not self._search.is_done:
+            await self._search_on()
 
     @property
     def oldest_ns(self) -> int:
@@ -162,7 +167,12 @@ class WriteBack:
     # In the background
 
     async def serve(self) -> None:
-        """Clean what is due, for ever."""
+        """Clean what is due, for ever; and see what the last mount has left, if it did not end."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._search_rest)
+            await self._clean_what_is_due()
+
+    async def _clean_what_is_due(self) -> None:
         allowed = True
         while True:
             # Workers don't look at the limit themselves, so look often when it is near.
@@ -176,8 +186,9 @@ class WriteBack:
                 allowed = not is_over
                 self.allow_writes(allowed)
             try:
-                while not self._search.is_done:
+                while not self._search.has_counted:
                     await self._search_on()
+                self._has_counted.set()
                 await self._pass()
                 self._pause = 0.0
             except (OSError, PmemfsError) as error:
@@ -191,8 +202,20 @@ class WriteBack:
                 self._tell_writers()
 
     async def _search_on(self) -> None:
-        await self._fencing.run(self._search.step)
+        # One step after the other: the search counts as done when it finds no more to begin.
+        async with self._searching:
+            await self._fencing.run(self._search.step)
         await trio.lowlevel.checkpoint()
+
+    async def _search_rest(self) -> None:
+        """Search on where nothing can be dirty, which in a large cache takes a while."""
+        await self._has_counted.wait()
+        while not self._search.is_done:
+            try:
+                await self._search_on()
+            except (OSError, PmemfsError) as error:
+                log.warning("tags could not be read after a crash: %s; the next mount searches "
+                            "again", sentence_of(error))  # fmt: skip
 
     async def _pass(self) -> None:
         if self._link.origin is None or self._link.origin.read_only or self.is_paused:
