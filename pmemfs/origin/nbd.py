@@ -18,8 +18,8 @@ Source: proto.md of https://github.com/NetworkBlockDevice/nbd, libnbd(3).
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import NamedTuple, TypeVarTuple
 
 import trio
@@ -195,7 +195,9 @@ class NbdOrigin(Origin):
         """Those that live."""
         self._connecting = trio.Lock()
         self._most = CONNECTIONS if facts.can_multi_conn else 1
-        self._written = self._flushed = 0
+        self._begun = self._ended = self._flushed = 0
+        """Changes, by what is known of them. One counts as unflushed from its beginning: its answer
+        and the end of its connection may come together, and then the end is noted first."""
         self._has_lost = False
         self.size_bytes = facts.size_bytes
         self.block_bytes = max(facts.least_bytes, SECTOR_BYTES)
@@ -252,29 +254,30 @@ class NbdOrigin(Origin):
         vectors = Vectors(views, False, self.block_bytes)
         self._check_change(offset_bytes, vectors.length_bytes)
         connection = self._live() or await self._connection()
-        await connection.carry_out(connection.handle.write, vectors, offset_bytes)
-        self._written += 1
+        with self._changing():
+            await connection.carry_out(connection.handle.write, vectors, offset_bytes)
 
     async def flush(self, losses: int | None = None) -> None:
         if losses is None and self._has_lost:
             self._has_lost = False
             raise self._gone_with_writes()
         expected = self.losses if losses is None else losses
-        written = self._written
+        # What is under way may be answered before the flush and not be covered by it.
+        covered = self._begun if self._begun == self._ended else self._flushed
         connection = self._live() or await self._connection()
         if connection.facts.can_flush:
             await connection.carry_out(connection.handle.flush, _no_memory())
         if self.losses != expected:
             self._has_lost = False
             raise self._gone_with_writes()
-        self._flushed = max(self._flushed, written)
+        self._flushed = max(self._flushed, covered)
 
     async def discard(self, offset_bytes: int, length_bytes: int) -> None:
         self._check_change(offset_bytes, length_bytes)
         for start, step in _steps(offset_bytes, length_bytes if self.can_discard else 0):
             connection = self._live() or await self._connection()
-            await connection.carry_out(connection.handle.trim, _no_memory(), start, step)
-            self._written += 1
+            with self._changing():
+                await connection.carry_out(connection.handle.trim, _no_memory(), start, step)
 
     async def write_zeroes(self, offset_bytes: int, length_bytes: int, *, may_trim: bool) -> None:
         self._check_change(offset_bytes, length_bytes)
@@ -284,8 +287,10 @@ class NbdOrigin(Origin):
             return
         for start, step in _steps(offset_bytes, length_bytes):
             connection = self._live() or await self._connection()
-            await connection.carry_out(connection.handle.zero, _no_memory(), start, step, may_trim)
-            self._written += 1
+            with self._changing():
+                await connection.carry_out(
+                    connection.handle.zero, _no_memory(), start, step, may_trim
+                )
 
     async def fence(self, say: Callable[[str], None] = say_nothing) -> None:
         await trio.lowlevel.checkpoint()
@@ -353,13 +358,22 @@ class NbdOrigin(Origin):
         self._connections.append(connection)
         return connection
 
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Within this a change is under way."""
+        self._begun += 1
+        try:
+            yield
+        finally:
+            self._ended += 1
+
     def _note_loss(self, connection: Connection) -> None:
         with suppress(ValueError):
             self._connections.remove(connection)
-        if self._written != self._flushed:
+        if self._begun != self._flushed:
             self.losses += 1
             self._has_lost = True
-            self._flushed = self._written
+            self._flushed = self._begun
 
     def _gone_with_writes(self) -> OriginGone:
         why = "the connection was lost, and with it what was written and not flushed yet"

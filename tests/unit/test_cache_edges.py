@@ -24,7 +24,7 @@ from kit.caches import (
     served_cache,
     write,
 )
-from pmemfs.errors import system_error
+from pmemfs.errors import OriginGone, system_error
 from pmemfs.media.cache import Policy
 from pmemfs.medium.base import Durability
 from pmemfs.medium.mapped import MappedMedium
@@ -33,6 +33,7 @@ from pmemfs.origin.naming import FileName
 from pmemfs.pool import Pool
 from pmemfs.units import KIB
 from pmemfs.volume.cache.blocks import Piece
+from pmemfs.volume.cache.volume import CacheVolume
 from pmemfs.volume.onefile import INODE
 
 BLOCK = 4 * KIB
@@ -221,10 +222,21 @@ def test_readers_need_no_memory_of_a_sparse_pool(
 
 
 class Failing(FileOrigin):
-    """A file whose reads wait, and whose writes fail, when they are told to."""
+    """A file whose reads and flushes wait, and whose writes and flushes fail, when told to."""
 
     may_read: trio.Event
+    may_flush: trio.Event
     fails = False
+    lost_flushes = 0
+    """So many flushes more find that the connection was lost."""
+    written: list[int]
+    """Where writes began."""
+
+    def __init__(self, *words: Any, **settings: Any) -> None:
+        super().__init__(*words, **settings)
+        self.may_read, self.may_flush, self.written = trio.Event(), trio.Event(), []
+        self.may_read.set()
+        self.may_flush.set()
 
     async def read(self, offset_bytes: int, views: Any) -> None:
         await self.may_read.wait()
@@ -233,7 +245,86 @@ class Failing(FileOrigin):
     async def write(self, offset_bytes: int, views: Any) -> None:
         if self.fails:
             raise system_error(errno.EIO)
+        self.written.append(offset_bytes)
         await super().write(offset_bytes, views)
+
+    async def flush(self, losses: int | None = None) -> None:
+        if self.lost_flushes:
+            self.lost_flushes -= 1
+            await self.may_flush.wait()
+            raise OriginGone(name=self.name, why="the connection is lost")
+        await super().flush(losses)
+
+
+async def failing_origin(origin: Path) -> Failing:
+    failing = await Failing.open(FileName(str(origin)))
+    assert isinstance(failing, Failing)
+    return failing
+
+
+def test_what_was_answered_before_a_flush_failed_stays_dirty(pool_path: Path, origin: Path) -> None:
+    """Also what was written while that flush was under way: the server may have lost it too."""
+
+    async def look() -> None:
+        failing = await failing_origin(origin)
+        with opened_pool(pool_path) as pool:
+            async with served_cache(pool, origin=failing) as volume:
+                for block in (1, 2):
+                    await write(volume, block * BLOCK, b"x" * BLOCK)
+                await volume.cleaner.write_out([1])
+                failing.lost_flushes, failing.may_flush = 1, trio.Event()
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(settle_in_vain, volume)
+                    await trio.testing.wait_all_tasks_blocked()
+                    await volume.cleaner.write_out([2])
+                    failing.may_flush.set()
+                await volume.cleaner.settle()
+                assert volume.count_dirty() == 2
+                await volume.write_backs.flush()
+                assert volume.count_dirty() == 0
+
+    trio.run(look)
+
+
+async def settle_in_vain(volume: CacheVolume) -> None:
+    with pytest.raises(OriginGone):
+        await volume.cleaner.settle()
+
+
+def test_an_fsync_writes_again_what_was_written_through_and_may_be_lost(
+    pool_path: Path, origin: Path
+) -> None:
+    async def look() -> None:
+        failing = await failing_origin(origin)
+        with opened_pool(pool_path) as pool:
+            async with served_cache(pool, origin=failing) as volume:
+                await volume.change_settings(policy=Policy.WRITE_THROUGH)
+                await write(volume, 3 * BLOCK, b"x" * BLOCK)
+                failing.lost_flushes = 1
+                await settle_in_vain(volume)
+                await fsync(volume)
+                assert failing.written == [3 * BLOCK, 3 * BLOCK]
+                assert volume.count_dirty() == 0
+
+    trio.run(look)
+
+
+def test_an_fsync_fails_once_when_what_was_written_around_may_be_lost(
+    pool_path: Path, origin: Path
+) -> None:
+    async def look() -> None:
+        failing = await failing_origin(origin)
+        with opened_pool(pool_path) as pool:
+            async with served_cache(pool, origin=failing) as volume:
+                await volume.change_settings(policy=Policy.WRITE_AROUND)
+                await write(volume, 3 * BLOCK, b"x" * BLOCK)
+                failing.lost_flushes = 1
+                await settle_in_vain(volume)
+                with pytest.raises(OSError, match="Input/output error"):
+                    await fsync(volume)
+                await fsync(volume)
+
+    trio.run(look)
 
 
 def test_a_write_that_fails_takes_no_bytes_from_one_that_was_answered(
@@ -242,8 +333,7 @@ def test_a_write_that_fails_takes_no_bytes_from_one_that_was_answered(
     """Under write-through, and before the origin has flushed the write that was answered."""
 
     async def look() -> None:
-        failing = await Failing.open(FileName(str(origin)))
-        assert isinstance(failing, Failing)
+        failing = await failing_origin(origin)
         failing.may_read = trio.Event()
         with opened_pool(pool_path) as pool:
             async with served_cache(pool, origin=failing) as volume:

@@ -6,6 +6,7 @@ import errno
 import mmap
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import trio
 import trio.testing
 
+from kit.lying_nbd import WRITE, LyingServer, reply
 from kit.origins import SIZE_BYTES, NbdServer
 from kit.processes import wait_until
 from kit.sources import sparse_file
@@ -340,3 +342,29 @@ def test_a_missing_library_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> N
         trio.run(open_origin, "nbd://host/x")
     assert "libnbd0" in str(caught.value)
     assert "scripts/install-origins" in str(caught.value)
+
+
+def test_a_write_whose_answer_comes_with_the_end_of_the_connection_may_be_lost(
+    memory: memoryview,
+) -> None:
+    def answer_and_die(server: LyingServer, end: socket.socket, handle: bytes) -> None:
+        server.lies.clear()
+        server.crash()
+        # Kept back by the kernel until the end follows.
+        end.send(reply(handle), socket.MSG_MORE)
+        end.shutdown(socket.SHUT_RDWR)
+
+    async def main() -> None:
+        liar = LyingServer(MIB)
+        origin = await open_origin(liar.text)
+        losses = origin.losses
+        liar.lies[WRITE] = answer_and_die
+        await origin.write(0, [memory[:PAGE]])
+        with pytest.raises(OriginGone, match="not flushed"):
+            await origin.flush(losses)
+        await origin.write(0, [memory[:PAGE]])
+        await origin.flush(origin.losses)
+        await origin.close()
+        liar.close()
+
+    trio.run(main)

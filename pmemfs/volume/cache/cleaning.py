@@ -7,7 +7,8 @@ Invariants:
   gets its place meanwhile, and a tag that is still the same word belongs to the same bytes;
 - nothing becomes clean before the origin was flushed after the write;
 - a block that was written to meanwhile stays dirty, because its tag is another word;
-- what fails stays dirty.
+- what fails stays dirty, and so does all that the origin has answered before a flush of it has
+  failed: a server that died may have lost it, and the next flush says nothing of that.
 """
 
 from __future__ import annotations
@@ -107,7 +108,11 @@ class Cleaner:
             self._settled_at = trio.current_time()
             try:
                 if self._link.has_unflushed:
-                    await self._link.flush()
+                    try:
+                        await self._link.flush()
+                    except BaseException:
+                        written, self._written = [*written, *self._written], []
+                        raise
                 # A block may have been written twice. It becomes clean, and is counted, once.
                 once = dict.fromkeys(written)
                 zeroes = [found for found in once if found.tag.state is TagState.ZERO]
@@ -131,10 +136,15 @@ class Cleaner:
                     if found:
                         held.append(found)
                 for part in _alike(held):
+                    failed = self._link.failed_flushes
                     await self._write_part(part)
-                    # They are held until they are settled.
-                    self._written += part
                     del held[: len(part)]
+                    if self._link.failed_flushes == failed:
+                        # They are held until they are settled.
+                        self._written += part
+                        continue
+                    for found in part:
+                        self._index.release(found)
             finally:
                 for found in held:
                     self._index.release(found)

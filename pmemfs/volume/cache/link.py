@@ -68,6 +68,7 @@ class OriginLink:
         self.has_unflushed = False
         """Whether something was written since the last flush that succeeded."""
         self._owed = self._paid = 0
+        self._has_lost_owed = False
         self.has_owed: Callable[[], None] = lambda: None
         """Called whenever `owes_flush` may have changed."""
         self.failed_flushes = 0
@@ -182,6 +183,13 @@ class OriginLink:
         self._owed += 1
         self.has_owed()
 
+    def check_owed(self) -> None:
+        """Raise OSError, once, if the origin may have lost what it was given: whoever has flushed
+        it in vain was not the caller of an fsync."""
+        if self._has_lost_owed:
+            self._has_lost_owed = False
+            raise system_error(errno.EIO)
+
     async def flush(self) -> None:
         """Make durable what was written before. Raises OSError, and then all of that has to be
         written again: the origin may have lost it."""
@@ -193,6 +201,7 @@ class OriginLink:
         except BaseException:
             self.has_unflushed = True
             self.failed_flushes += 1
+            self._has_lost_owed |= self.owes_flush
             self._losses = origin.losses
             raise
         self._paid = owed

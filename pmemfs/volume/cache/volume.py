@@ -110,6 +110,8 @@ class CacheVolume(OneFileVolume):
         self._dirty_before = head.dirty_blocks if self.was_settled else 0
         self._serving: trio.CancelScope | None = None
         self._rewriting = trio.Lock()
+        self._made_good = 0
+        """After so many failed flushes, what was written through was written again."""
         link.has_owed = self._allow_fsyncs
         self._obey()
         self._show_size()
@@ -317,7 +319,18 @@ class CacheVolume(OneFileVolume):
     def write_back(self, number: int) -> Later[None]:
         if self.writer.policy is Policy.WRITE_BACK and not self.origin_link.owes_flush:
             return None
-        return self.cleaner.settle()
+        return self._settle()
+
+    async def _settle(self) -> None:
+        """Let the origin have durably what was answered because it has it."""
+        failed = self.origin_link.failed_flushes
+        if self.writer.policy is not Policy.WRITE_BACK and failed != self._made_good:
+            # What was written through is dirty again since then.
+            await self.write_backs.flush()
+            self._made_good = failed
+        else:
+            await self.cleaner.settle()
+        self.origin_link.check_owed()
 
     @property
     def never_closed(self) -> Collection[int]:

@@ -111,9 +111,10 @@ class Zeroer:
                 await self._leave(start, some)
                 offset = start << self._shift
                 length = min(some << self._shift, size_bytes - offset)
+                failed = self._link.failed_flushes
                 await self._link.write_zeroes(offset, length)
                 self._link.owe_flush()
-                await self._hand_over(start, some)
+                await self._hand_over(start, some, failed)
 
     async def _leave(self, first: int, count: int) -> None:
         """Let the cache have none of these blocks, or only as zeroes."""
@@ -141,9 +142,12 @@ class Zeroer:
         results = await self._fencing.run(lambda: change(founds))
         return [found for found, is_done in zip(founds, results, strict=True) if not is_done]
 
-    async def _hand_over(self, first: int, count: int) -> None:
-        """The origin has the zeroes; the tags that say so may go once it was flushed."""
+    async def _hand_over(self, first: int, count: int, failed_flushes: int) -> None:
+        """The origin has the zeroes; the tags that say so may go once it was flushed, but not if a
+        flush has failed since."""
         for founds in self._cached.within(first, count):
+            if self._link.failed_flushes != failed_flushes:
+                return
             held = []
             for block in (f.tag.block for f in founds if f.tag.state is TagState.ZERO):
                 found = self._index.hold(block, Access.PIN)
