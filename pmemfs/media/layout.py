@@ -109,6 +109,10 @@ class Layout(Generic[T]):
         """The offset of a field in bytes."""
         return next(f.offset_bytes for f in self.fields if f.name == name)
 
+    def room_of(self, name: str) -> int:
+        """The size of a field in bytes."""
+        return next(f.size_bytes for f in self.fields if f.name == name)
+
     def head_struct(self, last: str) -> struct.Struct:
         """The packed form of the fields from the first to `last`."""
         names = [f.name for f in self.fields]
@@ -116,8 +120,9 @@ class Layout(Generic[T]):
         return struct.Struct("<" + "".join(_struct_code(f.type) for f in head))
 
     def pack(self, value: T) -> bytes:
-        """The stored form. Raises struct.error for a number that does not fit its field."""
-        return self.struct.pack(*(_to_stored(f.type, getattr(value, f.name)) for f in self.fields))
+        """The stored form. Raises struct.error for a number or a text that does not fit its
+        field."""
+        return self.struct.pack(*(_to_stored(f, getattr(value, f.name)) for f in self.fields))
 
     def unpack(self, buffer: Buffer) -> T:
         """The structure that is stored in a buffer of exactly `size_bytes`. Nothing is checked.
@@ -154,8 +159,14 @@ def _struct_code(type_: str) -> str:
     return f"{int(type_[1:])}s" if type_[0] in "SV" else _STRUCT_CODES[type_]
 
 
-def _to_stored(type_: str, value: Any) -> Any:
-    return value.encode("utf-8", "surrogateescape") if type_[0] == "S" else value
+def _to_stored(field: StoredField, value: Any) -> Any:
+    if field.type[0] != "S":
+        return value
+    raw = value.encode("utf-8", "surrogateescape")
+    if len(raw) > field.size_bytes:
+        # `struct` would cut it off.
+        raise struct.error(f"{field.name} has {len(raw)} bytes, and room for {field.size_bytes}")
+    return raw
 
 
 def _from_stored(type_: str, value: Any) -> Any:

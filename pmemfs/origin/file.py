@@ -54,7 +54,9 @@ class FileOrigin(Origin):
         self.size_bytes = blocks.size_of(fd)
         self.can_discard = not self._is_device or blocks.can_discard(status)
         self.zeroes_on_discard = not self._is_device
-        if self.size_bytes % self.block_bytes or not self.size_bytes:
+        if not self.size_bytes:
+            raise UnusableOrigin(name=self.name, why="it is empty")
+        if self.size_bytes % self.block_bytes:
             raise UnusableOrigin(name=self.name, why=f"its size of {self.size_bytes} bytes is "
                                  f"not a multiple of {self.block_bytes}")  # fmt: skip
 

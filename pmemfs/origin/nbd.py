@@ -400,7 +400,9 @@ def _why_unusable(facts: Facts, block_bytes: int, read_only: bool) -> str:
         return "its server gives it for reading only"
     if block_bytes > _MOST_UNIT_BYTES:
         return f"its server takes no requests that are smaller than {block_bytes} bytes"
-    if facts.size_bytes % block_bytes or not facts.size_bytes:
+    if not facts.size_bytes:
+        return "it is empty"
+    if facts.size_bytes % block_bytes:
         return f"its size of {facts.size_bytes} bytes is not a multiple of {block_bytes}"
     if 0 < facts.most_bytes < MOST_BYTES:
         return f"its server takes no requests that are larger than {facts.most_bytes} bytes"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from kit.caches import ORIGIN_BYTES, new_origin
 from kit.commands import pmemfs, pmemfs_ok
 from kit.mounts import PoolMaker
 from kit.origins import NbdServer
+from kit.sources import loop_device, needs_root
 from pmemfs.units import MIB
 
 
@@ -89,6 +91,38 @@ def test_a_pool_is_not_its_own_origin(shm: Path) -> None:
     assert refused.code == 1
     assert "it is the pool itself" in refused.err
     assert "mode" in pmemfs_ok("info", path)
+
+
+def test_a_name_that_a_pool_cannot_keep_is_refused_before_anything_is_touched(
+    shm: Path, tmp_path: Path
+) -> None:
+    path = shm / "pmem0"
+    pmemfs_ok("create", path, "--size", "16M", "--mode", "fs")
+    before = path.read_bytes()
+    deep = tmp_path.joinpath(*["d" * 200] * 5)
+    deep.mkdir(parents=True)
+    names = {
+        deep / ("o" * 200): "symbolic link can be a shorter one",
+        tmp_path / "new\nline": "can't be printed",
+        tmp_path / os.fsdecode(b"\xff"): "can't be printed",
+    }
+    for name, why in names.items():
+        new_origin(name, MIB)
+        refused = pmemfs("create", path, "--force", "--mode", "cache", "--origin", name)
+        assert refused.code == 2
+        assert why in refused.err
+        assert len(refused.err.splitlines()) == 1
+    assert path.read_bytes() == before
+
+
+@needs_root
+def test_a_loop_device_over_the_pool_is_not_its_origin(shm: Path) -> None:
+    path = shm / "pmem0"
+    pmemfs_ok("create", path, "--size", "16M")
+    with loop_device(path) as device:
+        refused = pmemfs("create", path, "--force", "--mode", "cache", "--origin", device)
+    assert refused.code == 1
+    assert "behind it is the pool itself" in refused.err
 
 
 def test_an_origin_that_a_mounted_cache_has_is_refused(pools: PoolMaker, origin: Path) -> None:

@@ -25,14 +25,16 @@ from kit.caches import (
     write,
 )
 from pmemfs.errors import OriginGone, system_error
-from pmemfs.media.cache import Policy
+from pmemfs.media.cache import HEAD, Policy
 from pmemfs.medium.base import Durability
 from pmemfs.medium.mapped import MappedMedium
+from pmemfs.origin.base import Identity
 from pmemfs.origin.file import FileOrigin
 from pmemfs.origin.naming import FileName
 from pmemfs.pool import Pool
 from pmemfs.units import KIB
 from pmemfs.volume.cache.blocks import Piece
+from pmemfs.volume.cache.opening import identity_text
 from pmemfs.volume.cache.volume import CacheVolume
 from pmemfs.volume.onefile import INODE
 
@@ -361,3 +363,11 @@ def test_a_write_that_fails_takes_no_bytes_from_one_that_was_answered(
                 failing.fails = False
 
     trio.run(look)
+
+
+@pytest.mark.parametrize("text", ["é" * 400, "\x01", ""])
+def test_a_pool_keeps_any_identity_of_an_origin(text: str) -> None:
+    kept = identity_text(Identity("nbd", text, BLOCK))
+    assert kept.isprintable()
+    assert len(kept.encode()) <= HEAD.room_of("origin_identity")
+    assert kept != identity_text(Identity("nbd", text + "x", BLOCK))

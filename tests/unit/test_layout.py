@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import struct
+
 import pytest
 
 from pmemfs.media import label, page
-from pmemfs.media.layout import Layout, stored, structure
+from pmemfs.media.layout import Layout, replace, stored, structure
 
 
 @structure
@@ -21,6 +23,15 @@ def test_a_structure_of_another_size_than_declared_is_refused() -> None:
     Layout(Sample, 18)
     with pytest.raises(TypeError, match="Sample is 18 bytes, not 20"):
         Layout(Sample, 20)
+
+
+def test_a_text_without_room_is_not_cut_off() -> None:
+    layout = Layout(Sample, 18)
+    sample = Sample(count=1, short=2, byte=3, text="ä" * layout.room_of("text"))
+    with pytest.raises(struct.error, match="text has 16 bytes, and room for 8"):
+        layout.pack(sample)
+    fits = replace(sample, text="ä" * 4)
+    assert layout.unpack(layout.pack(fits)) == fits
 
 
 @pytest.mark.parametrize("layout", [label.LAYOUT, page.LAYOUT, Layout(Sample, 18)])

@@ -240,7 +240,7 @@ def test_a_server_that_comes_back_smaller_stays_away(server: Server, memory: mem
     [
         (("-r",), (), "for reading only"),
         (("--filter=truncate",), ("truncate=1000",), "not a multiple of 512"),
-        (("--filter=truncate",), ("truncate=0",), "not a multiple of 512"),
+        (("--filter=truncate",), ("truncate=0",), "it is empty"),
         (("--filter=blocksize-policy",), ("blocksize-minimum=64K", "blocksize-preferred=64K"),
          "smaller than 65536"),
         (("--filter=blocksize-policy",), ("blocksize-maximum=64K",), "larger than 65536"),

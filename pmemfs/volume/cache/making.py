@@ -10,9 +10,10 @@ import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from pmemfs.errors import BadGeometry, UnusableOrigin
-from pmemfs.media.cache import BLOCK, CacheHead, Policy, set_count_of
+from pmemfs.errors import BadGeometry, BadOrigin, UnusableOrigin
+from pmemfs.media.cache import BLOCK, HEAD, CacheHead, Policy, set_count_of
 from pmemfs.media.cachereport import CacheSettings, StoredCache
+from pmemfs.origin.blocks import loop_devices_over
 from pmemfs.origin.naming import FileName, parse_origin
 from pmemfs.pool import Pool
 from pmemfs.units import MIB, format_size
@@ -46,6 +47,7 @@ async def look_at_origin(text: str, *, read_only: bool, say: Callable[[str], Non
     # Imported here, because who makes another pool waits for no trio.
     from pmemfs.origin.opening import open_origin
 
+    _check_can_be_stored(text)
     origin = await open_origin(text, read_only=read_only)
     try:
         if not read_only:
@@ -60,13 +62,27 @@ async def look_at_origin(text: str, *, read_only: bool, say: Callable[[str], Non
         await origin.close()
 
 
+def _check_can_be_stored(text: str) -> None:
+    """Raise BadOrigin for a name that the head of a cache can't keep."""
+    name, most = parse_origin(text).text, HEAD.room_of("origin")
+    if not name.isprintable():
+        raise BadOrigin(text=text, why="its name contains characters that can't be printed")
+    if (length := len(name.encode())) > most:
+        raise BadOrigin(text=text, why=f"a pool keeps {most} bytes of a name, and this one has "
+                        f"{length}; a symbolic link can be a shorter one")  # fmt: skip
+
+
 def refuse_itself(text: str, pool_path: str) -> None:
     """Raise UnusableOrigin if a text names the pool, and BadOrigin if it names nothing."""
     name = parse_origin(text)
     if not isinstance(name, FileName) or not os.path.exists(pool_path):
         return
-    if os.path.exists(name.path) and os.path.samefile(name.path, pool_path):
+    if not os.path.exists(name.path):
+        return
+    if os.path.samefile(name.path, pool_path):
         raise UnusableOrigin(name=name.text, why="it is the pool itself")
+    if os.path.realpath(name.path) in loop_devices_over(os.stat(pool_path)):
+        raise UnusableOrigin(name=name.text, why="behind it is the pool itself")
 
 
 def check_fits(data_bytes: int, block_bytes: int, origin_bytes: int) -> None:

@@ -6,10 +6,11 @@ kind lets one know that. What can be known of which kind stands in docs/origins.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 
 from pmemfs.errors import WrongOrigin
-from pmemfs.media.cache import CacheHead
+from pmemfs.media.cache import HEAD, CacheHead
 from pmemfs.origin.base import Identity, Origin
 from pmemfs.origin.opening import open_origin
 from pmemfs.units import format_size
@@ -20,8 +21,12 @@ _MARK_BYTES = 64
 
 
 def identity_text(identity: Identity) -> str:
-    """An identity as the head stores it."""
-    return f"{identity.kind}:{identity.text}"[:500]
+    """An identity as the head stores it: a checksum of what has no room there or is not text."""
+    text = f"{identity.kind}:{identity.text}"
+    raw = text.encode("utf-8", "surrogateescape")
+    if text.isprintable() and len(raw) <= HEAD.room_of("origin_identity"):
+        return text
+    return f"{identity.kind}:sha256 {hashlib.sha256(raw).hexdigest()}"
 
 
 def stored_mark(mark: bytes) -> bytes:
