@@ -35,6 +35,7 @@ class RecordingMedium(Medium):
 
     `ignored_calls` are numbers of flush and fence calls, counted from 0, that do nothing, as if
     the program had forgotten them. `failures` are numbers of calls that raise, as do all after.
+    `image` is what it began with.
     """
 
     def __init__(
@@ -44,8 +45,10 @@ class RecordingMedium(Medium):
         ignored_calls: Collection[int] = (),
         failures: Mapping[int, OSError] | None = None,
     ) -> None:
+        self.image = bytes(image)
         self._memory = bytearray(image)
         self._durable = bytearray(image)
+        self._changed: dict[int, bytes] = {}
         self._pending: dict[int, list[bytes]] = {}
         self._flushed: dict[int, int] = {}
         self._store_order: list[int] = []
@@ -81,12 +84,12 @@ class RecordingMedium(Medium):
         view = memoryview(data).cast("B")
         if offset_bytes < 0 or offset_bytes + len(view) > self.size_bytes:
             raise ValueError("store outside the medium")
-        position = 0
-        while position < len(view):
-            at = offset_bytes + position
-            length = min(WORD_BYTES - at % WORD_BYTES, len(view) - position)
-            self._store_word(at, view[position : position + length])
-            position += length
+        position, end = offset_bytes, offset_bytes + len(view)
+        while position < end:
+            line = position // LINE_BYTES
+            stop = min(end, (line + 1) * LINE_BYTES)
+            self._store_in_line(line, position, view[position - offset_bytes : stop - offset_bytes])
+            position = stop
 
     def flush(self, offset_bytes: int, length_bytes: int) -> None:
         if self._counts():
@@ -101,6 +104,7 @@ class RecordingMedium(Medium):
             for line, count in self._flushed.items():
                 versions = self._pending[line]
                 self._set_line(self._durable, line, versions[count - 1])
+                self._changed[line] = versions[count - 1]
                 self._pending[line] = versions[count:]
             self._pending = {line: v for line, v in self._pending.items() if v}
             self._forget_order_of(self._flushed)
@@ -137,6 +141,11 @@ class RecordingMedium(Medium):
     def durable(self) -> bytes:
         """A copy of all that is durable."""
         return bytes(self._durable)
+
+    @property
+    def durable_lines(self) -> dict[int, bytes]:
+        """The lines that have become durable since there was only `image`, with what they hold."""
+        return dict(self._changed)
 
     def undecided(self) -> tuple[dict[int, list[bytes]], list[int]]:
         """The contents that each undurable line may have, the oldest first; and the lines of the
@@ -194,12 +203,18 @@ class RecordingMedium(Medium):
                 order.append(line)
         self._store_order = order
 
-    def _store_word(self, offset_bytes: int, data: memoryview) -> None:
-        self._memory[offset_bytes : offset_bytes + len(data)] = data
-        line = offset_bytes // LINE_BYTES
-        content = bytes(self._memory[line * LINE_BYTES : (line + 1) * LINE_BYTES])
-        self._pending.setdefault(line, []).append(content)
-        self._store_order.append(line)
+    def _store_in_line(self, line: int, offset_bytes: int, data: memoryview) -> None:
+        """Each word of it is a store, the lowest first."""
+        start = line * LINE_BYTES
+        first, end = offset_bytes - start, offset_bytes - start + len(data)
+        before = bytes(self._memory[start : start + LINE_BYTES])
+        after = before[:first] + data + before[end:]
+        # Where each word ends: the line is new up to there.
+        stops = [*range(first // WORD_BYTES * WORD_BYTES + WORD_BYTES, end, WORD_BYTES), end]
+        self._memory[start : start + LINE_BYTES] = after
+        versions = [after[:stop] + before[stop:] for stop in stops]
+        self._pending.setdefault(line, []).extend(versions)
+        self._store_order += [line] * len(stops)
 
     def _counts(self) -> bool:
         """Count a call; whether to carry it out."""

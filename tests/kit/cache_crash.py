@@ -18,13 +18,14 @@ plane are played by other `actors`, since a fence is about the flushes of its ow
 from __future__ import annotations
 
 import copy
+import hashlib
 import random
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 
-from kit.fs_crash import CrashMedium, Moment
+from kit.fs_crash import CrashMedium, Moment, lines_of
 from pmemfs.errors import DamagedCache
 from pmemfs.media import cache as media
 from pmemfs.media.cache import WAYS, CacheHead, Ground, TagState
@@ -49,6 +50,8 @@ POOL_BYTES = 2 * MIB + (SETS * WAYS + 2) * BLOCK_BYTES
 ORIGIN_BYTES = len(BLOCKS) * BLOCK_BYTES
 STALE = b"STALE!!\xa5"
 ZEROES = bytes(BLOCK_BYTES)
+MOST_KEPT = 4000
+"""Of what was left; it takes some 10 KiB each."""
 
 
 def small_groups(patch: Callable[[object, str, object], object]) -> None:
@@ -145,40 +148,82 @@ class Judge:
         self.medium = CrashMedium(pool.medium.size_bytes)
         self.pool = on_medium(pool, self.medium)
         self.states = 0
+        self._left: dict[tuple[bytes, bytes], Left] = {}
+        """By image and by a digest of the lines that are not as there: many moments leave the
+        same, and most of what is wrong with it depends on nothing else."""
 
     def why_not(self, seen: Seen, legal: dict[int, Collection[bytes]], limit: int) -> Iterator[str]:
         """What is wrong with each of the states in which something is."""
         moment = seen.moment
-        self.medium.set_base(moment.durable)
-        self.medium.lines_read.clear()
         everything = [len(contents) - 1 for contents in moment.contents.values()]
-        known: set[frozenset[tuple[int, bytes]]] = set()
+        known: set[bytes] = set()
+        reads: set[tuple[int, int]] = set()
         # What nobody reads of these two can't make a difference, at least not if nothing else does.
         for choice in ([0] * len(everything), everything):
-            yield from self._look(moment.survivors(choice), known, seen.origin, legal)
-        matters = self.medium.lines_read & moment.contents.keys()
+            left = self._look(moment.image, moment.survivors(choice), known)
+            if left:
+                reads |= left.reads
+                yield from left.why_not(seen.origin, legal)
+        matters = lines_of(reads) & moment.contents.keys()
         for choice in moment.choices(matters, limit, random.Random(0)):
-            yield from self._look(moment.survivors(choice), known, seen.origin, legal)
+            if left := self._look(moment.image, moment.survivors(choice), known):
+                yield from left.why_not(seen.origin, legal)
 
-    def _look(
-        self, survivors: dict[int, bytes], known: set[frozenset[tuple[int, bytes]]],
-        origin: dict[int, bytes], legal: dict[int, Collection[bytes]],
-    ) -> Iterator[str]:  # fmt: skip
-        key = frozenset(survivors.items())
-        if key in known:
-            return
-        known.add(key)
+    def _look(self, image: bytes, lines: dict[int, bytes], known: set[bytes]) -> Left | None:
+        """What is left in an image with some other lines; None if it is known already."""
+        words = (line.to_bytes(4, "little") + content for line, content in sorted(lines.items()))
+        digest = hashlib.blake2b(b"".join(words)).digest()
+        if digest in known:
+            return None
+        known.add(digest)
         self.states += 1
-        self.medium.apply(survivors)
-        try:
-            if why := why_wrong(self.pool, origin, legal):
+        left = self._left.get((image, digest))
+        if left is None:
+            self.medium.reads = set()
+            self.medium.apply(image, lines)
+            try:
+                left = self._left[image, digest] = what_is_left(self.pool, self.medium)
+            finally:
+                self.medium.undo()
+            if len(self._left) == MOST_KEPT:
+                del self._left[next(iter(self._left))]
+        return left
+
+
+@dataclass(frozen=True)
+class Left:
+    """What is left of a cache that was not unmounted, whatever its origin is."""
+
+    why_wrong: str
+    reads: set[tuple[int, int]]
+    blocks: dict[int, tuple[Found | None, bytes | None]] = field(default_factory=dict)
+    """Of each block the tag, and what it reads as if not as the origin."""
+
+    def why_not(
+        self, origin: dict[int, bytes], legal: dict[int, Collection[bytes]]
+    ) -> Iterator[str]:
+        """What is wrong, if anything is."""
+        if self.why_wrong:
+            yield self.why_wrong
+            return
+        for block, (found, content) in self.blocks.items():
+            content = origin[block] if content is None else content
+            if why := why_not_legal(block, found, content, origin, legal[block]):
                 yield why
-        finally:
-            self.medium.undo()
+                return
 
 
-def why_wrong(pool: Pool, origin: dict[int, bytes], legal: dict[int, Collection[bytes]]) -> str:
-    """What is wrong with a cache that was not unmounted; "": nothing."""
+def what_is_left(pool: Pool, medium: CrashMedium) -> Left:
+    """What is left on a medium. Its reads are counted from before."""
+    blocks: dict[int, tuple[Found | None, bytes | None]] = {}
+    why_wrong = look_through(pool, medium, blocks)
+    return Left(why_wrong, medium.reads, blocks)
+
+
+def look_through(
+    pool: Pool, medium: CrashMedium, blocks: dict[int, tuple[Found | None, bytes | None]]
+) -> str:
+    """What is wrong with a cache by itself; "": nothing. Its blocks are noted."""
     try:
         stored = StoredHead.open(pool)
         ground = stored.ground
@@ -194,30 +239,29 @@ def why_wrong(pool: Pool, origin: dict[int, bytes], legal: dict[int, Collection[
     dirty = sum(found.tag.is_dirty for found in tags)
     if stored.head.is_settled and stored.head.dirty_blocks != dirty:
         return f"the head says that {stored.head.dirty_blocks} blocks are dirty, and {dirty} are"
-    before = {block: opened.find(block) for block in legal}
+    before = {block: opened.find(block) for block in BLOCKS}
     for block, found in before.items():
-        if why := why_not_legal(opened, block, found, origin, legal[block]):
-            return why
-    search = DirtySearch(found_groups)
+        blocks[block] = found, found and content_of(opened, block, found, {})
+    search, store_count = DirtySearch(found_groups), medium.store_count
     while opened.run(search.step()):
         pass
     dirty = sum(found is not None and found.tag.is_dirty for found in before.values())
     if found_groups.found_dirty != dirty:
         return f"the search finds {found_groups.found_dirty} dirty blocks, and there are {dirty}"
-    if before != {block: opened.find(block) for block in legal}:
-        return "the search has changed a block"
-    blocks = [found.tag.block for found in all_tags(pool.medium, ground)]
-    if len(set(blocks)) < len(blocks):
+    if medium.store_count > store_count:
+        if before != {block: opened.find(block) for block in BLOCKS}:
+            return "the search has changed a block"
+        tags = list(all_tags(pool.medium, ground))
+    if len({found.tag.block for found in tags}) < len(tags):
         return "after the search, a block has two tags"
     return ""
 
 
 def why_not_legal(
-    opened: Index, block: int, found: Found | None, origin: dict[int, bytes],
+    block: int, found: Found | None, content: bytes, origin: dict[int, bytes],
     legal: Collection[bytes],
 ) -> str:  # fmt: skip
     """What is wrong with one block; "": nothing."""
-    content = content_of(opened, block, found, origin)
     if content not in legal:
         lines = sorted({content[at : at + 64].decode(errors="replace") for at in (0, 64, 4032)})
         return f"block {block}, {found and found.tag}, is none of its versions: {lines}"
@@ -238,9 +282,9 @@ def content_of(opened: Index, block: int, found: Found | None, origin: dict[int,
 def all_tags(medium: Medium, ground: Ground) -> Iterator[Found]:
     """Every tag there is. Raises DamagedCache."""
     for number in range(ground.set_count):
+        raw = medium.read(ground.tag_offset(number, 0), media.SET_BYTES)
         for way in range(WAYS):
-            raw = medium.read(ground.tag_offset(number, way), 8)
-            word = int.from_bytes(raw, "little")
+            word = int.from_bytes(raw[way * 8 : way * 8 + 8], "little")
             if tag := ground.read_tag(word, number, way):
                 yield Found(number, way, word, tag)
 

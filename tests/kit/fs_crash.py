@@ -14,7 +14,6 @@ Free frames hold a pattern that no operation writes, so a stale frame in a file 
 from __future__ import annotations
 
 import copy
-import hashlib
 import itertools
 import math
 import random
@@ -103,16 +102,23 @@ class CrashMedium(RecordingMedium):
         super().__init__(b"")
         self.size_bytes = size_bytes
         self.memory = bytearray(size_bytes)
-        self.lines_read: set[int] = set()
-        self._undo: list[tuple[int, bytes]] = []
+        self.reads: set[tuple[int, int]] = set()
+        """Offsets and lengths."""
+        self._view = memoryview(self.memory)
+        self._base = b""
+        self._undo: list[tuple[int, bytearray]] = []
 
-    def set_base(self, image: bytes) -> None:
-        self.memory[:] = image
-        self._undo.clear()
-
-    def apply(self, survivors: Mapping[int, bytes]) -> None:
-        for line, content in survivors.items():
+    def apply(self, image: bytes, lines: Mapping[int, bytes]) -> None:
+        """Hold an image with some other lines."""
+        if image is not self._base:
+            self.memory[:] = self._base = image
+        for line, content in lines.items():
             self.store(line * LINE_BYTES, content)
+
+    @property
+    def store_count(self) -> int:
+        """How many stores will be undone."""
+        return len(self._undo)
 
     def undo(self) -> None:
         for offset, content in reversed(self._undo):
@@ -120,9 +126,8 @@ class CrashMedium(RecordingMedium):
         self._undo.clear()
 
     def read(self, offset_bytes: int, length_bytes: int) -> memoryview:
-        end = offset_bytes + length_bytes
-        self.lines_read.update(range(offset_bytes // LINE_BYTES, -(-end // LINE_BYTES)))
-        return memoryview(self.memory)[offset_bytes:end]
+        self.reads.add((offset_bytes, length_bytes))
+        return self._view[offset_bytes : offset_bytes + length_bytes]
 
     view = read
 
@@ -131,7 +136,7 @@ class CrashMedium(RecordingMedium):
         end = offset_bytes + len(view)
         if offset_bytes < 0 or end > self.size_bytes:
             raise ValueError("store outside the medium")
-        self._undo.append((offset_bytes, bytes(self.memory[offset_bytes:end])))
+        self._undo.append((offset_bytes, self.memory[offset_bytes:end]))
         self.memory[offset_bytes:end] = view
 
     def flush(self, offset_bytes: int, length_bytes: int) -> None:
@@ -139,6 +144,14 @@ class CrashMedium(RecordingMedium):
 
     def fence(self) -> None:
         """Nothing to do."""
+
+
+def lines_of(reads: Collection[tuple[int, int]]) -> set[int]:
+    """All lines that were read."""
+    lines: set[int] = set()
+    for offset, length in reads:
+        lines.update(range(offset // LINE_BYTES, -(-(offset + length) // LINE_BYTES)))
+    return lines
 
 
 def snapshot(fs: FileSystem) -> Tree:
@@ -241,7 +254,9 @@ class Op:
 class Moment:
     """What a power failure at one instant may leave."""
 
-    durable: bytes
+    image: bytes
+    durable: dict[int, bytes]
+    """The lines that are durable and were not in the image."""
     contents: dict[int, list[bytes]]
     """For each line that is not durable what it may hold, the oldest first."""
     order: list[int]
@@ -249,7 +264,7 @@ class Moment:
 
     @staticmethod
     def of(medium: RecordingMedium) -> Moment:
-        return Moment(medium.durable, *medium.undecided())
+        return Moment(medium.image, medium.durable_lines, *medium.undecided())
 
     def choices(self, matters: set[int], limit: int, rng: random.Random) -> Iterator[list[int]]:
         """For each line how many of its stores survive: all choices of the lines that matter where
@@ -287,12 +302,15 @@ class Moment:
                 yield list(kept)
 
     def survivors(self, choice: list[int]) -> dict[int, bytes]:
-        """The lines that are not as what is durable."""
-        chosen = zip(self.contents.items(), choice, strict=True)
+        """The lines that are not as in the image: the same image, the same lines."""
+        lines = dict(self.durable)
+        for (line, contents), kept in zip(self.contents.items(), choice, strict=True):
+            lines[line] = contents[kept]
+        image = memoryview(self.image)
         return {
-            line: contents[kept]
-            for (line, contents), kept in chosen
-            if contents[kept] != contents[0]
+            line: content
+            for line, content in lines.items()
+            if content != image[line * LINE_BYTES : (line + 1) * LINE_BYTES]
         }
 
 
@@ -308,55 +326,51 @@ class Judge:
         self.deep_states = 0
         self.left: list[bytes] = []
         """Some of the images that passed, to go on from."""
-        self.passed: dict[bytes, set[int]] | None = None
-        """Digests of images that passed, and the lines that were read of each, for as long as the
-        same is legal. Many moments may leave the same."""
+        self.passed: dict[tuple[bytes, frozenset[tuple[int, bytes]]], set[tuple[int, int]]] | None
+        self.passed = None
+        """What passed, and what was read of it, for as long as the same is legal. Many moments may
+        leave the same."""
 
     def why_not(
         self, moment: Moment, legal: Sequence[Tree], relaxed: Mapping[int, Versions],
         blocks: bool, limit: int,
     ) -> Iterator[str]:  # fmt: skip
         """What is wrong with each of the states of a moment in which something is."""
-        self.medium.set_base(moment.durable)
-        self.medium.lines_read.clear()
+        self.medium.reads.clear()
         everything = [len(contents) - 1 for contents in moment.contents.values()]
         seen: set[frozenset[tuple[int, bytes]]] = set()
         for choice in ([0] * len(everything), everything):
-            yield from self._look(moment.survivors(choice), seen, legal, relaxed, blocks)
+            yield from self._look(moment, choice, seen, legal, relaxed, blocks)
         # What nobody reads can't make a difference, at least not if nothing else does.
-        matters = self.medium.lines_read & moment.contents.keys()
+        matters = lines_of(self.medium.reads) & moment.contents.keys()
         for choice in moment.choices(matters, limit, random.Random(0)):
-            yield from self._look(moment.survivors(choice), seen, legal, relaxed, blocks)
+            yield from self._look(moment, choice, seen, legal, relaxed, blocks)
 
     def _look(
-        self, survivors: dict[int, bytes], seen: set[frozenset[tuple[int, bytes]]],
+        self, moment: Moment, choice: list[int], seen: set[frozenset[tuple[int, bytes]]],
         legal: Sequence[Tree], relaxed: Mapping[int, Versions], blocks: bool,
     ) -> Iterator[str]:  # fmt: skip
-        key = frozenset(survivors.items())
+        """Judge what a choice leaves, unless the same has passed."""
+        lines = moment.survivors(choice)
+        key = frozenset(lines.items())
         if key in seen:
             return
         seen.add(key)
-        self.medium.apply(survivors)
-        before, self.medium.lines_read = self.medium.lines_read, set()
-        try:
-            yield from self._first_look(legal, relaxed, blocks)
-        finally:
-            self.medium.lines_read |= before
-            self.medium.undo()
-
-    def _first_look(
-        self, legal: Sequence[Tree], relaxed: Mapping[int, Versions], blocks: bool
-    ) -> Iterator[str]:
-        """Judge what the medium holds, unless the same has passed."""
-        digest = b"" if self.passed is None else hashlib.blake2b(self.medium.memory).digest()
-        if self.passed is not None and digest in self.passed:
-            self.medium.lines_read |= self.passed[digest]
+        passed = (self.passed or {}).get((moment.image, key))
+        if passed is not None:
+            self.medium.reads |= passed
             return
+        before, self.medium.reads = self.medium.reads, set()
+        self.medium.apply(moment.image, lines)
         self.states += 1
-        if why := self._why_not(legal, relaxed, blocks):
-            yield why
-        elif self.passed is not None:
-            self.passed[digest] = set(self.medium.lines_read)
+        try:
+            if why := self._why_not(legal, relaxed, blocks):
+                yield why
+            elif self.passed is not None:
+                self.passed[moment.image, key] = set(self.medium.reads)
+        finally:
+            self.medium.reads |= before
+            self.medium.undo()
 
     def _why_not(self, legal: Sequence[Tree], relaxed: Mapping[int, Versions], blocks: bool) -> str:
         is_deep = bool(self.deep_every) and self.states % self.deep_every == 0

@@ -16,7 +16,6 @@ from kit.fs_crash import (
     FILE,
     FRAME,
     ROOT,
-    Moment,
     PlainMedium,
     World,
     blank_image,
@@ -518,8 +517,7 @@ def test_a_search_for_leaks_beside_the_work_frees_leaks_and_nothing_else(
         for op in rng.choices(OPERATIONS["standard"], k=6):
             world.run(op)
         # The power fails, and nothing that wasn't durable survives.
-        moment = Moment.of(world.medium)
-        world = World(moment.durable)
+        world = World(world.medium.durable)
         checker = Checker(int(world.pool.first_data_pfn), world.pool.data_pfn_count)
         while world.fs.tidy():
             searched += 1
