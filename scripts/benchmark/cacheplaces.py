@@ -113,10 +113,18 @@ class CacheMount(PmemfsMount):
 
     def figures(self) -> dict[str, Any]:
         """What the daemon counts."""
+        return self._ask("cache-info")
+
+    def info(self) -> dict[str, Any]:
+        """What the daemon says of the mount. To start a command for it takes longer than a mount's
+        own work."""
+        return self._ask("info")
+
+    def _ask(self, method: str) -> dict[str, Any]:
         mount = mount_at(str(self.mountpoint))
         if mount is None:
             raise SubjectFailed(f"{self.mountpoint} is not mounted")
-        return dict(call(socket_path(mount), "cache-info"))
+        return dict(call(socket_path(mount), method))
 
 
 def pool_bytes_for(cached_bytes: int) -> int:

@@ -5,6 +5,7 @@ completion), because a memory-backed target completes inside the submitting call
 look free.
 """
 
+import functools
 import json
 import re
 from collections.abc import Sequence
@@ -65,6 +66,7 @@ class Figures:
     longest_us: float | None = None
 
 
+@functools.cache
 def probe(deep_engine: str) -> Fio:
     """Find fio and its engines; ``deep_engine`` ``auto`` prefers io_uring to libaio.
 

@@ -5,6 +5,7 @@ mount that is not served as asked for is never handed out.
 """
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -69,7 +70,7 @@ class PmemfsMount:
         self._command = host.find_pmemfs()
         options = ["--size", f"{pool_bytes // MIB}M", "--scheme", self._scheme, "--name", VOLUME]
         if self._mode != "block":
-            told = backing.checked([self._command, "create", "--help"])
+            told = help_of(self._command, "create")
             if self._mode not in offered_choices(told, "--mode"):
                 raise SubjectUnavailable(f"the installed pmemfs has no mode {self._mode}")
             options += ["--mode", self._mode]
@@ -166,7 +167,7 @@ class PmemfsMount:
         wanted = {"--engine": self._engine}
         if self._transport != "auto":
             wanted["--transport"] = self._transport
-        told = backing.checked([self._command, "mount", "--help"])
+        told = help_of(self._command, "mount")
         for option, choice in wanted.items():
             if choice not in offered_choices(told, option):
                 raise SubjectUnavailable(f"the installed pmemfs has no mount {option} {choice}")
@@ -231,6 +232,12 @@ def served_as(answer: Mapping[str, Any], engine: str, transport: str) -> str:
     if transport not in ("auto", got_transport):
         raise SubjectFailed(f"transport {transport} was asked for and {got_transport} serves")
     return f"served over {got_transport}" if got_transport else f"served by engine {got_engine}"
+
+
+@functools.cache
+def help_of(program: str, command: str) -> str:
+    """The help of a command of the installed pmemfs, which is asked once."""
+    return backing.checked([program, command, "--help"])
 
 
 def offered_choices(told: str, option: str) -> set[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from importlib.util import cache_from_source
 from pathlib import Path
 
 import pytest
@@ -52,9 +53,12 @@ def test_the_bench_measures_every_subject_and_draws_a_chart(tmp_path: Path) -> N
     assert [path for path in tmp_path.glob("**/*.png") if path.stat().st_size > 1000]
 
 
-def test_the_bench_measures_caches(tmp_path: Path) -> None:
+def test_the_bench_measures_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if shutil.which("nbdkit") is None:
         pytest.skip("nbdkit is not installed; scripts/install-origins --tests installs it")
+    bytecode = Path(cache_from_source(str(ROOT / "daemons/mountd.py")))
+    bytecode.unlink(missing_ok=True)
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     result = run_command(
         ROOT / "scripts/bench", "--quick", "--seconds", "0.3", "--only", "cache",
         "--cells", "misses-prompt,attach", "--output-dir", tmp_path, timeout=200,
@@ -69,3 +73,4 @@ def test_the_bench_measures_caches(tmp_path: Path) -> None:
     assert outcomes["misses-prompt"]["outcome"] != "not measured"
     assert outcomes["zipf-loss"]["outcome"] == "not measured"
     assert outcomes["zipf-loss"]["remark"] == "no reading of zipf"
+    assert bytecode.exists(), "mounts that were timed compiled the sources"
