@@ -95,7 +95,11 @@ class Memmap(ABC):
     @abstractmethod
     def count_anew(self, pfn: int, pfn_count: int, reads: int = 0, writes: int = 0) -> None:
         """A range is about to get other content, and nobody but the caller uses it: let its pages
-        count transfers from these numbers on, and have no last access."""
+        count transfers from these numbers on, and have no last access.
+
+        An uninitialised page stays so, and will count from 0. So a caller with other numbers takes
+        its references first.
+        """
 
     @abstractmethod
     def page(self, pfn: int) -> Page | None:

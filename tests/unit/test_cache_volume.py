@@ -95,6 +95,18 @@ def test_what_was_written_is_read_and_the_origin_gets_it_by_a_flush(
     trio.run(look)
 
 
+def test_a_write_of_a_part_of_a_block_that_is_not_there_is_a_miss(pool_path: Path) -> None:
+    async def look() -> None:
+        with opened_pool(pool_path) as pool:
+            async with served_cache(pool) as volume:
+                await write(volume, 5000, b"part" * 2000)
+                assert volume.statistics().misses == 2
+                await write(volume, 5000, b"more" * 2000)
+                assert volume.statistics().misses == 2
+
+    trio.run(look)
+
+
 def test_a_remount_keeps_clean_and_dirty_blocks(pool_path: Path, origin: Path) -> None:
     before = bytes_of(origin)
 

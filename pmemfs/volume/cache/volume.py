@@ -420,7 +420,7 @@ class CacheVolume(OneFileVolume):
             origin=self._origin_report(),
             read_hits=self._read_hits + workers.read_hits,
             write_hits=self._write_hits + workers.write_hits,
-            misses=self._missed,
+            misses=self._missed + self.writer.missed,
             joined=misses.joined,
             fetched=misses.fetched_blocks,
             read_ahead=misses.ahead_blocks,

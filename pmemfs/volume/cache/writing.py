@@ -76,6 +76,8 @@ class Writer:
         self._size_bytes = size_bytes
         self._writers = OriginOrder()
         self.policy = Policy.WRITE_BACK
+        self.missed = 0
+        """Blocks that had to be fetched, because a part of them was written."""
 
     def parts(self, offset_bytes: int, data: memoryview) -> list[Part]:
         """What a write brings, by blocks."""
@@ -113,23 +115,25 @@ class Writer:
         """Let blocks be dirty with these bytes in them; the tags of those that were not before."""
         fresh: list[Found] = []
         for at in range(0, len(parts), _AT_ONCE):
-            left = list(parts[at : at + _AT_ONCE])
+            left, missed = list(parts[at : at + _AT_ONCE]), set[int]()
             while left:
                 stored = await self._fencing.run(partial(self._storing, left))
                 fresh += stored.fresh
                 left = stored.left
                 if left:
-                    await self._help(left)
+                    await self._help(left, missed)
             await trio.lowlevel.checkpoint()
         return fresh
 
-    async def _help(self, left: Sequence[Part]) -> None:
+    async def _help(self, left: Sequence[Part], missed: set[int]) -> None:
         """Do what keeps parts from being stored: fetch their blocks, or make room."""
         absent = [
             part.piece.block for part in left
             if not self._is_whole(part.piece) and self._index.find(part.piece.block) is None
         ]  # fmt: skip
         if absent:
+            self.missed += len(set(absent) - missed)
+            missed.update(absent)
             await self._misses.bring(absent)
             if any(self._index.find(block) is None for block in absent):
                 # There was no room for it in its set.
