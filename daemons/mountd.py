@@ -12,6 +12,7 @@ import contextlib
 import functools
 import logging
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -314,26 +315,36 @@ async def _serve(
         spare.release_for_questions()
         async with trio.open_nursery() as nursery:
             pinning.nursery = nursery
-            nursery.start_soon(server.serve, listener, methods)
+            answering = trio.CancelScope()
+            nursery.start_soon(_answer, listener, methods, answering)
             nursery.start_soon(_stop_on_signal, starter, session)
             nursery.start_soon(_keep_house, session)
             nursery.start_soon(_tidy, session)
             nursery.start_soon(session.remounter.follow_kernel, session.mount)
-            await _serve_volume(session, starter)
+            await _serve_volume(session, starter, answering.cancel)
             nursery.cancel_scope.cancel()
 
 
-async def _serve_volume(session: Session, starter: Starter) -> None:
+async def _answer(
+    listener: socket.socket, methods: server.Methods, scope: trio.CancelScope
+) -> None:
+    """Answer questions until the mount has ended: who still gets answers takes it for served."""
+    with scope:
+        await server.serve(listener, methods)
+
+
+async def _serve_volume(session: Session, starter: Starter, has_ended: Callable[[], None]) -> None:
     """Serve the mount until it ends; a cache with its origin, and in the end without it."""
     life = session.served.life
     if life is None:
         await session.serve(starter.say_ready)
         return
     try:
-        await life.begin()
+        await life.begin(starter.say_waiting)
         async with trio.open_nursery() as tasks:
             tasks.start_soon(life.serve)
             await session.serve(starter.say_ready)
+            has_ended()
             tasks.cancel_scope.cancel()
         await life.finish()
     finally:

@@ -236,7 +236,7 @@ def _explained(said: Said, wanted: Wanted) -> PmemfsError:
 
 def _launch(words: list[str], signals: NotedSignals, wanted: Wanted) -> None:
     with _launched(words, signals, wanted) as launch:
-        launch.wait_until_ready()
+        launch.wait_until_ready(warn)
         try:
             # Unlike its size, this is known at once, however large the pool is.
             launch.look(lambda: look(wanted.mountpoint, seconds=_LOOK_SECONDS))

@@ -50,7 +50,7 @@ def flush_unmounted(path: str) -> Flushed:
                 raise failure
             return Flushed(**flushed)
 
-        return run_unmounted(path, operate, flushing=True)
+        return run_unmounted(path, operate, say=warn, flushing=True)
 
 
 async def _show_dirty(volume: CacheVolume, show: Callable[[int, int], None]) -> None:
@@ -74,7 +74,7 @@ def drop_unmounted(path: str, chosen: _Chosen, *, clean_only: bool) -> Dropped:
         length = None if end is None else end - offset
         return Dropped(**await methods.drop(offset, length))
 
-    return run_unmounted(path, operate, degraded=clean_only, flushing=not clean_only)
+    return run_unmounted(path, operate, say=warn, degraded=clean_only, flushing=not clean_only)
 
 
 def drop_all(path: str, *, discard_dirty: bool) -> Dropped:
@@ -138,7 +138,7 @@ def verify_unmounted(path: str, chosen: _Chosen) -> Verified:
                 show(done, volume.size_bytes)
             return found
 
-        return run_unmounted(path, operate, read_only=True)
+        return run_unmounted(path, operate, say=warn, read_only=True)
 
 
 def set_unmounted(path: str, changes: dict[str, int]) -> CacheSettings:

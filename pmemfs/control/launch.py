@@ -156,10 +156,17 @@ class Launch:
         self._daemon, self._socket = started.process, started.socket
         self._stderr = started.stderr_fd
 
-    def wait_until_ready(self) -> None:
-        """Return once the mount is made. Raises Said, DaemonDied and Interrupted."""
-        self._signals.wait_readable(self._socket.fileno())
-        self._hear()
+    def wait_until_ready(self, tell: Callable[[str], None]) -> None:
+        """Return once the mount is made; `tell` is told what keeps it from being made.
+
+        Raises Said, DaemonDied and Interrupted.
+        """
+        answer: dict[str, str] = {}
+        while "ready" not in answer:
+            self._signals.wait_readable(self._socket.fileno())
+            answer = self._hear()
+            if "waiting" in answer:
+                tell(answer["waiting"])
 
     def look(self, work: Callable[[], object]) -> None:
         """Do something that asks the daemon's mount.
@@ -202,7 +209,7 @@ class Launch:
                 time.sleep(_POLL_SECONDS)
         return by_itself
 
-    def _hear(self) -> None:
+    def _hear(self) -> dict[str, str]:
         try:
             message = self._socket.recv(_MESSAGE_BYTES)
         except OSError:
@@ -212,6 +219,7 @@ class Launch:
         answer: dict[str, str] = json.loads(message)
         if "error" in answer:
             raise Said(answer)
+        return answer
 
     def _died(self) -> DaemonDied:
         """The daemon has closed its end of the socket without a word."""

@@ -1,5 +1,6 @@
 """The daemon's end of its start: it says how the start went, and hears if its mount should stay.
 
+    daemon -> command   {"waiting": SENTENCE}  the mount can't be made yet; any number of these
     daemon -> command   {"ready": DEVICE}      the mount is made, and answers
     command -> daemon   keep                   the command has seen that, and the mount should stay
     daemon -> command   {"kept": DEVICE}       it stays: the command succeeds
@@ -50,6 +51,10 @@ class Starter:
         self._may_raise = False
         if self._socket is not None:
             threading.Thread(target=self._listen, args=(self._socket,), daemon=True).start()
+
+    def say_waiting(self, sentence: str) -> None:
+        """Report what keeps the mount from being made for a while."""
+        self._say({"waiting": sentence})
 
     def say_ready(self, mount: Mount) -> None:
         """Report that the mount is made and answers."""

@@ -157,7 +157,12 @@ class CacheHead:
     dirty_blocks: int = stored("<u8", "at the end of the last mount", unit="blocks")
     origin_bytes: int = stored("<u8", "the size that is served", unit="bytes")
     origin_mark: bytes = stored(
-        "V64", "of the origin after our last write; see docs/origins.md", default=bytes(64)
+        "V32", "of the origin after our last write; see docs/origins.md", default=bytes(32)
+    )
+    origin_next_mark: bytes = stored(
+        "V32",
+        "of the origin after the first write of a mount, if it is known; 0: it is not",
+        default=bytes(32),
     )
     origin_identity: str = stored("S512", "which origin this is", default="")
     origin: str = stored("S1024", "how the user named the origin; UTF-8", default="")

@@ -112,6 +112,15 @@ class Origin(ABC):
         see. Raises OSError, OriginGone.
         """
 
+    async def next_mark(self) -> bytes | None:
+        """What the mark will be once we have changed something; None if each change changes it.
+
+        To be asked after the fence. Whoever keeps both marks can tell after a crash, too, whether
+        somebody else has written. Raises OSError, OriginGone.
+        """
+        await trio.lowlevel.checkpoint()
+        return None
+
     @abstractmethod
     async def read(self, offset_bytes: int, views: Sequence[memoryview]) -> None:
         """Fill writable views, one after the other, from a range."""

@@ -7,6 +7,8 @@ All of them may wait for the cluster, so they are for threads. What there is muc
 from __future__ import annotations
 
 import ctypes
+import errno
+import struct
 from typing import Any, NamedTuple
 
 from pmemfs.errors import NeedsPackage, system_error
@@ -20,6 +22,9 @@ _LOCK_MODE_EXCLUSIVE = 0
 _FSID_ROOM = 64
 _ID_ROOM = 256
 _MOST_WATCHERS = 64
+_COUNT = struct.Struct("<I")
+_ACKNOWLEDGEMENT = struct.Struct("<QQI")
+"""Client, cookie, length of what it has said, which follows."""
 
 _P, _SIZE, _TEXT, _INT = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_char_p, ctypes.c_int
 
@@ -45,6 +50,17 @@ _RADOS: dict[str, tuple[Any, ...]] = {
     "rados_ioctx_set_namespace": (None, _P, _TEXT),
     "rados_ioctx_get_id": (ctypes.c_int64, _P),
     "rados_ioctx_destroy": (None, _P),
+    "rados_notify2": (
+        _INT,
+        _P,
+        _TEXT,
+        _TEXT,
+        _INT,
+        _SIZE,
+        ctypes.POINTER(_P),
+        ctypes.POINTER(ctypes.c_size_t),
+    ),
+    "rados_buffer_free": (None, _P),
 }
 _RBD: dict[str, tuple[Any, ...]] = {
     "rbd_open": (_INT, _P, _TEXT, ctypes.POINTER(_P), _TEXT),
@@ -133,6 +149,26 @@ class Cluster:
         _check(opened(self._context, name.encode(), ctypes.byref(image), at))
         return Image(library, image)
 
+    def answering(self, image_id: str, seconds: float) -> set[int]:
+        """The clients that have an image open for writing, and answer within some seconds.
+
+        A notification without content is what old clients sent when a header had changed, so all
+        clients understand it: they look at the header again. Raises OSError.
+        """
+        reply, length = _P(), ctypes.c_size_t()
+        header = f"rbd_header.{image_id}".encode()
+        number = self.library.rados_notify2(
+            self._context, header, None, 0, int(seconds * 1000),
+            ctypes.byref(reply), ctypes.byref(length),
+        )  # fmt: skip
+        try:
+            if number != -errno.ETIMEDOUT:
+                _check(number)
+            return _acknowledged(ctypes.string_at(reply, length.value) if reply else b"")
+        finally:
+            if reply:
+                self.library.rados_buffer_free(reply)
+
     def close(self) -> None:
         """Disconnect."""
         if self._context:
@@ -199,6 +235,16 @@ class Image:
         watchers = [Watcher(each.addr.decode(), each.id) for each in found[: room.value]]
         self._library.rbd_watchers_list_cleanup(found, room)
         return watchers
+
+
+def _acknowledged(reply: bytes) -> set[int]:
+    """The clients that have acknowledged a notification. Source: rados/librados.h."""
+    clients, at = set(), _COUNT.size
+    for _ in range(_COUNT.unpack_from(reply)[0] if reply else 0):
+        client, _, length = _ACKNOWLEDGEMENT.unpack_from(reply, at)
+        clients.add(client)
+        at += _ACKNOWLEDGEMENT.size + length
+    return clients
 
 
 def _check(number: int) -> None:

@@ -51,6 +51,10 @@ OPEN_SECONDS = 30.0
 WATCH_SECONDS = 40.0
 """A client that died without a word is forgotten after 30 s (osd_client_watch_timeout)."""
 _LOOK_SECONDS = 0.5
+_LIVING_SECONDS = 3.0
+"""A client that answers is waited for no longer: one that is just closing the image is gone then.
+"""
+_ANSWER_SECONDS = 3.0
 _RANGE_BYTES = GIB
 _WRITER = "pmemfs_writer"
 _SETTINGS = {
@@ -84,8 +88,8 @@ class RbdOrigin(Origin):
         self._identity = facts.identity
         self._client = facts.client
         self._commands = image.commands
-        self._must_sign = False
-        """Whether the token is to be left before the next change."""
+        self._token = ""
+        """To be left before the next change; empty if there is nothing to leave."""
         self._signing = trio.Lock()
         self._is_idle = trio.Event()
         self._stopping = trio.CancelScope()
@@ -112,7 +116,10 @@ class RbdOrigin(Origin):
         return Identity("rbd", self._identity, self.size_bytes)
 
     async def mark(self) -> bytes:
-        return await trio.to_thread.run_sync(self._find_mark, abandon_on_cancel=True)
+        return await trio.to_thread.run_sync(self._find_mark, "", abandon_on_cancel=True)
+
+    async def next_mark(self) -> bytes | None:
+        return await trio.to_thread.run_sync(self._find_mark, self._token, abandon_on_cancel=True)
 
     async def read(self, offset_bytes: int, views: Sequence[memoryview]) -> None:
         vectors = Vectors(views, True, self.block_bytes)
@@ -133,7 +140,7 @@ class RbdOrigin(Origin):
     async def write(self, offset_bytes: int, views: Sequence[memoryview]) -> None:
         vectors = Vectors(views, False, self.block_bytes)
         self._check_change(offset_bytes, vectors.length_bytes)
-        if self._must_sign:
+        if self._token:
             await self._sign()
         self._commands.write(vectors, offset_bytes)
         await self._carried_out(vectors)
@@ -145,7 +152,7 @@ class RbdOrigin(Origin):
 
     async def discard(self, offset_bytes: int, length_bytes: int) -> None:
         self._check_change(offset_bytes, length_bytes)
-        if self._must_sign:
+        if self._token:
             await self._sign()
         for start, step in _steps(offset_bytes, length_bytes):
             vectors = _no_memory()
@@ -154,7 +161,7 @@ class RbdOrigin(Origin):
 
     async def write_zeroes(self, offset_bytes: int, length_bytes: int, *, may_trim: bool) -> None:
         self._check_change(offset_bytes, length_bytes)
-        if self._must_sign:
+        if self._token:
             await self._sign()
         for start, step in _steps(offset_bytes, length_bytes):
             vectors = _no_memory()
@@ -174,7 +181,7 @@ class RbdOrigin(Origin):
             raise OriginBusy(
                 name=self.name, why="another client has its exclusive lock and keeps it"
             ) from None
-        self._must_sign = True
+        self._token = uuid.uuid4().hex
 
     async def resize_seen(self) -> int:
         size_bytes = await trio.to_thread.run_sync(self._image.size_bytes, abandon_on_cancel=True)
@@ -223,16 +230,31 @@ class RbdOrigin(Origin):
 
     async def _wait_for_watchers(self, say: Callable[[str], None]) -> None:
         """Wait until no other client has the image open. Raises OriginBusy."""
-        deadline = trio.current_time() + WATCH_SECONDS
-        has_said = False
+        began = trio.current_time()
+        silent: set[int] = set()
         while others := await self._others():
-            if trio.current_time() > deadline:
-                raise OriginBusy(name=self.name, why=f"{_named(others)} it open")
-            if not has_said:
-                has_said = True
-                say(f"{_named(others)} {self.name} open; waiting up to {WATCH_SECONDS:.0f} s, "
-                    f"because a client that has died is forgotten after 30 s")  # fmt: skip
+            living = await self._living([each for each in others if each.client not in silent])
+            seconds = trio.current_time() - began
+            if (living and seconds > _LIVING_SECONDS) or seconds > WATCH_SECONDS:
+                spec = self._spec.text.partition(":")[2].partition("?")[0]
+                why = f"{_named(living or others)} it open; 'rbd status {spec}' shows who has"
+                raise OriginBusy(name=self.name, why=why)
+            newly = [each for each in others if each not in living and each.client not in silent]
+            if newly:
+                say(f"no answer from {_names(newly)}, which had {self.name} open; waiting up to "
+                    f"{WATCH_SECONDS:.0f} s, because a client that has died is forgotten after "
+                    f"30 s")  # fmt: skip
+                silent.update(each.client for each in newly)
             await trio.sleep(_LOOK_SECONDS)
+
+    async def _living(self, watchers: list[Watcher]) -> list[Watcher]:
+        """Those of some clients that are known to live."""
+        if not watchers:
+            return []
+        answering = await trio.to_thread.run_sync(
+            self._cluster.answering, self._image.id(), _ANSWER_SECONDS, abandon_on_cancel=True
+        )
+        return [each for each in watchers if each.client in answering]
 
     async def _others(self) -> list[Watcher]:
         found = await trio.to_thread.run_sync(self._image.watchers, abandon_on_cancel=True)
@@ -241,19 +263,20 @@ class RbdOrigin(Origin):
     async def _sign(self) -> None:
         """Note in the image that this cache changes it from now on."""
         async with self._signing:
-            if self._must_sign:
-                token = uuid.uuid4().hex
+            if self._token:
+                token = self._token
                 try:
                     await trio.to_thread.run_sync(self._image.set_metadata, _WRITER, token)
                 except OSError as error:
                     raise self._meant(error.errno or errno.EIO) from None
-                self._must_sign = False
+                self._token = ""
 
-    def _find_mark(self) -> bytes:
+    def _find_mark(self, token: str) -> bytes:
+        """The mark as it is, or as it will be once a token was left."""
         # What an open image knows of its time is what it was told when it was opened.
         image = self._cluster.open(self._spec.image, self._spec.snapshot, read_only=True)
         try:
-            return mark_of(image.id(), image.modified_ns(), image.metadata(_WRITER))
+            return mark_of(image.id(), image.modified_ns(), token or image.metadata(_WRITER))
         finally:
             image.close()
 
@@ -313,8 +336,12 @@ def _open_image(cluster: Cluster, name: RbdName, read_only: bool) -> tuple[Image
 
 def _named(watchers: list[Watcher]) -> str:
     """Clients, as the subject of a sentence, with its verb."""
-    names = sorted({f"client {each.client} at {each.address}" for each in watchers})
-    return f"{' and '.join(names)} {'has' if len(names) == 1 else 'have'}"
+    is_one = len({each.client for each in watchers}) == 1
+    return f"{_names(watchers)} {'has' if is_one else 'have'}"
+
+
+def _names(watchers: list[Watcher]) -> str:
+    return " and ".join(sorted({f"client {each.client} at {each.address}" for each in watchers}))
 
 
 def _steps(offset_bytes: int, length_bytes: int) -> list[tuple[int, int]]:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import filecmp
 import os
 import random
-import shutil
-import subprocess
 import time
 from pathlib import Path
 
@@ -14,12 +11,13 @@ import pytest
 
 from kit.caches import ask, cache_of, new_origin
 from kit.commands import fio, run_command
+from kit.ext4 import assert_is_on_ext4, make_tree, needs_ext4, put_on_ext4
 from kit.mounts import Mounted, PoolMaker, Session, native_only
 from kit.origins import NbdServer
 from kit.posix import opened
 from kit.processes import is_running, wait_until
 from kit.records import WRITERS, Writer, writing
-from pmemfs.units import KIB, MIB
+from pmemfs.units import MIB
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow, pytest.mark.usefixtures("engine")]
 
@@ -156,44 +154,16 @@ def test_what_was_acknowledged_survives_kill_9(pools: PoolMaker, origin: Path, v
 
 
 @native_only
+@needs_ext4
 def test_ext4_on_a_cache_is_whole_without_us(
     pools: PoolMaker, tmp_path: Path, origin: Path
 ) -> None:
-    if os.geteuid() != 0 or shutil.which("mkfs.ext4") is None:
-        pytest.skip("needs root and mkfs.ext4")
     mounted = pools.mount(cache_of(pools, origin, pool_bytes=6 * MIB, max_dirty_percent=40))
-    tree = tmp_path / "tree"
-    chance = random.Random(4)
-    for number in range(40):
-        path = tree / f"d{number % 7}" / f"f{number}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(chance.randbytes(chance.choice([10, 5000, 200 * KIB])))
-    at = tmp_path / "mnt"
-    at.mkdir()
-    loop = run_command("losetup", "--direct-io=on", "-f", "--show", mounted.device).out.strip()
-    try:
-        assert run_command("mkfs.ext4", "-q", loop).code == 0
-        assert run_command("mount", loop, at).code == 0
-        shutil.copytree(tree, at / "tree")
-        (at / "tree" / "d0" / "f0").unlink()
-        run_command("fstrim", at)
-        assert run_command("umount", at).code == 0
-    finally:
-        run_command("losetup", "-d", loop)
+    tree = make_tree(tmp_path / "tree")
+    put_on_ext4(mounted.device, tree)
     assert ask(mounted, "cache-flush")["dirty"] == 0
     pools.umount(mounted)
-    checked = subprocess.run(["fsck.ext4", "-f", "-n", origin], capture_output=True, check=False)
-    assert checked.returncode == 0, checked.stdout
-    assert run_command("mount", "-o", "loop,ro", origin, at).code == 0
-    try:
-        (tree / "d0" / "f0").unlink()
-        compared = filecmp.dircmp(tree, at / "tree")
-        assert not compared.left_only
-        assert not compared.right_only
-        for path in tree.rglob("f*"):
-            assert (at / "tree" / path.relative_to(tree)).read_bytes() == path.read_bytes()
-    finally:
-        run_command("umount", at)
+    assert_is_on_ext4(origin, tree)
 
 
 def test_a_pool_with_a_loop_device_as_its_origin(pools: PoolMaker, origin: Path) -> None:

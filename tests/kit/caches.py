@@ -29,7 +29,7 @@ from pmemfs.pool import Pool
 from pmemfs.pool.pool import PoolSpec
 from pmemfs.units import MIB
 from pmemfs.volume.cache.heads import StoredHead
-from pmemfs.volume.cache.opening import identity_text, open_right_origin, stored_mark
+from pmemfs.volume.cache.opening import identity_text, open_right_origin
 from pmemfs.volume.cache.volume import CacheVolume
 from pmemfs.volume.onefile import INODE
 
@@ -55,7 +55,7 @@ async def _described(origin_text: str) -> dict[str, Any]:
         return {
             "origin": origin.name, "origin_bytes": origin.size_bytes,
             "origin_identity": identity_text(await origin.identity()),
-            "origin_mark": stored_mark(await origin.mark()),
+            "origin_mark": await origin.mark(),
         }  # fmt: skip
     finally:
         await origin.close()

@@ -19,13 +19,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kit.commands import run_command
-from kit.processes import end_process
+from kit.processes import end_process, is_running, wait_until
 
 ROOT = Path(__file__).parents[2]
 _PROGRAMS = ("ceph-mon", "ceph-osd", "ceph", "rbd")
-WATCH_SECONDS = 6
+WATCH_SECONDS = 4
 """After so long a client that died without a word is forgotten; 30 s in other clusters."""
 
+# Grace, interval, timeout and tick: a cluster whose OSD was killed answers soon after it is back.
 _CONF = """
 [global]
 fsid = {fsid}
@@ -42,9 +43,13 @@ mon warn on pool no redundancy = false
 mon data avail crit = 0
 osd crush chooseleaf type = 0
 osd client watch timeout = {watch}
+osd heartbeat grace = 2
+paxos propose interval = 0.05
+objecter timeout = 2
+objecter tick interval = 0.5
 run dir = {directory}/run
 log file = /dev/null
-admin socket = {directory}/run/$name.asok
+admin socket = {directory}/run/$name.$pid.asok
 pid file = {directory}/run/$name.pid
 mon data = {directory}/mon
 osd data = {directory}/osd
@@ -76,6 +81,12 @@ class CephNode:
     def pid(self, name: str) -> int:
         """The process of `osd.0` or `mon.a`."""
         return int((self.directory / "run" / f"{name}.pid").read_text())
+
+    def kill_osd(self) -> None:
+        """End the OSD as a crash does; what it has answered is stored."""
+        pid = self.pid("osd.0")
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not is_running(pid), "the OSD is dead")
 
     def start_osd(self) -> None:
         """Start the OSD, again if it has ended."""
@@ -111,7 +122,7 @@ class CephNode:
                 pid = self.pid(name)
                 if str(self.directory).encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
                     os.kill(pid, signal.SIGCONT)
-                    os.kill(pid, signal.SIGTERM)
+                    os.kill(pid, signal.SIGKILL)
                     end_process(pid)
         shutil.rmtree(self.directory, ignore_errors=True)
 
@@ -140,7 +151,8 @@ def shared_node() -> Iterator[CephNode]:
                 fcntl.flock(users_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 # Nobody uses one, so what is there is left from a run that was killed.
                 node.end()
-                node.start("memstore")
+                # An OSD that is killed by a test has to have its content afterwards.
+                node.start("bluestore")
             fcntl.flock(users_fd, fcntl.LOCK_SH)
         try:
             yield node

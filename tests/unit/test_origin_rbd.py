@@ -87,21 +87,25 @@ def test_a_client_that_died_is_waited_for_and_the_wait_is_said(image: Image) -> 
 
     trio.run(main)
     (sentence,) = said
-    assert sentence.startswith("client ")
-    assert f"has {image.text} open; waiting up to" in sentence
+    assert sentence.startswith("no answer from client ")
+    assert f"which had {image.text} open; waiting up to" in sentence
 
 
-def test_a_client_that_lives_keeps_the_image(image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rbd, "WATCH_SECONDS", 1.0)
+def test_a_client_that_lives_keeps_the_image_and_nobody_waits_for_its_death(
+    image: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rbd, "WATCH_SECONDS", 600.0)
     other = holder(image)
+    said: list[str] = []
 
     async def main() -> None:
         origin = await open_origin(image.text)
-        with pytest.raises(OriginBusy, match="has it open"):
-            await origin.fence()
+        with pytest.raises(OriginBusy, match=f"has it open; 'rbd status {image.spec}' shows"):
+            await origin.fence(said.append)
         await origin.close()
 
     trio.run(main)
+    assert not said
     assert other.poll() is None
     other.kill()
     other.wait()

@@ -10,13 +10,14 @@ await life.close()        in any case
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import trio
 
 from pmemfs.errors import MountFailed
 from pmemfs.media.cache import Policy
 from pmemfs.medium.mapped import MappedMedium
-from pmemfs.origin.base import Origin
+from pmemfs.origin.base import Origin, say_nothing
 from pmemfs.volume.cache.opening import open_right_origin
 from pmemfs.volume.cache.volume import CacheVolume
 
@@ -38,16 +39,18 @@ class CacheLife:
         self._origin: Origin | None = None
         self._beginning = trio.CancelScope()
 
-    async def begin(self) -> None:
-        """Open the origin. Raises WrongOrigin, as `open_origin`, and MountFailed if `give_up` was
-        called meanwhile."""
+    async def begin(self, say: Callable[[str], None] = say_nothing) -> None:
+        """Open the origin; `say` is told what this waits for.
+
+        Raises WrongOrigin, as `open_origin`, and MountFailed if `give_up` was called meanwhile.
+        """
         with self._beginning:
-            await self._begin()
+            await self._begin(say)
             return
         raise MountFailed(pool=self._medium.name, path=self._volume.name,
                           why="it was ended while the origin was being opened")  # fmt: skip
 
-    async def _begin(self) -> None:
+    async def _begin(self, say: Callable[[str], None]) -> None:
         head = self._volume.head.head
         if self._is_degraded:
             log.warning("%s: mounted without its origin %s", self._medium.name, head.origin)
@@ -55,7 +58,9 @@ class CacheLife:
             # A policy that writes nothing needs no right to write.
             is_kept = head.policy == Policy.READ_ONLY and not self._is_flushed
             read_only = self._medium.read_only or is_kept
-            self._origin = await open_right_origin(head, self._medium.name, read_only=read_only)
+            self._origin = await open_right_origin(
+                head, self._medium.name, read_only=read_only, say=say
+            )
             self._origin.hold_lock(self._medium.fileno())
         await self._volume.begin(self._origin)
 

@@ -18,7 +18,7 @@ from pmemfs.origin.naming import FileName, parse_origin
 from pmemfs.pool import Pool
 from pmemfs.units import MIB, format_size
 from pmemfs.volume.cache.heads import StoredHead
-from pmemfs.volume.cache.opening import identity_text, stored_mark
+from pmemfs.volume.cache.opening import identity_text
 
 DEFAULTS = {
     "max_dirty_percent": 50,
@@ -56,7 +56,7 @@ async def look_at_origin(text: str, *, read_only: bool, say: Callable[[str], Non
             origin.name,
             origin.size_bytes,
             identity_text(await origin.identity()),
-            stored_mark(await origin.mark()),
+            await origin.mark(),
         )
     finally:
         await origin.close()

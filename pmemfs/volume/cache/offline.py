@@ -42,23 +42,23 @@ def open_cache(medium: MappedMedium) -> Pool:
 
 
 def run_unmounted(
-    path: str, operate: Operation[Answer], *, read_only: bool = False, degraded: bool = False,
-    flushing: bool = False,
+    path: str, operate: Operation[Answer], *, say: Callable[[str], None], read_only: bool = False,
+    degraded: bool = False, flushing: bool = False,
 ) -> Answer:  # fmt: skip
     """Do something with the cache of a pool; `degraded`: without its origin; `flushing`: the origin
-    is written to, even if the policy is read-only.
+    is written to, even if the policy is read-only. `say` is told what this waits for.
 
     Raises NotACache, WrongOrigin, as `Pool.open`, as `open_origin`, and what `operate` raises.
     """
     with closing(MappedMedium.open(path, read_only=read_only)) as medium:
         pool = open_cache(medium)
         if read_only:
-            return trio.run(_run, pool, medium, operate, degraded, flushing)
+            return trio.run(_run, pool, medium, operate, say, degraded, flushing)
         was_clean = pool.label.state == State.CLEAN
         pool.begin_mount()
         is_done = False
         try:
-            answer = trio.run(_run, pool, medium, operate, degraded, flushing)
+            answer = trio.run(_run, pool, medium, operate, say, degraded, flushing)
             is_done = True
         finally:
             # `_run` leaves the cache in order, or has not begun.
@@ -68,14 +68,15 @@ def run_unmounted(
 
 
 async def _run(
-    pool: Pool, medium: MappedMedium, operate: Operation[Answer], degraded: bool, flushing: bool
-) -> Answer:
+    pool: Pool, medium: MappedMedium, operate: Operation[Answer], say: Callable[[str], None],
+    degraded: bool, flushing: bool,
+) -> Answer:  # fmt: skip
     volume = CacheVolume(pool, open_memmap(pool))
     life = CacheLife(volume, medium, is_degraded=degraded, is_flushed=flushing)
     answers: list[Answer] = []
     failure: BaseException | None = None
     try:
-        await life.begin()
+        await life.begin(say)
         try:
             async with trio.open_nursery() as tasks:
                 tasks.start_soon(life.serve)

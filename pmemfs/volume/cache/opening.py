@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Callable
 
 from pmemfs.errors import WrongOrigin
 from pmemfs.media.cache import HEAD, CacheHead
-from pmemfs.origin.base import Identity, Origin
+from pmemfs.origin.base import MARK_BYTES, Identity, Origin, say_nothing
 from pmemfs.origin.opening import open_origin
 from pmemfs.units import format_size
 
 log = logging.getLogger(__name__)
-
-_MARK_BYTES = 64
 
 
 def identity_text(identity: Identity) -> str:
@@ -29,17 +28,22 @@ def identity_text(identity: Identity) -> str:
     return f"{identity.kind}:sha256 {hashlib.sha256(raw).hexdigest()}"
 
 
-def stored_mark(mark: bytes) -> bytes:
-    """A mark as the head stores it."""
-    return mark.ljust(_MARK_BYTES, b"\0")
+async def open_right_origin(
+    head: CacheHead, pool_path: str, *, read_only: bool, say: Callable[[str], None] = say_nothing
+) -> Origin:
+    """The origin of a cache, fenced; `say` is told what this waits for.
 
+    Raises WrongOrigin, and as `open_origin` and `fence`.
+    """
 
-async def open_right_origin(head: CacheHead, pool_path: str, *, read_only: bool) -> Origin:
-    """The origin of a cache, fenced. Raises WrongOrigin, and as `open_origin` and `fence`."""
+    def tell(sentence: str) -> None:
+        log.info("%s", sentence)
+        say(sentence)
+
     origin = await open_origin(head.origin, read_only=read_only)
     try:
         if not read_only:
-            await origin.fence(lambda sentence: log.info("%s: %s", head.origin, sentence))
+            await origin.fence(tell)
         await check_origin(head, origin, pool_path)
     except BaseException:
         await origin.close()
@@ -62,10 +66,26 @@ async def check_origin(head: CacheHead, origin: Origin, pool_path: str) -> None:
             why=f"it has become smaller: {format_size(origin.size_bytes)} instead of "
             f"{format_size(head.origin_bytes)}",
         )  # fmt: skip
-    is_marked = head.is_settled and any(head.origin_mark)
-    if is_marked and stored_mark(await origin.mark()) != head.origin_mark:
+    marks = _possible_marks(head)
+    if marks and await origin.mark() not in marks:
         raise WrongOrigin(
             name=origin.name,
             path=pool_path,
             why="somebody has written to it since the pool was last mounted",
         )
+
+
+async def marks_to_note(origin: Origin) -> dict[str, bytes]:
+    """What the head has to say of the marks before a mount that has this origin changes it."""
+    following = await origin.next_mark()
+    if following is None:
+        return {"origin_next_mark": bytes(MARK_BYTES)}
+    return {"origin_mark": await origin.mark(), "origin_next_mark": following}
+
+
+def _possible_marks(head: CacheHead) -> list[bytes]:
+    """The marks that an origin has if nobody else has written to it; empty if that isn't known."""
+    if head.is_settled:
+        return [head.origin_mark] if any(head.origin_mark) else []
+    # The mount was killed, before its first change of the origin or after it.
+    return [head.origin_mark, head.origin_next_mark] if any(head.origin_next_mark) else []

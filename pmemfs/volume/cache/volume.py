@@ -35,7 +35,7 @@ from pmemfs.volume.cache.index import Index, OwnLocks, SetLocks
 from pmemfs.volume.cache.link import OriginLink
 from pmemfs.volume.cache.misses import Misses
 from pmemfs.volume.cache.onlookers import CacheOnlookers
-from pmemfs.volume.cache.opening import stored_mark
+from pmemfs.volume.cache.opening import marks_to_note
 from pmemfs.volume.cache.order import OriginOrder
 from pmemfs.volume.cache.quick import Places, QuickMisses
 from pmemfs.volume.cache.search import DirtySearch
@@ -122,7 +122,8 @@ class CacheVolume(OneFileVolume):
         """Serve with this origin, which `opening` has found to be the right one; None: without."""
         self.origin_link.begin(origin)
         if not self.read_only:
-            await self._rewrite_head(is_settled=0)
+            marks = await marks_to_note(origin) if origin else {}
+            await self._rewrite_head(is_settled=0, **marks)
         self._allow()
 
     async def serve(self) -> None:
@@ -165,7 +166,7 @@ class CacheVolume(OneFileVolume):
             return self.head.head.origin_mark if self.was_settled else None
         try:
             await self.cleaner.settle()
-            return stored_mark(await self.origin_link.mark())
+            return await self.origin_link.mark()
         except OSError as error:
             log.warning("the origin %s could not be left in order: %s", self.origin_link.name,
                         sentence_of(error))  # fmt: skip
