@@ -182,8 +182,9 @@ cdef verdict_t serve_cached_read(worker_t *worker, request_t *request) noexcept 
         return FORWARD
     if not request.error:
         request.moved_bytes = request.answer_bytes
-        count_blocks(&counts_of_cache(worker).read_hits,
-                     blocks_of(worker.plane.header, wanted.offset, request.answer_bytes))
+        if not request.is_again:
+            count_blocks(&counts_of_cache(worker).read_hits,
+                         blocks_of(worker.plane.header, wanted.offset, request.answer_bytes))
     return ANSWER
 
 
@@ -234,7 +235,7 @@ cdef uint64_t read_portion(request_t *request, uint64_t done) noexcept nogil:
     cdef int run
     # All of them before the first byte moves: what is not all there is forwarded.
     if not find_blocks(request.worker.plane, block, count, blocks):
-        request.must_forward = True
+        request.must_forward = request.is_missed = True
         return 0
     while number < count:
         run = length_of_run(&blocks[number], count - number)
@@ -298,12 +299,12 @@ cdef bint read_run(request_t *request, const cached_t *blocks, int count, uint64
     if not is_whole(plane, piece.pool_offset, piece.length):
         request.must_forward = True
         return False
-    if not hold_pages(request, piece, offset, ACCESS_READ):
+    if not hold_pages(request, piece, offset, ACCESS_PIN if request.is_again else ACCESS_READ):
         return False
     if not are_unchanged(plane, blocks, count):
         drop_pages(request.worker, request)
         return False
-    if in_block >> FRAME_SHIFT:
+    if in_block >> FRAME_SHIFT and not request.is_again:
         note_use(request, &blocks[0])
     if request.may_point and length == request.answer_bytes:
         # The reply points into the pool. Pages stay held and the section open until `release`.

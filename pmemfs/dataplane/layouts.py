@@ -54,6 +54,10 @@ CACHE_LOCKS_SHIFT = 13
 """Sets of a cache whose numbers are the same modulo 8192 share a lock."""
 CACHE_LOCK_BYTES = 8
 CONTROL_HOLDER = 1 << 32
+MISSES_OPCODE = 0x7FFF_FFFF
+"""In the head of a message of `Miss` records. No operation of the kernel's protocol has it."""
+SERVE_AGAIN = 1
+"""In place of an error, which is never above 0: the blocks of these reads were brought."""
 """What the control plane writes into a lock that it takes; worker n writes 1 + n."""
 
 _WORD = (1 << 64) - 1
@@ -167,7 +171,10 @@ class Header:
     cache_block_shift: int = stored("<u8", "a block is 2^cache_block_shift bytes")
     cache_writes: int = stored("<u8", "1: the data plane may answer writes to a cache")
     cache_fsyncs: int = stored("<u8", "1: it may answer an fsync of a cache")
-    unused: int = stored("V32", "zero", default=bytes(32))
+    cache_misses: int = stored(
+        "<u8", "1: the control plane brings blocks that are not there, many with one message"
+    )
+    unused: int = stored("V24", "zero", default=bytes(24))
     write_epoch: int = stored("<u8", "the epoch of what is written now", default=1)
     persisted_epoch: int = stored("<u8", "all that was written in it or before is durable")
     lost_errno: int = stored("<u8", "of the first write-back that failed; 0: none")
@@ -308,6 +315,16 @@ class FaultRecord:
     time_ns: int = stored("<u8", "when", unit="ns since 1970")
 
 
+@structure
+class Miss:
+    """A read of blocks that are not there, in a message of many from a worker."""
+
+    unique: int = stored("<u8", "number of the request")
+    offset_bytes: int = stored("<u8", "where the read begins", unit="bytes")
+    length_bytes: int = stored("<u4", "of the read", unit="bytes")
+    pid: int = stored("<u4", "of the caller")
+
+
 HEADER = Layout(Header, 512)
 MOUNT_WORDS = Layout(MountWords, MOUNT_WORDS_LIMIT)
 KEPT_ATTRIBUTES = Layout(KeptAttributes, 64)
@@ -319,6 +336,7 @@ ATTRIBUTES_ENTRY = Layout(AttributesEntry, 128)
 TABLE_HEAD = Layout(TableHead, 32)
 EXTENT = Layout(Extent, 32)
 FAULT_RECORD = Layout(FaultRecord, 32)
+MISS = Layout(Miss, 24)
 OPEN_PLACE = Layout(OpenPlace, 64)
 
 SIGNATURE = zlib.crc32(
@@ -326,7 +344,7 @@ SIGNATURE = zlib.crc32(
         [tuple(field) for field in layout.fields]
         for layout in (HEADER, MOUNT_WORDS, KEPT_ATTRIBUTES, SLOT_HEAD, OPERATION_COUNTS,
                        CACHE_COUNTS, INODE_ENTRY, ATTRIBUTES_ENTRY, TABLE_HEAD, EXTENT,
-                       FAULT_RECORD, OPEN_PLACE)
+                       FAULT_RECORD, OPEN_PLACE, MISS)
     ]).encode()
 )  # fmt: skip
 """Tells this memory from that of a version which declares it otherwise."""

@@ -39,4 +39,8 @@ cdef struct request_t:
     bint is_write
     # Of a cache: something was in the way, so that the control plane has to answer.
     bint must_forward
+    # A block was not found, which may be what was in the way.
+    bint is_missed
+    # The control plane has brought its blocks, and accounted the access.
+    bint is_again
     batch_t batch

@@ -81,6 +81,7 @@ cdef class Responder:
         request.payload, request.payload_bytes = payload, <uint32_t>len(payload)
         request.answer, request.answer_room = self._answer, self._plane.max_write
         request.may_point = self._points
+        request.is_again = False
         with nogil:
             since = now_ns(CLOCK_REALTIME)
             self._worker.now_ns = since
@@ -148,6 +149,7 @@ cdef class Responder:
             request.payload_bytes = series[number].payload_bytes
             request.answer, request.answer_room = series[number].answer, room
             request.may_point = self._points
+            request.is_again = False
             self._worker.now_ns = now_ns(CLOCK_REALTIME)
             series[number].verdict = serve(&self._worker, &request)
             if request.pointed != NULL:

@@ -71,7 +71,8 @@ cdef struct header_t:
     uint64_t cache_block_shift
     uint64_t cache_writes
     uint64_t cache_fsyncs
-    uint8_t unused[32]
+    uint64_t cache_misses
+    uint8_t unused[24]
     uint64_t write_epoch
     uint64_t persisted_epoch
     uint64_t lost_errno
@@ -147,6 +148,13 @@ cdef struct fault_t:
     uint64_t time_ns
 
 
+cdef struct miss_t:
+    uint64_t unique
+    uint64_t offset_bytes
+    uint32_t length_bytes
+    uint32_t pid
+
+
 cdef enum:
     PAGE_DIRTY = 1
     PAGE_REFERENCED = 2
@@ -192,6 +200,8 @@ cdef enum:
     SLOT_BYTES = 0x2000
     CACHE_COUNTS_AT = 0x1840
     CACHE_LOCKS_SHIFT = 0xd
+    MISSES_OPCODE = 0x7fffffff
+    SERVE_AGAIN = 1
     CACHE_WAYS = 0x10
     CACHE_SET_BYTES = 0x80
     CACHE_GROUP_SHIFT = 9

@@ -49,22 +49,27 @@ cdef int hand_over(worker_t *worker, request_t *request, verdict_t verdict) noex
     """Give a request to the thread or process that the verdict names; 0 or errno."""
     cdef plane_t *plane = worker.plane
     cdef iovec parts[3]
-    cdef msghdr message
-    cdef ssize_t sent
+    cdef int failed
     if verdict == SYNC:
         # A pipe takes eight bytes whole.
         return 0 if c_write(plane.sync_fd, &request.head.unique, 8) == 8 else errno
     parts[0].iov_base, parts[0].iov_len = <void *>request.head, sizeof(fuse_in_header)
     parts[1].iov_base, parts[1].iov_len = <void *>request.operation, request.operation_bytes
     parts[2].iov_base, parts[2].iov_len = <void *>request.payload, request.payload_bytes
+    failed = send_parts(worker, parts, 3)
+    if not failed and wants_reply(request.head):
+        put(&worker.slot.handed_over, worker.slot.handed_over + 1)
+    return failed
+
+
+cdef int send_parts(worker_t *worker, iovec *parts, int count) noexcept nogil:
+    """Send a message to the control plane; 0 or errno."""
+    cdef msghdr message
     memset(&message, 0, sizeof(message))
     message.msg_iov = parts
-    message.msg_iovlen = 3
+    message.msg_iovlen = count
     while True:
-        sent = sendmsg(worker.forward_fd, &message, MSG_NOSIGNAL)
-        if sent >= 0:
-            if wants_reply(request.head):
-                put(&worker.slot.handed_over, worker.slot.handed_over + 1)
+        if sendmsg(worker.forward_fd, &message, MSG_NOSIGNAL) >= 0:
             return 0
         if errno == EPIPE or errno == ECONNRESET:
             # For a user this is a mount that is not served any more, not a broken pipe.

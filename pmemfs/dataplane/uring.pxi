@@ -23,8 +23,8 @@ from pmemfs.dataplane.memory cimport load, now_ns, peek, put, store
 from pmemfs.dataplane.plane cimport worker_t
 from pmemfs.dataplane.protocol cimport *
 from pmemfs.dataplane.request cimport *
-from pmemfs.dataplane.structures cimport header_t, slot_t
-from pmemfs.dataplane.transport cimport SPIN_NS
+from pmemfs.dataplane.structures cimport MISSES_OPCODE, SERVE_AGAIN, header_t, miss_t, slot_t
+from pmemfs.dataplane.transport cimport SPIN_NS, iovec
 from pmemfs.dataplane.uring cimport *
 
 cdef extern from "liburing.h" nogil:
@@ -161,6 +161,8 @@ cdef int serve_queue(queue_t *queue) noexcept nogil:
                 queue.living -= 1
                 last_error = result
         io_uring_cq_advance(&queue.ring, count)
+        if queue.miss_count:
+            hand_misses_over(queue)
         queue.place.requests += count
         queue.place.batches += 1
         if queue.place.requests >= WINDOW:
@@ -269,6 +271,9 @@ cdef void serve_entry(queue_t *queue, uint32_t position) noexcept nogil:
         request.error = 0
         fill_reply(entry, head.unique, 0, 0)
         submit_entry(queue, position, URING_COMMIT_AND_FETCH)
+    elif verdict == FORWARD and request.is_missed and may_be_brought(queue):
+        note_miss(queue, entry, &request)
+        return
     elif verdict != ANSWER:
         # Before the request leaves: the reply may come before `hand_over` returns, and it is
         # matched by this word.
@@ -297,12 +302,81 @@ cdef inline bint take_apart(entry_t *entry, fuse_in_header *head, request_t *req
     request.payload = request.answer = entry.payload
     request.payload_bytes = payload_bytes
     request.answer_room = room
-    request.may_point = False
+    request.may_point = request.is_again = False
     request.pointed = NULL
     if payload_bytes > room or head.len < sizeof(fuse_in_header) + payload_bytes:
         return False
     request.operation_bytes = head.len - <uint32_t>sizeof(fuse_in_header) - payload_bytes
     return request.operation_bytes <= sizeof(entry.header.op_in)
+
+
+cdef inline bint may_be_brought(queue_t *queue) noexcept nogil:
+    """Whether the control plane takes one more read of blocks that are not there."""
+    return (queue.reply != NULL and queue.miss_count < MISSES_ROOM
+            and load(&queue.worker.plane.header.cache_misses))
+
+
+cdef void note_miss(queue_t *queue, entry_t *entry, request_t *request) noexcept nogil:
+    """Let the blocks of a read be brought; then it is served again, from its entry."""
+    cdef miss_t *miss = &queue.misses[queue.miss_count]
+    cdef const fuse_read_in *wanted = <const fuse_read_in *>request.operation
+    miss.unique, miss.pid = request.head.unique, request.head.pid
+    miss.offset_bytes, miss.length_bytes = wanted.offset, wanted.size
+    entry.since_ns = queue.worker.now_ns
+    # As before `hand_over`: a reply is matched by this word.
+    store(&entry.pending, miss.unique)
+    queue.miss_count += 1
+
+
+cdef void hand_misses_over(queue_t *queue) noexcept nogil:
+    """Give all reads that were noted to the control plane, by one message."""
+    cdef worker_t *worker = &queue.worker
+    cdef fuse_in_header head
+    cdef iovec parts[2]
+    cdef uint32_t number, position
+    cdef int failed
+    memset(&head, 0, sizeof(head))
+    head.opcode = MISSES_OPCODE
+    parts[0].iov_base, parts[0].iov_len = &head, sizeof(head)
+    parts[1].iov_base, parts[1].iov_len = queue.misses, queue.miss_count * sizeof(miss_t)
+    head.len = <uint32_t>(parts[0].iov_len + parts[1].iov_len)
+    failed = send_parts(worker, parts, 2)
+    if not failed:
+        put(&worker.slot.handed_over, worker.slot.handed_over + queue.miss_count)
+        queue.awaited += queue.miss_count
+    for number in range(queue.miss_count if failed else 0):
+        if fill_pending(queue, queue.misses[number].unique, -failed, NULL, 0, &position):
+            submit_entry(queue, position, URING_COMMIT_AND_FETCH)
+    queue.miss_count = 0
+
+
+cdef void serve_again(queue_t *queue, const uint64_t *uniques, uint32_t count) noexcept nogil:
+    """Serve reads whose blocks were brought. What is still not there goes the usual way."""
+    cdef worker_t *worker = &queue.worker
+    cdef uint32_t number, position
+    cdef entry_t *entry
+    cdef fuse_in_header head
+    cdef request_t request
+    cdef verdict_t verdict
+    for number in range(count):
+        entry = find_pending(queue, uniques[number], &position)
+        if entry == NULL:
+            continue
+        # Both parts are as they came, since nothing was answered.
+        head = (<fuse_in_header *>entry.header.in_out)[0]
+        take_apart(entry, &head, &request, worker.plane.max_write)
+        request.is_again = True
+        put(&worker.slot.replied, worker.slot.replied + 1)
+        verdict = serve(worker, &request)
+        if verdict != ANSWER:
+            request.error = hand_over(worker, &request, verdict)
+        if verdict == ANSWER or request.error:
+            store(&entry.pending, 0)
+            queue.awaited -= 1
+            fill_reply(entry, head.unique, -request.error, request.answer_bytes)
+            submit_entry(queue, position, URING_COMMIT_AND_FETCH)
+        worker.now_ns = now_ns(CLOCK_REALTIME)
+        account(worker, &request, verdict, entry.since_ns)
 
 
 cdef inline void fill_reply(entry_t *entry, uint64_t unique, int32_t error,
@@ -353,31 +427,38 @@ cdef void take_reply(queue_t *queue, int32_t received_bytes) noexcept nogil:
         return
     if received_bytes >= <int32_t>sizeof(fuse_out_header):
         data_bytes = <uint32_t>received_bytes - <uint32_t>sizeof(fuse_out_header)
-        if fill_pending(queue, head, data, data_bytes, &position):
+        if head.error == SERVE_AGAIN:
+            serve_again(queue, <const uint64_t *>data, data_bytes // sizeof(uint64_t))
+        elif fill_pending(queue, head.unique, head.error, data, data_bytes, &position):
             queue.awaited -= 1
             put(&queue.worker.slot.replied, queue.worker.slot.replied + 1)
             submit_entry(queue, position, URING_COMMIT_AND_FETCH)
     await_reply(queue)
 
 
-cdef bint fill_pending(queue_t *queue, fuse_out_header *head, const void *data,
-                       uint32_t data_bytes, uint32_t *found) noexcept nogil:
-    """Fill the entry that waits for a reply, if it belongs to this queue."""
-    cdef entry_t *entry
+cdef entry_t *find_pending(queue_t *queue, uint64_t unique, uint32_t *found) noexcept nogil:
+    """The entry that waits for the reply to a request; NULL if it belongs to no entry here."""
     cdef uint32_t position
     for position in range(queue.entry_count):
-        entry = &queue.entries[position]
-        if load(&entry.pending) != head.unique:
-            continue
-        if data_bytes > queue.worker.plane.max_write:
-            head.error, data_bytes = -EIO, 0
-        memcpy(entry.payload, data, data_bytes)
-        fill_reply(entry, head.unique, head.error, data_bytes)
-        # Last, with release: a thread that finds the entry pending no more finds the whole reply.
-        store(&entry.pending, 0)
-        found[0] = position
-        return True
-    return False
+        if load(&queue.entries[position].pending) == unique:
+            found[0] = position
+            return &queue.entries[position]
+    return NULL
+
+
+cdef bint fill_pending(queue_t *queue, uint64_t unique, int32_t error, const void *data,
+                       uint32_t data_bytes, uint32_t *found) noexcept nogil:
+    """Fill the entry that waits for a reply, if it belongs to this queue."""
+    cdef entry_t *entry = find_pending(queue, unique, found)
+    if entry == NULL:
+        return False
+    if data_bytes > queue.worker.plane.max_write:
+        error, data_bytes = -EIO, 0
+    memcpy(entry.payload, data, data_bytes)
+    fill_reply(entry, unique, error, data_bytes)
+    # Last, with release: a thread that finds the entry pending no more finds the whole reply.
+    store(&entry.pending, 0)
+    return True
 
 
 cdef bint reply_uring(queue_t *queues, int queue_count, fuse_out_header *head, const void *data,
@@ -386,7 +467,7 @@ cdef bint reply_uring(queue_t *queues, int queue_count, fuse_out_header *head, c
     cdef int number
     cdef uint32_t position
     for number in range(queue_count):
-        if fill_pending(&queues[number], head, data, data_bytes, &position):
+        if fill_pending(&queues[number], head.unique, head.error, data, data_bytes, &position):
             # A pipe has room for the positions of all entries, and takes each of them whole.
             return c_write(queues[number].inbox_writer, &position, 4) == 4
     return False

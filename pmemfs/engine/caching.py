@@ -87,6 +87,10 @@ class PublishedCache(SharedAttributes, CacheOnlookers):
         """Whether an fsync has nothing to do but to fence: the origin need not be flushed."""
         self._shared.set_header_word("cache_fsyncs", is_allowed)
 
+    def allow_misses(self) -> None:
+        """Let workers hand over reads of blocks that are not there by messages of `Miss`."""
+        self._shared.set_header_word("cache_misses", 1)
+
     def allow_group(self, group: int, is_allowed: bool) -> None:
         """Whether workers may make blocks dirty in a group of sets."""
         self._groups[group] = is_allowed

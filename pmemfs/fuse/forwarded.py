@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import errno
 import socket
+import struct
 from collections import deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import closing
 from functools import partial
 from typing import Any
 
 import trio
 
+from pmemfs.dataplane.layouts import MISS, MISSES_OPCODE, SERVE_AGAIN
+from pmemfs.errors import system_error
 from pmemfs.fuse import wire
 from pmemfs.fuse.failures import errno_of
 from pmemfs.fuse.handlers.privileges import Caller
@@ -24,7 +27,7 @@ from pmemfs.fuse.interrupts import Interrupts
 from pmemfs.fuse.wire import Opcode
 from pmemfs.fuse.wiredoor import Answer, Request, WireDoor
 from pmemfs.units import MIB
-from pmemfs.volume.coming import Coming
+from pmemfs.volume.coming import Bring, Coming
 
 _HEAD_BYTES, _unpack_head = wire.IN_HEADER.size, wire.IN_HEADER.unpack_from
 _WITHOUT_WAITING = int(socket.MSG_DONTWAIT)
@@ -50,12 +53,27 @@ class Outbox:
         self._inbox = inbox
         self._nursery = nursery
         self._kept: deque[bytes] = deque()
+        self._again: list[int] = []
         self.kept_bytes = 0
 
     def reply(self, unique: int, data: bytes | memoryview, error: int = 0) -> None:
         """Answer a request. `data` is copied before this returns."""
         header = wire.OUT_HEADER.pack(wire.OUT_HEADER.size + len(data), -error, unique)
-        parts = [header + data] if len(data) <= _SHORT_BYTES else [header, data]
+        self._send_or_keep([header + data] if len(data) <= _SHORT_BYTES else [header, data])
+
+    def serve_again(self, unique: int) -> None:
+        """Let the worker serve a read of the cache again, whose blocks were brought: soon, and many
+        with one message."""
+        if not self._again:
+            self._nursery.start_soon(self._send_again)
+        self._again.append(unique)
+
+    async def _send_again(self) -> None:
+        again, self._again = self._again, []
+        header = wire.OUT_HEADER.pack(wire.OUT_HEADER.size + 8 * len(again), SERVE_AGAIN, 0)
+        self._send_or_keep([header + struct.pack(f"<{len(again)}Q", *again)])
+
+    def _send_or_keep(self, parts: Sequence[bytes | memoryview]) -> None:
         if self._kept or not self._send(parts):
             self._keep(b"".join(parts))
 
@@ -90,11 +108,43 @@ class Outbox:
                 self._inbox.unmute(self._connection)
 
 
-class ForwardedRequests:
-    """Answers requests through the wire door."""
+class MissedRead:
+    """A read of blocks that a cache does not have, while these are being brought."""
 
-    def __init__(self, door: WireDoor, longest_bytes: int) -> None:
+    __slots__ = ("_left", "_over", "_unique")
+
+    def __init__(self, unique: int, over: Callable[[int, Exception | None], None]) -> None:
+        self._unique = unique
+        self._over = over
+        self._left = 0
+
+    def wait_for(self, count: int) -> None:
+        """So many blocks are being brought."""
+        self._left = count
+
+    def give(self, _: object) -> None:
+        """One of the blocks was brought."""
+        self._left -= 1
+        if not self._left:
+            self._over(self._unique, None)
+
+    def fail(self, error: Exception) -> None:
+        """One of the blocks can't be brought. The first error counts."""
+        if self._left > 0:
+            self._left = 0
+            self._over(self._unique, error)
+
+    def cancel(self) -> None:
+        """The caller is being killed."""
+        self.fail(system_error(errno.EINTR))
+
+
+class ForwardedRequests:
+    """Answers requests through the wire door, and brings blocks for reads of a cache."""
+
+    def __init__(self, door: WireDoor, longest_bytes: int, bring: Bring | None = None) -> None:
         self._door = door
+        self._bring = bring
         self._buffer = memoryview(bytearray(longest_bytes))
         self._outboxes: dict[socket.socket, Outbox] = {}
         self._interrupts = Interrupts()
@@ -152,6 +202,9 @@ class ForwardedRequests:
             outbox.reply(0, b"", errno.EINVAL)
             return
         _, opcode, unique, inode, uid, gid, pid, _ = _unpack_head(self._buffer)
+        if opcode == MISSES_OPCODE:
+            self._bring_all(outbox, self._buffer[_HEAD_BYTES:count], nursery)
+            return
         # A copy, because the next message comes into the same buffer while this one may wait.
         operation = bytes(self._buffer[_HEAD_BYTES:count])
         request = Request(inode, Caller(uid, gid, pid), operation)
@@ -178,6 +231,29 @@ class ForwardedRequests:
             )
         elif answer is not None:
             outbox.reply(unique, answer)
+
+    def _bring_all(self, outbox: Outbox, records: memoryview, nursery: trio.Nursery) -> None:
+        """Bring the blocks of reads that a worker can't answer; it serves them again then."""
+        over = partial(self._end_miss, outbox)
+        for unique, offset, length, pid in MISS.struct.iter_unpack(records):
+            missed = MissedRead(unique, over)
+            count = self._bring(offset, length, missed) if self._bring else 0
+            if not count:
+                # It is forwarded then, unless its blocks are there by now.
+                outbox.serve_again(unique)
+                continue
+            missed.wait_for(count)
+            self._coming += 1
+            self._begun += 1
+            self._interrupts.begin(unique, pid, missed, nursery)
+
+    def _end_miss(self, outbox: Outbox, unique: int, error: Exception | None) -> None:
+        self._coming -= 1
+        self._interrupts.end(unique)
+        if error is None:
+            outbox.serve_again(unique)
+        else:
+            outbox.reply(unique, b"", (isinstance(error, OSError) and error.errno) or errno.EIO)
 
     def _reply_to(
         self, outbox: Outbox, unique: int, opcode: int, request: Request,

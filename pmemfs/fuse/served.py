@@ -25,6 +25,7 @@ from pmemfs.mount.options import MountOptions
 from pmemfs.pool import Pool
 from pmemfs.volume.base import Volume
 from pmemfs.volume.block import BlockVolume, DeviceOnlookers
+from pmemfs.volume.coming import Bring
 from pmemfs.volume.fs.filesystem import FileSystem
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ class Served:
     handlers: Handlers
     tables: PublishedTables | None = None
     """What a data plane is shown of files, where there are both."""
+    bring: Bring | None = None
+    """Brings blocks of a cache, so that a data plane finds them."""
     life: CacheLife | None = None
     """What has to be awaited before, while and after a cache is served."""
 
@@ -120,7 +123,11 @@ def _cache(
     trimmer = Trimmer(pool, medium, engine, None)
     handlers = Handlers(volume, engine, trimmer, opens=_opens(engine))
     life = CacheLife(volume, medium, is_degraded=options.degraded)
-    return Served(volume, engine, trimmer, handlers, life=life)
+    bring = None
+    if published and volume.quick is not None:
+        published.allow_misses()
+        bring = volume.bring
+    return Served(volume, engine, trimmer, handlers, bring=bring, life=life)
 
 
 def _files(

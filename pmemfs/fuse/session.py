@@ -157,7 +157,7 @@ class NativeSession(Session):
         )  # fmt: skip
         door = WireDoor(self.served.handlers, terms, self._shared)
         self._shared.set_header_word("answered", door.opcodes)
-        self._forwarded = ForwardedRequests(door, settings.longest_bytes)
+        self._forwarded = ForwardedRequests(door, settings.longest_bytes, self.served.bring)
         self._notices = Notices(sockets.notices)
         self.served.handlers.notifier.tell = self._notices.tell
         self.grower = self._grower(pool, medium)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Coroutine, Generator, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import trio
 from trio.lowlevel import Abort
@@ -102,6 +102,21 @@ class Coming(Coroutine[Any, Any, T]):
 
     def close(self) -> None:
         """Nothing has to be let go."""
+
+
+class Waiter(Protocol):
+    """Somebody who is told what comes, as `Coming` is."""
+
+    def give(self, value: Any) -> None:
+        """It has come."""
+
+    def fail(self, error: Exception) -> None:
+        """It will not come."""
+
+
+Bring = Callable[[int, int, Waiter], int]
+"""Begins to bring the blocks of a range, by offset and length in bytes; of how many the waiter will
+be told. 0: this is not the way for them."""
 
 
 def gathered(parts: Sequence[Coming[T]], join: Callable[[list[T]], T]) -> Coming[T]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import random
 import signal
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -202,6 +204,32 @@ def test_an_origin_that_has_grown_is_served_at_its_new_size(pools: PoolMaker, or
         assert os.pwrite(file.fileno(), b"end", ORIGIN_BYTES + MIB - 3) == 3
     pools.umount(mounted)
     assert pools.mount(mounted.pool).device.stat().st_size == ORIGIN_BYTES + MIB
+
+
+def test_reads_that_miss_are_served_where_their_blocks_were_brought(
+    pools: PoolMaker, origin: Path
+) -> None:
+    wanted = origin.read_bytes()
+    mounted = pools.mount(cache_of(pools, origin))
+    pmemfs_ok("cache", "set", mounted.mountpoint, "--read-ahead", "0")
+    chance = random.Random(2)
+    blocks = chance.sample(range(ORIGIN_BYTES // 4096), 200)
+    with mounted.device.open("rb", buffering=0) as file, ThreadPoolExecutor(16) as readers:
+        found = readers.map(lambda block: os.pread(file.fileno(), 4000, 4096 * block + 96), blocks)
+        for block, data in zip(blocks, found, strict=True):
+            assert data == wanted[4096 * block + 96 : 4096 * (block + 1)]
+    figures = ask(mounted, "cache-info")
+    assert (figures["misses"], figures["read_hits"], figures["inserted"]) == (200, 0, 200)
+    # What was read once counts as that, however it was answered.
+    pages = json.loads(pmemfs_ok("pages", mounted.mountpoint, "--hottest", "1", "--json"))
+    assert pages["hottest"][0]["reads"] == 1
+    if pools.engine.name == "native":
+        stat = json.loads(pmemfs_ok("stat", mounted.mountpoint, "--json"))
+        native, others = stat["operations"]["read"], stat["control_plane"]["read"]
+        assert native["native"] + others["requests"] == 200
+        assert native["moved_bytes"] + others["moved_bytes"] == 200 * 4000
+    if pools.engine.transport == "uring":
+        assert (native["native"], native["forwarded"]) == (200, 0)
 
 
 def test_a_reader_that_is_killed_does_not_wait_for_the_origin(

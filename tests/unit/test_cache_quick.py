@@ -37,6 +37,8 @@ class SlowOrigin(FileOrigin):
     kept: list[tuple[int, Vectors]]
     calls = 0
     fails_reads = 0
+    is_broken = False
+    """Whether it fails in a way that the cache has no patience with."""
 
     def begin_reads(self, reads: Sequence[tuple[int, Vectors]]) -> int:
         self.calls += 1
@@ -58,6 +60,8 @@ class SlowOrigin(FileOrigin):
     async def read(self, offset_bytes: int, views: Sequence[memoryview]) -> None:
         if self.fails_reads:
             self.fails_reads -= 1
+            if self.is_broken:
+                raise OSError(errno.EIO, "a test says so")
             raise OriginGone(name=self.name, why="a test says so")
         await super().read(offset_bytes, views)
 
@@ -247,7 +251,7 @@ def test_a_request_fails_if_one_of_its_blocks_does(pool_path: Path, origin: Path
         slow_origin = await slow(origin)
         with opened_pool(pool_path) as pool:
             async with served_cache(pool, origin=slow_origin, is_native=True) as volume:
-                await volume.change_settings(origin_timeout_seconds=1)
+                slow_origin.is_broken = True
                 begin(volume, 5)
                 await trio.testing.wait_all_tasks_blocked()
                 kept, slow_origin.kept = slow_origin.kept, []
@@ -317,10 +321,9 @@ def test_readers_of_an_origin_that_fails_have_its_patience(pool_path: Path, orig
                 assert volume.statistics().origin.retries == 5
                 check_order(volume)
                 # While it is not well, nothing goes the quick way.
-                slow_origin.fails_reads = 10_000
+                slow_origin.fails_reads, slow_origin.is_broken = 10_000, True
                 answer = begin(volume, 101)
                 await trio.testing.wait_all_tasks_blocked()
-                await volume.change_settings(origin_timeout_seconds=1)
                 slow_origin.fail()
                 with pytest.raises(OSError, match="a test says so") as caught:
                     await answer
@@ -415,6 +418,99 @@ def test_what_the_quick_way_can_not_do_goes_the_other_way(shm: Path, tmp_path: P
                         await read(volume, block * BLOCK, BLOCK)
                         == wanted[block * BLOCK : (block + 1) * BLOCK]
                     )
+                check_order(volume)
+
+    trio.run(look)
+
+
+class Told:
+    """Somebody who waits for blocks, and reads them where they are then."""
+
+    def __init__(self) -> None:
+        self.given = 0
+        self.errors: list[Exception] = []
+
+    def give(self, _: object) -> None:
+        self.given += 1
+
+    def fail(self, error: Exception) -> None:
+        self.errors.append(error)
+
+
+def test_blocks_are_brought_for_who_reads_them_there(pool_path: Path, origin: Path) -> None:
+    wanted = origin.read_bytes()
+
+    async def look() -> None:
+        slow_origin = await slow(origin)
+        with opened_pool(pool_path) as pool:
+            async with served_cache(pool, origin=slow_origin, is_native=True) as volume:
+                few, one, told = Told(), Told(), Told()
+                assert volume.bring(100 * BLOCK + 9, 2 * BLOCK, few) == 3
+                # Somebody who wants bytes shares the fetch.
+                reading = begin(volume, 101)
+                assert volume.bring(101 * BLOCK, BLOCK, one) == 1
+                await trio.testing.wait_all_tasks_blocked()
+                assert slow_origin.calls == 1
+                fetches = dict(volume.misses.under_way)
+                slow_origin.let_go()
+                assert await reading == wanted[101 * BLOCK : 102 * BLOCK]
+                assert (few.given, one.given) == (3, 1)
+                # No bytes were copied for those who want none.
+                assert not fetches[100].data
+                assert not fetches[102].data
+                assert volume.bring(102 * BLOCK, 2 * BLOCK, told) == 0
+                assert volume.bring(ORIGIN_BYTES - 1, 2, told) == 1
+                assert volume.bring(ORIGIN_BYTES, 1, told) == 0
+                await trio.testing.wait_all_tasks_blocked()
+                slow_origin.let_go()
+                await fetched_all(volume)
+                report = volume.statistics()
+                assert (report.misses, report.fetched, report.joined) == (6, 4, 2)
+                assert await read(volume, 100 * BLOCK, 9) == wanted[100 * BLOCK :][:9]
+                check_order(volume)
+
+    trio.run(look)
+
+
+def test_who_wants_no_bytes_asks_for_them_where_the_quick_way_ends(
+    pool_path: Path, origin: Path
+) -> None:
+    async def look() -> None:
+        slow_origin = await slow(origin)
+        with opened_pool(pool_path) as pool:
+            async with served_cache(pool, origin=slow_origin, is_native=True) as volume:
+                told, late = Told(), Told()
+                assert volume.bring(5 * BLOCK, BLOCK, told) == 1
+                await trio.testing.wait_all_tasks_blocked()
+                slow_origin.fails_reads, slow_origin.is_broken = 10_000, True
+                slow_origin.fail()
+                await trio.testing.wait_all_tasks_blocked()
+                assert (told.given, told.errors) == (1, [])
+                # That read is counted when it comes in the other way.
+                assert volume.statistics().misses == 0
+                with pytest.raises(OSError, match="a test says so"):
+                    await read(volume, 5 * BLOCK, BLOCK)
+                assert volume.statistics().misses == 1
+                # While the origin is not well, nothing is brought.
+                assert not volume.origin_link.is_well
+                assert volume.bring(9 * BLOCK, BLOCK, late) == 0
+                check_order(volume)
+
+    trio.run(look)
+
+
+def test_a_scan_is_not_brought_and_stays_one(pool_path: Path, origin: Path) -> None:
+    async def look() -> None:
+        with opened_pool(pool_path) as pool:
+            async with served_cache(pool, is_native=True) as volume:
+                await volume.change_settings(read_ahead_bytes=0, bypass_bytes=8 * BLOCK)
+                for block in range(40):
+                    if volume.bring(block * BLOCK, BLOCK, Told()):
+                        await fetched_all(volume)
+                    else:
+                        await read(volume, block * BLOCK, BLOCK)
+                report = volume.statistics()
+                assert (report.bypassed, report.misses) == (32, 40)
                 check_order(volume)
 
     trio.run(look)

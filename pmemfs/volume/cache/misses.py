@@ -34,7 +34,7 @@ from pmemfs.volume.cache.index import Index, Place, Publication, Victim
 from pmemfs.volume.cache.link import OriginLink
 from pmemfs.volume.cache.order import OriginOrder
 from pmemfs.volume.cache.steps import Steps
-from pmemfs.volume.coming import Coming
+from pmemfs.volume.coming import Waiter
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,8 @@ class Reader(NamedTuple):
     block: int
     start: int
     length: int
-    coming: Coming[Bytes]
+    """0: no bytes are wanted, because the block is read where it is then."""
+    coming: Waiter
     deadline: float
 
 
@@ -72,6 +73,8 @@ class Fetch:
     """The wanted blocks, when it is done. A block that is missing there is stale."""
     error: Exception | None = None
     readers: list[Reader] = field(default_factory=list)
+    is_shown: bool = False
+    """Whether a reader waits for bytes."""
 
 
 class MissCounts(NamedTuple):
@@ -269,7 +272,10 @@ class Misses:
         fetch.done.set()
         for reader in fetch.readers:
             data = fetch.data.get(reader.block)
-            if data is not None:
+            if not reader.length and fetch.error is None:
+                # A block that is not there now is asked for again, in the other way.
+                reader.coming.give(b"")
+            elif data is not None:
                 reader.coming.give(_part(data, reader))
             elif fetch.error is not None:
                 reader.coming.fail(OSError(errno.EIO, sentence_of(fetch.error)))

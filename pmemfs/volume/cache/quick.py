@@ -29,7 +29,7 @@ from pmemfs.volume.cache.index import Index
 from pmemfs.volume.cache.link import OriginLink
 from pmemfs.volume.cache.misses import Bytes, Fetch, Misses, Reader
 from pmemfs.volume.cache.order import OriginOrder
-from pmemfs.volume.coming import Coming, gathered
+from pmemfs.volume.coming import Coming, Waiter, gathered
 from pmemfs.volume.onefile import INODE
 
 _LEAST_LOOK_SECONDS = 0.1
@@ -79,6 +79,8 @@ class QuickMisses:
         self._sleeper: trio.lowlevel.Task | None = None
         self._serves = False
         self._evicted = 0
+        self.given_back = 0
+        """How many blocks were asked for again, in the other way."""
 
     def may_have(self, block: int, count: int = 1) -> bool:
         """Whether the cache has any of some blocks, or can't tell here."""
@@ -87,22 +89,39 @@ class QuickMisses:
     def read(self, pieces: Sequence[Piece]) -> Coming[Bytes] | None:
         """Bytes of blocks that follow each other, and that the cache does not have; None: they have
         to go the other way."""
-        # What is behind the end must become zeroes, which is for the other way.
-        is_whole = pieces[-1].block + 1 << self._shift <= self._size_bytes()
-        if not (self._serves and is_whole and self._link.is_well):
+        if not self.takes(pieces[0].block, len(pieces)):
             return None
-        under_way = self._misses.under_way
-        for piece in pieces if under_way else ():
-            fetch = under_way.get(piece.block)
-            if fetch is not None and piece.block in fetch.stale:
-                return None
         deadline = trio.current_time() + self._link.timeout_seconds
-        parts = [self._wait_for(piece, deadline) for piece in pieces]
+        parts: list[Coming[Bytes]] = []
+        for piece in pieces:
+            coming: Coming[Bytes] = Coming()
+            reader = Reader(piece.block, piece.start, piece.length, coming, deadline)
+            self._fetch_for(reader).is_shown = True
+            parts.append(coming)
         return parts[0] if len(parts) == 1 else gathered(parts, b"".join)
 
-    def _wait_for(self, piece: Piece, deadline: float) -> Coming[Bytes]:
+    def bring(self, first: int, count: int, waiter: Waiter) -> None:
+        """Bring blocks of which this `takes` the fetches; the waiter is told of each of them."""
+        deadline = trio.current_time() + self._link.timeout_seconds
+        for block in range(first, first + count):
+            self._fetch_for(Reader(block, 0, 0, waiter, deadline))
+
+    def takes(self, first: int, count: int) -> bool:
+        """Whether blocks that the cache does not have can be fetched in this way now."""
+        # What is behind the end must become zeroes, which is for the other way.
+        is_whole = first + count << self._shift <= self._size_bytes()
+        if not (self._serves and is_whole and self._link.is_well):
+            return False
+        under_way = self._misses.under_way
+        for block in range(first, first + count) if under_way else ():
+            fetch = under_way.get(block)
+            if fetch is not None and block in fetch.stale:
+                return False
+        return True
+
+    def _fetch_for(self, reader: Reader) -> Fetch:
         """Join the fetch of a block, or let it be fetched."""
-        block, misses = piece.block, self._misses
+        block, misses = reader.block, self._misses
         fetch = misses.under_way.get(block)
         if fetch is None:
             fetch = misses.under_way[block] = Fetch(block, 1, True, set())
@@ -110,10 +129,10 @@ class QuickMisses:
             self._wake()
         else:
             misses.joined += 1
-            fetch.wanted.add(block)
-        coming: Coming[Bytes] = Coming()
-        fetch.readers.append(Reader(block, piece.start, piece.length, coming, deadline))
-        return coming
+            if reader.length:
+                fetch.wanted.add(block)
+        fetch.readers.append(reader)
+        return fetch
 
     async def serve(self) -> None:
         """Fetch what is asked for, until this is cancelled; then until the origin has ended."""
@@ -229,7 +248,7 @@ class QuickMisses:
             self._medium.check_touched()
             self._index.inserted += sum(kept)
             for (fetch, offset), is_kept in zip(good, kept, strict=True):
-                if is_kept and (fetch.readers or fetch.wanted):
+                if is_kept and (fetch.is_shown or fetch.wanted):
                     fetch.data[fetch.first] = self._medium.read(offset, 1 << self._shift)
         except MemoryFault as error:
             for fetch, _ in come:
@@ -242,8 +261,15 @@ class QuickMisses:
 
     def _go_the_other_way(self, fetches: Sequence[Fetch]) -> None:
         for fetch in fetches:
+            # Whoever wants no bytes can't be served from a buffer, so they ask for the bytes.
+            back = [reader for reader in fetch.readers if not reader.length]
+            self.given_back += len(back)
+            if back:
+                fetch.readers = [reader for reader in fetch.readers if reader.length]
             fetch.wanted.add(fetch.first)
             self._misses.carry_out(fetch)
+            for reader in back:
+                reader.coming.give(b"")
 
 
 def _runs(placed: Sequence[tuple[Fetch, int]], most: int) -> Iterator[list[tuple[Fetch, int]]]:

@@ -63,6 +63,11 @@ class Readers:
         self._expect(first + count + ahead, _Stream(read_count, block_count + ahead, ahead))
         return Advice(ahead, is_scan)
 
+    def is_scan(self, first: int, count: int) -> bool:
+        """Whether a read of so many blocks would go on with a scan."""
+        stream = self._streams.get(first) if self.bypass_bytes else None
+        return stream is not None and stream.block_count + count << self._shift > self.bypass_bytes
+
     def _expect(self, block: int, stream: _Stream) -> None:
         self._streams[block] = stream
         if len(self._streams) > _STREAMS:

@@ -43,6 +43,7 @@ from pmemfs.volume.cache.sequential import Advice, Readers
 from pmemfs.volume.cache.writeback import WriteBack
 from pmemfs.volume.cache.writing import Part, Writer
 from pmemfs.volume.cache.zeroing import CachedBlocks, Zeroer
+from pmemfs.volume.coming import Waiter
 from pmemfs.volume.onefile import INODE, OneFileVolume
 from pmemfs.volume.pinned import PinnedFrames
 
@@ -199,6 +200,26 @@ class CacheVolume(OneFileVolume):
             return self._read_later(pieces, parts)
         self._read_hits += len(parts)
         return parts[0] if len(parts) == 1 else b"".join(parts)  # type: ignore[return-value,arg-type]
+
+    def bring(self, offset_bytes: int, length_bytes: int, waiter: Waiter) -> int:
+        """Begin to bring the blocks of a read that the data plane has not found; of how many the
+        waiter will be told. 0: the read has to come here by `read`."""
+        quick, shift = self.quick, self.blocks.shift
+        length_bytes = min(length_bytes, self.size_bytes - offset_bytes)
+        if quick is None or self.read_only or length_bytes <= 0:
+            return 0
+        first = offset_bytes >> shift
+        count = (offset_bytes + length_bytes - 1 >> shift) - first + 1
+        if (
+            count > _MOST_QUICK or quick.may_have(first, count) or not quick.takes(first, count)
+            or self.readers.is_scan(first, count)
+        ):  # fmt: skip
+            return 0
+        advice = self.readers.missed(first, count)
+        quick.bring(first, count, waiter)
+        self._missed += count
+        self.misses.fetch_ahead(first + count, advice.ahead_blocks)
+        return count
 
     def _has(self, quick: QuickMisses, block: int) -> bool:
         """Whether the cache has a block, asked in the faster way first."""
@@ -414,6 +435,7 @@ class CacheVolume(OneFileVolume):
     def statistics(self) -> CacheReport:
         """The figures so far."""
         workers, misses = self._onlookers.counters(), self.misses.counts()
+        given_back = self.quick.given_back if self.quick else 0
         return CacheReport(
             block_bytes=self.blocks.block_bytes,
             place_count=self.ground.place_count,
@@ -421,7 +443,7 @@ class CacheVolume(OneFileVolume):
             origin=self._origin_report(),
             read_hits=self._read_hits + workers.read_hits,
             write_hits=self._write_hits + workers.write_hits,
-            misses=self._missed + self.writer.missed,
+            misses=self._missed + self.writer.missed - given_back,
             joined=misses.joined,
             fetched=misses.fetched_blocks,
             read_ahead=misses.ahead_blocks,
