@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import functools
 import logging
+import os
 import signal
 import socket
 import sys
@@ -339,6 +340,7 @@ async def _serve_volume(session: Session, starter: Starter, has_ended: Callable[
     if life is None:
         await session.serve(starter.say_ready)
         return
+    life.give_up = functools.partial(_give_up, starter, session)
     try:
         await life.begin(starter.say_waiting)
         async with trio.open_nursery() as tasks:
@@ -350,6 +352,15 @@ async def _serve_volume(session: Session, starter: Starter, has_ended: Callable[
     finally:
         with trio.CancelScope(shield=True):
             await life.close()
+
+
+def _give_up(starter: Starter, session: Session, why: str) -> None:
+    """End the process while an origin may still touch its pages; its pool stays to be recovered."""
+    sentence = f"{why}; the daemon ends, and leaves what it can't wait for to the kernel"
+    log.error("%s", sentence)
+    starter.say_failed(sentence)
+    session.end()
+    os._exit(EXIT_MOUNT_FAILED)
 
 
 async def _stop_on_signal(starter: Starter, session: Session) -> None:
@@ -366,7 +377,7 @@ async def _stop_on_signal(starter: Starter, session: Session) -> None:
 
 def _terminate(session: Session) -> None:
     if session.served.life:
-        session.served.life.give_up()
+        session.served.life.stop_beginning()
     session.terminate()
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import closing, suppress
+from typing import NoReturn
 
 import trio
 
 from pmemfs.cli.cache_asking import added, parts_of
-from pmemfs.cli.output import progress_bar, warn
-from pmemfs.errors import DirtyBlocks, PmemfsError, sentence_of
+from pmemfs.cli.early import EXIT_INTERRUPTED
+from pmemfs.cli.output import complain, progress_bar, warn
+from pmemfs.errors import EXIT_FAILED, DirtyBlocks, PmemfsError, sentence_of
 from pmemfs.media.cache import GROUP_SHIFT, Policy
 from pmemfs.media.cachereport import (
     CacheSettings,
@@ -33,6 +36,13 @@ _POLL_SECONDS = 0.5
 _Chosen = tuple[int, int | None]
 
 
+def _give_up(why: str, is_interrupted: bool) -> NoReturn:
+    """End at once. What was not done stays to be done."""
+    code = EXIT_INTERRUPTED if is_interrupted else EXIT_FAILED
+    complain("interrupted" if is_interrupted else why, exit_code=code)
+    os._exit(code)
+
+
 def flush_unmounted(path: str) -> Flushed:
     """Let the origin be complete."""
     with progress_bar(path) as show:
@@ -50,7 +60,7 @@ def flush_unmounted(path: str) -> Flushed:
                 raise failure
             return Flushed(**flushed)
 
-        return run_unmounted(path, operate, say=warn, flushing=True)
+        return run_unmounted(path, operate, _give_up, say=warn, flushing=True)
 
 
 async def _show_dirty(volume: CacheVolume, show: Callable[[int, int], None]) -> None:
@@ -74,7 +84,9 @@ def drop_unmounted(path: str, chosen: _Chosen, *, clean_only: bool) -> Dropped:
         length = None if end is None else end - offset
         return Dropped(**await methods.drop(offset, length))
 
-    return run_unmounted(path, operate, say=warn, degraded=clean_only, flushing=not clean_only)
+    return run_unmounted(
+        path, operate, _give_up, say=warn, degraded=clean_only, flushing=not clean_only
+    )
 
 
 def drop_all(path: str, *, discard_dirty: bool) -> Dropped:
@@ -138,7 +150,7 @@ def verify_unmounted(path: str, chosen: _Chosen) -> Verified:
                 show(done, volume.size_bytes)
             return found
 
-        return run_unmounted(path, operate, say=warn, read_only=True)
+        return run_unmounted(path, operate, _give_up, say=warn, read_only=True)
 
 
 def set_unmounted(path: str, changes: dict[str, int]) -> CacheSettings:

@@ -157,7 +157,10 @@ class CacheHead:
     dirty_blocks: int = stored("<u8", "at the end of the last mount", unit="blocks")
     origin_bytes: int = stored("<u8", "the size that is served", unit="bytes")
     origin_mark: bytes = stored(
-        "V32", "of the origin after our last write; see docs/origins.md", default=bytes(32)
+        "V32",
+        "of the origin after our last write, see docs/origins.md; zero: not known; all bits set: "
+        "the cache is being emptied",
+        default=bytes(32),
     )
     origin_next_mark: bytes = stored(
         "V32",

@@ -193,6 +193,8 @@ class NbdOrigin(Origin):
         self._export = name.export
         self._connections: list[Connection] = []
         """Those that live."""
+        self._leaving: list[Connection] = []
+        """Those that answer what is under way, and get nothing new."""
         self._connecting = trio.Lock()
         self._most = CONNECTIONS if facts.can_multi_conn else 1
         self._begun = self._ended = self._flushed = 0
@@ -300,12 +302,14 @@ class NbdOrigin(Origin):
         handle = await _connected(self.name)
         old, self._connections = self._connections, []
         self.size_bytes = self._take(handle).facts.size_bytes & -self.block_bytes
+        self._leaving += old
         for connection in old:
             await connection.close()
+            self._leaving.remove(connection)
         return self.size_bytes
 
     async def cut(self) -> None:
-        for connection in list(self._connections):
+        for connection in (*self._connections, *self._leaving):
             connection.hang_up()
         await trio.lowlevel.checkpoint()
 

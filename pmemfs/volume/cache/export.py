@@ -1,13 +1,17 @@
 """What only the pool has, written to a file: for a cache whose origin is lost.
 
-Nothing in the pool is changed, so it can be done again. Invariant: a file that is complete has its
-list of ranges, which is written last.
+Nothing in the pool is changed, so it can be done again. Invariant: a new file has its name once it
+is complete, and has its list of ranges then. Until then it is NAME.part, which the next export
+begins anew.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
 from pmemfs.media.cache import TagState
@@ -18,6 +22,7 @@ from pmemfs.volume.cache.groups import Found, Groups
 from pmemfs.volume.cache.heads import StoredHead
 
 RANGES_SUFFIX = ".ranges"
+PART_SUFFIX = ".part"
 _MOST_BLOCKS = 1 << 40
 
 
@@ -71,29 +76,83 @@ def export_dirty(
     A new file is as large as the origin and sparse, and has a list of the ranges beside it. Any
     other is changed in place. Raises OSError, and MemoryFault.
     """
-    total, blocks, zeroes = content.count(), list[int](), list[int]()
-    flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if is_new else 0)
-    fd = os.open(path, flags, 0o600)
+    if is_new:
+        return _export_new(content, path, show)
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
-        if is_new:
-            os.ftruncate(fd, content.origin_bytes)
-        for done, found in enumerate(content):
-            is_zero = found.tag.state is TagState.ZERO
-            (zeroes if is_zero else blocks).append(found.tag.block)
-            # In a new file they are there already.
-            if not (is_new and is_zero):
-                _write_all(fd, content.content(found), content.offset_bytes(found))
-            show(done + 1, total)
-        os.fsync(fd)
+        blocks, zeroes = _write_blocks(fd, content, is_new=False, show=show)
     finally:
         os.close(fd)
-    ranges = [*_ranges(content, blocks, False), *_ranges(content, zeroes, True)]
-    ranges.sort()
-    list_path = path + RANGES_SUFFIX if is_new else None
-    if list_path:
-        _write_list(list_path, ranges)
+    return _exported(content, path, None, blocks, zeroes)
+
+
+def _export_new(content: DirtyContent, path: str, show: Callable[[int, int], None]) -> Exported:
+    part = path + PART_SUFFIX
+    fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        _lock(fd, part)
+        try:
+            # An export that was killed may have left something.
+            os.ftruncate(fd, 0)
+            os.ftruncate(fd, content.origin_bytes)
+            blocks, zeroes = _write_blocks(fd, content, is_new=True, show=show)
+            _write_list(part + RANGES_SUFFIX, _all_ranges(content, blocks, zeroes))
+            os.rename(part + RANGES_SUFFIX, path + RANGES_SUFFIX)
+            _give_name(part, path)
+        finally:
+            for name in (part, part + RANGES_SUFFIX):
+                with suppress(FileNotFoundError):
+                    os.unlink(name)
+    finally:
+        os.close(fd)
+    return _exported(content, path, path + RANGES_SUFFIX, blocks, zeroes)
+
+
+def _lock(fd: int, part: str) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise OSError(errno.EBUSY, "another export is writing it", part) from None
+
+
+def _give_name(part: str, path: str) -> None:
+    """Let a file that is complete have its name."""
+    try:
+        # A rename would take the place of what has got this name meanwhile.
+        os.link(part, path)
+    except FileExistsError:
+        raise
+    except OSError:
+        # Some file systems have no links.
+        os.rename(part, path)
+
+
+def _write_blocks(
+    fd: int, content: DirtyContent, *, is_new: bool, show: Callable[[int, int], None]
+) -> tuple[list[int], list[int]]:
+    """Write the blocks; those with data, and those of zeroes."""
+    total, blocks, zeroes = content.count(), list[int](), list[int]()
+    for done, found in enumerate(content):
+        is_zero = found.tag.state is TagState.ZERO
+        (zeroes if is_zero else blocks).append(found.tag.block)
+        # In a new file they are there already.
+        if not (is_new and is_zero):
+            _write_all(fd, content.content(found), content.offset_bytes(found))
+        show(done + 1, total)
+    os.fsync(fd)
+    return blocks, zeroes
+
+
+def _exported(
+    content: DirtyContent, path: str, list_path: str | None, blocks: list[int], zeroes: list[int]
+) -> Exported:
+    ranges = _all_ranges(content, blocks, zeroes)
     return Exported(path, list_path, len(blocks) + len(zeroes), len(zeroes), len(ranges),
                     content.origin_bytes)  # fmt: skip
+
+
+def _all_ranges(content: DirtyContent, blocks: list[int], zeroes: list[int]) -> list[Range]:
+    return sorted([*_ranges(content, blocks, False), *_ranges(content, zeroes, True)])
 
 
 def _write_all(fd: int, data: bytes | memoryview, offset_bytes: int) -> None:
@@ -112,7 +171,7 @@ def _ranges(content: DirtyContent, blocks: list[int], is_zero: bool) -> Iterator
 
 def _write_list(path: str, ranges: list[Range]) -> None:
     """One range a line: offset, length, and whether it is data or zeroes."""
-    with open(path, "x", encoding="ascii") as file:
+    with open(path, "w", encoding="ascii") as file:
         for each in ranges:
             file.write(f"{each.offset_bytes} {each.length_bytes} "
                        f"{'zero' if each.is_zero else 'data'}\n")  # fmt: skip

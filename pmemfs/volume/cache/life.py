@@ -23,6 +23,8 @@ from pmemfs.volume.cache.volume import CacheVolume
 
 log = logging.getLogger(__name__)
 
+_HURRY_SECONDS = 1.0
+
 
 class CacheLife:
     """The life of one cache; `is_degraded`: without its origin. `is_flushed`: the origin is
@@ -38,11 +40,15 @@ class CacheLife:
         self._is_flushed = is_flushed
         self._origin: Origin | None = None
         self._beginning = trio.CancelScope()
+        self.give_up: Callable[[str], None] = lambda why: None
+        """Ends the process, where an origin hangs that can't be cut: pages that a transfer may
+        still touch can't be let go. It is told why."""
 
     async def begin(self, say: Callable[[str], None] = say_nothing) -> None:
         """Open the origin; `say` is told what this waits for.
 
-        Raises WrongOrigin, as `open_origin`, and MountFailed if `give_up` was called meanwhile.
+        Raises WrongOrigin, as `open_origin`, and MountFailed if `stop_beginning` was called
+        meanwhile.
         """
         with self._beginning:
             await self._begin(say)
@@ -59,18 +65,24 @@ class CacheLife:
             is_kept = head.policy == Policy.READ_ONLY and not self._is_flushed
             read_only = self._medium.read_only or is_kept
             self._origin = await open_right_origin(
-                head, self._medium.name, read_only=read_only, say=say
+                head, self._medium.name, read_only=read_only, say=say, give_up=self.give_up
             )
             self._origin.hold_lock(self._medium.fileno())
+        self._volume.origin_link.give_up = self.give_up
         await self._volume.begin(self._origin)
 
-    def give_up(self) -> None:
+    def stop_beginning(self) -> None:
         """Open the origin no more."""
         self._beginning.cancel()
 
     async def serve(self) -> None:
         """Run the tasks of the volume."""
         await self._volume.serve()
+
+    def hurry(self) -> None:
+        """Somebody waits for the end: give the origin little time from now on."""
+        self._beginning.cancel()
+        self._volume.origin_link.note_end(_HURRY_SECONDS)
 
     async def finish(self) -> None:
         """Leave what the next mount needs to know."""

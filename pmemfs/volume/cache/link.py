@@ -16,7 +16,8 @@ from __future__ import annotations
 import errno
 import logging
 import mmap
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from enum import Enum
 from typing import TypeVar
 
@@ -74,10 +75,13 @@ class OriginLink:
         self.failed_flushes = 0
         """After each, everything has to be written again that was written before it ended."""
         self.give_up: Callable[[str], None] = lambda why: None
-        """Called while the mount ends, if the origin hangs and can't be cut."""
+        """Called while the mount ends, if the origin hangs and can't be cut. Ends the process."""
         self._under_way: dict[object, float] = {}
         self._losses = 0
-        self._is_ending = False
+        self.end_seconds = _END_SECONDS
+        """How long what can be cut may take after the end of `watch`."""
+        self._end_seconds: float | None = None
+        """How long it may take from now on to answer, because the mount ends."""
         self._noted: float | None = None
         """When the call began of which it was said that it hangs."""
 
@@ -95,6 +99,11 @@ class OriginLink:
     def is_away(self) -> bool:
         """Whether the next call has little hope."""
         return self.state in (LinkState.AWAY, LinkState.ABSENT)
+
+    @property
+    def can_cut(self) -> bool:
+        """Whether what hangs can be ended."""
+        return self.origin is None or self.origin.can_cut
 
     @property
     def block_bytes(self) -> int:
@@ -223,21 +232,26 @@ class OriginLink:
                 await self._end_what_hangs()
         finally:
             # The mount ends, and with it whoever waits, but not what the origin does to pages.
-            self.note_end()
+            before = self._end_seconds
+            self.note_end(self.end_seconds if self.can_cut else self.timeout_seconds)
             with trio.CancelScope(shield=True):
                 while self._under_way:
                     await trio.sleep(_END_POLL_SECONDS)
                     await self._end_what_hangs()
+            self._end_seconds = before
 
-    def note_end(self) -> None:
-        """The mount ends: from now on nobody waits for long."""
-        self._is_ending = True
+    def note_end(self, seconds: float) -> None:
+        """The mount ends: from now on nobody waits longer than this."""
+        self._end_seconds = min(seconds, self.patience_seconds)
+
+    @property
+    def patience_seconds(self) -> float:
+        """What takes longer hangs."""
+        return self.timeout_seconds if self._end_seconds is None else self._end_seconds
 
     async def _end_what_hangs(self) -> None:
         origin, oldest = self.origin, min(self._under_way.values(), default=None)
-        seconds = self.timeout_seconds
-        if self._is_ending:
-            seconds = min(seconds, _END_SECONDS)
+        seconds = self.patience_seconds
         if origin is None or oldest is None or oldest > trio.current_time() - seconds:
             return
         why = f"it has not answered for {seconds:g} s"
@@ -248,7 +262,7 @@ class OriginLink:
         if origin.can_cut:
             log.warning("%s: %s; connecting anew", self.name, why)
             await origin.cut()
-        elif self._is_ending:
+        elif self._end_seconds is not None:
             self.give_up(f"the origin {self.name} hangs: {why}")
 
     def note_timeout(self) -> OSError:
@@ -299,3 +313,21 @@ class OriginLink:
                 log.info("the origin %s is there again", self.name)
         self.state = state
         self.last_error = why or self.last_error
+
+
+@asynccontextmanager
+async def watched(link: OriginLink) -> AsyncIterator[None]:
+    """While this lasts, what hangs is cut; in the end nothing is under way any more."""
+    failure: BaseException | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(link.watch)
+        try:
+            yield
+        except trio.Cancelled:
+            raise
+        except BaseException as error:
+            # Raised in here it would come out in a group.
+            failure = error
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure

@@ -46,18 +46,21 @@ async def look_at_origin(text: str, *, read_only: bool, say: Callable[[str], Non
     """
     # Imported here, because who makes another pool waits for no trio.
     from pmemfs.origin.opening import open_origin
+    from pmemfs.volume.cache.link import OriginLink, watched
 
     _check_can_be_stored(text)
     origin = await open_origin(text, read_only=read_only)
     try:
         if not read_only:
             await origin.fence(say)
-        return OriginFacts(
-            origin.name,
-            origin.size_bytes,
-            identity_text(await origin.identity()),
-            await origin.mark(),
-        )
+        link = OriginLink(origin, timeout_seconds=DEFAULTS["origin_timeout_seconds"])
+        async with watched(link):
+            return OriginFacts(
+                origin.name,
+                origin.size_bytes,
+                identity_text(await origin.identity()),
+                await link.mark(),
+            )
     finally:
         await origin.close()
 

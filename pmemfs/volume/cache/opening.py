@@ -15,8 +15,15 @@ from pmemfs.media.cache import HEAD, CacheHead
 from pmemfs.origin.base import MARK_BYTES, Identity, Origin, say_nothing
 from pmemfs.origin.opening import open_origin
 from pmemfs.units import format_size
+from pmemfs.volume.cache.link import OriginLink, watched
 
 log = logging.getLogger(__name__)
+
+_END_SECONDS = 0.5
+"""Nothing is lost if the first question is cut."""
+UNKNOWN_MARK = bytes(MARK_BYTES)
+FORGETTING_MARK = b"\xff" * MARK_BYTES
+"""No origin has it: it stands in the head while a cache is being emptied."""
 
 
 def identity_text(identity: Identity) -> str:
@@ -29,9 +36,11 @@ def identity_text(identity: Identity) -> str:
 
 
 async def open_right_origin(
-    head: CacheHead, pool_path: str, *, read_only: bool, say: Callable[[str], None] = say_nothing
-) -> Origin:
-    """The origin of a cache, fenced; `say` is told what this waits for.
+    head: CacheHead, pool_path: str, *, read_only: bool,
+    say: Callable[[str], None] = say_nothing, give_up: Callable[[str], None] = say_nothing,
+) -> Origin:  # fmt: skip
+    """The origin of a cache, fenced; `say` is told what this waits for, `give_up` as in
+    `OriginLink`.
 
     Raises WrongOrigin, and as `open_origin` and `fence`.
     """
@@ -44,14 +53,19 @@ async def open_right_origin(
     try:
         if not read_only:
             await origin.fence(tell)
-        await check_origin(head, origin, pool_path)
+        link = OriginLink(origin, timeout_seconds=head.origin_timeout_seconds)
+        link.give_up, link.end_seconds = give_up, _END_SECONDS
+        async with watched(link):
+            await _check_origin(head, origin, link, pool_path)
     except BaseException:
         await origin.close()
         raise
     return origin
 
 
-async def check_origin(head: CacheHead, origin: Origin, pool_path: str) -> None:
+async def _check_origin(
+    head: CacheHead, origin: Origin, link: OriginLink, pool_path: str
+) -> None:  # fmt: skip
     """Raise WrongOrigin unless an origin is what a cache says of it."""
     identity = await origin.identity()
     found = identity_text(identity)
@@ -66,8 +80,11 @@ async def check_origin(head: CacheHead, origin: Origin, pool_path: str) -> None:
             why=f"it has become smaller: {format_size(origin.size_bytes)} instead of "
             f"{format_size(head.origin_bytes)}",
         )  # fmt: skip
+    if head.origin_mark == FORGETTING_MARK:
+        raise WrongOrigin(name=origin.name, path=pool_path,
+                          why="a 'pmemfs cache drop' was ended before it was done")  # fmt: skip
     marks = _possible_marks(head)
-    if marks and await origin.mark() not in marks:
+    if marks and await link.mark() not in marks:
         raise WrongOrigin(
             name=origin.name,
             path=pool_path,

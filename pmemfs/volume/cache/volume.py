@@ -27,12 +27,13 @@ from pmemfs.volume.base import Later, Piece, Room
 from pmemfs.volume.cache.blocks import Blocks
 from pmemfs.volume.cache.blocks import Piece as BlockPiece
 from pmemfs.volume.cache.cleaning import Cleaner
+from pmemfs.volume.cache.errands import Errands
 from pmemfs.volume.cache.eviction import Eviction
 from pmemfs.volume.cache.fencing import Fencing
 from pmemfs.volume.cache.groups import Gate, Groups
 from pmemfs.volume.cache.heads import StoredHead
 from pmemfs.volume.cache.index import Index, OwnLocks, SetLocks
-from pmemfs.volume.cache.link import OriginLink
+from pmemfs.volume.cache.link import OriginLink, watched
 from pmemfs.volume.cache.misses import Misses
 from pmemfs.volume.cache.onlookers import CacheOnlookers
 from pmemfs.volume.cache.opening import marks_to_note
@@ -84,6 +85,7 @@ class CacheVolume(OneFileVolume):
         self.blocks = Blocks(medium, self.ground, index, self._onlookers.note_reserved)
         self.cached = CachedBlocks(medium, self.ground)
         self.origin_link = link = OriginLink(None, timeout_seconds=head.origin_timeout_seconds)
+        self.errands = Errands(link)
         order, victim = OriginOrder(), Eviction(memmap, self.ground).choose
         self.misses = Misses(
             index, self.blocks, link, order, fencing, victim, lambda: self.size_bytes
@@ -98,7 +100,7 @@ class CacheVolume(OneFileVolume):
         self.search = DirtySearch(groups)
         self.write_backs = WriteBack(
             self.ground, index, groups, self.search, self.cleaner, link, fencing, self.cached,
-            self.count_dirty,
+            self.count_dirty, self.errands,
         )  # fmt: skip
         self.writer = Writer(
             index, self.blocks, self.misses, self.cleaner, link, order, fencing, victim,
@@ -131,14 +133,17 @@ class CacheVolume(OneFileVolume):
         """Run what serves misses and writes back, until it is cancelled."""
         with trio.CancelScope() as self._serving:
             async with trio.open_nursery() as nursery:
-                self.misses.nursery = nursery
+                self.misses.nursery = self.errands.nursery = nursery
                 nursery.start_soon(self.origin_link.watch)
                 if self.quick is not None:
                     nursery.start_soon(self.quick.serve)
                     nursery.start_soon(self.quick.watch)
                 if not self.read_only:
                     nursery.start_soon(self.write_backs.serve)
-                await trio.sleep_forever()
+                try:
+                    await trio.sleep_forever()
+                finally:
+                    self.errands.nursery = None
 
     async def finish(self) -> None:
         """The last request was answered: leave what a later mount needs to know.
@@ -147,12 +152,13 @@ class CacheVolume(OneFileVolume):
         """
         if self.read_only:
             return
-        self.origin_link.note_end()
-        async with trio.open_nursery() as nursery:
-            # An origin that hangs must not keep this process for ever.
-            nursery.start_soon(self.origin_link.watch)
-            mark = await self._settled_mark()
-            nursery.cancel_scope.cancel()
+        mark, link = None, self.origin_link
+        # Neither an origin that hangs must keep this process for ever, nor one that can't be
+        # connected to.
+        link.note_end(link.timeout_seconds)
+        with trio.move_on_after(link.patience_seconds):
+            async with watched(link):
+                mark = await self._settled_mark()
         if mark is None or not self.search.is_done or self.search.has_failed:
             return
         await self.fencing.fence()
@@ -278,9 +284,15 @@ class CacheVolume(OneFileVolume):
     async def _write_later(self, parts: list[Part], length: int) -> int:
         if self.writer.policy is Policy.WRITE_BACK and self.write_backs.is_over_limit:
             await self.write_backs.wait_below_limit(len(parts))
-        await self.writer.write(parts)
+        await self._write_parts(parts)
         self._note_write(coarse_ns())
         return length
+
+    async def _write_parts(self, parts: list[Part]) -> None:
+        if self.writer.policy is Policy.WRITE_BACK:
+            await self.writer.write(parts)
+        else:
+            await self.errands.run(partial(self.writer.write, parts))
 
     def copy(
         self, source: int, source_bytes: int, target: int, target_bytes: int, length_bytes: int,
@@ -329,13 +341,13 @@ class CacheVolume(OneFileVolume):
         stop = -(-end // block_bytes) if end == self.size_bytes else end // block_bytes
         if first < stop:
             edges = [(offset_bytes, first * block_bytes), (stop * block_bytes, end)]
-            await self.zeroer.zero(first, stop - first, self.size_bytes)
+            work = partial(self.zeroer.zero, first, stop - first, self.size_bytes)
+            await self.errands.run(work)
         else:
             edges = [(offset_bytes, end)]
         for start, until in edges:
             if start < until:
-                parts = self.writer.parts(start, memoryview(bytes(until - start)))
-                await self.writer.write(parts)
+                await self._write_parts(self.writer.parts(start, memoryview(bytes(until - start))))
         self._note_write(coarse_ns())
 
     def write_back(self, number: int) -> Later[None]:
@@ -344,6 +356,9 @@ class CacheVolume(OneFileVolume):
         return self._settle()
 
     async def _settle(self) -> None:
+        await self.errands.run(self._settle_now)
+
+    async def _settle_now(self) -> None:
         """Let the origin have durably what was answered because it has it."""
         failed = self.origin_link.failed_flushes
         if self.writer.policy is not Policy.WRITE_BACK and failed != self._made_good:

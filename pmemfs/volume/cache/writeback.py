@@ -16,12 +16,14 @@ import errno
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import trio
 
 from pmemfs.errors import PmemfsError, sentence_of, system_error
 from pmemfs.media.cache import Ground
 from pmemfs.volume.cache.cleaning import Cleaner
+from pmemfs.volume.cache.errands import Errands
 from pmemfs.volume.cache.fencing import Fencing
 from pmemfs.volume.cache.groups import OPEN, Groups
 from pmemfs.volume.cache.index import Index
@@ -52,6 +54,7 @@ class WriteBack:
     def __init__(
         self, ground: Ground, index: Index, groups: Groups, search: DirtySearch, cleaner: Cleaner,
         link: OriginLink, fencing: Fencing, cached: CachedBlocks, count_dirty: Callable[[], int],
+        errands: Errands,
     ) -> None:  # fmt: skip
         self._ground = ground
         self._index = index
@@ -61,6 +64,7 @@ class WriteBack:
         self._link = link
         self._fencing = fencing
         self._cached = cached
+        self._errands = errands
         self.count_dirty = count_dirty
         self.max_dirty_percent = 0
         self.max_dirty_age_seconds = 0
@@ -125,9 +129,10 @@ class WriteBack:
                 await trio.sleep(0.001)
                 return
             try:
-                await self._cleaner.clean(dirty, most_runs=_BUSY_RUNS)
+                clean = partial(self._cleaner.clean, dirty, most_runs=_BUSY_RUNS)
+                await self._errands.run(clean)
             except OSError:
-                if trio.current_time() > deadline:
+                if trio.current_time() >= deadline:
                     raise self._link.timed_out() from None
                 await trio.sleep(pause)
                 pause = min(2 * pause, 1.0)
