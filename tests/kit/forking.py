@@ -114,6 +114,11 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     load()
     serve(socket.socket(fileno=int(sys.argv[1])))
+    run_as_started()
+
+
+def run_as_started() -> None:
+    """Be the script that the words name."""
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as end:

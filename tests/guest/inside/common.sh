@@ -4,6 +4,20 @@ PATH=$PWD/.venv/bin:$PATH
 mnt=/mnt/pmemfs
 mkdir -p "$mnt"
 
+# Lets a process that has loaded the program fork its commands; without it each is started afresh.
+load_program() {
+    mkfifo /run/commands /run/codes
+    python tests/guest/inside/commands.py /run/commands /run/codes &
+    pmemfs() {
+        # The shell that runs this may be one of a pipe.
+        read -r own _ </proc/self/stat
+        echo "$own $PWD $program $*" >/run/commands
+        read -r code </run/codes
+        return "$code"
+    }
+}
+program=$PWD/.venv/bin/pmemfs
+
 # Says what comes next, and how long the machine has been up.
 step() {
     read -r uptime _ </proc/uptime

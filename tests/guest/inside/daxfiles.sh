@@ -1,6 +1,7 @@
 #!/bin/sh
 # Pools on files of an ext4 that is mounted with -o dax. The one of mode block stays mounted.
 . "$(dirname "$0")/common.sh"
+load_program
 
 step "a file on ext4 with DAX"
 mkfs.ext4 -q -F -b 4096 /dev/pmem0

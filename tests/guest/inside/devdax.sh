@@ -1,6 +1,7 @@
 #!/bin/sh
 # A pool on /dev/dax0.0: a character device that can only be mapped. It stays mounted.
 . "$(dirname "$0")/common.sh"
+load_program
 
 DAX_UNIT=$(cat /sys/bus/dax/devices/dax0.0/align)
 export DAX_UNIT

@@ -1,6 +1,7 @@
 #!/bin/sh
 # A pool on /dev/pmem0 itself. It stays mounted.
 . "$(dirname "$0")/common.sh"
+load_program
 
 step "/dev/pmem0 as the user calls it"
 pmemfs create --mode fs /dev/pmem0
