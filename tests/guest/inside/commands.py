@@ -12,8 +12,6 @@ import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from kit import forking
 
 LOADED = [
@@ -35,6 +33,8 @@ def become(shell: str, directory: str, *words: str) -> None:
 
 def main() -> None:
     """Serve until the machine ends."""
+    # It was for `kit` alone.
+    del os.environ["PYTHONPATH"]
     for name in LOADED:
         importlib.import_module(name)
     commands, codes = sys.argv[1:]

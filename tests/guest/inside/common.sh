@@ -7,7 +7,7 @@ mkdir -p "$mnt"
 # Lets a process that has loaded the program fork its commands; without it each is started afresh.
 load_program() {
     mkfifo /run/commands /run/codes
-    python tests/guest/inside/commands.py /run/commands /run/codes &
+    PYTHONPATH=$PWD/tests python tests/guest/inside/commands.py /run/commands /run/codes &
     pmemfs() {
         # The shell that runs this may be one of a pipe.
         read -r own _ </proc/self/stat
