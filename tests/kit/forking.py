@@ -77,7 +77,21 @@ def serve(channel: socket.socket) -> None:
 
 def _become(command_fd: int, *fds: int) -> None:
     command = json.loads(os.pread(command_fd, os.fstat(command_fd).st_size, 0))
-    for number, fd in enumerate(fds[:3]):
+    take(*fds[:3])
+    for limit, values in command["limits"]:
+        resource.setrlimit(limit, values)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.clear()
+    os.environ.update(command["environment"])
+    os.chdir(command["directory"])
+    os.umask(command["umask"])
+    sys.argv[:] = command["words"]
+    _show(sys.argv)
+
+
+def take(*fds: int) -> None:
+    """Have these standard files and no others."""
+    for number, fd in enumerate(fds):
         os.dup2(fd, number)
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
     # What Python has made of those that this process began with knows what kind of files they were.
@@ -89,15 +103,6 @@ def _become(command_fd: int, *fds: int) -> None:
             new.reconfigure(line_buffering=True)
         setattr(sys, name, new)
         setattr(sys, f"__{name}__", new)
-    for limit, values in command["limits"]:
-        resource.setrlimit(limit, values)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.environ.clear()
-    os.environ.update(command["environment"])
-    os.chdir(command["directory"])
-    os.umask(command["umask"])
-    sys.argv[:] = command["words"]
-    _show(sys.argv)
 
 
 def _show(words: list[str]) -> None:

@@ -23,9 +23,8 @@ LOADED = [
 
 def become(shell: str, directory: str, *words: str) -> None:
     """Be a command of a shell."""
-    for fd in range(3):
-        os.dup2(os.open(f"/proc/{shell}/fd/{fd}", os.O_WRONLY if fd else os.O_RDONLY), fd)
-    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+    ways = (os.O_RDONLY, os.O_WRONLY | os.O_APPEND, os.O_WRONLY | os.O_APPEND)
+    forking.take(*(os.open(f"/proc/{shell}/fd/{fd}", way) for fd, way in enumerate(ways)))
     os.chdir(directory)
     sys.argv[:] = words
     forking.run_as_started()
