@@ -1,7 +1,7 @@
 """The commands in README and the documents run as they stand there, one after the other.
 
-A block that is marked `sh` is to be run; `text` marks what takes minutes, needs hardware that few
-have, or changes the machine.
+A block that is marked `sh` is to be run, and `bash` with root and a cluster of Ceph; `text` marks
+what takes minutes, needs hardware that few have, or changes the machine.
 """
 
 from __future__ import annotations
@@ -13,17 +13,19 @@ from pathlib import Path
 
 import pytest
 
+from kit.ceph_node import CephNode
 from kit.commands import BIN
 from kit.documents import DOCUMENTS, ROOT, blocks, name_of
 from kit.mounts import PoolMaker
 from kit.namespaces import Run
+from kit.sources import needs_root
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow]
 
 RUNNABLE = [path for path in DOCUMENTS if blocks(path, "sh")]
 
 
-def run_as_written(script: str, home: Path) -> subprocess.CompletedProcess[str]:
+def run_as_written(script: str, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a script as a reader would, with a /dev/shm of its own.
 
     All its processes, daemons as well, and its mounts end with it.
@@ -32,8 +34,8 @@ def run_as_written(script: str, home: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child",
          "--mount-proc", "bash", "-ec", f"{own}\n{script}"],
-        cwd=ROOT, env={**os.environ, "HOME": str(home)}, capture_output=True, text=True,
-        timeout=200, check=False,
+        cwd=ROOT, env={**os.environ, "HOME": str(home), **environment}, capture_output=True,
+        text=True, timeout=200, check=False,
     )  # fmt: skip
 
 
@@ -49,6 +51,18 @@ def test_the_commands_of_a_document_run_as_they_stand_there(path: Path, tmp_path
     done = run_as_written(script, tmp_path)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert "Traceback" not in done.stderr
+
+
+@needs_root
+def test_the_commands_for_a_cluster_run_as_they_stand_there(ceph: CephNode, tmp_path: Path) -> None:
+    script = "\n".join(blocks(ROOT / "docs/tutorial-cache.md", "bash"))
+    begin = blocks(ROOT / "docs/tutorial-cache.md", "sh")[0]
+    # The loop device would outlive everything else.
+    begin += "trap '[ -z \"${loop:-}\" ] || losetup -d $loop || true' EXIT\n"
+    done = run_as_written(begin + script, tmp_path, CEPH_CONF=str(ceph.conf))
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "There is 1 exclusive lock on this image." in done.stdout
+    assert "Watchers: none" in done.stdout
 
 
 def test_the_commands_of_readme_need_no_root(pools: PoolMaker, user: Run) -> None:
