@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -22,9 +23,11 @@ from kit.caches import (
     served_cache,
     write,
 )
-from pmemfs.errors import MemoryFault
+from pmemfs.errors import MemoryFault, system_error
 from pmemfs.media.cache import Policy
 from pmemfs.memmap import open_memmap
+from pmemfs.origin.file import FileOrigin
+from pmemfs.origin.naming import FileName
 from pmemfs.units import MIB
 from pmemfs.volume.cache.groups import SEEN, Groups
 from pmemfs.volume.cache.heads import StoredHead
@@ -351,3 +354,67 @@ def test_a_search_that_could_not_read_all_tags_is_made_again_by_the_next_mount(
 
     trio.run(first)
     trio.run(second)
+
+
+class Counting(FileOrigin):
+    """A file that counts writes and flushes, which wait and fail when told to."""
+
+    may_flush: trio.Event
+    meanwhile: Callable[[int], Awaitable[None]]
+    fails = False
+    flushes = writes = 0
+
+    async def write(self, offset_bytes: int, views: Sequence[memoryview]) -> None:
+        await super().write(offset_bytes, views)
+        self.writes += 1
+
+    async def flush(self, losses: int | None = None) -> None:
+        self.flushes += 1
+        await self.may_flush.wait()
+        await self.meanwhile(9 + self.flushes)
+        if self.fails:
+            raise system_error(errno.EIO)
+        await super().flush(losses)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_all_who_wait_for_a_flush_share_the_next_one(
+    pool_path: Path, origin: Path, fails: bool
+) -> None:
+    async def look() -> None:
+        counting = await Counting.open(FileName(str(origin)))
+        assert isinstance(counting, Counting)
+        counting.may_flush = trio.Event()
+        outcomes: list[bool] = []
+
+        async def clean(volume: CacheVolume, block: int) -> None:
+            try:
+                await volume.cleaner.clean([block])
+            except OSError:
+                outcomes.append(False)
+            else:
+                outcomes.append(True)
+
+        with opened_pool(pool_path) as pool:
+            async with served_cache(pool, origin=counting) as volume:
+                # There is always something written that was not flushed.
+                counting.meanwhile = lambda block: volume.cleaner.write_out([block])
+                await write(volume, 0, bytes(30 * 4096))
+                async with trio.open_nursery() as nursery:
+                    for block in range(10):
+                        nursery.start_soon(clean, volume, block)
+                        await until(lambda: counting.flushes == 1)
+                    await until(lambda: counting.writes == 10)
+                    await trio.testing.wait_all_tasks_blocked()
+                    # One flush is under way, and the nine others wait.
+                    counting.fails = fails
+                    counting.may_flush.set()
+                assert counting.flushes == 2
+                assert outcomes == [not fails] * 10
+                founds = [volume.index.find(block) for block in range(10)]
+                assert [found.tag.is_dirty for found in founds if found] == [fails] * 10
+                counting.fails = False
+                await volume.write_backs.flush()
+                assert volume.count_dirty() == 0
+
+    trio.run(look)

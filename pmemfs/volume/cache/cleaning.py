@@ -51,6 +51,10 @@ class Cleaner:
         self._misses = misses
         self._written: list[Found] = []
         self._settling = trio.Lock()
+        self._asked = self._answered = 0
+        """How many have asked to settle, and up to which of them that was done."""
+        self._failure: OSError | None = None
+        """Of the last time that it was done."""
         self._settled_at = 0.0
         self.has_settled: Callable[[], None] = lambda: None
         """Called whenever something may have become clean."""
@@ -103,28 +107,47 @@ class Cleaner:
 
     async def settle(self) -> None:
         """Flush the origin. All that was written before is clean then. Raises OSError."""
+        self._asked += 1
+        number = self._asked
         async with self._settling:
-            written, self._written = self._written, []
-            self._settled_at = trio.current_time()
-            try:
-                if self._link.has_unflushed:
-                    try:
-                        await self._link.flush()
-                    except BaseException:
-                        written, self._written = [*written, *self._written], []
-                        raise
-                # A block may have been written twice. It becomes clean, and is counted, once.
-                once = dict.fromkeys(written)
-                zeroes = [found for found in once if found.tag.state is TagState.ZERO]
-                others = [found for found in once if found.tag.state is not TagState.ZERO]
-                for some in _few(others):
-                    await self._fencing.run(partial(self._index.cleaning, some))
-                for some in _few(zeroes):
-                    await self._fencing.run(partial(self._index.clearing, some))
-            finally:
-                for found in written:
-                    self._index.release(found)
-                self.has_settled()
+            if number > self._answered:
+                await self._settle_for(self._asked)
+            elif self._failure:
+                raise self._failure
+
+    async def _settle_for(self, asked: int) -> None:
+        """Settle once for all that have asked so far. Were it once for each, the last of many
+        writers with full sets would wait for a flush of each of them."""
+        try:
+            await self._settle_all()
+        except OSError as error:
+            self._failure, self._answered = error, asked
+            raise
+        # If this is cancelled, the next one of them does it.
+        self._failure, self._answered = None, asked
+
+    async def _settle_all(self) -> None:
+        written, self._written = self._written, []
+        self._settled_at = trio.current_time()
+        try:
+            if self._link.has_unflushed:
+                try:
+                    await self._link.flush()
+                except BaseException:
+                    written, self._written = [*written, *self._written], []
+                    raise
+            # A block may have been written twice. It becomes clean, and is counted, once.
+            once = dict.fromkeys(written)
+            zeroes = [found for found in once if found.tag.state is TagState.ZERO]
+            others = [found for found in once if found.tag.state is not TagState.ZERO]
+            for some in _few(others):
+                await self._fencing.run(partial(self._index.cleaning, some))
+            for some in _few(zeroes):
+                await self._fencing.run(partial(self._index.clearing, some))
+        finally:
+            for found in written:
+                self._index.release(found)
+            self.has_settled()
 
     async def _write_run(self, first: int, count: int) -> None:
         """Write the dirty blocks among some that follow each other."""
