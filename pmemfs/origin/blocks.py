@@ -20,6 +20,7 @@ FALLOC_KEEP_SIZE = 0x01
 FALLOC_PUNCH_HOLE = 0x02
 FALLOC_ZERO_RANGE = 0x10
 
+_BLKROGET = 0x125E
 _BLKSSZGET = 0x1268
 _BLKDISCARD = 0x1277
 _BLKDISCARD_RANGE = struct.Struct("=QQ")
@@ -49,6 +50,13 @@ def block_bytes_of(fd: int) -> int:
     """The smallest unit of I/O of a block device."""
     answer: bytes = fcntl.ioctl(fd, _BLKSSZGET, bytes(4))
     return int.from_bytes(answer, "little")
+
+
+def is_read_only(fd: int) -> bool:
+    """Whether the kernel lets nobody write to a block device. It may be opened for writing even
+    so."""
+    flag: bytes = fcntl.ioctl(fd, _BLKROGET, bytes(4))
+    return any(flag)
 
 
 def size_of(fd: int) -> int:

@@ -54,6 +54,8 @@ class FileOrigin(Origin):
         self.size_bytes = blocks.size_of(fd)
         self.can_discard = not self._is_device or blocks.can_discard(status)
         self.zeroes_on_discard = not self._is_device
+        if self._is_device and not read_only and blocks.is_read_only(fd):
+            raise UnusableOrigin(name=self.name, why="the device is read-only")
         if not self.size_bytes:
             raise UnusableOrigin(name=self.name, why="it is empty")
         if self.size_bytes % self.block_bytes:

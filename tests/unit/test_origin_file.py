@@ -135,10 +135,13 @@ def test_a_full_file_system_is_no_space(tmp_path: Path, memory: memoryview) -> N
         trio.run(main, sparse_file(directory / "origin", 16 * MIB))
 
 
-@pytest.mark.parametrize("size_bytes", [0, 1000, 16 * MIB + 1])
-def test_a_size_of_no_whole_sectors_is_refused(tmp_path: Path, size_bytes: int) -> None:
+@pytest.mark.parametrize(
+    ("size_bytes", "why"),
+    [(0, "it is empty"), (1000, "size of 1000 bytes"), (16 * MIB + 1, "size of 16777217 bytes")],
+)
+def test_a_size_of_no_whole_sectors_is_refused(tmp_path: Path, size_bytes: int, why: str) -> None:
     path = sparse_file(tmp_path / "odd", size_bytes)
-    with pytest.raises(UnusableOrigin, match=f"size of {size_bytes} bytes"):
+    with pytest.raises(UnusableOrigin, match=why):
         trio.run(open_origin, str(path))
 
 
@@ -266,3 +269,17 @@ def test_a_server_of_fuse_never_holds_up_the_whole_process(pools: PoolMaker) -> 
         await origin.close()
 
     trio.run(main)
+
+
+@needs_root
+def test_a_device_that_was_set_read_only_is_opened_for_reading_only(tmp_path: Path) -> None:
+    with loop_device(sparse_file(tmp_path / "file", MIB)) as device:
+        assert run_command("blockdev", "--setro", device).code == 0
+
+        async def look() -> None:
+            with pytest.raises(UnusableOrigin, match="the device is read-only"):
+                await open_origin(str(device))
+            origin = await open_origin(str(device), read_only=True)
+            await origin.close()
+
+        trio.run(look)
