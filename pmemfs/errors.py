@@ -366,7 +366,7 @@ class BadSetting(PmemfsError):
 
 
 class CannotFlush(PmemfsError):
-    """{count} blocks could not be given to the origin {name}: {why}"""
+    """{blocks} could not be given to the origin {name}: {why}"""
 
     errno = errno.EIO
 
@@ -378,8 +378,8 @@ class NotACache(PmemfsError):
 
 
 class DirtyBlocks(PmemfsError):
-    """{path} has {count} blocks that its origin lacks, and {why}; 'pmemfs cache export' saves
-    them, and --discard-dirty lets them be lost"""
+    """{path} has {blocks} that its origin lacks, and {why}; 'pmemfs cache export' saves what is
+    dirty, and --discard-dirty lets it be lost"""
 
     errno = errno.EBUSY
     exit_code = EXIT_REFUSED

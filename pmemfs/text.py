@@ -19,6 +19,11 @@ def printable(text: str) -> str:
     )
 
 
+def counted(count: int, one: str, many: str) -> str:
+    """So many of something: `1 miss`, `2 misses`."""
+    return f"{count} {one if count == 1 else many}"
+
+
 def did_you_mean(
     word: str, known: Iterable[str], elsewhere: Mapping[str, str] | None = None
 ) -> str:

@@ -37,7 +37,8 @@ class _LazyCommands(click.Group):
 def cache() -> None:
     """Change settings of a cache, empty it, verify it, save what it has.
 
-    These are for pools of mode cache. 'pmemfs cache COMMAND --help' says more of each.
+    These are for pools of mode cache. 'pmemfs cache COMMAND --help' says more of each. 'pmemfs
+    create', 'info', 'stat', 'flush', 'resize' and 'umount --flush' are for caches, too.
 
     \b
     pmemfs cache set /mnt --policy write-through --max-dirty 20%

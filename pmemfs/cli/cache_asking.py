@@ -15,6 +15,7 @@ from pmemfs.cli.output import progress_bar
 from pmemfs.errors import BadSize, NotACache
 from pmemfs.media.cachereport import MOST_DIFFERING, CacheReport, Verified
 from pmemfs.mountinfo import Mount
+from pmemfs.text import counted
 from pmemfs.units import parse_size
 
 if TYPE_CHECKING:
@@ -137,4 +138,4 @@ def added(one: Verified, other: Verified) -> Verified:
 
 def in_blocks(count: int) -> str:
     """So many blocks."""
-    return "1 block" if count == 1 else f"{count} blocks"
+    return counted(count, "block", "blocks")

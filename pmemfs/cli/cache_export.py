@@ -12,6 +12,7 @@ from pmemfs.cli.options import reporting
 from pmemfs.cli.output import print_json, say
 from pmemfs.cli.paths import ANY_PATH
 from pmemfs.errors import BadUsage, SourceBusy
+from pmemfs.text import counted
 
 
 @click.command("export")
@@ -30,7 +31,8 @@ def cache_export(pool: str, target: str, onto: bool, as_json: bool) -> None:
     blocks where they belong, and holes elsewhere. FILE.ranges lists them, a range a line: offset,
     length, and 'data' or 'zero' for what was discarded.
 
-    With --onto, a backup of the origin is given the blocks and then has what the mount had.
+    With --onto, a backup of the origin is given the blocks and then has what the mount had. It has
+    to be as large as the origin.
 
     The pool must not be mounted. Nothing in it is changed, and its origin is not asked for.
     """
@@ -46,7 +48,8 @@ def cache_export(pool: str, target: str, onto: bool, as_json: bool) -> None:
         print_json(asdict(exported))
         return
     listed = f", listed in {exported.ranges_path}" if exported.ranges_path else ""
-    say(f"{path}: {in_blocks(exported.blocks)} in {exported.ranges} ranges{listed}")
+    ranges = counted(exported.ranges, "range", "ranges")
+    say(f"{path}: {in_blocks(exported.blocks)} in {ranges}{listed}")
 
 
 def _target(pool: str, target: str, onto: bool) -> str:

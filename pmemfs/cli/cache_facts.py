@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pmemfs.cli.cache_asking import in_blocks
 from pmemfs.cli.cache_set import settings_facts
 from pmemfs.media.cachereport import CacheReport, StoredCache
+from pmemfs.text import counted
 from pmemfs.units import format_size
 
 
@@ -41,7 +42,11 @@ def mounted_facts(cache: CacheReport, now_ns: int | None = None) -> Iterator[tup
     yield "cache", _places(cache.place_count, block_bytes)
     share = hit_ratio(cache)
     ratio = "" if share is None else f" ({share:.1%})"
-    yield "hits", f"{cache.read_hits + cache.write_hits} blocks, {cache.misses} misses{ratio}"
+    yield (
+        "hits",
+        f"{in_blocks(cache.read_hits + cache.write_hits)}, "
+        f"{counted(cache.misses, 'miss', 'misses')}{ratio}",
+    )
     yield (
         "fetched",
         f"{in_blocks(cache.fetched)}, {cache.read_ahead} ahead, {cache.bypassed} bypassed",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pmemfs.cli.output import say
 from pmemfs.mountinfo import Mount
+from pmemfs.text import counted
 from pmemfs.units import format_size
 
 if TYPE_CHECKING:
@@ -56,4 +57,5 @@ class CacheWatch:
         hits, dirty = cache["read_hits"] + cache["write_hits"], format_size(cache["dirty_bytes"])
         went = f"{cache['evicted']} evicted, {cache['cleaned']} cleaned"
         state = f"{dirty} dirty, origin {cache['origin_state']}"
-        say(f"cache: {hits} hits, {cache['misses']} misses{share}, {went}; {state}")
+        asked = f"{counted(hits, 'hit', 'hits')}, {counted(cache['misses'], 'miss', 'misses')}"
+        say(f"cache: {asked}{share}, {went}; {state}")

@@ -80,19 +80,25 @@ def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of all settings; what is not given is None."""
     options = (
         click.option("--policy", type=OneOf(POLICIES, elsewhere=_POLICIES_ELSEWHERE),
-                     help="What a write does."),
+                     help="Where a write goes before it is answered: to the pool, to the pool and "
+                     "the origin, to the origin alone, or nowhere."),
         click.option("--max-dirty", "max_dirty_percent", type=_Percent(), metavar="PERCENT",
-                     help="More dirty blocks than this share make writes wait."),
+                     help="More dirty blocks than this share make writes wait; a new cache: 50%."),
         click.option("--max-dirty-age", "max_dirty_age_seconds", type=_Seconds(0),
-                     metavar="SECONDS", help="How old a dirty block may get; 0: any age."),
+                     metavar="TIME",
+                     help="How old a dirty block may get, such as 30s or 5m; 0: any age; a new "
+                     "cache: 30s."),
         click.option("--origin-timeout", "origin_timeout_seconds", type=_Seconds(1),
-                     metavar="SECONDS", help="How long a miss waits for the origin."),
+                     metavar="TIME", help="How long a miss waits for the origin before it fails; a "
+                     "new cache: 30s."),
         click.option("--read-ahead", "read_ahead_bytes",
                      type=_SizeOrNone(MOST_READ_AHEAD_BYTES), metavar="SIZE",
-                     help="Fetch so much ahead of a sequential reader; 0: nothing."),
+                     help="Fetch so much ahead of a sequential reader; 0: nothing; a new cache: "
+                     "1M."),
         click.option("--bypass-sequential", "bypass_bytes", type=_SizeOrNone((1 << 63) - 1),
                      metavar="SIZE",
-                     help="Keep no blocks of longer sequential reads; 0: keep them."),
+                     help="Keep no blocks of longer sequential reads; 0, as in a new cache: keep "
+                     "them."),
     )  # fmt: skip
     for option in reversed(options):
         command = option(command)

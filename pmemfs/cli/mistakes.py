@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import click
 
+from pmemfs.cli.catalogue import COMMANDS
 from pmemfs.errors import BadUsage
 from pmemfs.text import did_you_mean
 
@@ -27,6 +28,7 @@ _COMMANDS_ELSEWHERE = {
     "bench": "compare", "benchmark": "compare", "diff": "compare", "versus": "compare",
     "cp": "copy", "dd": "copy", "transfer": "copy",
     "discard": "trim", "fstrim": "trim", "fiemap": "extents", "filefrag": "extents",
+    "sync": "flush", "writeback": "flush", "drop": "cache drop", "set": "cache set",
 }  # fmt: skip
 """What other tools, or other words, call a command of ours."""
 
@@ -86,7 +88,11 @@ def _unknown_command(name: str, context: click.Context) -> str:
         return f"there is no command '{name}'; {_NO_COMMANDS[name]}"
     group = context.command
     known = group.list_commands(context) if isinstance(group, click.Group) else []
-    meant = did_you_mean(name, known, _COMMANDS_ELSEWHERE)
+    elsewhere = _COMMANDS_ELSEWHERE
+    if context.parent is not None:
+        # Such as `pmemfs cache flush`: what other pools have as well is outside of the group.
+        elsewhere = {command: f"pmemfs {command}" for command in COMMANDS}
+    meant = did_you_mean(name, known, elsewhere)
     return f"there is no command '{name}'{meant or _where(context)}"
 
 

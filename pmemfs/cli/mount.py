@@ -22,7 +22,9 @@ from pmemfs.errors import (
     BadUsage,
     DaemonDied,
     MountFailed,
+    OriginGone,
     PmemfsError,
+    UnusableOrigin,
     mount_exit_code,
     sentence_of,
 )
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 _PATIENCE_SECONDS = 5
 _LOOK_SECONDS = 60
 _POLL_SECONDS = 0.1
+_NO_ORIGIN = (UnusableOrigin.__name__, OriginGone.__name__)
 
 
 class _Word(click.Option):
@@ -221,7 +224,9 @@ def start(
 
 
 def _explained(said: Said, wanted: Wanted) -> PmemfsError:
-    """Why a pool is in use that no mount here is of."""
+    """What to do without an origin, and why a pool is in use that no mount here is of."""
+    if said.kind in _NO_ORIGIN:
+        return said.and_more("'-o degraded' mounts the pool without it")
     from pmemfs.cli.find import find_hidden
     from pmemfs.mount.elsewhere import named_processes, users_of
 

@@ -12,6 +12,8 @@ from pmemfs.cli.options import reporting
 from pmemfs.cli.output import print_json, say
 from pmemfs.cli.paths import ANY_PATH
 from pmemfs.control.client import ANSWER_TIMEOUT_SECONDS
+from pmemfs.mountinfo import Mount
+from pmemfs.observe.answers import MountStatus
 from pmemfs.pool.growth import Grown, grow_unmounted
 from pmemfs.units import format_size, parse_size
 
@@ -35,6 +37,9 @@ def resize(target: str, size: str | None, as_json: bool) -> None:
     A mount goes on serving meanwhile. Its file has the new size afterwards; for a loop device on
     it, 'losetup --set-capacity' says so.
 
+    A cache keeps the size of its pool. If its origin has grown, 'pmemfs resize MOUNTPOINT' without
+    --size lets the mount's file be as large as the origin is now.
+
     A pool can't be made smaller: exit code 3. If it has the size already there is nothing to do,
     and that is no failure.
     """
@@ -51,8 +56,16 @@ def resize(target: str, size: str | None, as_json: bool) -> None:
         grown = grow_unmounted(target, wanted_bytes)
     if as_json:
         print_json(asdict(grown))
-    elif grown.old_bytes == grown.new_bytes:
-        say(f"pool '{grown.name}' has {format_size(grown.old_bytes)} already: nothing to do")
+        return
+    what = f"{_what(mount)} '{grown.name}'"
+    if grown.old_bytes == grown.new_bytes:
+        say(f"{what} has {format_size(grown.old_bytes)} already: nothing to do")
     else:
         old, new = format_size(grown.old_bytes), format_size(grown.new_bytes)
-        say(f"pool '{grown.name}' has {new} now, and had {old}")
+        say(f"{what} has {new} now, and had {old}")
+
+
+def _what(mount: Mount | None) -> str:
+    """What has another size: of a cache that is the file, because its pool keeps its size."""
+    is_cache = mount is not None and ask(mount, "info", MountStatus).pool.mode == "cache"
+    return "the file of cache" if is_cache else "pool"

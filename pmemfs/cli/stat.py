@@ -102,7 +102,8 @@ def stat(
     forwarded: handed to the control plane; failed: answered natively with an error.
     A latency is the time from taking a request from the kernel to answering it; of an
     fsync that needs msync, to asking for that. Of a cache the last line counts blocks: those that
-    were there, those that waited for the origin, and what is dirty now.
+    were there, those that waited for the origin, those that made room for others, and those that
+    became clean; and what is dirty now.
 
     --prometheus prints what node_exporter's textfile collector takes.
 

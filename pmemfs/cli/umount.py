@@ -27,12 +27,18 @@ from pmemfs.errors import (
 from pmemfs.media.label import State
 from pmemfs.medium.holders import DELETED, holders_of
 from pmemfs.medium.mapped import MappedMedium
-from pmemfs.mount.elsewhere import named_processes, places_elsewhere, users_of
+from pmemfs.mount.elsewhere import (
+    loop_devices_of,
+    named_processes,
+    places_elsewhere,
+    users_of,
+)
 from pmemfs.mount.mountpoint import places_of, resolve, unmount
 from pmemfs.mount.processes import has_ended
 from pmemfs.mountinfo import Mount
 from pmemfs.observe.answers import MountStatus
 from pmemfs.pool import Pool
+from pmemfs.text import counted
 
 _TIMEOUT_SECONDS = 60
 _MOMENT_SECONDS = 0.3
@@ -57,8 +63,8 @@ def umount(target: str, lazy: bool, flush: bool, as_json: bool) -> int:
     the command says who has it, and does not wait. Programs that still hold pages of the pool keep
     it from being mounted again; the command warns of them.
 
-    A cache keeps its blocks, those as well that its origin lacks. With --flush the origin is
-    complete afterwards; if that fails, the cache stays mounted.
+    A cache keeps its blocks, those as well that its origin lacks, of which the command warns. With
+    --flush the origin is complete afterwards; if that fails, the cache stays mounted.
 
     Exit codes: 0 unmounted, 2 bad usage, 32 anything else.
     """
@@ -77,6 +83,7 @@ def umount(target: str, lazy: bool, flush: bool, as_json: bool) -> int:
             _unmount_all(places, lazy=lazy)
             goes_on = daemon.who_uses_it(_MOMENT_SECONDS) if lazy else daemon.wait(target)
             _warn_of(daemon.holders(), mount.source)
+            _warn_of_lack(daemon.origin_lacks(), mount.source)
         if as_json:
             unmounted = [place.mountpoint for place in places]
             print_json({"pool": mount.source, "unmounted": unmounted, "goes_on": goes_on or None})
@@ -105,13 +112,24 @@ def _unmount_all(places: list[Mount], *, lazy: bool = False) -> None:
             # It lacks an answer, so its users are not the reason; umount(8) would be among them.
             raise
         except UnmountFailed as error:
-            # This command may have been started in the mount, and ends before anybody reads this.
-            users = [pid for pid in users_of(place) if pid != os.getpid()]
-            if not users:
+            who = _who_keeps(place)
+            if not who:
                 raise
-            why = f"{error.facts['why']}: {named_processes(users)} {_use(users)} it; "
-            why += "close it there, or detach it with 'pmemfs umount --lazy'"
+            why = f"{error.facts['why']}: {who}, or detach it with 'pmemfs umount --lazy'"
             raise UnmountFailed(path=place.mountpoint, why=why) from None
+
+
+def _who_keeps(place: Mount) -> str:
+    """Who uses a mount, and what to do about it; empty where nobody is seen."""
+    # This command may have been started in the mount, and ends before anybody reads this.
+    users = [pid for pid in users_of(place) if pid != os.getpid()]
+    if users:
+        return f"{named_processes(users)} {_use(users)} it; close it there"
+    if loops := loop_devices_of(place):
+        use = "uses" if len(loops) == 1 else "use"
+        return (f"{' and '.join(loops)} {use} it; unmount what is on it and run "
+                f"'losetup -d {' '.join(loops)}'")  # fmt: skip
+    return ""
 
 
 def _use(pids: list[int]) -> str:
@@ -123,6 +141,12 @@ def _warn_of(holders: list[int], pool: str) -> None:
     if holders:
         who = f"{named_processes(holders)} still {'holds' if len(holders) == 1 else 'hold'}"
         warn(f"{pool}: {who} pages of it; the pool can't be mounted again before these are free")
+
+
+def _warn_of_lack(lack: str, pool: str) -> None:
+    """Say that an origin is not to be used by itself."""
+    if lack:
+        warn(f"{pool}: {lack}; don't use the origin without the pool before 'pmemfs flush {pool}'")
 
 
 class _Daemon:
@@ -190,6 +214,27 @@ class _Daemon:
         own = f"/proc/self/fd/{self._pool_fd}"
         path = status.pool.path if self._pool_fd is None else os.readlink(own)
         return holders_of(path.removesuffix(DELETED))
+
+    def origin_lacks(self) -> str:
+        """What only the pool of a cache has, when nobody serves it any more; empty if nothing."""
+        if self._status is None or self._status.pool.mode != "cache" or self._pool_fd is None:
+            return ""
+        if self._pidfd is None or not has_ended(self._pidfd, 0):
+            return ""
+        # No other pool waits for this to be loaded.
+        from pmemfs.volume.cache.heads import StoredHead
+
+        # A pool that is mounted again already is its new mount's business.
+        with contextlib.suppress(PmemfsError, OSError):
+            own = f"/proc/self/fd/{self._pool_fd}"
+            with contextlib.closing(MappedMedium.open(own, read_only=True)) as medium:
+                head = StoredHead.open(Pool.open(medium)).head
+            if not head.is_settled:
+                return f"its origin {head.origin} may lack blocks"
+            if head.dirty_blocks:
+                blocks = counted(head.dirty_blocks, "block", "blocks")
+                return f"its origin {head.origin} lacks {blocks}"
+        return ""
 
     def who_uses_it(self, seconds: float) -> str:
         """Why it goes on, unless it ends within some seconds; empty if it does, or nobody knows."""

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import trio
 
-from pmemfs.cli.cache_asking import added, parts_of
+from pmemfs.cli.cache_asking import added, in_blocks, parts_of
 from pmemfs.cli.early import EXIT_INTERRUPTED
 from pmemfs.cli.output import complain, progress_bar, warn
 from pmemfs.errors import EXIT_FAILED, DirtyBlocks, PmemfsError, sentence_of
@@ -99,14 +99,15 @@ def drop_all(path: str, *, discard_dirty: bool) -> Dropped:
         try:
             flush_unmounted(path)
         except (PmemfsError, OSError) as error:
-            why = f"it can't be given them: {sentence_of(error).partition(';')[0]}"
-            raise DirtyBlocks(path=path, count=dirty, why=why) from None
+            why = f"can't give it: {sentence_of(error).partition(';')[0]}"
+            raise DirtyBlocks(path=path, blocks=in_blocks(dirty), why=why) from None
     with closing(MappedMedium.open(path)) as medium:
         pool = open_cache(medium)
         head = StoredHead.open(pool).head
         # Counted again, because another process may have mounted the pool meanwhile.
         if not discard_dirty and (dirty := DirtyContent(pool).count()):
-            raise DirtyBlocks(path=path, count=dirty, why="somebody has just written to it")
+            raise DirtyBlocks(path=path, blocks=in_blocks(dirty),
+                              why="somebody has just written to it")  # fmt: skip
         origin = {}
         try:
             origin = trio.run(_look, head.origin, head.policy == Policy.READ_ONLY)

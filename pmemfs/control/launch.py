@@ -61,6 +61,13 @@ class Said(PmemfsError):
         """As the daemon calls it, where it is an error of ours."""
         return self._kind or MountFailed.__name__
 
+    def and_more(self, more: str) -> Said:
+        """The same with more at the end of its sentence."""
+        facts = {"error": f"{self}; {more}", "errno": str(self.errno), "kind": self.kind}
+        said = Said(facts)
+        said.exit_code = self.exit_code
+        return said
+
     @property
     def is_busy(self) -> bool:
         """Whether another process has the pool."""

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from pmemfs.mountinfo import Mount, mounts
@@ -63,6 +64,16 @@ def users_of(mount: Mount) -> list[int]:
         if _is(process, lambda there: _is_open(there, mount.device, remote))
         or _is(process, lambda there: _has_mapped(there, mapped))
     )
+
+
+def loop_devices_of(mount: Mount) -> list[str]:
+    """The loop devices over files of a mount, which the kernel itself has open."""
+    found = []
+    for backing in sorted(Path("/sys/block").glob("loop*/loop/backing_file")):
+        with suppress(OSError):
+            if backing.read_text(errors="replace").startswith(f"{mount.mountpoint}/"):
+                found.append(f"/dev/{backing.parts[3]}")
+    return found
 
 
 def named_processes(pids: list[int]) -> str:

@@ -20,10 +20,9 @@ from pmemfs.errors import DamagedFileSystem, MemoryFault
 from pmemfs.media.inode import ROOT
 from pmemfs.media.pagereport import PageOwner
 from pmemfs.volume.base import Volume
-from pmemfs.volume.block import BlockVolume
 from pmemfs.volume.fs.filesystem import FileSystem
 from pmemfs.volume.fs.inode import Inode
-from pmemfs.volume.onefile import INODE
+from pmemfs.volume.onefile import INODE, OneFileVolume
 
 SEARCH_SECONDS = 0.5
 _AGAIN_SECONDS = 30
@@ -74,7 +73,7 @@ class Owners:
         return inode is not None and inode.extents.find(index)[0] != pfn
 
     def _of_device(self, number: int) -> PageOwner:
-        if isinstance(self._volume, BlockVolume) and number == INODE:
+        if isinstance(self._volume, OneFileVolume) and number == INODE:
             return PageOwner(number, self._volume.name, "")
         return PageOwner(number, "", "gone")
 

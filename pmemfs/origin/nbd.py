@@ -401,7 +401,7 @@ def _no_memory() -> Vectors:
 
 def _why_unusable(facts: Facts, block_bytes: int, read_only: bool) -> str:
     if facts.is_read_only and not read_only:
-        return "its server gives it for reading only"
+        return "its server gives it for reading only, which serves the policy read-only alone"
     if block_bytes > _MOST_UNIT_BYTES:
         return f"its server takes no requests that are smaller than {block_bytes} bytes"
     if not facts.size_bytes:

@@ -28,7 +28,7 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from pmemfs.errors import BadGeometry, CannotGrow, CannotShrink, NoSizeGiven
-from pmemfs.media.label import Incompatible, Scheme, pack
+from pmemfs.media.label import Incompatible, Mode, Scheme, pack
 from pmemfs.media.zones import LABEL_BYTES, Zone, Zones
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.medium.source import identify
@@ -135,6 +135,17 @@ def _check_order(pool: Pool) -> None:
         )
 
 
+def _check_keeps_no_size(pool: Pool) -> None:
+    """Raise CannotGrow for a cache: where its tags and blocks lie follows from the pool's size, so
+    in a larger pool they would all be lost."""
+    if pool.label.mode == Mode.CACHE:
+        raise CannotGrow(
+            path=pool.medium.name,
+            why="a cache keeps the size of its pool; for a larger one run 'pmemfs flush' and then "
+            "'pmemfs create --force'; if its origin has grown, mount it and resize the mount",
+        )
+
+
 def target_bytes(pool: Pool, medium: MappedMedium, wanted_bytes: int | None) -> int:
     """The size that a pool should get, from what the user asked for and what its source is.
 
@@ -174,11 +185,12 @@ def unknown_end_bytes(medium: MappedMedium, size_bytes: int) -> int:
 def grow_unmounted(path: str, wanted_bytes: int | None) -> Grown:
     """Grow the pool on a path, which is not mounted.
 
-    Raises as `target_bytes`, `Pool.open` and `MappedMedium.open` do; NoSpace; and OSError if the
-    medium fails. Then all is as it was.
+    Raises as `target_bytes`, `Pool.open` and `MappedMedium.open` do; CannotGrow for a cache;
+    NoSpace; and OSError if the medium fails. Then all is as it was.
     """
     with closing(MappedMedium.open(path)) as medium:
         pool = Pool.open(medium)
+        _check_keeps_no_size(pool)
         old_bytes = pool.label.pool_size_bytes
         size_bytes = target_bytes(pool, medium, wanted_bytes)
         if size_bytes > old_bytes:

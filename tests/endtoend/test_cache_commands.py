@@ -14,6 +14,7 @@ from kit.caches import ORIGIN_BYTES, new_origin
 from kit.commands import pmemfs, pmemfs_ok
 from kit.mounts import Mounted, PoolMaker, Session
 from kit.origins import NbdServer
+from kit.sources import loop_device, needs_root
 from pmemfs.units import MIB
 
 DATA = b"new" * 10_000
@@ -60,8 +61,10 @@ def test_info_tells_hits_misses_and_what_is_dirty(pools: PoolMaker, pool: Path) 
     assert cache["read_hits"] >= 1
     assert cache["misses"] >= 1
     said = pmemfs_ok("info", mounted.mountpoint)
-    for word in ("origin", "present", "hits", "misses", "%", "32KiB in 8 blocks", "write-back"):
+    for word in ("origin", "present", "hits", "2 misses (", "32KiB in 8 blocks", "write-back"):
         assert word in said
+    hottest = asked("pages", mounted.mountpoint)["hottest"]
+    assert {page["owner"]["path"] for page in hottest if page["owner"]} == {"pmem0"}
     pools.umount(mounted)
     said = pmemfs_ok("info", pool)
     assert "32KiB in 8 blocks" in said
@@ -143,12 +146,43 @@ def test_what_a_read_only_policy_keeps_dirty_is_flushed_without_a_mount(
     assert origin.read_bytes()[: len(DATA)] == DATA
 
 
-def test_umount_flush_leaves_a_complete_origin(pools: PoolMaker, pool: Path, origin: Path) -> None:
+def test_umount_warns_of_what_the_origin_lacks_and_with_flush_leaves_it_complete(
+    pools: PoolMaker, pool: Path, origin: Path
+) -> None:
     mounted = pools.mount(pool)
     write(mounted)
-    pmemfs_ok("umount", "--flush", mounted.mountpoint)
+    ended = pmemfs("umount", mounted.mountpoint)
+    assert ended.code == 0
+    assert f"{origin} lacks 8 blocks" in ended.err
+    assert f"'pmemfs flush {pool}'" in ended.err
+    assert not origin.read_bytes().startswith(DATA)
+    mounted = pools.mount(pool)
+    ended = pmemfs("umount", "--flush", mounted.mountpoint)
+    assert (ended.code, ended.err) == (0, "")
     assert origin.read_bytes().startswith(DATA)
     assert asked("info", pool)["cache"]["dirty"] == 0
+
+
+def test_a_cache_keeps_the_size_of_its_pool(pools: PoolMaker, pool: Path) -> None:
+    mounted = pools.mount(pool)
+    write(mounted)
+    pools.umount(mounted)
+    for words in (["--size", "32M"], []):
+        refused = pmemfs("resize", pool, *words)
+        assert refused.code == 1
+        assert "a cache keeps the size of its pool" in refused.err
+    assert asked("info", pool)["cache"]["dirty"] == 8
+    assert pmemfs("check", pool).code == 0
+
+
+@needs_root
+def test_umount_names_the_loop_device_that_uses_the_mount(pools: PoolMaker, pool: Path) -> None:
+    mounted = pools.mount(pool)
+    with loop_device(mounted.device) as device:
+        refused = pmemfs("umount", mounted.mountpoint)
+    assert refused.code == 32
+    assert f"target is busy: {device} uses it" in refused.err
+    assert f"'losetup -d {device}'" in refused.err
 
 
 def test_settings_are_changed_while_mounted_and_stay(pools: PoolMaker, pool: Path) -> None:
@@ -245,6 +279,12 @@ def test_export_saves_what_a_lost_origin_lacks(
     assert lines == ["0 32768 data", f"{ORIGIN_BYTES - 4096} 4096 data"]
     again = pmemfs("cache", "export", pool, tmp_path)
     assert again.code == 2
+    small = tmp_path / "another"
+    small.write_bytes(before[: 8 * MIB])
+    refused = pmemfs("cache", "export", "--onto", pool, small)
+    assert refused.code == 2
+    assert f"has {8 * MIB} bytes, and the origin had {ORIGIN_BYTES}" in refused.err
+    assert small.read_bytes() == before[: 8 * MIB]
     pmemfs_ok("cache", "export", "--onto", pool, backup)
     wanted = bytearray(before)
     wanted[: len(DATA)] = DATA
@@ -263,6 +303,10 @@ def test_a_flush_over_nbd_needs_the_server(pools: PoolMaker, origin: Path) -> No
         pools.umount(mounted)
         server.end()
         assert pmemfs("flush", pool).code == 1
+        refused = pmemfs("mount", pool, mounted.mountpoint)
+        assert refused.code == 32
+        assert "is away" in refused.err
+        assert "'-o degraded' mounts the pool without it" in refused.err
         server.start()
         assert asked("flush", pool)["dirty"] == 0
     finally:

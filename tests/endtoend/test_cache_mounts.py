@@ -198,7 +198,8 @@ def test_an_fsync_flushes_an_origin_that_was_given_zeroes(
 def test_an_origin_that_has_grown_is_served_at_its_new_size(pools: PoolMaker, origin: Path) -> None:
     mounted = pools.mount(cache_of(pools, origin))
     os.truncate(origin, ORIGIN_BYTES + MIB)
-    pmemfs_ok("resize", mounted.mountpoint)
+    said = pmemfs_ok("resize", mounted.mountpoint)
+    assert said == "the file of cache 'pmem0' has 25MiB now, and had 24MiB\n"
     assert mounted.device.stat().st_size == ORIGIN_BYTES + MIB
     with mounted.device.open("r+b", buffering=0) as file:
         assert os.pwrite(file.fileno(), b"end", ORIGIN_BYTES + MIB - 3) == 3

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
+from pmemfs.errors import BadUsage
 from pmemfs.media.cache import TagState
 from pmemfs.media.cachereport import Exported
 from pmemfs.pool import Pool
@@ -74,12 +75,14 @@ def export_dirty(
     """Write the dirty blocks to a file, each where it belongs in the origin.
 
     A new file is as large as the origin and sparse, and has a list of the ranges beside it. Any
-    other is changed in place. Raises OSError, and MemoryFault.
+    other is changed in place. Raises BadUsage for one that is smaller than the origin, OSError, and
+    MemoryFault.
     """
     if is_new:
         return _export_new(content, path, show)
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
+        _check_size(fd, path, content.origin_bytes)
         blocks, zeroes = _write_blocks(fd, content, is_new=False, show=show)
     finally:
         os.close(fd)
@@ -153,6 +156,17 @@ def _exported(
 
 def _all_ranges(content: DirtyContent, blocks: list[int], zeroes: list[int]) -> list[Range]:
     return sorted([*_ranges(content, blocks, False), *_ranges(content, zeroes, True)])
+
+
+def _check_size(fd: int, path: str, origin_bytes: int) -> None:
+    """Raise BadUsage for what is too small to be a backup of the origin: most likely it is another
+    file, which would be destroyed."""
+    size_bytes = os.lseek(fd, 0, os.SEEK_END)
+    if size_bytes < origin_bytes:
+        raise BadUsage(
+            why=f"{path} has {size_bytes} bytes, and the origin had {origin_bytes}: a backup of it "
+            f"has as many; if it is one, run 'truncate -s {origin_bytes} {path}' first"
+        )
 
 
 def _write_all(fd: int, data: bytes | memoryview, offset_bytes: int) -> None:

@@ -19,6 +19,7 @@ from pmemfs.errors import BadSetting, CannotFlush, sentence_of
 from pmemfs.media.cache import Policy, TagState
 from pmemfs.media.cachereport import MOST_DIFFERING, Dropped, Flushed, Verified
 from pmemfs.memmap.base import Access
+from pmemfs.text import counted
 from pmemfs.units import MIB
 from pmemfs.volume.cache.blocks import runs_of
 from pmemfs.volume.cache.groups import Found
@@ -81,7 +82,8 @@ class CacheMethods:
             changes["policy"] = int(_POLICIES[policy])
             origin = self._volume.origin_link.origin
             if origin is not None and origin.read_only and policy != Policy.READ_ONLY.word:
-                why = "the origin was opened for reading only; mount again with this policy"
+                why = ("the origin was opened for reading only; unmount the pool, set it then, "
+                       "and mount the pool again")  # fmt: skip
                 raise BadSetting(name="policy", why=why)
         if changes and self._volume.read_only:
             raise BadSetting(name=next(iter(changes)), why="it is mounted read-only")
@@ -100,9 +102,8 @@ class CacheMethods:
             if origin is not None and origin.read_only:
                 why = ("it was opened for reading only, as the policy says; unmount the pool, and "
                        "flush it then")  # fmt: skip
-            raise CannotFlush(
-                name=volume.head.head.origin, count=volume.count_dirty(), why=why
-            ) from None
+            blocks = counted(volume.count_dirty(), "block", "blocks")
+            raise CannotFlush(name=volume.head.head.origin, blocks=blocks, why=why) from None
         return asdict(Flushed(volume.index.cleaned - before, volume.count_dirty()))
 
     async def drop(
