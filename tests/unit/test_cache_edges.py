@@ -371,3 +371,28 @@ def test_a_pool_keeps_any_identity_of_an_origin(text: str) -> None:
     assert kept.isprintable()
     assert len(kept.encode()) <= HEAD.room_of("origin_identity")
     assert kept != identity_text(Identity("nbd", text + "x", BLOCK))
+
+
+def test_a_fetch_of_the_last_block_that_began_before_the_origin_grew_shows_no_zeroes(
+    shm: Path, tmp_path: Path
+) -> None:
+    size = 16 * BLOCK + 512
+    origin = new_origin(tmp_path / "short", size, seed=b"o")
+    make_cache(shm / "pool", str(origin))
+
+    async def look() -> None:
+        failing = await failing_origin(origin)
+        with opened_pool(shm / "pool") as pool:
+            async with served_cache(pool, origin=failing) as volume:
+                failing.may_read = trio.Event()
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(read, volume, 16 * BLOCK, 512)
+                    await trio.testing.wait_all_tasks_blocked()
+                    with origin.open("ab") as file:
+                        file.write(b"grown" * 1024)
+                    assert await volume.resize() == (size, size + 5120)
+                    failing.may_read.set()
+                found = await read(volume, size, 5120)
+                assert found == b"grown" * 1024
+
+    trio.run(look)

@@ -124,12 +124,16 @@ class Misses:
         """Whether any fetch is under way."""
         return bool(self.under_way)
 
-    async def forestall(self, first: int, count: int) -> None:
+    async def forestall(self, first: int, count: int) -> bool:
         """As `note_change`. After it no fetch brings bytes of before into the cache: on media whose
-        fences take long, blocks may just be published, and nothing stops that."""
+        fences take long, blocks may just be published, and nothing stops that. Whether it had to
+        wait for some."""
+        has_waited = False
         for fetch in {self.under_way[block] for block in self.note_change(first, count)}:
             if fetch.is_publishing:
                 await fetch.done.wait()
+                has_waited = True
+        return has_waited
 
     def note_change(self, first: int, count: int) -> Sequence[int]:
         """The origin is about to be given these blocks; those of them that are being fetched."""

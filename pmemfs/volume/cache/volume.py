@@ -31,6 +31,7 @@ from pmemfs.volume.cache.errands import Errands
 from pmemfs.volume.cache.eviction import Eviction
 from pmemfs.volume.cache.fencing import Fencing
 from pmemfs.volume.cache.groups import Gate, Groups
+from pmemfs.volume.cache.growing import End
 from pmemfs.volume.cache.heads import StoredHead
 from pmemfs.volume.cache.index import Index, OwnLocks, SetLocks
 from pmemfs.volume.cache.link import OriginLink, watched
@@ -86,13 +87,14 @@ class CacheVolume(OneFileVolume):
         self.cached = CachedBlocks(medium, self.ground)
         self.origin_link = link = OriginLink(None, timeout_seconds=head.origin_timeout_seconds)
         self.errands = Errands(link)
+        self._end = end = End()
         order, victim = OriginOrder(), Eviction(memmap, self.ground).choose
         self.misses = Misses(
-            index, self.blocks, link, order, fencing, victim, lambda: self.size_bytes
+            index, self.blocks, link, order, fencing, victim, lambda: end.size_bytes
         )
         self.quick = QuickMisses(
             self.misses, places(groups.states), medium, index, link, order,
-            self.ground.block_shift, lambda: self.size_bytes,
+            self.ground.block_shift, lambda: end.size_bytes,
         ) if places and fencing.is_quick and not medium.read_only else None  # fmt: skip
         if self.quick is not None:
             self.misses.may_have = partial(self._has, self.quick)
@@ -104,7 +106,7 @@ class CacheVolume(OneFileVolume):
         )  # fmt: skip
         self.writer = Writer(
             index, self.blocks, self.misses, self.cleaner, link, order, fencing, victim,
-            self.write_backs.make_room, lambda: self.size_bytes,
+            self.write_backs.make_room, lambda: end.size_bytes,
         )  # fmt: skip
         self.zeroer = Zeroer(self.cached, index, self.ground.block_shift, self.misses,
                              self.cleaner, link, order, fencing)  # fmt: skip
@@ -392,20 +394,16 @@ class CacheVolume(OneFileVolume):
             raise system_error(errno.ENOTCONN)
         new_bytes = await self.origin_link.resize_seen()
         if new_bytes > old_bytes:
-            if old_bytes & self.blocks.block_bytes - 1:
-                await self._forget_last(old_bytes >> self.blocks.shift)
-            await self._rewrite_head(origin_bytes=new_bytes)
-            self._show_size()
+            self._forbid_writes()
+            await self._onlookers.grace()
+            try:
+                await self._end.move(new_bytes, self.blocks.shift, self.index, self.misses,
+                                     self.cleaner, self.fencing)  # fmt: skip
+                await self._rewrite_head(origin_bytes=new_bytes)
+                self._show_size()
+            finally:
+                self._allow()
         return old_bytes, max(old_bytes, new_bytes)
-
-    async def _forget_last(self, block: int) -> None:
-        """Let the cache not have the last block, behind whose end it has zeroes."""
-        while (found := self.index.find(block)) is not None:
-            if found.tag.is_dirty:
-                await self.cleaner.clean([block])
-            else:
-                forget = partial(self.index.clearing, [found])
-                await self.fencing.run(forget)
 
     async def change_settings(self, **changes: int) -> None:
         """Store fields of the head anew, and obey them from now on. Raises OSError."""
@@ -521,7 +519,7 @@ class CacheVolume(OneFileVolume):
 
     def _show_size(self) -> None:
         self._have_size(self.head.head.origin_bytes)
-        self.cleaner.size_bytes = self.size_bytes
+        self._end.size_bytes = self.cleaner.size_bytes = self.size_bytes
         self._onlookers.show_cache(self.ground, self.size_bytes)
 
 
