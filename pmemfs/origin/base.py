@@ -38,7 +38,7 @@ import trio
 
 from pmemfs.errors import system_error
 from pmemfs.origin.vectors import Vectors
-from pmemfs.units import MIB
+from pmemfs.units import MIB, format_size
 
 MOST_BYTES = 4 * MIB
 MOST_VIEWS = 1024
@@ -178,7 +178,8 @@ class Origin(ABC):
         if (offset_bytes | length_bytes) % self.block_bytes:
             raise system_error(errno.EINVAL)
         if offset_bytes + length_bytes > self.size_bytes:
-            raise system_error(errno.EINVAL)
+            # It may have become smaller, so somebody may read this.
+            raise OSError(errno.EINVAL, f"it ends at {format_size(self.size_bytes)}, before that")
 
     def _check_change(self, offset_bytes: int, length_bytes: int) -> None:
         """As `_check`, for a change. Raises OSError (EROFS), too."""

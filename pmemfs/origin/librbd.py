@@ -22,6 +22,7 @@ _LOCK_MODE_EXCLUSIVE = 0
 _FSID_ROOM = 64
 _ID_ROOM = 256
 _MOST_WATCHERS = 64
+_LOCKERS_ROOM = 4096
 _COUNT = struct.Struct("<I")
 _ACKNOWLEDGEMENT = struct.Struct("<QQI")
 """Client, cookie, length of what it has said, which follows."""
@@ -74,9 +75,27 @@ _RBD: dict[str, tuple[Any, ...]] = {
     "rbd_metadata_set": (_INT, _P, _TEXT, _TEXT),
     "rbd_lock_acquire": (_INT, _P, _INT),
     "rbd_lock_release": (_INT, _P),
+    "rbd_list_lockers": (
+        ctypes.c_ssize_t,
+        _P,
+        ctypes.POINTER(_INT),
+        *(_P, ctypes.POINTER(ctypes.c_size_t)) * 4,
+    ),
     "rbd_watchers_list": (_INT, _P, _P, ctypes.POINTER(ctypes.c_size_t)),
     "rbd_watchers_list_cleanup": (None, _P, ctypes.c_size_t),
 }
+
+
+class Locker(NamedTuple):
+    """A client that has a lock of an image."""
+
+    client: str
+    cookie: str
+
+    @property
+    def is_by_hand(self) -> bool:
+        """Whether `rbd lock add` or a program like it has made the lock, and not librbd itself."""
+        return not self.cookie.startswith("auto ")
 
 
 class Watcher(NamedTuple):
@@ -124,10 +143,13 @@ class Cluster:
             library.rados_shutdown(self._cluster)
             raise
 
-    def connect(self, pool: str, namespace: str) -> None:
+    def connect(self) -> None:
         """Raises OSError."""
+        _check(self.library.rados_connect(self._cluster))
+
+    def enter(self, pool: str, namespace: str) -> None:
+        """Use a pool. Raises OSError."""
         library = self.library
-        _check(library.rados_connect(self._cluster))
         _check(
             library.rados_ioctx_create(self._cluster, pool.encode(), ctypes.byref(self._context))
         )
@@ -226,6 +248,17 @@ class Image:
     def acquire_lock(self) -> None:
         """Take the exclusive lock, and refuse it to all who ask for it from now on."""
         _check(self._library.rbd_lock_acquire(self._image, _LOCK_MODE_EXCLUSIVE))
+
+    def lockers(self) -> list[Locker]:
+        """The clients that have a lock of the image."""
+        texts = [ctypes.create_string_buffer(_LOCKERS_ROOM) for _ in range(4)]
+        rooms = [ctypes.c_size_t(_LOCKERS_ROOM) for _ in texts]
+        pairs = [each for text, room in zip(texts, rooms, strict=True)
+                 for each in (text, ctypes.byref(room))]  # fmt: skip
+        count = self._library.rbd_list_lockers(self._image, ctypes.byref(_INT()), *pairs)
+        _check(count)
+        clients, cookies = (text.raw.decode(errors="replace").split("\0") for text in texts[1:3])
+        return [Locker(*each) for each in zip(clients[:count], cookies[:count], strict=True)]
 
     def watchers(self) -> list[Watcher]:
         """The clients that have the image open for writing, or had it until lately."""

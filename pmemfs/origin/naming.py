@@ -55,13 +55,17 @@ class RbdName:
     conf: str
 
     @property
+    def spec(self) -> str:
+        """As the `rbd` program names the image."""
+        return "/".join(filter(None, (self.pool, self.namespace, self.image)))
+
+    @property
     def text(self) -> str:
         """The canonical text."""
-        spec = "/".join(filter(None, (self.pool, self.namespace, self.image)))
         at = f"@{self.snapshot}" if self.snapshot else ""
         options = {name: value for name, value in zip(_RBD_OPTIONS, (self.user, self.conf),
                                                       strict=True) if value}  # fmt: skip
-        return f"rbd:{spec}{at}" + (f"?{urlencode(options, safe='/')}" if options else "")
+        return f"rbd:{self.spec}{at}" + (f"?{urlencode(options, safe='/')}" if options else "")
 
 
 def parse_origin(text: str) -> FileName | NbdName | RbdName:

@@ -170,9 +170,14 @@ class RbdOrigin(Origin):
 
     async def fence(self, say: Callable[[str], None] = say_nothing) -> None:
         if not self.can_fence:
+            if not self.read_only:
+                say(f"{self.name} lacks the feature exclusive-lock, so nothing keeps another "
+                    f"client from writing to it; 'rbd feature enable {self._spec.spec} "
+                    "exclusive-lock' adds it")  # fmt: skip
             await trio.lowlevel.checkpoint()
             return
         await self._wait_for_watchers(say)
+        await self._refuse_locks_by_hand()
         try:
             await trio.to_thread.run_sync(self._image.acquire_lock, abandon_on_cancel=True)
         except OSError as error:
@@ -236,8 +241,7 @@ class RbdOrigin(Origin):
             living = await self._living([each for each in others if each.client not in silent])
             seconds = trio.current_time() - began
             if (living and seconds > _LIVING_SECONDS) or seconds > WATCH_SECONDS:
-                spec = self._spec.text.partition(":")[2].partition("?")[0]
-                why = f"{_named(living or others)} it open; 'rbd status {spec}' shows who has"
+                why = f"{_named(living or others)} it open; 'rbd status {self._spec.spec}' shows it"
                 raise OriginBusy(name=self.name, why=why)
             newly = [each for each in others if each not in living and each.client not in silent]
             if newly:
@@ -246,6 +250,14 @@ class RbdOrigin(Origin):
                     f"30 s")  # fmt: skip
                 silent.update(each.client for each in newly)
             await trio.sleep(_LOOK_SECONDS)
+
+    async def _refuse_locks_by_hand(self) -> None:
+        """Raise OriginBusy for a lock that librbd would wait for until somebody takes it away."""
+        for locker in await trio.to_thread.run_sync(self._image.lockers, abandon_on_cancel=True):
+            if locker.is_by_hand:
+                remove = f"rbd lock rm {self._spec.spec} '{locker.cookie}' {locker.client}"
+                why = f"{locker.client} has a lock of its own on it, {locker.cookie!r}"
+                raise OriginBusy(name=self.name, why=f'{why}; "{remove}" takes it away')
 
     async def _living(self, watchers: list[Watcher]) -> list[Watcher]:
         """Those of some clients that are known to live."""
@@ -303,8 +315,7 @@ def _opened(library: Any, name: RbdName, read_only: bool) -> tuple[Cluster, Imag
     try:
         cluster = Cluster(library, name.user, name.conf, _SETTINGS)
     except OSError as error:
-        where = name.conf or os.environ.get("CEPH_CONF", "/etc/ceph/ceph.conf")
-        why = f"its configuration {where} can't be read: {sentence_of(error)}"
+        why = f"its configuration {_conf_of(name)} can't be read: {sentence_of(error)}"
         raise UnusableOrigin(name=name.text, why=why) from None
     try:
         return cluster, *_open_image(cluster, name, read_only)
@@ -313,16 +324,27 @@ def _opened(library: Any, name: RbdName, read_only: bool) -> tuple[Cluster, Imag
         raise
 
 
+def _conf_of(name: RbdName) -> str:
+    return name.conf or os.environ.get("CEPH_CONF", "/etc/ceph/ceph.conf")
+
+
 def _open_image(cluster: Cluster, name: RbdName, read_only: bool) -> tuple[Image, _Facts]:
-    what = "the cluster"
+    who = f"client.{name.user or 'admin'}"
+    absent = f"its configuration {_conf_of(name)} names no monitor, or no keyring of {who}"
     try:
-        cluster.connect(name.pool, name.namespace)
-        what = "the image"
+        cluster.connect()
+        absent = f"the cluster has no pool {name.pool!r}"
+        cluster.enter(name.pool, name.namespace)
+        absent = f"there is no such image; 'rbd ls {name.spec.rpartition('/')[0]}' shows what is"
         image = cluster.open(name.image, name.snapshot, read_only=read_only)
     except OSError as error:
         if error.errno in _GONE:
             raise OriginGone(name=name.text, why=sentence_of(error)) from None
-        why = f"{what} can't be opened: {sentence_of(error)}"
+        why = f"it can't be opened: {sentence_of(error)}"
+        if error.errno == errno.ENOENT:
+            why = absent
+        elif error.errno in (errno.EACCES, errno.EPERM):
+            why = f"the cluster refuses {who}: its key is wrong, or has no right to this"
         raise UnusableOrigin(name=name.text, why=why) from None
     fsid, pool, client = cluster.names
     parts = [fsid, str(pool), name.namespace, image.id(), name.snapshot]

@@ -127,7 +127,7 @@ def test_a_second_host_waits_for_the_death_of_the_first_and_shuts_it_out(
     assert "1 exclusive lock" in locks
     assert locks.split("client.")[1].split()[0] in image.rbd("status")
     refused(pmemfs("mount", second, at), 32, f"{image.text_of_another} is in use: client",
-            f"has it open; 'rbd status {image.spec}' shows who has")  # fmt: skip
+            f"has it open; 'rbd status {image.spec}' shows it")  # fmt: skip
 
     kill_both(mounted)
     done = pmemfs("mount", second, at)

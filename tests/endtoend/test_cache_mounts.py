@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from kit.caches import ORIGIN_BYTES, ask, cache_of, make_cache, new_origin
-from kit.commands import pmemfs, pmemfs_ok
+from kit.commands import pmemfs, pmemfs_ok, refused
 from kit.mounts import NATIVE, PoolMaker, Session
 from kit.origins import NbdServer
 from kit.processes import wait_until
@@ -95,18 +95,18 @@ def test_another_origin_or_a_changed_one_is_refused(pools: PoolMaker, origin: Pa
     with origin.open("r+b") as file:
         file.write(b"somebody else")
     at = pools.mountpoint()
-    refused = pmemfs("mount", pool, at, *pools.engine.options)
-    assert refused.code == 32
-    assert "somebody has written to it since" in refused.err
+    result = pmemfs("mount", pool, at, *pools.engine.options)
+    assert result.code == 32
+    assert "somebody has written to it since" in result.err
     os.rename(origin, origin.with_name("moved"))
     new_origin(origin)
-    refused = pmemfs("mount", pool, at, *pools.engine.options)
-    assert refused.code == 32
-    assert "it is another one" in refused.err
+    result = pmemfs("mount", pool, at, *pools.engine.options)
+    assert result.code == 32
+    assert "it is another one" in result.err
     origin.unlink()
-    refused = pmemfs("mount", pool, at, *pools.engine.options)
-    assert refused.code == 32
-    assert "Traceback" not in refused.err
+    result = pmemfs("mount", pool, at, *pools.engine.options)
+    assert result.code == 32
+    assert "Traceback" not in result.err
     pmemfs_ok("mount", pool, at, "-o", "degraded", *pools.engine.options)
     assert mount_at(str(at)) is not None
 
@@ -116,9 +116,9 @@ def test_an_origin_serves_one_pool_at_a_time(pools: PoolMaker, origin: Path) -> 
     second = pools.directory / "pmem1"
     make_cache(second, str(origin), pool_bytes=8 * MIB)
     pools.mount(first)
-    refused = pmemfs("mount", second, pools.mountpoint("second"), *pools.engine.options)
-    assert refused.code == 32
-    assert "is in use" in refused.err
+    result = pmemfs("mount", second, pools.mountpoint("second"), *pools.engine.options)
+    assert result.code == 32
+    assert "is in use" in result.err
 
 
 def test_an_origin_that_is_away_and_back(pools: PoolMaker, origin: Path) -> None:
@@ -203,6 +203,9 @@ def test_an_origin_that_has_grown_is_served_at_its_new_size(pools: PoolMaker, or
     assert mounted.device.stat().st_size == ORIGIN_BYTES + MIB
     with mounted.device.open("r+b", buffering=0) as file:
         assert os.pwrite(file.fileno(), b"end", ORIGIN_BYTES + MIB - 3) == 3
+    os.truncate(origin, MIB)
+    refused(pmemfs("resize", mounted.mountpoint), 1, "has become smaller, 1MiB instead of 25MiB")
+    os.truncate(origin, ORIGIN_BYTES + MIB)
     pools.umount(mounted)
     assert pools.mount(mounted.pool).device.stat().st_size == ORIGIN_BYTES + MIB
 

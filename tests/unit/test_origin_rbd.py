@@ -171,9 +171,9 @@ def test_where_no_cluster_answers_opening_ends(
 @pytest.mark.parametrize(
     ("spec", "why"),
     [
-        ("rbd/none", "the image can't be opened: no such file"),
-        ("nopool/x", "the cluster can't be opened: no such file"),
-        ("rbd/{image}@none", "the image can't be opened: no such file"),
+        ("rbd/none", "there is no such image; 'rbd ls rbd' shows"),
+        ("nopool/x", "the cluster has no pool 'nopool'"),
+        ("rbd/{image}@none", "there is no such image"),
     ],
 )
 def test_what_is_not_there_is_said(image: Image, spec: str, why: str) -> None:
@@ -242,3 +242,41 @@ def test_a_missing_library_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> N
         trio.run(open_origin, "rbd:pool/image")
     assert "librbd1" in str(caught.value)
     assert "scripts/install-origins" in str(caught.value)
+
+
+def test_a_configuration_without_monitors_or_keyring_is_named(
+    ceph: CephNode, tmp_path: Path
+) -> None:
+    conf = tmp_path / "ceph.conf"
+    conf.write_text(
+        ceph.conf.read_text().replace("client required = none", "client required = cephx")
+    )
+    with pytest.raises(
+        UnusableOrigin, match=f"{conf} names no monitor, or no keyring of client.me"
+    ):
+        trio.run(open_origin, f"rbd:rbd/x?id=me&conf={conf}")
+
+
+def test_a_lock_that_somebody_has_made_by_hand_is_not_waited_for(image: Image) -> None:
+    image.node.rbd("lock", "add", image.spec, "mine")
+
+    async def main() -> None:
+        origin = await open_origin(image.text)
+        with pytest.raises(OriginBusy, match=f"rbd lock rm {image.spec} 'mine' client.* takes it"):
+            await origin.fence()
+        await origin.close()
+
+    trio.run(main)
+
+
+def test_an_image_that_nobody_can_be_kept_from_is_said_to_be_one(image: Image) -> None:
+    image.node.rbd("feature", "disable", image.spec, "object-map", "exclusive-lock")
+    said: list[str] = []
+
+    async def main() -> None:
+        origin = await open_origin(image.text)
+        await origin.fence(said.append)
+        await origin.close()
+
+    trio.run(main)
+    assert "lacks the feature exclusive-lock, so nothing keeps another client" in said[0]

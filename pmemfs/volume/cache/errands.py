@@ -3,7 +3,9 @@
 Invariants:
 - whoever asked waits no longer than the user said, and not at all once it is killed;
 - the errand goes on without it, because the origin may touch pages until it answers, and whoever
-  gave up could not hold them.
+  gave up could not hold them;
+- it goes no further than that: a write that has failed for its program must not be stored later,
+  over what the program has written since.
 """
 
 from __future__ import annotations
@@ -34,23 +36,27 @@ class Errands:
             return await work()
         results: list[_T] = []
         failures: list[Exception] = []
-        done = trio.Event()
+        done, scope = trio.Event(), trio.CancelScope()
 
         async def carry_out() -> None:
             try:
-                results.append(await work())
+                with scope:
+                    results.append(await work())
             except Exception as error:
                 failures.append(error)
             finally:
                 done.set()
 
         self.nursery.start_soon(carry_out)
-        with trio.move_on_after(self._link.timeout_seconds):
-            await done.wait()
-            if failures:
-                raise failures[0]
-            if not results:
-                # The mount ends.
-                raise system_error(errno.EIO)
-            return results[0]
+        try:
+            with trio.move_on_after(self._link.timeout_seconds):
+                await done.wait()
+                if failures:
+                    raise failures[0]
+                if not results:
+                    # The mount ends.
+                    raise system_error(errno.EIO)
+                return results[0]
+        finally:
+            scope.cancel()
         raise self._link.note_timeout()

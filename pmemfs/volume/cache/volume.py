@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, NoReturn
 import trio
 
 from pmemfs.clock import coarse_ns
-from pmemfs.errors import sentence_of, system_error
+from pmemfs.errors import CannotGrow, sentence_of, system_error
 from pmemfs.media.cache import Policy
 from pmemfs.media.cachereport import CacheReport, CacheSettings, OriginReport
 from pmemfs.memmap.base import Memmap
 from pmemfs.origin.base import Origin
 from pmemfs.pfn import FRAME_BYTES
 from pmemfs.pool import Pool
-from pmemfs.units import MIB
+from pmemfs.units import MIB, format_size
 from pmemfs.volume.base import Later, Piece, Room
 from pmemfs.volume.cache.blocks import Blocks
 from pmemfs.volume.cache.blocks import Piece as BlockPiece
@@ -393,6 +393,10 @@ class CacheVolume(OneFileVolume):
         if origin is None:
             raise system_error(errno.ENOTCONN)
         new_bytes = await self.origin_link.resize_seen()
+        if new_bytes < old_bytes:
+            why = (f"its origin {origin.name} has become smaller, {format_size(new_bytes)} instead "
+                   f"of {format_size(old_bytes)}")  # fmt: skip
+            raise CannotGrow(path=self._medium.name, why=why)
         if new_bytes > old_bytes:
             self._forbid_writes()
             await self._onlookers.grace()
@@ -403,7 +407,7 @@ class CacheVolume(OneFileVolume):
                 self._show_size()
             finally:
                 self._allow()
-        return old_bytes, max(old_bytes, new_bytes)
+        return old_bytes, new_bytes
 
     async def change_settings(self, **changes: int) -> None:
         """Store fields of the head anew, and obey them from now on. Raises OSError."""
