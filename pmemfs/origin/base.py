@@ -148,8 +148,8 @@ class Origin(ABC):
         first write, and gives it here: OriginGone says that there was a loss since, and everything
         has to be written again. Without it, the first flush after a loss raises OriginGone.
 
-        Raises OSError. A loss that the kernel reports is reported once, so every later flush of a
-        file or device fails as well: nobody can tell what is missing.
+        Raises OSError. A file or device whose flush fails has had a loss by that. Without `losses`,
+        every later flush of it fails as well.
         """
 
     @abstractmethod

@@ -5,7 +5,8 @@ Invariants:
   pool is the cache, and a second copy in DRAM would be what nobody needs;
 - the size is a multiple of `block_bytes`, because direct I/O can't reach what is behind the last
   one. A file of any other size is refused rather than served without its end;
-- once a flush has failed, every later one fails: the kernel reports a lost write once.
+- a flush that has failed counts as a loss: the kernel reports a lost write once, and nobody can
+  tell what is missing. A later flush succeeds only for who knows of that, and has written anew.
 """
 
 from __future__ import annotations
@@ -49,7 +50,6 @@ class FileOrigin(Origin):
         self._carrier = carrier
         status = os.fstat(fd)
         self._is_device = stat.S_ISBLK(status.st_mode)
-        self._has_failed_flush = False
         self.block_bytes, self.is_direct = _find_unit(name.path, fd)
         self.size_bytes = blocks.size_of(fd)
         self.can_discard = not self._is_device or blocks.can_discard(status)
@@ -113,13 +113,14 @@ class FileOrigin(Origin):
         await self._carrier.write(self._fd, offset_bytes, views, self.block_bytes)
 
     async def flush(self, losses: int | None = None) -> None:
-        if self._has_failed_flush:
-            raise system_error(errno.EIO)
+        expected = losses or 0
         try:
             await self._carrier.sync(self._fd)
         except OSError:
-            self._has_failed_flush = True
+            self.losses += 1
             raise
+        if self.losses != expected:
+            raise system_error(errno.EIO)
 
     async def discard(self, offset_bytes: int, length_bytes: int) -> None:
         self._check_change(offset_bytes, length_bytes)

@@ -52,6 +52,8 @@ def loop_device(file: Path, *, direct_io: bool = True) -> Iterator[Path]:
     if not os.path.exists("/dev/loop-control"):
         pytest.skip("there are no loop devices here")
     direct = "on" if direct_io else "off"
+    # A device that could only be read stays so, and losetup makes do with that.
+    run_command("blockdev", "--setrw", run_command("losetup", "--find").out.strip())
     done = run_command("losetup", "--find", "--show", f"--direct-io={direct}", file)
     assert done.code == 0, done.err
     device = Path(done.out.strip())

@@ -283,3 +283,32 @@ def test_a_device_that_was_set_read_only_is_opened_for_reading_only(tmp_path: Pa
             await origin.close()
 
         trio.run(look)
+
+
+class FailingOnce(ThreadCarrier):
+    """Its first sync fails, as that of a disk which loses its cable for a while."""
+
+    has_failed = False
+
+    async def sync(self, fd: int) -> None:
+        if not self.has_failed:
+            self.has_failed = True
+            raise OSError(errno.EIO, "the disk was away")
+        await super().sync(fd)
+
+
+def test_a_flush_succeeds_again_for_those_who_know_what_was_lost(file: Path) -> None:
+    async def main() -> None:
+        origin = await FileOrigin.open(FileName(str(file)), carrier=FailingOnce())
+        losses = origin.losses
+        with pytest.raises(OSError, match="was away"):
+            await origin.flush(losses)
+        for _ in range(2):
+            with pytest.raises(OSError, match="Input/output error"):
+                await origin.flush(losses)
+            with pytest.raises(OSError, match="Input/output error"):
+                await origin.flush()
+        await origin.flush(origin.losses)
+        await origin.close()
+
+    trio.run(main)
