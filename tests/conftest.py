@@ -143,14 +143,17 @@ settings.load_profile("any")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what makes mounts of its own, which takes a second, and put all in order.
+    """Mark what takes a second, which is what makes mounts of its own or needs a cluster, and put
+    all in order.
 
     A process that runs tests takes whole files: the virtual machines come first, then the files
     with slow tests, so that in the end no process has a long one to itself; what all others have
     to wait for comes last.
     """
     for item in items:
-        if "pools" in getattr(item, "fixturenames", ()) and not item.get_closest_marker("quick"):
+        fixtures = getattr(item, "fixturenames", ())
+        is_long = "pools" in fixtures and not item.get_closest_marker("quick")
+        if is_long or "ceph" in fixtures:
             item.add_marker("slow")
     long_files = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: (is_alone(item), not is_guest(item), item.path not in long_files))

@@ -241,6 +241,7 @@ SERIES = 200
 ROUNDS = int(os.environ.get("PMEMFS_CACHE_ROUNDS", "20"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("points", [False, True], ids=["copied", "pointed"])
 def test_a_block_is_never_torn_while_others_write_evict_and_clean(shm: Path, points: bool) -> None:
     """Each write fills a block with one word. So any other mixture is a torn block."""

@@ -73,6 +73,7 @@ KINDS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write", KINDS, ids=lambda write: write.__name__)
 def test_a_sparse_file_takes_what_it_would_take_on_tmpfs(
     root: Path, shm: Path, write: Callable[[Path], None]
@@ -112,6 +113,7 @@ def test_a_hole_is_not_zeroed_but_what_is_mapped_is(native_root: Path) -> None:
         fallocate(fd, ZERO_RANGE, 0, 2 * MIB)
 
 
+@pytest.mark.slow
 def test_a_torrent_ends_in_few_extents(native_root: Path) -> None:
     places = list(range(0, 32 * MIB, 16 * KIB))
     random.Random(3).shuffle(places)
@@ -152,6 +154,7 @@ def test_what_is_written_in_order_is_mapped_ahead(
     assert taken(native_root / "file") <= length * 9 // 8 + 16 * KIB
 
 
+@pytest.mark.slow
 def test_a_file_of_many_extents_is_not_published_at_each_write(
     file_system: tuple[Engine, Mounted], native_root: Path
 ) -> None:

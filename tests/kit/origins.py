@@ -30,7 +30,7 @@ KINDS = (
     pytest.param("loop", marks=needs_root),
     "nbd-unix",
     "nbd-tcp",
-    pytest.param("rbd", marks=needs_root),
+    pytest.param("rbd", marks=[needs_root, pytest.mark.slow]),
 )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pmemfs.units import MIB
@@ -61,7 +62,7 @@ def names(path: Path) -> set[str]:
 
 def pattern(length: int, start: int = 0) -> bytes:
     """Bytes of which each says where it is."""
-    return b"".join((start + at).to_bytes(8, "little") for at in range(0, length + 8, 8))[:length]
+    return np.arange(start, start + length + 8, 8, dtype="<u8").tobytes()[:length]
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
