@@ -128,10 +128,14 @@ class RecordingMedium(Medium):
         """
         seen: set[bytes] = set()
         lines = sorted(self._pending)
+        image = bytearray(self._durable)
+        held: tuple[bytes, ...] = (b"",) * len(lines)
         for choice in self._choices(lines, limit, random.Random(seed)):
-            image = bytearray(self._durable)
-            for line, content in zip(lines, choice, strict=True):
-                self._set_line(image, line, content)
+            # Most choices are nearly the one before.
+            for at, (content, before) in enumerate(zip(choice, held, strict=True)):
+                if content is not before:
+                    self._set_line(image, lines[at], content)
+            held = choice
             frozen = bytes(image)
             if frozen not in seen:
                 seen.add(frozen)
@@ -181,12 +185,12 @@ class RecordingMedium(Medium):
             )
 
     def _program_order(self, lines: list[int]) -> Iterator[tuple[bytes, ...]]:
-        contents = {line: self._contents(line) for line in lines}
-        kept = dict.fromkeys(lines, 0)
-        yield tuple(contents[line][0] for line in lines)
+        following = {line: iter(self._contents(line)) for line in lines}
+        chosen = {line: next(contents) for line, contents in following.items()}
+        yield tuple(chosen.values())
         for line in self._store_order:
-            kept[line] += 1
-            yield tuple(contents[line][kept[line]] for line in lines)
+            chosen[line] = next(following[line])
+            yield tuple(chosen.values())
 
     def _contents(self, line: int) -> list[bytes]:
         """What a line may hold: its durable content, or what any store since has made of it."""
