@@ -104,7 +104,7 @@ def _facts(pool: PoolInfo, status: MountStatus | None, where: str) -> Iterator[t
     yield "pages", f"{pool.page_count} of {format_size(pool.page_size_bytes)}"
     yield "page structures", _scheme(pool, status)
     yield "mode", pool.mode
-    yield "state", pool.state + (" until it is unmounted" if pool.state == "dirty" else "")
+    yield "state", _state(pool, is_mounted=status is not None)
     yield "mounts", f"{pool.mount_count}, last {pool.mounted}, generation {pool.generation}"
     yield "created", f"{pool.created}, format {pool.format_version}"
     yield "label written by", pool.software
@@ -113,6 +113,15 @@ def _facts(pool: PoolInfo, status: MountStatus | None, where: str) -> Iterator[t
     if status:
         yield "mounted on", f"nothing any more: {where}" if where == DETACHED else where
         yield from _mount_facts(status)
+
+
+def _state(pool: PoolInfo, *, is_mounted: bool) -> str:
+    """A cache has dirty blocks as well, so the word alone would not say what is dirty."""
+    if pool.state != "dirty":
+        return pool.state
+    return (
+        "in use, clean once it is unmounted" if is_mounted else "dirty: its last mount was cut off"
+    )
 
 
 def _mount_facts(status: MountStatus) -> Iterator[tuple[str, object]]:

@@ -49,7 +49,7 @@ class CacheReport:
     origin: OriginReport
     read_hits: int
     write_hits: int
-    """Blocks that were written to and were in the cache, or needed nothing from the origin."""
+    """Blocks that were written and needed nothing from the origin."""
     misses: int
     """Blocks that a reader, or a write of a part, had to wait for."""
     joined: int

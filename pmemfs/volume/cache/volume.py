@@ -459,7 +459,8 @@ class CacheVolume(OneFileVolume):
             settings=self.settings(),
             origin=self._origin_report(),
             read_hits=self._read_hits + workers.read_hits,
-            write_hits=self._write_hits + workers.write_hits,
+            # A write of a whole block that is not there needs the origin no more than any other.
+            write_hits=self._write_hits + workers.write_hits + workers.inserted,
             misses=self._missed + self.writer.missed - given_back,
             joined=misses.joined,
             fetched=misses.fetched_blocks,
