@@ -15,9 +15,9 @@ import pytest
 
 from kit.caches import ORIGIN_BYTES, ask, cache_of, make_cache, new_origin
 from kit.commands import pmemfs, pmemfs_ok, refused
-from kit.mounts import NATIVE, PoolMaker, Session
+from kit.mounts import NATIVE, PoolMaker, Session, abort_connection
 from kit.origins import NbdServer
-from kit.processes import wait_until
+from kit.processes import is_running, wait_until
 from pmemfs.medium.writeback import punch_hole
 from pmemfs.mountinfo import mount_at
 from pmemfs.units import MIB
@@ -287,6 +287,35 @@ def test_an_origin_that_hangs_keeps_no_mount_from_ending(pools: PoolMaker, origi
             with pytest.raises(OSError, match="Input/output error"):
                 os.pread(file.fileno(), 4096, MIB)
         pools.umount(mounted)
+        os.kill(server.pid, signal.SIGCONT)
+        with pools.mount(mounted.pool).device.open("rb") as file:
+            assert file.read(4096) == b"kept" * 1024
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+        server.end()
+
+
+@pytest.mark.parametrize("engine", [NATIVE[1]], indirect=True, ids=str)
+@pytest.mark.parametrize("how", ["umount", "SIGTERM", "abort"])
+def test_a_mount_ends_though_its_server_stands_still_that_nobody_has_asked(
+    pools: PoolMaker, origin: Path, how: str
+) -> None:
+    server = NbdServer("file", origin)
+    try:
+        mounted = pools.mount(cache_of(pools, server.text, origin_timeout_seconds=1))
+        with mounted.device.open("r+b", buffering=0) as file:
+            os.pwrite(file.fileno(), b"kept" * 1024, 0)
+        session, mount = Session.of(mounted), mount_at(str(mounted.mountpoint))
+        assert mount is not None
+        server.stop()
+        if how == "umount":
+            subprocess.run(["umount", mounted.mountpoint], check=True)
+        elif how == "abort":
+            abort_connection(mount)
+        else:
+            os.kill(session.pid, signal.SIGTERM)
+        wait_until(lambda: not is_running(session.pid), "the daemon has ended")
+        subprocess.run(["umount", "-l", mounted.mountpoint], check=False, capture_output=True)
         os.kill(server.pid, signal.SIGCONT)
         with pools.mount(mounted.pool).device.open("rb") as file:
             assert file.read(4096) == b"kept" * 1024

@@ -23,7 +23,7 @@ from kit.caches import (
     served_cache,
     write,
 )
-from pmemfs.errors import MemoryFault, system_error
+from pmemfs.errors import MemoryFault, WrongOrigin, system_error
 from pmemfs.media.cache import Policy
 from pmemfs.memmap import open_memmap
 from pmemfs.origin.file import FileOrigin
@@ -31,6 +31,7 @@ from pmemfs.origin.naming import FileName
 from pmemfs.units import MIB
 from pmemfs.volume.cache.groups import SEEN, Groups
 from pmemfs.volume.cache.heads import StoredHead
+from pmemfs.volume.cache.offline import forget_all
 from pmemfs.volume.cache.opening import open_right_origin
 from pmemfs.volume.cache.volume import CacheVolume
 
@@ -418,3 +419,37 @@ def test_all_who_wait_for_a_flush_share_the_next_one(
                 assert volume.count_dirty() == 0
 
     trio.run(look)
+
+
+def test_a_pool_that_was_being_emptied_is_refused_until_it_is_empty(
+    pool_path: Path, origin: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fill() -> None:
+        with opened_pool(pool_path) as pool:
+            async with served_cache(pool) as volume:
+                await read(volume, 0, 64 * 4096)
+
+    async def look() -> bytes:
+        with opened_pool(pool_path) as pool:
+            async with served_cache(pool) as volume:
+                return await read(volume, 0, 4096)
+
+    trio.run(fill)
+    with origin.open("r+b") as file:
+        file.write(b"somebody else")
+    with pytest.raises(WrongOrigin, match="somebody has written to it"):
+        trio.run(look)
+    with opened_pool(pool_path) as pool, monkeypatch.context() as ending:
+        # As kill -9 ends it, before the tags are gone.
+        ending.setattr(pool.medium, "clear", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            forget_all(pool)
+    with pytest.raises(WrongOrigin, match="was ended before it was done"):
+        trio.run(look)
+    with opened_pool(pool_path) as pool:
+        forget_all(pool)
+    assert trio.run(look)[:13] == b"somebody else"
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
