@@ -6,7 +6,9 @@ Invariants:
 - the size is a multiple of `block_bytes`, because direct I/O can't reach what is behind the last
   one. A file of any other size is refused rather than served without its end;
 - a flush that has failed counts as a loss: the kernel reports a lost write once, and nobody can
-  tell what is missing. A later flush succeeds only for who knows of that, and has written anew.
+  tell what is missing. A later flush succeeds only for who knows of that, and has written anew;
+- a file that was removed, or whose name another one has got, takes writes and is gone when it is
+  closed. So no flush of it succeeds, and what is dirty stays dirty.
 """
 
 from __future__ import annotations
@@ -50,6 +52,7 @@ class FileOrigin(Origin):
         self._carrier = carrier
         status = os.fstat(fd)
         self._is_device = stat.S_ISBLK(status.st_mode)
+        self._has_name = stat.S_ISREG(status.st_mode) and status.st_nlink > 0
         self.block_bytes, self.is_direct = _find_unit(name.path, fd)
         self.size_bytes = blocks.size_of(fd)
         self.can_discard = not self._is_device or blocks.can_discard(status)
@@ -121,6 +124,9 @@ class FileOrigin(Origin):
             raise
         if self.losses != expected:
             raise system_error(errno.EIO)
+        if self._has_name and not os.fstat(self._fd).st_nlink:
+            # Nobody will find again what it was given.
+            raise OSError(errno.ESTALE, "its file was removed")
 
     async def discard(self, offset_bytes: int, length_bytes: int) -> None:
         self._check_change(offset_bytes, length_bytes)

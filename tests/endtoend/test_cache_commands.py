@@ -148,6 +148,23 @@ def test_what_a_read_only_policy_keeps_dirty_is_flushed_without_a_mount(
     assert origin.read_bytes()[: len(DATA)] == DATA
 
 
+def test_what_is_dirty_is_not_given_to_an_origin_that_was_removed(
+    pools: PoolMaker, pool: Path, origin: Path, tmp_path: Path
+) -> None:
+    mounted = pools.mount(pool)
+    write(mounted)
+    other = new_origin(tmp_path / "other", seed=b"n")
+    other.rename(origin)
+    for words in (["flush"], ["umount", "--flush"]):
+        refused = pmemfs(*words, mounted.mountpoint)
+        assert refused.code != 0
+        assert "its file was removed" in refused.err
+    pools.umount(mounted)
+    exported = asked("cache", "export", pool, tmp_path / "saved")
+    assert exported["blocks"] == 8
+    assert (tmp_path / "saved").read_bytes()[: len(DATA)] == DATA
+
+
 def test_umount_warns_of_what_the_origin_lacks_and_with_flush_leaves_it_complete(
     pools: PoolMaker, pool: Path, origin: Path
 ) -> None:

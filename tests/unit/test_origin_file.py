@@ -274,7 +274,6 @@ def test_a_server_of_fuse_never_holds_up_the_whole_process(pools: PoolMaker) -> 
 @needs_root
 def test_a_device_that_was_set_read_only_is_opened_for_reading_only(tmp_path: Path) -> None:
     with loop_device(sparse_file(tmp_path / "file", MIB)) as device:
-        assert run_command("blockdev", "--setro", device).code == 0
 
         async def look() -> None:
             with pytest.raises(UnusableOrigin, match="the device is read-only"):
@@ -282,7 +281,12 @@ def test_a_device_that_was_set_read_only_is_opened_for_reading_only(tmp_path: Pa
             origin = await open_origin(str(device), read_only=True)
             await origin.close()
 
-        trio.run(look)
+        assert run_command("blockdev", "--setro", device).code == 0
+        try:
+            trio.run(look)
+        finally:
+            # The next that gets this loop device would have it read-only.
+            run_command("blockdev", "--setrw", device)
 
 
 class FailingOnce(ThreadCarrier):
