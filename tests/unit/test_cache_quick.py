@@ -30,8 +30,8 @@ from pmemfs.volume.onefile import INODE
 
 BLOCK = 4096
 _REFUSED = "a test says so|took longer"
-"""What a reader hears who has waited while the origin was asked again and again: where the machine is
-busy, the time may be over before the origin says why."""
+"""What a reader hears who has waited while the origin was asked again and again: where the machine
+is busy, the time may be over before the origin says why."""
 
 
 class SlowOrigin(FileOrigin):
