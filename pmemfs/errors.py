@@ -385,6 +385,12 @@ class DirtyBlocks(PmemfsError):
     exit_code = EXIT_REFUSED
 
 
+class CannotVerify(PmemfsError):
+    """the cache could not be compared with {name}: {why}"""
+
+    errno = errno.EIO
+
+
 class OriginFenced(PmemfsError, OSError):
     """{name} belongs to another host now: {why}"""
 

@@ -20,9 +20,10 @@ from kit.commands import fio, pmemfs, pmemfs_ok, refused, run_command
 from kit.ext4 import assert_is_on_ext4, make_tree, needs_ext4, put_on_ext4
 from kit.mounts import Mounted, PoolMaker, Session
 from kit.posix import opened
-from kit.processes import is_running, wait_until
+from kit.processes import is_running, stopped, wait_until
 from kit.records import WRITERS, Writer, writing
 from kit.sources import needs_root
+from pmemfs.media.cache import Policy
 from pmemfs.units import MIB
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow, needs_root]
@@ -216,6 +217,38 @@ def test_fio_goes_on_while_the_osd_is_dead_and_finds_all_when_it_is_back(
     assert whole[20 * MIB :].startswith(b"kept" * 1024)
     pools.umount(mounted)
     assert image.exported(tmp_path / "exported").read_bytes() == whole
+
+
+def test_a_cluster_that_stands_still_keeps_neither_writers_nor_commands(
+    pools: PoolMaker, image: Image, tmp_path: Path
+) -> None:
+    mounted = pools.mount(
+        cache_of(pools, image.text, policy=Policy.WRITE_THROUGH, origin_timeout_seconds=600)
+    )
+    write(mounted, b"before" * 1000)
+    ask(mounted, "cache-flush")
+    session = Session.of(mounted)
+    with stopped(image.node.pid("osd.0")):
+        words = ["dd", "if=/dev/zero", f"of={mounted.device}", "bs=4k", "count=1", "seek=9",
+                 "oflag=direct", "conv=notrunc", "status=none"]  # fmt: skip
+        writer = subprocess.Popen(words)
+        waits_in = Path(f"/proc/{writer.pid}/wchan")
+        wait_until(lambda: waits_in.read_text() == "request_wait_answer", "the writer waits")
+        writer.kill()
+        assert writer.wait(30) == -signal.SIGKILL
+        ask(mounted, "cache-set", origin_timeout_seconds=1)
+        with pytest.raises(OSError, match="Input/output error"):
+            write(mounted, b"during" * 1000, MIB)
+        refused(pmemfs("flush", mounted.mountpoint), 1, "could not be given to the origin",
+                "took longer than 1 s")  # fmt: skip
+        refused(pmemfs("cache", "verify", mounted.mountpoint), 1, "could not be compared with",
+                "took longer than 1 s")  # fmt: skip
+        refused(pmemfs("umount", mounted.mountpoint), 32, "could not leave the pool clean")
+        wait_until(lambda: not is_running(session.pid), "the daemon has ended")
+        assert session.pool_state() == "dirty"
+    pmemfs_ok("flush", mounted.pool)
+    exported = image.exported(tmp_path / "exported").read_bytes()
+    assert exported.startswith(b"before" * 1000)
 
 
 @contextmanager

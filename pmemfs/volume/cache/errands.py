@@ -29,9 +29,12 @@ class Errands:
         self._link = link
         self.nursery: trio.Nursery | None = None
 
-    async def run(self, work: Callable[[], Awaitable[_T]]) -> _T:
-        """Do some work with the origin, and wait for it. Raises what it raises, and OSError (EIO)
-        if the time is over."""
+    async def run(self, work: Callable[[], Awaitable[_T]], *, is_long: bool = False) -> _T:
+        """Do some work with the origin, and wait for it; if it `is_long`, for as long as the origin
+        answers.
+
+        Raises what it raises, and OSError (EIO) if the time is over.
+        """
         if self.nursery is None:
             return await work()
         results: list[_T] = []
@@ -49,14 +52,16 @@ class Errands:
 
         self.nursery.start_soon(carry_out)
         try:
-            with trio.move_on_after(self._link.timeout_seconds):
-                await done.wait()
-                if failures:
-                    raise failures[0]
-                if not results:
-                    # The mount ends.
-                    raise system_error(errno.EIO)
-                return results[0]
+            while not done.is_set():
+                with trio.move_on_after(self._link.timeout_seconds):
+                    await done.wait()
+                if not done.is_set() and not (is_long and not self._link.hangs):
+                    raise self._link.note_timeout()
         finally:
             scope.cancel()
-        raise self._link.note_timeout()
+        if failures:
+            raise failures[0]
+        if not results:
+            # The mount ends.
+            raise system_error(errno.EIO)
+        return results[0]

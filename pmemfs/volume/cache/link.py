@@ -249,6 +249,12 @@ class OriginLink:
         """What takes longer hangs."""
         return self.timeout_seconds if self._end_seconds is None else self._end_seconds
 
+    @property
+    def hangs(self) -> bool:
+        """Whether a call has got no answer for as long as a request waits."""
+        oldest = min(self._under_way.values(), default=None)
+        return oldest is not None and oldest <= trio.current_time() - self.timeout_seconds
+
     async def _end_what_hangs(self) -> None:
         origin, oldest = self.origin, min(self._under_way.values(), default=None)
         seconds = self.patience_seconds

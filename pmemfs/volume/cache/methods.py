@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import trio
 
-from pmemfs.errors import BadSetting, CannotFlush, sentence_of
+from pmemfs.errors import BadSetting, CannotFlush, CannotVerify, sentence_of
 from pmemfs.media.cache import Policy, TagState
 from pmemfs.media.cachereport import MOST_DIFFERING, Dropped, Flushed, Verified
 from pmemfs.memmap.base import Access
@@ -96,7 +97,7 @@ class CacheMethods:
         volume = self._volume
         before = volume.index.cleaned
         try:
-            await volume.write_backs.flush()
+            await volume.errands.run(volume.write_backs.flush, is_long=True)
         except OSError as error:
             why, origin = sentence_of(error), volume.origin_link.origin
             if origin is not None and origin.read_only:
@@ -124,7 +125,7 @@ class CacheMethods:
     async def verify(
         self, offset_bytes: int = 0, length_bytes: int | None = None
     ) -> dict[str, Any]:  # fmt: skip
-        """Compare the clean blocks of a range with the origin. Raises OSError."""
+        """Compare the clean blocks of a range with the origin. Raises CannotVerify."""
         compared, differing = 0, 0
         first: list[int] = []
         shift = self._volume.blocks.shift
@@ -132,7 +133,12 @@ class CacheMethods:
             clean = sorted(f.tag.block for f in founds if f.tag.state is TagState.CLEAN)
             for start, count in runs_of(clean, MIB >> shift):
                 blocks = list(range(start, start + count))
-                for block, is_same in (await self._compare(blocks)).items():
+                try:
+                    same = await self._volume.errands.run(partial(self._compare, blocks))
+                except OSError as error:
+                    name = self._volume.head.head.origin
+                    raise CannotVerify(name=name, why=sentence_of(error)) from None
+                for block, is_same in same.items():
                     compared += 1
                     if not is_same:
                         differing += 1
