@@ -132,9 +132,9 @@ class RecordingMedium(Medium):
         held: tuple[bytes, ...] = (b"",) * len(lines)
         for choice in self._choices(lines, limit, random.Random(seed)):
             # Most choices are nearly the one before.
-            for at, (content, before) in enumerate(zip(choice, held, strict=True)):
+            for line, content, before in zip(lines, choice, held, strict=True):
                 if content is not before:
-                    self._set_line(image, lines[at], content)
+                    image[line * LINE_BYTES : (line + 1) * LINE_BYTES] = content
             held = choice
             frozen = bytes(image)
             if frozen not in seen:
