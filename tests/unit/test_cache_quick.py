@@ -392,6 +392,7 @@ def test_a_reader_that_gives_up_leaves_the_fetch_to_others(pool_path: Path, orig
         with opened_pool(pool_path) as pool:
             async with served_cache(pool, origin=slow_origin, is_native=True) as volume:
                 first, second = begin(volume, 7), begin(volume, 7)
+                await trio.testing.wait_all_tasks_blocked()
                 first.cancel()
                 with pytest.raises(InterruptedError):
                     await first
