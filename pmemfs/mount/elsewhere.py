@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from pmemfs.mountinfo import Mount, mounts
@@ -69,10 +68,14 @@ def users_of(mount: Mount) -> list[int]:
 def loop_devices_of(mount: Mount) -> list[str]:
     """The loop devices over files of a mount, which the kernel itself has open."""
     found = []
-    for backing in sorted(Path("/sys/block").glob("loop*/loop/backing_file")):
-        with suppress(OSError):
-            if backing.read_text(errors="replace").startswith(f"{mount.mountpoint}/"):
-                found.append(f"/dev/{backing.parts[3]}")
+    for name in sorted(os.listdir("/sys/block")):
+        # Other devices have no such file.
+        with (
+            suppress(OSError),
+            open(f"/sys/block/{name}/loop/backing_file", errors="replace") as backing,
+        ):
+            if backing.read().startswith(f"{mount.mountpoint}/"):
+                found.append(f"/dev/{name}")
     return found
 
 

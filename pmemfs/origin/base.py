@@ -168,10 +168,11 @@ class Origin(ABC):
 
     async def _store_zeroes(self, offset_bytes: int, length_bytes: int) -> None:
         """Write zeroes where the origin can't make them by itself."""
-        with mmap.mmap(-1, _ZEROES_BYTES) as memory, memoryview(memory) as zeroes:
-            for start in range(0, length_bytes, _ZEROES_BYTES):
-                with zeroes[: min(_ZEROES_BYTES, length_bytes - start)] as view:
-                    await self.write(offset_bytes + start, [view])
+        # Freed with its last view: after an error, the traceback has one.
+        zeroes = memoryview(mmap.mmap(-1, _ZEROES_BYTES))
+        for start in range(0, length_bytes, _ZEROES_BYTES):
+            view = zeroes[: min(_ZEROES_BYTES, length_bytes - start)]
+            await self.write(offset_bytes + start, [view])
 
     def _check(self, offset_bytes: int, length_bytes: int) -> None:
         """Raise OSError (EINVAL) for a range that is unaligned or reaches beyond the end."""

@@ -32,7 +32,8 @@ from pmemfs.origin.base import Identity
 from pmemfs.origin.file import FileOrigin
 from pmemfs.origin.naming import FileName
 from pmemfs.pool import Pool
-from pmemfs.units import KIB
+from pmemfs.units import KIB, MIB
+from pmemfs.volume.cache import misses
 from pmemfs.volume.cache.blocks import Piece
 from pmemfs.volume.cache.opening import identity_text
 from pmemfs.volume.cache.volume import CacheVolume
@@ -219,6 +220,32 @@ def test_readers_need_no_memory_of_a_sparse_pool(
                 for full_from[0] in (volume.ground.blocks_offset + 64 * KIB, 0):
                     for at in range(0, ORIGIN_BYTES, 1 << 20):
                         assert await read(volume, at, 1 << 20) == wanted[at : at + (1 << 20)]
+
+    trio.run(look)
+
+
+def test_more_readers_past_a_full_cache_than_buffers_are_kept_for_get_their_bytes(
+    shm: Path, origin: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = origin.read_bytes()
+    make_cache(shm / "sparse", str(origin), sparse=True)
+    monkeypatch.setattr(misses, "_KEPT_BUFFERS", 1)
+
+    async def look() -> None:
+        with opened_pool(shm / "sparse") as pool:
+            async with served_cache(pool) as volume:
+
+                def reserve_none(offset_bytes: int, length_bytes: int) -> None:
+                    raise system_error(errno.ENOSPC)
+
+                monkeypatch.setattr(pool.medium, "reserve", reserve_none)
+
+                async def check(at: int) -> None:
+                    assert await read(volume, at, BLOCK) == wanted[at : at + BLOCK]
+
+                async with trio.open_nursery() as nursery:
+                    for number in range(4):
+                        nursery.start_soon(check, number * MIB)
 
     trio.run(look)
 

@@ -129,6 +129,10 @@ def test_a_full_file_system_is_no_space(tmp_path: Path, memory: memoryview) -> N
         with pytest.raises(OSError, match=r"\w") as caught:
             await origin.write(4 * MIB, [memory])
         assert caught.value.errno == errno.ENOSPC
+        # This file system can't make zeroes that have room, so they are written.
+        with pytest.raises(OSError, match=r"\w") as caught:
+            await origin.write_zeroes(4 * MIB, MIB, may_trim=False)
+        assert caught.value.errno == errno.ENOSPC
         await origin.close()
 
     with mounted_tmpfs(tmp_path / "small", "size=2M") as directory:

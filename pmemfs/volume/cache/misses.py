@@ -405,10 +405,9 @@ class Misses:
         return self._buffers.pop() if self._buffers else mmap.mmap(-1, _MOST_BLOCKS_BYTES)
 
     def _give_buffer(self, buffer: mmap.mmap) -> None:
+        # Another one is freed with the last view of it.
         if len(self._buffers) < _KEPT_BUFFERS:
             self._buffers.append(buffer)
-        else:
-            buffer.close()
 
 
 def _part(data: Bytes, reader: Reader) -> Bytes:
