@@ -17,7 +17,7 @@ from kit.commands import BIN, pmemfs, pmemfs_ok
 from kit.mounts import Mounted, PoolMaker, Session
 from kit.origins import NbdServer
 from kit.posix import opened
-from kit.processes import wait_until
+from kit.processes import stop, wait_until
 from pmemfs.units import MIB
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow]
@@ -180,7 +180,7 @@ def test_an_export_that_is_ended_leaves_no_file_that_looks_complete(
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as child:
         while child.poll() is None and not part.exists():
             pass
-        child.send_signal(signal.SIGSTOP)
+        stop(child.pid)
         assert not saved.exists()
         child.send_signal(number)
         child.send_signal(signal.SIGCONT)

@@ -30,7 +30,7 @@ from kit.clients import (
 from kit.commands import pmemfs as run_pmemfs
 from kit.commands import pmemfs_ok, run_command
 from kit.mounts import Engine, Mounted, PoolMaker, Session, each_engine, may_pass
-from kit.processes import wait_until
+from kit.processes import stop, wait_until
 from kit.users import NOBODY, as_user
 from pmemfs.control.client import ANSWER_TIMEOUT_SECONDS
 from pmemfs.units import MIB
@@ -345,7 +345,7 @@ for _ in range(2):
     pid = mounted.pid
     with program(text, mounted.mountpoint) as child:
         assert hears(child) == str(content[0])
-        os.kill(pid, signal.SIGSTOP)
+        stop(pid)
         try:
             tell(child)
             # Longer than a command waits for an answer.

@@ -17,7 +17,7 @@ import pytest
 
 from kit.commands import BIN, pmemfs, pmemfs_here, refused, run_command
 from kit.mounts import Engine, Mounted, PoolMaker, may_pass, pool_maker
-from kit.processes import wait_until
+from kit.processes import stop, wait_until
 from kit.users import NOBODY, acting_as
 from pmemfs.client.filecopy import Manner, copy_file
 from pmemfs.errors import DaemonGone, NoPageStructures, NotDirect, NotPermitted
@@ -262,7 +262,7 @@ def stopped_copy(
         try:
             while child.poll() is None and not has_unnamed(child.pid, target.parent):
                 pass
-            child.send_signal(signal.SIGSTOP)
+            stop(child.pid)
             if child.poll() is None:
                 assert not target.exists()
                 yield child

@@ -18,7 +18,7 @@ import pytest
 
 from kit.ceph_node import CephNode
 from kit.commands import run_command
-from kit.processes import wait_until
+from kit.processes import stop, wait_until
 from kit.sources import loop_device, needs_root, sparse_file
 from pmemfs.units import MIB
 
@@ -85,12 +85,7 @@ class NbdServer:
 
     def stop(self) -> None:
         """Let it hang, until it gets SIGCONT."""
-        os.kill(self.pid, signal.SIGSTOP)
-        threads = Path(f"/proc/{self.pid}/task")
-        wait_until(
-            lambda: all(") T " in (t / "stat").read_text() for t in threads.iterdir()),
-            "all its threads have stopped",
-        )
+        stop(self.pid)
 
     def end(self, number: signal.Signals = signal.SIGKILL) -> None:
         """End it at once."""

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+_STOP_SECONDS = 5.0
+
 
 def is_running(pid: int) -> bool:
     """Whether a process is there and not merely waiting for its parent to notice its end.
@@ -32,12 +34,32 @@ def end_process(pid: int, seconds: float = 10) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
+def stop(pid: int) -> None:
+    """Let a process stand still until it gets SIGCONT. When this returns, all its threads do, but
+    those that the kernel lets wait for something else, which stop after that."""
+    os.kill(pid, signal.SIGSTOP)
+    deadline = time.monotonic() + _STOP_SECONDS
+    while not _stands_still(pid) and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
+def _stands_still(pid: int) -> bool:
+    # A thread that ends meanwhile is none of them.
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            state = (thread / "stat").read_text().rpartition(")")[2].split()[0]
+            if state not in "TtZX":
+                return False
+        return True
+    return False
+
+
 @contextmanager
 def stopped(*pids: int) -> Iterator[None]:
     """Processes stand still meanwhile; one that was ended meanwhile is left alone."""
     with ExitStack() as going_on:
         for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
+            stop(pid)
             going_on.callback(_go_on, pid)
         yield
 

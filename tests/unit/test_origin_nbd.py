@@ -134,7 +134,7 @@ def test_a_server_that_hangs_is_cut_off_and_touches_no_page_afterwards(
 
     async def main() -> None:
         origin = await open_origin(running.text)
-        os.kill(running.pid, signal.SIGSTOP)
+        running.stop()
         async with trio.open_nursery() as nursery:
 
             async def read() -> None:
