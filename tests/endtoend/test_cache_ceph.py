@@ -9,13 +9,12 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from kit.caches import ask, cache_of, make_cache
-from kit.ceph_node import CephNode
+from kit.ceph_node import CephNode, Image
 from kit.commands import fio, pmemfs, pmemfs_ok, refused, run_command
 from kit.ext4 import assert_is_on_ext4, make_tree, needs_ext4, put_on_ext4
 from kit.mounts import Mounted, PoolMaker, Session
@@ -30,33 +29,6 @@ pytestmark = [pytest.mark.mount, pytest.mark.slow, needs_root]
 
 IMAGE_MIB = 32
 IMAGE_BYTES = IMAGE_MIB * MIB
-
-
-@dataclass
-class Image:
-    """An image of its own for one test."""
-
-    node: CephNode
-    spec: str
-
-    @property
-    def text(self) -> str:
-        """It as an origin."""
-        return f"rbd:{self.spec}?conf={self.node.conf}"
-
-    @property
-    def text_of_another(self) -> str:
-        """It as an origin of somebody else, who has another name in the cluster."""
-        return f"rbd:{self.spec}?id=other&conf={self.node.conf}"
-
-    def rbd(self, *words: object) -> str:
-        """What the `rbd` program says of it."""
-        return self.node.rbd(*words, self.spec)
-
-    def exported(self, path: Path) -> Path:
-        """All of its bytes, as everybody but us sees them."""
-        self.node.rbd("export", "--no-progress", self.spec, path)
-        return path
 
 
 @pytest.fixture

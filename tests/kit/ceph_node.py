@@ -16,6 +16,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from kit.commands import run_command
@@ -130,6 +131,33 @@ class CephNode:
         done = run_command(*words)
         assert done.code == 0, f"{words}: {done.err}"
         return done.out
+
+
+@dataclass
+class Image:
+    """An image of its own for one test."""
+
+    node: CephNode
+    spec: str
+
+    @property
+    def text(self) -> str:
+        """It as an origin."""
+        return f"rbd:{self.spec}?conf={self.node.conf}"
+
+    @property
+    def text_of_another(self) -> str:
+        """It as an origin of somebody else, who has another name in the cluster."""
+        return f"rbd:{self.spec}?id=other&conf={self.node.conf}"
+
+    def rbd(self, *words: object) -> str:
+        """What the `rbd` program says of it."""
+        return self.node.rbd(*words, self.spec)
+
+    def exported(self, path: Path) -> Path:
+        """All of its bytes, as everybody but us sees them."""
+        self.node.rbd("export", "--no-progress", self.spec, path)
+        return path
 
 
 def missing_programs() -> list[str]:

@@ -7,13 +7,12 @@ import os
 import subprocess
 import sys
 import uuid
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import trio
 
-from kit.ceph_node import CephNode
+from kit.ceph_node import CephNode, Image
 from kit.processes import stopped
 from kit.sources import needs_root
 from pmemfs.errors import NeedsPackage, OriginBusy, OriginFenced, OriginGone, UnusableOrigin
@@ -26,18 +25,6 @@ from pmemfs.volume.cache.link import LinkState, OriginLink
 PAGE = 4 * KIB
 
 pytestmark = [needs_root, pytest.mark.slow]
-
-
-@dataclass
-class Image:
-    """An image of its own for one test."""
-
-    node: CephNode
-    spec: str
-
-    @property
-    def text(self) -> str:
-        return f"rbd:{self.spec}?conf={self.node.conf}"
 
 
 @pytest.fixture
