@@ -18,13 +18,12 @@ import pytest
 
 from kit.caches import ask, cache_of, new_origin
 from kit.commands import pmemfs_ok, run_command
-from kit.mounts import NATIVE, Engine, Mounted, PoolMaker, Session, abort_connection
+from kit.mounts import NATIVE, Engine, Mounted, PoolMaker, Session, begin_end
 from kit.origins import NbdServer
 from kit.posix import opened
 from kit.processes import is_running, wait_until
 from kit.sources import loop_device, needs_root
 from pmemfs.logs import log_file
-from pmemfs.mountinfo import mount_at
 from pmemfs.units import MIB
 
 pytestmark = [
@@ -199,16 +198,10 @@ def test_a_mount_ends_though_its_origin_stands_still(
     origin: Faulty, pools: PoolMaker, file: Path, kind: str, how: str
 ) -> None:
     mounted = mounted_cache(pools, origin)
-    session, mount = Session.of(mounted), mount_at(str(mounted.mountpoint))
-    assert mount is not None
+    session = Session.of(mounted)
     with origin.standing_still():
         expect_hits_and_writes(mounted, file)
-        if how == "umount":
-            subprocess.run(["umount", mounted.mountpoint], check=True)
-        elif how == "abort":
-            abort_connection(mount)
-        else:
-            os.kill(session.pid, signal.SIGTERM)
+        begin_end(mounted, how)
         wait_until(lambda: has_ended(session.pid), "the daemon has ended")
         log = log_file(str(mounted.pool)).read_text()
         assert f"the origin {origin.path} hangs" in log

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -209,6 +210,18 @@ def abort_connection(mount: Mount) -> None:
                 (Path(directory) / str(mount.minor) / "abort").write_text("1")
         finally:
             run_command("umount", directory)
+
+
+def begin_end(mounted: Mounted, how: str) -> None:
+    """Begin to end a mount: by umount(8), by an abort of its connection, or by a signal."""
+    if how == "umount":
+        assert run_command("umount", mounted.mountpoint).code == 0
+    elif how == "abort":
+        mount = mount_at(str(mounted.mountpoint))
+        assert mount is not None
+        abort_connection(mount)
+    else:
+        os.kill(mounted.pid, signal.SIGTERM)
 
 
 def mounts_at(mountpoint: Path) -> int:
