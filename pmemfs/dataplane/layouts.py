@@ -117,8 +117,9 @@ class Header:
 
     Most of it is constant. The last lines change all the time. What a growing pool changes
     (memmap_offset, page_count, pool_bytes) changes while workers are paused or before anything in
-    the new part is published. What the mount and its INIT say is stored once. A remount may change
-    read_only and access_times at any time.
+    the new part is published. The generation changes while workers are paused, or while there is no
+    data plane. What the mount and its INIT say is stored once. A remount may change read_only and
+    access_times at any time.
     """
 
     signature: int = stored("<u8", "of these declarations; see `SIGNATURE`")
@@ -133,7 +134,7 @@ class Header:
     page_order: int = stored("<u8", "a page is 2^order frames")
     page_count: int = stored("<u8", "pages that have a structure")
     first_pfn: int = stored("<u8", "of the first page")
-    generation: int = stored("<u8", "of this mount")
+    generation: int = stored("<u8", "of page structures that count")
     pool_bytes: int = stored("<u8", "size of the pool", unit="bytes")
     durability: int = stored("<u8", "0 volatile, 1 cache lines, 2 msync")
     reserved: int = stored("<u8", "1: all of the pool had memory when it was opened")

@@ -95,6 +95,20 @@ class SharedMemmap(RecordMemmap):
         self._set_geometry(geometry)
         self._find_structures(zone)
 
+    def renew(self, generation: int) -> None:
+        """Count structures of this generation only, from now on: no page has references, or says
+        anything. The label must have the generation, and no worker may be in a section.
+
+        Who holds pages goes on holding them only if he takes new references before anything else
+        runs.
+        """
+        if self._is_droppable:
+            # Whoever died while he dropped some of them has left sections that are GOING.
+            self._dropping = None
+            self._accountant.drop_all(self._shared.fd)
+        self._shared.set_header_word("generation", generation)
+        self.generation = generation
+
     @property
     def persisted_epoch(self) -> int:
         return self._shared.header_word("persisted_epoch")

@@ -309,6 +309,17 @@ cdef class PageAccountant:
         return is_idle
 
 
+    def drop_all(self, int shared_fd) -> None:
+        """Give the memory of all sections back, while nobody touches one."""
+        cdef header_t *header = self._memmap.header
+        cdef Py_ssize_t section
+        fallocate(shared_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                  <long long>header.memmap_offset,
+                  <long long>((header.page_count * sizeof(page_t) + 4095) & ~<uint64_t>4095))
+        for section in range(self._sections.len):
+            store_8(&self._memmap.sections[section], SECTION_ABSENT)
+
+
 cdef void raise_persisted(header_t *header, uint64_t epoch) noexcept nogil:
     """Raise the persisted epoch. Write-backs may end in any order; a later epoch covers earlier."""
     cdef uint64_t known = memory.load(&header.persisted_epoch)

@@ -40,6 +40,12 @@ reader may see.
   after it has begun a section. If the word is set, the worker ends the section and waits. So after
   a grace period no worker reads anything of the tables or of page structures, and these may move:
   see `growth`. Whatever ends the workers ends the pause, too.
+- **Generation.** It changes while all workers are paused, or none lives: then all references on
+  pages are gone, those of a killed worker as well. What the control plane holds it takes anew
+  before a worker runs.
+- **Killed workers** leave their section words odd, references on pages, and maybe the lock of a
+  set. Once no thread of the data plane lives, the control plane makes the words even, frees the
+  locks, and begins a new generation (`SharedEngine.forget_workers`).
 - **Counters** in a worker's slot are written only by that worker; readers take them as they come.
 - **Faults.** A record lies at `fault_count` modulo the number of records; a reader may find one
   that is half written.
@@ -328,6 +334,22 @@ class SharedMemory:
         """Let workers go on. They see what was stored during the pause."""
         self._set_paused(0)
 
+    def forget_workers(self) -> None:
+        """No thread of the data plane lives any more: end what its workers have begun.
+
+        No grace period waits for them from now on, and no lock is theirs. The references that they
+        held on pages stay, for a new generation to forget.
+        """
+        for worker in range(self.worker_count):
+            section = self.slot_word(worker, "section")
+            self._set_slot_word(worker, "section", section + (section & 1))
+            self._set_slot_word(worker, "thread_id", 0)
+        self.free_locks()
+
+    def free_locks(self) -> None:
+        """Free all locks of the sets of a cache. Whoever held one must be dead."""
+        self.cache_locks[:] = bytes(len(self.cache_locks))
+
     # Tables
 
     def publish(
@@ -535,9 +557,12 @@ class SharedMemory:
         slot = self.areas.slots + worker * layouts.SLOT_BYTES
         return slot + layouts.SLOT_HEAD.offset_of(name)
 
+    def _set_slot_word(self, worker: int, name: str, value: int) -> None:
+        store_word(self.memory, self._slot_offset(worker, name), value)
+
     def _set_paused(self, value: int) -> None:
         for worker in range(self.worker_count):
-            store_word(self.memory, self._slot_offset(worker, "paused"), value)
+            self._set_slot_word(worker, "paused", value)
 
     def _check(self, inode: int, size_bytes: int, live_offset: int, limit_bytes: int) -> None:
         if inode <= 0 or size_bytes < 0 or limit_bytes < size_bytes:

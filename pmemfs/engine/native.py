@@ -12,13 +12,14 @@ Invariants:
 from __future__ import annotations
 
 import errno
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import trio
 
 from pmemfs.dataplane.counters import WorkerCounters, read_counters
 from pmemfs.dataplane.layouts import Extent, FaultRecord, KeptAttributes, Operation
+from pmemfs.dataplane.memmap import SharedMemmap
 from pmemfs.dataplane.presence import expect_holes, look_again, survey
 from pmemfs.dataplane.tables import Grace, SharedMemory
 from pmemfs.engine.base import Engine
@@ -30,6 +31,7 @@ from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap import Memmap
 from pmemfs.pfn import PAGE_SHIFT
 from pmemfs.pool import Pool
+from pmemfs.pool.pool import next_generation
 from pmemfs.units import format_size
 from pmemfs.volume.block import DeviceOnlookers
 from pmemfs.volume.onefile import INODE, KEPT, Onlookers
@@ -51,6 +53,9 @@ class SharedEngine(Engine):
         self.presence_lock = trio.Lock()
         """Held while presence changes."""
         self._faults_seen = 0
+        self.holders: list[Callable[[], None]] = []
+        """Who holds pages across an await: each is called to take all of its references anew, as
+        pins, after a new generation has begun. Nothing else runs meanwhile."""
 
     @property
     def _data(self) -> Zone:
@@ -73,6 +78,33 @@ class SharedEngine(Engine):
             self.shared.set_header_word("lost_errno", error.errno or errno.EIO)
             raise
         self._memmap.end_persist(epoch)
+
+    def forget_workers(self) -> None:
+        """The data plane was killed: let nothing that it held keep anything busy.
+
+        No worker may live, and none may be started before this returns. Raises OSError if the label
+        can't be written; then nothing may be served any more.
+        """
+        self.shared.forget_workers()
+        self.renew()
+
+    def renew(self) -> None:
+        """Begin a new generation of page structures, in which only the `holders` hold pages.
+
+        No worker may be in a section. Raises OSError, and what holders raise.
+        """
+        # What workers have stored is flushed. That it is dirty as well, msync must find out anew.
+        if self._medium.durability is not Durability.MSYNC:
+            self._medium.fence()
+        if self._medium.read_only:
+            # No structure lies in the pool then, so no label has to know the generation.
+            generation = next_generation(self.shared.header_word("generation"))
+        else:
+            generation = self._pool.renew()
+        if isinstance(self._memmap, SharedMemmap):
+            self._memmap.renew(generation)
+        for hold_again in self.holders:
+            hold_again()
 
     def note_options(self, options: str) -> None:
         self.shared.note_options(options)

@@ -13,8 +13,8 @@ Invariants:
   structures, or another user's bytes, would show up as data;
 - the data zone starts where it did, so nothing that is stored moves;
 - the new memmap zone has no page structure of a generation to come. A pool that is not mounted gets
-  another random generation, as at `create`. A mounted pool keeps its generation, so its new zone is
-  cleared.
+  another random generation, as at `create`. A mounted pool keeps its generation, or gets the next
+  one if a process of the mount has died, so its new zone is cleared.
 
 An interrupted growth leaves a longer medium, with a label at its end that loses against the labels
 of the pool.
@@ -60,6 +60,7 @@ class Growth:
         """
         _check_order(pool)
         self._pool = pool
+        self._is_mounted = is_mounted
         self._is_clean_behind = align_up(unknown_end_bytes, FRAME_BYTES)
         self.old = pool.zones
         generation = pool.label.generation if is_mounted else new_generation()
@@ -75,7 +76,12 @@ class Growth:
 
     def announce(self) -> None:
         """See the module's docstring. Raises OSError, as all steps do."""
-        self._pool.announce(self._label)
+        pool, generation = self._pool, self._label.generation
+        with pool.lock:
+            if self._is_mounted:
+                # It may be another one by now.
+                generation = pool.label.generation
+            pool.announce(pool.grown_label(self._label.pool_size_bytes, generation))
 
     def clear_data(self) -> None:
         """Clear what becomes data, except for the old copy of the label.
@@ -96,9 +102,11 @@ class Growth:
         # This order: if the old copy were cleared after the label in front was written, a crash
         # between the two would leave a label in the data.
         copy = self.old.label_copy
-        if copy.offset_bytes < self.new.data.end_bytes:
-            self._pool.medium.clear(copy.offset_bytes, copy.size_bytes)
-        self._pool.adopt(self._label)
+        with self._pool.lock:
+            # Nobody writes the old copy again in between.
+            if copy.offset_bytes < self.new.data.end_bytes:
+                self._pool.medium.clear(copy.offset_bytes, copy.size_bytes)
+            self._pool.adopt()
 
     def abandon(self) -> bool:
         """Go back to the old size after a step that failed; whether the labels surely say it.

@@ -4,12 +4,15 @@ Invariants:
 - both copies record generation g before any page structure gets generation g. So whichever copy
   survives, no stale structure counts as a current one;
 - `create` and `open` touch nothing but the two labels;
+- a label that is announced has the generation of the label in force, whatever happens meanwhile:
+  otherwise the first mount of a pool that has just grown could take old structures for its own;
 - a pool grows (see `growth`) onto the end of the medium. The new copy of the label is written there
   first, so that it is found whatever becomes of the two that say the old size.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 import uuid
 from typing import NamedTuple
@@ -57,6 +60,11 @@ def new_generation() -> int:
     return secrets.randbits(62) or 1
 
 
+def next_generation(generation: int) -> int:
+    """The generation after another one."""
+    return (generation + 1) % _GENERATION_LIMIT or 1
+
+
 class PoolSpec(NamedTuple):
     """What a new pool should be like."""
 
@@ -79,6 +87,9 @@ class Pool:
         self.zones: Zones = self.label.zones
         # A growth that was interrupted may have left a copy at the end of the medium.
         self._least_sequence = max(self.label.sequence, stray_sequence(medium, self.label))
+        self._announced: Label | None = None
+        self.lock = threading.RLock()
+        """Held while labels are written: a growth writes them in a thread."""
 
     @classmethod
     def create(cls, medium: Medium, spec: PoolSpec) -> Pool:
@@ -161,7 +172,7 @@ class Pool:
         self._write(
             replace(
                 self.label,
-                generation=(self.label.generation + 1) % _GENERATION_LIMIT or 1,
+                generation=next_generation(self.label.generation),
                 mount_count=self.label.mount_count + 1,
                 mounted_ns=time.time_ns(),
                 state=State.DIRTY,
@@ -173,6 +184,21 @@ class Pool:
         if self.label.state != State.CLEAN:
             self._write(replace(self.label, state=State.CLEAN))
 
+    def renew(self) -> int:
+        """Record one more generation for the mount that lasts, and return it. Raises as
+        `begin_mount`.
+
+        No page may be in use meanwhile: from now on, each structure reads as uninitialised.
+        """
+        with self.lock:
+            generation = next_generation(self.label.generation)
+            if self._announced is not None:
+                sequence = self._least_sequence + 1
+                label = replace(self._announced, generation=generation, sequence=sequence)
+                self.announce(_readable(label))
+            self._write(replace(self.label, generation=generation))
+        return generation
+
     def resume_mount(self) -> None:
         """Take `end_mount` back, as long as the mount lasts. Raises as `begin_mount`.
 
@@ -181,8 +207,11 @@ class Pool:
         self._write(replace(self.label, state=State.DIRTY))
 
     def rewrite(self) -> None:
-        """Write both copies of the label anew, whatever they hold. Raises as `begin_mount`."""
-        self._write(self.label)
+        """Write both copies of the label anew, whatever they hold, and forget what was announced.
+        Raises as `begin_mount`."""
+        with self.lock:
+            self._announced = None
+            self._write(self.label)
 
     def grown_label(self, size_bytes: int, generation: int) -> Label:
         """The label of this pool at another size. Raises BadGeometry and InvalidLabel."""
@@ -197,20 +226,27 @@ class Pool:
 
     def announce(self, label: Label) -> None:
         """Write the copy of a `grown_label` to its place, where it does not count yet."""
-        self._least_sequence = label.sequence
-        write_label(self.medium, label, label.pool_size_bytes - LABEL_BYTES)
+        with self.lock:
+            self._announced = label
+            self._least_sequence = label.sequence
+            write_label(self.medium, label, label.pool_size_bytes - LABEL_BYTES)
 
-    def adopt(self, label: Label) -> None:
-        """Write an announced label in front; from now on it is the pool's label."""
-        write_label(self.medium, label, 0)
-        self.label, self.zones = label, label.zones
-        self._read_back()
+    def adopt(self) -> None:
+        """Write the announced label in front; from now on it is the pool's label."""
+        with self.lock:
+            assert self._announced is not None
+            write_label(self.medium, self._announced, 0)
+            self.label, self.zones = self._announced, self._announced.zones
+            self._announced = None
+            self._read_back()
 
     def _write(self, label: Label) -> None:
-        self._least_sequence += 1
-        self.label = _readable(replace(label, sequence=self._least_sequence, software=_software()))
-        write_labels(self.medium, self.label, in_force=self._current)
-        self._read_back()
+        with self.lock:
+            self._least_sequence += 1
+            label = replace(label, sequence=self._least_sequence, software=_software())
+            self.label = _readable(label)
+            write_labels(self.medium, self.label, in_force=self._current)
+            self._read_back()
 
     def _read_back(self) -> None:
         self.readings = read_labels(self.medium)

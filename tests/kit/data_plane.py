@@ -221,10 +221,13 @@ class SharedFiles:
         """The same, as another process finds it, once this one is not used any more."""
         return share_files(self.pool, SharedMemory(os.dup(self.shared.fd)))
 
+    def engine(self) -> SharedEngine:
+        """What the planes do together."""
+        return SharedEngine(self.pool, self.medium, self.memmap, self.shared)
+
     def door(self) -> tuple[Handlers, WireDoor]:
         """The way into it."""
-        engine = SharedEngine(self.pool, self.medium, self.memmap, self.shared)
-        return door_to(self.fs, engine, self.tables, shared=self.shared)
+        return door_to(self.fs, self.engine(), self.tables, shared=self.shared)
 
     def worker(self) -> Responder:
         """A worker of the data plane."""
@@ -232,9 +235,9 @@ class SharedFiles:
 
 
 @contextmanager
-def shared_files(directory: Path) -> Iterator[SharedFiles]:
-    """A new, empty file system of 64 MiB without page structures, and what a worker sees of it."""
-    with mapped_pool(directory, Scheme.NONE, 4 * KIB, 64 * MIB) as pool:
+def shared_files(directory: Path, scheme: Scheme = Scheme.NONE) -> Iterator[SharedFiles]:
+    """A new, empty file system of 64 MiB, and what a worker sees of it."""
+    with mapped_pool(directory, scheme, 4 * KIB, 64 * MIB) as pool:
         FileSystem.format(pool)
         shared = share_pool(pool, worker_count=1, has_files=True)
         shared.set_header_word("answered", ALL)
