@@ -181,9 +181,18 @@ class Header:
     lost_errno: int = stored("<u8", "of the first write-back that failed; 0: none")
     fault_count: int = stored("<u8", "faults since the mount; the latest are in the records")
     ends: int = stored("<u8", "1: workers end as soon as they notice")
-    idle: int = stored("V24", "zero", default=bytes(24))
+    ended: int = stored(
+        "<u8", "1 + errno that the data plane ended with by itself; 0: it runs, or was killed"
+    )
+    idle: int = stored("V16", "zero", default=bytes(16))
     replied: int = stored("<u8", "replies of the control plane that went through no worker")
-    rest: int = stored("V56", "zero", default=bytes(56))
+    plane_deaths: int = stored("<u8", "data planes of this mount that died")
+    plane_died_ns: int = stored("<u8", "when the last one did", unit="ns since 1970")
+    daemon_deaths: int = stored("<u8", "daemons of this mount that died")
+    daemon_died_ns: int = stored("<u8", "when the last one did", unit="ns since 1970")
+    keeper_deaths: int = stored("<u8", "keepers of this mount that died")
+    keeper_died_ns: int = stored("<u8", "when the last one did", unit="ns since 1970")
+    rest: int = stored("V8", "zero", default=bytes(8))
 
 
 @structure

@@ -78,9 +78,16 @@ cdef struct header_t:
     uint64_t lost_errno
     uint64_t fault_count
     uint64_t ends
-    uint8_t idle[24]
+    uint64_t ended
+    uint8_t idle[16]
     uint64_t replied
-    uint8_t rest[56]
+    uint64_t plane_deaths
+    uint64_t plane_died_ns
+    uint64_t daemon_deaths
+    uint64_t daemon_died_ns
+    uint64_t keeper_deaths
+    uint64_t keeper_died_ns
+    uint8_t rest[8]
 
 
 cdef struct slot_t:
