@@ -18,6 +18,8 @@ TransportName = Literal["auto", "uring", "fd"]
 ENGINES: tuple[EngineName, ...] = ("native", "python")
 TRANSPORTS: tuple[TransportName, ...] = ("auto", "uring", "fd")
 """The first of each is what a mount gets that asks for none."""
+KEEPER = False
+"""Whether a mount that says nothing of it outlives its processes."""
 
 _ONE_FILE = (Mode.BLOCK, Mode.CACHE)
 _OF_MODE = {
@@ -58,13 +60,19 @@ _FOR_OTHERS = frozenset(
 )  # fmt: skip
 """Said to mount(8), which takes care of it."""
 
+_KEEPING = {
+    "keeper": {"keeper": True}, "no_keeper": {"keeper": False}, "standby": {"standby": True},
+    "no_standby": {"standby": False},
+}  # fmt: skip
 _FLAGS = ("allow_other", "populate", "huge_pages", "cached", "degraded")
-_WITH_VALUE = ("uid", "gid", "mode", "engine", "transport")
-_KNOWN = ("ro", "rw", *_FLAGS, *_WITH_VALUE, *_KERNEL_OPTIONS, *_TIMES_OF_ACCESS, *_FOR_OTHERS)
+_WITH_VALUE = ("uid", "gid", "mode", "engine", "transport", "hang_timeout")
+_KNOWN = (
+    "ro", "rw", *_FLAGS, *_WITH_VALUE, *_KEEPING, *_KERNEL_OPTIONS, *_TIMES_OF_ACCESS, *_FOR_OTHERS,
+)  # fmt: skip
 WORDS = (
     "ro", "rw", *_FLAGS, "uid=", "gid=", "mode=", *(f"engine={name}" for name in ENGINES),
-    *(f"transport={name}" for name in TRANSPORTS), *sorted(_KERNEL_OPTIONS | LATE),
-    *_TIMES_OF_ACCESS,
+    *(f"transport={name}" for name in TRANSPORTS), *_KEEPING, "hang_timeout=",
+    *sorted(_KERNEL_OPTIONS | LATE), *_TIMES_OF_ACCESS,
 )  # fmt: skip
 """What a shell proposes: all that means something here."""
 _ELSEWHERE = {
@@ -95,13 +103,15 @@ _SELINUX = "/sys/fs/selinux/enforce"
 _WORD = re.compile(r'(?:[^,"]|"[^"]*"|")+')
 
 
+_ID, _OCTAL = "a number, as 'id' shows it", "an octal number, such as 600"
+_LONGEST_SECONDS = 24 * 60 * 60
 _MOST_BYTES = 4000
 """Of the text of all options: the kernel's page for them, and room for what the mount adds. The
 shared memory of the planes has as much."""
 
 _FIXED = (
     "uid", "gid", "mode", "allow_other", "populate", "huge_pages", "cached", "degraded", "engine",
-    "transport",
+    "transport", "keeper", "standby", "hang_timeout",
 )  # fmt: skip
 """What can't change while it is mounted."""
 
@@ -129,6 +139,12 @@ class MountOptions:
     """Listing a directory is no access."""
     engine: EngineName = ENGINES[0]
     transport: TransportName = TRANSPORTS[0]
+    keeper: bool = KEEPER
+    """Start again what dies of the mount's processes; the native engine only."""
+    standby: bool = True
+    """Have a process wait to take the daemon's place; with a keeper only."""
+    hang_timeout: int = 0
+    """End a process of the mount that has made no progress for so many seconds; 0: never."""
     kernel: tuple[str, ...] = ()
     said: frozenset[str] = field(default=frozenset(), compare=False)
     """Which of `_OF_MODE` somebody has asked for."""
@@ -152,8 +168,22 @@ class MountOptions:
             raise BadMountOption(
                 option=f"transport={options.transport}", why="only the native engine has transports"
             )
+        options._check_keeping()
         options._check_length()
         return options
+
+    def _check_keeping(self) -> None:
+        if self.engine == "python" and self.keeper and not KEEPER:
+            why = "a mount of the python engine ends with its daemon"
+            raise BadMountOption(option="keeper", why=why)
+        if self.hang_timeout and not self.is_kept:
+            why = "only a keeper starts again what hangs: ask for keeper, too"
+            raise BadMountOption(option=f"hang_timeout={self.hang_timeout}", why=why)
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the mount outlives its processes."""
+        return self.keeper and self.engine == "native"
 
     def check_mode(self, mode: Mode) -> None:
         """Raise BadMountOption where something was asked for that a pool of this mode has not."""
@@ -173,6 +203,12 @@ class MountOptions:
             words.append(f"engine={self.engine}")
         if self.transport != TRANSPORTS[0]:
             words.append(f"transport={self.transport}")
+        if self.keeper != KEEPER:
+            words.append("keeper" if self.keeper else "no_keeper")
+        if not self.standby:
+            words.append("no_standby")
+        if self.hang_timeout:
+            words.append(f"hang_timeout={self.hang_timeout}")
         flags = {"ro": self.read_only, "allow_other": self.allow_other,
                  "populate": self.populate, "huge_pages": self.huge_pages,
                  "cached": self.cached, "degraded": self.degraded,
@@ -215,13 +251,18 @@ class MountOptions:
         if word in _FLAGS:
             return self._replaced(**{word: True})
         if equals and name in ("uid", "gid"):
-            return self._replaced(**{name: _number(word, value, 10, (1 << 32) - 2)})
+            return self._replaced(**{name: _number(word, value, 10, (1 << 32) - 2, _ID)})
         if equals and name == "mode":
-            return replace(self, mode=_number(word, value, 8, 0o7777))
+            return replace(self, mode=_number(word, value, 8, 0o7777, _OCTAL))
         if equals and name == "engine":
             return self._replaced(engine=_one_of(word, value, ENGINES))
         if equals and name == "transport":
             return self._replaced(transport=_one_of(word, value, TRANSPORTS))
+        if equals and name == "hang_timeout":
+            seconds = _number(word, value, 10, _LONGEST_SECONDS, "a number of seconds")
+            return self._replaced(hang_timeout=seconds)
+        if word in _KEEPING:
+            return self._replaced(**_KEEPING[word])
         if word in _TIMES_OF_ACCESS:
             options = self._replaced(**_TIMES_OF_ACCESS[word])
             # The later of two that contradict each other counts, here and below.
@@ -279,11 +320,10 @@ def _one_of(word: str, value: str, choices: tuple[str, ...]) -> str:
     return value
 
 
-def _number(word: str, text: str, base: int, most: int) -> int:
+def _number(word: str, text: str, base: int, most: int, kind: str) -> int:
     try:
         number = int(text, base)
     except ValueError:
-        kind = "an octal number, such as 600" if base == 8 else "a number, as 'id' shows it"
         raise BadMountOption(option=word, why=f"{text!r} is not {kind}") from None
     if not 0 <= number <= most:
         raise BadMountOption(option=word, why="the number is out of range")

@@ -31,6 +31,8 @@ ids = st.integers(0, (1 << 32) - 2)
         huge_pages=st.booleans(),
         cached=st.booleans(),
         nodiratime=st.booleans(),
+        keeper=st.booleans(),
+        standby=st.booleans(),
         kernel=st.lists(
             kernel_words, max_size=5, unique_by=lambda word: word.removeprefix("no").lstrip("a")
         ).map(tuple),
@@ -115,6 +117,8 @@ def test_the_last_of_rw_and_ro_wins() -> None:
         ("gid=4294967295", "out of range"),
         ("mode=8", "is not an octal number"),
         ("mode=10000", "out of range"),
+        ("hang_timeout=soon", "is not a number of seconds"),
+        ("hang_timeout=86401", "out of range"),
     ],
 )
 def test_an_option_that_is_not_valid_is_refused_by_name(option: str, why: str) -> None:
@@ -146,3 +150,19 @@ def test_of_two_options_that_contradict_each_other_the_later_counts(
     text: str, kept: tuple[str, ...]
 ) -> None:
     assert MountOptions.parse(text).kernel == kept
+
+
+def test_what_hangs_is_ended_only_where_something_starts_it_again() -> None:
+    options = MountOptions.parse("keeper,hang_timeout=20")
+    assert options.hang_timeout == 20
+    assert MountOptions.parse(options.as_text()) == options
+    with pytest.raises(BadMountOption, match="ask for keeper"):
+        MountOptions.parse("no_keeper,hang_timeout=20")
+
+
+def test_a_mount_of_the_python_engine_is_not_kept() -> None:
+    assert MountOptions.parse("keeper").is_kept
+    assert not MountOptions.parse("no_keeper").is_kept
+    assert not MountOptions.parse("engine=python").is_kept
+    with pytest.raises(BadMountOption, match="ends with its daemon"):
+        MountOptions.parse("keeper,engine=python")
