@@ -1,0 +1,71 @@
+"""A mount that is kept outlives its processes: programs notice a pause, and nothing else.
+
+PMEMFS_KILL_ROUNDS in the environment says how often each test kills, instead of 3 times.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from kit.commands import pmemfs
+from kit.killing import BOTH, DAEMON, KEPT, VICTIMS, Kills, Load, processes_of
+from kit.mounts import NATIVE, PoolMaker
+from kit.processes import wait_until
+from pmemfs.mount.options import WORDS
+
+pytestmark = [
+    pytest.mark.mount, pytest.mark.slow, pytest.mark.usefixtures("engine"),
+    pytest.mark.skipif("keeper" not in WORDS, reason="no mount outlives its processes yet"),
+]  # fmt: skip
+
+ROUNDS = int(os.environ.get("PMEMFS_KILL_ROUNDS", "3"))
+native = pytest.mark.parametrize("engine", NATIVE, indirect=True, ids=str)
+
+
+def may_cancel(pools: PoolMaker, victim: str) -> bool:
+    """Whether requests may be lost: those that the kernel is handing to a ring that dies."""
+    return pools.engine.transport == "uring" and victim != DAEMON
+
+
+def assert_survived(pools: PoolMaker, kills: Kills) -> None:
+    """Nothing went wrong, the mount knows of the deaths, and it ends as ever."""
+    outcome = kills.load.outcome
+    pauses = sorted(round(pause, 3) for pause in kills.pauses())
+    print(dict(outcome.tally), "pauses:", pauses)
+    assert outcome.wrong == []
+    pools.umount(kills.mounted)
+    wait_until(lambda: not processes_of(pools.directory), "all of its processes have ended")
+    checked = pmemfs("check", kills.mounted.pool)
+    assert checked.code == 0, f"{checked.out}\n{checked.err}"
+    assert "0 leaked" in checked.out or "file system" not in checked.out, checked.out
+
+
+@native
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_programs_in_a_file_system_notice_a_pause(
+    pools: PoolMaker, tmp_path: Path, victim: str
+) -> None:
+    mounted = pools.mount(pools.create("fs0", "128M", "--mode", "fs"), *KEPT)
+    load = Load(tmp_path, cancels=may_cancel(pools, victim))
+    kills = Kills(mounted, load)
+    with load.working():
+        load.add_file_system(mounted.mountpoint)
+        for _ in range(ROUNDS):
+            kills.kill(victim)
+    assert_survived(pools, kills)
+
+
+@native
+def test_programs_on_a_block_device_notice_a_pause(pools: PoolMaker, tmp_path: Path) -> None:
+    mounted = pools.mount(pools.create(size="32M"), *KEPT)
+    load = Load(tmp_path, cancels=may_cancel(pools, BOTH))
+    kills = Kills(mounted, load)
+    with load.working():
+        load.add("reader", mounted.device, 1)
+        load.add_fio(mounted.device, "4m", offset="4m")
+        for number in range(ROUNDS):
+            kills.kill(VICTIMS[number % len(VICTIMS)])
+    assert_survived(pools, kills)
