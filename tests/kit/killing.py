@@ -26,6 +26,7 @@ from typing import Any
 
 from kit import unbroken
 from kit.mounts import Mounted
+from kit.postgres import Postgres
 from kit.processes import is_running
 from pmemfs.control.client import call
 from pmemfs.control.places import socket_path
@@ -69,7 +70,7 @@ class Load:
         self.cancels = cancels
         self.outcome = Outcome()
         self._programs: dict[str, subprocess.Popen[str]] = {}
-        self._fio: list[threading.Thread] = []
+        self._threads: list[threading.Thread] = []
         self._is_over = threading.Event()
 
     @contextmanager
@@ -120,9 +121,31 @@ class Load:
         if self.cancels:
             number = errno.ECANCELED
             words.append(f"--ignore_error={number},{number},{number}")
-        thread = threading.Thread(target=self._run_fio, args=(words,))
-        self._fio.append(thread)
+        self._start_thread(self._run_fio, words)
+
+    def add_postgres(self, place: Path) -> None:
+        """Let pgbench work on a server with its data there."""
+        server = Postgres(place, self.directory)
+        self._start_thread(self._run_postgres, server)
+
+    def _start_thread(self, target: Callable[..., None], *arguments: object) -> None:
+        thread = threading.Thread(target=target, args=arguments, daemon=True)
+        self._threads.append(thread)
         thread.start()
+
+    def _run_postgres(self, server: Postgres) -> None:
+        try:
+            while not self._is_over.is_set():
+                if wrong := server.work():
+                    self.outcome.wrong.append(f"pgbench: {wrong}")
+                    break
+            if wrong := server.end():
+                self.outcome.wrong.append(f"postgres: {wrong}")
+            self.outcome.tally["committed"] = server.committed
+        except Exception as failure:
+            self.outcome.wrong.append(f"postgres: {failure}: {stacks(server.pid)}")
+        finally:
+            server.kill()
 
     def _run_fio(self, words: Sequence[str]) -> None:
         seed = 0
@@ -162,11 +185,10 @@ class Load:
         deadline = time.monotonic() + END_SECONDS
         for name, program in programs.items():
             self._take_answer(name, program, deadline)
-        for thread in self._fio:
+        for thread in self._threads:
             thread.join(max(0.1, deadline - time.monotonic()))
             if thread.is_alive():
-                name, running = list(self._programs.items())[-1]
-                self.outcome.wrong.append(f"{name} hangs: {stacks(running.pid)}")
+                self.outcome.wrong.append(f"fio or postgres hangs: {stacks(os.getpid())}")
         for program in self._programs.values():
             program.kill()
 
