@@ -312,6 +312,15 @@ class Kills:
         moments = [*(it.at for it in self.all), time.monotonic()]
         return [self.load.outcome.pause(*stretch) for stretch in pairwise(moments)]
 
+    def summary(self) -> str:
+        """What was done, and how long the reader waited at the kills; for who runs many rounds."""
+        pauses = sorted(self.pauses())
+        words = [f"{name} {count}" for name, count in sorted(self.load.outcome.tally.items())]
+        if pauses:
+            places = {"p50": len(pauses) // 2, "p99": len(pauses) * 99 // 100, "longest": -1}
+            words += [f"{name} pause {pauses[at]:.3f} s" for name, at in places.items()]
+        return f"{len(pauses)} kills: {', '.join(words)}"
+
 
 def processes_of(directory: Path) -> list[int]:
     """Processes that have something below a directory open, or in their command line."""
