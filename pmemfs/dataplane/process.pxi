@@ -12,9 +12,9 @@ or says so (`ends`). Whatever was begun is finished, except what waits for the c
 from libc.errno cimport EINTR, EINVAL, ENOTCONN, errno
 from libc.signal cimport SIGUSR1
 from libc.stddef cimport size_t
-from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 from posix.unistd cimport close, pipe, usleep
 
 from pmemfs.dataplane cimport memory
@@ -144,19 +144,26 @@ cdef int handshake(process_t *process) noexcept nogil:
 
 
 cdef void *run_notices(void *argument) noexcept nogil:
-    """Tell the kernel what the control plane asks for, in order, and send back what came of it."""
+    """Tell the kernel what the control plane asks for, in order, and send back what came of it.
+
+    In front of each notice stands its number, which comes back with the errno.
+    """
     cdef process_t *process = <process_t *>argument
     cdef char notice[NOTICE_BYTES]
+    cdef uint64_t answer[2]
     cdef ssize_t count
-    cdef int32_t failed
     while True:
         count = recv(process.notices_fd, notice, NOTICE_BYTES, 0)
         if count < 0 and errno == EINTR:
             continue
-        if count <= 0:
+        if count < <ssize_t>sizeof(uint64_t):
             return NULL
-        failed = errno if c_write(process.plane.fuse_fd, notice, <size_t>count) < 0 else 0
-        if c_write(process.notices_fd, &failed, sizeof(failed)) < 0:
+        memcpy(answer, notice, sizeof(uint64_t))
+        count -= sizeof(uint64_t)
+        answer[1] = 0
+        if c_write(process.plane.fuse_fd, notice + sizeof(uint64_t), <size_t>count) < 0:
+            answer[1] = <uint64_t>errno
+        if c_write(process.notices_fd, answer, sizeof(answer)) < 0:
             return NULL
 
 

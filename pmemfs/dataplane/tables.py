@@ -58,7 +58,7 @@ import mmap
 import os
 import struct
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
 from typing import NamedTuple, Self
 
@@ -344,11 +344,28 @@ class SharedMemory:
             section = self.slot_word(worker, "section")
             self._set_slot_word(worker, "section", section + (section & 1))
             self._set_slot_word(worker, "thread_id", 0)
-        self.free_locks()
+        self._free_locks(lambda holder: holder < layouts.CONTROL_HOLDER)
 
-    def free_locks(self) -> None:
-        """Free all locks of the sets of a cache. Whoever held one must be dead."""
-        self.cache_locks[:] = bytes(len(self.cache_locks))
+    def forget_control(self) -> None:
+        """The control plane has died, and this process takes its place: let no worker wait for it.
+
+        Whether workers are paused stays as it is, because page structures may have been about to
+        move.
+        """
+        self._free_locks(lambda holder: holder >= layouts.CONTROL_HOLDER)
+        if self.memmap_place is MemmapPlace.SHARED:
+            at = self.areas.sections
+            states = bytes(self.memory[at : self.areas.tables])
+            # Its memory may be there or not, but it says nothing that counts.
+            for section in _places_of(states, layouts.SectionState.GOING):
+                self.memory[at + section] = layouts.SectionState.ABSENT
+
+    def _free_locks(self, is_dead: Callable[[int], bool]) -> None:
+        """Free the locks of the sets of a cache whose holders are dead."""
+        locks = self.cache_locks.cast("Q")
+        for number, holder in enumerate(locks.tolist()):
+            if holder and is_dead(holder):
+                store_word(self.cache_locks, 8 * number, 0)
 
     # Tables
 
@@ -467,13 +484,12 @@ class SharedMemory:
 
     def published_attributes(self) -> dict[int, int]:
         """The inodes whose GETATTR the data plane answers, by place."""
-        start, size = self.areas.attributes, layouts.ATTRIBUTES_ENTRY.size_bytes
         found = {}
-        for data_start, data_end in data_ranges(self.fd, start, start + _ATTRIBUTES_BYTES):
-            for entry in range(data_start, data_end, size):
-                inode = load_word(self.memory, entry + _ATTRIBUTES_INODE_AT)
-                if inode:
-                    found[(entry - start) // size] = inode
+        for entry in self._used_attributes():
+            inode = load_word(self.memory, entry + _ATTRIBUTES_INODE_AT)
+            if inode:
+                place = (entry - self.areas.attributes) // layouts.ATTRIBUTES_ENTRY.size_bytes
+                found[place] = inode
         return found
 
     def kept_attributes(self, inode: int) -> KeptAttributes | None:
@@ -531,6 +547,11 @@ class SharedMemory:
             self._arena = Arena(self.areas.tables, layouts.EXTENT_ARENA_BYTES, taken)
         except ValueError as error:
             raise ForeignSharedMemory(why=str(error)) from None
+        if not self._read_only:
+            for place in self._used_attributes():
+                if load_word(self.memory, place) & 1:
+                    # The daemon that wrote here was killed in between: there is nothing to read.
+                    write_seqlocked(self.memory, place, _NO_ATTRIBUTES)
         used = set(self._entries.values())
         size = layouts.INODE_ENTRY.size_bytes
         last = self.areas.inodes + (layouts.INODE_ENTRIES - 1) * size
@@ -539,6 +560,12 @@ class SharedMemory:
         # waits for a grace period, like anything that is withdrawn here.
         self._retired.append(_Retired(self.begin_grace(), self._arena.take_all(), entries))
         self._reclaim()
+
+    def _used_attributes(self) -> Iterator[int]:
+        """The places that ever had the attributes of an inode."""
+        start, size = self.areas.attributes, layouts.ATTRIBUTES_ENTRY.size_bytes
+        for data_start, data_end in data_ranges(self.fd, start, start + _ATTRIBUTES_BYTES):
+            yield from range(data_start, data_end, size)
 
     def _used_entries(self) -> Iterator[int]:
         """The entries that were ever used for an inode."""
@@ -643,6 +670,13 @@ class SharedMemory:
             for entry in retired.entries:
                 place = (entry - self.areas.inodes) // layouts.INODE_ENTRY.size_bytes
                 self._free_entries[place // layouts.INODE_WAYS].append(entry)
+
+
+def _places_of(states: bytes, wanted: int) -> Iterator[int]:
+    at = states.find(wanted)
+    while at >= 0:
+        yield at
+        at = states.find(wanted, at + 1)
 
 
 class _Retired(NamedTuple):

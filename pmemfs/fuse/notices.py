@@ -1,13 +1,20 @@
 """Notices to the kernel, sent through the data plane, because only it has the connection.
 
-A thread of the data plane that serves no queue writes each notice and sends back the errno, in
-order. So sending a notice holds up no request, and the sender can wait until the kernel knows.
-`handlers/notifications` says what may be waited for.
+A thread of the data plane that serves no queue writes each notice and sends back its number and the
+errno, in order. So sending a notice holds up no request, and the sender can wait until the kernel
+knows. `handlers/notifications` says what may be waited for.
+
+A data plane that dies may take a notice with it that was not answered; a daemon that dies leaves
+answers that its successor has not waited for. So each notice has a number that no other one of the
+mount has.
 """
 
 from __future__ import annotations
 
+import itertools
 import socket
+import struct
+import time
 from collections import deque
 from collections.abc import Generator
 from typing import Any
@@ -16,14 +23,16 @@ import trio
 
 from pmemfs.fuse import wire
 
-_ERRNO_BYTES = 4
+_NUMBER = struct.Struct("<Q")
+_ANSWER_BYTES = 2 * _NUMBER.size
 _WHOLE = wire.OUT_HEADER.size + wire.NOTIFY_INVAL_INODE_OUT.size
 
 
 class Told:
     """A notice. Awaiting it ends once the kernel has been told."""
 
-    def __init__(self) -> None:
+    def __init__(self, message: bytes) -> None:
+        self.message = message
         self._is_over = trio.Event()
 
     def end(self) -> None:
@@ -39,19 +48,27 @@ class Notices:
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
+        self._numbers = itertools.count(time.time_ns())
         self._unsent: deque[bytes] = deque()
-        self._under_way: deque[Told] = deque()
+        self._under_way: dict[int, Told] = {}
         self._has_hung_up = False
 
     def tell(self, ino: int) -> Told:
         """Let the kernel ask for the attributes of an inode again."""
         # An offset below 0 means: only attributes, and no data.
         notice = wire.NOTIFY_INVAL_INODE_OUT.pack(ino, -1, 0)
-        told = Told()
-        self._under_way.append(told)
-        self._unsent.append(wire.OUT_HEADER.pack(_WHOLE, wire.NOTIFY_INVAL_INODE, 0) + notice)
+        header = wire.OUT_HEADER.pack(_WHOLE, wire.NOTIFY_INVAL_INODE, 0)
+        number = next(self._numbers)
+        told = self._under_way[number] = Told(_NUMBER.pack(number) + header + notice)
+        self._unsent.append(told.message)
         self._send()
         return told
+
+    def tell_again(self) -> None:
+        """The data plane was killed: say all that it has not answered once more. What it has said
+        is said twice, which does no harm."""
+        self._unsent = deque(told.message for told in self._under_way.values())
+        self._send()
 
     async def serve(self) -> None:
         """Learn which notices the kernel has got, until the data plane hangs up."""
@@ -59,15 +76,17 @@ class Notices:
             await trio.lowlevel.wait_readable(self._connection)
             try:
                 # The errno says whether the kernel knew the inode. Either way it is told now.
-                errno = self._connection.recv(_ERRNO_BYTES, socket.MSG_DONTWAIT)
+                answer = self._connection.recv(_ANSWER_BYTES, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 continue
             except ConnectionResetError:
-                errno = b""
-            if not errno:
+                answer = b""
+            if not answer:
                 self._hang_up()
                 return
-            self._under_way.popleft().end()
+            told = self._under_way.pop(_NUMBER.unpack_from(answer)[0], None)
+            if told is not None:
+                told.end()
             self._send()
 
     def _send(self) -> None:
@@ -87,5 +106,6 @@ class Notices:
     def _hang_up(self) -> None:
         self._has_hung_up = True
         self._unsent.clear()
-        while self._under_way:
-            self._under_way.popleft().end()
+        for told in self._under_way.values():
+            told.end()
+        self._under_way.clear()

@@ -21,7 +21,7 @@ import os
 import resource
 import threading
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pmemfs.errors import (
     MemoryFault,
@@ -79,13 +79,26 @@ class Advice(enum.IntEnum):
     POPULATE_WRITE = 23
 
 
+class Before(NamedTuple):
+    """What the process that has opened a medium found, and others rely on since."""
+
+    durability: Durability
+    was_reserved: bool
+
+
 class MappedMedium(Medium):
     """The memory behind a path, mapped whole."""
 
     def __init__(
-        self, source: Source, *, read_only: bool = False, locked_fd: int | None = None
+        self,
+        source: Source,
+        *,
+        read_only: bool = False,
+        locked_fd: int | None = None,
+        before: Before | None = None,
     ) -> None:
-        """Open, lock and map. Or map what `open_locked` has opened, and close that in the end.
+        """Open, lock and map. Or map what `open_locked` has opened, and close that in the end; it
+        goes on as it was `before`, if that is given.
 
         Raises UnusableSource and SourceBusy.
         """
@@ -102,16 +115,17 @@ class MappedMedium(Medium):
         self._reading_fd = -1
         """As `_fd`, but open for reading only, for other processes; -1 until one needs it."""
         try:
-            self.reserved = source.kind.is_device or _has_memory_everywhere(
-                self._fd, self.size_bytes
+            may_be_reserved = before is None or before.was_reserved
+            self.reserved = source.kind.is_device or (
+                may_be_reserved and _has_memory_everywhere(self._fd, self.size_bytes)
             )
-            self.durability = self._find_durability()
+            self.durability = before.durability if before else self._find_durability()
             self._mapping = self._map(self.size_bytes)
         except BaseException:
             os.close(self._fd)
             raise
         self._memory = memoryview(self._mapping)
-        self.was_reserved = self.reserved
+        self.was_reserved = before.was_reserved if before else self.reserved
         """Whether it was `reserved` when it was opened; added memory should be reserved as well."""
         self._unsynced_chunks: set[int] = set()
         self._chunks_lock = threading.Lock()
@@ -122,6 +136,13 @@ class MappedMedium(Medium):
     def open(cls, path: str, *, read_only: bool = False) -> MappedMedium:
         """Identify and open a path."""
         return cls(identify(path), read_only=read_only)
+
+    @classmethod
+    def adopt(cls, path: str, fd: int, before: Before, *, read_only: bool) -> MappedMedium:
+        """Go on with what another process has opened as `path`, and locked. That may have another
+        path by now, or none. `close` closes the descriptor."""
+        source = identify(f"/proc/self/fd/{fd}")._replace(path=path)
+        return cls(source, read_only=read_only, locked_fd=fd, before=before)
 
     def close(self) -> None:
         """Unlock and unmap. Views that are still held stay valid until they are released."""

@@ -137,6 +137,17 @@ def test_an_entry_that_was_half_given_out_is_free_again(tables: Tables) -> None:
     assert tables.worker().answer(read_in(0, 1), opcode=READ, inode=7)[0] == "answer"
 
 
+def test_attributes_that_were_half_written_are_published_no_more(tables: Tables) -> None:
+    tables.shared.publish_attributes(7, bytes(104))
+    place = tables.shared.areas.attributes + layouts.attributes_place_of(7) * 128
+    store_word(tables.shared.memory, place, load_word(tables.shared.memory, place) + 1)
+    found = again(tables.shared)
+    assert found.published_attributes() == {}
+    assert load_word(found.memory, place) % 2 == 0
+    found.publish_attributes(7, bytes(104))
+    assert 7 in found.published_attributes().values()
+
+
 def test_memory_of_others_is_refused_with_a_sentence(tables: Tables) -> None:
     with pytest.raises(ForeignSharedMemory, match="too short"):
         SharedMemory(os.memfd_create("short"))
@@ -368,6 +379,25 @@ def test_an_open_file_without_a_name_lasts_until_it_is_closed(shm: Path) -> None
         way.forget(ino, 1)
         with pytest.raises(OSError, match="no such inode"):
             found.fs.attributes(ino)
+
+
+def test_leaked_frames_that_a_pin_holds_wait_until_it_lets_go(shm: Path) -> None:
+    with shared_files(shm, Scheme.PMEM) as files:
+        number = files.fs.make(ROOT, b"f", FILE)
+        files.fs.write(number, 0, bytes(64 * KIB))
+        (run,) = files.fs.extents(number)
+        files.memmap.get_pages(run.pfn, run.frame_count)
+        files.fs.unlink(ROOT, b"f")
+        # The daemon dies, and nothing but the bitmaps says that anybody may have the frames.
+        found = files.again()
+        while found.fs.tidy() or found.fs.go_on():
+            pass
+        busy = found.fs.store.busy
+        assert busy.frame_count == run.frame_count
+        files.memmap.put_pages(run.pfn, run.frame_count)
+        while found.fs.tidy():
+            pass
+        assert busy.frame_count == 0
 
 
 def test_what_another_daemon_published_is_kept_true(shm: Path) -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from kit.sources import loop_device, needs_root, small_tmpfs, sparse_file
 from pmemfs.errors import EXIT_BUSY, ReadOnlyMedium, SourceBusy, UnusableSource
 from pmemfs.medium import writeback
 from pmemfs.medium.base import Durability
-from pmemfs.medium.mapped import Advice, MappedMedium
+from pmemfs.medium.mapped import Advice, Before, MappedMedium
 from pmemfs.medium.source import SourceKind, identify, make_file
 from pmemfs.units import KIB, MIB
 
@@ -124,6 +124,38 @@ def test_the_lock_goes_with_the_process_that_is_killed(shm: Path) -> None:
         child.send_signal(signal.SIGKILL)
         child.wait()
     MappedMedium.open(path).close()
+
+
+def test_a_successor_goes_on_with_what_was_opened_wherever_its_path_leads_by_now(shm: Path) -> None:
+    path = shm / "moved"
+    make_file(str(path), MIB, sparse=False)
+    with opened(path) as medium:
+        fd = os.dup(medium.fileno())
+        medium.store(0, b"there")
+        medium.keeps_lock = True
+    path.rename(shm / "elsewhere")
+    make_file(str(path), 2 * MIB, sparse=False)
+    before = Before(Durability.VOLATILE, was_reserved=True)
+    with closing(MappedMedium.adopt(str(path), fd, before, read_only=False)) as medium:
+        assert (medium.name, medium.size_bytes, medium.reserved) == (str(path), MIB, True)
+        assert bytes(medium.read(0, 5)) == b"there"
+        with pytest.raises(SourceBusy):
+            MappedMedium.open(str(shm / "elsewhere"))
+    MappedMedium.open(str(shm / "elsewhere")).close()
+
+
+def test_a_successor_relies_on_what_its_predecessor_found(shm: Path) -> None:
+    """Of a pool that was punched nobody can tell how it was, nor which durability a mapping has
+    that another process made."""
+    path = shm / "punched"
+    make_file(str(path), MIB, sparse=False)
+    with opened(path) as medium:
+        medium.punch_hole(0, 64 * KIB)
+        fd = os.dup(medium.fileno())
+    before = Before(Durability.CACHE_LINES, was_reserved=True)
+    with closing(MappedMedium.adopt(str(path), fd, before, read_only=False)) as medium:
+        assert medium.durability is Durability.CACHE_LINES
+        assert (medium.reserved, medium.was_reserved) == (False, True)
 
 
 def test_a_failed_open_leaves_no_lock_and_no_descriptor(shm: Path) -> None:

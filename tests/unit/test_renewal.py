@@ -187,6 +187,30 @@ def test_a_set_that_a_dead_worker_has_locked_is_free_again(shm: Path) -> None:
         assert cache.locks.lock(cache.ground.set_of(3))
 
 
+def test_a_set_that_a_dead_daemon_has_locked_is_free_again(shm: Path) -> None:
+    with cached(shm) as cache:
+        number = cache.ground.set_of(3)
+        other = number ^ 1
+        assert cache.locks.lock(number)
+        cache.shared.cache_locks.cast("Q")[other] = 1 + 1
+        cache.shared.forget_control()
+        assert cache.locks.holder(number) == 0
+        # That worker lives, and knows nothing of the daemon.
+        assert cache.locks.holder(other) == 1 + 1
+
+
+# A dead daemon
+
+
+def test_no_worker_waits_for_a_section_that_a_dead_daemon_was_dropping(shm: Path) -> None:
+    with in_process(shm, Scheme.ON_DEMAND) as (_, engine):
+        engine.shared.memory[engine.shared.areas.sections] = SectionState.GOING
+        engine.shared.forget_control()
+        engine.write(0, b"not in vain")
+        assert engine.read(0, 11) == b"not in vain"
+        assert engine.forwarded == 0
+
+
 # Growth
 
 
@@ -200,6 +224,8 @@ def test_a_growth_that_is_under_way_takes_the_new_generation_with_it(shm: Path) 
         growth = Growth(pool, 32 * MIB, 16 * MIB, is_mounted=True)
         pool.renew()
         growth.announce()
+        with torn(medium, 0):
+            assert Pool.open(medium).label.generation == pool.label.generation
         generation = pool.renew()
         # The power fails while the label in front is being written.
         with torn(medium, 0):

@@ -109,6 +109,7 @@ class LeakSearch:
     def _free_leaked_of(self, group: int, chunk: int) -> int:
         """Free the leaked frames of a chunk; its number."""
         allocator, geometry = self._store.allocator, self._store.ground.geometry
+        busy = self._store.busy
         # Taken anew before each look at the bitmap, because operations run between two steps.
         if allocator.given_out:
             self._owned.add(allocator.given_out)
@@ -117,7 +118,8 @@ class LeakSearch:
         leaked = used & ~self._owned.mask(group * GROUP_CHUNKS + chunk)
         start = geometry.group_pfn(group) + chunk * CHUNK_FRAMES
         for bit, count in runs_of(leaked):
-            allocator.free([Run(start + bit, count)])
+            # Nobody owns them, but after a takeover from a dead daemon a pin may hold them.
+            busy.add([Run(start + bit, count)], None)
             self.freed_frames += count
         return chunk
 
