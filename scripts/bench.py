@@ -40,7 +40,7 @@ def _listed_parts(indent: str, words_of: Callable[[Kind], Sequence[str]]) -> str
 
 HELP = f"""Compare pmemfs with tmpfs, the kernel's loop device, ext4 and other FUSE servers.
 
-It has six parts, which --only chooses from. Each subject is measured in turn within one run, so
+It has seven parts, which --only chooses from. Each subject is measured in turn within one run, so
 that what else the machine does hits all alike. Everything lives in /dev/shm and is removed
 afterwards, whatever happens. At the end stands which goals were met.
 

@@ -16,6 +16,7 @@ from benchmark.filecells import METADATA_CELLS, FileCell
 from benchmark.mountrun import MOUNT_RATIO, SPACE_SHARE, WALK_IDLE
 from benchmark.pagesrun import ARRAY_WORK, PINS
 from benchmark.report import Unit
+from benchmark.restartrun import VICTIMS, pause_name
 
 SUBJECT = "pmemfs"
 # the same in mode fs
@@ -141,6 +142,15 @@ def _goal_of_cache(
     return LimitGoal(what, cell, reading, unit, bound, is_least, CACHE)
 
 
+def _goals_of_pause(cell: str, what: str, median: float, late: float) -> tuple[LimitGoal, ...]:
+    return tuple(
+        LimitGoal(f"pause after kill -9 of {victim}, {what}, p{at}", cell,
+                  pause_name(cell, victim, at), "s", bound)
+        for victim in VICTIMS
+        for at, bound in ((50, median), (99, late))
+    )  # fmt: skip
+
+
 def _goal_of_array(name: str, what: str) -> LimitGoal:
     return _goal_of_pages(f"{what} of a mapped file, over a bare mapping", "arrays", name, 1 / 0.95)
 
@@ -236,5 +246,10 @@ GOALS: dict[str, tuple[Goal, ...]] = {
             "bytes",
             False,
         ),
+    ),
+    "restart": (
+        *_goals_of_pause("standby", "with a standby", 0.5, 1.5),
+        *_goals_of_pause("started", "without one", 1.5, 4.0),
+        LimitGoal("private memory of the keeper", "kept", "keeper-private", "bytes", 4 * MIB),
     ),
 }

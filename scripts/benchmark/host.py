@@ -238,6 +238,15 @@ def private_bytes(pid: int, without: Path) -> int:
     return total_kib * 1024
 
 
+def proportional_bytes(pid: int) -> int:
+    """The process's memory, of what it shares only its share. A process that has ended has none."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
 def start_time_ticks(pid: int) -> int | None:
     """When the process began, in clock ticks since boot, to notice a reused pid; None if ended.
 

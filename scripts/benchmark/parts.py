@@ -20,6 +20,7 @@ from benchmark.folders import FOLDERS
 from benchmark.mountrun import MOUNT_CELLS, MountBench
 from benchmark.pagesrun import PAGE_CELLS, PageBench
 from benchmark.report import IO_LOOK, Look, Part, Workload
+from benchmark.restartrun import RESTART_CELLS, RestartBench
 from benchmark.run import Bench
 from benchmark.stage import Interrupts, Settings
 from benchmark.subjects import DEFAULT_SUBJECTS, SUBJECTS
@@ -81,6 +82,12 @@ KINDS = {
             *(CACHE_CELLS, ("cache",), ("cache",)),
             look=IO_LOOK,
         ),
+        Kind(
+            "restart",
+            "pauses when processes of a mount are killed, memory of what survives that",
+            *(RESTART_CELLS, ("fs",), ("fs",)),
+            look=IO_LOOK,
+        ),
     )
 }
 
@@ -137,7 +144,7 @@ class Context:
 def measure(choice: Choice, context: Context) -> tuple[Part, bool]:
     """All of one part, and whether something failed. Raises BenchError where nothing works."""
     measures = {"io": _measure_io, "mount": _measure_mounts, "pages": _measure_pages,
-                "cache": _measure_cache}  # fmt: skip
+                "cache": _measure_cache, "restart": _measure_restarts}  # fmt: skip
     return measures.get(choice.kind.name, _measure_files)(choice, context)
 
 
@@ -183,6 +190,13 @@ def _measure_pages(choice: Choice, context: Context) -> tuple[Part, bool]:
 def _measure_cache(choice: Choice, context: Context) -> tuple[Part, bool]:
     tool = fio.probe(context.deep_engine)
     runner = CacheBench(context.settings, tool, context.say, context.warn)
+    context.expect(len(choice.cells))
+    readings = runner.measure(choice.cells, context.interrupts, context.advance)
+    return Part(choice.kind.name, choice.kind.look, choice.cells, readings=readings), runner.failed
+
+
+def _measure_restarts(choice: Choice, context: Context) -> tuple[Part, bool]:
+    runner = RestartBench(context.settings, context.say, context.warn)
     context.expect(len(choice.cells))
     readings = runner.measure(choice.cells, context.interrupts, context.advance)
     return Part(choice.kind.name, choice.kind.look, choice.cells, readings=readings), runner.failed

@@ -36,6 +36,7 @@ class PmemfsMount:
         transport: str = "auto",
         scheme: str = "pmem",
         mode: str = "block",
+        options: str = "",
     ) -> None:
         over = f", transport {transport}" if engine == "native" else ""
         self.description = f"mode {mode}, {engine} engine{over}, page structures: {scheme}"
@@ -45,6 +46,7 @@ class PmemfsMount:
         self._transport = transport
         self._scheme = scheme
         self._mode = mode
+        self._options = ["-o", options] if options else []
         self._folder: Path | None = None
         self._command = "pmemfs"
         self._daemon: tuple[int, int] | None = None  # pid and start time
@@ -83,6 +85,7 @@ class PmemfsMount:
         """Mount it, and learn who serves it; the seconds until the mount answered."""
         wanted = self._wanted_of_mount()
         options = [word for pair in wanted.items() for word in pair]
+        options += self._options
         command = [self._command, "mount", *options, str(self.pool), str(self.mountpoint)]
         begin = time.monotonic()
         try:
@@ -137,6 +140,17 @@ class PmemfsMount:
         """The daemon and all processes it started (a native data plane is one of them)."""
         pid = self._living_daemon()
         return host.with_descendants(pid) if pid is not None else ()
+
+    def processes(self) -> dict[str, int]:
+        """The processes that serve it now, by what they are. Raises SubjectFailed."""
+        self._daemon = self._ask_daemon()
+        told = self.info()
+        found = {"daemon": told["pid"], "data plane": told["data_plane_pid"]}
+        if keeper := told.get("keeper_pid"):
+            found["keeper"] = keeper
+        if others := set(host.with_descendants(told["pid"])) - set(found.values()):
+            found["standby"] = min(others)
+        return found
 
     def private_bytes(self) -> int | None:
         """Of the daemon and its data plane together, without the pool and the memfd they map."""

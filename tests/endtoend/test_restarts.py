@@ -19,7 +19,7 @@ from kit.processes import wait_until
 
 pytestmark = [
     pytest.mark.mount, pytest.mark.slow, pytest.mark.usefixtures("engine"),
-    pytest.mark.skipif("PMEMFS_KILL_ROUNDS" not in os.environ, reason="not everything survives yet"),
+    pytest.mark.skipif("PMEMFS_KILL_ROUNDS" not in os.environ, reason="they don't survive yet"),
 ]  # fmt: skip
 
 ROUNDS = int(os.environ.get("PMEMFS_KILL_ROUNDS", "3"))
