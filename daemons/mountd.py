@@ -38,18 +38,19 @@ from pmemfs.errors import (
     sentence_of,
 )
 from pmemfs.fuse.session import NativeSession, Session
-from pmemfs.logs import start_logging
+from pmemfs.logs import log_for_others, start_logging
 from pmemfs.media.label import Mode, State
 from pmemfs.medium.faultlog import report_fault
 from pmemfs.medium.mapped import Advice, MappedMedium
 from pmemfs.mount.mountpoint import mounts_of_pool
 from pmemfs.mount.options import MountOptions
-from pmemfs.mount.processes import SpareDescriptors, limits_behind
+from pmemfs.mount.processes import SpareDescriptors, limits_behind, python_words
 from pmemfs.mount.transport import choose_transport, read_offer
 from pmemfs.pool import Pool
 from pmemfs.units import GIB
 
 if TYPE_CHECKING:
+    from pmemfs.fuse.keptmount import KeptMount
     from pmemfs.pins.methods import PinMethods
     from pmemfs.pins.registry import Pins
 
@@ -107,8 +108,12 @@ def serve_mount(arguments: Arguments, starter: Starter) -> None:
     """Serve one mount until it ends. Raises what ended it, unless it ended in order."""
     try:
         # Before anything is written: a daemon without spare descriptors may not be able to end.
-        with SpareDescriptors() as spare, mounted_pool(arguments, starter) as (pool, medium):
-            run(arguments, pool, medium, starter, spare)
+        with (
+            contextlib.ExitStack() as last,
+            SpareDescriptors() as spare,
+            mounted_pool(arguments, starter) as (pool, medium),
+        ):
+            run(arguments, pool, medium, starter, spare, last)
             if not starter.is_kept:
                 raise MountFailed(pool=medium.name, path=arguments.mountpoint,
                                   why="it was unmounted before it was ready")  # fmt: skip
@@ -179,18 +184,23 @@ def run(
     medium: MappedMedium,
     starter: Starter,
     spare: SpareDescriptors,
+    last: contextlib.ExitStack,
 ) -> None:
-    """Wire the parts, mount, and serve until the mount ends and everything written is durable."""
+    """Wire the parts, mount, and serve until the mount ends and everything written is durable.
+
+    In `last` comes what is to be done after the pool is closed.
+    """
     options = arguments.options
     with starter.endable():
         _advise(pool, medium, options)
         session = open_session(arguments, pool, medium)
+    last.callback(_let_go, session)
     pinning = Pinning()
     try:
         session.make_mount(arguments.mountpoint, options)
         try:
             methods = _methods(pool, medium, session, options, pinning)
-            trio.run(_serve, starter, session, methods, pinning, spare)
+            trio.run(_serve, arguments, starter, session, methods, pinning, spare)
         finally:
             spare.release()
             # While the pool is made clean, no signal counts.
@@ -206,6 +216,12 @@ def run(
             _leave_durable(session, medium)
         raise
     _leave_durable(session, medium)
+
+
+def _let_go(session: Session) -> None:
+    """Let the keeper go: from now on nobody takes the place of this process."""
+    if session.kept:
+        session.kept.end()
 
 
 def _leave_durable(session: Session, medium: MappedMedium) -> None:
@@ -309,10 +325,11 @@ def open_session(arguments: Arguments, pool: Pool, medium: MappedMedium) -> Sess
 
 
 async def _serve(
-    starter: Starter, session: Session, methods: server.Methods, pinning: Pinning,
-    spare: SpareDescriptors,
+    arguments: Arguments, starter: Starter, session: Session, methods: server.Methods,
+    pinning: Pinning, spare: SpareDescriptors,
 ) -> None:  # fmt: skip
-    with server.listening(new_socket_path(session.mount)) as listener:
+    path = new_socket_path(session.mount)
+    with server.listening(path) as listener:
         spare.release_for_questions()
         async with trio.open_nursery() as nursery:
             pinning.nursery = nursery
@@ -322,6 +339,8 @@ async def _serve(
             nursery.start_soon(_keep_house, session)
             nursery.start_soon(_tidy, session)
             nursery.start_soon(session.remounter.follow_kernel, session.mount)
+            if session.kept:
+                nursery.start_soon(_keep, arguments, starter, session.kept, listener, path)
             await _serve_volume(session, starter, answering.cancel)
             nursery.cancel_scope.cancel()
 
@@ -332,6 +351,31 @@ async def _answer(
     """Answer questions until the mount has ended: who still gets answers takes it for served."""
     with scope:
         await server.serve(listener, methods)
+
+
+async def _keep(
+    arguments: Arguments, starter: Starter, kept: KeptMount, listener: socket.socket, path: str
+) -> None:
+    """Once the mount is to stay, have a keeper hold what it needs, and notice the keeper's end."""
+    is_kept = trio.Event()
+    soon = trio.lowlevel.current_trio_token().run_sync_soon
+    starter.when_kept(functools.partial(soon, is_kept.set))
+    await is_kept.wait()
+    # Imported here, so that a mount is made before.
+    from pmemfs.fuse.keeping import Keeper
+
+    try:
+        keeper = Keeper.start()
+    except OSError as error:
+        log.error("the mount ends with its processes, because no keeper can be started: %s", error)
+        return
+    words = [*python_words("pmemfs.daemons.mountd"), arguments.pool, arguments.mountpoint]
+    kept.begin(keeper, [*words, "-o", arguments.options.as_text()])
+    keeper.store("listener", [listener.fileno()], path.encode())
+    place = log_for_others()
+    if place:
+        keeper.store("log", [place[0]], place[1].encode())
+    await kept.watch()
 
 
 async def _serve_volume(session: Session, starter: Starter, has_ended: Callable[[], None]) -> None:
@@ -360,6 +404,7 @@ def _give_up(starter: Starter, session: Session, why: str) -> None:
     log.error("%s", sentence)
     starter.say_failed(sentence)
     session.end()
+    _let_go(session)
     os._exit(EXIT_MOUNT_FAILED)
 
 

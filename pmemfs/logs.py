@@ -6,6 +6,7 @@ import fcntl
 import logging
 import logging.handlers
 import os
+import socket
 import sys
 import zlib
 from io import TextIOWrapper
@@ -107,6 +108,21 @@ def start_logging(pool: str, *, foreground: bool) -> str:
 def log_place() -> str:
     """Where the log of this process goes; empty before `start_logging`."""
     return _place
+
+
+def log_for_others() -> tuple[int, str] | None:
+    """Where another process writes lines to this log as errors: a descriptor, and what a line is
+    there, with `{time}`, `{pid}` and `{message}`. None: nowhere."""
+    (handler,) = logging.getLogger().handlers
+    if isinstance(handler, logging.handlers.SysLogHandler):
+        priority = handler.encodePriority(handler.facility, "err")
+        connection: socket.socket = handler.socket  # type: ignore[attr-defined]
+        return connection.fileno(), f"<{priority}>pmemfs[{{pid}}]: {{message}}\0"
+    if isinstance(handler, LogFile) and handler.stream:
+        return handler.stream.fileno(), "{time},000 pmemfs[{pid}]: ERROR: {message}\n"
+    if isinstance(handler, logging.StreamHandler):
+        return sys.stderr.fileno(), "pmemfs: ERROR: {message}\n"
+    return None
 
 
 def _handler(pool: str, foreground: bool) -> tuple[logging.Handler, str]:

@@ -23,7 +23,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 from pmemfs.errors import EXIT_USAGE, Interrupted, PmemfsError
@@ -49,6 +49,7 @@ class Starter:
         self._lock = threading.Lock()
         self._device = ""
         self._may_raise = False
+        self._when_kept: Callable[[], None] | None = None
         if self._socket is not None:
             threading.Thread(target=self._listen, args=(self._socket,), daemon=True).start()
 
@@ -64,6 +65,14 @@ class Starter:
         else:
             self._device = mount.device
             self._say({"ready": mount.device})
+
+    def when_kept(self, call: Callable[[], None]) -> None:
+        """Call something once the mount is kept, in whatever thread."""
+        with self._lock:
+            if not self.is_kept:
+                self._when_kept = call
+                return
+        call()
 
     def end(self) -> None:
         """The mount is about to end: if it is not kept by now, it never will be."""
@@ -125,6 +134,8 @@ class Starter:
                         # The mount has ended, so it can't be kept: `say_failed` says why.
                         return
                     self.is_kept = True
+                if self._when_kept:
+                    self._when_kept()
                 self._say({"kept": self._device})
                 connection.close()
                 _say_no_more()

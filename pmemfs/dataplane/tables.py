@@ -57,6 +57,7 @@ import errno
 import mmap
 import os
 import struct
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
@@ -247,6 +248,11 @@ class SharedMemory:
     def set_header_word(self, name: str, value: int) -> None:
         """Store a word of the header."""
         store_word(self.memory, layouts.HEADER.offset_of(name), value)
+
+    def note_death(self, whose: str) -> None:
+        """Note that a process of the mount has died: `plane`, `daemon` or `keeper`."""
+        self.set_header_word(f"{whose}_deaths", self.header_word(f"{whose}_deaths") + 1)
+        self.set_header_word(f"{whose}_died_ns", time.time_ns())
 
     def slot_word(self, worker: int, name: str) -> int:
         """A word of the head of a worker's slot, as it is now."""

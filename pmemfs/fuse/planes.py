@@ -5,27 +5,32 @@
                                   | notices:   what the kernel is told
 
 Invariants:
-- after `start` this process holds no descriptor of the connection, so the mount dies with the data
-  plane. Otherwise callers would wait for ever for a mount that nothing serves;
-- the data plane ends when this process ends, because a mount whose files can't be opened or made
-  durable any more is of no use.
+- a mount that is not kept (`keeping`) dies with its data plane: after `start` this process holds no
+  descriptor of its connection. Otherwise callers would wait for ever for a mount that nothing
+  serves;
+- such a data plane ends when this process ends, because a mount whose files can't be opened or made
+  durable any more is of no use;
+- of a mount that is kept, this process holds all that another data plane needs: the connection,
+  both ends of the sockets, the memory of the rings. So whatever was in the sockets stays there.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import subprocess
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import trio
 
 from pmemfs.dataplane.tables import SharedMemory
 from pmemfs.errors import DataPlaneFailed, system_error
 from pmemfs.medium.mapped import MappedMedium
-from pmemfs.mount.processes import bare_python_words, limits_on_everything
+from pmemfs.mount.processes import bare_python_words, has_ended, limits_on_everything
 from pmemfs.units import KIB, MIB
 
 _DAEMON = "pmemfs.daemons.planed"
@@ -96,6 +101,22 @@ class Sockets:
         self.notices, self.their_notices = _socketpair()
         self.add_own(1)
 
+    @classmethod
+    def of(cls, fds: Sequence[int]) -> Self:
+        """The sockets that another daemon's `fds` were the descriptors of."""
+        notices, theirs, *forwarded = (socket.socket(fileno=fd) for fd in fds)
+        sockets = cls.__new__(cls)
+        sockets.notices, sockets.their_notices = notices, theirs
+        half = len(forwarded) // 2
+        sockets.forwarded, sockets.their_forwarded = forwarded[:half], forwarded[half:]
+        return sockets
+
+    @property
+    def fds(self) -> list[int]:
+        """The descriptors of all ends."""
+        ends = (self.notices, self.their_notices, *self.forwarded, *self.their_forwarded)
+        return [end.fileno() for end in ends]
+
     def add_own(self, count: int) -> None:
         """Add sockets for requests, one for each of so many workers, up to a limit."""
         for _ in range(min(count, _MOST_OWN)):
@@ -125,36 +146,88 @@ class Sockets:
             end.close()
 
 
+class PlaneProcess:
+    """The process of a data plane: a child of this one, or of a daemon before it."""
+
+    def __init__(self, pid: int, pidfd: int, child: subprocess.Popen[bytes] | None = None) -> None:
+        self.pid = pid
+        self.pidfd = pidfd
+        self._child = child
+
+    def has_ended(self) -> bool:
+        """Whether it has ended."""
+        return has_ended(self.pidfd, 0)
+
+    def status(self) -> int | None:
+        """Wait for its end; its exit status, or minus the number of the signal that ended it. None
+        if only its parent knows."""
+        if self._child is None:
+            select.select([self.pidfd], [], [])
+            return None
+        return self._child.wait()
+
+    def kill(self) -> None:
+        """Kill it, if it has not ended yet."""
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Forget it."""
+        os.close(self.pidfd)
+
+
 class DataPlane:
-    """The process of the data plane, and the sockets that join it to this one."""
+    """The data plane: one process after another if they die, over the same descriptors."""
 
     def __init__(
-        self, fuse_fd: int, shared: SharedMemory, settings: PlaneSettings, sockets: Sockets
-    ) -> None:
-        self._fuse_fd = fuse_fd
+        self, fuse_fd: int, shared: SharedMemory, settings: PlaneSettings, sockets: Sockets, *,
+        is_kept: bool = False,
+    ) -> None:  # fmt: skip
         self._shared = shared
         self._settings = settings
         self.sockets = sockets
-        self._process: subprocess.Popen[bytes] | None = None
+        self._is_kept = is_kept
+        self._fuse_fd: int | None = fuse_fd
+        self._process: PlaneProcess | None = None
+        self._is_to_end = False
         self._said = os.memfd_create("pmemfs-said", os.MFD_CLOEXEC)
 
     @property
-    def pid(self) -> int | None:
-        """The process's number, once it is started."""
-        return self._process.pid if self._process else None
+    def process(self) -> PlaneProcess:
+        """The process, once it was started."""
+        assert self._process is not None
+        return self._process
 
-    def start(self, medium: MappedMedium) -> None:
-        """Start the process, which waits for the kernel's first request."""
+    @property
+    def fuse_fd(self) -> int:
+        """The connection of a mount that is kept."""
+        assert self._fuse_fd is not None
+        return self._fuse_fd
+
+    def adopt(self, process: PlaneProcess) -> None:
+        """Go on with the process that another daemon has started."""
+        self._process = process
+
+    def start(self, medium: MappedMedium, *, resumes: bool = False) -> None:
+        """Start a process. It waits for the kernel's first request, or with `resumes` goes on where
+        another one has died. Raises OSError."""
         arguments = {
-            "fuse_fd": self._fuse_fd,
+            "fuse_fd": self.fuse_fd,
             "shared_fd": self._shared.fd,
             "pool_fd": medium.fileno(),
             "notices_fd": self.sockets.their_notices.fileno(),
             "map_flags": medium.map_flags,
             **self._settings._asdict(),
+            **({"resumes": 1} if resumes else {}),
         }
+        if resumes:
+            # What has died may have been about to end, for a reason that has gone with it.
+            self._shared.set_header_word("ends", int(self._is_to_end))
         forward_fds = [end.fileno() for end in self.sockets.their_forwarded]
-        self._process = subprocess.Popen(
+        # Only what this one says is about its end.
+        os.ftruncate(self._said, 0)
+        os.lseek(self._said, 0, os.SEEK_SET)
+        child = subprocess.Popen(
             [
                 *bare_python_words(_DAEMON),
                 *(f"{name}={value}" for name, value in arguments.items()),
@@ -169,34 +242,51 @@ class DataPlane:
                 *forward_fds,
             ],
         )
-        # The data plane has it. If this process kept it, too, the mount would outlive the data
-        # plane.
-        os.close(self._fuse_fd)
-        self.sockets.close_theirs()
+        if self._process is not None:
+            self._process.close()
+        self._process = PlaneProcess(child.pid, os.pidfd_open(child.pid), child)
+        if not self._is_kept:
+            # The data plane has them. If this process kept them, too, the mount would outlive the
+            # data plane.
+            self._close_connection()
+            self.sockets.close_theirs()
 
     async def wait_until_ready(self) -> None:
         """Return once every worker runs. Raises DataPlaneFailed."""
         with trio.move_on_after(_READY_SECONDS):
             while not self._is_ready():
-                if self._process is None or self._process.poll() is not None:
-                    raise self._failure()
+                if self.process.has_ended():
+                    raise self.failure()
                 await trio.sleep(_POLL_SECONDS)
             return
         raise DataPlaneFailed(why=f"it was not ready within {_READY_SECONDS} s")
 
     async def wait(self) -> None:
-        """Return when the data plane has ended with its mount. Raises DataPlaneFailed."""
-        assert self._process is not None
-        pidfd = os.pidfd_open(self._process.pid)
-        try:
-            await trio.lowlevel.wait_readable(pidfd)
-        finally:
-            os.close(pidfd)
-        if self._process.wait():
-            raise self._failure()
+        """Return when the process has ended."""
+        await trio.lowlevel.wait_readable(self.process.pidfd)
+
+    def has_died(self) -> bool:
+        """Whether the process, which has ended, was to go on. Raises DataPlaneFailed if it has
+        ended because it could not."""
+        ended = self._shared.header_word("ended")
+        if ended > 1:
+            raise self.failure()
+        if ended or self._is_to_end or self.process.status() == 0:
+            return False
+        if not self._is_kept:
+            raise self.failure()
+        return self.is_connected()
+
+    def is_connected(self) -> bool:
+        """Whether the kernel has a mount on the connection."""
+        poll = select.poll()
+        poll.register(self.fuse_fd, 0)
+        # The only thing that is answered though nobody asks is an error: fuse_dev_poll.
+        return not poll.poll(0)
 
     def ask_to_end(self) -> None:
         """Let the data plane finish what it has begun, and end."""
+        self._is_to_end = True
         self._shared.set_header_word("ends", 1)
         self.sockets.hang_up()
 
@@ -204,27 +294,37 @@ class DataPlane:
         """Wait for its end; it may have ended already, or never have been started."""
         self.ask_to_end()
         if self._process is not None:
-            self._process.wait()
-        else:
-            os.close(self._fuse_fd)
+            self._process.status()
+        self._close_connection()
 
     def close(self) -> None:
         """Close what is left of the data plane here."""
         self.sockets.close()
+        self.sockets.close_theirs()
+        if self._process is not None:
+            self._process.close()
         os.close(self._said)
+
+    def _close_connection(self) -> None:
+        if self._fuse_fd is not None:
+            os.close(self._fuse_fd)
+            self._fuse_fd = None
 
     def _is_ready(self) -> bool:
         workers = range(self._settings.worker_count)
         return all(self._shared.slot_word(worker, "thread_id") for worker in workers)
 
-    def _failure(self) -> DataPlaneFailed:
+    def failure(self) -> DataPlaneFailed:
         """Why the data plane has ended, or is about to end."""
-        assert self._process is not None
-        status = self._process.wait()
+        status = self.process.status()
         said = os.pread(self._said, 64 * KIB, 0).decode(errors="replace").strip()
         if said:
             why = f"it ended with status {status}: {said.splitlines()[-1]}{limits_on_everything()}"
             return DataPlaneFailed(why=why)
+        if status is None:
+            status = self._shared.header_word("ended") - 1
+            if status < 0:
+                return DataPlaneFailed(why="it was killed")
         if status < 0:
             return DataPlaneFailed(why=f"it was ended by signal {signal.Signals(-status).name}")
         failure = DataPlaneFailed(why=os.strerror(status).lower())

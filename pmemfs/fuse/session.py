@@ -22,8 +22,10 @@ from pmemfs.engine.base import Engine
 from pmemfs.engine.growing import Grower, OriginFollower
 from pmemfs.engine.native import SharedEngine
 from pmemfs.engine.sharing import share_memmap, share_pool
+from pmemfs.errors import DataPlaneFailed
 from pmemfs.fuse.forwarded import ForwardedRequests
 from pmemfs.fuse.handshake import Terms
+from pmemfs.fuse.keptmount import KeptMount
 from pmemfs.fuse.notices import Notices
 from pmemfs.fuse.planes import MAX_BACKGROUND, DataPlane, Sockets, choose_settings
 from pmemfs.fuse.remounting import Remounter
@@ -58,9 +60,15 @@ class Session(ABC):
     transport: str
     transport_reason: str
     """One line that says why this transport was chosen and not the other."""
-    data_plane_pid: int | None = None
+    kept: KeptMount | None = None
+    """What lets the mount outlive its processes; None: it ends with each of them."""
     queue_count = 0
     """The first so many workers serve the CPU of their number; the others read /dev/fuse."""
+
+    @property
+    def data_plane_pid(self) -> int | None:
+        """The process that moves the bytes; None if this one does."""
+        return None
 
     @property
     def engine(self) -> Engine:
@@ -168,11 +176,14 @@ class NativeSession(Session):
     def make_mount(self, mountpoint: str, options: MountOptions) -> None:
         fuse_fd, self.mount = mount_by_helper(self._medium.name, mountpoint, options)
         self._shared.set_header_word("device", self.mount.number)
-        self._plane = DataPlane(fuse_fd, self._shared, self._settings, self._sockets)
+        self._plane = DataPlane(
+            fuse_fd, self._shared, self._settings, self._sockets, is_kept=options.is_kept
+        )
+        if options.is_kept:
+            self.kept = KeptMount(self._medium, self._shared, self._plane)
 
     async def serve(self, on_ready: Callable[[Mount], None]) -> None:
         self._plane.start(self._medium)
-        self.data_plane_pid = self._plane.pid
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._forwarded.serve, self._sockets.forwarded)
             nursery.start_soon(self._notices.serve)
@@ -186,7 +197,36 @@ class NativeSession(Session):
                 )
             on_ready(self.mount)
             await self._plane.wait()
+            while self._plane.has_died():
+                await self._start_again()
+                await self._plane.wait()
             nursery.cancel_scope.cancel()
+
+    async def _start_again(self) -> None:
+        """Start another data plane in place of the one that has died. Raises DataPlaneFailed if
+        the mount ends by that, and what the end of its references raises."""
+        failure, pid = self._plane.failure(), self._plane.process.pid
+        if self.kept is None or not self.kept.may_start_again():
+            raise failure
+        log.warning("%s: %s (pid %d); it is started again", self._medium.name, failure, pid)
+        began = trio.current_time()
+        self._engine.forget_workers()
+        self._notices.tell_again()
+        self._plane.start(self._medium, resumes=True)
+        try:
+            await self._plane.wait_until_ready()
+        except DataPlaneFailed as error:
+            log.warning("%s: the new data plane: %s", self._medium.name, error)
+            self._plane.process.kill()
+            return
+        self.kept.store_plane()
+        seconds = trio.current_time() - began
+        log.info("%s: the data plane goes on as pid %d, after %.3f s",
+                 self._medium.name, self._plane.process.pid, seconds)  # fmt: skip
+
+    @property
+    def data_plane_pid(self) -> int | None:
+        return self._plane.process.pid
 
     def terminate(self) -> None:
         detach_mount(self.mount)

@@ -1,0 +1,79 @@
+"""A mount that outlives its processes, from the side of its daemon.
+
+Invariants:
+- nothing is stored with a keeper before the command has said that the mount stays: until then, the
+  death of any process ends it;
+- a data plane that dies again and again ends the mount, because requests that can't be served would
+  otherwise wait for ever.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pmemfs.dataplane.tables import SharedMemory
+from pmemfs.fuse.planes import DataPlane
+from pmemfs.medium.mapped import MappedMedium
+
+if TYPE_CHECKING:
+    from pmemfs.fuse.keeping import Keeper
+
+log = logging.getLogger(__name__)
+
+_MOST_DEATHS = 5
+_WITHIN_SECONDS = 60
+
+
+class KeptMount:
+    """What is stored with the keeper of a mount, and how often processes of the mount died."""
+
+    def __init__(self, medium: MappedMedium, shared: SharedMemory, plane: DataPlane) -> None:
+        self._medium = medium
+        self._shared = shared
+        self._plane = plane
+        self.keeper: Keeper | None = None
+        """None: there is none yet, so a death ends the mount."""
+        self._deaths: list[float] = []
+
+    def begin(self, keeper: Keeper, words: Sequence[str]) -> None:
+        """The mount is to stay: have the keeper hold everything for a daemon that would be started
+        by these words."""
+        self.keeper = keeper
+        keeper.store("arguments", data="\0".join(words).encode(errors="surrogateescape"))
+        keeper.store("pool", [self._medium.fileno()])
+        keeper.store("shared", [self._shared.fd])
+        keeper.store("fuse", [self._plane.fuse_fd])
+        keeper.store("sockets", self._plane.sockets.fds)
+        self.store_plane()
+
+    def store_plane(self) -> None:
+        """Have the keeper know the data plane that serves now."""
+        if self.keeper:
+            process = self._plane.process
+            self.keeper.store("plane", [process.pidfd], str(process.pid).encode())
+
+    def may_start_again(self) -> bool:
+        """Note that the data plane has died; whether another one may take its place."""
+        self._shared.note_death("plane")
+        now = time.monotonic()
+        self._deaths = [then for then in self._deaths if then > now - _WITHIN_SECONDS] + [now]
+        return self.keeper is not None and len(self._deaths) <= _MOST_DEATHS
+
+    async def watch(self) -> None:
+        """Return when the keeper is gone, though the mount has not ended."""
+        assert self.keeper is not None
+        pid = self.keeper.pid
+        await self.keeper.wait_until_gone()
+        self._shared.note_death("keeper")
+        log.error(
+            "%s: the keeper (pid %d) is gone: the mount goes on, and ends with its daemon",
+            self._medium.name, pid,
+        )  # fmt: skip
+
+    def end(self) -> None:
+        """The mount has ended in order: let go of all that the keeper has."""
+        if self.keeper:
+            self.keeper.end()
