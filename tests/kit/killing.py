@@ -322,17 +322,27 @@ class Kills:
         return f"{len(pauses)} kills: {', '.join(words)}"
 
 
-def processes_of(directory: Path) -> list[int]:
-    """Processes that have something below a directory open, or in their command line."""
+def processes_of(directory: Path) -> dict[int, str]:
+    """Processes that have something below a directory open, or in their command line: what each is,
+    as far as its command line says."""
     wanted = f"{directory}/"
-    found = []
+    found = {}
     for entry in Path("/proc").glob("[0-9]*"):
+        pid = int(entry.name)
         with suppress(OSError):
-            words = (entry / "cmdline").read_bytes()
-            opened = []
-            for link in (entry / "fd").iterdir():
-                with suppress(OSError):
-                    opened.append(os.readlink(link))
-            if wanted.encode() in words or any(path.startswith(wanted) for path in opened):
-                found.append(int(entry.name))
-    return [pid for pid in found if pid != os.getpid()]
+            words = (entry / "cmdline").read_bytes().decode(errors="replace")
+            if (
+                pid != os.getpid()
+                and is_running(pid)
+                and (wanted in words or any(path.startswith(wanted) for path in open_files(pid)))
+            ):
+                kind = re.search("mountd|planed|keeperd", words)
+                found[pid] = kind[0] if kind else words
+    return found
+
+
+def open_files(pid: int) -> Iterator[str]:
+    """The paths of what a process has open."""
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):
+            yield os.readlink(link)
