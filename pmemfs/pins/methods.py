@@ -16,7 +16,7 @@ from pmemfs.media.pinreport import PinnedFileReport, PinReport
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.medium.source import alignment_of
 from pmemfs.pins.accesses import accesses_of
-from pmemfs.pins.pin import Client, Pin, WantedRange, read_client
+from pmemfs.pins.pin import Client, Pin, WantedRange
 from pmemfs.pins.registry import Pins
 from pmemfs.pool import Pool
 from pmemfs.volume.base import Volume
@@ -36,9 +36,6 @@ class PinMethods:
         self._medium = medium
         self._volume = volume
         self._unit_bytes = 0
-        self._clients: weakref.WeakValueDictionary[tuple[int, int], Client] = (
-            weakref.WeakValueDictionary()
-        )
         self._of_peer: weakref.WeakKeyDictionary[Peer, Client] = weakref.WeakKeyDictionary()
 
     async def pin(
@@ -118,9 +115,7 @@ class PinMethods:
         """The client at the other end of a connection. It may have several connections."""
         client = self._of_peer.get(peer)
         if client is None:
-            found = read_client(peer.pid)
-            client = self._clients.setdefault((found.pid, found.started), found)
-            self._of_peer[peer] = client
+            client = self._of_peer[peer] = self._pins.client(peer.pid)
         return client
 
     def _pool_report(self) -> dict[str, Any]:

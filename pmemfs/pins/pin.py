@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from pmemfs.pfn import PAGE_SHIFT
 from pmemfs.volume.base import Piece
 from pmemfs.volume.pinned import Held
 
@@ -13,6 +14,12 @@ _COMMAND_BYTES = 200
 _MARK_BYTES = 65536
 _START_FIELD = 19
 """Of the fields of /proc/PID/stat behind the name of the command: `starttime`."""
+
+HEARING = 2
+"""In the word of marks: its pin is being heard, and what it said may not be noted yet."""
+_FORCE = 1
+_USERS_SHIFT, _FORKS_SHIFT = 8, 32
+_MOST_USERS = (1 << 24) - 1
 
 
 class Client:
@@ -62,19 +69,31 @@ class HeldRun(NamedTuple):
 
 class Marks:
     """What the users of a pin have said: each fork wrote `f` and each user `d`; `x` says that
-    addresses were taken away by force."""
+    addresses were taken away by force.
+
+    A daemon that takes the place of a dead one finds them as one word (see `words`). Where the dead
+    one may have heard what it had not noted yet, that counts as force.
+    """
 
     __slots__ = ("_forks", "_has_force", "_users")
 
-    def __init__(self) -> None:
-        self._forks = self._users = 0
-        self._has_force = False
+    def __init__(self, word: int = 0) -> None:
+        self._forks = word >> _FORKS_SHIFT
+        self._users = (word >> _USERS_SHIFT) & _MOST_USERS
+        self._has_force = bool(word & (_FORCE | HEARING))
 
     def add(self, said: bytes) -> None:
         """They said more."""
         self._forks += said.count(b"f")
         self._users += said.count(b"d")
         self._has_force = self._has_force or b"x" in said
+
+    @property
+    def word(self) -> int:
+        """All of it as one word."""
+        has_force = self._has_force or max(self._forks, self._users) > _MOST_USERS
+        users = min(self._users, _MOST_USERS) << _USERS_SHIFT
+        return min(self._forks, _MOST_USERS) << _FORKS_SHIFT | users | _FORCE * has_force
 
     @property
     def are_orderly(self) -> bool:
@@ -86,8 +105,9 @@ class Pin:
     """A pin, in the making, living, resting or ending."""
 
     __slots__ = (
-        "client", "fd", "files", "held", "is_renamed", "is_stale", "is_writable", "marks", "number",
-        "page_count", "piece_count", "place", "runs", "since_ns", "taken", "tell",
+        "client", "fd", "files", "held", "is_kept", "is_renamed", "is_stale", "is_writable",
+        "marks", "number", "owed", "page_count", "piece_count", "place", "runs", "since_ns",
+        "taken", "tell",
     )  # fmt: skip
 
     def __init__(
@@ -104,6 +124,8 @@ class Pin:
         self.fd = -1
         """The daemon's end of the socket; -1 before the pin lives and after it has ended."""
         self.marks = Marks()
+        self.is_kept = False
+        """Whether the keeper has it, for a daemon that takes the place of this one."""
         self.page_count = 0
         self.is_renamed = False
         self.forget()
@@ -116,8 +138,11 @@ class Pin:
         self.files: list[PinnedFile] = []
         self.held: list[Held] = []
         self.runs: list[HeldRun] = []
-        self.taken: list[tuple[int, int]] = []
-        """The references that were taken: pfn and frame count of each call."""
+        self.taken: list[HeldRun] = []
+        """The references that were taken, by each call."""
+        self.owed: list[HeldRun] = []
+        """References that were taken in page structures of an older generation, which count no
+        more. They are to be taken again."""
 
     def hear(self) -> bool:
         """Hear some of what its users say; whether they said anything.
@@ -140,6 +165,18 @@ class Pin:
         """A name of a pinned file was removed or changed."""
         self.is_renamed = True
         self.tell(self)
+
+
+def runs_of(inode: int, position: int, pieces: Iterable[Piece]) -> list[HeldRun]:
+    """The runs of frames in the pieces of a file, whose offsets count from a position in it."""
+    return [
+        HeldRun(
+            pool_bytes >> PAGE_SHIFT, length >> PAGE_SHIFT, inode,
+            (position + offset) >> PAGE_SHIFT,
+        )
+        for offset, pool_bytes, length in pieces
+        if pool_bytes >= 0
+    ]  # fmt: skip
 
 
 def read_client(pid: int) -> Client:

@@ -15,7 +15,7 @@ import trio
 from pmemfs.errors import TooManyPieces, system_error
 from pmemfs.medium.base import Medium
 from pmemfs.pfn import PAGE_SHIFT
-from pmemfs.pins.pin import HeldRun, Pin, PinnedFile, WantedRange
+from pmemfs.pins.pin import Pin, PinnedFile, WantedRange, runs_of
 from pmemfs.units import MIB
 from pmemfs.volume.base import Piece, Volume, looked_at
 from pmemfs.volume.pinned import Held
@@ -84,7 +84,7 @@ class PinnedRanges:
                 # Nothing gets memory here, and a touch of what has none may be a SIGBUS. No frame
                 # can leave the file meanwhile: such a mount stays read-only.
                 some = await trio.to_thread.run_sync(with_holes_of, self._medium, some)
-            self._register(pin, number, position, some)
+            self.register(pin, number, position, some)
             before = position - start
             pieces += [(offset + before, at, size) for offset, at, size in some]
             pin.piece_count += len(some)
@@ -95,15 +95,9 @@ class PinnedRanges:
                 await trio.lowlevel.checkpoint()
                 has_waited = True
 
-    def _register(self, pin: Pin, number: int, position: int, pieces: Sequence[Piece]) -> None:
-        runs = [
-            HeldRun(
-                pool_bytes >> PAGE_SHIFT, length >> PAGE_SHIFT, number,
-                (position + offset) >> PAGE_SHIFT,
-            )
-            for offset, pool_bytes, length in pieces
-            if pool_bytes >= 0
-        ]  # fmt: skip
+    def register(self, pin: Pin, number: int, position: int, pieces: Sequence[Piece]) -> None:
+        """Register the frames of some pieces of a file, whose offsets count from a position."""
+        runs = runs_of(number, position, pieces)
         if runs:
             held = Held(pin, number, [(pfn, pfn + count) for pfn, count, _, _ in runs])
             self._volume.pinned.add(held)

@@ -9,6 +9,8 @@ Invariants:
   takes them in steps, it is stale, and begins anew. Otherwise it would hold another file's frames;
 - what was taken is what is dropped: each call that took references is remembered, and undone once;
 - nothing here runs longer than a step of some ms without letting requests be served;
+- page structures of a new generation know of no reference. Until those of a pin are taken again, a
+  step at a time, being registered keeps its frames from being freed (`volume/fs/busy`);
 - frames that a client could write to rest when it did not end in order, because another device may
   still be writing to them: so long as they rest, nobody else gets them.
 """
@@ -23,8 +25,9 @@ import os
 import resource
 import select
 import time
+import weakref
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import trio
 
@@ -41,7 +44,18 @@ from pmemfs.medium.base import Durability, Medium
 from pmemfs.memmap.base import Access, Memmap
 from pmemfs.mount.processes import raise_descriptors
 from pmemfs.pfn import PAGE_SHIFT
-from pmemfs.pins.pin import Client, Pin, PinnedFile, WantedRange
+from pmemfs.pins import kept
+from pmemfs.pins.kept import Description, Keeper, Stored
+from pmemfs.pins.pin import (
+    HEARING,
+    Client,
+    HeldRun,
+    Marks,
+    Pin,
+    PinnedFile,
+    WantedRange,
+    read_client,
+)
 from pmemfs.pins.ranges import PinnedRanges
 from pmemfs.pins.words import MOUNT_ENDED, PinWord, Words
 from pmemfs.units import GIB, MIB
@@ -75,7 +89,9 @@ class Pins:
     def __init__(
         self, medium: Medium, memmap: Memmap, volume: Volume,
         tell: Callable[[int], Awaitable[None] | None], *, rest_seconds: float = REST_SECONDS,
+        keeper: Keeper | None = None,
     ) -> None:  # fmt: skip
+        """`keeper` has the pins for the daemon that takes the place of this one."""
         self._medium = medium
         self.memmap = memmap
         self._volume = volume
@@ -83,7 +99,13 @@ class Pins:
         self._ranges = PinnedRanges(medium, volume, self._told)
         self._rest_seconds = rest_seconds
         self._order = memmap.geometry.order if memmap.geometry else 0
+        self._keeper = keeper
         self._numbers = itertools.count(1)
+        self._all: dict[int, Pin] = {}
+        """Every pin that may have references, in the making or over."""
+        self._clients: weakref.WeakValueDictionary[tuple[int, int], Client] = (
+            weakref.WeakValueDictionary()
+        )
         self._living: dict[int, Pin] = {}
         self._by_fd: dict[int, Pin] = {}
         self._resting: deque[tuple[float, Pin]] = deque()
@@ -97,7 +119,10 @@ class Pins:
     @functools.cached_property
     def words(self) -> Words:
         """The words of the pins. Made with the first pin, because a limit may forbid them."""
-        return Words()
+        words = Words()
+        if self._keeper is not None:
+            self._keeper.store(kept.WORDS, [words.memory_fd])
+        return words
 
     @property
     def living(self) -> Sequence[Pin]:
@@ -125,6 +150,7 @@ class Pins:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self._end_rests)
+            nursery.start_soon(self._take_owed)
             try:
                 while True:
                     await trio.lowlevel.wait_readable(self._epoll.fileno())
@@ -134,6 +160,12 @@ class Pins:
             finally:
                 self._nursery = None
 
+    def client(self, pid: int) -> Client:
+        """The client with this pid. It may have several connections, and pins of a daemon before
+        this one."""
+        found = read_client(pid)
+        return self._clients.setdefault((found.pid, found.started), found)
+
     def notice_ends(self) -> bool:
         """End pins that their clients have closed, a step of them; whether there were any."""
         has_ended = False
@@ -142,13 +174,91 @@ class Pins:
             is_over = event & select.EPOLLHUP
             # How a pin ends that nobody could write by is all the same.
             if pin.is_writable or not is_over:
-                while pin.hear() and is_over:
-                    pass
+                self._hear(pin, until_its_end=bool(is_over))
             if is_over:
                 del self._by_fd[fd]
                 self._end(pin)
                 has_ended = True
         return has_ended
+
+    def take_over(self, stored: Mapping[str, Stored]) -> None:
+        """Have the pins of a daemon that has died, as its keeper has them.
+
+        Before anything is freed or given out, and before anybody is served. Those whose clients are
+        gone end as soon as somebody notices ends. Raises what `kept_pins` does.
+        """
+        if kept.WORDS not in stored:
+            return
+        self.words = Words(stored[kept.WORDS].fds[0])
+        found = kept.kept_pins(stored)
+        # A pin that had ended may still be kept, and its place be another one's by now.
+        owners = {of.place: of.number for of, _ in found}
+        self.words.take_again(owners.keys())
+        for of, fd in found:
+            place = of.place if owners[of.place] == of.number else self.words.take()
+            self._live_again(of, place, fd)
+        self._numbers = itertools.count(max((of.number for of, _ in found), default=0) + 1)
+        self._take_again()
+
+    def _live_again(self, of: Description, place: int, fd: int) -> None:
+        client = self._clients.setdefault(
+            (of.pid, of.started), Client(of.pid, of.started, of.command)
+        )
+        pin = Pin(of.number, place, client, of.since_ns, is_writable=of.is_writable,
+                  tell=self._mark)  # fmt: skip
+        pin.fd, pin.is_kept = fd, True
+        word = self.words.read(place)
+        pin.is_stale, pin.is_renamed = bool(word & PinWord.STALE), bool(word & PinWord.RENAMED)
+        pin.marks = Marks(self.words.marks(place))
+        self._all[pin.number] = self._living[pin.number] = self._by_fd[fd] = pin
+        client.pin_count += 1
+        for file in of.files:
+            self._ranges.register(pin, file.inode, file.offset_bytes, file.pieces)
+            pin.piece_count += len(file.pieces)
+        pin.files = of.files
+        pin.owed = pin.runs[:]
+        with contextlib.suppress(TooManyPins):
+            # It has them, whatever was allowed then.
+            self._count(pin)
+        self._epoll.register(fd, select.EPOLLIN)
+
+    def renew(self) -> None:
+        """The page structures are of a new generation: take all references again.
+
+        Some of them at once, and the rest while others are served.
+        """
+        for pin in self._all.values():
+            pin.owed += pin.taken
+            pin.taken = []
+        self._take_again()
+
+    def _take_again(self) -> None:
+        # What begins to serve later takes the rest.
+        if self._take_owed_step() and self._nursery is not None:
+            self._nursery.start_soon(self._take_owed)
+
+    async def _take_owed(self) -> None:
+        while self._take_owed_step():
+            await trio.lowlevel.checkpoint()
+
+    def _take_owed_step(self) -> bool:
+        """Take some references that pins had in older page structures; whether there are more."""
+        left, order = _STEP_PAGES, self._order
+        for pin in self._all.values():
+            access = Access.WRITE if pin.is_writable else Access.READ
+            while pin.owed:
+                if left <= 0:
+                    return True
+                pfn, count, number, index = pin.owed.pop()
+                step = min(count, _STEP_PAGES << order)
+                if step < count:
+                    pin.owed.append(HeldRun(pfn + step, count - step, number, index + step))
+                # Without them it is registered, and that keeps its frames.
+                with contextlib.suppress(OSError, PmemfsError):
+                    self.memmap.get_pages(pfn, step, access, number, index >> order)
+                    pin.taken.append(HeldRun(pfn, step, number, index))
+                left -= (step >> order) + _RUN_PAGES
+        return False
 
     def close(self) -> bool:
         """The mount has ended in order; whether clients still have pages, which they keep."""
@@ -190,6 +300,7 @@ class Pins:
             raise TooManyPins(pid=client.pid, why=f"it has {client.pin_count} pins")
         pin = Pin(next(self._numbers), self.words.take(), client, time.time_ns(),
                   is_writable=is_writable, tell=self._mark)  # fmt: skip
+        self._all[pin.number] = pin
         client.pin_count += 1
         try:
             if is_contiguous:
@@ -245,7 +356,8 @@ class Pins:
         # An access, as the page structures count them.
         access = Access.WRITE if pin.is_writable else Access.READ
         left = _STEP_PAGES
-        for pfn, count, number, index in pin.runs:
+        for run in pin.runs:
+            pfn, count, number, index = run
             if not self._medium.reserved:
                 await self._reserve(pfn, count)
             while count:
@@ -253,7 +365,8 @@ class Pins:
                 if pin.is_stale:
                     return
                 memmap.get_pages(pfn, step, access, number, index >> order)
-                pin.taken.append((pfn, step))
+                is_whole = step == run.frame_count
+                pin.taken.append(run if is_whole else HeldRun(pfn, step, number, index))
                 left -= (step >> order) + _RUN_PAGES
                 pfn, count, index = pfn + step, count - step, index + step
                 if left <= 0:
@@ -281,6 +394,14 @@ class Pins:
             why = f"its daemon has {len(self._living)} already, of all programs"
             raise CannotPin(errno.EMFILE, what="more pages of this mount", why=why)
         pin.fd, theirs = pin_ends()
+        if self._keeper is not None:
+            try:
+                kept.keep(self._keeper, pin)
+            except BaseException:
+                os.close(pin.fd)
+                os.close(theirs)
+                raise
+            pin.is_kept = True
         self._living[pin.number] = self._by_fd[pin.fd] = pin
         # What is said is heard soon, not at the end: a copy of the client's end that somebody sends
         # over itself lies in this queue, and as long as it lies there it isn't closed.
@@ -321,6 +442,15 @@ class Pins:
         if told is not None:
             await told
 
+    def _hear(self, pin: Pin, *, until_its_end: bool) -> None:
+        """Hear what the users of a pin say; what has been heard, the next daemon will know."""
+        words, place = self.words, pin.place
+        has_more = True
+        while has_more:
+            words.note_marks(place, pin.marks.word | HEARING)
+            has_more = pin.hear() and until_its_end
+            words.note_marks(place, pin.marks.word)
+
     def _mark(self, pin: Pin) -> None:
         self.words.mark(pin.place, PinWord.STALE if pin.is_stale else 0)
         self.words.mark(pin.place, PinWord.RENAMED if pin.is_renamed else 0)
@@ -329,6 +459,9 @@ class Pins:
 
     def _end(self, pin: Pin) -> None:
         """The last copy of a client's end was closed."""
+        if pin.is_kept:
+            # What the keeper has open as well doesn't leave the epoll when it is closed here.
+            self._epoll.unregister(pin.fd)
         os.close(pin.fd)
         pin.fd = -1
         del self._living[pin.number]
@@ -359,8 +492,9 @@ class Pins:
 
     def _let_go(self, pin: Pin) -> None:
         """Drop all references, at once if they are few."""
+        pin.owed = []
         pages = 0
-        for _, count in pin.taken:
+        for _, count, _, _ in pin.taken:
             pages += (count >> self._order) + _RUN_PAGES
         if pages <= _STEP_PAGES or self._nursery is None:
             self._drop_some(pin, pages)
@@ -377,6 +511,7 @@ class Pins:
             self._leaving_count -= 1
 
     async def _drop(self, pin: Pin) -> None:
+        pin.owed = []
         while pin.taken:
             self._drop_some(pin, _STEP_PAGES)
             await trio.lowlevel.checkpoint()
@@ -385,7 +520,7 @@ class Pins:
 
     def _drop_some(self, pin: Pin, pages: int) -> None:
         while pin.taken and pages > 0:
-            pfn, count = pin.taken.pop()
+            pfn, count, _, _ = pin.taken.pop()
             # What can't be read was reported when it was met, and stays busy.
             with contextlib.suppress(MemoryFault):
                 self.memmap.put_pages(pfn, count)
@@ -395,6 +530,10 @@ class Pins:
         for held in pin.held:
             self._volume.pinned.remove(held)
         pin.forget()
+        if self._keeper is not None and pin.is_kept:
+            # Before another pin gets its place.
+            self._keeper.drop(kept.name_of(pin))
+        del self._all[pin.number]
         self.words.give_back(pin.place)
 
 

@@ -119,6 +119,14 @@ class PinnedFrames:
                 return held, found
         return None
 
+    def all_in(self, start_pfn: int, end_pfn: int) -> list[tuple[int, Range]]:
+        """The inodes of which frames in a range of pfns are held, and which of these frames."""
+        return [
+            (inode, part)
+            for inode in self._of_inode
+            for part in self.held_of(inode, start_pfn, end_pfn)
+        ]
+
     def held_of(self, inode: int, start_pfn: int, end_pfn: int) -> list[Range]:
         """All frames of a range of pfns that are held, in order and disjoint."""
         found: list[Range] = []

@@ -14,6 +14,7 @@ import pytest
 import trio
 
 from kit.pinning import Pinnable, end, file_of, frames, pinnable, run, settled, whole
+from kit.users import as_user
 from pmemfs.errors import CannotPin, NoPageStructures, TooManyPieces, TooManyPins
 from pmemfs.media.accesses import Accesses
 from pmemfs.media.inode import ROOT
@@ -23,7 +24,7 @@ from pmemfs.pfn import FRAME_BYTES
 from pmemfs.pins import methods, ranges, registry
 from pmemfs.pins.accesses import accesses_of
 from pmemfs.pins.pin import Client, Pin, WantedRange, read_client
-from pmemfs.pins.words import PinWord
+from pmemfs.pins.words import PinWord, Words
 
 BOTH = [(kind, engine) for kind in ("fs", "block") for engine in ("native", "python")]
 
@@ -326,12 +327,14 @@ def test_nobody_else_can_write_the_words(at: Pinnable) -> None:
         os.write(fd, bytes(8))
     with pytest.raises(PermissionError):
         mmap.mmap(fd, 0)
-    again = os.open(f"/proc/self/fd/{fd}", os.O_RDWR)
+
+
+def test_a_program_of_the_same_user_can_not_open_the_words_for_writing() -> None:
+    def reopen() -> None:
+        os.open(f"/proc/self/fd/{Words().fd}", os.O_RDWR)
+
     with pytest.raises(PermissionError):
-        os.pwrite(again, bytes(8), 0)
-    with pytest.raises(PermissionError):
-        mmap.mmap(again, 0)
-    os.close(again)
+        as_user(reopen)
 
 
 def test_each_client_has_its_quota(at: Pinnable, monkeypatch: pytest.MonkeyPatch) -> None:

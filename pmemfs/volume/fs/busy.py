@@ -2,8 +2,9 @@
 
 Pages leave a file at once, for every reader and writer. A page that is still held can't be given
 out again before the last reference is dropped. Invariants:
-- a run is freed only when its token is over and none of its pages is referenced. Otherwise a write
-  that is under way would land in the file that got the page next;
+- a run is freed only when its token is over, none of its pages is referenced, and no pin that is
+  registered has it. Otherwise a write that is under way would land in the file that got the page
+  next. A pin is registered also while page structures of a new generation don't know it yet;
 - what a pin holds is parked under that pin, and looked at again when the pin lets go. A program may
   hold terabytes for hours, and to look at all of that each second would stop everything else;
 - references are not persistent: a crash forgets all of them, and the search for leaks finds the
@@ -54,7 +55,7 @@ class BusyPages:
         """Free these runs of an inode, each as soon as it is not busy."""
         left = _STEP_FRAMES
         for run in runs:
-            if run.frame_count <= left and self._is_free(token, run):
+            if run.frame_count <= left and self._is_free(token, inode, run):
                 self._free(run)
                 left -= max(run.frame_count, _RUN_FRAMES)
             else:
@@ -77,7 +78,7 @@ class BusyPages:
         while left:
             left -= 1
             token, inode, run = self._waiting.popleft()
-            if self._is_free(token, run):
+            if self._is_free(token, inode, run):
                 step_frames -= self._free_waiting(run)
                 if step_frames <= 0:
                     return bool(self._waiting)
@@ -100,7 +101,7 @@ class BusyPages:
         """A pin has dropped its references: free what was parked under it, now or later."""
         left = _STEP_FRAMES if may_write else 0
         for token, inode, run in self._parked.pop(held, ()):
-            if left > 0 and self._is_free(token, run):
+            if left > 0 and self._is_free(token, inode, run):
                 left -= self._free_waiting(run)
             else:
                 self._wait(token, inode, run)
@@ -133,8 +134,10 @@ class BusyPages:
             self._memmap.clean(*run)
         self._allocator.free([run])
 
-    def _is_free(self, token: object | None, run: Run) -> bool:
+    def _is_free(self, token: object | None, inode: int, run: Run) -> bool:
         if token is not None and not self._tables.is_over(token):
+            return False
+        if inode and self._pinned.find(inode, *run):
             return False
         try:
             return not self._memmap.has_pages or not self._memmap.are_referenced(*run)

@@ -236,10 +236,10 @@ class FileFrames:
                 new_index = extent.index + distance
                 change.append(inode, media.pack_extent(new_index, extent.pfn, extent.frame_count))
 
+            frames = [(extent.pfn, extent.frame_count) for extent in moved]
+            change.announce(partial(self._store.ground.pinned.left, inode.number, frames))
+
             def apply() -> None:
-                self._store.ground.pinned.left(
-                    inode.number, [(extent.pfn, extent.frame_count) for extent in moved]
-                )
                 inode.extents.unmap(index, end - index)
                 for extent in moved:
                     inode.extents.map(extent.index + distance, extent.pfn, extent.frame_count)

@@ -85,11 +85,9 @@ class Housekeeping(Upkeep):
     ) -> None:
         ground = self._ground
         for inode, runs in released:
-            ground.pinned.left(inode.number, runs)
             ground.busy.add(runs, ground.tables.changed(inode.number), inode.number)
         for inode in removed:
             token = ground.tables.gone(inode.number)
-            ground.pinned.left(inode.number, inode.runs())
             ground.busy.add(inode.runs(), token, inode.number)
             self._cache.forget(inode.number)
             ground.allocator.unhold(inode.number)

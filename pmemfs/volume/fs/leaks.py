@@ -3,6 +3,8 @@
 The search runs in steps between the operations of the mount. Invariants:
 - a frame is freed only if its bit was set when the search began, no inode owns it, and it was not
   given out since. Freeing any other frame would take it from a file;
+- what a program has pinned is not free yet, though no inode owns it: the pin of a removed file
+  outlives the daemon. So it waits in `busy` until the pin ends;
 - an inode counts with what it has at the moment when it is read. Frames that it gets later were
   given out since, so the search leaves them alone.
 """
@@ -17,6 +19,7 @@ from collections.abc import Iterator
 
 from pmemfs.errors import DamagedFileSystem
 from pmemfs.media.filesystem import CHUNK_FRAMES, FIRST_INODES_FRAME, GROUP_CHUNKS
+from pmemfs.ranges import without
 from pmemfs.volume.fs.extents import Run
 from pmemfs.volume.fs.fileframes import FileFrames
 from pmemfs.volume.fs.masks import FrameSet, runs_of
@@ -109,7 +112,6 @@ class LeakSearch:
     def _free_leaked_of(self, group: int, chunk: int) -> int:
         """Free the leaked frames of a chunk; its number."""
         allocator, geometry = self._store.allocator, self._store.ground.geometry
-        busy = self._store.busy
         # Taken anew before each look at the bitmap, because operations run between two steps.
         if allocator.given_out:
             self._owned.add(allocator.given_out)
@@ -118,10 +120,18 @@ class LeakSearch:
         leaked = used & ~self._owned.mask(group * GROUP_CHUNKS + chunk)
         start = geometry.group_pfn(group) + chunk * CHUNK_FRAMES
         for bit, count in runs_of(leaked):
-            # Nobody owns them, but after a takeover from a dead daemon a pin may hold them.
-            busy.add([Run(start + bit, count)], None)
-            self.freed_frames += count
+            self._free(start + bit, start + bit + count)
         return chunk
+
+    def _free(self, start: int, end: int) -> None:
+        """Free leaked frames, those that are pinned once they are not."""
+        store, held = self._store, self._store.ground.pinned.all_in(start, end)
+        for inode, (low, high) in held:
+            store.busy.add([Run(low, high - low)], None, inode)
+        for low, high in without([(start, end)], sorted(part for _, part in held)):
+            # After a takeover from a dead daemon, their pages may be referenced.
+            store.busy.add([Run(low, high - low)], None)
+            self.freed_frames += high - low
 
     def _say(self) -> None:
         if self.freed_frames or self.freed_inodes:

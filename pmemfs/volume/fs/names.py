@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import stat
+from functools import partial
 
 from pmemfs.errors import system_error
 from pmemfs.media import log as media
@@ -230,8 +231,8 @@ class Names:
                 directory.remove_entry(name)
                 self._touch(directory, now_ns)
                 inode.set_state(state)
-                self._pinned.renamed(inode.number)
 
+            change.announce(partial(self._pinned.renamed, inode.number))
             change.then(apply)
 
     def _drop_link(self, change: Transaction, inode: Inode, now_ns: int) -> State:
@@ -261,6 +262,8 @@ class Names:
             change.append(target, media.pack_entry(new_name, entry.inode, entry.type, now_ns))
             change.append(source, _pack_left(name, entry, left, now_ns))
             state = self._moved(change, inode, source, target, now_ns)
+            if victim is not None:
+                change.announce(partial(self._pinned.renamed, victim.number))
             victim_state = self._drop_link(change, victim, now_ns) if victim else None
 
             def apply() -> None:
@@ -274,7 +277,6 @@ class Names:
                 self._set_moved(inode, state, target)
                 if victim is not None and victim_state is not None:
                     victim.set_state(victim_state)
-                    self._pinned.renamed(victim.number)
 
             change.then(apply)
 
@@ -306,15 +308,16 @@ class Names:
             change.append(inode, media.pack_parent(target.number))
         state = self._linked(inode, 0, now_ns)
         change.append(inode, state.pack())
+        pinned = self._pinned
+        change.announce(
+            pinned.all_renamed if inode.is_directory else partial(pinned.renamed, inode.number)
+        )
         return state
 
     def _set_moved(self, inode: Inode, state: State, target: Inode) -> None:
         inode.set_state(state)
         if inode.is_directory:
             inode.parent = target.number
-            self._pinned.all_renamed()
-        else:
-            self._pinned.renamed(inode.number)
 
     def _linked(self, inode: Inode, more: int, now_ns: int) -> State:
         state = self._store.state_of(inode)

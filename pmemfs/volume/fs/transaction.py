@@ -83,8 +83,9 @@ class Transaction:
     """
 
     __slots__ = (
-        "_allocated", "_ground", "_logs", "_made", "_medium", "_needs_journal", "_old_frames",
-        "_put", "_records", "_released", "_removed", "_steps", "_upkeep", "_urgent", "_words",
+        "_allocated", "_announcements", "_ground", "_logs", "_made", "_medium", "_needs_journal",
+        "_old_frames", "_put", "_records", "_released", "_removed", "_steps", "_upkeep", "_urgent",
+        "_words",
     )  # fmt: skip
 
     def __init__(self, ground: Ground, upkeep: Upkeep, *, urgent: bool = False) -> None:
@@ -100,6 +101,7 @@ class Transaction:
         self._made: list[Inode] = []
         self._released: list[tuple[Inode, list[Run]]] = []
         self._removed: list[Inode] = []
+        self._announcements: list[Callable[[], object]] = []
         self._steps: list[Callable[[], object]] = []
         self._old_frames: list[Run] = []
         self._logs: list[tuple[Inode, Log]] = []
@@ -143,6 +145,13 @@ class Transaction:
         a page of them."""
         if runs:
             self._released.append((inode, runs))
+
+    def announce(self, step: Callable[[], object]) -> None:
+        """Do this right before the commit: tell programs what changes, in memory that they share.
+
+        Told after the commit, it would never be told if the daemon died in between.
+        """
+        self._announcements.append(step)
 
     def then(self, step: Callable[[], object]) -> None:
         """Do this right after the commit, before any other task can see its outcome."""
@@ -194,6 +203,7 @@ class Transaction:
         except BaseException:
             self._abort()
             raise
+        self._announce()
         try:
             self._move_words()
         except OSError as error:
@@ -215,6 +225,15 @@ class Transaction:
         if self._released or self._removed or self._old_frames:
             self._upkeep.release(self._released, self._removed, self._old_frames)
         self._upkeep.keep_reserve(changed)
+
+    def _announce(self) -> None:
+        pinned = self._ground.pinned
+        for inode, runs in self._released:
+            pinned.left(inode.number, runs)
+        for inode in self._removed:
+            pinned.left(inode.number, inode.runs())
+        for step in self._announcements:
+            step()
 
     def _abort(self) -> None:
         # The records that were written lie behind tails that did not move, so they count nowhere.
