@@ -1,7 +1,7 @@
 """What lies in the memory that the two planes share: one memfd, declared here and nowhere else.
 
     header | options of the mount | kept attributes | worker slots | faults | inodes | attributes
-    | presence | stretches | extent tables | open files | lookup counts | locks of sets
+    | presence | stretches | extent tables | open files | lookup counts | answers | locks of sets
     | groups of sets | page structures
 
 `structures.pxd`, for the native code, is generated from these lists and from `media/page.py`.
@@ -44,6 +44,8 @@ ATTRIBUTES_SHIFT = 10
 """Each of 1024 places can hold the attributes of one inode."""
 OPEN_PLACES_SHIFT = 20
 """A million open files and directories. The first place says how many others were ever used."""
+ANSWERS_SHIFT = 12
+"""The last 4096 answers of the control plane are kept."""
 MOUNT_WORDS_LIMIT = 4096
 """The bytes of the options of a mount: the kernel takes no more of them either."""
 KEPT_INODES = 8
@@ -296,6 +298,33 @@ class OpenPlace:
 
 
 @structure
+class Decision:
+    """The word in the pool that says whether a request was carried out which has no answer yet.
+    Only the control plane writes and reads it; see `answers`."""
+
+    number: int = stored("<u8", "of the request; 0: no request is in doubt. Stored last")
+    opcode: int = stored("<u8", "of the request")
+    offset: int = stored("<u8", "of the word in the pool", unit="bytes")
+    value: int = stored("<u8", "that the word has once the request is carried out")
+    rest: int = stored("V32", "zero", default=bytes(32))
+
+
+@structure
+class AnswerRecord:
+    """What became of a request that must not be carried out twice. Only the control plane writes
+    and reads it; see `answers`."""
+
+    number: int = stored("<u8", "of the request; 0: no record. Stored last, cleared first")
+    sequence: int = stored("<u8", "the newest record has the highest")
+    state: int = stored("<u4", "1 answered, 2 carried out")
+    error: int = stored("<u4", "errno that is answered; 0: none")
+    opcode: int = stored("<u4", "of the request")
+    length: int = stored("<u4", "of the answer", unit="bytes")
+    offset: int = stored("<u8", "of the word that decided; 0: answered", unit="bytes")
+    answer: bytes = stored("V152", "what follows the head of the reply", default=bytes(152))
+
+
+@structure
 class TableHead:
     """The head of an extent table, which never changes once it is published; extents follow."""
 
@@ -348,13 +377,15 @@ EXTENT = Layout(Extent, 32)
 FAULT_RECORD = Layout(FaultRecord, 32)
 MISS = Layout(Miss, 24)
 OPEN_PLACE = Layout(OpenPlace, 64)
+DECISION = Layout(Decision, 64)
+ANSWER_RECORD = Layout(AnswerRecord, 192)
 
 SIGNATURE = zlib.crc32(
     repr([
         [tuple(field) for field in layout.fields]
         for layout in (HEADER, MOUNT_WORDS, KEPT_ATTRIBUTES, SLOT_HEAD, OPERATION_COUNTS,
                        CACHE_COUNTS, INODE_ENTRY, ATTRIBUTES_ENTRY, TABLE_HEAD, EXTENT,
-                       FAULT_RECORD, OPEN_PLACE, MISS)
+                       FAULT_RECORD, OPEN_PLACE, DECISION, ANSWER_RECORD, MISS)
     ]).encode()
 )  # fmt: skip
 """Tells this memory from that of a version which declares it otherwise."""
@@ -380,6 +411,7 @@ class Areas(NamedTuple):
     tables: int
     opens: int
     counts: int
+    answers: int
     locks: int
     groups: int
     memmap: int
@@ -405,6 +437,7 @@ def compute_areas(
         EXTENT_ARENA_BYTES,
         OPEN_PLACE.size_bytes << OPEN_PLACES_SHIFT,
         inode_numbers(pool_bytes) * COUNT_BYTES if has_files else 0,
+        DECISION.size_bytes + (ANSWER_RECORD.size_bytes << ANSWERS_SHIFT),
         CACHE_LOCK_BYTES << CACHE_LOCKS_SHIFT if cache_set_count else 0,
         group_count_of(cache_set_count),
         page_count * PAGE_STRUCTURE_BYTES if memmap_here else 0,

@@ -64,6 +64,7 @@ from operator import attrgetter
 from typing import NamedTuple, Self
 
 from pmemfs.dataplane import layouts
+from pmemfs.dataplane.answers import Answers
 from pmemfs.dataplane.arena import Arena
 from pmemfs.dataplane.held import LookupCounts
 from pmemfs.dataplane.layouts import (
@@ -320,6 +321,11 @@ class SharedMemory:
         start, numbers = self.areas.counts, self.header_word("inode_numbers")
         end = start + numbers * layouts.COUNT_BYTES
         return LookupCounts(self.fd, self.memory, start, end)
+
+    @property
+    def answers(self) -> Answers:
+        """The answers that the control plane gave last."""
+        return Answers(self.fd, self.memory, self.areas.answers)
 
     def set_pages(self, geometry: PageGeometry, memmap_offset: int) -> None:
         """Say how many pages have structures, and where: in the pool or in this memory."""

@@ -23,7 +23,8 @@ from pmemfs.fuse import wire
 from pmemfs.fuse.failures import errno_of
 from pmemfs.fuse.handlers.privileges import Caller
 from pmemfs.fuse.inbox import Inbox
-from pmemfs.fuse.interrupts import Interrupts
+from pmemfs.fuse.interrupts import Interrupts, Waiting
+from pmemfs.fuse.once import NUMBER, RECORDED, Once
 from pmemfs.fuse.wire import Opcode
 from pmemfs.fuse.wiredoor import Answer, Request, WireDoor
 from pmemfs.units import MIB
@@ -142,8 +143,13 @@ class MissedRead:
 class ForwardedRequests:
     """Answers requests through the wire door, and brings blocks for reads of a cache."""
 
-    def __init__(self, door: WireDoor, longest_bytes: int, bring: Bring | None = None) -> None:
+    def __init__(
+        self, door: WireDoor, longest_bytes: int, once: Once, bring: Bring | None = None
+    ) -> None:
         self._door = door
+        self._once = once
+        self._answered, self._waiting = once.answered, once.waiting
+        self._begin, self._record = once.begin, once.record
         self._bring = bring
         self._buffer = memoryview(bytearray(longest_bytes))
         self._outboxes: dict[socket.socket, Outbox] = {}
@@ -205,84 +211,129 @@ class ForwardedRequests:
         if opcode == MISSES_OPCODE:
             self._bring_all(outbox, self._buffer[_HEAD_BYTES:count], nursery)
             return
+        number = unique & NUMBER
+        if number in self._waiting:
+            # Its answer is on the way, and the kernel takes it in this form only.
+            self._waiting[number] = unique
+            return
         # A copy, because the next message comes into the same buffer while this one may wait.
         operation = bytes(self._buffer[_HEAD_BYTES:count])
         request = Request(inode, Caller(uid, gid, pid), operation)
         if opcode == Opcode.INTERRUPT and len(operation) >= wire.INTERRUPT_IN.size:
             (interrupted,) = wire.INTERRUPT_IN.unpack_from(operation)
-            self._interrupts.arrived(interrupted, nursery)
+            self._interrupts.arrived(interrupted & NUMBER, nursery)
             return
+        if number in self._answered:
+            self._answer_again(outbox, unique)
+            return
+        is_recorded = RECORDED >> opcode & 1
+        if is_recorded:
+            self._begin((number, opcode))
         try:
             answer = self._door.answer(opcode, request)
         except Exception as problem:
-            outbox.reply(unique, b"", _errno_of(problem, opcode, request))
+            error = _errno_of(problem, opcode, request)
+            if is_recorded:
+                self._record(number, opcode, b"", error)
+            outbox.reply(unique, b"", error)
             return
         if type(answer) is bytes:
             # First, because it is nearly always so, and this is cheaper than the next question.
+            if is_recorded:
+                self._record(number, opcode, answer)
             outbox.reply(unique, answer)
         elif isinstance(answer, Coming):
-            self._coming += 1
-            self._begun += 1
-            self._interrupts.begin(unique, request.caller.pid, answer, nursery)
-            answer.when_there(partial(self._reply_to, outbox, unique, opcode, request))
+            self._begin_waiting(unique, pid, answer, nursery)
+            answer.when_there(partial(self._reply_to, outbox, number, opcode, request))
         elif isinstance(answer, Coroutine):
+            self._waiting[number] = unique
             nursery.start_soon(
-                self._wait_and_reply, nursery, outbox, unique, opcode, request, answer
+                self._wait_and_reply, nursery, outbox, number, opcode, request, answer
             )
         elif answer is not None:
             outbox.reply(unique, answer)
+
+    def _answer_again(self, outbox: Outbox, unique: int) -> None:
+        """Answer a request as it was answered before. Perhaps the kernel has not got that."""
+        found = self._once.find(unique & NUMBER)
+        if found is not None:
+            outbox.reply(unique, found.answer[: found.length], found.error)
 
     def _bring_all(self, outbox: Outbox, records: memoryview, nursery: trio.Nursery) -> None:
         """Bring the blocks of reads that a worker can't answer; it serves them again then."""
         over = partial(self._end_miss, outbox)
         for unique, offset, length, pid in MISS.struct.iter_unpack(records):
-            missed = MissedRead(unique, over)
+            number = unique & NUMBER
+            if number in self._waiting:
+                self._waiting[number] = unique
+                continue
+            missed = MissedRead(number, over)
             count = self._bring(offset, length, missed) if self._bring else 0
             if not count:
                 # It is forwarded then, unless its blocks are there by now.
                 outbox.serve_again(unique)
                 continue
             missed.wait_for(count)
-            self._coming += 1
-            self._begun += 1
-            self._interrupts.begin(unique, pid, missed, nursery)
+            self._begin_waiting(unique, pid, missed, nursery)
 
-    def _end_miss(self, outbox: Outbox, unique: int, error: Exception | None) -> None:
+    def _begin_waiting(
+        self, unique: int, pid: int, waiting: Waiting, nursery: trio.Nursery
+    ) -> None:
+        """A request waits without a task from now on."""
+        number = unique & NUMBER
+        self._waiting[number] = unique
+        self._coming += 1
+        self._begun += 1
+        self._interrupts.begin(number, pid, waiting, nursery)
+
+    def _end_waiting(self, number: int) -> int:
+        """The opposite of `_begin_waiting`; the latest form of the number."""
         self._coming -= 1
-        self._interrupts.end(unique)
+        self._interrupts.end(number)
+        return self._waiting.pop(number)
+
+    def _end_miss(self, outbox: Outbox, number: int, error: Exception | None) -> None:
+        unique = self._end_waiting(number)
         if error is None:
             outbox.serve_again(unique)
         else:
             outbox.reply(unique, b"", (isinstance(error, OSError) and error.errno) or errno.EIO)
 
     def _reply_to(
-        self, outbox: Outbox, unique: int, opcode: int, request: Request,
+        self, outbox: Outbox, number: int, opcode: int, request: Request,
         coming: Coming[bytes | memoryview],
     ) -> None:  # fmt: skip
-        self._coming -= 1
-        self._interrupts.end(unique)
+        unique = self._end_waiting(number)
         try:
-            data = coming.result()
+            data, error = coming.result(), 0
         except Exception as problem:
-            outbox.reply(unique, b"", _errno_of(problem, opcode, request))
-        else:
-            outbox.reply(unique, data)
+            data, error = b"", _errno_of(problem, opcode, request)
+        self._record_and_reply(outbox, unique, opcode, data, error)
 
     async def _wait_and_reply(
-        self, nursery: trio.Nursery, outbox: Outbox, unique: int, opcode: int, request: Request,
+        self, nursery: trio.Nursery, outbox: Outbox, number: int, opcode: int, request: Request,
         answer: Coroutine[Any, Any, Answer],
     ) -> None:  # fmt: skip
         data: Answer = None
+        error = 0
         try:
-            with self._interrupts.waiting(unique, request.caller.pid, nursery) as scope:
+            with self._interrupts.waiting(number, request.caller.pid, nursery) as scope:
                 data = await answer
             if scope.cancelled_caught:
-                outbox.reply(unique, b"", errno.EINTR)
+                data, error = b"", errno.EINTR
         except Exception as problem:
-            outbox.reply(unique, b"", _errno_of(problem, opcode, request))
-        else:
-            if data is not None:
-                outbox.reply(unique, data)
+            data, error = b"", _errno_of(problem, opcode, request)
+        finally:
+            unique = self._waiting.pop(number)
+        if data is not None:
+            self._record_and_reply(outbox, unique, opcode, data, error)
+
+    def _record_and_reply(
+        self, outbox: Outbox, unique: int, opcode: int, data: bytes | memoryview, error: int
+    ) -> None:
+        if RECORDED >> opcode & 1:
+            self._record(unique & NUMBER, opcode, data, error)
+        outbox.reply(unique, data, error)
 
 
 def _errno_of(problem: Exception, opcode: int, request: Request) -> int:

@@ -27,6 +27,7 @@ from pmemfs.fuse.forwarded import ForwardedRequests
 from pmemfs.fuse.handshake import Terms
 from pmemfs.fuse.keptmount import KeptMount
 from pmemfs.fuse.notices import Notices
+from pmemfs.fuse.once import Once
 from pmemfs.fuse.planes import MAX_BACKGROUND, DataPlane, Sockets, choose_settings
 from pmemfs.fuse.remounting import Remounter
 from pmemfs.fuse.served import Served, serve_pool
@@ -165,7 +166,9 @@ class NativeSession(Session):
         )  # fmt: skip
         door = WireDoor(self.served.handlers, terms, self._shared)
         self._shared.set_header_word("answered", door.opcodes)
-        self._forwarded = ForwardedRequests(door, settings.longest_bytes, self.served.bring)
+        self._forwarded = ForwardedRequests(
+            door, settings.longest_bytes, Once(self._shared.answers), self.served.bring
+        )
         self._notices = Notices(sockets.notices)
         self.served.handlers.notifier.tell = self._notices.tell
         self.grower = self._grower(pool, medium)

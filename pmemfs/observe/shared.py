@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from pmemfs.dataplane.answers import AnswerState
 from pmemfs.dataplane.held import OpenPlaces
 from pmemfs.dataplane.layouts import HandleKind
 from pmemfs.dataplane.tables import NAME, SharedMemory
@@ -67,6 +68,17 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """What became of a request that must not be carried out twice."""
+
+    number: int
+    opcode: int
+    state: str
+    error: int
+    length: int
+
+
+@dataclass(frozen=True)
 class SharedReport:
     """All that the shared memory says."""
 
@@ -96,6 +108,8 @@ class SharedReport:
     most_held: tuple[int, int]
     """The inode that is held most often, and how often: by lookups, and once by each open file."""
     tables: tuple[Table, ...]
+    answers: tuple[Answer, ...]
+    """What became of the last requests that must not be carried out twice; the newest first."""
     attribute_inodes: tuple[int, ...]
     """Inodes whose GETATTR the data plane answers."""
     table_bytes: int
@@ -169,6 +183,10 @@ def _report(shared: SharedMemory, pids: tuple[int, ...]) -> SharedReport:
         tables=tuple(
             Table(t.inode, t.head.extent_count, t.head.size_bytes, t.head.limit_bytes, t.size_bytes)
             for t in shared.published()
+        ),
+        answers=tuple(
+            Answer(a.number, a.opcode, AnswerState(a.state).name.lower(), a.error, a.length)
+            for a in shared.answers.newest()
         ),
         attribute_inodes=tuple(sorted(shared.published_attributes().values())),
         table_bytes=shared.table_bytes,

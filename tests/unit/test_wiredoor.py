@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import socket
 import stat
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 import trio
@@ -26,6 +27,7 @@ from pmemfs.fuse.handlers.notifications import Notifier
 from pmemfs.fuse.handlers.openfiles import Opened, OpenFiles
 from pmemfs.fuse.handlers.privileges import Caller
 from pmemfs.fuse.handlers.ranges import COLLAPSE_RANGE, INSERT_RANGE, PUNCH_HOLE
+from pmemfs.fuse.once import Once
 from pmemfs.fuse.wire import Opcode as Op
 from pmemfs.media.inode import ROOT
 from pmemfs.media.log import InodeFlags
@@ -72,11 +74,13 @@ class Served:
     engine: WatchedEngine
     ino: int
     notifier: Notifier
+    numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1 << 32, 2))
 
     def ask(
-        self, opcode: int, operation: bytes, ino: int | None = None, unique: int = 7
+        self, opcode: int, operation: bytes, ino: int | None = None, unique: int = 0
     ) -> tuple[int, bytes]:
         """The errno and what follows the header."""
+        unique = unique or next(self.numbers)
         head = struct.pack(
             "<IIQQIIIHH", 40 + len(operation), opcode, unique, ino or self.ino, 5, 6, 1, 0, 0
         )
@@ -110,7 +114,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         fs = made.fs
         engine = WatchedEngine(made.medium, made.memmap)
         handlers, door = door_to(fs, engine, made.tables)
-        raw = ForwardedRequests(door, LONGEST)
+        raw = ForwardedRequests(door, LONGEST, Once(made.shared.answers))
         ino = fs.make(ROOT, b"file", NewInode(mode=stat.S_IFREG | 0o644, uid=1, gid=2))
         fs.hold(ino)
         yield Served(fs, handlers.files, raw, engine, ino, handlers.notifier)

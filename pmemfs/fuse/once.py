@@ -1,0 +1,52 @@
+"""No request is carried out twice, though some are given to the daemon twice.
+
+Requests come again after the data plane or the daemon has died: all that had no answer then. The
+kernel gives a request another form of its number (RESENT is set), and takes an answer only in the
+latest form. Invariants:
+- a request that has a record is answered from it;
+- a request that is under way is not begun again; its answer has the latest form of the number;
+- an operation of `RECORDED` is recorded before its answer is sent, a failure as well: once the
+  caller has seen EEXIST, nobody may make that file for it.
+
+What only reads, and FORGET, which the kernel never gives again, have no records.
+"""
+
+from __future__ import annotations
+
+from pmemfs.dataplane.answers import Answers, operation_under_way
+from pmemfs.dataplane.layouts import AnswerRecord
+from pmemfs.fuse.wire import Opcode
+
+RESENT = 1 << 63
+"""FUSE_UNIQUE_RESEND: the bit of a number that is not part of it. Source: fs/fuse/dev.c of
+Linux."""
+NUMBER = RESENT - 1
+
+_RECORDED = (
+    Opcode.LOOKUP, Opcode.SETATTR, Opcode.SYMLINK, Opcode.MKNOD, Opcode.MKDIR, Opcode.UNLINK,
+    Opcode.RMDIR, Opcode.RENAME, Opcode.LINK, Opcode.OPEN, Opcode.WRITE, Opcode.RELEASE,
+    Opcode.SETXATTR, Opcode.REMOVEXATTR, Opcode.OPENDIR, Opcode.RELEASEDIR, Opcode.CREATE,
+    Opcode.IOCTL, Opcode.FALLOCATE, Opcode.RENAME2, Opcode.COPY_FILE_RANGE, Opcode.TMPFILE,
+    Opcode.COPY_FILE_RANGE_64,
+)  # fmt: skip
+RECORDED = sum(1 << opcode for opcode in _RECORDED)
+"""The operations that change something, or count something, as a bitmap of opcodes."""
+
+
+class Once:
+    """The requests that are under way or were answered, by their numbers (without RESENT)."""
+
+    def __init__(self, answers: Answers) -> None:
+        self._answers = answers
+        self.answered = answers.places
+        """Whatever is in here has come before."""
+        self.waiting: dict[int, int] = {}
+        """The latest form of the number of each request that waits."""
+        self.begin = operation_under_way.set
+        """Is told the number and opcode of an operation of `RECORDED` before it begins."""
+        self.record = answers.record
+        """Is told the answer of an operation of `RECORDED` before it is sent."""
+
+    def find(self, number: int) -> AnswerRecord | None:
+        """The record of a request that has come before."""
+        return self._answers.find(number)
