@@ -14,7 +14,14 @@ from pmemfs.cli.output import print_facts, print_json
 from pmemfs.cli.paths import ANY_PATH
 from pmemfs.mount.mountpoint import places_of
 from pmemfs.mountinfo import Mount
-from pmemfs.observe.answers import MountStatus, PinSummary, PoolInfo, json_values
+from pmemfs.observe.answers import (
+    Deaths,
+    KeptStatus,
+    MountStatus,
+    PinSummary,
+    PoolInfo,
+    json_values,
+)
 from pmemfs.pfn import FRAME_BYTES
 from pmemfs.units import format_size
 from pmemfs.volume.fs.space import Space
@@ -128,9 +135,13 @@ def _mount_facts(status: MountStatus) -> Iterator[tuple[str, object]]:
     io = status.io
     yield "options", ("ro" if status.read_only else "rw") + f" ({status.options})"
     pid = status.pid or "of another pid namespace"
-    yield "daemon", f"pid {pid}, engine {status.engine}"
+    kept = status.kept
+    died = _died(kept.daemon) if kept else ""
+    yield "daemon", f"pid {pid}, engine {status.engine}{died}"
     if status.data_plane_pid:
-        yield "data plane", f"pid {status.data_plane_pid}, {status.transport_reason}"
+        died = _died(kept.data_plane) if kept else ""
+        yield "data plane", f"pid {status.data_plane_pid}, {status.transport_reason}{died}"
+    yield "keeper", _keeper(kept)
     if status.log:
         yield "log", status.log
     yield "uptime", f"{status.uptime_seconds:.0f} s"
@@ -143,6 +154,21 @@ def _mount_facts(status: MountStatus) -> Iterator[tuple[str, object]]:
     yield "read", f"{io.reads} requests, {format_size(io.read_bytes)}"
     yield "written", f"{io.writes} requests, {format_size(io.written_bytes)}"
     yield "fsync", f"{io.fsyncs} requests"
+
+
+def _keeper(kept: KeptStatus | None) -> str:
+    if kept is None:
+        return "none: the mount ends with each of its processes"
+    if kept.keeper_pid is None:
+        return f"gone{_died(kept.keeper)}; the mount goes on, and ends with its daemon"
+    return f"pid {kept.keeper_pid}{_died(kept.keeper)}; {kept.promise}"
+
+
+def _died(deaths: Deaths) -> str:
+    if not deaths.times:
+        return ""
+    times = "once" if deaths.times == 1 else f"{deaths.times} times, last"
+    return f"; died {times} at {deaths.last}"
 
 
 def _space_facts(space: Space) -> Iterator[tuple[str, object]]:

@@ -53,10 +53,10 @@ class Stored(NamedTuple):
 
 
 class Deaths(NamedTuple):
-    """How often processes of one kind have died unexpectedly."""
+    """How often daemons have died unexpectedly."""
 
-    times: int = 0
-    last_ns: int = 0
+    times: int
+    last_ns: int
     """When the last one did, in ns since 1970; 0: none has."""
 
 

@@ -10,11 +10,13 @@ Invariants:
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pmemfs.dataplane.tables import SharedMemory
+from pmemfs.fuse import wire
 from pmemfs.fuse.planes import DataPlane
 from pmemfs.medium.mapped import MappedMedium
 
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_MOST_DEATHS = 5
+_MOST_DEATHS = int(os.environ.get("PMEMFS_MOST_DEATHS", 5))
+"""What kills data planes on purpose, as tests do, needs more."""
 _WITHIN_SECONDS = 60
 
 
@@ -60,7 +63,18 @@ class KeptMount:
         self._shared.note_death("plane")
         now = time.monotonic()
         self._deaths = [then for then in self._deaths if then > now - _WITHIN_SECONDS] + [now]
-        return self.keeper is not None and len(self._deaths) <= _MOST_DEATHS
+        # Before that version of the protocol, nobody gets what the dead one has read.
+        can_resend = self._shared.header_word("minor") >= wire.RESEND_MINOR
+        return can_resend and self.keeper is not None and len(self._deaths) <= _MOST_DEATHS
+
+    def deaths(self) -> dict[str, tuple[int, int]]:
+        """How often a daemon, data plane (`plane`) and keeper of the mount have died, and when the
+        last one did, in ns since 1970; 0: none has."""
+        word = self._shared.header_word
+        return {
+            whose: (word(f"{whose}_deaths"), word(f"{whose}_died_ns"))
+            for whose in ("daemon", "plane", "keeper")
+        }
 
     async def watch(self) -> None:
         """Return when the keeper is gone, though the mount has not ended."""

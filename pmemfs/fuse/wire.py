@@ -10,6 +10,8 @@ import struct
 from enum import IntEnum
 
 MAJOR, MINOR = 7, 45
+RESEND_MINOR = 40
+"""From it on the kernel takes FUSE_NOTIFY_RESEND."""
 
 
 class Opcode(IntEnum):

@@ -31,6 +31,8 @@ ENABLE_COMMAND = f"echo Y > /{ENABLE_URING}"
 ALLOW_COMMAND = "sysctl -w kernel.io_uring_disabled=0"
 
 FIRST_WITH_URING: Release = (6, 14, 0)
+FIRST_WITH_RESEND: Release = (6, 9, 0)
+"""With FUSE_NOTIFY_RESEND a data plane gets what a dead one has read and not answered."""
 
 WHY_URING = "faster than fd, except for one caller on the same CPU as its worker"
 """Why `auto` prefers `uring` where it is sound; the figures are in docs/performance.md."""
@@ -142,6 +144,16 @@ def choose_transport(wanted: Wanted, offer: Offer) -> Choice:
         raise TransportUnavailable(transport="uring", why=obstacle)
     # Whoever names it may have a kernel whose fixes its release does not tell.
     return Choice("uring", f"transport uring; {problem or 'it was asked for'}")
+
+
+def promise(transport: str, kernel_release: str) -> str:
+    """What becomes of requests when the data plane of a mount with a keeper dies."""
+    release = parse_release(kernel_release)
+    if release is None or release < FIRST_WITH_RESEND:
+        return "the mount ends with its data plane, because this kernel is older than 6.9"
+    if transport == "fd":
+        return "no request is lost when a process dies"
+    return "requests that the kernel is handing to a data plane when it dies fail with ECANCELED"
 
 
 def _missing(offer: Offer) -> str | None:

@@ -96,6 +96,28 @@ class MountStatus(NamedTuple):
     structures: StructureBytes | None = None
     """What page structures take now."""
     pins: PinSummary | None = None
+    kept: KeptStatus | None = None
+    """What the mount outlives; None: it ends with each of its processes."""
+
+
+class KeptStatus(NamedTuple):
+    """How a mount outlives its processes."""
+
+    keeper_pid: int | None
+    """None: the keeper is gone, so the mount ends with its daemon."""
+    daemon: Deaths
+    data_plane: Deaths
+    keeper: Deaths
+    promise: str
+    """What becomes of requests when the data plane dies."""
+
+
+class Deaths(NamedTuple):
+    """How often processes of one kind have died, and others have taken their place."""
+
+    times: int
+    last: str
+    """When the last one did, or "never"."""
 
 
 class PinSummary(NamedTuple):

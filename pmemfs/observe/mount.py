@@ -16,9 +16,16 @@ from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap import effective_scheme
 from pmemfs.mount.elsewhere import places_elsewhere
 from pmemfs.mount.mountpoint import places_of
-from pmemfs.observe.answers import MountStatus, PinSummary, json_values
+from pmemfs.mount.transport import promise
+from pmemfs.observe.answers import (
+    Deaths,
+    KeptStatus,
+    MountStatus,
+    PinSummary,
+    json_values,
+)
 from pmemfs.observe.extents import file_extents
-from pmemfs.observe.pool import pool_info
+from pmemfs.observe.pool import iso_time, pool_info
 from pmemfs.observe.stat import Sample, own_counts, worker_sample
 from pmemfs.pins.registry import Pins
 from pmemfs.pool import Pool
@@ -70,12 +77,26 @@ class MountObserver:
             pool_fd=self._medium.fileno(),
             structures=self._session.memmap.memory(),
             pins=self._pin_summary(),
+            kept=self._kept(),
         )
         return json_values(status)
 
     def _is_detached(self) -> bool:
         """Whether the mount is nowhere, in no mount namespace that can be seen."""
         return not places_of(self._mount) and not any(places_elsewhere(self._mount))
+
+    def _kept(self) -> KeptStatus | None:
+        kept = self._session.kept
+        if kept is None:
+            return None
+        died = {
+            whose: Deaths(times, iso_time(last_ns))
+            for whose, (times, last_ns) in kept.deaths().items()
+        }
+        return KeptStatus(
+            kept.keeper.pid if kept.keeper else None, died["daemon"], died["plane"],
+            died["keeper"], promise(self._session.transport, os.uname().release),
+        )  # fmt: skip
 
     def _pin_summary(self) -> PinSummary:
         living, page_bytes = self._pins.living, self._pool.label.page_size_bytes

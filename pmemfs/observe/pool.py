@@ -34,8 +34,8 @@ def pool_info(pool: Pool, medium: MappedMedium) -> PoolInfo:
         alignment_bytes=label.alignment_bytes,
         generation=label.generation,
         mount_count=label.mount_count,
-        created=_iso(label.created_ns),
-        mounted=_iso(label.mounted_ns),
+        created=iso_time(label.created_ns),
+        mounted=iso_time(label.mounted_ns),
         zones={
             name: ZoneInfo(zone.offset_bytes, zone.size_bytes)
             for name, zone in pool.zones.in_order()
@@ -44,7 +44,7 @@ def pool_info(pool: Pool, medium: MappedMedium) -> PoolInfo:
     )
 
 
-def _iso(time_ns: int) -> str:
+def iso_time(time_ns: int) -> str:
     """A stored time for people; "never" if it is 0 or makes no sense."""
     if time_ns == 0:
         return "never"

@@ -12,6 +12,7 @@ from pmemfs.mount.transport import (
     choose_transport,
     known_problem,
     number,
+    promise,
     read_text,
 )
 from pmemfs.observe.finding import Finding, Setting, State, mounts_below
@@ -39,6 +40,7 @@ def request_findings(root: Path, offer: Offer) -> Iterator[Finding]:
     yield _enable_uring(offer)
     yield _io_uring(offer)
     yield _transport(offer)
+    yield _keeper(offer)
     yield _background(root, "max_user_bgreq", "under way")
     yield _background(root, "max_user_congthresh", "under way before they count as congested")
     yield _connections(root)
@@ -70,6 +72,15 @@ def _enable_uring(offer: Offer) -> Finding:
         setting.command,
         setting=setting,
     )
+
+
+def _keeper(offer: Offer) -> Finding:
+    release = offer.kernel_release
+    by_transport = {name: promise(name, release) for name in ("fd", "uring")}
+    said = dict.fromkeys(by_transport.values())
+    if len(said) > 1:
+        said = dict.fromkeys(f"transport {name}: {what}" for name, what in by_transport.items())
+    return Finding("keeper", State.OK, f"Linux {release}", f"with -o keeper, {'; '.join(said)}")
 
 
 def _io_uring(offer: Offer) -> Finding:
