@@ -6,14 +6,20 @@ on, pgbench is among the programs.
 
 from __future__ import annotations
 
+import fcntl
 import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from kit.commands import pmemfs
+from kit import fs_workers
+from kit.commands import pmemfs, run_command
 from kit.killing import BOTH, DAEMON, KEPT, VICTIMS, Kills, Load, processes_of
 from kit.mounts import NATIVE, PoolMaker, may_pass
+from kit.posix import opened
 from kit.postgres import is_installed
 from kit.processes import wait_until
 
@@ -78,4 +84,47 @@ def test_programs_on_a_block_device_notice_a_pause(pools: PoolMaker, tmp_path: P
         load.add_fio(mounted.device, "4m", offset="4m")
         for number in range(ROUNDS):
             kills.kill(VICTIMS[number % len(VICTIMS)])
+    assert_survived(pools, kills)
+
+
+@native
+def test_processes_in_the_same_directories_agree_on_what_is_there(
+    pools: PoolMaker, tmp_path: Path
+) -> None:
+    mounted = pools.mount(pools.create("fs0", "256M", "--mode", "fs"), *KEPT)
+    kills, root = Kills(mounted, Load(tmp_path)), mounted.mountpoint / "shared"
+    # These programs take no call that was cancelled for right.
+    victims = VICTIMS if pools.engine.transport == "fd" else (DAEMON,)
+    fs_workers.prepare(root)
+    with ThreadPoolExecutor(1) as thread:
+        working = thread.submit(fs_workers.work, root, ["all"] * 3, 1.5 * ROUNDS, 5)
+        while not working.done():
+            kills.kill(victims[len(kills.all) % len(victims)])
+        outcome = working.result()
+    assert outcome.wrong == []
+    assert fs_workers.differences(root, outcome) == []
+    assert_survived(pools, kills)
+
+
+@native
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_locks_are_held_across_a_death(pools: PoolMaker, tmp_path: Path, victim: str) -> None:
+    mounted = pools.mount(pools.create("fs0", "64M", "--mode", "fs"), *KEPT)
+    kills, path = Kills(mounted, Load(tmp_path)), mounted.mountpoint / "locked"
+    path.touch()
+    with opened(path) as held, opened(path) as other:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        fcntl.lockf(held, fcntl.LOCK_EX, 10)
+        waiting = subprocess.Popen(["flock", path, "true"])
+        kills.kill(victim)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Another process asks for the range: locks of this kind belong to processes.
+        code = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'r+'), 6, 10)"
+        asked = run_command(sys.executable, "-c", code, path)
+        assert "BlockingIOError" in asked.err
+        assert waiting.poll() is None
+        fcntl.flock(held, fcntl.LOCK_UN)
+        assert waiting.wait(30) == 0
+    assert run_command(sys.executable, "-c", code, path).code == 0
     assert_survived(pools, kills)
