@@ -146,7 +146,7 @@ class PmemfsMount:
         self._daemon = self._ask_daemon()
         told = self.info()
         found = {"daemon": told["pid"], "data plane": told["data_plane_pid"]}
-        if keeper := told.get("keeper_pid"):
+        if keeper := (told.get("kept") or {}).get("keeper_pid"):
             found["keeper"] = keeper
         if others := set(host.with_descendants(told["pid"])) - set(found.values()):
             found["standby"] = min(others)

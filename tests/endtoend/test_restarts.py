@@ -17,7 +17,7 @@ import pytest
 
 from kit import fs_workers
 from kit.commands import pmemfs, run_command
-from kit.killing import BOTH, DAEMON, KEPT, VICTIMS, Kills, Load, processes_of
+from kit.killing import BOTH, DAEMON, KEPT, PLANE, VICTIMS, Kills, Load, processes_of
 from kit.mounts import NATIVE, PoolMaker, may_pass
 from kit.posix import opened
 from kit.postgres import is_installed
@@ -49,6 +49,10 @@ def assert_survived(pools: PoolMaker, kills: Kills) -> None:
     outcome = kills.load.outcome
     print(kills.summary())
     assert outcome.wrong == []
+    kept, victims = kills.mounted.info()["kept"], [it.victim for it in kills.all]
+    for whose, victim in (("daemon", DAEMON), ("data_plane", PLANE)):
+        died = sum(it in (victim, BOTH) for it in victims)
+        assert kept[whose]["times"] == died, f"of the {victim}"
     pools.umount(kills.mounted)
     wait_until(lambda: not processes_of(pools.directory), "all of its processes have ended")
     checked = pmemfs("check", kills.mounted.pool)
