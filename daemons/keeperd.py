@@ -50,6 +50,8 @@ class Keeper:
         """Whether the daemon may still say something."""
         self._oom_score = oom_score
         self._stored: dict[bytes, tuple[bytes, list[int]]] = {}
+        self._items: list[tuple[bytes, tuple[bytes, list[int]]]] = []
+        """What a successor is being told of."""
         self._planned: list[bytes] = []
         self._deaths: list[float] = []
         """When daemons died, of late."""
@@ -111,14 +113,16 @@ class Keeper:
 
     def _answer(self, number: int) -> None:
         """Send one of the items to a successor: first what is known here, then what is stored."""
-        items = list(self._stored.items())
         message, fds = b"all", list[int]()
         if not number:
+            # Once, because there may be thousands of pins. A successor stores nothing meanwhile.
+            self._items = list(self._stored.items())
             message = b"keeper\0%d %d %d" % (posix.getpid(), self._unreported, self._died_ns)
-        elif number <= len(items):
-            name, (data, fds) = items[number - 1]
+        elif number <= len(self._items):
+            name, (data, fds) = self._items[number - 1]
             message = name + b"\0" + data
         else:
+            self._items = []
             self._unreported = 0
         send(self._connection, message, fds)
 

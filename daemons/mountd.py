@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,6 +25,7 @@ import trio
 from pmemfs.control import server
 from pmemfs.control.places import new_socket_path
 from pmemfs.control.starter import ENDING_SIGNALS, Starter
+from pmemfs.engine.native import SharedEngine
 from pmemfs.errors import (
     EXIT_MOUNT_FAILED,
     Interrupted,
@@ -44,12 +45,18 @@ from pmemfs.medium.faultlog import report_fault
 from pmemfs.medium.mapped import Advice, MappedMedium
 from pmemfs.mount.mountpoint import mounts_of_pool
 from pmemfs.mount.options import MountOptions
-from pmemfs.mount.processes import SpareDescriptors, limits_behind, python_words
+from pmemfs.mount.processes import (
+    SpareDescriptors,
+    limits_behind,
+    python_words,
+    raise_descriptors,
+)
 from pmemfs.mount.transport import choose_transport, read_offer
 from pmemfs.pool import Pool
 from pmemfs.units import GIB
 
 if TYPE_CHECKING:
+    from pmemfs.fuse.keeping import Keeper, Stored
     from pmemfs.fuse.keptmount import KeptMount
     from pmemfs.pins.methods import PinMethods
     from pmemfs.pins.registry import Pins
@@ -243,19 +250,54 @@ class Pinning:
         self.nursery: trio.Nursery | None = None
         """Of the tasks that serve the mount."""
         self.pins: Pins | None = None
+        self._keeper: Keeper | None = None
 
     def begin(self, pool: Pool, medium: MappedMedium, session: Session) -> PinMethods:
         """Begin to have pins, and to notice their ends."""
         # Imported here, because most mounts never have any.
         from pmemfs.pins.methods import PinMethods
-        from pmemfs.pins.registry import Pins
 
         assert self.nursery is not None
+        if self.pins is None:
+            self._make(medium, session)
+            self.serve(self.nursery)
+        assert self.pins is not None
+        return PinMethods(self.pins, pool, medium, session.served.volume, session.mount_generation)
+
+    def keep_with(self, keeper: Keeper) -> None:
+        """Have a keeper hold the pins that there are and will be."""
+        self._keeper = keeper
+        if self.pins:
+            self.pins.keep_with(keeper)
+
+    def take_over(
+        self, stored: Mapping[str, Stored], keeper: Keeper, medium: MappedMedium, session: Session
+    ) -> None:
+        """Have the pins of the daemon that has died, if it had any.
+
+        Before anything is freed or given out. See `Pins.take_over`.
+        """
+        self._keeper = keeper
+        if any(name.startswith("pin-") for name in stored):
+            self._make(medium, session).take_over(stored, keeper)
+
+    def serve(self, nursery: trio.Nursery) -> None:
+        """From now on notice the ends of pins, if there are any."""
+        self.nursery = nursery
+        if self.pins:
+            nursery.start_soon(self.pins.serve)
+
+    def _make(self, medium: MappedMedium, session: Session) -> Pins:
+        from pmemfs.pins.registry import Pins
+
         volume, tell = session.served.volume, session.served.handlers.notifier.tell
-        self.pins = Pins(medium, session.memmap, volume, tell)
-        session.remounter.page_writers = self.pins.writers
-        self.nursery.start_soon(self.pins.serve)
-        return PinMethods(self.pins, pool, medium, volume)
+        self.pins = pins = Pins(medium, session.memmap, volume, tell)
+        session.remounter.page_writers = pins.writers
+        if isinstance(session.engine, SharedEngine):
+            session.engine.holders.append(pins.renew)
+        if self._keeper:
+            pins.keep_with(self._keeper)
+        return pins
 
 
 def _methods(
@@ -332,7 +374,7 @@ async def _serve(
     with server.listening(path) as listener:
         spare.release_for_questions()
         async with trio.open_nursery() as nursery:
-            pinning.nursery = nursery
+            pinning.serve(nursery)
             answering = trio.CancelScope()
             nursery.start_soon(_answer, listener, methods, answering)
             nursery.start_soon(_stop_on_signal, starter, session)
@@ -340,7 +382,7 @@ async def _serve(
             nursery.start_soon(_tidy, session)
             nursery.start_soon(session.remounter.follow_kernel, session.mount)
             if session.kept:
-                nursery.start_soon(_keep, arguments, starter, session.kept, listener, path)
+                nursery.start_soon(_keep, arguments, starter, session.kept, listener, path, pinning)
             await _serve_volume(session, starter, answering.cancel)
             nursery.cancel_scope.cancel()
 
@@ -354,8 +396,9 @@ async def _answer(
 
 
 async def _keep(
-    arguments: Arguments, starter: Starter, kept: KeptMount, listener: socket.socket, path: str
-) -> None:
+    arguments: Arguments, starter: Starter, kept: KeptMount, listener: socket.socket, path: str,
+    pinning: Pinning,
+) -> None:  # fmt: skip
     """Once the mount is to stay, have a keeper hold what it needs, and notice the keeper's end."""
     is_kept = trio.Event()
     soon = trio.lowlevel.current_trio_token().run_sync_soon
@@ -364,6 +407,8 @@ async def _keep(
     # Imported here, so that a mount is made before.
     from pmemfs.fuse.keeping import Keeper
 
+    # The keeper needs as many as this process for what clients have pinned.
+    raise_descriptors()
     try:
         keeper = Keeper.start()
     except OSError as error:
@@ -372,6 +417,7 @@ async def _keep(
     words = [*python_words("pmemfs.daemons.mountd"), arguments.pool, arguments.mountpoint]
     kept.begin(keeper, [*words, "-o", arguments.options.as_text()])
     keeper.store("listener", [listener.fileno()], path.encode())
+    pinning.keep_with(keeper)
     place = log_for_others()
     if place:
         keeper.store("log", [place[0]], place[1].encode())

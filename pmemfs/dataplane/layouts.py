@@ -177,7 +177,8 @@ class Header:
     cache_misses: int = stored(
         "<u8", "1: the control plane brings blocks that are not there, many with one message"
     )
-    unused: int = stored("V24", "zero", default=bytes(24))
+    mount_generation: int = stored("<u8", "of page structures when this was mounted")
+    unused: int = stored("V16", "zero", default=bytes(16))
     write_epoch: int = stored("<u8", "the epoch of what is written now", default=1)
     persisted_epoch: int = stored("<u8", "all that was written in it or before is durable")
     lost_errno: int = stored("<u8", "of the first write-back that failed; 0: none")

@@ -72,7 +72,8 @@ cdef struct header_t:
     uint64_t cache_writes
     uint64_t cache_fsyncs
     uint64_t cache_misses
-    uint8_t unused[24]
+    uint64_t mount_generation
+    uint8_t unused[16]
     uint64_t write_epoch
     uint64_t persisted_epoch
     uint64_t lost_errno

@@ -207,6 +207,7 @@ class SharedMemory:
             page_count=geometry.page_count if has_pages else 0,
             first_pfn=int(geometry.first_pfn) if has_pages else 0,
             generation=generation,
+            mount_generation=generation,
             pool_bytes=medium.size_bytes,
             durability=list(Durability).index(medium.durability),
             reserved=int(medium.reserved),

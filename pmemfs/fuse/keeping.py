@@ -17,7 +17,8 @@ Invariants:
 | `listener` | the control socket | its path |
 | `standby` | the socket of the process that waits, its pidfd | its pid |
 | `log` | where the log goes | a line, with `{time}`, `{pid}` and `{message}` |
-| `pin-N` | a pin of a client | |
+| `pin-words` | the memory of the words of pins | |
+| `pin-N` | the daemon's end of a pin | its description (`pins/kept`) |
 """
 
 from __future__ import annotations

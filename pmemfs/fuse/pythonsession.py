@@ -53,6 +53,7 @@ class PythonSession(Session):
 
     def __init__(self, pool: Pool, medium: MappedMedium, options: MountOptions) -> None:
         self._medium = medium
+        self._label = pool.label
         self.memmap = open_memmap(pool)
         engine = Engine(medium, self.memmap)
         self.served = serve_pool(pool, medium, self.memmap, engine, options)
@@ -66,6 +67,10 @@ class PythonSession(Session):
         # libfuse could mount as well, but pyfuse3 passes it only ASCII names of pools.
         pyfuse3.init(self._door, f"/dev/fd/{fuse_fd}", set())
         _allow_deep_queues(self.mount)
+
+    @property
+    def mount_generation(self) -> int:
+        return self._label.generation
 
     async def serve(self, on_ready: Callable[[Mount], None]) -> None:
         silence_libfuse()

@@ -72,6 +72,12 @@ class Session(ABC):
         return None
 
     @property
+    @abstractmethod
+    def mount_generation(self) -> int:
+        """The generation of the pool when it was mounted. It tells this mount from all others,
+        however often page structures have begun a new generation since."""
+
+    @property
     def engine(self) -> Engine:
         """The counts of the mount, and its durability."""
         return self.served.engine
@@ -226,6 +232,10 @@ class NativeSession(Session):
         seconds = trio.current_time() - began
         log.info("%s: the data plane goes on as pid %d, after %.3f s",
                  self._medium.name, self._plane.process.pid, seconds)  # fmt: skip
+
+    @property
+    def mount_generation(self) -> int:
+        return self._shared.header_word("mount_generation")
 
     @property
     def data_plane_pid(self) -> int | None:

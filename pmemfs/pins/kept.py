@@ -12,7 +12,6 @@ the words (`pins/words`), and references are taken anew. Invariants:
 from __future__ import annotations
 
 import json
-import os
 from array import array
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -20,13 +19,10 @@ from typing import NamedTuple, Protocol
 
 from pmemfs.pins.pin import Pin, PinnedFile
 
-MOST_BYTES = 60 << 10
-"""What one message to the keeper may have. Longer descriptions lie in a memfd."""
 WORDS = "pin-words"
 """What the keeper calls the memory of the words."""
 _PIN = "pin-"
 _ENCODE = json.JSONEncoder(separators=(",", ":")).encode
-_READ_BYTES = 1 << 20
 
 
 class Keeper(Protocol):
@@ -64,20 +60,6 @@ class Description(NamedTuple):
     files: list[PinnedFile]
 
 
-def keep(keeper: Keeper, pin: Pin) -> None:
-    """Give a pin to the keeper. Raises OSError."""
-    name, data = name_of(pin), describe(pin)
-    if len(data) <= MOST_BYTES:
-        keeper.store(name, [pin.fd], data)
-        return
-    memory = os.memfd_create("pmemfs-pin", os.MFD_CLOEXEC)
-    try:
-        os.pwrite(memory, data, 0)
-        keeper.store(name, [pin.fd, memory])
-    finally:
-        os.close(memory)
-
-
 def name_of(pin: Pin) -> str:
     """What the keeper calls a pin."""
     return f"{_PIN}{pin.number}"
@@ -91,11 +73,7 @@ def kept_pins(stored: Mapping[str, Stored]) -> list[tuple[Description, int]]:
     found = []
     for name, kept in stored.items():
         if name.startswith(_PIN) and name != WORDS:
-            data = kept.data
-            if len(kept.fds) > 1:
-                data = _content(kept.fds[1])
-                os.close(kept.fds[1])
-            found.append((read_description(data), kept.fds[0]))
+            found.append((read_description(kept.data), kept.fds[0]))
     return sorted(found)
 
 
@@ -127,8 +105,3 @@ def read_description(data: bytes) -> Description:
         files.append(PinnedFile._make([*of_file, pieces[:count]]))
         del pieces[:count]
     return Description(**said, files=files)
-
-
-def _content(fd: int) -> bytes:
-    size_bytes = os.fstat(fd).st_size
-    return b"".join(os.pread(fd, _READ_BYTES, at) for at in range(0, size_bytes, _READ_BYTES))

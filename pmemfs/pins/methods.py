@@ -30,11 +30,15 @@ _REPORT_BYTES = 3 << 20
 class PinMethods:
     """The methods of one mount."""
 
-    def __init__(self, pins: Pins, pool: Pool, medium: MappedMedium, volume: Volume) -> None:
+    def __init__(
+        self, pins: Pins, pool: Pool, medium: MappedMedium, volume: Volume, generation: int
+    ) -> None:
+        """`generation` is the pool's when it was mounted."""
         self.registry = self._pins = pins
         self._pool = pool
         self._medium = medium
         self._volume = volume
+        self._generation = generation
         self._unit_bytes = 0
         self._of_peer: weakref.WeakKeyDictionary[Peer, Client] = weakref.WeakKeyDictionary()
 
@@ -102,13 +106,12 @@ class PinMethods:
 
     async def accesses(self, inodes: list[int]) -> dict[str, Any]:
         """What the page structures know of files. Raises NoPageStructures."""
-        generation = self._pool.label.generation
-        answer = await accesses_of(inodes, self._pins, self._volume, generation)
+        answer = await accesses_of(inodes, self._pins, self._volume, self._generation)
         return answer._asdict()
 
     def _check_generation(self, generation: int | None) -> None:
         """Raise DaemonGone if a client knows the pool by another generation."""
-        if generation not in (None, self._pool.label.generation):
+        if generation not in (None, self._generation):
             raise DaemonGone(path=self._pool.label.name)
 
     def _client(self, peer: Peer) -> Client:
@@ -128,7 +131,7 @@ class PinMethods:
             "durability": medium.durability.name.lower(),
             "read_only": self._volume.read_only,
             "uuid": label.uuid.hex(),
-            "generation": label.generation,
+            "generation": self._generation,
         }
 
 

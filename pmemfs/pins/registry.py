@@ -89,9 +89,7 @@ class Pins:
     def __init__(
         self, medium: Medium, memmap: Memmap, volume: Volume,
         tell: Callable[[int], Awaitable[None] | None], *, rest_seconds: float = REST_SECONDS,
-        keeper: Keeper | None = None,
     ) -> None:  # fmt: skip
-        """`keeper` has the pins for the daemon that takes the place of this one."""
         self._medium = medium
         self.memmap = memmap
         self._volume = volume
@@ -99,7 +97,7 @@ class Pins:
         self._ranges = PinnedRanges(medium, volume, self._told)
         self._rest_seconds = rest_seconds
         self._order = memmap.geometry.order if memmap.geometry else 0
-        self._keeper = keeper
+        self._keeper: Keeper | None = None
         self._numbers = itertools.count(1)
         self._all: dict[int, Pin] = {}
         """Every pin that may have references, in the making or over."""
@@ -123,6 +121,19 @@ class Pins:
         if self._keeper is not None:
             self._keeper.store(kept.WORDS, [words.memory_fd])
         return words
+
+    def keep_with(self, keeper: Keeper) -> None:
+        """Have a keeper hold the pins, for the daemon that takes the place of this one."""
+        self._keeper = keeper
+        if "words" in self.__dict__:
+            keeper.store(kept.WORDS, [self.words.memory_fd])
+        for pin in self._living.values():
+            self._keep(pin)
+
+    def _keep(self, pin: Pin) -> None:
+        if self._keeper is not None:
+            self._keeper.store(kept.name_of(pin), [pin.fd], kept.describe(pin))
+            pin.is_kept = True
 
     @property
     def living(self) -> Sequence[Pin]:
@@ -181,12 +192,13 @@ class Pins:
                 has_ended = True
         return has_ended
 
-    def take_over(self, stored: Mapping[str, Stored]) -> None:
+    def take_over(self, stored: Mapping[str, Stored], keeper: Keeper) -> None:
         """Have the pins of a daemon that has died, as its keeper has them.
 
         Before anything is freed or given out, and before anybody is served. Those whose clients are
         gone end as soon as somebody notices ends. Raises what `kept_pins` does.
         """
+        self._keeper = keeper
         if kept.WORDS not in stored:
             return
         self.words = Words(stored[kept.WORDS].fds[0])
@@ -388,25 +400,23 @@ class Pins:
 
     def _connect(self, pin: Pin) -> int:
         """Let a pin live; the client's end of it. Raises CannotPin."""
-        if len(self._living) >= (most := most_living()):
+        if self._open_count >= (most := most_living()):
             self.notice_ends()
-        if len(self._living) >= most:
+        if self._open_count >= most:
             why = f"its daemon has {len(self._living)} already, of all programs"
             raise CannotPin(errno.EMFILE, what="more pages of this mount", why=why)
         pin.fd, theirs = pin_ends()
-        if self._keeper is not None:
-            try:
-                kept.keep(self._keeper, pin)
-            except BaseException:
-                os.close(pin.fd)
-                os.close(theirs)
-                raise
-            pin.is_kept = True
+        self._keep(pin)
         self._living[pin.number] = self._by_fd[pin.fd] = pin
         # What is said is heard soon, not at the end: a copy of the client's end that somebody sends
         # over itself lies in this queue, and as long as it lies there it isn't closed.
         self._epoll.register(pin.fd, select.EPOLLIN)
         return theirs
+
+    @property
+    def _open_count(self) -> int:
+        """How many pins have a descriptor, here or with the keeper."""
+        return len(self._living) + len(self._resting)
 
     # Its life
 

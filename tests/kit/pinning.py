@@ -126,11 +126,12 @@ def pinnable(
             volume = BlockVolume(pool, memmap)
         told: list[int] = []
         pins = Pins(pool.medium, memmap, volume, told.append, rest_seconds=rest_seconds)
+        at = Pinnable(pool, memmap, volume, pins, told, Client(os.getpid(), 1, "test"))
         try:
-            yield Pinnable(pool, memmap, volume, pins, told, Client(os.getpid(), 1, "test"))
+            yield at
         finally:
             with suppress(ValueError):
-                pins.close()
+                at.pins.close()
             if shared is not None:
                 shared.close()
 

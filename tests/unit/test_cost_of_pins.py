@@ -47,7 +47,7 @@ class Calls:
 
 
 def test_a_pin_of_one_piece_takes_few_calls(at: Pinnable) -> None:
-    methods = PinMethods(at.pins, at.pool, at.pool.medium, at.volume)  # type: ignore[arg-type]
+    methods = PinMethods(at.pins, at.pool, at.pool.medium, at.volume, 1)  # type: ignore[arg-type]
     number, peer = at.make("one", MIB), Peer(os.getpid(), os.geteuid())
     begun, ended = [], []
 

@@ -585,7 +585,7 @@ def test_a_list_of_pins_fits_into_an_answer(at: Pinnable, monkeypatch: pytest.Mo
         number = file_of(at)
         pool, medium = at.pool, at.pool.medium
         assert isinstance(medium, MappedMedium)
-        asked = methods.PinMethods(at.pins, pool, medium, at.volume)
+        asked = methods.PinMethods(at.pins, pool, medium, at.volume, 1)
         fds = [(await at.pin(WantedRange(number, 0, 1, "a name")))[1] for _ in range(30)]
         listed = await asked.pins()
         assert 1 < len(listed) < 30

@@ -68,8 +68,7 @@ class Mounted:
         self.keeper = Keeping()
         self._serving = trio.CancelScope()
         self._nursery: trio.Nursery | None = None
-        at.pins.close()
-        at.pins = self._pins()
+        at.pins.keep_with(self.keeper)
 
     def run(self, test: Callable[[], Awaitable[None]]) -> None:
         """Run a test while ends of pins are noticed, by whichever daemon lives."""
@@ -108,8 +107,9 @@ class Mounted:
         begin_generation(at)
         is_files = isinstance(at.volume, FileSystem)
         at.volume = (FileSystem if is_files else BlockVolume)(at.pool, at.memmap)
-        at.pins = self._pins()
-        at.pins.take_over(self.keeper.hand_out())
+        at.pins = Pins(at.pool.medium, at.memmap, at.volume, at.told.append,
+                       rest_seconds=REST_SECONDS)  # fmt: skip
+        at.pins.take_over(self.keeper.hand_out(), self.keeper)
         self._begin_to_serve()
 
 
@@ -117,8 +117,7 @@ def begin_generation(at: Pinnable) -> None:
     """Every page structure reads as uninitialised from now on."""
     memmap = at.memmap
     assert isinstance(memmap, SharedMemmap)
-    memmap.generation += 1
-    memmap._shared.set_header_word("generation", memmap.generation)
+    memmap.renew(at.pool.renew())
 
 
 @pytest.fixture(params=("fs", "block"))
@@ -178,17 +177,13 @@ def test_pins_made_anew_equal_the_first(mounted: Mounted) -> None:
     mounted.run(test)
 
 
-def test_descriptions_of_any_length_say_all_of_a_pin(mounted: Mounted) -> None:
-    at, pieces = mounted.at, [(n * 8192, n * 16384, 4096) for n in range(-1, 5000)]
+def test_a_description_says_all_of_a_pin() -> None:
+    pieces = [(n * 8192, n * 16384, 4096) for n in range(-1, 5000)]
     pin = Pin(7, 3, Client(5, 6, "c"), 1 << 62, is_writable=True, tell=lambda _: None)
     pin.files = [PinnedFile(1, 2, "a", 0, 5, 6, []), PinnedFile(1, 2, "b", 8, 9, 10, pieces)]
-    assert len(kept.describe(pin)) > kept.MOST_BYTES
-    pin.fd = os.memfd_create("end")
-    kept.keep(mounted.keeper, pin)
-    ((found, fd),) = kept.kept_pins(mounted.keeper.hand_out())
-    assert found == kept.Description(7, 3, 5, 6, "c", 1 << 62, True, pin.files)
-    assert os.path.samestat(os.fstat(fd), os.fstat(pin.fd))
-    assert at.pins.living == ()
+    stored = {kept.WORDS: Kept(b"", [5]), "pin-7": Kept(kept.describe(pin), [6])}
+    description = kept.Description(7, 3, 5, 6, "c", 1 << 62, True, pin.files)
+    assert kept.kept_pins(stored) == [(description, 6)]
 
 
 def test_a_pin_made_anew_ends_with_its_client(mounted: Mounted) -> None:
