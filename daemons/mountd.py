@@ -434,7 +434,7 @@ async def _serve_volume(session: Session, starter: Starter, has_ended: Callable[
     try:
         await life.begin(starter.say_waiting)
         async with trio.open_nursery() as tasks:
-            tasks.start_soon(life.serve)
+            await tasks.start(life.serve)
             await session.serve(starter.say_ready)
             has_ended()
             tasks.cancel_scope.cancel()

@@ -11,7 +11,7 @@ zeroes (`medium/mapping`), and its owner asks the medium before it relies on any
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport uint8_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memset
+from libc.string cimport memset, strerror
 from posix.time cimport CLOCK_REALTIME
 
 from pmemfs.dataplane.cache cimport *
@@ -104,6 +104,20 @@ cdef class CachePlaces:
             wait_for_write_back()
         return [publish_place(plane, block, offset)
                 for block, offset in zip(blocks, offsets, strict=True)]
+
+    def hold(self, list offsets not None) -> None:
+        """Take the references that `reserve` has taken, in a new generation of page structures.
+        Raises OSError (ENOSPC)."""
+        cdef plane_t *plane = &self._plane
+        cdef uint64_t frames = block_bytes(plane.header) >> FRAME_SHIFT
+        cdef pages_t held
+        cdef uint64_t offset
+        cdef int failed
+        for offset in offsets:
+            failed = get_pages(&plane.memmap, &held, offset >> FRAME_SHIFT, frames, ACCESS_PIN, 0,
+                               0, 0)
+            if failed:
+                raise OSError(failed, strerror(failed).decode())
 
     def release(self, list offsets not None) -> None:
         """Drop the references that `reserve` has taken."""

@@ -366,12 +366,20 @@ class SharedMemory:
         move.
         """
         self._free_locks(lambda holder: holder >= layouts.CONTROL_HOLDER)
+        # What it has stored of a tag last may not be durable, and nobody has counted what is dirty.
+        self.forbid_groups()
         if self.memmap_place is MemmapPlace.SHARED:
             at = self.areas.sections
             states = bytes(self.memory[at : self.areas.tables])
             # Its memory may be there or not, but it says nothing that counts.
             for section in _places_of(states, layouts.SectionState.GOING):
                 self.memory[at + section] = layouts.SectionState.ABSENT
+
+    def forbid_groups(self) -> None:
+        """Let no worker make a block of a cache dirty, until its group is allowed again. After a
+        grace period none does."""
+        groups = self.cache_groups
+        groups[:] = bytes(len(groups))
 
     def _free_locks(self, is_dead: Callable[[int], bool]) -> None:
         """Free the locks of the sets of a cache whose holders are dead."""

@@ -95,6 +95,10 @@ class PublishedCache(SharedAttributes, CacheOnlookers):
         """Whether workers may make blocks dirty in a group of sets."""
         self._groups[group] = is_allowed
 
+    def forbid_groups(self) -> None:
+        """Let workers make no block dirty in any group."""
+        self._shared.forbid_groups()
+
     def is_allowed(self, group: int) -> bool:
         """Whether workers may make blocks dirty in a group of sets."""
         return bool(self._groups[group])

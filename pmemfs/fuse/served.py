@@ -120,6 +120,8 @@ def _cache(
         locks=published.locks() if published and has_locks else None, gate=published,
         places=partial(published.places, medium) if published and has_locks else None,
     )  # fmt: skip
+    if isinstance(engine, SharedEngine):
+        engine.holders.append(volume.renew)
     trimmer = Trimmer(pool, medium, engine, None)
     handlers = Handlers(volume, engine, trimmer, opens=_opens(engine))
     life = CacheLife(volume, medium, is_degraded=options.degraded)

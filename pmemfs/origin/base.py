@@ -33,6 +33,7 @@ import mmap
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import trio
 
@@ -62,6 +63,14 @@ class Identity:
     def digest(self) -> bytes:
         """32 bytes that are the same for the same thing, whatever its size has become."""
         return hashlib.sha256(f"{self.kind}\0{self.text}".encode()).digest()
+
+
+class Left(NamedTuple):
+    """What lasts of an origin whose process has died, so that the next one can go on with it."""
+
+    fds: Sequence[int] = ()
+    """They have the fence."""
+    data: bytes = b""
 
 
 def say_nothing(sentence: str) -> None:
@@ -207,13 +216,19 @@ class Origin(ABC):
         The next call connects anew. Does nothing where `can_cut` is false.
         """
 
-    def hold_lock(self, pool_fd: int) -> None:  # noqa: B027  # most kinds have nothing to do
-        """Let the pool's lock outlive this process until no transfer touches its pages any more.
+    def hold(self, *fds: int) -> None:  # noqa: B027  # most kinds have nothing to do
+        """Keep the files of descriptors open until no transfer touches pages any more, even if this
+        process is killed: the pool, whose lock keeps others out for so long, and what a successor
+        waits for.
 
-        `pool_fd` is the descriptor that has the lock. To be called before the first transfer. The
-        kernel carries on what a killed process had under way in an io_uring, so whoever mounts the
-        pool next would find pages that change by themselves.
+        To be called once, before the first transfer. The kernel carries on what a killed process
+        had under way in an io_uring, so whoever serves the pool next would find pages that change
+        by themselves.
         """
+
+    def left(self) -> Left:
+        """What a successor goes on with if this process is killed. To be asked after the fence."""
+        return Left()
 
     @abstractmethod
     async def close(self) -> None:

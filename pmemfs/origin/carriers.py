@@ -57,8 +57,8 @@ class Carrier(ABC):
         """Do an fdatasync(2)."""
 
     @abstractmethod
-    def hold_lock(self, pool_fd: int) -> None:
-        """As `Origin.hold_lock`."""
+    def hold(self, *fds: int) -> None:
+        """As `Origin.hold`."""
 
     @abstractmethod
     async def close(self) -> None:
@@ -128,8 +128,8 @@ class RingCarrier(Carrier):
         if vectors.result < 0:
             raise system_error(-vectors.result)
 
-    def hold_lock(self, pool_fd: int) -> None:
-        self._ring.hold(pool_fd)
+    def hold(self, *fds: int) -> None:
+        self._ring.hold(fds)
 
     async def close(self) -> None:
         with trio.CancelScope(shield=True):
@@ -211,7 +211,7 @@ class ThreadCarrier(Carrier):
     async def sync(self, fd: int) -> None:
         await trio.to_thread.run_sync(os.fdatasync, fd, limiter=self._limiter)
 
-    def hold_lock(self, pool_fd: int) -> None:
+    def hold(self, *fds: int) -> None:
         # A process is not over before its threads' system calls are.
         pass
 

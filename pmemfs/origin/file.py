@@ -27,7 +27,7 @@ from pmemfs.errors import OriginBusy, UnusableOrigin, system_error
 from pmemfs.medium.holders import holders_of, named
 from pmemfs.mountinfo import mounts
 from pmemfs.origin import blocks
-from pmemfs.origin.base import Identity, Origin, say_nothing
+from pmemfs.origin.base import Identity, Left, Origin, say_nothing
 from pmemfs.origin.carriers import Carrier, open_carrier
 from pmemfs.origin.marks import ends_of, mark_of
 from pmemfs.origin.naming import FileName
@@ -50,6 +50,8 @@ class FileOrigin(Origin):
         self.read_only = read_only
         self._fd = fd
         self._carrier = carrier
+        self._is_held = False
+        """Whether a device is ours by O_EXCL."""
         status = os.fstat(fd)
         self._is_device = stat.S_ISBLK(status.st_mode)
         self._has_name = stat.S_ISREG(status.st_mode) and status.st_nlink > 0
@@ -67,16 +69,23 @@ class FileOrigin(Origin):
 
     @classmethod
     async def open(
-        cls, name: FileName, *, read_only: bool = False, carrier: Carrier | None = None
-    ) -> FileOrigin:
+        cls, name: FileName, *, read_only: bool = False, carrier: Carrier | None = None,
+        left_fd: int | None = None,
+    ) -> FileOrigin:  # fmt: skip
         """Open a path; `carrier` carries out what is asked, or the best that the kernel allows.
+        `left_fd` is what a dead process had open as this path, with its locks.
 
         Raises UnusableOrigin, and OriginBusy for what is mounted.
         """
-        fd = await trio.to_thread.run_sync(_open, name.path, read_only)
+        if left_fd is not None:
+            fd = os.dup(left_fd)
+        else:
+            fd = await trio.to_thread.run_sync(_open, name.path, read_only)
         try:
             carrier = carrier or open_carrier(fd)
-            return cls(name, fd, carrier, read_only=read_only)
+            origin = cls(name, fd, carrier, read_only=read_only)
+            origin._is_held = left_fd is not None
+            return origin
         except BaseException:
             os.close(fd)
             if carrier is not None:
@@ -169,8 +178,11 @@ class FileOrigin(Origin):
     async def cut(self) -> None:
         await trio.lowlevel.checkpoint()
 
-    def hold_lock(self, pool_fd: int) -> None:
-        self._carrier.hold_lock(pool_fd)
+    def hold(self, *fds: int) -> None:
+        self._carrier.hold(*fds)
+
+    def left(self) -> Left:
+        return Left((self._fd,))
 
     async def close(self) -> None:
         await self._carrier.close()
@@ -189,7 +201,10 @@ class FileOrigin(Origin):
 
     def _take(self) -> None:
         """Hold a device as mount(2) does, and a file by both kinds of locks."""
-        if self._is_device:
+        if self._is_held:
+            # A second holder would be refused, although the first one is dead.
+            pass
+        elif self._is_device:
             # The kernel lets one holder in, and a mount, a RAID, a swap area are holders.
             fd = _open(self.name, self.read_only, os.O_EXCL)
             os.dup2(fd, self._fd, inheritable=False)

@@ -6,7 +6,8 @@ Invariants:
   is unmapped under a transfer;
 - the kernel ends a ring later than its process: what a killed process had under way goes on into
   the pages. So the ring holds the descriptor of the pool as well (`hold`), and with it the pool's
-  lock: until the last transfer is over, nobody else can mount the pool and give its pages away.
+  lock: until the last transfer is over, nobody else can mount the pool and give its pages away. A
+  successor, which has that lock from the dead process, waits for another descriptor to be closed.
 Source: io_uring(7), io_uring_register(2).
 """
 
@@ -43,6 +44,9 @@ cdef extern from "<liburing.h>" nogil:
     void *io_uring_cqe_get_data(const io_uring_cqe *cqe)
     void io_uring_cqe_seen(io_uring *ring, io_uring_cqe *cqe)
 
+cdef enum:
+    MOST_HELD = 4
+
 
 @cython.final
 @cython.no_gc
@@ -73,9 +77,15 @@ cdef class Ring:
         """Readable while something can be reaped."""
         return self._ring.ring_fd
 
-    def hold(self, int fd) -> None:
-        """Keep the file of a descriptor open until all transfers are over. Raises OSError."""
-        cdef int failed = -io_uring_register_files(&self._ring, &fd, 1)
+    def hold(self, fds) -> None:
+        """Keep the files of descriptors open until all transfers are over. Raises OSError."""
+        cdef int numbers[MOST_HELD]
+        cdef int failed
+        if len(fds) > MOST_HELD:
+            raise ValueError("a ring holds no more descriptors")
+        for at, fd in enumerate(fds):
+            numbers[at] = fd
+        failed = -io_uring_register_files(&self._ring, numbers, <unsigned>len(fds))
         if failed:
             raise OSError(failed, os.strerror(failed))
 

@@ -210,7 +210,7 @@ async def main():
     fcntl.flock(pool, fcntl.LOCK_EX)
     memory = memoryview(mmap.mmap(pool, 4096))
     origin = await open_origin(sys.argv[1], read_only=True)
-    origin.hold_lock(pool)
+    origin.hold(pool)
     print(origin.carried_by, flush=True)
     sys.stdin.readline()
     async with trio.open_nursery() as nursery:

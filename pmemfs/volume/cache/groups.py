@@ -63,6 +63,9 @@ class Gate(Protocol):
     def allow_group(self, group: int, is_allowed: bool) -> None:
         """Let workers make blocks of a group dirty, or not any more."""
 
+    def forbid_groups(self) -> None:
+        """Let workers make no block dirty in any group."""
+
     def begin_grace(self) -> object:
         """A token for `is_over`."""
 
@@ -74,6 +77,9 @@ class NoWorkers:
     """There are none: the python engine."""
 
     def allow_group(self, group: int, is_allowed: bool) -> None:
+        """Nobody asks."""
+
+    def forbid_groups(self) -> None:
         """Nobody asks."""
 
     def begin_grace(self) -> object:
@@ -176,6 +182,14 @@ class Groups:
             raise
         self._set_states(unseen, SEEN)
         self.found_dirty += found_dirty
+
+    def forget(self) -> None:
+        """Know nothing any more, because workers have died, and what they stored last may not be
+        durable, nor counted. No worker may be running. Only for media whose fence is not msync:
+        there no change is under way while another task runs."""
+        self._gate.forbid_groups()
+        self._set_states(range(self.count), UNSEEN)
+        self.found_dirty = 0
 
     def _count_dirty(self, group: int) -> int:
         """How many dirty blocks a group has that becomes `SEEN`."""

@@ -171,6 +171,9 @@ class Index:
         self._first_pfn = ground.place_pfn(0, 0)
         self._set_count = ground.set_count
         self._frames = 1 << ground.block_shift - PAGE_SHIFT
+        self._held: dict[int, int] = {}
+        """How many references this object has on the pages of a place, by its first pfn. After the
+        data plane has died, they are taken anew."""
         self._whole: dict[int, tuple[int, ...]] = {}
         """Sets whose tags were all good, with these. A miss asks for its set three times, and this
         look is the longest part of each."""
@@ -202,7 +205,14 @@ class Index:
     def release(self, held: Found | Place) -> None:
         """Drop the references that `hold` or `reserve` has taken. A place that was not published is
         free again."""
-        self._memmap.put_pages(self._pfn(held), self._frames)
+        self._put(self._pfn(held))
+
+    def take_anew(self) -> None:
+        """Take all references again, because the page structures are of a new generation. Raises
+        OSError (ENOSPC)."""
+        for pfn, count in self._held.items():
+            for _ in range(count):
+                self._memmap.get_pages(pfn, self._frames)
 
     def is_same(self, found: Found) -> bool:
         """Whether a tag is still what it was."""
@@ -389,9 +399,9 @@ class Index:
                 self._count_anew(pfn, own)
                 if access is not Access.PIN:
                     self._get(set_number, way, block, access)
-                    memmap.put_pages(pfn, frames)
+                    self._put(pfn)
                 return Place(set_number, way, pfn << PAGE_SHIFT)
-            memmap.put_pages(pfn, frames)
+            self._put(pfn)
         return None
 
     def prepare(self, place: Place) -> None:
@@ -447,6 +457,14 @@ class Index:
         pfn = self._pfn_at(set_number, way)
         index = block << self._ground.block_shift - PAGE_SHIFT
         self._memmap.get_pages(pfn, self._frames, access, INODE, index)
+        self._held[pfn] = self._held.get(pfn, 0) + 1
+
+    def _put(self, pfn: int) -> None:
+        # First, because bad memory keeps no reference either.
+        left = self._held.pop(pfn) - 1
+        if left:
+            self._held[pfn] = left
+        self._memmap.put_pages(pfn, self._frames)
 
     @contextmanager
     def _locked(self, sets: Iterable[int]) -> Iterator[None]:

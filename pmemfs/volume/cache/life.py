@@ -5,25 +5,57 @@ await life.begin()        the origin is the right one, and fenced
 await life.serve()        until it is cancelled
 await life.finish()       nothing is served any more; what is dirty stays dirty
 await life.close()        in any case
+
+If this process is killed, its successor goes on with what `keep` was given: it sees to it that the
+dead process's transfers are over (`await_transfers`) before any page is given away, and has the
+origin in its life from `left`. An origin that can't be opened again at once is tried again until it
+can, because what the cache has is served without it.
+
+| name | descriptors | data |
+|---|---|---|
+| `transfers` | the end of a pipe that hangs up when no transfer touches the pool any more | |
+| `origin` | those of `Origin.left` | that of `Origin.left` |
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import os
+import select
+from collections.abc import Callable, Sequence
 
 import trio
 
-from pmemfs.errors import MountFailed
+from pmemfs.errors import MountFailed, PmemfsError, sentence_of
 from pmemfs.media.cache import Policy
 from pmemfs.medium.mapped import MappedMedium
-from pmemfs.origin.base import Origin, say_nothing
+from pmemfs.origin.base import Left, Origin, say_nothing
 from pmemfs.volume.cache.opening import open_right_origin
 from pmemfs.volume.cache.volume import CacheVolume
 
 log = logging.getLogger(__name__)
 
 _HURRY_SECONDS = 1.0
+_FIRST_PAUSE_SECONDS = 0.05
+_LONGEST_PAUSE_SECONDS = 2.0
+_TELL_SECONDS = 10.0
+
+Keep = Callable[[str, Sequence[int], bytes], None]
+
+
+def keep_nothing(name: str, fds: Sequence[int], data: bytes) -> None:
+    """This process has no successor."""
+
+
+def await_transfers(fd: int) -> None:
+    """Wait until no transfer of a dead daemon touches the pool any more. `fd` is what it has kept
+    as `transfers`; this closes it."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    while not poll.poll(_TELL_SECONDS * 1000):
+        log.warning("the origin has not ended yet what the last daemon has asked of it; waiting, "
+                    "because it may still touch the pool")  # fmt: skip
+    os.close(fd)
 
 
 class CacheLife:
@@ -40,6 +72,13 @@ class CacheLife:
         self._is_flushed = is_flushed
         self._origin: Origin | None = None
         self._beginning = trio.CancelScope()
+        self.keep: Keep = keep_nothing
+        """Keeps descriptors and data for a successor."""
+        self.left: Left | None = None
+        """What a dead daemon has left of the origin; None: none has served this mount before."""
+        self._is_expected = False
+        self._transfers_fd = -1
+        """The end of the pipe that the origin holds; it is closed by the end of this process."""
         self.give_up: Callable[[str], None] = lambda why: None
         """Ends the process, where an origin hangs that can't be cut: pages that a transfer may
         still touch can't be let go. It is told why."""
@@ -58,26 +97,64 @@ class CacheLife:
 
     async def _begin(self, say: Callable[[str], None]) -> None:
         head = self._volume.head.head
+        self._volume.origin_link.give_up = self.give_up
         if self._is_degraded:
             log.warning("%s: mounted without its origin %s", self._medium.name, head.origin)
+        elif self.left is not None and not head.is_settled:
+            self._is_expected = True
+            await self._volume.resume()
+            return
         else:
-            # A policy that writes nothing needs no right to write.
-            is_kept = head.policy == Policy.READ_ONLY and not self._is_flushed
-            read_only = self._medium.read_only or is_kept
-            self._origin = await open_right_origin(
-                head, self._medium.name, read_only=read_only, say=say, give_up=self.give_up
-            )
-            self._origin.hold_lock(self._medium.fileno())
-        self._volume.origin_link.give_up = self.give_up
+            # One that was killed before the mount began has left its head settled.
+            await self._open(say)
         await self._volume.begin(self._origin)
+
+    async def _open(self, say: Callable[[str], None] = say_nothing) -> Origin:
+        """Open the origin; it holds what the end of its transfers has to be known by."""
+        head = self._volume.head.head
+        # A policy that writes nothing needs no right to write.
+        is_kept = head.policy == Policy.READ_ONLY and not self._is_flushed
+        self._origin = origin = await open_right_origin(
+            head, self._medium.name, read_only=self._medium.read_only or is_kept, say=say,
+            give_up=self.give_up, left=self.left,
+        )  # fmt: skip
+        seen, self._transfers_fd = os.pipe2(os.O_CLOEXEC)
+        self.keep("transfers", [seen], b"")
+        os.close(seen)
+        origin.hold(self._medium.fileno(), self._transfers_fd)
+        left = origin.left()
+        self.keep("origin", left.fds, left.data)
+        return origin
+
+    async def _open_again(self) -> None:
+        """Open the origin of a mount that lasts, however long that takes."""
+        name, pause = self._volume.head.head.origin, _FIRST_PAUSE_SECONDS
+        why = ""
+        while True:
+            try:
+                origin = await self._open()
+                break
+            except (OSError, PmemfsError) as error:
+                if sentence_of(error) != why:
+                    why = sentence_of(error)
+                    self._volume.origin_link.last_error = why
+                    log.error("the origin %s can't be opened again: %s; trying again", name, why)
+            await trio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+        await self._volume.arrive(origin)
+        log.info("the origin %s is open again", name)
 
     def stop_beginning(self) -> None:
         """Open the origin no more."""
         self._beginning.cancel()
 
-    async def serve(self) -> None:
-        """Run the tasks of the volume."""
-        await self._volume.serve()
+    async def serve(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run the tasks of the volume. It has started when requests may come."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._volume.serve)
+            task_status.started()
+            if self._is_expected:
+                nursery.start_soon(self._open_again)
 
     def hurry(self) -> None:
         """Somebody waits for the end: give the origin little time from now on."""
@@ -96,3 +173,5 @@ class CacheLife:
         """Let go of the origin."""
         if self._origin is not None:
             await self._origin.close()
+        if self._transfers_fd >= 0:
+            os.close(self._transfers_fd)

@@ -82,6 +82,8 @@ class OriginLink:
         """How long what can be cut may take after the end of `watch`."""
         self._end_seconds: float | None = None
         """How long it may take from now on to answer, because the mount ends."""
+        self._expected: trio.Event | None = None
+        """Until when the origin is being opened again."""
         self._noted: float | None = None
         """When the call began of which it was said that it hangs."""
 
@@ -89,6 +91,19 @@ class OriginLink:
         """Use this origin from now on."""
         self.origin = origin
         self.state = LinkState.PRESENT if origin else LinkState.ABSENT
+        expected, self._expected = self._expected, None
+        if expected is not None:
+            expected.set()
+
+    def expect(self) -> None:
+        """The origin of a daemon that has died is being opened again: until `begin`, whoever asks
+        waits for it, for as long as a request waits."""
+        self.state = LinkState.AWAY
+        self.last_error = "it is being opened again"
+        self._expected = trio.Event()
+        # Nobody knows what that daemon had written since its last flush.
+        self.has_unflushed = True
+        self.owe_flush()
 
     @property
     def name(self) -> str:
@@ -112,7 +127,7 @@ class OriginLink:
 
     async def read(self, offset_bytes: int, views: Sequence[memoryview]) -> None:
         """Fill views, with some patience. Raises OSError."""
-        origin = self._present()
+        origin = await self._awaited()
         deadline = trio.current_time() + self.timeout_seconds
         pause, attempts = _FIRST_PAUSE_SECONDS, 0
         while True:
@@ -158,7 +173,7 @@ class OriginLink:
 
     async def write(self, offset_bytes: int, views: Sequence[memoryview]) -> None:
         """Write views. Raises OSError."""
-        origin = self._begin_change()
+        origin = await self._begin_change()
         try:
             await self._ask(lambda: origin.write(offset_bytes, views))
         finally:
@@ -175,7 +190,7 @@ class OriginLink:
 
     async def write_zeroes(self, offset_bytes: int, length_bytes: int) -> None:
         """Let a range read as zeroes; its room may be given back. Raises OSError."""
-        origin = self._begin_change()
+        origin = await self._begin_change()
         try:
             await self._ask(lambda: origin.write_zeroes(offset_bytes, length_bytes, may_trim=True))
         finally:
@@ -202,7 +217,7 @@ class OriginLink:
     async def flush(self) -> None:
         """Make durable what was written before. Raises OSError, and then all of that has to be
         written again: the origin may have lost it."""
-        origin = self._present()
+        origin = await self._awaited()
         self.has_unflushed = False
         losses, owed = self._losses, self._owed
         try:
@@ -218,11 +233,11 @@ class OriginLink:
 
     async def mark(self) -> bytes:
         """As `Origin.mark`. Raises OSError."""
-        return await self._ask(self._present().mark)
+        return await self._ask((await self._awaited()).mark)
 
     async def resize_seen(self) -> int:
         """As `Origin.resize_seen`. Raises OSError."""
-        return await self._ask(self._present().resize_seen)
+        return await self._ask((await self._awaited()).resize_seen)
 
     async def watch(self) -> None:
         """Note what hangs for longer than its time, and cut it where that can be done."""
@@ -283,12 +298,19 @@ class OriginLink:
         self.timeouts += 1
         return OSError(errno.EIO, f"the origin took longer than {self.timeout_seconds:g} s")
 
-    def _begin_change(self) -> Origin:
-        origin = self._present()
+    async def _begin_change(self) -> Origin:
+        origin = await self._awaited()
         if not self.has_unflushed:
             self._losses = origin.losses
         self.has_unflushed = True
         return origin
+
+    async def _awaited(self) -> Origin:
+        """The origin, once it is there. Raises OSError (EIO) if it doesn't come in time."""
+        if self._expected is not None:
+            with trio.move_on_after(self.timeout_seconds):
+                await self._expected.wait()
+        return self._present()
 
     def _present(self) -> Origin:
         if self.origin is None:

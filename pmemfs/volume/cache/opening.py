@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from pmemfs.errors import WrongOrigin
 from pmemfs.media.cache import HEAD, CacheHead
-from pmemfs.origin.base import MARK_BYTES, Identity, Origin, say_nothing
+from pmemfs.origin.base import MARK_BYTES, Identity, Left, Origin, say_nothing
 from pmemfs.origin.opening import open_origin
 from pmemfs.units import format_size
 from pmemfs.volume.cache.link import OriginLink, watched
@@ -38,9 +38,10 @@ def identity_text(identity: Identity) -> str:
 async def open_right_origin(
     head: CacheHead, pool_path: str, *, read_only: bool,
     say: Callable[[str], None] = say_nothing, give_up: Callable[[str], None] = say_nothing,
+    left: Left | None = None,
 ) -> Origin:  # fmt: skip
     """The origin of a cache, fenced; `say` is told what this waits for, `give_up` as in
-    `OriginLink`.
+    `OriginLink`, `left` as in `open_origin`.
 
     Raises WrongOrigin, and as `open_origin` and `fence`.
     """
@@ -49,7 +50,7 @@ async def open_right_origin(
         log.info("%s", sentence)
         say(sentence)
 
-    origin = await open_origin(head.origin, read_only=read_only)
+    origin = await open_origin(head.origin, read_only=read_only, left=left)
     try:
         if not read_only:
             await origin.fence(tell)

@@ -53,6 +53,9 @@ class Places(Protocol):
     def publish(self, blocks: list[int], offsets: list[int]) -> list[bool]:
         """Let places be blocks; which of them are now."""
 
+    def hold(self, offsets: list[int]) -> None:
+        """Take the references of `reserve` again. Raises OSError."""
+
     def release(self, offsets: list[int]) -> None:
         """Drop the references that `reserve` has taken."""
 
@@ -151,6 +154,15 @@ class QuickMisses:
             for fetch in ended:
                 fetch.error = system_error(errno.EIO)
                 self._misses.end(fetch)
+
+    def take_anew(self) -> None:
+        """The page structures are of a new generation: take the references anew for what the origin
+        fills. None of it becomes a block, because what is known of the groups is void as well, so
+        its readers ask again."""
+        for run in self._transfers.values():
+            self._places.hold([offset for _, offset in run])
+            for fetch, _ in run:
+                fetch.stale.add(fetch.first)
 
     async def watch(self) -> None:
         """End the waiting of readers whose time is over. The fetches go on."""

@@ -35,6 +35,12 @@ class DirtySearch:
         self.has_failed = False
         """Whether a group could not be read, so that the next mount must search again."""
 
+    def begin_anew(self) -> None:
+        """Search all groups again, because nothing is known of them any more."""
+        self._next = 0
+        self._has_skipped = self.has_failed = False
+        self.has_counted = self.is_done = False
+
     def step(self) -> Steps[bool]:
         """Search in some more groups; whether there are more."""
         if self.is_done:

@@ -112,7 +112,9 @@ class CacheVolume(OneFileVolume):
                              self.cleaner, link, order, fencing)  # fmt: skip
         self.readers = Readers(self.ground.block_shift)
         self._read_hits = self._write_hits = self._missed = 0
-        self._dirty_before = head.dirty_blocks if self.was_settled else 0
+        counted = head.dirty_blocks if self.was_settled else 0
+        # Counts of workers go on from those of another daemon's time, which the search counts.
+        self._dirty_before = counted - self._onlookers.counters().dirtied
         self._serving: trio.CancelScope | None = None
         self._rewriting = trio.Lock()
         self._made_good = 0
@@ -131,8 +133,45 @@ class CacheVolume(OneFileVolume):
             await self._rewrite_head(is_settled=0, **marks)
         self._allow()
 
-    async def serve(self) -> None:
-        """Run what serves misses and writes back, until it is cancelled."""
+    async def resume(self) -> None:
+        """Serve what another daemon has served until it was killed; `arrive` brings the origin.
+
+        What the cache has is served meanwhile. The head says that the last mount has not ended.
+        """
+        self.origin_link.expect()
+        # What was written through may be dirty, and an fsync owes it to the origin.
+        self._made_good = -1
+        self._allow()
+
+    async def arrive(self, origin: Origin) -> None:
+        """The origin is there again, after `resume`."""
+        if not self.read_only:
+            # Before anything changes it.
+            await self._rewrite_head(**await marks_to_note(origin))
+        self.origin_link.begin(origin)
+        self._allow()
+
+    def renew(self) -> None:
+        """Go on in a new generation of page structures, after workers have died, whose locks are
+        free again.
+
+        No worker may be in a section, and no other task may have run in that generation. Raises
+        OSError (ENOSPC).
+        """
+        self.index.take_anew()
+        if self.quick is not None:
+            self.quick.take_anew()
+        if not self.fencing.is_quick or self._medium.read_only:
+            # Workers change no tags there.
+            return
+        self.groups.forget()
+        index = self.index
+        self._dirty_before = index.cleaned - index.dirtied - self._onlookers.counters().dirtied
+        self.write_backs.search_anew()
+
+    async def serve(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run what serves misses and writes back, until it is cancelled. It has started when
+        requests may come."""
         with trio.CancelScope() as self._serving:
             async with trio.open_nursery() as nursery:
                 self.misses.nursery = self.errands.nursery = nursery
@@ -142,6 +181,7 @@ class CacheVolume(OneFileVolume):
                     nursery.start_soon(self.quick.watch)
                 if not self.read_only:
                     nursery.start_soon(self.write_backs.serve)
+                task_status.started()
                 try:
                     await trio.sleep_forever()
                 finally:

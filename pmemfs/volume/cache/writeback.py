@@ -81,7 +81,7 @@ class WriteBack:
         self._wanted = trio.Event()
         self._passing = trio.Lock()
         self._searching = trio.Lock()
-        self._has_counted = trio.Event()
+        self._counted = trio.Event()
         cleaner.has_settled = self._tell_writers
         self._pause = 0.0
         self._settled_at = 0.0
@@ -171,6 +171,11 @@ class WriteBack:
 
     # In the background
 
+    def search_anew(self) -> None:
+        """Find again what is dirty, because somebody who made blocks dirty has died."""
+        self._search.begin_anew()
+        self._wanted.set()
+
     async def serve(self) -> None:
         """Clean what is due, for ever; and see what the last mount has left, if it did not end."""
         async with trio.open_nursery() as nursery:
@@ -193,7 +198,8 @@ class WriteBack:
             try:
                 while not self._search.has_counted:
                     await self._search_on()
-                self._has_counted.set()
+                if not self._search.is_done:
+                    self._counted.set()
                 await self._pass()
                 self._pause = 0.0
             except (OSError, PmemfsError) as error:
@@ -214,13 +220,16 @@ class WriteBack:
 
     async def _search_rest(self) -> None:
         """Search on where nothing can be dirty, which in a large cache takes a while."""
-        await self._has_counted.wait()
-        while not self._search.is_done:
-            try:
-                await self._search_on()
-            except (OSError, PmemfsError) as error:
-                log.warning("tags could not be read after a crash: %s; the next mount searches "
-                            "again", sentence_of(error))  # fmt: skip
+        while True:
+            # Each time after a data plane has died, too.
+            await self._counted.wait()
+            self._counted = trio.Event()
+            while self._search.has_counted and not self._search.is_done:
+                try:
+                    await self._search_on()
+                except (OSError, PmemfsError) as error:
+                    log.warning("tags could not be read after a crash: %s; the next mount searches "
+                                "again", sentence_of(error))  # fmt: skip
 
     async def _pass(self) -> None:
         if self._link.origin is None or self._link.origin.read_only or self.is_paused:
