@@ -9,6 +9,8 @@ data, with NUL in between:
     drop NAME         close them
     get NUMBER        answer with what is stored: `NAME DATA` of the item of that number, or `all`
     replace WORDS     the next end of the daemon is planned: then start these words
+    watch MS          kill the daemon if it says nothing for so many milliseconds; 0: never
+    pong              the daemon lives: the answer to `ping`, which is all that is said unasked here
     end               the mount has ended: close everything, and end
 
 Invariants:
@@ -37,6 +39,9 @@ _OOM = "/proc/self/oom_score_adj"
 _NEVER = -1000
 _ENDING_SIGNALS = (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP)
 _NOTHING_STARTED = 127
+_PINGS = 4
+"""So many in a row without an answer. That they are counted matters after this process itself has
+stood still: no time seems to have passed for the daemon then."""
 
 
 class Keeper:
@@ -58,6 +63,7 @@ class Keeper:
         self._unreported = self._died_ns = 0
         """Deaths that no successor was told of, and when the last one was."""
         self._has_ended = False
+        self._hang_ms = self._unanswered = 0
 
     def serve(self) -> None:
         """Keep the mount until it has ended or can't be kept."""
@@ -66,7 +72,9 @@ class Keeper:
             poll.register(self._daemon, select.POLLIN)
             if self._hears:
                 poll.register(self._connection, select.POLLIN)
-            ready = {fd for fd, _ in poll.poll()}
+            ready = {fd for fd, _ in poll.poll(self._hang_ms / _PINGS if self._hang_ms else None)}
+            if not ready:
+                self._ping()
             # What the daemon said before it died comes first: it may have been `end`.
             while self._hears and self._obey_one():
                 pass
@@ -89,7 +97,7 @@ class Keeper:
             message, ancillary = b"", []
         if not message:
             # The daemon has closed its end, most likely because it is dying.
-            self._hears = False
+            self._hears, self._hang_ms = False, 0
             return False
         fds = [
             int.from_bytes(data[at : at + _FD_BYTES], sys.byteorder)
@@ -98,6 +106,7 @@ class Keeper:
         ]
         verb, _, rest = message.partition(b"\0")
         name, _, data = rest.partition(b"\0")
+        self._unanswered = 0
         if verb == b"store":
             self._drop(name)
             self._stored[name] = (data, fds)
@@ -107,6 +116,8 @@ class Keeper:
             self._answer(int(name))
         elif verb == b"replace":
             self._planned = rest.split(b"\0")
+        elif verb == b"watch":
+            self._hang_ms = int(rest)
         elif verb == b"end":
             self._has_ended = True
         return not self._has_ended
@@ -126,6 +137,16 @@ class Keeper:
             self._unreported = 0
         send(self._connection, message, fds)
 
+    def _ping(self) -> None:
+        """Nothing was said for a while: ask the daemon whether it lives, or end what does not."""
+        if self._unanswered < _PINGS:
+            self._unanswered += 1
+            send(self._connection, b"ping", [])
+            return
+        self.say(f"the daemon has said nothing for {self._hang_ms / 1000:g} s, and is killed")
+        self._hang_ms = 0
+        _signal.pidfd_send_signal(self._daemon, _signal.SIGKILL)
+
     def _drop(self, name: bytes) -> None:
         _, fds = self._stored.pop(name, (b"", []))
         for fd in fds:
@@ -135,6 +156,8 @@ class Keeper:
         """The daemon has died: start its successor, or give up."""
         posix.close(self._daemon)
         reap()
+        # What takes over says when it is to be watched.
+        self._hang_ms = 0
         words, self._planned = self._planned, []
         is_planned = bool(words)
         if not is_planned:

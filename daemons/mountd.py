@@ -420,7 +420,10 @@ async def _keep(
     pinning.keep_with(keeper)
     place = log_for_others()
     if place:
-        keeper.store("log", [place[0]], place[1].encode())
+        fd, line = place
+        name = arguments.pool.replace("{", "{{").replace("}", "}}")
+        keeper.store("log", [fd], line.replace("{message}", f"{name}: {{message}}").encode())
+    keeper.watch(arguments.options.hang_timeout)
     await kept.watch()
 
 

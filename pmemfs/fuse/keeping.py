@@ -118,6 +118,10 @@ class Keeper:
         """Plan the end of this process: the keeper then starts these words, and counts no death."""
         self._send(b"replace\0" + b"\0".join(map(os.fsencode, words)))
 
+    def watch(self, seconds: float) -> None:
+        """Have this process killed if it does not get round to `wait_until_gone` for so long."""
+        self._send(b"watch\0%d" % round(seconds * 1000))
+
     def end(self) -> None:
         """The mount has ended in order: return when the keeper holds nothing any more."""
         self._send(b"end")
@@ -134,11 +138,13 @@ class Keeper:
         self.pid = None
 
     async def wait_until_gone(self) -> None:
-        """Return when the keeper has ended, though nobody has asked it to."""
+        """Return when the keeper has ended, though nobody has asked it to. Meanwhile tell it that
+        this process lives, whenever it asks."""
         while self.pid is not None:
             await trio.lowlevel.wait_readable(self._connection)
             try:
                 if self._connection.recv(_MESSAGE_BYTES, socket.MSG_DONTWAIT):
+                    self._send(b"pong")
                     continue
             except BlockingIOError:
                 continue

@@ -35,6 +35,11 @@ class Told:
         self.message = message
         self._is_over = trio.Event()
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the kernel has been told, or never will be."""
+        return self._is_over.is_set()
+
     def end(self) -> None:
         """The kernel knows now, or never will."""
         self._is_over.set()

@@ -205,6 +205,12 @@ class NativeSession(Session):
                     self._medium.name,
                 )
             on_ready(self.mount)
+            if self.kept and (seconds := self.remounter.options.hang_timeout):
+                # Imported here, because most mounts do without.
+                from pmemfs.fuse.hanging import PlaneWatch
+
+                watch = PlaneWatch(self._medium.name, self._shared, self._notices, self._plane)
+                nursery.start_soon(watch.watch, seconds)
             await self._plane.wait()
             while self._plane.has_died():
                 await self._start_again()
@@ -217,15 +223,15 @@ class NativeSession(Session):
         failure, pid = self._plane.failure(), self._plane.process.pid
         if self.kept is None or not self.kept.may_start_again():
             raise failure
-        log.warning("%s: %s (pid %d); it is started again", self._medium.name, failure, pid)
+        log.error("%s: %s (pid %d); it is started again", self._medium.name, failure, pid)
         began = trio.current_time()
         self._engine.forget_workers()
         self._notices.tell_again()
         self._plane.start(self._medium, resumes=True)
         try:
             await self._plane.wait_until_ready()
-        except DataPlaneFailed as error:
-            log.warning("%s: the new data plane: %s", self._medium.name, error)
+        except DataPlaneFailed:
+            # Why is said when its end is noticed, which is at once.
             self._plane.process.kill()
             return
         self.kept.store_plane()

@@ -420,3 +420,52 @@ def test_no_zombies_are_left_of_daemons(family: Family) -> None:
         daemon = family.next()
     children = Path(f"/proc/{daemon.keeper}/task/{daemon.keeper}/children")
     assert children.read_text().split() == [str(daemon.pid)]
+
+
+LIVING = """
+import trio
+async def live(seconds):
+    with trio.move_on_after(seconds):
+        await keeper.wait_until_gone()
+    return keeper.pid
+"""
+
+
+def log_of(family: Family, daemon: Daemon) -> None:
+    """Let the keeper write to the log."""
+    log = f"os.open({str(family.log)!r}, os.O_WRONLY | os.O_CREAT | os.O_APPEND)"
+    daemon.do(f"keeper.store('log', [{log}], b'{{message}}\\n')")
+
+
+def test_a_daemon_that_says_nothing_though_asked_is_killed_and_succeeded(family: Family) -> None:
+    daemon = family.first()
+    log_of(family, daemon)
+    daemon.do("keeper.watch(0.4)")
+    successor = family.next()
+    assert has_ended(daemon.pidfd, 20)
+    assert family.log.read_text() == "the daemon has said nothing for 0.4 s, and is killed\n"
+    assert successor.do("deaths.times") == 1
+    assert family.is_alone(), "a successor is watched once it says so"
+
+
+@pytest.mark.slow
+def test_a_daemon_that_answers_is_left_alone(family: Family) -> None:
+    daemon = family.first()
+    daemon.do(LIVING)
+    # Slow machines get what they need: between two answers there are at least four questions.
+    daemon.do("keeper.watch(2)")
+    assert daemon.do("trio.run(live, 4)") == daemon.keeper
+    daemon.do("keeper.watch(0)")
+    assert family.is_alone()
+
+
+@pytest.mark.slow
+def test_a_keeper_that_stood_still_takes_no_daemon_for_dead(family: Family) -> None:
+    daemon = family.first()
+    daemon.do(LIVING)
+    daemon.do("keeper.watch(2)")
+    daemon.send_code("trio.run(live, 4)")
+    os.kill(daemon.keeper, signal.SIGSTOP)
+    time.sleep(2)
+    os.kill(daemon.keeper, signal.SIGCONT)
+    assert daemon._hear() == daemon.keeper
