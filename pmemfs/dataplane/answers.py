@@ -118,10 +118,9 @@ class Answers:
         words[3] = value
         words[0] = self._decided = number
 
-    def find(self, number: int) -> AnswerRecord | None:
-        """The record of a request."""
-        word = self.places.get(number)
-        return None if word is None else self._unpack(word)
+    def find(self, number: int) -> AnswerRecord:
+        """The record of a request in `places`."""
+        return self._unpack(self.places[number])
 
     def newest(self) -> list[AnswerRecord]:
         """All records, the newest first. Raises ForeignSharedMemory if one is not possible."""

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from typing import Self
 
 from pmemfs.dataplane import layouts
+from pmemfs.dataplane.answers import operation_under_way
 from pmemfs.dataplane.layouts import HandleKind, OpenPlace
 from pmemfs.errors import ForeignSharedMemory, system_error
 from pmemfs.medium.sparse import data_ranges
@@ -29,7 +30,7 @@ _COUNTS_A_STEP = 512
 _INODE_WORD = layouts.OPEN_PLACE.offset_of("inode") // 8
 # In the machine's own form each number is stored whole. The inode comes last, because it makes the
 # place count.
-_PLACE = struct.Struct("@QIIIIIIQ")
+_PLACE = struct.Struct("@QIIIIIIQQ")
 
 assert _PLACE.size == layouts.OPEN_PLACE.offset_of("inode") + 8
 assert sys.byteorder == "little"
@@ -69,14 +70,19 @@ class OpenPlaces:
             raise system_error(errno.ENFILE)
 
     def take(self, kind: int, inode: int, flags: int, uid: int, gid: int, pid: int) -> int:
-        """A new handle; `kind` is a HandleKind. Raises OSError (ENFILE)."""
+        """A new handle; `kind` is a HandleKind. Raises OSError (ENFILE).
+
+        The place says which request is under way, so that the handle is found if the request has no
+        answer when this process dies.
+        """
         if self._free:
             handle = self._free.pop()
         else:
             self.check_room()
             handle = self._used = self._words[0] = self._used + 1
         at = handle % self._capacity * PLACE_BYTES
-        _PLACE.pack_into(self._memory, at, handle, flags, kind, uid, gid, pid, 0, inode)
+        number, _ = operation_under_way.get()
+        _PLACE.pack_into(self._memory, at, handle, flags, kind, uid, gid, pid, 0, number, inode)
         return handle
 
     def give_back(self, handle: int) -> None:

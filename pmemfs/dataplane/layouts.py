@@ -294,8 +294,9 @@ class OpenPlace:
     gid: int = stored("<u4", "of the process that opened it")
     pid: int = stored("<u4", "of that process, in the daemon's PID namespace; 0: not there")
     unused: int = stored("<u4", "zero")
+    number: int = stored("<u8", "of the request that opened it, without bit 63")
     inode: int = stored("<u8", "number of the inode; 0: free. Stored last, cleared first")
-    rest: int = stored("V24", "zero", default=bytes(24))
+    rest: int = stored("V16", "zero", default=bytes(16))
 
 
 @structure

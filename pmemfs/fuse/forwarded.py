@@ -17,6 +17,7 @@ from typing import Any
 
 import trio
 
+from pmemfs.dataplane.answers import AnswerState
 from pmemfs.dataplane.layouts import MISS, MISSES_OPCODE, SERVE_AGAIN
 from pmemfs.errors import system_error
 from pmemfs.fuse import wire
@@ -25,9 +26,11 @@ from pmemfs.fuse.handlers.privileges import Caller
 from pmemfs.fuse.inbox import Inbox
 from pmemfs.fuse.interrupts import Interrupts, Waiting
 from pmemfs.fuse.once import NUMBER, RECORDED, Once
+from pmemfs.fuse.unanswered import Unanswered
 from pmemfs.fuse.wire import Opcode
 from pmemfs.fuse.wiredoor import Answer, Request, WireDoor
 from pmemfs.units import MIB
+from pmemfs.volume.base import Later
 from pmemfs.volume.coming import Bring, Coming
 
 _HEAD_BYTES, _unpack_head = wire.IN_HEADER.size, wire.IN_HEADER.unpack_from
@@ -144,12 +147,15 @@ class ForwardedRequests:
     """Answers requests through the wire door, and brings blocks for reads of a cache."""
 
     def __init__(
-        self, door: WireDoor, longest_bytes: int, once: Once, bring: Bring | None = None
-    ) -> None:
+        self, door: WireDoor, longest_bytes: int, once: Once, unanswered: Unanswered,
+        bring: Bring | None = None,
+    ) -> None:  # fmt: skip
         self._door = door
         self._once = once
+        self._unanswered = unanswered
         self._answered, self._waiting = once.answered, once.waiting
         self._begin, self._record = once.begin, once.record
+        self._handles = unanswered.handles
         self._bring = bring
         self._buffer = memoryview(bytearray(longest_bytes))
         self._outboxes: dict[socket.socket, Outbox] = {}
@@ -223,14 +229,21 @@ class ForwardedRequests:
             (interrupted,) = wire.INTERRUPT_IN.unpack_from(operation)
             self._interrupts.arrived(interrupted & NUMBER, nursery)
             return
+        answer_by: Callable[[int, Request], Later[Answer]] = self._door.answer
         if number in self._answered:
-            self._answer_again(outbox, unique)
-            return
+            found = self._once.find(number)
+            if found.state == AnswerState.ANSWERED:
+                # Perhaps the kernel has not got that.
+                outbox.reply(unique, found.answer[: found.length], found.error)
+                return
+            answer_by = partial(self._unanswered.answer, found.offset)
         is_recorded = RECORDED >> opcode & 1
         if is_recorded:
             self._begin((number, opcode))
+            if number in self._handles:
+                self._unanswered.close_handle(number)
         try:
-            answer = self._door.answer(opcode, request)
+            answer = answer_by(opcode, request)
         except Exception as problem:
             error = _errno_of(problem, opcode, request)
             if is_recorded:
@@ -252,12 +265,6 @@ class ForwardedRequests:
             )
         elif answer is not None:
             outbox.reply(unique, answer)
-
-    def _answer_again(self, outbox: Outbox, unique: int) -> None:
-        """Answer a request as it was answered before. Perhaps the kernel has not got that."""
-        found = self._once.find(unique & NUMBER)
-        if found is not None:
-            outbox.reply(unique, found.answer[: found.length], found.error)
 
     def _bring_all(self, outbox: Outbox, records: memoryview, nursery: trio.Nursery) -> None:
         """Bring the blocks of reads that a worker can't answer; it serves them again then."""

@@ -16,6 +16,8 @@ from __future__ import annotations
 from pmemfs.dataplane.answers import Answers, operation_under_way
 from pmemfs.dataplane.layouts import AnswerRecord
 from pmemfs.fuse.wire import Opcode
+from pmemfs.medium.base import Medium
+from pmemfs.volume.fs.commits import Commits, Decides
 
 RESENT = 1 << 63
 """FUSE_UNIQUE_RESEND: the bit of a number that is not part of it. Source: fs/fuse/dev.c of
@@ -33,7 +35,23 @@ RECORDED = sum(1 << opcode for opcode in _RECORDED)
 """The operations that change something, or count something, as a bitmap of opcodes."""
 
 
-class Once:
+_DECIDED_BY: dict[int, Decides] = {
+    **dict.fromkeys(
+        (Opcode.MKNOD, Opcode.MKDIR, Opcode.SYMLINK, Opcode.LINK, Opcode.UNLINK, Opcode.RMDIR,
+         Opcode.RENAME, Opcode.RENAME2, Opcode.CREATE, Opcode.TMPFILE),
+        Decides.NAMES,
+    ),
+    Opcode.SETATTR: Decides.ATTRIBUTES,
+    Opcode.OPEN: Decides.ATTRIBUTES,
+    Opcode.SETXATTR: Decides.XATTRS,
+    Opcode.REMOVEXATTR: Decides.XATTRS,
+    Opcode.FALLOCATE: Decides.RANGE,
+}  # fmt: skip
+"""Which commit carries an operation out. Of the others no commit does: begun anew, they come to the
+same."""
+
+
+class Once(Commits):
     """The requests that are under way or were answered, by their numbers (without RESENT)."""
 
     def __init__(self, answers: Answers) -> None:
@@ -47,6 +65,16 @@ class Once:
         self.record = answers.record
         """Is told the answer of an operation of `RECORDED` before it is sent."""
 
-    def find(self, number: int) -> AnswerRecord | None:
-        """The record of a request that has come before."""
+    def find(self, number: int) -> AnswerRecord:
+        """The record of a request in `answered`."""
         return self._answers.find(number)
+
+    def decides(self, what: Decides, offset: int, value: int) -> None:
+        number, opcode = operation_under_way.get()
+        if number and _DECIDED_BY.get(opcode) is what:
+            self._answers.decide(number, opcode, offset, value)
+
+    def settle(self, medium: Medium) -> list[AnswerRecord]:
+        """What an earlier daemon has carried out and not answered. Nothing may have changed in the
+        pool since it died, other than by the journal."""
+        return self._answers.settle(lambda at: int.from_bytes(medium.read(at, 8), "little"))

@@ -61,6 +61,11 @@ class PublishedAttributes:
         self._wanted[layouts.attributes_place_of(ino)] = ino
         self._shared.publish_attributes(ino, attr_out(attributes))
 
+    def withdraw_all(self) -> None:
+        """Withdraw what is published of all inodes; it is published again when it changes."""
+        for ino in self._shared.published_attributes().values():
+            self._shared.withdraw_attributes(ino)
+
     def withdraw(self, ino: int) -> None:
         """Withdraw what was published of an inode."""
         if self.is_wanted(ino):

@@ -26,6 +26,7 @@ from pmemfs.pool import Pool
 from pmemfs.volume.base import Volume
 from pmemfs.volume.block import BlockVolume, DeviceOnlookers
 from pmemfs.volume.coming import Bring
+from pmemfs.volume.fs.commits import Commits
 from pmemfs.volume.fs.filesystem import FileSystem
 
 if TYPE_CHECKING:
@@ -78,12 +79,16 @@ class Served:
 
 
 def serve_pool(
-    pool: Pool, medium: MappedMedium, memmap: Memmap, engine: Engine, options: MountOptions
-) -> Served:
+    pool: Pool, medium: MappedMedium, memmap: Memmap, engine: Engine, options: MountOptions,
+    commits: Commits | None = None,
+) -> Served:  # fmt: skip
     """What a pool serves through an engine. If the engine has a data plane, that is shown what it
-    may answer. Raises PmemfsError."""
-    serve = {Mode.BLOCK: _device, Mode.FS: _files, Mode.CACHE: _cache}[Mode(pool.label.mode)]
-    served = serve(pool, medium, memmap, engine, options)
+    may answer. `commits` is told what carries operations out. Raises PmemfsError."""
+    if pool.label.mode == Mode.FS:
+        served = _files(pool, medium, memmap, engine, options, commits)
+    else:
+        serve = {Mode.BLOCK: _device, Mode.CACHE: _cache}[Mode(pool.label.mode)]
+        served = serve(pool, medium, memmap, engine, options)
     served.obey(options)
     return served
 
@@ -133,11 +138,12 @@ def _cache(
 
 
 def _files(
-    pool: Pool, medium: MappedMedium, memmap: Memmap, engine: Engine, options: MountOptions
-) -> Served:
+    pool: Pool, medium: MappedMedium, memmap: Memmap, engine: Engine, options: MountOptions,
+    commits: Commits | None,
+) -> Served:  # fmt: skip
     tables = PublishedTables(engine.shared) if isinstance(engine, SharedEngine) else None
     holds = engine.shared.lookup_counts if isinstance(engine, SharedEngine) else None
-    fs = FileSystem(pool, memmap, tables, holds)
+    fs = FileSystem(pool, memmap, tables, holds, commits)
     trimmer = Trimmer(pool, medium, engine, fs)
     handlers = Handlers(
         fs, engine, trimmer, publisher=Publisher(fs, tables) if tables else None,

@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 import trio
 
+from pmemfs.dataplane.held import OpenPlaces
 from pmemfs.dataplane.native import stay_in_memory
 from pmemfs.engine.base import Engine
 from pmemfs.engine.growing import Grower, OriginFollower
@@ -31,6 +32,7 @@ from pmemfs.fuse.once import Once
 from pmemfs.fuse.planes import MAX_BACKGROUND, DataPlane, Sockets, choose_settings
 from pmemfs.fuse.remounting import Remounter
 from pmemfs.fuse.served import Served, serve_pool
+from pmemfs.fuse.unanswered import Unanswered
 from pmemfs.fuse.wiredoor import WireDoor
 from pmemfs.media.label import Mode
 from pmemfs.medium.faultlog import report_fault
@@ -165,7 +167,11 @@ class NativeSession(Session):
             self._shared.set_header_word(name, getattr(settings, name))
         self.memmap = share_memmap(pool, medium, self._shared)
         self._engine = SharedEngine(pool, medium, self.memmap, self._shared)
-        self.served = serve_pool(pool, medium, self.memmap, self._engine, options)
+        once = Once(self._shared.answers)
+        self.served = served = serve_pool(pool, medium, self.memmap, self._engine, options, once)
+        unanswered = Unanswered(
+            once, served.handlers, OpenPlaces(self._shared.opens), served.fs, served.tables
+        )
         terms = Terms(
             max_write=settings.max_write, max_background=MAX_BACKGROUND, has_files=has_files,
             over_uring=settings.queue_count > 0,
@@ -173,7 +179,7 @@ class NativeSession(Session):
         door = WireDoor(self.served.handlers, terms, self._shared)
         self._shared.set_header_word("answered", door.opcodes)
         self._forwarded = ForwardedRequests(
-            door, settings.longest_bytes, Once(self._shared.answers), self.served.bring
+            door, settings.longest_bytes, once, unanswered, served.bring
         )
         self._notices = Notices(sockets.notices)
         self.served.handlers.notifier.tell = self._notices.tell

@@ -223,7 +223,7 @@ class WireDoor:
     # Inodes
 
     def _setattr(self, request: Request) -> Later[Answer]:
-        change = _change_of(_head(wire.SETATTR_IN, request))
+        change = change_of(_head(wire.SETATTR_IN, request))
         changed = self._handlers.attributes.change(request.caller, request.inode, change)
         return later(changed, attr_out)
 
@@ -385,7 +385,7 @@ def _sized(value: bytes, room: int) -> Answer:
     return value
 
 
-def _change_of(fields: tuple[int, ...]) -> Change:
+def change_of(fields: tuple[int, ...]) -> Change:
     """What SETATTR asks for."""
     (valid, _, size, _, atime, mtime, ctime, atime_ns, mtime_ns, ctime_ns, mode, uid,
      gid) = fields  # fmt: skip

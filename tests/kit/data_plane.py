@@ -21,9 +21,12 @@ from pmemfs.engine.native import PublishedDevice, SharedEngine
 from pmemfs.engine.sharing import share_memmap, share_pool
 from pmemfs.engine.statistics import EngineStatistics
 from pmemfs.engine.trimming import Trimmer
+from pmemfs.fuse.forwarded import ForwardedRequests
 from pmemfs.fuse.handlers.handlers import Handlers
 from pmemfs.fuse.handshake import Terms
+from pmemfs.fuse.once import Once
 from pmemfs.fuse.published import PublishedTables, Publisher
+from pmemfs.fuse.unanswered import Unanswered
 from pmemfs.fuse.wiredoor import WireDoor
 from pmemfs.media.label import Scheme
 from pmemfs.medium.base import Medium
@@ -40,6 +43,7 @@ READ, WRITE, FSYNC, FLUSH, INTERRUPT, FALLOCATE, LSEEK, SYNCFS = 15, 16, 20, 25,
 IOCTL = 39
 TMPFILE, STATX = 51, 52
 MAX_WRITE = MIB
+LONGEST = MAX_WRITE + 4096
 ALL = (1 << 64) - 1
 """Opcodes that the control plane answers."""
 
@@ -216,6 +220,7 @@ class SharedFiles:
     shared: SharedMemory
     tables: PublishedTables
     fs: FileSystem
+    once: Once
 
     def again(self) -> SharedFiles:
         """The same, as another process finds it, once this one is not used any more."""
@@ -228,6 +233,14 @@ class SharedFiles:
     def door(self) -> tuple[Handlers, WireDoor]:
         """The way into it."""
         return door_to(self.fs, self.engine(), self.tables, shared=self.shared)
+
+    def forwarded(self) -> ForwardedRequests:
+        """What answers the requests that a worker hands over; what an earlier process has not
+        answered comes again."""
+        handlers, door = self.door()
+        opens = OpenPlaces(self.shared.opens)
+        unanswered = Unanswered(self.once, handlers, opens, self.fs, self.tables)
+        return ForwardedRequests(door, LONGEST, self.once, unanswered)
 
     def worker(self) -> Responder:
         """A worker of the data plane."""
@@ -251,8 +264,9 @@ def share_files(pool: Pool, shared: SharedMemory) -> SharedFiles:
     assert isinstance(medium, MappedMedium)
     tables = PublishedTables(shared)
     memmap = share_memmap(pool, medium, shared)
-    fs = FileSystem(pool, memmap, tables, shared.lookup_counts)
-    return SharedFiles(pool, medium, memmap, shared, tables, fs)
+    once = Once(shared.answers)
+    fs = FileSystem(pool, memmap, tables, shared.lookup_counts, once)
+    return SharedFiles(pool, medium, memmap, shared, tables, fs, once)
 
 
 def extent(index: int, pfn: int, frame_count: int) -> Extent:

@@ -14,8 +14,7 @@ import trio
 
 from kit.data_plane import SharedFiles, shared_files
 from pmemfs.fuse import wire
-from pmemfs.fuse.forwarded import ForwardedRequests
-from pmemfs.fuse.once import RESENT, Once
+from pmemfs.fuse.once import RESENT
 from pmemfs.fuse.wire import Opcode
 from pmemfs.media.inode import ROOT
 from pmemfs.units import MIB
@@ -29,8 +28,7 @@ class Daemon:
 
     def __init__(self, files: SharedFiles) -> None:
         self.files = files
-        self.handlers, self.door = files.door()
-        self.raw = ForwardedRequests(self.door, LONGEST, Once(files.shared.answers))
+        self.raw = files.forwarded()
 
     def successor(self) -> Daemon:
         """Another one, in the place of this one."""
@@ -88,7 +86,8 @@ def test_a_request_that_comes_again_while_it_waits_is_answered_once_in_its_lates
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     began = 0
-    change = daemon.handlers.files.change
+    files = daemon.raw._door._handlers.files
+    change = files.change
 
     async def slow(*arguments: Any) -> Any:
         nonlocal began
@@ -97,7 +96,7 @@ def test_a_request_that_comes_again_while_it_waits_is_answered_once_in_its_lates
             await trio.lowlevel.checkpoint()
         return await change(*arguments)
 
-    monkeypatch.setattr(daemon.handlers.files, "change", slow)
+    monkeypatch.setattr(files, "change", slow)
     ino = daemon.files.fs.make(ROOT, b"f", NewInode(0o100600, 0, 0))
     insert = struct.pack("<QQQII", 1, 0, 4096, 0x20, 0)
     daemon.files.fs.write(ino, 0, b"x" * 8192)

@@ -27,7 +27,7 @@ from pmemfs.fuse.handlers.notifications import Notifier
 from pmemfs.fuse.handlers.openfiles import Opened, OpenFiles
 from pmemfs.fuse.handlers.privileges import Caller
 from pmemfs.fuse.handlers.ranges import COLLAPSE_RANGE, INSERT_RANGE, PUNCH_HOLE
-from pmemfs.fuse.once import Once
+from pmemfs.fuse.unanswered import Unanswered
 from pmemfs.fuse.wire import Opcode as Op
 from pmemfs.media.inode import ROOT
 from pmemfs.media.log import InodeFlags
@@ -114,7 +114,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         fs = made.fs
         engine = WatchedEngine(made.medium, made.memmap)
         handlers, door = door_to(fs, engine, made.tables)
-        raw = ForwardedRequests(door, LONGEST, Once(made.shared.answers))
+        once = made.once
+        raw = ForwardedRequests(door, LONGEST, once, Unanswered(once, handlers, []))
         ino = fs.make(ROOT, b"file", NewInode(mode=stat.S_IFREG | 0o644, uid=1, gid=2))
         fs.hold(ino)
         yield Served(fs, handlers.files, raw, engine, ino, handlers.notifier)

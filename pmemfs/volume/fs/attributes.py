@@ -11,6 +11,7 @@ from pmemfs.errors import system_error
 from pmemfs.media import log as media
 from pmemfs.media.log import InodeFlags
 from pmemfs.volume.base import Attributes, Heritage
+from pmemfs.volume.fs.commits import Decides
 from pmemfs.volume.fs.fileframes import FileFrames
 from pmemfs.volume.fs.inode import DIRECTORY_TYPE, FIXED, IMMUTABLE
 from pmemfs.volume.fs.store import Store
@@ -97,9 +98,15 @@ class InodeAttributes:
             self._frames.truncate(inode, size_bytes, changes)
         else:
             state = self._state_of(inode).replaced(**changes)
-            with self._store.change(urgent=True) as change:
+            with self._store.change(urgent=True, decides=Decides.ATTRIBUTES) as change:
                 change.append(inode, state.pack())
                 change.then(partial(inode.set_state, state))
+        self.times_were_set(number, atime_ns=atime_ns, mtime_ns=mtime_ns)
+
+    def times_were_set(self, number: int, *, atime_ns: int | None, mtime_ns: int | None) -> None:
+        """Let the times (not None) that `set_attributes` has stored count, not those of the live
+        line. Done twice, this does no harm."""
+        inode = self._inode(number)
         if mtime_ns is not None:
             self._lines.forget_written(inode)
         if atime_ns is not None and self._lines.accessed_ns(inode):

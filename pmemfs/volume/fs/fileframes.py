@@ -19,6 +19,7 @@ from pmemfs.media import log as media
 from pmemfs.media.inode import EPOCH_MASK, LIVE_OFFSET, SIZE_LIMIT_BYTES
 from pmemfs.medium.base import Durability
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
+from pmemfs.volume.fs.commits import Decides
 from pmemfs.volume.fs.extents import MappedExtent, Run
 from pmemfs.volume.fs.inode import FIXED, IMMUTABLE, KEEPS_AHEAD, Inode, State
 from pmemfs.volume.fs.placing import Placing
@@ -60,7 +61,7 @@ class FileFrames:
         # Before the commit, so that a longer size never covers old bytes. If the transaction fails,
         # only bytes behind the size have changed.
         self.zero_mapped(inode, old_bytes, min(size_bytes, first_gone << PAGE_SHIFT))
-        with self._store.change(urgent=True) as change:
+        with self._store.change(urgent=True, decides=Decides.ATTRIBUTES) as change:
             if inode.extents.end > first_gone:
                 self.unmap(change, inode, first_gone, inode.extents.end - first_gone)
             self._set_size(change, inode, state)
@@ -197,7 +198,8 @@ class FileFrames:
         # frames held before.
         self.zero_mapped(inode, old_bytes, size_bytes)
         old = list(pieces_of(inode, offset_bytes, min(end, old_bytes) - offset_bytes))
-        with self._store.change() as change:
+        # What is cleared below is not there yet at the commit, so that would not decide.
+        with self._store.change(decides=None if clear else Decides.RANGE) as change:
             for extent in self.map_holes(change, inode, first, frames_of(end) - first):
                 start = extent.index << PAGE_SHIFT
                 stop = start + (extent.frame_count << PAGE_SHIFT)
@@ -227,7 +229,7 @@ class FileFrames:
         state = self._resized(inode, size_bytes + distance_bytes)
         if end > index and end + distance >= SIZE_LIMIT_BYTES >> PAGE_SHIFT:
             raise system_error(errno.EFBIG)
-        with self._store.change() as change:
+        with self._store.change(decides=Decides.RANGE) as change:
             if end > index:
                 # One hole over all of it comes first, so the extents after it find nothing to
                 # overwrite, in whatever direction they move.

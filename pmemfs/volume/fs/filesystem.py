@@ -9,7 +9,7 @@
     ground.py  table.py  allocator.py  busy.py             head, slots and frames
     inode.py  log.py  extents.py  entries.py           what an inode is
     leaks.py                                           finds what a crash left behind
-    publication.py                                     what the data plane is told of changes
+    publication.py  commits.py                         what others are told of changes
 
 All operations are atomic, and durable when they return. Only `write` differs: its bytes, and the
 size and time in the live line, become durable with `persist`.
@@ -42,6 +42,7 @@ from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
 from pmemfs.pool import Pool
 from pmemfs.volume.base import Room
 from pmemfs.volume.fs.attributes import InodeAttributes
+from pmemfs.volume.fs.commits import Commits
 from pmemfs.volume.fs.filebytes import FileBytes
 from pmemfs.volume.fs.fileframes import FileFrames
 from pmemfs.volume.fs.ground import geometry_of
@@ -67,10 +68,11 @@ class FileSystem:
     never_closed: Collection[int] = ()
 
     def __init__(
-        self, pool: Pool, memmap: Memmap, tables: Tables | None = None, holds: Holds | None = None
-    ) -> None:
+        self, pool: Pool, memmap: Memmap, tables: Tables | None = None,
+        holds: Holds | None = None, commits: Commits | None = None,
+    ) -> None:  # fmt: skip
         """Mount, as `Store` does. Raises DamagedFileSystem."""
-        self.store = store = Store(pool, memmap, tables, holds)
+        self.store = store = Store(pool, memmap, tables, holds, commits)
         self.frames = frames = FileFrames(store)
         self.content = content = FileBytes(store, frames)
         self.relocator = relocator = Relocator(store, frames)
@@ -95,6 +97,7 @@ class FileSystem:
 
         self.attributes, self.heritage = attributes.attributes, attributes.heritage
         self.set_attributes, self.set_flags = attributes.set_attributes, attributes.set_flags
+        self.times_were_set = attributes.times_were_set
         self.note_read, self.show_accessed = attributes.note_read, attributes.show_accessed
         self.target = attributes.target
         self.get_xattr, self.find_xattr = xattrs.get_xattr, xattrs.find_xattr

@@ -29,6 +29,7 @@ from pmemfs.memmap.base import Memmap
 from pmemfs.pool import Pool
 from pmemfs.volume.fs.allocator import Allocator
 from pmemfs.volume.fs.busy import BusyPages
+from pmemfs.volume.fs.commits import Commits, NoCommits
 from pmemfs.volume.fs.inode import Inode
 from pmemfs.volume.fs.metadata import MetadataMedium
 from pmemfs.volume.fs.publication import NoTables, Tables
@@ -57,12 +58,16 @@ def empty_journal(medium: Medium, geometry: Geometry) -> None:
 class Ground:
     """The ground of one mounted file system."""
 
-    def __init__(self, pool: Pool, memmap: Memmap, tables: Tables | None = None) -> None:
+    def __init__(
+        self, pool: Pool, memmap: Memmap, tables: Tables | None = None,
+        commits: Commits | None = None,
+    ) -> None:  # fmt: skip
         """Mount: carry out what the journal says, look at the head. Raises DamagedFileSystem."""
         self.pool = pool
         self.medium = MetadataMedium(pool.medium, lambda fault: self.become_read_only(str(fault)))
         self.memmap = memmap
         self.tables = tables or NoTables()
+        self.commits = commits or NoCommits()
         self.geometry = geometry_of(pool)
         self.read_only = pool.medium.read_only
         self.damage = ""

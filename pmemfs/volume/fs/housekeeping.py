@@ -16,6 +16,7 @@ from collections.abc import Iterable, Set
 from contextlib import suppress
 
 from pmemfs.errors import DamagedFileSystem
+from pmemfs.volume.fs.commits import Decides
 from pmemfs.volume.fs.compaction import Compaction
 from pmemfs.volume.fs.entries import Entries
 from pmemfs.volume.fs.extents import Run
@@ -45,9 +46,9 @@ class Housekeeping(Upkeep):
         self._is_compacting = False
         self._busy_slots: list[tuple[object, int]] = []
 
-    def change(self, *, urgent: bool = False) -> Transaction:
+    def change(self, *, urgent: bool = False, decides: Decides | None = None) -> Transaction:
         """A transaction. Raises OSError (EROFS)."""
-        return Transaction(self._ground, self, urgent=urgent)
+        return Transaction(self._ground, self, urgent=urgent, decides=decides)
 
     # For transactions
 

@@ -18,6 +18,7 @@ from pmemfs.media import log as media
 from pmemfs.media.inode import ROOT
 from pmemfs.media.log import NAME_MAX_BYTES, TARGET_MAX_BYTES, InodeFlags
 from pmemfs.volume.base import NewInode
+from pmemfs.volume.fs.commits import Decides
 from pmemfs.volume.fs.entries import Entry
 from pmemfs.volume.fs.inode import (
     DIRECTORY_TYPE,
@@ -75,7 +76,7 @@ class Names:
         """Make an inode with a name. Raises OSError: EEXIST, ENOENT, ENAMETOOLONG, ENOSPC."""
         directory = self._directory_for_new(parent, name)
         now_ns = self._store.times.now_ns()
-        with self._store.change() as change:
+        with self._store.change(decides=Decides.NAMES) as change:
             inode = self._new_inode(change, new, now_ns, directory, link_count=1)
             entry = Entry(inode.number, inode.type)
             change.append(directory, media.pack_entry(name, entry.inode, entry.type, now_ns))
@@ -94,7 +95,7 @@ class Names:
         """
         directory = self._directory(parent)
         self._store.refuse(directory, IMMUTABLE)
-        with self._store.change() as change:
+        with self._store.change(decides=Decides.NAMES) as change:
             inode = self._new_inode(
                 change, new, self._store.times.now_ns(), directory, link_count=0
             )
@@ -113,7 +114,7 @@ class Names:
         now_ns = self._store.times.now_ns()
         state = self._linked(inode, 1, now_ns)
         entry = Entry(number, inode.type)
-        with self._store.change() as change:
+        with self._store.change(decides=Decides.NAMES) as change:
             change.append(directory, media.pack_entry(name, number, entry.type, now_ns))
             change.append(inode, state.pack())
 
@@ -223,7 +224,7 @@ class Names:
     def _remove_name(self, directory: Inode, name: bytes, inode: Inode) -> None:
         # Urgent, so that a full pool can be emptied.
         now_ns = self._store.times.now_ns()
-        with self._store.change(urgent=True) as change:
+        with self._store.change(urgent=True, decides=Decides.NAMES) as change:
             change.append(directory, media.pack_entry(name, inode.number, 0, now_ns))
             state = self._drop_link(change, inode, now_ns)
 
@@ -251,7 +252,7 @@ class Names:
         now_ns = self._store.times.now_ns()
         entry = Entry(inode.number, inode.type)
         # A transaction that makes an inode is not urgent: see `Housekeeping.take_frames`.
-        with self._store.change(urgent=whiteout is None) as change:
+        with self._store.change(urgent=whiteout is None, decides=Decides.NAMES) as change:
             left = (
                 self._new_inode(change, whiteout, now_ns, source, link_count=1)
                 if whiteout
@@ -285,7 +286,7 @@ class Names:
     ) -> None:
         now_ns = self._store.times.now_ns()
         entry, other_entry = Entry(inode.number, inode.type), Entry(other.number, other.type)
-        with self._store.change(urgent=True) as change:
+        with self._store.change(urgent=True, decides=Decides.NAMES) as change:
             change.append(target, media.pack_entry(new_name, entry.inode, entry.type, now_ns))
             change.append(source, media.pack_entry(name, other.number, other.type, now_ns))
             state = self._moved(change, inode, source, target, now_ns)

@@ -19,6 +19,7 @@ from contextlib import suppress
 from pmemfs.errors import MemoryFault
 from pmemfs.memmap.base import Memmap
 from pmemfs.pool import Pool
+from pmemfs.volume.fs.commits import Commits
 from pmemfs.volume.fs.ground import Ground
 from pmemfs.volume.fs.holds import Holds, OwnHolds
 from pmemfs.volume.fs.housekeeping import IDLE_TICKS, Housekeeping
@@ -33,10 +34,11 @@ class Store:
     """The store of one file system."""
 
     def __init__(
-        self, pool: Pool, memmap: Memmap, tables: Tables | None = None, holds: Holds | None = None
-    ) -> None:
+        self, pool: Pool, memmap: Memmap, tables: Tables | None = None,
+        holds: Holds | None = None, commits: Commits | None = None,
+    ) -> None:  # fmt: skip
         """Mount: as `Ground`. What `holds` says stays held. Raises DamagedFileSystem."""
-        self.ground = ground = Ground(pool, memmap, tables)
+        self.ground = ground = Ground(pool, memmap, tables, commits)
         self.lines = lines = LiveLines(ground)
         self.cache = cache = InodeCache(ground, lines)
         self.housekeeping = Housekeeping(ground, cache)

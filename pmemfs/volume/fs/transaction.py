@@ -33,6 +33,7 @@ from pmemfs.media.journal import pack_journal
 from pmemfs.media.live import size_word
 from pmemfs.media.log import FRAME_HEAD_BYTES, MOST_SLOTS, NEXT_AT, RECORD_BYTES
 from pmemfs.pfn import PAGE_SHIFT
+from pmemfs.volume.fs.commits import Decides
 from pmemfs.volume.fs.extents import Run
 from pmemfs.volume.fs.ground import Ground
 from pmemfs.volume.fs.inode import Inode, State
@@ -76,19 +77,23 @@ class Upkeep(ABC):
 
 class Transaction:
     """The changes of one operation. An `urgent` one may use the reserve, because it frees more or
-    takes nothing in the end.
+    takes nothing in the end. Most operations are carried out by one transaction, which `decides`.
 
     Raises OSError: ENOSPC if there was no room, and then nothing has happened; EIO if the commit
     failed, and then nothing can be written any more.
     """
 
     __slots__ = (
-        "_allocated", "_announcements", "_ground", "_logs", "_made", "_medium", "_needs_journal",
-        "_old_frames", "_put", "_records", "_released", "_removed", "_steps", "_upkeep", "_urgent",
-        "_words",
+        "_allocated", "_announcements", "_decides", "_ground", "_logs", "_made", "_medium",
+        "_needs_journal", "_old_frames", "_put", "_records", "_released", "_removed", "_steps",
+        "_upkeep", "_urgent", "_words",
     )  # fmt: skip
 
-    def __init__(self, ground: Ground, upkeep: Upkeep, *, urgent: bool = False) -> None:
+    def __init__(
+        self, ground: Ground, upkeep: Upkeep, *, urgent: bool = False,
+        decides: Decides | None = None,
+    ) -> None:  # fmt: skip
+        self._decides = decides
         self._ground = ground
         self._upkeep = upkeep
         self._medium = ground.medium
@@ -246,6 +251,8 @@ class Transaction:
         words = self._words
         if not words:
             return
+        if self._decides is not None:
+            self._ground.commits.decides(self._decides, words[0][0], words[0][2])
         if len(words) > 1 or self._needs_journal:
             # The journal is the commit: once it is durable, a crash between any two stores below
             # is mended by the next mount, which stores the remaining words.

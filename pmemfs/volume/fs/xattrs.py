@@ -8,6 +8,7 @@ import stat
 from pmemfs.errors import system_error
 from pmemfs.media import log as media
 from pmemfs.media.log import XATTR_MAX_BYTES, RecordKind
+from pmemfs.volume.fs.commits import Decides
 from pmemfs.volume.fs.inode import FIXED
 from pmemfs.volume.fs.store import Store
 
@@ -81,7 +82,7 @@ class Xattrs:
             value is None or (name in inode.xattrs and len(value) <= len(inode.xattrs[name]))
             for name, value in changes.items()
         )
-        with self._store.change(urgent=is_urgent) as change:
+        with self._store.change(urgent=is_urgent, decides=Decides.XATTRS) as change:
             for name, value in changes.items():
                 if value is not None:
                     change.append(inode, *media.pack_values(RecordKind.XATTR, name, value))
