@@ -18,7 +18,7 @@ Invariants:
 | `standby` | the socket of the process that waits, its pidfd | its pid |
 | `log` | where the log goes | a line, with `{time}`, `{pid}` and `{message}` |
 | `pin-words` | the memory of the words of pins | |
-| `pin-N` | the daemon's end of a pin | its description (`pins/kept`) |
+| `pin-N` | the daemon's end of the pin that has the place N | its description (`pins/kept`) |
 """
 
 from __future__ import annotations

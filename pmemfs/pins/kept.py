@@ -1,12 +1,14 @@
 """Pins as bytes, for the daemon that takes the place of one that has died.
 
-The keeper holds the daemon's end of each living or resting pin, together with its description: a
+The keeper holds the daemon's end of each pin that lives or rests, together with its description: a
 line of JSON and the pieces of its files, three numbers each. What changes while a pin lives lies in
 the words (`pins/words`), and references are taken anew. Invariants:
 - the keeper has a pin before its client knows of it. Otherwise the client could go on using pages
   that the next daemon gives to others;
 - the keeper has it until its last reference was dropped. A client that has ended in between is
-  noticed by the next daemon at once, because the kernel has hung up on that socket.
+  noticed by the next daemon at once, because the kernel has hung up on that socket;
+- what the keeper has longer is of no pin: it is marked as over in the words. Most pins are short,
+  and the next one of the same place replaces what the keeper has, so nothing need be dropped.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from itertools import chain
 from typing import NamedTuple, Protocol
 
 from pmemfs.pins.pin import Pin, PinnedFile
+from pmemfs.volume.base import Piece
 
 WORDS = "pin-words"
 """What the keeper calls the memory of the words."""
@@ -52,17 +55,17 @@ class Description(NamedTuple):
 
     number: int
     place: int
+    since_ns: int
+    is_writable: bool
     pid: int
     started: int
     command: str
-    since_ns: int
-    is_writable: bool
     files: list[PinnedFile]
 
 
-def name_of(pin: Pin) -> str:
-    """What the keeper calls a pin."""
-    return f"{_PIN}{pin.number}"
+def name_of(place: int) -> str:
+    """What the keeper calls the pin of a place."""
+    return f"{_PIN}{place}"
 
 
 def kept_pins(stored: Mapping[str, Stored]) -> list[tuple[Description, int]]:
@@ -79,29 +82,26 @@ def kept_pins(stored: Mapping[str, Stored]) -> list[tuple[Description, int]]:
 
 def describe(pin: Pin) -> bytes:
     """A pin as bytes."""
-    client = pin.client
-    files = [
-        (file.inode, file.generation, file.path, file.offset_bytes, file.length_bytes,
-         file.size_bytes, len(file.pieces))
-        for file in pin.files
-    ]  # fmt: skip
-    head = _ENCODE({
-        "number": pin.number, "place": pin.place, "pid": client.pid, "started": client.started,
-        "command": client.command, "since_ns": pin.since_ns, "is_writable": pin.is_writable,
-        "files": files,
-    })  # fmt: skip
-    pieces = chain.from_iterable(chain.from_iterable(file.pieces for file in pin.files))
-    return head.encode() + b"\n" + array("q", pieces).tobytes()
+    client, pieces = pin.client, list[Piece]()
+    files = []
+    for file in pin.files:
+        files.append((*file[:-1], len(file.pieces)))
+        pieces += file.pieces
+    head = _ENCODE(
+        (pin.number, pin.place, pin.since_ns, pin.is_writable, client.pid, client.started,
+         client.command, files)
+    )  # fmt: skip
+    return head.encode() + b"\n" + array("q", chain.from_iterable(pieces)).tobytes()
 
 
 def read_description(data: bytes) -> Description:
     """The opposite of `describe`. Raises ValueError, LookupError and TypeError."""
     head, _, raw = data.partition(b"\n")
-    said = json.loads(head)
+    *said, of_files = json.loads(head)
     numbers = array("q", raw).tolist()
     pieces = list(zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True))
-    files = []
-    for *of_file, count in said.pop("files"):
-        files.append(PinnedFile._make([*of_file, pieces[:count]]))
-        del pieces[:count]
-    return Description(**said, files=files)
+    files, at = list[PinnedFile](), 0
+    for *of_file, count in of_files:
+        files.append(PinnedFile._make([*of_file, pieces[at : at + count]]))
+        at += count
+    return Description._make([*said, files])

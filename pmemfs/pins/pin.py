@@ -17,6 +17,8 @@ _START_FIELD = 19
 
 HEARING = 2
 """In the word of marks: its pin is being heard, and what it said may not be noted yet."""
+OVER = 4
+"""In the word of marks: the pin has no references any more."""
 _FORCE = 1
 _USERS_SHIFT, _FORKS_SHIFT = 8, 32
 _MOST_USERS = (1 << 24) - 1

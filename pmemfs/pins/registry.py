@@ -48,6 +48,7 @@ from pmemfs.pins import kept
 from pmemfs.pins.kept import Description, Keeper, Stored
 from pmemfs.pins.pin import (
     HEARING,
+    OVER,
     Client,
     HeldRun,
     Marks,
@@ -78,6 +79,7 @@ _RESERVE_AT_ONCE_BYTES = 2 * MIB
 _RESERVE_BYTES = GIB
 _TRIES = 100
 _EVENTS = 64
+_DROP_SECONDS = 1
 _PAUSE_SECONDS = 0.002
 """Ends of pins are noticed so often. A program that lets go of one pin after another, as it takes
 others, would wake the daemon for each."""
@@ -108,6 +110,9 @@ class Pins:
         self._by_fd: dict[int, Pin] = {}
         self._resting: deque[tuple[float, Pin]] = deque()
         self._rest_begins = trio.Event()
+        self._over: dict[int, None] = {}
+        """Places whose pins are over, though the keeper has them."""
+        self._over_begins = trio.Event()
         self._leaving_count = 0
         """Pins that have ended, and whose references are being dropped in steps."""
         self._nursery: trio.Nursery | None = None
@@ -132,7 +137,8 @@ class Pins:
 
     def _keep(self, pin: Pin) -> None:
         if self._keeper is not None:
-            self._keeper.store(kept.name_of(pin), [pin.fd], kept.describe(pin))
+            self._keeper.store(kept.name_of(pin.place), [pin.fd], kept.describe(pin))
+            self._over.pop(pin.place, None)
             pin.is_kept = True
 
     @property
@@ -162,6 +168,7 @@ class Pins:
             self._nursery = nursery
             nursery.start_soon(self._end_rests)
             nursery.start_soon(self._take_owed)
+            nursery.start_soon(self._drop_over)
             try:
                 while True:
                     await trio.lowlevel.wait_readable(self._epoll.fileno())
@@ -203,16 +210,19 @@ class Pins:
             return
         self.words = Words(stored[kept.WORDS].fds[0])
         found = kept.kept_pins(stored)
-        # A pin that had ended may still be kept, and its place be another one's by now.
-        owners = {of.place: of.number for of, _ in found}
-        self.words.take_again(owners.keys())
+        self.words.take_again({of.place for of, _ in found})
         for of, fd in found:
-            place = of.place if owners[of.place] == of.number else self.words.take()
-            self._live_again(of, place, fd)
+            if self.words.marks(of.place) & OVER:
+                os.close(fd)
+                self._over[of.place] = None
+                self.words.give_back(of.place)
+            else:
+                self._live_again(of, fd)
         self._numbers = itertools.count(max((of.number for of, _ in found), default=0) + 1)
         self._take_again()
 
-    def _live_again(self, of: Description, place: int, fd: int) -> None:
+    def _live_again(self, of: Description, fd: int) -> None:
+        place = of.place
         client = self._clients.setdefault(
             (of.pid, of.started), Client(of.pid, of.started, of.command)
         )
@@ -416,7 +426,7 @@ class Pins:
     @property
     def _open_count(self) -> int:
         """How many pins have a descriptor, here or with the keeper."""
-        return len(self._living) + len(self._resting)
+        return len(self._living) + len(self._resting) + len(self._over)
 
     # Its life
 
@@ -496,6 +506,18 @@ class Pins:
             await trio.sleep_until(self._resting[0][0])
             self._let_go(self._resting.popleft()[1])
 
+    async def _drop_over(self) -> None:
+        """Let the keeper drop pins that are over, unless others have got their places soon."""
+        while True:
+            while not self._over:
+                self._over_begins = trio.Event()
+                await self._over_begins.wait()
+            await trio.sleep(_DROP_SECONDS)
+            if self._keeper is not None:
+                for place in self._over:
+                    self._keeper.drop(kept.name_of(place))
+            self._over.clear()
+
     def _leave_client(self, pin: Pin) -> None:
         pin.client.pin_count -= 1
         pin.client.page_count -= pin.page_count
@@ -540,9 +562,11 @@ class Pins:
         for held in pin.held:
             self._volume.pinned.remove(held)
         pin.forget()
-        if self._keeper is not None and pin.is_kept:
-            # Before another pin gets its place.
-            self._keeper.drop(kept.name_of(pin))
+        if pin.is_kept:
+            self.words.note_marks(pin.place, OVER)
+            if not self._over:
+                self._over_begins.set()
+            self._over[pin.place] = None
         del self._all[pin.number]
         self.words.give_back(pin.place)
 

@@ -120,6 +120,11 @@ def begin_generation(at: Pinnable) -> None:
     memmap.renew(at.pool.renew())
 
 
+@pytest.fixture(autouse=True)
+def drops_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_DROP_SECONDS", 0.01)
+
+
 @pytest.fixture(params=("fs", "block"))
 def mounted(request: pytest.FixtureRequest, shm: Path) -> Iterator[Mounted]:
     with pinnable(request.param, "native", shm / "pool") as at:
@@ -182,7 +187,7 @@ def test_a_description_says_all_of_a_pin() -> None:
     pin = Pin(7, 3, Client(5, 6, "c"), 1 << 62, is_writable=True, tell=lambda _: None)
     pin.files = [PinnedFile(1, 2, "a", 0, 5, 6, []), PinnedFile(1, 2, "b", 8, 9, 10, pieces)]
     stored = {kept.WORDS: Kept(b"", [5]), "pin-7": Kept(kept.describe(pin), [6])}
-    description = kept.Description(7, 3, 5, 6, "c", 1 << 62, True, pin.files)
+    description = kept.Description(7, 3, 1 << 62, True, 5, 6, "c", pin.files)
     assert kept.kept_pins(stored) == [(description, 6)]
 
 
@@ -202,7 +207,7 @@ def test_a_pin_made_anew_ends_with_its_client(mounted: Mounted) -> None:
         assert len(at.pins.living) == 2, "its client died before the daemon that takes over"
         end(fd)
         await settled(lambda: len(at.pins.living) == 1)
-        assert len(mounted.keeper.stored) == 2
+        await settled(lambda: len(mounted.keeper.stored) == 2)
         # It knows the pins that it makes from those that it has found.
         last, fd = await at.pin(WantedRange(number, 0, 1))
         (other,) = set(at.pins.living) - {last}
@@ -234,7 +239,6 @@ def test_what_users_said_to_a_dead_daemon_counts(
         assert bool(at.pins.resting) == rests
         await settled(lambda: at.pins.resting == ())
         await settled(lambda: at.all_references() == {})
-        assert mounted.keeper.stored.keys() == {kept.WORDS}
 
     mounted.run(test)
 
@@ -285,6 +289,32 @@ def test_what_rests_goes_on_resting(mounted: Mounted) -> None:
         assert [pin.number for pin in at.pins.resting] == [1]
 
     trio.run(test)
+
+
+def test_a_pin_that_is_over_is_not_made_anew_though_the_keeper_still_has_it(
+    mounted: Mounted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_DROP_SECONDS", 60)
+    at = mounted.at
+
+    async def test() -> None:
+        number = file_of(at)
+        for _ in range(3):
+            _, fd = await at.pin(whole(number), is_writable=True)
+            end(fd)
+            while not at.pins.notice_ends():
+                pass
+            assert mounted.keeper.stored.keys() == {kept.WORDS, "pin-1"}, "one place serves all"
+        mounted.die()
+        assert at.pins.living == ()
+        pin, fd = await at.pin(whole(number))
+        assert (pin.number, pin.place) == (4, 1)
+        end(fd)
+        monkeypatch.setattr(registry, "_DROP_SECONDS", 0)
+        mounted.die()
+        await settled(lambda: mounted.keeper.stored.keys() == {kept.WORDS})
+
+    mounted.run(test)
 
 
 def test_words_go_on_in_the_memory_that_clients_look_at(files: Mounted) -> None:
