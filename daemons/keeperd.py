@@ -168,7 +168,10 @@ class Keeper:
             if len(self._deaths) > _MOST_DEATHS:
                 self._give_up(f"its daemon has died {len(self._deaths)} times within a minute")
                 return
-            words = self._stored.get(b"arguments", (b"", []))[0].split(b"\0")
+            if b"arguments" not in self._stored:
+                self._give_up("its daemon has died while it was still being made")
+                return
+            words = self._stored[b"arguments"][0].split(b"\0")
         self._connection.close()
         self._connection, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         self._hears = True

@@ -17,6 +17,9 @@ def main() -> None:
     sys.path.append(root)
     from pmemfs.dataplane.native import run
 
+    if "resumes=1" in words and not sys.stdin.buffer.read(1):
+        # The daemon has died, and another one will start another data plane.
+        return
     settings = dict(word.split("=") for word in words)
     forward_fds = [int(fd) for fd in settings.pop("forward_fds").split(",")]
     numbers = {name: int(value) for name, value in settings.items()}

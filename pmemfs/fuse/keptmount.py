@@ -3,6 +3,9 @@
 Invariants:
 - nothing is stored with a keeper before the command has said that the mount stays: until then, the
   death of any process ends it;
+- `arguments` is stored last, because from then on a successor is started, and finds everything;
+- a data plane begins nothing before the keeper knows its process: two of them would answer the same
+  requests;
 - a data plane that dies again and again ends the mount, because requests that can't be served would
   otherwise wait for ever.
 """
@@ -40,23 +43,42 @@ class KeptMount:
         self.keeper: Keeper | None = None
         """None: there is none yet, so a death ends the mount."""
         self._deaths: list[float] = []
+        self._waiting: dict[str, tuple[list[int], bytes]] = {}
+        """What is to be stored once there is a keeper."""
+
+    def store(self, name: str, fds: Sequence[int] = (), data: bytes = b"") -> None:
+        """Have the keeper hold something, as soon as there is one."""
+        if self.keeper:
+            self.keeper.store(name, fds, data)
+            return
+        self._forget(name)
+        self._waiting[name] = [os.dup(fd) for fd in fds], data
 
     def begin(self, keeper: Keeper, words: Sequence[str]) -> None:
         """The mount is to stay: have the keeper hold everything for a daemon that would be started
         by these words."""
         self.keeper = keeper
-        keeper.store("arguments", data="\0".join(words).encode(errors="surrogateescape"))
+        for name, (fds, data) in self._waiting.items():
+            keeper.store(name, fds, data)
+        self._forget(*list(self._waiting))
         keeper.store("pool", [self._medium.fileno()])
         keeper.store("shared", [self._shared.fd])
         keeper.store("fuse", [self._plane.fuse_fd])
         keeper.store("sockets", self._plane.sockets.fds)
         self.store_plane()
+        keeper.store("arguments", data=b"\0".join(map(os.fsencode, words)))
 
     def store_plane(self) -> None:
         """Have the keeper know the data plane that serves now."""
         if self.keeper:
             process = self._plane.process
             self.keeper.store("plane", [process.pidfd], str(process.pid).encode())
+
+    def _forget(self, *names: str) -> None:
+        for name in names:
+            fds, _ = self._waiting.pop(name, ([], b""))
+            for fd in fds:
+                os.close(fd)
 
     def may_start_again(self) -> bool:
         """Note that the data plane has died; whether another one may take its place."""
@@ -89,5 +111,6 @@ class KeptMount:
 
     def end(self) -> None:
         """The mount has ended in order: let go of all that the keeper has."""
+        self._forget(*list(self._waiting))
         if self.keeper:
             self.keeper.end()

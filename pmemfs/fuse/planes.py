@@ -154,6 +154,12 @@ class PlaneProcess:
         self.pidfd = pidfd
         self._child = child
 
+    def go(self) -> None:
+        """Let it begin, if it waits for that."""
+        if self._child and self._child.stdin:
+            with suppress(BrokenPipeError), self._child.stdin as end:
+                end.write(b"\n")
+
     def has_ended(self) -> bool:
         """Whether it has ended."""
         return has_ended(self.pidfd, 0)
@@ -209,8 +215,8 @@ class DataPlane:
         self._process = process
 
     def start(self, medium: MappedMedium, *, resumes: bool = False) -> None:
-        """Start a process. It waits for the kernel's first request, or with `resumes` goes on where
-        another one has died. Raises OSError."""
+        """Start a process. It waits for the kernel's first request; with `resumes` it is to go on
+        where another one has died, and waits for `PlaneProcess.go`. Raises OSError."""
         arguments = {
             "fuse_fd": self.fuse_fd,
             "shared_fd": self._shared.fd,
@@ -233,7 +239,7 @@ class DataPlane:
                 *(f"{name}={value}" for name, value in arguments.items()),
                 f"forward_fds={','.join(map(str, forward_fds))}",
             ],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE if resumes else subprocess.DEVNULL,
             stdout=self._said,
             stderr=self._said,
             cwd="/",

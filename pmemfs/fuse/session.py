@@ -196,6 +196,8 @@ class NativeSession(Session):
         )
         if options.is_kept:
             self.kept = KeptMount(self._medium, self._shared, self._plane)
+            if self.served.life:
+                self.served.life.keep = self.kept.store
 
     async def serve(self, on_ready: Callable[[Mount], None]) -> None:
         self._plane.start(self._medium)
@@ -234,13 +236,14 @@ class NativeSession(Session):
         self._engine.forget_workers()
         self._notices.tell_again()
         self._plane.start(self._medium, resumes=True)
+        self.kept.store_plane()
+        self._plane.process.go()
         try:
             await self._plane.wait_until_ready()
         except DataPlaneFailed:
             # Why is said when its end is noticed, which is at once.
             self._plane.process.kill()
             return
-        self.kept.store_plane()
         seconds = trio.current_time() - began
         log.info("%s: the data plane goes on as pid %d, after %.3f s",
                  self._medium.name, self._plane.process.pid, seconds)  # fmt: skip

@@ -256,6 +256,14 @@ def test_a_daemon_that_dies_again_and_again_is_given_up_with_a_sentence(family: 
     os.close(writer)
 
 
+def test_a_daemon_that_has_not_stored_its_words_is_not_succeeded(family: Family) -> None:
+    daemon = family.first()
+    daemon.do("keeper.drop('arguments')")
+    daemon.kill()
+    assert has_ended(daemon.keeper_pidfd, 20)
+    assert family.is_alone()
+
+
 def test_the_keeper_ends_by_no_signal_that_ends_others(family: Family) -> None:
     daemon = family.first()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

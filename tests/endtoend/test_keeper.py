@@ -1,0 +1,144 @@
+"""A mount with a keeper: what a user is told of it, and that it ends as any other mount does."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from kit.commands import pmemfs, refused, run_command
+from kit.killing import KEPT, processes_of
+from kit.mounts import (
+    Engine,
+    Mounted,
+    PoolMaker,
+    Session,
+    abort_connection,
+    each_engine,
+    native_only,
+)
+from kit.posix import opened
+from kit.processes import is_running, wait_until
+from pmemfs.control.prepared import daemon_words
+from pmemfs.logs import JOURNAL, log_file
+from pmemfs.mountinfo import mount_at
+from pmemfs.units import KIB
+
+pytestmark = [pytest.mark.mount]
+
+
+def kept_of(mounted: Mounted) -> dict[str, Any]:
+    """What `info` says of the keeper and of deaths, once there is a keeper."""
+    wait_until(lambda: bool(mounted.info()["kept"]["keeper_pid"]), "the keeper is there")
+    return dict(mounted.info()["kept"])
+
+
+def abort(mounted: Mounted) -> None:
+    mount = mount_at(str(mounted.mountpoint))
+    assert mount is not None
+    abort_connection(mount)
+
+
+WAYS: dict[str, Callable[[Mounted], object]] = {
+    "SIGTERM": lambda mounted: os.kill(mounted.pid, signal.SIGTERM),
+    "umount": lambda mounted: run_command("umount", mounted.mountpoint),
+    "pmemfs umount": lambda mounted: pmemfs("umount", mounted.mountpoint),
+    "lazy umount": lambda mounted: run_command("umount", "--lazy", mounted.mountpoint),
+    "abort": abort,
+}
+
+
+@native_only
+@pytest.mark.parametrize("way", WAYS)
+def test_whatever_ends_a_mount_ends_its_keeper_and_leaves_the_pool_clean(
+    pools: PoolMaker, way: str
+) -> None:
+    mounted = pools.mount(pools.create("fs0", "64M", "--mode", "fs"), *KEPT)
+    (mounted.mountpoint / "file").write_bytes(b"there")
+    session, keeper = Session.of(mounted), kept_of(mounted)["keeper_pid"]
+    WAYS[way](mounted)
+    wait_until(lambda: not processes_of(pools.directory), "all of its processes have ended")
+    assert not is_running(keeper)
+    session.assert_ended()
+    pools.mount(mounted.pool)
+    assert (mounted.mountpoint / "file").read_bytes() == b"there"
+
+
+@native_only
+def test_after_umount_another_process_has_the_pool_at_once(pools: PoolMaker) -> None:
+    mounted = pools.mount(pools.create(size="16M"), *KEPT)
+    kept_of(mounted)
+    for _ in range(5):
+        assert pmemfs("umount", mounted.mountpoint).code == 0
+        checked = pmemfs("check", mounted.pool)
+        assert checked.code == 0, checked
+        pools.mount(mounted.pool, *KEPT)
+
+
+@each_engine
+def test_info_tells_of_the_keeper(pools: PoolMaker, engine: Engine) -> None:
+    mounted = pools.mount(pools.create(size="16M"), "-o", "no_keeper")
+    assert mounted.info()["kept"] is None
+    said = pmemfs("info", mounted.mountpoint).out
+    assert "none: the mount ends with each of its processes" in said
+    pools.umount(mounted)
+    if engine.name == "python":
+        words = ("mount", mounted.pool, mounted.mountpoint, *engine.options, *KEPT)
+        refused(pmemfs(*words), 2, "ends with its daemon")
+        return
+    mounted = pools.mount(mounted.pool, *KEPT)
+    kept = kept_of(mounted)
+    never = {"times": 0, "last": "never"}
+    assert kept["daemon"] == kept["data_plane"] == kept["keeper"] == never
+    assert f"pid {kept['keeper_pid']}; " in pmemfs("info", mounted.mountpoint).out
+    assert "ECANCELED" in kept["promise"], "that is what uring promises"
+
+
+@native_only
+def test_a_mount_whose_keeper_was_killed_goes_on_and_ends_in_order(pools: PoolMaker) -> None:
+    mounted = pools.mount(pools.create(size="16M"), *KEPT)
+    keeper = kept_of(mounted)["keeper_pid"]
+    os.kill(keeper, signal.SIGKILL)
+    wait_until(lambda: mounted.info()["kept"]["keeper_pid"] is None, "the daemon has noticed")
+    kept = mounted.info()["kept"]
+    assert kept["keeper"]["times"] == 1
+    assert "gone; died once at " in pmemfs("info", mounted.mountpoint).out
+    if not os.path.exists(JOURNAL):
+        assert f"the keeper (pid {keeper}) is gone" in log_file(str(mounted.pool)).read_text()
+    session = Session.of(mounted)
+    with opened(mounted.device) as fd:
+        os.pwrite(fd, b"x" * 4096, 0)
+    pools.umount(mounted)
+    session.assert_ended()
+
+
+@native_only
+@pytest.mark.parametrize("victim", ["mountd", "planed"])
+def test_a_death_before_the_mount_is_to_stay_ends_it(pools: PoolMaker, victim: str) -> None:
+    pool, mountpoint = pools.create(size="16M"), pools.mountpoint()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.settimeout(30)
+    options = f"keeper,transport={pools.engine.transport}"
+    words = daemon_words([str(pool), str(mountpoint), "-o", options])
+    daemon = subprocess.Popen(
+        [*words, "--starter-fd", str(theirs.fileno())], pass_fds=[theirs.fileno()]
+    )
+    with ours:
+        theirs.close()
+        assert "ready" in json.loads(ours.recv(64 * KIB))
+        # It would stay if the command said so now.
+        processes = {kind: pid for pid, kind in processes_of(pools.directory).items()}
+        assert set(processes) == {"mountd", "planed"}, "nobody keeps it yet"
+        os.kill(processes[victim], signal.SIGKILL)
+        daemon.wait(60)
+    wait_until(lambda: not processes_of(pools.directory), "nothing is left")
+    if victim == "planed":
+        assert mount_at(str(mountpoint)) is None
+        assert "clean" in pmemfs("info", pool).out
+    pools.mount(pool)
