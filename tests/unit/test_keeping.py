@@ -99,7 +99,6 @@ class Family:
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._listener.bind(str(self.place))
         self._listener.listen()
-        self._listener.settimeout(20)
         self._daemons: list[Daemon] = []
 
     def first(self, *words: str) -> Daemon:
@@ -108,6 +107,7 @@ class Family:
 
     def next(self) -> Daemon:
         """The daemon that has begun since."""
+        self._listener.settimeout(20)
         connection, _ = self._listener.accept()
         connection.settimeout(20)
         self._daemons.append(Daemon(connection))
