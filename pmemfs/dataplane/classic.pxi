@@ -19,7 +19,7 @@ from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_
 from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME
 from posix.unistd cimport usleep
 
-from pmemfs.dataplane.memory cimport load, now_ns, put
+from pmemfs.dataplane.memory cimport load, now_ns, put, settle, store
 from pmemfs.dataplane.plane cimport plane_t, worker_t
 from pmemfs.dataplane.protocol cimport *
 from pmemfs.dataplane.request cimport *
@@ -97,6 +97,12 @@ cdef int serve_classic(worker_t *worker) noexcept nogil:
             or epoll_ctl(waiting.epoll_fd, EPOLL_CTL_ADD, plane.fuse_fd, &wanted)):
         return errno
     while not load(&plane.header.ends):
+        # Before the request is taken, so that `ask_again` waits for its end.
+        put(&worker.slot.busy, 1)
+        settle()
+        if load(&plane.stands):
+            stand_aside(worker)
+            continue
         count = c_read(plane.fuse_fd, memory, room)
         if count < 0 and errno == EAGAIN:
             count = await_request(worker, &waiting, memory, room)
@@ -110,7 +116,15 @@ cdef int serve_classic(worker_t *worker) noexcept nogil:
         elif count < 0 and errno != EINTR and errno != EAGAIN and errno != ENOENT:
             # ENOENT: the request was withdrawn while it was being read.
             return errno
+    store(&worker.slot.busy, 0)
     return 0
+
+
+cdef void stand_aside(worker_t *worker) noexcept nogil:
+    """Have no request until `ask_again` is over."""
+    store(&worker.slot.busy, 0)
+    while load(&worker.plane.stands) and not load(&worker.plane.header.ends):
+        usleep(PAUSE_MICROSECONDS)
 
 
 cdef ssize_t await_request(worker_t *worker, wait_t *waiting, uint8_t *memory,
@@ -124,6 +138,7 @@ cdef ssize_t await_request(worker_t *worker, wait_t *waiting, uint8_t *memory,
         waiting.was_woken = False
         waiting.vain += 1
         if waiting.vain >= MOST_VAIN:
+            store(&slot.busy, 0)
             usleep(NAP_MICROSECONDS)
     elif may_wait_awake(&waiting.patience):
         until = now_ns(CLOCK_MONOTONIC) + SPIN_NS
@@ -136,6 +151,7 @@ cdef ssize_t await_request(worker_t *worker, wait_t *waiting, uint8_t *memory,
                 put(&slot.spins, slot.spins + 1)
                 return count
         give_up(&waiting.patience)
+    store(&slot.busy, 0)
     put(&slot.sleeps, slot.sleeps + 1)
     waiting.was_woken = epoll_wait(waiting.epoll_fd, &found, 1, -1) > 0
     return 0

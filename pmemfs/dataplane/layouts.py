@@ -56,11 +56,14 @@ CACHE_LOCKS_SHIFT = 13
 """Sets of a cache whose numbers are the same modulo 8192 share a lock."""
 CACHE_LOCK_BYTES = 8
 CONTROL_HOLDER = 1 << 32
+"""What the control plane writes into a lock that it takes; worker n writes 1 + n."""
 MISSES_OPCODE = 0x7FFF_FFFF
 """In the head of a message of `Miss` records. No operation of the kernel's protocol has it."""
 SERVE_AGAIN = 1
 """In place of an error, which is never above 0: the blocks of these reads were brought."""
-"""What the control plane writes into a lock that it takes; worker n writes 1 + n."""
+HAND_AGAIN = 2
+"""In place of an error, too: the control plane is a new one, and knows nothing of what its
+predecessor was handed and has not answered."""
 
 _WORD = (1 << 64) - 1
 
@@ -178,7 +181,10 @@ class Header:
         "<u8", "1: the control plane brings blocks that are not there, many with one message"
     )
     mount_generation: int = stored("<u8", "of page structures when this was mounted")
-    unused: int = stored("V16", "zero", default=bytes(16))
+    greeted: int = stored("<u8", "1: the kernel has the answer to its INIT")
+    entries_address: int = stored(
+        "<u8", "where every data plane maps the memory of rings; 0: no data plane has yet"
+    )
     write_epoch: int = stored("<u8", "the epoch of what is written now", default=1)
     persisted_epoch: int = stored("<u8", "all that was written in it or before is durable")
     lost_errno: int = stored("<u8", "of the first write-back that failed; 0: none")
@@ -231,7 +237,7 @@ class SlotHead:
     paused: int = stored("<u8", "1: begin no section; written by the control plane")
     handed_over: int = stored("<u8", "requests that it handed to the control plane for a reply")
     replied: int = stored("<u8", "replies of the control plane that the worker has passed on")
-    unused: int = stored("V8", "zero", default=bytes(8))
+    busy: int = stored("<u8", "0: it sleeps, and has no request that it was given by /dev/fuse")
 
 
 @structure

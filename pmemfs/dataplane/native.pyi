@@ -57,6 +57,7 @@ def run(
     queue_count: int,
     depth: int,
     reader_count: int,
+    resumes: int = 0,
 ) -> int: ...
 
 class Responder:

@@ -35,6 +35,8 @@ cdef struct plane_t:
     int forward_fd
     int sync_fd
     uint32_t max_write
+    # With the transport fd, 1: no worker may take a request. See `ask_again`.
+    uint64_t stands
 
 cdef struct worker_t:
     plane_t *plane

@@ -6,6 +6,7 @@
 #define _GNU_SOURCE
 #endif
 #include <errno.h>
+#include <linux/membarrier.h>
 #include <pthread.h>
 #include <signal.h>
 #include <string.h>
@@ -36,6 +37,15 @@ static int pmemfs_lock_memory(const void *pool, size_t pool_bytes) {
     if (mlockall(MCL_CURRENT | MCL_ONFAULT)) return errno;
     if (pool) munlock(pool, pool_bytes);
     return 0;
+}
+/* What other threads of this process store before the next line, and what they load after it, is
+   ordered as if each of them had had a full fence at some instant of this call. */
+static void pmemfs_may_fence_others(void) {
+    syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0);
+}
+static void pmemfs_fence_others(void) {
+    if (syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0))
+        syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0);
 }
 static long pmemfs_thread_id(void) { return syscall(SYS_gettid); }
 

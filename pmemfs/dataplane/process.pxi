@@ -18,9 +18,10 @@ from libc.string cimport memcpy, memset
 from posix.unistd cimport close, pipe, usleep
 
 from pmemfs.dataplane cimport memory
-from pmemfs.dataplane.memory cimport catch_faults, load, put, store
+from pmemfs.dataplane.memory cimport catch_faults, load, peek, put, store
 from pmemfs.dataplane.plane cimport plane_t, worker_t
 from pmemfs.dataplane.protocol cimport *
+from pmemfs.dataplane.structures cimport HAND_AGAIN, header_t
 from pmemfs.dataplane.transport cimport HEADERS_BYTES
 from pmemfs.dataplane.uring cimport queue_t
 from pmemfs.medium.writeback cimport synchronise
@@ -32,6 +33,14 @@ cdef extern from "pthread.h" nogil:
     int pthread_kill(pthread_t thread, int number)
     int pthread_join(pthread_t thread, void **result)
 
+cdef extern from "poll.h" nogil:
+    cdef struct pollfd:
+        int fd
+        short events
+    int poll(pollfd *wanted, unsigned long count, int timeout)
+    enum:
+        POLLIN
+
 cdef extern from "sys/socket.h" nogil:
     ssize_t recv(int fd, void *into, size_t length, int flags)
 
@@ -40,6 +49,8 @@ cdef extern from "unistd.h" nogil:
     ssize_t c_write "write"(int fd, const void *data, size_t length)
 
 cdef extern from "process.h" nogil:
+    void may_fence_others "pmemfs_may_fence_others"()
+    void fence_others "pmemfs_fence_others"()
     void become_wakeable "pmemfs_wakeable"()
     void ignore_endings "pmemfs_ignore_endings"()
     int become_io_flusher "pmemfs_become_io_flusher"()
@@ -113,18 +124,69 @@ cdef void *run_sync(void *argument) noexcept nogil:
             reply(process, &head, NULL, 0)
 
 
-cdef void reply(process_t *process, fuse_out_header *head, const void *data,
-                uint32_t data_bytes) noexcept nogil:
-    """Reply to a request that was handed over. What answers no request goes by writev(2) always."""
-    if (process.queue_count == 0 or head.unique == 0
-            or not reply_uring(process.queues, process.queue_count, head, data, data_bytes)):
-        reply_classic(process.plane.fuse_fd, head, data, data_bytes)
+cdef int reply(process_t *process, fuse_out_header *head, const void *data,
+               uint32_t data_bytes) noexcept nogil:
+    """Reply to a request that was handed over; 0 or errno. What answers no request goes by
+    writev(2) always."""
+    if (process.queue_count and head.unique
+            and reply_uring(process.queues, process.queue_count, head, data, data_bytes)):
+        return 0
+    return reply_classic(process.plane.fuse_fd, head, data, data_bytes)
+
+
+cdef int take_up(process_t *process) noexcept nogil:
+    """Go on where a data plane was killed; 0 or errno."""
+    cdef pollfd first
+    cdef int failed = resend(process)
+    first.fd, first.events = process.plane.fuse_fd, POLLIN
+    # With the transport fd, an INIT that was not answered is forwarded as any other request. With
+    # rings the kernel sends nothing else before it has the answer, and takes no entry.
+    if failed or not process.queue_count or process.plane.header.greeted or poll(&first, 1, 0) != 1:
+        return failed
+    return handshake(process)
+
+
+cdef int resend(process_t *process) noexcept nogil:
+    """Let all requests that were read from /dev/fuse and not answered be read again; 0 or errno.
+
+    No worker may have one of these: it would be carried out again, maybe after a later one.
+    """
+    cdef header_t *header = process.plane.header
+    cdef fuse_out_header head
+    cdef uint64_t handed_over = 0
+    cdef int number
+    if not process.queue_count:
+        # What was handed over and not answered will be handed over and counted once more.
+        for number in range(process.thread_count):
+            handed_over += peek(&slot_of(&process.plane, number).handed_over)
+        put(&header.replied, handed_over)
+    head.error, head.unique = NOTIFY_RESEND, 0
+    return reply_classic(process.plane.fuse_fd, &head, NULL, 0)
+
+
+cdef void ask_again(process_t *process) noexcept nogil:
+    """Hand over again what the predecessor of the control plane was handed."""
+    cdef plane_t *plane = &process.plane
+    cdef int number
+    if process.queue_count:
+        return
+    store(&plane.stands, 1)
+    # A worker stores `busy`, and then loads `stands`. Thanks to this it needs no fence in between:
+    # it sees that word, or is seen to be busy.
+    fence_others()
+    for number in range(process.thread_count):
+        while (load(&process.threads[number].worker.slot.busy)
+               and not load(&process.threads[number].is_over)):
+            usleep(PAUSE_MICROSECONDS)
+    resend(process)
+    store(&plane.stands, 0)
 
 
 cdef int handshake(process_t *process) noexcept nogil:
     """Let the control plane answer INIT; 0 or errno."""
     cdef plane_t *plane = &process.plane
     cdef fuse_in_header *asked = <fuse_in_header *>process.buffer
+    cdef uint64_t unique
     cdef fuse_out_header *head = <fuse_out_header *>process.buffer
     cdef int failed
     cdef ssize_t count = c_read(plane.fuse_fd, process.buffer, process.buffer_bytes)
@@ -134,13 +196,21 @@ cdef int handshake(process_t *process) noexcept nogil:
         return EINVAL
     if c_write(plane.forward_fd, process.buffer, <size_t>count) != count:
         return errno
-    count = recv(plane.forward_fd, process.buffer, process.buffer_bytes, 0)
-    if count < <ssize_t>sizeof(fuse_out_header):
-        return errno if count < 0 else ENOTCONN
+    unique = asked.unique
+    while True:
+        count = recv(plane.forward_fd, process.buffer, process.buffer_bytes, 0)
+        if count < <ssize_t>sizeof(fuse_out_header):
+            return errno if count < 0 else ENOTCONN
+        if head.unique == unique:
+            break
+        # It answers what the kernel has asked a data plane that was killed.
     failed = -head.error
     count -= sizeof(fuse_out_header)
-    return reply_classic(plane.fuse_fd, head, process.buffer + sizeof(fuse_out_header),
-                         <uint32_t>count) or failed
+    failed = reply_classic(plane.fuse_fd, head, process.buffer + sizeof(fuse_out_header),
+                           <uint32_t>count) or failed
+    if not failed:
+        put(&plane.header.greeted, 1)
+    return failed
 
 
 cdef void *run_notices(void *argument) noexcept nogil:
@@ -179,11 +249,15 @@ cdef void route(process_t *process) noexcept nogil:
             continue
         if count <= 0:
             return
-        if count >= <ssize_t>sizeof(fuse_out_header):
-            reply(process, head, data, <uint32_t>(count - sizeof(fuse_out_header)))
-            if head.unique:
-                # Only this thread writes that word.
-                put(&process.plane.header.replied, process.plane.header.replied + 1)
+        if count < <ssize_t>sizeof(fuse_out_header):
+            continue
+        if head.error == HAND_AGAIN:
+            ask_again(process)
+        elif (not reply(process, head, data, <uint32_t>(count - sizeof(fuse_out_header)))
+              and head.unique):
+            # Only this thread writes that word. The kernel refuses a reply if its request is about
+            # to be handed over again; that was not answered yet.
+            put(&process.plane.header.replied, process.plane.header.replied + 1)
 
 
 cdef int start(process_t *process) noexcept nogil:
@@ -255,25 +329,27 @@ def stay_in_memory() -> int:
 
 
 def run(int fuse_fd, int shared_fd, int pool_fd, int notices_fd, list forward_fds, *, int map_flags,
-        uint32_t max_write, int queue_count, int depth, int reader_count) -> int:
+        uint32_t max_write, int queue_count, int depth, int reader_count,
+        int resumes=0) -> int:
     """Serve one mount until it ends, and let no signal end it before; 0 or an errno.
 
     `queue_count` is the number of possible CPUs with the transport uring, and 0 with the other.
     `depth` is the number of requests of each queue that may be under way. `reader_count` threads
     read /dev/fuse. Requests are handed over on `forward_fds`: the first is for all workers, each
     other for one queue, if there are as many. On `notices_fd` comes what the kernel must be told.
-    `max_write` is in bytes.
+    `max_write` is in bytes. With `resumes`, a data plane of this mount was killed, and no thread of
+    it lives any more.
+
+    The word `ended` tells an end from a death to whoever is not the parent of this process.
     """
     cdef process_t process
-    cdef int failed, number
-    cdef bint has_own
-    cdef thread_t *thread
-    cdef worker_t worker
+    cdef int failed
     ignore_endings()
     memset(&process, 0, sizeof(process))
     failed = attach(&process.plane, shared_fd, pool_fd, map_flags)
     if failed:
         return failed
+    put(&process.plane.header.ended, 0)
     process.plane.fuse_fd, process.plane.forward_fd = fuse_fd, forward_fds[0]
     process.plane.max_write, process.notices_fd = max_write, notices_fd
     process.buffer_bytes = max_write + 2 * HEADERS_BYTES
@@ -281,26 +357,50 @@ def run(int fuse_fd, int shared_fd, int pool_fd, int notices_fd, list forward_fd
     process.queue_count, process.thread_count = queue_count, queue_count + reader_count
     process.queues = <queue_t *>calloc(queue_count + 1, sizeof(queue_t))
     process.threads = <thread_t *>calloc(process.thread_count, sizeof(thread_t))
+    failed = set_up_workers(&process, depth, forward_fds)
+    if not failed and catch_faults():
+        failed = EINVAL
+    if not failed:
+        become_wakeable()
+        may_fence_others()
+        with nogil:
+            failed = serve_mount(&process, resumes)
+    store(&process.plane.header.ended, 1 + <uint64_t>failed)
+    return failed
+
+
+cdef int set_up_workers(process_t *process, int depth, list forward_fds) except -1:
+    """Set up all that workers need; 0 or errno. Each begins in a slot that no other is using."""
+    cdef int number
+    cdef int failed = 0
+    cdef bint has_own
+    cdef thread_t *thread
+    cdef worker_t worker
     for number in range(process.thread_count):
         thread = &process.threads[number]
         worker.plane, worker.slot, worker.now_ns = &process.plane, slot_of(&process.plane, number), 0
-        has_own = number < queue_count and number + 1 < len(forward_fds)
+        has_own = number < process.queue_count and number + 1 < len(forward_fds)
         worker.forward_fd = forward_fds[number + 1 if has_own else 0]
+        # A worker that was killed may have left these as they are in the middle of a request.
+        put(&worker.slot.section, worker.slot.section + (worker.slot.section & 1))
+        put(&worker.slot.busy, 0)
+        put(&worker.slot.thread_id, 0)
         thread.worker = worker
-        if number < queue_count:
+        if number < process.queue_count:
             thread.queue = &process.queues[number]
             failed = failed or set_up_queue(thread.queue, worker, number, depth, has_own)
-    if failed or catch_faults():
-        return failed or EINVAL
-    become_wakeable()
-    with nogil:
-        failed = handshake(&process)
-        if not failed:
-            # If this is refused, the control plane has said so; see `stay_in_memory`.
-            become_io_flusher()
-            failed = start(&process)
-            if not failed:
-                lock_memory(process.plane.pool, process.plane.mapped_bytes)
-                route(&process)
-            failed = stop(&process) or failed
     return failed
+
+
+cdef int serve_mount(process_t *process, bint resumes) noexcept nogil:
+    """Serve until the mount ends, when all is set up; 0 or errno."""
+    cdef int failed = take_up(process) if resumes else handshake(process)
+    if failed:
+        return failed
+    # If this is refused, the control plane has said so; see `stay_in_memory`.
+    become_io_flusher()
+    failed = start(process)
+    if not failed:
+        lock_memory(process.plane.pool, process.plane.mapped_bytes)
+        route(process)
+    return stop(process) or failed

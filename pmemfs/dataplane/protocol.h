@@ -5,6 +5,9 @@
 #include <linux/fuse.h>
 #include <stdint.h>
 
+/* A notice: what was read from /dev/fuse and not answered is to be read again. Linux 6.9. */
+#define PMEMFS_NOTIFY_RESEND 7
+
 #define PMEMFS_URING_REGISTER 1
 #define PMEMFS_URING_COMMIT_AND_FETCH 2
 

@@ -75,5 +75,6 @@ cdef extern from "protocol.h" nogil:
         uint16_t qid
 
     enum:
+        NOTIFY_RESEND "PMEMFS_NOTIFY_RESEND"
         URING_REGISTER "PMEMFS_URING_REGISTER"
         URING_COMMIT_AND_FETCH "PMEMFS_URING_COMMIT_AND_FETCH"

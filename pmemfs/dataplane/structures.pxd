@@ -73,7 +73,8 @@ cdef struct header_t:
     uint64_t cache_fsyncs
     uint64_t cache_misses
     uint64_t mount_generation
-    uint8_t unused[16]
+    uint64_t greeted
+    uint64_t entries_address
     uint64_t write_epoch
     uint64_t persisted_epoch
     uint64_t lost_errno
@@ -99,7 +100,7 @@ cdef struct slot_t:
     uint64_t paused
     uint64_t handed_over
     uint64_t replied
-    uint8_t unused[8]
+    uint64_t busy
 
 
 cdef struct counts_t:
@@ -210,6 +211,7 @@ cdef enum:
     CACHE_LOCKS_SHIFT = 0xd
     MISSES_OPCODE = 0x7fffffff
     SERVE_AGAIN = 1
+    HAND_AGAIN = 2
     CACHE_WAYS = 0x10
     CACHE_SET_BYTES = 0x80
     CACHE_GROUP_SHIFT = 9
