@@ -125,7 +125,7 @@ class Load:
 
     def add_postgres(self, place: Path) -> None:
         """Let pgbench work on a server with its data there."""
-        server = Postgres(place, self.directory)
+        server = Postgres(place)
         self._start_thread(self._run_postgres, server)
 
     def _start_thread(self, target: Callable[..., None], *arguments: object) -> None:

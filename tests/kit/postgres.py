@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +32,17 @@ def is_installed() -> bool:
 class Postgres:
     """A server with the tables of pgbench."""
 
-    def __init__(self, place: Path, directory: Path) -> None:
-        """`place` is for the data, `directory` for its socket and log."""
+    def __init__(self, place: Path) -> None:
+        """`place` is for the data. All directories above let others pass."""
         self.place = place
-        self._sockets = directory / "sockets"
-        self._log = directory / "postgres.log"
+        # Directories of tests are root's alone, and too deep for the name of a socket.
+        self._sockets = Path(tempfile.mkdtemp(prefix="pmemfs-postgres-"))
+        self._log = self._sockets / "log"
         self.committed = 0
-        for made in (place, self._sockets):
-            made.mkdir(mode=0o700)
-            _give_away(made)
+        place.mkdir(mode=0o700)
         self._log.touch()
-        _give_away(self._log)
-        for parent in (*self._sockets.parents[:2], place.parent):
-            parent.chmod(parent.stat().st_mode | 0o011)
+        for made in (place, self._sockets, self._log):
+            shutil.chown(made, _USER, _USER)
         self._ok("initdb", "-D", place, "-A", "trust", "-U", _USER, "--no-sync", "-N")
         with self._log.open("ab") as log:
             self._server = subprocess.Popen(
@@ -86,8 +85,10 @@ class Postgres:
         return "; ".join(line for line in log if "starting up" not in line)
 
     def kill(self) -> None:
-        """End it, whatever it does."""
+        """End it, whatever it does, and take its files away that are not on the mount."""
         self._server.kill()
+        self._server.wait()
+        shutil.rmtree(self._sockets, ignore_errors=True)
 
     def _ok(self, *words: object) -> None:
         done = self._run(*words)
@@ -103,7 +104,3 @@ class Postgres:
 
 def _as_its_user() -> dict[str, Any]:
     return {"user": _USER, "group": _USER, "extra_groups": [], "cwd": "/"}
-
-
-def _give_away(path: Path) -> None:
-    shutil.chown(path, _USER, _USER)

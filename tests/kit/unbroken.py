@@ -35,7 +35,7 @@ LABELS = ("user.one", "user.two")
 LISTED = 400
 """Names in a directory that nobody changes."""
 READ_BYTES = 1 << 20
-SLOW_SECONDS = 0.05
+SLOW_SECONDS = 0.01
 _MOST_WRONG = 10
 _ACCOUNTS, _MONEY = 20, 1000
 NO_REPLACE, EXCHANGE = 1, 2
