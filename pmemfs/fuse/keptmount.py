@@ -80,14 +80,18 @@ class KeptMount:
             for fd in fds:
                 os.close(fd)
 
-    def may_start_again(self) -> bool:
-        """Note that the data plane has died; whether another one may take its place."""
+    def note_death(self) -> str:
+        """Note that the data plane has died; why no other may take its place, empty: one may."""
         self._shared.note_death("plane")
         now = time.monotonic()
         self._deaths = [then for then in self._deaths if then > now - _WITHIN_SECONDS] + [now]
-        # Before that version of the protocol, nobody gets what the dead one has read.
-        can_resend = self._shared.header_word("minor") >= wire.RESEND_MINOR
-        return can_resend and self.keeper is not None and len(self._deaths) <= _MOST_DEATHS
+        if self.keeper is None:
+            return "that was before the mount was to stay"
+        if self._shared.header_word("minor") < wire.RESEND_MINOR:
+            return "this kernel would not say again what that one has read"
+        if len(self._deaths) > _MOST_DEATHS:
+            return f"the data plane has died {len(self._deaths)} times within a minute"
+        return ""
 
     def deaths(self) -> dict[str, tuple[int, int]]:
         """How often a daemon, data plane (`plane`) and keeper of the mount have died, and when the

@@ -277,7 +277,7 @@ class DataPlane:
         ended = self._shared.header_word("ended")
         if ended > 1:
             raise self.failure()
-        if ended or self._is_to_end or self.process.status() == 0:
+        if ended or self._is_to_end:
             return False
         if not self._is_kept:
             raise self.failure()

@@ -229,9 +229,13 @@ class NativeSession(Session):
         """Start another data plane in place of the one that has died. Raises DataPlaneFailed if
         the mount ends by that, and what the end of its references raises."""
         failure, pid = self._plane.failure(), self._plane.process.pid
-        if self.kept is None or not self.kept.may_start_again():
-            raise failure
-        log.error("%s: %s (pid %d); it is started again", self._medium.name, failure, pid)
+        why = failure.facts["why"]
+        # Of a mount that is not kept, `has_died` has raised.
+        assert self.kept is not None
+        if why_not := self.kept.note_death():
+            raise DataPlaneFailed(why=f"{why}; it is not started again, because {why_not}")
+        log.error("%s: the data plane (pid %d) has died: %s; it is started again",
+                  self._medium.name, pid, why)  # fmt: skip
         began = trio.current_time()
         self._engine.forget_workers()
         self._notices.tell_again()

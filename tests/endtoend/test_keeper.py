@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ import pytest
 from kit.commands import pmemfs, refused, run_command
 from kit.killing import KEPT, processes_of
 from kit.mounts import (
+    NATIVE,
     Engine,
     Mounted,
     PoolMaker,
@@ -33,10 +35,17 @@ from pmemfs.units import KIB
 pytestmark = [pytest.mark.mount]
 
 
+HANGS = ("-o", "keeper,hang_timeout=1")
+
+
 def kept_of(mounted: Mounted) -> dict[str, Any]:
     """What `info` says of the keeper and of deaths, once there is a keeper."""
     wait_until(lambda: bool(mounted.info()["kept"]["keeper_pid"]), "the keeper is there")
     return dict(mounted.info()["kept"])
+
+
+def log_of(mounted: Mounted) -> str:
+    return log_file(str(mounted.pool)).read_text()
 
 
 def abort(mounted: Mounted) -> None:
@@ -110,7 +119,7 @@ def test_a_mount_whose_keeper_was_killed_goes_on_and_ends_in_order(pools: PoolMa
     assert kept["keeper"]["times"] == 1
     assert "gone; died once at " in pmemfs("info", mounted.mountpoint).out
     if not os.path.exists(JOURNAL):
-        assert f"the keeper (pid {keeper}) is gone" in log_file(str(mounted.pool)).read_text()
+        assert f"the keeper (pid {keeper}) is gone" in log_of(mounted)
     session = Session.of(mounted)
     with opened(mounted.device) as fd:
         os.pwrite(fd, b"x" * 4096, 0)
@@ -142,3 +151,66 @@ def test_a_death_before_the_mount_is_to_stay_ends_it(pools: PoolMaker, victim: s
         assert mount_at(str(mountpoint)) is None
         assert "clean" in pmemfs("info", pool).out
     pools.mount(pool)
+
+
+FD = pytest.mark.parametrize("engine", NATIVE[1:], indirect=True, ids=str)
+"""The transport by which no request is lost."""
+
+
+@FD
+@pytest.mark.usefixtures("engine")
+def test_what_is_open_stays_open_when_the_data_plane_is_killed(pools: PoolMaker) -> None:
+    mounted = pools.mount(pools.create("fs0", "64M", "--mode", "fs"), *KEPT)
+    kept_of(mounted)
+    with (mounted.mountpoint / "file").open("w+b", buffering=0) as file:
+        file.write(b"before")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        planes = {mounted.data_plane_pid}
+        for number in range(3):
+            os.kill(mounted.data_plane_pid, signal.SIGKILL)
+            file.write(str(number).encode())
+            planes.add(mounted.data_plane_pid)
+        assert len(planes) == 4
+        with (mounted.mountpoint / "file").open("rb") as other:
+            assert other.read() == b"before012"
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert mounted.info()["kept"]["data_plane"]["times"] == 3
+
+
+@FD
+@pytest.mark.usefixtures("engine")
+def test_a_data_plane_that_dies_again_and_again_is_given_up(pools: PoolMaker) -> None:
+    mounted = pools.mount(pools.create(size="16M"), *KEPT)
+    session, keeper = Session.of(mounted), kept_of(mounted)["keeper_pid"]
+    for _ in range(5):
+        os.kill(mounted.data_plane_pid, signal.SIGKILL)
+        with opened(mounted.device) as fd:
+            assert os.pread(fd, 1, 0) == b"\0"
+    os.kill(mounted.data_plane_pid, signal.SIGKILL)
+    wait_until(lambda: not processes_of(pools.directory), "all of its processes have ended")
+    assert not is_running(keeper)
+    assert not session.is_mounted
+    if not os.path.exists(JOURNAL):
+        assert "the data plane has died 6 times within a minute" in log_of(mounted)
+
+
+@FD
+@pytest.mark.usefixtures("engine")
+def test_a_data_plane_that_stands_still_is_killed_and_started_again(pools: PoolMaker) -> None:
+    mounted = pools.mount(pools.create(size="16M"), *HANGS)
+    kept_of(mounted)
+    with opened(mounted.device) as fd:
+        os.pwrite(fd, b"x" * 4096, 0)
+        plane = mounted.data_plane_pid
+        os.kill(plane, signal.SIGSTOP)
+        # Nobody ends it but the daemon.
+        assert os.pread(fd, 4096, 0) == b"x" * 4096
+    assert mounted.data_plane_pid != plane
+    assert mounted.info()["kept"]["data_plane"]["times"] == 1
+    said = pmemfs("info", mounted.mountpoint).out
+    assert "; died once at 20" in said
+    if not os.path.exists(JOURNAL):
+        log = log_of(mounted)
+        assert f"(pid {plane}) has made no progress for 1 s" in log
+        assert f"(pid {plane}) has died: it was ended by signal SIGKILL; it is started again" in log
