@@ -8,8 +8,8 @@ await life.close()        in any case
 
 If this process is killed, its successor goes on with what `keep` was given: it sees to it that the
 dead process's transfers are over (`await_transfers`) before any page is given away, and has the
-origin in its life from `left`. An origin that can't be opened again at once is tried again until it
-can, because what the cache has is served without it.
+origin in its life from `left`. If the origin can't be opened again at once, it is tried
+until it can, because what the cache has is served without it.
 
 | name | descriptors | data |
 |---|---|---|
@@ -39,8 +39,6 @@ _HURRY_SECONDS = 1.0
 _FIRST_PAUSE_SECONDS = 0.05
 _LONGEST_PAUSE_SECONDS = 2.0
 _TELL_SECONDS = 10.0
-
-Keep = Callable[[str, Sequence[int], bytes], None]
 
 
 def keep_nothing(name: str, fds: Sequence[int], data: bytes) -> None:
@@ -72,13 +70,13 @@ class CacheLife:
         self._is_flushed = is_flushed
         self._origin: Origin | None = None
         self._beginning = trio.CancelScope()
-        self.keep: Keep = keep_nothing
-        """Keeps descriptors and data for a successor."""
         self.left: Left | None = None
         """What a dead daemon has left of the origin; None: none has served this mount before."""
         self._is_expected = False
         self._transfers_fd = -1
         """The end of the pipe that the origin holds; it is closed by the end of this process."""
+        self.keep: Callable[[str, Sequence[int], bytes], None] = keep_nothing
+        """Keeps descriptors and data for a successor."""
         self.give_up: Callable[[str], None] = lambda why: None
         """Ends the process, where an origin hangs that can't be cut: pages that a transfer may
         still touch can't be let go. It is told why."""
