@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from kit.commands import BIN, pmemfs, resize
-from kit.killing import BOTH, DAEMON, KEPT, PLANE, VICTIMS, Kills, Load, processes_of
+from kit.killing import BOTH, DAEMON, KEPT, PLANE, VICTIMS, Kills, Load, mount_kept, processes_of
 from kit.mounts import NATIVE, Mounted, PoolMaker, Session, abort_connection, begin_end, mounts_at
 from kit.processes import is_running, wait_until
 from pmemfs.logs import log_file
@@ -36,12 +36,12 @@ uring = pytest.mark.parametrize("engine", NATIVE[:1], indirect=True, ids=str)
 
 def kept(pools: PoolMaker, size: str = "64M") -> Mounted:
     """A mount of mode `fs` that outlives its processes."""
-    return pools.mount(pools.create("fs0", size, "--mode", "fs"), *KEPT)
+    return mount_kept(pools, pools.create("fs0", size, "--mode", "fs"))
 
 
 def kept_again(pools: PoolMaker, mounted: Mounted) -> None:
     """The mount of its pool anew, which must be as good as ever."""
-    pools.mount(mounted.pool, *KEPT)
+    mount_kept(pools, mounted.pool)
     assert mounts_at(mounted.mountpoint) == 1
     (mounted.mountpoint / "new").write_bytes(b"new")
     assert (mounted.mountpoint / "new").read_bytes() == b"new"
@@ -68,9 +68,23 @@ def is_served(mounted: Mounted) -> bool:
     return False
 
 
+def end_by_signal(pools: PoolMaker) -> None:
+    """Send SIGTERM to whatever is the daemon by now, as somebody does who repeats it."""
+
+    def ask() -> bool:
+        found = processes_of(pools.directory)
+        for pid, kind in found.items():
+            if kind == DAEMON:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
+        return not found
+
+    wait_until(ask, "all of its processes have ended")
+
+
 def victim_of(found: dict[int, str], chance: random.Random) -> int | None:
     """One of the processes of a mount, but for the command."""
-    pids = [pid for pid, kind in found.items() if kind in ("mountd", "planed", "keeperd")]
+    pids = [pid for pid, kind in found.items() if kind in (DAEMON, PLANE, "keeper")]
     return chance.choice(pids) if pids else None
 
 
@@ -137,12 +151,7 @@ def test_what_ends_a_mount_ends_it_though_a_process_has_just_died(
             os.kill(pid, signal.SIGKILL)
         time.sleep(chance.choice([0.0, chance.uniform(0.0, 0.4)]))
         if how == "signal":
-            # To whoever is the daemon by now; while there is none the user would have to repeat it.
-            wait_until(lambda: "mountd" in processes_of(pools.directory).values(), "there is one")
-            for pid, kind in processes_of(pools.directory).items():
-                if kind == "mountd":
-                    with suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGTERM)
+            end_by_signal(pools)
         elif how == "abort":
             abort_connection(mount)
         else:
@@ -179,7 +188,7 @@ def test_a_pool_that_grows_is_sound_after_a_death(
 def test_a_mount_goes_on_without_its_keeper(pools: PoolMaker, tmp_path: Path) -> None:
     mounted = kept(pools)
     kills = Kills(mounted, Load(tmp_path))
-    (keeper,) = (pid for pid, kind in processes_of(pools.directory).items() if kind == "keeperd")
+    (keeper,) = (pid for pid, kind in processes_of(pools.directory).items() if kind == "keeper")
     os.kill(keeper, signal.SIGKILL)
     wait_until(lambda: not is_running(keeper), "it is dead")
     (mounted.mountpoint / "file").write_bytes(b"there")
@@ -254,7 +263,7 @@ def test_a_successor_that_is_killed_while_it_takes_over_has_a_successor(
             for _ in range(2):
                 time.sleep(chance.uniform(0.0, 0.3))
                 for pid, kind in processes_of(pools.directory).items():
-                    if kind == "mountd" or (kind == "planed" and victim == BOTH):
+                    if kind == DAEMON or (kind == PLANE and victim == BOTH):
                         with suppress(ProcessLookupError):
                             os.kill(pid, signal.SIGKILL)
             kills.planes(lambda now, dead=planes.daemon: now.daemon != dead)  # type: ignore[misc]

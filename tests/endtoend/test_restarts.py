@@ -17,7 +17,7 @@ import pytest
 
 from kit import fs_workers
 from kit.commands import pmemfs, run_command
-from kit.killing import BOTH, DAEMON, KEPT, PLANE, VICTIMS, Kills, Load, processes_of
+from kit.killing import BOTH, DAEMON, PLANE, VICTIMS, Kills, Load, mount_kept, processes_of
 from kit.mounts import NATIVE, PoolMaker, may_pass
 from kit.posix import opened
 from kit.postgres import is_installed
@@ -66,7 +66,7 @@ def test_programs_in_a_file_system_notice_a_pause(
     pools: PoolMaker, tmp_path: Path, victim: str
 ) -> None:
     may_pass(pools)
-    mounted = pools.mount(pools.create("fs0", "256M", "--mode", "fs"), "-o", "allow_other", *KEPT)
+    mounted = mount_kept(pools, pools.create("fs0", "256M", "--mode", "fs"), "-o", "allow_other")
     load = Load(tmp_path, cancels=may_cancel(pools, victim))
     kills = Kills(mounted, load)
     with load.working():
@@ -80,7 +80,7 @@ def test_programs_in_a_file_system_notice_a_pause(
 
 @native
 def test_programs_on_a_block_device_notice_a_pause(pools: PoolMaker, tmp_path: Path) -> None:
-    mounted = pools.mount(pools.create(size="32M"), *KEPT)
+    mounted = mount_kept(pools, pools.create(size="32M"))
     load = Load(tmp_path, cancels=may_cancel(pools, BOTH))
     kills = Kills(mounted, load)
     with load.working():
@@ -95,7 +95,7 @@ def test_programs_on_a_block_device_notice_a_pause(pools: PoolMaker, tmp_path: P
 def test_processes_in_the_same_directories_agree_on_what_is_there(
     pools: PoolMaker, tmp_path: Path
 ) -> None:
-    mounted = pools.mount(pools.create("fs0", "256M", "--mode", "fs"), *KEPT)
+    mounted = mount_kept(pools, pools.create("fs0", "256M", "--mode", "fs"))
     kills, root = Kills(mounted, Load(tmp_path)), mounted.mountpoint / "shared"
     # These programs take no call that was cancelled for right.
     victims = VICTIMS if pools.engine.transport == "fd" else (DAEMON,)
@@ -113,7 +113,7 @@ def test_processes_in_the_same_directories_agree_on_what_is_there(
 @native
 @pytest.mark.parametrize("victim", VICTIMS)
 def test_locks_are_held_across_a_death(pools: PoolMaker, tmp_path: Path, victim: str) -> None:
-    mounted = pools.mount(pools.create("fs0", "64M", "--mode", "fs"), *KEPT)
+    mounted = mount_kept(pools, pools.create("fs0", "64M", "--mode", "fs"))
     kills, path = Kills(mounted, Load(tmp_path)), mounted.mountpoint / "locked"
     path.touch()
     with opened(path) as held, opened(path) as other:

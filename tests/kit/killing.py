@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from kit import unbroken
-from kit.mounts import Mounted
+from kit.mounts import Mounted, PoolMaker
 from kit.postgres import Postgres
-from kit.processes import is_running
+from kit.processes import is_running, wait_until
 from pmemfs.control.client import call
 from pmemfs.control.places import socket_path
 from pmemfs.errors import PmemfsError
@@ -322,27 +322,40 @@ class Kills:
         return f"{len(pauses)} kills: {', '.join(words)}"
 
 
+def mount_kept(pools: PoolMaker, pool: Path, *options: object) -> Mounted:
+    """A mount that outlives its processes, as soon as it does."""
+    mounted = pools.mount(pool, *KEPT, *options)
+    wait_until(lambda: mounted.info()["kept"]["keeper_pid"] is not None, "it has a keeper")
+    return mounted
+
+
 def processes_of(directory: Path) -> dict[int, str]:
-    """Processes that have something below a directory open, or in their command line: what each is,
-    as far as its command line says."""
+    """Processes that have something below a directory open, or in their command line; what each is
+    to a mount: `daemon`, `data plane`, `keeper` or `other`."""
     wanted = f"{directory}/"
     found = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        pid = int(entry.name)
+    for pid in (int(name) for name in os.listdir("/proc") if name.isdecimal()):
         with suppress(OSError):
-            words = (entry / "cmdline").read_bytes().decode(errors="replace")
-            if (
-                pid != os.getpid()
-                and is_running(pid)
-                and (wanted in words or any(path.startswith(wanted) for path in open_files(pid)))
-            ):
-                kind = re.search("mountd|planed|keeperd", words)
-                found[pid] = kind[0] if kind else words
-    return found
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+            files = open_files(pid)
+            if any(name.startswith(wanted) for name in files) or wanted in words:
+                found[pid] = kind_of(words, files)
+    return {pid: kind for pid, kind in found.items() if pid != os.getpid() and is_running(pid)}
 
 
-def open_files(pid: int) -> Iterator[str]:
+def kind_of(words: str, files: list[str]) -> str:
+    """What a process is. A daemon may have the command line of what it was forked from."""
+    for part, kind in (("keeperd", "keeper"), ("planed", PLANE)):
+        if part in words:
+            return kind
+    is_daemon = "mountd" in words or any("pmemfs-planes" in name for name in files)
+    return DAEMON if is_daemon else "other"
+
+
+def open_files(pid: int) -> list[str]:
     """The paths of what a process has open."""
-    for link in Path(f"/proc/{pid}/fd").iterdir():
+    found = []
+    for name in os.listdir(f"/proc/{pid}/fd"):
         with suppress(OSError):
-            yield os.readlink(link)
+            found.append(os.readlink(f"/proc/{pid}/fd/{name}"))
+    return found
