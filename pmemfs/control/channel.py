@@ -7,8 +7,9 @@ Invariants:
 - many threads may ask at once, also a finalizer within another question of its own thread. So a
   connection belongs to the question that took it, and nothing here waits for a lock of Python's;
 - after a fork the child never uses a connection of its parent, because their answers would mix;
-- a daemon hangs up on connections that are idle. Then the question is asked again on a new one. A
-  daemon that has answered it before, for nobody, has done no harm: a pin ends with its descriptor;
+- a daemon hangs up on connections that are idle, and all end when it dies. Then the question is
+  asked again on a new one, which may lead to the daemon that takes the place of a dead one. Who has
+  answered it before, for nobody, has done no harm: a pin ends with its descriptor;
 - every descriptor that arrives is returned, or closed if the answer is an error.
 """
 
@@ -34,8 +35,12 @@ from pmemfs.control import (
 )
 from pmemfs.control.client import (
     ANSWER_TIMEOUT_SECONDS,
+    DYING_SECONDS,
+    MOST_DEATHS,
     connected,
     decoded_answer,
+    has_died,
+    living_pid,
     reason,
     result_of,
 )
@@ -126,6 +131,7 @@ class Channel:
         places, idle = self._places, self._idle
         places.get()
         line = None
+        deaths = 0
         try:
             answer = None
             while answer is None:
@@ -133,15 +139,16 @@ class Channel:
                     line, is_new = idle.pop(), False
                 except IndexError:
                     line, is_new = self._connect(deadline), True
-                try:
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                     answer = _asked(line.socket, question, deadline, descriptors)
-                except (BrokenPipeError, ConnectionResetError):
-                    if is_new:
-                        raise
                 if answer is None:
                     line.socket.close()
+                    close_all(descriptors)
+                    descriptors.clear()
                     if is_new:
-                        raise OSError("it closed the connection")
+                        deaths += 1
+                        if deaths == MOST_DEATHS or not has_died(line.pid, DYING_SECONDS):
+                            raise OSError("it closed the connection")
         except OSError as error:
             if line is not None:
                 line.socket.close()
@@ -154,6 +161,8 @@ class Channel:
         finally:
             places.put(None)
         assert line is not None
+        if is_new:
+            line = line._replace(pid=living_pid(line.pid, self._path, self._owner_uid))
         if self._is_closed:
             line.socket.close()
         else:
@@ -211,8 +220,6 @@ def _rest(
             connection.setblocking(True)
             return bytes(received)
         if not chunk:
-            if received:
-                raise OSError("it closed the connection")
             return None
 
 

@@ -5,6 +5,9 @@ The other side may be another user's program, and root asks it as well. Invarian
   owner, as the kernel says. Otherwise any user who gets hold of a socket's name could speak for the
   mount;
 - a question ends in time, whatever the other side does, and its answer has a bounded length;
+- a daemon may die, and another one take its place, which goes on with the same socket. Who was not
+  answered asks that one. A question may have been carried out before, so all that can be asked may
+  be asked again. Only if one daemon dies of it after the other, it is a mistake to ask on;
 - many daemons are asked at once, in one thread, and their answers are read one after the other. So
   a daemon that says nothing delays no other, and a hundred that say too much take the memory of
   one.
@@ -13,8 +16,10 @@ The other side may be another user's program, and root asks it as well. Invarian
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import select
 import selectors
 import socket
 import time
@@ -29,6 +34,10 @@ from pmemfs.version import VERSION
 
 ANSWER_TIMEOUT_SECONDS = 20
 
+MOST_DEATHS = 3
+"""A question that so many daemons have died with, one after the other, is not asked again."""
+DYING_SECONDS = 0.5
+"""What a process that has closed its sockets needs to be dead, at most."""
 _RETRY_SECONDS = 0.02
 _CHUNK_BYTES = 64 * 1024
 _SENTENCE_LIMIT = 1000
@@ -135,11 +144,57 @@ def call_all(
 def daemon_pidfd(path: str | os.PathLike[str], *, owner_uid: int | None = None) -> int | None:
     """A pidfd of the daemon that listens on a socket, to wait for its end; None if it is gone."""
     uid = os.geteuid() if owner_uid is None else owner_uid
+    deadline = time.monotonic() + ANSWER_TIMEOUT_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            connection = connected(path, uid)
+        except BlockingIOError:
+            # Its queue of connections is full.
+            pass
+        except OSError:
+            return None
+        else:
+            with connection, contextlib.suppress(OSError):
+                pidfd = peer_pidfd(connection)
+                if not _is_over(pidfd):
+                    return pidfd
+                os.close(pidfd)
+        # It is dead, and its socket is not: another one is about to take its place.
+        time.sleep(_RETRY_SECONDS)
+    return None
+
+
+def has_died(pid: int, seconds: float = 0) -> bool:
+    """Whether a process is dead, or dies within that time; of one whose number is unknown (0),
+    False."""
+    if not pid:
+        return False
     try:
-        with connected(path, uid) as connection:
-            return peer_pidfd(connection)
-    except OSError:
-        return None
+        pidfd = os.pidfd_open(pid)
+    except OSError as error:
+        return error.errno == errno.ESRCH
+    try:
+        return _is_over(pidfd, seconds)
+    finally:
+        os.close(pidfd)
+
+
+def living_pid(pid: int, path: str | os.PathLike[str], uid: int) -> int:
+    """The process that has answered over a connection to this one.
+
+    It may be another one, which has taken the socket over with those that waited. The kernel names
+    to them who listened when they connected.
+    """
+    if has_died(pid):
+        with contextlib.suppress(OSError), connected(path, uid) as connection:
+            return peer_pid(connection)
+    return pid
+
+
+def _is_over(pidfd: int, seconds: float = 0) -> bool:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
 
 
 def reason(error: OSError) -> str:
@@ -150,6 +205,31 @@ def reason(error: OSError) -> str:
 
 def _exchange(question: Question, limit_bytes: int) -> _Exchange:
     """Ask one question. Never blocks, and raises OSError."""
+    for death in range(1, MOST_DEATHS + 1):
+        try:
+            line, pid = yield from _asked(question, limit_bytes)
+            break
+        except _HungUp as end:
+            deadline = time.monotonic() + DYING_SECONDS
+            while not has_died(end.pid):
+                if time.monotonic() > deadline:
+                    raise
+                yield None
+            if death == MOST_DEATHS:
+                raise
+    return line, living_pid(pid, question.path, question.owner_uid)
+
+
+class _HungUp(ConnectionError):
+    """A daemon has closed a connection without an answer."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__("it closed the connection")
+        self.pid = pid
+
+
+def _asked(question: Question, limit_bytes: int) -> _Exchange:
+    """Ask one daemon. Raises OSError, and _HungUp if that daemon has not answered."""
     request = {"method": question.method, "params": question.params, "version": VERSION}
     unsent = memoryview(json.dumps(request).encode() + b"\n")
     while True:
@@ -161,21 +241,25 @@ def _exchange(question: Question, limit_bytes: int) -> _Exchange:
             yield None
     received = bytearray()
     with connection:
-        while unsent:
-            yield connection, selectors.EVENT_WRITE
-            with contextlib.suppress(BlockingIOError):
-                unsent = unsent[connection.send(unsent) :]
-        while True:
-            yield connection, selectors.EVENT_READ
-            chunk = connection.recv(_CHUNK_BYTES)
-            end = chunk.find(b"\n")
-            received += chunk if end < 0 else chunk[:end]
-            if len(received) > limit_bytes:
-                raise OSError(f"its answer is longer than {limit_bytes} bytes")
-            if end >= 0:
-                return bytes(received), peer_pid(connection)
-            if not chunk:
-                raise OSError("it closed the connection")
+        pid = peer_pid(connection)
+        try:
+            while unsent:
+                yield connection, selectors.EVENT_WRITE
+                with contextlib.suppress(BlockingIOError):
+                    unsent = unsent[connection.send(unsent) :]
+            while True:
+                yield connection, selectors.EVENT_READ
+                chunk = connection.recv(_CHUNK_BYTES)
+                end = chunk.find(b"\n")
+                received += chunk if end < 0 else chunk[:end]
+                if len(received) > limit_bytes:
+                    raise OSError(f"its answer is longer than {limit_bytes} bytes")
+                if end >= 0:
+                    return bytes(received), pid
+                if not chunk:
+                    raise _HungUp(pid)
+        except (BrokenPipeError, ConnectionResetError):
+            raise _HungUp(pid) from None
 
 
 def connected(path: str | os.PathLike[str], uid: int) -> socket.socket:

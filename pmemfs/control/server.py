@@ -60,8 +60,7 @@ def listening(path: str | os.PathLike[str]) -> Iterator[socket.socket]:
     the kernel gives the number of an ended mount to the next mount while this daemon still ends.
     Raises NoControlSocket.
     """
-    with contextlib.ExitStack() as opened:
-        listener = opened.enter_context(socket.socket(socket.AF_UNIX))
+    with socket.socket(socket.AF_UNIX) as listener:
         try:
             parent = os.path.dirname(path)
             check_private(parent, os.lstat(parent), os.geteuid())
@@ -71,19 +70,53 @@ def listening(path: str | os.PathLike[str]) -> Iterator[socket.socket]:
                     os.unlink(path)
                 listener.bind(os.fspath(path))
                 listener.listen(_CONNECTIONS)
-                # While this is open, no other file can get the same inode number.
-                ours = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-                opened.callback(os.close, ours)
+                ours = _opened(path)
         except OSError as error:
-            why = error.strerror.lower() if error.strerror else str(error)
-            raise NoControlSocket(why=f"{path}: {why}") from None
-        try:
+            raise _no_socket(path, error) from None
+        with _removing(path, ours):
             yield listener
-        finally:
-            # A path that stays does no harm: the next daemon of this number removes it.
-            with contextlib.suppress(OSError), _alone_in(parent):
-                if os.path.samestat(os.lstat(path), os.fstat(ours)):
-                    os.unlink(path)
+
+
+@contextlib.contextmanager
+def listening_again(fd: int, path: str | os.PathLike[str]) -> Iterator[socket.socket]:
+    """The listening socket of a daemon that has died, for the one that takes its place.
+
+    Its path goes with the context. Who has connected since then waits in its queue, and is served.
+    Raises NoControlSocket.
+    """
+    with socket.socket(fileno=fd) as listener:
+        try:
+            # From now on the kernel names this process to who connects.
+            listener.listen(_CONNECTIONS)
+            ours = _opened(path)
+        except OSError as error:
+            raise _no_socket(path, error) from None
+        with _removing(path, ours):
+            yield listener
+
+
+def _opened(path: str | os.PathLike[str]) -> int:
+    """A descriptor of a socket's name. While it is open, no other file can get the same inode
+    number."""
+    return os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
+@contextlib.contextmanager
+def _removing(path: str | os.PathLike[str], ours: int) -> Iterator[None]:
+    """Remove the name of a socket in the end, if it still is the one that is open as `ours`."""
+    try:
+        yield
+    finally:
+        # A path that stays does no harm: the next daemon of this number removes it.
+        with contextlib.suppress(OSError), _alone_in(os.path.dirname(path)):
+            if os.path.samestat(os.lstat(path), os.fstat(ours)):
+                os.unlink(path)
+        os.close(ours)
+
+
+def _no_socket(path: str | os.PathLike[str], error: OSError) -> NoControlSocket:
+    why = error.strerror.lower() if error.strerror else str(error)
+    return NoControlSocket(why=f"{os.fspath(path)}: {why}")
 
 
 @contextlib.contextmanager
