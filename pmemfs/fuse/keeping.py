@@ -73,15 +73,16 @@ class Keeper:
         """None: it is gone."""
 
     @classmethod
-    def start(cls) -> Keeper:
-        """Start a keeper for this process. Raises OSError."""
+    def start(cls, words: Sequence[str] = ()) -> Keeper:
+        """Start a keeper for this process, with these words if it is of another version. Raises
+        OSError."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         this_process = os.pidfd_open(os.getpid())
         # The keeper begins with them blocked, so that none ends it before it ignores them.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING_SIGNALS)
         try:
             process = subprocess.Popen(
-                [*bare_python_words(_DAEMON), str(theirs.fileno()), str(this_process)],
+                [*(words or bare_python_words(_DAEMON)), str(theirs.fileno()), str(this_process)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -99,6 +100,17 @@ class Keeper:
         # It outlives this process, so nothing may wait for it when the interpreter ends.
         process.returncode = 0
         return cls(ours, process.pid)
+
+    def check(self) -> None:
+        """Return when it has answered. Raises OSError if it does not, and ends it."""
+        try:
+            self._connection.send(b"get\0" + b"0")
+            if not self._connection.recv(_MESSAGE_BYTES).startswith(b"keeper\0"):
+                raise ConnectionResetError("the keeper does not answer as one")
+        except OSError:
+            self._kill()
+            self._gone()
+            raise
 
     def store(self, name: str, fds: Sequence[int] = (), data: bytes = b"") -> None:
         """Store descriptors and data; they replace what had that name."""
@@ -159,11 +171,15 @@ class Keeper:
         try:
             socket.send_fds(self._connection, [message], fds)
         except TimeoutError:
-            with suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
+            self._kill()
         except OSError:
             # It is gone, which `wait_until_gone` notices.
             pass
+
+    def _kill(self) -> None:
+        if self.pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
 
     def _gone(self) -> None:
         if self.pid is not None:

@@ -51,6 +51,8 @@ while command := test.recv(65536).decode():
         answer = eval(command)
     except SyntaxError:
         exec(command)
+    except OSError:
+        answer = "no"
     test.send(json.dumps(answer).encode())
 """
 
@@ -477,3 +479,14 @@ def test_a_keeper_that_stood_still_takes_no_daemon_for_dead(family: Family) -> N
     time.sleep(2)
     os.kill(daemon.keeper, signal.SIGCONT)
     assert daemon._hear() == daemon.keeper
+
+
+def test_a_keeper_of_another_program_is_asked_whether_it_is_one(family: Family) -> None:
+    daemon = family.first()
+    daemon.do("keeper.check()")
+    daemon.do("keeper.end()")
+    daemon.do("keeper = Keeper.start(['/bin/sleep', '1000'])")
+    daemon.do("keeper._connection.settimeout(0.2)")
+    pid = daemon.do("keeper.pid")
+    assert daemon.do("keeper.check()") == "no"
+    assert not Path(f"/proc/{pid}").exists()
