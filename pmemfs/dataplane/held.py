@@ -57,7 +57,9 @@ class OpenPlaces:
         for place in range(self._used, 0, -1):
             at = place * _PLACE_WORDS
             if not self._words[at + _INODE_WORD]:
-                self._free.append(self._words[at] + self._capacity)
+                last = self._words[at]
+                # A daemon that died before it had filled a new place has left no handle there.
+                self._free.append(last + self._capacity if last else place)
 
     @classmethod
     def of_this_process(cls) -> Self:

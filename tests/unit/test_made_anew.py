@@ -225,6 +225,18 @@ def test_open_places_are_found_again_and_no_handle_comes_twice(steps: list[int])
     }
 
 
+def test_a_daemon_that_dies_while_it_takes_a_new_place_leaves_a_free_one() -> None:
+    memory = memoryview(bytearray(16 * PLACE_BYTES))
+    OpenPlaces(memory).take(HandleKind.FILE, 7, 0, 0, 0, 0)
+    # It has said that another place is used, and not filled it.
+    store_word(memory, 0, 2)
+    found = OpenPlaces(memory)
+    assert [place.inode for place in found] == [7]
+    handle = found.take(HandleKind.FILE, 8, 0, 0, 0, 0)
+    assert handle == 2
+    assert {place.handle: place.inode for place in OpenPlaces(memory)} == {1: 7, 2: 8}
+
+
 def test_no_file_is_made_or_left_open_where_there_is_no_place_for_it(shm: Path) -> None:
     with shared_files(shm) as files:
         memory = memoryview(bytearray(3 * PLACE_BYTES))

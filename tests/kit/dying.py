@@ -1,0 +1,282 @@
+"""A daemon that dies at any line of what it does for a request, and the one that takes its place.
+
+Each of them is a process of its own over a copy of a pool and of the shared memory, so a death
+leaves exactly what a killed daemon leaves. The first counts the lines of pmemfs that it runs for
+one request, and ends without a word before the n-th. The second is asked the same again.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import struct
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+import trio
+
+import pmemfs
+from kit.data_plane import ALL, LONGEST, SharedFiles, share_files
+from pmemfs.dataplane.held import OpenPlaces
+from pmemfs.dataplane.tables import SharedMemory
+from pmemfs.engine.sharing import share_pool
+from pmemfs.fuse.forwarded import ForwardedRequests
+from pmemfs.media.inode import ROOT
+from pmemfs.media.label import Scheme
+from pmemfs.medium.mapped import MappedMedium
+from pmemfs.medium.sparse import data_ranges
+from pmemfs.pool import Pool, PoolSpec
+from pmemfs.units import KIB, MIB
+from pmemfs.volume.fs.check import check_filesystem
+from pmemfs.volume.fs.filesystem import FileSystem
+
+_HERE = str(Path(pmemfs.__file__).parent)
+_WAITING = str(Path(_HERE, "fuse/inbox.py"))
+"""How many lines of it run depends on the time."""
+_DEAD = 42
+NEVER = 1 << 60
+
+
+class Message(NamedTuple):
+    """A request as a worker sends it."""
+
+    unique: int
+    opcode: int
+    ino: int
+    operation: bytes
+    uid: int = 0
+
+    def packed(self) -> bytes:
+        """Its bytes."""
+        return struct.pack(
+            "<IIQQIIIHH", 40 + len(self.operation), self.opcode, self.unique, self.ino, self.uid,
+            self.uid, 0, 0, 0,
+        ) + self.operation  # fmt: skip
+
+
+class Reply(NamedTuple):
+    """What comes back."""
+
+    unique: int
+    error: int
+    data: bytes
+
+
+def ask(raw: ForwardedRequests, *messages: Message) -> list[Reply]:
+    """All replies to these messages, in their order."""
+    theirs, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs, ours:
+        for message in messages:
+            theirs.send(message.packed())
+        theirs.shutdown(socket.SHUT_WR)
+        trio.run(raw.serve, [ours])
+        ours.shutdown(socket.SHUT_WR)
+        found = []
+        for reply in iter(lambda: theirs.recv(LONGEST), b""):
+            _, error, unique = struct.unpack_from("<IiQ", reply)
+            found.append(Reply(unique, -error, reply[16:]))
+        return found
+
+
+@dataclass
+class State:
+    """All that a mount is, without its times and without numbers that mean nothing."""
+
+    tree: dict[int, object]
+    opened: list[tuple[int, int, int]]
+    holds: dict[int, int]
+
+
+def state_of(files: SharedFiles) -> State:
+    """What a mount is now."""
+    fs = files.fs
+    holds = dict(files.shared.lookup_counts.counts())
+    tree: dict[int, object] = {}
+    todo = [ROOT, *holds]
+    while todo:
+        number = todo.pop()
+        if number in tree:
+            continue
+        a = fs.attributes(number)
+        inode = fs.inode(number)
+        entries = sorted((name, *entry) for name, entry in inode.entries.items())
+        todo += [to for _, to, _ in entries]
+        content = bytes(fs.read(number, 0, a.size_bytes)) if inode.is_file else b""
+        tree[number] = (
+            a.mode, a.nlink, a.uid, a.gid, a.rdev, a.flags, content, entries, inode.target,
+            inode.parent if inode.is_directory else 0, sorted(inode.xattrs.items()),
+        )  # fmt: skip
+    opened = sorted(
+        (place.inode, place.kind, place.flags & ~os.O_TRUNC)
+        for place in OpenPlaces(files.shared.opens)
+    )
+    return State(tree, opened, holds)
+
+
+@dataclass
+class Template:
+    """A pool and its shared memory, as files that are copied for each death."""
+
+    directory: Path
+    pool: Path
+    memory: int
+
+    @classmethod
+    def made(cls, directory: Path, prepare: Callable[[SharedFiles], Any]) -> tuple[Template, Any]:
+        """A new one; what `prepare` does to it is part of it."""
+        path = directory / "template"
+        with path.open("wb") as file:
+            file.truncate(64 * MIB)
+        medium = MappedMedium.open(str(path))
+        pool = Pool.create(
+            medium, PoolSpec(name="pool", page_size_bytes=4 * KIB, scheme=Scheme.NONE)
+        )
+        pool.begin_mount()
+        FileSystem.format(pool)
+        shared = share_pool(pool, worker_count=1, has_files=True)
+        shared.set_header_word("answered", ALL)
+        prepared = prepare(share_files(pool, shared))
+        memory = os.dup(shared.fd)
+        shared.close()
+        medium.close()
+        return cls(directory, path, memory), prepared
+
+    def copied(self) -> Copy:
+        """A copy for one death."""
+        path = self.directory / "copy"
+        source = os.open(self.pool, os.O_RDONLY)
+        target = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+        memory = os.memfd_create("copy")
+        _copy(source, target)
+        _copy(self.memory, memory)
+        os.close(source)
+        os.close(target)
+        return Copy(path, memory)
+
+
+def _copy(source: int, target: int) -> None:
+    size = os.fstat(source).st_size
+    os.ftruncate(target, size)
+    for start, end in data_ranges(source, 0, size):
+        os.pwrite(target, os.pread(source, end - start, start), start)
+
+
+@dataclass
+class Copy:
+    """A pool and its shared memory."""
+
+    path: Path
+    memory: int
+
+    def open(self) -> SharedFiles:
+        """The mount, as a daemon has it that finds it so."""
+        medium = MappedMedium.open(str(self.path))
+        return share_files(Pool.open(medium), SharedMemory(os.dup(self.memory)))
+
+    def close(self) -> None:
+        """Remove it."""
+        os.close(self.memory)
+        self.path.unlink()
+
+
+def in_child(work: Callable[[], Any]) -> Any:
+    """What `work` returns in a process of its own; None if that ended by `os._exit`."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if not pid:
+        status = 1
+        try:
+            os.close(reading)
+            result = pickle.dumps(work())
+            with os.fdopen(writing, "wb") as pipe:
+                pipe.write(result)
+            status = 0
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        said = pipe.read()
+    _, status = os.waitpid(pid, 0)
+    code = os.waitstatus_to_exitcode(status)
+    assert code in (0, _DEAD), f"the process ended with {code}"
+    return pickle.loads(said) if code == 0 else None
+
+
+def ask_until(raw: ForwardedRequests, message: Message, line: int) -> tuple[Reply, int]:
+    """Ask, and die before so many lines of pmemfs have run for the request; the reply, and how many
+    lines there were."""
+    count = -NEVER
+
+    def run(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal count
+        if event == "line":
+            count += 1
+            if count >= line:
+                os._exit(_DEAD)
+        return run
+
+    def call(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal count
+        code = frame.f_code
+        if not code.co_filename.startswith(_HERE) or code.co_filename == _WAITING:
+            return None
+        if code.co_name == "_serve_one" and count < 0:
+            count = 0
+        return run
+
+    sys.settrace(call)
+    try:
+        (reply,) = ask(raw, message)
+    finally:
+        sys.settrace(None)
+    return reply, count
+
+
+@dataclass
+class Outcome:
+    """What the second daemon says and leaves."""
+
+    reply: Reply | None
+    state: State
+    verdict: str
+    first: Reply | None
+    lines: int
+
+
+def die_at(template: Template, message: Message, again: Message | None, line: int) -> Outcome:
+    """Let a daemon die at a line of its request, and ask the next one again, or (None) not."""
+    copy = template.copied()
+    try:
+        first = in_child(lambda: ask_until(copy.open().forwarded(), message, line))
+
+        def succeed() -> tuple[Reply | None, State]:
+            files = copy.open()
+            raw = files.forwarded()
+            reply = ask(raw, again)[0] if again else None
+            state = state_of(files)
+            while files.fs.tidy() or files.fs.go_on():
+                pass
+            assert state_of(files) == state
+            files.fs.end()
+            return reply, state
+
+        reply, state = in_child(succeed)
+        medium = MappedMedium.open(str(copy.path))
+        try:
+            verdict = check_filesystem(Pool.open(medium))
+            problems = "; ".join(str(problem) for problem in verdict.problems)
+        finally:
+            medium.close()
+    finally:
+        copy.close()
+    said, lines = first or (None, 0)
+    return Outcome(reply, state, problems, said, lines)
