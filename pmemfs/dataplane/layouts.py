@@ -109,6 +109,17 @@ class SectionState(enum.IntEnum):
     """Its memory is being given back: wait until it is ABSENT."""
 
 
+class HandedTo(enum.IntEnum):
+    """Who replies to a request that is pending in an entry of a ring."""
+
+    CONTROL = 1
+    """The control plane, which was sent the request."""
+    MISSES = 2
+    """The control plane, which was told what is to be read; see `Miss`."""
+    SYNC = 3
+    """The thread that syncs."""
+
+
 class HandleKind(enum.IntEnum):
     """What kind of object a handle stands for."""
 
@@ -372,6 +383,22 @@ class Miss:
     pid: int = stored("<u4", "of the caller")
 
 
+@structure
+class EntryState:
+    """What became of the request in an entry of a ring; see entries.pxi. It lies with the entries,
+    in a memory of their own."""
+
+    pending: int = stored("<u8", "number of the request that somebody else replies to; 0: none")
+    answered: int = stored("<u8", "number of the latest request whose reply is prepared")
+    saved: int = stored("<u8", "number of the request whose payload was saved or lost; 0: none")
+    error: int = stored("<u4", "errno of the reply")
+    answer_bytes: int = stored("<u4", "of the reply, without its head", unit="bytes")
+    is_aside: int = stored("<u4", "1: the reply lies in `aside`, 0: in the payload")
+    handed_to: int = stored("<u4", "who replies to what is pending")
+    saved_bytes: int = stored("<u4", "of the payload in `aside`; 0: it was lost", unit="bytes")
+    unused: int = stored("V20", "zero", default=bytes(20))
+
+
 HEADER = Layout(Header, 512)
 MOUNT_WORDS = Layout(MountWords, MOUNT_WORDS_LIMIT)
 KEPT_ATTRIBUTES = Layout(KeptAttributes, 64)
@@ -384,6 +411,7 @@ TABLE_HEAD = Layout(TableHead, 32)
 EXTENT = Layout(Extent, 32)
 FAULT_RECORD = Layout(FaultRecord, 32)
 MISS = Layout(Miss, 24)
+ENTRY_STATE = Layout(EntryState, 64)
 OPEN_PLACE = Layout(OpenPlace, 64)
 DECISION = Layout(Decision, 64)
 ANSWER_RECORD = Layout(AnswerRecord, 192)
@@ -393,7 +421,7 @@ SIGNATURE = zlib.crc32(
         [tuple(field) for field in layout.fields]
         for layout in (HEADER, MOUNT_WORDS, KEPT_ATTRIBUTES, SLOT_HEAD, OPERATION_COUNTS,
                        CACHE_COUNTS, INODE_ENTRY, ATTRIBUTES_ENTRY, TABLE_HEAD, EXTENT,
-                       FAULT_RECORD, OPEN_PLACE, DECISION, ANSWER_RECORD, MISS)
+                       FAULT_RECORD, OPEN_PLACE, DECISION, ANSWER_RECORD, MISS, ENTRY_STATE)
     ]).encode()
 )  # fmt: skip
 """Tells this memory from that of a version which declares it otherwise."""
@@ -401,8 +429,18 @@ SIGNATURE = zlib.crc32(
 assert INODE_ENTRIES == INODE_WAYS << INODE_BUCKETS_SHIFT
 
 OPERATION_BYTES = OPERATION_COUNTS.size_bytes + LATENCY_BUCKETS * 8
+ENTRY_ASIDE_AT = 2048
+ENTRY_ASIDE_BYTES = 2048
+"""Behind the header of an entry there is room for a short reply or payload."""
+ENTRY_PAYLOAD_AT = 4096
 CACHE_COUNTS_AT = SLOT_HEAD.size_bytes + len(Operation) * OPERATION_BYTES
 SLOT_BYTES = align_up(CACHE_COUNTS_AT + CACHE_COUNTS.size_bytes, FRAME_BYTES)
+
+
+def entries_bytes(queue_count: int, depth: int, max_write: int) -> int:
+    """The memory of all rings. `entries_bytes_of` in entries.pxi computes the same."""
+    states_bytes = align_up(depth * ENTRY_STATE.size_bytes, FRAME_BYTES)
+    return queue_count * (states_bytes + depth * (ENTRY_PAYLOAD_AT + max_write))
 
 
 class Areas(NamedTuple):

@@ -57,7 +57,9 @@ def run(
     queue_count: int,
     depth: int,
     reader_count: int,
+    entries_fd: int = -1,
     resumes: int = 0,
+    mountpoint: bytes = b"",
 ) -> int: ...
 
 class Responder:

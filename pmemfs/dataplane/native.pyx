@@ -13,6 +13,7 @@ structures that rooms share.
     filling     places that the control plane fills from an origin
     durability  FSYNC
     route       finds which of these answers a request, or who else has to
+    entries     entries of rings, and what a data plane finds in them
     transport   what both transports have in common, and the way to the control plane
     classic     the transport fd
     uring       the transport uring
@@ -30,6 +31,7 @@ include "durability.pxi"
 include "route.pxi"
 include "transport.pxi"
 include "classic.pxi"
+include "entries.pxi"
 include "uring.pxi"
 include "process.pxi"
 include "responder.pxi"

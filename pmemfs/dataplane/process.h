@@ -8,11 +8,13 @@
 #include <errno.h>
 #include <linux/membarrier.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 static void pmemfs_on_wake(int number) { (void)number; }
@@ -46,6 +48,22 @@ static void pmemfs_may_fence_others(void) {
 static void pmemfs_fence_others(void) {
     if (syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0))
         syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0);
+}
+/* Let a process of its own ask the file system at `path` for its size `count` times, on one CPU. A
+   thread of this process would wait for itself, and this process could not even be killed. */
+static void pmemfs_nudge(const char *path, int cpu, int count) {
+    cpu_set_t wanted;
+    struct statfs answer;
+    signal(SIGCHLD, SIG_IGN);
+    if (fork()) return;
+    /* No descriptor of the connection stays open by it, and it does not outlive this process. */
+    syscall(SYS_close_range, 3, ~0U, 0);
+    prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+    CPU_ZERO(&wanted);
+    CPU_SET(cpu, &wanted);
+    /* Where this fails, the CPU is offline or not allowed. */
+    while (!sched_setaffinity(0, sizeof wanted, &wanted) && count-- > 0) statfs(path, &answer);
+    _exit(0);
 }
 static long pmemfs_thread_id(void) { return syscall(SYS_gettid); }
 

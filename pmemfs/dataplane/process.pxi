@@ -23,7 +23,7 @@ from pmemfs.dataplane.plane cimport plane_t, worker_t
 from pmemfs.dataplane.protocol cimport *
 from pmemfs.dataplane.structures cimport HAND_AGAIN, header_t
 from pmemfs.dataplane.transport cimport HEADERS_BYTES
-from pmemfs.dataplane.uring cimport queue_t
+from pmemfs.dataplane.uring cimport io_uring, queue_t
 from pmemfs.medium.writeback cimport synchronise
 
 cdef extern from "pthread.h" nogil:
@@ -38,8 +38,6 @@ cdef extern from "poll.h" nogil:
         int fd
         short events
     int poll(pollfd *wanted, unsigned long count, int timeout)
-    enum:
-        POLLIN
 
 cdef extern from "sys/socket.h" nogil:
     ssize_t recv(int fd, void *into, size_t length, int flags)
@@ -49,6 +47,7 @@ cdef extern from "unistd.h" nogil:
     ssize_t c_write "write"(int fd, const void *data, size_t length)
 
 cdef extern from "process.h" nogil:
+    void nudge "pmemfs_nudge"(const char *path, int cpu, int count)
     void may_fence_others "pmemfs_may_fence_others"()
     void fence_others "pmemfs_fence_others"()
     void become_wakeable "pmemfs_wakeable"()
@@ -76,6 +75,8 @@ cdef struct process_t:
     int thread_count
     queue_t *queues
     int queue_count
+    io_uring idle_ring
+    const char *mountpoint
     pthread_t sync_thread
     bint has_sync_thread
     int sync_reader
@@ -169,6 +170,7 @@ cdef void ask_again(process_t *process) noexcept nogil:
     cdef plane_t *plane = &process.plane
     cdef int number
     if process.queue_count:
+        want_again(process.queues, process.queue_count)
         return
     store(&plane.stands, 1)
     # A worker stores `busy`, and then loads `stands`. Thanks to this it needs no fence in between:
@@ -330,15 +332,18 @@ def stay_in_memory() -> int:
 
 def run(int fuse_fd, int shared_fd, int pool_fd, int notices_fd, list forward_fds, *, int map_flags,
         uint32_t max_write, int queue_count, int depth, int reader_count,
-        int resumes=0) -> int:
+        int entries_fd=-1, int resumes=0, bytes mountpoint not None=b"") -> int:
     """Serve one mount until it ends, and let no signal end it before; 0 or an errno.
 
     `queue_count` is the number of possible CPUs with the transport uring, and 0 with the other.
     `depth` is the number of requests of each queue that may be under way. `reader_count` threads
     read /dev/fuse. Requests are handed over on `forward_fds`: the first is for all workers, each
     other for one queue, if there are as many. On `notices_fd` comes what the kernel must be told.
-    `max_write` is in bytes. With `resumes`, a data plane of this mount was killed, and no thread of
-    it lives any more.
+    `max_write` is in bytes. Only if the memory of all rings is that of `entries_fd`, another data
+    plane can go on with what is in them.
+
+    With `resumes`, a data plane of this mount was killed, and no thread of it lives any more. Then
+    `mountpoint` is where the mount is.
 
     The word `ended` tells an end from a death to whoever is not the parent of this process.
     """
@@ -357,7 +362,8 @@ def run(int fuse_fd, int shared_fd, int pool_fd, int notices_fd, list forward_fd
     process.queue_count, process.thread_count = queue_count, queue_count + reader_count
     process.queues = <queue_t *>calloc(queue_count + 1, sizeof(queue_t))
     process.threads = <thread_t *>calloc(process.thread_count, sizeof(thread_t))
-    failed = set_up_workers(&process, depth, forward_fds)
+    process.mountpoint = mountpoint
+    failed = set_up_workers(&process, depth, forward_fds, entries_fd)
     if not failed and catch_faults():
         failed = EINVAL
     if not failed:
@@ -369,13 +375,19 @@ def run(int fuse_fd, int shared_fd, int pool_fd, int notices_fd, list forward_fd
     return failed
 
 
-cdef int set_up_workers(process_t *process, int depth, list forward_fds) except -1:
+cdef int set_up_workers(process_t *process, int depth, list forward_fds, int entries_fd) except -1:
     """Set up all that workers need; 0 or errno. Each begins in a slot that no other is using."""
     cdef int number
     cdef int failed = 0
+    cdef uint8_t *entries = NULL
     cdef bint has_own
     cdef thread_t *thread
     cdef worker_t worker
+    if process.queue_count:
+        failed = map_entries(process.plane.header, entries_fd, entries_bytes_of(
+            process.queue_count, depth, process.plane.max_write), &entries)
+        # Nothing ever happens in it; see uring.pxi.
+        failed = failed or -io_uring_queue_init(1, &process.idle_ring, 0)
     for number in range(process.thread_count):
         thread = &process.threads[number]
         worker.plane, worker.slot, worker.now_ns = &process.plane, slot_of(&process.plane, number), 0
@@ -388,8 +400,30 @@ cdef int set_up_workers(process_t *process, int depth, list forward_fds) except 
         thread.worker = worker
         if number < process.queue_count:
             thread.queue = &process.queues[number]
-            failed = failed or set_up_queue(thread.queue, worker, number, depth, has_own)
+            failed = failed or set_up_queue(
+                thread.queue, worker, number, depth, has_own, entries, process.idle_ring.ring_fd)
     return failed
+
+
+cdef void await_queues(process_t *process) noexcept nogil:
+    """Wait until workers look at no entry any more that another thread may reply to."""
+    cdef int number
+    for number in range(process.queue_count):
+        while (not load(&process.queues[number].has_begun)
+               and not load(&process.threads[number].is_over)):
+            usleep(PAUSE_MICROSECONDS)
+
+
+cdef void nudge_all(process_t *process) noexcept nogil:
+    """Let the kernel go on with what callers have asked while there was no data plane.
+
+    It gives the next request of a queue only to an entry that is committed. So there is one request
+    for each entry of each queue, from the queue's CPU; any of them may be held up by what it lets
+    go on.
+    """
+    cdef int number
+    for number in range(process.queue_count):
+        nudge(process.mountpoint, number, <int>process.queues[number].entry_count)
 
 
 cdef int serve_mount(process_t *process, bint resumes) noexcept nogil:
@@ -402,5 +436,8 @@ cdef int serve_mount(process_t *process, bint resumes) noexcept nogil:
     failed = start(process)
     if not failed:
         lock_memory(process.plane.pool, process.plane.mapped_bytes)
+        await_queues(process)
+        if resumes:
+            nudge_all(process)
         route(process)
     return stop(process) or failed

@@ -164,6 +164,18 @@ cdef struct miss_t:
     uint32_t pid
 
 
+cdef struct entry_state_t:
+    uint64_t pending
+    uint64_t answered
+    uint64_t saved
+    uint32_t error
+    uint32_t answer_bytes
+    uint32_t is_aside
+    uint32_t handed_to
+    uint32_t saved_bytes
+    uint8_t unused[20]
+
+
 cdef enum:
     PAGE_DIRTY = 1
     PAGE_REFERENCED = 2
@@ -190,6 +202,9 @@ cdef enum:
     SECTION_LIVE = 1
     SECTION_DROPPING = 2
     SECTION_GOING = 3
+    HANDED_CONTROL = 1
+    HANDED_MISSES = 2
+    HANDED_SYNC = 3
     TAG_CLEAN = 1
     TAG_DIRTY = 2
     TAG_ZERO = 3
@@ -212,6 +227,9 @@ cdef enum:
     MISSES_OPCODE = 0x7fffffff
     SERVE_AGAIN = 1
     HAND_AGAIN = 2
+    ENTRY_ASIDE_AT = 0x800
+    ENTRY_ASIDE_BYTES = 0x800
+    ENTRY_PAYLOAD_AT = 0x1000
     CACHE_WAYS = 0x10
     CACHE_SET_BYTES = 0x80
     CACHE_GROUP_SHIFT = 9

@@ -48,18 +48,23 @@ cdef bint wants_reply(const fuse_in_header *head) noexcept nogil:
 cdef int hand_over(worker_t *worker, request_t *request, verdict_t verdict) noexcept nogil:
     """Give a request to the thread or process that the verdict names; 0 or errno."""
     cdef plane_t *plane = worker.plane
-    cdef iovec parts[3]
     cdef int failed
     if verdict == SYNC:
         # A pipe takes eight bytes whole.
         return 0 if c_write(plane.sync_fd, &request.head.unique, 8) == 8 else errno
-    parts[0].iov_base, parts[0].iov_len = <void *>request.head, sizeof(fuse_in_header)
-    parts[1].iov_base, parts[1].iov_len = <void *>request.operation, request.operation_bytes
-    parts[2].iov_base, parts[2].iov_len = <void *>request.payload, request.payload_bytes
-    failed = send_parts(worker, parts, 3)
+    failed = send_request(worker, request)
     if not failed and wants_reply(request.head):
         put(&worker.slot.handed_over, worker.slot.handed_over + 1)
     return failed
+
+
+cdef int send_request(worker_t *worker, request_t *request) noexcept nogil:
+    """Send a request to the control plane as it came; 0 or errno."""
+    cdef iovec parts[3]
+    parts[0].iov_base, parts[0].iov_len = <void *>request.head, sizeof(fuse_in_header)
+    parts[1].iov_base, parts[1].iov_len = <void *>request.operation, request.operation_bytes
+    parts[2].iov_base, parts[2].iov_len = <void *>request.payload, request.payload_bytes
+    return send_parts(worker, parts, 3)
 
 
 cdef int send_parts(worker_t *worker, iovec *parts, int count) noexcept nogil:

@@ -1,25 +1,17 @@
-from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from pmemfs.dataplane.plane cimport plane_t, worker_t
-from pmemfs.dataplane.protocol cimport fuse_out_header, uring_header_t
+from pmemfs.dataplane.entries cimport entry_t
+from pmemfs.dataplane.plane cimport worker_t
 from pmemfs.dataplane.structures cimport miss_t
-from pmemfs.dataplane.transport cimport iovec, patience_t
+from pmemfs.dataplane.transport cimport patience_t
 
 cdef extern from "liburing.h" nogil:
     cdef struct io_uring:
-        pass
-
-cdef struct entry_t:
-    uring_header_t *header
-    uint8_t *payload
-    iovec memory[2]
-    # The request that another thread or process replies to; 0: none. Set before it is handed over.
-    uint64_t pending
-
-    # When it came, if it is a read whose blocks are being brought.
-    uint64_t since_ns
+        int ring_fd
 
 cdef enum:
+    # In the inbox, in place of a position: hand over again.
+    AGAIN = 0xFFFFFFFF
     INBOX_ROOM = 64
     MISSES_ROOM = 64
 
@@ -39,9 +31,12 @@ cdef struct queue_t:
     entry_t *entries
     uint32_t entry_count
     uint32_t living
+    # 1: the kernel has all entries, or they are being served.
+    uint64_t has_begun
     # Positions of entries come here from the thread that has put their replies in place.
     int inbox_reader
     int inbox_writer
+    int idle_ring
     uint32_t inbox[INBOX_ROOM]
     # The next reply on the worker's own socket; NULL if it has no socket.
     uint8_t *reply

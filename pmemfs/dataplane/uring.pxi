@@ -1,12 +1,23 @@
 """The transport `uring`: FUSE over io_uring, with a queue for each possible CPU.
 
-An entry of a queue is a header and a payload, which the kernel fills with a request. The entry is
-the worker's until it commits a reply, and the same command fetches the next request. Invariants:
+The kernel fills an entry of a queue with a request. The entry is the worker's until it commits a
+reply, and the same command fetches the next request. What a killed data plane has left in entries
+is told in entries.pxi. Invariants:
 - only the worker of a queue submits to its ring, as the kernel demands;
 - an entry whose request was handed over belongs to the replier alone, who finds it by the number of
   the request and fills it. The worker does this itself for replies on its own socket, which saves
   two wake-ups. Any other replier sends the entry's position to the worker's inbox, because it must
-  not submit.
+  not submit;
+- whoever replies also hands over again, so nobody reads a request while a reply is put over it;
+- a worker that is killed takes its entries back from the kernel first of all. For that its ring has
+  one request that asks whether another ring, in which nothing ever happens, has completions: the
+  kernel ends such requests, and with them all commands of the thread, when a thread begins to die.
+  It cancels other commands only when the ring's last descriptor is gone, and fails the requests
+  that it gives to the dead thread until then. Measured with three callers: 53 failed requests in
+  150 kills without this, none in 450 with it. Source: io_uring_cancel_generic,
+  io_req_track_inflight;
+- what callers ask while no data plane has entries waits in the kernel, until a request of the same
+  queue is committed. So `nudge` (process.pxi) makes some.
 
 Source: Documentation/filesystems/fuse/fuse-io-uring.rst and fs/fuse/dev_uring.c of Linux 6.18.
 """
@@ -14,16 +25,17 @@ Source: Documentation/filesystems/fuse/fuse-io-uring.rst and fs/fuse/dev_uring.c
 from libc.errno cimport EINTR, EINVAL, EIO, ENOMEM, ENOTCONN, errno
 from libc.stddef cimport size_t
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc
 from libc.string cimport memcpy, memset
-from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap
 from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME
 from posix.unistd cimport pipe
 
+from pmemfs.dataplane.entries cimport *
 from pmemfs.dataplane.memory cimport load, now_ns, peek, put, store
 from pmemfs.dataplane.plane cimport worker_t
 from pmemfs.dataplane.protocol cimport *
 from pmemfs.dataplane.request cimport *
-from pmemfs.dataplane.structures cimport MISSES_OPCODE, SERVE_AGAIN, header_t, miss_t, slot_t
+from pmemfs.dataplane.structures cimport *
 from pmemfs.dataplane.transport cimport SPIN_NS, iovec
 from pmemfs.dataplane.uring cimport *
 
@@ -45,16 +57,15 @@ cdef extern from "liburing.h" nogil:
     unsigned io_uring_peek_batch_cqe(io_uring *ring, io_uring_cqe **cqes, unsigned count)
     void io_uring_cq_advance(io_uring *ring, unsigned count)
     void io_uring_prep_read(io_uring_sqe *sqe, int fd, void *into, unsigned length, uint64_t offset)
+    void io_uring_prep_poll_add(io_uring_sqe *sqe, int fd, unsigned events)
     void io_uring_prep_recv(io_uring_sqe *sqe, int fd, void *into, size_t length, int flags)
     enum:
         IORING_SETUP_SQE128
         IORING_SETUP_COOP_TASKRUN
 
-cdef extern from "sys/mman.h" nogil:
-    int madvise(void *start, size_t length, int advice)
+cdef extern from "poll.h" nogil:
     enum:
-        MADV_HUGEPAGE
-        MADV_POPULATE_WRITE
+        POLLIN
 
 cdef extern from "sched.h" nogil:
     int sched_yield()
@@ -74,50 +85,42 @@ cdef enum:
     # After so many requests a worker looks where it should run.
     WINDOW = 128
     LARGE_BYTES = 65536
-    FRAME = 4096
     # How long to wait awake for the control plane's reply: an idle CPU would wake more slowly.
     REPLY_SPIN_NS = 100000
 
 cdef uint64_t INBOX = <uint64_t>-1
 cdef uint64_t REPLY = <uint64_t>-2
+cdef uint64_t GUARD = <uint64_t>-3
 
 
 cdef int set_up_queue(queue_t *queue, worker_t worker, int number, uint32_t depth,
-                      bint has_own_socket) noexcept nogil:
-    """Set up a ring and `depth` entries, with all their memory; 0 or errno."""
-    cdef size_t payload_bytes = worker.plane.max_write
-    cdef size_t entry_bytes = FRAME + payload_bytes
+                      bint has_own_socket, uint8_t *memory, int idle_ring) noexcept nogil:
+    """Set up a ring and `depth` entries in the `memory` of all rings; 0 or errno.
+
+    `idle_ring` is the descriptor of a ring that is never used.
+    """
+    cdef uint32_t max_write = worker.plane.max_write
     cdef uint32_t position
-    cdef entry_t *entry
     cdef int ends[2]
     cdef int failed
-    cdef size_t memory_bytes = (depth + has_own_socket) * (entry_bytes + sizeof(entry_t))
-    cdef uint8_t *memory = <uint8_t *>mmap(NULL, memory_bytes, PROT_READ | PROT_WRITE,
-                                           MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
-    if memory == MAP_FAILED:
-        return ENOMEM
-    # Large pages for large payloads if possible, and no page faults while serving.
-    madvise(memory, memory_bytes, MADV_HUGEPAGE)
-    madvise(memory, memory_bytes, MADV_POPULATE_WRITE)
+    memory += number * entries_bytes_of(1, depth, max_write)
     if pipe(ends):
         return errno
     queue.worker = worker
     queue.number = queue.place.cpu = number
     queue.inbox_reader, queue.inbox_writer = ends[0], ends[1]
-    queue.entries = <entry_t *>(memory + depth * entry_bytes)
+    queue.idle_ring = idle_ring
     queue.entry_count = depth
-    for position in range(depth):
-        entry = &queue.entries[position]
-        entry.header = <uring_header_t *>(memory + position * entry_bytes)
-        entry.payload = memory + position * entry_bytes + FRAME
-        entry.memory[0].iov_base, entry.memory[0].iov_len = entry.header, sizeof(uring_header_t)
-        entry.memory[1].iov_base, entry.memory[1].iov_len = entry.payload, payload_bytes
-        entry.pending = 0
+    queue.entries = <entry_t *>calloc(depth, sizeof(entry_t))
     if has_own_socket:
-        # Behind the entries there is room for one more: the reply's buffer.
-        queue.reply = <uint8_t *>&queue.entries[depth + 1]
-    # Room for each entry's command, for the read of the inbox, and for the next reply.
-    failed = io_uring_queue_init(depth + 2, &queue.ring,
+        queue.reply = own_memory(reply_bytes(queue))
+    if queue.entries == NULL or (has_own_socket and queue.reply == NULL):
+        return ENOMEM
+    for position in range(depth):
+        lay_entry(&queue.entries[position], memory, memory + states_bytes_of(depth), position,
+                  max_write)
+    # Room for each entry's command, for the read of the inbox, the next reply, and the guard.
+    failed = io_uring_queue_init(depth + 3, &queue.ring,
                                  IORING_SETUP_SQE128 | IORING_SETUP_COOP_TASKRUN)
     if failed:
         return -failed
@@ -134,11 +137,18 @@ cdef int serve_queue(queue_t *queue) noexcept nogil:
     cdef uint64_t *ends = &queue.worker.plane.header.ends
     learn_place()
     io_uring_register_ring_fd(&queue.ring)
-    for position in range(queue.entry_count):
-        submit_entry(queue, position, URING_REGISTER)
-    queue.living = queue.entry_count
+    failed = begin_entries(queue)
+    if failed:
+        return failed
     await_inbox(queue)
     await_reply(queue)
+    queue.worker.now_ns = now_ns(CLOCK_REALTIME)
+    for position in range(queue.entry_count):
+        if queue.entries[position].is_left:
+            take_left(queue, position)
+    if queue.miss_count:
+        hand_misses_over(queue)
+    store(&queue.has_begun, 1)
     while queue.living and not load(ends):
         failed = await_requests(queue)
         if failed < 0 and failed != -EINTR:
@@ -155,8 +165,13 @@ cdef int serve_queue(queue_t *queue) noexcept nogil:
                 empty_inbox(queue, result)
             elif tag == REPLY:
                 take_reply(queue, result)
+            elif tag == GUARD:
+                continue
             elif result == 0:
                 serve_entry(queue, <uint32_t>tag)
+            elif result == -ENOENT:
+                # A reply that the kernel has had already.
+                submit_entry(queue, <uint32_t>tag, URING_REGISTER)
             else:
                 queue.living -= 1
                 last_error = result
@@ -195,6 +210,96 @@ cdef inline int await_requests(queue_t *queue) noexcept nogil:
         give_up(&queue.patience)
     put(&slot.sleeps, slot.sleeps + 1)
     return io_uring_submit_and_wait(&queue.ring, 1)
+
+
+cdef int begin_entries(queue_t *queue) noexcept nogil:
+    """Give the kernel all entries but those whose requests have to be served first; 0 or errno."""
+    cdef uint32_t position
+    cdef entry_t *entry
+    cdef outlook_t outlook
+    cdef int failed
+    cdef io_uring_sqe *sqe = io_uring_get_sqe(&queue.ring)
+    memset(sqe, 0, 128)
+    io_uring_prep_poll_add(sqe, queue.idle_ring, POLLIN)
+    sqe.user_data = GUARD
+    for position in range(queue.entry_count):
+        entry = &queue.entries[position]
+        outlook = outlook_of(entry)
+        if outlook == SERVE_LEFT or outlook == HAND_LEFT:
+            entry.is_left = True
+            continue
+        # A reply of the control plane may come to a request that is answered already.
+        store(&entry.state.pending, 0)
+        if outlook == REGISTER_ENTRY:
+            submit_entry(queue, position, URING_REGISTER)
+            continue
+        if outlook == FAIL_LEFT:
+            prepare_reply(entry, entry.header.entry.commit_id, -EIO, 0, False)
+        put_reply(entry)
+        submit_entry(queue, position, URING_COMMIT_AND_FETCH)
+    queue.living = queue.entry_count
+    failed = io_uring_submit(&queue.ring)
+    return -failed if failed < 0 and failed != -EINTR else 0
+
+
+cdef void take_left(queue_t *queue, uint32_t position) noexcept nogil:
+    """Go on with a request that a worker has left who was killed."""
+    cdef entry_t *entry = &queue.entries[position]
+    cdef slot_t *slot = queue.worker.slot
+    cdef bint was_missed = (load(&entry.state.pending) == entry.header.entry.commit_id
+                            and entry.state.handed_to == HANDED_MISSES)
+    entry.is_left = False
+    if outlook_of(entry) == HAND_LEFT:
+        if hand_again(queue, position) and queue.reply != NULL:
+            queue.awaited += 1
+        return
+    store(&entry.state.pending, 0)
+    if was_missed:
+        # It is counted once more if it is missed once more.
+        put(&slot.replied, slot.replied + 1)
+    serve_entry(queue, position)
+
+
+cdef bint hand_again(queue_t *queue, uint32_t position) noexcept nogil:
+    """Hand a request over to the control plane once more. If that fails, it is answered, and False
+    is returned."""
+    cdef entry_t *entry = &queue.entries[position]
+    cdef fuse_in_header head = (<fuse_in_header *>entry.header.in_out)[0]
+    cdef request_t request
+    cdef int failed = EIO
+    if take_again(entry, &head, &request, queue.worker.plane.max_write):
+        failed = send_request(&queue.worker, &request)
+    if failed:
+        fill_entry(entry, head.unique, -failed, NULL, 0, 0)
+        if queue.reply != NULL:
+            submit_entry(queue, position, URING_COMMIT_AND_FETCH)
+        else:
+            c_write(queue.inbox_writer, &position, 4)
+    return not failed
+
+
+cdef void hand_all_again(queue_t *queue) noexcept nogil:
+    """The control plane is a new one: hand over what its predecessor has not answered."""
+    cdef slot_t *slot = queue.worker.slot
+    cdef uint32_t position
+    cdef entry_t *entry
+    cdef fuse_in_header head
+    cdef request_t request
+    if queue.miss_count:
+        hand_misses_over(queue)
+    for position in range(queue.entry_count):
+        entry = &queue.entries[position]
+        if not load(&entry.state.pending):
+            continue
+        if entry.state.handed_to == HANDED_CONTROL:
+            hand_again(queue, position)
+        elif entry.state.handed_to == HANDED_MISSES:
+            head = (<fuse_in_header *>entry.header.in_out)[0]
+            take_apart(entry, &head, &request, queue.worker.plane.max_write)
+            # Counted twice, and then once not at all.
+            put(&slot.replied, slot.replied + 1)
+            queue.awaited -= 1
+            note_miss(queue, entry, &request)
 
 
 cdef void choose_place(queue_t *queue) noexcept nogil:
@@ -266,48 +371,29 @@ cdef void serve_entry(queue_t *queue, uint32_t position) noexcept nogil:
     if verdict != ANSWER and not wants_reply(&head):
         # The kernel sends a FORGET here if it can't use what it was told of an inode, and its
         # caller waits until the entry comes back. So the entry is committed at once.
+        prepare_reply(entry, head.unique, 0, 0, False)
         if verdict != DROP:
             hand_over(worker, &request, verdict)
         request.error = 0
-        fill_reply(entry, head.unique, 0, 0)
+        put_reply(entry)
         submit_entry(queue, position, URING_COMMIT_AND_FETCH)
     elif verdict == FORWARD and request.is_missed and may_be_brought(queue):
         note_miss(queue, entry, &request)
         return
     elif verdict != ANSWER:
-        # Before the request leaves: the reply may come before `hand_over` returns, and it is
-        # matched by this word.
-        store(&entry.pending, head.unique)
+        note_pending(entry, head.unique, HANDED_SYNC if verdict == SYNC else HANDED_CONTROL)
         request.error = hand_over(worker, &request, verdict)
         if request.error:
             verdict = ANSWER
-            store(&entry.pending, 0)
+            store(&entry.state.pending, 0)
         elif verdict == FORWARD and queue.reply != NULL:
             queue.awaited += 1
     if verdict == ANSWER:
-        fill_reply(entry, head.unique, -request.error, request.answer_bytes)
+        answer_entry(entry, &request)
         submit_entry(queue, position, URING_COMMIT_AND_FETCH)
     worker.now_ns = now_ns(CLOCK_REALTIME)
     account(worker, &request, verdict, since)
     queue.place.moved_bytes += request.moved_bytes
-
-
-cdef inline bint take_apart(entry_t *entry, fuse_in_header *head, request_t *request,
-                            uint32_t room) noexcept nogil:
-    """Take a request apart, if the lengths of its parts agree."""
-    cdef uint32_t payload_bytes = entry.header.entry.payload_sz
-    request.head = head
-    request.operation = <uint8_t *>entry.header.op_in
-    request.operation_bytes = 0
-    request.payload = request.answer = entry.payload
-    request.payload_bytes = payload_bytes
-    request.answer_room = room
-    request.may_point = request.is_again = False
-    request.pointed = NULL
-    if payload_bytes > room or head.len < sizeof(fuse_in_header) + payload_bytes:
-        return False
-    request.operation_bytes = head.len - <uint32_t>sizeof(fuse_in_header) - payload_bytes
-    return request.operation_bytes <= sizeof(entry.header.op_in)
 
 
 cdef inline bint may_be_brought(queue_t *queue) noexcept nogil:
@@ -323,8 +409,7 @@ cdef void note_miss(queue_t *queue, entry_t *entry, request_t *request) noexcept
     miss.unique, miss.pid = request.head.unique, request.head.pid
     miss.offset_bytes, miss.length_bytes = wanted.offset, wanted.size
     entry.since_ns = queue.worker.now_ns
-    # As before `hand_over`: a reply is matched by this word.
-    store(&entry.pending, miss.unique)
+    note_pending(entry, miss.unique, HANDED_MISSES)
     queue.miss_count += 1
 
 
@@ -369,23 +454,15 @@ cdef void serve_again(queue_t *queue, const uint64_t *uniques, uint32_t count) n
         put(&worker.slot.replied, worker.slot.replied + 1)
         verdict = serve(worker, &request)
         if verdict != ANSWER:
+            note_pending(entry, head.unique, HANDED_CONTROL)
             request.error = hand_over(worker, &request, verdict)
         if verdict == ANSWER or request.error:
-            store(&entry.pending, 0)
+            store(&entry.state.pending, 0)
             queue.awaited -= 1
-            fill_reply(entry, head.unique, -request.error, request.answer_bytes)
+            answer_entry(entry, &request)
             submit_entry(queue, position, URING_COMMIT_AND_FETCH)
         worker.now_ns = now_ns(CLOCK_REALTIME)
         account(worker, &request, verdict, entry.since_ns)
-
-
-cdef inline void fill_reply(entry_t *entry, uint64_t unique, int32_t error,
-                            uint32_t answer_bytes) noexcept nogil:
-    cdef fuse_out_header *out = <fuse_out_header *>entry.header.in_out
-    out.len = <uint32_t>sizeof(fuse_out_header) + answer_bytes
-    out.error = error
-    out.unique = unique
-    entry.header.entry.payload_sz = answer_bytes
 
 
 cdef void await_inbox(queue_t *queue) noexcept nogil:
@@ -398,7 +475,10 @@ cdef void await_inbox(queue_t *queue) noexcept nogil:
 cdef void empty_inbox(queue_t *queue, int32_t received_bytes) noexcept nogil:
     cdef uint32_t position
     for position in range(<uint32_t>max(received_bytes, 0) // 4):
-        submit_entry(queue, queue.inbox[position], URING_COMMIT_AND_FETCH)
+        if queue.inbox[position] == AGAIN:
+            hand_all_again(queue)
+        else:
+            submit_entry(queue, queue.inbox[position], URING_COMMIT_AND_FETCH)
     await_inbox(queue)
 
 
@@ -440,7 +520,7 @@ cdef entry_t *find_pending(queue_t *queue, uint64_t unique, uint32_t *found) noe
     """The entry that waits for the reply to a request; NULL if it belongs to no entry here."""
     cdef uint32_t position
     for position in range(queue.entry_count):
-        if load(&queue.entries[position].pending) == unique:
+        if load(&queue.entries[position].state.pending) == unique:
             found[0] = position
             return &queue.entries[position]
     return NULL
@@ -452,12 +532,7 @@ cdef bint fill_pending(queue_t *queue, uint64_t unique, int32_t error, const voi
     cdef entry_t *entry = find_pending(queue, unique, found)
     if entry == NULL:
         return False
-    if data_bytes > queue.worker.plane.max_write:
-        error, data_bytes = -EIO, 0
-    memcpy(entry.payload, data, data_bytes)
-    fill_reply(entry, unique, error, data_bytes)
-    # Last, with release: a thread that finds the entry pending no more finds the whole reply.
-    store(&entry.pending, 0)
+    fill_entry(entry, unique, error, data, data_bytes, queue.worker.plane.max_write)
     return True
 
 
@@ -471,3 +546,14 @@ cdef bint reply_uring(queue_t *queues, int queue_count, fuse_out_header *head, c
             # A pipe has room for the positions of all entries, and takes each of them whole.
             return c_write(queues[number].inbox_writer, &position, 4) == 4
     return False
+
+
+cdef void want_again(queue_t *queues, int queue_count) noexcept nogil:
+    """Let each queue hand over again what is pending: by its worker if that is who replies."""
+    cdef uint32_t again = AGAIN
+    cdef int number
+    for number in range(queue_count):
+        if queues[number].reply == NULL:
+            hand_all_again(&queues[number])
+        else:
+            c_write(queues[number].inbox_writer, &again, 4)

@@ -65,6 +65,8 @@ class KeptMount:
         keeper.store("shared", [self._shared.fd])
         keeper.store("fuse", [self._plane.fuse_fd])
         keeper.store("sockets", self._plane.sockets.fds)
+        if self._plane.entries_fd >= 0:
+            keeper.store("entries", [self._plane.entries_fd])
         self.store_plane()
         keeper.store("arguments", data=b"\0".join(map(os.fsencode, words)))
 

@@ -27,6 +27,7 @@ from typing import NamedTuple, Self
 
 import trio
 
+from pmemfs.dataplane.layouts import entries_bytes
 from pmemfs.dataplane.tables import SharedMemory
 from pmemfs.errors import DataPlaneFailed, system_error
 from pmemfs.medium.mapped import MappedMedium
@@ -187,8 +188,10 @@ class DataPlane:
 
     def __init__(
         self, fuse_fd: int, shared: SharedMemory, settings: PlaneSettings, sockets: Sockets, *,
-        is_kept: bool = False,
+        is_kept: bool = False, entries_fd: int = -1,
     ) -> None:  # fmt: skip
+        """`entries_fd` is the memory of the rings, if an earlier daemon of this mount has made
+        it."""
         self._shared = shared
         self._settings = settings
         self.sockets = sockets
@@ -197,6 +200,13 @@ class DataPlane:
         self._process: PlaneProcess | None = None
         self._is_to_end = False
         self._said = os.memfd_create("pmemfs-said", os.MFD_CLOEXEC)
+        self.entries_fd = entries_fd
+        """The memory of the rings; -1 if it need not outlive a data plane."""
+        if is_kept and settings.queue_count and entries_fd < 0:
+            self.entries_fd = os.memfd_create("pmemfs-entries", os.MFD_CLOEXEC)
+            os.ftruncate(self.entries_fd, entries_bytes(
+                settings.queue_count, settings.depth, settings.max_write
+            ))  # fmt: skip
 
     @property
     def process(self) -> PlaneProcess:
@@ -214,9 +224,10 @@ class DataPlane:
         """Go on with the process that another daemon has started."""
         self._process = process
 
-    def start(self, medium: MappedMedium, *, resumes: bool = False) -> None:
+    def start(self, medium: MappedMedium, *, resumes: bool = False, mountpoint: str = "") -> None:
         """Start a process. It waits for the kernel's first request; with `resumes` it is to go on
-        where another one has died, and waits for `PlaneProcess.go`. Raises OSError."""
+        where another one has died, and waits for `PlaneProcess.go`. Then the mount is at
+        `mountpoint`. Raises OSError."""
         arguments = {
             "fuse_fd": self.fuse_fd,
             "shared_fd": self._shared.fd,
@@ -224,6 +235,7 @@ class DataPlane:
             "notices_fd": self.sockets.their_notices.fileno(),
             "map_flags": medium.map_flags,
             **self._settings._asdict(),
+            **({"entries_fd": self.entries_fd} if self.entries_fd >= 0 else {}),
             **({"resumes": 1} if resumes else {}),
         }
         if resumes:
@@ -238,6 +250,7 @@ class DataPlane:
                 *bare_python_words(_DAEMON),
                 *(f"{name}={value}" for name, value in arguments.items()),
                 f"forward_fds={','.join(map(str, forward_fds))}",
+                f"mountpoint={mountpoint}",
             ],
             stdin=subprocess.PIPE if resumes else subprocess.DEVNULL,
             stdout=self._said,
@@ -309,6 +322,8 @@ class DataPlane:
         self.sockets.close_theirs()
         if self._process is not None:
             self._process.close()
+        if self.entries_fd >= 0:
+            os.close(self.entries_fd)
         os.close(self._said)
 
     def _close_connection(self) -> None:

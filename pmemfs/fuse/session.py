@@ -239,7 +239,7 @@ class NativeSession(Session):
         began = trio.current_time()
         self._engine.forget_workers()
         self._notices.tell_again()
-        self._plane.start(self._medium, resumes=True)
+        self._plane.start(self._medium, resumes=True, mountpoint=self.mountpoint)
         self.kept.store_plane()
         self._plane.process.go()
         try:
