@@ -39,6 +39,8 @@ _OOM = "/proc/self/oom_score_adj"
 _NEVER = -1000
 _ENDING_SIGNALS = (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP)
 _NOTHING_STARTED = 127
+_ATTEMPTS = 50
+_RETRY_SECONDS = 0.1
 _PINGS = 4
 """So many in a row without an answer. That they are counted matters after this process itself has
 stood still: no time seems to have passed for the daemon then."""
@@ -173,15 +175,26 @@ class Keeper:
                 return
             words = self._stored[b"arguments"][0].split(b"\0")
         self._connection.close()
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                self._hand_over(words, is_planned=is_planned)
+                return
+            except OSError as error:
+                if attempt == _ATTEMPTS:
+                    self._give_up(f"no other daemon could be started: {error.strerror}")
+            # Whoever lacks memory or processes now may have them soon, now that a daemon is gone.
+            time.sleep(_RETRY_SECONDS)
+
+    def _hand_over(self, words: list[bytes], *, is_planned: bool) -> None:
+        """Have another process be the daemon. Raises OSError."""
         self._connection, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         self._hears = True
         try:
             self._daemon = -1 if is_planned else self._hand_to_standby(theirs)
             if self._daemon < 0:
                 self._daemon = self._start(words, theirs.fileno())
-        except OSError as error:
-            self._give_up(f"no other daemon could be started: {error.strerror}")
-        theirs.close()
+        finally:
+            theirs.close()
 
     def _hand_to_standby(self, theirs: _socket.socket) -> int:
         """Tell the process that waits to become the daemon; its pidfd, or -1 if none waits."""

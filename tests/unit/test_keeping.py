@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -490,3 +491,16 @@ def test_a_keeper_of_another_program_is_asked_whether_it_is_one(family: Family) 
     pid = daemon.do("keeper.pid")
     assert daemon.do("keeper.check()") == "no"
     assert not Path(f"/proc/{pid}").exists()
+
+
+def test_a_keeper_that_can_start_no_daemon_now_tries_again(family: Family) -> None:
+    daemon = family.first()
+    daemon.do("keeper.check()")
+    count = len(os.listdir(f"/proc/{daemon.keeper}/fd"))
+    # One is closed when the daemon has died, and one is opened for the other end of its socket.
+    before = resource.prlimit(daemon.keeper, resource.RLIMIT_NOFILE)
+    resource.prlimit(daemon.keeper, resource.RLIMIT_NOFILE, (count - 2, before[1]))
+    daemon.kill()
+    assert family.is_alone()
+    resource.prlimit(daemon.keeper, resource.RLIMIT_NOFILE, before)
+    assert family.next().keeper == daemon.keeper
