@@ -379,17 +379,23 @@ def _serve(
 # The data plane
 
 
-def write_until_killed(mount: Mount, writes: Sequence[tuple[int, bytes]]) -> int:
+def write_always(mount: Mount, writes: Sequence[tuple[int, bytes]]) -> int:
     """Let a worker in a child process carry out these writes again and again; its pid."""
     child = os.fork()
     if not child:
-        _in_child(partial(_write_always, mount, writes))
+        _in_child(partial(_write, mount, writes))
     return child
 
 
-def _write_always(mount: Mount, writes: Sequence[tuple[int, bytes]]) -> None:
+def _write(mount: Mount, writes: Sequence[tuple[int, bytes]]) -> None:
     worker = mount.worker()
     operations = [write_in(offset, len(data)) for offset, data in writes]
     while True:
         worker.answer_series(operations, opcode=WRITE, inode=INODE,
                              payloads=[data for _, data in writes], turns=1)  # fmt: skip
+
+
+def kill(child: int) -> None:
+    """Kill such a process, and wait for its end."""
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import random
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from test_cache_quick import slow
 
 from kit.cache_deaths import (
     BLOCK,
@@ -25,13 +23,15 @@ from kit.cache_deaths import (
     Mount,
     Step,
     a_mount,
+    kill,
     live,
     served,
     steps_of,
-    write_until_killed,
+    write_always,
 )
 from kit.caches import fsync, make_cache, new_origin, read, write
 from kit.data_plane import READ, WRITE, read_in, write_in
+from kit.slow_origin import slow
 from pmemfs.dataplane.native import Responder
 from pmemfs.errors import OriginBusy
 from pmemfs.media.cache import Policy
@@ -58,6 +58,10 @@ def new_pool(directory: Path, origin: Path, **fields: Any) -> Path:
     path = directory / "pool"
     make_cache(path, str(origin), **{"pool_bytes": POOL_BYTES, **fields})
     return path
+
+
+def bytes_of(path: Path) -> bytes:
+    return path.read_bytes()
 
 
 async def content_of(volume: CacheVolume) -> bytes:
@@ -104,7 +108,7 @@ async def look(mount: Mount, model: Model, was_answered: bool) -> None:
         assert volume.count_dirty() == 0
         assert nothing_is_held(volume, mount)
     assert not mount.problems()
-    assert mount.origin.read_bytes() == model.content
+    assert bytes_of(mount.origin) == model.content
 
 
 async def kill_a_worker(
@@ -114,15 +118,14 @@ async def kill_a_worker(
     offset, data = chance.choice(writes)
     # This lets workers write, too.
     await write(volume, offset, data)
-    worker = write_until_killed(daemon.mount, writes)
+    worker = write_always(daemon.mount, writes)
     async with trio.open_nursery() as nursery:
         await trio.sleep(chance.uniform(0.01, 0.02))
         nursery.start_soon(volume.write_backs.flush)
         for block in chance.sample(range(300, 1000), 12):
             nursery.start_soon(read, volume, block * BLOCK, 2 * BLOCK)
         await trio.sleep(chance.uniform(0.0, 0.01))
-        os.kill(worker, signal.SIGKILL)
-        os.waitpid(worker, 0)
+        kill(worker)
         for _ in range(chance.randrange(4)):
             await trio.lowlevel.checkpoint()
         daemon.engine.forget_workers()
@@ -170,7 +173,7 @@ def test_what_a_killed_worker_leaves_of_a_set_harms_nobody(
             await volume.write_backs.flush()
             await fsync(volume)
             assert nothing_is_held(volume, mount)
-            assert mount.origin.read_bytes() == found
+            assert bytes_of(mount.origin) == found
             assert volume.count_dirty() == 0
         assert not mount.problems()
 
@@ -246,7 +249,7 @@ def test_a_worker_serves_hits_while_there_is_no_daemon(shm: Path, origin: Path) 
             assert answer(worker, WRITE, 5 * BLOCK, data) == "answer"
             assert volume.count_dirty() == 1
             await volume.write_backs.flush()
-        assert origin.read_bytes()[5 * BLOCK : 7 * BLOCK] == data * 2
+        assert bytes_of(origin)[5 * BLOCK : 7 * BLOCK] == data * 2
 
     with a_mount(new_pool(shm, origin), origin) as mount:
         lived = live(mount, steps, 1 << 40)
@@ -260,7 +263,7 @@ def test_an_origin_that_is_away_is_opened_again_when_it_is_there(shm: Path, orig
 
     async def go(mount: Mount) -> None:
         mount.forget("origin")
-        origin.rename(elsewhere)
+        os.rename(origin, elsewhere)
         life = mount.daemon().take_over(is_plane_alive=False)
         async with served(life) as volume:
             assert await read(volume, 0, BLOCK) == b"x" * BLOCK
@@ -274,8 +277,8 @@ def test_an_origin_that_is_away_is_opened_again_when_it_is_there(shm: Path, orig
                 nursery.start_soon(wait_for, 9)
                 await trio.testing.wait_all_tasks_blocked(0.01)
                 assert not got
-                elsewhere.rename(origin)
-            assert got == [origin.read_bytes()[9 * BLOCK : 10 * BLOCK]]
+                os.rename(elsewhere, origin)
+            assert got == [bytes_of(origin)[9 * BLOCK : 10 * BLOCK]]
             # An fsync owes the origin what the dead daemon may have written to it.
             assert volume.origin_link.owes_flush
             await fsync(volume)

@@ -6,7 +6,7 @@ import errno
 import random
 import struct
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import CoroutineType
@@ -16,12 +16,9 @@ import trio
 import trio.testing
 
 from kit.caches import ORIGIN_BYTES, make_cache, new_origin, opened_pool, read, served_cache, write
-from pmemfs.errors import OriginGone
+from kit.slow_origin import SlowOrigin, slow
 from pmemfs.media.cache import WAYS, Policy, TagState
 from pmemfs.media.label import Scheme
-from pmemfs.origin.file import FileOrigin
-from pmemfs.origin.naming import FileName
-from pmemfs.origin.vectors import Vectors
 from pmemfs.pfn import FRAME_BYTES
 from pmemfs.units import MIB
 from pmemfs.volume.base import Later
@@ -35,41 +32,6 @@ _REFUSED = "a test says so|took longer"
 is busy, the time may be over before the origin says why."""
 
 
-class SlowOrigin(FileOrigin):
-    """A file whose reads of many wait for `let_go`, or fail."""
-
-    kept: list[tuple[int, Vectors]]
-    calls = 0
-    fails_reads = 0
-    is_broken = False
-    """Whether it fails in a way that the cache has no patience with."""
-
-    def begin_reads(self, reads: Sequence[tuple[int, Vectors]]) -> int:
-        self.calls += 1
-        self.kept += reads
-        return len(reads)
-
-    def let_go(self) -> None:
-        """Read what was asked for."""
-        kept, self.kept = self.kept, []
-        assert super().begin_reads(kept) == len(kept)
-
-    def fail(self) -> None:
-        """Fail what was asked for."""
-        kept, self.kept = self.kept, []
-        for _, vectors in kept:
-            vectors.result, vectors.is_done = -errno.EIO, True
-            vectors.waiter(vectors)
-
-    async def read(self, offset_bytes: int, views: Sequence[memoryview]) -> None:
-        if self.fails_reads:
-            self.fails_reads -= 1
-            if self.is_broken:
-                raise OSError(errno.EIO, "a test says so")
-            raise OriginGone(name=self.name, why="a test says so")
-        await super().read(offset_bytes, views)
-
-
 @pytest.fixture
 def origin(tmp_path: Path) -> Path:
     return new_origin(tmp_path / "origin", seed=b"o")
@@ -79,13 +41,6 @@ def origin(tmp_path: Path) -> Path:
 def pool_path(request: pytest.FixtureRequest, shm: Path, origin: Path) -> Path:
     make_cache(shm / "pool", str(origin), scheme=request.param)
     return shm / "pool"
-
-
-async def slow(origin: Path) -> SlowOrigin:
-    """The origin of a test that decides when it answers."""
-    opened = await SlowOrigin.open(FileName(str(origin)))
-    opened.kept = []
-    return opened
 
 
 @asynccontextmanager
