@@ -311,6 +311,15 @@ class Volume(Protocol):
         """Look at some of what `room` has to know; whether there is more."""
         return False
 
+    @property
+    def may_find_room(self) -> bool:
+        """Whether frames may be taken that nobody owns, because a daemon has died."""
+        return False
+
+    def search_on(self) -> bool:
+        """Look for such frames for some ms, and free them; whether there is more to look at."""
+        return False
+
     def read_on(self, number: int) -> bool:
         """Read on in an inode that takes long to read; whether there is more."""
         return False

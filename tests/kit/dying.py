@@ -127,11 +127,13 @@ class Template:
     memory: int
 
     @classmethod
-    def made(cls, directory: Path, prepare: Callable[[SharedFiles], Any]) -> tuple[Template, Any]:
+    def made(
+        cls, directory: Path, prepare: Callable[[SharedFiles], Any], size_bytes: int = 64 * MIB
+    ) -> tuple[Template, Any]:
         """A new one; what `prepare` does to it is part of it."""
         path = directory / "template"
         with path.open("wb") as file:
-            file.truncate(64 * MIB)
+            file.truncate(size_bytes)
         medium = MappedMedium.open(str(path))
         pool = Pool.create(
             medium, PoolSpec(name="pool", page_size_bytes=4 * KIB, scheme=Scheme.NONE)

@@ -14,6 +14,7 @@ import stat
 import struct
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -35,6 +36,7 @@ from pmemfs.fuse.handlers.ranges import (
 from pmemfs.fuse.once import RECORDED, RESENT
 from pmemfs.fuse.wire import Opcode
 from pmemfs.media.inode import ROOT
+from pmemfs.units import MIB
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -302,8 +304,59 @@ def points(lines: int, name: str) -> list[int]:
 def test_a_request_is_carried_out_once_wherever_the_daemon_dies(
     mount: tuple[Template, SimpleNamespace], name: str
 ) -> None:
-    template, known = mount
-    case = CASES[name]
+    check(*mount, CASES[name], name)
+
+
+def prepare_full(files: SharedFiles) -> SimpleNamespace:
+    """As `prepare`, but only two frames are left."""
+    known = prepare(files)
+    way = WireWay(files.door()[1])
+    _, handle = way.create(ROOT, b"large", 0o600, O_RDWR)
+    ino, size = files.fs.lookup(ROOT, b"large"), 0
+    with suppress(OSError):
+        while True:
+            size += way.write(handle, size, bytes(FRAME))
+    way.setattr(ino, size=size - 2 * FRAME)
+    way.release(handle)
+    while files.fs.tidy() or files.fs.go_on():
+        pass
+    return known
+
+
+FULL_CASES = {
+    "last frames": Case(Opcode.WRITE, "f", lambda k: write_in(k, "hf", 6 * FRAME, 2 * FRAME)),
+    "a frame too many": Case(
+        Opcode.WRITE, "f", lambda k: write_in(k, "hf", 6 * FRAME, 3 * FRAME), errno.ENOSPC
+    ),
+    "allocate": Case(Opcode.FALLOCATE, "f", fallocate_in(0, 6 * FRAME, 2 * FRAME)),
+    "allocate too much": Case(
+        Opcode.FALLOCATE, "f", fallocate_in(0, 6 * FRAME, 3 * FRAME), errno.ENOSPC
+    ),
+    "symlink": Case(Opcode.SYMLINK, "d", b"n\0" + b"e" * 3000 + b"\0"),
+    "long setxattr": Case(Opcode.SETXATTR, "f", xattr_in(b"user.b", b"2" * 6000, 0)),
+    "setxattr, too long": Case(
+        Opcode.SETXATTR, "f", xattr_in(b"user.b", b"2" * 30000, 0), errno.ENOSPC
+    ),
+    "unlink": Case(Opcode.UNLINK, "root", b"f\0"),
+    "mkdir": Case(Opcode.MKDIR, "d", wire.MKDIR_IN.pack(0o750, 0o022) + b"n\0"),
+}
+
+
+@pytest.fixture(scope="module")
+def full_mount() -> Iterator[tuple[Template, SimpleNamespace]]:
+    directory = Path(tempfile.mkdtemp(prefix="pmemfs-test-", dir="/dev/shm"))
+    yield Template.made(directory, prepare_full, size_bytes=8 * MIB)
+    shutil.rmtree(directory)
+
+
+@pytest.mark.parametrize("name", FULL_CASES)
+def test_a_request_to_a_full_pool_is_carried_out_once(
+    full_mount: tuple[Template, SimpleNamespace], name: str
+) -> None:
+    check(*full_mount, FULL_CASES[name], name)
+
+
+def check(template: Template, known: SimpleNamespace, case: Case, name: str) -> None:
     operation = case.operation(known) if callable(case.operation) else case.operation
     message = Message(NUMBER, case.opcode, getattr(known, case.ino), operation, case.uid)
     whole = die_at(template, message, None, NEVER)

@@ -1,9 +1,12 @@
-"""Lets a request wait while an inode with a long log is read, without holding up other requests.
+"""Lets a request wait for what it needs from the pool, without holding up other requests.
 
 An operation of the file system is one step to all other tasks, so nothing may wait in its middle.
 An operation that meets an inode which takes long to read raises NotRead before it has changed
 anything. Then the inode is read, a few frames of its log at a time, with other requests in between,
-and the operation begins again. Invariants:
+and the operation begins again.
+
+An operation may find no room only because a daemon has died, which has left frames taken that
+nobody owns. Then they are searched for before it is told so. Invariants:
 - all requests that need the same inode wait for one reading of it;
 - one inode is read at a time, so other requests wait for one slice of reading at most, however many
   inodes are wanted.
@@ -11,6 +14,7 @@ and the operation begins again. Invariants:
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Coroutine
 from functools import partial
 from types import CoroutineType
@@ -42,6 +46,10 @@ class Patience:
             answer = operation(*args, **kwargs)
         except NotRead as missing:
             return self._begin_again(partial(operation, *args, **kwargs), missing.number)
+        except OSError as error:
+            if error.errno != errno.ENOSPC or not self._volume.may_find_room:
+                raise
+            return self._begin_with_room(partial(operation, *args, **kwargs))
         finally:
             may_read_in_steps.reset(token)
         # CoroutineType and not Coroutine, because asking an ABC takes several calls.
@@ -55,10 +63,20 @@ class Patience:
                 return await answer
         except NotRead as missing:
             number = missing.number
+        except OSError as error:
+            if error.errno != errno.ENOSPC or not self._volume.may_find_room:
+                raise
+            return await self._begin_with_room(step)
         return await self._begin_again(step, number)
 
     async def _begin_again(self, step: Callable[[], Later[T]], number: int) -> T:
         await self._read_on(number)
+        answer = self.begin(step)
+        return await answer if isinstance(answer, Coroutine) else answer
+
+    async def _begin_with_room(self, step: Callable[[], Later[T]]) -> T:
+        while self._volume.search_on():
+            await trio.lowlevel.checkpoint()
         answer = self.begin(step)
         return await answer if isinstance(answer, Coroutine) else answer
 

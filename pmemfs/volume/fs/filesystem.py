@@ -132,6 +132,11 @@ class FileSystem:
         """Why nothing is written any more; "" if no damage was met."""
         return self.store.ground.damage
 
+    @property
+    def may_find_room(self) -> bool:
+        """As of `Volume`."""
+        return self.store.ground.may_have_leaks and not self.read_only
+
     def note_accesses(self, times: AccessTimes, *, of_directories: bool) -> None:
         """Say which reads are noted as accesses, and whether reads of directories are, too."""
         self.inode_attributes.access_times = times
@@ -219,7 +224,7 @@ class FileSystem:
         has_more |= self.store.housekeeping.drop_some()
         if self.read_only:
             return has_more
-        has_more |= self._search_leaks()
+        has_more |= self.search_on()
         return self.store.housekeeping.compact_some() or has_more
 
     def end(self) -> None:
@@ -241,7 +246,8 @@ class FileSystem:
             with suppress(OSError):
                 self.frames.trim_ahead(number)
 
-    def _search_leaks(self) -> bool:
+    def search_on(self) -> bool:
+        """As of `Volume`."""
         ground = self.store.ground
         if not ground.may_have_leaks:
             return False
