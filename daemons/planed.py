@@ -1,8 +1,8 @@
 """The process of a data plane: one native function, which ends when the mount ends.
 
 The control plane starts it, with the place of pmemfs, then descriptors and settings as words
-NAME=NUMBER, and the place of the mount. It ends with 0, or with the errno of what went wrong. It loads nothing except that
-function, because a mount can't answer before this process does.
+NAME=NUMBER, and the place of the mount. It ends with 0, or with the errno of what went wrong. It
+loads nothing except that function, because a mount can't answer before this process does.
 """
 
 from __future__ import annotations

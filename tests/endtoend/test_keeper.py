@@ -128,7 +128,7 @@ def test_a_mount_whose_keeper_was_killed_goes_on_and_ends_in_order(pools: PoolMa
 
 
 @native_only
-@pytest.mark.parametrize("victim", ["mountd", "planed"])
+@pytest.mark.parametrize("victim", ["daemon", "data plane"])
 def test_a_death_before_the_mount_is_to_stay_ends_it(pools: PoolMaker, victim: str) -> None:
     pool, mountpoint = pools.create(size="16M"), pools.mountpoint()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -143,11 +143,11 @@ def test_a_death_before_the_mount_is_to_stay_ends_it(pools: PoolMaker, victim: s
         assert "ready" in json.loads(ours.recv(64 * KIB))
         # It would stay if the command said so now.
         processes = {kind: pid for pid, kind in processes_of(pools.directory).items()}
-        assert set(processes) == {"mountd", "planed"}, "nobody keeps it yet"
+        assert set(processes) == {"daemon", "data plane"}, "nobody keeps it yet"
         os.kill(processes[victim], signal.SIGKILL)
         daemon.wait(60)
     wait_until(lambda: not processes_of(pools.directory), "nothing is left")
-    if victim == "planed":
+    if victim == "data plane":
         assert mount_at(str(mountpoint)) is None
         assert "clean" in pmemfs("info", pool).out
     pools.mount(pool)
