@@ -521,8 +521,11 @@ class SharedMemory:
 
     def keep_attributes(self, kept: KeptAttributes) -> None:
         """Let what was set of an inode last as long as this memory."""
-        at = self._kept(kept.inode)
-        self.memory[at : at + _KEPT_BYTES] = layouts.KEPT_ATTRIBUTES.pack(kept)
+        at, packed = self._kept(kept.inode), layouts.KEPT_ATTRIBUTES.pack(kept)
+        # The inode comes last, because it makes the rest count: a daemon that dies in between has
+        # set nothing, or has set some of what the same request will set again.
+        self.memory[at + 8 : at + _KEPT_BYTES] = packed[8:]
+        store_word(self.memory, at, kept.inode)
 
     def _kept(self, inode: int) -> int:
         if not 0 < inode < layouts.KEPT_INODES:

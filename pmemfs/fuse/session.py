@@ -183,6 +183,7 @@ class NativeSession(Session):
         )
         self._notices = Notices(sockets.notices)
         self.served.handlers.notifier.tell = self._notices.tell
+        unanswered.tell_kernel()
         self.grower = self._grower(pool, medium)
         self.remounter = Remounter(pool, medium, self.served, self.grower, options)
         self._settings = settings

@@ -8,7 +8,9 @@ Invariants:
 - an inode that was made is held before anything else can happen to it. Otherwise it might be gone,
   and its number be another one's, before its maker is told of it;
 - nothing stays published that a commit may have made untrue, since the dead daemon may not have
-  come to withdrawing it.
+  come to withdrawing it;
+- the kernel asks again for the attributes of each file that could be written to. The dead daemon
+  may have taken privileges from it, and not have come to saying so.
 """
 
 from __future__ import annotations
@@ -48,11 +50,7 @@ class Unanswered:
         """Find it, before anything in the pool is changed."""
         self._handlers = handlers
         self._fs = fs
-        self.handles = {
-            place.number: (place.handle, place.kind)
-            for place in opens
-            if place.number and place.number not in once.answered
-        }
+        self.handles: dict[int, tuple[int, int]] = {}
         """The handles of requests without an answer, by the numbers of these. Requests whose
         answers are no longer kept are among them; they don't come again."""
         self._answers: dict[int, Callable[[Request, int], Later[Answer]]] = {
@@ -66,11 +64,23 @@ class Unanswered:
             Opcode.SETATTR: self._attributes,
             Opcode.FALLOCATE: self._changed,
         }
+        self._writable: set[int] = set()
+        for place in opens:
+            if place.number and place.number not in once.answered:
+                self.handles[place.number] = place.handle, place.kind
+            if place.kind == HandleKind.FILE and place.flags & os.O_ACCMODE:
+                self._writable.add(place.inode)
         if fs is not None:
             self._settle(once, fs)
         if tables is not None:
             tables.withdraw_all()
             tables.attributes.withdraw_all()
+
+    def tell_kernel(self) -> None:
+        """Let the kernel ask for attributes that have changed without its knowing it."""
+        for ino in self._writable:
+            self._handlers.notifier.tell(ino)
+        self._writable.clear()
 
     def answer(self, offset: int, opcode: int, request: Request) -> Later[Answer]:
         """Answer a request that was carried out by a word at this offset. Raises OSError."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import struct
 from collections.abc import Iterator
@@ -11,10 +12,14 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from kit.data_plane import SharedFiles, shared_files
+from kit.doors import WireWay
+from pmemfs.dataplane.held import OpenPlaces
 from pmemfs.fuse import wire
 from pmemfs.fuse.once import RESENT
+from pmemfs.fuse.unanswered import Unanswered
 from pmemfs.fuse.wire import Opcode
 from pmemfs.media.inode import ROOT
 from pmemfs.units import MIB
@@ -49,6 +54,28 @@ class Daemon:
                 _, error, unique = struct.unpack_from("<IiQ", reply)
                 found.append((unique, -error, reply[16:]))
             return found
+
+    def ask_and_die(self, *messages: bytes) -> None:
+        """Answer messages, each once nothing happens any more, and die."""
+        theirs, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+        async def die() -> None:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.raw.serve, [ours])
+                for message in messages:
+                    theirs.send(message)
+                    await trio.testing.wait_all_tasks_blocked(0.01)
+                raise Died
+
+        with theirs, ours:
+            try:
+                trio.run(die)
+            except ExceptionGroup as group:
+                raise group.exceptions[0] from None
+
+
+class Died(Exception):
+    """The daemon is dead."""
 
 
 def message(unique: int, opcode: int, operation: bytes, ino: int = ROOT) -> bytes:
@@ -112,3 +139,64 @@ def test_what_only_reads_is_done_again(daemon: Daemon) -> None:
     asked = message(100, Opcode.GETATTR, bytes(16))
     assert daemon.ask(asked) == daemon.ask(asked)
     assert daemon.files.shared.answers.places == {}
+
+
+def test_an_operation_that_waits_for_something_after_it_was_carried_out_is_not_begun_anew(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The daemon dies in the midst of others' operations, long after this one's commit.
+    fs = daemon.files.fs
+    ino = fs.make(ROOT, b"f", NewInode(0o100777, 0, 0))
+    fs.set_xattr(ino, b"security.capability", b"taken from it by what changes it")
+    fs.write(ino, 0, b"x" * 8192)
+    insert = struct.pack("<QQQII", 1, 0, 4096, 0x20, 0)
+
+    async def tell(_: int) -> None:
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(daemon.raw._door._handlers.notifier, "tell", lambda ino: tell(ino))
+    first = message(100, Opcode.FALLOCATE, insert, ino)
+    others = [
+        message(102 + 2 * n, Opcode.MKDIR, wire.MKDIR_IN.pack(0o755, 0) + b"d%d\0" % n)
+        for n in range(3)
+    ]
+    with pytest.raises(Died):
+        daemon.ask_and_die(first, *others)
+    before = fs.names(ROOT)
+    second = daemon.successor()
+    again = second.ask(*others, first)
+    assert sorted(unique for unique, _, _ in again) == [100, 102, 104, 106]
+    assert {error for _, error, _ in again} == {0}
+    assert second.files.fs.names(ROOT) == before
+    assert bytes(second.files.fs.read(ino, 0, MIB)) == bytes(4096) + b"x" * 8192
+
+
+def test_what_was_published_before_a_death_is_not_believed_after_it(daemon: Daemon) -> None:
+    way = WireWay(daemon.raw._door)
+    _, handle = way.create(ROOT, b"f", 0o600, os.O_RDWR)
+    way.write(handle, 0, bytes(64 * 1024))
+    way.getattr(ROOT)
+    ino = daemon.files.fs.lookup(ROOT, b"f")
+    assert daemon.files.shared.is_published(ino)
+    second = daemon.successor()
+    assert not second.files.shared.is_published(ino)
+    assert second.files.shared.published_attributes() == {}
+    # It is worth being published, as it was.
+    WireWay(second.raw._door).read(handle, 0, 10)
+    assert second.files.shared.is_published(ino)
+
+
+def test_the_kernel_asks_again_for_what_could_be_written_to(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    way = WireWay(daemon.raw._door)
+    way.create(ROOT, b"f", 0o4777, os.O_RDWR)
+    way.create(ROOT, b"g", 0o600, os.O_RDONLY)
+    handlers, _ = daemon.files.door()
+    told: list[int] = []
+    monkeypatch.setattr(handlers.notifier, "tell", told.append)
+    opens = OpenPlaces(daemon.files.shared.opens)
+    unanswered = Unanswered(daemon.files.once, handlers, opens, daemon.files.fs)
+    unanswered.tell_kernel()
+    unanswered.tell_kernel()
+    assert told == [daemon.files.fs.lookup(ROOT, b"f")]
