@@ -17,7 +17,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import trio
@@ -38,6 +38,7 @@ from pmemfs.errors import (
     mount_exit_code,
     sentence_of,
 )
+from pmemfs.fuse.joint import Joint
 from pmemfs.fuse.session import NativeSession, Session
 from pmemfs.logs import log_for_others, start_logging
 from pmemfs.media.label import Mode, State
@@ -58,6 +59,7 @@ from pmemfs.units import GIB
 if TYPE_CHECKING:
     from pmemfs.fuse.keeping import Keeper, Stored
     from pmemfs.fuse.keptmount import KeptMount
+    from pmemfs.fuse.takeover import Left
     from pmemfs.pins.methods import PinMethods
     from pmemfs.pins.registry import Pins
 
@@ -77,6 +79,8 @@ class Arguments(NamedTuple):
     mountpoint: str
     options: MountOptions
     starter_fd: int | None
+    takeover_fd: int | None
+    foreground: bool
 
 
 def parse(words: list[str]) -> Arguments:
@@ -86,7 +90,12 @@ def parse(words: list[str]) -> Arguments:
     parser.add_argument("mountpoint")
     parser.add_argument("-o", dest="options", type=MountOptions.parse, default=MountOptions())
     parser.add_argument("--starter-fd", type=int)
-    return Arguments(**vars(parser.parse_args(words)))
+    parser.add_argument("--takeover", dest="takeover_fd", type=int)
+    parser.add_argument("--foreground", action="store_true")
+    said = Arguments(**vars(parser.parse_args(words)))
+    # With nobody who waits for it, it was started by hand, or by a service manager.
+    is_alone = said.starter_fd is None and said.takeover_fd is None
+    return said._replace(foreground=said.foreground or is_alone)
 
 
 def main() -> None:
@@ -94,12 +103,13 @@ def main() -> None:
     arguments = parse(sys.argv[1:])
     # Signals break off no system call of this thread, except where `endable` allows it.
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
-    starter = Starter(arguments.starter_fd)
+    starter = Starter(arguments.starter_fd, is_kept=arguments.takeover_fd is not None)
     starter.note_signals()
-    where = start_logging(arguments.pool, foreground=arguments.starter_fd is None)
+    items = _inherited(arguments)
+    where = start_logging(arguments.pool, foreground=arguments.foreground)
     log.info("log to %s", where)
     try:
-        serve_mount(arguments, starter)
+        serve_mount(arguments, starter, _left_by(items) if items else None)
     except Exception as error:
         cause, sentence = cause_of(error), f"{sentence_of(error)}{limits_behind(error)}"
         if isinstance(cause, PmemfsError):
@@ -111,16 +121,34 @@ def main() -> None:
         sys.exit(EXIT_MOUNT_FAILED)
 
 
-def serve_mount(arguments: Arguments, starter: Starter) -> None:
-    """Serve one mount until it ends. Raises what ended it, unless it ended in order."""
+def _inherited(arguments: Arguments) -> dict[str, Stored]:
+    """What a keeper has of the mount whose daemon has died; nothing if this is its first one."""
+    if arguments.takeover_fd is None:
+        return {}
+    from pmemfs.fuse.takeover import inherited
+
+    return inherited(arguments.takeover_fd, foreground=arguments.foreground)
+
+
+def _left_by(items: dict[str, Stored]) -> Left:
+    from pmemfs.fuse.takeover import left_by
+
+    return left_by(items)
+
+
+def serve_mount(arguments: Arguments, starter: Starter, left: Left | None) -> None:
+    """Serve one mount until it ends, in the place of a daemon that has died if that has `left`
+    anything. Raises what ended it, unless it ended in order."""
+    if left is not None:
+        arguments = arguments._replace(options=left.options(arguments.options))
     try:
         # Before anything is written: a daemon without spare descriptors may not be able to end.
         with (
             contextlib.ExitStack() as last,
             SpareDescriptors() as spare,
-            mounted_pool(arguments, starter) as (pool, medium),
+            mounted_pool(arguments, starter, left) as (pool, medium),
         ):
-            run(arguments, pool, medium, starter, spare, last)
+            run(arguments, pool, medium, starter, spare, last, left)
             if not starter.is_kept:
                 raise MountFailed(pool=medium.name, path=arguments.mountpoint,
                                   why="it was unmounted before it was ready")  # fmt: skip
@@ -132,21 +160,27 @@ def serve_mount(arguments: Arguments, starter: Starter) -> None:
 
 
 @contextlib.contextmanager
-def mounted_pool(arguments: Arguments, starter: Starter) -> Iterator[tuple[Pool, MappedMedium]]:
+def mounted_pool(
+    arguments: Arguments, starter: Starter, left: Left | None
+) -> Iterator[tuple[Pool, MappedMedium]]:
     """The pool, open, and dirty while this lasts; it stays dirty if this ends by an error."""
-    read_only = arguments.options.read_only
     with starter.endable():
-        medium = _open(arguments.pool, read_only=read_only)
+        medium = (
+            _open(arguments.pool, read_only=arguments.options.read_only) if left is None
+            else left.medium(arguments.pool)
+        )  # fmt: skip
+    read_only = medium.read_only
     try:
         pool = Pool.open(medium)
         arguments.options.check_mode(Mode(pool.label.mode))
-        log.info("%s: mounting on %s", medium.name, arguments.mountpoint)
+        doing = "taking over the mount" if left else "mounting"
+        log.info("%s: %s on %s", medium.name, doing, arguments.mountpoint)
         for reading in pool.damaged_copies:
             log.warning("%s of %s: %s; the other copy serves", reading.where, medium.name,
                         reading.problem)  # fmt: skip
         if medium.source.warning:
             log.warning("%s", medium.source.warning)
-        with contextlib.nullcontext() if read_only else _dirty(pool, starter):
+        with contextlib.nullcontext() if read_only else _dirty(pool, arguments, starter, left):
             yield pool, medium
         log.info("%s: unmounted%s", medium.name, "" if read_only else ", clean")
     finally:
@@ -154,9 +188,13 @@ def mounted_pool(arguments: Arguments, starter: Starter) -> Iterator[tuple[Pool,
 
 
 @contextlib.contextmanager
-def _dirty(pool: Pool, starter: Starter) -> Iterator[None]:
+def _dirty(pool: Pool, arguments: Arguments, starter: Starter, left: Left | None) -> Iterator[None]:
     was_clean = pool.label.state == State.CLEAN
-    pool.begin_mount()
+    if left is None:
+        pool.begin_mount()
+    elif was_clean and not arguments.options.read_only:
+        # Whoever has marked it clean has died before anybody relied on that.
+        pool.resume_mount()
     try:
         yield
     except NotDurable:
@@ -192,6 +230,7 @@ def run(
     starter: Starter,
     spare: SpareDescriptors,
     last: contextlib.ExitStack,
+    left: Left | None,
 ) -> None:
     """Wire the parts, mount, and serve until the mount ends and everything written is durable.
 
@@ -199,15 +238,22 @@ def run(
     """
     options = arguments.options
     with starter.endable():
-        _advise(pool, medium, options)
-        session = open_session(arguments, pool, medium)
-    last.callback(_let_go, session)
+        # The memory is there already, if another daemon has populated it.
+        _advise(pool, medium, options if left is None else replace(options, populate=False))
+        session = open_session(arguments, pool, medium, left)
     pinning = Pinning()
+    if left is not None:
+        session.adopt_mount(arguments.mountpoint)
+        pinning.take_over(left.others, left.keeper, medium, session)
+        session.let_workers_go_on()
+    # What fails before this, the next successor may do better.
+    last.callback(_let_go, session)
     try:
-        session.make_mount(arguments.mountpoint, options)
+        if left is None:
+            session.make_mount(arguments.mountpoint, options)
         try:
             methods = _methods(pool, medium, session, options, pinning)
-            trio.run(_serve, arguments, starter, session, methods, pinning, spare)
+            trio.run(_serve, arguments, starter, session, methods, pinning, spare, left)
         finally:
             spare.release()
             # While the pool is made clean, no signal counts.
@@ -353,7 +399,9 @@ def _cache_methods(session: Session) -> dict[str, server.Method]:
     return CacheMethods(session.served.cache).methods()
 
 
-def open_session(arguments: Arguments, pool: Pool, medium: MappedMedium) -> Session:
+def open_session(
+    arguments: Arguments, pool: Pool, medium: MappedMedium, left: Left | None
+) -> Session:
     """A session without its mount, with the engine that was asked for. Raises PmemfsError."""
     options = arguments.options
     if options.engine == "python":
@@ -361,17 +409,21 @@ def open_session(arguments: Arguments, pool: Pool, medium: MappedMedium) -> Sess
         from pmemfs.fuse.pythonsession import PythonSession
 
         return PythonSession(pool, medium, options)
+    if left is not None:
+        return NativeSession(pool, medium, options, left.joint, left)
     choice = choose_transport(options.transport, read_offer())
     log.info("%s: %s", medium.name, choice.sentence)
-    return NativeSession(pool, medium, options, choice)
+    return NativeSession(pool, medium, options, Joint.make(pool, choice))
 
 
 async def _serve(
     arguments: Arguments, starter: Starter, session: Session, methods: server.Methods,
-    pinning: Pinning, spare: SpareDescriptors,
+    pinning: Pinning, spare: SpareDescriptors, left: Left | None,
 ) -> None:  # fmt: skip
-    path = new_socket_path(session.mount)
-    with server.listening(path) as listener:
+    with (
+        server.listening_again(*left.listener) if left
+        else server.listening(new_socket_path(session.mount))
+    ) as listener:  # fmt: skip
         spare.release_for_questions()
         async with trio.open_nursery() as nursery:
             pinning.serve(nursery)
@@ -382,7 +434,7 @@ async def _serve(
             nursery.start_soon(_tidy, session)
             nursery.start_soon(session.remounter.follow_kernel, session.mount)
             if session.kept:
-                nursery.start_soon(_keep, arguments, starter, session.kept, listener, path, pinning)
+                nursery.start_soon(_keep, arguments, starter, session.kept, listener, pinning)
             await _serve_volume(session, starter, answering.cancel)
             nursery.cancel_scope.cancel()
 
@@ -396,35 +448,43 @@ async def _answer(
 
 
 async def _keep(
-    arguments: Arguments, starter: Starter, kept: KeptMount, listener: socket.socket, path: str,
+    arguments: Arguments, starter: Starter, kept: KeptMount, listener: socket.socket,
     pinning: Pinning,
 ) -> None:  # fmt: skip
     """Once the mount is to stay, have a keeper hold what it needs, and notice the keeper's end."""
-    is_kept = trio.Event()
-    soon = trio.lowlevel.current_trio_token().run_sync_soon
-    starter.when_kept(functools.partial(soon, is_kept.set))
-    await is_kept.wait()
-    # Imported here, so that a mount is made before.
-    from pmemfs.fuse.keeping import Keeper
+    if kept.keeper is None:
+        is_kept = trio.Event()
+        soon = trio.lowlevel.current_trio_token().run_sync_soon
+        starter.when_kept(functools.partial(soon, is_kept.set))
+        await is_kept.wait()
+        # Imported here, so that a mount is made before.
+        from pmemfs.fuse.keeping import Keeper
 
-    # The keeper needs as many as this process for what clients have pinned.
-    raise_descriptors()
-    try:
-        keeper = Keeper.start()
-    except OSError as error:
-        log.error("the mount ends with its processes, because no keeper can be started: %s", error)
-        return
-    words = [*python_words("pmemfs.daemons.mountd"), arguments.pool, arguments.mountpoint]
-    kept.begin(keeper, [*words, "-o", arguments.options.as_text()])
-    keeper.store("listener", [listener.fileno()], path.encode())
-    pinning.keep_with(keeper)
-    place = log_for_others()
-    if place:
-        fd, line = place
-        name = arguments.pool.replace("{", "{{").replace("}", "}}")
-        keeper.store("log", [fd], line.replace("{message}", f"{name}: {{message}}").encode())
-    keeper.watch(arguments.options.hang_timeout)
+        # The keeper needs as many as this process for what clients have pinned.
+        raise_descriptors()
+        try:
+            keeper = Keeper.start()
+        except OSError as error:
+            log.error("the mount ends with its processes, because no keeper can be started: %s",
+                      error)  # fmt: skip
+            return
+        kept.store("listener", [listener.fileno()], os.fsencode(listener.getsockname()))
+        pinning.keep_with(keeper)
+        place = log_for_others()
+        if place:
+            fd, line = place
+            name = arguments.pool.replace("{", "{{").replace("}", "}}")
+            keeper.store("log", [fd], line.replace("{message}", f"{name}: {{message}}").encode())
+        # The last: from now on a successor would be started.
+        kept.begin(keeper, _words_of_a_successor(arguments))
+    kept.have_watched(arguments.options.hang_timeout)
     await kept.watch()
+
+
+def _words_of_a_successor(arguments: Arguments) -> list[str]:
+    words = [*python_words("pmemfs.daemons.mountd"), arguments.pool, arguments.mountpoint]
+    words += ["-o", arguments.options.as_text(only_said=True)]
+    return [*words, "--foreground"] if arguments.foreground else words
 
 
 async def _serve_volume(session: Session, starter: Starter, has_ended: Callable[[], None]) -> None:

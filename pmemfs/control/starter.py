@@ -38,9 +38,9 @@ KEEP = b"keep"
 class Starter:
     """The command that started this process, and systemd. Without a socket the mount just stays."""
 
-    def __init__(self, fd: int | None) -> None:
+    def __init__(self, fd: int | None, *, is_kept: bool = False) -> None:
         self._socket = None if fd is None else socket.socket(fileno=fd)
-        self.is_kept = False
+        self.is_kept = is_kept
         """Whether the mount was kept: only then its end is not a failure."""
         self.ended_by: int | None = None
         """The signal that has ended the mount."""

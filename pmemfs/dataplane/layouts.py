@@ -154,9 +154,7 @@ class Header:
     pool_bytes: int = stored("<u8", "size of the pool", unit="bytes")
     durability: int = stored("<u8", "0 volatile, 1 cache lines, 2 msync")
     reserved: int = stored("<u8", "1: all of the pool had memory when it was opened")
-    read_only: int = stored(
-        "<u8", "1: writes are refused; at the start, also the mapping is for reading"
-    )
+    read_only: int = stored("<u8", "1: writes are refused")
     section_shift: int = stored("<u8", "structures in a section or stretch, as a power of two")
     has_files: int = stored("<u8", "1: mode fs; what is not published may be any file")
     reach_bytes: int = stored(

@@ -17,6 +17,13 @@ from pmemfs.dataplane.plane cimport piece_t, plane_t
 from pmemfs.dataplane.structures cimport *
 
 
+cdef extern from "fcntl.h" nogil:
+    int fcntl(int fd, int command)
+    enum:
+        F_GETFL
+        O_ACCMODE
+        O_RDONLY
+
 cdef enum:
     PAUSE_MICROSECONDS = 50
     # The words of an entry behind its sequence.
@@ -27,6 +34,7 @@ cdef int attach(plane_t *plane, int shared_fd, int pool_fd, int map_flags) noexc
     """Map the shared memory and the pool; 0 or errno."""
     cdef struct_stat status
     cdef void *mapped
+    cdef int flags
     if fstat(shared_fd, &status):
         return errno
     plane.shared_bytes = <size_t>status.st_size
@@ -38,8 +46,10 @@ cdef int attach(plane_t *plane, int shared_fd, int pool_fd, int map_flags) noexc
     plane.pool_fd = pool_fd
     # The mapping reaches beyond the pool's end. A touch there faults until the pool has grown.
     plane.mapped_bytes = plane.header.reach_bytes
+    # Not as `read_only` says: a mount that is only read by now may be written to again.
+    flags = fcntl(pool_fd, F_GETFL)
     mapped = mmap(NULL, plane.mapped_bytes,
-                  PROT_READ if plane.header.read_only else PROT_READ | PROT_WRITE,
+                  PROT_READ if (flags & O_ACCMODE) == O_RDONLY else PROT_READ | PROT_WRITE,
                   map_flags, pool_fd, 0)
     if mapped == MAP_FAILED:
         return errno

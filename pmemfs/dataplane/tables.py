@@ -251,10 +251,12 @@ class SharedMemory:
         """Store a word of the header."""
         store_word(self.memory, layouts.HEADER.offset_of(name), value)
 
-    def note_death(self, whose: str) -> None:
-        """Note that a process of the mount has died: `plane`, `daemon` or `keeper`."""
-        self.set_header_word(f"{whose}_deaths", self.header_word(f"{whose}_deaths") + 1)
-        self.set_header_word(f"{whose}_died_ns", time.time_ns())
+    def note_death(self, whose: str, times: int = 1, at_ns: int = 0) -> None:
+        """Note that a process of the mount has died, just now or at a time in ns since 1970:
+        `plane`, `daemon` or `keeper`."""
+        if times:
+            self.set_header_word(f"{whose}_deaths", self.header_word(f"{whose}_deaths") + times)
+            self.set_header_word(f"{whose}_died_ns", at_ns or time.time_ns())
 
     def slot_word(self, worker: int, name: str) -> int:
         """A word of the head of a worker's slot, as it is now."""

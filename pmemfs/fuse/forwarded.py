@@ -18,7 +18,7 @@ from typing import Any
 import trio
 
 from pmemfs.dataplane.answers import AnswerState
-from pmemfs.dataplane.layouts import MISS, MISSES_OPCODE, SERVE_AGAIN
+from pmemfs.dataplane.layouts import HAND_AGAIN, MISS, MISSES_OPCODE, SERVE_AGAIN
 from pmemfs.errors import system_error
 from pmemfs.fuse import wire
 from pmemfs.fuse.failures import errno_of
@@ -71,6 +71,11 @@ class Outbox:
         if not self._again:
             self._nursery.start_soon(self._send_again)
         self._again.append(unique)
+
+    def hand_again(self) -> None:
+        """Let the data plane hand over once more what another daemon was handed and has not
+        answered. This is the socket that all workers share."""
+        self._send_or_keep([wire.OUT_HEADER.pack(wire.OUT_HEADER.size, HAND_AGAIN, 0)])
 
     async def _send_again(self) -> None:
         again, self._again = self._again, []
@@ -163,8 +168,12 @@ class ForwardedRequests:
         self._coming = self._begun = 0
         """Requests that wait without a task, and all that ever did."""
 
-    async def serve(self, connections: Sequence[socket.socket]) -> None:
+    async def serve(
+        self, connections: Sequence[socket.socket], *, is_successor: bool = False
+    ) -> None:
         """Answer requests until the data plane hangs up; slow answers don't hold up the others.
+
+        As the successor of another daemon, answer those as well that were handed to that one.
 
         One task serves all sockets. So messages that come on several sockets at once, as a FORGET
         beside other requests does, are answered without a switch of tasks in between.
@@ -174,6 +183,8 @@ class ForwardedRequests:
                 self._outboxes = {
                     connection: Outbox(connection, inbox, nursery) for connection in connections
                 }
+                if is_successor:
+                    self._outboxes[connections[0]].hand_again()
                 while inbox:
                     await inbox.wait()
                     begun = self._begun

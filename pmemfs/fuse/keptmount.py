@@ -22,6 +22,7 @@ from pmemfs.dataplane.tables import SharedMemory
 from pmemfs.fuse import wire
 from pmemfs.fuse.planes import DataPlane
 from pmemfs.medium.mapped import MappedMedium
+from pmemfs.mount.transport import Choice
 
 if TYPE_CHECKING:
     from pmemfs.fuse.keeping import Keeper
@@ -36,7 +37,10 @@ _WITHIN_SECONDS = 60
 class KeptMount:
     """What is stored with the keeper of a mount, and how often processes of the mount died."""
 
-    def __init__(self, medium: MappedMedium, shared: SharedMemory, plane: DataPlane) -> None:
+    def __init__(
+        self, medium: MappedMedium, shared: SharedMemory, plane: DataPlane, choice: Choice
+    ) -> None:
+        self._choice = choice
         self._medium = medium
         self._shared = shared
         self._plane = plane
@@ -67,8 +71,14 @@ class KeptMount:
         keeper.store("sockets", self._plane.sockets.fds)
         if self._plane.entries_fd >= 0:
             keeper.store("entries", [self._plane.entries_fd])
+        keeper.store("transport", data=self._choice.sentence.encode())
         self.store_plane()
         keeper.store("arguments", data=b"\0".join(map(os.fsencode, words)))
+
+    def have_watched(self, seconds: float) -> None:
+        """Have the keeper kill this process if it hangs for so long; 0: never."""
+        if self.keeper:
+            self.keeper.watch(seconds)
 
     def store_plane(self) -> None:
         """Have the keeper know the data plane that serves now."""

@@ -60,6 +60,12 @@ class PlaneSettings(NamedTuple):
     depth: int
     reader_count: int
 
+    @classmethod
+    def of(cls, shared: SharedMemory) -> Self:
+        """Those that a data plane of this memory was started with, once INIT has agreed."""
+        counts = map(shared.header_word, ("queue_count", "depth", "reader_count"))
+        return cls(shared.agreement.max_write, *counts)
+
     @property
     def longest_bytes(self) -> int:
         """The longest request."""
@@ -129,6 +135,13 @@ class Sockets:
         """Close the data plane's ends, which that process has by now."""
         for end in (self.their_notices, *self.their_forwarded):
             end.close()
+
+    @property
+    def have_hung_up(self) -> bool:
+        """Whether `hang_up` was called, by whatever process."""
+        poll = select.poll()
+        poll.register(self.forwarded[0], 0)
+        return bool(poll.poll(0))
 
     @property
     def message_bytes(self) -> int:

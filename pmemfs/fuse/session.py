@@ -14,6 +14,8 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -22,14 +24,15 @@ from pmemfs.dataplane.native import stay_in_memory
 from pmemfs.engine.base import Engine
 from pmemfs.engine.growing import Grower, OriginFollower
 from pmemfs.engine.native import SharedEngine
-from pmemfs.engine.sharing import share_memmap, share_pool
+from pmemfs.engine.sharing import share_memmap
 from pmemfs.errors import DataPlaneFailed
 from pmemfs.fuse.forwarded import ForwardedRequests
 from pmemfs.fuse.handshake import Terms
+from pmemfs.fuse.joint import Joint
 from pmemfs.fuse.keptmount import KeptMount
 from pmemfs.fuse.notices import Notices
 from pmemfs.fuse.once import Once
-from pmemfs.fuse.planes import MAX_BACKGROUND, DataPlane, Sockets, choose_settings
+from pmemfs.fuse.planes import MAX_BACKGROUND, DataPlane
 from pmemfs.fuse.remounting import Remounter
 from pmemfs.fuse.served import Served, serve_pool
 from pmemfs.fuse.unanswered import Unanswered
@@ -41,11 +44,13 @@ from pmemfs.memmap import Memmap
 from pmemfs.mount.making import detach_mount, mount_by_helper
 from pmemfs.mount.mountpoint import places_of
 from pmemfs.mount.options import MountOptions
-from pmemfs.mount.transport import Choice
 from pmemfs.mountinfo import Mount
 from pmemfs.pfn import PAGE_SHIFT
 from pmemfs.pool import Pool
 from pmemfs.volume.onefile import INODE, OneFileVolume
+
+if TYPE_CHECKING:
+    from pmemfs.fuse.takeover import Left
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +121,14 @@ class Session(ABC):
     def make_mount(self, mountpoint: str, options: MountOptions) -> None:
         """Mount; from now on `end` has to be called. Raises MountFailed."""
 
+    def adopt_mount(self, mountpoint: str) -> None:
+        """Have the mount of a daemon that has died, in place of `make_mount`."""
+        raise NotImplementedError
+
+    def let_workers_go_on(self) -> None:
+        """After `adopt_mount`: all references on pages that count are taken."""
+        raise NotImplementedError
+
     @abstractmethod
     async def serve(self, on_ready: Callable[[Mount], None]) -> None:
         """Serve until the mount ends; `on_ready` is called once it answers.
@@ -136,48 +149,44 @@ class Session(ABC):
         """Make `serve` return."""
 
 
-def _set_count(pool: Pool) -> int:
-    """The sets of a cache; 0 in the other modes."""
-    if pool.label.mode != Mode.CACHE:
-        return 0
-    from pmemfs.volume.cache.heads import StoredHead
-
-    return StoredHead.open(pool).ground.set_count
-
-
 class NativeSession(Session):
     """The data plane on /dev/fuse, and the wire door behind it."""
 
     def __init__(
-        self, pool: Pool, medium: MappedMedium, options: MountOptions, choice: Choice
+        self,
+        pool: Pool,
+        medium: MappedMedium,
+        options: MountOptions,
+        joint: Joint,
+        left: Left | None = None,
     ) -> None:
+        """`left` is what a daemon that has died has left, in whose place this one serves. Then
+        workers of its data plane stand still until `let_workers_go_on`."""
+        shared, sockets, settings, choice = joint
         self.transport = choice.transport
         self.transport_reason = choice.sentence
-        self._medium = medium
-        has_files = pool.label.mode == Mode.FS
-        sockets = Sockets()
-        settings = choose_settings(choice.transport, sockets.message_bytes)
         self.queue_count = settings.queue_count
-        sockets.add_own(settings.queue_count)
-        self._shared = share_pool(
-            pool, worker_count=settings.worker_count, has_files=has_files,
-            cache_set_count=_set_count(pool),
-        )  # fmt: skip
-        for name in ("queue_count", "depth", "reader_count"):
-            self._shared.set_header_word(name, getattr(settings, name))
-        self.memmap = share_memmap(pool, medium, self._shared)
-        self._engine = SharedEngine(pool, medium, self.memmap, self._shared)
-        once = Once(self._shared.answers)
+        self._medium = medium
+        self._shared, self._sockets, self._settings = shared, sockets, settings
+        self._choice = choice
+        self._left = left
+        if left is not None:
+            left.stop_workers(medium.name)
+        self.memmap = share_memmap(pool, medium, shared)
+        self._engine = SharedEngine(pool, medium, self.memmap, shared)
+        if left is not None:
+            self._engine.renew()
+        once = Once(shared.answers)
         self.served = served = serve_pool(pool, medium, self.memmap, self._engine, options, once)
         unanswered = Unanswered(
-            once, served.handlers, OpenPlaces(self._shared.opens), served.fs, served.tables
+            once, served.handlers, OpenPlaces(shared.opens), served.fs, served.tables
         )
         terms = Terms(
-            max_write=settings.max_write, max_background=MAX_BACKGROUND, has_files=has_files,
-            over_uring=settings.queue_count > 0,
+            max_write=settings.max_write, max_background=MAX_BACKGROUND,
+            has_files=pool.label.mode == Mode.FS, over_uring=settings.queue_count > 0,
         )  # fmt: skip
-        door = WireDoor(self.served.handlers, terms, self._shared)
-        self._shared.set_header_word("answered", door.opcodes)
+        door = WireDoor(self.served.handlers, terms, shared)
+        shared.set_header_word("answered", door.opcodes)
         self._forwarded = ForwardedRequests(
             door, settings.longest_bytes, once, unanswered, served.bring
         )
@@ -186,27 +195,54 @@ class NativeSession(Session):
         unanswered.tell_kernel()
         self.grower = self._grower(pool, medium)
         self.remounter = Remounter(pool, medium, self.served, self.grower, options)
-        self._settings = settings
-        self._sockets = sockets
 
     def make_mount(self, mountpoint: str, options: MountOptions) -> None:
         fuse_fd, self.mount = mount_by_helper(self._medium.name, mountpoint, options)
         self._shared.set_header_word("device", self.mount.number)
+        self._join(fuse_fd, is_kept=options.is_kept)
+
+    def adopt_mount(self, mountpoint: str) -> None:
+        left = self._left
+        assert left is not None
+        self.mount = left.mount(mountpoint, self._medium.name)
+        self._join(left.fuse_fd, is_kept=True)
+        self._plane.adopt(left.plane)
+        if self.served.life:
+            self.served.life.left = left.origin
+        assert self.kept is not None
+        self.kept.keeper = left.keeper
+        self._shared.note_death("daemon", left.deaths.times, left.deaths.last_ns)
+
+    def let_workers_go_on(self) -> None:
+        # A growth may have come this far, or less.
+        self._engine.note_size()
+        self._shared.resume()
+        if self._sockets.have_hung_up:
+            # The dead daemon was ending the mount.
+            self.terminate()
+
+    def _join(self, fuse_fd: int, *, is_kept: bool) -> None:
         self._plane = DataPlane(
-            fuse_fd, self._shared, self._settings, self._sockets, is_kept=options.is_kept
-        )
-        if options.is_kept:
-            self.kept = KeptMount(self._medium, self._shared, self._plane)
+            fuse_fd, self._shared, self._settings, self._sockets, is_kept=is_kept,
+            entries_fd=self._left.entries_fd if self._left else -1,
+        )  # fmt: skip
+        if is_kept:
+            self.kept = KeptMount(self._medium, self._shared, self._plane, self._choice)
             if self.served.life:
                 self.served.life.keep = self.kept.store
 
     async def serve(self, on_ready: Callable[[Mount], None]) -> None:
-        self._plane.start(self._medium)
+        is_successor = self._left is not None
+        if not is_successor:
+            self._plane.start(self._medium)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._forwarded.serve, self._sockets.forwarded)
+            nursery.start_soon(
+                partial(self._forwarded.serve, self._sockets.forwarded, is_successor=is_successor)
+            )
             nursery.start_soon(self._notices.serve)
             nursery.start_soon(self._watch_memory)
-            await self._plane.wait_until_ready()
+            if not is_successor:
+                await self._plane.wait_until_ready()
             if stay_in_memory():
                 log.info(
                     "%s: without both CAP_SYS_RESOURCE and CAP_IPC_LOCK these processes may "

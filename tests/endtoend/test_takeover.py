@@ -1,0 +1,273 @@
+"""The daemon of a mount is killed, and its successor goes on with all that programs have of it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import subprocess
+import sys
+import time
+from contextlib import ExitStack, suppress
+from functools import partial
+
+import pytest
+
+from kit.commands import pmemfs_here, run_command
+from kit.killing import KEPT
+from kit.mounts import NATIVE_ONLY, Mounted, PoolMaker, Session
+from kit.posix import opened
+from kit.processes import is_running, wait_until
+from pmemfs.errors import PmemfsError
+from pmemfs.logs import log_file
+
+pytestmark = [pytest.mark.mount, pytest.mark.slow, *NATIVE_ONLY]
+
+MANY_INODES = 2000
+MANY_FILES = 200
+
+
+def die(mounted: Mounted, *, both: bool = False) -> None:
+    """Kill the daemon, or both processes, and wait for successors."""
+    pid = mounted.pid
+    victims = [mounted.data_plane_pid] if both else []
+    for victim in (*victims, pid):
+        os.kill(victim, 9)
+    wait_for_successor(mounted, {pid, *victims})
+
+
+def wait_for_successor(mounted: Mounted, dead: set[int]) -> None:
+    def is_served() -> bool:
+        with suppress(OSError, PmemfsError, AssertionError):
+            info = mounted.info()
+            return not dead & {info["pid"], info["data_plane_pid"]}
+        return False
+
+    wait_until(is_served, "a successor answers", 20)
+
+
+def mount(pools: PoolMaker, mode: str, *options: object, size: str = "64M") -> Mounted:
+    return pools.mount(pools.create("pmem0", size, "--mode", mode), *KEPT, *options)
+
+
+def end(pools: PoolMaker, mounted: Mounted) -> None:
+    """Unmount, and look whether all is well."""
+    session = Session.of(mounted)
+    pools.umount(mounted)
+    session.assert_ended()
+    check(mounted)
+
+
+def check(mounted: Mounted) -> None:
+    said = pmemfs_here("check", mounted.pool)
+    assert "no errors" in said
+    if "file system" in said:
+        assert " 0 leaked" in said
+
+
+def remount(mounted: Mounted, words: str) -> None:
+    pmemfs_here("mount", "-o", f"remount,{words}", mounted.mountpoint)
+
+
+def said_in_log(mounted: Mounted) -> str:
+    return log_file(str(mounted.pool)).read_text()
+
+
+def test_open_files_go_on_with_names_and_without(pools: PoolMaker) -> None:
+    mounted = mount(pools, "fs")
+    top = mounted.mountpoint
+    with ExitStack() as files:
+        named = files.enter_context(opened(top / "named", os.O_RDWR | os.O_CREAT))
+        gone = files.enter_context(opened(top / "gone", os.O_RDWR | os.O_CREAT))
+        directory = files.enter_context(opened(top, os.O_RDONLY | os.O_DIRECTORY))
+        for fd in (named, gone):
+            os.pwrite(fd, b"acknowledged" * 1000, 0)
+        (top / "gone").unlink()
+        for _ in range(2):
+            die(mounted)
+            for fd in (named, gone):
+                assert os.pread(fd, 24000, 0) == b"acknowledged" * 1000
+                assert os.pwrite(fd, b"more", 12000) == 4
+                os.ftruncate(fd, 12000)
+            assert os.fstat(gone).st_nlink == 0
+            assert os.listdir(directory) == ["named"]
+    end(pools, mounted)
+
+
+def test_what_was_forgotten_is_freed_by_the_successor(pools: PoolMaker) -> None:
+    mounted = mount(pools, "fs")
+    before = os.statvfs(mounted.mountpoint)
+    with opened(mounted.mountpoint / "gone", os.O_RDWR | os.O_CREAT) as fd:
+        os.pwrite(fd, bytes(1 << 20), 0)
+        (mounted.mountpoint / "gone").unlink()
+        die(mounted)
+        assert os.statvfs(mounted.mountpoint).f_bfree < before.f_bfree - 200
+
+    def is_free() -> bool:
+        now = os.statvfs(mounted.mountpoint)
+        return now.f_bfree >= before.f_bfree - 2 and now.f_ffree >= before.f_ffree - 2
+
+    wait_until(is_free, "its frames and its inode are free")
+    end(pools, mounted)
+
+
+def test_many_known_inodes_and_open_files_are_still_there(pools: PoolMaker) -> None:
+    mounted = mount(pools, "fs", size="256M")
+    top = mounted.mountpoint
+    names = [top / f"{number % 10}" / f"{number}" for number in range(MANY_INODES)]
+    for directory in range(10):
+        (top / str(directory)).mkdir()
+    for number, name in enumerate(names):
+        name.write_bytes(b"%d" % number)
+    inodes = [name.stat().st_ino for name in names]
+    with ExitStack() as files:
+        some = [files.enter_context(opened(name, os.O_RDWR)) for name in names[:MANY_FILES]]
+        die(mounted)
+        for number, fd in enumerate(some):
+            assert os.pread(fd, 20, 0) == b"%d" % number
+        assert [name.stat().st_ino for name in names] == inodes
+        assert sorted(os.listdir(top / "3")) == sorted(str(n) for n in range(3, MANY_INODES, 10))
+    end(pools, mounted)
+
+
+HOLD = """
+import fcntl, os, sys
+fd = os.open(sys.argv[1], os.O_RDWR)
+{lock}
+print("locked", flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize(
+    ("lock", "try_lock"),
+    [("fcntl.flock(fd, fcntl.LOCK_EX)", fcntl.flock),
+     ("fcntl.lockf(fd, fcntl.LOCK_EX)", fcntl.lockf)],
+    ids=["flock", "fcntl"],
+)  # fmt: skip
+def test_locks_are_held_across_a_death(pools: PoolMaker, lock: str, try_lock: object) -> None:
+    mounted = mount(pools, "fs")
+    path = mounted.mountpoint / "locked"
+    path.touch()
+    words = [sys.executable, "-c", HOLD.format(lock=lock), path]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"locked\n"
+        die(mounted)
+        with opened(path, os.O_RDWR) as fd:
+            with pytest.raises(BlockingIOError):
+                try_lock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # type: ignore[operator]
+            holder.communicate(b"\n")
+            try_lock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # type: ignore[operator]
+    end(pools, mounted)
+
+
+def test_remounted_options_hold_after_a_death(pools: PoolMaker) -> None:
+    mounted = mount(pools, "fs")
+    path = mounted.mountpoint / "f"
+    path.write_bytes(b"before")
+    remount(mounted, "ro,noatime")
+    die(mounted)
+    assert {"ro", "noatime"} <= set(mounted.info()["options"].split(","))
+    with pytest.raises(OSError, match="Read-only"):
+        path.write_bytes(b"after")
+    assert path.read_bytes() == b"before"
+    assert Session.of(mounted).pool_state() == "clean"
+    remount(mounted, "rw")
+    path.write_bytes(b"after")
+    die(mounted)
+    path.write_bytes(b"after that")
+    assert path.read_bytes() == b"after that"
+    end(pools, mounted)
+
+
+def test_a_mount_that_is_only_read_goes_on(pools: PoolMaker) -> None:
+    pool = pools.create("pmem0", "64M", "--mode", "fs")
+    first = pools.mount(pool)
+    (first.mountpoint / "f").write_bytes(b"content")
+    pools.umount(first)
+    image = pool.read_bytes()
+    mounted = pools.mount(pool, *KEPT, "-o", "ro")
+    with opened(mounted.mountpoint / "f", os.O_RDONLY) as fd:
+        die(mounted)
+        assert os.pread(fd, 7, 0) == b"content"
+        with pytest.raises(OSError, match="Read-only"):
+            (mounted.mountpoint / "f").write_bytes(b"other")
+    pools.umount(mounted)
+    assert pool.read_bytes() == image
+
+
+def test_the_device_of_mode_block_keeps_what_was_set_of_it(pools: PoolMaker) -> None:
+    mounted = mount(pools, "block")
+    os.chmod(mounted.device, 0o640)
+    os.utime(mounted.device, ns=(5, 7))
+    with opened(mounted.device, os.O_RDWR) as fd:
+        os.pwrite(fd, b"acknowledged", 4096)
+        os.chmod(mounted.device, 0o600)
+        for both in (False, True):
+            die(mounted, both=both)
+            status = mounted.device.stat()
+            assert stat.S_IMODE(status.st_mode) == 0o600
+            assert os.pread(fd, 12, 4096) == b"acknowledged"
+            os.fsync(fd)
+    end(pools, mounted)
+
+
+def test_a_full_pool_goes_on(pools: PoolMaker) -> None:
+    mounted = mount(pools, "fs", size="16M")
+    path = mounted.mountpoint / "large"
+    with opened(path, os.O_RDWR | os.O_CREAT) as fd:
+        at = 0
+        with suppress(OSError):
+            while True:
+                at += os.pwrite(fd, b"x" * 65536, at)
+        die(mounted)
+        with pytest.raises(OSError, match="No space"):
+            os.pwrite(fd, b"y" * 65536, at)
+        assert os.pread(fd, 10, 0) == b"x" * 10
+        path.unlink()
+        die(mounted)
+        assert os.pread(fd, 10, at - 10) == b"x" * 10
+    wait_until(lambda: os.statvfs(mounted.mountpoint).f_bfree > at // 4096, "its frames are free")
+    path.write_bytes(b"z" * at)
+    end(pools, mounted)
+
+
+def test_a_mount_that_is_unmounted_while_nobody_serves_it_ends_clean(pools: PoolMaker) -> None:
+    mounted = mount(pools, "fs")
+    (mounted.mountpoint / "f").write_bytes(b"content")
+    session = Session.of(mounted)
+    os.kill(session.pid, 9)
+    assert run_command("umount", mounted.mountpoint).code == 0
+    wait_until(lambda: session.pool_state() == "clean", "the successor has ended")
+    wait_until(lambda: not is_running(session.pid), "it is gone")
+    again = pools.mount(mounted.pool)
+    assert (again.mountpoint / "f").read_bytes() == b"content"
+    pools.umount(again)
+    check(mounted)
+
+
+def test_a_mount_that_is_killed_while_it_ends_has_ended(pools: PoolMaker) -> None:
+    """A signal may come before the daemon has begun to end, and then it was in vain."""
+    for delay in (0.0, 0.003, 0.01, 0.03, 0.1):
+        is_new = delay == 0.0
+        mounted = mount(pools, "fs") if is_new else pools.mount(pools.directory / "pmem0", *KEPT)
+        (mounted.mountpoint / "f").write_bytes(b"content")
+        session = Session.of(mounted)
+        os.kill(session.pid, 15)
+        time.sleep(delay)
+        with suppress(ProcessLookupError):
+            os.kill(session.pid, 9)
+
+        wait_until(partial(has_ended_or_goes_on, mounted, session), "it ends, or goes on")
+        if session.is_mounted:
+            pools.umount(mounted)
+        check(mounted)
+
+
+def has_ended_or_goes_on(mounted: Mounted, before: Session) -> bool:
+    if not before.is_mounted:
+        return before.pool_state() == "clean"
+    with suppress(OSError, PmemfsError, AssertionError):
+        return mounted.pid != before.pid
+    return False
