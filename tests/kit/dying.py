@@ -213,9 +213,13 @@ def in_child(work: Callable[[], Any]) -> Any:
     return pickle.loads(said) if code == 0 else None
 
 
-def ask_until(raw: ForwardedRequests, message: Message, line: int) -> tuple[Reply, int]:
-    """Ask, and die before so many lines of pmemfs have run for the request; the reply, and how many
-    lines there were."""
+def ask_until(
+    raw: ForwardedRequests, message: Message | None, line: int
+) -> tuple[Reply | None, int]:
+    """Ask, and die before so many lines of pmemfs have run for the request; the reply, if one is
+    due, and how many lines there were."""
+    if message is None:
+        return None, 0
     count = -NEVER
 
     def run(frame: FrameType, event: str, _: object) -> Any:
@@ -237,10 +241,10 @@ def ask_until(raw: ForwardedRequests, message: Message, line: int) -> tuple[Repl
 
     sys.settrace(call)
     try:
-        (reply,) = ask(raw, message)
+        replies = ask(raw, message)
     finally:
         sys.settrace(None)
-    return reply, count
+    return next(iter(replies), None), count
 
 
 @dataclass
@@ -251,11 +255,15 @@ class Outcome:
     state: State
     verdict: str
     first: Reply | None
+    """What the first daemon has said, if it lived so long."""
     lines: int
 
 
-def die_at(template: Template, message: Message, again: Message | None, line: int) -> Outcome:
-    """Let a daemon die at a line of its request, and ask the next one again, or (None) not."""
+def die_at(
+    template: Template, message: Message | None, again: Message | None, line: int
+) -> Outcome:
+    """Let a daemon die at a line of its request, and ask the next one again. Either may be asked
+    nothing (None)."""
     copy = template.copied()
     try:
         first = in_child(lambda: ask_until(copy.open().forwarded(), message, line))
@@ -263,7 +271,7 @@ def die_at(template: Template, message: Message, again: Message | None, line: in
         def succeed() -> tuple[Reply | None, State]:
             files = copy.open()
             raw = files.forwarded()
-            reply = ask(raw, again)[0] if again else None
+            reply = next(iter(ask(raw, again)), None) if again else None
             state = state_of(files)
             while files.fs.tidy() or files.fs.go_on():
                 pass

@@ -13,7 +13,7 @@ import shutil
 import stat
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -354,6 +354,40 @@ def test_a_request_to_a_full_pool_is_carried_out_once(
     full_mount: tuple[Template, SimpleNamespace], name: str
 ) -> None:
     check(*full_mount, FULL_CASES[name], name)
+
+
+def forget(known: SimpleNamespace) -> tuple[Opcode, int, bytes]:
+    return Opcode.FORGET, known.hidden, wire.FORGET_IN.pack(2)
+
+
+def forget_many(known: SimpleNamespace) -> tuple[Opcode, int, bytes]:
+    pairs = [(known.f, 1), (known.g, 3), (known.hidden, 2), (known.d, 1), (known.f, 1)]
+    packed = b"".join(wire.FORGET_ONE.pack(*pair) for pair in pairs)
+    return Opcode.BATCH_FORGET, 0, wire.BATCH_FORGET_IN.pack(len(pairs)) + packed
+
+
+@pytest.mark.parametrize("ask", [forget, forget_many])
+def test_what_the_kernel_forgets_is_never_taken_twice_and_once_queued_never_lost(
+    mount: tuple[Template, SimpleNamespace],
+    ask: Callable[[SimpleNamespace], tuple[Opcode, int, bytes]],
+) -> None:
+    template, known = mount
+    opcode, ino, operation = ask(known)
+    message = Message(NUMBER, opcode, ino, operation)
+    # The next one is in the socket while the daemon dies at the first one.
+    queued = Message(NUMBER + 2, Opcode.FORGET, known.s, wire.FORGET_IN.pack(1))
+    before = die_at(template, None, None, NEVER).state.holds
+    whole = die_at(template, message, queued, NEVER)
+    assert whole.state.holds[known.s] == before[known.s] - 1
+    assert whole.state.holds[known.hidden] == before[known.hidden] - 2
+    for line in points(whole.lines, opcode.name):
+        found = die_at(template, message, queued, line)
+        assert found.verdict == "", line
+        assert found.state.holds[known.s] == before[known.s] - 1
+        assert all(
+            whole.state.holds.get(number, 0) <= count <= before[number]
+            for number, count in found.state.holds.items()
+        )
 
 
 def check(template: Template, known: SimpleNamespace, case: Case, name: str) -> None:
