@@ -75,6 +75,9 @@ _RBD: dict[str, tuple[Any, ...]] = {
     "rbd_metadata_set": (_INT, _P, _TEXT, _TEXT),
     "rbd_lock_acquire": (_INT, _P, _INT),
     "rbd_lock_release": (_INT, _P),
+    "rbd_lock_get_owners": (_INT, _P, ctypes.POINTER(_INT), _P, ctypes.POINTER(ctypes.c_size_t)),
+    "rbd_lock_get_owners_cleanup": (None, _P, ctypes.c_size_t),
+    "rbd_lock_break": (_INT, _P, _INT, _TEXT),
     "rbd_list_lockers": (
         ctypes.c_ssize_t,
         _P,
@@ -248,6 +251,25 @@ class Image:
     def acquire_lock(self) -> None:
         """Take the exclusive lock, and refuse it to all who ask for it from now on."""
         _check(self._library.rbd_lock_acquire(self._image, _LOCK_MODE_EXCLUSIVE))
+
+    def lock_owner(self) -> str:
+        """The address of the client that has the exclusive lock; empty if none has it."""
+        owners, count = (_TEXT * 1)(), ctypes.c_size_t(1)
+        number = self._library.rbd_lock_get_owners(
+            self._image, ctypes.byref(_INT()), owners, ctypes.byref(count)
+        )
+        if number == -errno.ENOENT or not count.value:
+            return ""
+        _check(number)
+        owner = (owners[0] or b"").decode()
+        self._library.rbd_lock_get_owners_cleanup(owners, count)
+        return owner
+
+    def break_lock(self, owner: str) -> None:
+        """Take the exclusive lock away from a client that is dead. The cluster takes nothing from
+        that client any more, not even what is on its way. Raises OSError: ENOENT if nobody has the
+        lock, EBUSY if another client has it."""
+        _check(self._library.rbd_lock_break(self._image, _LOCK_MODE_EXCLUSIVE, owner.encode()))
 
     def lockers(self) -> list[Locker]:
         """The clients that have a lock of the image."""

@@ -29,4 +29,4 @@ async def open_origin(text: str, *, read_only: bool = False, left: Left | None =
         return await NbdOrigin.open(name, read_only=read_only)
     from pmemfs.origin.rbd import RbdOrigin
 
-    return await RbdOrigin.open(name, read_only=read_only)
+    return await RbdOrigin.open(name, read_only=read_only, left=left)

@@ -7,6 +7,8 @@ Invariants:
   the image would lose it to us in the middle of its writes;
 - a cluster doesn't report that it is away. Its commands wait until it is back, and nothing can end
   them (`can_cut`), so the process has to end while one hangs;
+- of a client of ours that is known to be dead nothing has to be waited for: its lock is broken,
+  which keeps its late writes out of the image, too;
 - our writes leave the image's time of modification alone (`rbd_mtime_update_interval`), so it
   changes when another client writes. What a second cache of ours writes is told by the token that
   each leaves in the metadata of the image before its first change. Not before that: the fence comes
@@ -21,7 +23,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import trio
 from trio.lowlevel import Abort
@@ -34,7 +36,7 @@ from pmemfs.errors import (
     sentence_of,
     system_error,
 )
-from pmemfs.origin.base import Identity, Origin, say_nothing, wake
+from pmemfs.origin.base import Identity, Left, Origin, say_nothing, wake
 from pmemfs.origin.librbd import (
     FEATURE_EXCLUSIVE_LOCK,
     Cluster,
@@ -90,6 +92,8 @@ class RbdOrigin(Origin):
         self._commands = image.commands
         self._token = ""
         """To be left before the next change; empty if there is nothing to leave."""
+        self._own = _Own("", facts.client, "")
+        self._dead: _Own | None = None
         self._signing = trio.Lock()
         self._is_idle = trio.Event()
         self._stopping = trio.CancelScope()
@@ -99,7 +103,9 @@ class RbdOrigin(Origin):
         trio.lowlevel.spawn_system_task(self._reap_always)
 
     @classmethod
-    async def open(cls, name: RbdName, *, read_only: bool = False) -> RbdOrigin:
+    async def open(
+        cls, name: RbdName, *, read_only: bool = False, left: Left | None = None
+    ) -> RbdOrigin:
         """Connect and open. Raises NeedsPackage, OriginGone, UnusableOrigin."""
         library = load()
         read_only = read_only or bool(name.snapshot)
@@ -108,7 +114,10 @@ class RbdOrigin(Origin):
             cluster, image, facts = await trio.to_thread.run_sync(
                 _opened, library, name, read_only, abandon_on_cancel=True
             )
-            return cls(name, cluster, image, facts, read_only=read_only)
+            origin = cls(name, cluster, image, facts, read_only=read_only)
+            if left and left.data:
+                origin._dead = _Own.of(left.data)
+            return origin
         raise OriginGone(name=name.text, why=f"no answer for {OPEN_SECONDS:.0f} s")
 
     async def identity(self) -> Identity:
@@ -176,6 +185,8 @@ class RbdOrigin(Origin):
                     "exclusive-lock' adds it")  # fmt: skip
             await trio.lowlevel.checkpoint()
             return
+        if self._dead:
+            await trio.to_thread.run_sync(self._break_lock, self._dead, abandon_on_cancel=True)
         await self._wait_for_watchers(say)
         await self._refuse_locks_by_hand()
         try:
@@ -186,7 +197,11 @@ class RbdOrigin(Origin):
             raise OriginBusy(
                 name=self.name, why="another client has its exclusive lock and keeps it"
             ) from None
-        self._token = uuid.uuid4().hex
+        token, self._own = await trio.to_thread.run_sync(self._sign_in, abandon_on_cancel=True)
+        self._token = token
+
+    def left(self) -> Left:
+        return Left((), self._own.as_data()) if self._own.token else Left()
 
     async def resize_seen(self) -> int:
         size_bytes = await trio.to_thread.run_sync(self._image.size_bytes, abandon_on_cancel=True)
@@ -270,7 +285,26 @@ class RbdOrigin(Origin):
 
     async def _others(self) -> list[Watcher]:
         found = await trio.to_thread.run_sync(self._image.watchers, abandon_on_cancel=True)
-        return [watcher for watcher in found if watcher.client != self._client]
+        ours = (self._client, self._dead.client if self._dead else self._client)
+        return [watcher for watcher in found if watcher.client not in ours]
+
+    def _break_lock(self, dead: _Own) -> None:
+        """Take the lock from the client of a dead process. Raises OSError, OriginGone."""
+        try:
+            self._image.break_lock(dead.address)
+        except OSError as error:
+            # Nobody has it, or another client, which is among those that are waited for.
+            if error.errno not in (errno.ENOENT, errno.EBUSY):
+                raise self._meant(error.errno or errno.EIO) from None
+
+    def _sign_in(self) -> tuple[str, _Own]:
+        """The token that is still to be left, and what a successor has to know of this client."""
+        own = _Own(
+            self._dead.token if self._dead else uuid.uuid4().hex,
+            self._client, self._image.lock_owner(),
+        )  # fmt: skip
+        # The process that is dead may have left its token, which goes on.
+        return "" if self._image.metadata(_WRITER) == own.token else own.token, own
 
     async def _sign(self) -> None:
         """Note in the image that this cache changes it from now on."""
@@ -298,6 +332,22 @@ class RbdOrigin(Origin):
             self._image.close()
         self._cluster.close()
         os.close(self._eventfd)
+
+
+class _Own(NamedTuple):
+    """A client of ours that has the lock."""
+
+    token: str
+    client: int
+    address: str
+
+    @classmethod
+    def of(cls, data: bytes) -> _Own:
+        token, client, address = data.decode().split(" ", 2)
+        return cls(token, int(client), address)
+
+    def as_data(self) -> bytes:
+        return f"{self.token} {self.client} {self.address}".encode()
 
 
 @dataclass(frozen=True, slots=True)

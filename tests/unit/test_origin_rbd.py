@@ -17,7 +17,7 @@ from kit.processes import stopped
 from kit.sources import needs_root
 from pmemfs.errors import NeedsPackage, OriginBusy, OriginFenced, OriginGone, UnusableOrigin
 from pmemfs.origin import librbd, rbd
-from pmemfs.origin.base import Origin
+from pmemfs.origin.base import Left, Origin
 from pmemfs.origin.opening import open_origin
 from pmemfs.units import KIB, MIB
 from pmemfs.volume.cache.link import LinkState, OriginLink
@@ -47,6 +47,7 @@ async def main():
     origin = await open_origin(sys.argv[1])
     await origin.fence()
     print("held", flush=True)
+    print(origin.left().data.decode(), flush=True)
     await trio.sleep(60)
 trio.run(main)
 """
@@ -76,6 +77,38 @@ def test_a_client_that_died_is_waited_for_and_the_wait_is_said(image: Image) -> 
     (sentence,) = said
     assert sentence.startswith("no answer from client ")
     assert f"which had {image.text} open; waiting up to" in sentence
+
+
+def test_the_successor_of_a_dead_process_waits_for_nobody(
+    image: Image, memory: memoryview, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Who waits for the dead one fails.
+    monkeypatch.setattr(rbd, "WATCH_SECONDS", 0.0)
+    other = holder(image)
+    assert other.stdout is not None
+    left = Left((), other.stdout.readline()[:-1])
+    other.kill()
+    other.wait()
+    said: list[str] = []
+
+    async def main() -> None:
+        origin = await open_origin(image.text, left=left)
+        await origin.fence(said.append)
+        # The marks are those that the dead one has told of.
+        assert origin.left().data.split()[0] == left.data.split()[0]
+        noted = [await origin.mark(), await origin.next_mark()]
+        await origin.write(0, [memory[:PAGE]])
+        assert await origin.mark() == noted[1] != noted[0]
+        again = Left((), origin.left().data)
+        await origin.close()
+        origin = await open_origin(image.text, left=again)
+        await origin.fence()
+        assert await origin.mark() == await origin.next_mark() == noted[1]
+        await origin.close()
+
+    trio.run(main)
+    assert not said
+    assert left.data.decode().split()[2] in image.node.ceph("osd", "blocklist", "ls")
 
 
 def test_a_client_that_lives_keeps_the_image_and_nobody_waits_for_its_death(
