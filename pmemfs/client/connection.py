@@ -4,7 +4,9 @@ Invariants:
 - a descriptor that comes with an answer has an owner before anything can fail, so none stays open;
 - what goes wrong is an exception of `errors`, or the OSError of a system call. The control part
   passes on what a daemon says as RemoteError; here it becomes the class that the daemon has named;
-- a daemon that has ended is DaemonGone, whichever call finds out.
+- a daemon that has ended is DaemonGone, whichever call finds out;
+- a mount may outlive its processes. Then calls wait for their successors, and what is mapped stays
+  as it is. Only what the kernel was handing to a ring when that died is cancelled (ECANCELED).
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import resource
 import stat
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pmemfs import errors
@@ -177,7 +179,7 @@ class Connection:
         """
         full = self.full(path)
         try:
-            file = Descriptor.opened(full, os.O_CLOEXEC | (os.O_RDWR if writable else os.O_PATH))
+            file = self._opened(full, os.O_CLOEXEC | (os.O_RDWR if writable else os.O_PATH))
             try:
                 device, inode, mode, uid = known_of(file.number)
                 self.check_device(full, device)
@@ -195,6 +197,22 @@ class Connection:
         except OSError as error:
             raise self._better(error) from None
         return OpenedFile(file, inode)
+
+    def _opened(self, path: str, flags: int) -> Descriptor:
+        try:
+            return Descriptor.opened(path, flags)
+        except OSError as error:
+            if not self._is_served_after(error):
+                raise
+        return Descriptor.opened(path, flags)
+
+    def _is_served_after(self, error: OSError) -> bool:
+        """Whether a call was cancelled although the mount goes on."""
+        if error.errno == errno.ECANCELED:
+            with suppress(OSError):
+                os.statvfs(self.mountpoint)
+                return self.is_current
+        return False
 
     @property
     def is_current(self) -> bool:
@@ -228,6 +246,8 @@ class Connection:
             return TooManyOpenFiles(limit=resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         # The kernel knows that the mountpoint is another file system's by now, unless the mount is
         # a new one.
+        if self._is_served_after(error):
+            return error
         if error.errno in _DEAD or (error.errno == errno.ENOENT and not self.is_current):
             return DaemonGone(path=self.mountpoint)
         if error.errno == errno.EPERM and (mode := self._mode()) not in (_MODE_OF_FILES, None):

@@ -1,0 +1,248 @@
+"""Programs that have pages of a mount mapped go on when its processes are killed.
+
+PMEMFS_KILL_ROUNDS in the environment says how often each test kills, instead of 3 times.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+import pmemfs
+from kit.clients import FRAME, assert_clean, free_bytes, hears, program, wait_for_pins, write_file
+from kit.commands import pmemfs as run_pmemfs
+from kit.killing import BOTH, DAEMON, PLANE, VICTIMS, Kills, Load, mount_kept
+from kit.mounts import NATIVE, PoolMaker
+from kit.processes import wait_until
+from pmemfs.medium.writeback import punch_hole
+
+pytestmark = [pytest.mark.mount, pytest.mark.slow, pytest.mark.usefixtures("engine")]
+
+ROUNDS = int(os.environ.get("PMEMFS_KILL_ROUNDS", "3"))
+FRAMES = 300
+native = pytest.mark.parametrize("engine", NATIVE, indirect=True, ids=str)
+not_yet = pytest.mark.skipif(
+    "PMEMFS_KILL_ROUNDS" not in os.environ, reason="no daemon takes another one's place yet"
+)
+victims = pytest.mark.parametrize(
+    "victim", [PLANE, *(pytest.param(each, marks=not_yet) for each in (DAEMON, BOTH))]
+)
+
+
+@pytest.fixture(autouse=True)
+def many_deaths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No keeper gives up, however often a test kills."""
+    monkeypatch.setenv("PMEMFS_MOST_DEATHS", "1000000")
+
+
+def fill(mountpoint: Path, pattern: int) -> None:
+    """Fill all that is free with a pattern, and remove that again."""
+    path = mountpoint / "filling"
+    with path.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes([pattern]) * (1 << 20))
+        except OSError:
+            pass
+    path.unlink()
+
+
+@native
+@victims
+def test_pages_that_are_mapped_are_given_to_nobody(
+    pools: PoolMaker, tmp_path: Path, victim: str
+) -> None:
+    mounted = mount_kept(pools, pools.create("fs0", "32M", "--mode", "fs"))
+    kills, root = Kills(mounted, Load(tmp_path)), mounted.mountpoint
+    fill(root, 0)
+    free = free_bytes(root)
+    with pmemfs.connect(root) as fs:
+        content = write_file(root / "file", FRAMES)
+        array = fs.map("file")
+        (root / "file").unlink()
+        for number in range(ROUNDS):
+            kills.kill(victim)
+            (pin,) = fs.pins()
+            assert (pin.pid, pin.is_stale, pin.page_count) == (os.getpid(), True, FRAMES)
+            fill(root, number)
+            assert (array == content).all()
+            assert pmemfs.pin_of(array).stale
+            assert pmemfs.pin_of(array).renamed
+        del array
+        wait_for_pins(fs, 0)
+        # The first look at a directory after a death may give it a frame.
+        wait_until(lambda: free_bytes(root) >= free - 8 * FRAME, "its pages are free again")
+    assert_clean(pools, mounted)
+
+
+@native
+@victims
+def test_stores_go_to_the_file_before_and_after_a_death(
+    pools: PoolMaker, tmp_path: Path, victim: str
+) -> None:
+    mounted = mount_kept(pools, pools.create("fs0", "32M", "--mode", "fs"))
+    kills, root = Kills(mounted, Load(tmp_path)), mounted.mountpoint
+    with pmemfs.connect(root) as fs:
+        content = write_file(root / "file", FRAMES)
+        with fs.open("file", mode="r+") as mapping:
+            array = mapping.array
+            for number in range(ROUNDS):
+                array[number * FRAME] = content[number * FRAME] = number
+                kills.kill(victim)
+                array[number * FRAME + 1] = content[number * FRAME + 1] = number + 1
+                mapping.flush()
+                assert not mapping.pin.stale
+                assert not mapping.pin.renamed
+                assert (root / "file").read_bytes() == content.tobytes()
+                # The connection goes on as well.
+                assert (fs.map("file") == content).all()
+                assert [pin.is_stale for pin in fs.pins() if pin.writable] == [False]
+            os.truncate(root / "file", FRAME)
+            assert mapping.pin.stale
+            del array
+        wait_for_pins(fs, 0)
+    assert_clean(pools, mounted)
+
+
+@native
+@victims
+def test_a_range_of_a_device_is_zeroed_in_place_after_a_death(
+    pools: PoolMaker, tmp_path: Path, victim: str
+) -> None:
+    mounted = mount_kept(pools, pools.create("dev0", "32M"))
+    kills, device = Kills(mounted, Load(tmp_path)), mounted.device
+    with pmemfs.connect(mounted.mountpoint) as fs, device.open("r+b", buffering=0) as file:
+        array = fs.map(device.name, mode="r+", shape=FRAMES * FRAME)
+        for number in range(ROUNDS):
+            array[:] = number + 1
+            kills.kill(victim)
+            assert (array == number + 1).all()
+            punch_hole(file.fileno(), 0, FRAME * FRAMES // 2)
+            assert not array[: FRAME * FRAMES // 2].any()
+            array[:FRAME] = 7
+            assert os.pread(file.fileno(), FRAME, 0) == bytes([7]) * FRAME
+            assert os.pread(file.fileno(), 1, FRAME * FRAMES - 1) == bytes([number + 1])
+        del array
+        wait_for_pins(fs, 0)
+    assert_clean(pools, mounted)
+
+
+HOLDER = """
+import sys
+import pmemfs
+fs = pmemfs.connect(sys.argv[1])
+arrays = [fs.map(name, mode=sys.argv[2]) for name in sys.argv[3:]]
+print("mapped", flush=True)
+sys.stdin.readline()
+if sys.argv[2] == "r":
+    assert all((array == array[0]).all() for array in arrays)
+del arrays
+print("gone", flush=True)
+"""
+
+
+@native
+@not_yet
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_pins_end_with_their_clients_whenever_these_end(
+    pools: PoolMaker, tmp_path: Path, victim: str
+) -> None:
+    mounted = mount_kept(pools, pools.create("fs0", "32M", "--mode", "fs"))
+    kills, root = Kills(mounted, Load(tmp_path)), mounted.mountpoint
+    for name in ("one", "two"):
+        (root / name).write_bytes(bytes([5]) * 10 * FRAME)
+    with pmemfs.connect(root) as fs:
+        for _ in range(ROUNDS):
+            with (
+                program(HOLDER, root, "r", "one", "two") as first,
+                program(HOLDER, root, "r", "one") as second,
+                program(HOLDER, root, "r+", "two") as third,
+            ):
+                assert [hears(each) for each in (first, second, third)] == ["mapped"] * 3
+                assert len(fs.pins()) == 4
+                kills.kill(victim)
+                assert len(fs.pins()) == 4
+                # It is killed while nobody notices.
+                planes = kills.planes()
+                os.kill(planes.daemon, signal.SIGSTOP)
+                second.kill()
+                second.wait()
+                os.kill(planes.daemon, signal.SIGKILL)
+                kills.planes(lambda now, before=planes: now.daemon != before.daemon)
+                wait_for_pins(fs, 3)
+                assert first.stdin is not None
+                first.stdin.write("\n")
+                first.stdin.flush()
+                assert hears(first) == "gone"
+                wait_for_pins(fs, 1)
+                third.kill()
+                wait_for_pins(fs, 0)
+    assert run_pmemfs("pages", root, "--pins").code == 0
+    assert_clean(pools, mounted)
+
+
+@native
+@not_yet
+def test_commands_and_questions_wait_for_the_next_daemon(pools: PoolMaker, tmp_path: Path) -> None:
+    mounted = mount_kept(pools, pools.create("fs0", "32M", "--mode", "fs"))
+    kills, root = Kills(mounted, Load(tmp_path)), mounted.mountpoint
+    content = write_file(root / "file", FRAMES)
+    with pmemfs.connect(root) as fs:
+        for _ in range(ROUNDS):
+            before = kills.planes()
+            os.kill(before.daemon, signal.SIGKILL)
+            assert (fs.map("file") == content).all()
+            after = mounted.info()["pid"]
+            assert after != before.daemon
+            os.kill(after, signal.SIGKILL)
+            said = run_pmemfs("pages", root, "--pins")
+            assert said.code == 0, said.err
+        wait_for_pins(fs, 0)
+    assert_clean(pools, mounted)
+
+
+CACHING = """
+import sys
+import numpy as np
+import pmemfs
+cache, number, kept = pmemfs.TensorCache(sys.argv[1], capacity="8MiB"), 0, []
+print("begun", flush=True)
+def value(number): return np.full(3000, number, "i4")
+for number in range(1 << 30):
+    try:
+        cache.put(f"key {number % 40}", value(number))
+        found = cache.get(f"key {number % 40}")
+        assert found is not None and (found == number).all()
+        for back in (1, 17, 39):
+            if number > 40:
+                other = cache.get(f"key {(number - back) % 40}")
+                assert other is None or (other == number - back).all()
+                kept = [*kept[-20:], (other, number - back)]
+        assert all(array is None or (array == number).all() for array, number in kept)
+    except OSError as error:
+        # What the kernel was handing to a ring that died.
+        if not (sys.argv[2] == "cancels" and error.errno == 125):
+            raise
+    if number % 10 == 0:
+        print(number, flush=True)
+"""
+
+
+@native
+@victims
+def test_a_cache_of_tensors_goes_on(pools: PoolMaker, tmp_path: Path, victim: str) -> None:
+    mounted = mount_kept(pools, pools.create("fs0", "32M", "--mode", "fs"))
+    kills = Kills(mounted, Load(tmp_path))
+    cancels = pools.engine.transport == "uring" and victim != DAEMON
+    with program(CACHING, mounted.mountpoint / "c", "cancels" if cancels else "") as cache:
+        assert hears(cache) == "begun"
+        for _ in range(ROUNDS):
+            kills.kill(victim)
+            for _ in range(10):
+                assert hears(cache).isdecimal(), "the program has failed"
+    with pmemfs.connect(mounted.mountpoint) as fs:
+        wait_for_pins(fs, 0)
+    assert_clean(pools, mounted)
