@@ -12,6 +12,7 @@
 #include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/vfs.h>
@@ -59,6 +60,8 @@ static void pmemfs_nudge(const char *path, int cpu, int count) {
     /* No descriptor of the connection stays open by it, and it does not outlive this process. */
     syscall(SYS_close_range, 3, ~0U, 0);
     prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+    /* Where it may, it looks at a copy of the mount, so that it keeps nobody from unmounting. */
+    if (!unshare(CLONE_NEWNS)) mount("", "/", 0, MS_REC | MS_PRIVATE, 0);
     CPU_ZERO(&wanted);
     CPU_SET(cpu, &wanted);
     /* Where this fails, the CPU is offline or not allowed. */
