@@ -365,9 +365,9 @@ class SharedMemory:
         """The control plane has died, and this process takes its place: let no worker wait for it.
 
         Whether workers are paused stays as it is, because page structures may have been about to
-        move.
+        move. The locks of sets are freed by `free_control_locks`, and nobody waits for one of them
+        for long.
         """
-        self._free_locks(lambda holder: holder >= layouts.CONTROL_HOLDER)
         # What it has stored of a tag last may not be durable, and nobody has counted what is dirty.
         self.forbid_groups()
         if self.memmap_place is MemmapPlace.SHARED:
@@ -376,6 +376,14 @@ class SharedMemory:
             # Its memory may be there or not, but it says nothing that counts.
             for section in _places_of(states, layouts.SectionState.GOING):
                 self.memory[at + section] = layouts.SectionState.ABSENT
+
+    def free_control_locks(self) -> None:
+        """Free the locks of sets that the dead control plane had.
+
+        No worker may be in a section that began before `forget_control`: it would take a lock, and
+        change tags of which not all are durable.
+        """
+        self._free_locks(lambda holder: holder >= layouts.CONTROL_HOLDER)
 
     def forbid_groups(self) -> None:
         """Let no worker make a block of a cache dirty, until its group is allowed again. After a

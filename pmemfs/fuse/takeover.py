@@ -122,6 +122,7 @@ class Left(NamedTuple):
             time.sleep(_POLL_SECONDS)
         if self.plane.has_ended():
             shared.forget_workers()
+        shared.free_control_locks()
 
 
 def inherited(fd: int, *, foreground: bool) -> dict[str, Stored]:

@@ -137,6 +137,7 @@ class Daemon:
         if not is_plane_alive:
             self.shared.forget_workers()
         self.shared.forget_control()
+        self.shared.free_control_locks()
         self.engine.renew()
         life = self.open()
         life.left = Left(self.mount.stored.get("origin", ()))

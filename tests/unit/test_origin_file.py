@@ -6,6 +6,7 @@ import errno
 import fcntl
 import mmap
 import os
+import select
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -19,11 +20,13 @@ from kit.mounts import PoolMaker
 from kit.processes import stopped, wait_until
 from kit.sources import loop_device, mounted_tmpfs, needs_root, sparse_file
 from pmemfs.errors import OriginBusy, UnusableOrigin
+from pmemfs.origin.base import Left
 from pmemfs.origin.carriers import ThreadCarrier
 from pmemfs.origin.file import FileOrigin
 from pmemfs.origin.naming import FileName
 from pmemfs.origin.opening import open_origin
 from pmemfs.units import KIB, MIB
+from pmemfs.volume.cache.life import await_transfers
 
 PAGE = 4 * KIB
 
@@ -181,6 +184,31 @@ def test_a_device_that_is_mounted_or_held_is_refused_and_says_where(tmp_path: Pa
 
 
 @needs_root
+def test_who_takes_over_from_a_dead_process_has_its_device_all_the_time(file: Path) -> None:
+    with loop_device(file) as device:
+
+        async def hold() -> int:
+            origin = await open_origin(str(device))
+            await origin.fence()
+            (fd,) = origin.left().fds
+            kept = os.dup(fd)
+            await origin.close()
+            return kept
+
+        async def take_over(fd: int) -> None:
+            origin = await open_origin(str(device), left=Left([fd]))
+            await origin.fence()
+            await origin.close()
+
+        kept = trio.run(hold)
+        with pytest.raises(OriginBusy):
+            trio.run(held, str(device))
+        trio.run(take_over, kept)
+        os.close(kept)
+        trio.run(held, str(device))
+
+
+@needs_root
 def test_a_file_behind_a_loop_device_is_refused_with_its_name(file: Path) -> None:
     with loop_device(file) as device, pytest.raises(OriginBusy, match=f"^{file}.*{device}"):
         trio.run(held, str(file))
@@ -210,7 +238,7 @@ async def main():
     fcntl.flock(pool, fcntl.LOCK_EX)
     memory = memoryview(mmap.mmap(pool, 4096))
     origin = await open_origin(sys.argv[1], read_only=True)
-    origin.hold(pool)
+    origin.hold(pool, int(sys.argv[3]))
     print(origin.carried_by, flush=True)
     sys.stdin.readline()
     async with trio.open_nursery() as nursery:
@@ -231,8 +259,12 @@ def test_the_pools_lock_outlives_a_killed_process_as_long_as_its_transfers(
     with ExitStack() as stack:
         device = stack.enter_context(loop_device(behind.device))
         next_owner = stack.enter_context(pool.open("r+b"))
-        reader = subprocess.Popen([sys.executable, "-c", READING, str(device), str(pool)],
-                                  stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+        seen, held = os.pipe()
+        stack.callback(os.close, seen)
+        words = [sys.executable, "-c", READING, str(device), str(pool), str(held)]
+        reader = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                  pass_fds=[held])  # fmt: skip
+        os.close(held)
         stack.callback(reader.kill)
         assert reader.stdin is not None
         assert reader.stdout is not None
@@ -244,8 +276,11 @@ def test_the_pools_lock_outlives_a_killed_process_as_long_as_its_transfers(
             reader.kill()
             reader.wait()
             assert not is_free(next_owner.fileno())
+            assert not select.select([seen], [], [], 0)[0]
             assert pool.read_bytes() == bytes(PAGE)
         # Only now the read is over.
+        await_transfers(os.dup(seen))
+        assert pool.read_bytes() == b"o" * PAGE
         wait_until(lambda: is_free(next_owner.fileno()), "the lock is free")
         assert pool.read_bytes() == b"o" * PAGE
 

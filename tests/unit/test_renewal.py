@@ -194,6 +194,8 @@ def test_a_set_that_a_dead_daemon_has_locked_is_free_again(shm: Path) -> None:
         assert cache.locks.lock(number)
         cache.shared.cache_locks.cast("Q")[other] = 1 + 1
         cache.shared.forget_control()
+        assert not any(cache.shared.cache_groups)
+        cache.shared.free_control_locks()
         assert cache.locks.holder(number) == 0
         # That worker lives, and knows nothing of the daemon.
         assert cache.locks.holder(other) == 1 + 1
