@@ -57,6 +57,7 @@ from pmemfs.pool import Pool
 from pmemfs.units import GIB
 
 if TYPE_CHECKING:
+    from pmemfs.control.standby import Standby
     from pmemfs.fuse.keeping import Keeper, Stored
     from pmemfs.fuse.keptmount import KeptMount
     from pmemfs.fuse.takeover import Left
@@ -100,7 +101,7 @@ def parse(words: list[str]) -> Arguments:
 
 def main() -> None:
     """Serve one mount until it ends."""
-    arguments = parse(sys.argv[1:])
+    arguments, standby = _with_standby(parse(sys.argv[1:]))
     # Signals break off no system call of this thread, except where `endable` allows it.
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
     starter = Starter(arguments.starter_fd, is_kept=arguments.takeover_fd is not None)
@@ -109,7 +110,7 @@ def main() -> None:
     where = start_logging(arguments.pool, foreground=arguments.foreground)
     log.info("log to %s", where)
     try:
-        serve_mount(arguments, starter, _left_by(items) if items else None)
+        serve_mount(arguments, starter, _left_by(items) if items else None, standby)
     except Exception as error:
         cause, sentence = cause_of(error), f"{sentence_of(error)}{limits_behind(error)}"
         if isinstance(cause, PmemfsError):
@@ -119,6 +120,22 @@ def main() -> None:
         log.error("the daemon failed: %s", sentence, exc_info=cause)
         starter.say_failed(f"the daemon failed: {sentence}")
         sys.exit(EXIT_MOUNT_FAILED)
+
+
+def _with_standby(arguments: Arguments) -> tuple[Arguments, Standby | None]:
+    """Have a process that waits to take the place of this one, before anything is opened.
+
+    In that process this returns when it takes over; then another one waits by now.
+    """
+    if not (arguments.options.is_kept and arguments.options.standby):
+        return arguments, None
+    from pmemfs.control.standby import TakeOver, fork
+
+    forked = fork()
+    while isinstance(forked, TakeOver):
+        arguments = arguments._replace(starter_fd=None, takeover_fd=forked.fd)
+        forked = fork()
+    return arguments, forked
 
 
 def _inherited(arguments: Arguments) -> dict[str, Stored]:
@@ -136,7 +153,9 @@ def _left_by(items: dict[str, Stored]) -> Left:
     return left_by(items)
 
 
-def serve_mount(arguments: Arguments, starter: Starter, left: Left | None) -> None:
+def serve_mount(
+    arguments: Arguments, starter: Starter, left: Left | None, standby: Standby | None
+) -> None:
     """Serve one mount until it ends, in the place of a daemon that has died if that has `left`
     anything. Raises what ended it, unless it ended in order."""
     if left is not None:
@@ -148,7 +167,7 @@ def serve_mount(arguments: Arguments, starter: Starter, left: Left | None) -> No
             SpareDescriptors() as spare,
             mounted_pool(arguments, starter, left) as (pool, medium),
         ):
-            run(arguments, pool, medium, starter, spare, last, left)
+            run(arguments, pool, medium, starter, spare, last, left, standby)
             if not starter.is_kept:
                 raise MountFailed(pool=medium.name, path=arguments.mountpoint,
                                   why="it was unmounted before it was ready")  # fmt: skip
@@ -231,6 +250,7 @@ def run(
     spare: SpareDescriptors,
     last: contextlib.ExitStack,
     left: Left | None,
+    standby: Standby | None,
 ) -> None:
     """Wire the parts, mount, and serve until the mount ends and everything written is durable.
 
@@ -251,6 +271,9 @@ def run(
     try:
         if left is None:
             session.make_mount(arguments.mountpoint, options)
+        if standby is not None and session.kept:
+            session.kept.store("standby", standby.fds, b"%d" % standby.pid)
+            standby.close()
         try:
             methods = _methods(pool, medium, session, options, pinning)
             trio.run(_serve, arguments, starter, session, methods, pinning, spare, left)

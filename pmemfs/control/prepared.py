@@ -31,7 +31,7 @@ from pmemfs.units import KIB
 
 _DAEMON = "pmemfs.daemons.mountd"
 _WORDS_BYTES = 64 * KIB
-_STARTER_FD = 3
+STARTER_FD = 3
 
 
 class Process(Protocol):
@@ -154,30 +154,30 @@ def _serve(ours: socket.socket, theirs: socket.socket, stderr_fd: int) -> NoRetu
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     ours.close()
-    _keep_only(theirs.detach(), stderr_fd)
+    keep_only(theirs.detach(), stderr_fd)
     raise_limits()
     if not sys.flags.safe_path:
         # Python puts the program's directory first, and a user may have chosen that.
         del sys.path[0]
     module = importlib.import_module(_DAEMON)
     gc.freeze()
-    with socket.socket(fileno=os.dup(_STARTER_FD)) as starter:
+    with socket.socket(fileno=os.dup(STARTER_FD)) as starter:
         message = starter.recv(_WORDS_BYTES)
     if not message:
         os._exit(0)
-    sys.argv[1:] = [*json.loads(message), "--starter-fd", str(_STARTER_FD)]
+    sys.argv[1:] = [*json.loads(message), "--starter-fd", str(STARTER_FD)]
     sys.exit(module.main())
 
 
-def _keep_only(starter_fd: int, stderr_fd: int) -> None:
+def keep_only(starter_fd: int, stderr_fd: int) -> None:
     """Keep no descriptors except the standard ones and the starter's."""
     null = os.open(os.devnull, os.O_RDWR)
     for fd, number in ((null, 0), (null, 1), (stderr_fd, 2)):
         os.dup2(fd, number)
     os.close(null)
-    os.dup2(starter_fd, _STARTER_FD, inheritable=False)
+    os.dup2(starter_fd, STARTER_FD, inheritable=False)
     for name in os.listdir("/proc/self/fd"):
-        if int(name) > _STARTER_FD:
+        if int(name) > STARTER_FD:
             # The descriptor of the listing itself is closed by now.
             with contextlib.suppress(OSError):
                 os.close(int(name))

@@ -14,7 +14,7 @@ from functools import partial
 import pytest
 
 from kit.commands import pmemfs_here, run_command
-from kit.killing import KEPT
+from kit.killing import children, mount_kept, open_files
 from kit.mounts import NATIVE_ONLY, Mounted, PoolMaker, Session
 from kit.posix import opened
 from kit.processes import is_running, wait_until
@@ -47,7 +47,7 @@ def wait_for_successor(mounted: Mounted, dead: set[int]) -> None:
 
 
 def mount(pools: PoolMaker, mode: str, *options: object, size: str = "64M") -> Mounted:
-    return pools.mount(pools.create("pmem0", size, "--mode", mode), *KEPT, *options)
+    return mount_kept(pools, pools.create("pmem0", size, "--mode", mode), *options)
 
 
 def end(pools: PoolMaker, mounted: Mounted) -> None:
@@ -187,7 +187,7 @@ def test_a_mount_that_is_only_read_goes_on(pools: PoolMaker) -> None:
     (first.mountpoint / "f").write_bytes(b"content")
     pools.umount(first)
     image = pool.read_bytes()
-    mounted = pools.mount(pool, *KEPT, "-o", "ro")
+    mounted = mount_kept(pools, pool, "-o", "ro")
     with opened(mounted.mountpoint / "f", os.O_RDONLY) as fd:
         die(mounted)
         assert os.pread(fd, 7, 0) == b"content"
@@ -251,7 +251,7 @@ def test_a_mount_that_is_killed_while_it_ends_has_ended(pools: PoolMaker) -> Non
     """A signal may come before the daemon has begun to end, and then it was in vain."""
     for delay in (0.0, 0.003, 0.01, 0.03, 0.1):
         is_new = delay == 0.0
-        mounted = mount(pools, "fs") if is_new else pools.mount(pools.directory / "pmem0", *KEPT)
+        mounted = mount(pools, "fs") if is_new else mount_kept(pools, pools.directory / "pmem0")
         (mounted.mountpoint / "f").write_bytes(b"content")
         session = Session.of(mounted)
         os.kill(session.pid, 15)
@@ -271,3 +271,63 @@ def has_ended_or_goes_on(mounted: Mounted, before: Session) -> bool:
     with suppress(OSError, PmemfsError, AssertionError):
         return mounted.pid != before.pid
     return False
+
+
+# The standby
+
+
+def standby_of(mounted: Mounted) -> int | None:
+    """The process that waits: a child of the daemon with nothing but a socket."""
+    info = mounted.info()
+    for pid in children(info["pid"]):
+        with suppress(OSError):
+            if pid not in (info["data_plane_pid"], info["kept"]["keeper_pid"]):
+                return pid
+    return None
+
+
+def test_a_process_that_waits_takes_over_and_another_one_waits_then(pools: PoolMaker) -> None:
+    mounted = mount(pools, "fs")
+    seen = set()
+    for _ in range(3):
+        standby = standby_of(mounted)
+        assert standby is not None
+        assert standby not in seen
+        seen.add(standby)
+        kinds = {name.partition(":")[0] for name in open_files(standby)}
+        assert kinds == {"/dev/null", "socket"}
+        die(mounted)
+        assert mounted.pid == standby
+    last = standby_of(mounted)
+    assert last is not None
+    end(pools, mounted)
+    wait_until(lambda: not is_running(last), "the one that waits has ended with the mount")
+
+
+def test_without_a_process_that_waits_a_new_one_is_started(pools: PoolMaker) -> None:
+    mounted = mount(pools, "fs")
+    standby = standby_of(mounted)
+    assert standby is not None
+    os.kill(standby, 9)
+    die(mounted)
+    assert mounted.pid != standby
+    end(pools, mounted)
+    mounted = mount_kept(pools, mounted.pool, "-o", "no_standby")
+    assert standby_of(mounted) is None
+    die(mounted)
+    assert standby_of(mounted) is None
+    end(pools, mounted)
+
+
+def test_the_process_that_waits_ends_with_the_keeper_and_by_no_signal(pools: PoolMaker) -> None:
+    mounted = mount(pools, "fs")
+    standby = standby_of(mounted)
+    assert standby is not None
+    for number in (1, 2, 15):
+        os.kill(standby, number)
+    time.sleep(0.1)
+    assert is_running(standby)
+    os.kill(mounted.info()["kept"]["keeper_pid"], 9)
+    wait_until(lambda: not is_running(standby), "it has ended")
+    (mounted.mountpoint / "f").write_bytes(b"content")
+    end(pools, mounted)
