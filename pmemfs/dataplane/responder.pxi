@@ -1,16 +1,19 @@
-"""A worker without a kernel, to study or test: it answers single requests in this process.
+"""A worker and an entry of a ring without a kernel, to study or test, in this process.
 
-It does for its caller what a worker does for a transport. A request that would be forwarded comes
-back with that verdict.
+A `Responder` does for its caller what a worker does for a transport. A request that would be
+forwarded comes back with that verdict. A `RingEntry` does what the kernel, a worker and whoever
+replies do to an entry, and what a data plane does that finds it.
 """
 
+from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.errno cimport EINVAL
 from libc.stddef cimport size_t
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME
 
+from pmemfs.dataplane.entries cimport *
 from pmemfs.dataplane.memory cimport catch_faults, now_ns
 from pmemfs.dataplane.plane cimport plane_t, worker_t
 from pmemfs.dataplane.protocol cimport *
@@ -21,6 +24,8 @@ import os
 cdef extern from "stdlib.h" nogil:
     void *aligned_alloc(size_t alignment, size_t size)
 
+_OUTLOOKS = {REGISTER_ENTRY: "register", COMMIT_AGAIN: "commit again", SERVE_LEFT: "serve",
+             HAND_LEFT: "hand over again", FAIL_LEFT: "fail"}
 _VERDICTS = {ANSWER: "answer", FORWARD: "forward", SYNC: "sync", DROP: "drop"}
 
 
@@ -158,3 +163,89 @@ cdef class Responder:
             series[number].error, series[number].answer_bytes = request.error, 0
             if series[number].verdict == ANSWER:
                 series[number].answer_bytes = request.answer_bytes
+
+
+cdef class RingEntry:
+    """The only entry of a ring, in memory that may be what a process has left that was killed.
+
+    `memory` has the bytes that `layouts.entries_bytes` says for one queue of one entry.
+    """
+
+    cdef Py_buffer _view
+    cdef entry_t _entry
+    cdef uint32_t _max_write
+
+    def __init__(self, memory, uint32_t max_write) -> None:
+        PyObject_GetBuffer(memory, &self._view, PyBUF_WRITABLE)
+        if <size_t>self._view.len < entries_bytes_of(1, 1, max_write):
+            raise IndexError(self._view.len)
+        self._max_write = max_write
+        lay_entry(&self._entry, <uint8_t *>self._view.buf,
+                  <uint8_t *>self._view.buf + states_bytes_of(1), 0, max_write)
+
+    def __dealloc__(self) -> None:
+        PyBuffer_Release(&self._view)
+
+    def deliver(self, bytes head not None, bytes operation not None,
+                bytes payload not None) -> None:
+        """Store a request as the kernel does, and in its order."""
+        cdef uring_header_t *header = self._entry.header
+        if (len(head) != sizeof(fuse_in_header) or len(operation) > sizeof(header.op_in)
+                or len(payload) > <Py_ssize_t>self._max_write):
+            raise IndexError(len(payload))
+        memcpy(header.op_in, <const uint8_t *>operation, <size_t>len(operation))
+        memcpy(self._entry.payload, <const uint8_t *>payload, <size_t>len(payload))
+        header.entry.payload_sz = <uint32_t>len(payload)
+        store(&header.entry.commit_id, (<const fuse_in_header *><const uint8_t *>head).unique)
+        memcpy(header.in_out, <const uint8_t *>head, sizeof(fuse_in_header))
+
+    def outlook(self) -> str:
+        """What a data plane does that finds the entry."""
+        return _OUTLOOKS[outlook_of(&self._entry)]
+
+    def request(self) -> tuple[bytes, bytes, bytes]:
+        """Head, operation and payload, as a worker has them to serve the request."""
+        cdef fuse_in_header head = (<fuse_in_header *>self._entry.header.in_out)[0]
+        cdef request_t request
+        take_apart(&self._entry, &head, &request, self._max_write)
+        return parts_of(&request)
+
+    def request_again(self) -> tuple[bytes, bytes, bytes]:
+        """The same, to hand it over once more."""
+        cdef fuse_in_header head = (<fuse_in_header *>self._entry.header.in_out)[0]
+        cdef request_t request
+        take_again(&self._entry, &head, &request, self._max_write)
+        return parts_of(&request)
+
+    def serve(self, bytes answer not None, int error=0) -> None:
+        """Answer the request as its worker does."""
+        cdef fuse_in_header head = (<fuse_in_header *>self._entry.header.in_out)[0]
+        cdef request_t request
+        take_apart(&self._entry, &head, &request, self._max_write)
+        memcpy(request.answer, <const uint8_t *>answer, <size_t>len(answer))
+        request.error, request.answer_bytes = error, <uint32_t>len(answer)
+        answer_entry(&self._entry, &request)
+
+    def hand_over(self, uint32_t handed_to) -> None:
+        """Let somebody else reply."""
+        note_pending(&self._entry, self._entry.header.entry.commit_id, handed_to)
+
+    def reply(self, bytes data not None, int error=0) -> None:
+        """Reply as somebody else."""
+        fill_entry(&self._entry, self._entry.header.entry.commit_id, -error,
+                   <const uint8_t *>data, <uint32_t>len(data), self._max_write)
+
+    def commit(self) -> tuple[int, int, bytes]:
+        """Put the reply that was prepared in place: number, errno and bytes that the kernel takes
+        then."""
+        cdef fuse_out_header *out = <fuse_out_header *>self._entry.header.in_out
+        put_reply(&self._entry)
+        length = self._entry.header.entry.payload_sz
+        assert out.len == sizeof(fuse_out_header) + length
+        return out.unique, -out.error, bytes(self._entry.payload[:length])
+
+
+cdef tuple parts_of(request_t *request):
+    return (bytes((<const uint8_t *>request.head)[:sizeof(fuse_in_header)]),
+            bytes(request.operation[:request.operation_bytes]),
+            bytes(request.payload[:request.payload_bytes]))
