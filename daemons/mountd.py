@@ -144,6 +144,8 @@ def _inherited(arguments: Arguments) -> dict[str, Stored]:
         return {}
     from pmemfs.fuse.takeover import inherited
 
+    # There is one for each pin of a client.
+    raise_descriptors()
     return inherited(arguments.takeover_fd, foreground=arguments.foreground)
 
 

@@ -14,7 +14,7 @@ import pytest
 import pmemfs
 from kit.clients import FRAME, assert_clean, free_bytes, hears, program, wait_for_pins, write_file
 from kit.commands import pmemfs as run_pmemfs
-from kit.killing import BOTH, DAEMON, PLANE, VICTIMS, Kills, Load, mount_kept
+from kit.killing import DAEMON, VICTIMS, Kills, Load, mount_kept
 from kit.mounts import NATIVE, PoolMaker
 from kit.processes import wait_until
 from pmemfs.medium.writeback import punch_hole
@@ -24,12 +24,7 @@ pytestmark = [pytest.mark.mount, pytest.mark.slow, pytest.mark.usefixtures("engi
 ROUNDS = int(os.environ.get("PMEMFS_KILL_ROUNDS", "3"))
 FRAMES = 300
 native = pytest.mark.parametrize("engine", NATIVE, indirect=True, ids=str)
-not_yet = pytest.mark.skipif(
-    "PMEMFS_KILL_ROUNDS" not in os.environ, reason="no daemon takes another one's place yet"
-)
-victims = pytest.mark.parametrize(
-    "victim", [PLANE, *(pytest.param(each, marks=not_yet) for each in (DAEMON, BOTH))]
-)
+victims = pytest.mark.parametrize("victim", VICTIMS)
 
 
 @pytest.fixture(autouse=True)
@@ -145,8 +140,7 @@ print("gone", flush=True)
 
 
 @native
-@not_yet
-@pytest.mark.parametrize("victim", VICTIMS)
+@victims
 def test_pins_end_with_their_clients_whenever_these_end(
     pools: PoolMaker, tmp_path: Path, victim: str
 ) -> None:
@@ -185,7 +179,6 @@ def test_pins_end_with_their_clients_whenever_these_end(
 
 
 @native
-@not_yet
 def test_commands_and_questions_wait_for_the_next_daemon(pools: PoolMaker, tmp_path: Path) -> None:
     mounted = mount_kept(pools, pools.create("fs0", "32M", "--mode", "fs"))
     kills, root = Kills(mounted, Load(tmp_path)), mounted.mountpoint
@@ -245,4 +238,114 @@ def test_a_cache_of_tensors_goes_on(pools: PoolMaker, tmp_path: Path, victim: st
                 assert hears(cache).isdecimal(), "the program has failed"
     with pmemfs.connect(mounted.mountpoint) as fs:
         wait_for_pins(fs, 0)
+    assert_clean(pools, mounted)
+
+
+CHURNING = """
+import errno, os, random, sys, threading
+import pmemfs
+root, cancels, is_over = sys.argv[1], sys.argv[2] == "cancels", threading.Event()
+wrong, rounds = [], [0]
+
+def calling(call, *words):
+    while True:
+        try:
+            return call(*words)
+        except OSError as error:
+            # What the kernel was handing to a ring that died, it may be done all the same.
+            if not (cancels and error.errno == errno.ECANCELED):
+                raise
+
+def removed(path):
+    try:
+        calling(os.unlink, path)
+    except FileNotFoundError:
+        if not cancels:
+            raise
+
+def written(path, pattern, frames):
+    fd = calling(os.open, path, os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        calling(os.pwrite, fd, bytes([pattern]) * frames * 4096, 0)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+def check(array, pattern):
+    if not (array == pattern).all():
+        wrong.append(f"a page of {pattern} says {set(array.tolist()) - {pattern}}")
+
+def churn(number):
+    chance, kept = random.Random(number), []
+    while not is_over.is_set() and not wrong:
+        path, pattern, frames = f"{root}/{number}", chance.randrange(256), chance.randrange(1, 40)
+        if written(path, pattern, frames):
+            for mode in chance.choice((["r"], ["r+"], ["r", "r+"])):
+                array = fs.map(path, mode=mode)
+                check(array, pattern)
+                kept.append((array, pattern))
+        removed(path)
+        for array, pattern in kept:
+            check(array, pattern)
+        while len(kept) > 12:
+            kept.pop(chance.randrange(len(kept)))
+        rounds[0] += 1
+
+def fill():
+    chance = random.Random(0)
+    while not is_over.is_set() and not wrong:
+        for number in range(40):
+            written(f"{root}/filling{number}", chance.randrange(256), 250)
+        for number in range(40):
+            removed(f"{root}/filling{number}")
+
+def guarded(work, *words):
+    try:
+        work(*words)
+    except BaseException as error:
+        wrong.append(repr(error))
+
+with pmemfs.connect(root) as fs:
+    threads = [threading.Thread(target=guarded, args=(churn, number)) for number in range(3)]
+    threads.append(threading.Thread(target=guarded, args=(fill,)))
+    for thread in threads:
+        thread.start()
+    print("begun", flush=True)
+    sys.stdin.readline()
+    is_over.set()
+    for thread in threads:
+        thread.join()
+print(rounds[0], wrong, flush=True)
+"""
+
+
+@native
+@victims
+def test_pins_that_come_and_go_meanwhile_keep_their_pages(
+    pools: PoolMaker, tmp_path: Path, victim: str
+) -> None:
+    mounted = mount_kept(pools, pools.create("fs0", "32M", "--mode", "fs"))
+    kills, root = Kills(mounted, Load(tmp_path)), mounted.mountpoint
+    keeper = Path(f"/proc/{mounted.info()['kept']['keeper_pid']}/fd")
+    with pmemfs.connect(root) as fs:
+        fs.pins()
+        kept_before = len(os.listdir(keeper))
+        cancels = pools.engine.transport == "uring" and victim != DAEMON
+        with program(CHURNING, root, "cancels" if cancels else "") as churning:
+            assert hears(churning) == "begun"
+            for _ in range(ROUNDS):
+                kills.kill(victim)
+            assert churning.stdin is not None
+            churning.stdin.write("\n")
+            churning.stdin.flush()
+            rounds, _, wrong = hears(churning).partition(" ")
+            assert wrong == "[]"
+            assert int(rounds) > 0
+        wait_for_pins(fs, 0)
+        # The memory of the words stays.
+        wait_until(lambda: len(os.listdir(keeper)) <= kept_before + 2, "the keeper has no pins")
     assert_clean(pools, mounted)
