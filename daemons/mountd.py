@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import trio
 
 from pmemfs.control import server
+from pmemfs.control.keeping import Keeping
 from pmemfs.control.places import new_socket_path
 from pmemfs.control.starter import ENDING_SIGNALS, Starter
 from pmemfs.engine.native import SharedEngine
@@ -40,7 +41,7 @@ from pmemfs.errors import (
 )
 from pmemfs.fuse.joint import Joint
 from pmemfs.fuse.session import NativeSession, Session
-from pmemfs.logs import log_for_others, start_logging
+from pmemfs.logs import start_logging
 from pmemfs.media.label import Mode, State
 from pmemfs.medium.faultlog import report_fault
 from pmemfs.medium.mapped import Advice, MappedMedium
@@ -49,8 +50,6 @@ from pmemfs.mount.options import MountOptions
 from pmemfs.mount.processes import (
     SpareDescriptors,
     limits_behind,
-    python_words,
-    raise_descriptors,
 )
 from pmemfs.mount.transport import choose_transport, read_offer
 from pmemfs.pool import Pool
@@ -59,7 +58,6 @@ from pmemfs.units import GIB
 if TYPE_CHECKING:
     from pmemfs.control.standby import Standby
     from pmemfs.fuse.keeping import Keeper, Stored
-    from pmemfs.fuse.keptmount import KeptMount
     from pmemfs.fuse.takeover import Left
     from pmemfs.pins.methods import PinMethods
     from pmemfs.pins.registry import Pins
@@ -82,6 +80,8 @@ class Arguments(NamedTuple):
     starter_fd: int | None
     takeover_fd: int | None
     foreground: bool
+    is_upgrade: bool
+    """Whether another version of pmemfs has served the mount until now, with its data plane."""
 
 
 def parse(words: list[str]) -> Arguments:
@@ -93,6 +93,7 @@ def parse(words: list[str]) -> Arguments:
     parser.add_argument("--starter-fd", type=int)
     parser.add_argument("--takeover", dest="takeover_fd", type=int)
     parser.add_argument("--foreground", action="store_true")
+    parser.add_argument("--upgrade", dest="is_upgrade", action="store_true")
     said = Arguments(**vars(parser.parse_args(words)))
     # With nobody who waits for it, it was started by hand, or by a service manager.
     is_alone = said.starter_fd is None and said.takeover_fd is None
@@ -277,8 +278,9 @@ def run(
             session.kept.store("standby", standby.fds, b"%d" % standby.pid)
             standby.close()
         try:
-            methods = _methods(pool, medium, session, options, pinning)
-            trio.run(_serve, arguments, starter, session, methods, pinning, spare, left)
+            keeping = Keeping(pool, session, pinning.keep_with, _words_of_a_successor(arguments))
+            methods = _methods(pool, medium, session, options, pinning, keeping)
+            trio.run(_serve, arguments, starter, session, methods, pinning, keeping, spare, left)
         finally:
             spare.release()
             # While the pool is made clean, no signal counts.
@@ -372,8 +374,9 @@ class Pinning:
 
 
 def _methods(
-    pool: Pool, medium: MappedMedium, session: Session, options: MountOptions, pinning: Pinning
-) -> server.Methods:
+    pool: Pool, medium: MappedMedium, session: Session, options: MountOptions, pinning: Pinning,
+    keeping: Keeping,
+) -> server.Methods:  # fmt: skip
     """The methods that the daemon answers on its socket."""
     started = time.monotonic()
 
@@ -405,6 +408,7 @@ def _methods(
             "resize": resize,
             "trim": trim,
             "remount": remount,
+            "upgrade": keeping.upgrade,
             "pin": pins.pin,
             "flush": pins.flush,
             "pins": pins.pins,
@@ -443,7 +447,7 @@ def open_session(
 
 async def _serve(
     arguments: Arguments, starter: Starter, session: Session, methods: server.Methods,
-    pinning: Pinning, spare: SpareDescriptors, left: Left | None,
+    pinning: Pinning, keeping: Keeping, spare: SpareDescriptors, left: Left | None,
 ) -> None:  # fmt: skip
     with (
         server.listening_again(*left.listener) if left
@@ -458,8 +462,12 @@ async def _serve(
             nursery.start_soon(_keep_house, session)
             nursery.start_soon(_tidy, session)
             nursery.start_soon(session.remounter.follow_kernel, session.mount)
-            if session.kept:
-                nursery.start_soon(_keep, arguments, starter, session.kept, listener, pinning)
+            keeping.nursery = nursery
+            nursery.start_soon(
+                keeping.serve, starter, listener, arguments.pool, arguments.options.hang_timeout
+            )
+            if arguments.is_upgrade:
+                session.renew_plane_soon()
             await _serve_volume(session, starter, answering.cancel)
             nursery.cancel_scope.cancel()
 
@@ -472,42 +480,8 @@ async def _answer(
         await server.serve(listener, methods)
 
 
-async def _keep(
-    arguments: Arguments, starter: Starter, kept: KeptMount, listener: socket.socket,
-    pinning: Pinning,
-) -> None:  # fmt: skip
-    """Once the mount is to stay, have a keeper hold what it needs, and notice the keeper's end."""
-    if kept.keeper is None:
-        is_kept = trio.Event()
-        soon = trio.lowlevel.current_trio_token().run_sync_soon
-        starter.when_kept(functools.partial(soon, is_kept.set))
-        await is_kept.wait()
-        # Imported here, so that a mount is made before.
-        from pmemfs.fuse.keeping import Keeper
-
-        # The keeper needs as many as this process for what clients have pinned.
-        raise_descriptors()
-        try:
-            keeper = Keeper.start()
-        except OSError as error:
-            log.error("the mount ends with its processes, because no keeper can be started: %s",
-                      error)  # fmt: skip
-            return
-        kept.store("listener", [listener.fileno()], os.fsencode(listener.getsockname()))
-        pinning.keep_with(keeper)
-        place = log_for_others()
-        if place:
-            fd, line = place
-            name = arguments.pool.replace("{", "{{").replace("}", "}}")
-            keeper.store("log", [fd], line.replace("{message}", f"{name}: {{message}}").encode())
-        # The last: from now on a successor would be started.
-        kept.begin(keeper, _words_of_a_successor(arguments))
-    kept.have_watched(arguments.options.hang_timeout)
-    await kept.watch()
-
-
 def _words_of_a_successor(arguments: Arguments) -> list[str]:
-    words = [*python_words("pmemfs.daemons.mountd"), arguments.pool, arguments.mountpoint]
+    words = [arguments.pool, arguments.mountpoint]
     words += ["-o", arguments.options.as_text(only_said=True)]
     return [*words, "--foreground"] if arguments.foreground else words
 

@@ -483,6 +483,12 @@ class RemountFailed(PmemfsError):
     errno = errno.EBUSY
 
 
+class UpgradeFailed(PmemfsError):
+    """cannot upgrade {path}: {why}"""
+
+    errno = errno.EBUSY
+
+
 class Interrupted(PmemfsError):
     """interrupted by {name}; nothing is mounted"""
 

@@ -29,6 +29,10 @@ COMMANDS = {
     ),
     "resize": ("pmemfs.cli.resize:resize", "Make a pool larger, mounted or not."),
     "trim": ("pmemfs.cli.trim:trim", "Give back the memory that no file of a mount uses."),
+    "upgrade": (
+        "pmemfs.cli.upgrade:upgrade",
+        "Let this version of pmemfs serve a mount that another one serves.",
+    ),
     "flush": (
         "pmemfs.cli.flush:flush",
         "Give the origin of a cache all that only the cache has.",

@@ -40,6 +40,7 @@ _SHORT_BYTES = 4096
 _MOST_AT_ONCE = 32
 """So many requests that wait are taken before the other tasks go on with them. With 64 callers an
 origin has half of them to work at while the others are taken and answered."""
+_DRAIN_POLL_SECONDS = 0.001
 MOST_KEPT_BYTES = 128 * MIB
 """More than all entries of all rings hold together (`planes`), so no ring is ever muted."""
 
@@ -164,6 +165,8 @@ class ForwardedRequests:
         self._bring = bring
         self._buffer = memoryview(bytearray(longest_bytes))
         self._outboxes: dict[socket.socket, Outbox] = {}
+        self._inbox: Inbox | None = None
+        self._nursery: trio.Nursery | None = None
         self._interrupts = Interrupts()
         self._coming = self._begun = 0
         """Requests that wait without a task, and all that ever did."""
@@ -180,6 +183,7 @@ class ForwardedRequests:
         """
         with closing(Inbox(connections)) as inbox:
             async with trio.open_nursery() as nursery:
+                self._inbox, self._nursery = inbox, nursery
                 self._outboxes = {
                     connection: Outbox(connection, inbox, nursery) for connection in connections
                 }
@@ -195,6 +199,21 @@ class ForwardedRequests:
                         for connection in found:
                             if not self._serve_some(connection, nursery):
                                 inbox.remove(connection)
+
+    async def drain(self, seconds: float) -> None:
+        """Take no more requests, and answer those that were taken, but wait no longer than this.
+
+        What else comes stays in the sockets, for another process.
+        """
+        assert self._inbox is not None
+        assert self._nursery is not None
+        for connection in self._outboxes:
+            self._inbox.mute(connection)
+        with trio.move_on_after(seconds):
+            while True:
+                if self._is_idle(self._nursery):
+                    return
+                await trio.sleep(_DRAIN_POLL_SECONDS)
 
     def _is_idle(self, nursery: trio.Nursery) -> bool:
         """Whether no other request needs the other tasks of this process."""

@@ -18,6 +18,8 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import trio
+
 from pmemfs.dataplane.tables import SharedMemory
 from pmemfs.fuse import wire
 from pmemfs.fuse.planes import DataPlane
@@ -46,25 +48,28 @@ class KeptMount:
         self._plane = plane
         self.keeper: Keeper | None = None
         """None: there is none yet, so a death ends the mount."""
+        self.since_ns = time.time_ns()
+        """When this process began to serve the mount, in ns since 1970."""
+        self.is_upgrading = False
+        """Whether the data plane is still that of another version."""
         self._deaths: list[float] = []
-        self._waiting: dict[str, tuple[list[int], bytes]] = {}
-        """What is to be stored once there is a keeper."""
+        self._stored: dict[str, tuple[list[int], bytes]] = {}
+        """What each keeper is to hold beside what is known here."""
+        self._watching: trio.CancelScope | None = None
 
     def store(self, name: str, fds: Sequence[int] = (), data: bytes = b"") -> None:
-        """Have the keeper hold something, as soon as there is one."""
+        """Have the keeper hold something, as soon as there is one, and each keeper after it."""
+        self._forget(name)
+        self._stored[name] = [os.dup(fd) for fd in fds], data
         if self.keeper:
             self.keeper.store(name, fds, data)
-            return
-        self._forget(name)
-        self._waiting[name] = [os.dup(fd) for fd in fds], data
 
     def begin(self, keeper: Keeper, words: Sequence[str]) -> None:
         """The mount is to stay: have the keeper hold everything for a daemon that would be started
-        by these words."""
-        self.keeper = keeper
-        for name, (fds, data) in self._waiting.items():
+        by these words. It takes the place of another keeper, if there is one."""
+        before, self.keeper = self.keeper, keeper
+        for name, (fds, data) in self._stored.items():
             keeper.store(name, fds, data)
-        self._forget(*list(self._waiting))
         keeper.store("pool", [self._medium.fileno()])
         keeper.store("shared", [self._shared.fd])
         keeper.store("fuse", [self._plane.fuse_fd])
@@ -73,7 +78,19 @@ class KeptMount:
             keeper.store("entries", [self._plane.entries_fd])
         keeper.store("transport", data=self._choice.sentence.encode())
         self.store_plane()
-        keeper.store("arguments", data=b"\0".join(map(os.fsencode, words)))
+        if before:
+            # Two keepers that have the words would start two daemons.
+            before.drop("arguments")
+        self.store_words(words)
+        if before:
+            if self._watching:
+                self._watching.cancel()
+            before.end()
+
+    def store_words(self, words: Sequence[str]) -> None:
+        """Have the keeper start successors by these words."""
+        if self.keeper:
+            self.keeper.store("arguments", data=b"\0".join(map(os.fsencode, words)))
 
     def have_watched(self, seconds: float) -> None:
         """Have the keeper kill this process if it hangs for so long; 0: never."""
@@ -88,7 +105,7 @@ class KeptMount:
 
     def _forget(self, *names: str) -> None:
         for name in names:
-            fds, _ = self._waiting.pop(name, ([], b""))
+            fds, _ = self._stored.pop(name, ([], b""))
             for fd in fds:
                 os.close(fd)
 
@@ -116,9 +133,14 @@ class KeptMount:
 
     async def watch(self) -> None:
         """Return when the keeper is gone, though the mount has not ended."""
-        assert self.keeper is not None
-        pid = self.keeper.pid
-        await self.keeper.wait_until_gone()
+        while True:
+            keeper = self.keeper
+            assert keeper is not None
+            pid = keeper.pid
+            with trio.CancelScope() as self._watching:
+                await keeper.wait_until_gone()
+            if self.keeper is keeper:
+                break
         self._shared.note_death("keeper")
         log.error(
             "%s: the keeper (pid %d) is gone: the mount goes on, and ends with its daemon",
@@ -127,6 +149,6 @@ class KeptMount:
 
     def end(self) -> None:
         """The mount has ended in order: let go of all that the keeper has."""
-        self._forget(*list(self._waiting))
+        self._forget(*list(self._stored))
         if self.keeper:
             self.keeper.end()

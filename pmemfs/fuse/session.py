@@ -129,6 +129,14 @@ class Session(ABC):
         """After `adopt_mount`: all references on pages that count are taken."""
         raise NotImplementedError
 
+    async def drain(self, seconds: float) -> None:
+        """Begin no more requests, and finish those that are begun, but wait no longer than this."""
+        raise NotImplementedError
+
+    def renew_plane_soon(self) -> None:
+        """After `adopt_mount`: replace the data plane by one of this version, once it serves."""
+        raise NotImplementedError
+
     @abstractmethod
     async def serve(self, on_ready: Callable[[Mount], None]) -> None:
         """Serve until the mount ends; `on_ready` is called once it answers.
@@ -170,6 +178,10 @@ class NativeSession(Session):
         self._shared, self._sockets, self._settings = shared, sockets, settings
         self._choice = choice
         self._left = left
+        self._is_renewing = False
+        """Whether the next death of the data plane is planned."""
+        self._goes_on = trio.Event()
+        """Set when the data plane serves again after that."""
         if left is not None:
             left.stop_workers(medium.name)
         self.memmap = share_memmap(pool, medium, shared)
@@ -187,6 +199,7 @@ class NativeSession(Session):
         )  # fmt: skip
         door = WireDoor(self.served.handlers, terms, shared)
         shared.set_header_word("answered", door.opcodes)
+        self._door = door
         self._forwarded = ForwardedRequests(
             door, settings.longest_bytes, once, unanswered, served.bring
         )
@@ -256,27 +269,58 @@ class NativeSession(Session):
 
                 watch = PlaneWatch(self._medium.name, self._shared, self._notices, self._plane)
                 nursery.start_soon(watch.watch, seconds)
+            if self.kept and self.kept.is_upgrading:
+                nursery.start_soon(self._renew_plane)
             await self._plane.wait()
             while self._plane.has_died():
                 await self._start_again()
                 await self._plane.wait()
             nursery.cancel_scope.cancel()
 
+    def renew_plane_soon(self) -> None:
+        assert self.kept is not None
+        self.kept.is_upgrading = True
+
+    async def _renew_plane(self) -> None:
+        """Have another process be the data plane."""
+        # Imported here, because this happens but once in a while.
+        from pmemfs.fuse.occupying import occupied
+
+        assert self.kept is not None
+        try:
+            if not self.queue_count:
+                # The kernel gives the next one whatever this one has read.
+                await self._replace_plane()
+                return
+            async with occupied(self._door, self.mountpoint, self._settings.depth) as is_occupied:
+                if is_occupied:
+                    await self._replace_plane()
+                else:
+                    log.warning("%s: the data plane stays that of the version of before, because "
+                                "its rings never had all their entries in use",
+                                self._medium.name)  # fmt: skip
+        finally:
+            self.kept.is_upgrading = False
+
+    async def _replace_plane(self) -> None:
+        self._is_renewing = True
+        self._plane.process.kill()
+        await self._goes_on.wait()
+
+    async def drain(self, seconds: float) -> None:
+        await self._forwarded.drain(seconds)
+
     async def _start_again(self) -> None:
         """Start another data plane in place of the one that has died. Raises DataPlaneFailed if
         the mount ends by that, and what the end of its references raises."""
-        failure, pid = self._plane.failure(), self._plane.process.pid
-        why = failure.facts["why"]
-        # Of a mount that is not kept, `has_died` has raised.
-        assert self.kept is not None
-        if why_not := self.kept.note_death():
-            raise DataPlaneFailed(why=f"{why}; it is not started again, because {why_not}")
-        log.error("%s: the data plane (pid %d) has died: %s; it is started again",
-                  self._medium.name, pid, why)  # fmt: skip
+        is_planned, self._is_renewing = self._is_renewing, False
+        if not is_planned:
+            self._note_death()
         began = trio.current_time()
         self._engine.forget_workers()
         self._notices.tell_again()
         self._plane.start(self._medium, resumes=True, mountpoint=self.mountpoint)
+        assert self.kept is not None
         self.kept.store_plane()
         self._plane.process.go()
         try:
@@ -285,9 +329,21 @@ class NativeSession(Session):
             # Why is said when its end is noticed, which is at once.
             self._plane.process.kill()
             return
+        self._goes_on.set()
         seconds = trio.current_time() - began
         log.info("%s: the data plane goes on as pid %d, after %.3f s",
                  self._medium.name, self._plane.process.pid, seconds)  # fmt: skip
+
+    def _note_death(self) -> None:
+        """Log the death of the data plane. Raises DataPlaneFailed if the mount ends by it."""
+        failure, pid = self._plane.failure(), self._plane.process.pid
+        why = failure.facts["why"]
+        # Of a mount that is not kept, `has_died` has raised.
+        assert self.kept is not None
+        if why_not := self.kept.note_death():
+            raise DataPlaneFailed(why=f"{why}; it is not started again, because {why_not}")
+        log.error("%s: the data plane (pid %d) has died: %s; it is started again",
+                  self._medium.name, pid, why)  # fmt: skip
 
     @property
     def mount_generation(self) -> int:

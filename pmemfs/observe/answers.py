@@ -110,6 +110,18 @@ class KeptStatus(NamedTuple):
     keeper: Deaths
     promise: str
     """What becomes of requests when the data plane dies."""
+    since_ns: int = 0
+    """When this daemon began to serve, in ns since 1970."""
+    is_upgrading: bool = False
+    """Whether the data plane is about to be replaced by that of another version."""
+
+
+class UpgradeBegun(NamedTuple):
+    """A mount that another version takes over, as it was before."""
+
+    since_ns: int
+    data_plane_pid: int | None
+    daemon_deaths: int
 
 
 class Deaths(NamedTuple):

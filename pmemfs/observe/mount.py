@@ -96,6 +96,7 @@ class MountObserver:
         return KeptStatus(
             kept.keeper.pid if kept.keeper else None, died["daemon"], died["plane"],
             died["keeper"], promise(self._session.transport, os.uname().release),
+            kept.since_ns, kept.is_upgrading,
         )  # fmt: skip
 
     def _pin_summary(self) -> PinSummary:

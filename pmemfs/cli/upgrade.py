@@ -1,0 +1,87 @@
+"""`pmemfs upgrade`: let this version of pmemfs serve a mount that another one serves."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from typing import NamedTuple
+
+import click
+
+from pmemfs.cli.find import ask, require_mount
+from pmemfs.cli.options import reporting
+from pmemfs.cli.output import print_json, say, warn
+from pmemfs.cli.paths import A_DIRECTORY
+from pmemfs.dataplane.layouts import SIGNATURE
+from pmemfs.errors import NoAnswer, UpgradeFailed
+from pmemfs.media import cache, filesystem, label
+from pmemfs.mount.processes import bare_python_words, python_words
+from pmemfs.mountinfo import Mount
+from pmemfs.observe.answers import MountStatus, UpgradeBegun, json_values
+from pmemfs.version import VERSION
+
+_PATIENCE_SECONDS = 60
+_POLL_SECONDS = 0.05
+
+
+class Upgraded(NamedTuple):
+    """What has become of the processes of a mount."""
+
+    pid: int | None
+    """Of the daemon."""
+    data_plane_pid: int | None
+    keeper_pid: int | None
+    is_whole: bool
+    """Whether the data plane is another one, too."""
+    seconds: float
+
+
+@click.command()
+@click.argument("mountpoint", type=A_DIRECTORY)
+@reporting
+def upgrade(mountpoint: str, as_json: bool) -> None:
+    """Let this version of pmemfs serve a mount that another one serves.
+
+    The mount must have been made with '-o keeper'. Programs that use it notice a short pause. All
+    of its processes are replaced by those of the program that runs this command: daemon, data plane
+    and keeper. If the new daemon fails, the one of before serves again. A version that stores other
+    formats, or whose processes share other memory, is refused: unmount and mount again.
+    """
+    mount = require_mount(mountpoint)
+    began = time.monotonic()
+    before = ask(
+        mount, "upgrade", UpgradeBegun, timeout_seconds=_PATIENCE_SECONDS,
+        daemon=python_words("pmemfs.daemons.mountd"),
+        keeper=bare_python_words("pmemfs.daemons.keeperd"),
+        knows={"memory": SIGNATURE, "label": label.FORMAT_VERSION,
+               "fs": filesystem.FORMAT_VERSION, "cache": cache.FORMAT_VERSION},
+    )  # fmt: skip
+    status = _wait(mount, before, began + _PATIENCE_SECONDS)
+    is_whole = status.data_plane_pid != before.data_plane_pid
+    keeper_pid = status.kept.keeper_pid if status.kept else None
+    seconds = round(time.monotonic() - began, 3)
+    done = Upgraded(status.pid, status.data_plane_pid, keeper_pid, is_whole, seconds)
+    if as_json:
+        print_json(json_values(done))
+    else:
+        say(f"{mountpoint}: pmemfs {VERSION} serves it, daemon {done.pid}, data plane "
+            f"{done.data_plane_pid}, keeper {keeper_pid}")  # fmt: skip
+    if not is_whole:
+        warn(f"{mountpoint}: the data plane stays as it was; its log says why: {status.log}")
+
+
+def _wait(mount: Mount, before: UpgradeBegun, deadline: float) -> MountStatus:
+    """The status of the mount once another daemon serves it. Raises UpgradeFailed."""
+    while time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+        with suppress(NoAnswer):
+            status = ask(mount, "info", MountStatus)
+            if status.kept is None or status.kept.daemon.times != before.daemon_deaths:
+                why = (
+                    f"the new daemon has died, and the mount is served as before; see {status.log}"
+                )
+                raise UpgradeFailed(path=mount.mountpoint, why=why)
+            if status.kept.since_ns != before.since_ns and not status.kept.is_upgrading:
+                return status
+    why = f"no new daemon serves it after {_PATIENCE_SECONDS} s; 'pmemfs info' may tell more"
+    raise UpgradeFailed(path=mount.mountpoint, why=why)

@@ -1,0 +1,109 @@
+"""The keeper of a mount, on the side of the daemon: begun, watched, and given to another
+version."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import trio
+
+from pmemfs.control.starter import Starter
+from pmemfs.logs import log_for_others
+from pmemfs.mount.processes import python_words, raise_descriptors
+
+if TYPE_CHECKING:
+    from pmemfs.fuse.keeping import Keeper
+    from pmemfs.fuse.session import Session
+    from pmemfs.fuse.upgrading import Upgrader
+    from pmemfs.pool import Pool
+
+log = logging.getLogger("pmemfs")
+
+
+class Keeping:
+    """What a daemon does so that its mount outlives it."""
+
+    def __init__(
+        self, pool: Pool, session: Session, keep_pins_with: Callable[[Keeper], None],
+        words: Sequence[str],
+    ) -> None:  # fmt: skip
+        """`words` follow those that start a daemon of any version."""
+        self._pool = pool
+        self._session = session
+        self._keep_pins_with = keep_pins_with
+        self._words = words
+        self._upgrader: Upgrader | None = None
+        self.nursery: trio.Nursery | None = None
+        """Of the tasks that serve the mount."""
+
+    async def serve(
+        self, starter: Starter, listener: socket.socket, pool: str, hang_seconds: int
+    ) -> None:
+        """Once the mount is to stay, have a keeper hold what it needs, and notice its end."""
+        kept = self._session.kept
+        if kept is None:
+            return
+        kept.store("listener", [listener.fileno()], os.fsencode(listener.getsockname()))
+        if place := log_for_others():
+            fd, line = place
+            name = pool.replace("{", "{{").replace("}", "}}")
+            kept.store("log", [fd], line.replace("{message}", f"{name}: {{message}}").encode())
+        if kept.keeper is None:
+            is_kept = trio.Event()
+            soon = trio.lowlevel.current_trio_token().run_sync_soon
+            starter.when_kept(functools.partial(soon, is_kept.set))
+            await is_kept.wait()
+            # Imported here, so that a mount is made before.
+            from pmemfs.fuse.keeping import Keeper
+
+            # The keeper needs as many as this process for what clients have pinned.
+            raise_descriptors()
+            try:
+                keeper = Keeper.start()
+            except OSError as error:
+                log.error("the mount ends with its processes, because no keeper can be started: %s",
+                          error)  # fmt: skip
+                return
+            self._have(keeper)
+        else:
+            # A daemon of another version may have started this one.
+            kept.store_words(self._own_words)
+        kept.have_watched(hang_seconds)
+        await kept.watch()
+
+    async def upgrade(
+        self, daemon: list[str], keeper: list[str], knows: dict[str, int]
+    ) -> Mapping[str, object]:
+        """Let another version take the mount over; see `Upgrader`."""
+        from pmemfs.fuse.upgrading import Upgrader
+
+        session = self._session
+        if self._upgrader is None:
+            self._upgrader = Upgrader(self._pool, session, self._have, self._words)
+        await self._upgrader.begin(daemon, keeper, knows)
+        assert session.kept is not None
+        assert self.nursery is not None
+        self.nursery.start_soon(self._upgrader.end, daemon)
+        deaths, _ = session.kept.deaths()["daemon"]
+        # As `observe.answers.UpgradeBegun` says.
+        return {
+            "since_ns": session.kept.since_ns,
+            "data_plane_pid": session.data_plane_pid,
+            "daemon_deaths": deaths,
+        }
+
+    @property
+    def _own_words(self) -> list[str]:
+        """The words that start a successor of this version."""
+        return [*python_words("pmemfs.daemons.mountd"), *self._words]
+
+    def _have(self, keeper: Keeper) -> None:
+        """Have a keeper, instead of the one that there is, if there is one."""
+        assert self._session.kept is not None
+        self._keep_pins_with(keeper)
+        self._session.kept.begin(keeper, self._own_words)

@@ -1,0 +1,152 @@
+"""`pmemfs upgrade`: other processes take a mount over, planned, and no request fails."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kit.commands import pmemfs, pmemfs_ok, refused
+from kit.killing import KEPT, Load, processes_of
+from kit.mounts import Mounted, PoolMaker, native_only
+from kit.processes import is_running, wait_until
+from pmemfs.control.client import RemoteError, call
+from pmemfs.control.places import socket_path
+from pmemfs.dataplane.layouts import SIGNATURE
+from pmemfs.mount.processes import bare_python_words, python_words
+from pmemfs.mountinfo import mount_at
+
+pytestmark = [pytest.mark.mount]
+
+ROUNDS = int(os.environ.get("PMEMFS_KILL_ROUNDS", "3"))
+KNOWS = {"memory": SIGNATURE, "label": 99, "fs": 3, "cache": 1}
+
+
+def kept(pools: PoolMaker, *options: str) -> Mounted:
+    mounted = pools.mount(pools.create("fs0", "128M", "--mode", "fs"), *(options or KEPT))
+    if not options:
+        wait_until(lambda: bool(mounted.info()["kept"]["keeper_pid"]), "the keeper is there")
+    return mounted
+
+
+def processes(mounted: Mounted) -> list[int]:
+    info = mounted.info()
+    return [info["pid"], info["data_plane_pid"], info["kept"]["keeper_pid"]]
+
+
+def upgraded(mounted: Mounted) -> dict[str, Any]:
+    return dict(json.loads(pmemfs_ok("upgrade", mounted.mountpoint, "--json")))
+
+
+def ask(mounted: Mounted, **params: Any) -> Any:
+    """What the daemon says to a program that wants to take the mount over."""
+    mount = mount_at(str(mounted.mountpoint))
+    assert mount is not None
+    words = {
+        "daemon": python_words("pmemfs.daemons.mountd"),
+        "keeper": bare_python_words("pmemfs.daemons.keeperd"),
+        "knows": KNOWS,
+    }
+    return call(socket_path(mount), "upgrade", timeout_seconds=20, **{**words, **params})
+
+
+@native_only
+def test_other_processes_serve_what_is_open(pools: PoolMaker) -> None:
+    mounted = kept(pools)
+    with (mounted.mountpoint / "file").open("w+b", buffering=0) as file:
+        file.write(b"before")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        before = processes(mounted)
+        done = upgraded(mounted)
+        assert done["is_whole"]
+        now = processes(mounted)
+        assert now == [done["pid"], done["data_plane_pid"], done["keeper_pid"]]
+        assert not set(before) & set(now)
+        for pid in before:
+            wait_until(lambda pid=pid: not is_running(pid), "what was replaced has ended")
+        file.write(b" and after")
+        with (mounted.mountpoint / "file").open("rb") as other, pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert (mounted.mountpoint / "file").read_bytes() == b"before and after"
+    deaths = mounted.info()["kept"]
+    assert [deaths[whose]["times"] for whose in ("daemon", "data_plane", "keeper")] == [0, 0, 0]
+    pools.umount(mounted)
+    wait_until(lambda: not processes_of(pools.directory), "all of its processes have ended")
+    assert pmemfs("check", mounted.pool).code == 0
+
+
+@pytest.mark.slow
+@native_only
+def test_no_program_notices_more_than_a_pause(pools: PoolMaker, tmp_path: Path) -> None:
+    mounted = kept(pools)
+    load = Load(tmp_path)
+    with load.working():
+        load.add_file_system(mounted.mountpoint)
+        for _ in range(ROUNDS):
+            assert upgraded(mounted)["is_whole"]
+    assert load.outcome.wrong == []
+    pools.umount(mounted)
+    assert pmemfs("check", mounted.pool).code == 0
+
+
+@native_only
+def test_a_mount_whose_keeper_was_killed_gets_another_one(pools: PoolMaker) -> None:
+    mounted = kept(pools)
+    os.kill(mounted.info()["kept"]["keeper_pid"], signal.SIGKILL)
+    wait_until(lambda: mounted.info()["kept"]["keeper_pid"] is None, "its daemon has noticed")
+    assert upgraded(mounted)["keeper_pid"]
+    before = mounted.pid
+    os.kill(before, signal.SIGKILL)
+    assert os.listdir(mounted.mountpoint) == []
+    wait_until(lambda: mounted.info()["pid"] != before, "another daemon serves it")
+
+
+@native_only
+def test_a_mount_without_a_keeper_is_refused(pools: PoolMaker) -> None:
+    mounted = kept(pools, "-o", "no_keeper")
+    before = mounted.pid
+    refused(pmemfs("upgrade", mounted.mountpoint), 1, "cannot upgrade", "it has no keeper")
+    assert mounted.pid == before
+
+
+@native_only
+@pytest.mark.parametrize(
+    ("what", "version", "why"),
+    [
+        ("memory", 1, "share other memory"),
+        ("label", 0, "does not know format 1 of pools"),
+        ("fs", 2, "stores mode fs in format 2, and this pool has format 3"),
+    ],
+)
+def test_a_version_that_can_not_go_on_is_refused(
+    pools: PoolMaker, what: str, version: int, why: str
+) -> None:
+    mounted = kept(pools)
+    before = processes(mounted)
+    with pytest.raises(RemoteError, match=why):
+        ask(mounted, knows={**KNOWS, what: version})
+    with pytest.raises(RemoteError, match="can't run /nowhere/python"):
+        ask(mounted, daemon=["/nowhere/python"])
+    with pytest.raises(RemoteError, match="no keeper of that version could be started"):
+        ask(mounted, keeper=["/bin/false"])
+    assert processes(mounted) == before
+
+
+@native_only
+def test_a_new_daemon_that_fails_leaves_the_mount_to_the_version_of_before(
+    pools: PoolMaker,
+) -> None:
+    mounted = kept(pools)
+    (mounted.mountpoint / "file").write_bytes(b"there")
+    before = mounted.pid
+    ask(mounted, daemon=["/bin/false"])
+    wait_until(lambda: not is_running(before), "the daemon has ended")
+    assert (mounted.mountpoint / "file").read_bytes() == b"there"
+    wait_until(lambda: mounted.info()["kept"]["daemon"]["times"] == 1, "its death is known")
+    upgraded(mounted)
+    assert (mounted.mountpoint / "file").read_bytes() == b"there"
