@@ -15,6 +15,7 @@ Invariants:
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -33,6 +34,8 @@ from pmemfs.fuse.wiredoor import Answer, Request, change_of
 from pmemfs.media.inode import TAIL_WORD_AT
 from pmemfs.volume.base import Later
 from pmemfs.volume.fs.filesystem import FileSystem
+
+log = logging.getLogger(__name__)
 
 _MAKES = (
     Opcode.MKNOD, Opcode.MKDIR, Opcode.SYMLINK, Opcode.CREATE, Opcode.TMPFILE,
@@ -100,6 +103,7 @@ class Unanswered:
 
     def _settle(self, once: Once, fs: FileSystem) -> None:
         for record in once.settle(fs.medium):
+            log.info("an operation (opcode %d) was carried out and not answered", record.opcode)
             if record.opcode in _MAKES:
                 ino = self._inode_at(record.offset)
                 if not fs.store.is_held(ino):
