@@ -50,6 +50,7 @@ from pmemfs.mount.options import MountOptions
 from pmemfs.mount.processes import (
     SpareDescriptors,
     limits_behind,
+    raise_descriptors,
 )
 from pmemfs.mount.transport import choose_transport, read_offer
 from pmemfs.pool import Pool
