@@ -1,12 +1,14 @@
 """A kept mount of a cache outlives its processes, before every kind of origin.
 
-fio verifies what it reads while they are killed; afterwards the origin has all of it.
-PMEMFS_KILL_ROUNDS in the environment says how often each test kills, instead of 3 times.
+Programs verify what they read while processes are killed in turn; afterwards the origin has all of
+it. PMEMFS_KILL_ROUNDS in the environment says how often each test kills, instead of 3 times.
 """
 
 from __future__ import annotations
 
 import os
+import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,22 +16,23 @@ from pathlib import Path
 import pytest
 
 from kit.caches import ask, cache_of, new_origin
-from kit.commands import pmemfs
-from kit.killing import DAEMON, KEPT, VICTIMS, Kills, Load, processes_of
-from kit.mounts import NATIVE, PoolMaker
+from kit.commands import BIN, pmemfs
+from kit.killing import DAEMON, VICTIMS, Kills, Load, mount_kept, processes_of
+from kit.mounts import NATIVE, Mounted, PoolMaker
 from kit.origins import NbdServer
+from kit.posix import opened
 from kit.processes import wait_until
 from kit.sources import loop_device
+from pmemfs.media.cache import Policy
 from pmemfs.units import MIB
 
-pytestmark = [
-    pytest.mark.mount, pytest.mark.slow, pytest.mark.usefixtures("engine"),
-    pytest.mark.skipif("PMEMFS_KILL_ROUNDS" not in os.environ, reason="they don't survive yet"),
-]  # fmt: skip
+pytestmark = [pytest.mark.mount, pytest.mark.slow, pytest.mark.usefixtures("engine")]
 
 ROUNDS = int(os.environ.get("PMEMFS_KILL_ROUNDS", "3"))
 ORIGIN_BYTES = 32 * MIB
+KINDS = ("file", "device", "nbd", "slow-nbd")
 native = pytest.mark.parametrize("engine", NATIVE, indirect=True, ids=str)
+one_native = pytest.mark.parametrize("engine", NATIVE[:1], indirect=True, ids=str)
 
 
 @pytest.fixture(autouse=True)
@@ -42,15 +45,16 @@ def origin(tmp_path: Path) -> Path:
     return new_origin(tmp_path / "origin", ORIGIN_BYTES, seed=b"o")
 
 
-@pytest.fixture(params=["file", "device", "nbd"])
-def text(request: pytest.FixtureRequest, origin: Path) -> Iterator[str]:
+@pytest.fixture
+def text(kind: str, origin: Path) -> Iterator[str]:
     """What names an origin of a kind, with that file behind it."""
     with ExitStack() as stack:
-        if request.param == "nbd":
-            server = NbdServer("file", origin)
+        if kind.endswith("nbd"):
+            slow = ("--filter=delay", "file", origin, "rdelay=2ms", "wdelay=10ms")
+            server = NbdServer(*slow) if kind == "slow-nbd" else NbdServer("file", origin)
             stack.callback(server.end)
             yield server.text
-        elif request.param == "device":
+        elif kind == "device":
             if os.geteuid() != 0:
                 pytest.skip("loop devices are root's")
             yield str(stack.enter_context(loop_device(origin)))
@@ -58,26 +62,82 @@ def text(request: pytest.FixtureRequest, origin: Path) -> Iterator[str]:
             yield str(origin)
 
 
-@native
-@pytest.mark.parametrize("victim", VICTIMS)
-def test_fio_verifies_a_cache_whose_processes_are_killed(
-    pools: PoolMaker, tmp_path: Path, origin: Path, text: str, victim: str
-) -> None:
-    mounted = pools.mount(cache_of(pools, text, max_dirty_percent=30), *KEPT)
-    load = Load(tmp_path, cancels=pools.engine.transport == "uring" and victim != DAEMON)
+def kill_in_turn(pools: PoolMaker, mounted: Mounted, directory: Path) -> None:
+    """Kill processes while programs verify what they read and write."""
+    load = Load(directory, cancels=pools.engine.transport == "uring")
     kills = Kills(mounted, load)
     with load.working():
-        load.add_fio(mounted.device, "4m")
-        for _ in range(ROUNDS):
-            kills.kill(victim)
+        load.add("reader", mounted.device, 1)
+        load.add_fio(mounted.device, "4m", offset="4m")
+        for number in range(ROUNDS):
+            kills.kill(VICTIMS[number % len(VICTIMS)])
     print(kills.summary())
     assert load.outcome.wrong == []
+
+
+def end_flushed(pools: PoolMaker, mounted: Mounted, origin: Path) -> None:
+    """Let the origin be complete, and compare it with what the mount has shown."""
     wanted = mounted.device.read_bytes()
     wait_until(lambda: not ask(mounted, "cache-info")["is_searching"], "the search is over")
     assert ask(mounted, "cache-flush")["dirty"] == 0
+    assert ask(mounted, "cache-info")["dirty"] == 0
     assert ask(mounted, "cache-verify")["differing"] == 0
     pools.umount(mounted)
     wait_until(lambda: not processes_of(pools.directory), "all of its processes have ended")
     assert origin.read_bytes() == wanted
     checked = pmemfs("check", mounted.pool)
     assert checked.code == 0, checked.out + checked.err
+
+
+@native
+@pytest.mark.parametrize("kind", KINDS)
+def test_programs_notice_a_pause_before_any_origin(
+    pools: PoolMaker, tmp_path: Path, origin: Path, text: str
+) -> None:
+    mounted = mount_kept(pools, cache_of(pools, text, max_dirty_percent=30))
+    kill_in_turn(pools, mounted, tmp_path)
+    end_flushed(pools, mounted, origin)
+
+
+@one_native
+@pytest.mark.parametrize("kind", ["file"])
+@pytest.mark.parametrize(
+    "policy", [Policy.WRITE_THROUGH, Policy.WRITE_AROUND], ids=lambda policy: policy.word
+)
+def test_the_origin_has_what_was_written_to_it_after_any_death(
+    pools: PoolMaker, tmp_path: Path, origin: Path, text: str, policy: Policy
+) -> None:
+    mounted = mount_kept(pools, cache_of(pools, text, policy=policy))
+    kill_in_turn(pools, mounted, tmp_path)
+    wanted = mounted.device.read_bytes()
+    with opened(mounted.device) as fd:
+        os.fsync(fd)
+    # What was answered is there without a flush of the cache.
+    assert origin.read_bytes() == wanted
+    end_flushed(pools, mounted, origin)
+
+
+@one_native
+@pytest.mark.parametrize("kind", ["slow-nbd"])
+def test_a_flush_goes_on_when_the_daemon_dies(
+    pools: PoolMaker, tmp_path: Path, origin: Path, text: str
+) -> None:
+    pool = cache_of(pools, text, max_dirty_percent=90, max_dirty_age_seconds=0)
+    mounted = mount_kept(pools, pool)
+    with opened(mounted.device) as fd:
+        for at in range(0, 4 * MIB, 8192):
+            # One at a time, so that it takes a while.
+            os.pwrite(fd, b"%08d" % at * 512, at)
+    kills = Kills(mounted, Load(tmp_path))
+    words = [BIN / "pmemfs", "flush", str(mounted.mountpoint)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as flush:
+        for _ in range(2):
+            wait_until(lambda: ask(mounted, "cache-info")["cleaned"] > 0, "it cleans")
+            time.sleep(0.1)
+            assert flush.poll() is None
+            kills.kill(DAEMON)
+        said, _ = flush.communicate()
+    assert flush.returncode == 0
+    assert "the origin is complete" in said
+    assert origin.read_bytes() == mounted.device.read_bytes()
+    end_flushed(pools, mounted, origin)

@@ -70,6 +70,7 @@ class Load:
         self.cancels = cancels
         self.outcome = Outcome()
         self._programs: dict[str, subprocess.Popen[str]] = {}
+        self._readers: set[str] = set()
         self._threads: list[threading.Thread] = []
         self._is_over = threading.Event()
 
@@ -90,6 +91,8 @@ class Load:
         prepare = unbroken.PROGRAMS[work](place, seed, False)
         prepare.prepare()
         words = [sys.executable, unbroken.__file__, work, str(place), str(seed)]
+        if work == "reader":
+            self._readers.add(place.name)
         log = self.directory / f"{place.name}.err"
         with log.open("w") as error:
             program = self._programs[place.name] = subprocess.Popen(
@@ -205,7 +208,7 @@ class Load:
         answer: dict[str, Any] = json.loads(line)
         self.outcome.wrong += [f"{name}: {what}" for what in answer["wrong"]]
         self.outcome.tally.update(answer["tally"])
-        if name == "read":
+        if name in self._readers:
             self.outcome.slow += [(what, at, took) for what, at, took in answer["slow"]]
 
 
