@@ -1,6 +1,6 @@
 """Deaths at bad moments of a mount that is kept: while it begins, ends, grows or is taken over.
 
-PMEMFS_KILL_ROUNDS in the environment says how often each test kills, instead of 3 times.
+PMEMFS_KILL_ROUNDS in the environment says how often each test kills, instead of once.
 """
 
 from __future__ import annotations
@@ -24,12 +24,9 @@ from pmemfs.logs import log_file
 from pmemfs.mountinfo import mount_at
 from pmemfs.units import MIB
 
-pytestmark = [
-    pytest.mark.mount, pytest.mark.slow, pytest.mark.usefixtures("engine"),
-    pytest.mark.skipif("PMEMFS_KILL_ROUNDS" not in os.environ, reason="they don't survive yet"),
-]  # fmt: skip
+pytestmark = [pytest.mark.mount, pytest.mark.slow, pytest.mark.usefixtures("engine")]
 
-ROUNDS = int(os.environ.get("PMEMFS_KILL_ROUNDS", "3"))
+ROUNDS = int(os.environ.get("PMEMFS_KILL_ROUNDS", "1"))
 native = pytest.mark.parametrize("engine", NATIVE, indirect=True, ids=str)
 uring = pytest.mark.parametrize("engine", NATIVE[:1], indirect=True, ids=str)
 

@@ -1,6 +1,6 @@
 """A mount that is kept outlives its processes: programs notice a pause, and nothing else.
 
-PMEMFS_KILL_ROUNDS in the environment says how often each test kills, instead of 3 times. From 10
+PMEMFS_KILL_ROUNDS in the environment says how often each test kills, instead of 2 times. From 10
 on, pgbench is among the programs.
 """
 
@@ -23,12 +23,9 @@ from kit.posix import opened
 from kit.postgres import is_installed
 from kit.processes import wait_until
 
-pytestmark = [
-    pytest.mark.mount, pytest.mark.slow, pytest.mark.usefixtures("engine"),
-    pytest.mark.skipif("PMEMFS_KILL_ROUNDS" not in os.environ, reason="they don't survive yet"),
-]  # fmt: skip
+pytestmark = [pytest.mark.mount, pytest.mark.slow, pytest.mark.usefixtures("engine")]
 
-ROUNDS = int(os.environ.get("PMEMFS_KILL_ROUNDS", "3"))
+ROUNDS = int(os.environ.get("PMEMFS_KILL_ROUNDS", "2"))
 MANY_ROUNDS = 10
 native = pytest.mark.parametrize("engine", NATIVE, indirect=True, ids=str)
 
