@@ -182,7 +182,7 @@ class PlaneProcess:
         """Wait for its end; its exit status, or minus the number of the signal that ended it. None
         if only its parent knows."""
         if self._child is None:
-            select.select([self.pidfd], [], [])
+            has_ended(self.pidfd, None)
             return None
         return self._child.wait()
 

@@ -31,11 +31,11 @@ def python_words(module: str) -> list[str]:
     return [sys.executable, _flag(), "-m", module]
 
 
-def has_ended(pidfd: int, seconds: float) -> bool:
-    """Wait for a process to end, for so long at most; whether it did."""
+def has_ended(pidfd: int, seconds: float | None) -> bool:
+    """Wait for a process to end, for so long at most (None: for ever); whether it did."""
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(seconds * 1000))
+    return bool(poll.poll(None if seconds is None else seconds * 1000))
 
 
 def bare_python_words(module: str) -> list[str]:
