@@ -40,6 +40,7 @@ class Keeping:
         self._upgrader: Upgrader | None = None
         self.nursery: trio.Nursery | None = None
         """Of the tasks that serve the mount."""
+        self._starter: Starter | None = None
 
     async def serve(
         self, starter: Starter, listener: socket.socket, pool: str, hang_seconds: int
@@ -48,6 +49,7 @@ class Keeping:
         kept = self._session.kept
         if kept is None:
             return
+        self._starter = starter
         kept.store("listener", [listener.fileno()], os.fsencode(listener.getsockname()))
         if place := log_for_others():
             fd, line = place
@@ -107,3 +109,5 @@ class Keeping:
         assert self._session.kept is not None
         self._keep_pins_with(keeper)
         self._session.kept.begin(keeper, self._own_words)
+        if self._starter and keeper.pid is not None:
+            self._starter.say_keeper(keeper.pid)

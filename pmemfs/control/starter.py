@@ -49,6 +49,8 @@ class Starter:
         self._lock = threading.Lock()
         self._device = ""
         self._may_raise = False
+        # It stays there for successors, which may have another keeper to report.
+        self._systemd = os.environ.get("NOTIFY_SOCKET", "")
         self._when_kept: Callable[[], None] | None = None
         if self._socket is not None:
             threading.Thread(target=self._listen, args=(self._socket,), daemon=True).start()
@@ -59,12 +61,21 @@ class Starter:
 
     def say_ready(self, mount: Mount) -> None:
         """Report that the mount is made and answers."""
-        _notify_systemd()
+        if not self.is_kept:
+            self._notify_systemd("READY=1")
         if self._socket is None:
-            self.is_kept = True
+            with self._lock:
+                self.is_kept = True
+            if self._when_kept:
+                self._when_kept()
         else:
             self._device = mount.device
             self._say({"ready": mount.device})
+
+    def say_keeper(self, pid: int) -> None:
+        """Report the process that the mount lasts as long as, in place of this one."""
+        # A unit is over as soon as its main process is.
+        self._notify_systemd(f"MAINPID={pid}")
 
     def when_kept(self, call: Callable[[], None]) -> None:
         """Call something once the mount is kept, in whatever thread."""
@@ -144,6 +155,12 @@ class Starter:
             log.warning("the command that started this daemon has gone, or does not keep the mount")
             os.kill(os.getpid(), signal.SIGTERM)
 
+    def _notify_systemd(self, said: str) -> None:
+        """See sd_notify(3)."""
+        if self._systemd:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+                notify.sendto(said.encode(), self._systemd.replace("@", "\0", 1))
+
     def _say(self, message: dict[str, str]) -> None:
         if self._socket is not None:
             with contextlib.suppress(OSError):
@@ -155,11 +172,3 @@ def _say_no_more() -> None:
     fd = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
     os.dup2(fd, 2)
     os.close(fd)
-
-
-def _notify_systemd() -> None:
-    """Send READY=1, see sd_notify(3)."""
-    address = os.environ.pop("NOTIFY_SOCKET", "")
-    if address:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
-            notify.sendto(b"READY=1", address.replace("@", "\0", 1))

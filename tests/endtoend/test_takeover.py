@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
+import socket
 import stat
 import subprocess
 import sys
 import time
 from contextlib import ExitStack, suppress
 from functools import partial
+from pathlib import Path
 
 import pytest
 
-from kit.commands import pmemfs_here, run_command
+from kit.commands import BIN, pmemfs_here, run_command
 from kit.killing import children, mount_kept, open_files
 from kit.mounts import NATIVE_ONLY, Mounted, PoolMaker, Session
 from kit.posix import opened
@@ -83,8 +86,8 @@ def test_open_files_go_on_with_names_and_without(pools: PoolMaker) -> None:
         for fd in (named, gone):
             os.pwrite(fd, b"acknowledged" * 1000, 0)
         (top / "gone").unlink()
-        for _ in range(2):
-            die(mounted)
+        for both in (False, True):
+            die(mounted, both=both)
             for fd in (named, gone):
                 assert os.pread(fd, 24000, 0) == b"acknowledged" * 1000
                 assert os.pwrite(fd, b"more", 12000) == 4
@@ -319,7 +322,9 @@ def test_without_a_process_that_waits_a_new_one_is_started(pools: PoolMaker) -> 
     end(pools, mounted)
 
 
-def test_the_process_that_waits_ends_with_the_keeper_and_by_no_signal(pools: PoolMaker) -> None:
+def test_the_process_that_waits_ends_by_no_signal_and_when_nobody_can_call_it(
+    pools: PoolMaker,
+) -> None:
     mounted = mount(pools, "fs")
     standby = standby_of(mounted)
     assert standby is not None
@@ -327,7 +332,76 @@ def test_the_process_that_waits_ends_with_the_keeper_and_by_no_signal(pools: Poo
         os.kill(standby, number)
     time.sleep(0.1)
     assert is_running(standby)
-    os.kill(mounted.info()["kept"]["keeper_pid"], 9)
-    wait_until(lambda: not is_running(standby), "it has ended")
+    keeper, daemon = mounted.info()["kept"]["keeper_pid"], mounted.pid
+    os.kill(keeper, 9)
     (mounted.mountpoint / "f").write_bytes(b"content")
+    os.kill(daemon, 9)
+    wait_until(lambda: not is_running(standby), "it has ended")
+
+
+def test_a_service_lasts_as_long_as_its_keeper_and_logs_where_it_did(
+    pools: PoolMaker, tmp_path: Path
+) -> None:
+    """systemd ends a service with its main process, which is the daemon until it says otherwise."""
+    pool, mountpoint = pools.create("pmem0", "32M", "--mode", "fs"), pools.mountpoint()
+    said = tmp_path / "stderr"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify, said.open("wb") as stderr:
+        notify.bind(str(tmp_path / "notify"))
+        notify.settimeout(30)
+        words = [BIN / "pmemfs", "mount", "--foreground", "-o", "keeper", *pools.engine.options]
+        daemon = subprocess.Popen(
+            [*words, pool, mountpoint],
+            env={**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify")}, stderr=stderr,
+        )  # fmt: skip
+        assert notify.recv(100) == b"READY=1"
+        keeper = int(notify.recv(100).removeprefix(b"MAINPID="))
+        mounted = Mounted(pool, mountpoint)
+        assert mounted.info()["kept"]["keeper_pid"] == keeper
+        daemon.kill()
+        daemon.wait()
+        wait_for_successor(mounted, {daemon.pid})
+        assert "taking over" in said.read_text()
+        # As systemd ends it: every process of the service, and none of them twice.
+        successor = mounted.pid
+        os.kill(keeper, signal.SIGTERM)
+        os.kill(successor, signal.SIGTERM)
+        wait_until(lambda: not is_running(keeper), "the keeper has ended")
+        notify.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            notify.recv(100)
+    assert "unmounted, clean" in said.read_text()
+    check(mounted)
+
+
+# Under way
+
+
+@pytest.mark.parametrize("delay", [0.1, 0.2])
+@pytest.mark.parametrize("mode", ["fs", "block"])
+def test_a_growth_that_is_under_way_is_whole_or_not_at_all(
+    pools: PoolMaker, mode: str, delay: float
+) -> None:
+    mounted = mount(pools, mode, size="32M")
+    path = mounted.mountpoint / "f" if mode == "fs" else mounted.device
+    with opened(path, os.O_RDWR | os.O_CREAT) as fd:
+        os.pwrite(fd, b"before" * 10000, 0)
+        words = [sys.executable, "-m", "pmemfs", "resize", mounted.mountpoint, "--size", "256M"]
+        with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as resizing:
+            # The command takes most of this time for its own start.
+            time.sleep(delay)
+            die(mounted)
+            resizing.communicate()
+        grown = mounted.info()["pool"]["size_bytes"]
+        assert grown in (32 << 20, 256 << 20)
+        if resizing.returncode == 0:
+            assert grown == 256 << 20
+        pmemfs_here("resize", mounted.mountpoint, "--size", "256M")
+        assert os.pread(fd, 60000, 0) == b"before" * 10000
+        if mode == "block":
+            size = os.fstat(fd).st_size
+            assert size > 200 << 20
+            assert not os.pread(fd, 1 << 20, size - (1 << 20)).strip(b"\0")
+        os.pwrite(fd, b"after", 100 << 20)
+        die(mounted)
+        assert os.pread(fd, 5, 100 << 20) == b"after"
     end(pools, mounted)
