@@ -247,6 +247,33 @@ class SharedFiles:
         return Responder(self.shared.fd, self.medium.fileno(), self.medium.map_flags, MAX_WRITE)
 
 
+@dataclass
+class SharedDevice:
+    """A device, and what it shares with a data plane."""
+
+    pool: Pool
+    shared: SharedMemory
+    volume: BlockVolume
+    engine: SharedEngine
+    once: Once
+
+    def forwarded(self) -> ForwardedRequests:
+        """As of `SharedFiles`."""
+        handlers, door = door_to(self.volume, self.engine, shared=self.shared)
+        unanswered = Unanswered(self.once, handlers, OpenPlaces(self.shared.opens))
+        return ForwardedRequests(door, LONGEST, self.once, unanswered)
+
+
+def share_device(pool: Pool, shared: SharedMemory) -> SharedDevice:
+    """The device of a pool over shared memory."""
+    medium = pool.medium
+    assert isinstance(medium, MappedMedium)
+    memmap = share_memmap(pool, medium, shared)
+    engine = SharedEngine(pool, medium, memmap, shared)
+    volume = BlockVolume(pool, memmap, onlookers=PublishedDevice(engine, medium))
+    return SharedDevice(pool, shared, volume, engine, Once(shared.answers))
+
+
 @contextmanager
 def shared_files(directory: Path, scheme: Scheme = Scheme.NONE) -> Iterator[SharedFiles]:
     """A new, empty file system of 64 MiB, and what a worker sees of it."""

@@ -21,7 +21,14 @@ from typing import Any, NamedTuple
 import trio
 
 import pmemfs
-from kit.data_plane import ALL, LONGEST, SharedFiles, share_files
+from kit.data_plane import (
+    ALL,
+    LONGEST,
+    SharedDevice,
+    SharedFiles,
+    share_device,
+    share_files,
+)
 from pmemfs.dataplane.held import OpenPlaces
 from pmemfs.dataplane.tables import SharedMemory
 from pmemfs.engine.sharing import share_pool
@@ -32,8 +39,10 @@ from pmemfs.medium.mapped import MappedMedium
 from pmemfs.medium.sparse import data_ranges
 from pmemfs.pool import Pool, PoolSpec
 from pmemfs.units import KIB, MIB
+from pmemfs.volume.block import BlockVolume
 from pmemfs.volume.fs.check import check_filesystem
 from pmemfs.volume.fs.filesystem import FileSystem
+from pmemfs.volume.onefile import INODE
 
 _HERE = str(Path(pmemfs.__file__).parent)
 _WAITING = str(Path(_HERE, "fuse/inbox.py"))
@@ -92,8 +101,14 @@ class State:
     holds: dict[int, int]
 
 
-def state_of(files: SharedFiles) -> State:
+def state_of(files: SharedFiles | SharedDevice) -> State:
     """What a mount is now."""
+    opened = sorted(
+        (place.inode, place.kind, place.flags & ~os.O_TRUNC)
+        for place in OpenPlaces(files.shared.opens)
+    )
+    if isinstance(files, SharedDevice):
+        return State(_device(files.volume), opened, {})
     fs = files.fs
     holds = dict(files.shared.lookup_counts.counts())
     tree: dict[int, object] = {}
@@ -111,11 +126,13 @@ def state_of(files: SharedFiles) -> State:
             a.mode, a.nlink, a.uid, a.gid, a.rdev, a.flags, content, entries, inode.target,
             inode.parent if inode.is_directory else 0, sorted(inode.xattrs.items()),
         )  # fmt: skip
-    opened = sorted(
-        (place.inode, place.kind, place.flags & ~os.O_TRUNC)
-        for place in OpenPlaces(files.shared.opens)
-    )
     return State(tree, opened, holds)
+
+
+def _device(volume: BlockVolume) -> dict[int, object]:
+    device = volume.attributes(INODE)
+    content = hash(bytes(volume.read(INODE, 0, volume.size_bytes)))
+    return {INODE: (device.mode, device.uid, device.gid, content)}
 
 
 @dataclass
@@ -125,12 +142,14 @@ class Template:
     directory: Path
     pool: Path
     memory: int
+    has_files: bool
 
     @classmethod
     def made(
-        cls, directory: Path, prepare: Callable[[SharedFiles], Any], size_bytes: int = 64 * MIB
-    ) -> tuple[Template, Any]:
-        """A new one; what `prepare` does to it is part of it."""
+        cls, directory: Path, prepare: Callable[[Any], Any], *, size_bytes: int = 64 * MIB,
+        has_files: bool = True,
+    ) -> tuple[Template, Any]:  # fmt: skip
+        """A new one; what `prepare` does to the SharedFiles (or SharedDevice) is part of it."""
         path = directory / "template"
         with path.open("wb") as file:
             file.truncate(size_bytes)
@@ -139,14 +158,16 @@ class Template:
             medium, PoolSpec(name="pool", page_size_bytes=4 * KIB, scheme=Scheme.NONE)
         )
         pool.begin_mount()
-        FileSystem.format(pool)
-        shared = share_pool(pool, worker_count=1, has_files=True)
+        if has_files:
+            FileSystem.format(pool)
+        shared = share_pool(pool, worker_count=1, has_files=has_files)
         shared.set_header_word("answered", ALL)
-        prepared = prepare(share_files(pool, shared))
+        share = share_files if has_files else share_device
+        prepared = prepare(share(pool, shared))
         memory = os.dup(shared.fd)
         shared.close()
         medium.close()
-        return cls(directory, path, memory), prepared
+        return cls(directory, path, memory, has_files), prepared
 
     def copied(self) -> Copy:
         """A copy for one death."""
@@ -158,7 +179,7 @@ class Template:
         _copy(self.memory, memory)
         os.close(source)
         os.close(target)
-        return Copy(path, memory)
+        return Copy(path, memory, self.has_files)
 
 
 def _copy(source: int, target: int) -> None:
@@ -174,11 +195,13 @@ class Copy:
 
     path: Path
     memory: int
+    has_files: bool
 
-    def open(self) -> SharedFiles:
-        """The mount, as a daemon has it that finds it so."""
+    def open(self) -> Any:
+        """The SharedFiles (or SharedDevice) of a daemon that finds it so."""
         medium = MappedMedium.open(str(self.path))
-        return share_files(Pool.open(medium), SharedMemory(os.dup(self.memory)))
+        share = share_files if self.has_files else share_device
+        return share(Pool.open(medium), SharedMemory(os.dup(self.memory)))
 
     def close(self) -> None:
         """Remove it."""
@@ -273,20 +296,25 @@ def die_at(
             raw = files.forwarded()
             reply = next(iter(ask(raw, again)), None) if again else None
             state = state_of(files)
-            while files.fs.tidy() or files.fs.go_on():
-                pass
-            assert state_of(files) == state
-            files.fs.end()
+            if template.has_files:
+                while files.fs.tidy() or files.fs.go_on():
+                    pass
+                assert state_of(files) == state
+                files.fs.end()
             return reply, state
 
         reply, state = in_child(succeed)
-        medium = MappedMedium.open(str(copy.path))
-        try:
-            verdict = check_filesystem(Pool.open(medium))
-            problems = "; ".join(str(problem) for problem in verdict.problems)
-        finally:
-            medium.close()
+        problems = _problems(copy) if template.has_files else ""
     finally:
         copy.close()
     said, lines = first or (None, 0)
     return Outcome(reply, state, problems, said, lines)
+
+
+def _problems(copy: Copy) -> str:
+    medium = MappedMedium.open(str(copy.path))
+    try:
+        verdict = check_filesystem(Pool.open(medium))
+        return "; ".join(str(problem) for problem in verdict.problems)
+    finally:
+        medium.close()

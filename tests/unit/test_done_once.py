@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import pytest
 
-from kit.data_plane import SharedFiles
+from kit.data_plane import SharedDevice, SharedFiles, door_to
 from kit.doors import WireWay
 from kit.dying import NEVER, Message, Reply, State, Template, die_at
 from pmemfs.fuse import wire
@@ -38,6 +38,7 @@ from pmemfs.fuse.once import RECORDED, RESENT
 from pmemfs.fuse.wire import Opcode
 from pmemfs.media.inode import ROOT
 from pmemfs.units import MIB
+from pmemfs.volume.onefile import INODE
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -352,6 +353,53 @@ def test_a_request_to_a_full_pool_is_carried_out_once(
     full_mount: tuple[Template, SimpleNamespace], name: str
 ) -> None:
     check(*full_mount, FULL_CASES[name], name)
+
+
+def prepare_device(device: SharedDevice) -> SimpleNamespace:
+    handlers, door = door_to(device.volume, device.engine, shared=device.shared)
+    del handlers
+    way = WireWay(door)
+    handle = way.open(INODE, O_RDWR)
+    way.write(handle, 0, b"".join(bytes([65 + n]) * FRAME for n in range(6)))
+    opened = way.ask(Opcode.OPENDIR, ROOT, wire.OPEN_IN.pack(0, 0))
+    return SimpleNamespace(
+        f=INODE,
+        g=INODE,
+        d=ROOT,
+        root=ROOT,
+        hf=handle,
+        hg=handle,
+        hroot=wire.OPEN_OUT.unpack(opened)[0],
+    )
+
+
+DEVICE_CASES = {
+    name: CASES[name]
+    for name in (
+        "chmod", "write", "append", "synchronous write", "punch", "zero", "copy", "open",
+        "release", "opendir", "releasedir", "fsync",
+    )
+} | {
+    "chown": Case(Opcode.SETATTR, "f", setattr_in(wire.SETS_UID | wire.SETS_GID, uid=3, gid=4)),
+    "utimes": Case(Opcode.SETATTR, "f", setattr_in(wire.SETS_MTIME, mtime=8)),
+    "no mkdir": Case(
+        Opcode.MKDIR, "root", wire.MKDIR_IN.pack(0o750, 0o022) + b"n\0", errno.EPERM
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def device_mount() -> Iterator[tuple[Template, SimpleNamespace]]:
+    directory = Path(tempfile.mkdtemp(prefix="pmemfs-test-", dir="/dev/shm"))
+    yield Template.made(directory, prepare_device, size_bytes=16 * MIB, has_files=False)
+    shutil.rmtree(directory)
+
+
+@pytest.mark.parametrize("name", DEVICE_CASES)
+def test_a_request_to_a_device_is_carried_out_once(
+    device_mount: tuple[Template, SimpleNamespace], name: str
+) -> None:
+    check(*device_mount, DEVICE_CASES[name], name)
 
 
 def forget(known: SimpleNamespace) -> tuple[Opcode, int, bytes]:
