@@ -156,8 +156,8 @@ class Keeper:
 
     def _succeed(self) -> None:
         """The daemon has died: start its successor, or give up."""
+        end = end_of(self._daemon)
         posix.close(self._daemon)
-        reap()
         # What takes over says when it is to be watched.
         self._hang_ms = 0
         words, self._planned = self._planned, []
@@ -165,6 +165,7 @@ class Keeper:
         if not is_planned:
             now = time.monotonic()
             self._deaths = [then for then in self._deaths if then > now - _WITHIN_SECONDS] + [now]
+            self.say(f"the daemon {end}")
             self._unreported += 1
             self._died_ns = time.time_ns()
             if len(self._deaths) > _MOST_DEATHS:
@@ -248,13 +249,15 @@ def send(end: _socket.socket, message: bytes, fds: list[int]) -> bool:
     return True
 
 
-def reap() -> None:
-    """Forget children that have ended."""
+def end_of(pidfd: int) -> str:
+    """How a process has ended, in words, as far as its parent is this one."""
     try:
-        while posix.waitpid(-1, posix.WNOHANG)[0]:
-            pass
+        end = posix.waitid(posix.P_PIDFD, pidfd, posix.WEXITED)
     except ChildProcessError:
-        pass
+        return "has died"
+    if end is None or end.si_code != posix.CLD_EXITED:
+        return f"was ended by signal {end.si_status if end else 0}"
+    return f"has ended with status {end.si_status}"
 
 
 def become_unlikely_to_be_killed() -> str:

@@ -35,7 +35,7 @@ from pmemfs.units import KIB
 pytestmark = [pytest.mark.mount]
 
 
-HANGS = ("-o", "keeper,hang_timeout=1")
+HANGS = ("-o", "keeper,hang_timeout=3")
 
 
 def kept_of(mounted: Mounted) -> dict[str, Any]:
@@ -213,5 +213,20 @@ def test_a_data_plane_that_stands_still_is_killed_and_started_again(pools: PoolM
     assert "; died once at 20" in said
     if not os.path.exists(JOURNAL):
         log = log_of(mounted)
-        assert f"(pid {plane}) has made no progress for 1 s" in log
+        assert f"(pid {plane}) has made no progress for 3 s" in log
         assert f"(pid {plane}) has died: it was ended by signal SIGKILL; it is started again" in log
+
+
+@native_only
+def test_a_daemon_that_stands_still_is_killed_and_another_one_serves(pools: PoolMaker) -> None:
+    mounted = pools.mount(pools.create("fs0", "64M", "--mode", "fs"), *HANGS)
+    kept_of(mounted)
+    daemon = mounted.pid
+    os.kill(daemon, signal.SIGSTOP)
+    # Only a daemon can make a file, and nobody ends this one but the keeper.
+    (mounted.mountpoint / "file").write_bytes(b"there")
+    assert mounted.pid != daemon
+    assert (mounted.mountpoint / "file").read_bytes() == b"there"
+    assert mounted.info()["kept"]["daemon"]["times"] == 1
+    if not os.path.exists(JOURNAL):
+        assert "the daemon has said nothing for 3 s, and is killed" in log_of(mounted)
