@@ -17,7 +17,7 @@ from kit.caches import ask, cache_of, make_cache
 from kit.ceph_node import CephNode, Image
 from kit.commands import fio, pmemfs, pmemfs_ok, refused, run_command
 from kit.ext4 import assert_is_on_ext4, make_tree, needs_ext4, put_on_ext4
-from kit.mounts import Mounted, PoolMaker, Session
+from kit.mounts import UNKEPT, Mounted, PoolMaker, Session
 from kit.posix import opened
 from kit.processes import is_running, stopped, wait_until
 from kit.records import WRITERS, Writer, writing
@@ -250,7 +250,7 @@ JOBS = ("--numjobs=4", "--size=2m", "--offset_increment=2m", "--offset=8m")
 def test_what_was_acknowledged_survives_kill_9_before_an_image(
     pools: PoolMaker, image: Image, tmp_path: Path
 ) -> None:
-    mounted = pools.mount(cache_of(pools, image.text, max_dirty_percent=30))
+    mounted = pools.mount(cache_of(pools, image.text, max_dirty_percent=30), *UNKEPT)
     writers = [Writer(name) for name in range(WRITERS)]
     with fio_of(tmp_path, mounted, *JOBS) as filling:
         assert filling.wait(100) == 0, filling.stdout.read()

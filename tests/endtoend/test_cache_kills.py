@@ -18,7 +18,7 @@ import pytest
 
 from kit.caches import ask, cache_of, new_origin
 from kit.commands import fio, pmemfs_ok
-from kit.mounts import NATIVE, Engine, Mounted, PoolMaker, Session
+from kit.mounts import NATIVE, UNKEPT, Engine, Mounted, PoolMaker, Session
 from kit.origins import NbdServer
 from kit.posix import opened
 from kit.processes import is_running, wait_until
@@ -77,7 +77,7 @@ def end_flushed(pools: PoolMaker, mounted: Mounted, origin: Path) -> None:
 def test_fio_finds_after_kill_9_what_was_acknowledged_to_it(
     pools: PoolMaker, tmp_path: Path, origin: Path, text: str
 ) -> None:
-    mounted = pools.mount(cache_of(pools, text, max_dirty_percent=30))
+    mounted = pools.mount(cache_of(pools, text, max_dirty_percent=30), *UNKEPT)
     blocks = VerifiedBlocks(mounted.device, tmp_path)
     blocks.fill()
     chance, acknowledged = random.Random(7), 0
@@ -89,7 +89,7 @@ def test_fio_finds_after_kill_9_what_was_acknowledged_to_it(
             time.sleep(chance.uniform(0.0, 0.4))
             os.kill(victim, 9)
             wait_until(lambda pid=session.pid: not is_running(pid), "the daemon has ended")  # type: ignore[misc]
-        pools.mount(mounted.pool)
+        pools.mount(mounted.pool, *UNKEPT)
         blocks.check()
         acknowledged += len(blocks.acknowledged)
     assert acknowledged > ROUNDS * 64

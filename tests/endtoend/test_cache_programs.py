@@ -12,7 +12,7 @@ import pytest
 from kit.caches import ask, cache_of, new_origin
 from kit.commands import fio, run_command
 from kit.ext4 import assert_is_on_ext4, make_tree, needs_ext4, put_on_ext4
-from kit.mounts import Mounted, PoolMaker, Session, native_only
+from kit.mounts import UNKEPT, Mounted, PoolMaker, Session, native_only
 from kit.origins import NbdServer
 from kit.posix import opened
 from kit.processes import is_running, wait_until
@@ -127,7 +127,7 @@ def test_a_writer_above_the_limit_waits_for_as_much_as_it_writes(
 def test_what_was_acknowledged_survives_kill_9(pools: PoolMaker, origin: Path, victim: str) -> None:
     if victim == "data plane" and pools.engine.name == "python":
         pytest.skip("it has one process")
-    mounted = pools.mount(cache_of(pools, origin, max_dirty_percent=30))
+    mounted = pools.mount(cache_of(pools, origin, max_dirty_percent=30), *UNKEPT)
     writers = [Writer(name) for name in range(WRITERS)]
     for _ in range(3):
         session = Session.of(mounted)
@@ -141,7 +141,7 @@ def test_what_was_acknowledged_survives_kill_9(pools: PoolMaker, origin: Path, v
                 wait_until(lambda pid=pid: not is_running(pid), "the daemon has ended")  # type: ignore[misc]
             else:
                 session.kill()
-        pools.mount(mounted.pool)
+        pools.mount(mounted.pool, *UNKEPT)
         with opened(mounted.device) as fd:
             for writer in writers:
                 writer.check(fd)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from kit.commands import fio, pmemfs_ok
-from kit.mounts import PoolMaker, Session, mounts_at
+from kit.mounts import UNKEPT, PoolMaker, Session, mounts_at
 from kit.posix import opened
 from kit.processes import wait_until
 from kit.records import WRITERS, Writer, writing
@@ -53,7 +53,7 @@ def test_what_was_acknowledged_survives_kill_9_of_the_daemon(pools: PoolMaker) -
 def test_fio_finds_after_kill_9_what_was_acknowledged_to_it(
     pools: PoolMaker, tmp_path: Path, ioengine: str
 ) -> None:
-    mounted = pools.mount(pools.create(size="96M"))
+    mounted = pools.mount(pools.create(size="96M"), *UNKEPT)
     session = Session.of(mounted)
     # One request at a time, and slowly: fio writes down what was acknowledged while it goes on, and
     # where it is held up in between, its list of what was under way does not fit its count.

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from kit.commands import BIN, pmemfs, pmemfs_ok, refused
-from kit.mounts import PoolMaker
+from kit.mounts import UNKEPT, PoolMaker
 from kit.pools import some_label
 from pmemfs.media.label import FORMAT_VERSION, pack
 from pmemfs.units import MIB
@@ -55,7 +55,7 @@ def test_pools_are_found_mounted_or_not_and_nothing_is_written(pools: PoolMaker)
 def test_a_pool_whose_daemon_died_is_dirty_and_one_that_is_in_use_disturbs_nobody(
     pools: PoolMaker,
 ) -> None:
-    mounted = pools.mount(pools.create("pmem0", "16M"))
+    mounted = pools.mount(pools.create("pmem0", "16M"), *UNKEPT)
     os.kill(mounted.pid, 9)
     pmemfs_ok("umount", mounted.mountpoint)
     assert states_in(pools.directory) == {"pmem0": ("", "dirty")}

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from kit.commands import pmemfs, pmemfs_ok, refused
-from kit.mounts import Mounted, PoolMaker
+from kit.mounts import UNKEPT, Mounted, PoolMaker
 from kit.posix import opened
 from pmemfs.volume.block import INODE
 
@@ -76,7 +76,7 @@ def test_counts_follow_every_page_that_was_read_or_written(pools: PoolMaker, sch
 
 @pytest.mark.quick
 def test_a_crash_leaves_no_page_structure_that_counts(pools: PoolMaker) -> None:
-    mounted = pools.mount(pools.create(size="16M"))
+    mounted = pools.mount(pools.create(size="16M"), *UNKEPT)
     with opened(mounted.device) as fd:
         os.pwrite(fd, bytes(PAGE), 0)
     os.kill(mounted.pid, 9)

@@ -15,7 +15,16 @@ from pathlib import Path
 import pytest
 
 from kit.commands import pmemfs_here, run_command
-from kit.mounts import Engine, Mounted, PoolMaker, Session, abort_connection, mounts_at, native_only
+from kit.mounts import (
+    UNKEPT,
+    Engine,
+    Mounted,
+    PoolMaker,
+    Session,
+    abort_connection,
+    mounts_at,
+    native_only,
+)
 from kit.posix import opened
 from kit.processes import is_running, stopped, wait_until
 from pmemfs.logs import JOURNAL, log_file
@@ -97,7 +106,7 @@ WAYS: dict[str, Callable[[Mounted], None]] = {
 def test_under_load_everything_ends_and_the_pool_can_be_mounted_again(
     pools: PoolMaker, engine: Engine, way: str
 ) -> None:
-    mounted = pools.mount(pools.create(size="16M"))
+    mounted = pools.mount(pools.create(size="16M"), *UNKEPT)
     session = Session.of(mounted)
     data_plane = mounted.info()["data_plane_pid"]
     with load(mounted.device) as problems:

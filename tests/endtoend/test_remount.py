@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import signal
 import subprocess
 import threading
 import time
@@ -60,9 +59,8 @@ def kernels(mounted: Mounted) -> Mount:
 
 def kill(mounted: Mounted) -> None:
     """End both planes as a crash does."""
-    pid, plane_pid = mounted.pid, mounted.info()["data_plane_pid"]
-    os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not is_running(pid), "the daemon is dead")
+    plane_pid = mounted.info()["data_plane_pid"]
+    Session.of(mounted).kill()
     if plane_pid:
         wait_until(lambda: not is_running(plane_pid), "and the data plane, too")
     run_command("umount", "--lazy", mounted.mountpoint)

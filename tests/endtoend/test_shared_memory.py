@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from kit.commands import pmemfs_ok, run_command
-from kit.mounts import NATIVE_ONLY, Mounted, PoolMaker
+from kit.mounts import NATIVE_ONLY, UNKEPT, Mounted, PoolMaker
 from kit.posix import opened
 from kit.processes import is_running, stopped, wait_until
 from pmemfs.dataplane import layouts
@@ -87,7 +87,7 @@ def at_rest(report: SharedReport) -> SharedReport:
 def test_it_tells_what_a_test_did_also_of_a_daemon_that_is_stopped_or_dead(
     pools: PoolMaker,
 ) -> None:
-    mounted = pools.mount(pools.create("pmem0", "128M", "--mode", "fs"))
+    mounted = pools.mount(pools.create("pmem0", "128M", "--mode", "fs"), *UNKEPT)
     pid, data_plane = mounted.pid, mounted.data_plane_pid
     before = report_of(mounted.mountpoint)
     with ExitStack() as stack:

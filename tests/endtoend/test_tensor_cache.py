@@ -25,7 +25,7 @@ from kit.cache_processes import KEYS, holding, is_whole, made_up, start_random
 from kit.commands import pmemfs_ok
 from kit.documents import ROOT, blocks
 from kit.fs_mounts import FsMount
-from kit.mounts import Engine, Mounted, PoolMaker, native_only
+from kit.mounts import UNKEPT, Engine, Mounted, PoolMaker, native_only
 from kit.processes import is_running, stopped, wait_until
 from pmemfs import TensorCache, connect, pin_of
 from pmemfs.client import cacheroom
@@ -592,7 +592,7 @@ def test_a_read_only_mount_has_entries_to_get(pools: PoolMaker) -> None:
 
 
 def test_when_the_daemon_dies_arrays_stay_and_calls_say_so(pools: PoolMaker) -> None:
-    mounted = pools.mount(pools.create("files", "64M", "--mode", "fs"))
+    mounted = pools.mount(pools.create("files", "64M", "--mode", "fs"), *UNKEPT)
     cache = TensorCache(mounted.mountpoint / "kv", capacity="2MiB")
     cache.put("a", entry(1))
     cache.put("b", entry(2))

@@ -46,6 +46,8 @@ class Engine:
         return self.name if self.transport == "auto" else f"{self.name}-{self.transport}"
 
 
+UNKEPT = ("-o", "no_keeper")
+"""Options of `pmemfs mount`, for a mount that ends with each of its processes."""
 NATIVE = [Engine("native", "uring"), Engine("native", "fd")]
 ENGINES = [*NATIVE, Engine("python")]
 """Every engine that `pmemfs mount` knows; what a user sees is promised for each."""
@@ -237,6 +239,7 @@ class Session:
     mountpoint: Path
     device: str
     pid: int
+    keeper_pid: int | None
     socket: Path
     socket_made_ns: int
 
@@ -245,11 +248,14 @@ class Session:
         """The traces of the daemon of a mount."""
         mount = mount_at(str(mounted.mountpoint))
         assert mount is not None
-        pid, socket = mounted.pid, Path(socket_path(mount))
+        info, socket = call(socket_path(mount), "info"), Path(socket_path(mount))
+        pid, kept = int(info["pid"]), info["kept"]
+        keeper_pid = kept["keeper_pid"] if kept else None
         assert is_running(pid)
         return cls(
-            mounted.pool, mounted.mountpoint, mount.device, pid, socket, socket.stat().st_mtime_ns
-        )
+            mounted.pool, mounted.mountpoint, mount.device, pid, keeper_pid, socket,
+            socket.stat().st_mtime_ns,
+        )  # fmt: skip
 
     @property
     def is_mounted(self) -> bool:
@@ -266,7 +272,11 @@ class Session:
         return False
 
     def kill(self) -> None:
-        """End the daemon as a crash does, and wait until it is gone."""
+        """End the daemon as a crash does, and wait until it is gone. Nothing takes its place."""
+        if self.keeper_pid:
+            # Or the daemon starts another keeper.
+            os.kill(self.pid, signal.SIGSTOP)
+            os.kill(self.keeper_pid, 9)
         os.kill(self.pid, 9)
         wait_until(lambda: not is_running(self.pid), "the daemon is dead")
 
