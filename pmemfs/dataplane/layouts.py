@@ -210,7 +210,7 @@ class Header:
     daemon_died_ns: int = stored("<u8", "when the last one did", unit="ns since 1970")
     keeper_deaths: int = stored("<u8", "keepers of this mount that died")
     keeper_died_ns: int = stored("<u8", "when the last one did", unit="ns since 1970")
-    rest: int = stored("V8", "zero", default=bytes(8))
+    dead_plane: int = stored("<u8", "pid of the data plane whose death was counted last")
 
 
 @structure

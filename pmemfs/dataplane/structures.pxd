@@ -89,7 +89,7 @@ cdef struct header_t:
     uint64_t daemon_died_ns
     uint64_t keeper_deaths
     uint64_t keeper_died_ns
-    uint8_t rest[8]
+    uint64_t dead_plane
 
 
 cdef struct slot_t:

@@ -111,7 +111,11 @@ class KeptMount:
 
     def note_death(self) -> str:
         """Note that the data plane has died; why no other may take its place, empty: one may."""
-        self._shared.note_death("plane")
+        pid = self._plane.process.pid
+        # A daemon that has died since may have counted it.
+        if self._shared.header_word("dead_plane") != pid:
+            self._shared.note_death("plane")
+            self._shared.set_header_word("dead_plane", pid)
         now = time.monotonic()
         self._deaths = [then for then in self._deaths if then > now - _WITHIN_SECONDS] + [now]
         if self.keeper is None:
