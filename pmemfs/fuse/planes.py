@@ -32,7 +32,7 @@ from pmemfs.dataplane.tables import SharedMemory
 from pmemfs.errors import DataPlaneFailed, system_error
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.mount.processes import bare_python_words, has_ended, limits_on_everything
-from pmemfs.units import KIB, MIB
+from pmemfs.units import KIB, MIB, align_up
 
 _DAEMON = "pmemfs.daemons.planed"
 _READY_SECONDS = 30
@@ -46,6 +46,7 @@ MAX_BACKGROUND = 16384
 """How many requests the kernel may have under way."""
 _ENTRIES_BYTES = 64 * MIB
 """The memory of all rings' entries together, if that leaves each queue a few entries."""
+_LARGE_PAGE_BYTES = 2 * MIB
 _LEAST_DEPTH = 4
 _LEAST_WRITE = 64 * KIB
 _MOST_DEPTH = 32
@@ -217,9 +218,8 @@ class DataPlane:
         """The memory of the rings; -1 if it need not outlive a data plane."""
         if is_kept and settings.queue_count and entries_fd < 0:
             self.entries_fd = os.memfd_create("pmemfs-entries", os.MFD_CLOEXEC)
-            os.ftruncate(self.entries_fd, entries_bytes(
-                settings.queue_count, settings.depth, settings.max_write
-            ))  # fmt: skip
+            needed = entries_bytes(settings.queue_count, settings.depth, settings.max_write)
+            os.ftruncate(self.entries_fd, align_up(needed, _LARGE_PAGE_BYTES))
 
     @property
     def process(self) -> PlaneProcess:
