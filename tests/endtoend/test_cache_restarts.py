@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from kit.caches import ask, cache_of, new_origin
+from kit.ceph_node import CephNode, Image
 from kit.commands import BIN, pmemfs
 from kit.killing import DAEMON, VICTIMS, Kills, Load, mount_kept, processes_of
 from kit.mounts import NATIVE, Mounted, PoolMaker
 from kit.origins import NbdServer
 from kit.posix import opened
 from kit.processes import wait_until
-from kit.sources import loop_device
+from kit.sources import loop_device, needs_root
+from pmemfs.logs import log_file
 from pmemfs.media.cache import Policy
 from pmemfs.units import MIB
 
@@ -75,7 +78,7 @@ def kill_in_turn(pools: PoolMaker, mounted: Mounted, directory: Path) -> None:
     assert load.outcome.wrong == []
 
 
-def end_flushed(pools: PoolMaker, mounted: Mounted, origin: Path) -> None:
+def end_flushed(pools: PoolMaker, mounted: Mounted, read_origin: Callable[[], bytes]) -> None:
     """Let the origin be complete, and compare it with what the mount has shown."""
     wanted = mounted.device.read_bytes()
     wait_until(lambda: not ask(mounted, "cache-info")["is_searching"], "the search is over")
@@ -84,7 +87,7 @@ def end_flushed(pools: PoolMaker, mounted: Mounted, origin: Path) -> None:
     assert ask(mounted, "cache-verify")["differing"] == 0
     pools.umount(mounted)
     wait_until(lambda: not processes_of(pools.directory), "all of its processes have ended")
-    assert origin.read_bytes() == wanted
+    assert read_origin() == wanted
     checked = pmemfs("check", mounted.pool)
     assert checked.code == 0, checked.out + checked.err
 
@@ -96,7 +99,22 @@ def test_programs_notice_a_pause_before_any_origin(
 ) -> None:
     mounted = mount_kept(pools, cache_of(pools, text, max_dirty_percent=30))
     kill_in_turn(pools, mounted, tmp_path)
-    end_flushed(pools, mounted, origin)
+    end_flushed(pools, mounted, origin.read_bytes)
+
+
+@needs_root
+@one_native
+def test_programs_notice_a_pause_before_an_image_of_ceph(
+    pools: PoolMaker, tmp_path: Path, ceph: CephNode
+) -> None:
+    image = Image(ceph, f"rbd/{uuid.uuid4().hex[:12]}")
+    ceph.rbd("create", "--size", f"{ORIGIN_BYTES // MIB}M", image.spec)
+    mounted = mount_kept(pools, cache_of(pools, image.text, max_dirty_percent=30))
+    kill_in_turn(pools, mounted, tmp_path)
+    exported = tmp_path / "exported"
+    end_flushed(pools, mounted, lambda: image.exported(exported).read_bytes())
+    # Nobody has waited for a dead client to be forgotten.
+    assert "no answer from client" not in log_file(str(mounted.pool)).read_text()
 
 
 @one_native
@@ -114,7 +132,7 @@ def test_the_origin_has_what_was_written_to_it_after_any_death(
         os.fsync(fd)
     # What was answered is there without a flush of the cache.
     assert origin.read_bytes() == wanted
-    end_flushed(pools, mounted, origin)
+    end_flushed(pools, mounted, origin.read_bytes)
 
 
 @one_native
@@ -140,4 +158,4 @@ def test_a_flush_goes_on_when_the_daemon_dies(
     assert flush.returncode == 0
     assert "the origin is complete" in said
     assert origin.read_bytes() == mounted.device.read_bytes()
-    end_flushed(pools, mounted, origin)
+    end_flushed(pools, mounted, origin.read_bytes)
