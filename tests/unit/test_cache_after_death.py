@@ -306,3 +306,24 @@ async def fenced(origin: Path) -> None:
         await opened.fence()
     finally:
         await opened.close()
+
+
+def test_a_command_that_comes_first_waits_for_the_origin(shm: Path, origin: Path) -> None:
+    async def go(mount: Mount) -> None:
+        life = mount.daemon().take_over(is_plane_alive=False)
+        volume, has_flushed = life.volume, trio.Event()
+
+        async def flush() -> None:
+            await volume.errands.run(volume.write_backs.flush, is_long=True)
+            has_flushed.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(flush)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            async with served(life):
+                await has_flushed.wait()
+                assert volume.index.cleaned == 1
+
+    with a_mount(new_pool(shm, origin), origin) as mount:
+        live(mount, [Step("write", 0, 0, BLOCK, b"x")], 1 << 40)
+        trio.run(go, mount)

@@ -82,8 +82,8 @@ class OriginLink:
         """How long what can be cut may take after the end of `watch`."""
         self._end_seconds: float | None = None
         """How long it may take from now on to answer, because the mount ends."""
-        self._expected: trio.Event | None = None
-        """Until when the origin is being opened again."""
+        self._expected = None if origin else trio.Event()
+        """Set by `begin`, until which whoever asks waits: a command may come before that."""
         self._noted: float | None = None
         """When the call began of which it was said that it hangs."""
 
@@ -96,11 +96,9 @@ class OriginLink:
             expected.set()
 
     def expect(self) -> None:
-        """The origin of a daemon that has died is being opened again: until `begin`, whoever asks
-        waits for it, for as long as a request waits."""
+        """The origin of a daemon that has died is being opened again, until `begin`."""
         self.state = LinkState.AWAY
         self.last_error = "it is being opened again"
-        self._expected = trio.Event()
         # Nobody knows what that daemon had written since its last flush.
         self.has_unflushed = True
         self.owe_flush()
@@ -306,7 +304,8 @@ class OriginLink:
         return origin
 
     async def _awaited(self) -> Origin:
-        """The origin, once it is there. Raises OSError (EIO) if it doesn't come in time."""
+        """The origin, once it is there. Raises OSError (EIO) if there is none, or if it has not
+        come for as long as a request waits."""
         if self._expected is not None:
             with trio.move_on_after(self.timeout_seconds):
                 await self._expected.wait()
