@@ -15,8 +15,9 @@ import pmemfs
 from kit.clients import FRAME, assert_clean, free_bytes, hears, program, wait_for_pins, write_file
 from kit.commands import pmemfs as run_pmemfs
 from kit.killing import DAEMON, VICTIMS, Kills, Load, mount_kept
-from kit.mounts import NATIVE, PoolMaker
+from kit.mounts import NATIVE, Mounted, PoolMaker
 from kit.processes import wait_until
+from pmemfs.logs import log_file
 from pmemfs.medium.writeback import punch_hole
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow, pytest.mark.usefixtures("engine")]
@@ -31,6 +32,15 @@ victims = pytest.mark.parametrize("victim", VICTIMS)
 def many_deaths(monkeypatch: pytest.MonkeyPatch) -> None:
     """No keeper gives up, however often a test kills."""
     monkeypatch.setenv("PMEMFS_MOST_DEATHS", "1000000")
+
+
+def assert_ends_clean(pools: PoolMaker, mounted: Mounted) -> None:
+    """Unmount, and look for errors; if there are any, show the log."""
+    try:
+        assert_clean(pools, mounted)
+    except AssertionError as error:
+        error.add_note(log_file(str(mounted.pool)).read_text()[-8000:])
+        raise
 
 
 def fill(mountpoint: Path, pattern: int) -> None:
@@ -70,7 +80,7 @@ def test_pages_that_are_mapped_are_given_to_nobody(
         wait_for_pins(fs, 0)
         # The first look at a directory after a death may give it a frame.
         wait_until(lambda: free_bytes(root) >= free - 8 * FRAME, "its pages are free again")
-    assert_clean(pools, mounted)
+    assert_ends_clean(pools, mounted)
 
 
 @native
@@ -99,7 +109,7 @@ def test_stores_go_to_the_file_before_and_after_a_death(
             assert mapping.pin.stale
             del array
         wait_for_pins(fs, 0)
-    assert_clean(pools, mounted)
+    assert_ends_clean(pools, mounted)
 
 
 @native
@@ -122,7 +132,7 @@ def test_a_range_of_a_device_is_zeroed_in_place_after_a_death(
             assert os.pread(file.fileno(), 1, FRAME * FRAMES - 1) == bytes([number + 1])
         del array
         wait_for_pins(fs, 0)
-    assert_clean(pools, mounted)
+    assert_ends_clean(pools, mounted)
 
 
 HOLDER = """
@@ -175,7 +185,7 @@ def test_pins_end_with_their_clients_whenever_these_end(
                 third.kill()
                 wait_for_pins(fs, 0)
     assert run_pmemfs("pages", root, "--pins").code == 0
-    assert_clean(pools, mounted)
+    assert_ends_clean(pools, mounted)
 
 
 @native
@@ -194,7 +204,7 @@ def test_commands_and_questions_wait_for_the_next_daemon(pools: PoolMaker, tmp_p
             said = run_pmemfs("pages", root, "--pins")
             assert said.code == 0, said.err
         wait_for_pins(fs, 0)
-    assert_clean(pools, mounted)
+    assert_ends_clean(pools, mounted)
 
 
 CACHING = """
@@ -238,7 +248,7 @@ def test_a_cache_of_tensors_goes_on(pools: PoolMaker, tmp_path: Path, victim: st
                 assert hears(cache).isdecimal(), "the program has failed"
     with pmemfs.connect(mounted.mountpoint) as fs:
         wait_for_pins(fs, 0)
-    assert_clean(pools, mounted)
+    assert_ends_clean(pools, mounted)
 
 
 CHURNING = """
@@ -348,4 +358,4 @@ def test_pins_that_come_and_go_meanwhile_keep_their_pages(
         wait_for_pins(fs, 0)
         # The memory of the words stays.
         wait_until(lambda: len(os.listdir(keeper)) <= kept_before + 2, "the keeper has no pins")
-    assert_clean(pools, mounted)
+    assert_ends_clean(pools, mounted)
