@@ -107,7 +107,8 @@ class Keeping:
     def _have(self, keeper: Keeper) -> None:
         """Have a keeper, instead of the one that there is, if there is one."""
         assert self._session.kept is not None
+        if self._starter and keeper.pid is not None:
+            # Before another keeper ends, because systemd ends what the main process leaves.
+            self._starter.say_keeper(keeper.pid)
         self._keep_pins_with(keeper)
         self._session.kept.begin(keeper, self._own_words)
-        if self._starter and keeper.pid is not None:
-            self._starter.say_keeper(keeper.pid)

@@ -6,20 +6,26 @@ import fcntl
 import json
 import os
 import signal
+import socket
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kit.commands import pmemfs, pmemfs_ok, refused
+from kit.caches import cache_of, new_origin
+from kit.commands import BIN, pmemfs, pmemfs_ok, refused
 from kit.killing import KEPT, Load, processes_of
 from kit.mounts import Mounted, PoolMaker, native_only
+from kit.pin_clients import PinClient
+from kit.posix import opened
 from kit.processes import is_running, wait_until
 from pmemfs.control.client import RemoteError, call
 from pmemfs.control.places import socket_path
 from pmemfs.dataplane.layouts import SIGNATURE
 from pmemfs.mount.processes import bare_python_words, python_words
 from pmemfs.mountinfo import mount_at
+from pmemfs.units import MIB
 
 pytestmark = [pytest.mark.mount]
 
@@ -78,6 +84,77 @@ def test_other_processes_serve_what_is_open(pools: PoolMaker) -> None:
     pools.umount(mounted)
     wait_until(lambda: not processes_of(pools.directory), "all of its processes have ended")
     assert pmemfs("check", mounted.pool).code == 0
+
+
+@native_only
+def test_what_a_client_has_pinned_stays_pinned(pools: PoolMaker) -> None:
+    mounted = kept(pools)
+    path = mounted.mountpoint / "file"
+    path.write_bytes(b"p" * MIB)
+    client = PinClient(mounted.mountpoint)
+    pin = client.pin(str(path))
+    for _ in range(2):
+        upgraded(mounted)
+    path.unlink()
+    # Where they are taken from, nothing else gets these frames.
+    (mounted.mountpoint / "other").write_bytes(b"o" * 100 * MIB)
+    assert pin.read(0, MIB) == b"p" * MIB
+    assert [len(call_pins(mounted)), mounted.info()["pins"]["pin_count"]] == [1, 1]
+    pin.end()
+    wait_until(lambda: not mounted.info()["pins"]["pin_count"], "it has ended")
+    client.close()
+
+
+def call_pins(mounted: Mounted) -> list[Any]:
+    """All pins that the daemon of now knows."""
+    client = PinClient(mounted.mountpoint)
+    try:
+        return client.pins()
+    finally:
+        client.close()
+
+
+@native_only
+def test_a_cache_goes_on_with_its_origin(pools: PoolMaker, tmp_path: Path) -> None:
+    origin = new_origin(tmp_path / "origin")
+    before = origin.read_bytes()
+    mounted = pools.mount(cache_of(pools, origin), *KEPT)
+    wait_until(lambda: bool(mounted.info()["kept"]["keeper_pid"]), "the keeper is there")
+    with opened(mounted.device) as fd:
+        os.pwrite(fd, b"w" * 8192, 4096)
+        assert upgraded(mounted)["is_whole"]
+        os.pwrite(fd, b"v" * 4096, 16384)
+        # From the cache and from the origin.
+        assert os.pread(fd, 16384, 0) == before[:4096] + b"w" * 8192 + before[12288:16384]
+        end = len(before) - 4096
+        assert os.pread(fd, 4096, end) == before[end:]
+    pmemfs_ok("flush", mounted.mountpoint)
+    assert origin.read_bytes()[4096:12288] == b"w" * 8192
+    assert origin.read_bytes()[16384:20480] == b"v" * 4096
+    pools.umount(mounted)
+
+
+def test_a_service_is_told_of_the_keeper_before_another_one_ends(
+    pools: PoolMaker, tmp_path: Path
+) -> None:
+    """systemd ends what the main process of a service leaves."""
+    pool, mountpoint = pools.create("pmem0", "32M"), pools.mountpoint()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        notify.bind(str(tmp_path / "notify"))
+        notify.settimeout(30)
+        environment = {**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify")}
+        words = [BIN / "pmemfs", "mount", "--foreground", *KEPT, pool, mountpoint]
+        daemon = subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL)
+        assert notify.recv(100) == b"READY=1"
+        keepers = [int(notify.recv(100).removeprefix(b"MAINPID="))]
+        mounted = Mounted(pool, mountpoint)
+        for _ in range(2):
+            keeper = upgraded(mounted)["keeper_pid"]
+            assert notify.recv(100) == b"MAINPID=%d" % keeper
+            keepers.append(keeper)
+        assert len(set(keepers)) == 3
+        pools.umount(mounted)
+        daemon.wait(30)
 
 
 @pytest.mark.slow
