@@ -161,7 +161,8 @@ def _keeper(kept: KeptStatus | None) -> str:
         return "none: the mount ends with each of its processes"
     if kept.keeper_pid is None:
         return f"gone{_died(kept.keeper)}; the mount goes on, and ends with its daemon"
-    return f"pid {kept.keeper_pid}{_died(kept.keeper)}; {kept.promise}"
+    pid = kept.keeper_pid or "of another pid namespace"
+    return f"pid {pid}{_died(kept.keeper)}; {kept.promise}"
 
 
 def _died(deaths: Deaths) -> str:

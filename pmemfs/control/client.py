@@ -345,6 +345,8 @@ def result_of(answer: Mapping[str, Any], pid: int) -> Any:
             result["pid"] = pid or None
             if not pid and "data_plane_pid" in result:
                 result["data_plane_pid"] = None
+                if isinstance(kept := result.get("kept"), dict) and kept.get("keeper_pid"):
+                    kept["keeper_pid"] = 0
         return result
     error = decode(_Failure, answer["error"])
     code = error.exit_code if 0 < error.exit_code < 256 else EXIT_FAILED

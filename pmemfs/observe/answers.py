@@ -104,7 +104,8 @@ class KeptStatus(NamedTuple):
     """How a mount outlives its processes."""
 
     keeper_pid: int | None
-    """None: the keeper is gone, so the mount ends with its daemon."""
+    """None: the keeper is gone, so the mount ends with its daemon. 0: it is in another pid
+    namespace than who asks, and has no number there."""
     daemon: Deaths
     data_plane: Deaths
     keeper: Deaths

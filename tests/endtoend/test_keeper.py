@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from kit.commands import pmemfs, refused, run_command
+from kit.commands import BIN, pmemfs, refused, run_command
 from kit.killing import KEPT, processes_of
 from kit.mounts import (
     NATIVE,
@@ -107,6 +107,15 @@ def test_info_tells_of_the_keeper(pools: PoolMaker, engine: Engine) -> None:
     assert kept["daemon"] == kept["data_plane"] == kept["keeper"] == never
     assert f"pid {kept['keeper_pid']}; " in pmemfs("info", mounted.mountpoint).out
     assert "ECANCELED" in kept["promise"], "that is what uring promises"
+
+
+def test_processes_have_no_numbers_in_another_pid_namespace(pools: PoolMaker) -> None:
+    mounted = pools.mount(pools.create(size="16M"), *KEPT)
+    kept_of(mounted)
+    elsewhere = ("unshare", "--pid", "--fork", BIN / "pmemfs", "info", mounted.mountpoint)
+    assert json.loads(run_command(*elsewhere, "--json").out)["kept"]["keeper_pid"] == 0
+    (line,) = (x for x in run_command(*elsewhere).out.splitlines() if x.startswith("keeper"))
+    assert "pid of another pid namespace; " in line
 
 
 @native_only
