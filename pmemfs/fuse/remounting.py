@@ -55,6 +55,20 @@ class Remounter:
         self._kernel_forbids = options.read_only
         """What the kernel's flag was when it was last looked at."""
 
+    def go_on(self) -> None:
+        """Serve by these options in the place of a daemon that has died, maybe while it changed
+        them. Nobody is served yet. Raises OSError."""
+        pool, volume = self._pool, self._served.volume
+        if not self.options.read_only or self._medium.read_only:
+            return
+        self._served.note_no_reads()
+        volume.stop_writing()
+        if pool.label.state != State.CLEAN:
+            # It was to be written to again, and nobody has done so yet.
+            self._medium.fence()
+            volume.leave_clean()
+            pool.end_mount()
+
     async def remount(self, wanted: MountOptions, mount: Mount) -> None:
         """Serve by these options from now on, as far as options may change.
 
@@ -81,11 +95,13 @@ class Remounter:
 
     async def follow_kernel(self, mount: Mount) -> None:
         """Close and open the mount as the kernel does, where the kernel alone was told."""
-        changes = MountChanges()
+        changes, is_first = MountChanges(), True
         while True:
             await trio.sleep(_FOLLOW_SECONDS)
-            if changes.are_there():
+            # The first time in any case: this daemon may have taken the mount over since a change.
+            if changes.are_there() or is_first:
                 await self._follow(mount)
+            is_first = False
 
     async def _follow(self, mount: Mount) -> None:
         forbids = _forbids_writing(mount)

@@ -227,8 +227,10 @@ class NativeSession(Session):
         self._shared.note_death("daemon", left.deaths.times, left.deaths.last_ns)
 
     def let_workers_go_on(self) -> None:
-        # A growth may have come this far, or less.
+        # A growth and a remount may have come this far, or less.
         self._engine.note_size()
+        self.remounter.go_on()
+        self._shared.set_header_word("read_only", int(self.remounter.options.read_only))
         self._shared.resume()
         if self._sockets.have_hung_up:
             # The dead daemon was ending the mount.

@@ -32,9 +32,10 @@ from pmemfs.fuse.keeping import Deaths, Keeper, Stored, joined, stored
 from pmemfs.fuse.planes import PlaneProcess, PlaneSettings, Sockets
 from pmemfs.medium.base import Durability
 from pmemfs.medium.mapped import Before, MappedMedium
+from pmemfs.mount.mountpoint import places_of
 from pmemfs.mount.options import MountOptions
 from pmemfs.mount.transport import Choice
-from pmemfs.mountinfo import FUSE_TYPE, Mount, mount_of_device
+from pmemfs.mountinfo import FUSE_TYPE, Mount
 from pmemfs.origin.base import Left as OriginLeft
 
 log = logging.getLogger(__name__)
@@ -95,8 +96,9 @@ class Left(NamedTuple):
         """The mount. If it is nowhere any more, because it was detached while files were open, this
         is how it was."""
         number = self.shared.header_word("device")
-        device = f"{os.major(number)}:{os.minor(number)}"
-        return mount_of_device(number) or Mount(device, mountpoint, FUSE_TYPE, source, "")
+        gone = Mount(f"{os.major(number)}:{os.minor(number)}", mountpoint, FUSE_TYPE, source, "")
+        # The kernel gives the number of an ended mount to the next one, which has another pool.
+        return next(iter(places_of(gone)), gone)
 
     def stop_workers(self, name: str) -> None:
         """Return when no worker is in a section; none begins one before `resume`.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import random
 import signal
 import socket
 import stat
@@ -404,4 +405,93 @@ def test_a_growth_that_is_under_way_is_whole_or_not_at_all(
         os.pwrite(fd, b"after", 100 << 20)
         die(mounted)
         assert os.pread(fd, 5, 100 << 20) == b"after"
+    end(pools, mounted)
+
+
+SCHEMES = [
+    ("--scheme", "on-demand"),
+    ("--scheme", "none"),
+    ("--page-size", "2M"),
+    ("--scheme", "on-demand", "--page-size", "2M", "--sparse"),
+    ("--sparse",),
+]
+
+
+@pytest.mark.parametrize("words", SCHEMES, ids=lambda words: "".join(words))
+def test_every_kind_of_pool_goes_on(pools: PoolMaker, words: tuple[str, ...]) -> None:
+    pool = pools.create("pmem0", "256M", "--mode", "fs", *words)
+    mounted = mount_kept(pools, pool)
+    path = mounted.mountpoint / "f"
+    with opened(path, os.O_RDWR | os.O_CREAT) as fd:
+        for number, both in enumerate((False, True, False)):
+            os.pwrite(fd, b"%d" % number * 100_000, number * 100_000)
+            die(mounted, both=both)
+            for before in range(number + 1):
+                assert os.pread(fd, 100_000, before * 100_000) == b"%d" % before * 100_000
+        free = os.statvfs(mounted.mountpoint).f_bfree
+        path.unlink()
+    wait_until(lambda: os.statvfs(mounted.mountpoint).f_bfree > free + 70, "its frames are free")
+    end(pools, mounted)
+
+
+@pytest.mark.parametrize("mode", ["fs", "block"])
+def test_a_pool_on_an_ordinary_disk_goes_on(pools: PoolMaker, tmp_path: Path, mode: str) -> None:
+    pool = tmp_path / "pmem0"
+    pmemfs_here("create", pool, "--size", "64M", "--mode", mode)
+    mounted = mount_kept(pools, pool)
+    path = mounted.mountpoint / "f" if mode == "fs" else mounted.device
+    with opened(path, os.O_RDWR | os.O_CREAT) as fd:
+        for number, both in enumerate((False, True)):
+            os.pwrite(fd, b"%d" % number * 100_000, number * 100_000)
+            die(mounted, both=both)
+            os.fsync(fd)
+            assert os.pread(fd, 100_000, number * 100_000) == b"%d" % number * 100_000
+    end(pools, mounted)
+    log_file(str(pool)).unlink()
+
+
+def test_a_successor_that_is_killed_has_a_successor(
+    pools: PoolMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PMEMFS_MOST_DEATHS", "1000")
+    mounted = mount(pools, "fs")
+    chance = random.Random(7)
+    with opened(mounted.mountpoint / "gone", os.O_RDWR | os.O_CREAT) as fd:
+        os.pwrite(fd, b"acknowledged", 0)
+        (mounted.mountpoint / "gone").unlink()
+        for number in range(8):
+            standby = standby_of(mounted)
+            assert standby is not None
+            os.kill(mounted.pid, 9)
+            time.sleep(chance.uniform(0.0, 0.05))
+            os.kill(standby, 9)
+            wait_for_successor(mounted, {standby})
+            (mounted.mountpoint / f"{number}").mkdir()
+            assert os.pread(fd, 12, 0) == b"acknowledged"
+    end(pools, mounted)
+
+
+@pytest.mark.parametrize("delay", [0.1, 0.2, 0.3])
+def test_a_remount_that_is_under_way_is_done_or_can_be_done_again(
+    pools: PoolMaker, delay: float
+) -> None:
+    mounted = mount(pools, "fs")
+    path = mounted.mountpoint / "f"
+    for word in ("ro", "rw", "ro", "rw"):
+        words = [BIN / "pmemfs", "mount", "-o", f"remount,{word}", mounted.mountpoint]
+        with subprocess.Popen(words, stderr=subprocess.PIPE) as remounting:
+            # The command takes most of this time for its own start.
+            time.sleep(delay)
+            die(mounted)
+            remounting.communicate()
+        remount(mounted, word)
+        session = Session.of(mounted)
+        if word == "rw":
+            path.write_bytes(b"content")
+            assert session.pool_state() == "dirty"
+        else:
+            with pytest.raises(OSError, match="Read-only"):
+                path.write_bytes(b"other")
+            assert session.pool_state() == "clean"
+    assert path.read_bytes() == b"content"
     end(pools, mounted)
