@@ -5,9 +5,12 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -227,3 +230,31 @@ def test_a_new_daemon_that_fails_leaves_the_mount_to_the_version_of_before(
     wait_until(lambda: mounted.info()["kept"]["daemon"]["times"] == 1, "its death is known")
     upgraded(mounted)
     assert (mounted.mountpoint / "file").read_bytes() == b"there"
+
+
+@pytest.mark.slow
+@native_only
+def test_a_kill_during_an_upgrade_leaves_the_mount_served(
+    pools: PoolMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PMEMFS_MOST_DEATHS", "1000000")
+    chance, mounted = random.Random(17), kept(pools)
+    for number in range(2 * ROUNDS):
+        command = [BIN / "pmemfs", "upgrade", mounted.mountpoint]
+        upgrading = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        time.sleep(chance.uniform(0.2, 1.5))
+        victims = chance.choice([("daemon",), ("data plane",), ("daemon", "data plane")])
+        for pid, kind in processes_of(pools.directory).items():
+            # Those that stand by as well, which look alike.
+            if kind in victims:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        (mounted.mountpoint / f"file{number}").write_bytes(b"there")
+        _, said = upgrading.communicate(timeout=120)
+        assert "Traceback" not in said
+        assert upgrading.returncode == 0 or "is served as before" in said, said
+    for number in range(2 * ROUNDS):
+        assert (mounted.mountpoint / f"file{number}").read_bytes() == b"there"
+    pools.umount(mounted)
+    wait_until(lambda: not processes_of(pools.directory), "all of its processes have ended")
+    assert pmemfs("check", mounted.pool).code == 0
