@@ -30,8 +30,8 @@ pytestmark = [pytest.mark.mount, pytest.mark.slow, pytest.mark.timeout(1800), *N
 
 ROUNDS = int(os.environ.get("PMEMFS_KILL_ROUNDS", "4"))
 PROGRAMS = 3
-MOST_STEPS = 12_000
-"""So many instructions after the note, the operation mostly has its answer."""
+MOST_STEPS = 60_000
+"""So many instructions after the note, the operation has its answer."""
 
 
 @pytest.fixture(autouse=True)
