@@ -168,7 +168,8 @@ def _watch(
             before = now
             yield now, "mount"
             continue
-        if now.pid != before.pid:
+        is_same = now.pid == before.pid or 0 != now.generation == before.generation
+        if not is_same:
             raise NoAnswer(path=mount.mountpoint, why="it has ended, and another one is there")
         yield difference(now, before), "report"
         before = now

@@ -148,4 +148,5 @@ class MountObserver:
                 for counters in self._engine.counters()
             ),
             mode=Mode(self._pool.label.mode).word,
+            generation=self._session.mount_generation,
         )

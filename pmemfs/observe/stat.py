@@ -76,6 +76,8 @@ class Sample:
     workers: tuple[Worker, ...]
     mode: str = ""
     """What is mounted: a cache can be asked for more."""
+    generation: int = 0
+    """Of the pool when it was mounted, which tells mounts apart; 0: unknown."""
 
     def as_json(self) -> dict[str, Any]:
         """The sample as JSON values."""
@@ -139,18 +141,23 @@ def own_counts(statistics: EngineStatistics) -> Operations:
 
 
 def difference(now: Sample, before: Sample) -> Sample:
-    """What was counted between two samples of one mount."""
+    """What was counted between two samples of one mount.
+
+    A daemon that has taken the place of a dead one begins its own counts and its time anew.
+    """
+    goes_on = now.pid == before.pid
     workers_before = {worker.number: worker for worker in before.workers}
     return Sample(
         pid=now.pid,
         engine=now.engine,
         transport=now.transport,
-        seconds=max(0.0, now.seconds - before.seconds),
-        control=_operations_between(now.control, before.control),
+        seconds=max(0.0, now.seconds - before.seconds) if goes_on else now.seconds,
+        control=_operations_between(now.control, before.control) if goes_on else now.control,
         workers=tuple(
             _worker_between(worker, workers_before.get(worker.number)) for worker in now.workers
         ),
         mode=now.mode,
+        generation=now.generation,
     )
 
 

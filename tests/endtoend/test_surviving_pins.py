@@ -5,14 +5,18 @@ PMEMFS_KILL_ROUNDS in the environment says how often each test kills, instead of
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 import pmemfs
 from kit.clients import FRAME, assert_clean, free_bytes, hears, program, wait_for_pins, write_file
+from kit.commands import BIN
 from kit.commands import pmemfs as run_pmemfs
 from kit.killing import DAEMON, VICTIMS, Kills, Load, mount_kept
 from kit.mounts import NATIVE, Mounted, PoolMaker
@@ -244,7 +248,7 @@ def test_a_cache_of_tensors_goes_on(pools: PoolMaker, tmp_path: Path, victim: st
         assert hears(cache) == "begun"
         for _ in range(ROUNDS):
             kills.kill(victim)
-            for _ in range(10):
+            for _ in range(4):
                 assert hears(cache).isdecimal(), "the program has failed"
     with pmemfs.connect(mounted.mountpoint) as fs:
         wait_for_pins(fs, 0)
@@ -358,4 +362,34 @@ def test_pins_that_come_and_go_meanwhile_keep_their_pages(
         wait_for_pins(fs, 0)
         # The memory of the words stays.
         wait_until(lambda: len(os.listdir(keeper)) <= kept_before + 2, "the keeper has no pins")
+    assert_ends_clean(pools, mounted)
+
+
+@native
+def test_copies_and_watches_go_on(pools: PoolMaker, tmp_path: Path) -> None:
+    mounted = mount_kept(pools, pools.create("fs0", "64M", "--mode", "fs"))
+    kills, root = Kills(mounted, Load(tmp_path)), mounted.mountpoint
+    content = write_file(tmp_path / "source", 2000)
+    # What is cancelled by the death of a ring fails, with a sentence.
+    victims = (DAEMON,) if pools.engine.transport == "uring" else VICTIMS
+    watch = [BIN / "pmemfs", "stat", root, "--watch", "0.1", "--json"]
+    with ThreadPoolExecutor(1) as thread, subprocess.Popen(watch, stdout=subprocess.PIPE) as stat:
+        assert stat.stdout is not None
+        for number in range(ROUNDS):
+            killing = thread.submit(kills.kill, victims[number % len(victims)])
+            while not killing.done():
+                for words in (
+                    (tmp_path / "source", root / "copy"),
+                    (root / "copy", tmp_path / "b"),
+                ):
+                    said = run_pmemfs("copy", "--force", *words)
+                    assert said.code == 0, said.err
+                assert (tmp_path / "b").read_bytes() == content.tobytes()
+            killing.result()
+            for _ in range(3):
+                assert json.loads(stat.stdout.readline())
+        assert stat.poll() is None
+        stat.send_signal(signal.SIGINT)
+    with pmemfs.connect(root) as fs:
+        wait_for_pins(fs, 0)
     assert_ends_clean(pools, mounted)

@@ -218,6 +218,17 @@ def _without_zeros(step: Counts) -> Counts:
     )
 
 
+def test_a_daemon_in_the_place_of_a_dead_one_counts_its_own_answers_from_nothing() -> None:
+    def sample(pid: int, seconds: float, count: int, own: int) -> Sample:
+        worker = Worker(0, 0, 0, 0, {"read": Counts(answered=count)})
+        return Sample(pid, "native", "fd", seconds, {"read": Counts(answered=own)}, (worker,))
+
+    found = difference(sample(2, 3.0, 8, 4), sample(1, 100.0, 5, 9))
+    assert (found.seconds, found.control["read"].answered) == (3.0, 4)
+    # What the data plane counts lies in memory that outlives the daemon.
+    assert found.operations["read"].answered == 3
+
+
 def test_what_a_worker_counted_first_is_a_difference_from_nothing() -> None:
     first = Counts(answered=1, latencies={3: 1})
     idle = Worker(0, 0, 0, 0, {})
