@@ -28,6 +28,7 @@ _DEFAULTS = frozenset(
     ("suid", "dev", "nosuid", "nodev", "exec", "atime", "async", "diratime", "symfollow")
 )
 """What a mount does anyway, and what each place has for itself."""
+_OF_KEEPING = ("keeper", "no_keeper", "no_standby", "hang_timeout=")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +103,8 @@ def _differences(status: MountStatus, wanted: Wanted) -> str:
     ):
         if asked not in (found, default):
             there, here = there | {found}, here | {asked}
+    if _of_keeping(here) <= there:
+        there, here = there - _of_keeping(there), here - _of_keeping(here)
     if there == here:
         return ""
     return f"{_shown(there - here)} there, {_shown(here - there)} here"
@@ -112,6 +115,11 @@ def _words(options: MountOptions) -> frozenset[str]:
     # Those two are compared by what has come of them.
     words = frozenset(w for w in words if not w.startswith(("engine=", "transport=")))
     return words if options.read_only else words | {"rw"}
+
+
+def _of_keeping(words: frozenset[str]) -> frozenset[str]:
+    """Which of these say how the mount outlives its processes."""
+    return frozenset(word for word in words if word.startswith(_OF_KEEPING))
 
 
 def _shown(words: frozenset[str]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from kit.commands import BIN, pmemfs, refused, run_command
+from kit.commands import BIN, pmemfs, pmemfs_ok, refused, run_command
 from kit.killing import KEPT, processes_of
 from kit.mounts import (
     NATIVE,
@@ -23,6 +23,7 @@ from kit.mounts import (
     Session,
     abort_connection,
     each_engine,
+    mounts_at,
     native_only,
 )
 from kit.posix import opened
@@ -107,6 +108,17 @@ def test_info_tells_of_the_keeper(pools: PoolMaker, engine: Engine) -> None:
     assert kept["daemon"] == kept["data_plane"] == kept["keeper"] == never
     assert f"pid {kept['keeper_pid']}; " in pmemfs("info", mounted.mountpoint).out
     assert "ECANCELED" in kept["promise"], "that is what uring promises"
+
+
+@native_only
+def test_who_mounts_a_pool_again_gets_the_keeper_that_there_is(pools: PoolMaker) -> None:
+    words = ("-o", "keeper,no_standby,hang_timeout=600")
+    mounted = pools.mount(pools.create(size="16M"), *words)
+    other = pools.mountpoint("other")
+    pmemfs_ok("mount", mounted.pool, other)
+    assert mounts_at(other) == 1
+    asked = pmemfs("mount", mounted.pool, pools.mountpoint("third"), "-o", "keeper,hang_timeout=7")
+    refused(asked, 32, "in use", "hang_timeout=7 here")
 
 
 def test_processes_have_no_numbers_in_another_pid_namespace(pools: PoolMaker) -> None:
