@@ -202,7 +202,8 @@ class Header:
     ended: int = stored(
         "<u8", "1 + errno that the data plane ended with by itself; 0: it runs, or was killed"
     )
-    idle: int = stored("V16", "zero", default=bytes(16))
+    damaged: int = stored("<u8", "1: the control plane has met damage, and writes nothing any more")
+    idle: int = stored("V8", "zero", default=bytes(8))
     replied: int = stored("<u8", "replies of the control plane that went through no worker")
     plane_deaths: int = stored("<u8", "data planes of this mount that died")
     plane_died_ns: int = stored("<u8", "when the last one did", unit="ns since 1970")

@@ -81,7 +81,8 @@ cdef struct header_t:
     uint64_t fault_count
     uint64_t ends
     uint64_t ended
-    uint8_t idle[16]
+    uint64_t damaged
+    uint8_t idle[8]
     uint64_t replied
     uint64_t plane_deaths
     uint64_t plane_died_ns

@@ -53,6 +53,10 @@ class SharedEngine(Engine):
         self.presence_lock = trio.Lock()
         """Held while presence changes."""
         self._faults_seen = 0
+        medium.when_lost = self._note_lost
+        lost = shared.header_word("lost_errno")
+        if lost:
+            medium.lose(OSError(lost, "an earlier msync failed"))
         self.holders: list[Callable[[], None]] = []
         """Who holds pages across an await: each is called to take all of its references anew, as
         pins, after a new generation has begun. Nothing else runs meanwhile."""
@@ -105,6 +109,20 @@ class SharedEngine(Engine):
             self._memmap.renew(generation)
         for hold_again in self.holders:
             hold_again()
+
+    @property
+    def is_damaged(self) -> bool:
+        """Whether this daemon, or one before it that has died, has met damage."""
+        return bool(self.shared.header_word("damaged"))
+
+    def note_damage(self) -> None:
+        """Damage was met, so that nothing may be written any more."""
+        self.shared.set_header_word("damaged", 1)
+
+    def _note_lost(self, error: OSError) -> None:
+        # Whichever plane was first: the kernel reports it to one of them, and only once.
+        if not self.shared.header_word("lost_errno"):
+            self.shared.set_header_word("lost_errno", error.errno or errno.EIO)
 
     def note_options(self, options: str) -> None:
         self.shared.note_options(options)

@@ -144,6 +144,8 @@ def _files(
     tables = PublishedTables(engine.shared) if isinstance(engine, SharedEngine) else None
     holds = engine.shared.lookup_counts if isinstance(engine, SharedEngine) else None
     fs = FileSystem(pool, memmap, tables, holds, commits)
+    if isinstance(engine, SharedEngine):
+        share_damage(fs, engine)
     trimmer = Trimmer(pool, medium, engine, fs)
     handlers = Handlers(
         fs, engine, trimmer, publisher=Publisher(fs, tables) if tables else None,
@@ -151,6 +153,15 @@ def _files(
         opens=_opens(engine),
     )  # fmt: skip
     return Served(fs, engine, trimmer, handlers, tables)
+
+
+def share_damage(fs: FileSystem, engine: SharedEngine) -> None:
+    """What one daemon of a mount has found damaged, the next one must not write to either."""
+    if engine.is_damaged:
+        fs.store.become_read_only("damage was met before the daemon of this mount died")
+    fs.store.ground.when_damaged = engine.note_damage
+    if fs.damage:
+        engine.note_damage()
 
 
 def _opens(engine: Engine) -> OpenPlaces | None:

@@ -20,7 +20,7 @@ import mmap
 import os
 import resource
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from pmemfs.errors import (
@@ -131,6 +131,8 @@ class MappedMedium(Medium):
         self._chunks_lock = threading.Lock()
         self._fence_lock = threading.Lock()
         self._lost: OSError | None = None
+        self.when_lost: Callable[[OSError], None] = lambda error: None
+        """Is told of the first msync that fails."""
 
     @classmethod
     def open(cls, path: str, *, read_only: bool = False) -> MappedMedium:
@@ -397,6 +399,11 @@ class MappedMedium(Medium):
         if self._is_cut(offset_bytes + length_bytes):
             raise self._fault(max(offset_bytes, os.fstat(self._fd).st_size))
 
+    def lose(self, error: OSError) -> None:
+        """An msync has failed, here or in another process: no fence succeeds any more."""
+        self._lost = error
+        self.when_lost(error)
+
     def _msync(self) -> None:
         # The kernel reports a lost write once. A later msync would succeed and call durable what is
         # not, so after one failure no fence succeeds.
@@ -409,7 +416,7 @@ class MappedMedium(Medium):
                 end_bytes = min((last + 1) << _SYNC_CHUNK_SHIFT, self.size_bytes)
                 writeback.msync(self._memory[first << _SYNC_CHUNK_SHIFT : end_bytes])
         except OSError as error:
-            self._lost = error
+            self.lose(error)
             raise
 
     def _find_durability(self) -> Durability:

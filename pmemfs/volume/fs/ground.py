@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import logging
+from collections.abc import Callable
 
 from pmemfs.clock import FileClock
 from pmemfs.errors import DamagedFileSystem, system_error
@@ -71,6 +72,7 @@ class Ground:
         self.geometry = geometry_of(pool)
         self.read_only = pool.medium.read_only
         self.damage = ""
+        self.when_damaged: Callable[[], None] = lambda: None
         if self.geometry.frame_count < LEAST_FRAMES:
             raise DamagedFileSystem(why="the data zone is too small to hold one")
         self._head_offset = self.geometry.offset_of(HEAD_FRAME)
@@ -124,6 +126,7 @@ class Ground:
         if not self.damage:
             log.error("%s; nothing is written any more", why)
             self.damage = why
+            self.when_damaged()
         self.read_only = True
 
     def stop_writing(self) -> None:
