@@ -1,8 +1,8 @@
 """The pause that a caller sees when processes of a mount are killed, and what surviving that costs.
 
-Invariants: a pause is the longest call that was under way between one kill and the next; each kill
-waits until successors serve; the victims take turns, so that what else the machine does hits all
-alike.
+Invariants: a pause is the longest time that a call was under way between one kill and the next;
+each kill waits until successors serve; the victims take turns, so that what else the machine does
+hits all alike.
 """
 
 import contextlib
@@ -112,8 +112,8 @@ class RestartBench:
         slow = json.loads(told)
         pauses: dict[str, list[float]] = {victim: [] for victim in VICTIMS}
         for (victim, begin), (_, end) in pairwise(kills):
-            during = [took for at, took in slow if at < end and at + took > begin]
-            pauses[victim].append(max(during, default=0.0))
+            parts = (min(at + took, end) - max(at, begin) for at, took in slow)
+            pauses[victim].append(max([0.0, *parts]))
         what = f"{cell.caption}, {self._known:,} inodes known, {OPEN_FILES:,} files open"
         readings = []
         for victim, found in pauses.items():

@@ -55,10 +55,9 @@ class Outcome:
     """What was called, when, and how many seconds it took."""
 
     def pause(self, begin: float, end: float) -> float:
-        """The longest call of the reader that was under way between two moments, in seconds."""
-        return max(
-            (took for _, at, took in self.slow if at < end and at + took > begin), default=0.0
-        )
+        """The longest that a call of the reader was under way between two moments, in seconds."""
+        parts = (min(at + took, end) - max(at, begin) for _, at, took in self.slow)
+        return max([0.0, *parts])
 
 
 class Load:
