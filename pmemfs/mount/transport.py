@@ -153,7 +153,7 @@ def promise(transport: str, kernel_release: str) -> str:
         return "the mount ends with its data plane, because this kernel is older than 6.9"
     if transport == "fd":
         return "no request is lost when a process dies"
-    return "requests that the kernel is handing to a data plane when it dies fail with ECANCELED"
+    return "a request that the kernel is handing to a data plane as it dies may fail with ECANCELED"
 
 
 def _missing(offer: Offer) -> str | None:
