@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from kit.caches import ask, cache_of, new_origin
+from kit.caches import ask, cache_of, make_cache, new_origin
 from kit.ceph_node import CephNode, Image
 from kit.commands import BIN, pmemfs
 from kit.killing import DAEMON, VICTIMS, Kills, Load, mount_kept, processes_of
@@ -32,8 +32,12 @@ pytestmark = [pytest.mark.mount, pytest.mark.slow, pytest.mark.usefixtures("engi
 
 ROUNDS = int(os.environ.get("PMEMFS_KILL_ROUNDS", "3"))
 ORIGIN_BYTES = 32 * MIB
-KINDS = ("file", "device", "nbd", "slow-nbd")
-native = pytest.mark.parametrize("engine", NATIVE, indirect=True, ids=str)
+KINDS = [
+    pytest.param(NATIVE[0], "file", id="uring-file"),
+    pytest.param(NATIVE[0], "slow-nbd", id="uring-slow-nbd"),
+    pytest.param(NATIVE[1], "device", id="fd-device"),
+    pytest.param(NATIVE[1], "nbd", id="fd-nbd"),
+]
 one_native = pytest.mark.parametrize("engine", NATIVE[:1], indirect=True, ids=str)
 
 
@@ -67,13 +71,13 @@ def text(kind: str, origin: Path) -> Iterator[str]:
             yield str(origin)
 
 
-def kill_in_turn(pools: PoolMaker, mounted: Mounted, directory: Path) -> None:
+def kill_in_turn(pools: PoolMaker, mounted: Mounted, directory: Path, job_size: str = "4m") -> None:
     """Kill processes while programs verify what they read and write."""
     load = Load(directory, cancels=pools.engine.transport == "uring")
     kills = Kills(mounted, load)
     with load.working():
         load.add("reader", mounted.device, 1)
-        load.add_fio(mounted.device, "4m", offset="4m")
+        load.add_fio(mounted.device, job_size, offset="4m")
         for number in range(ROUNDS):
             kills.kill(VICTIMS[number % len(VICTIMS)])
     print(kills.summary())
@@ -94,13 +98,22 @@ def end_flushed(pools: PoolMaker, mounted: Mounted, read_origin: Callable[[], by
     assert checked.code == 0, checked.out + checked.err
 
 
-@native
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("engine", "kind"), KINDS, indirect=["engine"])
 def test_programs_notice_a_pause_before_any_origin(
     pools: PoolMaker, tmp_path: Path, origin: Path, text: str
 ) -> None:
     mounted = mount_kept(pools, cache_of(pools, text, max_dirty_percent=30))
     kill_in_turn(pools, mounted, tmp_path)
+    end_flushed(pools, mounted, origin.read_bytes)
+
+
+@one_native
+def test_programs_notice_a_pause_where_a_fence_is_msync(
+    pools: PoolMaker, tmp_path: Path, origin: Path
+) -> None:
+    make_cache(tmp_path / "pmem0", str(origin), pool_bytes=8 * MIB, max_dirty_percent=30)
+    mounted = mount_kept(pools, tmp_path / "pmem0")
+    kill_in_turn(pools, mounted, tmp_path, "256k")
     end_flushed(pools, mounted, origin.read_bytes)
 
 
