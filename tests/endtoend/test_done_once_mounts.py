@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -61,7 +62,12 @@ def churning(root: Path) -> Iterator[list[tuple[int, list[str]]]]:
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="needs its debug registers")
-def test_what_was_carried_out_is_known_after_a_death(pools: PoolMaker, tmp_path: Path) -> None:
+@pytest.mark.parametrize("victim", [DAEMON, BOTH])
+def test_what_was_carried_out_is_known_after_a_death(
+    pools: PoolMaker, tmp_path: Path, victim: str
+) -> None:
+    if pools.engine.transport == "uring" and victim == BOTH:
+        pytest.skip("rings that die may take requests with them")
     pool = pools.create("once", "256M", "--mode", "fs")
     mounted = mount_kept(pools, pool)
     kills = Kills(mounted, Load(tmp_path))
@@ -70,11 +76,15 @@ def test_what_was_carried_out_is_known_after_a_death(pools: PoolMaker, tmp_path:
     chance = random.Random(ROUNDS)
     with churning(mounted.mountpoint) as said:
         for _ in range(ROUNDS):
-            daemon = kills.planes().daemon
+            before = kills.planes()
+            daemon, plane = before.daemon, before.plane
             # From the note that an operation is about to be carried out, to about its answer.
             address = address_in(daemon, NAME, decision)
             kill_after_store(daemon, address, chance.randrange(MOST_STEPS))
-            kills.planes(lambda now, dead=daemon: now.daemon != dead)
+            if victim == BOTH:
+                os.kill(plane, signal.SIGKILL)
+            dead = set(before.pids(victim))
+            kills.planes(lambda now, dead=dead: not dead & {now.daemon, now.plane})
     os.close(memory)
     assert [wrong for _, wrong in said] == [[]] * PROGRAMS
     pools.umount(mounted)
