@@ -23,6 +23,9 @@ from pmemfs.control.starter import ENDING_SIGNALS
 from pmemfs.units import KIB
 
 _MESSAGE_BYTES = 4 * KIB
+_COMM = "/proc/self/comm"
+NAME = "pmemfs-standby"
+"""What ps(1) and top(1) call it, since its command line is that of its daemon."""
 
 
 class Standby(NamedTuple):
@@ -79,9 +82,20 @@ def _wait(fd: int) -> TakeOver:
     import pmemfs.fuse.takeover  # noqa: F401
 
     gc.freeze()
+    name = _called(NAME)
     with socket.socket(fileno=os.dup(STARTER_FD)) as end:
         message, fds, _, _ = socket.recv_fds(end, _MESSAGE_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
     if not message:
         os._exit(0)
     os.close(STARTER_FD)
+    _called(name)
     return TakeOver(fds[0])
+
+
+def _called(name: str) -> str:
+    """Give this process another name; the one that it had."""
+    with open(_COMM, "r+") as file:
+        before = file.read().strip()
+        file.seek(0)
+        file.write(name)
+    return before
