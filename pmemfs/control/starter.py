@@ -111,8 +111,12 @@ class Starter:
     def endable(self) -> Iterator[None]:
         """While this lasts, an ending signal raises Interrupted wherever the main thread is.
 
-        A signal that came before raises at once.
+        A signal that came before raises at once. In a daemon that takes a mount over none does:
+        first it has to have what it is to end.
         """
+        if self.is_kept:
+            yield
+            return
         self._may_raise = True
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING_SIGNALS)
         try:

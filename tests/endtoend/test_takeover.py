@@ -278,6 +278,26 @@ def has_ended_or_goes_on(mounted: Mounted, before: Session) -> bool:
     return False
 
 
+def test_a_signal_ends_the_mount_also_while_it_is_taken_over(pools: PoolMaker) -> None:
+    mounted = mount(pools, "fs")
+    for delay in (0.01, 0.02, 0.04, 0.08):
+        session, standby = Session.of(mounted), standby_of(mounted)
+        assert standby is not None
+        os.kill(session.pid, 9)
+        time.sleep(delay)
+        os.kill(standby, 15)
+        wait_until(partial(has_ended_or_goes_on, mounted, session), "it ends, or goes on")
+        if session.is_mounted:
+            # It has come before that process was more than one that waits.
+            assert mounted.pid == standby
+            os.kill(standby, 15)
+        wait_until(lambda: not is_running(standby), "it has ended")  # noqa: B023
+        check(mounted)
+        assert not session.is_mounted
+        mounted = mount_kept(pools, mounted.pool)
+    end(pools, mounted)
+
+
 # The standby
 
 
