@@ -227,7 +227,8 @@ class Origin(ABC):
         """
 
     def left(self) -> Left:
-        """What a successor goes on with if this process is killed. To be asked after the fence."""
+        """What a successor goes on with if this process is killed: before the fence only the data
+        counts."""
         return Left()
 
     @abstractmethod

@@ -23,7 +23,8 @@ import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import trio
 from trio.lowlevel import Abort
@@ -92,8 +93,10 @@ class RbdOrigin(Origin):
         self._commands = image.commands
         self._token = ""
         """To be left before the next change; empty if there is nothing to leave."""
-        self._own = _Own("", facts.client, "")
-        self._dead: _Own | None = None
+        self._writer = uuid.uuid4().hex
+        """The token of this mount, whose daemons have the same one."""
+        self._dead: tuple[int, ...] = ()
+        """The clients of daemons of this mount that have died, as far as anybody remembers them."""
         self._signing = trio.Lock()
         self._is_idle = trio.Event()
         self._stopping = trio.CancelScope()
@@ -116,7 +119,8 @@ class RbdOrigin(Origin):
             )
             origin = cls(name, cluster, image, facts, read_only=read_only)
             if left and left.data:
-                origin._dead = _Own.of(left.data)
+                origin._writer, *clients = left.data.decode().split()
+                origin._dead = tuple(map(int, clients))
             return origin
         raise OriginGone(name=name.text, why=f"no answer for {OPEN_SECONDS:.0f} s")
 
@@ -186,7 +190,7 @@ class RbdOrigin(Origin):
             await trio.lowlevel.checkpoint()
             return
         if self._dead:
-            await trio.to_thread.run_sync(self._break_lock, self._dead, abandon_on_cancel=True)
+            await trio.to_thread.run_sync(self._shut_out_dead, abandon_on_cancel=True)
         await self._wait_for_watchers(say)
         await self._refuse_locks_by_hand()
         try:
@@ -197,11 +201,16 @@ class RbdOrigin(Origin):
             raise OriginBusy(
                 name=self.name, why="another client has its exclusive lock and keeps it"
             ) from None
-        token, self._own = await trio.to_thread.run_sync(self._sign_in, abandon_on_cancel=True)
-        self._token = token
+        # A daemon that has died may have left the token of this mount.
+        find = partial(self._image.metadata, _WRITER)
+        is_signed = await trio.to_thread.run_sync(find, abandon_on_cancel=True) == self._writer
+        self._token = "" if is_signed else self._writer
 
     def left(self) -> Left:
-        return Left((), self._own.as_data()) if self._own.token else Left()
+        if not self.can_fence:
+            return Left()
+        clients = map(str, (*self._dead, self._client))
+        return Left((), " ".join([self._writer, *clients]).encode())
 
     async def resize_seen(self) -> int:
         size_bytes = await trio.to_thread.run_sync(self._image.size_bytes, abandon_on_cancel=True)
@@ -285,26 +294,22 @@ class RbdOrigin(Origin):
 
     async def _others(self) -> list[Watcher]:
         found = await trio.to_thread.run_sync(self._image.watchers, abandon_on_cancel=True)
-        ours = (self._client, self._dead.client if self._dead else self._client)
+        ours = (*self._dead, self._client)
         return [watcher for watcher in found if watcher.client not in ours]
 
-    def _break_lock(self, dead: _Own) -> None:
-        """Take the lock from the client of a dead process. Raises OSError, OriginGone."""
+    def _shut_out_dead(self) -> None:
+        """Take the lock from a client of a dead process of ours. Raises OSError, OriginGone."""
+        watchers = {each.client: each.address for each in self._image.watchers()}
+        # What nobody remembers any more is waited for by nobody.
+        self._dead = tuple(client for client in self._dead if client in watchers)
         try:
-            self._image.break_lock(dead.address)
+            owner = self._image.lock_owner()
+            if owner and owner in (watchers[client] for client in self._dead):
+                self._image.break_lock(owner)
         except OSError as error:
-            # Nobody has it, or another client, which is among those that are waited for.
+            # Nobody has it any more, or another client, which is waited for.
             if error.errno not in (errno.ENOENT, errno.EBUSY):
                 raise self._meant(error.errno or errno.EIO) from None
-
-    def _sign_in(self) -> tuple[str, _Own]:
-        """The token that is still to be left, and what a successor has to know of this client."""
-        own = _Own(
-            self._dead.token if self._dead else uuid.uuid4().hex,
-            self._client, self._image.lock_owner(),
-        )  # fmt: skip
-        # The process that is dead may have left its token, which goes on.
-        return "" if self._image.metadata(_WRITER) == own.token else own.token, own
 
     async def _sign(self) -> None:
         """Note in the image that this cache changes it from now on."""
@@ -332,22 +337,6 @@ class RbdOrigin(Origin):
             self._image.close()
         self._cluster.close()
         os.close(self._eventfd)
-
-
-class _Own(NamedTuple):
-    """A client of ours that has the lock."""
-
-    token: str
-    client: int
-    address: str
-
-    @classmethod
-    def of(cls, data: bytes) -> _Own:
-        token, client, address = data.decode().split(" ", 2)
-        return cls(token, int(client), address)
-
-    def as_data(self) -> bytes:
-        return f"{self.token} {self.client} {self.address}".encode()
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import signal
 import subprocess
 import sys
 import uuid
@@ -47,8 +48,20 @@ async def main():
     origin = await open_origin(sys.argv[1])
     await origin.fence()
     print("held", flush=True)
-    print(origin.left().data.decode(), flush=True)
     await trio.sleep(60)
+trio.run(main)
+"""
+
+DYING = """
+import os, signal, sys, trio
+from pmemfs.origin.base import Left
+from pmemfs.origin.opening import open_origin
+async def main():
+    origin = await open_origin(sys.argv[1], left=Left((), sys.argv[2].encode()))
+    if sys.argv[3] == "holds":
+        await origin.fence()
+    print(origin.left().data.decode(), end="", flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
 trio.run(main)
 """
 
@@ -79,36 +92,41 @@ def test_a_client_that_died_is_waited_for_and_the_wait_is_said(image: Image) -> 
     assert f"which had {image.text} open; waiting up to" in sentence
 
 
-def test_the_successor_of_a_dead_process_waits_for_nobody(
+def test_the_successor_of_dead_processes_waits_for_nobody(
     image: Image, memory: memoryview, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Who waits for the dead one fails.
+    # Who waits for a dead one fails.
     monkeypatch.setattr(rbd, "WATCH_SECONDS", 0.0)
-    other = holder(image)
-    assert other.stdout is not None
-    left = Left((), other.stdout.readline()[:-1])
-    other.kill()
-    other.wait()
+    lefts = [b""]
+    for how in ("holds", "opens"):
+        # The second one dies before it has the lock.
+        words = [sys.executable, "-c", DYING, image.text, lefts[-1], how]
+        other = subprocess.run(words, stdout=subprocess.PIPE, check=False)
+        assert other.returncode == -signal.SIGKILL
+        lefts.append(other.stdout)
+    dead = [each.split()[0] for each in image.node.rbd("status", image.spec).split("watcher=")[1:]]
+    assert len(dead) == 2
     said: list[str] = []
 
     async def main() -> None:
-        origin = await open_origin(image.text, left=left)
+        origin = await open_origin(image.text, left=Left((), lefts[-1]))
         await origin.fence(said.append)
-        # The marks are those that the dead one has told of.
-        assert origin.left().data.split()[0] == left.data.split()[0]
+        # The marks are those that the dead ones have told of.
+        assert origin.left().data.split()[0] == lefts[1].split()[0] == lefts[2].split()[0]
         noted = [await origin.mark(), await origin.next_mark()]
         await origin.write(0, [memory[:PAGE]])
         assert await origin.mark() == noted[1] != noted[0]
         again = Left((), origin.left().data)
         await origin.close()
         origin = await open_origin(image.text, left=again)
-        await origin.fence()
+        await origin.fence(said.append)
         assert await origin.mark() == await origin.next_mark() == noted[1]
         await origin.close()
 
     trio.run(main)
     assert not said
-    assert left.data.decode().split()[2] in image.node.ceph("osd", "blocklist", "ls")
+    shut_out = image.node.ceph("osd", "blocklist", "ls")
+    assert any(address in shut_out for address in dead)
 
 
 def test_a_client_that_lives_keeps_the_image_and_nobody_waits_for_its_death(

@@ -114,7 +114,7 @@ class CacheLife:
         is_kept = head.policy == Policy.READ_ONLY and not self._is_flushed
         self._origin = origin = await open_right_origin(
             head, self._medium.name, read_only=self._medium.read_only or is_kept, say=say,
-            give_up=self.give_up, left=self.left,
+            give_up=self.give_up, left=self.left, opened=self._keep_data,
         )  # fmt: skip
         seen, self._transfers_fd = os.pipe2(os.O_CLOEXEC)
         self.keep("transfers", [seen], b"")
@@ -123,6 +123,11 @@ class CacheLife:
         left = origin.left()
         self.keep("origin", left.fds, left.data)
         return origin
+
+    def _keep_data(self, origin: Origin) -> None:
+        """A process may die before it has the fence, and then a cluster remembers it as well."""
+        if (left := origin.left()).data:
+            self.keep("origin", left.fds, left.data)
 
     async def _open_again(self) -> None:
         """Open the origin of a mount that lasts, however long that takes."""

@@ -38,10 +38,10 @@ def identity_text(identity: Identity) -> str:
 async def open_right_origin(
     head: CacheHead, pool_path: str, *, read_only: bool,
     say: Callable[[str], None] = say_nothing, give_up: Callable[[str], None] = say_nothing,
-    left: Left | None = None,
+    left: Left | None = None, opened: Callable[[Origin], None] = lambda origin: None,
 ) -> Origin:  # fmt: skip
     """The origin of a cache, fenced; `say` is told what this waits for, `give_up` as in
-    `OriginLink`, `left` as in `open_origin`.
+    `OriginLink`, `left` as in `open_origin`. `opened` is called with it before it is fenced.
 
     Raises WrongOrigin, and as `open_origin` and `fence`.
     """
@@ -52,6 +52,7 @@ async def open_right_origin(
 
     origin = await open_origin(head.origin, read_only=read_only, left=left)
     try:
+        opened(origin)
         if not read_only:
             await origin.fence(tell)
         link = OriginLink(origin, timeout_seconds=head.origin_timeout_seconds)
