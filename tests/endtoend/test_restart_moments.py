@@ -80,9 +80,8 @@ def end_by_signal(pools: PoolMaker) -> None:
 
 
 def victim_of(found: dict[int, str], chance: random.Random) -> int | None:
-    """One of the processes of a mount, but for the command."""
-    pids = [pid for pid, kind in found.items() if kind in (DAEMON, PLANE, "keeper")]
-    return chance.choice(pids) if pids else None
+    """One of these processes, if there are any."""
+    return chance.choice(sorted(found)) if found else None
 
 
 @uring
@@ -91,10 +90,12 @@ def test_a_kill_while_it_is_mounted_leaves_a_mount_or_nothing(pools: PoolMaker) 
     mounted = Mounted(pool, pools.mountpoint("of-fs0"))
     command = [str(BIN / "pmemfs"), "mount", str(pool), str(mounted.mountpoint), *KEPT]
     killed = 0
-    for _ in range(3 * ROUNDS):
+    for _ in range(4 * ROUNDS):
         mounting = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         time.sleep(chance.uniform(0.1, 0.6))
-        if victim := victim_of(processes_of(pools.directory), chance):
+        found = processes_of(pools.directory)
+        found.pop(mounting.pid, None)
+        if victim := victim_of(found, chance):
             killed += 1
             with suppress(ProcessLookupError):
                 os.kill(victim, signal.SIGKILL)
@@ -185,7 +186,7 @@ def test_a_pool_that_grows_is_sound_after_a_death(
 def test_a_mount_goes_on_without_its_keeper(pools: PoolMaker, tmp_path: Path) -> None:
     mounted = kept(pools)
     kills = Kills(mounted, Load(tmp_path))
-    (keeper,) = (pid for pid, kind in processes_of(pools.directory).items() if kind == "keeper")
+    keeper = mounted.info()["kept"]["keeper_pid"]
     os.kill(keeper, signal.SIGKILL)
     wait_until(lambda: not is_running(keeper), "it is dead")
     (mounted.mountpoint / "file").write_bytes(b"there")
@@ -235,7 +236,7 @@ def test_a_daemon_that_dies_again_and_again_is_given_up(pools: PoolMaker, tmp_pa
     kills = Kills(mounted, Load(tmp_path))
     for _ in range(5):
         kills.kill(DAEMON, wait=0)
-    Session.of(mounted).kill()
+    os.kill(mounted.pid, signal.SIGKILL)
     wait_until(lambda: not processes_of(pools.directory), "all of its processes have ended")
     assert not is_served(mounted)
     assert "has died 6 times within a minute" in log_file(str(mounted.pool)).read_text()
