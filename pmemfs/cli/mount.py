@@ -114,9 +114,9 @@ def mount(
                          which reads count as accesses, as for mount(8); a device has none
       engine=, transport=
                          as --engine and --transport
-      keeper, no_keeper  outlive the processes of the mount: those that die are started again
-      no_standby         with keeper, let no process wait to take the daemon's place
-      hang_timeout=      with keeper, end what has made no progress for so many seconds
+      no_keeper          end when a process of the mount dies, instead of starting it again
+      no_standby         let no process wait to take the daemon's place, which saves some MiB
+      hang_timeout=      end and start again what has made no progress for so many seconds
       nosuid, noexec, …  as for mount(8); of suid, dev and nosymfollow only root may ask
       remount            change how MOUNTPOINT is mounted, to what else is said here: ro, rw, which
                          accesses count, nosuid, …; POOL may be left out

@@ -422,8 +422,9 @@ SIGNATURE = zlib.crc32(
                        CACHE_COUNTS, INODE_ENTRY, ATTRIBUTES_ENTRY, TABLE_HEAD, EXTENT,
                        FAULT_RECORD, OPEN_PLACE, DECISION, ANSWER_RECORD, MISS, ENTRY_STATE)
     ]).encode()
-)  # fmt: skip
-"""Tells this memory from that of a version which declares it otherwise."""
+) >> 1  # fmt: skip
+"""Tells this memory from that of a version which declares it otherwise. A constant in C has 31
+bits everywhere."""
 
 assert INODE_ENTRIES == INODE_WAYS << INODE_BUCKETS_SHIFT
 

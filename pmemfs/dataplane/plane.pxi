@@ -3,7 +3,7 @@
 The head of `tables.py`, which writes it, describes the protocol.
 """
 
-from libc.errno cimport errno
+from libc.errno cimport ESTALE, errno
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memcpy
@@ -31,7 +31,7 @@ cdef enum:
 
 
 cdef int attach(plane_t *plane, int shared_fd, int pool_fd, int map_flags) noexcept nogil:
-    """Map the shared memory and the pool; 0 or errno."""
+    """Map the shared memory and the pool; 0 or errno: ESTALE for memory of another version."""
     cdef struct_stat status
     cdef void *mapped
     cdef int flags
@@ -43,6 +43,9 @@ cdef int attach(plane_t *plane, int shared_fd, int pool_fd, int map_flags) noexc
         return errno
     plane.shared = <uint8_t *>mapped
     plane.header = <header_t *>mapped
+    if plane.header.signature != SIGNATURE:
+        # The program was replaced while the mount lasts. What lies where is not known here.
+        return ESTALE
     plane.pool_fd = pool_fd
     # The mapping reaches beyond the pool's end. A touch there faults until the pool has grown.
     plane.mapped_bytes = plane.header.reach_bytes

@@ -228,6 +228,7 @@ cdef enum:
     MISSES_OPCODE = 0x7fffffff
     SERVE_AGAIN = 1
     HAND_AGAIN = 2
+    SIGNATURE = 0x3a6b4dab
     ENTRY_ASIDE_AT = 0x800
     ENTRY_ASIDE_BYTES = 0x800
     ENTRY_PAYLOAD_AT = 0x1000

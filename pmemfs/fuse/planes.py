@@ -16,6 +16,7 @@ Invariants:
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -51,6 +52,10 @@ _LEAST_DEPTH = 4
 _LEAST_WRITE = 64 * KIB
 _MOST_DEPTH = 32
 _MOST_OWN = 64
+_OTHER_VERSION = (
+    "the program was replaced by a version that declares shared memory otherwise; unmount before "
+    "such a version is installed"
+)
 
 
 class PlaneSettings(NamedTuple):
@@ -361,7 +366,8 @@ class DataPlane:
                 return DataPlaneFailed(why="it was killed")
         if status < 0:
             return DataPlaneFailed(why=f"it was ended by signal {signal.Signals(-status).name}")
-        failure = DataPlaneFailed(why=os.strerror(status).lower())
+        why = _OTHER_VERSION if status == errno.ESTALE else os.strerror(status).lower()
+        failure = DataPlaneFailed(why=why)
         # Its exit status is the errno of a system call.
         failure.__cause__ = system_error(status)
         return failure

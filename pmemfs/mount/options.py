@@ -18,8 +18,6 @@ TransportName = Literal["auto", "uring", "fd"]
 ENGINES: tuple[EngineName, ...] = ("native", "python")
 TRANSPORTS: tuple[TransportName, ...] = ("auto", "uring", "fd")
 """The first of each is what a mount gets that asks for none."""
-KEEPER = False
-"""Whether a mount that says nothing of it outlives its processes."""
 
 _ONE_FILE = (Mode.BLOCK, Mode.CACHE)
 _OF_MODE = {
@@ -139,8 +137,8 @@ class MountOptions:
     """Listing a directory is no access."""
     engine: EngineName = ENGINES[0]
     transport: TransportName = TRANSPORTS[0]
-    keeper: bool = KEEPER
-    """Start again what dies of the mount's processes; the native engine only."""
+    keeper: bool | None = None
+    """Start again what dies of the mount's processes; None: if the engine is the native one."""
     standby: bool = True
     """Have a process wait to take the daemon's place; with a keeper only."""
     hang_timeout: int = 0
@@ -173,17 +171,17 @@ class MountOptions:
         return options
 
     def _check_keeping(self) -> None:
-        if self.engine == "python" and self.keeper and not KEEPER:
+        if self.engine == "python" and self.keeper:
             why = "a mount of the python engine ends with its daemon"
             raise BadMountOption(option="keeper", why=why)
         if self.hang_timeout and not self.is_kept:
-            why = "only a keeper starts again what hangs: ask for keeper, too"
+            why = "only a keeper starts again what hangs"
             raise BadMountOption(option=f"hang_timeout={self.hang_timeout}", why=why)
 
     @property
     def is_kept(self) -> bool:
         """Whether the mount outlives its processes."""
-        return self.keeper and self.engine == "native"
+        return self.keeper is not False and self.engine == "native"
 
     def check_mode(self, mode: Mode) -> None:
         """Raise BadMountOption where something was asked for that a pool of this mode has not."""
@@ -203,7 +201,7 @@ class MountOptions:
             words.append(f"engine={self.engine}")
         if self.transport != TRANSPORTS[0]:
             words.append(f"transport={self.transport}")
-        if self.keeper != KEEPER:
+        if self.keeper is not None:
             words.append("keeper" if self.keeper else "no_keeper")
         if not self.standby:
             words.append("no_standby")

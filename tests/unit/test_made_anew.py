@@ -156,6 +156,13 @@ def test_memory_of_others_is_refused_with_a_sentence(tables: Tables) -> None:
         again(tables.shared)
 
 
+def test_a_worker_refuses_memory_of_another_version(shm: Path) -> None:
+    with some_tables(shm) as tables:
+        tables.shared.set_header_word("signature", layouts.SIGNATURE ^ 1)
+        with pytest.raises(OSError, match=os.strerror(errno.ESTALE)):
+            tables.worker()
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("memmap_place", 7), ("page_order", 1 << 40), ("section_shift", 64), ("worker_count", 1 << 60),

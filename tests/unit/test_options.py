@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pmemfs.clock import AccessTimes
 from pmemfs.errors import EXIT_USAGE, BadMountOption
-from pmemfs.mount.options import KEEPER, MountOptions, split_words
+from pmemfs.mount.options import MountOptions, split_words
 
 kernel_words = st.sampled_from(
     ["nosuid", "suid", "nodev", "dev", "noexec", "exec", "noatime", "atime", "sync", "async"]
@@ -153,10 +153,10 @@ def test_of_two_options_that_contradict_each_other_the_later_counts(
 
 
 def test_what_hangs_is_ended_only_where_something_starts_it_again() -> None:
-    options = MountOptions.parse("keeper,hang_timeout=20")
+    options = MountOptions.parse("hang_timeout=20")
     assert options.hang_timeout == 20
     assert MountOptions.parse(options.as_text()) == options
-    with pytest.raises(BadMountOption, match="ask for keeper"):
+    with pytest.raises(BadMountOption, match="only a keeper"):
         MountOptions.parse("no_keeper,hang_timeout=20")
 
 
@@ -164,9 +164,5 @@ def test_a_mount_of_the_python_engine_is_not_kept() -> None:
     assert MountOptions.parse("keeper").is_kept
     assert not MountOptions.parse("no_keeper").is_kept
     assert not MountOptions.parse("engine=python").is_kept
-    if KEEPER:
-        # It is what a mount gets anyway, so nobody may have asked for it.
-        assert not MountOptions.parse("keeper,engine=python").is_kept
-    else:
-        with pytest.raises(BadMountOption, match="ends with its daemon"):
-            MountOptions.parse("keeper,engine=python")
+    with pytest.raises(BadMountOption, match="ends with its daemon"):
+        MountOptions.parse("keeper,engine=python")
