@@ -3,6 +3,7 @@ version."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
     from pmemfs.pool import Pool
 
 log = logging.getLogger("pmemfs")
+
+
+def _call_soon(token: trio.lowlevel.TrioToken, call: Callable[[], None]) -> None:
+    with contextlib.suppress(trio.RunFinishedError):
+        token.run_sync_soon(call)
 
 
 class Keeping:
@@ -57,26 +63,36 @@ class Keeping:
             kept.store("log", [fd], line.replace("{message}", f"{name}: {{message}}").encode())
         if kept.keeper is None:
             is_kept = trio.Event()
-            soon = trio.lowlevel.current_trio_token().run_sync_soon
-            starter.when_kept(functools.partial(soon, is_kept.set))
+            token = trio.lowlevel.current_trio_token()
+            starter.when_kept(functools.partial(_call_soon, token, is_kept.set))
             await is_kept.wait()
-            # Imported here, so that a mount is made before.
-            from pmemfs.fuse.keeping import Keeper
-
-            # The keeper needs as many as this process for what clients have pinned.
-            raise_descriptors()
             try:
-                keeper = Keeper.start()
-            except OSError as error:
-                log.error("the mount ends with its processes, because no keeper can be started: %s",
-                          error)  # fmt: skip
+                self._begin()
+            finally:
+                # Only now the command ends: its user may kill whatever he likes from then on.
+                starter.say_kept()
+            if kept.keeper is None:
                 return
-            self._have(keeper)
         else:
             # A daemon of another version may have started this one.
             kept.store_words(self._own_words)
         kept.have_watched(hang_seconds)
         await kept.watch()
+
+    def _begin(self) -> None:
+        """Have the first keeper, if one can be started."""
+        # Imported here, so that a mount is made before.
+        from pmemfs.fuse.keeping import Keeper
+
+        # The keeper needs as many as this process for what clients have pinned.
+        raise_descriptors()
+        try:
+            keeper = Keeper.start()
+        except OSError as error:
+            log.error("the mount ends with its processes, because no keeper can be started: %s",
+                      error)  # fmt: skip
+        else:
+            self._have(keeper)
 
     async def upgrade(
         self, daemon: list[str], keeper: list[str], knows: dict[str, int]

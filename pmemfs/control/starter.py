@@ -78,17 +78,31 @@ class Starter:
         self._notify_systemd(f"MAINPID={pid}")
 
     def when_kept(self, call: Callable[[], None]) -> None:
-        """Call something once the mount is kept, in whatever thread."""
+        """Call something once the mount is kept, in whatever thread. The command waits for
+        `say_kept` then."""
         with self._lock:
             if not self.is_kept:
                 self._when_kept = call
                 return
         call()
 
+    def say_kept(self) -> None:
+        """Report that the mount stays, whatever dies of its processes."""
+        with self._lock:
+            connection, self._socket = self._socket, None
+        if connection is not None:
+            with contextlib.suppress(OSError):
+                connection.send(json.dumps({"kept": self._device}).encode())
+            connection.close()
+            _say_no_more()
+
     def end(self) -> None:
         """The mount is about to end: if it is not kept by now, it never will be."""
         with self._lock:
             self._is_over = True
+        if self.is_kept:
+            # It may have ended before anything was there to outlive its processes.
+            self.say_kept()
 
     def say_failed(self, sentence: str, cause: PmemfsError | None = None) -> None:
         """Report that there is no mount, and why; `cause` is the error, if it is one of ours."""
@@ -151,9 +165,8 @@ class Starter:
                     self.is_kept = True
                 if self._when_kept:
                     self._when_kept()
-                self._say({"kept": self._device})
-                connection.close()
-                _say_no_more()
+                else:
+                    self.say_kept()
                 return
         if not self._has_failed:
             log.warning("the command that started this daemon has gone, or does not keep the mount")
