@@ -232,8 +232,10 @@ class Keeper:
     def say(self, sentence: str) -> None:
         """Write a line to the log of the daemons."""
         template, fds = self._stored.get(b"log", (b"", []))
-        now = time.strftime("%Y-%m-%d %H:%M:%S")
-        line = template.decode().format(time=now, pid=posix.getpid(), message=sentence)
+        now = time.time()
+        seconds = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now))
+        stamp = f"{seconds},{int(now % 1 * 1000):03d}"
+        line = template.decode().format(time=stamp, pid=posix.getpid(), message=sentence)
         for fd in fds:
             posix.write(fd, line.encode(errors="backslashreplace"))
 

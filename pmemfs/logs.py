@@ -119,7 +119,7 @@ def log_for_others() -> tuple[int, str] | None:
         connection: socket.socket = handler.socket  # type: ignore[attr-defined]
         return connection.fileno(), f"<{priority}>pmemfs[{{pid}}]: {{message}}\0"
     if isinstance(handler, LogFile) and handler.stream:
-        return handler.stream.fileno(), "{time},000 pmemfs[{pid}]: ERROR: {message}\n"
+        return handler.stream.fileno(), "{time} pmemfs[{pid}]: ERROR: {message}\n"
     if isinstance(handler, logging.StreamHandler):
         return sys.stderr.fileno(), "pmemfs: ERROR: {message}\n"
     return None
