@@ -11,7 +11,6 @@ import random
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -19,10 +18,9 @@ import pytest
 from kit.caches import ask, cache_of, new_origin
 from kit.commands import fio, pmemfs_ok
 from kit.mounts import NATIVE, UNKEPT, Engine, Mounted, PoolMaker, Session
-from kit.origins import NbdServer
+from kit.origins import NbdServer, named_as
 from kit.posix import opened
 from kit.processes import is_running, wait_until
-from kit.sources import loop_device
 from kit.verified import BLOCK_BYTES, JOB_BYTES, JOBS, VerifiedBlocks
 from pmemfs.logs import log_file
 from pmemfs.units import MIB
@@ -48,18 +46,8 @@ def origin(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def text(kind: str, origin: Path) -> Iterator[str]:
-    """What names an origin of a kind, with that file behind it."""
-    with ExitStack() as stack:
-        if kind == "nbd":
-            server = NbdServer("file", origin)
-            stack.callback(server.end)
-            yield server.text
-        elif kind == "device":
-            if os.geteuid() != 0:
-                pytest.skip("loop devices are root's")
-            yield str(stack.enter_context(loop_device(origin)))
-        else:
-            yield str(origin)
+    with named_as(kind, origin) as text:
+        yield text
 
 
 def end_flushed(pools: PoolMaker, mounted: Mounted, origin: Path) -> None:

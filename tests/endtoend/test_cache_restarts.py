@@ -10,7 +10,6 @@ import os
 import subprocess
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -20,10 +19,10 @@ from kit.ceph_node import CephNode, Image
 from kit.commands import BIN, pmemfs
 from kit.killing import DAEMON, VICTIMS, Kills, Load, mount_kept, processes_of
 from kit.mounts import NATIVE, Mounted, PoolMaker
-from kit.origins import NbdServer
+from kit.origins import named_as
 from kit.posix import opened
 from kit.processes import wait_until
-from kit.sources import loop_device, needs_root
+from kit.sources import needs_root
 from pmemfs.logs import log_file
 from pmemfs.media.cache import Policy
 from pmemfs.units import MIB
@@ -53,22 +52,13 @@ def origin(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def text(kind: str, origin: Path) -> Iterator[str]:
-    """What names an origin of a kind, with that file behind it."""
-    with ExitStack() as stack:
-        if kind.endswith("nbd"):
-            milliseconds = {"nbd": 0, "slow-nbd": 5, "very-slow-nbd": 30}[kind]
-            # With more threads a client that dies may take nbdkit 1.32 with it: one of them sends
-            # an answer while another one closes the connection (raw_send_socket).
-            slow = (f"rdelay={milliseconds // 5}ms", f"wdelay={milliseconds}ms")
-            server = NbdServer("--threads=1", "--filter=delay", "file", origin, *slow)
-            stack.callback(server.end)
-            yield server.text
-        elif kind == "device":
-            if os.geteuid() != 0:
-                pytest.skip("loop devices are root's")
-            yield str(stack.enter_context(loop_device(origin)))
-        else:
-            yield str(origin)
+    milliseconds = {"slow-nbd": 5, "very-slow-nbd": 30}.get(kind, 0)
+    slow = (f"rdelay={milliseconds // 5}ms", f"wdelay={milliseconds}ms")
+    # With more threads a client that dies may take nbdkit 1.32 with it: one of them sends an answer
+    # while another one closes the connection (raw_send_socket).
+    server = ("--threads=1", "--filter=delay", "file", origin, *slow)
+    with named_as(kind, origin, *server) as text:
+        yield text
 
 
 def kill_in_turn(pools: PoolMaker, mounted: Mounted, directory: Path, job_size: str = "4m") -> None:

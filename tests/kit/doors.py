@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import struct
 from collections.abc import Coroutine
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import trio
 
 from pmemfs.fuse import pyfuse3door, wire
 from pmemfs.fuse.failures import errno_of
+from pmemfs.fuse.forwarded import ForwardedRequests
 from pmemfs.fuse.handlers.handlers import Handlers
 from pmemfs.fuse.handlers.privileges import Caller
 from pmemfs.fuse.pyfuse3door import Pyfuse3Door
@@ -319,3 +321,15 @@ def _known(entry: Any) -> object:
 
 
 O_FLAGS = (os.O_RDONLY, os.O_RDWR, os.O_WRONLY | os.O_TRUNC, os.O_RDWR | os.O_APPEND)
+
+
+def replies(requests: ForwardedRequests, *messages: bytes, longest_bytes: int) -> list[bytes]:
+    """What comes back for the messages of a data plane, until all is answered."""
+    theirs, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs, ours:
+        for message in messages:
+            theirs.send(message)
+        theirs.shutdown(socket.SHUT_WR)
+        trio.run(requests.serve, [ours])
+        ours.shutdown(socket.SHUT_WR)
+        return list(iter(lambda: theirs.recv(longest_bytes), b""))

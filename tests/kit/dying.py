@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import socket
 import struct
 import sys
 from collections.abc import Callable
@@ -17,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
-
-import trio
 
 import pmemfs
 from kit.data_plane import (
@@ -29,6 +26,7 @@ from kit.data_plane import (
     share_device,
     share_files,
 )
+from kit.doors import replies
 from pmemfs.dataplane.held import OpenPlaces
 from pmemfs.dataplane.tables import SharedMemory
 from pmemfs.engine.sharing import share_pool
@@ -78,18 +76,11 @@ class Reply(NamedTuple):
 
 def ask(raw: ForwardedRequests, *messages: Message) -> list[Reply]:
     """All replies to these messages, in their order."""
-    theirs, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with theirs, ours:
-        for message in messages:
-            theirs.send(message.packed())
-        theirs.shutdown(socket.SHUT_WR)
-        trio.run(raw.serve, [ours])
-        ours.shutdown(socket.SHUT_WR)
-        found = []
-        for reply in iter(lambda: theirs.recv(LONGEST), b""):
-            _, error, unique = struct.unpack_from("<IiQ", reply)
-            found.append(Reply(unique, -error, reply[16:]))
-        return found
+    found = []
+    for reply in replies(raw, *(m.packed() for m in messages), longest_bytes=LONGEST):
+        _, error, unique = struct.unpack_from("<IiQ", reply)
+        found.append(Reply(unique, -error, reply[16:]))
+    return found
 
 
 @dataclass

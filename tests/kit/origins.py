@@ -176,3 +176,20 @@ def _free_port() -> int:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]
     return port
+
+
+@contextmanager
+def named_as(kind: str, origin: Path, *server: object) -> Iterator[str]:
+    """What names an origin of a kind, with that file behind it; `server` are the words of an NBD
+    server's."""
+    with ExitStack() as stack:
+        if kind.endswith("nbd"):
+            nbd = NbdServer(*(server or ("file", origin)))
+            stack.callback(nbd.end)
+            yield nbd.text
+        elif kind == "device":
+            if os.geteuid() != 0:
+                pytest.skip("loop devices are root's")
+            yield str(stack.enter_context(loop_device(origin)))
+        else:
+            yield str(origin)

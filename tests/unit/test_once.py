@@ -15,7 +15,7 @@ import trio
 import trio.testing
 
 from kit.data_plane import SharedFiles, shared_files
-from kit.doors import WireWay
+from kit.doors import WireWay, replies
 from pmemfs.dataplane.held import OpenPlaces
 from pmemfs.fuse import wire
 from pmemfs.fuse.once import RESENT
@@ -41,19 +41,11 @@ class Daemon:
 
     def ask(self, *messages: bytes) -> list[tuple[int, int, bytes]]:
         """The number, the errno and the rest of each answer, in their order."""
-        theirs, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs, ours:
-            for message in messages:
-                theirs.send(message)
-            theirs.shutdown(socket.SHUT_WR)
-            trio.run(self.raw.serve, [ours])
-            ours.shutdown(socket.SHUT_WR)
-            replies = iter(lambda: theirs.recv(LONGEST), b"")
-            found = []
-            for reply in replies:
-                _, error, unique = struct.unpack_from("<IiQ", reply)
-                found.append((unique, -error, reply[16:]))
-            return found
+        found = []
+        for reply in replies(self.raw, *messages, longest_bytes=LONGEST):
+            _, error, unique = struct.unpack_from("<IiQ", reply)
+            found.append((unique, -error, reply[16:]))
+        return found
 
     def ask_and_die(self, *messages: bytes) -> None:
         """Answer messages, each once nothing happens any more, and die."""

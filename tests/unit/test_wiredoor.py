@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from kit.data_plane import door_to, shared_files
+from kit.doors import replies
 from pmemfs.engine.base import Engine
 from pmemfs.fuse import forwarded, wire
 from pmemfs.fuse.forwarded import ForwardedRequests
@@ -98,14 +99,7 @@ class Served:
 
     def replies(self, *messages: bytes) -> list[bytes]:
         """What comes back for messages, until all is answered."""
-        theirs, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs, ours:
-            for message in messages:
-                theirs.send(message)
-            theirs.shutdown(socket.SHUT_WR)
-            trio.run(self.raw.serve, [ours])
-            ours.shutdown(socket.SHUT_WR)
-            return list(iter(lambda: theirs.recv(LONGEST), b""))
+        return replies(self.raw, *messages, longest_bytes=LONGEST)
 
 
 @pytest.fixture(scope="module")
