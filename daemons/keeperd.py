@@ -235,7 +235,9 @@ class Keeper:
         now = time.time()
         seconds = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now))
         stamp = f"{seconds},{int(now % 1 * 1000):03d}"
-        line = template.decode().format(time=stamp, pid=posix.getpid(), message=sentence)
+        line = template.decode(errors="surrogateescape").format(
+            time=stamp, pid=posix.getpid(), message=sentence
+        )
         for fd in fds:
             posix.write(fd, line.encode(errors="backslashreplace"))
 

@@ -60,7 +60,7 @@ class Keeping:
         if place := log_for_others():
             fd, line = place
             name = pool.replace("{", "{{").replace("}", "}}")
-            kept.store("log", [fd], line.replace("{message}", f"{name}: {{message}}").encode())
+            kept.store("log", [fd], os.fsencode(line.replace("{message}", f"{name}: {{message}}")))
         if kept.keeper is None:
             is_kept = trio.Event()
             token = trio.lowlevel.current_trio_token()

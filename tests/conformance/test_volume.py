@@ -265,7 +265,7 @@ def test_a_copy_is_answered_when_the_kernel_knows_that_its_source_was_read(shm: 
 
         def tell(ino: int) -> Told:
             assert ino == served.ino
-            told.append(Told())
+            told.append(Told(b""))
             return told[-1]
 
         served.handlers.notifier.tell = tell
@@ -302,7 +302,7 @@ def test_who_takes_privileges_is_answered_when_the_kernel_knows(shm: Path, how: 
         told: list[Told] = []
 
         def tell(ino: int) -> Told:
-            told.append(Told())
+            told.append(Told(b""))
             return told[-1]
 
         handlers.notifier.tell = tell

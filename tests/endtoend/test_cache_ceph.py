@@ -266,7 +266,7 @@ def test_what_was_acknowledged_survives_kill_9_before_an_image(
             else:
                 session.kill()
         run_command("umount", "-l", mounted.mountpoint)
-        pools.mount(mounted.pool)
+        pools.mount(mounted.pool, *UNKEPT)
         with opened(mounted.device) as fd:
             for writer in writers:
                 writer.check(fd)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from kit.commands import BIN, pmemfs, pmemfs_here, refused, run_command
-from kit.mounts import Engine, Mounted, PoolMaker, may_pass, pool_maker
+from kit.mounts import UNKEPT, Engine, Mounted, PoolMaker, may_pass, pool_maker
 from kit.processes import stop, wait_until
 from kit.users import NOBODY, acting_as
 from pmemfs.client.filecopy import Manner, copy_file
@@ -35,7 +35,7 @@ def mounted_files(pools: PoolMaker, size: str = "192M") -> Mounted:
     Frames that a killed copy has lost rest for half a minute, so there is room for some of those.
     """
     may_pass(pools)
-    mounted = pools.mount(pools.create("files", size, "--mode", "fs"), "-o", "allow_other")
+    mounted = pools.mount(pools.create("files", size, "--mode", "fs"), "-o", "allow_other", *UNKEPT)
     mounted.mountpoint.chmod(0o777)
     return mounted
 

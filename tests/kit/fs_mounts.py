@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kit.commands import pmemfs, run_command
-from kit.mounts import Mounted, PoolMaker, may_pass
+from kit.mounts import UNKEPT, Mounted, PoolMaker, may_pass
 from kit.processes import end_process, is_running, wait_until
 from pmemfs.mountinfo import mount_at
 
 
 @dataclass
 class FsMount:
-    """A pool of mode `fs` on its mountpoint, which stays the same for as long as the test runs."""
+    """A pool of mode `fs` on its mountpoint, which stays the same for as long as the test runs. It
+    ends with each of its processes."""
 
     pools: PoolMaker
     size: str
@@ -28,7 +29,7 @@ class FsMount:
     @contextmanager
     def made(cls, pools: PoolMaker, size: str) -> Iterator[FsMount]:
         """A new pool, mounted."""
-        yield cls(pools, size, mount_fs(pools, create_fs(pools, "fs0", size)))
+        yield cls(pools, size, mount_fs(pools, create_fs(pools, "fs0", size), *UNKEPT))
 
     @property
     def directory(self) -> Path:
@@ -67,7 +68,7 @@ class FsMount:
 
     def mount_again(self) -> None:
         """Mount, over a dead mount if there is one."""
-        self.mounted = mount_fs(self.pools, self.mounted.pool)
+        self.mounted = mount_fs(self.pools, self.mounted.pool, *UNKEPT)
 
     def check(self) -> None:
         """Unmount and look for errors; `pmemfs check` must find none. Mounts again."""
@@ -85,7 +86,7 @@ class FsMount:
         for pid in self.pools._daemons():
             end_process(pid, seconds=2)
         old.unlink(missing_ok=True)
-        self.mounted = mount_fs(self.pools, create_fs(self.pools, old.name, self.size))
+        self.mounted = mount_fs(self.pools, create_fs(self.pools, old.name, self.size), *UNKEPT)
 
 
 def create_fs(pools: PoolMaker, name: str, size: str) -> Path:
@@ -93,7 +94,7 @@ def create_fs(pools: PoolMaker, name: str, size: str) -> Path:
     return pools.create(name, size, "--mode", "fs")
 
 
-def mount_fs(pools: PoolMaker, pool: Path) -> Mounted:
+def mount_fs(pools: PoolMaker, pool: Path, *options: str) -> Mounted:
     """Mount for all users."""
     may_pass(pools)
-    return pools.mount(pool, "-o", "allow_other")
+    return pools.mount(pool, "-o", "allow_other", *options)

@@ -180,7 +180,8 @@ def test_notices_are_written_in_order_and_each_is_answered(shm: Path) -> None:
     with data_plane(shm) as ends:
         ends.shake_hands()
         notices = [reply(0, bytes([number]) * 24) for number in range(20)]
-        for notice in notices:
-            ends.notices.send(notice)
+        for number, notice in enumerate(notices):
+            ends.notices.send(struct.pack("<Q", number) + notice)
         assert [ends.kernel.recv(4096) for _ in notices] == notices
-        assert [ends.notices.recv(16) for _ in notices] == [bytes(4)] * 20
+        answers = [struct.unpack("<QQ", ends.notices.recv(4096)) for _ in notices]
+        assert answers == [(number, 0) for number in range(20)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -82,6 +83,11 @@ class Mounted:
 
         trio.run(main)
 
+    def close(self) -> None:
+        """The keeper ends."""
+        for name in list(self.keeper.stored):
+            self.keeper.drop(name)
+
     def _begin_to_serve(self) -> None:
         self._serving = scope = trio.CancelScope()
         pins = self.at.pins
@@ -127,20 +133,20 @@ def drops_soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=("fs", "block"))
 def mounted(request: pytest.FixtureRequest, shm: Path) -> Iterator[Mounted]:
-    with pinnable(request.param, "native", shm / "pool") as at:
-        yield Mounted(at)
+    with pinnable(request.param, "native", shm / "pool") as at, closing(Mounted(at)) as mounted:
+        yield mounted
 
 
 @pytest.fixture
 def device(shm: Path) -> Iterator[Mounted]:
-    with pinnable("block", "native", shm / "pool") as at:
-        yield Mounted(at)
+    with pinnable("block", "native", shm / "pool") as at, closing(Mounted(at)) as mounted:
+        yield mounted
 
 
 @pytest.fixture
 def files(shm: Path) -> Iterator[Mounted]:
-    with pinnable("fs", "native", shm / "pool") as at:
-        yield Mounted(at)
+    with pinnable("fs", "native", shm / "pool") as at, closing(Mounted(at)) as mounted:
+        yield mounted
 
 
 def facts_of(pin: Pin) -> tuple[object, ...]:
