@@ -13,7 +13,7 @@ import pytest
 from kit.commands import pmemfs_ok
 from kit.fs_mounts import FsMount, create_fs, mount_fs
 from kit.large_directories import ROOT, add_names, large_directory, opened, remove_names
-from kit.mounts import PoolMaker, native_only
+from kit.mounts import UNKEPT, PoolMaker, native_only
 
 pytestmark = pytest.mark.mount
 
@@ -54,7 +54,7 @@ def test_a_daemon_that_is_killed_while_it_compacts_a_log_loses_no_name(pools: Po
         for _ in range(2):
             remove_names(fs, directory, range(1, 15_000))
             add_names(fs, directory, file, range(1, 15_000))
-    mount = FsMount(pools, "64M", mount_fs(pools, pool))
+    mount = FsMount(pools, "64M", mount_fs(pools, pool, *UNKEPT))
     large = mount.directory / "large"
     here = {f"n{number}" for number in range(20_000)}
     before = os.stat(large).st_size

@@ -10,6 +10,7 @@ import fcntl
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -47,7 +48,10 @@ def has_no_leaks(pools: PoolMaker, mounted: Mounted) -> bool:
     assert checked.code == 0, f"{checked.out}\n{checked.err}"
     if "0 leaked" in checked.out or "file system" not in checked.out:
         return True
-    pools.umount(pools.mount(mounted.pool))
+    again = pools.mount(mounted.pool)
+    # It searches a little every second.
+    time.sleep(3)
+    pools.umount(again)
     return False
 
 
