@@ -364,8 +364,8 @@ def test_pins_that_come_and_go_meanwhile_keep_their_pages(
             assert wrong == "[]"
             assert int(rounds) > 0
         wait_for_pins(fs, 0)
-        # The memory of the words stays, and what a successor needs besides may have come late. There
-        # were thousands of pins.
+        # The memory of the words stays, and what a successor needs besides may have come late.
+        # There were thousands of pins.
         wait_until(lambda: len(os.listdir(keeper)) <= kept_before + 64, "the keeper has no pins")
     assert_ends_clean(pools, mounted)
 
