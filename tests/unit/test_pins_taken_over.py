@@ -69,6 +69,7 @@ class Mounted:
         self.keeper = Keeping()
         self._serving = trio.CancelScope()
         self._nursery: trio.Nursery | None = None
+        self._dead: list[Pins] = []
         at.pins.keep_with(self.keeper)
 
     def run(self, test: Callable[[], Awaitable[None]]) -> None:
@@ -84,7 +85,11 @@ class Mounted:
         trio.run(main)
 
     def close(self) -> None:
-        """The keeper ends."""
+        """The keeper ends, and what the dead daemons had is closed."""
+        for pins in self._dead:
+            if "words" in vars(pins):
+                pins.words.close()
+            pins._epoll.close()
         for name in list(self.keeper.stored):
             self.keeper.drop(name)
 
@@ -110,6 +115,7 @@ class Mounted:
         self._serving.cancel()
         for pin in at.pins.living:
             os.close(pin.fd)
+        self._dead.append(at.pins)
         begin_generation(at)
         is_files = isinstance(at.volume, FileSystem)
         at.volume = (FileSystem if is_files else BlockVolume)(at.pool, at.memmap)
