@@ -23,8 +23,8 @@ from kit.shared_setting import kept_at
 ROOT = Path(__file__).parents[1]
 _IS_WITHIN_A_TEST = "PYTEST_CURRENT_TEST" in os.environ
 """Whether this whole run is a part of a test of another one, which holds the lock for it."""
-_MOST_DESCRIPTORS = 512
-"""Half of what a process may have open where nobody has raised the limit."""
+_MOST_DESCRIPTORS = 256
+"""A quarter of what a process may have open where nobody has raised the limit."""
 _URING_NOTE = Path("/run/pmemfs-tests-enable-uring")
 _HELD = pytest.StashKey[ExitStack]()
 _LOCK, _GATE, _KEPT = pytest.StashKey[int](), pytest.StashKey[int](), pytest.StashKey[bool]()

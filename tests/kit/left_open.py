@@ -15,21 +15,22 @@ _open: dict[int, Any] = {}
 
 def follow() -> None:
     """From now on know which media and shared memories this process has open."""
-    real_init, real_create = MappedMedium.__init__, SharedMemory.create.__func__
+    real_init, real_share = MappedMedium.__init__, SharedMemory.__init__
 
     @wraps(real_init)
     def init(medium: MappedMedium, *arguments: Any, **options: Any) -> None:
         real_init(medium, *arguments, **options)
         _follow_closing(medium)
 
-    @wraps(real_create)
-    def create(kind: type[SharedMemory], *arguments: Any, **options: Any) -> SharedMemory:
-        made: SharedMemory = real_create(kind, *arguments, **options)
-        _follow_closing(made)
-        return made
+    @wraps(real_share)
+    def share(memory: SharedMemory, fd: int, **options: Any) -> None:
+        real_share(memory, fd, **options)
+        # Two over one descriptor would close it twice.
+        if fd not in [other.fd for other in _open.values() if isinstance(other, SharedMemory)]:
+            _follow_closing(memory)
 
     MappedMedium.__init__ = init  # type: ignore[method-assign]
-    SharedMemory.create = classmethod(create)  # type: ignore[assignment,method-assign,arg-type]
+    SharedMemory.__init__ = share  # type: ignore[method-assign]
 
 
 def _follow_closing(opened: Any) -> None:
