@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import wraps
@@ -10,7 +11,10 @@ from typing import Any
 from pmemfs.dataplane.tables import SharedMemory
 from pmemfs.medium.mapped import MappedMedium
 
-_open: dict[int, Any] = {}
+_media: dict[int, MappedMedium] = {}
+_memories: set[tuple[int, int]] = set()
+"""Descriptors of shared memories, and their inodes. The memory itself goes when nobody has it: who
+looks for the memory of a mount looks into this process too."""
 
 
 def follow() -> None:
@@ -25,32 +29,36 @@ def follow() -> None:
     @wraps(real_share)
     def share(memory: SharedMemory, fd: int, **options: Any) -> None:
         real_share(memory, fd, **options)
-        # Two over one descriptor would close it twice.
-        if fd not in [other.fd for other in _open.values() if isinstance(other, SharedMemory)]:
-            _follow_closing(memory)
+        _memories.add((fd, os.fstat(fd).st_ino))
 
     MappedMedium.__init__ = init  # type: ignore[method-assign]
     SharedMemory.__init__ = share  # type: ignore[method-assign]
 
 
-def _follow_closing(opened: Any) -> None:
-    real_close = opened.close
+def _follow_closing(medium: MappedMedium) -> None:
+    real_close = medium.close
 
     def close() -> None:
         # Whoever comes after us must not close what has the number by then.
-        if _open.pop(id(opened), None) is not None:
+        if _media.pop(id(medium), None) is not None:
             real_close()
 
-    opened.close = close
-    _open[id(opened)] = opened
+    medium.close = close  # type: ignore[method-assign]
+    _media[id(medium)] = medium
 
 
 @contextmanager
 def nothing_left_open() -> Iterator[None]:
     """Close what is opened meanwhile and still open in the end."""
-    before = set(_open)
+    media, memories = set(_media), set(_memories)
     yield
-    for key in _open.keys() - before:
+    for key in _media.keys() - media:
         # Views of it may be held by what nobody has collected yet.
         with suppress(BufferError, OSError):
-            _open[key].close()
+            _media[key].close()
+    for fd, inode in _memories - memories:
+        _memories.remove((fd, inode))
+        with suppress(OSError):
+            # Another file may have the number by now.
+            if os.fstat(fd).st_ino == inode:
+                os.close(fd)
