@@ -35,8 +35,15 @@ class PageIO:
             fault.inode = number
             raise
 
-    def zero(self, pool_offset: int, length: int) -> None:
-        """Store zeroes that no program asked for, so they count as no access. Raises OSError."""
+    def zero(self, position: int, pool_offset: int, length: int) -> None:
+        """Let bytes from `position` of an inode on read as zeroes. Raises OSError.
+
+        No program asked for these stores, so they count as no access.
+        """
+        self.clear(pool_offset, length)
+
+    def clear(self, pool_offset: int, length: int) -> None:
+        """Store zeroes into the pool, whatever an inode's bytes look like there. Raises OSError."""
         while length > 0:
             step = min(length, len(_ZEROES))
             self._put(pool_offset, _ZEROES[:step])
@@ -44,16 +51,17 @@ class PageIO:
             length -= step
 
     def move(self, source_bytes: int, target_bytes: int, length: int) -> None:
-        """Copy bytes within the pool, which no program asked for, so it counts as no access.
+        """Copy bytes of an inode, as they are stored, to another place for the same positions.
 
-        They are durable with the next fence. Raises OSError.
+        No program asked for this, so it counts as no access. The copies are durable with the next
+        fence. Raises OSError.
         """
         for done in range(0, length, len(_ZEROES)):
             step = min(len(_ZEROES), length - done)
             if not self._medium.is_hole(source_bytes + done, step):
                 self._put(target_bytes + done, self._medium.read(source_bytes + done, step))
             else:
-                self.zero(target_bytes + done, step)
+                self.clear(target_bytes + done, step)
 
     def _load(
         self, number: int, position: int, pool_offset: int, length: int

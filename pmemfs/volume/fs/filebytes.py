@@ -36,7 +36,6 @@ class FileBytes:
     def __init__(self, store: Store, frames: FileFrames) -> None:
         self._store = store
         self._frames = frames
-        self._page_io = frames.page_io
 
     def read(self, number: int, offset_bytes: int, length_bytes: int) -> bytes | memoryview:
         """The bytes of a range, as far as the file has them. Raises OSError."""
@@ -44,9 +43,10 @@ class FileBytes:
         length_bytes = min(length_bytes, self._store.size_of(inode) - offset_bytes)
         if length_bytes <= 0:
             return b""
+        page_io = self._frames.io_of(inode)
         parts = [
             bytes(length) if pool_offset < 0
-            else self._page_io.load(number, position, pool_offset, length)
+            else page_io.load(number, position, pool_offset, length)
             for position, pool_offset, length in pieces_of(inode, offset_bytes, length_bytes)
         ]  # fmt: skip
         return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -79,6 +79,7 @@ class FileBytes:
             raise system_error(errno.EFBIG)
         self._store.begin_writing()
         size_bytes = self._store.size_of(inode)
+        page_io = self._frames.io_of(inode)
         # Looked up before `_fill` maps the holes: the bytes of those are stored by `_fill`.
         mapped = list(pieces_of(inode, offset_bytes, len(view)))
         if offset_bytes > size_bytes:
@@ -88,7 +89,7 @@ class FileBytes:
         for position, pool_offset, length in mapped:
             if pool_offset >= 0:
                 start = position - offset_bytes
-                self._page_io.store(number, position, pool_offset, view[start : start + length])
+                page_io.store(number, position, pool_offset, view[start : start + length])
         if end > size_bytes:
             if self._store.medium.durability is Durability.CACHE_LINES:
                 # The bytes become durable before the size, or a reader after a power failure would
@@ -193,6 +194,7 @@ class FileBytes:
         size_bytes: int,
     ) -> None:  # fmt: skip
         data_end = offset_bytes + len(data)
+        page_io = self._frames.io_of(inode)
         # New frames get their bytes before the commit maps them, so a crash shows either the
         # hole or the bytes.
         with self._store.change() as change:
@@ -203,12 +205,12 @@ class FileBytes:
                 low, high = max(start, offset_bytes), min(stop, data_end)
                 if low >= high:
                     low = high = stop
-                self._page_io.zero(at + start, low - start)
+                page_io.zero(start, at + start, low - start)
                 if low < high:
                     part = data[low - offset_bytes : high - offset_bytes]
-                    self._page_io.store(inode.number, low, at + low, part)
+                    page_io.store(inode.number, low, at + low, part)
                 cleared = stop if self._frames.must_clear else min(stop, size_bytes)
-                self._page_io.zero(at + high, cleared - high)
+                page_io.zero(high, at + high, cleared - high)
 
     def _leave_gap(self, inode: Inode, size_bytes: int, offset_bytes: int) -> None:
         """Prepare the gap between the size and a write behind it: zeroes, or holes if possible."""

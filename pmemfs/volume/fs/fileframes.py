@@ -33,7 +33,7 @@ class FileFrames:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self.page_io = PageIO(store.pool.medium, store.ground.memmap)
+        self._page_io = PageIO(store.pool.medium, store.ground.memmap)
         self.placing = Placing(store.allocator)
         self.must_clear = store.medium.durability is Durability.MSYNC
         """Whether a size may become durable before the bytes that it covers, because both wait for
@@ -161,6 +161,10 @@ class FileFrames:
 
     # What others need, and how a file changes
 
+    def io_of(self, inode: Inode) -> PageIO:
+        """What loads and stores the bytes of a file. Raises OSError."""
+        return self._page_io
+
     def map_holes(
         self, change: Transaction, inode: Inode, index: int, frame_count: int
     ) -> list[MappedExtent]:
@@ -193,7 +197,7 @@ class FileFrames:
             raise system_error(errno.EFBIG)
         old_bytes = self._store.size_of(inode)
         size_bytes = old_bytes if keep_size else max(old_bytes, end)
-        first = offset_bytes >> PAGE_SHIFT
+        first, page_io = offset_bytes >> PAGE_SHIFT, self.io_of(inode)
         # Bytes between the old size and the new one that are mapped already must not show what the
         # frames held before.
         self.zero_mapped(inode, old_bytes, size_bytes)
@@ -207,16 +211,16 @@ class FileFrames:
                 # before them.
                 if not self.must_clear:
                     stop = min(stop, size_bytes)
-                self.page_io.zero(extent.pfn << PAGE_SHIFT, stop - start)
+                page_io.zero(start, extent.pfn << PAGE_SHIFT, stop - start)
             state = self._resized(inode, size_bytes)
             if end > size_bytes:
                 state.flags |= KEEPS_AHEAD
             self._set_size(change, inode, state)
         if clear:
             # In place, so this waits until the transaction has succeeded.
-            for _, pool_offset, length in old:
+            for position, pool_offset, length in old:
                 if pool_offset >= 0:
-                    self.page_io.zero(pool_offset, length)
+                    page_io.zero(position, pool_offset, length)
             self._store.medium.fence()
 
     def _shift(self, inode: Inode, offset_bytes: int, distance_bytes: int, size_bytes: int) -> None:
@@ -292,9 +296,13 @@ class FileFrames:
 
     def zero_mapped(self, inode: Inode, start_bytes: int, end_bytes: int) -> None:
         """Store zeroes into the mapped parts of a range."""
-        for _, pool_offset, length in pieces_of(inode, start_bytes, end_bytes - start_bytes):
+        if start_bytes >= end_bytes:
+            return
+        page_io = self.io_of(inode)
+        pieces = pieces_of(inode, start_bytes, end_bytes - start_bytes)
+        for position, pool_offset, length in pieces:
             if pool_offset >= 0:
-                self.page_io.zero(pool_offset, length)
+                page_io.zero(position, pool_offset, length)
 
     def file(self, number: int) -> Inode:
         """A regular file. Raises OSError: EISDIR, EINVAL."""

@@ -109,16 +109,17 @@ class Relocator:
                 await trio.sleep(_POLL_SECONDS)
 
     def _move(self, inode: Inode, index: int, run: Run) -> None:
-        page_io = self._frames.page_io
+        page_io = self._frames.io_of(inode)
         target = (run.pfn - index) << PAGE_SHIFT
         old = list(inode.extents.pieces(index, run.frame_count))
         with self._store.change() as change:
             # Only the transaction knows whether the file may have them when it has failed.
             change.adopt(run)
             for piece in old:
-                at, length = target + (piece.index << PAGE_SHIFT), piece.frame_count << PAGE_SHIFT
+                position, length = piece.index << PAGE_SHIFT, piece.frame_count << PAGE_SHIFT
+                at = target + position
                 if piece.pfn < 0:
-                    page_io.zero(at, length)
+                    page_io.zero(position, at, length)
                 else:
                     page_io.move(piece.pfn << PAGE_SHIFT, at, length)
             change.append(inode, media.pack_extent(index, *run))
