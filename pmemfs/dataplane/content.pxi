@@ -164,6 +164,9 @@ cdef verdict_t serve_read(worker_t *worker, request_t *request) noexcept nogil:
         return FORWARD
     request.answer_bytes = <uint32_t>length
     if run_guarded(read_guarded, request):
+        if request.must_forward:
+            request.answer_bytes = 0
+            return FORWARD
         if not request.error:
             request.moved_bytes = request.answer_bytes
         return ANSWER
@@ -180,6 +183,9 @@ cdef void read_guarded(void *argument) noexcept nogil:
         piece = piece_at(request.table, wanted.offset + done, request.answer_bytes - done)
         if piece.is_hole:
             memset(request.answer + done, 0, piece.length)
+        elif piece.is_forwarded:
+            request.must_forward = True
+            return
         elif not read_piece(request, piece, wanted.offset + done, request.answer + done):
             return
         done += piece.length
@@ -233,7 +239,7 @@ cdef verdict_t serve_write(worker_t *worker, request_t *request) noexcept nogil:
     # All pieces first: a write that is forwarded must not have stored anything.
     while done < wanted.size:
         piece = piece_at(table, wanted.offset + done, wanted.size - done)
-        if piece.is_hole:
+        if piece.is_hole or piece.is_forwarded:
             return FORWARD
         done += piece.length
     request.is_write = True
@@ -381,6 +387,9 @@ cdef uint64_t seek(plane_t *plane, table_t *table, uint64_t position, uint64_t s
         piece = piece_at(table, position, size_bytes - position)
         if piece.is_hole:
             if not for_data:
+                return position
+        elif piece.is_forwarded:
+            if for_data:
                 return position
         else:
             found = lseek(plane.pool_fd, <off_t>piece.pool_offset,

@@ -120,6 +120,13 @@ class HandedTo(enum.IntEnum):
     """The thread that syncs."""
 
 
+class ExtentFlags(enum.IntFlag):
+    """What an extent of a table is, other than a run of plain bytes."""
+
+    FORWARDED = 1
+    """Data that only the control plane can read or change, as compressed pieces are."""
+
+
 class HandleKind(enum.IntEnum):
     """What kind of object a handle stands for."""
 
@@ -354,12 +361,15 @@ class TableHead:
 
 @structure
 class Extent:
-    """A run of frames of a file. What no extent covers is a hole."""
+    """A run of frames of a file. What no extent covers is a hole.
+
+    A forwarded extent has data but no run: workers forward each READ and WRITE that touches it.
+    """
 
     index: int = stored("<u8", "of the first frame in the file", unit="frames")
-    pfn: int = stored("<u8", "of the first frame in the pool")
+    pfn: int = stored("<u8", "of the first frame in the pool; 0 in a forwarded extent")
     frame_count: int = stored("<u8", "frames", unit="frames")
-    flags: int = stored("<u8", "zero")
+    flags: int = stored("<u8", "bit 0: forwarded")
 
 
 @structure

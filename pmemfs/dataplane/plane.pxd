@@ -49,3 +49,5 @@ cdef struct piece_t:
     uint64_t pool_offset
     uint64_t length
     bint is_hole
+    # It has data, but only the control plane can tell or change it.
+    bint is_forwarded

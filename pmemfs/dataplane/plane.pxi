@@ -140,7 +140,7 @@ cdef bint has_live_line(plane_t *plane, table_t *table) noexcept nogil:
 
 
 cdef piece_t piece_at(table_t *table, uint64_t offset, uint64_t length) noexcept nogil:
-    """The longest piece from `offset` on that is one run of the pool or one hole."""
+    """The longest piece from `offset` on that is one run of the pool, one hole, or forwarded."""
     cdef extent_t *extents = <extent_t *>(<uint8_t *>table + sizeof(table_t))
     cdef uint64_t frame = offset >> FRAME_SHIFT
     cdef uint64_t low = 0
@@ -154,9 +154,11 @@ cdef piece_t piece_at(table_t *table, uint64_t offset, uint64_t length) noexcept
         else:
             high = middle
     piece.is_hole = low == table.extent_count or extents[low].index > frame
+    piece.is_forwarded = False
     if not piece.is_hole:
         start = extents[low].index << FRAME_SHIFT
         end = start + (extents[low].frame_count << FRAME_SHIFT)
+        piece.is_forwarded = extents[low].flags & EXTENT_FORWARDED
         piece.pool_offset = (extents[low].pfn << FRAME_SHIFT) + (offset - start)
     else:
         end = extents[low].index << FRAME_SHIFT if low < table.extent_count else offset + length

@@ -1,8 +1,9 @@
 """Decides which requests the data plane answers, whatever the transport.
 
 The rule: the data plane answers only if the published tables prove the answer. These are READ and
-WRITE inside extents, holes as zeroes, LSEEK, FSYNC, and GETATTR; in mode `cache` the tags in the
-pool prove it. It forwards everything else that the control plane answers. Invariants:
+WRITE inside extents that have a run, holes as zeroes, LSEEK, FSYNC, and GETATTR; in mode `cache`
+the tags in the pool prove it. It forwards everything else that the control plane answers.
+Invariants:
 - a request comes from the kernel or from a crafted peer, so every length is checked before it is
   used;
 - a touch that faults costs only this request: EIO, or ENOSPC if a hole found no memory.
@@ -98,7 +99,7 @@ cdef void expect(worker_t *worker, const fuse_in_header *head,
         expect_block(worker, operation, head.opcode == FUSE_WRITE)
     elif table != NULL and offset < table.limit_bytes:
         piece = piece_at(table, offset, 1)
-        if not piece.is_hole:
+        if not piece.is_hole and not piece.is_forwarded:
             prefetch(worker.plane.pool + piece.pool_offset)
             prefetch(worker.plane.pool + piece.pool_offset + 64)
             expect_page(&worker.plane.memmap, piece.pool_offset >> FRAME_SHIFT)

@@ -206,6 +206,7 @@ cdef enum:
     HANDED_CONTROL = 1
     HANDED_MISSES = 2
     HANDED_SYNC = 3
+    EXTENT_FORWARDED = 1
     TAG_CLEAN = 1
     TAG_DIRTY = 2
     TAG_ZERO = 3
@@ -228,7 +229,7 @@ cdef enum:
     MISSES_OPCODE = 0x7fffffff
     SERVE_AGAIN = 1
     HAND_AGAIN = 2
-    SIGNATURE = 0x3a6b4dab
+    SIGNATURE = 0x7bceff9
     ENTRY_ASIDE_AT = 0x800
     ENTRY_ASIDE_BYTES = 0x800
     ENTRY_PAYLOAD_AT = 0x1000

@@ -31,7 +31,7 @@ from kit.data_plane import (
     write_in,
 )
 from pmemfs.dataplane import layouts
-from pmemfs.dataplane.layouts import Extent
+from pmemfs.dataplane.layouts import Extent, ExtentFlags
 from pmemfs.dataplane.native import Responder, load_word, store_word
 from pmemfs.media.inode import SIZE_LIMIT_BYTES
 from pmemfs.media.live import LIVE_LINE, SIZE_SHIFT, key_of, line_key, raised, size_word
@@ -176,6 +176,42 @@ def test_a_write_into_a_hole_is_forwarded_whole(file: File) -> None:
     assert file.write(2 * FRAME_BYTES - 5, b"x" * 10) == FORWARDED
     assert file.content(0, 3 * FRAME_BYTES) == bytes(3 * FRAME_BYTES)
     assert file.write(2 * FRAME_BYTES, b"x")[0] == "answer"
+
+
+def compressed(index: int, frame_count: int) -> Extent:
+    """Frames that have data and no run."""
+    return Extent(index, 0, frame_count, ExtentFlags.FORWARDED)
+
+
+def test_what_touches_a_forwarded_extent_is_forwarded_whole(file: File) -> None:
+    file.publish(
+        4 * FRAME_BYTES, [extent(0, file.first, 1), compressed(1, 2), extent(3, file.first + 3, 1)]
+    )
+    file.write(0, b"a" * FRAME_BYTES)
+    file.write(3 * FRAME_BYTES, b"b" * FRAME_BYTES)
+    for offset, length in ((FRAME_BYTES - 1, 2), (FRAME_BYTES, 1), (3 * FRAME_BYTES - 1, 2),
+                           (0, 4 * FRAME_BYTES), (2 * FRAME_BYTES, FRAME_BYTES)):  # fmt: skip
+        assert file.read(offset, length) == FORWARDED
+        assert file.write(offset, b"x" * length) == FORWARDED
+    expected = b"a" * FRAME_BYTES + bytes(2 * FRAME_BYTES) + b"b" * FRAME_BYTES
+    assert file.content(0, 4 * FRAME_BYTES) == expected
+    assert file.read(0, FRAME_BYTES) == ("answer", 0, b"a" * FRAME_BYTES)
+    assert file.read(3 * FRAME_BYTES, 5) == ("answer", 0, b"bbbbb")
+    assert file.write(3 * FRAME_BYTES, b"c")[:2] == ("answer", 0)
+
+
+def test_a_forwarded_extent_is_data_up_to_the_live_size(file: File) -> None:
+    file.publish(6 * FRAME_BYTES, [compressed(1, 2), compressed(4, 2)])
+    assert file.seek(0, os.SEEK_DATA) == FRAME_BYTES
+    assert file.seek(0, os.SEEK_HOLE) == 0
+    assert file.seek(FRAME_BYTES + 7, os.SEEK_DATA) == FRAME_BYTES + 7
+    assert file.seek(FRAME_BYTES, os.SEEK_HOLE) == 3 * FRAME_BYTES
+    assert file.seek(3 * FRAME_BYTES, os.SEEK_DATA) == 4 * FRAME_BYTES
+    assert file.seek(5 * FRAME_BYTES, os.SEEK_HOLE) == 6 * FRAME_BYTES
+    file.set_size(5 * FRAME_BYTES + 3)
+    assert file.seek(4 * FRAME_BYTES, os.SEEK_HOLE) == 5 * FRAME_BYTES + 3
+    assert file.read(5 * FRAME_BYTES + 3, 5) == ("answer", 0, b"")
+    assert file.read(5 * FRAME_BYTES + 2, 5) == FORWARDED
 
 
 def test_a_write_inside_the_file_leaves_its_size_and_sets_its_time(file: File) -> None:
