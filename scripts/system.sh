@@ -19,6 +19,11 @@ find_python() {
     done
 }
 
+# Its name since times have 64 bits on all architectures, or its name before.
+libcrypto_package() {
+    if apt-cache show libssl3t64 >/dev/null 2>&1; then echo libssl3t64; else echo libssl3; fi
+}
+
 # What it takes to build pmemfs for a Python, and to mount.
 packages_to_build() {
     local python=$1
@@ -27,6 +32,8 @@ packages_to_build() {
     { command -v pkg-config >/dev/null && pkg-config --exists fuse3; } || echo libfuse3-dev
     { command -v pkg-config >/dev/null && pkg-config --exists liburing; } || echo liburing-dev
     command -v fusermount3 >/dev/null || echo fuse3
+    # Loaded when the first key of an encrypted directory is used; its headers aren't needed.
+    PATH=$PATH:/sbin ldconfig -p | grep -q 'libcrypto\.so\.3 ' || libcrypto_package
     if [ -z "$python" ]; then
         # Debian 12 and Ubuntu 24.04 have 3.11 or newer as python3; Ubuntu 22.04 has it beside.
         if apt-cache show python3.11 >/dev/null 2>&1; then

@@ -1,0 +1,1 @@
+"""Transformations of what files hold: the keys and ciphers, and the compressors."""

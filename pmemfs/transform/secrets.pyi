@@ -1,0 +1,53 @@
+from typing_extensions import Buffer
+
+SLOT_COUNT: int
+FREE: int
+MASTER: int
+FILE: int
+WRAPPED_BYTES: int
+SIV_OVERHEAD_BYTES: int
+KEY_ID_BYTES: int
+SCRYPT_LIMIT_BYTES: int
+
+def load_ciphers() -> None: ...
+def create_secrets() -> int: ...
+
+class Secrets:
+    fd: int
+    def __init__(self, fd: int) -> None: ...
+    def kind(self, slot: int) -> int: ...
+    def serial(self, slot: int) -> int: ...
+    def key_id(self, slot: int) -> bytes: ...
+    def file_of(self, slot: int) -> tuple[int, int]: ...
+    def wipe(self, slot: int) -> None: ...
+    def wipe_all(self) -> None: ...
+    def generate(self, slot: int) -> bytes: ...
+    def wrap(
+        self, slot: int, secret: bytes, salt: bytes, log2_n: int, r: int, p: int, aad: bytes
+    ) -> bytes: ...
+    def unwrap(
+        self,
+        slot: int,
+        secret: bytes,
+        salt: bytes,
+        log2_n: int,
+        r: int,
+        p: int,
+        wrapped: bytes,
+        aad: bytes,
+    ) -> bool: ...
+    def derive(
+        self,
+        from_slot: int,
+        to_slot: int,
+        info: bytes,
+        *,
+        inode: int = 0,
+        generation: int = 0,
+        kind: int = 2,
+    ) -> None: ...
+    def siv_encrypt(self, slot: int, aad: bytes, data: bytes) -> bytes: ...
+    def siv_decrypt(self, slot: int, aad: bytes, data: bytes) -> bytes | None: ...
+    def xts(
+        self, slot: int, first_unit: int, data: Buffer, encrypts: bool, *, offset: int = 0
+    ) -> bytes: ...
