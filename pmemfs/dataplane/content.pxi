@@ -77,6 +77,9 @@ cdef void find_file(worker_t *worker, request_t *request) noexcept nogil:
     request.entry = find_inode(plane, request.head.nodeid)
     if request.entry != NULL:
         table = table_of(plane, request.entry)
+    if table != NULL and table.key_slot:
+        # Nothing here has its key.
+        table = NULL
     if table != NULL:
         request.size_bytes = table.size_bytes
         if table.live_offset:

@@ -356,7 +356,8 @@ class TableHead:
     size_bytes: int = stored("<u8", "of a device; of a file, when published", unit="bytes")
     limit_bytes: int = stored("<u8", "the table knows nothing beyond it", unit="bytes")
     live_offset: int = stored("<u8", "of the live line in the pool; 0: a device", unit="bytes")
-    extent_count: int = stored("<u8", "extents that follow, by ascending index, disjoint")
+    extent_count: int = stored("<u4", "extents that follow, by ascending index, disjoint")
+    key_slot: int = stored("<u4", "1 + the slot of the file's key in secret memory; 0: plain")
 
 
 @structure

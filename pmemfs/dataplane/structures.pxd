@@ -141,7 +141,8 @@ cdef struct table_t:
     uint64_t size_bytes
     uint64_t limit_bytes
     uint64_t live_offset
-    uint64_t extent_count
+    uint32_t extent_count
+    uint32_t key_slot
 
 
 cdef struct extent_t:
@@ -229,7 +230,7 @@ cdef enum:
     MISSES_OPCODE = 0x7fffffff
     SERVE_AGAIN = 1
     HAND_AGAIN = 2
-    SIGNATURE = 0x7bceff9
+    SIGNATURE = 0x69249b36
     ENTRY_ASIDE_AT = 0x800
     ENTRY_ASIDE_BYTES = 0x800
     ENTRY_PAYLOAD_AT = 0x1000

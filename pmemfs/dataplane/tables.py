@@ -101,7 +101,9 @@ _KEPT_BYTES = layouts.KEPT_ATTRIBUTES.size_bytes
 _ATTRIBUTES_INODE_AT = layouts.ATTRIBUTES_ENTRY.offset_of("inode")
 _ATTRIBUTES_BYTES = layouts.ATTRIBUTES_ENTRY.size_bytes << layouts.ATTRIBUTES_SHIFT
 
-assert {field.type for field in (*layouts.TABLE_HEAD.fields, *layouts.EXTENT.fields)} == {"<u8"}
+_HEAD_FORMAT = "<QQQII"
+assert struct.calcsize(_HEAD_FORMAT) == layouts.TABLE_HEAD.size_bytes
+assert {field.type for field in layouts.EXTENT.fields} == {"<u8"}
 _head_words = attrgetter(*(field.name for field in layouts.TABLE_HEAD.fields))
 _extent_words = attrgetter(*(field.name for field in layouts.EXTENT.fields))
 
@@ -408,6 +410,7 @@ class SharedMemory:
         *,
         live_offset: int = 0,
         limit_bytes: int | None = None,
+        key_slot: int = 0,
     ) -> Grace:
         """Let the data plane serve an inode by these extents from now on.
 
@@ -415,7 +418,9 @@ class SharedMemory:
         inode's live line in the pool, and always the same for an inode. With it, the size is what
         that line says at each request. The data plane may then extend the file up to `limit_bytes`
         (by default `size_bytes`), so the extents must have no hole between the size and there.
-        Without it, the inode is a device of a fixed size.
+        Without it, the inode is a device of a fixed size. `key_slot` is 1 + the slot of its key if
+        it is encrypted; that slot must stay filled until the table is withdrawn and its grace
+        period is over.
 
         Returns the grace period after which the pages of the former table may be reused. Raises
         OSError (ENOSPC) if there is no room for another table or inode (see `rivals`), and
@@ -423,7 +428,7 @@ class SharedMemory:
         """
         limit_bytes = size_bytes if limit_bytes is None else limit_bytes
         self._check(inode, size_bytes, live_offset, limit_bytes)
-        head = TableHead(size_bytes, limit_bytes, live_offset, len(extents))
+        head = TableHead(size_bytes, limit_bytes, live_offset, len(extents), key_slot)
         table = self._write_table(head, extents)
         entry = self._entries.get(inode)
         if entry is None:
@@ -674,7 +679,7 @@ class SharedMemory:
             self._reclaim()
             table = self._arena.take(size_bytes)
         words = [word for extent in extents for word in _extent_words(extent)]
-        packed = struct.pack(f"<{size_bytes // 8}Q", *_head_words(head), *words)
+        packed = struct.pack(f"{_HEAD_FORMAT}{len(words)}Q", *_head_words(head), *words)
         self.memory[table : table + size_bytes] = packed
         return table
 
