@@ -23,7 +23,10 @@ cdef struct live_t:
     uint64_t size_word
     uint64_t written_ns
     uint64_t accessed_ns
-    uint8_t reserved[40]
+    uint64_t redo_offset
+    uint8_t redo_block[16]
+    uint64_t redo_check
+    uint8_t reserved[8]
 
 
 cdef struct header_t:

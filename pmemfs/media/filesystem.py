@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 MAGIC = b"pmemfs fs\r\n\x1a\n\x00\x00\x00"
-FORMAT_VERSION = 3
-"""2: a record's checksum covers its inode and its place; 3: a live line checks itself."""
+FORMAT_VERSION = 4
+"""2: a record's checksum covers its inode and its place; 3: a live line checks itself; 4: inodes
+have transformations."""
 
 GROUP_FRAMES = 8 * FRAME_BYTES
 CHUNK_FRAMES = 512

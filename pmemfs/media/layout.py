@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_STRUCT_CODES = {"<u8": "Q", "<u4": "I", "<u2": "H", "u1": "B", "<i8": "q"}
+_STRUCT_CODES = {"<u8": "Q", "<u4": "I", "<u2": "H", "u1": "B", "<i8": "q", "i1": "b"}
 
 
 class StoredField(NamedTuple):
@@ -41,8 +41,8 @@ class StoredField(NamedTuple):
 def stored(type_: str, meaning: str, *, unit: str = "", since: int = 1, default: Any = 0) -> Any:
     """Declare a field: its numpy type, what it means, its unit, and its first format version.
 
-    Types are unsigned integers ("<u8", "<u4", "<u2", "u1"), signed ones ("<i8"), bytes ("V16") and
-    text ("S64": UTF-8, filled with NULs).
+    Types are unsigned integers ("<u8", "<u4", "<u2", "u1"), signed ones ("<i8", "i1"), bytes
+    ("V16") and text ("S64": UTF-8, filled with NULs).
     """
     return _Declared(type_, meaning, unit, since, default)
 

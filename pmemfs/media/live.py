@@ -11,7 +11,11 @@ Invariants:
   writer needs no key, and a damaged word stays damaged whoever raises it;
 - a word is right under the key of the last truncation, or under the key before it if a crash came
   before the new word was stored. Any other word is damage. An odd number of flipped bits is always
-  found.
+  found;
+- a redo record is whole if `redo_check` says so, and then it is carried out again: its block of 16
+  bytes is stored at its offset. It is durable before the block is touched, and gone before the next
+  one. Otherwise a power failure would tear a block that is encrypted as one, and bytes beside those
+  that were written would be lost with it.
 """
 
 from __future__ import annotations
@@ -26,10 +30,12 @@ SIZE_SHIFT = 16
 SIZE_FACTOR = 0x9E3779B97F4A7C15
 """Odd, and mixes the bits of a size well: 2^64 divided by the golden ratio."""
 _CHECK_MASK = (1 << SIZE_SHIFT) - 1
+REDO_BYTES = 16
 _MIXED_SHIFT = 64 - (SIZE_SHIFT - 1)
 _MIXED_MASK = (1 << SIZE_SHIFT - 1) - 1
 _WORD_MASK = (1 << 64) - 1
 _WHOSE = Struct("<QQH")
+_REDO = Struct("<QQ")
 
 
 @structure
@@ -39,7 +45,11 @@ class LiveLine:
     size_word: int = stored("<u8", "size in bytes << 16, plus check bits: size check ^ key")
     written_ns: int = stored("<u8", "of the last write; 0: never", unit="ns since 1970")
     accessed_ns: int = stored("<u8", "of the last access; 0: the log has it", unit="ns since 1970")
-    reserved: bytes = stored("V40", "zero", default=bytes(40))
+    redo_offset: int = stored("<u8", "in the pool, of the edge block of an encrypted file that is "
+                              "being stored; 0: none", unit="bytes", since=4)  # fmt: skip
+    redo_block: bytes = stored("V16", "its new bytes", since=4, default=bytes(16))
+    redo_check: int = stored("<u8", "`redo_check` of the two; else it was torn", since=4)
+    reserved: bytes = stored("V8", "zero", default=bytes(8))
 
 
 LIVE_LINE = Layout(LiveLine, 64)
@@ -71,3 +81,13 @@ def key_of(word: int) -> int:
 def raised(word: int, size_bytes: int) -> int:
     """The word after the size was raised, computed as the data plane does it: without the key."""
     return size_word(size_bytes, key_of(word))
+
+
+def redo_check(offset: int, block: bytes) -> int:
+    """What `redo_check` is for a redo record: the offset and the block's two words, mixed."""
+    low, high = _REDO.unpack(block)
+    return _mix(_mix(_mix(offset) ^ low) ^ high)
+
+
+def _mix(word: int) -> int:
+    return (word ^ word >> 32) * SIZE_FACTOR & _WORD_MASK

@@ -28,6 +28,8 @@ FRAME_MAGIC = 0x676F6C70
 INLINE_RECORDS = 6
 MOST_SLOTS = (FRAME_BYTES - FRAME_HEAD_BYTES) // RECORD_BYTES
 NAME_MAX_BYTES = 255
+STORED_NAME_MAX_BYTES = NAME_MAX_BYTES + 16
+"""Of a name in an encrypted directory, which has the name's SIV before it."""
 TARGET_MAX_BYTES = 4095
 XATTR_MAX_BYTES = 65536
 PART_BYTES = 1700
@@ -47,6 +49,8 @@ class RecordKind(IntEnum):
     XATTR_REMOVED = 8
     TARGET = 9
     PARENT = 10
+    TRANSFORM = 11
+    PIECE = 12
 
 
 class InodeFlags(IntFlag):
@@ -84,7 +88,8 @@ class RecordHead:
     """The first 8 bytes of every record."""
 
     kind: int = stored("u1", "1 padding, 2 attributes, 3 extent, 4 hole, 5 entry, 6 removed, 7 "
-                       "xattr, 8 xattr removed, 9 target, 10 parent")  # fmt: skip
+                       "xattr, 8 xattr removed, 9 target, 10 parent, 11 transform, 12 "
+                       "piece")  # fmt: skip
     slots: int = stored("u1", "64-byte slots that the record takes")
     reserved: int = stored("<u2", "zero")
     checksum: int = stored(
@@ -133,8 +138,9 @@ class EntryRecord:
     inode: int = stored("<u8", "number of the inode")
     time_ns: int = stored("<i8", "when", unit="ns since 1970")
     type: int = stored("u1", "of the inode, as d_type; 0 in a REMOVED")
-    name_bytes: int = stored("u1", "length of the name, which follows", unit="bytes")
-    name: bytes = stored("V38", "its first bytes; the rest in the next slots", default=bytes(38))
+    name_bytes: int = stored("<u2", "length of the name, which follows; u1 before", unit="bytes",
+                             since=4)  # fmt: skip
+    name: bytes = stored("V37", "its first bytes; the rest in the next slots", default=bytes(37))
 
 
 @structure

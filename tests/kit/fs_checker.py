@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import google_crc32c
 
@@ -23,10 +24,23 @@ _HEAD = struct.Struct("<IIQQqQQ")
 _RECORD = struct.Struct("<BBHI")
 _ATTRIBUTES = struct.Struct("<8xIIIIQqqqIHH")
 _EXTENT = struct.Struct("<8xQQQ")
-_ENTRY = struct.Struct("<8xQqBB")
+_ENTRY = struct.Struct("<8xQqBH")
 _VALUE = struct.Struct("<8xIIHH")
+_TRANSFORM = struct.Struct("<8xBb6x16s16s")
+_PIECE = struct.Struct("<8xQQIIIIB")
 _FRAME = struct.Struct("<IIQQ")
 _PLACE = struct.Struct("<QQQ")
+
+
+class Piece(NamedTuple):
+    """What lies compressed."""
+
+    pfn: int
+    frame_count: int
+    stored_frames: int
+    stored_bytes: int
+    checksum: int
+    id: int
 
 
 @dataclass
@@ -46,6 +60,9 @@ class Found:
     keeps_ahead: bool = False
     frames: dict[int, int] = field(default_factory=dict)
     """The pfn of each mapped frame."""
+    pieces: dict[int, Piece] = field(default_factory=dict)
+    transform: tuple[int, int, bytes, bytes] = (0, 0, bytes(16), bytes(16))
+    """ID, level, key's ID, nonce."""
     log_frames: list[int] = field(default_factory=list)
     values: dict[bytes, bytearray] = field(default_factory=dict)
 
@@ -138,10 +155,20 @@ class Checker:
                 return
         report.inodes[number] = found
         end = -(-found.size_bytes // FRAME)
-        if report.is_clean and not found.keeps_ahead and any(at >= end for at in found.frames):
+        if (
+            report.is_clean
+            and not found.keeps_ahead
+            and any(at >= end for at in (*found.frames, *found.pieces))
+        ):
             report.problems.append(f"clean, but inode {number} has frames behind its size")
         for pfn in found.frames.values():
             self._own(report, owners, pfn, f"the data of inode {number}")
+        for index, piece in found.pieces.items():
+            for pfn in range(piece.pfn, piece.pfn + piece.stored_frames):
+                self._own(report, owners, pfn, f"a piece of inode {number}")
+            start = piece.pfn * FRAME
+            if crc(image[start : start + piece.stored_bytes]) != piece.checksum:
+                report.problems.append(f"the piece at {index} of inode {number} has other bytes")
         for pfn in found.log_frames:
             self._own(report, owners, pfn, f"the log of inode {number}")
 
@@ -162,7 +189,8 @@ class Checker:
         expect(found.mode >> 12 << 3 in TYPES, f"its mode is {found.mode:o}")
         expect(not found.values, "a value is not whole")
         is_file, is_link = found.mode >> 12 == 0o10, found.mode >> 12 == 0o12
-        expect(is_file or not found.frames, "it has frames, but is no file")
+        expect(is_file or not (found.frames or found.pieces), "it has frames, but is no file")
+        expect(found.transform[0] != 1 or not found.pieces, "it is encrypted and compressed")
         expect(is_link == bool(found.target), "a target and its type differ")
         expect(found.is_directory or not found.entries, "it has entries, but is no directory")
         expect(found.is_directory == bool(found.parent), "a parent and its type differ")
@@ -283,6 +311,7 @@ def apply(found: Found, raw: bytes) -> None:
     elif kind in (3, 4):
         index, pfn, count = _EXTENT.unpack_from(raw)
         expect(0 < count < 1 << 35, "an extent has no length")
+        replace_pieces(found, index, count)
         if kind == 3:
             found.frames.update({index + at: pfn + at for at in range(count)})
         else:
@@ -291,7 +320,7 @@ def apply(found: Found, raw: bytes) -> None:
             }
     elif kind in (5, 6):
         number, _, type_, length = _ENTRY.unpack_from(raw)
-        name = raw[26 : 26 + length]
+        name = raw[27 : 27 + length]
         expect(0 < length == len(name), "a name is cut")
         if kind == 5:
             found.entries[name] = number, type_
@@ -302,8 +331,34 @@ def apply(found: Found, raw: bytes) -> None:
         value(found, kind, raw)
     elif kind == 10:
         found.parent = int.from_bytes(raw[8:16], "little")
+    elif kind == 11:
+        found.transform = _TRANSFORM.unpack_from(raw)
+        id_, level, key_id, nonce = found.transform
+        expect(id_ < 4, f"transformation {id_} is not known")
+        expect((id_ == 1) == any(key_id) == any(nonce), "a key, and no encryption, or without one")
+        expect(id_ in (2, 3) or level == 0, "a level of no compression")
+    elif kind == 12:
+        index, *values = _PIECE.unpack_from(raw)
+        piece = Piece(*values)
+        expect(index % 32 == 0 and 0 < piece.frame_count <= 32, "a piece is at no place for one")
+        expect(0 < piece.stored_frames < piece.frame_count, "a piece saves nothing")
+        expect(piece.stored_frames == -(-piece.stored_bytes // FRAME), "a piece's length is wrong")
+        expect(piece.id in (2, 3), f"a piece is compressed with {piece.id}")
+        replace_pieces(found, index, piece.frame_count)
+        for at in range(index, index + piece.frame_count):
+            found.frames.pop(at, None)
+        found.pieces[index] = piece
     else:
         expect(False, f"a record of kind {kind}")
+
+
+def replace_pieces(found: Found, index: int, count: int) -> None:
+    """Something else is there now instead of the pieces in a range."""
+    for at, piece in list(found.pieces.items()):
+        end = at + piece.frame_count
+        if index < end and at < index + count:
+            expect(index <= at and end <= index + count, "half a piece is gone")
+            del found.pieces[at]
 
 
 def value(found: Found, kind: int, raw: bytes) -> None:

@@ -18,8 +18,8 @@ from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap.none import NoMemmap
 from pmemfs.pool import Pool, PoolSpec
 from pmemfs.volume.base import NewInode
-from pmemfs.volume.fs import inode as inode_module
 from pmemfs.volume.fs.filesystem import FileSystem
+from pmemfs.volume.fs.replay import Replay
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -116,13 +116,13 @@ class Stretches(trio.abc.Instrument):
 
     def count_records(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Count the records that are read."""
-        apply = inode_module.Replay.apply
+        apply = Replay.apply
 
-        def counted(replay: inode_module.Replay, records: list[tuple[int, bytes]]) -> None:
+        def counted(replay: Replay, records: list[tuple[int, bytes]]) -> None:
             self.count += len(records)
             apply(replay, records)
 
-        monkeypatch.setattr(inode_module.Replay, "apply", counted)
+        monkeypatch.setattr(Replay, "apply", counted)
 
 
 def forget_all(fs: FileSystem) -> None:

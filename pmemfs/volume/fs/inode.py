@@ -1,37 +1,39 @@
 """An inode in memory: what the records of its log say, one after the other.
 
 Invariants:
-- `apply` takes a record only if what it says is possible by itself, since a pool may come from
-  anybody;
 - `records` says all that the inode is, so a log of only these records is the inode's log,
-  compacted. An attribute that `records` forgot would vanish with the next compaction.
+  compacted. An attribute that `records` forgot would vanish with the next compaction;
+- a frame of a file is mapped by an extent, or lies in a piece, or is a hole. For the extents a
+  piece is a hole, so code that takes a hole for zeroes asks `is_plain_range` first.
 """
 
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from pmemfs.clock import NO_READ_COUNTS
-from pmemfs.errors import DamagedFileSystem
 from pmemfs.media import log as media
-from pmemfs.media.filesystem import Geometry
-from pmemfs.media.inode import EPOCH_MASK, ROOT, SIZE_LIMIT_BYTES
+from pmemfs.media.inode import EPOCH_MASK
 from pmemfs.media.live import line_key
 from pmemfs.media.log import (
     ATTRIBUTES,
-    EXTENT,
     MOST_SLOTS,
     NAME_MAX_BYTES,
-    PARENT,
     RECORD_BYTES,
-    TARGET_MAX_BYTES,
-    XATTR_MAX_BYTES,
     InodeFlags,
     RecordKind,
 )
-from pmemfs.pfn import FRAME_BYTES
+from pmemfs.media.transform import (
+    KNOWN_IDS,
+    PIECE_FRAMES,
+    StoredPiece,
+    TransformState,
+    pack_piece,
+    pack_transform,
+)
 from pmemfs.volume.fs.entries import Entries
 from pmemfs.volume.fs.extents import ExtentMap, Run
 from pmemfs.volume.fs.log import Log
@@ -41,16 +43,8 @@ TYPES = frozenset(
      stat.S_IFBLK)
 )  # fmt: skip
 """Of inodes, as bits of their modes."""
-_XATTR_NAME_MAX_BYTES = 255
-_INDEX_LIMIT = SIZE_LIMIT_BYTES // FRAME_BYTES
-_OF_ONE_SLOT = frozenset(
-    (RecordKind.ATTRIBUTES, RecordKind.EXTENT, RecordKind.HOLE, RecordKind.PARENT)
-)
-_ENTRY = int(RecordKind.ENTRY)
 _ATTRIBUTES_HEAD = media.head_of(RecordKind.ATTRIBUTES)
-_NO_NAMES = frozenset((b"", b".", b".."))
-_ENTRY_TYPES = frozenset(type_ >> 12 for type_ in TYPES)
-_FLAGS_LIMIT = InodeFlags.NO_ACCESS_TIME << 1
+NO_NAMES = frozenset((b"", b".", b".."))
 # As plain numbers: an operation on a member of an enum is a call, and every operation asks these.
 IMMUTABLE, APPEND_ONLY = int(InodeFlags.IMMUTABLE), int(InodeFlags.APPEND_ONLY)
 KEEPS_AHEAD = int(InodeFlags.KEEPS_AHEAD)
@@ -59,6 +53,8 @@ FIXED = IMMUTABLE | APPEND_ONLY
 that is append-only."""
 _NO_ACCESS_TIME = int(InodeFlags.NO_ACCESS_TIME)
 FILE_TYPE, DIRECTORY_TYPE = stat.S_IFREG >> 12, stat.S_IFDIR >> 12
+_NO_PIECES: Mapping[int, StoredPiece] = MappingProxyType({})
+"""Of nearly every file: one object for all of them, which nobody can change."""
 
 
 @dataclass(slots=True)
@@ -119,8 +115,9 @@ class Inode:
 
     __slots__ = (
         "birth_ns", "damage", "entries", "extents", "generation", "line_keys",
-        "live_slots", "log", "next_fill_frame", "number", "parent", "run_start_frame",
-        "slot_offset", "state", "subdirectory_count", "target", "used_at", "xattrs",
+        "live_slots", "log", "next_fill_frame", "number", "parent", "piece_frames", "pieces",
+        "run_start_frame", "slot_offset", "state", "subdirectory_count", "target", "transform",
+        "unknown_id", "used_at", "xattrs",
     )  # fmt: skip
 
     def __init__(
@@ -135,6 +132,14 @@ class Inode:
         self.state = state or State(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
         self.xattrs: dict[bytes, bytes] = {}
         self.extents = ExtentMap()
+        self.pieces = _NO_PIECES
+        """What lies compressed, by the index of its first frame; `set_piece` changes it."""
+        self.piece_frames = 0
+        """Frames of the pool that the pieces take."""
+        self.transform: TransformState | None = None
+        """Its transformation, which `set_transform` changes."""
+        self.unknown_id = 0
+        """The ID of a transformation that this program does not know, here or in a piece."""
         self.entries = Entries()
         self.subdirectory_count = 0
         self.target = b""
@@ -142,7 +147,7 @@ class Inode:
         self.line_keys = (-1, 0, 0)
         """A truncation epoch, its key, and the key of the epoch before: see `keys_of_line`."""
         self.live_slots = 1
-        """Slots that a compacted log would need, extents not counted."""
+        """Slots that a compacted log would need, extents and pieces not counted."""
         self.next_fill_frame = -1
         """The frame where the last write into a hole ended: the next one may go on there."""
         self.run_start_frame = 0
@@ -177,7 +182,7 @@ class Inode:
     @property
     def compacted_slots(self) -> int:
         """The slots that a compacted log would need."""
-        return self.live_slots + len(self.extents)
+        return self.live_slots + len(self.extents) + len(self.pieces)
 
     @property
     def is_mostly_dead(self) -> bool:
@@ -193,16 +198,24 @@ class Inode:
         other.extents = self.extents.copy()
         other.entries = self.entries.copy()
         other.target, other.parent = self.target, self.parent
+        other.transform, other.unknown_id = self.transform, self.unknown_id
+        if self.pieces:
+            other.pieces, other.piece_frames = dict(self.pieces), self.piece_frames
         return other
 
     def records(self) -> Iterator[bytes]:
         """The records of a log that says what this inode is, and no more."""
         if self.parent:
             yield media.pack_parent(self.parent)
+        # Before names and values, because it says how long these may be.
+        if self.transform is not None:
+            yield pack_transform(self.transform)
         if self.target:
             yield from media.pack_values(RecordKind.TARGET, b"", self.target)
         for index, pfn, count in self.extents if self.extents.frame_count else ():
             yield media.pack_extent(index, pfn, count)
+        for index, piece in self.pieces.items():
+            yield pack_piece(index, piece)
         if self.entries:
             for name, entry in self.entries.items():
                 yield media.pack_entry(name, entry.inode, entry.type, self.state.modified_ns)
@@ -212,8 +225,79 @@ class Inode:
         yield self.state.pack()
 
     def runs(self) -> list[Run]:
-        """The frames of its data."""
-        return [Run(extent.pfn, extent.frame_count) for extent in self.extents]
+        """The frames of its data, compressed or not."""
+        runs = [Run(extent.pfn, extent.frame_count) for extent in self.extents]
+        if self.pieces:
+            runs += [Run(piece.pfn, piece.stored_frames) for piece in self.pieces.values()]
+        return runs
+
+    # Frames and pieces
+
+    @property
+    def end(self) -> int:
+        """The index behind the last frame that is mapped or lies in a piece."""
+        if not self.pieces:
+            return self.extents.end
+        last = max(self.pieces)
+        return max(self.extents.end, last + self.pieces[last].frame_count)
+
+    @property
+    def data_frames(self) -> int:
+        """The frames of the pool that its data takes."""
+        return self.extents.frame_count + self.piece_frames
+
+    def map(self, index: int, pfn: int, frame_count: int) -> None:
+        """Map a range to a run, instead of the frames and whole pieces that were there."""
+        if self.pieces:
+            self._drop_pieces(index, frame_count)
+        self.extents.map(index, pfn, frame_count)
+
+    def unmap(self, index: int, frame_count: int) -> None:
+        """Turn a range into a hole, instead of the frames and whole pieces that were there."""
+        if self.pieces:
+            self._drop_pieces(index, frame_count)
+        self.extents.unmap(index, frame_count)
+
+    def set_piece(self, index: int, piece: StoredPiece) -> None:
+        """Have this piece from now on, instead of what was there."""
+        self.unmap(index, piece.frame_count)
+        if self.pieces is _NO_PIECES:
+            self.pieces = {}
+        assert isinstance(self.pieces, dict)
+        self.pieces[index] = piece
+        self.piece_frames += piece.stored_frames
+
+    def pieces_in(self, index: int, frame_count: int) -> list[tuple[int, StoredPiece]]:
+        """The pieces that a range touches, in order, each with the index of its first frame."""
+        if not self.pieces:
+            return []
+        end = index + frame_count
+        places: Iterable[int] = range(index - index % PIECE_FRAMES, end, PIECE_FRAMES)
+        if frame_count > len(self.pieces) * PIECE_FRAMES:
+            places = sorted(self.pieces)
+        found = ((at, self.pieces[at]) for at in places if at in self.pieces)
+        return [(at, p) for at, p in found if at < end and at + p.frame_count > index]
+
+    def is_plain_range(self, index: int, frame_count: int) -> bool:
+        """Whether no frame of a range lies in a piece, so that what is not mapped is zeroes."""
+        return not self.pieces or not self.pieces_in(index, frame_count)
+
+    def cut_piece(self, index: int, frame_count: int) -> int | None:
+        """The first frame of a piece that a range has a part of, and not all; None if none is."""
+        end = index + frame_count
+        for at, piece in self.pieces_in(index, frame_count):
+            if at < index or at + piece.frame_count > end:
+                return at
+        return None
+
+    def _drop_pieces(self, index: int, frame_count: int) -> None:
+        assert isinstance(self.pieces, dict)
+        for at, piece in self.pieces_in(index, frame_count):
+            assert index <= at <= index + frame_count - piece.frame_count, "half a piece"
+            del self.pieces[at]
+            self.piece_frames -= piece.stored_frames
+
+    # The rest of what it is
 
     def add_entry(self, name: bytes, inode: int, type_: int) -> None:
         """Let a name lead to an inode of a type."""
@@ -232,6 +316,24 @@ class Inode:
         """Have these attributes from now on."""
         self.state = state
 
+    def set_transform(self, state: TransformState | None) -> None:
+        """Have this transformation from now on, or none."""
+        self.live_slots += (state is not None) - (self.transform is not None)
+        self.transform = state
+        self.look_for_unknown()
+
+    def look_for_unknown(self) -> None:
+        """Find out whether this program knows all transformations of this inode."""
+        ids = {piece.id for piece in self.pieces.values()} - KNOWN_IDS
+        if self.transform is not None and self.transform.id not in KNOWN_IDS:
+            ids.add(self.transform.id)
+        self.unknown_id = min(ids, default=0)
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether its content, names and values are encrypted."""
+        return self.transform is not None and self.transform.is_encrypted
+
     def set_xattr(self, name: bytes, value: bytes | None) -> None:
         """Set or (None) remove an attribute."""
         before = self.xattrs.pop(name, None)
@@ -245,12 +347,12 @@ class Inode:
 def is_name(name: bytes) -> bool:
     """Whether a directory may have an entry of this name."""
     is_possible = len(name) <= NAME_MAX_BYTES and b"/" not in name and b"\0" not in name
-    return is_possible and name not in _NO_NAMES
+    return is_possible and name not in NO_NAMES
 
 
 def entry_slots(name: bytes) -> int:
     """The slots of an ENTRY."""
-    return (26 + len(name) + RECORD_BYTES - 1) // RECORD_BYTES
+    return (27 + len(name) + RECORD_BYTES - 1) // RECORD_BYTES
 
 
 def value_slots(name: bytes, value: bytes) -> int:
@@ -258,130 +360,3 @@ def value_slots(name: bytes, value: bytes) -> int:
     whole, rest = divmod(len(value), media.PART_BYTES)
     slots = -(-(20 + len(name) + media.PART_BYTES) // RECORD_BYTES) * whole
     return slots + (-(-(20 + len(name) + rest) // RECORD_BYTES) if rest or not whole else 0)
-
-
-class Replay:
-    """Makes an inode of the records of its log. Raises DamagedFileSystem."""
-
-    def __init__(self, inode: Inode, geometry: Geometry) -> None:
-        self._inode = inode
-        self._geometry = geometry
-        self._has_state = False
-        self._values: dict[bytes, bytearray] = {}
-
-    def apply(self, records: Iterable[tuple[int, bytes]]) -> None:
-        """Apply more records, each given as its kind and its bytes."""
-        inode = self._inode
-        add, unpack = inode.add_entry, media.unpack_entry
-        for kind, raw in records:
-            # Entries come first and without a call, because a directory can have millions of them.
-            if kind != _ENTRY:
-                self._apply(kind, raw)
-                continue
-            name, number, type_, time_ns = unpack(raw)
-            if type_ not in _ENTRY_TYPES:
-                raise self._damaged(f"{name!r} is of the type {type_}")
-            if b"/" in name or b"\0" in name or name in _NO_NAMES:
-                raise self._damaged(f"{name!r} is no name")
-            add(name, number, type_)
-            inode.state.modified_ns = inode.state.changed_ns = time_ns
-
-    def _apply(self, kind: int, raw: bytes) -> None:
-        if kind in _OF_ONE_SLOT and len(raw) != RECORD_BYTES:
-            raise self._damaged(f"a record of the kind {kind} takes {len(raw)} bytes")
-        if kind == RecordKind.REMOVED:
-            self._remove(raw)
-        elif kind == RecordKind.ATTRIBUTES:
-            self._attributes(raw)
-        elif kind == RecordKind.EXTENT or kind == RecordKind.HOLE:
-            self._extent(kind, raw)
-        elif kind in (RecordKind.XATTR, RecordKind.XATTR_REMOVED, RecordKind.TARGET):
-            self._value(kind, raw)
-        elif kind == RecordKind.PARENT:
-            self._inode.parent = PARENT.unpack(raw).inode
-        else:
-            self._refuse(True, f"a record is of the unknown kind {kind}")
-
-    def finish(self) -> None:
-        """The log has ended: refuse it unless what it said makes an inode."""
-        inode, mode = self._inode, self._inode.state.mode
-        is_directory, is_file, flags = inode.is_directory, inode.is_file, inode.state.flags
-        for is_wrong, why in (
-            (not self._has_state, "it has no attributes"),
-            (mode > 0o177777 or stat.S_IFMT(mode) not in TYPES, "its mode is of no type"),
-            (inode.state.size_bytes >= SIZE_LIMIT_BYTES, "the size in its log is impossible"),
-            (inode.entries and not is_directory, "it has entries but is not a directory"),
-            (inode.extents.frame_count and not is_file, "it has extents but is not a regular file"),
-            (is_directory and not inode.parent, "it is a directory without a parent"),
-            (inode.number == ROOT and not is_directory, "it is not a directory"),
-            (stat.S_ISLNK(mode) != bool(inode.target), "a link has a target, and only a link"),
-            (b"\0" in inode.target, "its target has a zero byte"),
-            (flags >= _FLAGS_LIMIT, f"its flags, {flags:#x}, are not all known"),
-            # No user could take them away: the kernel opens only these two types to set flags.
-            (flags & FIXED and not (is_file or is_directory), "its type cannot have its flags"),
-            (self._values, "a value is not whole"),
-        ):
-            if is_wrong:
-                raise self._damaged(why)
-        if inode.parent:
-            inode.live_slots += 1
-        if inode.target:
-            inode.live_slots += value_slots(b"", inode.target)
-
-    def _attributes(self, raw: bytes) -> None:
-        values = ATTRIBUTES.struct.unpack(raw)
-        self._inode.state = State(*values[1:])
-        self._has_state = True
-
-    def _extent(self, kind: int, raw: bytes) -> None:
-        _, index, pfn, count, _ = EXTENT.struct.unpack(raw)
-        if not (0 < count <= _INDEX_LIMIT and index <= _INDEX_LIMIT - count):
-            raise self._damaged(f"{count} frames at frame {index} are not possible in a file")
-        if kind == RecordKind.HOLE:
-            self._inode.extents.unmap(index, count)
-            return
-        if not self._geometry.is_usable(pfn, count):
-            raise self._damaged(f"{count} frames at {pfn:#x} are not for files")
-        self._inode.extents.map(index, pfn, count)
-
-    def _remove(self, raw: bytes) -> None:
-        inode = self._inode
-        name, _, _, time_ns = media.unpack_entry(raw)
-        if name not in inode.entries:
-            raise self._damaged(f"{name!r} was removed, but was never there")
-        inode.remove_entry(name)
-        inode.state.modified_ns = inode.state.changed_ns = time_ns
-
-    def _value(self, kind: int, raw: bytes) -> None:
-        """Take a value, or a part of a value: a long value is stored in parts, in order."""
-        name, part, offset, total = media.unpack_value(raw)
-        is_target = kind == RecordKind.TARGET
-        most = TARGET_MAX_BYTES if is_target else XATTR_MAX_BYTES
-        self._refuse(total > most, f"the value of {name!r} is {total} bytes long")
-        if kind == RecordKind.XATTR_REMOVED:
-            gone = name not in self._inode.xattrs
-            self._refuse(gone, f"{name!r} was removed, but was never there")
-            self._inode.set_xattr(name, None)
-            return
-        if not is_target:
-            self._refuse(not 0 < len(name) <= _XATTR_NAME_MAX_BYTES, f"{name!r} is no name")
-        value = bytearray() if offset == 0 else self._values.get(name)
-        if value is None or len(value) != offset or offset + len(part) > total:
-            raise self._damaged(f"a part of the value of {name!r} is missing")
-        value += part
-        if len(value) < total:
-            self._refuse(not part, f"a part of the value of {name!r} is empty")
-            self._values[name] = value
-            return
-        self._values.pop(name, None)
-        if is_target:
-            self._inode.target = bytes(value)
-        else:
-            self._inode.set_xattr(name, bytes(value))
-
-    def _refuse(self, condition: bool, why: str) -> None:
-        if condition:
-            raise self._damaged(why)
-
-    def _damaged(self, why: str) -> DamagedFileSystem:
-        return DamagedFileSystem(why=f"inode {self._inode.number}: {why}")

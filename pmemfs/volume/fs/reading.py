@@ -25,8 +25,9 @@ from pmemfs.media.journal import read_journal
 from pmemfs.media.live import LIVE_LINE, SIZE_SHIFT, key_of
 from pmemfs.medium.base import Medium
 from pmemfs.pfn import FRAME_BYTES
-from pmemfs.volume.fs.inode import Inode, Replay
+from pmemfs.volume.fs.inode import Inode
 from pmemfs.volume.fs.log import LogReader
+from pmemfs.volume.fs.replay import Replay
 from pmemfs.volume.fs.table import InodeTable
 
 _LIVE = LIVE_LINE.head_struct("accessed_ns")
