@@ -671,6 +671,108 @@ class TooManyMappings(PmemfsError, OSError):
     errno = errno.ENOMEM
 
 
+# Keys
+
+
+class BadSecret(PmemfsError):
+    """{what} can't unlock a key: {why}"""
+
+    errno = errno.EINVAL
+    exit_code = EXIT_USAGE
+
+
+class BadKeyName(PmemfsError):
+    """{name!r} can't name a key: {why}"""
+
+    errno = errno.EINVAL
+    exit_code = EXIT_USAGE
+
+
+class NoSuchKey(PmemfsError):
+    """there is no key {name!r}; 'pmemfs key list' shows the keys of a mount, and 'pmemfs key add'
+    makes one"""
+
+    errno = errno.ENOKEY
+
+
+class NoKey(PmemfsError):
+    """the key {name!r} is locked; 'pmemfs unlock' unlocks it"""
+
+    errno = errno.ENOKEY
+
+
+class LostKey(PmemfsError):
+    """the pool has nothing any more that unlocks the key {key_id}: what was encrypted with it can't
+    be read, unless a copy of the pool has what was removed"""
+
+    errno = errno.ENOKEY
+
+
+class WrongKey(PmemfsError):
+    """the key {name!r} can't be unlocked: {why}"""
+
+    errno = errno.EKEYREJECTED
+
+
+class KeyInUse(PmemfsError):
+    """the key {name!r} can't be locked: {why}"""
+
+    errno = errno.EBUSY
+    exit_code = EXIT_BUSY
+
+
+class LastWay(PmemfsError):
+    """the key {name!r} can be unlocked in no other way, so all files that are encrypted with it
+    would be lost; --force removes it anyway"""
+
+    errno = errno.EBUSY
+    exit_code = EXIT_REFUSED
+
+
+class NotEncrypted(PmemfsError):
+    """{path} is not encrypted; --key says which key is meant, and 'pmemfs encrypt' encrypts an
+    empty directory"""
+
+    errno = errno.ENODATA
+
+
+class NoSuchWay(PmemfsError):
+    """the key {name!r} has no way {way}; 'pmemfs key list' numbers its ways"""
+
+    errno = errno.ENOENT
+
+
+class WhichWay(PmemfsError):
+    """the key {name!r} can be unlocked in {count} ways; --way, --passphrase or --key-file says
+    which of them to remove"""
+
+    errno = errno.EINVAL
+    exit_code = EXIT_USAGE
+
+
+class CannotStoreKey(PmemfsError):
+    """the key can't be stored: {why}"""
+
+    def __init__(self, number: int, **facts: object) -> None:
+        super().__init__(**facts)
+        self.errno = number
+
+
+class CannotEncrypt(PmemfsError):
+    """{path} can't be encrypted: {why}"""
+
+    def __init__(self, number: int | None, **facts: object) -> None:
+        super().__init__(**facts)
+        self.errno = number or errno.EINVAL
+
+
+class NoKeysHere(PmemfsError):
+    """{path} is a pool of mode {mode}, which has no files and no keys: this is for pools of mode
+    fs"""
+
+    errno = errno.EOPNOTSUPP
+
+
 # A cache of tensors
 
 

@@ -299,11 +299,12 @@ class _Server:
             # This may load modules, which may fail. That must not end the daemon.
             known = self._methods()
         except Exception as error:
-            return _failed(line, error), ()
+            return _failed("any", error), ()
         try:
             request = _DECODE(line.decode())
             theirs = request.get("version", "")
-            method = known[request["method"]]
+            name = request["method"]
+            method = known[name]
             way = self._ways.get(method)
             if way is None:
                 way = self._ways[method] = _Way(method)
@@ -320,16 +321,17 @@ class _Server:
                 return answer, descriptors
         except Exception as error:
             close_all(descriptors)
-            return _failed(line, error), ()
+            return _failed(name, error), ()
         close_all(descriptors)
         return _failure("the answer is too long to be sent"), ()
 
 
-def _failed(line: bytes, error: Exception) -> bytes:
+def _failed(method: str, error: Exception) -> bytes:
     cause = cause_of(error)
     if isinstance(cause, PmemfsError):
         return _failure(str(cause), cause.exit_code, kind=cause.kind, errno=cause.errno)
-    log.error("control request %r failed", line[:200], exc_info=cause)
+    # Without what was said: it may be a passphrase.
+    log.error("control request %s failed", method, exc_info=cause)
     return _failure("the daemon failed; its log says why")
 
 

@@ -25,7 +25,6 @@ from pmemfs.fuse import wire
 
 _NUMBER = struct.Struct("<Q")
 _ANSWER_BYTES = 2 * _NUMBER.size
-_WHOLE = wire.OUT_HEADER.size + wire.NOTIFY_INVAL_INODE_OUT.size
 
 
 class Told:
@@ -61,8 +60,24 @@ class Notices:
     def tell(self, ino: int) -> Told:
         """Let the kernel ask for the attributes of an inode again."""
         # An offset below 0 means: only attributes, and no data.
-        notice = wire.NOTIFY_INVAL_INODE_OUT.pack(ino, -1, 0)
-        header = wire.OUT_HEADER.pack(_WHOLE, wire.NOTIFY_INVAL_INODE, 0)
+        return self._tell(wire.NOTIFY_INVAL_INODE, wire.NOTIFY_INVAL_INODE_OUT.pack(ino, -1, 0))
+
+    def forget_inode(self, ino: int) -> Told:
+        """Let the kernel forget an inode's attributes and pages."""
+        # A length of 0 means: to the end.
+        return self._tell(wire.NOTIFY_INVAL_INODE, wire.NOTIFY_INVAL_INODE_OUT.pack(ino, 0, 0))
+
+    def forget_name(self, parent: int, name: bytes) -> Told:
+        """Let the kernel forget what a name leads to."""
+        entry = wire.NOTIFY_INVAL_ENTRY_OUT.pack(parent, len(name), 0)
+        return self._tell(wire.NOTIFY_INVAL_ENTRY, entry + name + b"\0")
+
+    def doubt_names(self) -> Told:
+        """Let the kernel ask for each name again before it relies on it, if it knows how to."""
+        return self._tell(wire.NOTIFY_INC_EPOCH, b"")
+
+    def _tell(self, code: int, notice: bytes) -> Told:
+        header = wire.OUT_HEADER.pack(wire.OUT_HEADER.size + len(notice), code, 0)
         number = next(self._numbers)
         told = self._under_way[number] = Told(_NUMBER.pack(number) + header + notice)
         self._unsent.append(told.message)

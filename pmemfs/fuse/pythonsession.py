@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pyfuse3
+import trio
 
 from pmemfs.engine.base import Engine
 from pmemfs.fuse.pyfuse3door import Pyfuse3Door
@@ -57,7 +58,9 @@ class PythonSession(Session):
         self.memmap = open_memmap(pool)
         engine = Engine(medium, self.memmap)
         self.served = serve_pool(pool, medium, self.memmap, engine, options)
-        self.served.handlers.notifier.tell = _tell
+        notifier = self.served.handlers.notifier
+        notifier.tell = _tell
+        notifier.forget_inode, notifier.forget_name = _forget_inode, _forget_name
         self._door = Pyfuse3Door(self.served.handlers)
         self.grower = self._grower(pool, medium)
         self.remounter = Remounter(pool, medium, self.served, self.grower, options)
@@ -103,6 +106,20 @@ def _tell(ino: int) -> None:
     # If the kernel does not have the inode, it has nothing to forget.
     with suppress(OSError):
         pyfuse3.invalidate_inode(pyfuse3.InodeT(ino), attr_only=True)
+
+
+async def _forget_inode(ino: int) -> None:
+    with suppress(OSError):
+        await trio.to_thread.run_sync(pyfuse3.invalidate_inode, pyfuse3.InodeT(ino))
+
+
+async def _forget_name(parent: int, name: bytes) -> None:
+    # In a thread, because the kernel waits for a request that has the directory, and this process
+    # has to answer that meanwhile.
+    with suppress(OSError):
+        await trio.to_thread.run_sync(
+            pyfuse3.invalidate_entry, pyfuse3.InodeT(parent), pyfuse3.FileNameT(name)
+        )
 
 
 def _ends_a_mount(error: BaseException) -> bool:

@@ -204,7 +204,10 @@ class NativeSession(Session):
             door, settings.longest_bytes, once, unanswered, served.bring
         )
         self._notices = Notices(sockets.notices)
-        self.served.handlers.notifier.tell = self._notices.tell
+        notifier = self.served.handlers.notifier
+        notifier.tell, notifier.forget_inode = self._notices.tell, self._notices.forget_inode
+        notifier.forget_name = self._notices.forget_name
+        notifier.doubt_names = self._notices.doubt_names
         unanswered.tell_kernel()
         self.grower = self._grower(pool, medium)
         self.remounter = Remounter(pool, medium, self.served, self.grower, options)

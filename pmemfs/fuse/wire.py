@@ -71,6 +71,9 @@ class Opcode(IntEnum):
 
 
 NOTIFY_INVAL_INODE = 2
+NOTIFY_INVAL_ENTRY = 3
+NOTIFY_INC_EPOCH = 8
+"""From 7.44 on. Others refuse it with EINVAL."""
 
 
 class Structure(struct.Struct):
@@ -188,6 +191,10 @@ STATX = Structure(
     rdev_major="I", rdev_minor="I", dev_major="I", dev_minor="I", spare2="112x",
 )  # fmt: skip
 NOTIFY_INVAL_INODE_OUT = Structure("fuse_notify_inval_inode_out", ino="Q", off="q", len="q")
+NOTIFY_INVAL_ENTRY_OUT = Structure(
+    "fuse_notify_inval_entry_out", parent="Q", namelen="I", flags="I"
+)  # fmt: skip
+"""Without the name, which follows with a NUL."""
 
 # Of INIT's flags
 ASYNC_READ = 1 << 0

@@ -27,7 +27,7 @@ async def busy() -> None:
     raise SourceBusy(path="/dev/pmem0", why="it is ours")
 
 
-async def bug() -> None:
+async def bug(secret: str = "") -> None:
     raise RuntimeError("a bug")
 
 

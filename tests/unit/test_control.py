@@ -56,10 +56,12 @@ def test_a_bug_is_logged_there_and_a_sentence_here(
 ) -> None:
     async def client(path: Path) -> None:
         with pytest.raises(RemoteError, match="the daemon failed; its log says why"):
-            await in_thread(call, path, "bug")
+            await in_thread(call, path, "bug", secret="a passphrase")
 
     served(path, client)
     assert "a bug" in caplog.text
+    assert "request bug failed" in caplog.text
+    assert "a passphrase" not in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,23 @@ def test_a_notice_is_over_when_the_kernel_has_answered_it(failed: int) -> None:
     trio.run(check)
 
 
+def test_names_and_pages_are_forgotten_in_the_order_in_which_that_is_said() -> None:
+    async def check() -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        plane = Plane(theirs)
+        async with served(ours) as notices:
+            notices.forget_name(7, b"name")
+            notices.forget_inode(8)
+            notices.doubt_names()
+            name, pages, names = (notice[8:] for notice in plane.take())
+            # The length of all, the code, and what struct fuse_notify_inval_entry_out has.
+            assert name == struct.pack("<IiQQII", 37, 3, 0, 7, 4, 0) + b"name\0"
+            assert pages == struct.pack("<IiQQqq", 40, 2, 0, 8, 0, 0)
+            assert names == struct.pack("<IiQ", 16, 8, 0)
+
+    trio.run(check)
+
+
 def test_what_a_killed_data_plane_has_taken_is_told_by_the_next_one() -> None:
     async def check() -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

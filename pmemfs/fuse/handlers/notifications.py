@@ -4,8 +4,8 @@ A handler waits until the kernel has been told, and only then answers. So no pro
 the change finds what was cached before. This is safe only for attributes, which the kernel forgets
 without a lock. To forget an entry it takes the directory's lock, which this very request may hold.
 To forget data it waits for writes of pages, which this process may have to answer. So no request
-may ever wait for these two. Neither is needed so far, because all other changes come through the
-kernel.
+may ever wait for these two. Only a question on the control socket does, which locks or unlocks a
+key; all other changes come through the kernel.
 """
 
 from __future__ import annotations
@@ -25,7 +25,14 @@ class Notifier:
     def __init__(self) -> None:
         self.tell: Callable[[int], Awaitable[None] | None] = lambda ino: None
         """Let the kernel ask for an inode's attributes again. If this returns something, it has to
-        be awaited. A door sets it."""
+        be awaited. A door sets it, and the others."""
+        self.forget_inode: Callable[[int], Awaitable[None] | None] = lambda ino: None
+        """Let the kernel forget an inode's attributes and pages. No request may await it."""
+        self.forget_name: Callable[[int, bytes], Awaitable[None] | None] = lambda ino, name: None
+        """Let the kernel forget what a name in a directory leads to. No request may await it."""
+        self.doubt_names: Callable[[], Awaitable[None] | None] = lambda: None
+        """Let the kernel ask for every name again before it relies on it, also for those that were
+        not there."""
 
 
 def after(told: Awaitable[None] | None, answer: T) -> Later[T]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -309,6 +309,10 @@ class OpenFiles:
         await self._engine.fsync()
         if self._publisher:
             self._publisher.was_synced(ino)
+
+    def openers(self) -> Iterator[tuple[int, int]]:
+        """The inode of each open file, and the process that has opened it."""
+        return ((place.inode, place.pid) for place in self._places if place.kind == _FILE)
 
     @property
     def has_writers(self) -> bool:

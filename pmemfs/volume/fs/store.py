@@ -79,6 +79,10 @@ class Store:
         """Whether anybody holds an inode."""
         return self._holds.count(number) > 0
 
+    def held(self) -> list[int]:
+        """The inodes that anybody holds."""
+        return [number for number, _ in self._holds.counts()]
+
     def remove(self, inode: Inode) -> None:
         """Free an inode that has no name and is not held."""
         with self.change(urgent=True) as change:
