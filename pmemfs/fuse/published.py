@@ -24,15 +24,18 @@ from dataclasses import dataclass
 
 from pmemfs.clock import AccessTimes
 from pmemfs.dataplane import layouts
-from pmemfs.dataplane.layouts import EXTENT, EXTENT_ARENA_BYTES, Extent
+from pmemfs.dataplane.layouts import EXTENT, EXTENT_ARENA_BYTES, Extent, ExtentFlags
 from pmemfs.dataplane.tables import Grace, SharedMemory
 from pmemfs.fuse.encode import attr_out
 from pmemfs.fuse.handlers.privileges import has_privileges
+from pmemfs.media.inode import SIZE_LIMIT_BYTES
+from pmemfs.pfn import PAGE_SHIFT
 from pmemfs.units import KIB
 from pmemfs.volume.base import Attributes
 from pmemfs.volume.fs.filesystem import FileSystem
-from pmemfs.volume.fs.inode import FIXED
+from pmemfs.volume.fs.inode import FIXED, Inode
 from pmemfs.volume.fs.publication import Tables
+from pmemfs.volume.fs.spans import compressed_ranges
 
 _LARGE_WRITE_BYTES = 64 * KIB
 _WRITES = 2
@@ -179,6 +182,18 @@ class _Demand:
     """How many requests are answered here before it is published again."""
 
 
+def _extents_of(inode: Inode) -> list[Extent]:
+    """What a table says of the content of a file."""
+    extents = [Extent(e.index, e.pfn, e.frame_count, 0) for e in inode.extents]
+    if inode.pieces:
+        extents += [
+            Extent(low, 0, high - low, ExtentFlags.FORWARDED)
+            for low, high in compressed_ranges(inode, 0, SIZE_LIMIT_BYTES >> PAGE_SHIFT)
+        ]
+        extents.sort(key=lambda extent: extent.index)
+    return extents
+
+
 class Publisher:
     """Is told what happens to open files, and publishes the files that are worth it."""
 
@@ -259,7 +274,7 @@ class Publisher:
             self._tables.withdraw(ino)
             return
         reads_count_after_ns = self._fs.show_accessed(ino)
-        extents = [Extent(e.index, e.pfn, e.frame_count, 0) for e in self._fs.extents(ino)]
+        extents = _extents_of(self._fs.frames.file(ino))
         demand.patience = len(extents) // _EXTENTS_A_REQUEST
         self._tables.publish(
             ino, attributes.size_bytes, extents, live_offset=self._fs.live_line(ino),

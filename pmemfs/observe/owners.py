@@ -22,6 +22,7 @@ from pmemfs.media.pagereport import PageOwner
 from pmemfs.volume.base import Volume
 from pmemfs.volume.fs.filesystem import FileSystem
 from pmemfs.volume.fs.inode import Inode
+from pmemfs.volume.fs.spans import frame_at
 from pmemfs.volume.onefile import INODE, OneFileVolume
 
 SEARCH_SECONDS = 0.5
@@ -70,7 +71,7 @@ class Owners:
     def has_left(self, number: int, index: int, pfn: int) -> bool:
         """Whether a frame is not any more where it was in a file, as far as that is in memory."""
         inode = self._fs.store.cached(number) if self._fs else None
-        return inode is not None and inode.extents.find(index)[0] != pfn
+        return inode is not None and frame_at(inode, index) != pfn
 
     def _of_device(self, number: int) -> PageOwner:
         if isinstance(self._volume, OneFileVolume) and number == INODE:

@@ -43,6 +43,7 @@ from pmemfs.pool import Pool
 from pmemfs.units import MIB
 from pmemfs.volume.block import BlockVolume
 from pmemfs.volume.fs.extents import MappedExtent
+from pmemfs.volume.fs.spans import frames_from
 from pmemfs.volume.onefile import INODE
 
 if TYPE_CHECKING:
@@ -298,11 +299,11 @@ class PageObserver:
             return volume.size_bytes, iter([rest] if frame_count > 0 else [])
         try:
             size_bytes = self._fs.attributes(inode).size_bytes
-            pieces = self._fs.frames.file(inode).extents.pieces(index, _NO_END - index)
+            frames = frames_from(self._fs.frames.file(inode), index)
         except OSError as error:
             why = (error.strerror or str(error)).lower()
             raise NoExtents(path=f"inode {inode}", why=why) from None
-        return size_bytes, (piece for piece in pieces if piece.pfn >= 0)
+        return size_bytes, frames
 
     async def _scan(
         self, look: Callable[[Piece], None], first_page: int = 0, page_count: int | None = None

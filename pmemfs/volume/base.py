@@ -76,10 +76,12 @@ class Room(NamedTuple):
     file_count: int = 0
 
 
+HOLE, NOT_PLAIN = -1, -2
+"""Offsets in the pool that are none."""
 Piece = tuple[int, int, int]
 """Whole frames of a range of a file that lie side by side in the pool, or a hole: the offset in
 bytes from the start of the range (negative where its first frame begins before it), the offset in
-the pool (-1 for a hole), and the length."""
+the pool (HOLE for a hole, NOT_PLAIN for data that lies there compressed), and the length."""
 
 
 class Volume(Protocol):
@@ -275,6 +277,14 @@ class Volume(Protocol):
     @abstractmethod
     def pieces(self, number: int, offset_bytes: int, length_bytes: int, most: int) -> list[Piece]:
         """Where the frames of a range lie in the pool: the first pieces, so many at most."""
+
+    def is_encrypted(self, number: int) -> bool:
+        """Whether a file's pages have other bytes than its readers get, all of them, for ever."""
+        return False
+
+    def make_plain(self, number: int, offset_bytes: int, length_bytes: int) -> Later[None]:
+        """Let what is compressed in a range of a file lie as plain bytes in frames of its own."""
+        return None
 
     def lay_out(self, number: int) -> Later[None]:
         """Let a file lie in as few runs of frames as there can be."""

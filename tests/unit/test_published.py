@@ -13,13 +13,15 @@ import pytest
 
 from kit.data_plane import shared_files
 from pmemfs.dataplane import layouts
-from pmemfs.dataplane.layouts import Extent
+from pmemfs.dataplane.layouts import Extent, ExtentFlags
 from pmemfs.dataplane.native import store_word
 from pmemfs.dataplane.tables import SharedMemory
 from pmemfs.fuse.handlers.privileges import CAPABILITIES
 from pmemfs.fuse.published import PublishedTables, Publisher
 from pmemfs.media.inode import ROOT
 from pmemfs.media.log import InodeFlags
+from pmemfs.media.transform import StoredPiece, Transformation
+from pmemfs.pfn import FRAME_BYTES
 from pmemfs.units import KIB, MIB
 from pmemfs.volume.base import NewInode
 from pmemfs.volume.fs.filesystem import FileSystem
@@ -155,6 +157,37 @@ def test_a_write_here_moves_the_limit(served: Served) -> None:
         assert head.limit_bytes == served.fs.append_limit(ino) >= end
         assert head.live_offset == served.fs.live_line(ino)
         assert head.extent_count == len(served.fs.extents(ino))
+
+
+def test_compressed_pieces_are_published_as_data_that_is_forwarded(served: Served) -> None:
+    ino = served.file(size_bytes=5 * 32 * FRAME_BYTES)
+    inode = served.fs.inode(ino)
+    pfn, _ = inode.extents.find(0)
+    for index in (32, 64, 128):
+        inode.set_piece(index, StoredPiece(pfn + index, 32, 3, 9000, 0, Transformation.ZSTD))
+    served.publisher.was_synced(ino)
+    (table,) = served.shared.published()
+    start = table.offset + layouts.TABLE_HEAD.size_bytes
+    end = start + layouts.EXTENT.size_bytes * table.head.extent_count
+    raw = bytes(served.shared.memory[start:end])
+    size = layouts.EXTENT.size_bytes
+    found = [layouts.EXTENT.unpack(raw[at : at + size]) for at in range(0, len(raw), size)]
+    assert found[:3] == [
+        Extent(0, pfn, 32, 0), Extent(32, 0, 64, ExtentFlags.FORWARDED),
+        Extent(96, pfn + 96, 32, 0),
+    ]  # fmt: skip
+    assert found[3] == Extent(128, 0, 32, ExtentFlags.FORWARDED)
+    assert all(extent.index >= 160 for extent in found[4:])
+
+
+@pytest.mark.parametrize("size", [0, 1, 32 * FRAME_BYTES - 1, 32 * FRAME_BYTES])
+def test_a_file_grows_into_no_piece(served: Served, size: int) -> None:
+    ino = served.file(size_bytes=64 * FRAME_BYTES)
+    inode = served.fs.inode(ino)
+    pfn, _ = inode.extents.find(0)
+    inode.set_piece(0, StoredPiece(pfn, 32, 3, 9000, 0, Transformation.ZSTD))
+    served.fs.store.set_live_size(inode, size)
+    assert served.fs.append_limit(ino) == (size if size < 32 * FRAME_BYTES else 64 * FRAME_BYTES)
 
 
 @pytest.mark.parametrize("mode", [0o4755, 0o2755, 0o6711])

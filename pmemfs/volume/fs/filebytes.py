@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from pmemfs.units import MIB
 from pmemfs.volume.base import Piece
 from pmemfs.volume.fs.fileframes import FileFrames, frames_of, pieces_of
 from pmemfs.volume.fs.inode import APPEND_ONLY, IMMUTABLE, KEEPS_AHEAD, Inode
+from pmemfs.volume.fs.spans import spans_of
 from pmemfs.volume.fs.store import Store
 
 if TYPE_CHECKING:
@@ -141,14 +143,16 @@ class FileBytes:
         Raises OSError: EISDIR, EINVAL.
         """
         first, end = offset_bytes >> PAGE_SHIFT, frames_of(offset_bytes + length_bytes)
-        extents = self._frames.file(number).extents.pieces(first, end - first)
+        inode = self._frames.file(number)
+        # Most files have no pieces, and each pin asks this.
+        look = partial(spans_of, inode) if inode.pieces else inode.extents.pieces
         return [
             (
                 (index << PAGE_SHIFT) - offset_bytes,
-                pfn << PAGE_SHIFT if pfn >= 0 else -1,
+                pfn << PAGE_SHIFT if pfn >= 0 else pfn,
                 frame_count << PAGE_SHIFT,
             )
-            for index, pfn, frame_count in islice(extents, most)
+            for index, pfn, frame_count in islice(look(first, end - first), most)
         ]
 
     def note_stores(self, number: int) -> None:

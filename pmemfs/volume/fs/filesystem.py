@@ -17,12 +17,13 @@ size and time in the live line, become durable with `persist`.
 
 from __future__ import annotations
 
+import errno
 import stat
 from collections.abc import Collection
 from contextlib import suppress
 
 from pmemfs.clock import AccessTimes, coarse_ns
-from pmemfs.errors import BadGeometry
+from pmemfs.errors import BadGeometry, system_error
 from pmemfs.media.filesystem import (
     FIRST_INODES_FRAME,
     HEAD,
@@ -168,6 +169,15 @@ class FileSystem:
         at = geometry.offset_of(HEAD_FRAME)
         medium.store(at, pack_head(Head(uuid=pool.label.uuid, is_clean=1)))
         medium.persist(at, HEAD.size_bytes)
+
+    def is_encrypted(self, number: int) -> bool:
+        """As of `Volume`."""
+        transform = self.inode(number).transform
+        return transform is not None and transform.is_encrypted
+
+    def make_plain(self, number: int, offset_bytes: int, length_bytes: int) -> None:
+        """As of `Volume`; EOPNOTSUPP, because nothing here decompresses pieces yet."""
+        raise system_error(errno.EOPNOTSUPP)
 
     def is_over(self, token: object) -> bool:
         """As `Tables.is_over`."""
