@@ -417,6 +417,13 @@ class CannotPin(PmemfsError, OSError):
         self.errno = number
 
 
+class CannotMapTransformed(PmemfsError, OSError):
+    """cannot map {what}: it is encrypted, and whoever maps a file sees its pages as they lie in the
+    pool; copy it to a directory that is not encrypted ('pmemfs copy'), and map the copy"""
+
+    errno = errno.EOPNOTSUPP
+
+
 class TooManyPins(PmemfsError):
     """process {pid} may not pin more: {why}; let go of arrays that are not needed, or map several
     files with one pin"""

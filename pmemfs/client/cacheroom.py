@@ -28,7 +28,7 @@ from pmemfs.client.connection import Connection
 from pmemfs.client.entrynames import key_of
 from pmemfs.client.unnamed import HIDDEN_PREFIX
 from pmemfs.control.shape import Malformed, decode
-from pmemfs.errors import NoAnswer
+from pmemfs.errors import BadCache, CannotMapTransformed, NoAnswer
 from pmemfs.media.accesses import Accesses
 from pmemfs.medium.addresses import Descriptor
 from pmemfs.pfn import FRAME_BYTES
@@ -81,7 +81,8 @@ class CacheRoom:
     """The room of one cache, as one process knows it."""
 
     def __init__(self, connection: Connection, directory: str) -> None:
-        """Raises NoPageStructures if the pool knows no accesses, and OSError."""
+        """Raises NoPageStructures if the pool knows no accesses, BadCache if nothing in the
+        directory can be mapped, and OSError."""
         self._connection = connection
         self._directory = directory
         self._candidates: deque[Candidate] = deque()
@@ -89,9 +90,22 @@ class CacheRoom:
         # Whether there can be one is said now. Who only gets entries doesn't need it.
         self._ledger.read()
         self._ledger.close()
+        self._check_that_it_can_be_mapped()
         self._added_bytes = 0
         self.evicted_count = 0
         self.evicted_bytes = 0
+
+    def _check_that_it_can_be_mapped(self) -> None:
+        """Raise BadCache if the directory is encrypted. Then its files are, the ledger too."""
+        path = os.path.join(self._directory, LEDGER_NAME)
+        # A full or read-only mount may have no ledger, and then there is nothing to try it with.
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                wanted = [(os.stat(path).st_ino, 0, 0)]
+                self._connection.pin(wanted, [path], writable=False, contiguous=False).end.end()
+            except CannotMapTransformed:
+                why = "it is encrypted, so nobody can map what is in it; use another directory"
+                raise BadCache(path=self._directory, why=why) from None
 
     def taken(self) -> Taken:
         """What all entries take. Raises OSError, and what `Connection.ask` does."""

@@ -150,13 +150,16 @@ class Connection:
 
     def pin(
         self, ranges: Sequence[tuple[int, int, int]], paths: Sequence[str], *, writable: bool,
-        contiguous: bool,
+        contiguous: bool, may_make_plain: bool = True,
     ) -> PinAnswer:  # fmt: skip
-        """Pin (inode, offset, length in bytes) of some files. Raises as `ask`."""
+        """Pin (inode, offset, length in bytes) of some files. Raises as `ask`.
+
+        Without `may_make_plain`, what is compressed is refused with CannotPin (EOPNOTSUPP).
+        """
         pool = self._pools.get(writable)
         result, descriptors = self.ask(
             "pin", files=ranges, paths=[_sayable(path) for path in paths], writable=writable,
-            contiguous=contiguous, wants_pool=pool is None,
+            contiguous=contiguous, may_make_plain=may_make_plain, wants_pool=pool is None,
             generation=self._generation,
         )  # fmt: skip
         owned = [Descriptor(fd) for fd in descriptors[1:]]

@@ -92,6 +92,8 @@ class Mount(Closing):
             OSError: the file can't be opened, the pool is full (ENOSPC) or read-only (EROFS).
             BadMapping: the mode, the shape or the type can't be had; it is a ValueError.
             NeedsPackage: the type is one of ml_dtypes, which is not installed.
+            CannotMapTransformed: the file is encrypted. One that is compressed is made plain first;
+                if there is no room for that, it is an OSError (ENOSPC).
             NoPageStructures: the pool has the scheme `none`.
             TooManyPins, TooManyPieces, TooManyMappings, TooManyOpenFiles: a limit is reached.
             DaemonGone, NoAnswer, Closed: the daemon can't be asked.

@@ -138,7 +138,7 @@ class TensorCache(Closing):
                 the pool has. It holds for what this object adds.
 
         Raises:
-            BadCache: the directory can't be used.
+            BadCache: the directory can't be used, for example because it is encrypted.
             BadSize: the capacity is not a size.
             NotMounted, NotPermitted, DaemonGone, NoAnswer: as of `connect`.
             NoPageStructures: the pool has the scheme `none`, so no page can be pinned.

@@ -28,7 +28,7 @@ from pmemfs.client.connection import Connection, PinAnswer
 from pmemfs.client.memory import make_durable, map_pieces
 from pmemfs.client.stretches import Stretch, in_batches
 from pmemfs.control.client import RemoteError
-from pmemfs.errors import DaemonGone, NotDirect, PmemfsError
+from pmemfs.errors import CannotMapTransformed, DaemonGone, NotDirect, PmemfsError
 from pmemfs.medium.addresses import Addresses, Shown
 from pmemfs.mountinfo import Mount, mount_of_device
 from pmemfs.pfn import FRAME_BYTES
@@ -193,6 +193,8 @@ class Pages:
             [self._name, *[""] * (len(batch) - 1)],
             writable=self._is_writable,
             contiguous=False,
+            # To read a file must not make it take more room.
+            may_make_plain=self._is_writable,
         )
         # All of it is touched next, and the kernel maps it faster at once.
         pool = answer.pool._replace(map_flags=answer.pool.map_flags | mmap.MAP_POPULATE)
@@ -348,4 +350,6 @@ def _reason(held: End, error: PmemfsError) -> str:
     """Why pages can't be had. Raises OSError where ordinary writes would fail as well."""
     if error.errno in _HOPELESS and not isinstance(error, RemoteError):
         raise OSError(error.errno, os.strerror(error.errno), held.path) from None
+    if isinstance(error, CannotMapTransformed):
+        return "its pages are encrypted"
     return str(error)

@@ -11,7 +11,7 @@ from typing import Any
 import trio
 
 from pmemfs.control import Peer, WithDescriptors, close_all
-from pmemfs.errors import CannotPin, DaemonGone, MemoryFault
+from pmemfs.errors import CannotMapTransformed, CannotPin, DaemonGone, MemoryFault
 from pmemfs.media.pinreport import PinnedFileReport, PinReport
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.medium.source import alignment_of
@@ -45,6 +45,7 @@ class PinMethods:
     async def pin(
         self, peer: Peer, files: Any, writable: bool = False, contiguous: bool = False,
         wants_pool: bool = False, paths: Any = None, generation: Any = None,
+        may_make_plain: bool = True,
     ) -> WithDescriptors:  # fmt: skip
         """Pin ranges of files: inode, offset and length of each. See `Pins.pin`.
 
@@ -55,9 +56,10 @@ class PinMethods:
         wanted = _wanted(files, paths)
         try:
             pin, fd = await self._pins.pin(
-                self._client(peer), wanted, is_writable=writable, is_contiguous=contiguous
-            )
-        except (MemoryFault, CannotPin):
+                self._client(peer), wanted, is_writable=writable, is_contiguous=contiguous,
+                may_make_plain=may_make_plain,
+            )  # fmt: skip
+        except (MemoryFault, CannotPin, CannotMapTransformed):
             raise
         except OSError as error:
             what = ", ".join(one.path or f"inode {one.inode}" for one in wanted[:3])

@@ -146,6 +146,12 @@ class Pin:
         """References that were taken in page structures of an older generation, which count no
         more. They are to be taken again."""
 
+    @property
+    def who(self) -> str:
+        """The program that has it, for people; while its frames rest, the one that had it."""
+        client = self.client
+        return f"{client.command} (pid {client.pid})" if client.command else f"pid {client.pid}"
+
     def hear(self) -> bool:
         """Hear some of what its users say; whether they said anything.
 

@@ -1,7 +1,8 @@
 """Where the ranges of files lie that a client wants to pin.
 
 A range is registered in the volume as it is found, so that the pin hears of each frame that leaves
-the file from then on. Where stores are to be made, holes get frames first.
+the file from then on. Where stores are to be made, holes get frames first. What is compressed is
+made plain first, and stays plain while it is registered.
 """
 
 from __future__ import annotations
@@ -9,20 +10,22 @@ from __future__ import annotations
 import errno
 import stat
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from operator import itemgetter
 
 import trio
 
-from pmemfs.errors import TooManyPieces, system_error
+from pmemfs.errors import CannotMapTransformed, CannotPin, TooManyPieces, system_error
 from pmemfs.medium.base import Medium
 from pmemfs.pfn import PAGE_SHIFT
 from pmemfs.pins.pin import Pin, PinnedFile, WantedRange, runs_of
-from pmemfs.units import MIB
-from pmemfs.volume.base import Piece, Volume, looked_at
+from pmemfs.units import MIB, format_size
+from pmemfs.volume.base import HOLE, NOT_PLAIN, Piece, Volume, looked_at
 from pmemfs.volume.pinned import Held
 
 MOST_PIECES = 60_000
 """A process may have 65,530 mappings (vm.max_map_count), and needs some for itself."""
 _PIECES_AT_ONCE = 4096
+_place_of = itemgetter(1)
 _FILL_BYTES = 4 * MIB
 
 
@@ -46,10 +49,11 @@ class PinnedRanges:
             await laid_out
         await self._tell(number)
 
-    async def find(self, pin: Pin, wanted: WantedRange) -> None:
+    async def find(self, pin: Pin, wanted: WantedRange, *, may_make_plain: bool) -> None:
         """Find the frames of a range, and register them, a part at a time.
 
-        Raises TooManyPieces, MemoryFault and OSError.
+        Raises CannotMapTransformed, CannotPin for what is compressed and may not be made plain,
+        TooManyPieces, MemoryFault and OSError: ENOSPC where there is no room to make it plain.
         """
         volume, number = self._volume, wanted.inode
         while volume.read_on(number):
@@ -57,6 +61,8 @@ class PinnedRanges:
         attributes = volume.attributes(number)
         if not stat.S_ISREG(attributes.mode):
             raise system_error(errno.EISDIR if stat.S_ISDIR(attributes.mode) else errno.EINVAL)
+        if volume.is_encrypted(number):
+            raise CannotMapTransformed(what=wanted.path or f"inode {number}")
         if not attributes.nlink and not pin.is_writable:
             # Its client may have found it by a name that was removed since.
             pin.was_renamed()
@@ -77,6 +83,13 @@ class PinnedRanges:
                 pin.become_stale()
                 return
             some = volume.pieces(number, position, start + length - position, _PIECES_AT_ONCE)
+            if NOT_PLAIN in map(_place_of, some):
+                if not may_make_plain:
+                    what = wanted.path or f"inode {number}"
+                    raise CannotPin(errno.EOPNOTSUPP, what=what, why="it is compressed")
+                await self._make_plain(file, position, some)
+                has_waited = True
+                continue
             if pin.is_writable and await self._fill(file, position, some):
                 has_waited = True
                 continue
@@ -111,12 +124,38 @@ class PinnedRanges:
         end = file.offset_bytes + file.length_bytes
         return attributes.generation == file.generation and attributes.size_bytes >= end
 
+    async def _make_plain(self, file: PinnedFile, position: int, pieces: Sequence[Piece]) -> None:
+        """Make plain what is compressed in a range. Raises OSError: ENOSPC before anything is made
+        plain if all of it is larger than what is free."""
+        compressed = [piece for piece in pieces if piece[1] == NOT_PLAIN]
+        await looked_at(self._volume)
+        total_bytes = sum(length for _, _, length in compressed)
+        try:
+            self._check_room(total_bytes >> PAGE_SHIFT)
+            for offset, _, length in compressed:
+                for at in range(position + offset, position + offset + length, _FILL_BYTES):
+                    if not self._is_as_it_was(file):
+                        return
+                    step = min(_FILL_BYTES, position + offset + length - at)
+                    made = self._volume.make_plain(file.inode, at, step)
+                    if isinstance(made, Coroutine):
+                        await made
+                    await trio.lowlevel.checkpoint()
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            size = format_size(total_bytes)
+            why = f"{size} of it are compressed, and there is no room to make them plain"
+            raise OSError(errno.ENOSPC, why) from None
+        # It takes more blocks now.
+        await self._tell(file.inode)
+
     async def _fill(self, file: PinnedFile, position: int, pieces: Sequence[Piece]) -> bool:
         """Give frames to the holes of a range, a step at a time; whether there were any.
 
         Raises OSError: ENOSPC before anything is filled if they are larger than what is free.
         """
-        holes_bytes = sum(length for _, pool_bytes, length in pieces if pool_bytes < 0)
+        holes_bytes = sum(length for _, pool_bytes, length in pieces if pool_bytes == HOLE)
         if holes_bytes:
             await looked_at(self._volume)
             self._check_room(holes_bytes >> PAGE_SHIFT)

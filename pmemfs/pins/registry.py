@@ -303,12 +303,14 @@ class Pins:
         *,
         is_writable: bool = False,
         is_contiguous: bool = False,
+        may_make_plain: bool = True,
     ) -> tuple[Pin, int]:
         """Pin ranges of files for a client; the pin, and the client's end of it.
 
         With `is_contiguous` the files are laid out anew first, in as few runs as there can be.
-        Raises NoPageStructures, TooManyPins, TooManyPieces, CannotPin, MemoryFault, and OSError:
-        ENOSPC, EMFILE, and what the volume says of the inodes.
+        What is compressed is made plain first, or is refused if that may not be.
+        Raises NoPageStructures, CannotMapTransformed, TooManyPins, TooManyPieces, CannotPin,
+        MemoryFault, and OSError: ENOSPC, EMFILE, and what the volume says of the inodes.
         """
         if not self.memmap.has_pages:
             raise NoPageStructures(what="a pin")
@@ -328,18 +330,18 @@ class Pins:
             if is_contiguous:
                 for number in dict.fromkeys(one.inode for one in wanted):
                     await self._ranges.lay_out(number)
-            await self._form(pin, wanted)
+            await self._form(pin, wanted, may_make_plain=may_make_plain)
             return pin, self._connect(pin)
         except BaseException:
             self._leave_client(pin)
             self._let_go(pin)
             raise
 
-    async def _form(self, pin: Pin, wanted: Sequence[WantedRange]) -> None:
+    async def _form(self, pin: Pin, wanted: Sequence[WantedRange], *, may_make_plain: bool) -> None:
         volume = self._volume
         for _ in range(_TRIES):
             for number, one in enumerate(wanted, 1):
-                await self._ranges.find(pin, one)
+                await self._ranges.find(pin, one, may_make_plain=may_make_plain)
                 if number % _FILES_AT_ONCE == 0:
                     await trio.lowlevel.checkpoint()
             self._count(pin)

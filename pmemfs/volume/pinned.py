@@ -26,6 +26,10 @@ class Holder(Protocol):
     is_stale: bool
     """Whether a page of the pin has left its file, or has moved in it."""
 
+    @property
+    def who(self) -> str:
+        """The program that has it, for people."""
+
     def become_stale(self) -> None:
         """A page of the pin has left its file, or has moved in it."""
 
@@ -89,6 +93,10 @@ class PinnedFrames:
     def has(self, inode: int) -> bool:
         """Whether a pin holds frames of an inode, or frames that have been its."""
         return inode in self._of_inode
+
+    def holders_of(self, inode: int) -> list[str]:
+        """The programs that hold frames of an inode, or frames that have been its, for people."""
+        return sorted({held.holder.who for held in self._of_inode.get(inode, ())})
 
     def left(self, inode: int, runs: Iterable[tuple[int, int]]) -> None:
         """These runs (pfn, frame count) have left a file, or have moved in it."""
