@@ -275,6 +275,10 @@ class DamagedFileSystem(PmemfsError):
     exit_code = EXIT_INVALID_POOL
 
 
+class DamagedPiece(PmemfsError):
+    """a compressed piece is damaged: {why}"""
+
+
 class DamagedCache(PmemfsError):
     """the cache is damaged: {why}"""
 
