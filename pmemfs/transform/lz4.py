@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pmemfs.errors import DamagedPiece
-
-if TYPE_CHECKING:
-    from pmemfs.transform.codec import Bytes
 
 MOST_LEVEL = 12
 
 
-def compress(data: Bytes, level: int) -> bytes:
+def compress(data: bytes | bytearray | memoryview, level: int) -> bytes:
     """As of `Codec`. Levels from 1 on are those of LZ4 HC; 0 is the fast mode."""
     from lz4.block import compress as compress_block  # type: ignore[import-untyped]
 
@@ -21,7 +16,7 @@ def compress(data: Bytes, level: int) -> bytes:
     return packed
 
 
-def decompress(data: Bytes, length_bytes: int) -> bytes:
+def decompress(data: bytes | bytearray | memoryview, length_bytes: int) -> bytes:
     """As of `Codec`."""
     from lz4.block import LZ4BlockError
     from lz4.block import decompress as decompress_block

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from pmemfs.errors import DamagedPiece
 
 if TYPE_CHECKING:
-    from pmemfs.transform.codec import Bytes
     from zstandard import ZstdCompressor, ZstdDecompressor
 
 MOST_LEVEL = 22
@@ -28,7 +27,7 @@ class _Contexts(threading.local):
 _contexts = _Contexts()
 
 
-def compress(data: Bytes, level: int) -> bytes:
+def compress(data: bytes | bytearray | memoryview, level: int) -> bytes:
     """As of `Codec`."""
     compressor = _contexts.compressors.get(level)
     if compressor is None:
@@ -42,7 +41,7 @@ def compress(data: Bytes, level: int) -> bytes:
     return compressor.compress(data)
 
 
-def decompress(data: Bytes, length_bytes: int) -> bytes:
+def decompress(data: bytes | bytearray | memoryview, length_bytes: int) -> bytes:
     """As of `Codec`."""
     from zstandard import ZstdDecompressor, ZstdError, get_frame_parameters
 
