@@ -122,6 +122,10 @@ def _of_requests(sample: Sample, where: Mapping[str, str]) -> Iterator[Metric]:
         "pmemfs_failed_requests", "Requests that the data plane has answered with an error",
         labels=[*where, "operation"],
     )  # fmt: skip
+    forwarded = CounterMetricFamily(
+        "pmemfs_forwarded_requests", "Requests that the data plane has left to the control plane",
+        labels=[*where, "operation"],
+    )  # fmt: skip
     moved = CounterMetricFamily("pmemfs_moved_bytes", "Bytes read and written", labels=labels)
     planes: dict[str, Operations] = {"control": sample.control}
     if sample.is_native:
@@ -132,7 +136,8 @@ def _of_requests(sample: Sample, where: Mapping[str, str]) -> Iterator[Metric]:
             moved.add_metric([*where.values(), name, plane], counts.moved_bytes)
             if plane == "data":
                 failed.add_metric([*where.values(), name], counts.failed)
-    yield from (answered, failed, moved)
+                forwarded.add_metric([*where.values(), name], counts.forwarded)
+    yield from (answered, failed, forwarded, moved)
     if sample.is_native:
         yield _latencies(sample, where)
 

@@ -44,6 +44,8 @@ def test_counters_are_what_was_read_and_written(pools: PoolMaker, engine: Engine
     assert told["pmemfs_moved_bytes_total", "write", plane] == 3 * PAGE
     if plane == "data":
         assert told["pmemfs_request_duration_seconds_count", "write", ""] == 3
+        assert told["pmemfs_forwarded_requests_total", "write", ""] == 0
+        assert told["pmemfs_forwarded_requests_total", "other", ""] > 0
         assert 0 < told["pmemfs_request_duration_seconds_sum", "write", ""] < 300
 
 
