@@ -18,7 +18,7 @@ from pmemfs.engine.base import Engine
 from pmemfs.fuse.pyfuse3door import Pyfuse3Door
 from pmemfs.fuse.remounting import Remounter
 from pmemfs.fuse.served import serve_pool
-from pmemfs.fuse.session import Session
+from pmemfs.fuse.session import Session, new_keys
 from pmemfs.medium.base import Durability
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap import open_memmap
@@ -57,7 +57,8 @@ class PythonSession(Session):
         self._label = pool.label
         self.memmap = open_memmap(pool)
         engine = Engine(medium, self.memmap)
-        self.served = serve_pool(pool, medium, self.memmap, engine, options)
+        self.keys = new_keys(pool)
+        self.served = serve_pool(pool, medium, self.memmap, engine, options, keys=self.keys)
         notifier = self.served.handlers.notifier
         notifier.tell = _tell
         notifier.forget_inode, notifier.forget_name = _forget_inode, _forget_name

@@ -23,15 +23,26 @@ from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap import Memmap
 from pmemfs.mount.options import MountOptions
 from pmemfs.pool import Pool
+from pmemfs.transform.keyring import Keyring
 from pmemfs.volume.base import Volume
 from pmemfs.volume.block import BlockVolume, DeviceOnlookers
 from pmemfs.volume.coming import Bring
 from pmemfs.volume.fs.commits import Commits
 from pmemfs.volume.fs.filesystem import FileSystem
+from pmemfs.volume.fs.publication import NoTables
 
 if TYPE_CHECKING:
     from pmemfs.volume.cache.life import CacheLife
     from pmemfs.volume.cache.volume import CacheVolume
+
+
+class Keys:
+    """The secret memory of a mount."""
+
+    def __init__(self, fd: int, *, may_be_there: bool = False) -> None:
+        self.fd = fd
+        self.may_be_there = may_be_there
+        """Whether keys are in it, or an earlier daemon of this mount may have left some."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +57,8 @@ class Served:
     """What a data plane is shown of files, where there are both."""
     bring: Bring | None = None
     """Brings blocks of a cache, so that a data plane finds them."""
+    keyring: Keyring | None = None
+    """The keys of a file system that are unlocked."""
     life: CacheLife | None = None
     """What has to be awaited before, while and after a cache is served."""
 
@@ -80,12 +93,12 @@ class Served:
 
 def serve_pool(
     pool: Pool, medium: MappedMedium, memmap: Memmap, engine: Engine, options: MountOptions,
-    commits: Commits | None = None,
+    commits: Commits | None = None, keys: Keys | None = None,
 ) -> Served:  # fmt: skip
     """What a pool serves through an engine. If the engine has a data plane, that is shown what it
     may answer. `commits` is told what carries operations out. Raises PmemfsError."""
     if pool.label.mode == Mode.FS:
-        served = _files(pool, medium, memmap, engine, options, commits)
+        served = _files(pool, medium, memmap, engine, options, commits, keys)
     else:
         serve = {Mode.BLOCK: _device, Mode.CACHE: _cache}[Mode(pool.label.mode)]
         served = serve(pool, medium, memmap, engine, options)
@@ -139,9 +152,12 @@ def _cache(
 
 def _files(
     pool: Pool, medium: MappedMedium, memmap: Memmap, engine: Engine, options: MountOptions,
-    commits: Commits | None,
+    commits: Commits | None, keys: Keys | None,
 ) -> Served:  # fmt: skip
     tables = PublishedTables(engine.shared) if isinstance(engine, SharedEngine) else None
+    keyring = (
+        Keyring(keys.fd, tables or NoTables(), may_have_keys=keys.may_be_there) if keys else None
+    )
     holds = engine.shared.lookup_counts if isinstance(engine, SharedEngine) else None
     fs = FileSystem(pool, memmap, tables, holds, commits)
     if isinstance(engine, SharedEngine):
@@ -152,7 +168,7 @@ def _files(
         published=tables.attributes if tables else None, cached=options.cached,
         opens=_opens(engine),
     )  # fmt: skip
-    return Served(fs, engine, trimmer, handlers, tables)
+    return Served(fs, engine, trimmer, handlers, tables, keyring=keyring)
 
 
 def share_damage(fs: FileSystem, engine: SharedEngine) -> None:

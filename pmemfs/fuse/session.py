@@ -34,7 +34,7 @@ from pmemfs.fuse.notices import Notices
 from pmemfs.fuse.once import Once
 from pmemfs.fuse.planes import MAX_BACKGROUND, DataPlane
 from pmemfs.fuse.remounting import Remounter
-from pmemfs.fuse.served import Served, serve_pool
+from pmemfs.fuse.served import Keys, Served, serve_pool
 from pmemfs.fuse.unanswered import Unanswered
 from pmemfs.fuse.wiredoor import WireDoor
 from pmemfs.media.label import Mode
@@ -44,9 +44,11 @@ from pmemfs.memmap import Memmap
 from pmemfs.mount.making import detach_mount, mount_by_helper
 from pmemfs.mount.mountpoint import places_of
 from pmemfs.mount.options import MountOptions
+from pmemfs.mount.processes import keep_out_of_cores
 from pmemfs.mountinfo import Mount
 from pmemfs.pfn import PAGE_SHIFT
 from pmemfs.pool import Pool
+from pmemfs.transform.secrets import create_secrets
 from pmemfs.volume.onefile import INODE, OneFileVolume
 
 if TYPE_CHECKING:
@@ -70,6 +72,8 @@ class Session(ABC):
     """One line that says why this transport was chosen and not the other."""
     kept: KeptMount | None = None
     """What lets the mount outlive its processes; None: it ends with each of them."""
+    keys: Keys | None = None
+    """The secret memory of a file system."""
     queue_count = 0
     """The first so many workers serve the CPU of their number; the others read /dev/fuse."""
 
@@ -149,12 +153,40 @@ class Session(ABC):
         """Unmount if it is still mounted. After that only this process touches the pool."""
 
     def close(self) -> None:
-        """The volume has ended: let go of what it needed of this session."""
-        return
+        """The volume has ended: let go of what it needed of this session, and wipe all keys."""
+        self._forget_keys()
+
+    def guard_keys(self) -> None:
+        """Call before the first key is in secret memory: whatever ends, the keys stay until the
+        unmount, and no core file of a process of this mount has memory of it."""
+        if self.keys is None or self.keys.may_be_there:
+            return
+        self.keys.may_be_there = True
+        pids = [os.getpid(), self.data_plane_pid]
+        if self.kept:
+            self._keep_keys(self.kept)
+            pids.append(self.kept.keeper.pid if self.kept.keeper else None)
+        keep_out_of_cores(pid for pid in pids if pid)
+
+    def _keep_keys(self, kept: KeptMount) -> None:
+        if self.keys:
+            kept.store("keys", [self.keys.fd], b"used" if self.keys.may_be_there else b"")
+
+    def _forget_keys(self) -> None:
+        if self.served.keyring:
+            self.served.keyring.wipe_all()
+        if self.keys:
+            os.close(self.keys.fd)
+            self.keys = None
 
     @abstractmethod
     def terminate(self) -> None:
         """Make `serve` return."""
+
+
+def new_keys(pool: Pool) -> Keys | None:
+    """Secret memory for a new mount; None if it can't have encrypted files. Raises OSError."""
+    return Keys(create_secrets()) if pool.label.mode == Mode.FS else None
 
 
 class NativeSession(Session):
@@ -189,7 +221,13 @@ class NativeSession(Session):
         if left is not None:
             self._engine.renew()
         once = Once(shared.answers)
-        self.served = served = serve_pool(pool, medium, self.memmap, self._engine, options, once)
+        self.keys = (left and left.keys) or new_keys(pool)
+        if self.keys and self.keys.may_be_there:
+            # The daemon of before may have started this one long before it had keys.
+            keep_out_of_cores([os.getpid()])
+        self.served = served = serve_pool(
+            pool, medium, self.memmap, self._engine, options, once, self.keys
+        )
         unanswered = Unanswered(
             once, served.handlers, OpenPlaces(shared.opens), served.fs, served.tables
         )
@@ -248,6 +286,7 @@ class NativeSession(Session):
             self.kept = KeptMount(self._medium, self._shared, self._plane, self._choice)
             if self.served.life:
                 self.served.life.keep = self.kept.store
+            self._keep_keys(self.kept)
 
     async def serve(self, on_ready: Callable[[Mount], None]) -> None:
         is_successor = self._left is not None
@@ -368,6 +407,7 @@ class NativeSession(Session):
         self._plane.close()
 
     def close(self) -> None:
+        self._forget_keys()
         self._shared.close()
 
     async def _watch_memory(self) -> None:

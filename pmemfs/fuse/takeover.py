@@ -30,6 +30,7 @@ from pmemfs.dataplane.tables import SharedMemory
 from pmemfs.fuse.joint import Joint
 from pmemfs.fuse.keeping import Deaths, Keeper, Stored, joined, stored
 from pmemfs.fuse.planes import PlaneProcess, PlaneSettings, Sockets
+from pmemfs.fuse.served import Keys
 from pmemfs.medium.base import Durability
 from pmemfs.medium.mapped import Before, MappedMedium
 from pmemfs.mount.mountpoint import places_of
@@ -59,6 +60,8 @@ class Left(NamedTuple):
     plane: PlaneProcess
     """The data plane, which may have died as well."""
     transport_reason: str
+    keys: Keys | None
+    """The secret memory."""
     others: dict[str, Stored]
     """What the keeper has besides."""
 
@@ -146,6 +149,8 @@ def left_by(items: dict[str, Stored]) -> Left:
     connection = socket.socket(fileno=items.pop("connection").fds[0])
     keeper, deaths = joined(connection, items.pop("keeper"))
     plane = items.pop("plane")
+    # A daemon of a version without keys may have left the mount.
+    keys = items.pop("keys", None)
     return Left(
         keeper, deaths,
         shared=SharedMemory(*items.pop("shared").fds),
@@ -155,5 +160,6 @@ def left_by(items: dict[str, Stored]) -> Left:
         entries_fd=items.pop("entries").fds[0] if "entries" in items else -1,
         plane=PlaneProcess(int(plane.data), plane.fds[0]),
         transport_reason=items.pop("transport").data.decode(),
+        keys=keys and Keys(keys.fds[0], may_be_there=bool(keys.data)),
         others=items,
     )  # fmt: skip

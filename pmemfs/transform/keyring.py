@@ -15,7 +15,7 @@ from __future__ import annotations
 import errno
 import time
 from collections import deque
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from pmemfs.errors import system_error
 from pmemfs.transform.secrets import FILE, MASTER, SLOT_COUNT, Secrets
@@ -29,6 +29,8 @@ _MOST_WITHDRAWN = 64
 """The slots that may be on their way to be free at once."""
 _POLL_SECONDS = 0.0002
 
+_Owner = tuple[int, int, int]
+"""What the key in a slot is for: inode, generation, kind."""
 _PURPOSES = {
     FILE: b"pmemfs content",
     NAMES: b"pmemfs names",
@@ -76,14 +78,6 @@ class Sealed(Protocol):
         """How it is encrypted."""
 
 
-class _Owner(NamedTuple):
-    """What the key in a slot is for."""
-
-    inode: int
-    generation: int
-    kind: int
-
-
 class Keyring:
     """The keys of one mount."""
 
@@ -123,7 +117,7 @@ class Keyring:
             if kind == MASTER:
                 self._masters[secrets.key_id(slot)] = slot
             elif kind == FILE:
-                self._slots[_Owner(*secrets.file_of(slot), kind)] = slot
+                self._slots[(*secrets.file_of(slot), kind)] = slot
             else:
                 # The others are for this process alone, and are derived anew. A slot that is free
                 # may have what an earlier process was about to put there.
@@ -216,7 +210,7 @@ class Keyring:
         transform = inode.transform
         assert transform is not None
         master = self.slot_of(transform.key_id)
-        owner = _Owner(inode.number, inode.generation, kind)
+        owner = inode.number, inode.generation, kind
         slot = self._slots.pop(owner, None)
         if slot is None:
             slot = self._take()
@@ -244,7 +238,8 @@ class Keyring:
         """Take the slot from a file, which gets another one when it needs one."""
         slot = self._slots.pop(owner)
         self._keys.pop(owner, None)
-        token = self._tables.changed(owner.inode) if owner.kind == FILE else None
+        inode, _, kind = owner
+        token = self._tables.changed(inode) if kind == FILE else None
         if token is None:
             self.give_back(slot)
         else:
