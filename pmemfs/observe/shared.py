@@ -16,12 +16,13 @@ from pathlib import Path
 
 from pmemfs.dataplane.answers import AnswerState
 from pmemfs.dataplane.held import OpenPlaces
-from pmemfs.dataplane.layouts import HandleKind
-from pmemfs.dataplane.tables import NAME, SharedMemory
+from pmemfs.dataplane.layouts import EXTENT, TABLE_HEAD, ExtentFlags, HandleKind
+from pmemfs.dataplane.tables import NAME, Published, SharedMemory
 from pmemfs.errors import ForeignSharedMemory, NotMounted
 from pmemfs.mountinfo import Mount, mount_at
 
 _LINK = f"/memfd:{NAME} (deleted)"
+_COUNT, _FLAGS = (EXTENT.offset_of(name) // 8 for name in ("frame_count", "flags"))
 _ATTEMPTS = 10
 """How often to read again: a table may go between two looks at it."""
 
@@ -65,6 +66,9 @@ class Table:
     """The size of the file when it was published."""
     limit_bytes: int
     table_bytes: int
+    forwarded_frames: int
+    """Of the file, that workers forward: they lie compressed, or are being compressed."""
+    is_encrypted: bool
 
 
 @dataclass(frozen=True)
@@ -181,7 +185,15 @@ def _report(shared: SharedMemory, pids: tuple[int, ...]) -> SharedReport:
         held_inodes=len(holds),
         most_held=holds[-1] if holds else (0, 0),
         tables=tuple(
-            Table(t.inode, t.head.extent_count, t.head.size_bytes, t.head.limit_bytes, t.size_bytes)
+            Table(
+                t.inode,
+                t.head.extent_count,
+                t.head.size_bytes,
+                t.head.limit_bytes,
+                t.size_bytes,
+                _forwarded_frames(shared, t),
+                is_encrypted=t.head.key_slot != 0,
+            )
             for t in shared.published()
         ),
         answers=tuple(
@@ -192,6 +204,15 @@ def _report(shared: SharedMemory, pids: tuple[int, ...]) -> SharedReport:
         table_bytes=shared.table_bytes,
         shared_bytes=os.fstat(shared.fd).st_blocks * 512,
     )
+
+
+def _forwarded_frames(shared: SharedMemory, table: Published) -> int:
+    start, end = table.offset + TABLE_HEAD.size_bytes, table.offset + table.size_bytes
+    with shared.memory[start:end].cast("Q") as words:
+        fields = len(EXTENT.fields)
+        counts, flags = words[_COUNT::fields].tolist(), words[_FLAGS::fields].tolist()
+    pairs = zip(counts, flags, strict=True)
+    return sum(count for count, flag in pairs if flag & ExtentFlags.FORWARDED)
 
 
 def _worker(shared: SharedMemory, number: int) -> WorkerState:

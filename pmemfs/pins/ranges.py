@@ -127,6 +127,9 @@ class PinnedRanges:
     async def _make_plain(self, file: PinnedFile, position: int, pieces: Sequence[Piece]) -> None:
         """Make plain what is compressed in a range. Raises OSError: ENOSPC before anything is made
         plain if all of it is larger than what is free."""
+        if self._volume.read_only:
+            why = "it is compressed, and nothing can be made plain on a read-only mount"
+            raise OSError(errno.EROFS, why)
         compressed = [piece for piece in pieces if piece[1] == NOT_PLAIN]
         await looked_at(self._volume)
         total_bytes = sum(length for _, _, length in compressed)

@@ -21,6 +21,7 @@ from pmemfs.fuse.published import PublishedTables, Publisher
 from pmemfs.media.inode import ROOT
 from pmemfs.media.log import InodeFlags
 from pmemfs.media.transform import StoredPiece, Transformation
+from pmemfs.observe.shared import read_shared
 from pmemfs.pfn import FRAME_BYTES
 from pmemfs.units import KIB, MIB
 from pmemfs.volume.base import NewInode
@@ -178,6 +179,7 @@ def test_compressed_pieces_are_published_as_data_that_is_forwarded(served: Serve
     ]  # fmt: skip
     assert found[3] == Extent(128, 0, 32, ExtentFlags.FORWARDED)
     assert all(extent.index >= 160 for extent in found[4:])
+    assert read_shared(served.shared.fd).tables[0].forwarded_frames == 96
 
 
 @pytest.mark.parametrize("size", [0, 1, 32 * FRAME_BYTES - 1, 32 * FRAME_BYTES])
