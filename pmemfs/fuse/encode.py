@@ -12,7 +12,7 @@ from pmemfs.volume.base import Attributes
 CACHE_SECONDS = 3600
 """Names and attributes may be cached for long, because they change only through the mount."""
 NS = 1_000_000_000
-_STATX_FLAGS = 0x10 | 0x20 | 0x40
+_STATX_FLAGS = 0x4 | 0x10 | 0x20 | 0x40 | 0x800
 """The flags of chattr(1) that statx(2) has: all except NO_ACCESS_TIME."""
 _NO_ENTRY = wire.ENTRY_OUT.pack(0, 0, CACHE_SECONDS, 0, 0, 0) + bytes(wire.ATTR.size)
 _NO_ATTRIBUTES = bytes(wire.ENTRY_OUT.size + wire.ATTR.size)

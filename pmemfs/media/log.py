@@ -66,6 +66,11 @@ class InodeFlags(IntFlag):
     """Programs that make backups are asked to leave this inode out."""
     NO_ACCESS_TIME = 16
     """Reading it does not change its time of access."""
+    COMPRESSED = 1 << 16
+    """What is written to it is compressed once it is cold. Of this flag and the next the record of
+    attributes has nothing: they say what the inode's transformation is."""
+    ENCRYPTED = 1 << 17
+    """Its content and names are encrypted."""
 
 
 @structure

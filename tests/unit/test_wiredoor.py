@@ -234,12 +234,12 @@ def test_flags_are_answered_as_the_kernel_wants_them(served: Served, flagged: in
         assert set_extended(served, extended, 0, 5, 0, 0) == 0
         assert flags_of(served) == (bits, extended)
         attributes, mask = struct.unpack_from("<Q40xQ", served.ask(Op.STATX, bytes(24))[1], 32 + 8)
-        assert (attributes, mask) == (bits & 0x70, 0x70)
+        assert (attributes, mask) == (bits & 0x70, 0x874)
 
 
 def test_flags_that_cannot_be_kept_are_refused(served: Served, flagged: int) -> None:
     for bit in range(32):
-        expected = 0 if 1 << bit & 0xF0 else errno.EOPNOTSUPP
+        expected = 0 if 1 << bit & 0xF4 else errno.EOPNOTSUPP
         assert set_flags(served, 1 << bit) == expected, bit
         served.fs.set_flags(flagged, InodeFlags(0))
         expected = 0 if 1 << bit & 0xD8 else errno.EOPNOTSUPP
@@ -250,6 +250,19 @@ def test_flags_that_cannot_be_kept_are_refused(served: Served, flagged: int) -> 
         fields[which] = 4096
         assert set_extended(served, *fields) == errno.EOPNOTSUPP
     assert flags_of(served) == (0, 0)
+
+
+def test_the_flag_of_compression_is_in_one_numbering_and_stays_as_it_is_in_the_other(
+    served: Served, flagged: int
+) -> None:
+    assert set_flags(served, 0x44) == 0
+    assert flags_of(served) == (0x44, 0x80)
+    assert struct.unpack_from("<Q", served.ask(Op.STATX, bytes(24))[1], 32 + 8) == (0x44,)
+    assert set_extended(served, 0x40, 0, 0, 0, 0) == 0
+    assert flags_of(served) == (0x84, 0x40)
+    assert set_flags(served, 0x884) == errno.EOPNOTSUPP
+    assert set_flags(served, 0x80) == 0
+    assert flags_of(served) == (0x80, 0x40)
 
 
 def test_a_process_that_asks_for_flags_past_the_kernel_gets_no_answer(

@@ -11,6 +11,8 @@ CHATTR_BITS = {
     InodeFlags.APPEND_ONLY: 0x20,
     InodeFlags.NO_DUMP: 0x40,
     InodeFlags.NO_ACCESS_TIME: 0x80,
+    InodeFlags.COMPRESSED: 0x4,
+    InodeFlags.ENCRYPTED: 0x800,
 }
 """The bits of FS_IOC_GETFLAGS; statx(2) has the same ones."""
 XFLAG_BITS = {

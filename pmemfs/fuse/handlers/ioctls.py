@@ -100,6 +100,8 @@ class IoctlHandlers:
         if wanted & ~sum(bits.values()):
             raise system_error(errno.EOPNOTSUPP)
         flags = InodeFlags(sum(flag for flag, bit in bits.items() if wanted & bit))
+        # What this numbering has no bit for stays as it is.
+        flags |= InodeFlags(self._fs.attributes(ino).flags & ~sum(bits))
         token = self._fs.set_flags(ino, flags)
         self._files.note_change(ino)
         # The kernel does not forget attributes because of flags, but the ctime has changed.

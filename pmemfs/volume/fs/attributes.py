@@ -14,6 +14,7 @@ from pmemfs.volume.base import Attributes, Heritage
 from pmemfs.volume.fs.commits import Decides
 from pmemfs.volume.fs.fileframes import FileFrames
 from pmemfs.volume.fs.inode import DIRECTORY_TYPE, FIXED, IMMUTABLE
+from pmemfs.volume.fs.properties import Properties, record_change, shown_flags
 from pmemfs.volume.fs.store import Store
 
 CHATTR = int(FIXED | InodeFlags.NO_DUMP | InodeFlags.NO_ACCESS_TIME)
@@ -24,9 +25,10 @@ _TIME_LIMIT = (1 << 63) - 1
 class InodeAttributes:
     """What can be asked of an inode itself, and changed in it."""
 
-    def __init__(self, store: Store, frames: FileFrames) -> None:
+    def __init__(self, store: Store, frames: FileFrames, properties: Properties) -> None:
         self._store = store
         self._frames = frames
+        self._properties = properties
         self._lines = store.lines
         self._inode, self._state_of = store.inode, store.state_of
         self.access_times = AccessTimes.RELATIVE
@@ -43,11 +45,13 @@ class InodeAttributes:
             nlink += nlink and 1 + inode.subdirectory_count
         else:
             size_bytes = len(inode.target) or state.size_bytes
+        flags = state.flags if inode.transform is None else state.flags | shown_flags(inode)
+        block_count = (inode.extents.frame_count + inode.piece_frames + len(log.frames)) * 8
         # By position, in the order of `Attributes`: keywords would cost twice as much.
         return Attributes(
             number, inode.generation, state.mode, nlink, state.uid, state.gid,
-            state.device, size_bytes, (inode.extents.frame_count + len(log.frames)) * 8,
-            state.accessed_ns, state.modified_ns, state.changed_ns, inode.birth_ns, state.flags,
+            state.device, size_bytes, block_count,
+            state.accessed_ns, state.modified_ns, state.changed_ns, inode.birth_ns, flags,
         )  # fmt: skip
 
     def heritage(self, number: int) -> Heritage:
@@ -115,22 +119,22 @@ class InodeAttributes:
             self._store.medium.fence()
 
     def set_flags(self, number: int, flags: InodeFlags) -> object | None:
-        """Set these flags of chattr(1), and take the other flags of chattr(1) away. Raises OSError
-        (EPERM).
+        """Set these flags of chattr(1), and take the other flags of chattr(1) away. Raises OSError:
+        EPERM, and for the flags of a transformation EOPNOTSUPP, EBUSY.
 
         The result is that of `Tables.changed`: until it is over, a worker may still be writing.
         """
         inode = self._inode(number)
         changed = (inode.state.flags ^ int(flags)) & CHATTR
-        if flags & IMMUTABLE and changed:
+        transform = self._properties.wanted_by(inode, flags)
+        if flags & IMMUTABLE and (changed or transform != inode.transform):
             # An inode that stays immutable keeps its other flags, too.
             self._store.refuse(inode, IMMUTABLE)
         state = self._state_of(inode)
         state.flags ^= changed
         state.changed_ns = self._store.times.now_ns()
         with self._store.change() as change:
-            change.append(inode, state.pack())
-            change.then(partial(inode.set_state, state))
+            record_change(change, inode, transform, state)
         return self._store.tables.changed(number)
 
     def note_read(self, number: int) -> bool:
@@ -168,4 +172,6 @@ class InodeAttributes:
         inode = self._inode(number)
         if not inode.target:
             raise system_error(errno.EINVAL)
+        if inode.transform is not None:
+            self._store.refuse_unserved(inode)
         return inode.target

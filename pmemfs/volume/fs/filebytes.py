@@ -42,6 +42,7 @@ class FileBytes:
     def read(self, number: int, offset_bytes: int, length_bytes: int) -> bytes | memoryview:
         """The bytes of a range, as far as the file has them. Raises OSError."""
         inode = self._frames.file(number)
+        self._frames.refuse_pieces(inode)
         length_bytes = min(length_bytes, self._store.size_of(inode) - offset_bytes)
         if length_bytes <= 0:
             return b""
@@ -56,6 +57,8 @@ class FileBytes:
     def check_open(self, number: int, flags: int) -> None:
         """Raise OSError (EPERM) if flags of the inode forbid these flags of open(2)."""
         inode = self._store.inode(number)
+        if inode.transform is not None or inode.pieces:
+            self._store.refuse_unserved(inode)
         if flags & os.O_ACCMODE == os.O_RDONLY and not flags & os.O_TRUNC:
             return
         self._store.refuse(inode, IMMUTABLE)
@@ -70,6 +73,7 @@ class FileBytes:
         `may_overwrite` is true for a caller who opened an append-only file before it became so.
         """
         inode = self._frames.file(number)
+        self._frames.refuse_pieces(inode)
         self._store.refuse(inode, IMMUTABLE)
         if not may_overwrite and offset_bytes < self._store.size_of(inode):
             self._store.refuse(inode, APPEND_ONLY)

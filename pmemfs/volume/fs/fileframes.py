@@ -47,9 +47,13 @@ class FileFrames:
             raise system_error(errno.EISDIR if inode.is_directory else errno.EINVAL)
         if not 0 <= size_bytes < SIZE_LIMIT_BYTES:
             raise system_error(errno.EFBIG)
+        if inode.transform is not None or inode.pieces:
+            self._store.refuse_unserved(inode)
         self._store.begin_writing()
         old_bytes = self._store.size_of(inode)
         is_shorter = size_bytes < old_bytes
+        if not is_shorter:
+            self.refuse_pieces(inode)
         state = self._resized(inode, size_bytes, **changes)
         # Frames that were mapped ahead do not become part of a file that truncate makes longer: the
         # new range is a hole, as on other file systems.
@@ -57,13 +61,12 @@ class FileFrames:
         if is_shorter:
             state.flags &= ~KEEPS_AHEAD
         elif state.flags & KEEPS_AHEAD:
-            first_gone = inode.extents.end
+            first_gone = inode.end
         # Before the commit, so that a longer size never covers old bytes. If the transaction fails,
         # only bytes behind the size have changed.
         self.zero_mapped(inode, old_bytes, min(size_bytes, first_gone << PAGE_SHIFT))
         with self._store.change(urgent=True, decides=Decides.ATTRIBUTES) as change:
-            if inode.extents.end > first_gone:
-                self.unmap(change, inode, first_gone, inode.extents.end - first_gone)
+            self._unmap_behind(change, inode, first_gone)
             self._set_size(change, inode, state)
 
     def punch(self, number: int, offset_bytes: int, length_bytes: int) -> None:
@@ -154,9 +157,10 @@ class FileFrames:
         if self._store.medium.durability is Durability.CACHE_LINES:
             self._store.medium.fence()
         first = frames_of(self._store.size_of(inode))
-        if inode.extents.end > first and not inode.state.flags & KEEPS_AHEAD:
+        is_kept = inode.state.flags & KEEPS_AHEAD or inode.unknown_id
+        if inode.end > first and not is_kept:
             with self._store.change(urgent=True) as change:
-                self.unmap(change, inode, first, inode.extents.end - first)
+                self._unmap_behind(change, inode, first)
         self._store.untrimmed.discard(number)
 
     # What others need, and how a file changes
@@ -180,7 +184,7 @@ class FileFrames:
         # Only after the commit: until then a failure has to leave the extents as they were.
         def apply() -> None:
             for extent in new:
-                inode.extents.map(*extent)
+                inode.map(*extent)
             self._store.untrimmed.add(inode.number)
 
         if new:
@@ -255,16 +259,29 @@ class FileFrames:
             self._set_size(change, inode, state)
 
     def unmap(self, change: Transaction, inode: Inode, index: int, frame_count: int) -> None:
-        """Turn a range into a hole within a transaction, and release its frames."""
+        """Turn a range into a hole within a transaction, and release its frames.
+
+        It has all of a piece, or nothing of it.
+        """
         runs = [
             Run(extent.pfn, extent.frame_count)
             for extent in inode.extents.pieces(index, frame_count)
             if extent.pfn >= 0
         ]
+        for _, piece in inode.pieces_in(index, frame_count):
+            runs.append(Run(piece.pfn, piece.stored_frames))
         if runs:
             change.append(inode, media.pack_hole(index, frame_count))
-            change.then(lambda: inode.extents.unmap(index, frame_count))
+            change.then(lambda: inode.unmap(index, frame_count))
             change.release(inode, runs)
+
+    def _unmap_behind(self, change: Transaction, inode: Inode, index: int) -> None:
+        """Release all frames from an index on, except those of a piece that begins before it."""
+        for at, piece in inode.pieces_in(index, 1):
+            if at < index:
+                index = at + piece.frame_count
+        if inode.end > index:
+            self.unmap(change, inode, index, inode.end - index)
 
     def _resized(self, inode: Inode, size_bytes: int, **changes: int) -> State:
         """The attributes with another size, in a new epoch."""
@@ -309,7 +326,15 @@ class FileFrames:
         inode = self._store.inode(number)
         if not inode.is_file:
             raise system_error(errno.EISDIR if inode.is_directory else errno.EINVAL)
+        if inode.transform is not None or inode.pieces:
+            self._store.refuse_unserved(inode)
         return inode
+
+    @staticmethod
+    def refuse_pieces(inode: Inode) -> None:
+        """Raise OSError (EOPNOTSUPP) for a file with pieces: nothing here decompresses them."""
+        if inode.pieces:
+            raise OSError(errno.EOPNOTSUPP, f"inode {inode.number} has compressed pieces")
 
     def _range(self, number: int, offset_bytes: int, length_bytes: int, *, unless: int) -> Inode:
         """The file that a range belongs to. Raises OSError: EINVAL, EFBIG, EPERM for `unless`."""
@@ -319,6 +344,7 @@ class FileFrames:
             raise system_error(errno.EFBIG)
         inode = self.file(number)
         self._store.refuse(inode, unless)
+        self.refuse_pieces(inode)
         self._store.begin_writing()
         return inode
 

@@ -1,6 +1,6 @@
 """A file system on a pool: mode `fs`.
 
-    names.py  attributes.py  xattrs.py                 what can be done to inodes
+    names.py  attributes.py  xattrs.py  properties.py  what can be done to inodes
     filebytes.py  fileframes.py  placing.py            what can be done to the content of files
     relocating.py                                      lays a file out anew
     store.py                                           what they all stand on, as one object:
@@ -51,6 +51,7 @@ from pmemfs.volume.fs.holds import Holds
 from pmemfs.volume.fs.inode import State
 from pmemfs.volume.fs.leaks import LeakSearch
 from pmemfs.volume.fs.names import Names
+from pmemfs.volume.fs.properties import Properties
 from pmemfs.volume.fs.publication import Tables
 from pmemfs.volume.fs.relocating import Relocator
 from pmemfs.volume.fs.space import Space
@@ -77,7 +78,8 @@ class FileSystem:
         self.frames = frames = FileFrames(store)
         self.content = content = FileBytes(store, frames)
         self.relocator = relocator = Relocator(store, frames)
-        self.inode_attributes = attributes = InodeAttributes(store, frames)
+        self.properties = properties = Properties(store)
+        self.inode_attributes = attributes = InodeAttributes(store, frames, properties)
         self.xattrs = xattrs = Xattrs(store)
         self.tree = tree = Names(store)
         self._leaks: LeakSearch | None = None

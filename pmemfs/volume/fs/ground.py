@@ -25,6 +25,7 @@ from pmemfs.media.filesystem import (
     validate_head,
 )
 from pmemfs.media.journal import HEAD as JOURNAL_HEAD
+from pmemfs.media.transform import Transformation
 from pmemfs.medium.base import Medium
 from pmemfs.memmap.base import Memmap
 from pmemfs.pool import Pool
@@ -42,6 +43,8 @@ log = logging.getLogger(__name__)
 
 _CLEAN_AT = HEAD.offset_of("is_clean")
 _LOG_FRAMES_AT = HEAD.offset_of("log_frames")
+_NOT_SERVED = frozenset((int(Transformation.XTS),))
+"""Transformations that are known here, while no part serves what has them."""
 
 
 def geometry_of(pool: Pool) -> Geometry:
@@ -94,6 +97,8 @@ class Ground:
         """Whether flags of inodes forbid anything: a repair must change what is immutable too."""
         self.untrimmed: set[int] = set()
         """Files that got frames since their last close, so some may lie behind their size."""
+        self._said_unserved: set[int] = set()
+        """The IDs of transformations of which the log has a sentence."""
         self.table.pending_words = self._recover()
 
     def refuse(self, inode: Inode, flags: int) -> None:
@@ -103,6 +108,22 @@ class Ground:
         """
         if inode.state.flags & flags and self.obeys_flags:
             raise system_error(errno.EPERM)
+
+    def refuse_unserved(self, inode: Inode) -> None:
+        """Raise OSError (EOPNOTSUPP) if nothing here can serve what an inode is transformed with.
+
+        Such an inode is only refused, because it is sound: a newer program has made it.
+        """
+        id_ = inode.unknown_id
+        if not id_ and inode.transform is not None and inode.transform.id in _NOT_SERVED:
+            id_ = inode.transform.id
+        if not id_:
+            return
+        why = f"inode {inode.number} has a transformation ({id_}) that this program cannot serve"
+        if id_ not in self._said_unserved:
+            self._said_unserved.add(id_)
+            log.warning("%s; it and all others like it are refused, and the rest is served", why)
+        raise OSError(errno.EOPNOTSUPP, why)
 
     def begin_writing(self) -> None:
         """Raise OSError (EROFS) if nothing may be written; remember that something was.

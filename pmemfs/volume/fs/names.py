@@ -30,6 +30,7 @@ from pmemfs.volume.fs.inode import (
     is_name,
     value_slots,
 )
+from pmemfs.volume.fs.properties import inherited
 from pmemfs.volume.fs.store import Store
 from pmemfs.volume.fs.transaction import Transaction
 from pmemfs.volume.fs.xattrs import check_xattr
@@ -210,6 +211,8 @@ class Names:
             flags=directory.state.flags & _INHERITED,
         )  # fmt: skip
         inode = change.create(now_ns, state)
+        if directory.transform is not None:
+            inode.set_transform(inherited(directory))
         if stat.S_ISDIR(new.mode):
             inode.parent = directory.number
             inode.live_slots += 1
@@ -340,6 +343,8 @@ class Names:
         inode = self._inode(number)
         if inode.state.mode >> 12 != DIRECTORY_TYPE:
             raise system_error(errno.ENOTDIR)
+        if inode.transform is not None:
+            self._store.refuse_unserved(inode)
         return inode
 
     def _directory_for_new(self, parent: int, name: bytes) -> Inode:

@@ -123,7 +123,7 @@ class Relocator:
                 else:
                     page_io.move(piece.pfn << PAGE_SHIFT, at, length)
             change.append(inode, media.pack_extent(index, *run))
-            change.then(lambda: inode.extents.map(index, *run))
+            change.then(lambda: inode.map(index, *run))
             change.release(
                 inode, [Run(piece.pfn, piece.frame_count) for piece in old if piece.pfn >= 0]
             )

@@ -47,7 +47,7 @@ class Store:
         self.pool, self.medium, self.tables = ground.pool, ground.medium, ground.tables
         self.allocator, self.table, self.busy = ground.allocator, ground.table, ground.busy
         self.times, self.untrimmed = ground.times, ground.untrimmed
-        self.refuse = ground.refuse
+        self.refuse, self.refuse_unserved = ground.refuse, ground.refuse_unserved
         self.begin_writing = ground.begin_writing
         self.found_damage = ground.found_damage
         self.become_read_only = ground.become_read_only

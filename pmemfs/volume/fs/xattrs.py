@@ -1,4 +1,8 @@
-"""Extended attributes of inodes: xattr(7)."""
+"""Extended attributes of inodes: xattr(7).
+
+Attributes of the namespace `pmemfs.` are the file system's own. The kernel's requests never name
+them, they are in no list, and no limit counts them.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import stat
 
 from pmemfs.errors import system_error
 from pmemfs.media import log as media
+from pmemfs.media.keys import RESERVED_XATTRS
 from pmemfs.media.log import XATTR_MAX_BYTES, RecordKind
 from pmemfs.volume.fs.commits import Decides
 from pmemfs.volume.fs.inode import FIXED
@@ -16,6 +21,8 @@ XATTR_CREATE = 1
 XATTR_REPLACE = 2
 _XATTR_NAME_MAX_BYTES = 255
 _XATTR_LIST_MAX_BYTES = 65536
+_USER = b"user."
+_KERNELS = (b"trusted.", b"security.", b"system.")
 
 
 class Xattrs:
@@ -33,11 +40,18 @@ class Xattrs:
 
     def find_xattr(self, number: int, name: bytes) -> bytes | None:
         """The value of an attribute; None if it is not set."""
-        return self._store.inode(number).xattrs.get(name)
+        inode = self._store.inode(number)
+        if inode.transform is not None and name.startswith(_USER):
+            self._store.refuse_unserved(inode)
+        return inode.xattrs.get(name)
 
     def list_xattrs(self, number: int) -> list[bytes]:
-        """The names of all attributes."""
-        return list(self._store.inode(number).xattrs)
+        """The names of all attributes that users may know."""
+        inode = self._store.inode(number)
+        if inode.unknown_id:
+            # What a user has set may be stored in whatever form; the kernel asks for the others.
+            return [name for name in inode.xattrs if name.startswith(_KERNELS)]
+        return [name for name in inode.xattrs if not name.startswith(RESERVED_XATTRS)]
 
     def set_xattr(self, number: int, name: bytes, value: bytes, flags: int = 0) -> None:
         """Set an attribute. Raises OSError: EEXIST, ENODATA, E2BIG, ERANGE, ENOSPC."""
@@ -67,10 +81,12 @@ class Xattrs:
         """
         inode = self._store.inode(number)
         self._store.refuse(inode, FIXED)
+        if inode.transform is not None and any(name.startswith(_USER) for name in changes):
+            self._store.refuse_unserved(inode)
         for name, value in changes.items():
             check_xattr(name, value or b"")
             if value is not None and name not in inode.xattrs:
-                listed_bytes = sum(len(other) + 1 for other in inode.xattrs)
+                listed_bytes = sum(len(other) + 1 for other in self.list_xattrs(number))
                 if listed_bytes + len(name) + 1 > _XATTR_LIST_MAX_BYTES:
                     raise system_error(errno.ENOSPC)
         state = self._store.state_of(inode)
