@@ -398,7 +398,7 @@ def test_the_tools_of_e2fsprogs_show_and_set_them(native_root: Path) -> None:
     assert run_command("lsattr", path).out.split()[0].replace("-", "") == "iadA"
     assert run_command("chattr", "=d", path).code == 0
     assert run_command("lsattr", "-p", path).out.split()[:2] == ["0", "-" * 6 + "d" + "-" * 15]
-    for refused in ("+c", "+S", "+C"):
+    for refused in ("+S", "+C"):
         done = run_command("chattr", refused, path)
         assert done.code == 1
         assert "Operation not supported" in done.err
@@ -406,6 +406,18 @@ def test_the_tools_of_e2fsprogs_show_and_set_them(native_root: Path) -> None:
     assert done.code == 1
     assert "Operation not supported" in done.err
     assert get_flags(path) == NO_DUMP
+
+
+def test_what_is_compressed_is_shown_and_set_and_inherited(native_root: Path) -> None:
+    directory, path = native_root / "archive", native_root / "archive" / "file"
+    directory.mkdir()
+    assert run_command("chattr", "+c", directory).code == 0
+    path.write_bytes(b"text" * 10_000)
+    assert run_command("lsattr", path).out.split()[0].replace("-", "") == "c"
+    assert run_command("chattr", "-c", path).code == 0
+    assert run_command("lsattr", path).out.split()[0].replace("-", "") == ""
+    assert path.read_bytes() == b"text" * 10_000
+    assert run_command("lsattr", "-d", directory).out.split()[0].replace("-", "") == "c"
 
 
 def test_only_the_owner_sets_flags_and_only_the_capable_those_that_forbid(
