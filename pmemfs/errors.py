@@ -275,8 +275,10 @@ class DamagedFileSystem(PmemfsError):
     exit_code = EXIT_INVALID_POOL
 
 
-class DamagedPiece(PmemfsError):
+class DamagedPiece(PmemfsError, OSError):
     """a compressed piece is damaged: {why}"""
+
+    errno = errno.EIO
 
 
 class DamagedCache(PmemfsError):

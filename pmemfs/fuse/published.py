@@ -19,7 +19,7 @@ directories that a program has asked for are published, and published again when
 from __future__ import annotations
 
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pmemfs.clock import AccessTimes
@@ -34,6 +34,7 @@ from pmemfs.units import KIB
 from pmemfs.volume.base import Attributes
 from pmemfs.volume.fs.filesystem import FileSystem
 from pmemfs.volume.fs.inode import FIXED, Inode
+from pmemfs.volume.fs.packed import Batch
 from pmemfs.volume.fs.publication import Tables
 from pmemfs.volume.fs.spans import compressed_ranges
 
@@ -182,9 +183,11 @@ class _Demand:
     """How many requests are answered here before it is published again."""
 
 
-def _extents_of(inode: Inode) -> list[Extent]:
-    """What a table says of the content of a file."""
+def _extents_of(inode: Inode, packing: Batch | None) -> list[Extent]:
+    """What a table says of the content of a file of which some is perhaps being compressed."""
     extents = [Extent(e.index, e.pfn, e.frame_count, 0) for e in inode.extents]
+    if packing:
+        extents = [part for extent in extents for part in _without(extent, packing.ranges)]
     if inode.pieces:
         extents += [
             Extent(low, 0, high - low, ExtentFlags.FORWARDED)
@@ -192,6 +195,22 @@ def _extents_of(inode: Inode) -> list[Extent]:
         ]
         extents.sort(key=lambda extent: extent.index)
     return extents
+
+
+def _without(extent: Extent, forwarded: Mapping[int, int]) -> Iterator[Extent]:
+    """The parts of an extent, those of them forwarded that lie in ranges, given by their indexes
+    and in order."""
+    at, end = extent.index, extent.index + extent.frame_count
+    for index, count in forwarded.items():
+        low, high = max(at, index), min(end, index + count)
+        if low >= high:
+            continue
+        if at < low:
+            yield Extent(at, extent.pfn + at - extent.index, low - at, 0)
+        yield Extent(low, 0, high - low, ExtentFlags.FORWARDED)
+        at = high
+    if at < end:
+        yield Extent(at, extent.pfn + at - extent.index, end - at, 0)
 
 
 class Publisher:
@@ -274,7 +293,8 @@ class Publisher:
             self._tables.withdraw(ino)
             return
         reads_count_after_ns = self._fs.show_accessed(ino)
-        extents = _extents_of(self._fs.frames.file(ino))
+        frames = self._fs.frames
+        extents = _extents_of(frames.file(ino), frames.packed.packing.get(ino))
         demand.patience = len(extents) // _EXTENTS_A_REQUEST
         self._tables.publish(
             ino, attributes.size_bytes, extents, live_offset=self._fs.live_line(ino),

@@ -53,8 +53,13 @@ class Head:
     uuid: bytes = stored("V16", "of the pool that the file system belongs to", default=bytes(16))
     is_clean: int = stored("<u8", "1: unmounted, and every used frame has an owner")
     log_frames: int = stored(
-        "<u8", "frames of the longest log so far; as many are kept free", default=0
-    )
+        "<u4", "frames of the longest log so far; as many are kept free; u8 before", default=0,
+        since=4,
+    )  # fmt: skip
+    has_compressed: int = stored(
+        "<u4", "1: an inode has had a compression, so files may have to be compressed", default=0,
+        since=4,
+    )  # fmt: skip
 
 
 HEAD = Layout(Head, 64)

@@ -41,6 +41,16 @@ class Usage(NamedTuple):
     writes: int
 
 
+class Activity(NamedTuple):
+    """How a range of pages is used and was used; zeroes where no structure is initialised."""
+
+    is_referenced: bool
+    last_access_ns: int
+    """The newest of all pages."""
+    writes: int
+    """Of all pages together."""
+
+
 class Memmap(ABC):
     """The page structures of a mounted pool."""
 
@@ -108,6 +118,10 @@ class Memmap(ABC):
     @abstractmethod
     def usage(self, pfn: int) -> Usage | None:
         """Of `page` what says how it is used, in a tenth of the time."""
+
+    @abstractmethod
+    def activity(self, pfn: int, pfn_count: int) -> Activity:
+        """How the pages that a range touches are used. Makes no structure."""
 
     @abstractmethod
     def pfn_t(self, pfn: int) -> PfnT:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 from pmemfs.errors import NoPageStructures
 from pmemfs.media.page import Page
 from pmemfs.media.zones import Zone
-from pmemfs.memmap.base import Access, Memmap, Usage
+from pmemfs.memmap.base import Access, Activity, Memmap, Usage
 from pmemfs.pfn import PageGeometry, PfnT, pfn_t_to_page, pfn_to_pfn_t
 
 if TYPE_CHECKING:
@@ -60,6 +60,9 @@ class NoMemmap(Memmap):
 
     def usage(self, pfn: int) -> Usage | None:
         raise NoPageStructures(what="the state of a page")
+
+    def activity(self, pfn: int, pfn_count: int) -> Activity:
+        raise NoPageStructures(what="the state of pages")
 
     def pfn_t(self, pfn: int) -> PfnT:
         return pfn_to_pfn_t(pfn)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from pmemfs.media.page import LAYOUT, Page, PageFlags
-from pmemfs.memmap.base import Memmap, Usage
+from pmemfs.memmap.base import Activity, Memmap, Usage
 from pmemfs.pfn import PageGeometry, PfnT, page_to_pfn_t, pfn_t_to_page
 
 if TYPE_CHECKING:
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 # Cast to words of 4 or 8 bytes, the memory of structures gives one field of all by a stride.
 _WORDS, _LONGS = LAYOUT.size_bytes // 4, LAYOUT.size_bytes // 8
 _REFCOUNT_WORD = LAYOUT.offset_of("refcount") // 4
+_WRITES_WORD = LAYOUT.offset_of("writes") // 4
 _GENERATION_LONG = LAYOUT.offset_of("generation") // 8
+_LAST_ACCESS_LONG = LAYOUT.offset_of("last_access_ns") // 8
 _DIRTY = int(PageFlags.DIRTY)
 _UNPACK = LAYOUT.struct.unpack_from
 _LONG = struct.Struct("<Q")
@@ -117,6 +119,22 @@ class RecordMemmap(Memmap):
         self._check_touched()
         is_current = generation == self.generation
         return Usage(refcount, accessed_ns, reads, writes) if is_current else None
+
+    def activity(self, pfn: int, pfn_count: int) -> Activity:
+        is_referenced, newest_ns, write_count = False, 0, 0
+        for _, memory in self._existing(*self._page_range(pfn, pfn_count)):
+            words, longs = memory.cast("I"), memory.cast("Q")
+            for generation, count, accessed_ns, writes in zip(
+                longs[_GENERATION_LONG::_LONGS].tolist(), words[_REFCOUNT_WORD::_WORDS].tolist(),
+                longs[_LAST_ACCESS_LONG::_LONGS].tolist(), words[_WRITES_WORD::_WORDS].tolist(),
+                strict=True,
+            ):  # fmt: skip
+                if generation == self.generation:
+                    is_referenced |= count != 0
+                    newest_ns = max(newest_ns, accessed_ns)
+                    write_count += writes
+        self._check_touched()
+        return Activity(is_referenced, newest_ns, write_count)
 
     def is_dirty(self, page: Page) -> bool:
         """Whether a page holds bytes that no fsync has covered."""

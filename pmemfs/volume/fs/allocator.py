@@ -153,12 +153,12 @@ class Allocator:
             raise
         return runs
 
-    def allocate_run(self, frame_count: int) -> Run:
+    def allocate_run(self, frame_count: int, *, urgent: bool = False) -> Run:
         """One run of free frames, marked as used, of less than a group. Raises OSError (ENOSPC).
 
         A run of at least a chunk begins with a chunk.
         """
-        self._make_sure(frame_count, urgent=False)
+        self._make_sure(frame_count, urgent=urgent)
         if frame_count < CHUNK_FRAMES and (small := self._take_small(frame_count)):
             return small
         wanted = -(-frame_count // CHUNK_FRAMES)

@@ -134,7 +134,7 @@ class InodeAttributes:
         state.flags ^= changed
         state.changed_ns = self._store.times.now_ns()
         with self._store.change() as change:
-            record_change(change, inode, transform, state)
+            record_change(self._store, change, inode, transform, state)
         return self._store.tables.changed(number)
 
     def note_read(self, number: int) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from pmemfs.media.filesystem import CHUNK_FRAMES
+from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
 
 
 class MappedExtent(NamedTuple):
@@ -147,3 +148,8 @@ class ExtentMap:
 
     def _remove(self, first: int, last: int) -> None:
         del self._indexes[first:last], self._pfns[first:last], self._counts[first:last]
+
+
+def frames_of(size_bytes: int) -> int:
+    """The frames that so many bytes touch."""
+    return (size_bytes + FRAME_BYTES - 1) >> PAGE_SHIFT

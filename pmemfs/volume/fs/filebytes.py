@@ -20,8 +20,9 @@ from pmemfs.media.inode import SIZE_LIMIT_BYTES
 from pmemfs.medium.base import Durability
 from pmemfs.pfn import PAGE_SHIFT
 from pmemfs.units import MIB
-from pmemfs.volume.base import Piece
-from pmemfs.volume.fs.fileframes import FileFrames, frames_of, pieces_of
+from pmemfs.volume.base import HOLE, Piece
+from pmemfs.volume.fs.extents import frames_of
+from pmemfs.volume.fs.fileframes import FileFrames, pieces_of
 from pmemfs.volume.fs.inode import APPEND_ONLY, IMMUTABLE, KEEPS_AHEAD, Inode
 from pmemfs.volume.fs.spans import spans_of
 from pmemfs.volume.fs.store import Store
@@ -42,13 +43,12 @@ class FileBytes:
     def read(self, number: int, offset_bytes: int, length_bytes: int) -> bytes | memoryview:
         """The bytes of a range, as far as the file has them. Raises OSError."""
         inode = self._frames.file(number)
-        self._frames.refuse_pieces(inode)
         length_bytes = min(length_bytes, self._store.size_of(inode) - offset_bytes)
         if length_bytes <= 0:
             return b""
         page_io = self._frames.io_of(inode)
         parts = [
-            bytes(length) if pool_offset < 0
+            self._frames.packed.load(inode, position, length) if pool_offset < 0
             else page_io.load(number, position, pool_offset, length)
             for position, pool_offset, length in pieces_of(inode, offset_bytes, length_bytes)
         ]  # fmt: skip
@@ -73,7 +73,6 @@ class FileBytes:
         `may_overwrite` is true for a caller who opened an append-only file before it became so.
         """
         inode = self._frames.file(number)
-        self._frames.refuse_pieces(inode)
         self._store.refuse(inode, IMMUTABLE)
         if not may_overwrite and offset_bytes < self._store.size_of(inode):
             self._store.refuse(inode, APPEND_ONLY)
@@ -86,6 +85,8 @@ class FileBytes:
         self._store.begin_writing()
         size_bytes = self._store.size_of(inode)
         page_io = self._frames.io_of(inode)
+        changed = min(offset_bytes, size_bytes) >> PAGE_SHIFT
+        self._frames.packed.make_way(inode, changed, frames_of(end) - changed)
         # Looked up before `_fill` maps the holes: the bytes of those are stored by `_fill`.
         mapped = list(pieces_of(inode, offset_bytes, len(view)))
         if offset_bytes > size_bytes:
@@ -128,9 +129,10 @@ class FileBytes:
         size_bytes = self._store.size_of(inode)
         if not 0 <= offset_bytes < size_bytes:
             raise system_error(errno.ENXIO)
-        for position, pool_offset, _ in pieces_of(inode, offset_bytes, size_bytes - offset_bytes):
-            if (pool_offset >= 0) == for_data:
-                return position
+        first = offset_bytes >> PAGE_SHIFT
+        for index, pfn, _ in spans_of(inode, first, frames_of(size_bytes) - first):
+            if (pfn != HOLE) == for_data:
+                return max(offset_bytes, index << PAGE_SHIFT)
         if for_data:
             raise system_error(errno.ENXIO)
         return size_bytes
@@ -138,8 +140,9 @@ class FileBytes:
     def has_hole(self, number: int, offset_bytes: int, length_bytes: int) -> bool:
         """Whether a range has a hole in front of the end of the file. Raises OSError."""
         inode = self._frames.file(number)
-        length_bytes = min(length_bytes, self._store.size_of(inode) - offset_bytes)
-        return any(at < 0 for _, at, _ in pieces_of(inode, offset_bytes, length_bytes))
+        end = min(offset_bytes + length_bytes, self._store.size_of(inode))
+        first = offset_bytes >> PAGE_SHIFT
+        return any(pfn == HOLE for _, pfn, _ in spans_of(inode, first, frames_of(end) - first))
 
     def pieces(self, number: int, offset_bytes: int, length_bytes: int, most: int) -> list[Piece]:
         """Where the whole frames of a range lie in the pool: the first pieces, so many at most.

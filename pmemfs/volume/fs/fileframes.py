@@ -4,6 +4,7 @@ Invariants:
 - a frame below the size is initialised before it is mapped. Bytes behind the size are undefined,
   and become zeroes before the size passes them, unless the write that raises the size stores them
   itself. Otherwise a file would show what its frames held before, perhaps another user's data;
+- no piece has bytes behind the size that are not zeroes when the size passes them;
 - a truncation takes a new epoch, so the old live line does not count any more. Without this, a
   crash right after a truncation could bring the old size back over frames that are gone.
 """
@@ -17,12 +18,16 @@ from functools import partial
 from pmemfs.errors import system_error
 from pmemfs.media import log as media
 from pmemfs.media.inode import EPOCH_MASK, LIVE_OFFSET, SIZE_LIMIT_BYTES
+from pmemfs.media.transform import PIECE_FRAMES, pack_piece
 from pmemfs.medium.base import Durability
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
+from pmemfs.volume.base import HOLE
 from pmemfs.volume.fs.commits import Decides
-from pmemfs.volume.fs.extents import MappedExtent, Run
+from pmemfs.volume.fs.extents import MappedExtent, Run, frames_of
 from pmemfs.volume.fs.inode import FIXED, IMMUTABLE, KEEPS_AHEAD, Inode, State
+from pmemfs.volume.fs.packed import PackedPieces
 from pmemfs.volume.fs.placing import Placing
+from pmemfs.volume.fs.spans import spans_of
 from pmemfs.volume.fs.store import Store
 from pmemfs.volume.fs.transaction import Transaction
 from pmemfs.volume.pageio import PageIO
@@ -35,6 +40,7 @@ class FileFrames:
         self._store = store
         self._page_io = PageIO(store.pool.medium, store.ground.memmap)
         self.placing = Placing(store.allocator)
+        self.packed = PackedPieces(store, self._page_io, self.placing)
         self.must_clear = store.medium.durability is Durability.MSYNC
         """Whether a size may become durable before the bytes that it covers, because both wait for
         msync. Then every frame is zeroed before it is mapped."""
@@ -52,16 +58,18 @@ class FileFrames:
         self._store.begin_writing()
         old_bytes = self._store.size_of(inode)
         is_shorter = size_bytes < old_bytes
-        if not is_shorter:
-            self.refuse_pieces(inode)
         state = self._resized(inode, size_bytes, **changes)
         # Frames that were mapped ahead do not become part of a file that truncate makes longer: the
         # new range is a hole, as on other file systems.
         first_gone = frames_of(min(size_bytes, old_bytes))
         if is_shorter:
             state.flags &= ~KEEPS_AHEAD
-        elif state.flags & KEEPS_AHEAD:
-            first_gone = inode.end
+            self.packed.changes(inode, first_gone, inode.end - first_gone)
+        else:
+            # A truncation leaves a piece whole that the size cuts, because it needs no room.
+            self.packed.make_way_for_zeroes(inode, old_bytes, inode.end << PAGE_SHIFT)
+            if state.flags & KEEPS_AHEAD:
+                first_gone = inode.end
         # Before the commit, so that a longer size never covers old bytes. If the transaction fails,
         # only bytes behind the size have changed.
         self.zero_mapped(inode, old_bytes, min(size_bytes, first_gone << PAGE_SHIFT))
@@ -79,6 +87,7 @@ class FileFrames:
         if end >= size_bytes:
             last = max(last, frames_of(size_bytes))
         last = max(first, last)
+        self.packed.make_way_for_zeroes(inode, offset_bytes, end)
         with self._store.change(urgent=True) as change:
             if last > first:
                 self.unmap(change, inode, first, last - first)
@@ -175,8 +184,8 @@ class FileFrames:
         """Map the holes of a range; the new extents, whose content is undefined."""
         new: list[MappedExtent] = []
         size_frames = frames_of(self._store.size_of(inode))
-        for hole in list(inode.extents.pieces(index, frame_count)):
-            if hole.pfn < 0:
+        for hole in list(spans_of(inode, index, frame_count)):
+            if hole.pfn == HOLE:
                 new += self.placing.place(change, inode, hole, size_frames)
         for extent in new:
             change.append(inode, media.pack_extent(*extent))
@@ -186,6 +195,8 @@ class FileFrames:
             for extent in new:
                 inode.map(*extent)
             self._store.untrimmed.add(inode.number)
+            if inode.transform is not None:
+                self._store.cache.note_compressed(inode)
 
         if new:
             change.then(apply)
@@ -202,6 +213,9 @@ class FileFrames:
         old_bytes = self._store.size_of(inode)
         size_bytes = old_bytes if keep_size else max(old_bytes, end)
         first, page_io = offset_bytes >> PAGE_SHIFT, self.io_of(inode)
+        changed = offset_bytes if size_bytes == old_bytes else min(offset_bytes, old_bytes)
+        changed >>= PAGE_SHIFT
+        self.packed.make_way(inode, changed, frames_of(end) - changed)
         # Bytes between the old size and the new one that are mapped already must not show what the
         # frames held before.
         self.zero_mapped(inode, old_bytes, size_bytes)
@@ -231,9 +245,11 @@ class FileFrames:
         """Move all of a file from an offset on, back or up; moving up drops the range before it."""
         index, distance = offset_bytes >> PAGE_SHIFT, distance_bytes >> PAGE_SHIFT
         moved_from = index - min(distance, 0)
-        end = max(inode.extents.end, moved_from)
+        self._make_way_to_shift(inode, index, moved_from, distance)
+        end = max(inode.end, moved_from)
         moved = [e for e in inode.extents.pieces(moved_from, end - moved_from) if e.pfn >= 0]
-        gone = [e for e in inode.extents.pieces(index, moved_from - index) if e.pfn >= 0]
+        pieces = inode.pieces_in(moved_from, end - moved_from)
+        gone = _runs_in(inode, index, moved_from - index)
         state = self._resized(inode, size_bytes + distance_bytes)
         if end > index and end + distance >= SIZE_LIMIT_BYTES >> PAGE_SHIFT:
             raise system_error(errno.EFBIG)
@@ -245,34 +261,49 @@ class FileFrames:
             for extent in moved:
                 new_index = extent.index + distance
                 change.append(inode, media.pack_extent(new_index, extent.pfn, extent.frame_count))
+            for at, piece in pieces:
+                change.append(inode, pack_piece(at + distance, piece))
 
             frames = [(extent.pfn, extent.frame_count) for extent in moved]
             change.announce(partial(self._store.ground.pinned.left, inode.number, frames))
 
             def apply() -> None:
-                inode.extents.unmap(index, end - index)
+                inode.unmap(index, end - index)
                 for extent in moved:
-                    inode.extents.map(extent.index + distance, extent.pfn, extent.frame_count)
+                    inode.map(extent.index + distance, extent.pfn, extent.frame_count)
+                for at, piece in pieces:
+                    inode.set_piece(at + distance, piece)
 
             change.then(apply)
-            change.release(inode, [Run(extent.pfn, extent.frame_count) for extent in gone])
+            change.release(inode, gone)
             self._set_size(change, inode, state)
+
+    def _make_way_to_shift(self, inode: Inode, index: int, moved_from: int, distance: int) -> None:
+        """Let no piece be cut where a range is taken out of a file or inserted, and let those move
+        that can lie where they come to."""
+        if distance % PIECE_FRAMES:
+            self.packed.make_way(inode, index, max(1, inode.end - index))
+            return
+        self.packed.changes(inode, index, max(1, inode.end - index))
+        for at in {index, moved_from}:
+            if inode.cut_piece(at, max(1, inode.end - at)) is not None:
+                self.packed.make_way(inode, at, 1)
 
     def unmap(self, change: Transaction, inode: Inode, index: int, frame_count: int) -> None:
         """Turn a range into a hole within a transaction, and release its frames.
 
-        It has all of a piece, or nothing of it.
+        A piece that only a part of the range is in stays as it is.
         """
-        runs = [
-            Run(extent.pfn, extent.frame_count)
-            for extent in inode.extents.pieces(index, frame_count)
-            if extent.pfn >= 0
-        ]
-        for _, piece in inode.pieces_in(index, frame_count):
-            runs.append(Run(piece.pfn, piece.stored_frames))
+        end = index + frame_count
+        for at, piece in inode.pieces_in(index, frame_count):
+            if at < index:
+                index = at + piece.frame_count
+            if at + piece.frame_count > end:
+                end = at
+        runs = _runs_in(inode, index, end - index)
         if runs:
-            change.append(inode, media.pack_hole(index, frame_count))
-            change.then(lambda: inode.unmap(index, frame_count))
+            change.append(inode, media.pack_hole(index, end - index))
+            change.then(lambda: inode.unmap(index, end - index))
             change.release(inode, runs)
 
     def _unmap_behind(self, change: Transaction, inode: Inode, index: int) -> None:
@@ -330,12 +361,6 @@ class FileFrames:
             self._store.refuse_unserved(inode)
         return inode
 
-    @staticmethod
-    def refuse_pieces(inode: Inode) -> None:
-        """Raise OSError (EOPNOTSUPP) for a file with pieces: nothing here decompresses them."""
-        if inode.pieces:
-            raise OSError(errno.EOPNOTSUPP, f"inode {inode.number} has compressed pieces")
-
     def _range(self, number: int, offset_bytes: int, length_bytes: int, *, unless: int) -> Inode:
         """The file that a range belongs to. Raises OSError: EINVAL, EFBIG, EPERM for `unless`."""
         if offset_bytes < 0 or length_bytes <= 0:
@@ -344,14 +369,8 @@ class FileFrames:
             raise system_error(errno.EFBIG)
         inode = self.file(number)
         self._store.refuse(inode, unless)
-        self.refuse_pieces(inode)
         self._store.begin_writing()
         return inode
-
-
-def frames_of(size_bytes: int) -> int:
-    """The frames that so many bytes touch."""
-    return (size_bytes + FRAME_BYTES - 1) >> PAGE_SHIFT
 
 
 def pieces_of(inode: Inode, offset_bytes: int, length_bytes: int) -> Iterable[tuple[int, int, int]]:
@@ -363,3 +382,16 @@ def pieces_of(inode: Inode, offset_bytes: int, length_bytes: int) -> Iterable[tu
         length = min(end - offset_bytes, (count << PAGE_SHIFT) - inside)
         yield offset_bytes, (pfn << PAGE_SHIFT) + inside if pfn >= 0 else -1, length
         offset_bytes += length
+
+
+def _runs_in(inode: Inode, index: int, frame_count: int) -> list[Run]:
+    """The frames of a range, in which no piece is cut."""
+    if frame_count <= 0:
+        return []
+    runs = [
+        Run(extent.pfn, extent.frame_count)
+        for extent in inode.extents.pieces(index, frame_count)
+        if extent.pfn >= 0
+    ]
+    pieces = inode.pieces_in(index, frame_count)
+    return runs + [Run(piece.pfn, piece.stored_frames) for _, piece in pieces]

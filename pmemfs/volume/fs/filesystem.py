@@ -3,6 +3,7 @@
     names.py  attributes.py  xattrs.py  properties.py  what can be done to inodes
     filebytes.py  fileframes.py  placing.py            what can be done to the content of files
     relocating.py                                      lays a file out anew
+    packed.py  cold.py                                 compressed pieces, and what becomes one
     store.py                                           what they all stand on, as one object:
     housekeeping.py  compaction.py  transaction.py         how inodes change, and the room for it
     inodecache.py  reading.py  livelines.py                inodes in memory, and as they are stored
@@ -17,13 +18,12 @@ size and time in the live line, become durable with `persist`.
 
 from __future__ import annotations
 
-import errno
 import stat
 from collections.abc import Collection
 from contextlib import suppress
 
 from pmemfs.clock import AccessTimes, coarse_ns
-from pmemfs.errors import BadGeometry, system_error
+from pmemfs.errors import BadGeometry
 from pmemfs.media.filesystem import (
     FIRST_INODES_FRAME,
     HEAD,
@@ -43,6 +43,7 @@ from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
 from pmemfs.pool import Pool
 from pmemfs.volume.base import Room
 from pmemfs.volume.fs.attributes import InodeAttributes
+from pmemfs.volume.fs.cold import Cooler
 from pmemfs.volume.fs.commits import Commits
 from pmemfs.volume.fs.filebytes import FileBytes
 from pmemfs.volume.fs.fileframes import FileFrames
@@ -78,6 +79,7 @@ class FileSystem:
         self.frames = frames = FileFrames(store)
         self.content = content = FileBytes(store, frames)
         self.relocator = relocator = Relocator(store, frames)
+        self.cooler = cooler = Cooler(store, frames, relocator.moving)
         self.properties = properties = Properties(store)
         self.inode_attributes = attributes = InodeAttributes(store, frames, properties)
         self.xattrs = xattrs = Xattrs(store)
@@ -111,7 +113,7 @@ class FileSystem:
         self.read, self.write, self.copy = content.read, content.write, content.copy
         self.seek, self.has_hole = content.seek, content.has_hole
         self.pieces, self.note_stores = content.pieces, content.note_stores
-        self.lay_out = relocator.lay_out
+        self.lay_out, self.make_plain = relocator.lay_out, cooler.make_plain
         self.moving = relocator.moving
         self.check_open = content.check_open
         self.persist, self.write_back = content.persist, content.write_back
@@ -176,10 +178,6 @@ class FileSystem:
         """As of `Volume`."""
         transform = self.inode(number).transform
         return transform is not None and transform.is_encrypted
-
-    def make_plain(self, number: int, offset_bytes: int, length_bytes: int) -> None:
-        """As of `Volume`; EOPNOTSUPP, because nothing here decompresses pieces yet."""
-        raise system_error(errno.EOPNOTSUPP)
 
     def is_over(self, token: object) -> bool:
         """As `Tables.is_over`."""

@@ -45,6 +45,7 @@ _CLEAN_AT = HEAD.offset_of("is_clean")
 _LOG_FRAMES_AT = HEAD.offset_of("log_frames")
 _NOT_SERVED = frozenset((int(Transformation.XTS),))
 """Transformations that are known here, while no part serves what has them."""
+_HAS_COMPRESSED_AT = HEAD.offset_of("has_compressed")
 
 
 def geometry_of(pool: Pool) -> Geometry:
@@ -83,6 +84,8 @@ class Ground:
         raw = self.medium.read(self._head_offset, HEAD.size_bytes)
         head = validate_head(raw, pool.label.uuid)
         self.may_have_leaks = head.is_clean != 1
+        self.has_compressed = head.has_compressed != 0
+        """Whether an inode may have a compression; whoever looks for files to compress asks."""
         self._has_written = False
         self.allocator = Allocator(self.medium, self.geometry)
         self.allocator.set_log_frames(head.log_frames)
@@ -170,8 +173,15 @@ class Ground:
         """Keep room for a log that is longer than any before it, also after the next mount."""
         self.allocator.set_log_frames(frame_count)
         at = self._head_offset + _LOG_FRAMES_AT
-        self.medium.store(at, frame_count.to_bytes(8, "little"))
-        self.medium.flush(at, 8)
+        self.medium.store(at, frame_count.to_bytes(4, "little"))
+        self.medium.flush(at, 4)
+
+    def note_compression(self) -> None:
+        """An inode is about to get a compression; stored with the next fence."""
+        if not self.has_compressed:
+            self.has_compressed = True
+            self.medium.store(self._head_offset + _HAS_COMPRESSED_AT, b"\1\0\0\0")
+            self.medium.flush(self._head_offset + _HAS_COMPRESSED_AT, 4)
 
     def grow(self) -> None:
         """The pool's zones have become larger."""

@@ -38,6 +38,8 @@ class InodeCache:
         self._lines = lines
         self._inodes: dict[int, Inode] = {}
         self._readings: dict[int, Reading] = {}
+        self.compressed: set[int] = set()
+        """Files with a compression that came into memory, or changed, since somebody looked."""
 
     def inode(self, number: int) -> Inode:
         """An inode. Raises OSError: ESTALE if there is none, EIO if it is damaged; NotRead.
@@ -97,6 +99,13 @@ class InodeCache:
         """Keep a new inode in memory from now on."""
         inode.used_at = self._ground.clock
         self._inodes[inode.number] = inode
+        if inode.transform is not None:
+            self.note_compressed(inode)
+
+    def note_compressed(self, inode: Inode) -> None:
+        """A file that has a transformation has got plain frames, or came into memory."""
+        if inode.is_file and not inode.is_encrypted:
+            self.compressed.add(inode.number)
 
     def forget(self, number: int) -> None:
         """Drop an inode from memory, if it is there."""

@@ -111,13 +111,16 @@ class Properties:
         state = self._store.state_of(inode)
         state.changed_ns = self._store.times.now_ns()
         with self._store.change() as change:
-            record_change(change, inode, transform, state)
+            record_change(self._store, change, inode, transform, state)
 
 
 def record_change(
-    change: Transaction, inode: Inode, transform: TransformState | None, state: State
-) -> None:
+    store: Store, change: Transaction, inode: Inode, transform: TransformState | None,
+    state: State,
+) -> None:  # fmt: skip
     """Give an inode another transformation and these attributes in a transaction."""
+    if transform is not None and not transform.is_encrypted:
+        store.ground.note_compression()
     if transform != inode.transform:
         change.append(inode, pack_transform(transform))
     change.append(inode, state.pack())
@@ -126,6 +129,7 @@ def record_change(
         inode.set_state(state)
         if transform != inode.transform:
             inode.set_transform(transform)
+            store.cache.note_compressed(inode)
 
     change.then(apply)
 

@@ -19,8 +19,8 @@ import errno
 from pmemfs.media import log as media
 from pmemfs.media.filesystem import CHUNK_FRAMES, GROUP_CHUNKS
 from pmemfs.pfn import PAGE_SHIFT
-from pmemfs.volume.fs.extents import Run
-from pmemfs.volume.fs.fileframes import FileFrames, frames_of
+from pmemfs.volume.fs.extents import Run, frames_of
+from pmemfs.volume.fs.fileframes import FileFrames
 from pmemfs.volume.fs.inode import IMMUTABLE, Inode
 from pmemfs.volume.fs.store import Store
 
@@ -55,6 +55,7 @@ class Relocator:
         store.begin_writing()
         self.moving.add(number)
         try:
+            await self._make_plain(number)
             index = 0
             while index < self._size_frames(number):
                 index += await self._move_run(number, index)
@@ -96,6 +97,17 @@ class Relocator:
             if done < count and not store.read_only:
                 store.allocator.free([Run(run.pfn + done, count - done)])
         return count
+
+    async def _make_plain(self, number: int) -> None:
+        """Let nothing of the file lie compressed: for extents, a piece is a hole."""
+        import trio
+
+        while inode := self._frames.file(number):
+            self._frames.packed.changes(inode, 0, inode.end)
+            if not inode.pieces:
+                break
+            self._frames.packed.make_way(inode, min(inode.pieces), 1)
+            await trio.lowlevel.checkpoint()
 
     async def _withdraw(self, number: int) -> None:
         """Wait until no worker sees the file."""
