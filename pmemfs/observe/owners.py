@@ -102,8 +102,10 @@ class Owners:
             parent, name = self._places.get(number, (0, b""))
             directory = fs.store.cached(parent) if parent else None
             entry = directory.entries.get(name) if directory else None
-            if entry is None or entry.inode != number or parent in seen:
+            if directory is None or entry is None or entry.inode != number or parent in seen:
                 return None
+            with suppress(OSError):
+                name = fs.store.sealing.shown_name(directory, name)
             names.append(name)
             seen.add(parent)
             number = parent

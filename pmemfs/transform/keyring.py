@@ -92,8 +92,8 @@ class Keyring:
         self._masters: dict[bytes, int] = {}
         self._slots: dict[_Owner, int] = {}
         """Of files, the least recently used first."""
-        self._keys: dict[_Owner, bytes] = {}
-        """Whose key a file's key was derived from, as far as this process knows."""
+        self._keys: dict[_Owner, Transform] = {}
+        """What a file's key was derived from, as far as this process knows."""
         self._free: list[int] = []
         self._leaving: deque[tuple[int, object]] = deque()
         """Slots that will be free, and the tokens of the tables that named them."""
@@ -191,7 +191,8 @@ class Keyring:
         """Wipe a key and all that was derived from it, once no worker can use it any more."""
         for owner in list(self._slots):
             # Of what an earlier process has derived nobody here knows from which key.
-            if self._keys.get(owner, key_id) == key_id:
+            known = self._keys.get(owner)
+            if known is None or known.key_id == key_id:
                 self._withdraw(owner)
         self._await_graces()
         self.give_back(self._masters.pop(key_id))
@@ -211,6 +212,10 @@ class Keyring:
         assert transform is not None
         master = self.slot_of(transform.key_id)
         owner = inode.number, inode.generation, kind
+        if self._keys.get(owner, transform) != transform:
+            # An operation that failed had made an inode, and the next one has its number and its
+            # generation, but not its nonce.
+            self._withdraw(owner)
         slot = self._slots.pop(owner, None)
         if slot is None:
             slot = self._take()
@@ -220,7 +225,7 @@ class Keyring:
             )
         # At the end, as the one that was used last.
         self._slots[owner] = slot
-        self._keys[owner] = transform.key_id
+        self._keys[owner] = transform
         return slot
 
     def _take(self) -> int:

@@ -114,13 +114,21 @@ class Volume(Protocol):
     def names(self, number: int) -> list[bytes]:
         """The name of every entry of a directory, without the dots."""
 
+    def listing(self, number: int) -> list[bytes]:
+        """For each entry of a directory, without the dots, what `listed` takes."""
+        return self.names(number)
+
     @abstractmethod
-    def find_entry(self, number: int, name: bytes) -> tuple[int, int] | None:
-        """The inode of a name and its type (DT_*), without reading the inode."""
+    def listed(
+        self, number: int, key: bytes, *, follows: bool = False
+    ) -> tuple[bytes, int, int] | None:
+        """An entry, if it is there still: its name, its inode and the type of that (DT_*). The
+        inode is read only if the entry is to be followed."""
 
     @abstractmethod
     def has_entry(self, number: int, name: bytes) -> int | None:
-        """The inode that a name leads to now; that inode is read."""
+        """The inode that a name leads to now; that inode is read. None if there is no such name,
+        or ENOENT if there may be one later, though nobody makes it."""
 
     @abstractmethod
     def parent(self, number: int) -> int:

@@ -83,12 +83,14 @@ class OneFileVolume(Volume):
         self._check_root(number)
         return [self._name]
 
-    def find_entry(self, number: int, name: bytes) -> tuple[int, int] | None:
+    def listed(
+        self, number: int, key: bytes, *, follows: bool = False
+    ) -> tuple[bytes, int, int] | None:
         self._check_root(number)
-        return (INODE, _DT_REGULAR) if name == self._name else None
+        return (key, INODE, _DT_REGULAR) if key == self._name else None
 
     def has_entry(self, number: int, name: bytes) -> int | None:
-        return INODE if self.find_entry(number, name) else None
+        return INODE if self.listed(number, name) else None
 
     def parent(self, number: int) -> int:
         self._check_root(number)

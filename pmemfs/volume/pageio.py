@@ -82,13 +82,17 @@ class PageIO:
         self, number: int, position: int, pool_offset: int, data: bytes | memoryview
     ) -> None:
         if not self._memmap.has_pages:
-            self._put(pool_offset, data)
+            self._write(position, pool_offset, data)
             return
         pfn, count = self._hold(number, position, pool_offset, len(data), Access.WRITE)
         try:
-            self._put(pool_offset, data)
+            self._write(position, pool_offset, data)
         finally:
             self._memmap.put_pages(pfn, count)
+
+    def _write(self, position: int, pool_offset: int, data: bytes | memoryview) -> None:
+        """Store bytes of an inode whose pages are held."""
+        self._put(pool_offset, data)
 
     def _put(self, pool_offset: int, data: bytes | memoryview) -> None:
         self._medium.store(pool_offset, data)

@@ -49,12 +49,13 @@ def test_the_root_leads_to_the_file_however_it_is_asked(served: Mode) -> None:
     volume = served.volume
     assert volume.lookup(ROOT, served.name) == served.ino
     assert volume.names(ROOT) == [served.name]
-    assert volume.find_entry(ROOT, served.name) == (served.ino, stat.S_IFREG >> 12)
+    entries = [volume.listed(ROOT, key) for key in volume.listing(ROOT)]
+    assert entries == [(served.name, served.ino, stat.S_IFREG >> 12)]
     assert volume.has_entry(ROOT, served.name) == served.ino
     assert volume.parent(ROOT) == ROOT
     assert number_of(lambda: volume.lookup(ROOT, b"none")) == errno.ENOENT
     assert number_of(lambda: volume.lookup(ROOT, b"x" * 256)) == errno.ENAMETOOLONG
-    assert volume.find_entry(ROOT, b"none") is None
+    assert volume.listed(ROOT, b"none") is None
     for attempt in (
         lambda: volume.lookup(served.ino, b"x"),
         lambda: volume.names(served.ino),

@@ -99,6 +99,16 @@ def test_an_inode_that_has_the_number_of_a_removed_one_has_another_key(memory: i
     assert seal(keyring, keyring.file_slot(before)) != seal(keyring, keyring.file_slot(after))
 
 
+def test_an_inode_that_was_not_made_after_all_leaves_no_key_to_the_next_one(memory: int) -> None:
+    keyring, key_id = unlocked(memory)
+    failed = File(7, Transform(key_id, b"a" * 16))
+    made = File(7, Transform(key_id, b"b" * 16))
+    seal(keyring, keyring.values_slot(failed))
+    sealed = seal(keyring, keyring.values_slot(made))
+    fresh = Keyring(memory, Tables(), may_have_keys=True)
+    assert seal(fresh, fresh.values_slot(made)) == sealed
+
+
 def test_who_takes_over_finds_the_keys_and_the_slots_of_files(memory: int) -> None:
     keyring, key_id = unlocked(memory)
     slots = {number: keyring.file_slot(file(number, key_id)) for number in range(1, 20)}

@@ -25,12 +25,12 @@ _DT_DIRECTORY = 4
 
 @dataclass(slots=True)
 class _OpenDirectory:
-    """A directory that is being listed. `names` are its names when the listing began, or when this
-    process first went on with it."""
+    """A directory that is being listed. `listing` has its entries when the listing began, or when
+    this process first went on with it."""
 
     ino: int
     is_noted: bool
-    names: list[bytes] | None = None
+    listing: list[bytes] | None = None
 
 
 class Listed(NamedTuple):
@@ -71,7 +71,7 @@ class DirectoryHandlers:
         """What was listed of these directories reads otherwise now, in the same order."""
         for directory in self._open.values():
             if directory.ino in inodes:
-                directory.names = None
+                directory.listing = None
 
     def listing(
         self, handle: int, start: int, take: Callable[[Listed], bool], *, with_attributes: bool
@@ -81,13 +81,13 @@ class DirectoryHandlers:
         With attributes, each entry except the dots counts as looked up.
         """
         directory = self._directory(handle)
-        if start == 0 or directory.names is None:
-            directory.names = self._volume.names(directory.ino)
+        if start == 0 or directory.listing is None:
+            directory.listing = self._volume.listing(directory.ino)
         if directory.is_noted:
             self._volume.note_read(directory.ino)
         has_taken = False
         try:
-            for listed in self._entries(directory.ino, directory.names, start, with_attributes):
+            for listed in self._entries(directory.ino, directory.listing, start, with_attributes):
                 if not take(listed):
                     break
                 has_taken = True
@@ -98,7 +98,7 @@ class DirectoryHandlers:
                 raise
 
     def _entries(
-        self, ino: int, names: list[bytes], start: int, with_attributes: bool
+        self, ino: int, listing: list[bytes], start: int, with_attributes: bool
     ) -> Iterator[Listed]:
         volume = self._volume
         if start < 2:
@@ -106,15 +106,12 @@ class DirectoryHandlers:
             for position, (name, to) in enumerate(dots[start:], start + 1):
                 yield Listed(name, to, _DT_DIRECTORY, position)
         # Names that were removed meanwhile are left out.
-        for position in range(max(start, 2), len(names) + 2):
-            name = names[position - 2]
-            if with_attributes:
-                found = volume.has_entry(ino, name)
-                if found is not None:
-                    attributes = volume.attributes(found)
-                    yield Listed(name, found, attributes.mode >> 12, position + 1, attributes)
-            elif entry := volume.find_entry(ino, name):
-                yield Listed(name, *entry, position + 1)
+        for position in range(max(start, 2), len(listing) + 2):
+            found = volume.listed(ino, listing[position - 2], follows=with_attributes)
+            if found is None:
+                continue
+            attributes = volume.attributes(found[1]) if with_attributes else None
+            yield Listed(*found, position + 1, attributes)
 
     def _directory(self, handle: int) -> _OpenDirectory:
         directory = self._open.get(handle)

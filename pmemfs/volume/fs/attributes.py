@@ -30,6 +30,7 @@ class InodeAttributes:
         self._frames = frames
         self._properties = properties
         self._lines = store.lines
+        self._sealing = store.sealing
         self._inode, self._state_of = store.inode, store.state_of
         self.access_times = AccessTimes.RELATIVE
         """Which reads count as an access; with `notes_directories`, reads of directories too."""
@@ -45,6 +46,8 @@ class InodeAttributes:
             nlink += nlink and 1 + inode.subdirectory_count
         else:
             size_bytes = len(inode.target) or state.size_bytes
+            if inode.transform is not None and inode.target:
+                size_bytes = self._sealing.target_bytes(inode)
         flags = state.flags if inode.transform is None else state.flags | shown_flags(inode)
         block_count = (inode.extents.frame_count + inode.piece_frames + len(log.frames)) * 8
         # By position, in the order of `Attributes`: keywords would cost twice as much.
@@ -57,7 +60,7 @@ class InodeAttributes:
     def heritage(self, number: int) -> Heritage:
         """What a new inode takes over from its directory. Raises OSError."""
         inode = self._inode(number)
-        return Heritage(inode.state.mode, inode.state.gid, inode.xattrs)
+        return Heritage(inode.state.mode, inode.state.gid, self._sealing.plain_xattrs(inode))
 
     def set_attributes(
         self,
@@ -174,4 +177,5 @@ class InodeAttributes:
             raise system_error(errno.EINVAL)
         if inode.transform is not None:
             self._store.refuse_unserved(inode)
+            return self._sealing.plain_target(inode)
         return inode.target

@@ -59,6 +59,7 @@ class FileBytes:
         inode = self._store.inode(number)
         if inode.transform is not None or inode.pieces:
             self._store.refuse_unserved(inode)
+            self._store.sealing.refuse_locked(inode)
         if flags & os.O_ACCMODE == os.O_RDONLY and not flags & os.O_TRUNC:
             return
         self._store.refuse(inode, IMMUTABLE)
@@ -205,7 +206,7 @@ class FileBytes:
         size_bytes: int,
     ) -> None:  # fmt: skip
         data_end = offset_bytes + len(data)
-        page_io = self._frames.io_of(inode)
+        page_io = self._frames.io_of(inode, is_new=True)
         # New frames get their bytes before the commit maps them, so a crash shows either the
         # hole or the bytes.
         with self._store.change() as change:

@@ -23,6 +23,7 @@ from pmemfs.medium.base import Durability
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
 from pmemfs.volume.base import HOLE
 from pmemfs.volume.fs.commits import Decides
+from pmemfs.volume.fs.encryptedio import EncryptedIO
 from pmemfs.volume.fs.extents import MappedExtent, Run, frames_of
 from pmemfs.volume.fs.inode import FIXED, IMMUTABLE, KEEPS_AHEAD, Inode, State
 from pmemfs.volume.fs.packed import PackedPieces
@@ -38,7 +39,9 @@ class FileFrames:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._page_io = PageIO(store.pool.medium, store.ground.memmap)
+        self._sealing = store.sealing
+        self._medium, self._memmap = store.pool.medium, store.ground.memmap
+        self._page_io = PageIO(self._medium, self._memmap)
         self.placing = Placing(store.allocator)
         self.packed = PackedPieces(store, self._page_io, self.placing)
         self.must_clear = store.medium.durability is Durability.MSYNC
@@ -58,6 +61,7 @@ class FileFrames:
         self._store.begin_writing()
         old_bytes = self._store.size_of(inode)
         is_shorter = size_bytes < old_bytes
+        self._sealing.refuse_locked(inode)
         state = self._resized(inode, size_bytes, **changes)
         # Frames that were mapped ahead do not become part of a file that truncate makes longer: the
         # new range is a hole, as on other file systems.
@@ -174,9 +178,17 @@ class FileFrames:
 
     # What others need, and how a file changes
 
-    def io_of(self, inode: Inode) -> PageIO:
-        """What loads and stores the bytes of a file. Raises OSError."""
-        return self._page_io
+    def io_of(self, inode: Inode, *, is_new: bool = False) -> PageIO:
+        """What loads and stores the bytes of a file. Raises OSError (ENOKEY).
+
+        `is_new` is for frames that no commit has mapped yet.
+        """
+        if not inode.is_encrypted:
+            return self._page_io
+        cipher, slot = self._sealing.content_key(inode)
+        return EncryptedIO(
+            self._medium, self._memmap, self._store.lines, inode, cipher, slot, is_new=is_new
+        )
 
     def map_holes(
         self, change: Transaction, inode: Inode, index: int, frame_count: int
@@ -212,7 +224,7 @@ class FileFrames:
             raise system_error(errno.EFBIG)
         old_bytes = self._store.size_of(inode)
         size_bytes = old_bytes if keep_size else max(old_bytes, end)
-        first, page_io = offset_bytes >> PAGE_SHIFT, self.io_of(inode)
+        first, new_io = offset_bytes >> PAGE_SHIFT, self.io_of(inode, is_new=True)
         changed = offset_bytes if size_bytes == old_bytes else min(offset_bytes, old_bytes)
         changed >>= PAGE_SHIFT
         self.packed.make_way(inode, changed, frames_of(end) - changed)
@@ -229,13 +241,14 @@ class FileFrames:
                 # before them.
                 if not self.must_clear:
                     stop = min(stop, size_bytes)
-                page_io.zero(start, extent.pfn << PAGE_SHIFT, stop - start)
+                new_io.zero(start, extent.pfn << PAGE_SHIFT, stop - start)
             state = self._resized(inode, size_bytes)
             if end > size_bytes:
                 state.flags |= KEEPS_AHEAD
             self._set_size(change, inode, state)
         if clear:
             # In place, so this waits until the transaction has succeeded.
+            page_io = self.io_of(inode)
             for position, pool_offset, length in old:
                 if pool_offset >= 0:
                     page_io.zero(position, pool_offset, length)
@@ -243,6 +256,9 @@ class FileFrames:
 
     def _shift(self, inode: Inode, offset_bytes: int, distance_bytes: int, size_bytes: int) -> None:
         """Move all of a file from an offset on, back or up; moving up drops the range before it."""
+        if inode.is_encrypted:
+            # The place in the file is a part of what the bytes are encrypted with.
+            raise OSError(errno.EOPNOTSUPP, "an encrypted file can't be moved within itself")
         index, distance = offset_bytes >> PAGE_SHIFT, distance_bytes >> PAGE_SHIFT
         moved_from = index - min(distance, 0)
         self._make_way_to_shift(inode, index, moved_from, distance)
@@ -368,6 +384,7 @@ class FileFrames:
         if offset_bytes + length_bytes >= SIZE_LIMIT_BYTES:
             raise system_error(errno.EFBIG)
         inode = self.file(number)
+        self._sealing.refuse_locked(inode)
         self._store.refuse(inode, unless)
         self._store.begin_writing()
         return inode

@@ -55,6 +55,7 @@ from pmemfs.volume.fs.names import Names
 from pmemfs.volume.fs.properties import Properties
 from pmemfs.volume.fs.publication import Tables
 from pmemfs.volume.fs.relocating import Relocator
+from pmemfs.volume.fs.sealing import Sealing
 from pmemfs.volume.fs.space import Space
 from pmemfs.volume.fs.store import Store
 from pmemfs.volume.fs.xattrs import Xattrs
@@ -73,9 +74,10 @@ class FileSystem:
     def __init__(
         self, pool: Pool, memmap: Memmap, tables: Tables | None = None,
         holds: Holds | None = None, commits: Commits | None = None,
+        sealing: Sealing | None = None,
     ) -> None:  # fmt: skip
         """Mount, as `Store` does. Raises DamagedFileSystem."""
-        self.store = store = Store(pool, memmap, tables, holds, commits)
+        self.store = store = Store(pool, memmap, tables, holds, commits, sealing)
         self.frames = frames = FileFrames(store)
         self.content = content = FileBytes(store, frames)
         self.relocator = relocator = Relocator(store, frames)
@@ -96,7 +98,8 @@ class FileSystem:
         self.resume_writing = store.ground.resume_writing
 
         self.lookup, self.names = tree.lookup, tree.names
-        self.find_entry, self.has_entry, self.parent = tree.find_entry, tree.has_entry, tree.parent
+        self.listing, self.listed = tree.listing, tree.listed
+        self.has_entry, self.parent = tree.has_entry, tree.parent
         self.make, self.make_unnamed, self.link = tree.make, tree.make_unnamed, tree.link
         self.unlink, self.rmdir, self.rename = tree.unlink, tree.rmdir, tree.rename
 

@@ -25,7 +25,6 @@ from pmemfs.media.filesystem import (
     validate_head,
 )
 from pmemfs.media.journal import HEAD as JOURNAL_HEAD
-from pmemfs.media.transform import Transformation
 from pmemfs.medium.base import Medium
 from pmemfs.memmap.base import Memmap
 from pmemfs.pool import Pool
@@ -43,8 +42,6 @@ log = logging.getLogger(__name__)
 
 _CLEAN_AT = HEAD.offset_of("is_clean")
 _LOG_FRAMES_AT = HEAD.offset_of("log_frames")
-_NOT_SERVED = frozenset((int(Transformation.XTS),))
-"""Transformations that are known here, while no part serves what has them."""
 _HAS_COMPRESSED_AT = HEAD.offset_of("has_compressed")
 
 
@@ -118,8 +115,6 @@ class Ground:
         Such an inode is only refused, because it is sound: a newer program has made it.
         """
         id_ = inode.unknown_id
-        if not id_ and inode.transform is not None and inode.transform.id in _NOT_SERVED:
-            id_ = inode.transform.id
         if not id_:
             return
         why = f"inode {inode.number} has a transformation ({id_}) that this program cannot serve"

@@ -13,13 +13,16 @@ from __future__ import annotations
 from pmemfs.clock import not_before
 from pmemfs.errors import DamagedFileSystem
 from pmemfs.media.inode import LIVE_OFFSET
-from pmemfs.media.live import LIVE_LINE, size_word
+from pmemfs.media.live import LIVE_LINE, redo_check, size_word
+from pmemfs.pfn import PAGE_SHIFT
 from pmemfs.volume.fs.ground import Ground
 from pmemfs.volume.fs.inode import Inode, State
 from pmemfs.volume.fs.reading import read_accessed, read_live, stored_size
 
 _WRITTEN_AT = LIVE_LINE.offset_of("written_ns")
 _ACCESSED_AT = LIVE_LINE.offset_of("accessed_ns")
+_REDO_AT = LIVE_LINE.offset_of("redo_offset")
+_REDO_BYTES = 8 + 16 + 8
 
 
 class LiveLines:
@@ -92,6 +95,60 @@ class LiveLines:
         This is the size and the time of writing, in the line's first words. A fence must follow.
         """
         self._medium.flush(slot_offset + LIVE_OFFSET, _ACCESSED_AT)
+
+    # The edge block of an encrypted file that is being stored
+
+    def note_redo(self, inode: Inode, offset: int, block: bytes) -> None:
+        """Note, durably, that a block is about to be stored at an offset in the pool."""
+        check = redo_check(offset, block).to_bytes(8, "little")
+        line = inode.slot_offset + LIVE_OFFSET
+        self._medium.store(line + _REDO_AT + 8, block + check)
+        # Last, and by itself: a line keeps the order of the stores into it, so the offset never
+        # stands before an older block, which would be right for the same offset.
+        self._medium.store(line + _REDO_AT, offset.to_bytes(8, "little"))
+        self._medium.flush(line + _REDO_AT, _REDO_BYTES)
+        self._medium.fence()
+
+    def forget_redo(self, inode: Inode) -> None:
+        """The block that was noted is durable. This is durable, too, when it returns: a block that
+        is stored later must not be undone by an old note."""
+        at = inode.slot_offset + LIVE_OFFSET + _REDO_AT
+        self._medium.store(at, bytes(8))
+        self._medium.flush(at, 8)
+        self._medium.fence()
+
+    def redo_of(self, inode: Inode) -> tuple[int, bytes] | None:
+        """The offset and the bytes of a block that was noted and not forgotten."""
+        raw = bytes(self._medium.read(inode.slot_offset + LIVE_OFFSET + _REDO_AT, _REDO_BYTES))
+        offset, block = int.from_bytes(raw[:8], "little"), raw[8:24]
+        if not offset or redo_check(offset, block) != int.from_bytes(raw[24:], "little"):
+            # What was torn had not been begun: the block itself is stored after the note is whole.
+            return None
+        is_mine = offset % len(block) == 0 and any(
+            run.pfn <= offset >> PAGE_SHIFT < sum(run) for run in inode.runs()
+        )
+        return (offset, block) if is_mine else None
+
+    def carry_out_redo(self, inode: Inode) -> None:
+        """Store the block that was noted when the power failed, if there is one."""
+        at = inode.slot_offset + LIVE_OFFSET + _REDO_AT
+        if not any(self._medium.read(at, 8)):
+            return
+        redo = self.redo_of(inode)
+        if redo is not None:
+            offset, block = redo
+            self._medium.store(offset, block)
+            self._medium.flush(offset, len(block))
+            self._medium.fence()
+        self.forget_redo(inode)
+
+    def with_redo(self, inode: Inode, offset: int, raw: bytes | memoryview) -> bytes | memoryview:
+        """Bytes of the pool from an offset on, as they will be once the noted block is stored."""
+        redo = self.redo_of(inode)
+        at = redo[0] - offset if redo else -1
+        if redo is None or not 0 <= at < len(raw):
+            return raw
+        return bytes(raw[:at]) + redo[1] + bytes(raw[at + len(redo[1]) :])
 
     def _live_of(self, inode: Inode) -> tuple[int | None, int, int]:
         """As `read_live`. Raises OSError (EIO)."""

@@ -50,24 +50,47 @@ class Names:
         self._store = store
         self._inode = store.inode
         self._pinned = store.ground.pinned
+        self._sealing = store.sealing
 
     def lookup(self, parent: int, name: bytes) -> int:
         """The inode of a name. Raises OSError: ENOENT, ENOTDIR, ENAMETOOLONG."""
-        return self._named(parent, name)[1].number
+        return self._named(parent, name)[2].number
 
     def names(self, number: int) -> list[bytes]:
         """The names of all entries, in the order in which they were added. Raises OSError
         (ENOTDIR)."""
+        return self._sealing.shown_names(self._directory(number))
+
+    def listing(self, number: int) -> list[bytes]:
+        """As they are stored. To decrypt the names of a large directory takes seconds, so `listed`
+        does that, one by one. Raises OSError (ENOTDIR)."""
         return list(self._directory(number).entries)
 
-    def find_entry(self, number: int, name: bytes) -> tuple[int, int] | None:
-        """The inode of a name and its type (DT_*), without reading the inode. Raises OSError."""
-        return self._directory(number).entries.get(name)
+    def listed(
+        self, number: int, key: bytes, *, follows: bool = False
+    ) -> tuple[bytes, int, int] | None:
+        """As of `Volume`. Raises OSError."""
+        directory = self._directory(number)
+        entry = directory.entries.get(key)
+        if entry is None:
+            return None
+        if follows:
+            self._follow(directory, key)
+        if directory.transform is not None:
+            key = self._sealing.shown_name(directory, key)
+        return key, *entry
 
     def has_entry(self, number: int, name: bytes) -> int | None:
-        """The inode that a name leads to now. Raises OSError."""
+        """The inode that a name leads to now. Raises OSError: ENOENT in a locked directory."""
         directory = self._directory(number)
-        return self._follow(directory, name).number if name in directory.entries else None
+        if directory.transform is not None:
+            name = self._sealing.stored_name(directory, name)
+        if name in directory.entries:
+            return self._follow(directory, name).number
+        if directory.transform is not None and self._sealing.is_locked(directory):
+            # The kernel must not remember this: once the key is unlocked the name may be there.
+            raise system_error(errno.ENOENT)
+        return None
 
     def parent(self, number: int) -> int:
         """The directory above a directory."""
@@ -75,7 +98,7 @@ class Names:
 
     def make(self, parent: int, name: bytes, new: NewInode) -> int:
         """Make an inode with a name. Raises OSError: EEXIST, ENOENT, ENAMETOOLONG, ENOSPC."""
-        directory = self._directory_for_new(parent, name)
+        directory, name = self._place_for_new(parent, name)
         now_ns = self._store.times.now_ns()
         with self._store.change(decides=Decides.NAMES) as change:
             inode = self._new_inode(change, new, now_ns, directory, link_count=1)
@@ -92,10 +115,12 @@ class Names:
     def make_unnamed(self, parent: int, new: NewInode) -> int:
         """Make an inode without a name, as O_TMPFILE does; a caller who wants to keep it holds it.
 
-        Raises OSError: EPERM if the directory is immutable, ENOSPC.
+        Raises OSError: EPERM if the directory is immutable, ENOKEY if it is locked, ENOSPC.
         """
         directory = self._directory(parent)
         self._store.refuse(directory, IMMUTABLE)
+        if directory.transform is not None:
+            self._sealing.refuse_locked(directory)
         with self._store.change(decides=Decides.NAMES) as change:
             inode = self._new_inode(
                 change, new, self._store.times.now_ns(), directory, link_count=0
@@ -104,10 +129,12 @@ class Names:
         return inode.number
 
     def link(self, number: int, parent: int, name: bytes) -> None:
-        """Give an inode another name. Raises OSError: EPERM, EMLINK, and as `make`."""
+        """Give an inode another name. Raises OSError: EPERM, EMLINK, EXDEV, and as `make`."""
         inode = self._inode(number)
-        directory = self._directory_for_new(parent, name)
+        directory, name = self._place_for_new(parent, name)
         self._store.refuse(inode, FIXED)
+        if directory.transform is not None:
+            self._sealing.refuse_foreign(directory, inode)
         if inode.is_directory:
             raise system_error(errno.EPERM)
         if inode.state.link_count >= LINK_MAX:
@@ -127,7 +154,7 @@ class Names:
 
     def unlink(self, parent: int, name: bytes) -> None:
         """Remove the name of anything but a directory. Raises OSError: ENOENT, EISDIR, EPERM."""
-        directory, inode = self._named(parent, name)
+        directory, name, inode = self._named(parent, name)
         self._refuse_removal(directory, inode)
         if inode.is_directory:
             raise system_error(errno.EISDIR)
@@ -135,7 +162,7 @@ class Names:
 
     def rmdir(self, parent: int, name: bytes) -> None:
         """Remove an empty directory. Raises OSError: ENOENT, ENOTDIR, ENOTEMPTY, EPERM."""
-        directory, inode = self._named(parent, name)
+        directory, name, inode = self._named(parent, name)
         self._refuse_removal(directory, inode)
         if not inode.is_directory:
             raise system_error(errno.ENOTDIR)
@@ -157,10 +184,16 @@ class Names:
         has_known_flags = flags in (0, RENAME_WHITEOUT) or (flags == RENAME_EXCHANGE and replaces)
         if not has_known_flags or bool(flags & RENAME_WHITEOUT) != (whiteout is not None):
             raise system_error(errno.EINVAL)
-        source, inode = self._named(parent, name)
+        source, name, inode = self._named(parent, name)
         target = self._directory(new_parent)
         if len(new_name) > NAME_MAX_BYTES:
             raise system_error(errno.ENAMETOOLONG)
+        is_possible = is_name(new_name)
+        if source.transform is not None:
+            self._sealing.refuse_locked(source)
+        if target.transform is not None:
+            new_name = self._sealing.new_name(target, new_name)
+            self._sealing.refuse_foreign(target, inode)
         self._refuse_circle(inode, target)
         there = target.entries.get(new_name)
         if flags == RENAME_EXCHANGE:
@@ -168,13 +201,15 @@ class Names:
                 raise system_error(errno.ENOENT)
             other = self._follow(target, new_name)
             self._refuse_circle(other, source)
+            if source.transform is not None:
+                self._sealing.refuse_foreign(source, other)
             if inode is other:
                 return
             self._refuse_removal(source, inode)
             self._refuse_removal(target, other)
             self._exchange(source, name, inode, target, new_name, other)
             return
-        if there is None and not (is_name(new_name) and target.state.link_count):
+        if there is None and not (is_possible and target.state.link_count):
             raise system_error(errno.ENOENT)
         if there is not None and not replaces:
             raise system_error(errno.EEXIST)
@@ -218,9 +253,11 @@ class Names:
             inode.live_slots += 1
         if new.target:
             inode.target = new.target
-            inode.live_slots += value_slots(b"", new.target)
+            if inode.transform is not None:
+                inode.target = self._sealing.sealed_target(inode, new.target)
+            inode.live_slots += value_slots(b"", inode.target)
         for name, value in new.xattrs:
-            inode.set_xattr(name, value)
+            inode.set_xattr(*self._sealing.sealed_xattr(inode, name, value))
         change.fill_slot(inode)
         return inode
 
@@ -347,25 +384,33 @@ class Names:
             self._store.refuse_unserved(inode)
         return inode
 
-    def _directory_for_new(self, parent: int, name: bytes) -> Inode:
-        """A directory that can get an entry of this name."""
+    def _place_for_new(self, parent: int, name: bytes) -> tuple[Inode, bytes]:
+        """A directory that can get an entry of this name, and as what the name is stored there."""
         directory = self._directory(parent)
         if len(name) > NAME_MAX_BYTES:
             raise system_error(errno.ENAMETOOLONG)
-        if name in directory.entries or name in (b".", b".."):
+        stored = name
+        if directory.transform is not None:
+            stored = self._sealing.new_name(directory, name)
+        if stored in directory.entries or name in (b".", b".."):
             raise system_error(errno.EEXIST)
         if not is_name(name):
             raise system_error(errno.EINVAL)
         if directory.state.link_count == 0:
             raise system_error(errno.ENOENT)
         self._store.refuse(directory, IMMUTABLE)
-        return directory
+        return directory, stored
 
-    def _named(self, parent: int, name: bytes) -> tuple[Inode, Inode]:
+    def _named(self, parent: int, name: bytes) -> tuple[Inode, bytes, Inode]:
+        """A directory, as what a name is stored there, and the inode that it leads to."""
         directory = self._directory(parent)
+        if len(name) > NAME_MAX_BYTES:
+            raise system_error(errno.ENAMETOOLONG)
+        if directory.transform is not None:
+            name = self._sealing.stored_name(directory, name)
         if name not in directory.entries:
-            raise system_error(errno.ENAMETOOLONG if len(name) > NAME_MAX_BYTES else errno.ENOENT)
-        return directory, self._follow(directory, name)
+            raise system_error(errno.ENOENT)
+        return directory, name, self._follow(directory, name)
 
     def _follow(self, directory: Inode, name: bytes) -> Inode:
         """The inode that an entry leads to. Raises OSError (EIO) if it must not lead there."""

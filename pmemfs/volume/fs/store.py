@@ -4,6 +4,7 @@
     lines          sizes and times that change without a transaction
     cache          the inodes in memory
     housekeeping   transactions, and the room that they take
+    sealing        what is encrypted of inodes; without keys by default
 
 Many operations of the parts stand here too, as bound methods: a call of such a method costs no more
 than a call of the store's own. Invariants:
@@ -28,6 +29,7 @@ from pmemfs.volume.fs.inodecache import InodeCache
 from pmemfs.volume.fs.livelines import LiveLines
 from pmemfs.volume.fs.publication import Tables
 from pmemfs.volume.fs.reading import may_read_in_steps
+from pmemfs.volume.fs.sealing import Sealing
 
 
 class Store:
@@ -36,8 +38,10 @@ class Store:
     def __init__(
         self, pool: Pool, memmap: Memmap, tables: Tables | None = None,
         holds: Holds | None = None, commits: Commits | None = None,
+        sealing: Sealing | None = None,
     ) -> None:  # fmt: skip
         """Mount: as `Ground`. What `holds` says stays held. Raises DamagedFileSystem."""
+        self.sealing = sealing or Sealing()
         self.ground = ground = Ground(pool, memmap, tables, commits)
         self.lines = lines = LiveLines(ground)
         self.cache = cache = InodeCache(ground, lines)

@@ -14,7 +14,7 @@ from pmemfs.media import log as media
 from pmemfs.media.keys import RESERVED_XATTRS
 from pmemfs.media.log import XATTR_MAX_BYTES, RecordKind
 from pmemfs.volume.fs.commits import Decides
-from pmemfs.volume.fs.inode import FIXED
+from pmemfs.volume.fs.inode import FIXED, Inode
 from pmemfs.volume.fs.store import Store
 
 XATTR_CREATE = 1
@@ -30,6 +30,7 @@ class Xattrs:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._sealing = store.sealing
 
     def get_xattr(self, number: int, name: bytes) -> bytes:
         """The value of an attribute. Raises OSError (ENODATA)."""
@@ -43,6 +44,7 @@ class Xattrs:
         inode = self._store.inode(number)
         if inode.transform is not None and name.startswith(_USER):
             self._store.refuse_unserved(inode)
+            return self._sealing.plain_value(inode, name)
         return inode.xattrs.get(name)
 
     def list_xattrs(self, number: int) -> list[bytes]:
@@ -51,16 +53,18 @@ class Xattrs:
         if inode.unknown_id:
             # What a user has set may be stored in whatever form; the kernel asks for the others.
             return [name for name in inode.xattrs if name.startswith(_KERNELS)]
-        return [name for name in inode.xattrs if not name.startswith(RESERVED_XATTRS)]
+        names = self._sealing.xattr_names(inode)
+        return [name for name in names if not name.startswith(RESERVED_XATTRS)]
 
     def set_xattr(self, number: int, name: bytes, value: bytes, flags: int = 0) -> None:
         """Set an attribute. Raises OSError: EEXIST, ENODATA, E2BIG, ERANGE, ENOSPC."""
         inode = self._store.inode(number)
-        if flags & XATTR_CREATE and name in inode.xattrs:
+        there = self.find_xattr(number, name)
+        if flags & XATTR_CREATE and there is not None:
             raise system_error(errno.EEXIST)
-        if flags & XATTR_REPLACE and name not in inode.xattrs:
+        if flags & XATTR_REPLACE and there is None:
             raise system_error(errno.ENODATA)
-        if inode.xattrs.get(name) == value:
+        if there == value:
             # As on ext4, that is no change, and leaves ctime as it is.
             self._store.refuse(inode, FIXED)
             return
@@ -68,7 +72,7 @@ class Xattrs:
 
     def remove_xattr(self, number: int, name: bytes) -> None:
         """Remove an attribute. Raises OSError (ENODATA)."""
-        if name not in self._store.inode(number).xattrs:
+        if self.find_xattr(number, name) is None:
             raise system_error(errno.ENODATA)
         self.set_xattrs_and_mode(number, {name: None}, None)
 
@@ -85,6 +89,8 @@ class Xattrs:
             self._store.refuse_unserved(inode)
         for name, value in changes.items():
             check_xattr(name, value or b"")
+        changes = self._sealed(inode, changes)
+        for name, value in changes.items():
             if value is not None and name not in inode.xattrs:
                 listed_bytes = sum(len(other) + 1 for other in self.list_xattrs(number))
                 if listed_bytes + len(name) + 1 > _XATTR_LIST_MAX_BYTES:
@@ -112,6 +118,20 @@ class Xattrs:
                 inode.set_state(state)
 
             change.then(apply)
+
+    def _sealed(
+        self, inode: Inode, changes: dict[bytes, bytes | None]
+    ) -> dict[bytes, bytes | None]:
+        """Attributes as they are stored."""
+        if inode.transform is None:
+            return changes
+        sealing = self._sealing
+        removed = (name for name, value in changes.items() if value is None)
+        kept = ((name, value) for name, value in changes.items() if value is not None)
+        return {
+            **{sealing.stored_xattr(inode, name): None for name in removed},
+            **dict(sealing.sealed_xattr(inode, name, value) for name, value in kept),
+        }
 
 
 def check_xattr(name: bytes, value: bytes) -> None:
