@@ -167,7 +167,8 @@ def _is_possible(wanted: WantedRange) -> bool:
 
 
 def _why(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()
+    said = error.strerror or str(error)
+    return said[:1].lower() + said[1:]
 
 
 def _report(pin: Pin) -> PinReport:
