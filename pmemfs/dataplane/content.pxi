@@ -77,9 +77,6 @@ cdef void find_file(worker_t *worker, request_t *request) noexcept nogil:
     request.entry = find_inode(plane, request.head.nodeid)
     if request.entry != NULL:
         table = table_of(plane, request.entry)
-    if table != NULL and table.key_slot:
-        # Nothing here has its key.
-        table = NULL
     if table != NULL:
         request.size_bytes = table.size_bytes
         if table.live_offset:
@@ -166,6 +163,8 @@ cdef verdict_t serve_read(worker_t *worker, request_t *request) noexcept nogil:
     if wanted.offset + length > table.limit_bytes:
         return FORWARD
     request.answer_bytes = <uint32_t>length
+    if table.key_slot:
+        return serve_sealed_read(worker, request)
     if run_guarded(read_guarded, request):
         if request.must_forward:
             request.answer_bytes = 0
@@ -246,6 +245,8 @@ cdef verdict_t serve_write(worker_t *worker, request_t *request) noexcept nogil:
             return FORWARD
         done += piece.length
     request.is_write = True
+    if table.key_slot:
+        return serve_sealed_write(worker, request)
     if not run_guarded(write_guarded, request):
         return fail_fault(worker, request)
     if request.error:

@@ -2,7 +2,7 @@
 
     header | options of the mount | kept attributes | worker slots | faults | inodes | attributes
     | presence | stretches | extent tables | open files | lookup counts | answers | locks of sets
-    | groups of sets | page structures
+    | groups of sets | locks of encrypted pages | page structures
 
 `structures.pxd`, for the native code, is generated from these lists and from `media/page.py`.
 Invariants: all numbers are little-endian and aligned to their size, so a number of up to eight
@@ -55,6 +55,10 @@ COUNT_BYTES = 8
 CACHE_LOCKS_SHIFT = 13
 """Sets of a cache whose numbers are the same modulo 8192 share a lock."""
 CACHE_LOCK_BYTES = 8
+PAGE_LOCKS_SHIFT = 13
+"""Encrypted pages whose frames' numbers are the same modulo 8192 share a lock."""
+REDO_LOCKS_SHIFT = 8
+"""So do the redo records of files, by the numbers of the files' live lines modulo 256."""
 CONTROL_HOLDER = 1 << 32
 """What the control plane writes into a lock that it takes; worker n writes 1 + n."""
 MISSES_OPCODE = 0x7FFF_FFFF
@@ -64,6 +68,8 @@ SERVE_AGAIN = 1
 HAND_AGAIN = 2
 """In place of an error, too: the control plane is a new one, and knows nothing of what its
 predecessor was handed and has not answered."""
+HAVE_SECRETS = 3
+"""In place of an error, too: the message has the descriptor of secret memory with it."""
 
 _WORD = (1 << 64) - 1
 
@@ -210,7 +216,7 @@ class Header:
         "<u8", "1 + errno that the data plane ended with by itself; 0: it runs, or was killed"
     )
     damaged: int = stored("<u8", "1: the control plane has met damage, and writes nothing any more")
-    idle: int = stored("V8", "zero", default=bytes(8))
+    page_locks_offset: int = stored("<u8", "of the locks of encrypted pages, here", unit="bytes")
     replied: int = stored("<u8", "replies of the control plane that went through no worker")
     plane_deaths: int = stored("<u8", "data planes of this mount that died")
     plane_died_ns: int = stored("<u8", "when the last one did", unit="ns since 1970")
@@ -394,6 +400,22 @@ class Miss:
 
 
 @structure
+class PageLock:
+    """A lock of encrypted pages, and the sequence by which readers do without it; see crypt.pxi."""
+
+    holder: int = stored("<u8", "0: free; as of the locks of a cache's sets")
+    sequence: int = stored("<u8", "odd while a page is being stored")
+
+
+@structure
+class RedoLock:
+    """A lock of the redo records of files; see crypt.pxi."""
+
+    holder: int = stored("<u8", "0: free; as of the locks of a cache's sets")
+    live_offset: int = stored("<u8", "in the pool, of the line that its holder uses", unit="bytes")
+
+
+@structure
 class EntryState:
     """What became of the request in an entry of a ring; see entries.pxi. It lies with the entries,
     in a memory of their own."""
@@ -421,6 +443,8 @@ TABLE_HEAD = Layout(TableHead, 32)
 EXTENT = Layout(Extent, 32)
 FAULT_RECORD = Layout(FaultRecord, 32)
 MISS = Layout(Miss, 24)
+PAGE_LOCK = Layout(PageLock, 16)
+REDO_LOCK = Layout(RedoLock, 16)
 ENTRY_STATE = Layout(EntryState, 64)
 OPEN_PLACE = Layout(OpenPlace, 64)
 DECISION = Layout(Decision, 64)
@@ -431,7 +455,8 @@ SIGNATURE = zlib.crc32(
         [tuple(field) for field in layout.fields]
         for layout in (HEADER, MOUNT_WORDS, KEPT_ATTRIBUTES, SLOT_HEAD, OPERATION_COUNTS,
                        CACHE_COUNTS, INODE_ENTRY, ATTRIBUTES_ENTRY, TABLE_HEAD, EXTENT,
-                       FAULT_RECORD, OPEN_PLACE, DECISION, ANSWER_RECORD, MISS, ENTRY_STATE)
+                       FAULT_RECORD, OPEN_PLACE, DECISION, ANSWER_RECORD, MISS, PAGE_LOCK,
+                       REDO_LOCK, ENTRY_STATE)
     ]).encode()
 ) >> 1  # fmt: skip
 """Tells this memory from that of a version which declares it otherwise. A constant in C has 31
@@ -444,6 +469,10 @@ ENTRY_ASIDE_AT = 2048
 ENTRY_ASIDE_BYTES = 2048
 """Behind the header of an entry there is room for a short reply or payload."""
 ENTRY_PAYLOAD_AT = 4096
+PAGE_LOCKS_BYTES = (PAGE_LOCK.size_bytes << PAGE_LOCKS_SHIFT) + (
+    REDO_LOCK.size_bytes << REDO_LOCKS_SHIFT
+)
+"""The locks of redo records lie behind those of pages."""
 CACHE_COUNTS_AT = SLOT_HEAD.size_bytes + len(Operation) * OPERATION_BYTES
 SLOT_BYTES = align_up(CACHE_COUNTS_AT + CACHE_COUNTS.size_bytes, FRAME_BYTES)
 
@@ -471,6 +500,7 @@ class Areas(NamedTuple):
     answers: int
     locks: int
     groups: int
+    page_locks: int
     memmap: int
     total: int
 
@@ -497,6 +527,7 @@ def compute_areas(
         DECISION.size_bytes + (ANSWER_RECORD.size_bytes << ANSWERS_SHIFT),
         CACHE_LOCK_BYTES << CACHE_LOCKS_SHIFT if cache_set_count else 0,
         group_count_of(cache_set_count),
+        PAGE_LOCKS_BYTES if has_files else 0,
         page_count * PAGE_STRUCTURE_BYTES if memmap_here else 0,
     )
     offsets = []

@@ -24,6 +24,8 @@ cdef extern from "memory.h" nogil:
     void store_8 "pmemfs_store"(unsigned char *word, unsigned char value)
     bint swap_8 "pmemfs_swap"(unsigned char *word, unsigned char *expected, unsigned char value)
     void full_fence "pmemfs_full_fence"()
+    void store_fence "pmemfs_store_fence"()
+    void load_fence "pmemfs_load_fence"()
     void fence_after_swap "pmemfs_fence_after_swap"()
     void settle "pmemfs_settle"()
     uint64_t multiply_high "pmemfs_multiply_high"(uint64_t a, uint64_t b)
@@ -32,6 +34,7 @@ cdef extern from "memory.h" nogil:
     void stream "pmemfs_stream"(unsigned char *to, const unsigned char *source, size_t length)
     void stream_on "pmemfs_stream_on"(unsigned char *to, const unsigned char *source, size_t length)
     void end_stream "pmemfs_end_stream"()
+    void store_block "pmemfs_store_block"(unsigned char *to, const unsigned char *source)
     uint64_t now_ns "pmemfs_now_ns"(int clock)
     bint read_seqlocked "pmemfs_read_seqlocked"(const uint64_t *sequence, uint64_t *words,
                                                 size_t count)

@@ -9,6 +9,7 @@ structures that rooms share.
     pages       page structures
     plane       the shared memory as the data plane reads it
     content     READ, WRITE and LSEEK
+    crypt       READ and WRITE of encrypted files
     cache       the same in mode `cache`
     filling     places that the control plane fills from an origin
     durability  FSYNC
@@ -25,6 +26,7 @@ include "words.pxi"
 include "pages.pxi"
 include "plane.pxi"
 include "content.pxi"
+include "crypt.pxi"
 include "cache.pxi"
 include "filling.pxi"
 include "durability.pxi"

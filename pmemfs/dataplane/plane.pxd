@@ -3,6 +3,7 @@
 from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
+from pmemfs.dataplane.crypt cimport crypt_t
 from pmemfs.dataplane.pages cimport memmap_t, pages_t
 from pmemfs.dataplane.structures cimport (
     attributes_t,
@@ -11,9 +12,12 @@ from pmemfs.dataplane.structures cimport (
     header_t,
     inode_t,
     live_t,
+    page_lock_t,
+    redo_lock_t,
     slot_t,
     table_t,
 )
+from pmemfs.transform.secrets cimport secret_t
 
 cdef struct plane_t:
     uint8_t *shared
@@ -28,6 +32,11 @@ cdef struct plane_t:
     # Of a cache: the locks of its sets, and a byte a group that says whether they may change.
     uint64_t *cache_locks
     uint8_t *cache_groups
+    # The locks of encrypted pages and of redo records.
+    page_lock_t *page_locks
+    redo_lock_t *redo_locks
+    # The keys of encrypted files. NULL until the control plane has some; then never another place.
+    secret_t *secrets
     memmap_t memmap
     int fuse_fd
     # Where requests are handed over: to the control plane, for workers that have no socket of their
@@ -44,6 +53,8 @@ cdef struct worker_t:
     # Where this worker hands requests over: its own socket, or the plane's `forward_fd`.
     int forward_fd
     uint64_t now_ns
+    # What it encrypts and decrypts with; NULL until it does.
+    crypt_t *crypt
 
 cdef struct piece_t:
     uint64_t pool_offset

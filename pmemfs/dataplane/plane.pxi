@@ -15,6 +15,7 @@ from pmemfs.dataplane cimport memory
 from pmemfs.dataplane.memory cimport load, load_8, peek, put, read_seqlocked, store, store_8
 from pmemfs.dataplane.plane cimport piece_t, plane_t
 from pmemfs.dataplane.structures cimport *
+from pmemfs.transform.secrets cimport SECRETS_BYTES, load_crypto, map_secrets, secret_t
 
 
 cdef extern from "fcntl.h" nogil:
@@ -69,6 +70,8 @@ cdef void find_areas(plane_t *plane) noexcept nogil:
     plane.presence = plane.shared + plane.header.presence_offset
     plane.cache_locks = <uint64_t *>(plane.shared + plane.header.cache_locks_offset)
     plane.cache_groups = plane.shared + plane.header.cache_groups_offset
+    plane.page_locks = <page_lock_t *>(plane.shared + plane.header.page_locks_offset)
+    plane.redo_locks = <redo_lock_t *>(plane.page_locks + (1 << PAGE_LOCKS_SHIFT))
     plane.memmap.header = plane.header
     plane.memmap.sections = plane.shared + plane.header.sections_offset
     plane.memmap.pool_fd = plane.pool_fd
@@ -87,6 +90,18 @@ cdef void detach(plane_t *plane) noexcept nogil:
         munmap(plane.shared, plane.shared_bytes)
     if plane.pool != NULL:
         munmap(plane.pool, plane.mapped_bytes)
+    if plane.secrets != NULL:
+        munmap(plane.secrets, SECRETS_BYTES)
+
+
+cdef int have_secrets(plane_t *plane, int fd) noexcept nogil:
+    """Map the memory of keys; 0 or errno. The descriptor is not needed any more."""
+    cdef secret_t *secrets = NULL
+    cdef int failed = load_crypto() or map_secrets(fd, &secrets)
+    if not failed:
+        # Workers look at it from now on, so it is stored last.
+        store(<uint64_t *>&plane.secrets, <uint64_t>secrets)
+    return failed
 
 
 cdef slot_t *slot_of(plane_t *plane, int number) noexcept nogil:

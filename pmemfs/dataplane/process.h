@@ -6,6 +6,7 @@
 #define _GNU_SOURCE
 #endif
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/membarrier.h>
 #include <pthread.h>
 #include <sched.h>
@@ -14,6 +15,7 @@
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/vfs.h>
 #include <unistd.h>
@@ -67,6 +69,26 @@ static void pmemfs_nudge(const char *path, int cpu, int count) {
     /* Where this fails, the CPU is offline or not allowed. */
     while (!sched_setaffinity(0, sizeof wanted, &wanted) && count-- > 0) statfs(path, &answer);
     _exit(0);
+}
+/* Put no memory into core files: some of it may have been a key, or a plain byte. */
+static void pmemfs_dump_nothing(void) {
+    int fd = open("/proc/self/coredump_filter", O_WRONLY | O_CLOEXEC);
+    if (fd < 0) return;
+    if (write(fd, "0", 1) != 1) { /* There is nothing else to be done. */ }
+    close(fd);
+}
+/* As recv(2), and a descriptor that came with the message, or -1. */
+static ssize_t pmemfs_receive(int from, void *into, size_t length, int *fd) {
+    union { struct cmsghdr head; char room[CMSG_SPACE(sizeof(int))]; } control;
+    struct iovec part = {into, length};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control,
+                             .msg_controllen = sizeof control};
+    ssize_t count = recvmsg(from, &message, MSG_CMSG_CLOEXEC);
+    struct cmsghdr *head = count < 0 ? NULL : CMSG_FIRSTHDR(&message);
+    *fd = -1;
+    if (head && head->cmsg_level == SOL_SOCKET && head->cmsg_type == SCM_RIGHTS)
+        memcpy(fd, CMSG_DATA(head), sizeof(int));
+    return count;
 }
 static long pmemfs_thread_id(void) { return syscall(SYS_gettid); }
 

@@ -21,7 +21,7 @@ from pmemfs.dataplane cimport memory
 from pmemfs.dataplane.memory cimport catch_faults, load, peek, put, store
 from pmemfs.dataplane.plane cimport plane_t, worker_t
 from pmemfs.dataplane.protocol cimport *
-from pmemfs.dataplane.structures cimport HAND_AGAIN, header_t
+from pmemfs.dataplane.structures cimport HAND_AGAIN, HAVE_SECRETS, header_t
 from pmemfs.dataplane.transport cimport HEADERS_BYTES
 from pmemfs.dataplane.uring cimport io_uring, queue_t
 from pmemfs.medium.writeback cimport synchronise
@@ -55,6 +55,8 @@ cdef extern from "process.h" nogil:
     int become_io_flusher "pmemfs_become_io_flusher"()
     int lock_memory "pmemfs_lock_memory"(const void *pool, size_t pool_bytes)
     long thread_id "pmemfs_thread_id"()
+    void dump_nothing "pmemfs_dump_nothing"()
+    ssize_t receive "pmemfs_receive"(int source, void *into, size_t length, int *fd)
 
 cdef enum:
     SYNCS = 64
@@ -200,7 +202,7 @@ cdef int handshake(process_t *process) noexcept nogil:
         return errno
     unique = asked.unique
     while True:
-        count = recv(plane.forward_fd, process.buffer, process.buffer_bytes, 0)
+        count = receive_reply(process)
         if count < <ssize_t>sizeof(fuse_out_header):
             return errno if count < 0 else ENOTCONN
         if head.unique == unique:
@@ -239,6 +241,28 @@ cdef void *run_notices(void *argument) noexcept nogil:
             return NULL
 
 
+cdef ssize_t receive_reply(process_t *process) noexcept nogil:
+    """As recv(2): the next message of the control plane for workers without a socket of their own.
+    If it comes with secret memory, that is there when this returns."""
+    cdef int fd
+    cdef ssize_t count = receive(process.plane.forward_fd, process.buffer, process.buffer_bytes,
+                                 &fd)
+    if fd >= 0:
+        # A daemon that took over can't know whether its predecessor has sent it.
+        if process.plane.secrets == NULL:
+            take_secrets(process, fd)
+            lock_memory(process.plane.pool, process.plane.mapped_bytes)
+        close(fd)
+    return count
+
+
+cdef int take_secrets(process_t *process, int fd) noexcept nogil:
+    """Have the keys of encrypted files from now on; 0 or errno. If it fails, requests for such
+    files are forwarded."""
+    dump_nothing()
+    return have_secrets(&process.plane, fd)
+
+
 cdef void route(process_t *process) noexcept nogil:
     """Pass on the replies for workers without a socket of their own, until the control plane or the
     connection is gone."""
@@ -246,7 +270,7 @@ cdef void route(process_t *process) noexcept nogil:
     cdef uint8_t *data = process.buffer + sizeof(fuse_out_header)
     cdef ssize_t count
     while not load(&process.plane.header.ends):
-        count = recv(process.plane.forward_fd, process.buffer, process.buffer_bytes, 0)
+        count = receive_reply(process)
         if count < 0 and errno == EINTR:
             continue
         if count <= 0:
@@ -255,6 +279,8 @@ cdef void route(process_t *process) noexcept nogil:
             continue
         if head.error == HAND_AGAIN:
             ask_again(process)
+        elif head.error == HAVE_SECRETS:
+            continue
         elif (not reply(process, head, data, <uint32_t>(count - sizeof(fuse_out_header)))
               and head.unique):
             # Only this thread writes that word. The kernel refuses a reply if its request is about
@@ -332,7 +358,7 @@ def stay_in_memory() -> int:
 
 def run(int fuse_fd, int shared_fd, int pool_fd, int notices_fd, list forward_fds, *, int map_flags,
         uint32_t max_write, int queue_count, int depth, int reader_count,
-        int entries_fd=-1, int resumes=0, bytes mountpoint not None=b"") -> int:
+        int entries_fd=-1, int secrets_fd=-1, int resumes=0, bytes mountpoint not None=b"") -> int:
     """Serve one mount until it ends, and let no signal end it before; 0 or an errno.
 
     `queue_count` is the number of possible CPUs with the transport uring, and 0 with the other.
@@ -340,7 +366,8 @@ def run(int fuse_fd, int shared_fd, int pool_fd, int notices_fd, list forward_fd
     read /dev/fuse. Requests are handed over on `forward_fds`: the first is for all workers, each
     other for one queue, if there are as many. On `notices_fd` comes what the kernel must be told.
     `max_write` is in bytes. Only if the memory of all rings is that of `entries_fd`, another data
-    plane can go on with what is in them.
+    plane can go on with what is in them. `secrets_fd` is the secret memory, if there is one; it
+    may also come later (`HAVE_SECRETS`).
 
     With `resumes`, a data plane of this mount was killed, and no thread of it lives any more. Then
     `mountpoint` is where the mount is.
@@ -364,6 +391,8 @@ def run(int fuse_fd, int shared_fd, int pool_fd, int notices_fd, list forward_fd
     process.threads = <thread_t *>calloc(process.thread_count, sizeof(thread_t))
     process.mountpoint = mountpoint
     failed = set_up_workers(&process, depth, forward_fds, entries_fd)
+    if secrets_fd >= 0:
+        take_secrets(&process, secrets_fd)
     if not failed and catch_faults():
         failed = EINVAL
     if not failed:
@@ -383,6 +412,7 @@ cdef int set_up_workers(process_t *process, int depth, list forward_fds, int ent
     cdef bint has_own
     cdef thread_t *thread
     cdef worker_t worker
+    worker.crypt = NULL
     if process.queue_count:
         failed = map_entries(process.plane.header, entries_fd, entries_bytes_of(
             process.queue_count, depth, process.plane.max_write), &entries)

@@ -5,6 +5,7 @@ from pmemfs.dataplane.pages cimport pages_t
 from pmemfs.dataplane.plane cimport plane_t, worker_t
 from pmemfs.dataplane.protocol cimport fuse_in_header
 from pmemfs.dataplane.structures cimport inode_t, live_t, table_t
+from pmemfs.transform.secrets cimport secret_t
 
 cdef enum verdict_t:
     ANSWER
@@ -35,9 +36,11 @@ cdef struct request_t:
     table_t *table
     live_t *live
     uint64_t size_bytes
+    # Of an encrypted file: its key.
+    const secret_t *secret
     pages_t held
     bint is_write
-    # Of a cache: something was in the way, so that the control plane has to answer.
+    # Something was in the way, so that the control plane has to answer.
     bint must_forward
     # A block was not found, which may be what was in the way.
     bint is_missed

@@ -53,7 +53,7 @@ cdef class Responder:
     cdef bint _points
 
     def __init__(self, int shared_fd, int pool_fd, int map_flags, uint32_t max_write, *,
-                 int number=0, bint points=False) -> None:
+                 int number=0, bint points=False, int secrets_fd=-1) -> None:
         cdef int failed
         memset(&self._plane, 0, sizeof(self._plane))
         self._plane.max_write = max_write
@@ -62,6 +62,8 @@ cdef class Responder:
         memset(self._answer, 0, max_write)
         self._points = points
         failed = attach(&self._plane, shared_fd, pool_fd, map_flags) or catch_faults()
+        if not failed and secrets_fd >= 0:
+            failed = have_secrets(&self._plane, secrets_fd)
         if failed:
             raise OSError(failed, os.strerror(failed))
         self._worker.plane = &self._plane
@@ -69,6 +71,7 @@ cdef class Responder:
 
     def __dealloc__(self) -> None:
         free(self._answer)
+        free_crypt(&self._worker)
         detach(&self._plane)
 
     def answer(self, bytes operation not None, *, uint32_t opcode, unsigned long long inode,

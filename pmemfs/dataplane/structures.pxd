@@ -85,7 +85,7 @@ cdef struct header_t:
     uint64_t ends
     uint64_t ended
     uint64_t damaged
-    uint8_t idle[8]
+    uint64_t page_locks_offset
     uint64_t replied
     uint64_t plane_deaths
     uint64_t plane_died_ns
@@ -169,6 +169,16 @@ cdef struct miss_t:
     uint32_t pid
 
 
+cdef struct page_lock_t:
+    uint64_t holder
+    uint64_t sequence
+
+
+cdef struct redo_lock_t:
+    uint64_t holder
+    uint64_t live_offset
+
+
 cdef struct entry_state_t:
     uint64_t pending
     uint64_t answered
@@ -230,10 +240,13 @@ cdef enum:
     SLOT_BYTES = 0x2000
     CACHE_COUNTS_AT = 0x1840
     CACHE_LOCKS_SHIFT = 0xd
+    PAGE_LOCKS_SHIFT = 0xd
+    REDO_LOCKS_SHIFT = 8
     MISSES_OPCODE = 0x7fffffff
     SERVE_AGAIN = 1
     HAND_AGAIN = 2
-    SIGNATURE = 0x69249b36
+    HAVE_SECRETS = 3
+    SIGNATURE = 0x39322e72
     ENTRY_ASIDE_AT = 0x800
     ENTRY_ASIDE_BYTES = 0x800
     ENTRY_PAYLOAD_AT = 0x1000

@@ -44,8 +44,11 @@ reader may see.
   pages are gone, those of a killed worker as well. What the control plane holds it takes anew
   before a worker runs.
 - **Killed workers** leave their section words odd, references on pages, and maybe the lock of a
-  set. Once no thread of the data plane lives, the control plane makes the words even, frees the
-  locks, and begins a new generation (`SharedEngine.forget_workers`).
+  set or of an encrypted page. Once no thread of the data plane lives, the control plane makes the
+  words even, frees the locks, and begins a new generation (`SharedEngine.forget_workers`).
+- **Encrypted files.** A table names the slot of its file's key. The slot stays as it is until the
+  table is withdrawn and a grace period is over. Both planes store into an encrypted page only under
+  its lock (`crypt.pxi`).
 - **Counters** in a worker's slot are written only by that worker; readers take them as they come.
 - **Faults.** A record lies at `fault_count` modulo the number of records; a reader may find one
   that is half written.
@@ -197,10 +200,10 @@ class SharedMemory:
         `geometry` and `memmap_offset_bytes` describe the pool's page structures, if `memmap_place`
         says that there are any. `generation` is that of this mount.
 
-        With `has_files`, in mode `fs`, workers answer an fsync only of a published inode. With
-        `cache_set_count` there is room for what the planes share of a cache with so many sets.
-        """
+        With `has_files`, in mode `fs`, workers answer an fsync only of a published inode.
+        `cache_set_count` is that of a cache: it needs room for what the planes share of its sets."""
         has_pages = memmap_place is not MemmapPlace.NOWHERE
+        is_in_pool = memmap_place is MemmapPlace.POOL
         header = Header(
             signature=layouts.SIGNATURE,
             worker_count=worker_count,
@@ -221,7 +224,6 @@ class SharedMemory:
             cache_set_count=cache_set_count,
         )
         areas = areas_of(header)
-        is_in_pool = memmap_place is MemmapPlace.POOL
         header = replace(
             header,
             slots_offset=areas.slots,
@@ -234,6 +236,7 @@ class SharedMemory:
             counts_offset=areas.counts,
             cache_locks_offset=areas.locks,
             cache_groups_offset=areas.groups,
+            page_locks_offset=areas.page_locks,
             memmap_offset=memmap_offset_bytes if is_in_pool else areas.memmap,
         )
         fd = os.memfd_create(NAME, os.MFD_CLOEXEC)

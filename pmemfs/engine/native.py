@@ -20,6 +20,7 @@ import trio
 from pmemfs.dataplane.counters import WorkerCounters, read_counters
 from pmemfs.dataplane.layouts import Extent, FaultRecord, KeptAttributes, Operation
 from pmemfs.dataplane.memmap import SharedMemmap
+from pmemfs.dataplane.native import PageLocks
 from pmemfs.dataplane.presence import expect_holes, look_again, survey
 from pmemfs.dataplane.tables import Grace, SharedMemory
 from pmemfs.engine.base import Engine
@@ -38,6 +39,11 @@ from pmemfs.volume.onefile import INODE, KEPT, Onlookers
 
 _GRACE_POLL_SECONDS = 0.0005
 _PAUSE_SECONDS = 10
+
+
+def page_locks(shared: SharedMemory, medium: MappedMedium) -> PageLocks:
+    """The locks of encrypted pages, which both planes take before they store there."""
+    return PageLocks(shared.memory, medium.view(0, medium.size_bytes))
 
 
 class SharedEngine(Engine):
@@ -93,10 +99,13 @@ class SharedEngine(Engine):
         self.renew()
 
     def renew(self) -> None:
-        """Begin a new generation of page structures, in which only the `holders` hold pages.
+        """Begin a new generation of page structures, in which only the `holders` hold pages, and
+        free all locks of encrypted pages.
 
         No worker may be in a section. Raises OSError, and what holders raise.
         """
+        if self.shared.header_word("has_files") and not self._medium.read_only:
+            page_locks(self.shared, self._mapped).free_all()
         # What workers have stored is flushed. That it is dirty as well, msync must find out anew.
         if self._medium.durability is not Durability.MSYNC:
             self._medium.fence()

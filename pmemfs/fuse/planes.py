@@ -21,6 +21,7 @@ import os
 import select
 import signal
 import socket
+import struct
 import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
@@ -28,7 +29,7 @@ from typing import NamedTuple, Self
 
 import trio
 
-from pmemfs.dataplane.layouts import entries_bytes
+from pmemfs.dataplane.layouts import HAVE_SECRETS, entries_bytes
 from pmemfs.dataplane.tables import SharedMemory
 from pmemfs.errors import DataPlaneFailed, system_error
 from pmemfs.medium.mapped import MappedMedium
@@ -41,6 +42,7 @@ _POLL_SECONDS = 0.002
 _SO_SNDBUFFORCE = 32
 _SOCKET_BYTES = 8 * MIB
 _MESSAGE_OVERHEAD = 64
+_OUT_HEADER_BYTES = 16
 _HEADERS_BYTES = 4 * KIB
 """The most that a request or reply has besides the bytes that it moves."""
 MAX_BACKGROUND = 16384
@@ -221,6 +223,7 @@ class DataPlane:
         self._said = os.memfd_create("pmemfs-said", os.MFD_CLOEXEC)
         self.entries_fd = entries_fd
         """The memory of the rings; -1 if it need not outlive a data plane."""
+        self._secrets_fd = -1
         if is_kept and settings.queue_count and entries_fd < 0:
             self.entries_fd = os.memfd_create("pmemfs-entries", os.MFD_CLOEXEC)
             needed = entries_bytes(settings.queue_count, settings.depth, settings.max_write)
@@ -254,6 +257,7 @@ class DataPlane:
             "map_flags": medium.map_flags,
             **self._settings._asdict(),
             **({"entries_fd": self.entries_fd} if self.entries_fd >= 0 else {}),
+            **({"secrets_fd": self._secrets_fd} if self._secrets_fd >= 0 else {}),
             **({"resumes": 1} if resumes else {}),
         }
         if resumes:
@@ -287,6 +291,18 @@ class DataPlane:
             # data plane.
             self._close_connection()
             self.sockets.close_theirs()
+
+    def give_secrets(self, fd: int) -> None:
+        """Let the data plane have the keys in secret memory from now on: the process that runs, and
+        any that is started. Until it has them it forwards what is asked of encrypted files."""
+        self._secrets_fd = fd
+        if self._process is None:
+            return
+        # struct fuse_out_header
+        message = struct.pack("<IiQ", _OUT_HEADER_BYTES, HAVE_SECRETS, 0)
+        # If it has died, the next one gets them when it starts.
+        with suppress(BrokenPipeError, ConnectionResetError):
+            socket.send_fds(self.sockets.forwarded[0], [message], [fd])
 
     async def wait_until_ready(self) -> None:
         """Return once every worker runs. Raises DataPlaneFailed."""

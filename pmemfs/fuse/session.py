@@ -167,6 +167,11 @@ class Session(ABC):
             self._keep_keys(self.kept)
             pids.append(self.kept.keeper.pid if self.kept.keeper else None)
         keep_out_of_cores(pid for pid in pids if pid)
+        self._give_keys(self.keys)
+
+    def _give_keys(self, keys: Keys) -> None:
+        """Let a data plane have the keys, if there is one."""
+        return
 
     def _keep_keys(self, kept: KeptMount) -> None:
         if self.keys:
@@ -261,6 +266,9 @@ class NativeSession(Session):
         self.mount = left.mount(mountpoint, self._medium.name)
         self._join(left.fuse_fd, is_kept=True)
         self._plane.adopt(left.plane)
+        if self.keys and self.keys.may_be_there:
+            # The dead daemon may not have come to that.
+            self._give_keys(self.keys)
         if self.served.life:
             self.served.life.left = left.origin
         assert self.kept is not None
@@ -276,6 +284,9 @@ class NativeSession(Session):
         if self._sockets.have_hung_up:
             # The dead daemon was ending the mount.
             self.terminate()
+
+    def _give_keys(self, keys: Keys) -> None:
+        self._plane.give_secrets(keys.fd)
 
     def _join(self, fuse_fd: int, *, is_kept: bool) -> None:
         self._plane = DataPlane(
