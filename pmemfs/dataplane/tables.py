@@ -201,7 +201,7 @@ class SharedMemory:
         says that there are any. `generation` is that of this mount.
 
         With `has_files`, in mode `fs`, workers answer an fsync only of a published inode.
-        `cache_set_count` is that of a cache: it needs room for what the planes share of its sets."""
+        With `cache_set_count` there is room for what the planes share of so many sets."""
         has_pages = memmap_place is not MemmapPlace.NOWHERE
         is_in_pool = memmap_place is MemmapPlace.POOL
         header = Header(
