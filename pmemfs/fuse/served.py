@@ -24,12 +24,15 @@ from pmemfs.memmap import Memmap
 from pmemfs.mount.options import MountOptions
 from pmemfs.pool import Pool
 from pmemfs.transform.keyring import Keyring
+from pmemfs.transform.secrets import SLOT_COUNT
 from pmemfs.volume.base import Volume
 from pmemfs.volume.block import BlockVolume, DeviceOnlookers
 from pmemfs.volume.coming import Bring
 from pmemfs.volume.fs.commits import Commits
+from pmemfs.volume.fs.encryptedio import Cipher
 from pmemfs.volume.fs.filesystem import FileSystem
 from pmemfs.volume.fs.publication import NoTables
+from pmemfs.volume.fs.sealing import Sealing
 
 if TYPE_CHECKING:
     from pmemfs.volume.cache.life import CacheLife
@@ -159,7 +162,7 @@ def _files(
         Keyring(keys.fd, tables or NoTables(), may_have_keys=keys.may_be_there) if keys else None
     )
     holds = engine.shared.lookup_counts if isinstance(engine, SharedEngine) else None
-    fs = FileSystem(pool, memmap, tables, holds, commits)
+    fs = FileSystem(pool, memmap, tables, holds, commits, _sealing(keys, keyring, engine))
     if isinstance(engine, SharedEngine):
         share_damage(fs, engine)
     trimmer = Trimmer(pool, medium, engine, fs)
@@ -169,6 +172,21 @@ def _files(
         opens=_opens(engine),
     )  # fmt: skip
     return Served(fs, engine, trimmer, handlers, tables, keyring=keyring)
+
+
+def _sealing(keys: Keys | None, keyring: Keyring | None, engine: Engine) -> Sealing | None:
+    """What encrypts and decrypts for a file system."""
+    if keys is None or keyring is None:
+        return None
+    fd = keys.fd
+    return Sealing(keyring, None if isinstance(engine, SharedEngine) else lambda: _reference(fd))
+
+
+def _reference(fd: int) -> Cipher:
+    # Imported here, because it takes long to load, and most mounts have no encrypted file.
+    from pmemfs.transform.reference import ReferenceCipher
+
+    return ReferenceCipher(fd, SLOT_COUNT)
 
 
 def share_damage(fs: FileSystem, engine: SharedEngine) -> None:

@@ -21,7 +21,7 @@ class Keys:
         self.key_id = self.make()
         self.native = Sealing(self.keyring)
         """As of the native engine's daemon."""
-        self.python = Sealing(self.keyring, ReferenceCipher(self.fd, SLOT_COUNT))
+        self.python = Sealing(self.keyring, lambda: ReferenceCipher(self.fd, SLOT_COUNT))
         """As of the python engine."""
 
     def __enter__(self) -> Self:

@@ -7,12 +7,15 @@ rest of that block, and stores the block anew. Invariants:
   is first noted in the file's live line (see `media.live`), and carried out again from there;
 - zeroes are stored as any other bytes. So whatever lies below the size was written through the key,
   and nothing has to remember which frames were not;
+- what workers of a data plane may see is stored, and read, under the locks of its pages. Two
+  writers of one block would each store it with the old bytes of the other otherwise;
 - bytes are moved within the pool as they are stored, because the place in the file is what they are
   encrypted with, and not the place in the pool.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol
 
 from pmemfs.medium.base import Durability, Medium
@@ -56,15 +59,34 @@ class EncryptedIO(PageIO):
         self._cipher = cipher
         self._slot = slot
         self._notes_edges = medium.durability is Durability.CACHE_LINES and not is_new
+        self._locks = None if is_new else lines.locks
 
     def load(self, number: int, position: int, pool_offset: int, length: int) -> memoryview | bytes:
         before = position & _INSIDE
         whole = (before + length + _INSIDE) & -BLOCK_BYTES
-        raw = super().load(number, position - before, pool_offset - before, whole)
+        raw = self._load_locked(number, position - before, pool_offset - before, whole)
         if self._medium.read_only:
             raw = self._lines.with_redo(self._inode, pool_offset - before, raw)
         plain = self._coded(position - before, raw, encrypts=False)
         return memoryview(plain)[before : before + length] if length != whole else plain
+
+    def _load_locked(
+        self, number: int, position: int, pool_offset: int, length: int
+    ) -> memoryview | bytes:
+        locks = self._locks
+        if locks is None:
+            return super().load(number, position, pool_offset, length)
+        parts = []
+        for done, step in _pages_of(position, length):
+            pfn = (pool_offset + done) >> PAGE_SHIFT
+            locks.lock(pfn)
+            try:
+                part = super().load(number, position + done, pool_offset + done, step)
+                # Copied under the lock, because it may be a view of the pool.
+                parts.append(bytes(part))
+            finally:
+                locks.unlock(pfn)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def zero(self, position: int, pool_offset: int, length: int) -> None:
         for done in range(0, length, len(_ZEROES)):
@@ -72,7 +94,19 @@ class EncryptedIO(PageIO):
             self._write(position + done, pool_offset + done, _ZEROES[:step])
 
     def _write(self, position: int, pool_offset: int, data: bytes | memoryview) -> None:
-        view = memoryview(data)
+        view, locks = memoryview(data), self._locks
+        if locks is None:
+            self._write_blocks(position, pool_offset, view)
+            return
+        for done, step in _pages_of(position, len(view)):
+            pfn = (pool_offset + done) >> PAGE_SHIFT
+            locks.lock(pfn)
+            try:
+                self._write_blocks(position + done, pool_offset + done, view[done : done + step])
+            finally:
+                locks.unlock(pfn)
+
+    def _write_blocks(self, position: int, pool_offset: int, view: memoryview) -> None:
         # What belongs to the block in which the range begins, whole blocks, and what is left.
         first = min(-position & _INSIDE, len(view))
         last = first + ((len(view) - first) & -BLOCK_BYTES)
@@ -95,10 +129,11 @@ class EncryptedIO(PageIO):
         if not self._notes_edges or not self._has_neighbours(position, len(part)):
             self._put(at, raw)
             return
-        self._lines.note_redo(self._inode, at, raw)
-        self._put(at, raw)
-        self._medium.fence()
-        self._lines.forget_redo(self._inode)
+        with self._lines.redo_locked(self._inode):
+            self._lines.note_redo(self._inode, at, raw)
+            self._put(at, raw)
+            self._medium.fence()
+            self._lines.forget_redo(self._inode)
 
     def _coded(self, position: int, data: Buffer, *, encrypts: bool) -> bytes:
         unit, inside = position >> PAGE_SHIFT, position & (FRAME_BYTES - 1)
@@ -109,3 +144,12 @@ class EncryptedIO(PageIO):
         size_bytes = self._lines.size_of(self._inode)
         start, end = position & -BLOCK_BYTES, position + length
         return min(position, size_bytes) > start or (end < size_bytes and end < start + BLOCK_BYTES)
+
+
+def _pages_of(position: int, length: int) -> Iterator[tuple[int, int]]:
+    """The parts of a range that lie in one page each: where they begin in it, and their length."""
+    done = 0
+    while done < length:
+        step = min(length - done, FRAME_BYTES - ((position + done) & (FRAME_BYTES - 1)))
+        yield done, step
+        done += step

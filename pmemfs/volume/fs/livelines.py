@@ -10,6 +10,10 @@ Invariants:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
 from pmemfs.clock import not_before
 from pmemfs.errors import DamagedFileSystem
 from pmemfs.media.inode import LIVE_OFFSET
@@ -25,11 +29,29 @@ _REDO_AT = LIVE_LINE.offset_of("redo_offset")
 _REDO_BYTES = 8 + 16 + 8
 
 
+class PageLocks(Protocol):
+    """What keeps both planes from storing into one encrypted page at once."""
+
+    def lock(self, pfn: int) -> None:
+        """Lock the page of a frame, which no worker touches until it is unlocked."""
+
+    def unlock(self, pfn: int) -> None:
+        """Unlock a page."""
+
+    def lock_redo(self, live_offset: int) -> None:
+        """Lock the redo record of the live line at an offset in the pool."""
+
+    def unlock_redo(self, live_offset: int) -> None:
+        """Unlock a redo record, which is empty."""
+
+
 class LiveLines:
     """The live lines of one file system."""
 
-    def __init__(self, ground: Ground) -> None:
+    def __init__(self, ground: Ground, locks: PageLocks | None = None) -> None:
         self._ground = ground
+        self.locks = locks
+        """The locks of encrypted pages and of redo records, if there is a data plane."""
         self._medium = ground.medium
 
     def size_of(self, inode: Inode) -> int:
@@ -98,6 +120,20 @@ class LiveLines:
 
     # The edge block of an encrypted file that is being stored
 
+    @contextmanager
+    def redo_locked(self, inode: Inode) -> Iterator[None]:
+        """While this context lasts, no worker notes a block of this file. It is empty at first,
+        unless a power failure has left something."""
+        locks, line = self.locks, inode.slot_offset + LIVE_OFFSET
+        if locks is None:
+            yield
+            return
+        locks.lock_redo(line)
+        try:
+            yield
+        finally:
+            locks.unlock_redo(line)
+
     def note_redo(self, inode: Inode, offset: int, block: bytes) -> None:
         """Note, durably, that a block is about to be stored at an offset in the pool."""
         check = redo_check(offset, block).to_bytes(8, "little")
@@ -134,13 +170,14 @@ class LiveLines:
         at = inode.slot_offset + LIVE_OFFSET + _REDO_AT
         if not any(self._medium.read(at, 8)):
             return
-        redo = self.redo_of(inode)
-        if redo is not None:
-            offset, block = redo
-            self._medium.store(offset, block)
-            self._medium.flush(offset, len(block))
-            self._medium.fence()
-        self.forget_redo(inode)
+        with self.redo_locked(inode):
+            redo = self.redo_of(inode)
+            if redo is not None:
+                offset, block = redo
+                self._medium.store(offset, block)
+                self._medium.flush(offset, len(block))
+                self._medium.fence()
+            self.forget_redo(inode)
 
     def with_redo(self, inode: Inode, offset: int, raw: bytes | memoryview) -> bytes | memoryview:
         """Bytes of the pool from an offset on, as they will be once the noted block is stored."""

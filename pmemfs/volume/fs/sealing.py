@@ -22,10 +22,11 @@ from pmemfs.media.transform import TAG_BYTES
 from pmemfs.volume.fs.inode import Inode
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from pmemfs.transform.keyring import Keyring
     from pmemfs.volume.fs.encryptedio import Cipher
+    from pmemfs.volume.fs.livelines import PageLocks
 
 _USER = b"user."
 SEALED_XATTR = b"\x01"
@@ -41,10 +42,16 @@ _FROM_URL = bytes.maketrans(b"-_", b"+/")
 class Sealing:
     """Seals and opens, with the keys of a keyring. Without one, everything is locked."""
 
-    def __init__(self, keyring: Keyring | None = None, cipher: Cipher | None = None) -> None:
-        """`cipher` is for the content of files, in place of the native one."""
+    def __init__(
+        self, keyring: Keyring | None = None, cipher: Callable[[], Cipher] | None = None,
+        locks: PageLocks | None = None,
+    ) -> None:  # fmt: skip
+        """`cipher` makes what encrypts the content of files, in place of the native one; `locks`
+        are those of pages that a data plane stores into, too."""
         self._keyring = keyring
-        self._cipher = cipher
+        self._make_cipher = cipher
+        self._cipher: Cipher | None = None
+        self.locks = locks
 
     # Keys
 
@@ -64,7 +71,9 @@ class Sealing:
         """The cipher of a file's content, and the slot of its key. Raises OSError (ENOKEY)."""
         keyring = self._unlocked()
         slot = keyring.file_slot(inode)
-        return self._cipher or keyring.secrets, slot
+        if self._cipher is None:
+            self._cipher = self._make_cipher() if self._make_cipher else keyring.secrets
+        return self._cipher, slot
 
     def refuse_foreign(self, directory: Inode, inode: Inode) -> None:
         """Raise OSError (EXDEV) if an inode may not get a name in a directory, because that is

@@ -43,7 +43,7 @@ class Store:
         """Mount: as `Ground`. What `holds` says stays held. Raises DamagedFileSystem."""
         self.sealing = sealing or Sealing()
         self.ground = ground = Ground(pool, memmap, tables, commits)
-        self.lines = lines = LiveLines(ground)
+        self.lines = lines = LiveLines(ground, self.sealing.locks)
         self.cache = cache = InodeCache(ground, lines)
         self.housekeeping = Housekeeping(ground, cache)
         self._holds: Holds = OwnHolds() if holds is None else holds
