@@ -59,6 +59,7 @@ from pmemfs.units import GIB
 if TYPE_CHECKING:
     from pmemfs.control.standby import Standby
     from pmemfs.fuse.keeping import Keeper, Stored
+    from pmemfs.fuse.keymethods import KeyMethods
     from pmemfs.fuse.takeover import Left
     from pmemfs.pins.methods import PinMethods
     from pmemfs.pins.registry import Pins
@@ -401,7 +402,10 @@ def _methods(
         from pmemfs.observe.pages import PageObserver
 
         pins = pinning.begin(pool, medium, session)
-        observer = MountObserver(pool, medium, session, started, pins.registry)
+        keys = _key_methods(session)
+        observer = MountObserver(
+            pool, medium, session, started, pins.registry, keys.reports if keys else tuple
+        )
         return {
             "info": observer.info,
             "stat": observer.stat,
@@ -416,9 +420,23 @@ def _methods(
             "accesses": pins.accesses,
             **PageObserver(pool, session, pins.registry).methods(),
             **_cache_methods(session),
+            **(keys.methods() if keys else {}),
         }
 
     return all_of_them
+
+
+def _key_methods(session: Session) -> KeyMethods | None:
+    served = session.served
+    if served.fs is None or served.keyring is None:
+        return None
+    from pmemfs.fuse.keymethods import KeyMethods
+    from pmemfs.mount.elsewhere import named_openers
+
+    return KeyMethods(
+        served.fs, served.keyring, served.handlers,
+        functools.partial(named_openers, session.mount), session.guard_keys,
+    )  # fmt: skip
 
 
 def _cache_methods(session: Session) -> dict[str, server.Method]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-
 import click
 
+from pmemfs.cli.group import LazyCommands
 from pmemfs.cli.options import manner_options
 
 SUBCOMMANDS = {
@@ -16,23 +15,7 @@ SUBCOMMANDS = {
 }
 
 
-class _LazyCommands(click.Group):
-    """A group of the commands in `SUBCOMMANDS`."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names, in the order of their use."""
-        return list(SUBCOMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Load a command."""
-        if cmd_name not in SUBCOMMANDS:
-            return None
-        module, _, name = SUBCOMMANDS[cmd_name].partition(":")
-        command: click.Command = getattr(importlib.import_module(module), name)
-        return command
-
-
-@click.group(cls=_LazyCommands)
+@click.group(cls=LazyCommands, places=SUBCOMMANDS)
 @manner_options
 def cache() -> None:
     """Change settings of a cache, empty it, verify it, save what it has.

@@ -41,6 +41,16 @@ COMMANDS = {
         "pmemfs.cli.cache:cache",
         "Change settings of a cache, empty it, verify it, save what it has.",
     ),
+    "key": (
+        "pmemfs.cli.key:key",
+        "Make keys for encrypted directories, and say what unlocks them.",
+    ),
+    "encrypt": (
+        "pmemfs.cli.encrypt:encrypt",
+        "Encrypt what will be made in an empty directory.",
+    ),
+    "unlock": ("pmemfs.cli.unlock:unlock", "Unlock the key of an encrypted directory."),
+    "lock": ("pmemfs.cli.lock:lock", "Lock the key of an encrypted directory, and forget it."),
     "check": ("pmemfs.cli.check:check", "Verify a pool that is not mounted, and repair it."),
     "doctor": (
         "pmemfs.cli.doctor:doctor",

@@ -12,6 +12,7 @@ from pmemfs.cli.find import DETACHED, ask, find_hidden, find_mount, require_moun
 from pmemfs.cli.options import reporting
 from pmemfs.cli.output import print_facts, print_json
 from pmemfs.cli.paths import ANY_PATH
+from pmemfs.media.keyreport import KeyReport
 from pmemfs.mount.mountpoint import places_of
 from pmemfs.mountinfo import Mount
 from pmemfs.observe.answers import (
@@ -147,6 +148,8 @@ def _mount_facts(status: MountStatus) -> Iterator[tuple[str, object]]:
     yield "uptime", f"{status.uptime_seconds:.0f} s"
     if status.pins and (status.pins.pin_count or status.pins.resting_bytes):
         yield "pins", _pins(status.pins)
+    for key in status.keys:
+        yield "key", _key(key)
     if status.fault_count:
         yield "faults", f"{status.fault_count} requests met memory that could not be touched"
     if status.space:
@@ -154,6 +157,12 @@ def _mount_facts(status: MountStatus) -> Iterator[tuple[str, object]]:
     yield "read", f"{io.reads} requests, {format_size(io.read_bytes)}"
     yield "written", f"{io.writes} requests, {format_size(io.written_bytes)}"
     yield "fsync", f"{io.fsyncs} requests"
+
+
+def _key(key: KeyReport) -> str:
+    state = "unlocked" if key.is_unlocked else "locked"
+    ways = ", ".join(way.kind for way in key.ways) or "nothing"
+    return f"{key.name or key.key_id}, {state}; unlocked by {ways}"
 
 
 def _keeper(kept: KeptStatus | None) -> str:

@@ -8,7 +8,7 @@ it cannot hang; shows what this user may see, in this pid namespace.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from functools import cache
 from typing import Any, NamedTuple
@@ -18,7 +18,11 @@ from pmemfs.mountinfo import Mount, mounts
 _PROC = "/proc"
 _AT_FDCWD = -100
 _AT_STATX_DONT_SYNC = 0x4000
+_MOST_NAMED = 5
+_STATX_INO = 0x100
 _STATX_BYTES = 256
+_INODE_AT_BYTES = 32
+"""Of `stx_ino`."""
 _DEVICE_AT_BYTES = 136
 """Of `stx_dev_major`, see struct statx in statx(2); `stx_dev_minor` is behind it."""
 
@@ -63,6 +67,46 @@ def users_of(mount: Mount) -> list[int]:
         if _is(process, lambda there: _is_open(there, mount.device, remote))
         or _is(process, lambda there: _has_mapped(there, mapped))
     )
+
+
+def openers_of(mount: Mount, inodes: Collection[int]) -> dict[str, list[int]]:
+    """The paths of these inodes that any process has open or mapped, and these processes."""
+    major, _, minor = mount.device.partition(":")
+    mapped = f"{int(major):02x}:{int(minor):02x}"
+    remote = tuple(f"{m.mountpoint}/" for m in mounts() if m.fs_type.startswith(_REMOTE))
+    found: dict[str, set[int]] = {}
+    for process in _processes():
+        with suppress(OSError):
+            for fd in os.listdir(f"{_PROC}/{process}/fd"):
+                entry = f"{_PROC}/{process}/fd/{fd}"
+                if not _may_look(entry, remote):
+                    continue
+                device, inode = _identity_of(entry)
+                if device == mount.device and inode in inodes:
+                    found.setdefault(os.readlink(entry), set()).add(int(process))
+        with suppress(OSError):
+            for path in _mapped_by(process, mapped, inodes):
+                found.setdefault(path, set()).add(int(process))
+    return {path: sorted(pids) for path, pids in sorted(found.items())}
+
+
+def named_openers(mount: Mount, inodes: Collection[int]) -> str:
+    """Who has these inodes open, as the subject of a sentence; "" if nobody was found."""
+    found = openers_of(mount, inodes)
+    shown = [
+        f"{path}, which {named_processes(pids)} {'has' if len(pids) == 1 else 'have'} open"
+        for path, pids in list(found.items())[:_MOST_NAMED]
+    ]
+    rest = len(found) - len(shown)
+    return "; ".join(shown) + (f"; and {rest} more" if rest else "")
+
+
+def _mapped_by(process: str, device: str, inodes: Collection[int]) -> Iterator[str]:
+    with open(f"{_PROC}/{process}/maps", errors="replace") as maps:
+        for line in maps:
+            words = line.split(maxsplit=5)
+            if len(words) == 6 and words[3] == device and int(words[4]) in inodes:
+                yield words[5].rstrip("\n")
 
 
 def loop_devices_of(mount: Mount) -> list[str]:
@@ -118,16 +162,22 @@ def _may_look(entry: str, remote: tuple[str, ...]) -> bool:
 
 def _device_of(path: str) -> str:
     """The device of what a link of /proc leads to, which is not asked for anything; or ""."""
+    return _identity_of(path)[0]
+
+
+def _identity_of(path: str) -> tuple[str, int]:
+    """As `_device_of`, and the inode."""
     import ctypes
 
     buffer = ctypes.create_string_buffer(_STATX_BYTES)
-    if _libc().statx(_AT_FDCWD, os.fsencode(path), _AT_STATX_DONT_SYNC, 0, buffer):
-        return ""
+    if _libc().statx(_AT_FDCWD, os.fsencode(path), _AT_STATX_DONT_SYNC, _STATX_INO, buffer):
+        return "", 0
     major, minor = (
         int.from_bytes(buffer.raw[at : at + 4], "little")
         for at in (_DEVICE_AT_BYTES, _DEVICE_AT_BYTES + 4)
     )
-    return f"{major}:{minor}"
+    inode = int.from_bytes(buffer.raw[_INODE_AT_BYTES : _INODE_AT_BYTES + 8], "little")
+    return f"{major}:{minor}", inode
 
 
 @cache

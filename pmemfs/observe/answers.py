@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any, Literal, NamedTuple
 
 from pmemfs.engine.statistics import EngineStatistics
+from pmemfs.media.keyreport import KeyReport
 from pmemfs.media.pagereport import PageOwner, PageReport, StructureBytes
 from pmemfs.unsaid import Unsaid
 from pmemfs.volume.fs.space import Space
@@ -98,6 +99,8 @@ class MountStatus(NamedTuple):
     pins: PinSummary | None = None
     kept: KeptStatus | None = None
     """What the mount outlives; None: it ends with each of its processes."""
+    keys: tuple[KeyReport, ...] = ()
+    """Of a file system."""
 
 
 class KeptStatus(NamedTuple):

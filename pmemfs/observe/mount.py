@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 import trio
@@ -11,6 +12,7 @@ import trio
 from pmemfs.errors import MemoryFault, NoExtents
 from pmemfs.fuse.session import Session
 from pmemfs.logs import log_place
+from pmemfs.media.keyreport import KeyReport
 from pmemfs.media.label import Mode
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap import effective_scheme
@@ -43,6 +45,7 @@ class MountObserver:
         session: Session,
         started: float,
         pins: Pins,
+        keys: Callable[[], tuple[KeyReport, ...]],
     ) -> None:
         self._pool = pool
         self._medium = medium
@@ -52,6 +55,7 @@ class MountObserver:
         self._mount = session.mount
         self._started = started
         self._pins = pins
+        self._keys = keys
 
     async def info(self) -> dict[str, Any]:
         """The status of the mount and its pool."""
@@ -78,6 +82,7 @@ class MountObserver:
             structures=self._session.memmap.memory(),
             pins=self._pin_summary(),
             kept=self._kept(),
+            keys=self._keys(),
         )
         return json_values(status)
 

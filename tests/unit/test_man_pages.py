@@ -10,8 +10,9 @@ from pathlib import Path
 import click
 import pytest
 
-from pmemfs.cli.cache import SUBCOMMANDS
+from pmemfs.cli.cache import SUBCOMMANDS as FOR_CACHES
 from pmemfs.cli.commands import pmemfs
+from pmemfs.cli.key import SUBCOMMANDS as FOR_KEYS
 
 DIRECTORY = Path(__file__).parents[2] / "share/man/man8"
 PAGES = sorted(DIRECTORY.glob("*.8"))
@@ -34,7 +35,8 @@ def rendered(page: Path, locale: str = "C.UTF-8") -> str:
 
 def test_each_command_has_a_page_and_mount_8_has_its_helpers() -> None:
     names = {"pmemfs.8", "mount.pmemfs.8", *(f"pmemfs-{name}.8" for name in COMMANDS)}
-    names |= {f"pmemfs-cache-{name}.8" for name in SUBCOMMANDS}
+    names |= {f"pmemfs-cache-{name}.8" for name in FOR_CACHES}
+    names |= {f"pmemfs-key-{name}.8" for name in FOR_KEYS}
     assert {page.name for page in PAGES} == names
 
 

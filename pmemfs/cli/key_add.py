@@ -1,0 +1,52 @@
+"""`pmemfs key add`: make a key, or add one more way to unlock it."""
+
+from __future__ import annotations
+
+import click
+
+from pmemfs.cli.key_asking import (
+    ask_about,
+    find_key,
+    given_secret,
+    in_ways,
+    key_mount,
+    name_option,
+    print_key,
+    secret_options,
+)
+from pmemfs.cli.options import reporting
+from pmemfs.cli.paths import A_DIRECTORY
+from pmemfs.errors import NoKey
+
+
+@click.command("add")
+@click.argument("mountpoint", type=A_DIRECTORY)
+@name_option
+@secret_options
+@reporting
+def key_add(
+    mountpoint: str, name: str, key_file: str | None, *, passphrase: bool, as_json: bool
+) -> None:
+    """Make a key, or add one more way to unlock it.
+
+    A new key is made if there is none of this name, and is unlocked then. Otherwise the key must be
+    unlocked, and can be unlocked in one more way from now on.
+
+    A passphrase is asked for twice, without showing it; of a pipe it is the first line of standard
+    input. 'head -c 64 /dev/urandom > FILE' makes a good key file. Keep a copy of it elsewhere: in
+    an encrypted directory of the same key it is of no use.
+    """
+    mount = key_mount(mountpoint)
+    key = find_key(mount, name)
+    if key is not None and not key.is_unlocked:
+        raise NoKey(name=name)
+    prompt = f"Passphrase for {'the new' if key is None else 'the'} key '{name}'"
+    secret = given_secret(prompt, key_file, passphrase=passphrase, is_new=True)
+    now = ask_about(mount, "key-add", name=name, **secret)
+    sentence = (
+        f"made the key '{name}', which is unlocked; "
+        f"'pmemfs encrypt DIRECTORY --key {name}' encrypts an empty directory with it"
+        if key is None
+        else f"the key '{name}' can be unlocked in {in_ways(now)} now"
+    )
+    print_key(now, sentence, as_json=as_json)

@@ -1,0 +1,57 @@
+"""`pmemfs key remove`: remove a way to unlock a key."""
+
+from __future__ import annotations
+
+import click
+
+from pmemfs.cli.key_asking import (
+    ask_about,
+    find_key,
+    given_secret,
+    in_ways,
+    key_mount,
+    name_option,
+    print_key,
+    secret_options,
+)
+from pmemfs.cli.options import Count, reporting
+from pmemfs.cli.paths import A_DIRECTORY
+from pmemfs.errors import BadUsage, NoSuchKey
+
+
+@click.command("remove")
+@click.argument("mountpoint", type=A_DIRECTORY)
+@name_option
+@secret_options
+@click.option("--way", type=Count(1, 9999), metavar="NUMBER",
+              help="The way of this number, as 'pmemfs key list' shows it.")  # fmt: skip
+@click.option("--force", is_flag=True, help="Remove the last way, too: the files are lost then.")
+@reporting
+def key_remove(
+    mountpoint: str, name: str, key_file: str | None, way: int | None, *, passphrase: bool,
+    force: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Remove a way to unlock a key: a passphrase, a key file, or the way of a number.
+
+    No file is touched. The last way stays, exit code 3, unless --force removes it, and with it all
+    files that are encrypted with the key: they can be read until the key is locked or the pool is
+    unmounted, and never again. Who has a copy of the pool from before can still unlock that with
+    what was removed.
+    """
+    if way is not None and (key_file is not None or passphrase):
+        raise BadUsage(why="--way, --passphrase and --key-file exclude each other")
+    mount = key_mount(mountpoint)
+    if find_key(mount, name) is None:
+        raise NoSuchKey(name=name)
+    secret = {}
+    if key_file is not None or passphrase:
+        prompt = f"Passphrase for the key '{name}'"
+        secret = given_secret(prompt, key_file, passphrase=passphrase)
+    now = ask_about(
+        mount, "key-remove", name=name, way=way, **({"is_forced": True} if force else {}), **secret
+    )  # fmt: skip
+    left = f"can be unlocked in {in_ways(now)} now" if now.ways else (
+        "can't be unlocked any more once it is locked or the pool is unmounted"
+        if now.is_unlocked else "can't be unlocked any more"
+    )  # fmt: skip
+    print_key(now, f"the key '{name}' {left}", as_json=as_json)

@@ -1,0 +1,384 @@
+"""What the daemon of a mounted file system answers about keys, beside what every daemon does.
+
+key-list                                            KeyReports
+key-find    inode or name                           KeyReport
+key-add     name, secret                            KeyReport
+key-change  name, secret, new secret                KeyReport
+key-remove  name; secret, way number; whether all   KeyReport
+encrypt     inode, name, path                       KeyReport
+unlock      inode or name, secret                   KeyReport
+lock        inode or name                           Locked
+
+A secret is a passphrase or the bytes of a key file, in Base64. Invariants:
+- no secret is logged, nor in an answer;
+- one of these is carried out at a time. What takes long, to unwrap a key, goes on in a thread, and
+  takes much memory.
+"""
+
+from __future__ import annotations
+
+import binascii
+import errno
+from base64 import b64decode
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, TypeVar
+
+import trio
+
+from pmemfs.errors import (
+    BadKeyName,
+    BadSecret,
+    CannotEncrypt,
+    CannotStoreKey,
+    KeyInUse,
+    LastWay,
+    LostKey,
+    NoKey,
+    NoSuchKey,
+    NoSuchWay,
+    NotEncrypted,
+    WhichWay,
+    WrongKey,
+    sentence_of,
+)
+from pmemfs.fuse.forgetting import Kept, forget, kept_of
+from pmemfs.fuse.handlers.handlers import Handlers
+from pmemfs.media.inode import ROOT
+from pmemfs.media.keyreport import (
+    MOST_NAME_BYTES,
+    KeyReport,
+    KeyReports,
+    KeyWay,
+    Locked,
+    check_secret,
+)
+from pmemfs.media.keys import WrappedKind
+from pmemfs.text import counted
+from pmemfs.transform.keyring import Keyring
+from pmemfs.volume.fs.filesystem import FileSystem
+from pmemfs.volume.fs.keystore import KeyStore, Secret, Way, name_of, wrapped
+
+_RELEASE_SECONDS = 1
+"""So long the kernel may need to say that a file is closed that nobody has any more."""
+_POLL_SECONDS = 0.02
+
+T = TypeVar("T")
+
+_KINDS = {
+    "passphrase": WrappedKind.PASSPHRASE,
+    "key file": WrappedKind.KEY_FILE,
+}
+_WORDS = {kind: word for word, kind in _KINDS.items()}
+
+
+class KeyMethods:
+    """The methods of one mounted file system."""
+
+    def __init__(
+        self, fs: FileSystem, keyring: Keyring, handlers: Handlers,
+        users_of: Callable[[set[int]], str], protect: Callable[[], None],
+    ) -> None:  # fmt: skip
+        """`users_of` names the processes that have inodes open, "" if it finds none. `protect`
+        keeps memory of the mount's processes out of core files, before any of them has a key."""
+        self._fs = fs
+        self._keyring = keyring
+        self._handlers = handlers
+        self._users_of = users_of
+        self._protect = protect
+        self._store = KeyStore(fs.store, fs.xattrs)
+        self._turn = trio.Lock()
+
+    def methods(self) -> dict[str, Callable[..., Awaitable[Any]]]:
+        """All of them, by name."""
+        return {
+            "key-list": self.list,
+            "key-find": self.find,
+            "key-add": self.add,
+            "key-change": self.change,
+            "key-remove": self.remove,
+            "encrypt": self.encrypt,
+            "unlock": self.unlock,
+            "lock": self.lock,
+        }
+
+    def reports(self) -> tuple[KeyReport, ...]:
+        """All keys, also those that are unlocked and that no way is left to unlock."""
+        stored = self._store.key_ids()
+        others = self._keyring.unlocked - set(stored)
+        return tuple(self._report(key_id) for key_id in [*stored, *sorted(others)])
+
+    async def list(self) -> dict[str, Any]:
+        """All keys."""
+        return _values(KeyReports(self.reports()))
+
+    async def find(
+        self, inode: int | None = None, name: str | None = None, path: str = ""
+    ) -> dict[str, Any]:
+        """The key of an inode, or of a name. Raises NoSuchKey, NotEncrypted."""
+        return _values(self._report(self._key_id(inode, name, path)))
+
+    async def add(self, name: str, secret: str, kind: str) -> dict[str, Any]:
+        """Make a key, or add one more way to unlock a key that is unlocked. Raises BadKeyName,
+        BadSecret, NoKey, OSError."""
+        check_name(name)
+        new = _secret(secret, kind)
+        self._protect()
+        async with self._turn:
+            key_id = self._store.named(name)
+            if key_id is not None:
+                await self._add_way(name, key_id, new)
+                return _values(self._report(key_id))
+            slot = self._keyring.take_master()
+            try:
+                key_id = self._keyring.secrets.generate(slot)
+                await self._add_wrapped(name, key_id, new, slot)
+            except BaseException:
+                self._keyring.give_back(slot)
+                raise
+            self._keyring.keep_master(slot)
+            return _values(self._report(key_id))
+
+    async def change(
+        self, name: str, secret: str, kind: str, new_secret: str, new_kind: str
+    ) -> dict[str, Any]:
+        """Replace the way that a secret unlocks by another. Raises NoSuchKey, BadSecret, WrongKey,
+        OSError."""
+        old, new = _secret(secret, kind), _secret(new_secret, new_kind)
+        self._protect()
+        async with self._turn:
+            key_id = self._key_id(None, name)
+            slot = self._keyring.take_master()
+            try:
+                try:
+                    way = await self._unwrap(key_id, old, slot)
+                except WrongKey:
+                    # A daemon that has died may have done it, and have answered nobody.
+                    await self._unwrap(key_id, new, slot)
+                else:
+                    key = name_of(self._store.of_key(key_id))
+                    value = await self._in_thread(
+                        wrapped, key, key_id, new, self._keyring.secrets, slot
+                    )
+                    self._storing(partial(self._store.replace, way, value))
+            finally:
+                self._keyring.give_back(slot)
+            return _values(self._report(key_id))
+
+    async def remove(
+        self, name: str, secret: str | None = None, kind: str = "passphrase",
+        way: int | None = None, is_forced: bool = False,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Remove one way to unlock a key: that of a number, or that which a secret unlocks; with
+        neither, the only one. The last one only if that is forced. Raises NoSuchKey, BadSecret,
+        WrongKey, LastWay, OSError."""
+        async with self._turn:
+            key_id = self._key_id(None, name)
+            ways = self._store.of_key(key_id)
+            if secret is not None:
+                wanted = _secret(secret, kind)
+                self._protect()
+                slot = self._keyring.take_master()
+                try:
+                    chosen = [await self._unwrap(key_id, wanted, slot)]
+                finally:
+                    self._keyring.give_back(slot)
+            elif way is not None:
+                chosen = [each for each in ways if each.number == way]
+                if not chosen:
+                    raise NoSuchWay(name=name, way=way)
+            else:
+                chosen = ways
+                if len(ways) > 1 and not is_forced:
+                    raise WhichWay(name=name, count=len(ways))
+            left = [each for each in ways if each not in chosen and each.wrapped]
+            if not left and not is_forced:
+                raise LastWay(name=name)
+            self._storing(partial(self._store.remove, chosen))
+            return _values(self._report(key_id))
+
+    async def encrypt(self, inode: int, name: str, path: str) -> dict[str, Any]:
+        """Encrypt an empty directory with a key. Raises NoSuchKey, NoKey, CannotEncrypt."""
+        key_id = self._key_id(None, name)
+        self._check_unlocked(key_id, name)
+        try:
+            self._fs.properties.encrypt(inode, key_id)
+        except OSError as error:
+            raise CannotEncrypt(error.errno, path=path, why=sentence_of(error)) from None
+        return _values(self._report(key_id))
+
+    async def unlock(
+        self, secret: str, kind: str, inode: int | None = None, name: str | None = None,
+        path: str = "",
+    ) -> dict[str, Any]:  # fmt: skip
+        """Unlock a key. Raises NoSuchKey, NotEncrypted, BadSecret, LostKey, WrongKey, OSError."""
+        given = _secret(secret, kind)
+        self._protect()
+        async with self._turn:
+            key_id = self._key_id(inode, name, path)
+            slot = self._keyring.take_master()
+            try:
+                await self._unwrap(key_id, given, slot)
+            except BaseException:
+                self._keyring.give_back(slot)
+                raise
+            if self._keyring.is_unlocked(key_id):
+                self._keyring.give_back(slot)
+            else:
+                kept = kept_of(self._fs, key_id)
+                self._keyring.keep_master(slot)
+                await self._forget(kept)
+            return _values(self._report(key_id))
+
+    async def lock(
+        self, inode: int | None = None, name: str | None = None, path: str = ""
+    ) -> dict[str, Any]:
+        """Lock a key. Raises NoSuchKey, NotEncrypted, NoKey, KeyInUse."""
+        async with self._turn:
+            key_id = self._key_id(inode, name, path)
+            key = name_of(self._store.of_key(key_id)) or key_id.hex()
+            self._check_unlocked(key_id, key)
+            await self._wait_until_closed(key_id, key)
+            # Nothing is awaited in between, so nothing else is opened.
+            kept = kept_of(self._fs, key_id)
+            self._keyring.begin_lock(key_id)
+            try:
+                await self._forget(kept)
+            except BaseException:
+                self._keyring.keep_unlocked(key_id)
+                raise
+            self._keyring.lock(key_id)
+            return _values(Locked(key, key_id.hex(), len(kept.inodes)))
+
+    def _key_id(self, inode: int | None, name: str | None, path: str = "") -> bytes:
+        """The key of a name, or of an inode. Raises NoSuchKey, NotEncrypted, OSError."""
+        if name is not None:
+            key_id = self._store.named(name)
+            if key_id is None:
+                raise NoSuchKey(name=name)
+            return key_id
+        number = ROOT if inode is None else inode
+        transform = self._fs.inode(number).transform
+        if transform is None or not any(transform.key_id):
+            raise NotEncrypted(path=path or f"inode {number}")
+        return transform.key_id
+
+    def _check_unlocked(self, key_id: bytes, name: str) -> None:
+        if not self._keyring.is_unlocked(key_id):
+            raise NoKey(name=name)
+
+    async def _add_way(self, name: str, key_id: bytes, new: Secret) -> None:
+        """Add one more way to a key that is unlocked."""
+        self._check_unlocked(key_id, name)
+        await self._add_wrapped(name, key_id, new, self._keyring.slot_of(key_id))
+
+    async def _add_wrapped(self, name: str, key_id: bytes, new: Secret, slot: int) -> None:
+        value = await self._in_thread(wrapped, name, key_id, new, self._keyring.secrets, slot)
+        self._storing(partial(self._store.add, key_id, value))
+
+    async def _unwrap(self, key_id: bytes, secret: Secret, slot: int) -> Way:
+        """Put a key into a slot; the way that the secret has unlocked. Raises LostKey, WrongKey."""
+        ways = self._store.of_key(key_id)
+        if not ways:
+            raise LostKey(key_id=key_id.hex())
+        for way in ways:
+            if await self._in_thread(way.is_unlocked_by, secret, self._keyring.secrets, slot):
+                return way
+        word = _WORDS[secret.kind]
+        if any(way.wrapped and way.wrapped.kind == secret.kind for way in ways):
+            why = f"the {word} is wrong"
+        elif any(way.wrapped for way in ways):
+            other = next(_WORDS[k] for k in _WORDS if k is not secret.kind)
+            why = f"it has a {other}, and no {word}"
+        else:
+            why = f"what is stored of it is damaged: {ways[0].problem}"
+        raise WrongKey(name=name_of(ways) or key_id.hex(), why=why)
+
+    async def _in_thread(self, call: Callable[..., T], *args: object) -> T:
+        """Do what takes long. Nothing else touches the slot meanwhile."""
+        return await trio.to_thread.run_sync(partial(call, *args))
+
+    def _storing(self, store: Callable[[], object]) -> None:
+        """Raises CannotStoreKey."""
+        try:
+            store()
+        except OSError as error:
+            raise CannotStoreKey(error.errno or errno.EIO, why=sentence_of(error)) from None
+
+    async def _forget(self, kept: Kept) -> None:
+        """Have the kernel forget, and listings that are under way."""
+        self._handlers.directories.forget_names(set(kept.inodes))
+        await forget(self._handlers.notifier, kept)
+
+    def _opened(self, key_id: bytes) -> dict[int, set[int]]:
+        """The open files of a key, and the processes that have opened them."""
+        opened: dict[int, set[int]] = {}
+        for number, pid in self._handlers.files.openers():
+            transform = self._fs.inode(number).transform
+            if transform is not None and transform.key_id == key_id:
+                opened.setdefault(number, set()).add(pid)
+        return opened
+
+    async def _wait_until_closed(self, key_id: bytes, name: str) -> None:
+        """Return when no file of a key is open. Raises KeyInUse if a process has one.
+
+        The kernel says that a file is closed some time after close(2) has returned.
+        """
+        with trio.move_on_after(_RELEASE_SECONDS):
+            while opened := self._opened(key_id):
+                if who := await trio.to_thread.run_sync(self._users_of, set(opened)):
+                    raise KeyInUse(name=name, why=f"files of it are open: {who}")
+                await trio.sleep(_POLL_SECONDS)
+            return
+        files = counted(len(opened), "file is", "files are")
+        pids = ", ".join(map(str, sorted(set().union(*opened.values()))))
+        raise KeyInUse(name=name, why=f"{files} open; opened by process {pids}")
+
+    def _report(self, key_id: bytes) -> KeyReport:
+        ways = self._store.of_key(key_id)
+        return KeyReport(
+            name=name_of(ways),
+            key_id=key_id.hex(),
+            is_unlocked=self._keyring.is_unlocked(key_id),
+            ways=tuple(
+                KeyWay(way.number, _WORDS[WrappedKind(way.wrapped.kind)], way.wrapped.created_ns)
+                if way.wrapped
+                else KeyWay(way.number, "damaged", 0, way.problem)
+                for way in ways
+            ),
+        )
+
+
+def check_name(name: str) -> None:
+    """Raise BadKeyName for what can't name a key."""
+    encoded = name.encode(errors="surrogateescape")
+    for is_wrong, why in (
+        (not name, "it is empty"),
+        (len(encoded) > MOST_NAME_BYTES, f"it has more than {MOST_NAME_BYTES} bytes"),
+        (not name.isprintable(), "it has characters that can't be shown"),
+    ):
+        if is_wrong:
+            raise BadKeyName(name=name, why=why)
+
+
+def _secret(text: str, kind: str) -> Secret:
+    """What a request says of a secret. Raises BadSecret."""
+    try:
+        raw = b64decode(text, validate=True)
+    except binascii.Error:
+        raise BadSecret(what="this", why="it is no Base64") from None
+    if kind not in _KINDS:
+        raise BadSecret(what="this", why=f"its kind is none of {', '.join(_KINDS)}")
+    check_secret(raw, kind)
+    return Secret(_KINDS[kind], raw)
+
+
+def _values(report: Any) -> dict[str, Any]:
+    """A report as JSON values."""
+    return {name: _value(member) for name, member in report._asdict().items()}
+
+
+def _value(member: Any) -> Any:
+    if hasattr(member, "_asdict"):
+        return _values(member)
+    return [_value(item) for item in member] if isinstance(member, tuple) else member

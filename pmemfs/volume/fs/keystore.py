@@ -1,0 +1,147 @@
+"""The wrapped keys of a file system, as attributes of its root directory.
+
+Invariants:
+- each change is one transaction. So a key can be unlocked as before or as after, also after a power
+  failure in between;
+- to add, change or remove a way to unlock a key touches no file that is encrypted with it, because
+  the master key stays the same.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from pmemfs.clock import coarse_ns
+from pmemfs.media.inode import ROOT
+from pmemfs.media.keys import (
+    AUTHENTICATED_BYTES,
+    WRAPPED_KEY,
+    WrappedKey,
+    WrappedKind,
+    key_attribute,
+    read_key_attribute,
+    why_wrong,
+)
+from pmemfs.transform.secrets import Secrets
+from pmemfs.volume.fs.store import Store
+from pmemfs.volume.fs.xattrs import Xattrs
+
+SALT_BYTES = 16
+SCRYPT_LOG2_N, SCRYPT_R, SCRYPT_P = 17, 8, 1
+"""128 MiB and some tenths of a second for each guess of a passphrase. Source: OWASP, Password
+Storage Cheat Sheet."""
+
+
+class Secret(NamedTuple):
+    """What a user unlocks a key with. Invariant: it is never logged, nor in a sentence."""
+
+    kind: WrappedKind
+    text: bytes
+
+    def __repr__(self) -> str:
+        return f"Secret({self.kind.name})"
+
+
+class Way(NamedTuple):
+    """One way to unlock a key, as it is stored."""
+
+    key_id: bytes
+    number: int
+    wrapped: WrappedKey | None
+    problem: str
+    """Why `wrapped` is None."""
+
+    @property
+    def attribute(self) -> bytes:
+        """The name of the attribute that has it."""
+        return key_attribute(self.key_id, self.number)
+
+    def is_unlocked_by(self, secret: Secret, secrets: Secrets, slot: int) -> bool:
+        """Whether a secret unlocks the key this way; then the key is in the slot. Takes long, and
+        touches nothing but secret memory."""
+        key = self.wrapped
+        return (
+            key is not None
+            and key.kind == secret.kind
+            and secrets.unwrap(
+                slot, secret.text, key.salt, key.log2_n, key.r, key.p, key.wrapped,
+                WRAPPED_KEY.pack(key)[:AUTHENTICATED_BYTES],
+            )
+            and secrets.key_id(slot) == self.key_id
+        )  # fmt: skip
+
+
+def wrapped(name: str, key_id: bytes, secret: Secret, secrets: Secrets, slot: int) -> bytes:
+    """The key in a slot, wrapped, as it is stored. Takes long, and touches nothing but secret
+    memory. Raises OSError."""
+    is_passphrase = secret.kind is WrappedKind.PASSPHRASE
+    log2_n, r, p = (SCRYPT_LOG2_N, SCRYPT_R, SCRYPT_P) if is_passphrase else (0, 0, 0)
+    key = WrappedKey(
+        kind=secret.kind, log2_n=log2_n, r=r, p=p, created_ns=coarse_ns(), key_id=key_id, name=name,
+        salt=os.urandom(SALT_BYTES),
+    )  # fmt: skip
+    head = WRAPPED_KEY.pack(key)[:AUTHENTICATED_BYTES]
+    return head + secrets.wrap(slot, secret.text, key.salt, log2_n, r, p, head)
+
+
+class KeyStore:
+    """The wrapped keys of one file system."""
+
+    def __init__(self, store: Store, xattrs: Xattrs) -> None:
+        self._store = store
+        self._xattrs = xattrs
+
+    def ways(self) -> list[Way]:
+        """All ways to unlock any key, damaged ones too; those of one key are side by side, and the
+        oldest key comes first."""
+        found: dict[bytes, list[Way]] = {}
+        for name, value in self._store.inode(ROOT).xattrs.items():
+            named = read_key_attribute(name)
+            if named is None:
+                continue
+            problem = why_wrong(name, value)
+            key = None if problem else WRAPPED_KEY.unpack(value)
+            found.setdefault(named[0], []).append(Way(*named, key, problem))
+        keys = sorted(found.values(), key=_oldest)
+        return [way for ways in keys for way in sorted(ways, key=lambda way: way.number)]
+
+    def of_key(self, key_id: bytes) -> list[Way]:
+        """The ways to unlock a key."""
+        return [way for way in self.ways() if way.key_id == key_id]
+
+    def key_ids(self) -> list[bytes]:
+        """The keys that any way unlocks, the oldest first."""
+        return list(dict.fromkeys(way.key_id for way in self.ways()))
+
+    def named(self, name: str) -> bytes | None:
+        """The ID of the key of a name; None if there is none."""
+        return next((w.key_id for w in self.ways() if w.wrapped and w.wrapped.name == name), None)
+
+    def add(self, key_id: bytes, value: bytes) -> int:
+        """Store one more way; its number. Raises OSError."""
+        used = {way.number for way in self.of_key(key_id)}
+        number = next(n for n in range(1, len(used) + 2) if n not in used)
+        self._change({key_attribute(key_id, number): value})
+        return number
+
+    def replace(self, way: Way, value: bytes) -> None:
+        """Store another way in place of one. Raises OSError."""
+        self._change({way.attribute: value})
+
+    def remove(self, ways: Iterable[Way]) -> None:
+        """Remove some ways at once. Raises OSError."""
+        self._change({way.attribute: None for way in ways})
+
+    def _change(self, changes: dict[bytes, bytes | None]) -> None:
+        self._xattrs.set_xattrs_and_mode(ROOT, changes, None)
+
+
+def name_of(ways: Sequence[Way]) -> str:
+    """The name of the key that these ways unlock; "" if none of them says it."""
+    return next((way.wrapped.name for way in ways if way.wrapped), "")
+
+
+def _oldest(ways: list[Way]) -> int:
+    return min((way.wrapped.created_ns for way in ways if way.wrapped), default=0)

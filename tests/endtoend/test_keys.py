@@ -1,0 +1,212 @@
+"""Keys of a mount: made, listed, unlocked, locked, changed and removed from the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from kit.commands import pmemfs, pmemfs_here, pmemfs_ok, refused
+from kit.fs_mounts import create_fs
+from kit.keys import add_key, encrypted, keys_of, new_key_file, states, told, typed
+from kit.mounts import Mounted, PoolMaker
+from pmemfs.logs import log_file
+
+pytestmark = [pytest.mark.mount]
+
+
+@pytest.fixture
+def mounted(pools: PoolMaker) -> Mounted:
+    return pools.mount(create_fs(pools, "fs0", "32M"))
+
+
+def again(pools: PoolMaker, mounted: Mounted, *options: object) -> Mounted:
+    pools.umount(mounted)
+    return pools.mount(mounted.pool, *options)
+
+
+def ways_of(mounted: Mounted, name: str = "work") -> list[tuple[int, str]]:
+    (key,) = (key for key in keys_of(mounted) if key["name"] == name)
+    return [(way["number"], way["kind"]) for way in key["ways"]]
+
+
+def test_a_key_is_unlocked_when_it_is_made_and_locked_after_an_unmount(
+    engine: object, pools: PoolMaker
+) -> None:
+    mounted = pools.mount(create_fs(pools, "fs0", "32M"))
+    path = add_key(mounted)
+    assert states(mounted) == {"work": True}
+    directory = encrypted(mounted)
+    mounted = again(pools, mounted)
+    assert states(mounted) == {"work": False}
+    assert "work, locked" in pmemfs_here("info", mounted.mountpoint)
+    assert pmemfs_ok("unlock", directory, "--key-file", path) == "the key 'work' is unlocked\n"
+    assert states(mounted) == {"work": True}
+    assert "unlocked already" in pmemfs_ok("unlock", directory)
+    assert pmemfs_ok("lock", directory) == "the key 'work' is locked\n"
+    assert states(mounted) == {"work": False}
+    refused(pmemfs("lock", directory), 1, "'work' is locked")
+    pmemfs_ok("unlock", mounted.mountpoint, "--key", "work", "--key-file", path)
+    assert [key["is_unlocked"] for key in mounted.info()["keys"]] == [True]
+
+
+def test_a_passphrase_comes_through_a_pipe_and_a_wrong_one_is_one_sentence(
+    pools: PoolMaker, mounted: Mounted
+) -> None:
+    assert told(["a passphrase"], "key", "add", mounted.mountpoint, "--name", "work").code == 0
+    directory = encrypted(mounted)
+    pmemfs_here("lock", directory)
+    refused(told(["another"], "unlock", directory), 1, "'work'", "the passphrase is wrong")
+    said = told(["another"], "unlock", directory, "--json")
+    error = json.loads(said.err)
+    assert (said.out, error["error"], error["errno"]) == ("", "WrongKey", "EKEYREJECTED")
+    refused(told([""], "unlock", directory), 2, "this passphrase", "it is empty")
+    refused(told([], "unlock", directory), 2, "this passphrase", "it is empty")
+    assert states(mounted) == {"work": False}
+    assert told(["a passphrase"], "unlock", directory).code == 0
+    assert states(mounted) == {"work": True}
+    assert "passphrase" not in log_file(str(mounted.pool)).read_text()
+
+
+def test_a_terminal_asks_twice_for_what_is_new_and_shows_nothing_of_it(mounted: Mounted) -> None:
+    add = ("key", "add", mounted.mountpoint, "--name", "work", "--passphrase")
+    other = typed(["hidden one", "hidden two"], *add)
+    assert (other.code, keys_of(mounted)) == (2, [])
+    assert "another one the second time" in other.out
+    made = typed(["hidden one", "hidden one"], *add)
+    assert made.code == 0
+    directory = encrypted(mounted)
+    pmemfs_here("lock", directory)
+    wrong = typed(["hidden two"], "unlock", directory)
+    assert (wrong.code, "is wrong" in wrong.out) == (1, True)
+    right = typed(["hidden one"], "unlock", directory)
+    assert (right.code, "Passphrase for the key 'work'" in right.out) == (0, True)
+    assert not any("hidden" in said.out for said in (other, made, wrong, right))
+
+
+def test_a_passphrase_that_was_changed_unlocks_no_more_and_the_new_one_does(
+    pools: PoolMaker, mounted: Mounted
+) -> None:
+    told(["the old one"], "key", "add", mounted.mountpoint, "--name", "work")
+    directory = encrypted(mounted)
+    mounted = again(pools, mounted)
+    change = ("key", "change", mounted.mountpoint, "--name", "work")
+    refused(told(["no", "the new one"], *change), 1, "the passphrase is wrong")
+    assert told(["the old one", "the new one"], *change).code == 0
+    # The answer may have been lost, and then a command asks again.
+    assert told(["the old one", "the new one"], *change).code == 0
+    assert states(mounted) == {"work": False}
+    assert ways_of(mounted) == [(1, "passphrase")]
+    refused(told(["the old one"], "unlock", directory), 1, "the passphrase is wrong")
+    assert told(["the new one"], "unlock", directory).code == 0
+
+
+def test_a_key_has_several_ways_to_unlock_it_and_each_is_enough(
+    pools: PoolMaker, mounted: Mounted, tmp_path: Path
+) -> None:
+    first = add_key(mounted)
+    directory = encrypted(mounted)
+    add = ("key", "add", mounted.mountpoint, "--name", "work")
+    assert "in 2 ways now" in told(["a passphrase"], *add).out
+    second = new_key_file(tmp_path)
+    assert "in 3 ways now" in pmemfs_ok(*add, "--key-file", second)
+    assert ways_of(mounted) == [(1, "key file"), (2, "passphrase"), (3, "key file")]
+    assert len(keys_of(mounted)) == 1
+    for path in (first, second):
+        pmemfs_here("lock", directory)
+        pmemfs_ok("unlock", directory, "--key-file", path)
+    pmemfs_here("lock", directory)
+    assert told(["a passphrase"], "unlock", directory).code == 0
+    pmemfs_here("lock", directory)
+    refused(pmemfs(*add, "--key-file", second), 1, "'work' is locked")
+    refused(
+        pmemfs("unlock", directory, "--key-file", new_key_file(tmp_path, "other")), 1,
+        "the key file is wrong",
+    )  # fmt: skip
+
+
+def test_ways_are_removed_by_what_they_are_or_by_number_and_the_last_one_is_kept(
+    pools: PoolMaker, mounted: Mounted
+) -> None:
+    path = add_key(mounted)
+    directory = encrypted(mounted)
+    told(["one"], "key", "add", mounted.mountpoint, "--name", "work")
+    told(["two"], "key", "add", mounted.mountpoint, "--name", "work")
+    remove = ("key", "remove", mounted.mountpoint, "--name", "work")
+    refused(pmemfs(*remove), 2, "in 3 ways", "--way")
+    refused(pmemfs(*remove, "--way", 7), 1, "has no way 7")
+    refused(told(["no"], *remove, "--passphrase"), 1, "the passphrase is wrong")
+    assert told(["one"], *remove, "--passphrase").code == 0
+    assert ways_of(mounted) == [(1, "key file"), (3, "passphrase")]
+    pmemfs_ok(*remove, "--way", 3)
+    refused(pmemfs(*remove), 3, "in no other way", "lost", "--force")
+    refused(pmemfs(*remove, "--key-file", path), 3, "in no other way")
+    assert ways_of(mounted) == [(1, "key file")]
+    assert "once it is locked" in pmemfs_ok(*remove, "--force")
+    (key,) = keys_of(mounted)
+    assert (key["name"], key["is_unlocked"], key["ways"]) == ("", True, [])
+    pmemfs_here("lock", directory)
+    assert keys_of(mounted) == []
+    refused(pmemfs("unlock", directory), 1, key["key_id"], "can't be read")
+
+
+def test_what_is_no_key_no_name_and_no_directory_of_a_mount_is_said_in_a_sentence(
+    pools: PoolMaker, mounted: Mounted, tmp_path: Path
+) -> None:
+    at, path = mounted.mountpoint, new_key_file(tmp_path)
+    add = ("key", "add", at, "--key-file", path, "--name")
+    refused(pmemfs(*add, ""), 2, "it is empty")
+    refused(pmemfs(*add, "n" * 65), 2, "more than 64 bytes")
+    refused(pmemfs(*add, "a\tb"), 2, "can't be shown")
+    pmemfs_ok(*add, "n" * 64)
+    short = tmp_path / "short"
+    short.write_bytes(b"x" * 31)
+    refused(pmemfs("key", "add", at, "--name", "k", "--key-file", short), 2, "31 bytes")
+    refused(pmemfs("key", "add", at, "--name", "k", "--key-file", tmp_path / "none"), 1, "none")
+    refused(pmemfs("key", "add", at, "--name", "k", "--key-file", short, "--passphrase"), 2)
+    refused(pmemfs("unlock", at), 1, "is not encrypted", "--key")
+    refused(pmemfs("lock", at), 1, "is not encrypted")
+    refused(pmemfs("lock", at, "--key", "none"), 1, "there is no key 'none'")
+    refused(pmemfs("unlock", tmp_path), 1, "another file system")
+    refused(pmemfs("encrypt", at, "--key", "none"), 1, "there is no key 'none'")
+    (at / "directory").mkdir()
+    (at / "directory" / "file").write_text("plain")
+    refused(pmemfs("encrypt", at / "directory", "--key", "n" * 64), 1, "it has files")
+    refused(pmemfs("encrypt", at / "directory/file", "--key", "n" * 64), 1, "not a directory")
+    device = pools.mount(pools.create("device", "16M"))
+    refused(pmemfs("key", "list", device.mountpoint), 1, "mode block", "mode fs")
+
+
+def test_a_read_only_mount_unlocks_keys_and_makes_none(pools: PoolMaker, mounted: Mounted) -> None:
+    path = add_key(mounted)
+    directory = encrypted(mounted)
+    mounted = again(pools, mounted, "-o", "ro")
+    pmemfs_ok("unlock", directory, "--key-file", path)
+    said = pmemfs("key", "add", mounted.mountpoint, "--name", "more", "--key-file", path)
+    refused(said, 1, "can't be stored", "read-only")
+    pmemfs_ok("lock", directory)
+
+
+def test_attributes_that_have_keys_are_shown_to_nobody(mounted: Mounted) -> None:
+    add_key(mounted)
+    at = mounted.mountpoint
+    assert os.listxattr(at) == []
+    name = f"pmemfs.key.{keys_of(mounted)[0]['key_id']}.1"
+    for call in (os.getxattr, os.removexattr):
+        with pytest.raises(OSError, match="not supported"):
+            call(at, name)
+    with pytest.raises(OSError, match="not supported"):
+        os.setxattr(at, name, b"value")
+
+
+def test_no_process_of_a_mount_with_keys_has_its_memory_in_a_core_file(mounted: Mounted) -> None:
+    def filters() -> list[int]:
+        info = mounted.info()
+        pids = [info["pid"], info["data_plane_pid"], info["kept"]["keeper_pid"]]
+        return [int(Path(f"/proc/{pid}/coredump_filter").read_text(), 16) for pid in pids]
+
+    assert 0 not in filters()
+    add_key(mounted)
+    assert filters() == [0, 0, 0]
