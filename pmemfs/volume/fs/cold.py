@@ -393,11 +393,16 @@ class Cooler:
         count, start = batch.ranges[index], index << PAGE_SHIFT
         piece = inode.pieces.get(index)
         if piece is not None:
+            if piece.frame_count != count:
+                return None
             try:
                 return self._packed.plain(inode, index, piece)
             except DamagedPiece:
                 return None
         extents = list(inode.extents.pieces(index, count))
+        if any(extent.pfn < 0 for extent in extents):
+            # It has changed before it was known to be compressed, while another file was.
+            return None
         if self._memmap.has_pages and any(
             self._memmap.are_referenced(extent.pfn, extent.frame_count) for extent in extents
         ):
