@@ -70,7 +70,7 @@ def _known(fs: FileSystem, key_id: bytes) -> Iterator[Inode]:
 def _known_names(
     fs: FileSystem, directory: int, inodes: Mapping[int, Inode]
 ) -> Iterator[tuple[int, bytes]]:
-    for name in fs.names(directory):
-        entry = fs.find_entry(directory, name)
-        if entry is not None and entry[0] in inodes:
-            yield directory, name
+    for stored in fs.listing(directory):
+        listed = fs.listed(directory, stored)
+        if listed is not None and listed[1] in inodes:
+            yield directory, listed[0]
