@@ -34,6 +34,7 @@ from pmemfs.volume.fs.inode import Inode
 from pmemfs.volume.fs.reading import is_directory_still, stored_size, unfinished_words
 from pmemfs.volume.fs.table import InodeTable
 from pmemfs.volume.fs.transaction import log_runs
+from pmemfs.volume.fs.transformcheck import TransformCheck
 from pmemfs.volume.fs.treecheck import TreeCheck
 
 
@@ -55,6 +56,7 @@ class _Check:
         self._owners = owners = Owners(self._geometry.first_pfn)
         self._tree_check = TreeCheck(table, census, owners, verdict, progress)
         self._frame_check = FrameCheck(self._allocator, table, census, owners, verdict, progress)
+        self._transform_check = TransformCheck(self._medium, verdict)
         self._ahead_frames = 0
         self._ahead_inodes: list[int] = []
         self._is_clean = False
@@ -67,6 +69,7 @@ class _Check:
         if self._look_at_head():
             self._look_at_journal()
             self._look_at_inodes()
+            self._transform_check.say_lost_keys()
             self._tree_check.look_at_directories()
             self._tree_check.look_at_tree()
             self._tree_check.look_at_counts()
@@ -165,6 +168,7 @@ class _Check:
         census.types[position] = inode.type
         census.links[position] = inode.state.link_count
         self._owners.add_metadata(log_runs(inode.log))
+        self._transform_check.look_at(inode)
         if inode.is_file:
             self._verdict.file_count += 1
             self._owners.add_data(inode.runs())
@@ -201,10 +205,11 @@ class _Check:
             why = str(damage.facts["why"]).removeprefix(f"inode {inode.number}: ")
             self._unsized(inode, why)
             return
-        if inode.state.flags & InodeFlags.KEEPS_AHEAD or inode.extents.end <= end:
+        # A program that this one does not know may have its reasons for what lies there.
+        is_kept = inode.state.flags & InodeFlags.KEEPS_AHEAD or inode.unknown_id
+        count = 0 if is_kept or inode.end <= end else _frames_behind(inode, end)
+        if not count:
             return
-        beyond = inode.extents.pieces(end, inode.extents.end - end)
-        count = sum(piece.frame_count for piece in beyond if piece.pfn >= 0)
         if self._is_clean:
             self._unsized(inode, f"{frames_are(count)} behind its size without a reason")
             return
@@ -233,7 +238,16 @@ class _Check:
             self._verdict.leak("files", why, remedy=trim)
 
 
+def _frames_behind(inode: Inode, end: int) -> int:
+    """How many frames a file has behind a frame of it. A piece that begins before it stays whole,
+    so that has none."""
+    extents = inode.extents.pieces(end, max(0, inode.extents.end - end))
+    count = sum(extent.frame_count for extent in extents if extent.pfn >= 0)
+    pieces = inode.pieces_in(end, inode.end - end)
+    return count + sum(piece.stored_frames for at, piece in pieces if at >= end)
+
+
 def _covering_size(inode: Inode) -> int:
     """A size that covers all frames of a file."""
-    size_bytes = max(inode.state.size_bytes, inode.extents.end << PAGE_SHIFT)
+    size_bytes = max(inode.state.size_bytes, inode.end << PAGE_SHIFT)
     return min(size_bytes, SIZE_LIMIT_BYTES - 1)

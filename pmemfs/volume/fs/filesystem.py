@@ -214,7 +214,7 @@ class FileSystem:
             largest_free_frames=self.allocator.largest_run(),
             cached_inodes=len(inodes),
             cached_extents=sum(len(inode.extents) for inode in files),
-            mapped_frames=sum(inode.extents.frame_count for inode in files),
+            mapped_frames=sum(inode.data_frames for inode in files),
             aligned_frames=sum(inode.extents.aligned_frames() for inode in files),
             log_bytes=slots * RECORD_BYTES,
             dead_log_bytes=max(0, slots - live) * RECORD_BYTES,

@@ -128,7 +128,7 @@ class FrameCheck:
             assert inode is not None, "it was read before"
             self._say_unmarked(number, "its log", log_runs(inode.log))
             self._look_at_shared_log(inode, seen)
-            if len(inode.extents):
+            if inode.data_frames:
                 self._say_unmarked(number, "its content", inode.runs())
                 if self._owners.shared.meeting(inode.runs()):
                     files.append(number)
@@ -170,9 +170,22 @@ class FrameCheck:
                 Stage.SHARED, "they are copied, so that both keep what they read",
                 lambda m: m.copy_frames(number, lost),
             )  # fmt: skip
-            runs = [Run(extent.pfn, extent.frame_count) for extent in lost]
-            why = f"its content is in frames that others own, too: {_run_list(runs)}"
-            self._verdict.error("inode", why, number, copy)
+            self._say_shared(number, [Run(extent.pfn, extent.frame_count) for extent in lost], copy)
+        for index, piece in inode.pieces.items():
+            self._look_at_shared_piece(number, index, Run(piece.pfn, piece.stored_frames), seen)
+
+    def _look_at_shared_piece(self, number: int, index: int, run: Run, seen: FrameSet) -> None:
+        met = seen.add(self._owners.shared.meeting([run]))
+        if met:
+            move = Remedy(
+                Stage.SHARED, "its compressed piece there is copied, so that both keep what they "
+                "read", lambda m: m.copy_piece(number, index),
+            )  # fmt: skip
+            self._say_shared(number, met, move)
+
+    def _say_shared(self, number: int, runs: list[Run], remedy: Remedy) -> None:
+        why = f"its content is in frames that others own, too: {_run_list(runs)}"
+        self._verdict.error("inode", why, number, remedy)
 
 
 def _run_list(runs: list[Run]) -> str:

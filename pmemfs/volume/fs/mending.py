@@ -30,6 +30,7 @@ from pmemfs.media.inode import (
     TAIL_WORD_AT,
 )
 from pmemfs.media.inode import pack_head as pack_inode_head
+from pmemfs.media.transform import TransformState, pack_piece
 from pmemfs.memmap.none import NoMemmap
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
 from pmemfs.pool import Pool
@@ -42,6 +43,7 @@ from pmemfs.volume.fs.ground import empty_journal, geometry_of
 from pmemfs.volume.fs.inode import DIRECTORY_TYPE, Inode, State
 from pmemfs.volume.fs.log import Log
 from pmemfs.volume.fs.masks import FrameSet
+from pmemfs.volume.fs.properties import inherited
 from pmemfs.volume.fs.reading import read_log, readable_part
 
 _LOST_AND_FOUND = b"lost+found"
@@ -156,6 +158,19 @@ class Mending:
                     change.then(_mapper(inode, MappedExtent(index + at, *run)))
                     at += run.frame_count
 
+    def copy_piece(self, number: int, index: int) -> None:
+        """Give a file a copy of a compressed piece, whose frames it shares."""
+        inode, fs = self._inode(number), self._fs
+        piece = inode.pieces[index]
+        fs.store.begin_writing()
+        run = fs.store.allocator.allocate_run(piece.stored_frames)
+        moved = piece._replace(pfn=run.pfn)
+        with fs.store.change(urgent=True) as change:
+            change.adopt(run)
+            self._copy(piece.pfn, run)
+            change.append(inode, pack_piece(index, moved))
+            change.then(lambda: inode.set_piece(index, moved))
+
     def _copy(self, pfn: int, target: Run) -> None:
         length = target.frame_count << PAGE_SHIFT
         for start in range(0, length, MIB):
@@ -230,9 +245,14 @@ class Mending:
             entry = self._inode(ROOT).entries.get(name)
             if entry is None:
                 return fs.make(ROOT, name, NewInode(stat.S_IFDIR | 0o700, 0, 0))
-            if entry.type == DIRECTORY_TYPE and fs.parent(entry.inode) == ROOT:
+            if entry.type == DIRECTORY_TYPE and self._takes_plain_names(entry.inode):
                 return entry.inode
         raise OSError(errno.EEXIST, "every name for lost+found is taken")
+
+    def _takes_plain_names(self, number: int) -> bool:
+        """Whether a directory of the root can get names without a key."""
+        inode = self._inode(number)
+        return inode.parent == ROOT and not (inode.is_encrypted or inode.unknown_id)
 
     @staticmethod
     def _free_name(place: Inode, number: int) -> bytes:
@@ -270,6 +290,19 @@ class Mending:
         self._fs.store.set_live_size(inode, size_bytes)
         self._medium.fence()
 
+    def drop_piece(self, number: int, index: int) -> None:
+        """Turn a compressed piece into a hole."""
+        inode, fs = self._inode(number), self._fs
+        with fs.store.change(urgent=True) as change:
+            fs.frames.unmap(change, inode, index, inode.pieces[index].frame_count)
+
+    def remove_attribute(self, number: int, name: bytes) -> None:
+        """Remove an extended attribute."""
+        inode = self._inode(number)
+        with self._fs.store.change(urgent=True) as change:
+            change.append(inode, media.pack_xattr_removed(name))
+            change.then(lambda: inode.set_xattr(name, None))
+
     def free_damaged(self, number: int) -> None:
         """Free the slot of an inode that can't be read; the search for leaks finds its frames."""
         # A stub has no frames, so nothing is freed that another file may own.
@@ -305,6 +338,7 @@ class Mending:
             mode, uid, gid = rest.state.mode & 0o7777, rest.state.uid, rest.state.gid
         inode.state = State(stat.S_IFDIR | mode, 1, uid, gid, 0, now_ns, now_ns, now_ns, 0, 0, 0)
         inode.parent = ROOT if number == ROOT or rest is None else rest.parent or ROOT
+        inode.set_transform(self._transform_of(rest, inode.parent))
         if rest is not None:
             for name, value in rest.xattrs.items():
                 inode.set_xattr(name, value)
@@ -313,6 +347,15 @@ class Mending:
                     inode.add_entry(name, *entry)
         with fs.store.change(urgent=True) as change:
             change.compact(inode)
+
+    def _transform_of(self, rest: Inode | None, parent: int) -> TransformState | None:
+        """The transformation of a directory that is rebuilt of the rest of it."""
+        # If nothing is left of an encrypted one, it still takes over that of the one above.
+        # Otherwise what is made in it from now on would be stored in the clear.
+        if rest is not None and rest.transform is not None:
+            return rest.transform
+        above = readable_part(self._medium, self._fs.store.table, parent)
+        return inherited(above) if above is not None and above.is_encrypted else None
 
     def _stub(self, number: int) -> Inode:
         """An inode of which nothing is known except the words that a transaction changes."""
@@ -332,7 +375,7 @@ class Mending:
 
 
 def _mapper(inode: Inode, extent: MappedExtent) -> Callable[[], object]:
-    return lambda: inode.extents.map(*extent)
+    return lambda: inode.map(*extent)
 
 
 def _remover(directory: Inode, name: bytes) -> Callable[[], object]:

@@ -14,6 +14,7 @@ import errno
 import os
 
 from pmemfs.errors import system_error
+from pmemfs.media.inode import ROOT
 from pmemfs.media.log import InodeFlags
 from pmemfs.media.transform import (
     COMPRESSIONS,
@@ -58,8 +59,8 @@ class Properties:
     def encrypt(self, number: int, key_id: bytes) -> None:
         """Let all that is made in an empty directory from now on be encrypted with a key.
 
-        Raises OSError: ENOTDIR, ENOTEMPTY, EPERM, EOPNOTSUPP if it is compressed, EEXIST if it is
-        encrypted with another key, ENOSPC.
+        Raises OSError: ENOTDIR, ENOTEMPTY, EPERM (also for the root), EOPNOTSUPP if it is
+        compressed, EEXIST if it is encrypted with another key, ENOSPC.
         """
         inode = self._store.inode(number)
         if not inode.is_directory:
@@ -70,6 +71,9 @@ class Properties:
             raise OSError(errno.EEXIST, "it is encrypted with another key")
         self._store.refuse(inode, IMMUTABLE)
         self._store.refuse_unserved(inode)
+        if number == ROOT:
+            why = "the root of a file system stays plain, so that a repair can put lost files there"
+            raise OSError(errno.EPERM, why)
         if inode.transform is not None:
             why = "what is made in it is to be compressed, and what is encrypted does not shrink"
             raise OSError(errno.EOPNOTSUPP, f"{why}: set compression=none first")
