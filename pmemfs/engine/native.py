@@ -43,7 +43,7 @@ _PAUSE_SECONDS = 10
 
 def page_locks(shared: SharedMemory, medium: MappedMedium) -> PageLocks:
     """The locks of encrypted pages, which both planes take before they store there."""
-    return PageLocks(shared.memory, medium.view(0, medium.size_bytes))
+    return PageLocks(shared.memory, medium.view(0, medium.reach_bytes))
 
 
 class SharedEngine(Engine):

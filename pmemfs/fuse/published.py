@@ -10,6 +10,8 @@ many requests that publishing costs no more than they do. Invariants:
   that is immutable or append-only, is not, because the data plane knows nothing of these;
 - a file that has lost extents is withdrawn before their frames are given to anybody else, and the
   next request that comes here publishes it anew. Otherwise a worker would write into another file;
+- an encrypted file is published with the slot of its key, and withdrawn before that gets another
+  key. Otherwise a worker would store one file's bytes under the key of another;
 - `changed` and `gone` return a token as long as any worker may see what was ever published.
 
 The kernel asks for a directory's attributes after each change of its names. So the attributes of
@@ -104,9 +106,11 @@ class PublishedTables(Tables):
 
     def publish(
         self, ino: int, size_bytes: int, extents: Sequence[Extent], *, live_offset: int,
-        limit_bytes: int,
+        limit_bytes: int, key_slot: int = 0,
     ) -> bool:  # fmt: skip
         """Let the data plane serve a file, in place of another one if necessary; whether it does.
+
+        `key_slot` is as for `SharedMemory.publish`.
 
         If it does not, an older table of the file is withdrawn, too.
         """
@@ -118,8 +122,9 @@ class PublishedTables(Tables):
         for candidates in (self._shared.rivals(ino), list(self._published), []):
             try:
                 self._shared.publish(
-                    ino, size_bytes, extents, live_offset=live_offset, limit_bytes=limit_bytes
-                )
+                    ino, size_bytes, extents, live_offset=live_offset, limit_bytes=limit_bytes,
+                    key_slot=key_slot,
+                )  # fmt: skip
             except OSError:
                 self._withdraw_oldest(candidates, ino)
                 continue
@@ -292,12 +297,18 @@ class Publisher:
             demand.patience -= 1
             self._tables.withdraw(ino)
             return
-        reads_count_after_ns = self._fs.show_accessed(ino)
         frames = self._fs.frames
+        try:
+            key_slot = frames.key_slot(ino)
+        except OSError:
+            # Its key is being locked, so no worker may see it any more.
+            self._tables.withdraw(ino)
+            return
+        reads_count_after_ns = self._fs.show_accessed(ino)
         extents = _extents_of(frames.file(ino), frames.packed.packing.get(ino))
         demand.patience = len(extents) // _EXTENTS_A_REQUEST
         self._tables.publish(
             ino, attributes.size_bytes, extents, live_offset=self._fs.live_line(ino),
-            limit_bytes=self._fs.append_limit(ino),
+            limit_bytes=self._fs.append_limit(ino), key_slot=key_slot,
         )  # fmt: skip
         self._tables.touched(ino, reads_count_after_ns)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from pmemfs.clock import AccessTimes
 from pmemfs.dataplane.held import OpenPlaces
 from pmemfs.engine.base import Engine
-from pmemfs.engine.native import PublishedDevice, SharedEngine
+from pmemfs.engine.native import PublishedDevice, SharedEngine, page_locks
 from pmemfs.engine.trimming import Trimmer
 from pmemfs.errors import NoPageStructures
 from pmemfs.fuse.handlers.handlers import Handlers
@@ -162,7 +162,8 @@ def _files(
         Keyring(keys.fd, tables or NoTables(), may_have_keys=keys.may_be_there) if keys else None
     )
     holds = engine.shared.lookup_counts if isinstance(engine, SharedEngine) else None
-    fs = FileSystem(pool, memmap, tables, holds, commits, _sealing(keys, keyring, engine))
+    sealing = _sealing(keys, keyring, medium, engine)
+    fs = FileSystem(pool, memmap, tables, holds, commits, sealing)
     if isinstance(engine, SharedEngine):
         share_damage(fs, engine)
     trimmer = Trimmer(pool, medium, engine, fs)
@@ -174,12 +175,16 @@ def _files(
     return Served(fs, engine, trimmer, handlers, tables, keyring=keyring)
 
 
-def _sealing(keys: Keys | None, keyring: Keyring | None, engine: Engine) -> Sealing | None:
+def _sealing(
+    keys: Keys | None, keyring: Keyring | None, medium: MappedMedium, engine: Engine
+) -> Sealing | None:
     """What encrypts and decrypts for a file system."""
     if keys is None or keyring is None:
         return None
-    fd = keys.fd
-    return Sealing(keyring, None if isinstance(engine, SharedEngine) else lambda: _reference(fd))
+    if not isinstance(engine, SharedEngine):
+        return Sealing(keyring, partial(_reference, keys.fd))
+    # Nothing is stored into a pool that is read-only, so nobody has to be kept from it.
+    return Sealing(keyring, locks=None if medium.read_only else page_locks(engine.shared, medium))
 
 
 def _reference(fd: int) -> Cipher:

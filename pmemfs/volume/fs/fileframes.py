@@ -142,6 +142,12 @@ class FileFrames:
         """The offset in the pool of a file's live line."""
         return self.file(number).slot_offset + LIVE_OFFSET
 
+    def key_slot(self, number: int) -> int:
+        """1 + the slot of an encrypted file's key in secret memory; 0: plain. Raises OSError
+        (ENOKEY)."""
+        inode = self.file(number)
+        return 1 + self._sealing.content_key(inode)[1] if inode.is_encrypted else 0
+
     def append_limit(self, number: int) -> int:
         """The byte up to which a file can grow into frames that are mapped already."""
         inode = self.file(number)
