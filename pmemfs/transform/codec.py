@@ -18,7 +18,8 @@ Bytes = bytes | bytearray | memoryview
 
 
 class Codec(Protocol):
-    """A kind of compression. A level of 0 is the library's own choice."""
+    """A kind of compression. A level of 0 is the library's own choice, and one that the library
+    does not have is the nearest that it has."""
 
     MOST_LEVEL: int
     """Levels are 0 to this."""

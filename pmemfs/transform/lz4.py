@@ -11,7 +11,7 @@ def compress(data: bytes | bytearray | memoryview, level: int) -> bytes:
     """As of `Codec`. Levels from 1 on are those of LZ4 HC; 0 is the fast mode."""
     from lz4.block import compress as compress_block  # type: ignore[import-untyped]
 
-    mode = "high_compression" if level else "default"
+    mode, level = "high_compression" if level > 0 else "default", min(level, MOST_LEVEL)
     packed: bytes = compress_block(data, mode=mode, compression=level, store_size=False)
     return packed
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from zstandard import ZstdCompressor, ZstdDecompressor
 
 MOST_LEVEL = 22
+_LEAST_LEVEL, _USUAL_LEVEL = -7, 3
 
 
 class _Contexts(threading.local):
@@ -36,7 +37,9 @@ def compress(data: bytes | bytearray | memoryview, level: int) -> bytes:
         if len(_contexts.compressors) >= 4:
             # Each has memory of its own, up to megabytes at the high levels.
             _contexts.compressors.clear()
-        compressor = ZstdCompressor(level=level or 3, write_content_size=True)
+        # A stored level may be anything.
+        wanted = max(_LEAST_LEVEL, min(level, MOST_LEVEL)) or _USUAL_LEVEL
+        compressor = ZstdCompressor(level=wanted, write_content_size=True)
         _contexts.compressors[level] = compressor
     return compressor.compress(data)
 

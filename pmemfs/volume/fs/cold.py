@@ -279,16 +279,6 @@ class Cooler:
 
     # At once
 
-    def make_plain(self, number: int, offset_bytes: int, length_bytes: int) -> None:
-        """Let what is compressed in a range of a file lie as plain bytes in frames of its own.
-
-        Raises OSError (ENOSPC).
-        """
-        first = offset_bytes >> PAGE_SHIFT
-        inode = self._frames.file(number)
-        self._store.begin_writing()
-        self._packed.make_way(inode, first, frames_of(offset_bytes + length_bytes) - first)
-
     async def rewrite(self, number: int) -> Rewritten:
         """Let a file lie as its transformation says, however young it is.
 

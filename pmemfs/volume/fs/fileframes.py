@@ -132,6 +132,15 @@ class FileFrames:
             raise system_error(errno.EFBIG)
         self._shift(inode, offset_bytes, length_bytes, size_bytes)
 
+    def make_plain(self, number: int, offset_bytes: int, length_bytes: int) -> None:
+        """Let what is compressed in a range of a file lie as plain bytes in frames of its own.
+
+        Raises OSError (ENOSPC).
+        """
+        inode = self._range(number, offset_bytes, length_bytes, unless=0)
+        first = offset_bytes >> PAGE_SHIFT
+        self.packed.make_way(inode, first, frames_of(offset_bytes + length_bytes) - first)
+
     # For the code that serves I/O
 
     def extents(self, number: int) -> list[MappedExtent]:

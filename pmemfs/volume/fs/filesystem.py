@@ -21,6 +21,7 @@ from __future__ import annotations
 import stat
 from collections.abc import Collection
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from pmemfs.clock import AccessTimes, coarse_ns
 from pmemfs.errors import BadGeometry
@@ -43,7 +44,6 @@ from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
 from pmemfs.pool import Pool
 from pmemfs.volume.base import Room
 from pmemfs.volume.fs.attributes import InodeAttributes
-from pmemfs.volume.fs.cold import Cooler
 from pmemfs.volume.fs.commits import Commits
 from pmemfs.volume.fs.filebytes import FileBytes
 from pmemfs.volume.fs.fileframes import FileFrames
@@ -59,6 +59,9 @@ from pmemfs.volume.fs.sealing import Sealing
 from pmemfs.volume.fs.space import Space
 from pmemfs.volume.fs.store import Store
 from pmemfs.volume.fs.xattrs import Xattrs
+
+if TYPE_CHECKING:
+    from pmemfs.volume.fs.cold import Cooler
 
 
 class FileSystem:
@@ -81,12 +84,12 @@ class FileSystem:
         self.frames = frames = FileFrames(store)
         self.content = content = FileBytes(store, frames)
         self.relocator = relocator = Relocator(store, frames)
-        self.cooler = cooler = Cooler(store, frames, relocator.moving)
         self.properties = properties = Properties(store)
         self.inode_attributes = attributes = InodeAttributes(store, frames, properties)
         self.xattrs = xattrs = Xattrs(store)
         self.tree = tree = Names(store)
         self._leaks: LeakSearch | None = None
+        self._cooler: Cooler | None = None
 
         self.medium, self.tables, self.allocator = store.medium, store.tables, store.allocator
         self.untrimmed, self.pinned = store.untrimmed, store.ground.pinned
@@ -116,7 +119,7 @@ class FileSystem:
         self.read, self.write, self.copy = content.read, content.write, content.copy
         self.seek, self.has_hole = content.seek, content.has_hole
         self.pieces, self.note_stores = content.pieces, content.note_stores
-        self.lay_out, self.make_plain = relocator.lay_out, cooler.make_plain
+        self.lay_out, self.make_plain = relocator.lay_out, frames.make_plain
         self.moving = relocator.moving
         self.check_open = content.check_open
         self.persist, self.write_back = content.persist, content.write_back
@@ -129,6 +132,21 @@ class FileSystem:
     def geometry(self) -> Geometry:
         """The frames of the pool's data zone; a pool may grow."""
         return self.store.ground.geometry
+
+    @property
+    def cooler(self) -> Cooler:
+        """What compresses files."""
+        if self._cooler is None:
+            # Imported here, because most file systems compress nothing.
+            from pmemfs.volume.fs.cold import Cooler
+
+            self._cooler = Cooler(self.store, self.frames, self.moving)
+        return self._cooler
+
+    @property
+    def may_have_compressed(self) -> bool:
+        """Whether an inode may have a compression."""
+        return self.store.ground.has_compressed
 
     @property
     def read_only(self) -> bool:

@@ -237,7 +237,7 @@ class PackedPieces:
         assert codec is not None, "its bytes were read just now"
         level = inode.transform.level if inode.transform else 0
         with self._store.change(urgent=True) as change:
-            packed = codec.compress(plain, level if 0 < level <= codec.MOST_LEVEL else 0)
+            packed = codec.compress(plain, level)
             if not self.replace(change, inode, index, piece.frame_count, packed, piece.id):
                 raise system_error(errno.ENOSPC)
 
