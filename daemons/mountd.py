@@ -27,6 +27,7 @@ from pmemfs.control.keeping import Keeping
 from pmemfs.control.places import new_socket_path
 from pmemfs.control.starter import ENDING_SIGNALS, Starter
 from pmemfs.engine.native import SharedEngine
+from pmemfs.engine.packing import Packing
 from pmemfs.errors import (
     EXIT_MOUNT_FAILED,
     Interrupted,
@@ -281,8 +282,11 @@ def run(
             standby.close()
         try:
             keeping = Keeping(pool, session, pinning.keep_with, _words_of_a_successor(arguments))
-            methods = _methods(pool, medium, session, options, pinning, keeping)
-            trio.run(_serve, arguments, starter, session, methods, pinning, keeping, spare, left)
+            packing = Packing(session.served.fs) if session.served.fs else None
+            methods = _methods(pool, medium, session, options, pinning, keeping, packing)
+            trio.run(
+                _serve, arguments, starter, session, methods, pinning, keeping, packing, spare, left
+            )
         finally:
             spare.release()
             # While the pool is made clean, no signal counts.
@@ -377,7 +381,7 @@ class Pinning:
 
 def _methods(
     pool: Pool, medium: MappedMedium, session: Session, options: MountOptions, pinning: Pinning,
-    keeping: Keeping,
+    keeping: Keeping, packing: Packing | None,
 ) -> server.Methods:  # fmt: skip
     """The methods that the daemon answers on its socket."""
     started = time.monotonic()
@@ -421,6 +425,7 @@ def _methods(
             **PageObserver(pool, session, pins.registry).methods(),
             **_cache_methods(session),
             **(keys.methods() if keys else {}),
+            **_transform_methods(session, packing),
         }
 
     return all_of_them
@@ -447,6 +452,15 @@ def _cache_methods(session: Session) -> dict[str, server.Method]:
     return CacheMethods(session.served.cache).methods()
 
 
+def _transform_methods(session: Session, packing: Packing | None) -> dict[str, server.Method]:
+    if packing is None or session.served.fs is None:
+        return {}
+    from pmemfs.volume.fs.transforming import TransformMethods
+
+    tell = session.served.handlers.notifier.tell
+    return TransformMethods(session.served.fs, packing.begin, tell).methods()
+
+
 def open_session(
     arguments: Arguments, pool: Pool, medium: MappedMedium, left: Left | None
 ) -> Session:
@@ -466,7 +480,8 @@ def open_session(
 
 async def _serve(
     arguments: Arguments, starter: Starter, session: Session, methods: server.Methods,
-    pinning: Pinning, keeping: Keeping, spare: SpareDescriptors, left: Left | None,
+    pinning: Pinning, keeping: Keeping, packing: Packing | None, spare: SpareDescriptors,
+    left: Left | None,
 ) -> None:  # fmt: skip
     with (
         server.listening_again(*left.listener) if left
@@ -480,6 +495,8 @@ async def _serve(
             nursery.start_soon(_stop_on_signal, starter, session)
             nursery.start_soon(_keep_house, session)
             nursery.start_soon(_tidy, session)
+            if packing is not None:
+                nursery.start_soon(packing.serve)
             nursery.start_soon(session.remounter.follow_kernel, session.mount)
             keeping.nursery = nursery
             nursery.start_soon(
@@ -561,7 +578,15 @@ async def _keep_house(session: Session) -> None:
             await session.engine.make_durable()
         except OSError as error:
             log.error("what was written could not be made durable: %s", error)
-        session.memmap.drop_idle(_HOUSEKEEPING_SECONDS)
+        session.memmap.drop_idle(_idle_seconds(session))
+
+
+def _idle_seconds(session: Session) -> float:
+    """How long page structures are kept that nobody uses: they say what of a file is cold."""
+    fs = session.served.fs
+    if fs is None or not fs.may_have_compressed:
+        return _HOUSEKEEPING_SECONDS
+    return max(_HOUSEKEEPING_SECONDS, fs.frames.packed.cold_seconds)
 
 
 async def _tidy(session: Session) -> None:

@@ -19,6 +19,18 @@ COMMANDS = {
     ),
     "stat": ("pmemfs.cli.stat:stat", "Show what a mount has answered, how fast, and who did."),
     "extents": ("pmemfs.cli.extents:extents", "Show where a file of a mount lies in the pool."),
+    "set": (
+        "pmemfs.cli.set:set_transform",
+        "Let a file be compressed while it is cold.",
+    ),
+    "get": (
+        "pmemfs.cli.get:get_transform",
+        "Show how a file or directory is compressed or encrypted.",
+    ),
+    "rewrite": (
+        "pmemfs.cli.rewrite:rewrite",
+        "Compress files now, or make them plain, as they are set.",
+    ),
     "copy": (
         "pmemfs.cli.copy:copy",
         "Copy a file or a device into a mount, or out of one.",

@@ -82,6 +82,7 @@ class Served:
         self.handlers.files.is_synchronous = "sync" in options.kernel
         fs = self.fs
         if fs is not None:
+            fs.frames.packed.cold_seconds = options.cold_seconds
             fs.note_accesses(options.access_times, of_directories=not options.nodiratime)
             self.note_no_reads() if fs.read_only else self._note_reads(options.access_times)
 

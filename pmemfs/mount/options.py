@@ -22,7 +22,7 @@ TRANSPORTS: tuple[TransportName, ...] = ("auto", "uring", "fd")
 _ONE_FILE = (Mode.BLOCK, Mode.CACHE)
 _OF_MODE = {
     "uid": _ONE_FILE, "gid": _ONE_FILE, "mode": _ONE_FILE, "cached": (Mode.FS,),
-    "degraded": (Mode.CACHE,),
+    "degraded": (Mode.CACHE,), "cold_seconds": (Mode.FS,),
 }  # fmt: skip
 """Options of ours that mean nothing in other modes. What mount(8) knows is for all."""
 
@@ -63,13 +63,14 @@ _KEEPING = {
     "no_standby": {"standby": False},
 }  # fmt: skip
 _FLAGS = ("allow_other", "populate", "huge_pages", "cached", "degraded")
-_WITH_VALUE = ("uid", "gid", "mode", "engine", "transport", "hang_timeout")
+_WITH_VALUE = ("uid", "gid", "mode", "engine", "transport", "hang_timeout", "cold_seconds")
 _KNOWN = (
     "ro", "rw", *_FLAGS, *_WITH_VALUE, *_KEEPING, *_KERNEL_OPTIONS, *_TIMES_OF_ACCESS, *_FOR_OTHERS,
 )  # fmt: skip
 WORDS = (
     "ro", "rw", *_FLAGS, "uid=", "gid=", "mode=", *(f"engine={name}" for name in ENGINES),
     *(f"transport={name}" for name in TRANSPORTS), *_KEEPING, "hang_timeout=",
+    "cold_seconds=",
     *sorted(_KERNEL_OPTIONS | LATE), *_TIMES_OF_ACCESS,
 )  # fmt: skip
 """What a shell proposes: all that means something here."""
@@ -103,6 +104,8 @@ _WORD = re.compile(r'(?:[^,"]|"[^"]*"|")+')
 
 _ID, _OCTAL = "a number, as 'id' shows it", "an octal number, such as 600"
 _LONGEST_SECONDS = 24 * 60 * 60
+_LONGEST_COLD_SECONDS = 366 * _LONGEST_SECONDS
+_COLD_SECONDS = 600
 _MOST_BYTES = 4000
 """Of the text of all options: the kernel's page for them, and room for what the mount adds. The
 shared memory of the planes has as much."""
@@ -143,6 +146,9 @@ class MountOptions:
     """Have a process wait to take the daemon's place; with a keeper only."""
     hang_timeout: int = 0
     """End a process of the mount that has made no progress for so many seconds; 0: never."""
+    cold_seconds: int = _COLD_SECONDS
+    """Compress what nobody has touched for so many seconds, of files with a compression; 0: only
+    what is rewritten. Mode `fs` only."""
     kernel: tuple[str, ...] = ()
     said: frozenset[str] = field(default=frozenset(), compare=False)
     """Which of `_OF_MODE` somebody has asked for."""
@@ -207,6 +213,8 @@ class MountOptions:
             words.append("no_standby")
         if self.hang_timeout:
             words.append(f"hang_timeout={self.hang_timeout}")
+        if self.cold_seconds != _COLD_SECONDS:
+            words.append(f"cold_seconds={self.cold_seconds}")
         flags = {"ro": self.read_only, "allow_other": self.allow_other,
                  "populate": self.populate, "huge_pages": self.huge_pages,
                  "cached": self.cached, "degraded": self.degraded,
@@ -231,7 +239,7 @@ class MountOptions:
         """These, with what may change while it is mounted as others have it."""
         return replace(
             self, read_only=other.read_only, kernel=other.kernel, strictatime=other.strictatime,
-            nodiratime=other.nodiratime,
+            nodiratime=other.nodiratime, cold_seconds=other.cold_seconds,
         )  # fmt: skip
 
     def _check_length(self) -> None:
@@ -259,6 +267,9 @@ class MountOptions:
         if equals and name == "hang_timeout":
             seconds = _number(word, value, 10, _LONGEST_SECONDS, "a number of seconds")
             return self._replaced(hang_timeout=seconds)
+        if equals and name == "cold_seconds":
+            seconds = _number(word, value, 10, _LONGEST_COLD_SECONDS, "a number of seconds")
+            return self._replaced(cold_seconds=seconds)
         if word in _KEEPING:
             return self._replaced(**_KEEPING[word])
         if word in _TIMES_OF_ACCESS:

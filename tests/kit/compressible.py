@@ -58,7 +58,7 @@ class Compressible:
 
     def mount(self) -> None:
         self.fs = FileSystem(self.pool, open_memmap(self.pool) if self.has_pages else NoMemmap())
-        self.fs.cooler.cold_seconds = 0.001
+        self.fs.frames.packed.cold_seconds = 0.001
 
     def remount(self) -> None:
         self.fs.end()

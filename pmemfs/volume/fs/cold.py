@@ -93,8 +93,9 @@ class Cooler:
         self._moving = moving
         self._memmap = store.ground.memmap
         self.pack: Pack = pack_here
-        self.cold_seconds = 600
-        """How long nobody may have touched what is compressed."""
+        """What compresses in the background."""
+        self.pack_now: Pack = pack_here
+        """What compresses while somebody waits."""
         self._mounted_ns = time.time_ns()
         self._due: dict[int, float] = {}
         """Files to be looked at, and when."""
@@ -103,6 +104,11 @@ class Cooler:
         self._walk: Iterator[int] | None = None
         self._lock: trio.Lock | None = None
         self._packed_count = self._saved_frames = 0
+
+    @property
+    def cold_seconds(self) -> float:
+        """How long nobody may have touched what is compressed."""
+        return self._packed.cold_seconds
 
     def statistics(self) -> Cooling:
         """What was done on this mount."""
@@ -352,7 +358,8 @@ class Cooler:
                     plain = self._bytes_of(number, generation, batch, index, is_forced=is_forced)
                     if plain is None:
                         continue
-                    packed = await self.pack(plain, kind, level)
+                    pack = self.pack_now if is_forced else self.pack
+                    packed = await pack(plain, kind, level)
                     if frames_of(len(packed)) < count:
                         results.append((index, packed))
                     else:

@@ -77,6 +77,8 @@ class PackedPieces:
         """Pieces that would better be plain: the inode and the index."""
         self.packing: dict[int, Batch] = {}
         """What is being compressed, by inode. A worker of a data plane must not write there."""
+        self.cold_seconds: float = 600
+        """How long nobody may have touched what is compressed in the background; 0: nothing is."""
         self.made_plain = 0
         """How many pieces were made plain on this mount."""
 

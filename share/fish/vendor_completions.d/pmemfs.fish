@@ -34,6 +34,9 @@ complete -c pmemfs -n '__pmemfs_at ""' -a info -d 'Show the pool TARGET, or the 
 complete -c pmemfs -n '__pmemfs_at ""' -a pages -d 'Count the page structures of a mount, and show the hottest pages.'
 complete -c pmemfs -n '__pmemfs_at ""' -a stat -d 'Show what a mount has answered, how fast, and who did.'
 complete -c pmemfs -n '__pmemfs_at ""' -a extents -d 'Show where a file of a mount lies in the pool.'
+complete -c pmemfs -n '__pmemfs_at ""' -a set -d 'Let a file be compressed while it is cold.'
+complete -c pmemfs -n '__pmemfs_at ""' -a get -d 'Show how a file or directory is compressed or encrypted.'
+complete -c pmemfs -n '__pmemfs_at ""' -a rewrite -d 'Compress files now, or make them plain, as they are set.'
 complete -c pmemfs -n '__pmemfs_at ""' -a copy -d 'Copy a file or a device into a mount, or out of one.'
 complete -c pmemfs -n '__pmemfs_at ""' -a list -d 'List all mounts, and those whose daemon does not answer.'
 complete -c pmemfs -n '__pmemfs_at ""' -a resize -d 'Make a pool larger, mounted or not.'
@@ -75,7 +78,7 @@ complete -c pmemfs -n '__pmemfs_at create' -s v -l verbose -d 'Say more: what is
 complete -c pmemfs -n '__pmemfs_at create' -s V -l version -d 'Show the version and exit.'
 complete -c pmemfs -n '__pmemfs_at create' -s h -l help -d 'Show this message and exit.'
 complete -c pmemfs -n '__pmemfs_at create 0' -r -F
-complete -c pmemfs -n '__pmemfs_at mount' -s o -x -a '(__fish_append , ro rw allow_other populate huge_pages cached degraded uid= gid= mode= engine=native engine=python transport=auto transport=uring transport=fd keeper no_keeper standby no_standby hang_timeout= async atime dev dirsync exec noatime nodev noexec nosuid nosymfollow suid symfollow sync strictatime nostrictatime relatime norelatime nodiratime diratime remount)' -d 'Mount options, separated by commas.'
+complete -c pmemfs -n '__pmemfs_at mount' -s o -x -a '(__fish_append , ro rw allow_other populate huge_pages cached degraded uid= gid= mode= engine=native engine=python transport=auto transport=uring transport=fd keeper no_keeper standby no_standby hang_timeout= cold_seconds= async atime dev dirsync exec noatime nodev noexec nosuid nosymfollow suid symfollow sync strictatime nostrictatime relatime norelatime nodiratime diratime remount)' -d 'Mount options, separated by commas.'
 complete -c pmemfs -n '__pmemfs_at mount' -s r -l read-only -d 'The same as -o ro.'
 complete -c pmemfs -n '__pmemfs_at mount' -l engine -x -a 'native python' -d 'Who answers reads and writes; the same as -o engine=…'
 complete -c pmemfs -n '__pmemfs_at mount' -l transport -x -a 'auto uring fd' -d 'How the native engine talks to the kernel: FUSE over io_uring, or reads of /dev/fuse; the same as -o transport=…'
@@ -135,6 +138,25 @@ complete -c pmemfs -n '__pmemfs_at extents' -s v -l verbose -d 'Say more: what i
 complete -c pmemfs -n '__pmemfs_at extents' -s V -l version -d 'Show the version and exit.'
 complete -c pmemfs -n '__pmemfs_at extents' -s h -l help -d 'Show this message and exit.'
 complete -c pmemfs -n '__pmemfs_at extents 0' -r -F
+complete -c pmemfs -n '__pmemfs_at set' -l json -d 'Print JSON for programs; errors too.'
+complete -c pmemfs -n '__pmemfs_at set' -s q -l quiet -d 'Say nothing but errors.'
+complete -c pmemfs -n '__pmemfs_at set' -s v -l verbose -d 'Say more: what is done, and why.'
+complete -c pmemfs -n '__pmemfs_at set' -s V -l version -d 'Show the version and exit.'
+complete -c pmemfs -n '__pmemfs_at set' -s h -l help -d 'Show this message and exit.'
+complete -c pmemfs -n '__pmemfs_at set 0' -r -F
+complete -c pmemfs -n '__pmemfs_at set 1' -x
+complete -c pmemfs -n '__pmemfs_at get' -l json -d 'Print JSON for programs; errors too.'
+complete -c pmemfs -n '__pmemfs_at get' -s q -l quiet -d 'Say nothing but errors.'
+complete -c pmemfs -n '__pmemfs_at get' -s v -l verbose -d 'Say more: what is done, and why.'
+complete -c pmemfs -n '__pmemfs_at get' -s V -l version -d 'Show the version and exit.'
+complete -c pmemfs -n '__pmemfs_at get' -s h -l help -d 'Show this message and exit.'
+complete -c pmemfs -n '__pmemfs_at get 0' -r -F
+complete -c pmemfs -n '__pmemfs_at rewrite' -l json -d 'Print JSON for programs; errors too.'
+complete -c pmemfs -n '__pmemfs_at rewrite' -s q -l quiet -d 'Say nothing but errors.'
+complete -c pmemfs -n '__pmemfs_at rewrite' -s v -l verbose -d 'Say more: what is done, and why.'
+complete -c pmemfs -n '__pmemfs_at rewrite' -s V -l version -d 'Show the version and exit.'
+complete -c pmemfs -n '__pmemfs_at rewrite' -s h -l help -d 'Show this message and exit.'
+complete -c pmemfs -n '__pmemfs_at rewrite 0' -r -F
 complete -c pmemfs -n '__pmemfs_at copy' -l direct -d 'Fail where bytes would go through a buffer.'
 complete -c pmemfs -n '__pmemfs_at copy' -s n -l no-clobber -d 'Leave a DST that is there as it is.'
 complete -c pmemfs -n '__pmemfs_at copy' -s f -l force -d 'Replace a DST that may not be written to, too.'

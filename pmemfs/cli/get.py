@@ -1,0 +1,29 @@
+"""`pmemfs get`: show how a file or directory is transformed."""
+
+from __future__ import annotations
+
+import click
+
+from pmemfs.cli.find import ask
+from pmemfs.cli.options import reporting
+from pmemfs.cli.output import print_facts, print_json
+from pmemfs.cli.paths import ANY_PATH
+from pmemfs.cli.transforms import find_inode, transform_facts
+from pmemfs.media.transformreport import TransformReport
+
+
+@click.command("get")
+@click.argument("path", type=ANY_PATH)
+@reporting
+def get_transform(path: str, as_json: bool) -> None:
+    """Show how a file or directory is compressed or encrypted.
+
+    PATH is in a mounted pool of mode fs. Of a file also how much of it lies compressed now, and
+    what that takes of the pool.
+    """
+    mount, inode = find_inode(path)
+    report = ask(mount, "transform-get", TransformReport, inode=inode)
+    if as_json:
+        print_json(report._asdict())
+    else:
+        print_facts(transform_facts(path, report))

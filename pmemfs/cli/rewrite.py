@@ -1,0 +1,69 @@
+"""`pmemfs rewrite`: let files lie as they are set, at once."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+
+import click
+
+from pmemfs.cli.find import ask
+from pmemfs.cli.options import reporting
+from pmemfs.cli.output import print_json, say
+from pmemfs.cli.paths import ANY_PATH
+from pmemfs.cli.transforms import find_inode
+from pmemfs.media.transformreport import RewrittenReport
+from pmemfs.text import counted
+from pmemfs.units import format_size
+
+_PATIENCE_SECONDS = 24 * 3600
+"""A file may be terabytes long."""
+
+
+@click.command()
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=ANY_PATH)
+@reporting
+def rewrite(paths: tuple[str, ...], as_json: bool) -> None:
+    """Compress files now, or make them plain, as they are set.
+
+    Each PATH is in a mounted pool of mode fs; of a directory, all files below it. The background
+    does the same with what nobody has touched for a while. A file that lies compressed otherwise
+    than it is set now is compressed anew. What does not shrink stays plain.
+
+    A power failure leaves each piece of a file as it was, or as it is to be.
+    """
+    before = after = size = count = 0
+    for path in paths:
+        for file in _files_of(path):
+            mount, inode = find_inode(file)
+            done = ask(
+                mount, "rewrite", RewrittenReport, timeout_seconds=_PATIENCE_SECONDS, inode=inode
+            )
+            before, after = before + done.before_bytes, after + done.after_bytes
+            size, count = size + done.size_bytes, count + 1
+    if as_json:
+        print_json({"files": count, "size_bytes": size, "before_bytes": before,
+                    "after_bytes": after})  # fmt: skip
+    else:
+        what = f"{counted(count, 'file', 'files')} of {format_size(size)}"
+        say(f"{what}: {format_size(before)} before, {format_size(after)} now")
+
+
+def _files_of(path: str) -> Iterator[str]:
+    """A file, or the regular files below a directory on the same mount."""
+    find_inode(path)
+    status = os.lstat(path)
+    if not stat.S_ISDIR(status.st_mode):
+        yield path
+        return
+    for directory, below, names in os.walk(path):
+        below[:] = [name for name in below if _device(directory, name) == status.st_dev]
+        for name in names:
+            found = os.path.join(directory, name)
+            if stat.S_ISREG(os.lstat(found).st_mode):
+                yield found
+
+
+def _device(directory: str, name: str) -> int:
+    return os.lstat(os.path.join(directory, name)).st_dev

@@ -1,0 +1,69 @@
+"""`pmemfs set`: let a file, or what is made in a directory, be compressed while it is cold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from pmemfs.cli.find import ask
+from pmemfs.cli.options import reporting
+from pmemfs.cli.output import print_facts, print_json
+from pmemfs.cli.paths import ANY_PATH
+from pmemfs.cli.transforms import find_inode, transform_facts
+from pmemfs.media.transformreport import TransformReport
+from pmemfs.text import did_you_mean
+
+_NAMES = ("compression",)
+_KINDS = ("zstd", "lz4", "none")
+
+
+class _Property(click.ParamType[tuple[str, int]]):
+    """NAME=VALUE, as a kind of compression and its level."""
+
+    name = "property"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, int]:
+        """The kind and the level. Raises BadParameter."""
+        name, equals, word = str(value).partition("=")
+        if not equals or name not in _NAMES:
+            meant = did_you_mean(name, _NAMES)
+            self.fail(f"'{value}' is not compression=zstd, lz4 or none{meant}", param, ctx)
+        kind, colon, level = word.partition(":")
+        if kind not in _KINDS:
+            meant = did_you_mean(kind, _KINDS)
+            self.fail(f"'{kind}' is none of {', '.join(_KINDS)}{meant}", param, ctx)
+        if not colon:
+            return kind, 0
+        if kind == "none" or not level.isascii() or not level.isdigit() or not 1 <= int(level) < 99:
+            self.fail(f"'{level}' is not a level of {kind}", param, ctx)
+        return kind, int(level)
+
+
+@click.command("set")
+@click.argument("path", type=ANY_PATH)
+@click.argument("wanted", metavar="compression={zstd[:LEVEL]|lz4[:LEVEL]|none}", type=_Property())
+@reporting
+def set_transform(path: str, wanted: tuple[str, int], as_json: bool) -> None:
+    """Let a file be compressed while it is cold.
+
+    PATH is in a mounted pool of mode fs. What is written lies plain at first. What nobody has
+    touched for a while ('pmemfs mount -o cold_seconds=') is compressed in the background, in pieces
+    of 128 KiB, and is plain again once it is read often or written to. 'pmemfs rewrite' compresses
+    a file at once.
+
+    A directory passes it on to files and directories that are made in it from then on. chattr +c
+    means compression=zstd, chattr -c none. A file whose pages a program has mapped is refused, and
+    so is whatever is encrypted: what is encrypted does not shrink.
+    """
+    mount, inode = find_inode(path)
+    kind, level = wanted
+    report = ask(
+        mount, "transform-set", TransformReport, inode=inode, compression=kind, level=level
+    )
+    if as_json:
+        print_json(report._asdict())
+    else:
+        print_facts(transform_facts(path, report))
