@@ -42,7 +42,7 @@ from pmemfs.errors import (
     WrongKey,
     sentence_of,
 )
-from pmemfs.fuse.forgetting import Kept, forget, kept_of
+from pmemfs.fuse.forgetting import forget, kept_of
 from pmemfs.fuse.handlers.handlers import Handlers
 from pmemfs.media.inode import ROOT
 from pmemfs.media.keyreport import (
@@ -227,7 +227,7 @@ class KeyMethods:
             else:
                 kept = kept_of(self._fs, key_id)
                 self._keyring.keep_master(slot)
-                await self._forget(kept)
+                await forget(self._handlers.notifier, kept)
             return _values(self._report(key_id))
 
     async def lock(
@@ -243,7 +243,7 @@ class KeyMethods:
             kept = kept_of(self._fs, key_id)
             self._keyring.begin_lock(key_id)
             try:
-                await self._forget(kept)
+                await forget(self._handlers.notifier, kept)
             except BaseException:
                 self._keyring.keep_unlocked(key_id)
                 raise
@@ -304,11 +304,6 @@ class KeyMethods:
             store()
         except OSError as error:
             raise CannotStoreKey(error.errno or errno.EIO, why=sentence_of(error)) from None
-
-    async def _forget(self, kept: Kept) -> None:
-        """Have the kernel forget, and listings that are under way."""
-        self._handlers.directories.forget_names(set(kept.inodes))
-        await forget(self._handlers.notifier, kept)
 
     def _opened(self, key_id: bytes) -> dict[int, set[int]]:
         """The open files of a key, and the processes that have opened them."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ import pyfuse3
 import trio
 
 from pmemfs.engine.base import Engine
+from pmemfs.fuse import wire
 from pmemfs.fuse.pyfuse3door import Pyfuse3Door
 from pmemfs.fuse.remounting import Remounter
 from pmemfs.fuse.served import serve_pool
@@ -62,12 +64,14 @@ class PythonSession(Session):
         notifier = self.served.handlers.notifier
         notifier.tell = _tell
         notifier.forget_inode, notifier.forget_name = _forget_inode, _forget_name
+        notifier.doubt_names = self._doubt_names
         self._door = Pyfuse3Door(self.served.handlers)
         self.grower = self._grower(pool, medium)
         self.remounter = Remounter(pool, medium, self.served, self.grower, options)
 
     def make_mount(self, mountpoint: str, options: MountOptions) -> None:
         fuse_fd, self.mount = mount_by_helper(self._medium.name, mountpoint, options)
+        self._fuse_fd = fuse_fd
         # libfuse could mount as well, but pyfuse3 passes it only ASCII names of pools.
         pyfuse3.init(self._door, f"/dev/fd/{fuse_fd}", set())
         _allow_deep_queues(self.mount)
@@ -93,6 +97,12 @@ class PythonSession(Session):
             _, others = group.split(_ends_a_mount)
             if others:
                 raise others from None
+
+    async def _doubt_names(self) -> None:
+        # libfuse has no call for this notice.
+        notice = wire.OUT_HEADER.pack(wire.OUT_HEADER.size, wire.NOTIFY_INC_EPOCH, 0)
+        with suppress(OSError):
+            await trio.to_thread.run_sync(os.write, self._fuse_fd, notice)
 
     def terminate(self) -> None:
         pyfuse3.terminate()

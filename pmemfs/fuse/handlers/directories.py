@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -66,12 +66,6 @@ class DirectoryHandlers:
         self._directory(handle)
         del self._open[handle]
         self._places.give_back(handle)
-
-    def forget_names(self, inodes: Collection[int]) -> None:
-        """What was listed of these directories reads otherwise now, in the same order."""
-        for directory in self._open.values():
-            if directory.ino in inodes:
-                directory.listing = None
 
     def listing(
         self, handle: int, start: int, take: Callable[[Listed], bool], *, with_attributes: bool
