@@ -14,6 +14,7 @@ on it, checks it and repairs it. Invariants:
 from __future__ import annotations
 
 import argparse
+import errno
 import functools
 import itertools
 import logging
@@ -43,11 +44,20 @@ from pmemfs.media.journal import MOST_ENTRIES, pack_journal
 from pmemfs.media.label import Mode, Scheme
 from pmemfs.media.layout import replace
 from pmemfs.media.live import line_key, size_word
+from pmemfs.media.log import InodeFlags
+from pmemfs.media.transform import (
+    StoredPiece,
+    Transformation,
+    TransformState,
+    pack_piece,
+    pack_transform,
+)
 from pmemfs.medium.base import Durability, Medium
 from pmemfs.medium.recording import RecordingMedium
 from pmemfs.memmap import open_memmap
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
 from pmemfs.pool import Pool, PoolSpec
+from pmemfs.transform.codec import codec_of
 from pmemfs.units import KIB
 from pmemfs.volume.base import NewInode
 from pmemfs.volume.fs.check import check_filesystem
@@ -182,6 +192,44 @@ def populate(fs: FileSystem, rng: random.Random) -> None:
     fs.allocate(files[3], 0, 20000, keep_size=True)
     fs.punch(files[4], 0, 4096)
     fs.rename(ROOT, fs.names(ROOT)[0], directories[-1], b"moved") if rng.random() < 0.3 else 0
+    transform(fs, rng)
+
+
+def transform(fs: FileSystem, rng: random.Random) -> None:
+    """Compressed files, and an encrypted directory whose key nobody has."""
+    archive = fs.make(ROOT, b"archive", NewInode(_DIRECTORY, 0, 0))
+    fs.properties.set_transform(archive, Transformation.ZSTD, 3)
+    for kind in (Transformation.ZSTD, Transformation.LZ4):
+        ino, count = fs.make(archive, b"packed%d" % kind, NewInode(_FILE, 0, 0)), 6
+        fs.write(ino, 0, b"".join(b"line %d\n" % at for at in range(4000))[: count * FRAME_BYTES])
+        fs.trim_ahead(ino)
+        pack(fs, ino, count, kind)
+    sealed = fs.make(ROOT, b"sealed", NewInode(_DIRECTORY, 0, 0))
+    fs.properties.encrypt(sealed, b"key of nobody   ")
+    for count in range(2):
+        encrypt(fs, sealed, fs.make_unnamed(ROOT, NewInode(_FILE, 0, 0)), rng.randbytes(20 + count))
+
+
+def pack(fs: FileSystem, ino: int, frame_count: int, kind: int) -> None:
+    """Compress the start of a file."""
+    inode, codec = fs.inode(ino), codec_of(kind)
+    assert codec is not None
+    packed = codec.compress(fs.read(ino, 0, frame_count * FRAME_BYTES), 0)
+    with fs.store.change() as change:
+        assert fs.frames.packed.replace(change, inode, 0, frame_count, packed, kind)
+
+
+def encrypt(fs: FileSystem, directory: int, ino: int, name: bytes) -> None:
+    """Let a file lie in an encrypted directory, as if it had been made there."""
+    parent, inode = fs.inode(directory), fs.inode(ino)
+    assert parent.transform is not None
+    state, transformed = inode.state.replaced(link_count=1), parent.transform
+    with fs.store.change() as change:
+        change.append(parent, log_media.pack_entry(name, ino, inode.type, 5))
+        change.append(inode, pack_transform(transformed), state.pack())
+        change.then(lambda: parent.add_entry(name, ino, inode.type))
+        change.then(lambda: inode.set_transform(transformed))
+        change.then(lambda: inode.set_state(state))
 
 
 @contextmanager
@@ -193,6 +241,7 @@ def same_every_time(rng: random.Random) -> Iterator[None]:
         patch("time.clock_gettime_ns", lambda _: next(clock)),
         patch("uuid.uuid4", lambda: uuid.UUID(int=rng.getrandbits(128))),
         patch("secrets.randbits", rng.getrandbits),
+        patch("os.urandom", rng.randbytes),
     ):
         yield
 
@@ -344,7 +393,7 @@ def change_record_head(pool: Mutation) -> None:
     rng = pool.rng
     at, length = rng.choice(pool.of.records)
     if rng.random() < 0.7:
-        pool.put(at, bytes([rng.choice((*range(12), 255))]))
+        pool.put(at, bytes([rng.choice((*range(14), 255))]))
     else:
         pool.put(at + 1, bytes([rng.choice((0, 1, 2, 5, 63, 255))]))
         length = max(64, pool.image[at + 1] * 64)
@@ -365,7 +414,7 @@ def invent_record(pool: Mutation) -> None:
     """A sound record that says something else."""
     rng = pool.rng
     at, length = rng.choice(pool.of.records)
-    kind = rng.randrange(5)
+    kind = rng.randrange(8)
     name = rng.choice((b"file1", b"dir0", b"x", b"..", b"a/b", b"lost+found", b"\xff\n", b""))
     inode = rng.choice((*pool.of.numbers, pool.number()))
     if kind == 0:
@@ -378,10 +427,37 @@ def invent_record(pool: Mutation) -> None:
                                     rng.choice((1, 2, 9, 100, pool.number())))  # fmt: skip
     elif kind == 3:
         raw = log_media.pack_hole(rng.randrange(10), rng.choice((1, 50, pool.number())))
+    elif kind == 4:
+        raw = pack_transform(some_state(rng))
+    elif kind == 5:
+        raw = pack_piece(rng.choice((0, 0, 32, 64, 5, pool.number())), some_piece(pool))
+    elif kind == 6:
+        raw = log_media.pack_entry(rng.randbytes(rng.choice((16, 17, 40))), inode, 8, 5)
     else:
         raw = log_media.pack_xattr_removed(b"user.short")
     if len(raw) <= length:
         pool.put(at, log_media.seal([raw], *pool.of.owners[at], at))
+
+
+def some_state(rng: random.Random) -> TransformState | None:
+    """A transformation, mostly a possible one."""
+    id_, zero = rng.choice((0, 1, 1, 2, 3, 4, 255)), bytes(16)
+    key_id, nonce = rng.choice(((zero, zero), (b"key of nobody   ", rng.randbytes(16))))
+    return TransformState(id_, rng.choice((0, 0, 3, -128)), key_id, nonce)
+
+
+def some_piece(pool: Mutation) -> StoredPiece:
+    """A piece, mostly a possible one."""
+    rng = pool.rng
+    frame_count, stored_frames = rng.choice((2, 6, 32, 33, 0)), rng.choice((1, 1, 2, 5))
+    stored_bytes = stored_frames * FRAME_BYTES - rng.choice((0, 1, 4095, 4096))
+    pfn = pool.frame() >> PAGE_SHIFT
+    start = pfn << PAGE_SHIFT
+    checksum = int(google_crc32c.value(bytes(pool.image[start : start + stored_bytes])))
+    id_ = rng.choice((2, 2, 3, 0, 1, 4, 255))
+    return StoredPiece(
+        pfn, frame_count, stored_frames, stored_bytes, checksum ^ (rng.random() < 0.3), id_
+    )
 
 
 def change_slot(pool: Mutation) -> None:
@@ -566,16 +642,28 @@ def walk(fs: FileSystem) -> tuple[list[int], list[tuple[int, bytes]], list[OSErr
             seen.append(number)
             if fs.attributes(number).mode >> 12 != 4:
                 continue
-            for name, (child, _) in list(fs.inode(number).entries.items()):
+            entries = fs.names(number)
+            if len(entries) != len(fs.inode(number).entries):
+                raise AssertionError("an entry that has no name")
+            for name in entries:
                 names.append((number, name))
-                if fs.lookup(number, name) != child or fs.has_entry(number, name) != child:
+                child = fs.lookup(number, name)
+                if fs.has_entry(number, name) != child:
                     raise AssertionError("an entry that can't be looked up")
                 if child not in known:
                     known.add(child)
                     todo.append(child)
         except OSError as error:
-            errors.append(error)
+            if not is_refused_rightly(fs, number, error):
+                errors.append(error)
     return seen, names, errors
+
+
+def is_refused_rightly(fs: FileSystem, number: int, error: OSError) -> bool:
+    """Whether an inode is sound, and only its key or its transformation is not known."""
+    if error.errno == errno.ENOKEY:
+        return fs.inode(number).is_encrypted
+    return error.errno == errno.EOPNOTSUPP and bool(fs.inode(number).unknown_id)
 
 
 def look_at(fs: FileSystem, number: int) -> None:
@@ -639,6 +727,10 @@ def work(
         lambda: fs.copy(number(), 0, number(), 5000, 5000),
         lambda: fs.trim_ahead(number()),
         lambda: fs.persist(number()),
+        lambda: fs.properties.set_transform(number(), rng.choice((0, 2, 3))),
+        lambda: fs.properties.encrypt(number(), b"key of nobody   "),
+        lambda: fs.set_flags(number(), InodeFlags(rng.choice((0, 8, 1 << 16, 1 << 17)))),
+        lambda: fs.make_plain(number(), 0, 1 << 20),
         lambda: fs.make_unnamed(ROOT, NewInode(_FILE, 0, 0)),
         lambda: fs.hold(number()),
         lambda: fs.drop(number()),

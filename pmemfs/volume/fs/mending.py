@@ -85,7 +85,9 @@ class Mending:
     def write_head(self) -> None:
         """Write the head anew."""
         at = geometry_of(self._pool).offset_of(HEAD_FRAME)
-        self._medium.store(at, pack_head(Head(uuid=self._pool.label.uuid)))
+        # What the old head said of compression is lost, and a mount that looks in vain is no harm.
+        head = Head(uuid=self._pool.label.uuid, has_compressed=1)
+        self._medium.store(at, pack_head(head))
         self._medium.persist(at, HEAD.size_bytes)
 
     def empty_journal(self) -> None:
