@@ -183,6 +183,7 @@ cdef void serve_message(worker_t *worker, uint8_t *message, uint32_t message_byt
             verdict = ANSWER
     if verdict == ANSWER:
         answer_request(worker, &request)
+    forget_keys(worker)
     worker.now_ns = now_ns(CLOCK_REALTIME)
     account(worker, &request, verdict, since)
 

@@ -97,6 +97,7 @@ cdef class Responder:
         data = request.pointed if request.pointed != NULL else request.answer
         replied = bytes(data[:request.answer_bytes]) if verdict == ANSWER else b""
         release(&self._worker, &request)
+        forget_keys(&self._worker)
         self._worker.now_ns = now_ns(CLOCK_REALTIME)
         account(&self._worker, &request, verdict, since)
         return _VERDICTS[verdict], request.error, replied
@@ -166,6 +167,7 @@ cdef class Responder:
             series[number].error, series[number].answer_bytes = request.error, 0
             if series[number].verdict == ANSWER:
                 series[number].answer_bytes = request.answer_bytes
+        forget_keys(&self._worker)
 
 
 cdef class RingEntry:

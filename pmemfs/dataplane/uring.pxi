@@ -148,6 +148,7 @@ cdef int serve_queue(queue_t *queue) noexcept nogil:
             take_left(queue, position)
     if queue.miss_count:
         hand_misses_over(queue)
+    forget_keys(&queue.worker)
     store(&queue.has_begun, 1)
     while queue.living and not load(ends):
         failed = await_requests(queue)
@@ -178,6 +179,7 @@ cdef int serve_queue(queue_t *queue) noexcept nogil:
         io_uring_cq_advance(&queue.ring, count)
         if queue.miss_count:
             hand_misses_over(queue)
+        forget_keys(&queue.worker)
         queue.place.requests += count
         queue.place.batches += 1
         if queue.place.requests >= WINDOW:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -88,3 +89,18 @@ def private_bytes(pid: int, pool: Path) -> int:
         elif is_counted and name in ("Private_Clean:", "Private_Dirty:"):
             total_kib += int(values[0])
     return total_kib * 1024
+
+
+def readable_memory(pid: int) -> Iterator[bytes]:
+    """All memory that a process shares with nobody and that another one can read."""
+    with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", 0) as memory:
+        for line in maps:
+            start, end = (int(word, 16) for word in re.findall(r"^(\w+)-(\w+)", line)[0])
+            if "[v" in line or line.split()[1][3] != "p":
+                continue
+            try:
+                memory.seek(start)
+                yield memory.read(end - start)
+            except OSError:
+                if " ---p " not in line:
+                    raise

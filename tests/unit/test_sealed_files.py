@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import hashlib
 import mmap
 import os
 import random
@@ -25,6 +26,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from kit.data_plane import READ, WRITE, Tables, extent, read_in, some_tables, write_in
 from kit.poison import in_child, poisoner
+from kit.processes import readable_memory
 from pmemfs.dataplane import layouts
 from pmemfs.dataplane.layouts import CONTROL_HOLDER, Extent, Presence
 from pmemfs.dataplane.native import PageLocks, Responder, load_word, store_word
@@ -35,7 +37,7 @@ from pmemfs.transform.secrets import Secrets, create_secrets
 
 INODE = 0x4321_5678
 SLOT = 7
-KEY = bytes(range(100, 164))
+KEY = hashlib.sha512(b"no text of any program").digest()
 FORWARDED = ("forward", 0, b"")
 FRAMES = 24
 SIZE = FRAMES * FRAME_BYTES
@@ -123,12 +125,17 @@ def seal(plain: bytes) -> bytes:
     return sealed
 
 
+def wrapped_key() -> bytes:
+    """The key, by a key file of these bytes."""
+    wrapping = HKDF(SHA512(), 64, None, b"pmemfs key file").derive(b"file")
+    return AESSIV(wrapping).encrypt(KEY, None)
+
+
 @contextmanager
 def a_sealed_file(directory: Path, durability: Durability, *, is_whole: bool) -> Iterator[Sealed]:
     fd = create_secrets()
     secrets = Secrets(fd)
-    wrapping = HKDF(SHA512(), 64, None, b"pmemfs key file").derive(b"file")
-    assert secrets.unwrap(SLOT, b"file", b"", 0, 0, 0, AESSIV(wrapping).encrypt(KEY, None), b"")
+    assert secrets.unwrap(SLOT, b"file", b"", 0, 0, 0, wrapped_key(), b"")
     with some_tables(directory, has_files=True) as tables:
         number = list(Durability).index(durability)
         tables.shared.set_header_word("durability", number)
@@ -332,6 +339,54 @@ def test_readers_never_see_a_torn_block(file: Sealed) -> None:
         is_over.set()
         writer.join()
     assert seen
+
+
+USES_A_KEY = """
+import os, sys
+from pathlib import Path
+from kit.data_plane import READ, WRITE, extent, read_in, some_tables, write_in
+from pmemfs.dataplane.native import Responder, store_word
+from pmemfs.media.live import line_key, size_word
+from pmemfs.transform.secrets import Secrets, create_secrets
+directory, wrapped = sys.argv[1:]
+secrets = Secrets(create_secrets())
+assert secrets.unwrap(7, b"file", b"", 0, 0, 0, bytes.fromhex(wrapped), b"")
+with some_tables(Path(directory), has_files=True) as tables:
+    os.posix_fallocate(tables.fd, 0, tables.pool.medium.size_bytes)
+    first = int(tables.pool.first_data_pfn)
+    line = (first + 1) * 4096 + 64
+    store_word(tables.pool.medium.view(line, 64), 0, size_word(8192, line_key(9, 1, 1)))
+    tables.shared.publish(9, 8192, [extent(0, first + 2, 2)], live_offset=line, key_slot=8)
+    worker = Responder(
+        tables.shared.fd, tables.fd, tables.map_flags, 1 << 20, secrets_fd=secrets.fd
+    )
+    for offset, length in ((0, 8192), (5, 100)):
+        data = bytes(length)
+        asked = worker.answer(write_in(offset, length), opcode=WRITE, inode=9, payload=data)
+        assert asked[:2] == ("answer", 0)
+        asked = worker.answer(read_in(offset, length), opcode=READ, inode=9)
+        assert asked == ("answer", 0, data)
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_worker_that_waits_has_nothing_of_a_key(shm: Path) -> None:
+    words = [sys.executable, "-c", USES_A_KEY, str(shm), wrapped_key().hex()]
+    kit = str(Path(__file__).parents[1])
+    with subprocess.Popen(
+        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": kit}
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"ready\n"
+        if "secretmem" not in Path(f"/proc/{child.pid}/maps").read_text():
+            child.communicate()
+            pytest.skip("this kernel has no memfd_secret")
+        parts = [KEY[at : at + 16] for at in range(0, len(KEY), 16)]
+        found = [part for piece in readable_memory(child.pid) for part in parts if part in piece]
+        child.communicate()
+    assert child.returncode == 0
+    assert found == []
 
 
 # Deaths and faults

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import resource
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESSIV
 from cryptography.hazmat.primitives.hashes import SHA512
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from kit.processes import readable_memory
 from pmemfs.transform.secrets import (
     FILE,
     FREE,
@@ -262,21 +262,6 @@ assert not secrets.unwrap(2, b"fail", b"salt", 10, 8, 1, rewrapped, b"")
 print("ready", flush=True)
 sys.stdin.read()
 """
-
-
-def readable_memory(pid: int) -> Iterator[bytes]:
-    """All memory of a process that another one can read."""
-    with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", 0) as memory:
-        for line in maps:
-            start, end = (int(word, 16) for word in re.findall(r"^(\w+)-(\w+)", line)[0])
-            if "[v" in line:
-                continue
-            try:
-                memory.seek(start)
-                yield memory.read(end - start)
-            except OSError:
-                if "secretmem" not in line and " ---p " not in line:
-                    raise
 
 
 def test_no_key_is_left_in_memory_that_is_not_secret() -> None:
