@@ -28,9 +28,10 @@ ENGINES = {
 @click.option("--restarts", default=0.002, show_default=True,
               help="With --engine: which share of steps is a remount or a kill -9.")  # fmt: skip
 @click.option("--size", default="64M", show_default=True, help="With --engine: of the pool.")
+@click.option("--encrypted", is_flag=True, help="With --engine: in an encrypted directory.")
 def main(
     directory: Path, seconds: float, seed: int | None, engine: str | None, steps: int,
-    restarts: float, size: str,
+    restarts: float, size: str, encrypted: bool,
 ) -> None:  # fmt: skip
     """Random I/O on files in DIRECTORY, compared with their content in memory.
 
@@ -46,7 +47,7 @@ def main(
             pools = PoolMaker(directory / f"fsx-{first}", engine=ENGINES[engine])
             pools.directory.mkdir()
             stack.callback(pools.clean_up)
-            mount = stack.enter_context(FsMount.made(pools, size))
+            mount = stack.enter_context(FsMount.made(pools, size, is_encrypted=encrypted))
         run = Run(mount.directory, mount.restart, mount.renew) if mount else Run(directory)
         try:
             explore(run, first, seconds, steps, restarts if mount else 0)

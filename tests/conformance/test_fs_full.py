@@ -27,13 +27,13 @@ from kit.fs_crash import (
     World,
     built,
     difference,
+    file_system,
     on_medium,
     snapshot,
     template,
 )
 from kit.fs_operations import IMAGES, OPERATIONS, attributed, link, make
 from pmemfs.medium.recording import RecordingMedium
-from pmemfs.memmap.none import NoMemmap
 from pmemfs.volume.fs.extents import Run
 from pmemfs.volume.fs.filesystem import FileSystem
 
@@ -104,7 +104,7 @@ def checked(world: World) -> str:
     if world.fs.space().free_frames != report.free_frames:
         return f"{world.fs.space().free_frames} frames are free, not {report.free_frames}"
     pool = on_medium(world.pool, RecordingMedium(image))
-    again = snapshot(FileSystem(pool, NoMemmap()))
+    again = snapshot(file_system(pool))
     return difference(again, world.tree, {}, blocks=True)
 
 

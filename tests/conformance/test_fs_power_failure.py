@@ -24,6 +24,7 @@ from kit.fs_crash import (
     Moment,
     Op,
     World,
+    file_system,
     on_medium,
     snapshot,
     template,
@@ -38,23 +39,25 @@ from kit.fs_operations import (
     make,
     native,
     persisted,
+    punched,
     rename,
+    sealed_image,
     standard_image,
     trimmed,
     truncated,
     unlink,
     written,
     xattr,
+    zeroed,
 )
 from kit.large_directories import add_names, large_directory, remove_names
 from pmemfs.media import log as log_media
 from pmemfs.medium.base import Durability
 from pmemfs.medium.recording import RecordingMedium
-from pmemfs.memmap.none import NoMemmap
 from pmemfs.volume.base import NewInode
 from pmemfs.volume.fs import compaction, table, transaction
 from pmemfs.volume.fs.extents import Run
-from pmemfs.volume.fs.filesystem import FileSystem
+from pmemfs.volume.fs.livelines import LiveLines
 
 SCALE = float(os.environ.get("PMEMFS_POWER_FAILURE", "1"))
 
@@ -95,6 +98,41 @@ def test_each_operation_is_there_wholly_or_not_at_all(kind: str) -> None:
     said(f"single operations, {kind}", judge)
     assert violations == []
     assert judge.states > 20 * len(OPERATIONS[kind])
+
+
+EDGES_OF_BLOCKS = [
+    written("a", 1, 1),
+    written("b", 37, 11),
+    written("b", 40, 20),
+    written("b", 9995, 5),
+    written("d/x", 4090, 10),
+    written("d/t", 60, 20),
+    truncated("a", 17),
+    truncated("b", 20000),
+    punched("b", 7, 20),
+    zeroed("b", 35, 10, keep_size=True),
+]
+"""No block of 16 bytes is written as a whole, so no byte may be lost with the power."""
+
+
+def edges_torn(op: Op) -> list[str]:
+    image = sealed_image()
+    judge = judge_of(image)
+    violations = explored(image, [op], judge, limit=scaled(200))
+    said(op.name, judge)
+    assert judge.states > 3
+    return violations
+
+
+@pytest.mark.parametrize("op", EDGES_OF_BLOCKS, ids=lambda op: op.name)
+def test_a_torn_block_of_an_encrypted_file_takes_no_other_bytes_with_it(op: Op) -> None:
+    assert edges_torn(op) == []
+
+
+def test_a_torn_block_that_was_not_noted_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LiveLines, "note_redo", lambda *_: None)
+    seen = [op for op in EDGES_OF_BLOCKS if edges_torn(op)]
+    assert len(seen) > len(EDGES_OF_BLOCKS) // 2
 
 
 def pairs(kind: str, count: int) -> Iterator[tuple[Op, Op]]:
@@ -313,7 +351,7 @@ def mounted_under_failure(image: bytes, judge: Judge) -> list[str]:
     medium = RecordingMedium(image)
     medium.at_each_fence = lambda: moments.append(Moment.of(medium))
     pool = on_medium(template(len(image)), medium)
-    fs = FileSystem(pool, NoMemmap())
+    fs = file_system(pool)
     tree = snapshot(fs)
     medium.at_each_fence = lambda: None
     moments.append(Moment.of(medium))
@@ -564,7 +602,7 @@ def test_without_a_flush_in_the_recovery_something_goes_wrong() -> None:
     noticed = 0
     for left in judge.left[::4]:
         medium = RecordingMedium(left)
-        FileSystem(on_medium(template(len(left)), medium), NoMemmap())
+        file_system(on_medium(template(len(left)), medium))
         for call in range(medium.call_count - 1):
             world = World(left, limit=10, judge=judge_of(image), ignored={call})
             for step in AFTER:

@@ -34,3 +34,15 @@ def test_a_file_is_what_was_written_to_it_before_kill_9(pools: PoolMaker, seed: 
     with FsMount.made(pools, size="64M") as mount:
         Run(mount.directory, mount.restart, mount.renew).explore(seed, 300, restarts=0.02)
         mount.check()
+
+
+@pytest.mark.parametrize("seed", [21])
+def test_an_encrypted_file_is_what_was_written_to_it(
+    pools: PoolMaker, engine: Engine, seed: int
+) -> None:
+    with FsMount.made(pools, size="64M", is_encrypted=True) as mount:
+        run = Run(mount.directory, mount.restart, mount.renew)
+        run.explore(seed, 1200)
+        assert run.refused == LACKS[engine.name]
+        run.explore(seed, 300, restarts=0.02)
+        mount.check()

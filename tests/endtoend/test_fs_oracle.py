@@ -27,13 +27,13 @@ FIRST_SEED = int(os.environ.get("PMEMFS_ORACLE_SEED", "1"))
 
 
 @contextmanager
-def rig(pools: PoolMaker, engine: Engine) -> Iterator[Rig]:
+def rig(pools: PoolMaker, engine: Engine, *, is_encrypted: bool = False) -> Iterator[Rig]:
     """Both sides; in the end the file system must be whole."""
     # pyfuse3 can't leave the umask to the daemon, and the kernel's doesn't know of default lists.
     before = os.umask(0 if engine.name == "python" else 0o022)
     try:
         with (
-            FsMount.made(pools, size="96M") as mount,
+            FsMount.made(pools, size="96M", is_encrypted=is_encrypted) as mount,
             mounted_tmpfs(pools.directory / "reference", "nosuid,nodev,size=96M") as reference,
         ):
             yield Rig(mount, reference, PYTHON_LACKS if engine.name == "python" else frozenset())
@@ -66,6 +66,16 @@ def test_what_was_answered_is_there_after_remounts_and_kill_9(
         for seed in seeds(3):
             both.explore(seed, 100, restarts=0.03)
             both.mount.check()
+
+
+@pytest.mark.timeout(SECONDS + 300)
+def test_in_an_encrypted_directory_steps_have_the_same_results(
+    pools: PoolMaker, engine: Engine
+) -> None:
+    with rig(pools, engine, is_encrypted=True) as both:
+        for seed in seeds(8):
+            both.explore(seed, 100)
+        both.explore(FIRST_SEED, 100, restarts=0.03)
 
 
 FAILED_ONCE = {

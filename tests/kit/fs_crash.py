@@ -14,17 +14,19 @@ Free frames hold a pattern that no operation writes, so a stale frame in a file 
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import math
 import random
 import stat
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from kit.fs_checker import Checker, Report
+from kit.sealed import Keys, encrypt_all
 from pmemfs.media.label import Mode, Scheme
 from pmemfs.media.live import raised
 from pmemfs.medium.base import Durability, Medium
@@ -43,6 +45,8 @@ ROOT = 1
 FRAMES = 200
 STALE = b"STALE!!\xa5"
 LINE_BYTES = 64
+BLOCK = 16
+"""What is encrypted as one."""
 
 
 class Node(NamedTuple):
@@ -66,6 +70,8 @@ class Versions:
     contents: list[bytes]
     mtimes: set[int]
     ctimes: set[int]
+    blocks: list[range] = field(default_factory=list)
+    """Bytes that may be anything: whole blocks of an encrypted file, torn while they are stored."""
 
     def add(self, node: Node) -> None:
         if node.content not in self.contents:
@@ -74,7 +80,7 @@ class Versions:
         self.ctimes.add(node.ctime_ns)
 
     def copy(self) -> Versions:
-        return Versions(list(self.contents), set(self.mtimes), set(self.ctimes))
+        return Versions(list(self.contents), set(self.mtimes), set(self.ctimes), list(self.blocks))
 
     def why_not(self, node: Node) -> str:
         """Why a node is none of these; empty where it is one."""
@@ -89,6 +95,8 @@ class Versions:
         for content in self.contents:
             length = min(len(content), len(found))
             is_legal[:length] |= found[:length] == np.frombuffer(content, np.uint8)[:length]
+        for bytes_ in self.blocks:
+            is_legal[bytes_.start : bytes_.stop] = True
         if not is_legal.all():
             at = int(np.argmin(is_legal))
             return f"byte {at} is {node.content[at : at + 16]!r}, which is of no version"
@@ -239,6 +247,8 @@ class Op:
     """It stores bytes of this file, which `persist` makes durable."""
     in_place: str = ""
     """While it runs, bytes of this file change in place."""
+    range: tuple[int, int] | None = None
+    """Where `writes` or `in_place` stores: offset and length."""
     changes: str = ""
     """It changes the content of this file all at once."""
     transform: Callable[[bytes], bytes] | None = None
@@ -376,7 +386,7 @@ class Judge:
         is_deep = bool(self.deep_every) and self.states % self.deep_every == 0
         image = bytes(self.medium.memory) if is_deep else b""
         try:
-            fs = FileSystem(self.pool, NoMemmap())
+            fs = file_system(self.pool)
             found = snapshot(fs)
         except Exception as problem:
             return f"it can't be read: {problem!r}"
@@ -428,7 +438,7 @@ class World:
         self.limit = limit
         self.judge = judge
         self.violations: list[str] = []
-        self.fs = FileSystem(self.pool, NoMemmap())
+        self.fs = file_system(self.pool)
         self.tree = snapshot(self.fs)
         self.volatile: dict[int, Versions] = {}
         self.relaxed: dict[int, Versions] = {}
@@ -459,7 +469,7 @@ class World:
     def remount(self) -> None:
         """Forget everything and mount again."""
         self.held.clear()
-        self.fs = FileSystem(self.pool, NoMemmap())
+        self.fs = file_system(self.pool)
 
     def run(self, op: Op, *, explore: bool = True) -> None:
         """One operation, looked at while it runs and when it has returned."""
@@ -510,6 +520,10 @@ class World:
         if is_in_place and target in before and target not in relaxed:
             relaxed[target] = Versions([], set(), set())
             relaxed[target].add(before[target])
+        if is_in_place and target in relaxed and op.range and self.fs.inode(target).is_encrypted:
+            start, length = op.range
+            blocks = range(-(-start // BLOCK) * BLOCK, (start + length) // BLOCK * BLOCK)
+            relaxed[target].blocks.append(blocks)
         if target in relaxed and op.transform:
             for content in list(relaxed[target].contents):
                 relaxed[target].contents.append(op.transform(content))
@@ -576,16 +590,30 @@ class PlainMedium(RecordingMedium):
         self._memory[offset_bytes : offset_bytes + len(view)] = view
 
 
+@functools.cache
+def keys() -> Keys:
+    """The keys of all images here."""
+    return Keys()
+
+
+def file_system(pool: Pool) -> FileSystem:
+    """The file system of a pool, mounted, with the keys for what is encrypted."""
+    return FileSystem(pool, NoMemmap(), sealing=keys().native)
+
+
 def built(
     build: Callable[[World], object], frames: int = FRAMES,
-    durability: Durability = Durability.CACHE_LINES,
+    durability: Durability = Durability.CACHE_LINES, *, is_encrypted: bool = False,
 ) -> bytes:  # fmt: skip
-    """The image of a file system after something was done in it, unmounted."""
+    """The image of a file system after something was done in it, unmounted; its root may be
+    encrypted, and with that all that is made in it."""
     image = blank_image(frames)
     medium = PlainMedium(image)
     pool = on_medium(template(len(image)), medium)
     FileSystem.format(pool)
     world = World(image, medium=medium, durability=durability)
+    if is_encrypted:
+        encrypt_all(world.fs, keys().key_id)
     build(world)
     for number in world.tree | snapshot(world.fs):
         world.fs.trim_ahead(number)

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from kit.commands import pmemfs, run_command
+from kit.commands import pmemfs, pmemfs_here, run_command
+from kit.keys import add_key, encrypted
 from kit.mounts import UNKEPT, Mounted, PoolMaker, may_pass
 from kit.processes import end_process, is_running, wait_until
 from pmemfs.mountinfo import mount_at
@@ -24,17 +25,27 @@ class FsMount:
     size: str
     mounted: Mounted
     count: int = 0
+    key: Path | None = None
+    """What unlocks the directory of the files, if that is encrypted."""
 
     @classmethod
     @contextmanager
-    def made(cls, pools: PoolMaker, size: str) -> Iterator[FsMount]:
+    def made(cls, pools: PoolMaker, size: str, *, is_encrypted: bool = False) -> Iterator[FsMount]:
         """A new pool, mounted."""
-        yield cls(pools, size, mount_fs(pools, create_fs(pools, "fs0", size), *UNKEPT))
+        made = cls(pools, size, mount_fs(pools, create_fs(pools, "fs0", size), *UNKEPT))
+        if is_encrypted:
+            made.encrypt()
+        yield made
 
     @property
     def directory(self) -> Path:
         """Where the files are."""
-        return self.mounted.mountpoint
+        return self.mounted.mountpoint / "private" if self.key else self.mounted.mountpoint
+
+    def encrypt(self) -> None:
+        """Let the directory of the files be an encrypted one."""
+        self.key = add_key(self.mounted)
+        encrypted(self.mounted).chmod(0o777)
 
     def remount(self) -> None:
         """Unmount, which leaves a clean pool, and mount."""
@@ -69,6 +80,8 @@ class FsMount:
     def mount_again(self) -> None:
         """Mount, over a dead mount if there is one."""
         self.mounted = mount_fs(self.pools, self.mounted.pool, *UNKEPT)
+        if self.key:
+            pmemfs_here("unlock", self.directory, "--key-file", self.key)
 
     def check(self) -> None:
         """Unmount and look for errors; `pmemfs check` must find none. Mounts again."""
@@ -79,14 +92,16 @@ class FsMount:
 
     def renew(self) -> None:
         """Leave everything as it is after a failure and start with another pool."""
-        if mount_at(str(self.directory)) is not None:
-            run_command("umount", "--lazy", self.directory)
+        if mount_at(str(self.mounted.mountpoint)) is not None:
+            run_command("umount", "--lazy", self.mounted.mountpoint)
         self.count += 1
         old = self.mounted.pool
         for pid in self.pools._daemons():
             end_process(pid, seconds=2)
         old.unlink(missing_ok=True)
         self.mounted = mount_fs(self.pools, create_fs(self.pools, old.name, self.size), *UNKEPT)
+        if self.key:
+            self.encrypt()
 
 
 def create_fs(pools: PoolMaker, name: str, size: str) -> Path:

@@ -102,7 +102,12 @@ def edges_image() -> bytes:
     return built(edges)
 
 
-IMAGES = {"standard": standard_image, "edges": edges_image}
+@functools.cache
+def sealed_image(durability: Durability = Durability.CACHE_LINES) -> bytes:
+    return built(standard, durability=durability, is_encrypted=True)
+
+
+IMAGES = {"standard": standard_image, "edges": edges_image, "sealed": sealed_image}
 
 
 def make(path: str, new: NewInode, name: str = "") -> Op:
@@ -144,8 +149,9 @@ def laid_out(path: str, *, step_frames: int = 2048) -> Op:
 
 def written(path: str, offset: int, length: int) -> Op:
     return Op(
-        f"write {path} {offset} {length}", lambda w: write(w, path, offset, length), writes=path
-    )
+        f"write {path} {offset} {length}", lambda w: write(w, path, offset, length), writes=path,
+        range=(offset, length),
+    )  # fmt: skip
 
 
 def native(path: str, offset: int, length: int) -> Op:
@@ -177,6 +183,7 @@ def punched(path: str, offset: int, length: int) -> Op:
         f"punch {path} {offset} {length}",
         lambda w: w.fs.punch(w.ino(path), offset, length),
         in_place=path,
+        range=(offset, length),
         transform=lambda c: _zeroed(c, offset, length),
     )
 
@@ -190,6 +197,7 @@ def zeroed(path: str, offset: int, length: int, *, keep_size: bool) -> Op:
         f"zero {path} {offset} {length} {keep_size}",
         lambda w: w.fs.zero(w.ino(path), offset, length, keep_size=keep_size),
         in_place=path,
+        range=(offset, length),
         transform=transform,
     )
 
@@ -448,4 +456,24 @@ EDGES = [
     Op("remove xattr", lambda w: w.fs.remove_xattr(w.ino("h"), b"user.two")),
 ]
 
-OPERATIONS = {"standard": [*NAMES, *DATA, *REST], "edges": EDGES}
+SEALED = [
+    written("a", 1, 1),
+    written("a", 2, 30),
+    written("b", 37, 9000),
+    written("b", 9995, 5),
+    written("b", 9995, 40),
+    written("d/x", 4090, 12),
+    truncated("b", 5001),
+    truncated("a", 2),
+    truncated("a", 17),
+    punched("b", 7, 20),
+    zeroed("b", 35, 5000, keep_size=True),
+]
+"""In the middle of the blocks that are encrypted as one."""
+
+OPERATIONS = {
+    "standard": [*NAMES, *DATA, *REST],
+    "edges": EDGES,
+    # The data plane's writes are not encrypted here.
+    "sealed": [*SEALED, *NAMES, *(op for op in (*DATA, *REST) if "native" not in op.name)],
+}
