@@ -471,9 +471,15 @@ SEALED = [
 ]
 """In the middle of the blocks that are encrypted as one."""
 
+_NOT_SEALED = {"native", "collapse", "insert"}
+"""Writes of the data plane are not encrypted here; what moves bytes within a file is refused."""
+
 OPERATIONS = {
     "standard": [*NAMES, *DATA, *REST],
     "edges": EDGES,
-    # The data plane's writes are not encrypted here.
-    "sealed": [*SEALED, *NAMES, *(op for op in (*DATA, *REST) if "native" not in op.name)],
+    "sealed": [
+        *SEALED,
+        *NAMES,
+        *(op for op in (*DATA, *REST) if not _NOT_SEALED & {*op.name.split()}),
+    ],
 }

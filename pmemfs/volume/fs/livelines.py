@@ -146,12 +146,11 @@ class LiveLines:
         self._medium.fence()
 
     def forget_redo(self, inode: Inode) -> None:
-        """The block that was noted is durable. This is durable, too, when it returns: a block that
-        is stored later must not be undone by an old note."""
+        """The block that was noted is durable. So is this with the next fence, before which nothing
+        that is stored there later counts. Otherwise an old note would undo it."""
         at = inode.slot_offset + LIVE_OFFSET + _REDO_AT
         self._medium.store(at, bytes(8))
         self._medium.flush(at, 8)
-        self._medium.fence()
 
     def redo_of(self, inode: Inode) -> tuple[int, bytes] | None:
         """The offset and the bytes of a block that was noted and not forgotten."""
