@@ -277,13 +277,14 @@ def _opened_pool(status: MountStatus) -> int | None:
     """
     if status.read_only:
         return None
-    path = status.pool.path
+    paths = [status.pool.path]
     if status.pid and status.pool_fd is not None:
-        path = f"/proc/{status.pid}/fd/{status.pool_fd}"
-    try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
+        # The kernel shows nobody but root what a process has that has keys.
+        paths.insert(0, f"/proc/{status.pid}/fd/{status.pool_fd}")
+    for path in paths:
+        with contextlib.suppress(OSError):
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    return None
 
 
 def _is_clean(pool_path: str) -> bool:

@@ -24,6 +24,7 @@
 #include <stdint.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/random.h>
 #include <sys/syscall.h>
 #include <sys/vfs.h>
@@ -127,7 +128,11 @@ static inline int pmemfs_is_secret(int fd) {
     return !fstatfs(fd, &status) && status.f_type == 0x5345434d /* SECRETMEM_MAGIC */;
 }
 
-/* Map the memory of a descriptor; 0 or errno. It is in no core file, in no swap, and in no child. */
+/* Map the memory of a descriptor; 0 or errno. It is in no core file, in no swap, and in no child.
+
+   From then on this process leaves no core file at all: even one without memory would show what its
+   registers have, and vector registers have plain bytes or a key schedule. So no other process of
+   the same user can look into it either; root can. */
 static inline int pmemfs_map_secrets(int fd, struct pmemfs_secret **secrets) {
     void *mapped = mmap(NULL, PMEMFS_SECRETS_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (mapped == MAP_FAILED) return errno;
@@ -139,6 +144,7 @@ static inline int pmemfs_map_secrets(int fd, struct pmemfs_secret **secrets) {
         munmap(mapped, PMEMFS_SECRETS_BYTES);
         return failed;
     }
+    prctl(PR_SET_DUMPABLE, 0);
     *secrets = mapped;
     return 0;
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,38 @@ def test_a_user_makes_mounts_uses_and_unmounts_a_pool(pools: PoolMaker, user: Ru
     assert not is_running(status["pid"])
     assert succeed(user("ls", mountpoint)) == ""
     assert succeed(user(pmemfs, "check", pool))
+    info = json.loads(succeed(user(pmemfs, "info", pool, "--json")))
+    assert info["pool"]["state"] == "clean"
+
+
+@pytest.mark.slow
+def test_a_user_has_encrypted_directories_and_keys_that_outlive_a_daemon(
+    pools: PoolMaker, user: Run
+) -> None:
+    pmemfs = BIN / "pmemfs"
+    home = pools.directory / "home"
+    pool, mountpoint, key_file = home / "fs0", home / "mnt", home / "key"
+    key_file.write_bytes(os.urandom(64))
+    os.chown(key_file, NOBODY, NOBODY)
+    succeed(user("mkdir", mountpoint))
+    succeed(user(pmemfs, "create", pool, "--size", "32M", "--mode", "fs"))
+    succeed(user(pmemfs, "mount", pool, mountpoint, "-o", "keeper"))
+    unlocking = ("--key-file", key_file)
+    succeed(user(pmemfs, "key", "add", mountpoint, "--name", "work", *unlocking))
+    directory, copy = mountpoint / "private", mountpoint / "private" / "copy"
+    succeed(user("mkdir", directory))
+    succeed(user(pmemfs, "encrypt", directory, "--key", "work"))
+    succeed(user("cp", key_file, copy))
+    status = json.loads(succeed(user(pmemfs, "info", mountpoint, "--json")))
+    for whose in ("pid", "data_plane_pid"):
+        os.kill(status[whose], signal.SIGKILL)
+    succeed(user("cmp", key_file, copy))
+    succeed(user(pmemfs, "lock", directory))
+    assert user("cmp", key_file, copy).code != 0
+    succeed(user(pmemfs, "unlock", directory, *unlocking))
+    succeed(user("cmp", key_file, copy))
+    refused(user(pmemfs, "lock", mountpoint), 1, "is not encrypted")
+    succeed(user(pmemfs, "umount", mountpoint))
     info = json.loads(succeed(user(pmemfs, "info", pool, "--json")))
     assert info["pool"]["state"] == "clean"
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import mmap
 import os
 import pty
 import secrets
@@ -16,8 +18,11 @@ from typing import Any
 
 from kit.commands import BIN, Result, pmemfs_here
 from kit.mounts import Mounted
+from pmemfs.transform.secrets import SLOT_COUNT
 
+SLOT_BYTES, KEY_BYTES = 128, 64
 _PATIENCE_SECONDS = 60
+_PIDFD_GETFD = 438
 
 
 def new_key_file(directory: Path, name: str = "key") -> Path:
@@ -81,3 +86,30 @@ def typed(lines: Sequence[str], *words: object) -> Result:
     status = os.waitpid(pid, 0)[1]
     assert not left, f"nobody has asked for {left}: {shown!r}"
     return Result(os.waitstatus_to_exitcode(status), shown.decode(), "")
+
+
+class SecretMemory:
+    """The secret memory of a mount, as nobody but a test has it: mapped from a descriptor that was
+    taken from the daemon."""
+
+    def __init__(self, mounted: Mounted) -> None:
+        """Source: pidfd_getfd(2)."""
+        pid = mounted.pid
+        entries = Path(f"/proc/{pid}/fd").iterdir()
+        number = next(int(entry.name) for entry in entries if "secretmem" in os.readlink(entry))
+        pidfd = os.pidfd_open(pid)
+        fd = ctypes.CDLL(None, use_errno=True).syscall(_PIDFD_GETFD, pidfd, number, 0)
+        os.close(pidfd)
+        assert fd >= 0, os.strerror(ctypes.get_errno())
+        self._memory = mmap.mmap(fd, SLOT_COUNT * SLOT_BYTES)
+        os.close(fd)
+
+    def keys(self) -> list[bytes]:
+        """All keys, of slots that count and of any other."""
+        raw = self._memory[:]
+        slots = (raw[at : at + KEY_BYTES] for at in range(0, len(raw), SLOT_BYTES))
+        return [key for key in slots if any(key)]
+
+    def close(self) -> None:
+        """Unmap it."""
+        self._memory.close()
