@@ -18,6 +18,7 @@ import pytest
 
 from kit import fs_workers
 from kit.commands import pmemfs, run_command
+from kit.keys import add_key, encrypted, states
 from kit.killing import BOTH, DAEMON, PLANE, VICTIMS, Kills, Load, mount_kept, processes_of
 from kit.mounts import NATIVE, Mounted, PoolMaker, may_pass
 from kit.posix import opened
@@ -67,6 +68,24 @@ def assert_survived(pools: PoolMaker, kills: Kills) -> None:
     pools.umount(kills.mounted)
     wait_until(lambda: not processes_of(pools.directory), "all of its processes have ended")
     wait_until(lambda: has_no_leaks(pools, kills.mounted), "the next mounts free what has leaked")
+
+
+@native
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_programs_in_an_encrypted_directory_notice_a_pause_and_nobody_is_asked_for_the_key(
+    pools: PoolMaker, tmp_path: Path, victim: str
+) -> None:
+    may_pass(pools)
+    mounted = mount_kept(pools, pools.create("fs0", "256M", "--mode", "fs"), "-o", "allow_other")
+    add_key(mounted)
+    load = Load(tmp_path, cancels=may_cancel(pools, victim))
+    kills = Kills(mounted, load)
+    with load.working():
+        load.add_file_system(encrypted(mounted))
+        for _ in range(ROUNDS):
+            kills.kill(victim)
+    assert states(mounted) == {"work": True}
+    assert_survived(pools, kills)
 
 
 @native
