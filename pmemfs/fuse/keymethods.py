@@ -21,6 +21,7 @@ import binascii
 import errno
 from base64 import b64decode
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -309,9 +310,11 @@ class KeyMethods:
         """The open files of a key, and the processes that have opened them."""
         opened: dict[int, set[int]] = {}
         for number, pid in self._handlers.files.openers():
-            transform = self._fs.inode(number).transform
-            if transform is not None and transform.key_id == key_id:
-                opened.setdefault(number, set()).add(pid)
+            # A file that is damaged since must not keep its key from being locked.
+            with suppress(OSError):
+                transform = self._fs.inode(number).transform
+                if transform is not None and transform.key_id == key_id:
+                    opened.setdefault(number, set()).add(pid)
         return opened
 
     async def _wait_until_closed(self, key_id: bytes, name: str) -> None:

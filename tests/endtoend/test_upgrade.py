@@ -26,6 +26,7 @@ from kit.processes import is_running, wait_until
 from pmemfs.control.client import RemoteError, call
 from pmemfs.control.places import socket_path
 from pmemfs.dataplane.layouts import SIGNATURE
+from pmemfs.media.filesystem import FORMAT_VERSION
 from pmemfs.mount.processes import bare_python_words, python_words
 from pmemfs.mountinfo import mount_at
 from pmemfs.units import MIB
@@ -33,7 +34,7 @@ from pmemfs.units import MIB
 pytestmark = [pytest.mark.mount]
 
 ROUNDS = int(os.environ.get("PMEMFS_KILL_ROUNDS", "3"))
-KNOWS = {"memory": SIGNATURE, "label": 99, "fs": 3, "cache": 1}
+KNOWS = {"memory": SIGNATURE, "label": 99, "fs": FORMAT_VERSION, "cache": 1}
 
 
 def kept(pools: PoolMaker, *options: str) -> Mounted:
