@@ -430,6 +430,17 @@ class CannotMapTransformed(PmemfsError, OSError):
     errno = errno.EOPNOTSUPP
 
 
+class CannotTransform(PmemfsError, OSError):
+    """{path} stays as it is: {why}"""
+
+    errno = errno.EIO
+
+    def __init__(self, number: int, **facts: object) -> None:
+        super().__init__(**facts)
+        self.errno = number
+        self.exit_code = EXIT_BUSY if number == errno.EBUSY else EXIT_FAILED
+
+
 class TooManyPins(PmemfsError):
     """process {pid} may not pin more: {why}; let go of arrays that are not needed, or map several
     files with one pin"""

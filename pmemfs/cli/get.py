@@ -8,7 +8,7 @@ from pmemfs.cli.find import ask
 from pmemfs.cli.options import reporting
 from pmemfs.cli.output import print_facts, print_json
 from pmemfs.cli.paths import ANY_PATH
-from pmemfs.cli.transforms import find_inode, transform_facts
+from pmemfs.cli.transforms import find_inode, sayable, transform_facts
 from pmemfs.media.transformreport import TransformReport
 
 
@@ -22,7 +22,7 @@ def get_transform(path: str, as_json: bool) -> None:
     what that takes of the pool.
     """
     mount, inode = find_inode(path)
-    report = ask(mount, "transform-get", TransformReport, inode=inode)
+    report = ask(mount, "transform-get", TransformReport, inode=inode, path=sayable(path))
     if as_json:
         print_json(report._asdict())
     else:

@@ -12,7 +12,7 @@ from pmemfs.cli.find import ask
 from pmemfs.cli.options import reporting
 from pmemfs.cli.output import print_json, say
 from pmemfs.cli.paths import ANY_PATH
-from pmemfs.cli.transforms import find_inode
+from pmemfs.cli.transforms import find_inode, sayable
 from pmemfs.media.transformreport import RewrittenReport
 from pmemfs.text import counted
 from pmemfs.units import format_size
@@ -38,8 +38,9 @@ def rewrite(paths: tuple[str, ...], as_json: bool) -> None:
         for file in _files_of(path):
             mount, inode = find_inode(file)
             done = ask(
-                mount, "rewrite", RewrittenReport, timeout_seconds=_PATIENCE_SECONDS, inode=inode
-            )
+                mount, "rewrite", RewrittenReport, timeout_seconds=_PATIENCE_SECONDS, inode=inode,
+                path=sayable(file),
+            )  # fmt: skip
             before, after = before + done.before_bytes, after + done.after_bytes
             size, count = size + done.size_bytes, count + 1
     if as_json:

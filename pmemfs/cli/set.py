@@ -10,7 +10,7 @@ from pmemfs.cli.find import ask
 from pmemfs.cli.options import reporting
 from pmemfs.cli.output import print_facts, print_json
 from pmemfs.cli.paths import ANY_PATH
-from pmemfs.cli.transforms import find_inode, transform_facts
+from pmemfs.cli.transforms import find_inode, sayable, transform_facts
 from pmemfs.media.transformreport import TransformReport
 from pmemfs.text import did_you_mean
 
@@ -61,8 +61,9 @@ def set_transform(path: str, wanted: tuple[str, int], as_json: bool) -> None:
     mount, inode = find_inode(path)
     kind, level = wanted
     report = ask(
-        mount, "transform-set", TransformReport, inode=inode, compression=kind, level=level
-    )
+        mount, "transform-set", TransformReport, inode=inode, path=sayable(path),
+        compression=kind, level=level,
+    )  # fmt: skip
     if as_json:
         print_json(report._asdict())
     else:

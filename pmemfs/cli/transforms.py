@@ -24,6 +24,11 @@ def find_inode(path: str) -> tuple[Mount, int]:
     return mount, status.st_ino
 
 
+def sayable(path: str) -> str:
+    """A path as text that JSON has; of what is no text, something like it."""
+    return path.encode("utf-8", "replace").decode()
+
+
 def transform_facts(path: str, report: TransformReport) -> list[tuple[str, object]]:
     """Names and values, for people."""
     facts: list[tuple[str, object]] = [

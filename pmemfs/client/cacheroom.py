@@ -105,6 +105,7 @@ class CacheRoom:
                 self._connection.pin(wanted, [path], writable=False, contiguous=False).end.end()
             except CannotMapTransformed:
                 why = "it is encrypted, so nobody can map what is in it; use another directory"
+                os.unlink(path)
                 raise BadCache(path=self._directory, why=why) from None
 
     def taken(self) -> Taken:

@@ -154,10 +154,15 @@ class TensorCache(Closing):
         try:
             self._connection = _connection_around(self.directory)
             with self._connection.translated():
+                is_new = not os.path.isdir(self.directory)
                 os.makedirs(self.directory, exist_ok=True)
                 self._connection.check_device(self.directory, os.stat(self.directory).st_dev)
                 self._room = CacheRoom(self._connection, self.directory)
                 pool = os.statvfs(self.directory)
+        except BadCache:
+            if is_new:
+                os.rmdir(self.directory)
+            raise
         except NoNewFiles as error:
             raise BadCache(path=self.directory, why=str(error)) from None
         except OSError as error:

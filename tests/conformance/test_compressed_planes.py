@@ -77,7 +77,7 @@ class Model:
         self.content = bytearray()
         self.held: list[Held] = []
         self.answered = {"READ": 0, "WRITE": 0}
-        made.fs.cooler.pack = self.slow_pack
+        made.fs.cooler.pack = made.fs.cooler.pack_now = self.slow_pack
 
     async def slow_pack(self, data: bytes, kind: int, level: int) -> bytes:
         for _ in range(self.chance.randrange(5)):

@@ -315,9 +315,10 @@ class Cooler:
         return Rewritten(before, inode.data_frames)
 
     def _check_not_held(self, number: int) -> None:
-        pinned = self._store.ground.pinned
-        if number in self._moving or pinned.has(number):
-            raise OSError(errno.EBUSY, "programs have pages of it")
+        if number in self._moving:
+            raise OSError(errno.EBUSY, "it is being laid out anew")
+        if holders := self._store.ground.pinned.holders_of(number):
+            raise OSError(errno.EBUSY, f"it is mapped by {', '.join(holders)}")
 
     async def warm_hot(self) -> None:
         """Make plain what is hot, while there is enough room."""

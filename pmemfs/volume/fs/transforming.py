@@ -1,16 +1,20 @@
 """What the daemon of a mounted file system answers on its socket about transformations.
 
-transform-get inode                        TransformReport
-transform-set inode, compression, level    TransformReport, as it is now
-rewrite       inode                        RewrittenReport
+transform-get inode, path                        TransformReport
+transform-set inode, path, compression, level    TransformReport, as it is now
+rewrite       inode, path                        RewrittenReport
+
+The path is what the user calls the inode, for sentences.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import errno
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from pmemfs.errors import BadSetting
+from pmemfs.errors import BadSetting, CannotTransform, PmemfsError
 from pmemfs.media.transform import COMPRESSIONS, Transformation, TransformState
 from pmemfs.media.transformreport import RewrittenReport, TransformReport
 from pmemfs.pfn import PAGE_SHIFT
@@ -41,8 +45,12 @@ class TransformMethods:
             "transform-get": self.get, "transform-set": self.set, "rewrite": self.rewrite,
         }  # fmt: skip
 
-    async def get(self, inode: int) -> dict[str, Any]:
-        """How an inode is transformed. Raises OSError."""
+    async def get(self, inode: int, path: str = "") -> dict[str, Any]:
+        """How an inode is transformed. Raises CannotTransform."""
+        with _named(inode, path):
+            return self._report(inode)
+
+    def _report(self, inode: int) -> dict[str, Any]:
         found, size_bytes = self._fs.inode(inode), self._fs.attributes(inode).size_bytes
         state = found.transform
         packed = sum(piece.frame_count for piece in found.pieces.values())
@@ -55,8 +63,10 @@ class TransformMethods:
             stored_bytes=found.piece_frames << PAGE_SHIFT,
         )._asdict()
 
-    async def set(self, inode: int, compression: str, level: int = 0) -> dict[str, Any]:
-        """Let an inode have a compression. Raises BadSetting and OSError."""
+    async def set(
+        self, inode: int, compression: str, level: int = 0, path: str = ""
+    ) -> dict[str, Any]:
+        """Let an inode have a compression. Raises BadSetting and CannotTransform."""
         kind = _KINDS.get(compression)
         if kind is None:
             raise BadSetting(
@@ -66,23 +76,39 @@ class TransformMethods:
         most = codec.MOST_LEVEL if codec else 0
         if not 0 <= level <= most:
             raise BadSetting(name="compression", why=f"{compression} has levels from 1 to {most}")
-        self._fs.properties.set_transform(inode, kind, level)
-        await self._was_changed(inode)
-        return await self.get(inode)
+        with _named(inode, path):
+            self._fs.properties.set_transform(inode, kind, level)
+            await self._was_changed(inode)
+            return self._report(inode)
 
-    async def rewrite(self, inode: int) -> dict[str, Any]:
-        """Let a file lie as its transformation says. Raises OSError."""
-        rewritten = await self._begin().rewrite(inode)
-        await self._was_changed(inode)
-        return RewrittenReport(
-            rewritten.before_frames << PAGE_SHIFT, rewritten.after_frames << PAGE_SHIFT,
-            self._fs.attributes(inode).size_bytes,
-        )._asdict()  # fmt: skip
+    async def rewrite(self, inode: int, path: str = "") -> dict[str, Any]:
+        """Let a file lie as its transformation says. Raises CannotTransform."""
+        with _named(inode, path):
+            rewritten = await self._begin().rewrite(inode)
+            await self._was_changed(inode)
+            return RewrittenReport(
+                rewritten.before_frames << PAGE_SHIFT, rewritten.after_frames << PAGE_SHIFT,
+                self._fs.attributes(inode).size_bytes,
+            )._asdict()  # fmt: skip
 
     async def _was_changed(self, inode: int) -> None:
         told = self._tell(inode)
         if isinstance(told, Awaitable):
             await told
+
+
+@contextmanager
+def _named(inode: int, path: str) -> Iterator[None]:
+    """Raise CannotTransform, which names the file, for an OSError."""
+    try:
+        yield
+    except PmemfsError:
+        raise
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise CannotTransform(
+            error.errno or errno.EIO, path=path or f"inode {inode}", why=why[:1].lower() + why[1:]
+        ) from None
 
 
 def _compression(state: TransformState | None) -> str:
