@@ -139,10 +139,15 @@ class Keeper:
         """The mount has ended in order: return when the keeper holds nothing any more."""
         self._send(b"end")
         if self.pid is not None:
-            with suppress(OSError):
+            try:
                 # The keeper says nothing that is of interest now; its last is that it hangs up.
                 while self._connection.recv(_MESSAGE_BYTES):
                     pass
+            except TimeoutError:
+                # It stands still, such as by SIGSTOP, and would keep this process from ending.
+                self._kill()
+            except OSError:
+                pass
         self._gone()
 
     def close(self) -> None:

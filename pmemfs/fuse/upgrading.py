@@ -57,7 +57,7 @@ class Upgrader:
         `daemon` and `keeper` are the words that start them; `knows` has the formats that the other
         version knows.
         """
-        self._check(daemon, knows)
+        self._check(daemon, keeper, knows)
         self._is_under_way = True
         try:
             new = await self._started(keeper)
@@ -85,7 +85,9 @@ class Upgrader:
     def _path(self) -> str:
         return self._session.mountpoint
 
-    def _check(self, daemon: Sequence[str], knows: Mapping[str, int]) -> None:
+    def _check(
+        self, daemon: Sequence[str], keeper: Sequence[str], knows: Mapping[str, int]
+    ) -> None:
         """Raise UpgradeFailed where the other version can't go on with what this one has made."""
 
         def refuse(why: str) -> UpgradeFailed:
@@ -97,6 +99,8 @@ class Upgrader:
                          "it with '-o keeper'")  # fmt: skip
         if self._is_under_way:
             raise refuse("another upgrade is under way")
+        if not all(map(_is_word, [*daemon, *keeper])):
+            raise refuse("a command line can't have such a word")
         if not daemon or not os.access(daemon[0], os.X_OK):
             raise refuse(f"the daemon can't run {' '.join(daemon[:1]) or 'nothing'}")
         if knows.get("label", 0) < label.format_version:
@@ -119,6 +123,14 @@ class Upgrader:
             raise UpgradeFailed(path=self._path, why=f"no keeper of that version could be started: "
                                 f"{(error.strerror or str(error)).lower()}") from None  # fmt: skip
         return keeper
+
+
+def _is_word(text: str) -> bool:
+    """Whether a command line can have this word, which comes from another process."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def _formats(mode: Mode) -> dict[str, int]:

@@ -214,6 +214,11 @@ def test_a_version_that_can_not_go_on_is_refused(
         ask(mounted, daemon=["/nowhere/python"])
     with pytest.raises(RemoteError, match="no keeper of that version could be started"):
         ask(mounted, keeper=["/bin/false"])
+    for words in ["/bin/true\0"], ["\ud800"]:
+        with pytest.raises(RemoteError, match="can't have such a word"):
+            ask(mounted, daemon=words)
+        with pytest.raises(RemoteError, match="can't have such a word"):
+            ask(mounted, keeper=words)
     assert processes(mounted) == before
 
 
