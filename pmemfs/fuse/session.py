@@ -55,6 +55,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _WATCH_SECONDS = 1
+_ENDING_SECONDS = 10
+"""A request that was begun may take so long when the mount is to end."""
 
 
 class Session(ABC):
@@ -182,6 +184,7 @@ class NativeSession(Session):
         """Whether the next death of the data plane is planned."""
         self._goes_on = trio.Event()
         """Set when the data plane serves again after that."""
+        self._is_ending = trio.Event()
         if left is not None:
             left.stop_workers(medium.name)
         self.memmap = share_memmap(pool, medium, shared)
@@ -256,6 +259,7 @@ class NativeSession(Session):
             )
             nursery.start_soon(self._notices.serve)
             nursery.start_soon(self._watch_memory)
+            nursery.start_soon(self._end_in_time)
             if not is_successor:
                 await self._plane.wait_until_ready()
             if stay_in_memory():
@@ -277,6 +281,9 @@ class NativeSession(Session):
             while self._plane.has_died():
                 await self._start_again()
                 await self._plane.wait()
+            if not self._shared.header_word("ended"):
+                # It was killed, maybe in a section, whose end the volume must not wait for.
+                self._engine.forget_workers()
             nursery.cancel_scope.cancel()
 
     def renew_plane_soon(self) -> None:
@@ -358,6 +365,17 @@ class NativeSession(Session):
     def terminate(self) -> None:
         detach_mount(self.mount)
         self._plane.ask_to_end()
+        self._is_ending.set()
+
+    async def _end_in_time(self) -> None:
+        """Once the mount is to end, kill a data plane that does not come to it, such as one that
+        was stopped by SIGSTOP."""
+        await self._is_ending.wait()
+        await trio.sleep(_ENDING_SECONDS)
+        process = self._plane.process
+        log.error("%s: the data plane (pid %d) does not end within %d s, and is killed",
+                  self._medium.name, process.pid, _ENDING_SECONDS)  # fmt: skip
+        process.kill()
 
     def end(self) -> None:
         detach_mount(self.mount)

@@ -63,6 +63,25 @@ WAYS: dict[str, Callable[[Mounted], object]] = {
 }
 
 
+@pytest.mark.slow
+@native_only
+@pytest.mark.parametrize("kept", ["keeper", "no_keeper"])
+def test_a_data_plane_that_stands_still_does_not_keep_a_signal_from_ending_the_mount(
+    pools: PoolMaker, kept: str
+) -> None:
+    mounted = pools.mount(pools.create("fs0", "64M", "--mode", "fs"), "-o", kept)
+    (mounted.mountpoint / "file").write_bytes(b"there")
+    session = Session.of(mounted)
+    os.kill(mounted.data_plane_pid, signal.SIGSTOP)
+    os.kill(mounted.pid, signal.SIGTERM)
+    wait_until(lambda: not processes_of(pools.directory), "all of its processes have ended")
+    session.assert_ended()
+    assert pmemfs("check", mounted.pool).code == 0
+    assert "clean" in pmemfs_ok("info", mounted.pool)
+    pools.mount(mounted.pool)
+    assert (mounted.mountpoint / "file").read_bytes() == b"there"
+
+
 @native_only
 @pytest.mark.parametrize("way", WAYS)
 def test_whatever_ends_a_mount_ends_its_keeper_and_leaves_the_pool_clean(
