@@ -135,7 +135,7 @@ def _with_standby(arguments: Arguments) -> tuple[Arguments, Standby | None]:
 
     forked = fork()
     while isinstance(forked, TakeOver):
-        arguments = arguments._replace(starter_fd=None, takeover_fd=forked.fd)
+        arguments = arguments._replace(starter_fd=None, takeover_fd=forked.fd, is_upgrade=False)
         forked = fork()
     return arguments, forked
 
@@ -275,11 +275,9 @@ def run(
     try:
         if left is None:
             session.make_mount(arguments.mountpoint, options)
-        if standby is not None and session.kept:
-            session.kept.store("standby", standby.fds, b"%d" % standby.pid)
-            standby.close()
         try:
-            keeping = Keeping(pool, session, pinning.keep_with, _words_of_a_successor(arguments))
+            words = _words_of_a_successor(arguments)
+            keeping = Keeping(pool, session, pinning.keep_with, words, standby)
             methods = _methods(pool, medium, session, options, pinning, keeping)
             trio.run(_serve, arguments, starter, session, methods, pinning, keeping, spare, left)
         finally:

@@ -18,6 +18,7 @@ from pmemfs.logs import log_for_others
 from pmemfs.mount.processes import python_words, raise_descriptors
 
 if TYPE_CHECKING:
+    from pmemfs.control.standby import Standby
     from pmemfs.fuse.keeping import Keeper
     from pmemfs.fuse.session import Session
     from pmemfs.fuse.upgrading import Upgrader
@@ -36,13 +37,15 @@ class Keeping:
 
     def __init__(
         self, pool: Pool, session: Session, keep_pins_with: Callable[[Keeper], None],
-        words: Sequence[str],
+        words: Sequence[str], standby: Standby | None,
     ) -> None:  # fmt: skip
-        """`words` follow those that start a daemon of any version."""
+        """`words` follow those that start a daemon of any version; `standby` waits for the end of
+        this one."""
         self._pool = pool
         self._session = session
         self._keep_pins_with = keep_pins_with
         self._words = words
+        self._standby = standby
         self._upgrader: Upgrader | None = None
         self.nursery: trio.Nursery | None = None
         """Of the tasks that serve the mount."""
@@ -62,6 +65,7 @@ class Keeping:
             name = pool.replace("{", "{{").replace("}", "}}")
             kept.store("log", [fd], os.fsencode(line.replace("{message}", f"{name}: {{message}}")))
         if kept.keeper is None:
+            self._have_standby()
             is_kept = trio.Event()
             token = trio.lowlevel.current_trio_token()
             starter.when_kept(functools.partial(_call_soon, token, is_kept.set))
@@ -74,10 +78,24 @@ class Keeping:
             if kept.keeper is None:
                 return
         else:
-            # A daemon of another version may have started this one.
-            kept.store_words(self._own_words)
+            # A daemon of another version may have started this one, whose successors stay for now.
+            kept.after_upgrade(self._have_own_successors)
         kept.have_watched(hang_seconds)
         await kept.watch()
+
+    def _have_own_successors(self) -> None:
+        assert self._session.kept is not None
+        self._have_standby()
+        self._session.kept.store_words(self._own_words)
+
+    def _have_standby(self) -> None:
+        kept, standby = self._session.kept, self._standby
+        assert kept is not None
+        if standby is None:
+            kept.drop("standby")
+            return
+        kept.store("standby", standby.fds, b"%d" % standby.pid)
+        standby.close()
 
     def _begin(self) -> None:
         """Have the first keeper, if one can be started."""

@@ -25,7 +25,7 @@ from pmemfs.engine.base import Engine
 from pmemfs.engine.growing import Grower, OriginFollower
 from pmemfs.engine.native import SharedEngine
 from pmemfs.engine.sharing import share_memmap
-from pmemfs.errors import DataPlaneFailed
+from pmemfs.errors import DataPlaneFailed, sentence_of
 from pmemfs.fuse.forwarded import ForwardedRequests
 from pmemfs.fuse.handshake import Terms
 from pmemfs.fuse.joint import Joint
@@ -300,16 +300,19 @@ class NativeSession(Session):
             if not self.queue_count:
                 # The kernel gives the next one whatever this one has read.
                 await self._replace_plane()
-                return
-            async with occupied(self._door, self.mountpoint, self._settings.depth) as is_occupied:
-                if is_occupied:
-                    await self._replace_plane()
-                else:
-                    log.warning("%s: the data plane stays that of the version of before, because "
-                                "its rings never had all their entries in use",
-                                self._medium.name)  # fmt: skip
-        finally:
-            self.kept.is_upgrading = False
+            else:
+                async with occupied(
+                    self._door, self.mountpoint, self._settings.depth
+                ) as is_occupied:
+                    if is_occupied:
+                        await self._replace_plane()
+                    else:
+                        log.warning("%s: the data plane stays that of the version of before, "
+                                    "because its rings never had all their entries in use",
+                                    self._medium.name)  # fmt: skip
+        except OSError as error:
+            self.kept.leave_to_version_of_before(sentence_of(error))
+        self.kept.end_upgrade()
 
     async def _replace_plane(self) -> None:
         self._is_renewing = True
@@ -328,15 +331,21 @@ class NativeSession(Session):
         began = trio.current_time()
         self._engine.forget_workers()
         self._notices.tell_again()
-        self._plane.start(self._medium, resumes=True, mountpoint=self.mountpoint)
         assert self.kept is not None
-        self.kept.store_plane()
-        self._plane.process.go()
         try:
+            self._plane.start(self._medium, resumes=True, mountpoint=self.mountpoint)
+            self.kept.store_plane()
+            self._plane.process.go()
             await self._plane.wait_until_ready()
-        except DataPlaneFailed:
+        except (OSError, DataPlaneFailed) as failure:
             # Why is said when its end is noticed, which is at once.
             self._plane.process.kill()
+            if self.kept.is_upgrading:
+                self.kept.leave_to_version_of_before(sentence_of(failure))
+            if isinstance(failure, OSError):
+                raise DataPlaneFailed(
+                    why=f"it can't be started again: {sentence_of(failure)}"
+                ) from failure
             return
         self._goes_on.set()
         seconds = trio.current_time() - began

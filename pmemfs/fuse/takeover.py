@@ -146,6 +146,10 @@ def left_by(items: dict[str, Stored]) -> Left:
     connection = socket.socket(fileno=items.pop("connection").fds[0])
     keeper, deaths = joined(connection, items.pop("keeper"))
     plane = items.pop("plane")
+    if "standby" in items:
+        # It waits for the end of whoever has this, and is still there only during an upgrade.
+        for fd in items.pop("standby").fds:
+            os.close(fd)
     return Left(
         keeper, deaths,
         shared=SharedMemory(*items.pop("shared").fds),
