@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from pmemfs.control import Peer
 from pmemfs.control.starter import Starter
 from pmemfs.logs import log_for_others
 from pmemfs.mount.processes import python_words, raise_descriptors
@@ -113,7 +114,7 @@ class Keeping:
             self._have(keeper)
 
     async def upgrade(
-        self, daemon: list[str], keeper: list[str], knows: dict[str, int]
+        self, daemon: list[str], keeper: list[str], knows: dict[str, int], peer: Peer
     ) -> Mapping[str, object]:
         """Let another version take the mount over; see `Upgrader`."""
         from pmemfs.fuse.upgrading import Upgrader
@@ -121,7 +122,7 @@ class Keeping:
         session = self._session
         if self._upgrader is None:
             self._upgrader = Upgrader(self._pool, session, self._have, self._words)
-        await self._upgrader.begin(daemon, keeper, knows)
+        await self._upgrader.begin(daemon, keeper, knows, peer.is_gone)
         assert session.kept is not None
         assert self.nursery is not None
         self.nursery.start_soon(self._upgrader.end, daemon)

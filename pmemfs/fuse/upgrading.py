@@ -1,6 +1,7 @@
 """A planned end of the daemon: a program of another version takes its place.
 
-    checks      nothing is begun if the other version does not know this pool or this memory
+    checks      nothing is begun if the other version does not know this pool or this memory, or
+                if nobody waits for it any more
     keeper      one of the other version gets all that this one's has; then this one's ends
     drain       requests that were taken are answered; others wait in the sockets
     replace     the keeper starts the other daemon when this one has ended, and counts no death
@@ -50,17 +51,28 @@ class Upgrader:
         self._is_under_way = False
 
     async def begin(
-        self, daemon: Sequence[str], keeper: Sequence[str], knows: Mapping[str, int]
+        self,
+        daemon: Sequence[str],
+        keeper: Sequence[str],
+        knows: Mapping[str, int],
+        has_given_up: Callable[[], bool],
     ) -> None:
         """Have programs of another version ready; `end` ends this process. Raises UpgradeFailed.
 
         `daemon` and `keeper` are the words that start them; `knows` has the formats that the other
-        version knows.
+        version knows. Nothing is begun if who asks `has_given_up`, for example because this process
+        was stopped.
         """
+        self._check_asker(has_given_up)
         self._check(daemon, keeper, knows)
         self._is_under_way = True
         try:
             new = await self._started(keeper)
+            try:
+                self._check_asker(has_given_up)
+            except UpgradeFailed:
+                new.end()
+                raise
         except BaseException:
             self._is_under_way = False
             raise
@@ -84,6 +96,13 @@ class Upgrader:
     @property
     def _path(self) -> str:
         return self._session.mountpoint
+
+    def _check_asker(self, has_given_up: Callable[[], bool]) -> None:
+        if has_given_up():
+            error = UpgradeFailed(path=self._path, why="the command that asked for it has given up")
+            # There is nobody else to say it to.
+            log.warning("%s", error)
+            raise error
 
     def _check(
         self, daemon: Sequence[str], keeper: Sequence[str], knows: Mapping[str, int]

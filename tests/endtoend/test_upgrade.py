@@ -27,6 +27,7 @@ from kit.processes import is_running, wait_until
 from pmemfs.control.client import RemoteError, call
 from pmemfs.control.places import socket_path
 from pmemfs.dataplane.layouts import SIGNATURE
+from pmemfs.errors import NoAnswer
 from pmemfs.logs import JOURNAL, log_file
 from pmemfs.mount.processes import bare_python_words, python_words
 from pmemfs.mountinfo import mount_at
@@ -71,7 +72,7 @@ def ask(mounted: Mounted, **params: Any) -> Any:
         "keeper": bare_python_words("pmemfs.daemons.keeperd"),
         "knows": KNOWS,
     }
-    return call(socket_path(mount), "upgrade", timeout_seconds=20, **{**words, **params})
+    return call(socket_path(mount), "upgrade", **{"timeout_seconds": 20, **words, **params})
 
 
 @native_only
@@ -257,6 +258,25 @@ def test_a_mount_whose_keeper_was_killed_gets_another_one(pools: PoolMaker) -> N
     os.kill(before, signal.SIGKILL)
     assert os.listdir(mounted.mountpoint) == []
     wait_until(lambda: mounted.info()["pid"] != before, "another daemon serves it")
+
+
+@native_only
+def test_nothing_happens_after_the_command_has_given_up(pools: PoolMaker) -> None:
+    mounted = kept(pools)
+    before, daemon = processes(mounted), mounted.pid
+    os.kill(daemon, signal.SIGSTOP)
+    try:
+        with pytest.raises(NoAnswer):
+            ask(mounted, timeout_seconds=0.5)
+    finally:
+        os.kill(daemon, signal.SIGCONT)
+    # What is asked later is carried out, and nothing else is under way.
+    with pytest.raises(RemoteError, match="share other memory"):
+        ask(mounted, knows={**KNOWS, "memory": 1})
+    assert processes(mounted) == before
+    if not os.path.exists(JOURNAL):
+        said = log_file(str(mounted.pool)).read_text()
+        assert "the command that asked for it has given up" in said
 
 
 @native_only
