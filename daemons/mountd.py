@@ -451,19 +451,19 @@ async def _serve(
     with (
         server.listening_again(*left.listener) if left
         else server.listening(new_socket_path(session.mount))
-    ) as listener:  # fmt: skip
+    ) as listening:  # fmt: skip
         spare.release_for_questions()
         async with trio.open_nursery() as nursery:
             pinning.serve(nursery)
             answering = trio.CancelScope()
-            nursery.start_soon(_answer, listener, methods, answering)
+            nursery.start_soon(_answer, listening.socket, methods, answering)
             nursery.start_soon(_stop_on_signal, starter, session)
             nursery.start_soon(_keep_house, session)
             nursery.start_soon(_tidy, session)
             nursery.start_soon(session.remounter.follow_kernel, session.mount)
             keeping.nursery = nursery
             nursery.start_soon(
-                keeping.serve, starter, listener, arguments.pool, arguments.options.hang_timeout
+                keeping.serve, starter, listening, arguments.pool, arguments.options.hang_timeout
             )
             if arguments.is_upgrade:
                 session.renew_plane_soon()

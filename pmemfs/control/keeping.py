@@ -7,7 +7,6 @@ import contextlib
 import functools
 import logging
 import os
-import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ from pmemfs.logs import log_for_others
 from pmemfs.mount.processes import python_words, raise_descriptors
 
 if TYPE_CHECKING:
+    from pmemfs.control.server import Listening
     from pmemfs.control.standby import Standby
     from pmemfs.fuse.keeping import Keeper
     from pmemfs.fuse.session import Session
@@ -53,14 +53,15 @@ class Keeping:
         self._starter: Starter | None = None
 
     async def serve(
-        self, starter: Starter, listener: socket.socket, pool: str, hang_seconds: int
+        self, starter: Starter, listening: Listening, pool: str, hang_seconds: int
     ) -> None:
         """Once the mount is to stay, have a keeper hold what it needs, and notice its end."""
         kept = self._session.kept
         if kept is None:
             return
         self._starter = starter
-        kept.store("listener", [listener.fileno()], os.fsencode(listener.getsockname()))
+        listener, name_fd = listening
+        kept.store("listener", [listener.fileno(), name_fd], os.fsencode(listener.getsockname()))
         if place := log_for_others():
             fd, line = place
             name = pool.replace("{", "{{").replace("}", "}}")

@@ -14,7 +14,7 @@ Invariants:
 | `sockets` | both ends of all sockets between the planes | how many are which |
 | `entries` | the memory of the rings | |
 | `plane` | a pidfd of the data plane | its pid |
-| `listener` | the control socket | its path |
+| `listener` | the control socket, and its name (`O_PATH`) | its path |
 | `standby` | the socket of the process that waits, its pidfd | its pid |
 | `log` | where the log goes | a line, with `{time}`, `{pid}` and `{message}` |
 | `pin-words` | the memory of the words of pins | |

@@ -80,10 +80,10 @@ class Left(NamedTuple):
         return kept and OriginLeft(kept.fds, kept.data)
 
     @property
-    def listener(self) -> tuple[int, str]:
-        """The control socket, and its path."""
-        path, fds = self.others["listener"]
-        return fds[0], os.fsdecode(path)
+    def listener(self) -> tuple[int, int, str]:
+        """The control socket, a descriptor of its name, and its path."""
+        path, (fd, name_fd) = self.others["listener"]
+        return fd, name_fd, os.fsdecode(path)
 
     def medium(self, path: str) -> MappedMedium:
         """The pool, whose path is this one, as far as anybody knows. Raises UnusableSource."""
