@@ -115,7 +115,7 @@ class Upgrader:
         label = self._pool.label
         if self._session.kept is None:
             raise refuse("it has no keeper, which would hold it meanwhile; unmount it, and mount "
-                         "it with '-o keeper'")  # fmt: skip
+                         "it with the native engine and without '-o no_keeper'")  # fmt: skip
         if self._is_under_way:
             raise refuse("another upgrade is under way")
         if not all(map(_is_word, [*daemon, *keeper])):
