@@ -41,6 +41,9 @@ _ENDING_SIGNALS = (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP)
 _NOTHING_STARTED = 127
 _ATTEMPTS = 50
 _RETRY_SECONDS = 0.1
+_FIRST_WORD_MS = 10_000
+"""A process that has waited loads nothing before it says something. One that has just been started
+may need longer, so it is given any time."""
 _PINGS = 4
 """So many in a row without an answer. That they are counted matters after this process itself has
 stood still: no time seems to have passed for the daemon then."""
@@ -66,6 +69,8 @@ class Keeper:
         """Deaths that no successor was told of, and when the last one was."""
         self._has_ended = False
         self._hang_ms = self._unanswered = 0
+        self._has_spoken = True
+        """Whether this daemon has said anything yet."""
 
     def serve(self) -> None:
         """Keep the mount until it has ended or can't be kept."""
@@ -109,6 +114,8 @@ class Keeper:
         verb, _, rest = message.partition(b"\0")
         name, _, data = rest.partition(b"\0")
         self._unanswered = 0
+        if not self._has_spoken:
+            self._has_spoken, self._hang_ms = True, 0
         if verb == b"store":
             self._drop(name)
             self._stored[name] = (data, fds)
@@ -143,7 +150,9 @@ class Keeper:
         """Nothing was said for a while: ask the daemon whether it lives, or end what does not."""
         if self._unanswered < _PINGS:
             self._unanswered += 1
-            send(self._connection, b"ping", [])
+            # A successor expects nothing before it has asked for what is stored.
+            if self._has_spoken:
+                send(self._connection, b"ping", [])
             return
         self.say(f"the daemon has said nothing for {self._hang_ms / 1000:g} s, and is killed")
         self._hang_ms = 0
@@ -159,7 +168,7 @@ class Keeper:
         end = end_of(self._daemon)
         posix.close(self._daemon)
         # What takes over says when it is to be watched.
-        self._hang_ms = 0
+        self._hang_ms, self._has_spoken = 0, True
         words, self._planned = self._planned, []
         is_planned = bool(words)
         if not is_planned:
@@ -194,6 +203,9 @@ class Keeper:
             self._daemon = -1 if is_planned else self._hand_to_standby(theirs)
             if self._daemon < 0:
                 self._daemon = self._start(words, theirs.fileno())
+            else:
+                # It may stand still, such as by SIGSTOP. Then nobody would serve, for ever.
+                self._has_spoken, self._unanswered, self._hang_ms = False, 0, _FIRST_WORD_MS
         finally:
             theirs.close()
 
@@ -230,7 +242,11 @@ class Keeper:
         self._has_ended = True
 
     def say(self, sentence: str) -> None:
-        """Write a line to the log of the daemons."""
+        """Write a line to the log of the daemons, if that takes it at once.
+
+        The log may be on a full disk, or a pipe that nobody reads any more. The mount must neither
+        end nor wait because of that.
+        """
         template, fds = self._stored.get(b"log", (b"", []))
         now = time.time()
         seconds = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now))
@@ -239,7 +255,13 @@ class Keeper:
             time=stamp, pid=posix.getpid(), message=sentence
         )
         for fd in fds:
-            posix.write(fd, line.encode(errors="backslashreplace"))
+            poll = select.poll()
+            poll.register(fd, select.POLLOUT)
+            try:
+                if poll.poll(0):
+                    posix.write(fd, line.encode(errors="backslashreplace"))
+            except OSError:
+                pass
 
 
 def send(end: _socket.socket, message: bytes, fds: list[int]) -> bool:

@@ -137,7 +137,7 @@ def _with_standby(arguments: Arguments) -> tuple[Arguments, Standby | None]:
 
     forked = fork()
     while isinstance(forked, TakeOver):
-        arguments = arguments._replace(starter_fd=None, takeover_fd=forked.fd)
+        arguments = arguments._replace(starter_fd=None, takeover_fd=forked.fd, is_upgrade=False)
         forked = fork()
     return arguments, forked
 
@@ -277,11 +277,9 @@ def run(
     try:
         if left is None:
             session.make_mount(arguments.mountpoint, options)
-        if standby is not None and session.kept:
-            session.kept.store("standby", standby.fds, b"%d" % standby.pid)
-            standby.close()
         try:
-            keeping = Keeping(pool, session, pinning.keep_with, _words_of_a_successor(arguments))
+            words = _words_of_a_successor(arguments)
+            keeping = Keeping(pool, session, pinning.keep_with, words, standby)
             packing = Packing(session.served.fs) if session.served.fs else None
             methods = _methods(pool, medium, session, options, pinning, keeping, packing)
             trio.run(
@@ -486,12 +484,12 @@ async def _serve(
     with (
         server.listening_again(*left.listener) if left
         else server.listening(new_socket_path(session.mount))
-    ) as listener:  # fmt: skip
+    ) as listening:  # fmt: skip
         spare.release_for_questions()
         async with trio.open_nursery() as nursery:
             pinning.serve(nursery)
             answering = trio.CancelScope()
-            nursery.start_soon(_answer, listener, methods, answering)
+            nursery.start_soon(_answer, listening.socket, methods, answering)
             nursery.start_soon(_stop_on_signal, starter, session)
             nursery.start_soon(_keep_house, session)
             nursery.start_soon(_tidy, session)
@@ -500,7 +498,7 @@ async def _serve(
             nursery.start_soon(session.remounter.follow_kernel, session.mount)
             keeping.nursery = nursery
             nursery.start_soon(
-                keeping.serve, starter, listener, arguments.pool, arguments.options.hang_timeout
+                keeping.serve, starter, listening, arguments.pool, arguments.options.hang_timeout
             )
             if arguments.is_upgrade:
                 session.renew_plane_soon()

@@ -134,7 +134,8 @@ def _state(pool: PoolInfo, *, is_mounted: bool) -> str:
 
 def _mount_facts(status: MountStatus) -> Iterator[tuple[str, object]]:
     io = status.io
-    yield "options", ("ro" if status.read_only else "rw") + f" ({status.options})"
+    options = f" ({status.options})" if status.options else ""
+    yield "options", ("ro" if status.read_only else "rw") + options
     pid = status.pid or "of another pid namespace"
     kept = status.kept
     died = _died(kept.daemon) if kept else ""
@@ -145,7 +146,8 @@ def _mount_facts(status: MountStatus) -> Iterator[tuple[str, object]]:
     yield "keeper", _keeper(kept)
     if status.log:
         yield "log", status.log
-    yield "uptime", f"{status.uptime_seconds:.0f} s"
+    of = " of this daemon" if kept and kept.daemon.times else ""
+    yield "uptime", f"{status.uptime_seconds:.0f} s{of}"
     if status.pins and (status.pins.pin_count or status.pins.resting_bytes):
         yield "pins", _pins(status.pins)
     for key in status.keys:
@@ -169,7 +171,10 @@ def _keeper(kept: KeptStatus | None) -> str:
     if kept is None:
         return "none: the mount ends with each of its processes"
     if kept.keeper_pid is None:
-        return f"gone{_died(kept.keeper)}; the mount goes on, and ends with its daemon"
+        return (
+            f"gone{_died(kept.keeper)}; the mount goes on, and ends with its daemon; "
+            "'pmemfs upgrade' gives it another keeper"
+        )
     pid = kept.keeper_pid or "of another pid namespace"
     return f"pid {pid}{_died(kept.keeper)}; {kept.promise}"
 

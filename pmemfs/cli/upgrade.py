@@ -42,10 +42,11 @@ class Upgraded(NamedTuple):
 def upgrade(mountpoint: str, as_json: bool) -> None:
     """Let this version of pmemfs serve a mount that another one serves.
 
-    The mount must have been made with '-o keeper'. Programs that use it notice a short pause. All
-    of its processes are replaced by those of the program that runs this command: daemon, data plane
-    and keeper. If the new daemon fails, the one of before serves again. A version that stores other
-    formats, or whose processes share other memory, is refused: unmount and mount again.
+    The mount must be of the native engine, and not of '-o no_keeper'. Programs that use it notice a
+    short pause. All of its processes are replaced by those of the program that runs this command:
+    daemon, data plane and keeper. A keeper that was killed is replaced as well. If the new daemon
+    fails, the one of before serves again. A version that stores other formats, or whose processes
+    share other memory, is refused: unmount and mount again.
     """
     mount = require_mount(mountpoint)
     began = time.monotonic()

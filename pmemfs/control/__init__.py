@@ -21,6 +21,7 @@ end: a daemon answers its owner and root, and a command believes only the owner 
 from __future__ import annotations
 
 import os
+import select
 import struct
 import sys
 from collections.abc import Iterable, Sequence
@@ -45,16 +46,32 @@ class Connection(Protocol):
     def getsockopt(self, level: int, option: int, size: int, /) -> bytes:
         """See getsockopt(2)."""
 
+    def fileno(self) -> int:
+        """The descriptor; -1: it is closed."""
+
 
 class Peer:
     """Who asks: the process that made a connection. There is one object for each connection."""
 
-    __slots__ = ("__weakref__", "pid", "uid")
+    __slots__ = ("__weakref__", "_connection", "pid", "uid")
 
-    def __init__(self, pid: int, uid: int) -> None:
+    def __init__(self, pid: int, uid: int, connection: Connection | None = None) -> None:
+        self._connection = connection
         self.pid = pid
         """0 if it is in another pid namespace."""
         self.uid = uid
+
+    def is_gone(self) -> bool:
+        """Whether it waits for no answer any more, because it has given up or was ended."""
+        if self._connection is None:
+            return False
+        fd = self._connection.fileno()
+        if fd < 0:
+            return True
+        poll = select.poll()
+        # A peer that only says no more has not hung up.
+        poll.register(fd, 0)
+        return any(events & select.POLLHUP for _, events in poll.poll(0))
 
 
 class WithDescriptors:
@@ -76,7 +93,7 @@ def close_all(descriptors: Iterable[int]) -> None:
 def peer_of(connection: Connection) -> Peer:
     """The process at the other end, as the kernel noted when it connected."""
     pid, uid = _credentials(connection)[:2]
-    return Peer(pid, uid)
+    return Peer(pid, uid, connection)
 
 
 def peer_uid(connection: Connection) -> int:

@@ -7,17 +7,19 @@ import contextlib
 import functools
 import logging
 import os
-import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import trio
 
+from pmemfs.control import Peer
 from pmemfs.control.starter import Starter
 from pmemfs.logs import log_for_others
 from pmemfs.mount.processes import python_words, raise_descriptors
 
 if TYPE_CHECKING:
+    from pmemfs.control.server import Listening
+    from pmemfs.control.standby import Standby
     from pmemfs.fuse.keeping import Keeper
     from pmemfs.fuse.session import Session
     from pmemfs.fuse.upgrading import Upgrader
@@ -36,32 +38,36 @@ class Keeping:
 
     def __init__(
         self, pool: Pool, session: Session, keep_pins_with: Callable[[Keeper], None],
-        words: Sequence[str],
+        words: Sequence[str], standby: Standby | None,
     ) -> None:  # fmt: skip
-        """`words` follow those that start a daemon of any version."""
+        """`words` follow those that start a daemon of any version; `standby` waits for the end of
+        this one."""
         self._pool = pool
         self._session = session
         self._keep_pins_with = keep_pins_with
         self._words = words
+        self._standby = standby
         self._upgrader: Upgrader | None = None
         self.nursery: trio.Nursery | None = None
         """Of the tasks that serve the mount."""
         self._starter: Starter | None = None
 
     async def serve(
-        self, starter: Starter, listener: socket.socket, pool: str, hang_seconds: int
+        self, starter: Starter, listening: Listening, pool: str, hang_seconds: int
     ) -> None:
         """Once the mount is to stay, have a keeper hold what it needs, and notice its end."""
         kept = self._session.kept
         if kept is None:
             return
         self._starter = starter
-        kept.store("listener", [listener.fileno()], os.fsencode(listener.getsockname()))
+        listener, name_fd = listening
+        kept.store("listener", [listener.fileno(), name_fd], os.fsencode(listener.getsockname()))
         if place := log_for_others():
             fd, line = place
             name = pool.replace("{", "{{").replace("}", "}}")
             kept.store("log", [fd], os.fsencode(line.replace("{message}", f"{name}: {{message}}")))
         if kept.keeper is None:
+            self._have_standby()
             is_kept = trio.Event()
             token = trio.lowlevel.current_trio_token()
             starter.when_kept(functools.partial(_call_soon, token, is_kept.set))
@@ -74,10 +80,24 @@ class Keeping:
             if kept.keeper is None:
                 return
         else:
-            # A daemon of another version may have started this one.
-            kept.store_words(self._own_words)
+            # A daemon of another version may have started this one, whose successors stay for now.
+            kept.after_upgrade(self._have_own_successors)
         kept.have_watched(hang_seconds)
         await kept.watch()
+
+    def _have_own_successors(self) -> None:
+        assert self._session.kept is not None
+        self._have_standby()
+        self._session.kept.store_words(self._own_words)
+
+    def _have_standby(self) -> None:
+        kept, standby = self._session.kept, self._standby
+        assert kept is not None
+        if standby is None:
+            kept.drop("standby")
+            return
+        kept.store("standby", standby.fds, b"%d" % standby.pid)
+        standby.close()
 
     def _begin(self) -> None:
         """Have the first keeper, if one can be started."""
@@ -95,7 +115,7 @@ class Keeping:
             self._have(keeper)
 
     async def upgrade(
-        self, daemon: list[str], keeper: list[str], knows: dict[str, int]
+        self, daemon: list[str], keeper: list[str], knows: dict[str, int], peer: Peer
     ) -> Mapping[str, object]:
         """Let another version take the mount over; see `Upgrader`."""
         from pmemfs.fuse.upgrading import Upgrader
@@ -103,7 +123,7 @@ class Keeping:
         session = self._session
         if self._upgrader is None:
             self._upgrader = Upgrader(self._pool, session, self._have, self._words)
-        await self._upgrader.begin(daemon, keeper, knows)
+        await self._upgrader.begin(daemon, keeper, knows, peer.is_gone)
         assert session.kept is not None
         assert self.nursery is not None
         self.nursery.start_soon(self._upgrader.end, daemon)

@@ -18,7 +18,7 @@ import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from typing import Any, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 import trio
 
@@ -52,8 +52,19 @@ Methods = Callable[[], Mapping[str, Method]]
 """Called when a request comes, so that the modules which make answers need not be loaded before."""
 
 
+class Listening(NamedTuple):
+    """A listening socket, and a descriptor of its name.
+
+    While the descriptor is open, no other file can get the same inode number. So it tells whether a
+    path still leads to this socket.
+    """
+
+    socket: socket.socket
+    name_fd: int
+
+
 @contextlib.contextmanager
-def listening(path: str | os.PathLike[str]) -> Iterator[socket.socket]:
+def listening(path: str | os.PathLike[str]) -> Iterator[Listening]:
     """A listening socket for the mount of this process; its path goes with the context.
 
     The path stays if it belongs to another daemon by then: it is named after a device number, and
@@ -70,35 +81,28 @@ def listening(path: str | os.PathLike[str]) -> Iterator[socket.socket]:
                     os.unlink(path)
                 listener.bind(os.fspath(path))
                 listener.listen(_CONNECTIONS)
-                ours = _opened(path)
+                ours = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as error:
             raise _no_socket(path, error) from None
         with _removing(path, ours):
-            yield listener
+            yield Listening(listener, ours)
 
 
 @contextlib.contextmanager
-def listening_again(fd: int, path: str | os.PathLike[str]) -> Iterator[socket.socket]:
+def listening_again(fd: int, name_fd: int, path: str | os.PathLike[str]) -> Iterator[Listening]:
     """The listening socket of a daemon that has died, for the one that takes its place.
 
-    Its path goes with the context. Who has connected since then waits in its queue, and is served.
-    Raises NoControlSocket.
+    Its path goes with the context, if it still leads to this socket: the mount may have ended
+    meanwhile, and another mount have its number. Who has connected since then waits in its queue,
+    and is served. Raises NoControlSocket.
     """
-    with socket.socket(fileno=fd) as listener:
+    with socket.socket(fileno=fd) as listener, _removing(path, name_fd):
         try:
             # From now on the kernel names this process to who connects.
             listener.listen(_CONNECTIONS)
-            ours = _opened(path)
         except OSError as error:
             raise _no_socket(path, error) from None
-        with _removing(path, ours):
-            yield listener
-
-
-def _opened(path: str | os.PathLike[str]) -> int:
-    """A descriptor of a socket's name. While it is open, no other file can get the same inode
-    number."""
-    return os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        yield Listening(listener, name_fd)
 
 
 @contextlib.contextmanager

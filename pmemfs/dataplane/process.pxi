@@ -39,6 +39,10 @@ cdef extern from "poll.h" nogil:
         short events
     int poll(pollfd *wanted, unsigned long count, int timeout)
 
+cdef extern from "sys/mman.h" nogil:
+    int madvise(void *start, size_t length, int advice)
+    enum: MADV_DONTFORK
+
 cdef extern from "sys/socket.h" nogil:
     ssize_t recv(int fd, void *into, size_t length, int flags)
 
@@ -452,6 +456,12 @@ cdef void nudge_all(process_t *process) noexcept nogil:
     go on.
     """
     cdef int number
+    # A child that had them mapped would keep the connection from ending, and the pool in use. If
+    # all else has died, it would wait for ever, and with it all callers.
+    madvise(process.plane.pool, process.plane.mapped_bytes, MADV_DONTFORK)
+    io_uring_ring_dontfork(&process.idle_ring)
+    for number in range(process.queue_count):
+        io_uring_ring_dontfork(&process.queues[number].ring)
     for number in range(process.queue_count):
         nudge(process.mountpoint, number, <int>process.queues[number].entry_count)
 

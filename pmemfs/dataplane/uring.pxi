@@ -50,6 +50,7 @@ cdef extern from "liburing.h" nogil:
     int io_uring_queue_init(unsigned entries, io_uring *ring, unsigned flags)
     int io_uring_register_files(io_uring *ring, const int *files, unsigned count)
     int io_uring_register_ring_fd(io_uring *ring)
+    int io_uring_ring_dontfork(io_uring *ring)
     io_uring_sqe *io_uring_get_sqe(io_uring *ring)
     int io_uring_submit(io_uring *ring)
     int io_uring_submit_and_wait(io_uring *ring, unsigned count)

@@ -44,8 +44,8 @@ class PlaneWatch:
             stuck = self.look()
             if stuck:
                 log.error(
-                    "%s: %s of the data plane (pid %d) has made no progress for %d s: it is killed",
-                    self._name, stuck, self._pid, seconds,
+                    "%s: no progress was made for %d s by %s of the data plane (pid %d): it is "
+                    "killed", self._name, seconds, stuck, self._pid,
                 )  # fmt: skip
                 self._plane.process.kill()
                 self._forget()

@@ -14,7 +14,7 @@ Invariants:
 | `sockets` | both ends of all sockets between the planes | how many are which |
 | `entries` | the memory of the rings | |
 | `plane` | a pidfd of the data plane | its pid |
-| `listener` | the control socket | its path |
+| `listener` | the control socket, and its name (`O_PATH`) | its path |
 | `standby` | the socket of the process that waits, its pidfd | its pid |
 | `log` | where the log goes | a line, with `{time}`, `{pid}` and `{message}` |
 | `pin-words` | the memory of the words of pins | |
@@ -140,10 +140,15 @@ class Keeper:
         """The mount has ended in order: return when the keeper holds nothing any more."""
         self._send(b"end")
         if self.pid is not None:
-            with suppress(OSError):
+            try:
                 # The keeper says nothing that is of interest now; its last is that it hangs up.
                 while self._connection.recv(_MESSAGE_BYTES):
                     pass
+            except TimeoutError:
+                # It stands still, such as by SIGSTOP, and would keep this process from ending.
+                self._kill()
+            except OSError:
+                pass
         self._gone()
 
     def close(self) -> None:

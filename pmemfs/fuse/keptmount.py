@@ -7,7 +7,9 @@ Invariants:
 - a data plane begins nothing before the keeper knows its process: two of them would answer the same
   requests;
 - a data plane that dies again and again ends the mount, because requests that can't be served would
-  otherwise wait for ever.
+  otherwise wait for ever;
+- a daemon of another version has no successor of its own version before its data plane serves:
+  until then, whatever ends it brings back the version of before, whose successors the keeper has.
 """
 
 from __future__ import annotations
@@ -15,12 +17,13 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NoReturn
 
 import trio
 
 from pmemfs.dataplane.tables import SharedMemory
+from pmemfs.errors import EXIT_FAILED
 from pmemfs.fuse import wire
 from pmemfs.fuse.planes import DataPlane
 from pmemfs.medium.mapped import MappedMedium
@@ -52,6 +55,7 @@ class KeptMount:
         """When this process began to serve the mount, in ns since 1970."""
         self.is_upgrading = False
         """Whether the data plane is still that of another version."""
+        self._after_upgrade: Callable[[], None] | None = None
         self._deaths: list[float] = []
         self._stored: dict[str, tuple[list[int], bytes]] = {}
         """What each keeper is to hold beside what is known here."""
@@ -91,6 +95,35 @@ class KeptMount:
         """Have the keeper start successors by these words."""
         if self.keeper:
             self.keeper.store("arguments", data=b"\0".join(map(os.fsencode, words)))
+
+    def after_upgrade(self, call: Callable[[], None]) -> None:
+        """Call something as soon as no upgrade is under way, which may be now."""
+        if self.is_upgrading:
+            self._after_upgrade = call
+        else:
+            call()
+
+    def end_upgrade(self) -> None:
+        """The data plane is no more to be replaced."""
+        self.is_upgrading = False
+        call, self._after_upgrade = self._after_upgrade, None
+        if call:
+            call()
+
+    def leave_to_version_of_before(self, why: str) -> NoReturn:
+        """End this process while it upgrades the mount: the keeper starts the version of before."""
+        log.error("%s: the new version can't serve it: %s; that of before takes it over again",
+                  self._medium.name, why)  # fmt: skip
+        # What has failed may have said so there, and the next daemon would take it for the end.
+        self._shared.set_header_word("ended", 0)
+        # Without any of what ends a mount.
+        os._exit(EXIT_FAILED)
+
+    def drop(self, name: str) -> None:
+        """Have no keeper hold that, whoever has stored it."""
+        self._forget(name)
+        if self.keeper:
+            self.keeper.drop(name)
 
     def have_watched(self, seconds: float) -> None:
         """Have the keeper kill this process if it hangs for so long; 0: never."""

@@ -9,9 +9,9 @@ afterwards. Whatever else arrives waits in the kernel.
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
-from functools import partial
 
 import trio
 
@@ -26,7 +26,11 @@ _PATIENCE_SECONDS = 5
 @asynccontextmanager
 async def occupied(door: WireDoor, path: str, depth: int) -> AsyncIterator[bool]:
     """Meanwhile all entries of all rings are occupied, `depth` for each CPU; whether that came
-    about. `path` lies on the mount. Raises OSError if the callers can't be started."""
+    about. `path` lies on the mount. Raises OSError if the callers can't be started.
+
+    A caller whose request a data plane has taken can't be killed before it is answered, so nothing
+    here waits long for the callers.
+    """
     answer = door.answered[Opcode.STATFS]
     wanted = depth * len(os.sched_getaffinity(0))
     is_full, is_over = trio.Event(), trio.Event()
@@ -41,17 +45,19 @@ async def occupied(door: WireDoor, path: str, depth: int) -> AsyncIterator[bool]
         later = answer(request)
         return await later if isinstance(later, Coroutine) else later
 
-    async with trio.open_nursery() as nursery:
-        words = [*bare_python_words(_CALLERS), path, str(depth)]
-        door.answered[Opcode.STATFS] = hold
-        try:
-            callers = await nursery.start(partial(trio.run_process, words, check=False, cwd="/"))
-            with trio.move_on_after(_PATIENCE_SECONDS):
-                await is_full.wait()
-            yield is_full.is_set()
-        finally:
-            door.answered[Opcode.STATFS] = answer
-            is_over.set()
+    words = [*bare_python_words(_CALLERS), path, str(depth)]
+    door.answered[Opcode.STATFS] = hold
+    callers = None
+    try:
+        callers = await trio.lowlevel.open_process(words, stdin=subprocess.DEVNULL, cwd="/")
+        with trio.move_on_after(_PATIENCE_SECONDS):
+            await is_full.wait()
+        yield is_full.is_set()
+        is_over.set()
         with trio.move_on_after(_PATIENCE_SECONDS):
             await callers.wait()
-        nursery.cancel_scope.cancel()
+    finally:
+        door.answered[Opcode.STATFS] = answer
+        is_over.set()
+        if callers is not None:
+            callers.kill()

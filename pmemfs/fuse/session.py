@@ -25,7 +25,7 @@ from pmemfs.engine.base import Engine
 from pmemfs.engine.growing import Grower, OriginFollower
 from pmemfs.engine.native import SharedEngine
 from pmemfs.engine.sharing import share_memmap
-from pmemfs.errors import DataPlaneFailed
+from pmemfs.errors import DataPlaneFailed, sentence_of
 from pmemfs.fuse.forwarded import ForwardedRequests
 from pmemfs.fuse.handshake import Terms
 from pmemfs.fuse.joint import Joint
@@ -57,6 +57,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _WATCH_SECONDS = 1
+_ENDING_SECONDS = 10
+"""A request that was begun may take so long when the mount is to end."""
 
 
 class Session(ABC):
@@ -219,6 +221,7 @@ class NativeSession(Session):
         """Whether the next death of the data plane is planned."""
         self._goes_on = trio.Event()
         """Set when the data plane serves again after that."""
+        self._is_ending = trio.Event()
         if left is not None:
             left.stop_workers(medium.name)
         self.memmap = share_memmap(pool, medium, shared)
@@ -309,6 +312,7 @@ class NativeSession(Session):
             )
             nursery.start_soon(self._notices.serve)
             nursery.start_soon(self._watch_memory)
+            nursery.start_soon(self._end_in_time)
             if not is_successor:
                 await self._plane.wait_until_ready()
             if stay_in_memory():
@@ -330,6 +334,9 @@ class NativeSession(Session):
             while self._plane.has_died():
                 await self._start_again()
                 await self._plane.wait()
+            if not self._shared.header_word("ended"):
+                # It was killed, maybe in a section, whose end the volume must not wait for.
+                self._engine.forget_workers()
             nursery.cancel_scope.cancel()
 
     def renew_plane_soon(self) -> None:
@@ -346,16 +353,19 @@ class NativeSession(Session):
             if not self.queue_count:
                 # The kernel gives the next one whatever this one has read.
                 await self._replace_plane()
-                return
-            async with occupied(self._door, self.mountpoint, self._settings.depth) as is_occupied:
-                if is_occupied:
-                    await self._replace_plane()
-                else:
-                    log.warning("%s: the data plane stays that of the version of before, because "
-                                "its rings never had all their entries in use",
-                                self._medium.name)  # fmt: skip
-        finally:
-            self.kept.is_upgrading = False
+            else:
+                async with occupied(
+                    self._door, self.mountpoint, self._settings.depth
+                ) as is_occupied:
+                    if is_occupied:
+                        await self._replace_plane()
+                    else:
+                        log.warning("%s: the data plane stays that of the version of before, "
+                                    "because its rings never had all their entries in use",
+                                    self._medium.name)  # fmt: skip
+        except OSError as error:
+            self.kept.leave_to_version_of_before(sentence_of(error))
+        self.kept.end_upgrade()
 
     async def _replace_plane(self) -> None:
         self._is_renewing = True
@@ -374,15 +384,21 @@ class NativeSession(Session):
         began = trio.current_time()
         self._engine.forget_workers()
         self._notices.tell_again()
-        self._plane.start(self._medium, resumes=True, mountpoint=self.mountpoint)
         assert self.kept is not None
-        self.kept.store_plane()
-        self._plane.process.go()
         try:
+            self._plane.start(self._medium, resumes=True, mountpoint=self.mountpoint)
+            self.kept.store_plane()
+            self._plane.process.go()
             await self._plane.wait_until_ready()
-        except DataPlaneFailed:
+        except (OSError, DataPlaneFailed) as failure:
             # Why is said when its end is noticed, which is at once.
             self._plane.process.kill()
+            if self.kept.is_upgrading:
+                self.kept.leave_to_version_of_before(sentence_of(failure))
+            if isinstance(failure, OSError):
+                raise DataPlaneFailed(
+                    why=f"it can't be started again: {sentence_of(failure)}"
+                ) from failure
             return
         self._goes_on.set()
         seconds = trio.current_time() - began
@@ -411,6 +427,17 @@ class NativeSession(Session):
     def terminate(self) -> None:
         detach_mount(self.mount)
         self._plane.ask_to_end()
+        self._is_ending.set()
+
+    async def _end_in_time(self) -> None:
+        """Once the mount is to end, kill a data plane that does not come to it, such as one that
+        was stopped by SIGSTOP."""
+        await self._is_ending.wait()
+        await trio.sleep(_ENDING_SECONDS)
+        process = self._plane.process
+        log.error("%s: the data plane (pid %d) does not end within %d s, and is killed",
+                  self._medium.name, process.pid, _ENDING_SECONDS)  # fmt: skip
+        process.kill()
 
     def end(self) -> None:
         detach_mount(self.mount)

@@ -83,10 +83,10 @@ class Left(NamedTuple):
         return kept and OriginLeft(kept.fds, kept.data)
 
     @property
-    def listener(self) -> tuple[int, str]:
-        """The control socket, and its path."""
-        path, fds = self.others["listener"]
-        return fds[0], os.fsdecode(path)
+    def listener(self) -> tuple[int, int, str]:
+        """The control socket, a descriptor of its name, and its path."""
+        path, (fd, name_fd) = self.others["listener"]
+        return fd, name_fd, os.fsdecode(path)
 
     def medium(self, path: str) -> MappedMedium:
         """The pool, whose path is this one, as far as anybody knows. Raises UnusableSource."""
@@ -151,6 +151,10 @@ def left_by(items: dict[str, Stored]) -> Left:
     plane = items.pop("plane")
     # A daemon of a version without keys may have left the mount.
     keys = items.pop("keys", None)
+    if "standby" in items:
+        # It waits for the end of whoever has this, and is still there only during an upgrade.
+        for fd in items.pop("standby").fds:
+            os.close(fd)
     return Left(
         keeper, deaths,
         shared=SharedMemory(*items.pop("shared").fds),

@@ -1,6 +1,7 @@
 """A planned end of the daemon: a program of another version takes its place.
 
-    checks      nothing is begun if the other version does not know this pool or this memory
+    checks      nothing is begun if the other version does not know this pool or this memory, or
+                if nobody waits for it any more
     keeper      one of the other version gets all that this one's has; then this one's ends
     drain       requests that were taken are answered; others wait in the sockets
     replace     the keeper starts the other daemon when this one has ended, and counts no death
@@ -50,17 +51,28 @@ class Upgrader:
         self._is_under_way = False
 
     async def begin(
-        self, daemon: Sequence[str], keeper: Sequence[str], knows: Mapping[str, int]
+        self,
+        daemon: Sequence[str],
+        keeper: Sequence[str],
+        knows: Mapping[str, int],
+        has_given_up: Callable[[], bool],
     ) -> None:
         """Have programs of another version ready; `end` ends this process. Raises UpgradeFailed.
 
         `daemon` and `keeper` are the words that start them; `knows` has the formats that the other
-        version knows.
+        version knows. Nothing is begun if who asks `has_given_up`, for example because this process
+        was stopped.
         """
-        self._check(daemon, knows)
+        self._check_asker(has_given_up)
+        self._check(daemon, keeper, knows)
         self._is_under_way = True
         try:
             new = await self._started(keeper)
+            try:
+                self._check_asker(has_given_up)
+            except UpgradeFailed:
+                new.end()
+                raise
         except BaseException:
             self._is_under_way = False
             raise
@@ -85,7 +97,16 @@ class Upgrader:
     def _path(self) -> str:
         return self._session.mountpoint
 
-    def _check(self, daemon: Sequence[str], knows: Mapping[str, int]) -> None:
+    def _check_asker(self, has_given_up: Callable[[], bool]) -> None:
+        if has_given_up():
+            error = UpgradeFailed(path=self._path, why="the command that asked for it has given up")
+            # There is nobody else to say it to.
+            log.warning("%s", error)
+            raise error
+
+    def _check(
+        self, daemon: Sequence[str], keeper: Sequence[str], knows: Mapping[str, int]
+    ) -> None:
         """Raise UpgradeFailed where the other version can't go on with what this one has made."""
 
         def refuse(why: str) -> UpgradeFailed:
@@ -94,9 +115,11 @@ class Upgrader:
         label = self._pool.label
         if self._session.kept is None:
             raise refuse("it has no keeper, which would hold it meanwhile; unmount it, and mount "
-                         "it with '-o keeper'")  # fmt: skip
+                         "it with the native engine and without '-o no_keeper'")  # fmt: skip
         if self._is_under_way:
             raise refuse("another upgrade is under way")
+        if not all(map(_is_word, [*daemon, *keeper])):
+            raise refuse("a command line can't have such a word")
         if not daemon or not os.access(daemon[0], os.X_OK):
             raise refuse(f"the daemon can't run {' '.join(daemon[:1]) or 'nothing'}")
         if knows.get("label", 0) < label.format_version:
@@ -119,6 +142,14 @@ class Upgrader:
             raise UpgradeFailed(path=self._path, why=f"no keeper of that version could be started: "
                                 f"{(error.strerror or str(error)).lower()}") from None  # fmt: skip
         return keeper
+
+
+def _is_word(text: str) -> bool:
+    """Whether a command line can have this word, which comes from another process."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def _formats(mode: Mode) -> dict[str, int]:

@@ -181,7 +181,9 @@ class MountOptions:
             why = "a mount of the python engine ends with its daemon"
             raise BadMountOption(option="keeper", why=why)
         if self.hang_timeout and not self.is_kept:
-            why = "only a keeper starts again what hangs"
+            why = "only a keeper starts again what hangs, and this mount has none"
+            if self.engine == "python":
+                why = "a mount of the python engine has no keeper, which would start it again"
             raise BadMountOption(option=f"hang_timeout={self.hang_timeout}", why=why)
 
     @property
@@ -335,5 +337,6 @@ def _number(word: str, text: str, base: int, most: int, kind: str) -> int:
     except ValueError:
         raise BadMountOption(option=word, why=f"{text!r} is not {kind}") from None
     if not 0 <= number <= most:
-        raise BadMountOption(option=word, why="the number is out of range")
+        limit = f"{most:o}" if base == 8 else f"{most}"
+        raise BadMountOption(option=word, why=f"the number is not between 0 and {limit}")
     return number

@@ -43,11 +43,12 @@ def bare_python_words(module: str) -> list[str]:
     """As `python_words`, for a module that needs only Python's own library and native code of ours.
 
     Such a process does without `site`, which takes as long as all else that it starts with. So it
-    is told where pmemfs is, as its first argument.
+    is told where pmemfs is, as its first argument. Raises FileNotFoundError where pmemfs was
+    installed in part, or is being replaced.
     """
     spec = importlib.util.find_spec(module)
-    assert spec is not None
-    assert spec.origin is not None
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), module)
     root = os.path.dirname(os.path.dirname(pmemfs.__file__))
     return [sys.executable, _flag(), "-S", spec.origin, root]
 

@@ -152,8 +152,11 @@ def promise(transport: str, kernel_release: str) -> str:
     if release is None or release < FIRST_WITH_RESEND:
         return "the mount ends with its data plane, because this kernel is older than 6.9"
     if transport == "fd":
-        return "no request is lost when a process dies"
-    return "a request that the kernel is handing to a data plane as it dies may fail with ECANCELED"
+        return "the mount outlives its processes, and no request is lost"
+    return (
+        "the mount outlives its processes; a request under way to a data plane that dies may fail "
+        "with ECANCELED, which was never seen on Linux 6.18"
+    )
 
 
 def _missing(offer: Offer) -> str | None:

@@ -80,7 +80,7 @@ def _keeper(offer: Offer) -> Finding:
     said = dict.fromkeys(by_transport.values())
     if len(said) > 1:
         said = dict.fromkeys(f"transport {name}: {what}" for name, what in by_transport.items())
-    return Finding("keeper", State.OK, f"Linux {release}", f"with -o keeper, {'; '.join(said)}")
+    return Finding("keeper", State.OK, f"Linux {release}", "; ".join(said))
 
 
 def _io_uring(offer: Offer) -> Finding:

@@ -42,6 +42,8 @@ def image(ceph: CephNode) -> Iterator[Image]:
 def kill_both(mounted: Mounted) -> None:
     """End the daemon and the data plane as a crash of the host would, and take the mount away."""
     session, plane = Session.of(mounted), mounted.data_plane_pid
+    # Or the daemon starts another data plane.
+    os.kill(session.pid, signal.SIGSTOP)
     os.kill(plane, signal.SIGKILL)
     session.kill()
     wait_until(lambda: not is_running(plane), "the data plane is dead")

@@ -63,6 +63,25 @@ WAYS: dict[str, Callable[[Mounted], object]] = {
 }
 
 
+@pytest.mark.slow
+@native_only
+@pytest.mark.parametrize("kept", ["keeper", "no_keeper"])
+def test_a_data_plane_that_stands_still_does_not_keep_a_signal_from_ending_the_mount(
+    pools: PoolMaker, kept: str
+) -> None:
+    mounted = pools.mount(pools.create("fs0", "64M", "--mode", "fs"), "-o", kept)
+    (mounted.mountpoint / "file").write_bytes(b"there")
+    session = Session.of(mounted)
+    os.kill(mounted.data_plane_pid, signal.SIGSTOP)
+    os.kill(mounted.pid, signal.SIGTERM)
+    wait_until(lambda: not processes_of(pools.directory), "all of its processes have ended")
+    session.assert_ended()
+    assert pmemfs("check", mounted.pool).code == 0
+    assert "clean" in pmemfs_ok("info", mounted.pool)
+    pools.mount(mounted.pool)
+    assert (mounted.mountpoint / "file").read_bytes() == b"there"
+
+
 @native_only
 @pytest.mark.parametrize("way", WAYS)
 def test_whatever_ends_a_mount_ends_its_keeper_and_leaves_the_pool_clean(
@@ -245,7 +264,8 @@ def test_a_data_plane_that_stands_still_is_killed_and_started_again(pools: PoolM
     assert "; died once at 20" in said
     if not os.path.exists(JOURNAL):
         log = log_of(mounted)
-        assert f"(pid {plane}) has made no progress for 3 s" in log
+        assert "no progress was made for 3 s by" in log
+        assert f"of the data plane (pid {plane}): it is killed" in log
         assert f"(pid {plane}) has died: it was ended by signal SIGKILL; it is started again" in log
 
 

@@ -202,6 +202,32 @@ def test_a_mount_goes_on_without_its_keeper(pools: PoolMaker, tmp_path: Path) ->
     assert (mounted.mountpoint / "file").read_bytes() == b"there"
 
 
+@uring
+def test_no_caller_waits_for_ever_if_all_die_while_a_data_plane_begins(pools: PoolMaker) -> None:
+    mounted = kept(pools)
+    session, before = Session.of(mounted), set(children_of(mounted.pid))
+    os.kill(mounted.data_plane_pid, signal.SIGKILL)
+    wait_until(lambda: set(children_of(session.pid)) - before, "there is another data plane")
+    # It can begin without the daemon, but what it asks of the mount then waits for the daemon.
+    os.kill(session.pid, signal.SIGSTOP)
+    (plane,) = set(children_of(session.pid)) - before
+    wait_until(lambda: children_of(plane), "it asks the mount, in processes of their own")
+    os.kill(plane, signal.SIGKILL)
+    session.kill()
+    wait_until(lambda: not processes_of(pools.directory), "all of its processes have ended")
+    assert not is_served(mounted)
+    kept_again(pools, mounted)
+
+
+def children_of(pid: int) -> list[int]:
+    """The living children of a process, whichever of its threads has started them."""
+    found: list[int] = []
+    with suppress(OSError):
+        for children in Path(f"/proc/{pid}/task").glob("*/children"):
+            found += map(int, children.read_text().split())
+    return [child for child in found if is_running(child)]
+
+
 @native
 @pytest.mark.parametrize("victim", VICTIMS)
 def test_a_full_pool_is_served_again(pools: PoolMaker, tmp_path: Path, victim: str) -> None:

@@ -9,6 +9,7 @@ import random
 import signal
 import socket
 import subprocess
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +19,7 @@ import pytest
 
 from kit.caches import cache_of, new_origin
 from kit.commands import BIN, pmemfs, pmemfs_ok, refused
-from kit.killing import KEPT, Load, processes_of
+from kit.killing import DAEMON, KEPT, Load, processes_of
 from kit.mounts import Mounted, PoolMaker, native_only
 from kit.pin_clients import PinClient
 from kit.posix import opened
@@ -26,6 +27,8 @@ from kit.processes import is_running, wait_until
 from pmemfs.control.client import RemoteError, call
 from pmemfs.control.places import socket_path
 from pmemfs.dataplane.layouts import SIGNATURE
+from pmemfs.errors import NoAnswer
+from pmemfs.logs import JOURNAL, log_file
 from pmemfs.media.filesystem import FORMAT_VERSION
 from pmemfs.mount.processes import bare_python_words, python_words
 from pmemfs.mountinfo import mount_at
@@ -34,6 +37,14 @@ from pmemfs.units import MIB
 pytestmark = [pytest.mark.mount]
 
 ROUNDS = int(os.environ.get("PMEMFS_KILL_ROUNDS", "3"))
+OTHER = """
+import sys
+from pmemfs.daemons import mountd
+from pmemfs.fuse import occupying, planes
+{change}
+mountd.main()
+"""
+"""The daemon of another version, which differs in something."""
 KNOWS = {"memory": SIGNATURE, "label": 99, "fs": FORMAT_VERSION, "cache": 1}
 
 
@@ -62,7 +73,7 @@ def ask(mounted: Mounted, **params: Any) -> Any:
         "keeper": bare_python_words("pmemfs.daemons.keeperd"),
         "knows": KNOWS,
     }
-    return call(socket_path(mount), "upgrade", timeout_seconds=20, **{**words, **params})
+    return call(socket_path(mount), "upgrade", **{"timeout_seconds": 20, **words, **params})
 
 
 @native_only
@@ -87,6 +98,69 @@ def test_other_processes_serve_what_is_open(pools: PoolMaker) -> None:
     assert [deaths[whose]["times"] for whose in ("daemon", "data_plane", "keeper")] == [0, 0, 0]
     pools.umount(mounted)
     wait_until(lambda: not processes_of(pools.directory), "all of its processes have ended")
+    assert pmemfs("check", mounted.pool).code == 0
+
+
+@native_only
+def test_upgrades_leave_no_process_behind(pools: PoolMaker) -> None:
+    mounted = kept(pools)
+    for _ in range(2):
+        upgraded(mounted)
+    # The one that serves, and the one that waits for its end.
+    wait_until(
+        lambda: list(processes_of(pools.directory).values()).count(DAEMON) == 2,
+        "what waited for the end of a daemon of before has ended, too",
+    )
+
+
+@native_only
+def test_a_daemon_that_dies_after_an_upgrade_leaves_the_data_plane_as_it_is(
+    pools: PoolMaker,
+) -> None:
+    mounted = kept(pools)
+    before = upgraded(mounted)
+    os.kill(before["pid"], signal.SIGKILL)
+    wait_until(lambda: mounted.info()["pid"] != before["pid"], "another daemon serves it")
+    wait_until(lambda: not mounted.info()["kept"]["is_upgrading"], "it upgrades nothing")
+    assert mounted.data_plane_pid == before["data_plane_pid"]
+
+
+@native_only
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ('planes._DAEMON = "pmemfs.daemons.absent"', "absent: no such file"),
+        ("planes.bare_python_words = lambda _: ['/bin/false']", "operation not permitted"),
+        (
+            "planes.bare_python_words = lambda _: [sys.executable, '-c', 'exit(\"no such cpu\")']",
+            "no such cpu",
+        ),
+        ('occupying._CALLERS = "pmemfs.daemons.absent"', "absent: no such file"),
+    ],
+)
+def test_a_version_whose_data_plane_can_not_start_leaves_the_mount_to_that_of_before(
+    pools: PoolMaker, tmp_path: Path, change: str, why: str
+) -> None:
+    if "occupying" in change and pools.engine.transport != "uring":
+        pytest.skip("only rings are occupied")
+    mounted = kept(pools)
+    (mounted.mountpoint / "file").write_bytes(b"there")
+    before = mounted.pid
+    other = tmp_path / "other.py"
+    other.write_text(OTHER.format(change=change))
+    ask(mounted, daemon=[sys.executable, str(other)])
+    wait_until(lambda: not is_running(before), "the daemon has ended")
+    wait_until(lambda: mounted.info()["kept"]["daemon"]["times"] == 1, "the next one has, too")
+    (mounted.mountpoint / "file").write_bytes(b"written")
+    assert (mounted.mountpoint / "file").read_bytes() == b"written"
+    assert mounted.data_plane_pid
+    if not os.path.exists(JOURNAL):
+        log = log_file(str(mounted.pool)).read_text()
+        assert why in log
+        assert "that of before takes it over again" in log
+        assert "Traceback" not in log
+    assert upgraded(mounted)["is_whole"]
+    pools.umount(mounted)
     assert pmemfs("check", mounted.pool).code == 0
 
 
@@ -188,6 +262,25 @@ def test_a_mount_whose_keeper_was_killed_gets_another_one(pools: PoolMaker) -> N
 
 
 @native_only
+def test_nothing_happens_after_the_command_has_given_up(pools: PoolMaker) -> None:
+    mounted = kept(pools)
+    before, daemon = processes(mounted), mounted.pid
+    os.kill(daemon, signal.SIGSTOP)
+    try:
+        with pytest.raises(NoAnswer):
+            ask(mounted, timeout_seconds=0.5)
+    finally:
+        os.kill(daemon, signal.SIGCONT)
+    # What is asked later is carried out, and nothing else is under way.
+    with pytest.raises(RemoteError, match="share other memory"):
+        ask(mounted, knows={**KNOWS, "memory": 1})
+    assert processes(mounted) == before
+    if not os.path.exists(JOURNAL):
+        said = log_file(str(mounted.pool)).read_text()
+        assert "the command that asked for it has given up" in said
+
+
+@native_only
 def test_a_mount_without_a_keeper_is_refused(pools: PoolMaker) -> None:
     mounted = kept(pools, "-o", "no_keeper")
     before = mounted.pid
@@ -215,6 +308,11 @@ def test_a_version_that_can_not_go_on_is_refused(
         ask(mounted, daemon=["/nowhere/python"])
     with pytest.raises(RemoteError, match="no keeper of that version could be started"):
         ask(mounted, keeper=["/bin/false"])
+    for words in ["/bin/true\0"], ["\ud800"]:
+        with pytest.raises(RemoteError, match="can't have such a word"):
+            ask(mounted, daemon=words)
+        with pytest.raises(RemoteError, match="can't have such a word"):
+            ask(mounted, keeper=words)
     assert processes(mounted) == before
 
 

@@ -42,7 +42,7 @@ def served(path: Path, client: Callable[[Path], Awaitable[None]]) -> None:
     """Run a client against a server on a real socket; then see that the server still answers."""
 
     async def main() -> None:
-        with trio.fail_after(20), listening(path) as listener:
+        with trio.fail_after(20), listening(path) as (listener, _):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(serve, listener, lambda: METHODS)
                 await client(path)

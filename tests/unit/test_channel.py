@@ -38,7 +38,7 @@ def asked(path: Path, client: Any, *, patience_seconds: float = 20) -> None:
     """Run a client in a thread, beside a server on a real socket."""
 
     async def main() -> None:
-        with trio.fail_after(60), listening(path) as listener:
+        with trio.fail_after(60), listening(path) as (listener, _):
             async with trio.open_nursery() as nursery:
                 await nursery.start(start_serving, listener, patience_seconds)
                 await in_thread(client)

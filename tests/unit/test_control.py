@@ -198,7 +198,7 @@ def test_a_daemon_that_ends_leaves_the_socket_of_the_next_one(tmp_path: Path) ->
     """On a file system that gives inode numbers out again at once, such as ext4, as /tmp may be."""
     path = tmp_path / "0:57.sock"
     with contextlib.ExitStack() as second:
-        with listening(path) as first:
+        with listening(path) as (first, _):
             # As trio does when serving ends: from here on nothing else holds the inode.
             first.close()
             second.enter_context(listening(path))

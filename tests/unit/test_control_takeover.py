@@ -54,8 +54,8 @@ class Daemons:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with listening(path) as listener:
-            self.listener = listener.dup()
+        with listening(path) as (listener, name_fd):
+            self.listener, self.name_fd = listener.dup(), os.dup(name_fd)
             # The name is removed by daemons only.
             os.link(path, self._kept)
         os.rename(self._kept, path)
@@ -82,7 +82,7 @@ class Daemons:
 
     def _serve(self) -> None:
         async def main() -> None:
-            with listening_again(self.listener.detach(), self.path) as listener:
+            with listening_again(self.listener.detach(), self.name_fd, self.path) as (listener, _):
                 await serve(listener, lambda: METHODS)
 
         trio.run(main)
@@ -100,6 +100,11 @@ class Daemons:
     def end(self) -> None:
         """The daemon that lives ends in order."""
         os.kill(self.pid, signal.SIGINT)
+
+    def close(self) -> None:
+        """Leave the socket to the daemon that lives."""
+        self.listener.close()
+        os.close(self.name_fd)
 
 
 @pytest.fixture
@@ -119,7 +124,7 @@ def kept(path: Path) -> Iterator[Daemons]:
     yield daemons
     daemons.end()
     thread.join()
-    daemons.listener.close()
+    daemons.close()
 
 
 def ask_by_call(path: Path, method: str, **params: Any) -> Any:
@@ -226,7 +231,7 @@ def test_where_no_other_daemon_comes_the_answer_is_no_answer(
     shm.chmod(0o700)
     daemons = Daemons(shm / "control")
     daemons.start()
-    daemons.listener.close()
+    daemons.close()
     assert ask(daemons.path, "echo", word="a") == "a"
     with pytest.raises(NoAnswer):
         ask(daemons.path, "die")
@@ -241,3 +246,15 @@ def test_the_last_daemon_removes_the_name_of_the_socket(shm: Path) -> None:
             call(daemons.path, "die")
         assert call(daemons.path, "echo", word="c") == "c"
     assert not daemons.path.exists()
+
+
+def test_a_successor_leaves_the_socket_of_another_mount_that_has_the_number_now(shm: Path) -> None:
+    shm.chmod(0o700)
+    path = shm / "control"
+    with listening(path) as (listener, name_fd):
+        left = os.dup(listener.fileno()), os.dup(name_fd)
+    # The mount has ended while it had no daemon.
+    with listening(path):
+        with listening_again(*left, path):
+            pass
+        assert path.is_socket()

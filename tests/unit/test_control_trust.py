@@ -332,7 +332,7 @@ def patient(path: Path, client: Callable[[Path], Any], seconds: float) -> None:
     """As `served`, with a daemon whose patience ends sooner."""
 
     async def main() -> None:
-        with trio.fail_after(60), listening(path) as listener:
+        with trio.fail_after(60), listening(path) as (listener, _):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(
                     lambda: serve(listener, lambda: METHODS, patience_seconds=seconds)

@@ -153,7 +153,7 @@ def asked(path: Path, request: dict[str, Any]) -> dict[str, Any]:
     answers: list[Any] = []
 
     async def main() -> None:
-        with trio.fail_after(20), listening(path) as listener:
+        with trio.fail_after(20), listening(path) as (listener, _):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(serve, listener, lambda: {"grow": grow})
                 answers.extend(

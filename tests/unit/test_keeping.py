@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from kit.processes import is_running
 from pmemfs.mount.processes import has_ended
 from pmemfs.units import KIB, MIB
 
@@ -108,9 +109,9 @@ class Family:
         subprocess.Popen([*words, sys.executable, "-P", self.script, self.place], cwd="/")
         return self.next()
 
-    def next(self) -> Daemon:
+    def next(self, within_seconds: float = 20) -> Daemon:
         """The daemon that has begun since."""
-        self._listener.settimeout(20)
+        self._listener.settimeout(within_seconds)
         connection, _ = self._listener.accept()
         connection.settimeout(20)
         self._daemons.append(Daemon(connection))
@@ -393,6 +394,30 @@ def test_a_process_that_stood_by_and_has_died_is_no_successor(family: Family) ->
     assert family.next().do("sys.argv[2:-1]") == ["--takeover"]
 
 
+@pytest.mark.slow
+def test_a_process_that_stood_by_and_stands_still_is_no_successor(family: Family) -> None:
+    daemon = family.first()
+    log_of(family, daemon)
+    daemon.do(STANDBY)
+    waiting = daemon.do("pid")
+    os.kill(waiting, signal.SIGSTOP)
+    daemon.kill()
+    successor = family.next(within_seconds=60)
+    assert successor.do("sys.argv[2:-1]") == ["--takeover"]
+    assert not is_running(waiting)
+    assert successor.do("deaths.times") == 2
+    assert "the daemon has said nothing for 10 s, and is killed" in family.log.read_text()
+
+
+@pytest.mark.slow
+def test_a_process_that_stood_by_is_given_any_time_once_it_has_spoken(family: Family) -> None:
+    daemon = family.first()
+    daemon.do(STANDBY)
+    daemon.kill()
+    successor = family.next()
+    assert not has_ended(successor.pidfd, 13)
+
+
 def test_a_process_that_stands_by_is_left_alone_when_the_mount_ends(family: Family) -> None:
     daemon = family.first()
     daemon.do(STANDBY)
@@ -425,6 +450,26 @@ def test_a_keeper_that_takes_no_messages_is_ended(
     assert has_ended(daemon.keeper_pidfd, 20)
 
 
+@pytest.mark.slow
+def test_a_keeper_that_stands_still_does_not_keep_its_mount_from_ending(family: Family) -> None:
+    daemon = family.first()
+    os.kill(daemon.keeper, signal.SIGSTOP)
+    daemon.do("keeper._connection.settimeout(0.1)")
+    daemon.do("keeper.end()")
+    assert has_ended(daemon.keeper_pidfd, 20)
+
+
+@pytest.mark.parametrize("place", ["pipe without a reader", "full pipe", "full disk"])
+def test_a_log_that_takes_nothing_does_not_keep_the_keeper_from_its_work(
+    family: Family, place: str
+) -> None:
+    daemon = family.first()
+    daemon.do(LOGS[place])
+    daemon.do("keeper.store('log', [log], b'{message}\\n')")
+    daemon.kill()
+    assert family.next().keeper == daemon.keeper
+
+
 def test_no_zombies_are_left_of_daemons(family: Family) -> None:
     daemon = family.first()
     for _ in range(3):
@@ -432,6 +477,14 @@ def test_no_zombies_are_left_of_daemons(family: Family) -> None:
         daemon = family.next()
     children = Path(f"/proc/{daemon.keeper}/task/{daemon.keeper}/children")
     assert children.read_text().split() == [str(daemon.pid)]
+
+
+LOGS = {
+    "pipe without a reader": "reader, log = os.pipe(); os.close(reader)",
+    "full pipe": "reader, log = os.pipe(); os.write(log, bytes(65536)); "
+    "keeper.store('reader', [reader])",
+    "full disk": "log = os.open('/dev/full', os.O_WRONLY)",
+}
 
 
 LIVING = """

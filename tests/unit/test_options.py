@@ -113,12 +113,12 @@ def test_the_last_of_rw_and_ro_wins() -> None:
         ("uid", "needs a value, as in uid="),
         ("uid=", "is not a number"),
         ("uid=root", "is not a number"),
-        ("uid=-1", "out of range"),
-        ("gid=4294967295", "out of range"),
+        ("uid=-1", "is not between 0 and"),
+        ("gid=4294967295", "is not between 0 and 4294967294"),
         ("mode=8", "is not an octal number"),
-        ("mode=10000", "out of range"),
+        ("mode=10000", "is not between 0 and 7777"),
         ("hang_timeout=soon", "is not a number of seconds"),
-        ("hang_timeout=86401", "out of range"),
+        ("hang_timeout=86401", "is not between 0 and 86400"),
     ],
 )
 def test_an_option_that_is_not_valid_is_refused_by_name(option: str, why: str) -> None:
