@@ -19,6 +19,7 @@ import pytest
 from kit.commands import pmemfs_ok
 from kit.fs_mounts import create_fs, mount_fs
 from kit.keys import add_key, encrypted
+from kit.killing import VICTIMS, Kills, Load, mount_kept
 from kit.mounts import NATIVE, Engine, Mounted, PoolMaker
 from kit.posix import opened
 
@@ -26,6 +27,7 @@ pytestmark = [pytest.mark.mount, pytest.mark.slow, pytest.mark.usefixtures("engi
 
 native = pytest.mark.parametrize("engine", NATIVE, indirect=True, ids=str)
 SECONDS = float(os.environ.get("PMEMFS_NEIGHBOURS_SECONDS", "3"))
+KILLS = int(os.environ.get("PMEMFS_KILL_ROUNDS", "3"))
 SLOT_COUNT = 1024
 """So many keys of files there is room for at a time."""
 
@@ -113,7 +115,7 @@ def test_more_encrypted_files_than_slots_for_keys_are_open(
 
 
 NEIGHBOUR = """
-import os, random, sys
+import errno, os, random, sys
 path, me, count, width, length = sys.argv[1], *map(int, sys.argv[2:6])
 fd, chance, mine, wrong, turn = os.open(path, os.O_RDWR), random.Random(me), {}, 0, 0
 print("ready", flush=True)
@@ -127,12 +129,18 @@ while not wrong:
     turn += 1
     place = chance.randrange(length // (count * width)) * count + me
     word = bytes([65 + me]) + (turn % (1 << 40)).to_bytes(width - 1, "little")
-    os.pwrite(fd, word, place * width)
-    mine[place] = word
-    if turn % 7 == 0:
-        os.fsync(fd)
-    place = chance.choice(list(mine))
-    wrong += os.pread(fd, width, place * width) != mine[place]
+    try:
+        # Whether a write that is cancelled was carried out, nobody is told.
+        mine.pop(place, None)
+        os.pwrite(fd, word, place * width)
+        mine[place] = word
+        if turn % 7 == 0:
+            os.fsync(fd)
+        place = chance.choice(list(mine))
+        wrong += os.pread(fd, width, place * width) != mine[place]
+    except OSError as error:
+        if error.errno != errno.ECANCELED:
+            raise
 for place, word in mine.items():
     wrong += os.pread(fd, width, place * width) != word
 print(turn, wrong, flush=True)
@@ -142,21 +150,44 @@ print(turn, wrong, flush=True)
 
 @pytest.mark.parametrize("width", [7, 16, 30])
 def test_writers_of_neighbouring_bytes_lose_nothing(pools: PoolMaker, width: int) -> None:
-    count, length = 4, 3 * 4096
-    with private(pools) as (_, directory):
-        path = directory / "shared"
-        path.write_bytes(bytes(length))
-        workers = [
-            subprocess.Popen(
-                [sys.executable, "-c", NEIGHBOUR, path, *map(str, (me, count, width, length))],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            )
-            for me in range(count)
-        ]  # fmt: skip
-        for worker in workers:
-            assert worker.stdout
-            assert worker.stdout.readline() == "ready\n"
+    with private(pools) as (_, directory), neighbours(directory, width):
         time.sleep(SECONDS)
-        said = [worker.communicate(timeout=60)[0].split() for worker in workers]
-        assert [wrong for _, wrong in said] == ["0"] * count
-        assert all(int(turns) > 10 for turns, _ in said)
+
+
+@native
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_writers_of_neighbouring_bytes_lose_nothing_when_processes_are_killed(
+    pools: PoolMaker, tmp_path: Path, victim: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PMEMFS_MOST_DEATHS", "1000000")
+    mounted = mount_kept(pools, create_fs(pools, "fs0", "64M"))
+    add_key(mounted)
+    kills = Kills(mounted, Load(tmp_path))
+    with neighbours(encrypted(mounted), 7):
+        for _ in range(KILLS):
+            kills.kill(victim)
+        time.sleep(SECONDS / 4)
+    pools.umount(mounted)
+
+
+@contextmanager
+def neighbours(directory: Path, width: int) -> Iterator[None]:
+    """While this context lasts, processes write words of so many bytes into one file, each word
+    between two of other processes, and each word is the last that its process has written there."""
+    count, length = 4, 3 * 4096
+    path = directory / "shared"
+    path.write_bytes(bytes(length))
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", NEIGHBOUR, path, *map(str, (me, count, width, length))],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )
+        for me in range(count)
+    ]  # fmt: skip
+    for worker in workers:
+        assert worker.stdout
+        assert worker.stdout.readline() == "ready\n"
+    yield
+    said = [worker.communicate(timeout=60)[0].split() for worker in workers]
+    assert [wrong for _, wrong in said] == ["0"] * count
+    assert all(int(turns) > 10 for turns, _ in said)
