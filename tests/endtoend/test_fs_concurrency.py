@@ -24,10 +24,12 @@ pytestmark = [
 ]
 
 MIB = 1 << 20
+encrypted = pytest.mark.parametrize("is_encrypted", [False, True], ids=["plain", "encrypted"])
 
 
-def test_four_processes_find_what_each_of_them_left(pools: PoolMaker) -> None:
-    with FsMount.made(pools, size="128M") as mount:
+@encrypted
+def test_four_processes_find_what_each_of_them_left(pools: PoolMaker, is_encrypted: bool) -> None:
+    with FsMount.made(pools, size="128M", is_encrypted=is_encrypted) as mount:
         prepare(mount.directory)
         outcome = work(mount.directory, ["all"] * 4, SECONDS, SEED)
         assert outcome.wrong == []
@@ -38,8 +40,11 @@ def test_four_processes_find_what_each_of_them_left(pools: PoolMaker) -> None:
             assert outcome.tally[kind] >= 12, outcome.tally
 
 
-def test_no_read_returns_another_files_bytes_while_pages_change_hands(pools: PoolMaker) -> None:
-    with FsMount.made(pools, size="24M") as mount:
+@encrypted
+def test_no_read_returns_another_files_bytes_while_pages_change_hands(
+    pools: PoolMaker, is_encrypted: bool
+) -> None:
+    with FsMount.made(pools, size="24M", is_encrypted=is_encrypted) as mount:
         prepare(mount.directory)
         outcome = work(mount.directory, ["read", "read", "churn", "churn"], SECONDS / 2, SEED)
         assert outcome.wrong == []

@@ -47,6 +47,7 @@ STALE = b"STALE!!\xa5"
 LINE_BYTES = 64
 BLOCK = 16
 """What is encrypted as one."""
+NO_TRANSFORM = (0, 0, bytes(16), bytes(16))
 
 
 class Node(NamedTuple):
@@ -180,6 +181,8 @@ def snapshot(fs: FileSystem) -> Tree:
             fs.parent(number) if kind == stat.S_IFDIR else 0,
             fs.target(number) if kind == stat.S_IFLNK else b"",
             tuple(sorted((name, fs.get_xattr(number, name)) for name in fs.list_xattrs(number))),
+            # Without the nonce, which differs each time.
+            (fs.properties.transform_of(number) or NO_TRANSFORM)[:3],
         )  # fmt: skip
         content = bytes(fs.read(number, 0, a.size_bytes)) if kind == stat.S_IFREG else b""
         tree[number] = Node(fixed, a.mtime_ns, a.ctime_ns, a.size_bytes, a.block_count, content)
@@ -221,6 +224,8 @@ def disagreement(fs: FileSystem, report: Report) -> str:
         frames = {e.index + at: e.pfn + at for e in inode.extents for at in range(e.frame_count)}
         if (
             frames != found.frames
+            or dict(inode.pieces) != found.pieces
+            or (inode.transform or NO_TRANSFORM) != found.transform
             or {n: tuple(e) for n, e in inode.entries.items()} != found.entries
             or inode.xattrs != found.xattrs
             or [offset // FRAME for offset in inode.log.frames] != found.log_frames
@@ -232,6 +237,7 @@ def disagreement(fs: FileSystem, report: Report) -> str:
             or again.subdirectory_count != inode.subdirectory_count
             or again.log.slot_count != inode.log.slot_count
             or list(again.extents) != list(inode.extents)
+            or (again.pieces, again.piece_frames) != (inode.pieces, inode.piece_frames)
         ):
             return f"inode {number} in memory is not what a fresh look makes it"
     return ""

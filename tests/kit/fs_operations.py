@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import functools
+from dataclasses import replace
 from unittest import mock
 
 import trio
@@ -23,7 +24,9 @@ from kit.fs_crash import (
     native_write,
     write,
 )
+from pmemfs.media.transform import Transformation
 from pmemfs.medium.base import Durability
+from pmemfs.transform.codec import codec_of
 from pmemfs.volume.base import NewInode
 from pmemfs.volume.fs import relocating
 
@@ -92,6 +95,23 @@ def edges(w: World) -> None:
     fill_log(w, ROOT, dead=True)
 
 
+def packed(w: World) -> None:
+    """Files that lie compressed: `p` in one piece, `q` in two, `r` and `z/in` not yet."""
+    fs = w.fs
+    text = b"".join(b"%06d " % at for at in range(40 * FRAME // 7 + 1))
+    for directory in (b"e", b"z"):
+        fs.make(ROOT, directory, DIRECTORY)
+    fs.properties.set_transform(w.ino("z"), Transformation.ZSTD, 3)
+    for path, frame_count in (("p", 9), ("q", 39), ("r", 7), ("z/in", 3)):
+        number = fs.make(*w.at(path), FILE)
+        fs.write(number, 0, text[: frame_count * FRAME])
+        fs.trim_ahead(number)
+    fs.properties.set_transform(w.ino("r"), Transformation.ZSTD)
+    pack(w, "p", 0, 9)
+    pack(w, "q", 0, 32)
+    pack(w, "q", 32, 7)
+
+
 @functools.cache
 def standard_image(durability: Durability = Durability.CACHE_LINES) -> bytes:
     return built(standard, durability=durability)
@@ -107,7 +127,17 @@ def sealed_image(durability: Durability = Durability.CACHE_LINES) -> bytes:
     return built(standard, durability=durability, is_encrypted=True)
 
 
-IMAGES = {"standard": standard_image, "edges": edges_image, "sealed": sealed_image}
+@functools.cache
+def packed_image() -> bytes:
+    return built(packed)
+
+
+IMAGES = {
+    "standard": standard_image,
+    "edges": edges_image,
+    "sealed": sealed_image,
+    "packed": packed_image,
+}
 
 
 def make(path: str, new: NewInode, name: str = "") -> Op:
@@ -474,6 +504,82 @@ SEALED = [
 _NOT_SEALED = {"native", "collapse", "insert"}
 """Writes of the data plane are not encrypted here; what moves bytes within a file is refused."""
 
+
+def pack(w: World, path: str, index: int = 0, frame_count: int = 32) -> None:
+    """Compress some frames, as the background does."""
+    inode, codec = w.fs.inode(w.ino(path)), codec_of(Transformation.ZSTD)
+    assert codec is not None
+    plain = w.fs.read(inode.number, index * FRAME, frame_count * FRAME)
+    raw = codec.compress(bytes(plain).ljust(frame_count * FRAME, b"\0"), 0)
+    with w.fs.store.change(urgent=True) as change:
+        replace_piece = w.fs.frames.packed.replace
+        assert replace_piece(change, inode, index, frame_count, raw, Transformation.ZSTD)
+
+
+def lay_packed(w: World, path: str) -> None:
+    """Compress all of a file, or make it plain, as its transformation says."""
+    trio.run(w.fs.cooler.rewrite, w.ino(path))
+
+
+def compressed(path: str, id_: int, level: int = 0) -> Op:
+    return Op(
+        f"compress {path} with {id_}",
+        lambda w: w.fs.properties.set_transform(w.ino(path), id_, level),
+    )
+
+
+def in_steps(op: Op) -> Op:
+    """An operation that makes pieces plain first: the frames of its file change before the rest."""
+    return replace(op, blocks=False)
+
+
+ZSTD, LZ4 = Transformation.ZSTD, Transformation.LZ4
+PACKED = [
+    Op("pack r", lambda w: pack(w, "r", 0, 7)),
+    Op("pack q anew", lambda w: pack(w, "q")),
+    Op("warm p", lambda w: w.fs.make_plain(w.ino("p"), 0, 1)),
+    Op("warm q", lambda w: w.fs.make_plain(w.ino("q"), 0, 1 << 20), blocks=False),
+    Op("rewrite r", lambda w: lay_packed(w, "r"), blocks=False),
+    Op("rewrite q", lambda w: lay_packed(w, "q"), blocks=False),
+    Op("rewrite p", lambda w: lay_packed(w, "p"), blocks=False),
+    compressed("p", ZSTD, 9),
+    compressed("r", LZ4),
+    compressed("r", 0),
+    compressed("z", 0),
+    compressed("e", LZ4),
+    Op("encrypt e", lambda w: w.fs.properties.encrypt(w.ino("e"), b"key of nobody   ")),
+    make("z/new", FILE),
+    make("z/link", link_to(b"there")),
+    make("z/directory", DIRECTORY),
+    in_steps(written("p", 100, 50)),
+    in_steps(written("p", 9 * FRAME - 10, 3000)),
+    in_steps(written("q", 31 * FRAME, 2 * FRAME)),
+    written("q", 40 * FRAME - 5, 3000),
+    truncated("p", 0),
+    in_steps(truncated("p", 5000)),
+    in_steps(truncated("p", 20 * FRAME)),
+    truncated("q", 32 * FRAME),
+    in_steps(truncated("q", 33 * FRAME + 1)),
+    truncated("q", 60 * FRAME),
+    punched("q", 0, 32 * FRAME),
+    in_steps(punched("q", 100, 50)),
+    in_steps(punched("q", 31 * FRAME, 9 * FRAME)),
+    in_steps(zeroed("p", 5000, 10000, keep_size=True)),
+    in_steps(allocated("p", 0, 12 * FRAME, keep_size=False)),
+    in_steps(collapsed("q", 1, 2)),
+    in_steps(inserted("q", 33, 1)),
+    unlink("p"),
+    unlink("q"),
+    rename("r", "p"),
+    rename("p", "z/p"),
+    in_steps(laid_out("p")),
+    trimmed("q"),
+    persisted("p"),
+    attributed("p", mode=0o600),
+    Op("tidy", idle, blocks=False),
+    Op("end", end_and_mount, mounts=True, persists_all=True, blocks=False),
+]
+
 OPERATIONS = {
     "standard": [*NAMES, *DATA, *REST],
     "edges": EDGES,
@@ -482,4 +588,5 @@ OPERATIONS = {
         *NAMES,
         *(op for op in (*DATA, *REST) if not _NOT_SEALED & {*op.name.split()}),
     ],
+    "packed": PACKED,
 }
