@@ -116,8 +116,7 @@ def mount(
                          as --engine and --transport
       no_keeper          end when a process of the mount dies, instead of starting it again
       no_standby         let no process wait to take the daemon's place, which saves some MiB
-      hang_timeout=      end and start again what has made no progress for so many seconds;
-                         0, the default, for never
+      hang_timeout=      end and start again what has made no progress for so many seconds; 0: never
       cold_seconds=      compress what was not touched for so long, if 'pmemfs set' says so
       nosuid, noexec, …  as for mount(8); of suid, dev and nosymfollow only root may ask
       remount            change how MOUNTPOINT is mounted, to what else is said here: ro, rw, which
