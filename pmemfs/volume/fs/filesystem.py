@@ -38,7 +38,6 @@ from pmemfs.media.filesystem import (
 from pmemfs.media.inode import INLINE_OFFSET, ROOT
 from pmemfs.media.inode import pack_head as pack_inode_head
 from pmemfs.media.log import RECORD_BYTES, pack_parent, seal
-from pmemfs.media.transformreport import CompressionReport
 from pmemfs.medium.base import Medium
 from pmemfs.memmap.base import Memmap
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
@@ -62,6 +61,7 @@ from pmemfs.volume.fs.store import Store
 from pmemfs.volume.fs.xattrs import Xattrs
 
 if TYPE_CHECKING:
+    from pmemfs.media.transformreport import CompressionReport
     from pmemfs.volume.fs.cold import Cooler
 
 
@@ -243,6 +243,9 @@ class FileSystem:
         """What is compressed; None if no inode ever had a compression."""
         if not self.may_have_compressed:
             return None
+        # Imported here, because most file systems compress nothing.
+        from pmemfs.media.transformreport import CompressionReport
+
         packed, inodes = self.frames.packed, list(self.store.cache.inodes)
         pieces = [piece for inode in inodes for piece in inode.pieces.values()]
         done = self._cooler.statistics() if self._cooler else None
