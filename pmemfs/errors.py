@@ -774,6 +774,12 @@ class WhichWay(PmemfsError):
     exit_code = EXIT_USAGE
 
 
+class NoSecretMemory(PmemfsError):
+    """there is no memory for keys: {why}"""
+
+    errno = errno.ENOMEM
+
+
 class CannotStoreKey(PmemfsError):
     """the key can't be stored: {why}"""
 

@@ -13,6 +13,7 @@ from pmemfs.cli.options import reporting
 from pmemfs.cli.output import print_facts, print_json
 from pmemfs.cli.paths import ANY_PATH
 from pmemfs.media.keyreport import KeyReport
+from pmemfs.media.transformreport import CompressionReport
 from pmemfs.mount.mountpoint import places_of
 from pmemfs.mountinfo import Mount
 from pmemfs.observe.answers import (
@@ -24,6 +25,7 @@ from pmemfs.observe.answers import (
     json_values,
 )
 from pmemfs.pfn import FRAME_BYTES
+from pmemfs.text import counted
 from pmemfs.units import format_size
 from pmemfs.volume.fs.space import Space
 
@@ -156,9 +158,23 @@ def _mount_facts(status: MountStatus) -> Iterator[tuple[str, object]]:
         yield "faults", f"{status.fault_count} requests met memory that could not be touched"
     if status.space:
         yield from _space_facts(status.space)
+    if status.compression:
+        yield "compressed", _compression(status.compression)
     yield "read", f"{io.reads} requests, {format_size(io.read_bytes)}"
     yield "written", f"{io.writes} requests, {format_size(io.written_bytes)}"
     yield "fsync", f"{io.fsyncs} requests"
+
+
+def _compression(done: CompressionReport) -> str:
+    """Of the files in memory only, because to look at all others takes long."""
+    said = "nothing of the files in memory"
+    if done.stored_bytes:
+        ratio = done.packed_bytes / done.stored_bytes
+        saved = format_size(done.packed_bytes - done.stored_bytes)
+        said = (f"{format_size(done.packed_bytes)} of the files in memory in "
+                f"{format_size(done.stored_bytes)}, {ratio:.2f} times: {saved} saved")  # fmt: skip
+    pieces = counted(done.compressed_count, "piece", "pieces")
+    return f"{said}; {pieces} compressed and {done.made_plain_count} made plain by this daemon"
 
 
 def _key(key: KeyReport) -> str:

@@ -28,6 +28,7 @@ from pmemfs.observe.stat import Counts, Operations, Sample
 
 if TYPE_CHECKING:
     from pmemfs.media.cachereport import CacheReport
+    from pmemfs.media.transformreport import CompressionReport
 
 _NS = 1e-9
 _FIRST_BOUND, _LAST_BOUND = 10, 36
@@ -54,6 +55,26 @@ _ORIGIN_COUNTERS = {
 }
 
 
+_COMPRESSION_COUNTERS = {
+    "compressed_count": ("compressed_pieces", "Pieces of files that were compressed"),
+    "made_plain_count": ("plain_again_pieces", "Compressed pieces that were made plain again"),
+    "decompressed_count": (
+        "decompressed_pieces", "Reads of compressed pieces that had to decompress them"
+    ),
+    "hit_count": (
+        "piece_hits", "Reads of compressed pieces whose plain bytes were kept since the last read"
+    ),
+    "saved_bytes": ("saved_bytes", "What compressing pieces has given back at that time"),
+}  # fmt: skip
+_COMPRESSION_GAUGES = {
+    "packed_bytes": (
+        "packed_bytes", "What lies compressed of the files in memory, as their readers see it"
+    ),
+    "stored_bytes": ("packed_stored_bytes", "What that takes of the pool"),
+    "kept_bytes": ("kept_plain_bytes", "Plain bytes of pieces that are kept for their next read"),
+}  # fmt: skip
+
+
 class MountCollector(Collector):
     """Asks the daemon of a mount, once for each scrape.
 
@@ -71,6 +92,8 @@ class MountCollector(Collector):
             status = ask(self._mount, "info", MountStatus)
             sample = ask(self._mount, "stat", Sample)
             metrics = list(_of_requests(sample, where))
+            if status.compression:
+                metrics += _of_compression(status.compression, where)
             if sample.mode == "cache":
                 from pmemfs.cli.cache_asking import cache_report
 
@@ -161,6 +184,13 @@ def _below(counts: Counts, bound_ns: int) -> int:
     return sum(
         count for bucket, count in counts.latencies.items() if bucket_start_ns(bucket) < bound_ns
     )
+
+
+def _of_compression(report: CompressionReport, where: Mapping[str, str]) -> Iterator[Metric]:
+    for field, (name, meaning) in _COMPRESSION_COUNTERS.items():
+        yield _counter(f"pmemfs_{name}", meaning, getattr(report, field), where)
+    for field, (name, meaning) in _COMPRESSION_GAUGES.items():
+        yield _gauge(f"pmemfs_{name}", meaning, getattr(report, field), where)
 
 
 def _of_cache(report: CacheReport, where: Mapping[str, str]) -> Iterator[Metric]:

@@ -19,7 +19,7 @@ Invariants:
 | `log` | where the log goes | a line, with `{time}`, `{pid}` and `{message}` |
 | `pin-words` | the memory of the words of pins | |
 | `pin-N` | the daemon's end of the pin that has the place N | its description (`pins/kept`) |
-| `keys` | the secret memory | empty before the first key |
+| `keys` | the secret memory, once there is a key | |
 | `transfers`, `origin` | of a cache, see `volume/cache/life` | |
 """
 

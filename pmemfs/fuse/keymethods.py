@@ -36,6 +36,7 @@ from pmemfs.errors import (
     LastWay,
     LostKey,
     NoKey,
+    NoSecretMemory,
     NoSuchKey,
     NoSuchWay,
     NotEncrypted,
@@ -124,13 +125,12 @@ class KeyMethods:
         BadSecret, NoKey, OSError."""
         check_name(name)
         new = _secret(secret, kind)
-        self._protect()
         async with self._turn:
             key_id = self._store.named(name)
             if key_id is not None:
                 await self._add_way(name, key_id, new)
                 return _values(self._report(key_id))
-            slot = self._keyring.take_master()
+            slot = self._slot()
             try:
                 key_id = self._keyring.secrets.generate(slot)
                 await self._add_wrapped(name, key_id, new, slot)
@@ -146,10 +146,9 @@ class KeyMethods:
         """Replace the way that a secret unlocks by another. Raises NoSuchKey, BadSecret, WrongKey,
         OSError."""
         old, new = _secret(secret, kind), _secret(new_secret, new_kind)
-        self._protect()
         async with self._turn:
             key_id = self._key_id(None, name)
-            slot = self._keyring.take_master()
+            slot = self._slot()
             try:
                 try:
                     way = await self._unwrap(key_id, old, slot)
@@ -178,8 +177,7 @@ class KeyMethods:
             ways = self._store.of_key(key_id)
             if secret is not None:
                 wanted = _secret(secret, kind)
-                self._protect()
-                slot = self._keyring.take_master()
+                slot = self._slot()
                 try:
                     chosen = [await self._unwrap(key_id, wanted, slot)]
                 finally:
@@ -214,10 +212,9 @@ class KeyMethods:
     ) -> dict[str, Any]:  # fmt: skip
         """Unlock a key. Raises NoSuchKey, NotEncrypted, BadSecret, LostKey, WrongKey, OSError."""
         given = _secret(secret, kind)
-        self._protect()
         async with self._turn:
             key_id = self._key_id(inode, name, path)
-            slot = self._keyring.take_master()
+            slot = self._slot()
             try:
                 await self._unwrap(key_id, given, slot)
             except BaseException:
@@ -250,6 +247,14 @@ class KeyMethods:
                 raise
             self._keyring.lock(key_id)
             return _values(Locked(key, key_id.hex(), len(kept.inodes)))
+
+    def _slot(self) -> int:
+        """A slot for a key; `give_back` or `keep_master` follows. Raises NoSecretMemory."""
+        try:
+            self._protect()
+            return self._keyring.take_master()
+        except OSError as error:
+            raise NoSecretMemory(why=sentence_of(error)) from None
 
     def _key_id(self, inode: int | None, name: str | None, path: str = "") -> bytes:
         """The key of a name, or of an inode. Raises NoSuchKey, NotEncrypted, OSError."""

@@ -5,6 +5,7 @@ A session makes the mount and the planes. Of what it serves it knows only this.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -24,7 +25,7 @@ from pmemfs.memmap import Memmap
 from pmemfs.mount.options import MountOptions
 from pmemfs.pool import Pool
 from pmemfs.transform.keyring import Keyring
-from pmemfs.transform.secrets import SLOT_COUNT
+from pmemfs.transform.secrets import SLOT_COUNT, create_secrets
 from pmemfs.volume.base import Volume
 from pmemfs.volume.block import BlockVolume, DeviceOnlookers
 from pmemfs.volume.coming import Bring
@@ -40,12 +41,31 @@ if TYPE_CHECKING:
 
 
 class Keys:
-    """The secret memory of a mount."""
+    """The secret memory of a mount, which is made for its first key.
 
-    def __init__(self, fd: int, *, may_be_there: bool = False) -> None:
-        self.fd = fd
-        self.may_be_there = may_be_there
-        """Whether keys are in it, or an earlier daemon of this mount may have left some."""
+    A machine on which any process has secret memory can't hibernate, so other mounts have none.
+    """
+
+    def __init__(self, fd: int = -1) -> None:
+        """`fd` is what an earlier daemon of this mount has left."""
+        self._fd = fd
+
+    @property
+    def may_be_there(self) -> bool:
+        """Whether there may be keys."""
+        return self._fd >= 0
+
+    def fd(self) -> int:
+        """The memory. Raises OSError if it has to be made, and can't be."""
+        if self._fd < 0:
+            self._fd = create_secrets()
+        return self._fd
+
+    def close(self) -> None:
+        """Let go of the memory, if there is any."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
 
 @dataclass(frozen=True)
@@ -183,7 +203,7 @@ def _sealing(
     if keys is None or keyring is None:
         return None
     if not isinstance(engine, SharedEngine):
-        return Sealing(keyring, partial(_reference, keys.fd))
+        return Sealing(keyring, lambda: _reference(keys.fd()))
     # Nothing is stored into a pool that is read-only, so nobody has to be kept from it.
     return Sealing(keyring, locks=None if medium.read_only else page_locks(engine.shared, medium))
 

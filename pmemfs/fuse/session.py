@@ -48,7 +48,6 @@ from pmemfs.mount.processes import keep_out_of_cores
 from pmemfs.mountinfo import Mount
 from pmemfs.pfn import PAGE_SHIFT
 from pmemfs.pool import Pool
-from pmemfs.transform.secrets import create_secrets
 from pmemfs.volume.onefile import INODE, OneFileVolume
 
 if TYPE_CHECKING:
@@ -160,31 +159,26 @@ class Session(ABC):
 
     def guard_keys(self) -> None:
         """Call before the first key is in secret memory: whatever ends, the keys stay until the
-        unmount, and no core file of a process of this mount has memory of it."""
+        unmount, and no core file of a process of this mount has memory of it. Raises OSError."""
         if self.keys is None or self.keys.may_be_there:
             return
-        self.keys.may_be_there = True
+        fd = self.keys.fd()
         pids = [os.getpid(), self.data_plane_pid]
         if self.kept:
-            self._keep_keys(self.kept)
+            self.kept.store("keys", [fd])
             pids.append(self.kept.keeper.pid if self.kept.keeper else None)
         keep_out_of_cores(pid for pid in pids if pid)
-        self._give_keys(self.keys)
+        self._give_keys(fd)
 
-    def _give_keys(self, keys: Keys) -> None:
+    def _give_keys(self, fd: int) -> None:
         """Let a data plane have the keys, if there is one."""
         return
-
-    def _keep_keys(self, kept: KeptMount) -> None:
-        if self.keys:
-            kept.store("keys", [self.keys.fd], b"used" if self.keys.may_be_there else b"")
 
     def _forget_keys(self) -> None:
         if self.served.keyring:
             self.served.keyring.wipe_all()
         if self.keys:
-            os.close(self.keys.fd)
-            self.keys = None
+            self.keys.close()
 
     @abstractmethod
     def terminate(self) -> None:
@@ -192,8 +186,8 @@ class Session(ABC):
 
 
 def new_keys(pool: Pool) -> Keys | None:
-    """Secret memory for a new mount; None if it can't have encrypted files. Raises OSError."""
-    return Keys(create_secrets()) if pool.label.mode == Mode.FS else None
+    """Of a new mount; None if it can't have encrypted files."""
+    return Keys() if pool.label.mode == Mode.FS else None
 
 
 class NativeSession(Session):
@@ -271,7 +265,7 @@ class NativeSession(Session):
         self._plane.adopt(left.plane)
         if self.keys and self.keys.may_be_there:
             # The dead daemon may not have come to that.
-            self._give_keys(self.keys)
+            self._give_keys(self.keys.fd())
         if self.served.life:
             self.served.life.left = left.origin
         assert self.kept is not None
@@ -288,8 +282,8 @@ class NativeSession(Session):
             # The dead daemon was ending the mount.
             self.terminate()
 
-    def _give_keys(self, keys: Keys) -> None:
-        self._plane.give_secrets(keys.fd)
+    def _give_keys(self, fd: int) -> None:
+        self._plane.give_secrets(fd)
 
     def _join(self, fuse_fd: int, *, is_kept: bool) -> None:
         self._plane = DataPlane(
@@ -300,7 +294,8 @@ class NativeSession(Session):
             self.kept = KeptMount(self._medium, self._shared, self._plane, self._choice)
             if self.served.life:
                 self.served.life.keep = self.kept.store
-            self._keep_keys(self.kept)
+            if self.keys and self.keys.may_be_there:
+                self.kept.store("keys", [self.keys.fd()])
 
     async def serve(self, on_ready: Callable[[Mount], None]) -> None:
         is_successor = self._left is not None

@@ -61,7 +61,7 @@ class Left(NamedTuple):
     """The data plane, which may have died as well."""
     transport_reason: str
     keys: Keys | None
-    """The secret memory."""
+    """The secret memory; None: there is none, because there were no keys."""
     others: dict[str, Stored]
     """What the keeper has besides."""
 
@@ -149,7 +149,6 @@ def left_by(items: dict[str, Stored]) -> Left:
     connection = socket.socket(fileno=items.pop("connection").fds[0])
     keeper, deaths = joined(connection, items.pop("keeper"))
     plane = items.pop("plane")
-    # A daemon of a version without keys may have left the mount.
     keys = items.pop("keys", None)
     if "standby" in items:
         # It waits for the end of whoever has this, and is still there only during an upgrade.
@@ -164,6 +163,6 @@ def left_by(items: dict[str, Stored]) -> Left:
         entries_fd=items.pop("entries").fds[0] if "entries" in items else -1,
         plane=PlaneProcess(int(plane.data), plane.fds[0]),
         transport_reason=items.pop("transport").data.decode(),
-        keys=keys and Keys(keys.fds[0], may_be_there=bool(keys.data)),
+        keys=keys and Keys(keys.fds[0]),
         others=items,
     )  # fmt: skip

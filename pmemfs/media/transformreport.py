@@ -28,3 +28,25 @@ class RewrittenReport(NamedTuple):
     """What its content took of the pool before, in whole pages."""
     after_bytes: int
     size_bytes: int
+
+
+class CompressionReport(NamedTuple):
+    """What of a mounted file system is compressed, and what the daemon has done of that since it
+    began. Bytes are of whole pages."""
+
+    packed_bytes: int
+    """What lies compressed of the files that are in memory, as their readers see it."""
+    stored_bytes: int
+    """What that takes of the pool."""
+    compressed_count: int
+    """Pieces that were compressed."""
+    saved_bytes: int
+    """By these, when they were."""
+    made_plain_count: int
+    """Pieces that were made plain again."""
+    decompressed_count: int
+    """Reads of a piece that had to decompress it."""
+    hit_count: int
+    """Reads of a piece whose plain bytes were kept since the last one."""
+    kept_bytes: int
+    """The plain bytes that are kept now."""

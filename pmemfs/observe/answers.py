@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 from pmemfs.engine.statistics import EngineStatistics
 from pmemfs.media.keyreport import KeyReport
 from pmemfs.media.pagereport import PageOwner, PageReport, StructureBytes
+from pmemfs.media.transformreport import CompressionReport
 from pmemfs.unsaid import Unsaid
 from pmemfs.volume.fs.space import Space
 
@@ -100,6 +101,8 @@ class MountStatus(NamedTuple):
     kept: KeptStatus | None = None
     """What the mount outlives; None: it ends with each of its processes."""
     keys: tuple[KeyReport, ...] = ()
+    compression: CompressionReport | None = None
+    """What is compressed of a file system; None if nothing was ever to be."""
     """Of a file system."""
 
 

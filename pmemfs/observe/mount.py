@@ -83,6 +83,7 @@ class MountObserver:
             pins=self._pin_summary(),
             kept=self._kept(),
             keys=self._keys(),
+            compression=self._fs.compression() if self._fs is not None else None,
         )
         return json_values(status)
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 from pmemfs.errors import system_error
@@ -81,13 +82,16 @@ class Sealed(Protocol):
 class Keyring:
     """The keys of one mount."""
 
-    def __init__(self, fd: int, tables: Tables, *, may_have_keys: bool = False) -> None:
-        """Over the secret memory of a descriptor, in which an earlier process may have left keys.
+    def __init__(
+        self, memory: Callable[[], int], tables: Tables, *, may_have_keys: bool = False
+    ) -> None:
+        """`memory` gives the descriptor of secret memory, in which an earlier process may have left
+        keys.
 
-        Raises OSError, but only if there may be keys: other mounts neither load ciphers nor lock
-        memory before the first key.
+        Raises OSError, but only if there may be keys: other mounts neither load ciphers nor have
+        such memory before the first key.
         """
-        self._fd = fd
+        self._memory = memory
         self._tables = tables
         self._masters: dict[bytes, int] = {}
         self._slots: dict[_Owner, int] = {}
@@ -111,7 +115,7 @@ class Keyring:
         return self._secrets
 
     def _find_keys(self) -> None:
-        self._secrets = secrets = Secrets(self._fd)
+        self._secrets = secrets = Secrets(self._memory())
         for slot in reversed(range(SLOT_COUNT)):
             kind = secrets.kind(slot)
             if kind == MASTER:

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from kit.caches import make_cache, new_origin
 from kit.commands import BIN, pmemfs, pmemfs_ok, refused
-from kit.mounts import Engine, PoolMaker
+from kit.mounts import Engine, Mounted, PoolMaker
 from kit.posix import opened
 from kit.processes import wait_until
 
@@ -96,3 +96,35 @@ def test_one_form_excludes_the_others(words: list[str]) -> None:
     result = pmemfs("stat", "/", "--prometheus", *words)
     assert result.code == 2
     assert "--prometheus and --listen take no" in result.out + result.err
+
+
+def test_what_is_compressed_and_read_again_is_counted(pools: PoolMaker, engine: Engine) -> None:
+    mounted = pools.mount(pools.create("fs0", "16M", "--mode", "fs"))
+    assert not any("pieces" in name for name, _, _ in told_of(mounted))
+    path = mounted.mountpoint / "file"
+    path.write_bytes(b"words and words\n" * 40_000)
+    assert "compressed" not in pmemfs_ok("info", mounted.mountpoint)
+    pmemfs_ok("set", path, "compression=zstd")
+    pmemfs_ok("rewrite", path)
+    with opened(path, os.O_RDWR) as fd:
+        for _ in range(3):
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.pread(fd, PAGE, 0)
+        os.pwrite(fd, b"x", 3 * PAGE)
+    told = told_of(mounted)
+    assert told["pmemfs_compressed_pieces_total", "", ""] == 5
+    assert told["pmemfs_plain_again_pieces_total", "", ""] == 1
+    assert told["pmemfs_decompressed_pieces_total", "", ""] == 1
+    assert told["pmemfs_piece_hits_total", "", ""] >= 1
+    packed, stored = (told[f"pmemfs_{name}_bytes", "", ""] for name in ("packed", "packed_stored"))
+    assert 0 < stored < packed <= 4 * 32 * PAGE
+    assert told["pmemfs_saved_bytes_total", "", ""] > packed - stored
+    said = pmemfs_ok("info", mounted.mountpoint)
+    assert "5 pieces compressed and 1 made plain" in said
+    assert f"{packed / stored:.2f} times" in said
+    if engine.name == "native":
+        assert told["pmemfs_forwarded_requests_total", "read", ""] > 0
+
+
+def told_of(mounted: Mounted) -> dict[tuple[str, str, str], float]:
+    return samples(pmemfs_ok("stat", mounted.mountpoint, "--prometheus"))

@@ -95,14 +95,19 @@ class SecretMemory:
     def __init__(self, mounted: Mounted) -> None:
         """Source: pidfd_getfd(2)."""
         pid = mounted.pid
-        entries = Path(f"/proc/{pid}/fd").iterdir()
-        number = next(int(entry.name) for entry in entries if "secretmem" in os.readlink(entry))
+        number = self.descriptors(pid)[0]
         pidfd = os.pidfd_open(pid)
         fd = ctypes.CDLL(None, use_errno=True).syscall(_PIDFD_GETFD, pidfd, number, 0)
         os.close(pidfd)
         assert fd >= 0, os.strerror(ctypes.get_errno())
         self._memory = mmap.mmap(fd, SLOT_COUNT * SLOT_BYTES)
         os.close(fd)
+
+    @staticmethod
+    def descriptors(pid: int) -> list[int]:
+        """Those of secret memory that a process has."""
+        entries = Path(f"/proc/{pid}/fd").iterdir()
+        return [int(entry.name) for entry in entries if "secretmem" in os.readlink(entry)]
 
     def keys(self) -> list[bytes]:
         """All keys, of slots that count and of any other."""

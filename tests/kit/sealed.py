@@ -20,7 +20,7 @@ class Keys:
 
     def __init__(self, tables: Tables | None = None) -> None:
         self.fd = create_secrets()
-        self.keyring = Keyring(self.fd, tables or NoTables())
+        self.keyring = Keyring(lambda: self.fd, tables or NoTables())
         self.key_id = self.make()
         self.native = Sealing(self.keyring)
         """As of the native engine's daemon."""

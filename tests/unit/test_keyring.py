@@ -53,7 +53,7 @@ def memory() -> Iterator[int]:
 
 
 def unlocked(memory: int, tables: Tables | None = None) -> tuple[Keyring, bytes]:
-    keyring = Keyring(memory, tables or Tables())
+    keyring = Keyring(lambda: memory, tables or Tables())
     slot = keyring.take_master()
     keyring.secrets.generate(slot)
     return keyring, keyring.keep_master(slot)
@@ -74,7 +74,7 @@ def seal(keyring: Keyring, slot: int) -> bytes:
 
 
 def test_before_the_first_key_no_memory_is_locked_and_every_key_is_missing(memory: int) -> None:
-    keyring = Keyring(memory, Tables())
+    keyring = Keyring(lambda: memory, Tables())
     with pytest.raises(OSError, match="Required key") as refused:
         keyring.slot_of(bytes(16))
     assert refused.value.errno == errno.ENOKEY
@@ -105,7 +105,7 @@ def test_an_inode_that_was_not_made_after_all_leaves_no_key_to_the_next_one(memo
     made = File(7, Transform(key_id, b"b" * 16))
     seal(keyring, keyring.values_slot(failed))
     sealed = seal(keyring, keyring.values_slot(made))
-    fresh = Keyring(memory, Tables(), may_have_keys=True)
+    fresh = Keyring(lambda: memory, Tables(), may_have_keys=True)
     assert seal(fresh, fresh.values_slot(made)) == sealed
 
 
@@ -113,7 +113,7 @@ def test_who_takes_over_finds_the_keys_and_the_slots_of_files(memory: int) -> No
     keyring, key_id = unlocked(memory)
     slots = {number: keyring.file_slot(file(number, key_id)) for number in range(1, 20)}
     keyring.names_slot(file(1, key_id))
-    after = Keyring(memory, Tables(), may_have_keys=True)
+    after = Keyring(lambda: memory, Tables(), may_have_keys=True)
     assert after.unlocked == {key_id}
     assert {number: after.file_slot(file(number, key_id)) for number in slots} == slots
     # What only the dead process could use is gone.
@@ -122,10 +122,10 @@ def test_who_takes_over_finds_the_keys_and_the_slots_of_files(memory: int) -> No
 
 
 def test_what_was_about_to_be_a_key_when_a_process_died_is_wiped(memory: int) -> None:
-    Keyring(memory, Tables()).take_master()
+    Keyring(lambda: memory, Tables()).take_master()
     with mmap.mmap(memory, SLOT_COUNT * SLOT_BYTES) as slots:
         slots[3 * SLOT_BYTES : 3 * SLOT_BYTES + KEY_BYTES] = b"k" * KEY_BYTES
-    Keyring(memory, Tables(), may_have_keys=True)
+    Keyring(lambda: memory, Tables(), may_have_keys=True)
     assert keys_in(memory) == {bytes(KEY_BYTES)}
 
 
@@ -185,7 +185,7 @@ def test_a_lock_wipes_the_key_and_what_was_derived_from_it(
         keyring.values_slot(file(number, key_id))
     tables = Tables()
     if is_taken_over:
-        keyring = Keyring(memory, tables, may_have_keys=True)
+        keyring = Keyring(lambda: memory, tables, may_have_keys=True)
     keyring.begin_lock(key_id)
     keyring.lock(key_id)
     assert keys_in(memory) == {bytes(KEY_BYTES)}

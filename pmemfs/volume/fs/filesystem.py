@@ -61,6 +61,7 @@ from pmemfs.volume.fs.store import Store
 from pmemfs.volume.fs.xattrs import Xattrs
 
 if TYPE_CHECKING:
+    from pmemfs.media.transformreport import CompressionReport
     from pmemfs.volume.fs.cold import Cooler
 
 
@@ -236,6 +237,27 @@ class FileSystem:
             aligned_frames=sum(inode.extents.aligned_frames() for inode in files),
             log_bytes=slots * RECORD_BYTES,
             dead_log_bytes=max(0, slots - live) * RECORD_BYTES,
+        )
+
+    def compression(self) -> CompressionReport | None:
+        """What is compressed; None if no inode ever had a compression."""
+        if not self.may_have_compressed:
+            return None
+        # Imported here, because most file systems compress nothing.
+        from pmemfs.media.transformreport import CompressionReport
+
+        packed, inodes = self.frames.packed, list(self.store.cache.inodes)
+        pieces = [piece for inode in inodes for piece in inode.pieces.values()]
+        done = self._cooler.statistics() if self._cooler else None
+        return CompressionReport(
+            packed_bytes=sum(piece.frame_count for piece in pieces) << PAGE_SHIFT,
+            stored_bytes=sum(piece.stored_frames for piece in pieces) << PAGE_SHIFT,
+            compressed_count=done.packed if done else 0,
+            saved_bytes=(done.saved_frames if done else 0) << PAGE_SHIFT,
+            made_plain_count=packed.made_plain,
+            decompressed_count=packed.misses,
+            hit_count=packed.hits,
+            kept_bytes=packed.kept_bytes,
         )
 
     def tidy(self) -> bool:

@@ -81,6 +81,8 @@ class PackedPieces:
         """How long nobody may have touched what is compressed in the background; 0: nothing is."""
         self.made_plain = 0
         """How many pieces were made plain on this mount."""
+        self.hits = self.misses = 0
+        """Reads of pieces whose plain bytes were kept, and of others."""
 
     # Reading
 
@@ -111,13 +113,21 @@ class PackedPieces:
         """The plain bytes of a piece. Raises OSError: EIO (DamagedPiece), EOPNOTSUPP."""
         key = inode.number, inode.generation, index, piece
         plain = self._plain.pop(key, None)
-        if plain is None:
+        if plain is not None:
+            self.hits += 1
+        else:
             plain = self._unpacked(key, index << PAGE_SHIFT)
+            self.misses += 1
             self._plain_bytes += len(plain)
             while self._plain_bytes > _KEPT_BYTES:
                 self._plain_bytes -= len(self._plain.pop(next(iter(self._plain))))
         self._plain[key] = plain
         return plain
+
+    @property
+    def kept_bytes(self) -> int:
+        """The plain bytes that are kept for the next read of a piece."""
+        return self._plain_bytes
 
     def forget_all(self) -> None:
         """Let go of all plain bytes; the next read of a piece decompresses it."""
