@@ -280,7 +280,11 @@ def run(
         try:
             words = _words_of_a_successor(arguments)
             keeping = Keeping(pool, session, pinning.keep_with, words, standby)
-            packing = Packing(session.served.fs) if session.served.fs else None
+            packing = None
+            if session.served.fs is not None:
+                # As it is when it is called: the notifier knows the kernel only once it is mounted.
+                notifier = session.served.handlers.notifier
+                packing = Packing(session.served.fs, lambda ino: notifier.tell(ino))
             methods = _methods(pool, medium, session, options, pinning, keeping, packing)
             trio.run(
                 _serve, arguments, starter, session, methods, pinning, keeping, packing, spare, left
@@ -455,6 +459,7 @@ def _transform_methods(session: Session, packing: Packing | None) -> dict[str, s
         return {}
     from pmemfs.volume.fs.transforming import TransformMethods
 
+    # By now the notifier knows the kernel.
     tell = session.served.handlers.notifier.tell
     return TransformMethods(session.served.fs, packing.begin, tell).methods()
 

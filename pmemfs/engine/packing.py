@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import socket
 import subprocess
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 import trio
@@ -89,8 +90,10 @@ class PackingProcess:
 class Packing:
     """Compresses what is cold in a mounted file system, once any file wants that."""
 
-    def __init__(self, fs: FileSystem) -> None:
+    def __init__(self, fs: FileSystem, tell: Callable[[int], Awaitable[None] | None]) -> None:
+        """`tell` is called when a file takes another number of blocks."""
         self._fs = fs
+        self._tell = tell
         self.process = PackingProcess()
 
     def begin(self) -> Cooler:
@@ -104,6 +107,7 @@ class Packing:
 
         cooler = self._fs.cooler
         cooler.pack, cooler.pack_now = self.process.pack, pack_now
+        cooler.tell = self._tell
         return cooler
 
     async def serve(self) -> None:

@@ -25,7 +25,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from pmemfs.errors import DamagedFileSystem, DamagedPiece, MemoryFault, PmemfsError, system_error
+from pmemfs.errors import DamagedFileSystem, DamagedPiece, MemoryFault, PmemfsError
 from pmemfs.media.transform import COMPRESSIONS, PIECE_FRAMES
 from pmemfs.medium.faultlog import report_fault
 from pmemfs.pfn import PAGE_SHIFT
@@ -46,6 +46,8 @@ Pack = Callable[[bytes, int, int], Awaitable[bytes]]
 
 _STEP_SECONDS = 1.0
 _POLL_SECONDS = 0.0005
+_RETRY_SECONDS = 5.0
+"""After a failure, as when the process that compresses was killed."""
 _PIECES_AT_ONCE = 16
 """Of one transaction, which takes some ms."""
 _LOOKED_AT_ONCE = 256
@@ -96,6 +98,8 @@ class Cooler:
         """What compresses in the background."""
         self.pack_now: Pack = pack_here
         """What compresses while somebody waits."""
+        self.tell: Callable[[int], Awaitable[None] | None] = lambda number: None
+        """Is called when a file takes another number of blocks, for a kernel that remembers it."""
         self._mounted_ns = time.time_ns()
         self._due: dict[int, float] = {}
         """Files to be looked at, and when."""
@@ -140,7 +144,11 @@ class Cooler:
             del self._due[number]
             if not self.may_cool:
                 return
-            soon = await self._cool(number)
+            try:
+                soon = await self._cool(number)
+            except (OSError, PmemfsError):
+                self._due[number] = time.monotonic() + _RETRY_SECONDS
+                raise
             if soon is not None:
                 self._due[number] = time.monotonic() + soon
             await self.warm_hot()
@@ -337,7 +345,13 @@ class Cooler:
             except OSError as error:
                 if error.errno not in (errno.ESTALE, errno.ENOSPC, errno.EIO):
                     raise
+            await self._tell(number)
             await trio.lowlevel.checkpoint()
+
+    async def _tell(self, number: int) -> None:
+        told = self.tell(number)
+        if told is not None:
+            await told
 
     # A batch
 
@@ -366,6 +380,7 @@ class Cooler:
                     else:
                         self._note_tried(number, index, count)
                 self._commit(number, generation, batch, results, kind)
+                await self._tell(number)
             finally:
                 del self._packed.packing[number]
                 # What did not shrink is the workers' again once the file is published anew.
@@ -478,10 +493,3 @@ class Cooler:
 def _is_compressed(inode: Inode) -> bool:
     """Whether a file is to be compressed when it is cold."""
     return inode.is_file and inode.transform is not None and inode.transform.id in COMPRESSIONS
-
-
-def busy_because_of(names: list[str]) -> OSError:
-    """The error of a change that somebody's pins stand in the way of."""
-    if not names:
-        return system_error(errno.EBUSY)
-    return OSError(errno.EBUSY, f"{', '.join(names)} has pages of it as arrays")
