@@ -10,6 +10,7 @@ import fcntl
 import os
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from kit import fs_workers
-from kit.commands import pmemfs, run_command
+from kit.commands import pmemfs, pmemfs_here, run_command
 from kit.keys import add_key, encrypted, states
 from kit.killing import BOTH, DAEMON, PLANE, VICTIMS, Kills, Load, mount_kept, processes_of
 from kit.mounts import NATIVE, Mounted, PoolMaker, may_pass
@@ -85,6 +86,41 @@ def test_programs_in_an_encrypted_directory_notice_a_pause_and_nobody_is_asked_f
         for _ in range(ROUNDS):
             kills.kill(victim)
     assert states(mounted) == {"work": True}
+    assert_survived(pools, kills)
+
+
+@native
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_programs_in_a_directory_that_is_compressed_all_the_time_notice_a_pause(
+    pools: PoolMaker, tmp_path: Path, victim: str
+) -> None:
+    may_pass(pools)
+    pool = pools.create("fs0", "256M", "--mode", "fs")
+    mounted = mount_kept(pools, pool, "-o", "allow_other,cold_seconds=1")
+    directory = mounted.mountpoint / "archive"
+    directory.mkdir()
+    pmemfs_here("set", directory, "compression=zstd")
+    (directory / "cold").write_bytes(b"words that shrink\n" * 40_000)
+    load, is_over = Load(tmp_path, cancels=may_cancel(pools, victim)), threading.Event()
+
+    def compress() -> None:
+        while not is_over.wait(0.01):
+            # It may find no daemon, or a file that was removed meanwhile.
+            pmemfs("rewrite", directory)
+
+    kills = Kills(mounted, load)
+    with load.working(), ThreadPoolExecutor(1) as thread:
+        load.add_file_system(directory)
+        working = thread.submit(compress)
+        try:
+            for _ in range(ROUNDS):
+                kills.kill(victim)
+                assert (directory / "cold").read_bytes() == b"words that shrink\n" * 40_000
+        finally:
+            is_over.set()
+        working.result()
+    assert (directory / "cold").stat().st_blocks * 512 < 100_000
+    assert mounted.info()["compression"]["packed_bytes"]
     assert_survived(pools, kills)
 
 
