@@ -19,6 +19,7 @@ from pmemfs.media.inode import ROOT
 from pmemfs.media.label import Mode, Scheme
 from pmemfs.medium.base import Durability
 from pmemfs.memmap.none import NoMemmap
+from pmemfs.observe.owners import Owners
 from pmemfs.pool import Pool, PoolSpec
 from pmemfs.units import KIB, MIB
 from pmemfs.volume.base import NewInode
@@ -381,3 +382,75 @@ def test_attributes_of_users_are_those_that_were_set(keys: Keys) -> None:
         assert {name: fs.get_xattr(number, name) for name in fs.list_xattrs(number)} == values
     assert error_of(lambda: m.fs.set_xattr(number, b"user.1", b"", 1)) == errno.EEXIST
     assert error_of(lambda: m.fs.set_xattr(number, b"user.2", b"", 2)) == errno.ENODATA
+
+
+# What a power failure leaves
+
+
+def noted(m: Mounted) -> tuple[int, int, bytes]:
+    """A file whose first block was noted and not stored: its inode, its place, and the block."""
+    number = m.fs.make(m.private, b"file", FILE)
+    m.fs.write(number, 0, b"old content here" * 300)
+    m.fs.persist(number)
+    inode, offset = m.fs.inode(number), m.fs.inode(number).runs()[0].pfn << 12
+    cipher, slot = m.keys.native.content_key(inode)
+    block = cipher.xts(slot, 0, b"new content here", True)
+    m.fs.store.lines.note_redo(inode, offset, block)
+    return number, offset, block
+
+
+def test_a_block_that_was_noted_is_stored_by_the_next_mount(keys: Keys) -> None:
+    m = mounted(keys)
+    number, offset, block = noted(m)
+    fs = m.again()
+    assert bytes(fs.read(number, 0, 32)) == b"new content here" + b"old content here"
+    assert m.pool.medium.read(offset, 16) == block
+    line = fs.live_line(number)
+    assert not any(m.pool.medium.read(line + 24, 8))
+
+
+def test_a_mount_that_only_reads_shows_a_noted_block_and_stores_nothing(keys: Keys) -> None:
+    m = mounted(keys)
+    number, _, _ = noted(m)
+    before = m.image()
+    m.pool.medium.read_only = True
+    fs = m.again()
+    for at, length in ((0, 32), (3, 4), (15, 2), (8, 4096), (16, 16)):
+        whole = b"new content here" + b"old content here" * 299
+        assert bytes(fs.read(number, at, length)) == whole[at : at + length]
+    assert m.image() == before
+
+
+@pytest.mark.parametrize("damage", ["offset", "block", "check", "frame"])
+def test_a_note_that_is_torn_or_of_another_file_is_forgotten(keys: Keys, damage: str) -> None:
+    m = mounted(keys)
+    number, _, block = noted(m)
+    line = m.fs.live_line(number)
+    if damage == "frame":
+        other = m.fs.make(m.private, b"other", FILE)
+        m.fs.write(other, 0, bytes(4096))
+        place = m.fs.inode(other).runs()[0].pfn << 12
+        m.fs.store.lines.note_redo(m.fs.inode(number), place, block)
+    else:
+        at = line + {"offset": 24, "block": 32, "check": 48}[damage]
+        word = int.from_bytes(m.pool.medium.read(at, 8), "little") + 16
+        m.pool.medium.store(at, word.to_bytes(8, "little"))
+    fs = m.again()
+    assert bytes(fs.read(number, 0, 16)) == b"old content here"
+    assert not any(m.pool.medium.read(line + 24, 8))
+    if damage == "frame":
+        assert bytes(fs.read(other, 0, 4096)) == bytes(4096)
+    assert not fs.read_only
+
+
+# For people
+
+
+def test_paths_of_owners_are_those_that_a_user_sees_now(keys: Keys) -> None:
+    m = mounted(keys)
+    number = m.fs.make(m.private, b"a name", FILE)
+    owners = Owners(m.fs)
+    assert trio.run(owners.of, [number])[number].path == "private/a name"
+    keys.lock()
+    (encoded,) = m.fs.names(m.private)
+    assert trio.run(owners.of, [number])[number].path == f"private/{encoded.decode()}"
