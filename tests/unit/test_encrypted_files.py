@@ -302,6 +302,24 @@ def test_a_locked_directory_shows_encoded_names_that_can_be_removed(keys: Keys) 
     fs.rmdir(ROOT, b"private")
 
 
+def test_a_name_that_the_key_has_not_made_is_shown_encoded_and_can_be_removed(keys: Keys) -> None:
+    m = mounted(keys)
+    fs = m.fs
+    for name in (b"a", b"n" * 255):
+        fs.make(m.private, name, FILE)
+    directory = fs.inode(m.private)
+    assert directory.transform is not None
+    directory.set_transform(directory.transform._replace(nonce=b"another nonce..."))
+    fs.make(m.private, b"b", FILE)
+    names = fs.names(m.private)
+    assert names[-1] == b"b"
+    assert len(names) == 3
+    for name in names:
+        fs.lookup(m.private, name)
+        fs.unlink(m.private, name)
+    fs.rmdir(ROOT, b"private")
+
+
 def test_without_the_key_nothing_is_opened_made_or_changed(keys: Keys) -> None:
     m = mounted(keys)
     fs = m.fs

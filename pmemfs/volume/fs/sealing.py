@@ -35,6 +35,8 @@ _WHOLE_BYTES = 180
 """A stored name up to this length is shown whole; text of a longer one would be no name."""
 _PART_BYTES = 149
 _DIGEST_BYTES = 32
+_LEAST_TEXT_BYTES = 23
+"""No text of a stored name is shorter, because that has a tag and a letter at least."""
 _TO_URL = bytes.maketrans(b"+/", b"-_")
 _FROM_URL = bytes.maketrans(b"-_", b"+/")
 
@@ -95,7 +97,14 @@ class Sealing:
         if self.is_locked(directory):
             return _decoded(name, directory)
         keyring = self._unlocked()
-        return keyring.secrets.siv_encrypt(keyring.names_slot(directory), b"", name)
+        slot = keyring.names_slot(directory)
+        stored = keyring.secrets.siv_encrypt(slot, b"", name)
+        if stored not in directory.entries and len(name) >= _LEAST_TEXT_BYTES:
+            raw = _decoded(name, directory)
+            if raw in directory.entries and keyring.secrets.siv_decrypt(slot, b"", raw) is None:
+                # As it is shown, so that it can be removed.
+                return raw
+        return stored
 
     def new_name(self, directory: Inode, name: bytes) -> bytes:
         """As what a new name will stand in a directory. Raises OSError (ENOKEY)."""
