@@ -10,6 +10,17 @@ one-byte ID. A new inode takes it over from its directory. Invariants:
 - a later record replaces a piece wholly or not at all: half a piece can't be read. An EXTENT or
   HOLE over a part of a piece is damage. To map a piece in several extents, a HOLE over all of it
   comes first.
+
+What an encrypted inode stores, with keys of 64 bytes that HKDF-SHA512 makes of the master key (no
+salt; the info is the text that stands here, and then the inode's nonce):
+- content, "pmemfs content": AES-256-XTS in data units of one frame, whose tweak is the frame's
+  index in the file as 16 bytes, little-endian. All bytes below the size are encrypted, zeroes too;
+- names of a directory, "pmemfs names": AES-256-SIV of each name, without associated data: 16 bytes
+  of SIV, and then as many bytes as the name has;
+- the target of a link, "pmemfs values": AES-256-SIV, without associated data;
+- attributes of users (`user.`), "pmemfs values": the name is a byte 1 and the AES-256-SIV of the
+  whole name with the associated data of one byte 1; the value is the AES-256-SIV of the value with
+  the stored name as associated data. Other attributes are stored as they are.
 """
 
 from __future__ import annotations
