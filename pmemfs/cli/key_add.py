@@ -30,7 +30,8 @@ def key_add(
     """Make a key, or add one more way to unlock it.
 
     A new key is made if there is none of this name, and is unlocked then. Otherwise the key must be
-    unlocked, and can be unlocked in one more way from now on.
+    unlocked, and can be unlocked in one more way from now on. What unlocks it already is added only
+    once.
 
     A passphrase is asked for twice, without showing it; of a pipe it is the first line of standard
     input. 'head -c 64 /dev/urandom > FILE' makes a good key file. Keep a copy of it elsewhere: in

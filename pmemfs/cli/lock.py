@@ -25,7 +25,8 @@ def lock(directory: str, name: str | None, as_json: bool) -> None:
     that it has kept. With --key, DIRECTORY may be any directory of the mount.
 
     While a file is open the key stays unlocked, and the exit code is 16; the sentence names the
-    file and the process. To unmount locks all keys.
+    file and the process. A key that is locked already stays so, and that is no failure. To unmount
+    locks all keys.
     """
     mount, inode = key_directory(directory)
     which = {"name": name} if name is not None else {"inode": inode}
@@ -33,4 +34,4 @@ def lock(directory: str, name: str | None, as_json: bool) -> None:
     if as_json:
         print_json(json_values(locked))
     else:
-        say(f"the key '{locked.name}' is locked")
+        say(f"the key '{locked.name}' is locked{' already' if locked.was_locked else ''}")

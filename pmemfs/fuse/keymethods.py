@@ -231,11 +231,12 @@ class KeyMethods:
     async def lock(
         self, inode: int | None = None, name: str | None = None, path: str = ""
     ) -> dict[str, Any]:
-        """Lock a key. Raises NoSuchKey, NotEncrypted, NoKey, KeyInUse."""
+        """Lock a key, if it is not locked. Raises NoSuchKey, NotEncrypted, KeyInUse."""
         async with self._turn:
             key_id = self._key_id(inode, name, path)
             key = name_of(self._store.of_key(key_id)) or key_id.hex()
-            self._check_unlocked(key_id, key)
+            if not self._keyring.is_unlocked(key_id):
+                return _values(Locked(key, key_id.hex(), was_locked=True))
             await self._wait_until_closed(key_id, key)
             # Nothing is awaited in between, so nothing else is opened.
             kept = kept_of(self._fs, key_id)
@@ -246,7 +247,7 @@ class KeyMethods:
                 self._keyring.keep_unlocked(key_id)
                 raise
             self._keyring.lock(key_id)
-            return _values(Locked(key, key_id.hex(), len(kept.inodes)))
+            return _values(Locked(key, key_id.hex(), was_locked=False))
 
     def _slot(self) -> int:
         """A slot for a key; `give_back` or `keep_master` follows. Raises NoSecretMemory."""
@@ -274,8 +275,16 @@ class KeyMethods:
             raise NoKey(name=name)
 
     async def _add_way(self, name: str, key_id: bytes, new: Secret) -> None:
-        """Add one more way to a key that is unlocked."""
+        """Add one more way to a key that is unlocked, unless the secret unlocks it already: a
+        daemon that has died may have done it, and have answered nobody."""
         self._check_unlocked(key_id, name)
+        slot = self._slot()
+        try:
+            with suppress(WrongKey, LostKey):
+                await self._unwrap(key_id, new, slot)
+                return
+        finally:
+            self._keyring.give_back(slot)
         await self._add_wrapped(name, key_id, new, self._keyring.slot_of(key_id))
 
     async def _add_wrapped(self, name: str, key_id: bytes, new: Secret, slot: int) -> None:

@@ -41,12 +41,12 @@ class KeyReports(NamedTuple):
 
 
 class Locked(NamedTuple):
-    """A key that was locked."""
+    """A key that is locked."""
 
     name: str
     key_id: str
-    forgotten: int
-    """Inodes that the kernel was told to forget."""
+    was_locked: bool
+    """Whether it was locked before."""
 
 
 def check_secret(secret: bytes, kind: str) -> None:

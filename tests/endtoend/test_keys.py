@@ -47,7 +47,7 @@ def test_a_key_is_unlocked_when_it_is_made_and_locked_after_an_unmount(
     assert "unlocked already" in pmemfs_ok("unlock", directory)
     assert pmemfs_ok("lock", directory) == "the key 'work' is locked\n"
     assert states(mounted) == {"work": False}
-    refused(pmemfs("lock", directory), 1, "'work' is locked")
+    assert pmemfs_ok("lock", directory) == "the key 'work' is locked already\n"
     pmemfs_ok("unlock", mounted.mountpoint, "--key", "work", "--key-file", path)
     assert [key["is_unlocked"] for key in mounted.info()["keys"]] == [True]
 
@@ -111,7 +111,9 @@ def test_a_key_has_several_ways_to_unlock_it_and_each_is_enough(
     add = ("key", "add", mounted.mountpoint, "--name", "work")
     assert "in 2 ways now" in told(["a passphrase"], *add).out
     second = new_key_file(tmp_path)
-    assert "in 3 ways now" in pmemfs_ok(*add, "--key-file", second)
+    for _ in range(2):
+        # The answer may have been lost, and then a command asks again.
+        assert "in 3 ways now" in pmemfs_ok(*add, "--key-file", second)
     assert ways_of(mounted) == [(1, "key file"), (2, "passphrase"), (3, "key file")]
     assert len(keys_of(mounted)) == 1
     for path in (first, second):

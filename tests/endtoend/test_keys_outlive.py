@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import fcntl
 import os
+import random
 import resource
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from kit.commands import pmemfs_here, pmemfs_ok
+from kit.commands import BIN, pmemfs_here, pmemfs_ok
 from kit.fs_mounts import create_fs
 from kit.keys import SecretMemory, add_key, encrypted, states, told
 from kit.killing import BOTH, DAEMON, PLANE, VICTIMS, mount_kept
@@ -27,6 +29,7 @@ pytestmark = [pytest.mark.mount, pytest.mark.slow]
 
 CONTENT = b"the plain content of a file, in a line that occurs nowhere else; "
 NAME, TARGET, VALUE = "a-very-telling-name-of-a-file", "the-target-of-a-link", b"value-of-an-xattr"
+ROUNDS = int(os.environ.get("PMEMFS_KILL_ROUNDS", "6"))
 CORE_PATTERN = Path("/proc/sys/kernel/core_pattern")
 
 
@@ -96,6 +99,45 @@ def test_a_kill_asks_nobody_for_a_key_and_an_open_file_goes_on(
     assert states(mounted) == {"work": False, "locked": False}
     pools.umount(mounted)
     assert "no errors" in pmemfs_here("check", mounted.pool)
+
+
+@pytest.fixture(autouse=True)
+def many_deaths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no mount end because its processes die so often."""
+    monkeypatch.setenv("PMEMFS_MOST_DEATHS", "1000")
+
+
+@native_only
+def test_a_kill_while_a_key_is_locked_or_unlocked_leaves_it_one_or_the_other(
+    pools: PoolMaker,
+) -> None:
+    mounted = mount_kept(pools, create_fs(pools, "fs0", "64M"))
+    path = add_key(mounted)
+    directory = encrypted(mounted)
+    for number in range(200):
+        (directory / f"file {number}").write_bytes(CONTENT)
+    memory, chance = SecretMemory(mounted), random.Random(1)
+    asked = {"lock": ("lock", directory), "unlock": ("unlock", directory, "--key-file", path)}
+    for number in range(ROUNDS):
+        what = ("lock", "unlock")[number % 2]
+        words = [BIN / "pmemfs", *map(str, asked[what])]
+        with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as asking:
+            time.sleep(chance.uniform(0.05, 0.15))
+            kill(mounted, chance.choice(VICTIMS))
+            said = asking.communicate()[0]
+        # Whoever was answered was told the truth; who was not may ask again.
+        if asking.returncode:
+            pmemfs_ok(*asked[what])
+        assert states(mounted) == {"work": what == "unlock"}, said
+        names = sorted(os.listdir(directory))
+        if what == "lock":
+            assert memory.keys() == []
+            assert len(names) == 200
+            assert "file 7" not in names
+        else:
+            assert names == sorted(f"file {number}" for number in range(200))
+            assert (directory / "file 7").read_bytes() == CONTENT
+    memory.close()
 
 
 @native_only
