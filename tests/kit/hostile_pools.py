@@ -43,7 +43,7 @@ from pmemfs.media.inode import LIVE_OFFSET, ROOT, SLOT_BYTES
 from pmemfs.media.journal import MOST_ENTRIES, pack_journal
 from pmemfs.media.label import Mode, Scheme
 from pmemfs.media.layout import replace
-from pmemfs.media.live import line_key, size_word
+from pmemfs.media.live import LIVE_LINE, line_key, redo_check, size_word
 from pmemfs.media.log import InodeFlags
 from pmemfs.media.transform import (
     StoredPiece,
@@ -207,7 +207,9 @@ def transform(fs: FileSystem, rng: random.Random) -> None:
     sealed = fs.make(ROOT, b"sealed", NewInode(_DIRECTORY, 0, 0))
     fs.properties.encrypt(sealed, b"key of nobody   ")
     for count in range(2):
-        encrypt(fs, sealed, fs.make_unnamed(ROOT, NewInode(_FILE, 0, 0)), rng.randbytes(20 + count))
+        ino = fs.make_unnamed(ROOT, NewInode(_FILE, 0, 0))
+        fs.write(ino, 0, rng.randbytes(5000))
+        encrypt(fs, sealed, ino, rng.randbytes(20 + count))
 
 
 def pack(fs: FileSystem, ino: int, frame_count: int, kind: int) -> None:
@@ -477,11 +479,18 @@ def change_slot(pool: Mutation) -> None:
 
 
 def change_live_line(pool: Mutation) -> None:
-    """Size or time in the live line; the size mostly as if somebody had written so far."""
+    """Size, time or redo record in the live line; the size mostly as if somebody had written so
+    far."""
     rng = pool.rng
     slot = rng.choice(pool.of.slots)
     if rng.random() < 0.3:
-        pool.word(slot + LIVE_OFFSET + rng.choice((0, 2, 8)))
+        pool.word(slot + LIVE_OFFSET + rng.choice((0, 2, 8, 24, 48)))
+        return
+    if rng.random() < 0.3:
+        # As if the power had failed while a block was stored, wherever that lies.
+        at, block = pool.frame() + rng.choice((0, 16, 64, 5)), rng.randbytes(16)
+        redo = struct.pack("<Q16sQ", at, block, redo_check(at, block))
+        pool.put(slot + LIVE_OFFSET + LIVE_LINE.offset_of("redo_offset"), redo)
         return
     key = line_key(*pool.of.owners[slot], pool.of.epochs[slot])
     word = size_word(pool.number() & (1 << 48) - 1, key)
@@ -585,7 +594,7 @@ def scribble(pool: Mutation) -> None:
 
 MUTATIONS: tuple[tuple[Callable[[Mutation], None], int], ...] = (
     (change_record, 6), (invent_record, 5), (change_record_head, 2), (move_record, 2),
-    (change_slot, 3), (change_live_line, 1), (change_bitmap, 3), (change_journal, 2),
+    (change_slot, 3), (change_live_line, 2), (change_bitmap, 3), (change_journal, 2),
     (change_log_frame, 2), (change_head, 1), (copy_slot, 2), (copy_frame, 1), (scribble, 2),
 )  # fmt: skip
 _WAYS = [way for way, weight in MUTATIONS for _ in range(weight)]
@@ -787,6 +796,8 @@ def repaired(of: Base, image: bytes) -> tuple[str, bytes]:
             return "check: beyond repair", result
         if any("space" in failure for failure in failures):
             return "check: no space to repair", result
+        if any("has a transformation" in failure for failure in failures):
+            return "check: of a newer program", result
         raise AssertionError(f"repaired, and not without errors: {sentences(after)}, {failures}")
     if after.leaked_frames:
         raise AssertionError(f"repaired, and leaking: {sentences(after)}, {failures}")

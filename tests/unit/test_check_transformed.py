@@ -413,6 +413,19 @@ def test_lost_files_go_to_a_directory_that_takes_plain_names(
     assert fs.names(fs.lookup(ROOT, b"lost+found.1"))
 
 
+def test_a_root_that_says_it_is_encrypted_is_plain_again_after_a_repair(tree: Tree) -> None:
+    before = tree.mount().names(ROOT)
+    with tree.changed() as changes:
+        changes.append(ROOT, pack_transform(ENCRYPTED))
+    with pytest.raises(OSError, match="while it had names"):
+        tree.mount().names(ROOT)
+    assert any("/: its transformation was changed" in error for error in tree.errors())
+    tree.repair()
+    fs = tree.mount()
+    assert fs.names(ROOT) == before
+    assert fs.properties.transform_of(ROOT) is None
+
+
 def test_the_root_is_not_encrypted(tree: Tree) -> None:
     fs = tree.mount()
     for name in fs.names(ROOT):

@@ -283,6 +283,14 @@ def test_a_plain_name_is_no_longer_than_ever() -> None:
         made(PARENT, DIRECTORY, entry(b"n" * (NAME_MAX_BYTES + 1)))
 
 
+def test_the_root_is_not_encrypted() -> None:
+    inode = Inode(ROOT, 0, 1, 0, Log(0, 0))
+    replay = Replay(inode, GEOMETRY)
+    replay.apply([(raw[0], raw) for raw in (PARENT, pack_transform(ENCRYPTED), DIRECTORY)])
+    with pytest.raises(DamagedFileSystem, match="is the root, and encrypted"):
+        replay.finish()
+
+
 def test_a_directory_with_names_does_not_become_encrypted() -> None:
     for first, then in ((None, ENCRYPTED), (ENCRYPTED, None)):
         records = [PARENT, DIRECTORY, pack_transform(first), entry(b"n" * 20)]

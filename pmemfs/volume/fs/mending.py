@@ -40,11 +40,12 @@ from pmemfs.volume.fs.entries import Entry
 from pmemfs.volume.fs.extents import MappedExtent, Run
 from pmemfs.volume.fs.filesystem import FileSystem
 from pmemfs.volume.fs.ground import empty_journal, geometry_of
-from pmemfs.volume.fs.inode import DIRECTORY_TYPE, Inode, State
+from pmemfs.volume.fs.inode import DIRECTORY_TYPE, Inode, State, is_name
 from pmemfs.volume.fs.log import Log
 from pmemfs.volume.fs.masks import FrameSet
 from pmemfs.volume.fs.properties import inherited
 from pmemfs.volume.fs.reading import read_log, readable_part
+from pmemfs.volume.fs.xattrs import is_xattr
 
 _LOST_AND_FOUND = b"lost+found"
 
@@ -340,22 +341,25 @@ class Mending:
             mode, uid, gid = rest.state.mode & 0o7777, rest.state.uid, rest.state.gid
         inode.state = State(stat.S_IFDIR | mode, 1, uid, gid, 0, now_ns, now_ns, now_ns, 0, 0, 0)
         inode.parent = ROOT if number == ROOT or rest is None else rest.parent or ROOT
-        inode.set_transform(self._transform_of(rest, inode.parent))
+        inode.set_transform(self._transform_of(number, rest, inode.parent))
+        has_plain_names = not (inode.is_encrypted or inode.unknown_id)
         if rest is not None:
             for name, value in rest.xattrs.items():
-                inode.set_xattr(name, value)
+                if not has_plain_names or is_xattr(name, value):
+                    inode.set_xattr(name, value)
             for name, entry in rest.entries.items():
-                if lacks_name(*entry):
+                if lacks_name(*entry) and (not has_plain_names or is_name(name)):
                     inode.add_entry(name, *entry)
         with fs.store.change(urgent=True) as change:
             change.compact(inode)
 
-    def _transform_of(self, rest: Inode | None, parent: int) -> TransformState | None:
+    def _transform_of(self, number: int, rest: Inode | None, parent: int) -> TransformState | None:
         """The transformation of a directory that is rebuilt of the rest of it."""
+        if rest is not None and rest.transform is not None:
+            # The root is never encrypted, whatever this pool says.
+            return None if number == ROOT and rest.is_encrypted else rest.transform
         # If nothing is left of an encrypted one, it still takes over that of the one above.
         # Otherwise what is made in it from now on would be stored in the clear.
-        if rest is not None and rest.transform is not None:
-            return rest.transform
         above = readable_part(self._medium, self._fs.store.table, parent)
         return inherited(above) if above is not None and above.is_encrypted else None
 

@@ -114,6 +114,7 @@ class Replay:
             (inode.pieces and inode.is_encrypted, "it is encrypted, and has compressed pieces"),
             (is_directory and not inode.parent, "it is a directory without a parent"),
             (inode.number == ROOT and not is_directory, "it is not a directory"),
+            (inode.number == ROOT and inode.is_encrypted, "it is the root, and encrypted"),
             (stat.S_ISLNK(mode) != bool(inode.target), "a link has a target, and only a link"),
             (self._has_plain_names and b"\0" in inode.target, "its target has a zero byte"),
             (flags >= _FLAGS_LIMIT, f"its flags, {flags:#x}, are not all known"),

@@ -134,6 +134,11 @@ class Xattrs:
         }
 
 
+def is_xattr(name: bytes, value: bytes) -> bool:
+    """Whether an attribute is possible."""
+    return 0 < len(name) <= _XATTR_NAME_MAX_BYTES and len(value) <= XATTR_MAX_BYTES
+
+
 def check_xattr(name: bytes, value: bytes) -> None:
     """Raise OSError (ERANGE, E2BIG) for an attribute that is not possible."""
     if not 0 < len(name) <= _XATTR_NAME_MAX_BYTES:
