@@ -15,6 +15,7 @@ from pmemfs.errors import NoExtents, NoSuchSource, NotMounted
 from pmemfs.medium.source import check_path
 from pmemfs.mountinfo import Mount, mount_of_device
 from pmemfs.observe.answers import ExtentReport, FileExtents, json_values
+from pmemfs.text import counted
 from pmemfs.units import format_size
 
 _MOST_EXTENTS = 1 << 20
@@ -28,8 +29,8 @@ def extents(file: str, as_json: bool) -> None:
 
     FILE is in a mounted pool of mode fs. An extent is a run of page frames. It is aligned if all of
     it is whole 2 MiB, and a multiple of 2 MiB from the start of the file and from the start of the
-    pool. What no extent covers is a hole, and reads as zeroes; what lies beyond the size was
-    allocated ahead.
+    pool. A piece that lies compressed takes fewer bytes of the pool than it is long. What no extent
+    covers is a hole, and reads as zeroes; what lies beyond the size was allocated ahead.
     """
     mount, inode = find_file(file)
     report = _ask(mount, inode)
@@ -38,7 +39,7 @@ def extents(file: str, as_json: bool) -> None:
         return
     if report.extents:
         print_table(
-            ["OFFSET", "PFN", "LENGTH", "SIZE", "ALIGNED"],
+            ["OFFSET", "PFN", "LENGTH", "SIZE", "ALIGNED", "COMPRESSED"],
             [
                 (
                     row.offset_bytes,
@@ -46,6 +47,7 @@ def extents(file: str, as_json: bool) -> None:
                     row.length_bytes,
                     format_size(row.length_bytes),
                     "yes" if row.is_aligned else "no",
+                    f"to {format_size(row.stored_bytes)}" if row.stored_bytes else "no",
                 )
                 for row in report.extents
             ],
@@ -81,11 +83,21 @@ def find_file(path: str) -> tuple[Mount, int]:
 
 def _summary(report: FileExtents) -> str:
     rows = report.extents
-    mapped_bytes = sum(row.length_bytes for row in rows)
+    plain = [row for row in rows if not row.stored_bytes]
+    packed = [row for row in rows if row.stored_bytes]
+    mapped_bytes = sum(row.length_bytes for row in plain)
     aligned_bytes = sum(row.length_bytes for row in rows if row.is_aligned)
-    count = "1 extent" if len(rows) == 1 else f"{len(rows)} extents"
+    count = counted(len(plain), "extent", "extents")
+    packed_bytes = sum(row.length_bytes for row in packed)
+    stored_bytes = sum(row.stored_bytes for row in packed)
     return (
         f"{format_size(report.size_bytes)} in {count} of {format_size(mapped_bytes)}, "
         f"of which {format_size(aligned_bytes)} aligned"
+        + (
+            f"; {format_size(packed_bytes)} in {counted(len(packed), 'piece', 'pieces')} of "
+            f"{format_size(stored_bytes)}"
+            if packed
+            else ""
+        )
         + ("" if report.is_complete else "; more extents follow")
     )

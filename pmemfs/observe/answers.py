@@ -296,7 +296,7 @@ class PagePins(NamedTuple):
 
 
 class ExtentReport(NamedTuple):
-    """A run of page frames of a file."""
+    """A run of page frames of a file, or a piece of it that lies compressed in such a run."""
 
     offset_bytes: int
     """In the file."""
@@ -304,10 +304,13 @@ class ExtentReport(NamedTuple):
     length_bytes: int
     is_aligned: bool
     """Whether it consists of whole 2 MiB, aligned in the file and in the pool."""
+    stored_bytes: int = 0
+    """What it takes of the pool, in whole page frames, if it lies compressed; 0: it is plain."""
 
 
 class FileExtents(NamedTuple):
-    """Extents of a file from an offset on, including those behind its size."""
+    """Extents and compressed pieces of a file from an offset on, including those behind its
+    size."""
 
     inode: int
     size_bytes: int

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from kit.compressible import PIECE, Compressible, text
 from kit.pools import MemoryMedium
 from pmemfs.control import ANSWER_LIMIT_BYTES
 from pmemfs.media.inode import ROOT
@@ -56,3 +57,16 @@ def test_the_longest_part_fits_into_an_answer() -> None:
     row = ExtentReport((1 << 63) - 1, (1 << 52) - 1, (1 << 63) - 1, False)
     part = FileExtents((1 << 63) - 1, (1 << 63) - 1, (row,) * extents.EXTENTS_AT_ONCE, False)
     assert len(json.dumps({"result": json_values(part)})) <= ANSWER_LIMIT_BYTES
+
+
+def test_pieces_that_lie_compressed_are_told_from_extents() -> None:
+    at = Compressible.in_memory()
+    number = at.packed("file", text(3 * PIECE))
+    at.fs.make_plain(number, PIECE, 1)
+    report = extents.file_extents(at.fs, number)
+    assert [row.offset_bytes for row in report.extents] == [0, PIECE, 2 * PIECE]
+    assert [row.length_bytes for row in report.extents] == [PIECE] * 3
+    first, plain, last = (row.stored_bytes for row in report.extents)
+    assert plain == 0
+    assert 0 < first < PIECE
+    assert 0 < last < PIECE
