@@ -118,6 +118,7 @@ NEIGHBOUR = """
 import errno, os, random, sys
 path, me, count, width, length = sys.argv[1], *map(int, sys.argv[2:6])
 fd, chance, mine, wrong, turn = os.open(path, os.O_RDWR), random.Random(me), {}, 0, 0
+own = os.open(f"{path}.{me}", os.O_RDWR | os.O_CREAT)
 print("ready", flush=True)
 os.set_blocking(0, False)
 while not wrong:
@@ -132,7 +133,12 @@ while not wrong:
     try:
         # Whether a write that is cancelled was carried out, nobody is told.
         mine.pop(place, None)
-        os.pwrite(fd, word, place * width)
+        if turn % 5:
+            os.pwrite(fd, word, place * width)
+        else:
+            # The control plane does this one.
+            os.pwrite(own, word, 3)
+            assert os.copy_file_range(own, fd, width, 3, place * width) == width
         mine[place] = word
         if turn % 7 == 0:
             os.fsync(fd)
@@ -145,7 +151,7 @@ for place, word in mine.items():
     wrong += os.pread(fd, width, place * width) != word
 print(turn, wrong, flush=True)
 """
-"""A process that writes words of its own between those of others."""
+"""A process that writes words of its own between those of others, by way of both planes."""
 
 
 @pytest.mark.parametrize("width", [7, 16, 30])
