@@ -180,7 +180,8 @@ def test_writers_of_neighbouring_bytes_lose_nothing_when_processes_are_killed(
 def neighbours(directory: Path, width: int) -> Iterator[None]:
     """While this context lasts, processes write words of so many bytes into one file, each word
     between two of other processes, and each word is the last that its process has written there."""
-    count, length = 4, 3 * 4096
+    count, length = 4, 4 * width * 4
+    assert length > 100, "they meet in a few blocks"
     path = directory / "shared"
     path.write_bytes(bytes(length))
     workers = [

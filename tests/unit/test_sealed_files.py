@@ -9,6 +9,7 @@ import mmap
 import os
 import random
 import signal
+import stat
 import struct
 import subprocess
 import sys
@@ -30,10 +31,16 @@ from kit.processes import readable_memory
 from pmemfs.dataplane import layouts
 from pmemfs.dataplane.layouts import CONTROL_HOLDER, Extent, Presence
 from pmemfs.dataplane.native import PageLocks, Responder, load_word, store_word
+from pmemfs.media.inode import LIVE_OFFSET
 from pmemfs.media.live import LIVE_LINE, SIZE_SHIFT, line_key, redo_check, size_word
-from pmemfs.medium.base import Durability
+from pmemfs.medium.base import Durability, Medium
+from pmemfs.memmap.none import NoMemmap
 from pmemfs.pfn import FRAME_BYTES
 from pmemfs.transform.secrets import Secrets, create_secrets
+from pmemfs.volume.fs.encryptedio import EncryptedIO
+from pmemfs.volume.fs.inode import Inode, State
+from pmemfs.volume.fs.livelines import LiveLines
+from pmemfs.volume.fs.log import Log
 
 INODE = 0x4321_5678
 SLOT = 7
@@ -304,6 +311,64 @@ def test_two_who_write_one_page_at_unaligned_offsets_lose_nothing(file: Sealed) 
     for at in range(0, room, width):
         expected = bytes([last, at // width % 2]) + struct.pack("<IB", at, last)
         assert data[at : at + width] == expected
+    assert file.locks().holders() == []
+
+
+def io_of_the_daemon(file: Sealed, locks: PageLocks | None) -> EncryptedIO:
+    """What the control plane loads and stores the same file with."""
+    medium = file.tables.pool.medium
+    state = State(stat.S_IFREG, 1, 0, 0, SIZE, 0, 0, 0, 0, 1, 0)
+    inode = Inode(INODE, file.live_offset - LIVE_OFFSET, 1, 0, Log(0, 0), state)
+    lines = LiveLines(Ground(medium), locks)  # type: ignore[arg-type]
+    return EncryptedIO(medium, NoMemmap(), lines, inode, file.secrets, SLOT, is_new=False)
+
+
+@dataclass
+class Ground:
+    """All that live lines need of a file system."""
+
+    medium: Medium
+
+
+def test_both_planes_write_one_page_at_unaligned_offsets_and_lose_nothing(file: Sealed) -> None:
+    filled(file)
+    turns, width, room = 20, 7, FRAME_BYTES - FRAME_BYTES % 14
+    io, wrong = io_of_the_daemon(file, file.locks()), []
+    # Of a worker that does not live the control plane would take the lock.
+    shared = file.tables.shared
+    slot = shared.areas.slots + layouts.SLOT_HEAD.offset_of("thread_id")
+    store_word(shared.memory, slot, threading.get_native_id())
+    is_over = threading.Event()
+
+    def word(at: int, turn: int) -> bytes:
+        return bytes([turn, at // width % 2]) + struct.pack("<IB", at, turn)
+
+    def hammer() -> None:
+        offsets = list(range(0, room, 2 * width))
+        turn = 0
+        while not is_over.is_set():
+            turn = (turn + 1) % 256
+            operations = [write_in(offset, width) for offset in offsets]
+            _, answers = file.workers[0].answer_series(
+                operations, opcode=WRITE, inode=INODE, payloads=[word(at, turn) for at in offsets]
+            )
+            for at, answer in zip(offsets, answers, strict=True):
+                # What finds a lock taken for long is left to the control plane.
+                found = file.read(at, width)
+                if (answer[0], found[0]) == ("answer", "answer") and found[2] != word(at, turn):
+                    wrong.append(at)
+
+    worker = threading.Thread(target=hammer)
+    worker.start()
+    for turn in range(turns):
+        for at in range(width, room, 2 * width):
+            io.store(INODE, at, file.place_of(at), word(at, turn))
+        for at in range(width, room, 2 * width):
+            if bytes(io.load(INODE, at, file.place_of(at), width)) != word(at, turn):
+                wrong.append(at)
+    is_over.set()
+    worker.join()
+    assert wrong == []
     assert file.locks().holders() == []
 
 
