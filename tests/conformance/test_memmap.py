@@ -460,6 +460,25 @@ def test_of_two_persists_the_later_covers_the_earlier(memmap: RecordMemmap) -> N
     assert counts_of(memmap).dirty == 0
 
 
+def test_the_activity_of_a_range_is_that_of_its_pages_and_makes_no_structure(
+    memmap: RecordMemmap, pages: list[int]
+) -> None:
+    first, per_page = int(memmap.geometry.first_pfn), 1 << memmap.geometry.order
+    taken = memmap.memory()
+    for page in pages:
+        assert memmap.activity(first + page * per_page, per_page) == (False, 0, 0)
+    assert memmap.memory() == taken
+    pfn = first + pages[0] * per_page
+    memmap.get_pages(pfn, per_page, Access.WRITE)
+    is_referenced, accessed_ns, writes = memmap.activity(pfn, per_page)
+    assert (is_referenced, writes) == (True, 1)
+    memmap.put_pages(pfn, per_page)
+    assert memmap.activity(pfn, 2 * per_page) == (False, accessed_ns, 1)
+    memmap.get_pages(pfn, per_page, Access.READ)
+    assert memmap.activity(pfn, per_page)[1] >= accessed_ns
+    memmap.put_pages(pfn, per_page)
+
+
 def test_a_pin_is_no_access(memmap: RecordMemmap) -> None:
     pfn = memmap.geometry.page_to_pfn(1)
     memmap.get_page(pfn, Access.PIN)

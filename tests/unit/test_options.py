@@ -153,6 +153,8 @@ def test_of_two_options_that_contradict_each_other_the_later_counts(
 
 
 def test_what_hangs_is_ended_only_where_something_starts_it_again() -> None:
+    assert MountOptions.parse("cold_seconds=0").as_text(only_said=True) == "cold_seconds=0"
+    assert MountOptions.parse("").remounted(["cold_seconds=7"]).cold_seconds == 7
     options = MountOptions.parse("hang_timeout=20")
     assert options.hang_timeout == 20
     assert MountOptions.parse(options.as_text()) == options

@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable
 
 import pytest
+import trio
 
 from kit.compressible import FILE, FRAME, PIECE, Compressible, text
 from pmemfs.media.inode import ROOT
@@ -296,3 +297,56 @@ def test_a_write_that_finds_no_room_to_make_a_piece_plain_changes_nothing(
         at.fs.write(number, PIECE, b"x")
     assert at.content(number) == DATA
     at.check()
+
+
+@pytest.mark.parametrize("name", ["allocate", "zero", "collapse", "insert"])
+def test_a_change_of_very_many_pieces_is_made_in_steps(name: str) -> None:
+    at = Compressible.in_memory(8000)
+    data = text(40 * PIECE)
+    number = at.packed("file", data)
+
+    async def change() -> None:
+        fs, turns = at.fs, 0
+
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await trio.lowlevel.checkpoint()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(others)
+            changing = {
+                "allocate": lambda: fs.allocate(number, 0, 40 * PIECE, keep_size=True),
+                "zero": lambda: fs.zero(number, 0, 39 * PIECE + 5, keep_size=True),
+                "collapse": lambda: fs.collapse(number, FRAME, FRAME),
+                "insert": lambda: fs.insert(number, FRAME, FRAME),
+            }[name]()
+            assert changing is not None
+            await changing
+            nursery.cancel_scope.cancel()
+        assert turns > 30
+
+    trio.run(change)
+    expected = {
+        "allocate": data,
+        "zero": punched(data, 0, 39 * PIECE + 5),
+        "collapse": data[:FRAME] + data[2 * FRAME :],
+        "insert": data[:FRAME] + bytes(FRAME) + data[FRAME:],
+    }[name]
+    assert at.content(number) == expected
+    at.check()
+
+
+def test_rewrite_finds_what_lies_behind_large_holes() -> None:
+    at = Compressible.in_memory()
+    number = at.make("file", text(PIECE))
+    for place in (1 << 40, (1 << 41) + 5 * PIECE):
+        at.fs.write(number, place, text(PIECE + 3 * FRAME))
+    at.rewrite(number)
+    wanted = [0, *(start + more for start in (1 << 28, (1 << 29) + 160) for more in (0, 32))]
+    assert at.pieces(number) == wanted
+    at.set(number, Transformation.NONE)
+    at.rewrite(number)
+    assert at.pieces(number) == []
+    assert bytes(at.fs.read(number, 1 << 40, PIECE)) == text(PIECE)

@@ -25,7 +25,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from pmemfs.errors import DamagedFileSystem, DamagedPiece, MemoryFault, PmemfsError
+from pmemfs.errors import DamagedFileSystem, DamagedPiece, MemoryFault, PmemfsError, sentence_of
 from pmemfs.media.transform import COMPRESSIONS, PIECE_FRAMES
 from pmemfs.medium.faultlog import report_fault
 from pmemfs.pfn import PAGE_SHIFT
@@ -131,7 +131,9 @@ class Cooler:
             except MemoryFault as fault:
                 report_fault(fault.path, fault.pfn, "compressing a file failed")
             except (OSError, PmemfsError) as error:
-                log.error("compressing cold files failed: %s", error)
+                # A mount may become read-only meanwhile.
+                if not self._store.read_only:
+                    log.error("compressing cold files failed: %s", sentence_of(error))
 
     async def step(self) -> None:
         """Do what is to be done now. Raises OSError and PmemfsError."""
@@ -141,9 +143,9 @@ class Cooler:
         self._find_files()
         now = time.monotonic()
         for number in [number for number, due in self._due.items() if due <= now]:
-            del self._due[number]
             if not self.may_cool:
                 return
+            del self._due[number]
             try:
                 soon = await self._cool(number)
             except (OSError, PmemfsError):
@@ -258,8 +260,9 @@ class Cooler:
                 # The next extent may begin within a range, and then that range is no piece.
                 hole_end = min(index + length, size_frames)
                 next_index = hole_end - hole_end % PIECE_FRAMES
-                if with_pieces and inode.pieces:
-                    next_index = index + PIECE_FRAMES
+                if with_pieces:
+                    behind = (at for at in inode.pieces if at > index)
+                    next_index = min(next_index, min(behind, default=next_index))
                 index = max(index + PIECE_FRAMES, next_index)
                 continue
             count = self._mapped_frames(inode, index, min(index + PIECE_FRAMES, size_frames))

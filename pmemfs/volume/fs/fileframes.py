@@ -12,7 +12,7 @@ Invariants:
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from pmemfs.errors import system_error
@@ -21,7 +21,7 @@ from pmemfs.media.inode import EPOCH_MASK, LIVE_OFFSET, SIZE_LIMIT_BYTES
 from pmemfs.media.transform import PIECE_FRAMES, pack_piece
 from pmemfs.medium.base import Durability
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
-from pmemfs.volume.base import HOLE
+from pmemfs.volume.base import HOLE, Later
 from pmemfs.volume.fs.commits import Decides
 from pmemfs.volume.fs.encryptedio import EncryptedIO
 from pmemfs.volume.fs.extents import MappedExtent, Run, frames_of
@@ -32,6 +32,9 @@ from pmemfs.volume.fs.spans import spans_of
 from pmemfs.volume.fs.store import Store
 from pmemfs.volume.fs.transaction import Transaction
 from pmemfs.volume.pageio import PageIO
+
+_MOST_PIECES_AT_ONCE = 16
+"""To make so many plain takes some ms."""
 
 
 class FileFrames:
@@ -103,27 +106,43 @@ class FileFrames:
 
     def allocate(
         self, number: int, offset_bytes: int, length_bytes: int, *, keep_size: bool
-    ) -> None:
+    ) -> Later[None]:
         """Map a range; what was a hole becomes zeroes.
 
         Raises OSError: ENOSPC, EFBIG, EINVAL, EPERM.
         """
-        self._reserve(number, offset_bytes, length_bytes, keep_size=keep_size, clear=False)
+        change = partial(
+            self._reserve, number, offset_bytes, length_bytes, keep_size=keep_size, clear=False
+        )
+        return self._when_plain(number, offset_bytes, length_bytes, change)
 
-    def zero(self, number: int, offset_bytes: int, length_bytes: int, *, keep_size: bool) -> None:
+    def zero(
+        self, number: int, offset_bytes: int, length_bytes: int, *, keep_size: bool
+    ) -> Later[None]:
         """Map a range and fill it with zeroes. Raises OSError as `allocate`."""
-        self._reserve(number, offset_bytes, length_bytes, keep_size=keep_size, clear=True)
+        change = partial(
+            self._reserve, number, offset_bytes, length_bytes, keep_size=keep_size, clear=True
+        )
+        return self._when_plain(number, offset_bytes, length_bytes, change)
 
-    def collapse(self, number: int, offset_bytes: int, length_bytes: int) -> None:
+    def collapse(self, number: int, offset_bytes: int, length_bytes: int) -> Later[None]:
         """Take a range out of a file; what follows moves up. Raises OSError: EINVAL, EPERM."""
+        change = partial(self._collapse, number, offset_bytes, length_bytes)
+        return self._when_shiftable(number, offset_bytes, length_bytes, change)
+
+    def insert(self, number: int, offset_bytes: int, length_bytes: int) -> Later[None]:
+        """Insert a hole into a file; the rest moves back. Raises OSError: EINVAL, EFBIG, EPERM."""
+        change = partial(self._insert, number, offset_bytes, length_bytes)
+        return self._when_shiftable(number, offset_bytes, length_bytes, change)
+
+    def _collapse(self, number: int, offset_bytes: int, length_bytes: int) -> None:
         inode = self._range(number, offset_bytes, length_bytes, unless=FIXED)
         size_bytes = self._store.size_of(inode)
         if (offset_bytes | length_bytes) % FRAME_BYTES or offset_bytes + length_bytes >= size_bytes:
             raise system_error(errno.EINVAL)
         self._shift(inode, offset_bytes, -length_bytes, size_bytes)
 
-    def insert(self, number: int, offset_bytes: int, length_bytes: int) -> None:
-        """Insert a hole into a file; the rest moves back. Raises OSError: EINVAL, EFBIG, EPERM."""
+    def _insert(self, number: int, offset_bytes: int, length_bytes: int) -> None:
         inode = self._range(number, offset_bytes, length_bytes, unless=FIXED)
         size_bytes = self._store.size_of(inode)
         if (offset_bytes | length_bytes) % FRAME_BYTES or offset_bytes >= size_bytes:
@@ -140,6 +159,39 @@ class FileFrames:
         inode = self._range(number, offset_bytes, length_bytes, unless=0)
         first = offset_bytes >> PAGE_SHIFT
         self.packed.make_way(inode, first, frames_of(offset_bytes + length_bytes) - first)
+
+    def _when_shiftable(
+        self, number: int, offset_bytes: int, length_bytes: int, change: Callable[[], None]
+    ) -> Later[None]:
+        if length_bytes % (PIECE_FRAMES << PAGE_SHIFT) == 0:
+            # All pieces can lie where they come to, but for those at the borders.
+            change()
+            return None
+        behind = max(1, SIZE_LIMIT_BYTES - 1 - offset_bytes)
+        return self._when_plain(number, offset_bytes, behind, change)
+
+    def _when_plain(
+        self, number: int, offset_bytes: int, length_bytes: int, change: Callable[[], None]
+    ) -> Later[None]:
+        """Do what makes the pieces of a range plain; at once, unless there are many of them."""
+        if len(self._store.inode(number).pieces) <= _MOST_PIECES_AT_ONCE:
+            change()
+            return None
+        return self._make_plain_and(number, offset_bytes, length_bytes, change)
+
+    async def _make_plain_and(
+        self, number: int, offset_bytes: int, length_bytes: int, change: Callable[[], None]
+    ) -> None:
+        """Make the pieces of a range plain, with other tasks in between, and then do something."""
+        # Imported here, because the commands that make file systems never get here.
+        import trio
+
+        inode = self._range(number, offset_bytes, length_bytes, unless=IMMUTABLE)
+        first, end = offset_bytes >> PAGE_SHIFT, frames_of(offset_bytes + length_bytes)
+        for index, _ in inode.pieces_in(first, end - first):
+            self.packed.make_way(self.file(number), index, 1)
+            await trio.lowlevel.checkpoint()
+        change()
 
     # For the code that serves I/O
 
