@@ -79,7 +79,7 @@ class InodeCache:
         # crash came before its line was stored. The data plane knows nothing but the line.
         if inode.is_file and not ground.read_only and read_live(ground.medium, inode)[0] is None:
             self._lines.set_live_size(inode, inode.state.size_bytes)
-        if inode.is_file and inode.transform is not None and not ground.read_only:
+        if inode.is_encrypted and inode.is_file and not ground.read_only:
             self._lines.carry_out_redo(inode)
         self.keep(inode)
         return False

@@ -11,11 +11,11 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
 from pmemfs.clock import not_before
-from pmemfs.errors import DamagedFileSystem
+from pmemfs.errors import DamagedFileSystem, MemoryFault
 from pmemfs.media.inode import LIVE_OFFSET
 from pmemfs.media.live import LIVE_LINE, redo_check, size_word
 from pmemfs.pfn import PAGE_SHIFT
@@ -173,9 +173,12 @@ class LiveLines:
             redo = self.redo_of(inode)
             if redo is not None:
                 offset, block = redo
-                self._medium.store(offset, block)
-                self._medium.flush(offset, len(block))
-                self._medium.fence()
+                medium = self._ground.pool.medium
+                # Bad memory in a file costs its reader an error, and is no damage of the rest.
+                with suppress(MemoryFault):
+                    medium.store(offset, block)
+                    medium.flush(offset, len(block))
+                medium.fence()
             self.forget_redo(inode)
 
     def with_redo(self, inode: Inode, offset: int, raw: bytes | memoryview) -> bytes | memoryview:
