@@ -60,13 +60,15 @@ def upgrade(mountpoint: str, as_json: bool) -> None:
     status = _wait(mount, before, began + _PATIENCE_SECONDS)
     is_whole = status.data_plane_pid != before.data_plane_pid
     keeper_pid = status.kept.keeper_pid if status.kept else None
+    # It may have been killed meanwhile, or the mount be about to end.
+    keeper = f"keeper {keeper_pid}" if keeper_pid else "no keeper"
     seconds = round(time.monotonic() - began, 3)
     done = Upgraded(status.pid, status.data_plane_pid, keeper_pid, is_whole, seconds)
     if as_json:
         print_json(json_values(done))
     else:
         say(f"{mountpoint}: pmemfs {VERSION} serves it, daemon {done.pid}, data plane "
-            f"{done.data_plane_pid}, keeper {keeper_pid}")  # fmt: skip
+            f"{done.data_plane_pid}, {keeper}")  # fmt: skip
     if not is_whole:
         warn(f"{mountpoint}: the data plane stays as it was; its log says why: {status.log}")
 

@@ -89,6 +89,9 @@ class Notices:
             if not answer:
                 self._hang_up()
                 return
+            if len(answer) < _ANSWER_BYTES:
+                # A data plane that has gone wrong must not end its daemon.
+                continue
             told = self._under_way.pop(_NUMBER.unpack_from(answer)[0], None)
             if told is not None:
                 told.end()
