@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
@@ -268,6 +269,8 @@ class NativeSession(Session):
                     "have to wait for memory; do not swap to this mount",
                     self._medium.name,
                 )
+            if self._left is not None:
+                self._say_that_it_goes_on(self._left)
             on_ready(self.mount)
             if self.kept and (seconds := self.remounter.options.hang_timeout):
                 # Imported here, because most mounts do without.
@@ -314,7 +317,14 @@ class NativeSession(Session):
             self.kept.leave_to_version_of_before(sentence_of(error))
         self.kept.end_upgrade()
 
+    def _say_that_it_goes_on(self, left: Left) -> None:
+        died = left.deaths
+        after = f", after {(time.time_ns() - died.last_ns) / 1e9:.3f} s" if died.times else ""
+        log.info("%s: the daemon goes on as pid %d%s", self._medium.name, os.getpid(), after)
+
     async def _replace_plane(self) -> None:
+        log.info("%s: the data plane (pid %d) is replaced by one of this version",
+                 self._medium.name, self._plane.process.pid)  # fmt: skip
         self._is_renewing = True
         self._plane.process.kill()
         await self._goes_on.wait()
