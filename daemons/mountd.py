@@ -268,6 +268,8 @@ def run(
     pinning = Pinning()
     if left is not None:
         session.adopt_mount(arguments.mountpoint)
+        if arguments.is_upgrade:
+            session.renew_plane_soon()
         pinning.take_over(left.others, left.keeper, medium, session)
         session.let_workers_go_on()
     # What fails before this, the next successor may do better.
@@ -280,6 +282,10 @@ def run(
             keeping = Keeping(pool, session, pinning.keep_with, words, standby)
             methods = _methods(pool, medium, session, options, pinning, keeping)
             trio.run(_serve, arguments, starter, session, methods, pinning, keeping, spare, left)
+        except Exception as error:
+            if session.kept and session.kept.is_upgrading:
+                session.kept.leave_to_version_of_before(error)
+            raise
         finally:
             spare.release()
             # While the pool is made clean, no signal counts.
@@ -465,8 +471,6 @@ async def _serve(
             nursery.start_soon(
                 keeping.serve, starter, listening, arguments.pool, arguments.options.hang_timeout
             )
-            if arguments.is_upgrade:
-                session.renew_plane_soon()
             await _serve_volume(session, starter, answering.cancel)
             nursery.cancel_scope.cancel()
 

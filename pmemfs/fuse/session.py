@@ -314,7 +314,7 @@ class NativeSession(Session):
                                     "because its rings never had all their entries in use",
                                     self._medium.name)  # fmt: skip
         except OSError as error:
-            self.kept.leave_to_version_of_before(sentence_of(error))
+            self.kept.leave_to_version_of_before(error)
         self.kept.end_upgrade()
 
     def _say_that_it_goes_on(self, left: Left) -> None:
@@ -351,7 +351,7 @@ class NativeSession(Session):
             # Why is said when its end is noticed, which is at once.
             self._plane.process.kill()
             if self.kept.is_upgrading:
-                self.kept.leave_to_version_of_before(sentence_of(failure))
+                self.kept.leave_to_version_of_before(failure)
             if isinstance(failure, OSError):
                 raise DataPlaneFailed(
                     why=f"it can't be started again: {sentence_of(failure)}"
