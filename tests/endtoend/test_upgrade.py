@@ -281,6 +281,27 @@ def test_nothing_happens_after_the_command_has_given_up(pools: PoolMaker) -> Non
 
 
 @native_only
+def test_the_command_says_that_a_data_plane_which_stands_still_was_not_replaced(
+    pools: PoolMaker,
+) -> None:
+    if pools.engine.transport != "uring":
+        pytest.skip("the other transport lets it be killed without any loss")
+    mounted = kept(pools)
+    before = processes(mounted)
+    os.kill(before[1], signal.SIGSTOP)
+    try:
+        said = pmemfs("upgrade", mounted.mountpoint)
+        assert said.code == 0
+        assert "the data plane is still that of before" in said.err
+        now = processes(mounted)
+        assert now[1] == before[1]
+        assert not {before[0], before[2]} & set(now)
+    finally:
+        os.kill(before[1], signal.SIGCONT)
+    assert upgraded(mounted)["is_whole"]
+
+
+@native_only
 def test_a_mount_without_a_keeper_is_refused(pools: PoolMaker) -> None:
     mounted = kept(pools, "-o", "no_keeper")
     before = mounted.pid
