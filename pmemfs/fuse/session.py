@@ -48,6 +48,7 @@ from pmemfs.mount.options import MountOptions
 from pmemfs.mountinfo import Mount
 from pmemfs.pfn import PAGE_SHIFT
 from pmemfs.pool import Pool
+from pmemfs.tally import Tally
 from pmemfs.volume.onefile import INODE, OneFileVolume
 
 if TYPE_CHECKING:
@@ -194,6 +195,10 @@ class NativeSession(Session):
             self._engine.renew()
         once = Once(shared.answers)
         self.served = served = serve_pool(pool, medium, self.memmap, self._engine, options, once)
+        counts = left and left.others.get("counts")
+        self._tally = self._engine.tally = Tally(counts.fds[0] if counts else -1)
+        if served.cache:
+            served.cache.tally = self._tally
         unanswered = Unanswered(
             once, served.handlers, OpenPlaces(shared.opens), served.fs, served.tables
         )
@@ -247,6 +252,7 @@ class NativeSession(Session):
         )  # fmt: skip
         if is_kept:
             self.kept = KeptMount(self._medium, self._shared, self._plane, self._choice)
+            self.kept.store("counts", [self._tally.fd])
             if self.served.life:
                 self.served.life.keep = self.kept.store
 
@@ -410,6 +416,10 @@ class NativeSession(Session):
         await engine.survey_presence()
         while True:
             await trio.sleep(_WATCH_SECONDS)
+            # This writes them where they are not lost with this process.
+            engine.own_statistics()
+            if self.served.cache:
+                self.served.cache.own_counts()
             for fault in engine.new_faults():
                 answer = errno.errorcode.get(fault.error, fault.error)
                 what = f"a request to inode {fault.inode} was answered with {answer}"

@@ -212,6 +212,31 @@ def test_a_cache_goes_on_with_its_origin(pools: PoolMaker, tmp_path: Path) -> No
     pools.umount(mounted)
 
 
+@native_only
+def test_counts_go_on_when_another_daemon_counts(pools: PoolMaker, tmp_path: Path) -> None:
+    mounted = pools.mount(cache_of(pools, new_origin(tmp_path / "origin")), *KEPT)
+
+    def counts() -> list[int]:
+        said = mounted.info()
+        cache = said["cache"]
+        return [cache[name] for name in ("misses", "fetched", "inserted")] + [said["io"]["reads"]]
+
+    with opened(mounted.device) as fd:
+        os.pread(fd, 64 * 4096, 0)
+        before = counts()
+        assert before[0]
+        daemon = mounted.pid
+        os.kill(daemon, signal.SIGKILL)
+        wait_until(lambda: mounted.pid != daemon, "another one serves it")
+        after_death = counts()
+        upgraded(mounted)
+        after_upgrade = counts()
+        for now, then in ((after_death, before), (after_upgrade, after_death)):
+            assert all(map(int.__ge__, now, then)), (now, then)
+        os.pread(fd, 64 * 4096, 4 << 20)
+        assert counts()[0] > after_upgrade[0]
+
+
 def test_a_service_is_told_of_the_keeper_before_another_one_ends(
     pools: PoolMaker, tmp_path: Path
 ) -> None:
