@@ -84,7 +84,7 @@ class _Word(click.Option):
     help="How the native engine talks to the kernel: FUSE over io_uring, or reads of /dev/fuse; "
     f"the same as -o transport=…  [default: {TRANSPORTS[0]}]",
 )
-@click.option("--foreground", is_flag=True, help="Stay, and log to standard error.")
+@click.option("--foreground", is_flag=True, help="Be the daemon, and log to standard error.")
 @reporting
 def mount(
     pool: str,
@@ -100,6 +100,10 @@ def mount(
     Returns when the mount answers; a daemon stays behind until somebody unmounts it. If this fails
     or is interrupted, nothing is left. A pool that root has mounted already appears on MOUNTPOINT
     too, if the same options are asked for.
+
+    With --foreground the command itself is the daemon. It ends when that is killed or upgraded,
+    and the mount goes on in other processes. systemd is told which one to follow. Under any other
+    supervisor use it with -o no_keeper, so that the mount ends with the command.
 
     \b
     Options for -o, separated by commas:
