@@ -56,6 +56,10 @@ class Keeper:
         self._connection = connection
         self._daemon = daemon
         """A pidfd."""
+        self._named = f"the daemon (pid {number_of(daemon)})"
+        self._said = posix.memfd_create("pmemfs-said", posix.MFD_CLOEXEC)
+        """The standard error of a daemon that was started here, which fails before it has a log if
+        its program is incomplete."""
         self._hears = True
         """Whether the daemon may still say something."""
         self._oom_score = oom_score
@@ -154,7 +158,7 @@ class Keeper:
             if self._has_spoken:
                 send(self._connection, b"ping", [])
             return
-        self.say(f"the daemon has said nothing for {self._hang_ms / 1000:g} s, and is killed")
+        self.say(f"{self._named} has said nothing for {self._hang_ms / 1000:g} s, and is killed")
         self._hang_ms = 0
         _signal.pidfd_send_signal(self._daemon, _signal.SIGKILL)
 
@@ -174,7 +178,7 @@ class Keeper:
         if not is_planned:
             now = time.monotonic()
             self._deaths = [then for then in self._deaths if then > now - _WITHIN_SECONDS] + [now]
-            self.say(f"the daemon {end}")
+            self.say(f"{self._named} {end}{self._last_words()}")
             self._unreported += 1
             self._died_ns = time.time_ns()
             if len(self._deaths) > _MOST_DEATHS:
@@ -199,15 +203,26 @@ class Keeper:
         """Have another process be the daemon. Raises OSError."""
         self._connection, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         self._hears = True
+        posix.ftruncate(self._said, 0)
+        posix.lseek(self._said, 0, 0)
+        program = ""
         try:
             self._daemon = -1 if is_planned else self._hand_to_standby(theirs)
             if self._daemon < 0:
                 self._daemon = self._start(words, theirs.fileno())
+                program = f", {words[0].decode(errors='surrogateescape')}"
             else:
                 # It may stand still, such as by SIGSTOP. Then nobody would serve, for ever.
                 self._has_spoken, self._unanswered, self._hang_ms = False, 0, _FIRST_WORD_MS
         finally:
             theirs.close()
+        self._named = f"the daemon (pid {number_of(self._daemon)}{program})"
+
+    def _last_words(self) -> str:
+        """The last line that the daemon has said of its end, if it was started here."""
+        said = posix.pread(self._said, _MESSAGE_BYTES, 0).decode(errors="replace").split("\n")
+        lines = [line.strip() for line in said if line.strip()]
+        return f": {lines[-1]}" if lines else ""
 
     def _hand_to_standby(self, theirs: _socket.socket) -> int:
         """Tell the process that waits to become the daemon; its pidfd, or -1 if none waits."""
@@ -233,6 +248,7 @@ class Keeper:
             for number in _ENDING_SIGNALS:
                 _signal.signal(number, _signal.SIG_DFL)
             posix.set_inheritable(fd, True)
+            posix.dup2(self._said, 2)
             posix.execve(words[0], [*words, b"--takeover", b"%d" % fd], posix.environ)
         finally:
             posix._exit(_NOTHING_STARTED)
@@ -275,6 +291,15 @@ def send(end: _socket.socket, message: bytes, fds: list[int]) -> bool:
     return True
 
 
+def number_of(pidfd: int) -> int:
+    """The number of a process; -1: it has ended already."""
+    with open(f"/proc/self/fdinfo/{pidfd}") as file:
+        for line in file:
+            if line.startswith("Pid:"):
+                return int(line[4:])
+    return -1
+
+
 def end_of(pidfd: int) -> str:
     """How a process has ended, in words, as far as its parent is this one."""
     try:
@@ -282,8 +307,16 @@ def end_of(pidfd: int) -> str:
     except ChildProcessError:
         return "has died"
     if end is None or end.si_code != posix.CLD_EXITED:
-        return f"was ended by signal {end.si_status if end else 0}"
+        return f"was ended by signal {name_of(end.si_status if end else 0)}"
     return f"has ended with status {end.si_status}"
+
+
+def name_of(number: int) -> str:
+    """What a signal is called."""
+    for name, value in vars(_signal).items():
+        if name.startswith("SIG") and name[3] != "_" and value == number:
+            return str(name)
+    return str(number)
 
 
 def become_unlikely_to_be_killed() -> str:

@@ -270,6 +270,8 @@ def run(
     pinning = Pinning()
     if left is not None:
         session.adopt_mount(arguments.mountpoint)
+        if arguments.is_upgrade:
+            session.renew_plane_soon()
         pinning.take_over(left.others, left.keeper, medium, session)
         session.let_workers_go_on()
     # What fails before this, the next successor may do better.
@@ -280,15 +282,15 @@ def run(
         try:
             words = _words_of_a_successor(arguments)
             keeping = Keeping(pool, session, pinning.keep_with, words, standby)
-            packing = None
-            if session.served.fs is not None:
-                # As it is when it is called: the notifier knows the kernel only once it is mounted.
-                notifier = session.served.handlers.notifier
-                packing = Packing(session.served.fs, lambda ino: notifier.tell(ino))
+            packing = _packing_of(session)
             methods = _methods(pool, medium, session, options, pinning, keeping, packing)
             trio.run(
                 _serve, arguments, starter, session, methods, pinning, keeping, packing, spare, left
             )
+        except Exception as error:
+            if session.kept and session.kept.is_upgrading:
+                session.kept.leave_to_version_of_before(error)
+            raise
         finally:
             spare.release()
             # While the pool is made clean, no signal counts.
@@ -304,6 +306,15 @@ def run(
             _leave_durable(session, medium)
         raise
     _leave_durable(session, medium)
+
+
+def _packing_of(session: Session) -> Packing | None:
+    """What compresses the files of a mount, if it has files."""
+    if session.served.fs is None:
+        return None
+    notifier = session.served.handlers.notifier
+    # As it is when it is called: the notifier knows the kernel only once it is mounted.
+    return Packing(session.served.fs, lambda ino: notifier.tell(ino))
 
 
 def _let_go(session: Session) -> None:
@@ -505,8 +516,6 @@ async def _serve(
             nursery.start_soon(
                 keeping.serve, starter, listening, arguments.pool, arguments.options.hang_timeout
             )
-            if arguments.is_upgrade:
-                session.renew_plane_soon()
             await _serve_volume(session, starter, answering.cancel)
             nursery.cancel_scope.cancel()
 

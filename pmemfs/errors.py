@@ -644,6 +644,11 @@ class NoAnswer(PmemfsError):
 
     errno = errno.ETIMEDOUT
 
+    @property
+    def is_final(self) -> bool:
+        """Whether nobody will answer any more: nobody has the socket that is there."""
+        return self.facts.get("number") == errno.ECONNREFUSED
+
 
 # Arrays over pages
 

@@ -16,6 +16,7 @@ from typing import Any
 from pmemfs.text import printable
 
 JOURNAL = "/run/systemd/journal/dev-log"
+_THE_JOURNAL = "the journal (journalctl -t pmemfs)"
 _NAME_LIMIT = 60
 """Characters of a pool's name in that of its log, so that no file system finds it too long."""
 
@@ -94,6 +95,15 @@ def log_file(pool: str) -> Path:
     return Path(state) / "pmemfs" / name
 
 
+def log_of(pool: str, uid: int) -> str:
+    """Where a daemon of that user most likely has left its log, for a sentence."""
+    if os.path.exists(JOURNAL):
+        return _THE_JOURNAL
+    if uid == os.geteuid() and (file := log_file(pool)).exists():
+        return str(file)
+    return "its log"
+
+
 _place = ""
 
 
@@ -135,7 +145,7 @@ def _handler(pool: str, foreground: bool) -> tuple[logging.Handler, str]:
             JOURNAL, facility=logging.handlers.SysLogHandler.LOG_DAEMON
         )
         handler.setFormatter(Formatter("pmemfs[%(process)d]: %(message)s"))
-        return handler, "the journal (journalctl -t pmemfs)"
+        return handler, _THE_JOURNAL
     try:
         path = log_file(pool)
         handler = LogFile(path, errors="backslashreplace")

@@ -134,10 +134,21 @@ def ask(
     (answer,) = _ask_all([mount], method, shape, params, **limits)
     if isinstance(answer, NoAnswer):
         # The mountpoint for the socket, which means nothing to a user.
-        raise NoAnswer(path=mount.mountpoint, why=answer.facts["why"])
+        why = _end_of(mount) if answer.is_final else answer.facts["why"]
+        raise NoAnswer(**{**answer.facts, "path": mount.mountpoint, "why": why})
     if isinstance(answer, PmemfsError):
         raise answer
     return answer
+
+
+def _end_of(mount: Mount) -> str:
+    """What is to be said of a mount whose daemon has died, and has no successor."""
+    from pmemfs.logs import log_of
+
+    return (
+        f"it has died, and no other takes its place; {log_of(mount.source, mount.owner_uid)} says "
+        f"why, and 'pmemfs umount {mount.mountpoint}' removes the mount"
+    )
 
 
 def statuses(asked: Sequence[Mount]) -> list[MountStatus | PmemfsError]:

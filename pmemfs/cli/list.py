@@ -11,7 +11,7 @@ from pmemfs.cli.find import DETACHED, Hidden, hidden_mounts, our_mounts, statuse
 from pmemfs.cli.options import reporting
 from pmemfs.cli.output import note, print_json, print_table
 from pmemfs.cli.paths import A_DIRECTORY
-from pmemfs.errors import NotPermitted, PmemfsError
+from pmemfs.errors import NoAnswer, NotPermitted, PmemfsError
 from pmemfs.mountinfo import Mount
 from pmemfs.units import format_size
 from pmemfs.unsaid import Unsaid
@@ -115,8 +115,10 @@ def _describe(mount: Mount, status: MountStatus | PmemfsError) -> dict[str, Any]
         "owner_uid": mount.owner_uid,
     }
     if isinstance(status, PmemfsError):
-        is_refused = isinstance(status, NotPermitted)
-        return entry | {"state": "no permission" if is_refused else "no answer"}
+        if isinstance(status, NotPermitted):
+            return entry | {"state": "no permission"}
+        has_died = isinstance(status, NoAnswer) and status.is_final
+        return entry | {"state": "its daemon died" if has_died else "no answer"}
     state = "read-only" if status.read_only else "mounted"
     return entry | {
         "pool": status.pool.path,

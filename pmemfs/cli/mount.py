@@ -84,7 +84,7 @@ class _Word(click.Option):
     help="How the native engine talks to the kernel: FUSE over io_uring, or reads of /dev/fuse; "
     f"the same as -o transport=…  [default: {TRANSPORTS[0]}]",
 )
-@click.option("--foreground", is_flag=True, help="Stay, and log to standard error.")
+@click.option("--foreground", is_flag=True, help="Be the daemon, and log to standard error.")
 @reporting
 def mount(
     pool: str,
@@ -100,6 +100,9 @@ def mount(
     Returns when the mount answers; a daemon stays behind until somebody unmounts it. If this fails
     or is interrupted, nothing is left. A pool that root has mounted already appears on MOUNTPOINT
     too, if the same options are asked for.
+
+    With --foreground the command is the daemon. If that is killed or upgraded, the mount goes on in
+    other processes, which systemd is told. Under other supervisors add -o no_keeper.
 
     \b
     Options for -o, separated by commas:
@@ -122,10 +125,8 @@ def mount(
       remount            change how MOUNTPOINT is mounted, to what else is said here: ro, rw, which
                          accesses count, nosuid, …; POOL may be left out
 
-    Exit codes: 0 mounted, 2 bad usage, 32 anything else, 128 and the signal's number if it was
-    interrupted.
+    Exit codes: 0 mounted, 2 bad usage, 32 anything else, 128 + the signal's number if interrupted.
     """
-
     if mountpoint is None and "remount" not in ",".join(options_text).split(","):
         raise BadUsage(why="MOUNTPOINT is missing; usage: pmemfs mount [OPTIONS] POOL MOUNTPOINT")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 from typing import NamedTuple
 
 import click
@@ -60,23 +59,32 @@ def upgrade(mountpoint: str, as_json: bool) -> None:
     status = _wait(mount, before, began + _PATIENCE_SECONDS)
     is_whole = status.data_plane_pid != before.data_plane_pid
     keeper_pid = status.kept.keeper_pid if status.kept else None
+    # It may have been killed meanwhile, or the mount be about to end.
+    keeper = f"keeper {keeper_pid}" if keeper_pid else "no keeper"
     seconds = round(time.monotonic() - began, 3)
     done = Upgraded(status.pid, status.data_plane_pid, keeper_pid, is_whole, seconds)
     if as_json:
         print_json(json_values(done))
     else:
         say(f"{mountpoint}: pmemfs {VERSION} serves it, daemon {done.pid}, data plane "
-            f"{done.data_plane_pid}, keeper {keeper_pid}")  # fmt: skip
+            f"{done.data_plane_pid}, {keeper}")  # fmt: skip
     if not is_whole:
-        warn(f"{mountpoint}: the data plane stays as it was; its log says why: {status.log}")
+        warn(f"{mountpoint}: daemon and keeper are those of this version, but the data plane is "
+             f"still that of before; {status.log} says why, and another 'pmemfs upgrade' may "
+             "replace it")  # fmt: skip
 
 
 def _wait(mount: Mount, before: UpgradeBegun, deadline: float) -> MountStatus:
     """The status of the mount once another daemon serves it. Raises UpgradeFailed."""
+    status = None
     while time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
-        with suppress(NoAnswer):
+        try:
             status = ask(mount, "info", MountStatus)
+        except NoAnswer as error:
+            if error.is_final:
+                raise
+        else:
             if status.kept is None or status.kept.daemon.times != before.daemon_deaths:
                 why = (
                     f"the new daemon has died, and the mount is served as before; see {status.log}"
@@ -84,5 +92,11 @@ def _wait(mount: Mount, before: UpgradeBegun, deadline: float) -> MountStatus:
                 raise UpgradeFailed(path=mount.mountpoint, why=why)
             if status.kept.since_ns != before.since_ns and not status.kept.is_upgrading:
                 return status
-    why = f"no new daemon serves it after {_PATIENCE_SECONDS} s; 'pmemfs info' may tell more"
+    if status and status.kept and status.kept.since_ns != before.since_ns:
+        why = (
+            f"the new daemon (pid {status.pid}) serves it, but has not replaced the data plane "
+            f"after {_PATIENCE_SECONDS} s; see {status.log}"
+        )
+    else:
+        why = f"no new daemon serves it after {_PATIENCE_SECONDS} s; 'pmemfs info' may tell more"
     raise UpgradeFailed(path=mount.mountpoint, why=why)

@@ -120,7 +120,7 @@ def call_all(
     for position, ended in _lines(exchanges, time.monotonic() + timeout_seconds):
         path = questions[position].path
         if isinstance(ended, OSError):
-            answers[position] = NoAnswer(path=path, why=reason(ended))
+            answers[position] = NoAnswer(path=path, why=reason(ended), number=ended.errno)
             continue
         version = VERSION
         try:

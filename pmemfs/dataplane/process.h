@@ -52,13 +52,19 @@ static void pmemfs_fence_others(void) {
     if (syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0))
         syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0);
 }
+enum { NUDGE_TRIES = 100, NUDGE_PAUSE_MICROSECONDS = 20000 };
+
 /* Let a process of its own ask the file system at `path` for its size `count` times, on one CPU. A
    thread of this process would wait for itself, and this process could not even be killed. */
 static void pmemfs_nudge(const char *path, int cpu, int count) {
     cpu_set_t wanted;
     struct statfs answer;
+    pid_t child = -1;
     signal(SIGCHLD, SIG_IGN);
-    if (fork()) return;
+    /* For a moment there may be no room for a process. Without one, callers could wait for ever. */
+    for (int tries = 0; child < 0 && tries < NUDGE_TRIES; ++tries)
+        if ((child = fork()) < 0) usleep(NUDGE_PAUSE_MICROSECONDS);
+    if (child) return;
     /* No descriptor of the connection stays open by it, and it does not outlive this process. */
     syscall(SYS_close_range, 3, ~0U, 0);
     prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);

@@ -15,6 +15,7 @@ from pmemfs.dataplane.counters import WorkerCounters
 from pmemfs.engine.statistics import EngineStatistics
 from pmemfs.medium.base import Durability, Medium
 from pmemfs.memmap.base import Memmap
+from pmemfs.tally import Tally
 
 
 class Engine:
@@ -25,6 +26,8 @@ class Engine:
         self._memmap = memmap
         self._reads = self._writes = self._fsyncs = 0
         self._read_bytes = self._written_bytes = 0
+        self.tally: Tally | None = None
+        """Where the counts last longer than this process. None: nothing of them does."""
 
     def count_read(self, read_bytes: int) -> None:
         """A read was answered here."""
@@ -92,11 +95,12 @@ class Engine:
         return []
 
     def own_statistics(self) -> EngineStatistics:
-        """The counts of this process."""
-        return EngineStatistics(
+        """The counts of this process, and of those in whose place it serves."""
+        own = EngineStatistics(
             reads=self._reads,
             writes=self._writes,
             fsyncs=self._fsyncs,
             read_bytes=self._read_bytes,
             written_bytes=self._written_bytes,
         )
+        return EngineStatistics(*self.tally.totals(Tally.ENGINE, own)) if self.tally else own

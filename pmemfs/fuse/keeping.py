@@ -17,6 +17,7 @@ Invariants:
 | `listener` | the control socket, and its name (`O_PATH`) | its path |
 | `standby` | the socket of the process that waits, its pidfd | its pid |
 | `log` | where the log goes | a line, with `{time}`, `{pid}` and `{message}` |
+| `counts` | the memory of what daemons have counted | |
 | `pin-words` | the memory of the words of pins | |
 | `pin-N` | the daemon's end of the pin that has the place N | its description (`pins/kept`) |
 | `keys` | the secret memory, once there is a key | |

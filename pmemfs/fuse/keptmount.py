@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, NoReturn
 import trio
 
 from pmemfs.dataplane.tables import SharedMemory
-from pmemfs.errors import EXIT_FAILED
+from pmemfs.errors import EXIT_FAILED, PmemfsError, cause_of, sentence_of
 from pmemfs.fuse import wire
 from pmemfs.fuse.planes import DataPlane
 from pmemfs.medium.mapped import MappedMedium
@@ -110,10 +110,13 @@ class KeptMount:
         if call:
             call()
 
-    def leave_to_version_of_before(self, why: str) -> NoReturn:
+    def leave_to_version_of_before(self, error: Exception) -> NoReturn:
         """End this process while it upgrades the mount: the keeper starts the version of before."""
+        cause = cause_of(error)
+        is_bug = not isinstance(cause, OSError | PmemfsError)
         log.error("%s: the new version can't serve it: %s; that of before takes it over again",
-                  self._medium.name, why)  # fmt: skip
+                  self._medium.name, sentence_of(cause),
+                  exc_info=cause if is_bug else None)  # fmt: skip
         # What has failed may have said so there, and the next daemon would take it for the end.
         self._shared.set_header_word("ended", 0)
         # Without any of what ends a mount.

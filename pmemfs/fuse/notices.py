@@ -22,6 +22,7 @@ from typing import Any
 import trio
 
 from pmemfs.fuse import wire
+from pmemfs.fuse.handlers.notifications import Notifier
 
 _NUMBER = struct.Struct("<Q")
 _ANSWER_BYTES = 2 * _NUMBER.size
@@ -56,6 +57,11 @@ class Notices:
         self._unsent: deque[bytes] = deque()
         self._under_way: dict[int, Told] = {}
         self._has_hung_up = False
+
+    def speak_for(self, notifier: Notifier) -> None:
+        """Be what handlers tell the kernel through."""
+        notifier.tell, notifier.forget_inode = self.tell, self.forget_inode
+        notifier.forget_name, notifier.doubt_names = self.forget_name, self.doubt_names
 
     def tell(self, ino: int) -> Told:
         """Let the kernel ask for the attributes of an inode again."""
@@ -104,6 +110,9 @@ class Notices:
             if not answer:
                 self._hang_up()
                 return
+            if len(answer) < _ANSWER_BYTES:
+                # A data plane that has gone wrong must not end its daemon.
+                continue
             told = self._under_way.pop(_NUMBER.unpack_from(answer)[0], None)
             if told is not None:
                 told.end()

@@ -53,9 +53,10 @@ async def occupied(door: WireDoor, path: str, depth: int) -> AsyncIterator[bool]
         with trio.move_on_after(_PATIENCE_SECONDS):
             await is_full.wait()
         yield is_full.is_set()
-        is_over.set()
-        with trio.move_on_after(_PATIENCE_SECONDS):
-            await callers.wait()
+        if is_full.is_set():
+            is_over.set()
+            with trio.move_on_after(_PATIENCE_SECONDS):
+                await callers.wait()
     finally:
         door.answered[Opcode.STATFS] = answer
         is_over.set()

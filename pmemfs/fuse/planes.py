@@ -379,7 +379,7 @@ class DataPlane:
         if status is None:
             status = self._shared.header_word("ended") - 1
             if status < 0:
-                return DataPlaneFailed(why="it was killed")
+                return DataPlaneFailed(why="it was killed, or has crashed")
         if status < 0:
             return DataPlaneFailed(why=f"it was ended by signal {signal.Signals(-status).name}")
         why = _OTHER_VERSION if status == errno.ESTALE else os.strerror(status).lower()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
@@ -48,6 +49,7 @@ from pmemfs.mount.processes import keep_out_of_cores
 from pmemfs.mountinfo import Mount
 from pmemfs.pfn import PAGE_SHIFT
 from pmemfs.pool import Pool
+from pmemfs.tally import Tally
 from pmemfs.volume.onefile import INODE, OneFileVolume
 
 if TYPE_CHECKING:
@@ -224,12 +226,13 @@ class NativeSession(Session):
             self._engine.renew()
         once = Once(shared.answers)
         self.keys = (left and left.keys) or new_keys(pool)
-        if self.keys and self.keys.may_be_there:
-            # The daemon of before may have started this one long before it had keys.
-            keep_out_of_cores([os.getpid()])
         self.served = served = serve_pool(
             pool, medium, self.memmap, self._engine, options, once, self.keys
         )
+        counts = left and left.others.get("counts")
+        self._tally = self._engine.tally = Tally(counts.fds[0] if counts else -1)
+        if served.cache:
+            served.cache.tally = self._tally
         unanswered = Unanswered(
             once, served.handlers, OpenPlaces(shared.opens), served.fs, served.tables
         )
@@ -244,10 +247,7 @@ class NativeSession(Session):
             door, settings.longest_bytes, once, unanswered, served.bring
         )
         self._notices = Notices(sockets.notices)
-        notifier = self.served.handlers.notifier
-        notifier.tell, notifier.forget_inode = self._notices.tell, self._notices.forget_inode
-        notifier.forget_name = self._notices.forget_name
-        notifier.doubt_names = self._notices.doubt_names
+        self._notices.speak_for(self.served.handlers.notifier)
         unanswered.tell_kernel()
         self.grower = self._grower(pool, medium)
         self.remounter = Remounter(pool, medium, self.served, self.grower, options)
@@ -264,7 +264,9 @@ class NativeSession(Session):
         self._join(left.fuse_fd, is_kept=True)
         self._plane.adopt(left.plane)
         if self.keys and self.keys.may_be_there:
-            # The dead daemon may not have come to that.
+            # The dead daemon may have started this one before it had keys, and may not have come to
+            # tell the data plane of them.
+            keep_out_of_cores([os.getpid()])
             self._give_keys(self.keys.fd())
         if self.served.life:
             self.served.life.left = left.origin
@@ -292,6 +294,7 @@ class NativeSession(Session):
         )  # fmt: skip
         if is_kept:
             self.kept = KeptMount(self._medium, self._shared, self._plane, self._choice)
+            self.kept.store("counts", [self._tally.fd])
             if self.served.life:
                 self.served.life.keep = self.kept.store
             if self.keys and self.keys.may_be_there:
@@ -316,6 +319,8 @@ class NativeSession(Session):
                     "have to wait for memory; do not swap to this mount",
                     self._medium.name,
                 )
+            if self._left is not None:
+                self._say_that_it_goes_on(self._left)
             on_ready(self.mount)
             if self.kept and (seconds := self.remounter.options.hang_timeout):
                 # Imported here, because most mounts do without.
@@ -359,10 +364,17 @@ class NativeSession(Session):
                                     "because its rings never had all their entries in use",
                                     self._medium.name)  # fmt: skip
         except OSError as error:
-            self.kept.leave_to_version_of_before(sentence_of(error))
+            self.kept.leave_to_version_of_before(error)
         self.kept.end_upgrade()
 
+    def _say_that_it_goes_on(self, left: Left) -> None:
+        died = left.deaths
+        after = f", after {(time.time_ns() - died.last_ns) / 1e9:.3f} s" if died.times else ""
+        log.info("%s: the daemon goes on as pid %d%s", self._medium.name, os.getpid(), after)
+
     async def _replace_plane(self) -> None:
+        log.info("%s: the data plane (pid %d) is replaced by one of this version",
+                 self._medium.name, self._plane.process.pid)  # fmt: skip
         self._is_renewing = True
         self._plane.process.kill()
         await self._goes_on.wait()
@@ -389,7 +401,7 @@ class NativeSession(Session):
             # Why is said when its end is noticed, which is at once.
             self._plane.process.kill()
             if self.kept.is_upgrading:
-                self.kept.leave_to_version_of_before(sentence_of(failure))
+                self.kept.leave_to_version_of_before(failure)
             if isinstance(failure, OSError):
                 raise DataPlaneFailed(
                     why=f"it can't be started again: {sentence_of(failure)}"
@@ -449,6 +461,10 @@ class NativeSession(Session):
         await engine.survey_presence()
         while True:
             await trio.sleep(_WATCH_SECONDS)
+            # This writes them where they are not lost with this process.
+            engine.own_statistics()
+            if self.served.cache:
+                self.served.cache.own_counts()
             for fault in engine.new_faults():
                 answer = errno.errorcode.get(fault.error, fault.error)
                 what = f"a request to inode {fault.inode} was answered with {answer}"

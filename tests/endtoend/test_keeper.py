@@ -281,4 +281,6 @@ def test_a_daemon_that_stands_still_is_killed_and_another_one_serves(pools: Pool
     assert (mounted.mountpoint / "file").read_bytes() == b"there"
     assert mounted.info()["kept"]["daemon"]["times"] == 1
     if not os.path.exists(JOURNAL):
-        assert "the daemon has said nothing for 3 s, and is killed" in log_of(mounted)
+        assert f"the daemon (pid {daemon}) has said nothing for 3 s, and is killed" in log_of(
+            mounted
+        )

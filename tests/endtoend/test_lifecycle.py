@@ -312,15 +312,16 @@ def test_a_dead_mount_is_listed_and_answered_for_in_a_sentence(pools: PoolMaker)
     assert listed[str(alive.pool)]["state"] == "mounted"
     assert listed[str(alive.pool)]["pid"] == alive.pid
     assert listed[str(alive.pool)]["engine"] == pools.engine.name
-    assert listed[str(dead.pool)]["state"] == "no answer"
+    assert listed[str(dead.pool)]["state"] == "its daemon died"
     assert "pid" not in listed[str(dead.pool)]
     lines = {line.split()[1]: line for line in pmemfs_ok("list").splitlines()}
-    assert lines[str(dead.pool)].endswith("no answer")
+    assert lines[str(dead.pool)].endswith("its daemon died")
     assert lines[str(alive.pool)].endswith("mounted")
 
     for name in ("info", "pages"):
         for target in (dead.mountpoint, dead.pool):
-            refused(pmemfs(name, target), 1, "does not answer", str(dead.mountpoint))
+            said = refused(pmemfs(name, target), 1, "does not answer: it has died")
+            assert f"'pmemfs umount {dead.mountpoint}'" in said
     # The dead mount can be taken away as a living one, and its pool be looked at.
     pmemfs_ok("umount", dead.mountpoint)
     assert mounts_at(dead.mountpoint) == 0

@@ -205,18 +205,32 @@ def test_a_mount_goes_on_without_its_keeper(pools: PoolMaker, tmp_path: Path) ->
 @uring
 def test_no_caller_waits_for_ever_if_all_die_while_a_data_plane_begins(pools: PoolMaker) -> None:
     mounted = kept(pools)
-    session, before = Session.of(mounted), set(children_of(mounted.pid))
-    os.kill(mounted.data_plane_pid, signal.SIGKILL)
-    wait_until(lambda: set(children_of(session.pid)) - before, "there is another data plane")
-    # It can begin without the daemon, but what it asks of the mount then waits for the daemon.
-    os.kill(session.pid, signal.SIGSTOP)
-    (plane,) = set(children_of(session.pid)) - before
-    wait_until(lambda: children_of(plane), "it asks the mount, in processes of their own")
+    session = Session.of(mounted)
+    plane = stopped_while_asked(mounted)
     os.kill(plane, signal.SIGKILL)
     session.kill()
     wait_until(lambda: not processes_of(pools.directory), "all of its processes have ended")
     assert not is_served(mounted)
     kept_again(pools, mounted)
+
+
+def stopped_while_asked(mounted: Mounted) -> int:
+    """Stop the daemon while a new data plane asks the mount, in processes of its own, which then
+    wait for the daemon; the data plane."""
+    daemon = mounted.pid
+    while True:
+        before = set(children_of(daemon))
+        os.kill(mounted.data_plane_pid, signal.SIGKILL)
+        wait_until(lambda: set(children_of(daemon)) - before, "there is another data plane")  # noqa: B023
+        os.kill(daemon, signal.SIGSTOP)
+        (plane,) = set(children_of(daemon)) - before
+        for _ in range(200):
+            if children_of(plane):
+                return plane
+            time.sleep(0.01)
+        # It was stopped before the data plane had what it needs of it.
+        os.kill(daemon, signal.SIGCONT)
+        wait_until(lambda: mounted.data_plane_pid == plane, "it is served")  # noqa: B023
 
 
 def children_of(pid: int) -> list[int]:

@@ -241,20 +241,37 @@ def test_a_replacement_that_can_not_be_started_leaves_the_mount_to_the_words_of_
     assert family.next().do("sys.argv[2:-1]") == ["--takeover"]
 
 
+def test_the_log_says_why_a_program_can_not_be_a_daemon(family: Family) -> None:
+    daemon = family.first()
+    log_of(family, daemon)
+    words = [sys.executable, "-c", "import nothing_of_that_name"]
+    daemon.do(f"keeper.replace({words!r})")
+    daemon.kill()
+    family.next()
+    (line,) = family.log.read_text().splitlines()
+    assert line.startswith("the daemon (pid ")
+    why = "ModuleNotFoundError: No module named 'nothing_of_that_name'"
+    assert line.endswith(f", {sys.executable}) has ended with status 1: {why}")
+
+
 def test_a_daemon_that_dies_again_and_again_is_given_up_with_a_sentence(family: Family) -> None:
     daemon = family.first()
     log = f"os.open({str(family.log)!r}, os.O_WRONLY | os.O_CREAT | os.O_APPEND)"
     daemon.do(f"keeper.store('log', [{log}], b'{{pid}}: {{message}}\\n')")
     reader, writer = os.pipe()
+    pids = [daemon.pid]
     for _ in range(5):
         daemon.kill()
         daemon = family.next()
+        pids.append(daemon.pid)
     assert not has_ended(daemon.keeper_pidfd, 0)
     daemon.kill()
     assert has_ended(daemon.keeper_pidfd, 20)
     assert family.is_alone()
     # The keeper knows of its own children how they have ended.
-    said = ["the daemon has died", *["the daemon was ended by signal 9"] * 5]
+    own = f", {sys.executable}) was ended by signal SIGKILL"
+    said = [f"the daemon (pid {pids[0]}) has died"]
+    said += [f"the daemon (pid {pid}{own}" for pid in pids[1:]]
     said.append("the mount ends: its daemon has died 6 times within a minute")
     assert family.log.read_text().splitlines() == [f"{daemon.keeper}: {line}" for line in said]
     os.close(reader)
@@ -406,7 +423,10 @@ def test_a_process_that_stood_by_and_stands_still_is_no_successor(family: Family
     assert successor.do("sys.argv[2:-1]") == ["--takeover"]
     assert not is_running(waiting)
     assert successor.do("deaths.times") == 2
-    assert "the daemon has said nothing for 10 s, and is killed" in family.log.read_text()
+    assert (
+        f"the daemon (pid {waiting}) has said nothing for 10 s, and is killed"
+        in family.log.read_text()
+    )
 
 
 @pytest.mark.slow
@@ -509,7 +529,8 @@ def test_a_daemon_that_says_nothing_though_asked_is_killed_and_succeeded(family:
     successor = family.next()
     assert has_ended(daemon.pidfd, 20)
     assert family.log.read_text() == (
-        "the daemon has said nothing for 0.4 s, and is killed\nthe daemon has died\n"
+        f"the daemon (pid {daemon.pid}) has said nothing for 0.4 s, and is killed\n"
+        f"the daemon (pid {daemon.pid}) has died\n"
     )
     assert successor.do("deaths.times") == 1
     assert family.is_alone(), "a successor is watched once it says so"

@@ -91,6 +91,21 @@ def test_names_and_pages_are_forgotten_in_the_order_in_which_that_is_said() -> N
     trio.run(check)
 
 
+def test_what_is_no_answer_does_not_end_the_daemon() -> None:
+    async def check() -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        plane = Plane(theirs)
+        async with served(ours) as notices:
+            told = notices.tell(7)
+            for length in (1, 7, 8, 15, 400):
+                theirs.send(bytes(length))
+            assert not await is_over(told)
+            plane.answer(*plane.take())
+            assert await is_over(told)
+
+    trio.run(check)
+
+
 def test_what_a_killed_data_plane_has_taken_is_told_by_the_next_one() -> None:
     async def check() -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -18,6 +18,24 @@ class WorkerCounts(NamedTuple):
     dirtied: int = 0
 
 
+class OwnCounts(NamedTuple):
+    """What was done without workers; see `CacheReport`."""
+
+    read_hits: int
+    write_hits: int
+    misses: int
+    joined: int
+    fetched: int
+    read_ahead: int
+    bypassed: int
+    without_place: int
+    inserted: int
+    evicted: int
+    cleaned: int
+    full_set_waits: int
+    limit_waits: int
+
+
 class CacheOnlookers(Onlookers):
     """Onlookers of a cache. Here nothing looks on; the native engine overrides this."""
 

@@ -22,6 +22,7 @@ from pmemfs.memmap.base import Memmap
 from pmemfs.origin.base import Origin
 from pmemfs.pfn import FRAME_BYTES
 from pmemfs.pool import Pool
+from pmemfs.tally import Tally
 from pmemfs.units import MIB, format_size
 from pmemfs.volume.base import Later, Piece, Room
 from pmemfs.volume.cache.blocks import Blocks
@@ -36,7 +37,7 @@ from pmemfs.volume.cache.heads import StoredHead
 from pmemfs.volume.cache.index import Index, OwnLocks, SetLocks
 from pmemfs.volume.cache.link import OriginLink, watched
 from pmemfs.volume.cache.misses import Misses
-from pmemfs.volume.cache.onlookers import CacheOnlookers
+from pmemfs.volume.cache.onlookers import CacheOnlookers, OwnCounts
 from pmemfs.volume.cache.opening import marks_to_note
 from pmemfs.volume.cache.order import OriginOrder
 from pmemfs.volume.cache.quick import Places, QuickMisses
@@ -61,6 +62,9 @@ _MOST_QUICK = 32
 
 class CacheVolume(OneFileVolume):
     """The cache of one pool. Until `begin` it has no origin."""
+
+    tally: Tally | None = None
+    """Where the counts last longer than this process. None: nothing of them does."""
 
     def __init__(
         self, pool: Pool, memmap: Memmap, *, uid: int = 0, gid: int = 0, mode: int = 0o600,
@@ -489,31 +493,41 @@ class CacheVolume(OneFileVolume):
             head.origin_timeout_seconds, head.read_ahead_bytes, head.bypass_bytes,
         )  # fmt: skip
 
+    def own_counts(self) -> OwnCounts:
+        """What this process has done, and those in whose place it serves."""
+        misses, given_back = self.misses.counts(), self.quick.given_back if self.quick else 0
+        own = OwnCounts(
+            self._read_hits, self._write_hits, self._missed + self.writer.missed - given_back,
+            misses.joined, misses.fetched_blocks, misses.ahead_blocks, misses.bypassed_blocks,
+            misses.without_place, self.index.inserted, self.index.evicted, self.index.cleaned,
+            self.write_backs.full_set_waits, self.write_backs.limit_waits,
+        )  # fmt: skip
+        return OwnCounts(*self.tally.totals(Tally.CACHE, own)) if self.tally else own
+
     def statistics(self) -> CacheReport:
         """The figures so far."""
-        workers, misses = self._onlookers.counters(), self.misses.counts()
-        given_back = self.quick.given_back if self.quick else 0
+        workers, own = self._onlookers.counters(), self.own_counts()
         return CacheReport(
             block_bytes=self.blocks.block_bytes,
             place_count=self.ground.place_count,
             settings=self.settings(),
             origin=self._origin_report(),
-            read_hits=self._read_hits + workers.read_hits,
+            read_hits=own.read_hits + workers.read_hits,
             # A write of a whole block that is not there needs the origin no more than any other.
-            write_hits=self._write_hits + workers.write_hits + workers.inserted,
-            misses=self._missed + self.writer.missed - given_back,
-            joined=misses.joined,
-            fetched=misses.fetched_blocks,
-            read_ahead=misses.ahead_blocks,
-            bypassed=misses.bypassed_blocks,
-            without_place=misses.without_place,
-            inserted=self.index.inserted + workers.inserted,
-            evicted=self.index.evicted + workers.evicted,
+            write_hits=own.write_hits + workers.write_hits + workers.inserted,
+            misses=own.misses,
+            joined=own.joined,
+            fetched=own.fetched,
+            read_ahead=own.read_ahead,
+            bypassed=own.bypassed,
+            without_place=own.without_place,
+            inserted=own.inserted + workers.inserted,
+            evicted=own.evicted + workers.evicted,
             dirty=self.count_dirty(),
             oldest_dirty_ns=self.write_backs.oldest_ns,
-            cleaned=self.index.cleaned,
-            full_set_waits=self.write_backs.full_set_waits,
-            limit_waits=self.write_backs.limit_waits,
+            cleaned=own.cleaned,
+            full_set_waits=own.full_set_waits,
+            limit_waits=own.limit_waits,
             is_searching=not self.search.is_done,
         )
 

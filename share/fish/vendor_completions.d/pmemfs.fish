@@ -82,7 +82,7 @@ complete -c pmemfs -n '__pmemfs_at mount' -s o -x -a '(__fish_append , ro rw all
 complete -c pmemfs -n '__pmemfs_at mount' -s r -l read-only -d 'The same as -o ro.'
 complete -c pmemfs -n '__pmemfs_at mount' -l engine -x -a 'native python' -d 'Who answers reads and writes; the same as -o engine=…'
 complete -c pmemfs -n '__pmemfs_at mount' -l transport -x -a 'auto uring fd' -d 'How the native engine talks to the kernel: FUSE over io_uring, or reads of /dev/fuse; the same as -o transport=…'
-complete -c pmemfs -n '__pmemfs_at mount' -l foreground -d 'Stay, and log to standard error.'
+complete -c pmemfs -n '__pmemfs_at mount' -l foreground -d 'Be the daemon, and log to standard error.'
 complete -c pmemfs -n '__pmemfs_at mount' -l json -d 'Print JSON for programs; errors too.'
 complete -c pmemfs -n '__pmemfs_at mount' -s q -l quiet -d 'Say nothing but errors.'
 complete -c pmemfs -n '__pmemfs_at mount' -s v -l verbose -d 'Say more: what is done, and why.'
