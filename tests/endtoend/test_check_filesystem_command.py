@@ -9,15 +9,17 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+import trio
 
 from kit.commands import pmemfs
 from pmemfs.media.inode import ROOT
 from pmemfs.media.label import Mode
+from pmemfs.media.transform import Transformation
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap import open_memmap
-from pmemfs.pfn import FRAME_BYTES
+from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
 from pmemfs.pool import Pool, PoolSpec
-from pmemfs.units import MIB
+from pmemfs.units import KIB, MIB
 from pmemfs.volume.base import NewInode
 from pmemfs.volume.fs.filesystem import FileSystem
 
@@ -166,3 +168,28 @@ def test_bad_usage_and_what_is_no_pool(pool: Path, tmp_path: Path) -> None:
     nothing.write_bytes(bytes(MIB))
     for options in ((), ("--repair",)):
         assert pmemfs("check", *options, nothing).code == 8
+
+
+def test_a_damaged_piece_is_said_with_its_file_and_bytes_and_zeroed_only_if_forced(
+    pool: Path,
+) -> None:
+    with filesystem(pool) as fs:
+        number = fs.make(ROOT, b"log", NewInode(0o100644, 0, 0))
+        fs.write(number, 0, b"a line of it\n" * 20_000)
+        fs.properties.set_transform(number, Transformation.ZSTD)
+        trio.run(fs.cooler.rewrite, number)
+        at = (fs.inode(number).pieces[32].pfn << PAGE_SHIFT) + 20
+    assert pmemfs("check", pool).code == 0
+    with pool.open("r+b") as file:
+        file.seek(at)
+        file.write(b"?")
+    found = pmemfs("check", pool)
+    assert found.code == 4
+    assert "(/log)" in found.out
+    assert "its bytes 131072 to 262143 lie in a compressed piece that is damaged" in found.out
+    assert "only with --force: they become zeroes" in pmemfs("check", "--repair", pool).out
+    assert pmemfs("check", "--repair", "--force", pool).code == 1
+    assert pmemfs("check", pool).code == 0
+    with filesystem(pool) as fs:
+        assert fs.read(number, 128 * KIB, 128 * KIB) == bytes(260_000 - 128 * KIB)
+        assert bytes(fs.read(number, 0, 13)) == b"a line of it\n"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -189,6 +191,33 @@ def test_a_read_only_mount_unlocks_keys_and_makes_none(pools: PoolMaker, mounted
     said = pmemfs("key", "add", mounted.mountpoint, "--name", "more", "--key-file", path)
     refused(said, 1, "can't be stored", "read-only")
     pmemfs_ok("lock", directory)
+
+
+def fill(directory: Path) -> None:
+    """Leave no room, not even for an empty file."""
+    for length in (1 << 20, 1 << 12, 0):
+        with suppress(OSError):
+            for number in itertools.count():
+                (directory / f"{length} {number}").write_bytes(bytes(length))
+
+
+def test_a_full_pool_takes_no_new_key_but_changed_ones_and_locks_and_unlocks(
+    pools: PoolMaker, tmp_path: Path
+) -> None:
+    mounted = pools.mount(create_fs(pools, "fs0", "8M"))
+    first, second = add_key(mounted), new_key_file(tmp_path)
+    at, directory = mounted.mountpoint, encrypted(mounted)
+    fill(directory)
+    # What the root directory has has room for some more records.
+    many = (pmemfs("key", "add", at, "--name", f"k{n}", "--key-file", first) for n in range(64))
+    said = next(said for said in many if said.code)
+    refused(said, 1, "can't be stored", "no space")
+    count = len(states(mounted))
+    pmemfs_ok("key", "change", at, "--name", "work", "--key-file", first,
+              "--new-key-file", second)  # fmt: skip
+    pmemfs_ok("lock", directory)
+    pmemfs_ok("unlock", directory, "--key-file", second)
+    assert list(states(mounted).values()) == [True] * count
 
 
 def test_attributes_that_have_keys_are_shown_to_nobody(mounted: Mounted) -> None:

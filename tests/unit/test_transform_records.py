@@ -300,6 +300,17 @@ def test_a_directory_with_names_does_not_become_encrypted() -> None:
         assert made(*emptied, pack_transform(then)).transform == then
 
 
+def test_what_a_newer_program_sets_on_a_directory_with_names_is_no_damage() -> None:
+    newer = TransformState(77, 3, KEY, NONCE)
+    records = [PARENT, DIRECTORY, entry(b"name"), pack_transform(newer)]
+    inode = made(*records)
+    assert (inode.transform, inode.unknown_id, list(inode.entries)) == (newer, 77, [b"name"])
+    assert_is_kept(inode)
+    plain = made(*records, pack_transform(None))
+    assert (plain.transform, plain.unknown_id, list(plain.entries)) == (None, 0, [b"name"])
+    assert_is_kept(plain)
+
+
 def test_values_of_an_encrypted_inode_may_be_longer_and_no_others() -> None:
     transform = pack_transform(ENCRYPTED)
     target = log_media.pack_values(RecordKind.TARGET, b"", bytes(4095 + 16))

@@ -126,7 +126,9 @@ class EncryptedIO(PageIO):
         block = bytearray(self._coded(start, raw, encrypts=False))
         block[before : before + len(part)] = part
         raw = self._coded(start, block, encrypts=True)
-        if not self._notes_edges or not self._has_neighbours(position, len(part)):
+        # A worker raises the size after it has stored, so it may have stored beside these bytes.
+        may_harm = self._locks is not None or self._has_neighbours(position, len(part))
+        if not self._notes_edges or not may_harm:
             self._put(at, raw)
             return
         with self._lines.redo_locked(self._inode):

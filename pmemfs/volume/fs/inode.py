@@ -214,7 +214,7 @@ class Inode:
             yield from media.pack_values(RecordKind.TARGET, b"", self.target)
         for index, pfn, count in self.extents if self.extents.frame_count else ():
             yield media.pack_extent(index, pfn, count)
-        for index, piece in self.pieces.items():
+        for index, piece in self.pieces.items() if self.piece_frames else ():
             yield pack_piece(index, piece)
         if self.entries:
             for name, entry in self.entries.items():

@@ -168,11 +168,13 @@ class Replay:
         inode, state = self._inode, unpack_transform(raw)
         why = why_impossible(state)
         self._refuse(bool(why), why)
-        is_plain = state.is_known and not state.is_encrypted
-        # What is stored plain can't be read as if it were encrypted, nor the other way round.
-        changed = is_plain != self._has_plain_names and bool(inode.entries or inode.target)
+        # What is stored plain can't be read as if it were encrypted, nor the other way round. What
+        # a newer program may change, nobody knows here.
+        is_known = state.is_known and (inode.transform is None or inode.transform.is_known)
+        changed = is_known and state.is_encrypted != inode.is_encrypted
+        changed = changed and bool(inode.entries or inode.target)
         self._refuse(changed, "its transformation was changed while it had names or a target")
-        self._has_plain_names = is_plain
+        self._has_plain_names = state.is_known and not state.is_encrypted
         inode.set_transform(state if state.id != Transformation.NONE else None)
 
     def _is_coded_name(self, name: bytes) -> bool:
