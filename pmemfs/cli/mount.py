@@ -114,7 +114,7 @@ def mount(
       populate           fault in the whole pool now, so that no access has to later
       huge_pages         ask for huge pages behind the mapping
       relatime, strictatime, noatime, nodiratime
-                         which reads count as accesses, as for mount(8); a device has none
+                         which reads count as accesses, as for mount(8)
       engine=, transport=
                          as --engine and --transport
       no_keeper          end when a process of the mount dies, instead of starting it again
@@ -122,8 +122,7 @@ def mount(
       hang_timeout=      end and start again what has made no progress for so many seconds; 0: never
       cold_seconds=      compress what was not touched for so long, if 'pmemfs set' says so
       nosuid, noexec, …  as for mount(8); of suid, dev and nosymfollow only root may ask
-      remount            change how MOUNTPOINT is mounted, to what else is said here: ro, rw, which
-                         accesses count, nosuid, …; POOL may be left out
+      remount            change how MOUNTPOINT is mounted; POOL may be left out
 
     Exit codes: 0 mounted, 2 bad usage, 32 anything else, 128 + the signal's number if interrupted.
     """
