@@ -50,6 +50,14 @@ class PageIO:
             pool_offset += step
             length -= step
 
+    def store_coded(self, number: int, position: int, pool_offset: int, data: bytes) -> None:
+        """Store bytes that stand for some of an inode, coded: the pages are its from now on, and
+        no program has asked for that, so it counts as no access. Raises OSError."""
+        self._put(pool_offset, data)
+        if self._memmap.has_pages:
+            pfn, count = self._hold(number, position, pool_offset, len(data), Access.PIN)
+            self._memmap.put_pages(pfn, count)
+
     def move(self, source_bytes: int, target_bytes: int, length: int) -> None:
         """Copy bytes of an inode, as they are stored, to another place for the same positions.
 

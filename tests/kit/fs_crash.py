@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from kit.fs_checker import Checker, Report
-from kit.sealed import Keys, encrypt_all
+from kit.sealed import Keys
 from pmemfs.media.label import Mode, Scheme
 from pmemfs.media.live import raised
 from pmemfs.medium.base import Durability, Medium
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 FRAME = 4096
 ROOT = 1
+ENCRYPTED = b"encrypted"
+"""A directory in the root; if it is there, all paths begin in it."""
 FRAMES = 200
 STALE = b"STALE!!\xa5"
 LINE_BYTES = 64
@@ -445,6 +447,8 @@ class World:
         self.judge = judge
         self.violations: list[str] = []
         self.fs = file_system(self.pool)
+        self.home = self.fs.has_entry(ROOT, ENCRYPTED) or ROOT
+        """Where paths begin."""
         self.tree = snapshot(self.fs)
         self.volatile: dict[int, Versions] = {}
         self.relaxed: dict[int, Versions] = {}
@@ -455,7 +459,7 @@ class World:
 
     def ino(self, path: str) -> int:
         """The inode of a path."""
-        number = ROOT
+        number = self.home
         for name in path.strip("/").split("/"):
             if name:
                 number = self.fs.lookup(number, name.encode())
@@ -611,15 +615,16 @@ def built(
     build: Callable[[World], object], frames: int = FRAMES,
     durability: Durability = Durability.CACHE_LINES, *, is_encrypted: bool = False,
 ) -> bytes:  # fmt: skip
-    """The image of a file system after something was done in it, unmounted; its root may be
-    encrypted, and with that all that is made in it."""
+    """The image of a file system after something was done in it, or in an encrypted directory in
+    it, unmounted."""
     image = blank_image(frames)
     medium = PlainMedium(image)
     pool = on_medium(template(len(image)), medium)
     FileSystem.format(pool)
     world = World(image, medium=medium, durability=durability)
     if is_encrypted:
-        encrypt_all(world.fs, keys().key_id)
+        world.home = world.fs.make(ROOT, ENCRYPTED, DIRECTORY)
+        world.fs.properties.encrypt(world.home, keys().key_id)
     build(world)
     for number in world.tree | snapshot(world.fs):
         world.fs.trim_ahead(number)

@@ -39,20 +39,20 @@ BIG_XATTR = (bytes(range(1, 256)) * 258)[:65536]
 def standard(w: World) -> None:
     """Files, directories, links of all kinds."""
     fs = w.fs
-    fs.make(ROOT, b"a", FILE)
+    fs.make(w.home, b"a", FILE)
     write(w, "a", 0, 3)
-    b = fs.make(ROOT, b"b", FILE)
+    b = fs.make(w.home, b"b", FILE)
     write(w, "b", 0, 10000)
-    d = fs.make(ROOT, b"d", DIRECTORY)
-    fs.make(ROOT, b"e", DIRECTORY)
-    n = fs.make(ROOT, b"n", DIRECTORY)
+    d = fs.make(w.home, b"d", DIRECTORY)
+    fs.make(w.home, b"e", DIRECTORY)
+    n = fs.make(w.home, b"n", DIRECTORY)
     fs.link(b, d, b"b2")
     fs.make(d, b"x", FILE)
     write(w, "d/x", 0, 5000)
     fs.make(d, b"l", link_to(b"t" * 100))
     for name in b"012345":
         fs.link(b, n, bytes([name]))
-    fs.make(ROOT, b"s", FILE)
+    fs.make(w.home, b"s", FILE)
     write(w, "s", 0, 3 * FRAME)
     write(w, "s", 5 * FRAME, FRAME + 10)
     fs.make(d, b"t", NewInode(0o100600, 1, 2, xattrs=XATTRS))
@@ -294,11 +294,11 @@ def unlink_held(w: World) -> None:
 
 
 def names(w: World) -> list[str]:
-    return [name.decode(errors="replace") for name in w.fs.names(ROOT)]
+    return [name.decode(errors="replace") for name in w.fs.names(w.home)]
 
 
 def make_unnamed(w: World) -> None:
-    number = w.fs.make_unnamed(ROOT, FILE)
+    number = w.fs.make_unnamed(w.home, FILE)
     w.fs.hold(number)
     w.held.append(number)
 
@@ -307,7 +307,7 @@ def link_unnamed(w: World) -> None:
     make_unnamed(w)
     w.fs.write(w.held[-1], 0, w.data(100))
     w.fs.persist(w.held[-1])
-    w.fs.link(w.held[-1], ROOT, b"was-unnamed")
+    w.fs.link(w.held[-1], w.home, b"was-unnamed")
 
 
 def drop_all(w: World) -> None:
@@ -338,7 +338,7 @@ def idle(w: World) -> None:
 
 def many_links(w: World) -> None:
     for at in range(6):
-        w.fs.link(w.ino("b"), ROOT, LONG[:240] + b"%d" % at)
+        w.fs.link(w.ino("b"), w.home, LONG[:240] + b"%d" % at)
 
 
 def refused(w: World) -> None:

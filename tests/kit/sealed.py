@@ -5,12 +5,9 @@ from __future__ import annotations
 import os
 from typing import Self
 
-from pmemfs.media.inode import ROOT
-from pmemfs.media.transform import Transformation, TransformState, pack_transform
 from pmemfs.transform.keyring import Keyring
 from pmemfs.transform.reference import ReferenceCipher
 from pmemfs.transform.secrets import SLOT_COUNT, create_secrets
-from pmemfs.volume.fs.filesystem import FileSystem
 from pmemfs.volume.fs.publication import NoTables, Tables
 from pmemfs.volume.fs.sealing import Sealing
 
@@ -49,13 +46,3 @@ class Keys:
     def close(self) -> None:
         self.keyring.wipe_all()
         os.close(self.fd)
-
-
-def encrypt_all(fs: FileSystem, key_id: bytes) -> None:
-    """Let all that is made from now on be encrypted, as far as it is not made in directories that
-    are there. A user can't have that for the root, but here all paths begin there."""
-    root = fs.inode(ROOT)
-    state = TransformState(Transformation.XTS, 0, key_id, b"n" * 16)
-    with fs.store.change() as change:
-        change.append(root, pack_transform(state))
-        change.then(lambda: root.set_transform(state))

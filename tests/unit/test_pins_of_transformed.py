@@ -16,6 +16,7 @@ import trio
 from kit.pinning import Pinnable, end, frames, pinnable, run, settled, whole
 from pmemfs.control import Peer
 from pmemfs.errors import CannotMapTransformed, CannotPin
+from pmemfs.media.inode import ROOT
 from pmemfs.media.transform import PIECE_FRAMES, StoredPiece, Transformation, TransformState
 from pmemfs.pfn import FRAME_BYTES
 from pmemfs.pins.methods import PinMethods
@@ -229,6 +230,21 @@ def test_a_pin_that_is_formed_while_its_range_is_compressed_keeps_it_plain(
 async def rewritten_unless_held(fs: Pinnable, number: int) -> None:
     with suppress(OSError):
         await fs.fs.cooler.rewrite(number)
+
+
+def test_the_pages_of_pieces_belong_to_their_file(fs: Pinnable) -> None:
+    async def test() -> None:
+        # Pages that have been another file's.
+        fs.make("other", content=bytes(FRAME_BYTES) * 64)
+        fs.fs.unlink(ROOT, b"other")
+        number = await compressed(fs)
+        for index, piece in fs.fs.inode(number).pieces.items():
+            for frame in range(piece.stored_frames):
+                page = fs.memmap.page(piece.pfn + frame)
+                assert page is not None
+                assert (page.mapping, page.index, page.refcount) == (number, index + frame, 0)
+
+    run(fs, test)
 
 
 def test_a_compressed_file_is_laid_out_in_one_run(fs: Pinnable) -> None:

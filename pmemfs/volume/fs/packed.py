@@ -273,7 +273,8 @@ class PackedPieces:
         # It frees more than it takes, so it may take of what is kept for such operations.
         run = self._store.allocator.allocate_run(stored_frames, urgent=True)
         change.adopt(run)
-        self._store.pool.medium.put(run.pfn << PAGE_SHIFT, packed)
+        pool_offset = run.pfn << PAGE_SHIFT
+        self._page_io.store_coded(inode.number, index << PAGE_SHIFT, pool_offset, packed)
         piece = StoredPiece(
             run.pfn, frame_count, stored_frames, len(packed), piece_checksum(packed), kind
         )
