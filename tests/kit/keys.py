@@ -106,8 +106,13 @@ class SecretMemory:
     @staticmethod
     def descriptors(pid: int) -> list[int]:
         """Those of secret memory that a process has."""
-        entries = Path(f"/proc/{pid}/fd").iterdir()
-        return [int(entry.name) for entry in entries if "secretmem" in os.readlink(entry)]
+        found = []
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            # Others are closed meanwhile.
+            with suppress(FileNotFoundError):
+                if "secretmem" in os.readlink(entry):
+                    found.append(int(entry.name))
+        return found
 
     def keys(self) -> list[bytes]:
         """All keys, of slots that count and of any other."""
