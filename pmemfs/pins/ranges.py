@@ -27,6 +27,8 @@ MOST_PIECES = 60_000
 _PIECES_AT_ONCE = 4096
 _place_of = itemgetter(1)
 _FILL_BYTES = 4 * MIB
+_PLAIN_BYTES = MIB
+"""So much is made plain while nothing else is served: some ms."""
 
 
 class PinnedRanges:
@@ -136,10 +138,10 @@ class PinnedRanges:
         try:
             self._check_room(total_bytes >> PAGE_SHIFT)
             for offset, _, length in compressed:
-                for at in range(position + offset, position + offset + length, _FILL_BYTES):
+                for at in range(position + offset, position + offset + length, _PLAIN_BYTES):
                     if not self._is_as_it_was(file):
                         return
-                    step = min(_FILL_BYTES, position + offset + length - at)
+                    step = min(_PLAIN_BYTES, position + offset + length - at)
                     made = self._volume.make_plain(file.inode, at, step)
                     if isinstance(made, Coroutine):
                         await made

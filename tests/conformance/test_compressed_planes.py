@@ -208,6 +208,8 @@ class Model:
         )
 
     def pin(self) -> None:
+        if not self.content:
+            return
         self.fs.make_plain(self.ino, 0, len(self.content))
         pieces = self.fs.pieces(self.ino, 0, len(self.content), 1 << 20)
         assert all(at >= -1 for _, at, _ in pieces)
