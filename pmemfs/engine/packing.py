@@ -21,6 +21,8 @@ from pmemfs.mount.processes import python_words
 from pmemfs.transform.packing import ANSWER, REQUEST
 
 if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
     from pmemfs.volume.fs.cold import Cooler
     from pmemfs.volume.fs.filesystem import FileSystem
 
@@ -95,6 +97,7 @@ class Packing:
         self._fs = fs
         self._tell = tell
         self.process = PackingProcess()
+        self._executor: ThreadPoolExecutor | None = None
 
     def begin(self) -> Cooler:
         """What compresses files, by a process of its own, and by a thread where a user waits."""
@@ -108,6 +111,13 @@ class Packing:
         cooler = self._fs.cooler
         cooler.pack, cooler.pack_now = self.process.pack, pack_now
         cooler.tell = self._tell
+        if self._executor is None:
+            from concurrent.futures import ThreadPoolExecutor
+
+            from pmemfs.volume.fs.readahead import ReadAhead
+
+            self._executor = ThreadPoolExecutor(1)
+            self._fs.frames.packed.ahead = ReadAhead(self._executor)
         return cooler
 
     async def serve(self) -> None:
@@ -118,3 +128,6 @@ class Packing:
             await self.begin().serve()
         finally:
             self.process.close()
+            self._fs.frames.packed.ahead = None
+            if self._executor is not None:
+                self._executor.shutdown(cancel_futures=True)

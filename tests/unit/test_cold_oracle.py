@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from kit.compressible import FRAME, PIECE, Compressible, text, with_pages
 from pmemfs.media.label import Scheme
 from pmemfs.media.transform import Transformation
 from pmemfs.volume.fs.cold import pack_here
+from pmemfs.volume.fs.readahead import ReadAhead
 
+EXECUTOR = ThreadPoolExecutor(1)
 LENGTH = 5 * PIECE
 SOURCE = text(4 * LENGTH)
 
@@ -152,6 +155,8 @@ def explore(at: Compressible, seed: int, step_count: int) -> None:
     model = Model(at, random.Random(seed))
     cooler = at.fs.cooler
     cooler.pack = cooler.pack_now = model.meanwhile
+    if seed % 2:
+        at.fs.frames.packed.ahead = ReadAhead(EXECUTOR)
 
     async def run() -> None:
         for _ in range(step_count):

@@ -6,6 +6,7 @@ import errno
 import os
 import random
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import trio
@@ -14,6 +15,7 @@ from kit.compressible import FILE, FRAME, PIECE, Compressible, text
 from pmemfs.media.inode import ROOT
 from pmemfs.media.transform import Transformation
 from pmemfs.volume.base import NOT_PLAIN
+from pmemfs.volume.fs.readahead import ReadAhead
 
 KINDS = (Transformation.ZSTD, Transformation.LZ4)
 
@@ -350,3 +352,20 @@ def test_rewrite_finds_what_lies_behind_large_holes() -> None:
     at.rewrite(number)
     assert at.pieces(number) == []
     assert bytes(at.fs.read(number, 1 << 40, PIECE)) == text(PIECE)
+
+
+def test_who_reads_on_gets_pieces_that_were_decompressed_meanwhile(at: Compressible) -> None:
+    data = text(30 * PIECE)
+    number = at.packed("file", data)
+    with ThreadPoolExecutor(1) as executor:
+        at.fs.frames.packed.ahead = ReadAhead(executor)
+        for length in (PIECE, 8 * PIECE, 1000):
+            at.fs.frames.packed.forget_all()
+            found = [bytes(at.fs.read(number, at_, length)) for at_ in range(0, len(data), length)]
+            assert b"".join(found) == data
+        damage(at, number, 64)
+        at.fs.read(number, 0, PIECE)
+        at.fs.read(number, PIECE, PIECE)
+        with pytest.raises(OSError, match="checksum"):
+            at.fs.read(number, 2 * PIECE, PIECE)
+        assert bytes(at.fs.read(number, 3 * PIECE, PIECE)) == data[3 * PIECE : 4 * PIECE]

@@ -15,9 +15,10 @@ import errno
 import logging
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import partial
 
-from pmemfs.errors import DamagedPiece, system_error
+from pmemfs.errors import DamagedPiece, MemoryFault, system_error
 from pmemfs.media import log as media
 from pmemfs.media.transform import StoredPiece, pack_piece, piece_checksum
 from pmemfs.pfn import PAGE_SHIFT
@@ -26,6 +27,7 @@ from pmemfs.units import MIB
 from pmemfs.volume.fs.extents import MappedExtent, Run, frames_of
 from pmemfs.volume.fs.inode import Inode
 from pmemfs.volume.fs.placing import Placing
+from pmemfs.volume.fs.readahead import Key, ReadAhead, unpacked
 from pmemfs.volume.fs.store import Store
 from pmemfs.volume.fs.transaction import Transaction
 from pmemfs.volume.pageio import PageIO
@@ -36,11 +38,9 @@ _KEPT_BYTES = 64 * MIB
 """Of plain pieces, for the next read of one."""
 _HOT_SECONDS = 3
 """A piece that was read in so many different seconds is hot."""
+_MOST_AHEAD_BYTES = MIB
 _MOST_WATCHED = 4096
 _MOST_REPORTED = 1024
-
-_Key = tuple[int, int, int, StoredPiece]
-"""The inode, its generation, the index of the piece in the file, and the piece."""
 
 
 class Batch:
@@ -67,12 +67,14 @@ class PackedPieces:
         self._store = store
         self._page_io = page_io
         self._placing = placing
-        self._plain: dict[_Key, bytes] = {}
+        self._plain: dict[Key, bytes] = {}
         """The plain bytes of pieces, the least recently read first."""
         self._plain_bytes = 0
         self._heat: dict[tuple[int, int], tuple[int, int]] = {}
         """Of pieces that were read: the last second, and how many seconds."""
-        self._reported: dict[_Key, None] = {}
+        self._reported: dict[Key, None] = {}
+        self.ahead: ReadAhead | None = None
+        """What decompresses pieces before they are asked for."""
         self.hot: dict[tuple[int, int], None] = {}
         """Pieces that would better be plain: the inode and the index."""
         self.packing: dict[int, Batch] = {}
@@ -90,7 +92,7 @@ class PackedPieces:
         """The bytes of a range that no extent maps: of pieces, and zeroes. Raises OSError."""
         if not inode.pieces:
             return bytes(length)
-        first, end = position >> PAGE_SHIFT, position + length
+        first, begin, end = position >> PAGE_SHIFT, position, position + length
         parts: list[bytes | memoryview] = []
         for index, piece in inode.pieces_in(first, frames_of(end) - first):
             start = index << PAGE_SHIFT
@@ -107,7 +109,20 @@ class PackedPieces:
             self._note_read(inode.number, index)
         if position < end:
             parts.append(bytes(end - position))
+        if self.ahead and self.ahead.is_sequential(inode.number, begin, end):
+            self._read_ahead(self.ahead, inode, end, length)
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _read_ahead(self, ahead: ReadAhead, inode: Inode, position: int, length: int) -> None:
+        """Begin to decompress what comes behind a read, as much as that has read."""
+        first, end = position >> PAGE_SHIFT, position + min(length, _MOST_AHEAD_BYTES)
+        for index, piece in inode.pieces_in(first, frames_of(end) - first):
+            key = inode.number, inode.generation, index, piece
+            if key in self._plain or ahead.is_coming(key):
+                continue
+            # Whoever reads it is told of bad memory.
+            with suppress(MemoryFault):
+                ahead.begin(key, self._stored(key))
 
     def plain(self, inode: Inode, index: int, piece: StoredPiece) -> bytes:
         """The plain bytes of a piece. Raises OSError: EIO (DamagedPiece), EOPNOTSUPP."""
@@ -116,7 +131,7 @@ class PackedPieces:
         if plain is not None:
             self.hits += 1
         else:
-            plain = self._unpacked(key, index << PAGE_SHIFT)
+            plain = (self.ahead.take(key) if self.ahead else None) or self._unpacked(key)
             self.misses += 1
             self._plain_bytes += len(plain)
             while self._plain_bytes > _KEPT_BYTES:
@@ -134,23 +149,28 @@ class PackedPieces:
         self._plain.clear()
         self._plain_bytes = 0
 
-    def _unpacked(self, key: _Key, position: int) -> bytes:
-        number, _, _, piece = key
+    def _stored(self, key: Key) -> bytes:
+        """What is stored of a piece. Raises OSError."""
+        number, _, index, piece = key
+        at = piece.pfn << PAGE_SHIFT
+        return bytes(self._page_io.load(number, index << PAGE_SHIFT, at, piece.stored_bytes))
+
+    def _unpacked(self, key: Key) -> bytes:
+        number, _, index, piece = key
         codec = codec_of(piece.id)
         if codec is None:
             raise system_error(errno.EOPNOTSUPP)
-        stored = self._page_io.load(number, position, piece.pfn << PAGE_SHIFT, piece.stored_bytes)
+        stored = self._stored(key)
         try:
-            if piece_checksum(bytes(stored)) != piece.checksum:
-                raise DamagedPiece(why="its checksum is wrong")
-            return codec.decompress(stored, piece.frame_count << PAGE_SHIFT)
+            return unpacked(codec, piece, stored)
         except DamagedPiece as damage:
+            position = index << PAGE_SHIFT
             where = f"inode {number}, {piece.frame_count << PAGE_SHIFT} bytes at {position}"
             error = DamagedPiece(why=f"{where}: {damage.facts['why']}")
             self._report(key, error)
             raise error from None
 
-    def _report(self, key: _Key, error: DamagedPiece) -> None:
+    def _report(self, key: Key, error: DamagedPiece) -> None:
         """Log a damaged piece once, because a program that meets one mostly meets it again."""
         if key not in self._reported:
             if len(self._reported) >= _MOST_REPORTED:
