@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from kit.data_plane import door_to
-from kit.fs_crash import ROOT, World, on_medium, snapshot, template
+from kit.fs_crash import ROOT, World, file_system, on_medium, snapshot, template
 from kit.fs_operations import IMAGES, OPERATIONS
 from kit.large_directories import (
     DIRECTORY,
@@ -33,7 +33,6 @@ from pmemfs.fuse.wire import Opcode
 from pmemfs.fuse.wiredoor import Answer, Request, WireDoor
 from pmemfs.media import log as media
 from pmemfs.medium.recording import RecordingMedium
-from pmemfs.memmap.none import NoMemmap
 from pmemfs.volume.fs import inodecache
 from pmemfs.volume.fs.compaction import STEP_RECORDS
 from pmemfs.volume.fs.filesystem import FileSystem
@@ -286,7 +285,7 @@ def stored_tree(world: World) -> dict[int, object]:
     """What another mount would find."""
     image = bytes(world.medium.read(0, world.medium.size_bytes))
     pool = on_medium(template(len(image)), RecordingMedium(image))
-    return dict(snapshot(FileSystem(pool, NoMemmap())))
+    return dict(snapshot(file_system(pool)))
 
 
 def without_times(tree: dict[int, object]) -> dict[int, object]:
