@@ -600,6 +600,9 @@ def test_without_any_one_flush_or_fence_something_goes_wrong() -> None:
     unnoticed = {}
     for site, places in sites().items():
         tried = places[:: max(1, len(places) // scaled(5))]
+        if site not in UNNEEDED:
+            # The sample may miss the few operations that it matters to.
+            tried += [place for place in places if place not in tried]
         if not any(is_noticed(*place) for place in tried):
             unnoticed[site] = len(tried)
     print(f"{len(sites())} places that flush or fence, unnoticed: {unnoticed}")
