@@ -16,7 +16,6 @@ from pmemfs.dataplane.memory cimport load, load_8, peek, put, read_seqlocked, st
 from pmemfs.dataplane.plane cimport piece_t, plane_t
 from pmemfs.dataplane.structures cimport *
 from pmemfs.transform.secrets cimport SECRETS_BYTES, load_crypto, map_secrets, secret_t
-from pmemfs.transform.xts cimport needs_libcrypto
 
 
 cdef extern from "fcntl.h" nogil:
@@ -98,8 +97,7 @@ cdef void detach(plane_t *plane) noexcept nogil:
 cdef int have_secrets(plane_t *plane, int fd) noexcept nogil:
     """Map the memory of keys; 0 or errno. The descriptor is not needed any more."""
     cdef secret_t *secrets = NULL
-    cdef int failed = load_crypto() if needs_libcrypto(plane.by_libcrypto) else 0
-    failed = failed or map_secrets(fd, &secrets)
+    cdef int failed = load_crypto() or map_secrets(fd, &secrets)
     if not failed:
         # Workers look at it from now on, so it is stored last.
         store(<uint64_t *>&plane.secrets, <uint64_t>secrets)

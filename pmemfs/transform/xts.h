@@ -198,14 +198,11 @@ static void pmemfs_scrub(void) {
     explicit_bzero(left, sizeof left);
 }
 
-/* Whether `pmemfs_begin_cipher` needs libcrypto, which must be loaded then. */
-static inline int pmemfs_needs_libcrypto(int by_libcrypto) { return by_libcrypto || !pmemfs_is_wide; }
-
 /* As `pmemfs_begin_xts`, by libcrypto in any case if that is asked for. */
 static inline int pmemfs_begin_cipher(struct pmemfs_cipher *cipher,
                                       const struct pmemfs_secret *secret, int encrypts,
                                       int by_libcrypto) {
-    cipher->is_wide = !pmemfs_needs_libcrypto(by_libcrypto);
+    cipher->is_wide = pmemfs_is_wide && !by_libcrypto;
     if (!cipher->is_wide) return pmemfs_begin_xts(&cipher->slow, secret, encrypts);
     cipher->encrypts = encrypts;
     pmemfs_begin_wide(cipher, secret->key, encrypts);

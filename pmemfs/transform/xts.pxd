@@ -10,7 +10,6 @@ cdef extern from "../transform/xts.h" nogil:
     ctypedef struct cipher_t "struct pmemfs_cipher":
         int encrypts
 
-    bint needs_libcrypto "pmemfs_needs_libcrypto"(bint by_libcrypto)
     bint begin_cipher "pmemfs_begin_cipher"(cipher_t *cipher, const secret_t *secret,
                                             bint encrypts, bint by_libcrypto)
     bint cipher_unit "pmemfs_cipher_unit"(cipher_t *cipher, uint64_t index, uint8_t *into,
