@@ -21,8 +21,8 @@ to read, change and store all of it: an edge. Invariants:
 - **All or nothing.** A request that is forwarded may have stored some of its pages. The control
   plane writes all of them again, which nobody can tell, because the write was not answered yet.
 - **Keys** are read from secret memory, and their schedules are overwritten before a worker waits
-  for requests (`forget_keys`). Measured: to set up a key for each of many requests would cost from
-  an eighth to a third of what the encryption of 4 KiB costs. The key of a published table stays in its slot until
+  for requests (`forget_keys`). Measured: to set up a key for each of many requests would cost a
+  fifth of what the encryption of 4 KiB costs. The key of a published table stays in its slot until
   the grace period after that.
 
 Bytes below a file's size were always stored through its key, zeroes too. What is behind the size
@@ -47,7 +47,6 @@ from pmemfs.dataplane.request cimport *
 from pmemfs.dataplane.structures cimport *
 from pmemfs.medium.writeback cimport wait_for_write_back, write_back
 from pmemfs.transform.secrets cimport *
-from pmemfs.transform.xts cimport *
 
 cdef extern from "stdlib.h" nogil:
     void *aligned_alloc(size_t alignment, size_t size)
@@ -110,7 +109,6 @@ cdef crypt_t *begin_crypt(worker_t *worker, request_t *request) noexcept nogil:
         worker.crypt = <crypt_t *>aligned_alloc(64, (sizeof(crypt_t) + 63) & ~<size_t>63)
         if worker.crypt != NULL:
             memset(worker.crypt, 0, sizeof(crypt_t))
-            worker.crypt.by_libcrypto = worker.plane.by_libcrypto
     return worker.crypt
 
 
@@ -118,7 +116,7 @@ cdef inline bint have_sealing_key(crypt_t *crypt, const secret_t *secret) noexce
     """Be ready to encrypt with a key; whether that works."""
     if crypt.sealing_key != secret or crypt.sealing_serial != secret.serial:
         crypt.sealing_key, crypt.sealing_serial = secret, secret.serial
-        if not begin_cipher(&crypt.sealing, secret, True, crypt.by_libcrypto):
+        if not begin_xts(&crypt.sealing, secret, True):
             crypt.sealing_key = NULL
     return crypt.sealing_key != NULL
 
@@ -127,7 +125,7 @@ cdef inline bint have_opening_key(crypt_t *crypt, const secret_t *secret) noexce
     """Be ready to decrypt with a key; whether that works."""
     if crypt.opening_key != secret or crypt.opening_serial != secret.serial:
         crypt.opening_key, crypt.opening_serial = secret, secret.serial
-        if not begin_cipher(&crypt.opening, secret, False, crypt.by_libcrypto):
+        if not begin_xts(&crypt.opening, secret, False):
             crypt.opening_key = NULL
     return crypt.opening_key != NULL
 
@@ -138,16 +136,16 @@ cdef inline void forget_keys(worker_t *worker) noexcept nogil:
     if crypt == NULL:
         return
     if crypt.sealing_key != NULL:
-        end_cipher(&crypt.sealing)
+        end_xts(&crypt.sealing)
     if crypt.opening_key != NULL:
-        end_cipher(&crypt.opening)
+        end_xts(&crypt.opening)
     crypt.sealing_key = crypt.opening_key = NULL
 
 
 cdef void free_crypt(worker_t *worker) noexcept nogil:
     if worker.crypt != NULL:
-        free_cipher(&worker.crypt.sealing)
-        free_cipher(&worker.crypt.opening)
+        free_xts(&worker.crypt.sealing)
+        free_xts(&worker.crypt.opening)
         free(worker.crypt)
         worker.crypt = NULL
 
@@ -343,7 +341,7 @@ cdef bint decrypt_blocks(request_t *request, const part_t *part, uint8_t *into) 
     elif not is_straight:
         memcpy(target + part.first, source, part.end - part.first)
         source = target
-    if not cipher_unit(&crypt.opening, part.unit, target, source, part.end):
+    if not xts_unit(&crypt.opening, part.unit, target, source, part.end):
         request.error = EIO
         return False
     if not is_straight:
@@ -432,7 +430,7 @@ cdef bint encrypt_part(request_t *request, const part_t *part, const uint8_t *da
         return encrypt_in_place(request, part, data)
     # The blocks before it are made up: each stands for itself.
     memcpy(crypt.plain + part.first, data, part.length)
-    if not cipher_unit(&crypt.sealing, part.unit, crypt.sealed, crypt.plain, part.end):
+    if not xts_unit(&crypt.sealing, part.unit, crypt.sealed, crypt.plain, part.end):
         request.error = EIO
         return False
     if not lock_page(request, part.page_offset):
@@ -453,7 +451,7 @@ cdef bint encrypt_in_place(request_t *request, const part_t *part,
     if not lock_page(request, part.page_offset):
         return False
     begin_store(request.worker)
-    works = cipher_unit(&request.worker.crypt.sealing, part.unit, into, data, part.end)
+    works = xts_unit(&request.worker.crypt.sealing, part.unit, into, data, part.end)
     unlock_page(request.worker)
     if not works:
         request.error = EIO
@@ -470,11 +468,11 @@ cdef bint encrypt_edges(request_t *request, const part_t *part, const uint8_t *d
     if ((has_head and not load_edge(request, part, part.first))
             or (has_tail and not load_edge(request, part, part.end - CIPHER_BYTES))):
         return False
-    if not cipher_unit(&crypt.opening, part.unit, crypt.plain, crypt.sealed, part.end):
+    if not xts_unit(&crypt.opening, part.unit, crypt.plain, crypt.sealed, part.end):
         request.error = EIO
         return False
     memcpy(crypt.plain + part.begin, data, part.length)
-    if not cipher_unit(&crypt.sealing, part.unit, crypt.sealed, crypt.plain, part.end):
+    if not xts_unit(&crypt.sealing, part.unit, crypt.sealed, crypt.plain, part.end):
         request.error = EIO
         return False
     return True

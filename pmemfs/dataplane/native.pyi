@@ -83,7 +83,6 @@ class Responder:
         number: int = 0,
         points: bool = False,
         secrets_fd: int = -1,
-        by_libcrypto: bool = False,
     ) -> None: ...
     def answer(
         self, operation: bytes, *, opcode: int, inode: int, payload: bytes = b""

@@ -37,8 +37,6 @@ cdef struct plane_t:
     redo_lock_t *redo_locks
     # The keys of encrypted files. NULL until the control plane has some; then never another place.
     secret_t *secrets
-    # Never encrypt by instructions of this program's own.
-    bint by_libcrypto
     memmap_t memmap
     int fuse_fd
     # Where requests are handed over: to the control plane, for workers that have no socket of their

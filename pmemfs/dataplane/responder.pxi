@@ -53,8 +53,7 @@ cdef class Responder:
     cdef bint _points
 
     def __init__(self, int shared_fd, int pool_fd, int map_flags, uint32_t max_write, *,
-                 int number=0, bint points=False, int secrets_fd=-1,
-                 bint by_libcrypto=False) -> None:
+                 int number=0, bint points=False, int secrets_fd=-1) -> None:
         cdef int failed
         memset(&self._plane, 0, sizeof(self._plane))
         self._plane.max_write = max_write
@@ -63,7 +62,6 @@ cdef class Responder:
         memset(self._answer, 0, max_write)
         self._points = points
         failed = attach(&self._plane, shared_fd, pool_fd, map_flags) or catch_faults()
-        self._plane.by_libcrypto = by_libcrypto
         if not failed and secrets_fd >= 0:
             failed = have_secrets(&self._plane, secrets_fd)
         if failed:
