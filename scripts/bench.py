@@ -40,13 +40,13 @@ def _listed_parts(indent: str, words_of: Callable[[Kind], Sequence[str]]) -> str
 
 HELP = f"""Compare pmemfs with tmpfs, the kernel's loop device, ext4 and other FUSE servers.
 
-It has seven parts, which --only chooses from. Each subject is measured in turn within one run, so
+It has eight parts, which --only chooses from. Each subject is measured in turn within one run, so
 that what else the machine does hits all alike. Everything lives in /dev/shm and is removed
 afterwards, whatever happens. At the end stands which goals were met.
 
-The other servers, nbdfuse, qsd (qemu-storage-daemon), s3backer and fuse2fs, are skipped where they
-are not installed; scripts/install-peers installs them. Origins of caches need nbdkit and, for one
-cell, Ceph; scripts/install-origins --tests installs them.
+The other servers, nbdfuse, qsd (qemu-storage-daemon), s3backer, fuse2fs and gocryptfs, are skipped
+where they are not installed; scripts/install-peers installs them. Origins of caches need nbdkit
+and, for one cell, Ceph; scripts/install-origins --tests installs them.
 
 \b
 {_listed_parts("", lambda kind: [kind.what])}
@@ -139,7 +139,7 @@ def bench(options: dict[str, Any], interrupts: Interrupts) -> int:
     json_path, chart_path = result_paths(options)
     machine: dict[str, Any] = host.describe()
     asked = {**asdict(settings), "quick": options["quick"]}
-    if any(choice.kind.name in ("io", "cache") for choice in choices):
+    if any(choice.kind.name in ("io", "cache", "transform") for choice in choices):
         tool = fio.probe(options["deep_engine"])
         machine["fio"], asked["deep_engine"] = tool.version, tool.deep_engine
 

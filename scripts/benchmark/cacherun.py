@@ -7,7 +7,7 @@ for a cell is named in its readings.
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,14 +25,15 @@ from benchmark.cacheplaces import (
     pool_bytes_for,
 )
 from benchmark.cacheshapes import HIT_SHAPES, MISS_ORIGINS, READS_32, READS_64, WRITES_32
-from benchmark.cells import GIB, KIB, MIB, Cell
+from benchmark.cells import GIB, KIB, MIB
 from benchmark.errors import BenchError, SubjectFailed, SubjectUnavailable
 from benchmark.fio import Figures, Target
 from benchmark.mountrun import ReadingCell
 from benchmark.report import Reading, round_ratios
-from benchmark.run import FIO_GRACE_SECONDS, Bench
+from benchmark.run import Bench
 from benchmark.stage import Interrupts, Settings, rotated
 from benchmark.subjects import Pmemfs
+from benchmark.turns import Turns, ratios_of
 from pmemfs.errors import PmemfsError
 
 BLOCK_BYTES = 4 * KIB
@@ -60,6 +61,7 @@ class CacheBench:
         self._tool = tool
         self._say = say
         self._warn = warn
+        self._turns = Turns(settings, tool)
 
     def measure(
         self, cells: list[ReadingCell], interrupts: Interrupts, advance: Callable[[], None]
@@ -129,7 +131,7 @@ class CacheBench:
             after = made.figures()
             hot = made.target(WARM_BYTES)
             fio.read_all(hot)
-            sides = self._by_turns(READS_32, {"hits": hot, "misses": origin.target()})
+            sides = self._turns.each(READS_32, {"hits": hot, "misses": origin.target()})
         exact = cachework.lru_hits(trace.tolist(), after["place_count"], block_count)
         ours = 1 - (after["fetched"] - before["fetched"]) / (len(trace) - block_count)
         ratios = [
@@ -188,10 +190,12 @@ class CacheBench:
         for round_number in range(self._settings.rounds):
             for side in rotated(("cache", "origin"), round_number):
                 if side == "origin":
-                    rates[side].append(self._run(READS_64, origin.target(), round_number).iops)
+                    rates[side].append(
+                        self._turns.run(READS_64, origin.target(), round_number).iops
+                    )
                     continue
                 before = made.figures()
-                run = self._run(READS_64, made.target(origin.size_bytes), round_number)
+                run = self._turns.run(READS_64, made.target(origin.size_bytes), round_number)
                 after = made.figures()
                 hits = after["read_hits"] - before["read_hits"]
                 missed = after["misses"] - before["misses"]
@@ -210,7 +214,7 @@ class CacheBench:
             filling = self._filling(made)
             self._fill(made, origin)
             sides = {"cache": made.target(origin.size_bytes), "origin": origin.target()}
-            full = self._by_turns(WRITES_32, sides)
+            full = self._turns.each(WRITES_32, sides)
         stalls = [(run.longest_us or 0) / 1e6 / SLOW_SECONDS for run in full["cache"]]
         what = "4 KiB random writes, 32 deep, origin of 20 ms a write"
         return [
@@ -243,7 +247,7 @@ class CacheBench:
         sets are full long before the cache is."""
         dirty = 0
         for number in range(MOST_FILLING_RUNS):
-            self._run(WRITES_32, made.target(origin.size_bytes), 1000 + number)
+            self._turns.run(WRITES_32, made.target(origin.size_bytes), 1000 + number)
             figures = made.figures()
             risen, dirty = figures["dirty"] - dirty, figures["dirty"]
             is_level = figures["full_set_waits"] and risen < figures["place_count"] / 100
@@ -271,11 +275,11 @@ class CacheBench:
             warm = {name: Target(path, WARM_BYTES, True) for name, path in paths.items()}
             for target in warm.values():
                 fio.read_all(target)
-            rates["hits"] = self._by_turns(READS_32, warm)
+            rates["hits"] = self._turns.each(READS_32, warm)
             # s3backer has an origin of its own kind, whose misses nothing can be compared with
             large = {name: Target(path, LARGE_BYTES, True) for name, path in paths.items()
                      if name != "s3backer"}  # fmt: skip
-            rates["misses"] = self._by_turns(READS_64, large)
+            rates["misses"] = self._turns.each(READS_64, large)
         readings = []
         for kind, key in (("hits", "peer-hits"), ("misses", "peer-misses")):
             ours = rates[kind].pop("cache")
@@ -325,27 +329,6 @@ class CacheBench:
             Reading("attach", "attach-memory", f"{what}, {large}", "bytes", used["large"]),
             Reading("attach", "attach-memory-small", f"{what}, 1 GiB", "bytes", used["small"]),
         ]  # fmt: skip
-
-    # -- fio ------------------------------------------------------------------------------------
-
-    def _by_turns(self, cell: Cell, sides: Mapping[str, Target]) -> dict[str, list[Figures]]:
-        """Each side once in each round, the order rotated."""
-        figures: dict[str, list[Figures]] = {name: [] for name in sides}
-        for number in range(self._settings.rounds):
-            for name in rotated(tuple(sides), number):
-                figures[name].append(self._run(cell, sides[name], number))
-        return figures
-
-    def _run(self, cell: Cell, target: Target, seed: int) -> Figures:
-        timing = self._settings.timing
-        engine = self._tool.deep_engine
-        command = fio.measure_command(cell, target, timing, engine, None, seed + 1)
-        return fio.run(command, cell, timing.total_seconds + FIO_GRACE_SECONDS)[0]
-
-
-def ratios_of(ours: list[Figures], others: list[Figures]) -> list[float]:
-    """Ours over others, round by round."""
-    return [one.iops / other.iops for one, other in zip(ours, others, strict=True)]
 
 
 def _mount_and_kill(made: CacheMount) -> tuple[float, int]:

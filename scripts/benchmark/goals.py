@@ -8,6 +8,7 @@ cost so little that one cell's rounds can't tell it from noise: their goals take
 cells of one block size and direction together.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from benchmark.cacheshapes import HIT_SHAPES, MISS_ORIGINS
@@ -17,6 +18,7 @@ from benchmark.mountrun import MOUNT_RATIO, SPACE_SHARE, WALK_IDLE
 from benchmark.pagesrun import ARRAY_WORK, PINS
 from benchmark.report import Unit
 from benchmark.restartrun import VICTIMS, pause_name
+from benchmark.transformcells import CIPHER_SHAPES, CORPORA, PLAIN_SHAPES
 
 SUBJECT = "pmemfs"
 # the same in mode fs
@@ -155,6 +157,28 @@ def _goal_of_array(name: str, what: str) -> LimitGoal:
     return _goal_of_pages(f"{what} of a mapped file, over a bare mapping", "arrays", name, 1 / 0.95)
 
 
+def _at_least(what: str, cell: str, reading: str, bound: float) -> LimitGoal:
+    return LimitGoal(what, cell, reading, "ratio", bound, is_least=True)
+
+
+def _goals_of_transforms() -> Iterator[LimitGoal]:
+    for cell in CIPHER_SHAPES:
+        what = f"encrypted, {cell.group}, {cell.caption}"
+        if cell.random:
+            yield _at_least(f"{what}, over plain", "encrypted", f"encrypted-{cell.name}", 0.75)
+        else:
+            yield _at_least(f"{what}, over openssl's XTS", "encrypted", f"openssl-{cell.name}", 0.6)
+        yield _at_least(f"{what}, over gocryptfs", "gocryptfs", f"gocryptfs-{cell.name}", 3.0)
+    for name, content in CORPORA.items():
+        what = f"{content} at rest: ratio, over zstd -1 on 128 KiB"
+        yield _at_least(what, "at-rest", f"rest-{name}", 0.9)
+    yield _at_least("cold reads of 1 MiB, over libzstd on one core", "cold", "cold", 0.6)
+    yield _at_least("reads of 1 MiB of what was cold, over plain", "cold", "hot", 0.95)
+    for cell in PLAIN_SHAPES:
+        what = f"plain, {cell.group}, {cell.caption}, while others are compressed"
+        yield _at_least(what, "beside", f"beside-{cell.name}", 0.9)
+
+
 GOALS: dict[str, tuple[Goal, ...]] = {
     "io": (
         *_goals_of("read"),
@@ -252,4 +276,5 @@ GOALS: dict[str, tuple[Goal, ...]] = {
         *_goals_of_pause("started", "without one", 1.5, 4.0),
         LimitGoal("private memory of the keeper", "kept", "keeper-private", "bytes", 4 * MIB),
     ),
+    "transform": tuple(_goals_of_transforms()),
 }

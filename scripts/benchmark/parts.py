@@ -24,6 +24,8 @@ from benchmark.restartrun import RESTART_CELLS, RestartBench
 from benchmark.run import Bench
 from benchmark.stage import Interrupts, Settings
 from benchmark.subjects import DEFAULT_SUBJECTS, SUBJECTS
+from benchmark.transformcells import TRANSFORM_CELLS
+from benchmark.transformrun import TransformBench
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,12 @@ KINDS = {
             *(RESTART_CELLS, ("fs",), ("fs",)),
             look=IO_LOOK,
         ),
+        Kind(
+            "transform",
+            "encrypted and compressed files: against plain ones, libraries, gocryptfs",
+            *(TRANSFORM_CELLS, ("fs",), ("fs",)),
+            look=IO_LOOK,
+        ),
     )
 }
 
@@ -144,7 +152,8 @@ class Context:
 def measure(choice: Choice, context: Context) -> tuple[Part, bool]:
     """All of one part, and whether something failed. Raises BenchError where nothing works."""
     measures = {"io": _measure_io, "mount": _measure_mounts, "pages": _measure_pages,
-                "cache": _measure_cache, "restart": _measure_restarts}  # fmt: skip
+                "cache": _measure_cache, "restart": _measure_restarts,
+                "transform": _measure_transforms}  # fmt: skip
     return measures.get(choice.kind.name, _measure_files)(choice, context)
 
 
@@ -197,6 +206,14 @@ def _measure_cache(choice: Choice, context: Context) -> tuple[Part, bool]:
 
 def _measure_restarts(choice: Choice, context: Context) -> tuple[Part, bool]:
     runner = RestartBench(context.settings, context.say, context.warn)
+    context.expect(len(choice.cells))
+    readings = runner.measure(choice.cells, context.interrupts, context.advance)
+    return Part(choice.kind.name, choice.kind.look, choice.cells, readings=readings), runner.failed
+
+
+def _measure_transforms(choice: Choice, context: Context) -> tuple[Part, bool]:
+    tool = fio.probe(context.deep_engine)
+    runner = TransformBench(context.settings, tool, context.say, context.warn)
     context.expect(len(choice.cells))
     readings = runner.measure(choice.cells, context.interrupts, context.advance)
     return Part(choice.kind.name, choice.kind.look, choice.cells, readings=readings), runner.failed
