@@ -15,7 +15,7 @@ import trio
 
 from kit.pinning import Pinnable, end, frames, pinnable, run, settled, whole
 from pmemfs.control import Peer
-from pmemfs.errors import CannotMapTransformed, CannotPin
+from pmemfs.errors import CannotMapTransformed, CannotPin, PmemfsError
 from pmemfs.media.inode import ROOT
 from pmemfs.media.transform import PIECE_FRAMES, StoredPiece, Transformation, TransformState
 from pmemfs.pfn import FRAME_BYTES
@@ -269,5 +269,26 @@ def test_stores_through_a_pin_of_what_was_compressed_are_the_files(fs: Pinnable)
         await fs.fs.cooler.rewrite(number)
         assert fs.fs.inode(number).pieces
         assert bytes(fs.fs.read(number, 0, len(text()))) == b"stored" + text()[6:]
+
+    run(fs, test)
+
+
+def test_a_damaged_piece_is_named_and_the_rest_of_its_file_can_be_pinned(fs: Pinnable) -> None:
+    async def test() -> None:
+        number = await compressed(fs)
+        inode = fs.fs.inode(number)
+        fs.fs.frames.packed.forget_all()
+        fs.pool.medium.store(inode.pieces[PIECE_FRAMES].pfn * FRAME_BYTES + 9, b"damage")
+        methods = PinMethods(fs.pins, fs.pool, fs.pool.medium, fs.volume, 1)  # type: ignore[arg-type]
+        peer = Peer(os.getpid(), os.geteuid())
+        with pytest.raises(PmemfsError, match="checksum is wrong") as refused:
+            await methods.pin(peer, [[number, 0, -1]], paths=["a.log"])
+        assert refused.value.errno == errno.EIO
+        assert not fs.volume.pinned.has(number)
+        assert fs.all_references() == {}
+        pin, fd = await fs.pin(WantedRange(number, 2 * PIECE_FRAMES * FRAME_BYTES, FRAME_BYTES))
+        at = 2 * PIECE_FRAMES * FRAME_BYTES
+        assert pinned_bytes(fs, pin) == text()[at : at + FRAME_BYTES]
+        end(fd)
 
     run(fs, test)
