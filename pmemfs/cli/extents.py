@@ -38,8 +38,10 @@ def extents(file: str, as_json: bool) -> None:
         print_json(json_values(report))
         return
     if report.extents:
+        # Most files have no pieces, and need no column for them.
+        count = 6 if any(row.stored_bytes for row in report.extents) else 5
         print_table(
-            ["OFFSET", "PFN", "LENGTH", "SIZE", "ALIGNED", "COMPRESSED"],
+            ["OFFSET", "PFN", "LENGTH", "SIZE", "ALIGNED", "COMPRESSED"][:count],
             [
                 (
                     row.offset_bytes,
@@ -48,7 +50,7 @@ def extents(file: str, as_json: bool) -> None:
                     format_size(row.length_bytes),
                     "yes" if row.is_aligned else "no",
                     f"to {format_size(row.stored_bytes)}" if row.stored_bytes else "no",
-                )
+                )[:count]
                 for row in report.extents
             ],
         )
