@@ -377,7 +377,7 @@ def _compressed_count(made: PmemfsMount) -> int:
 
 @contextlib.contextmanager
 def _rewriting(path: Path, codec: str, made: PmemfsMount) -> Iterator[None]:
-    """A file is compressed anew, by another library, until nothing of that is under way any more."""
+    """A file is compressed anew, by another library, until all of it is done."""
     _ask("set", path, f"compression={codec}")
     server = host.Server([host.find_pmemfs(), "rewrite", str(path)])
     try:
