@@ -28,8 +28,8 @@ def rewrite(paths: tuple[str, ...], as_json: bool) -> None:
     """Compress files now, or make them plain, as they are set.
 
     Each PATH is in a mounted pool of mode fs; of a directory, all files below it. The background
-    does the same with what nobody has touched for a while. What lies compressed by another algorithm
-    is compressed anew, and so is what another level makes smaller. What does not shrink stays plain.
+    does the same with what nobody has touched for a while. What another algorithm has compressed is
+    compressed anew, and so is what another level makes smaller. What does not shrink stays plain.
 
     A power failure leaves each piece of a file as it was, or as it is to be.
     """
