@@ -331,3 +331,16 @@ def test_who_takes_privileges_is_answered_when_the_kernel_knows(shm: Path, how: 
         trio.run(look)
         assert len(answered) == 1
         assert not volume.attributes(served.ino).mode & 0o6000
+
+
+# A name that was unlocked since the kernel has looked it up
+
+
+def test_a_file_that_is_there_after_all_is_looked_up_again_unless_it_must_be_new(shm: Path) -> None:
+    with mode("fs", shm) as served:
+        files, caller = served.handlers.files, Caller(0, 0, 0)
+        files.create(caller, ROOT, b"there", 0o600, os.O_RDWR, umask=0)
+        for flags, number in ((os.O_CREAT, errno.ESTALE), (os.O_CREAT | os.O_EXCL, errno.EEXIST)):
+            with pytest.raises(OSError, match=r".") as raised:
+                files.create(caller, ROOT, b"there", 0o600, os.O_RDWR | flags, umask=0)
+            assert raised.value.errno == number

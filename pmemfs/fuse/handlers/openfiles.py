@@ -133,13 +133,21 @@ class OpenFiles:
         self, caller: Caller, parent: int, name: bytes | None, mode: int, flags: int, *, umask: int
     ) -> tuple[Attributes, Opened]:
         """Make a file and open it; with `name` None it has no name. It is empty, whatever the flags
-        say. Raises OSError."""
+        say. Raises OSError; ESTALE lets the kernel look the name up again, and open what is there.
+        """
         mode = stat.S_IFREG | stat.S_IMODE(mode)
         self._places.check_room()
         if name is None:
             made = self._names.make_unnamed(caller, parent, mode, umask=umask)
         else:
-            made = self._names.make(caller, parent, name, mode, umask=umask)
+            try:
+                made = self._names.make(caller, parent, name, mode, umask=umask)
+            except FileExistsError as error:
+                if flags & os.O_EXCL:
+                    raise
+                # The name was unlocked since the kernel looked it up. To open the file here would
+                # be wrong, because the kernel checks no permissions of what it has created.
+                raise system_error(errno.ESTALE) from error
         return made, self._new_handle(caller, made.ino, flags & ~os.O_TRUNC)
 
     def _new_handle(self, caller: Caller, ino: int, flags: int) -> Opened:
