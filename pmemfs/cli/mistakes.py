@@ -116,7 +116,8 @@ def _name(parameter: click.Parameter | None) -> str:
     """A parameter as its user writes it."""
     if isinstance(parameter, click.Argument):
         name = parameter.metavar or parameter.human_readable_name
-        return name.strip("{}").replace("|", " or ")
+        # Of a property its name, because the mistake says what values it may have.
+        return name.partition("={")[0].strip("{}").replace("|", " or ")
     return max(parameter.opts, key=len) if parameter else "a word"
 
 

@@ -80,7 +80,9 @@ cdef class Secrets:
         failed = map_secrets(fd, &self._secrets)
         if failed:
             self._secrets = NULL
-            raise OSError(failed, f"no locked memory for keys: {os.strerror(failed)}")
+            raise OSError(failed, "no locked memory for keys: the daemon needs "
+                          f"{SECRETS_COUNT * sizeof(secret_t)} bytes of it, and 'ulimit -l' "
+                          f"limits it ({os.strerror(failed)})")
         self.fd = fd
 
     def __dealloc__(self) -> None:

@@ -47,6 +47,8 @@ MISTAKES = [
     ("pages m --hottest=many", "--hottest: 'many' is not a whole number"),
     ("stat m --count 3", "give --watch, too"),
     ("stat m --watch=soon", "--watch: 'soon' is not a number of seconds"),
+    ("set p compression=zip", "compression: 'zip' is none of zstd, lz4, none"),
+    ("set p compression=zstd:x", "compression: 'x' is not a level of zstd"),
 ]
 
 
