@@ -42,6 +42,7 @@ _BOUNCE_BYTES = 8 * MIB
 _HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 """What a pin fails with where ordinary writes would fail as well."""
 _EHWPOISON = 133
+_ENCRYPTED = "its pages are encrypted"
 _DAMAGED = (errno.EFAULT, _EHWPOISON)
 """What a system call answers if the memory that it is given can't be touched."""
 
@@ -263,6 +264,7 @@ class Transfer:
         Returns where the source ends if it turns out to be shorter than they say.
         Raises OSError, NotDirect, DaemonGone.
         """
+        self._find_cipher()
         batches = in_batches(stretches)
         batch = next(batches, None)
         try:
@@ -277,6 +279,14 @@ class Transfer:
             return None
         finally:
             self._let_go()
+
+    def _find_cipher(self) -> None:
+        """Between two files of mounts, the pages of one can be had although the other is encrypted,
+        but the bytes go through a cipher. Raises NotDirect."""
+        if len(self._candidates) == 2:
+            for held in self._candidates:
+                if _is_encrypted(held):
+                    self._route.bounce(held.path, _ENCRYPTED)
 
     def _move_batch(
         self, batch: Sequence[Stretch], following: Sequence[Stretch] | None
@@ -346,10 +356,27 @@ class Transfer:
             self._pages = None
 
 
+def _is_encrypted(end: End) -> bool:
+    assert end.mount is not None
+    try:
+        connection = Connection(end.mount.mountpoint)
+    except PmemfsError:
+        # Nor are pages of such a mount to be had.
+        return False
+    try:
+        answer, _ = connection.ask("transform-get", inode=end.inode)
+    except PmemfsError:
+        # A mount of another mode, where nothing is encrypted.
+        return False
+    finally:
+        connection.close()
+    return bool(answer["is_encrypted"])
+
+
 def _reason(held: End, error: PmemfsError) -> str:
     """Why pages can't be had. Raises OSError where ordinary writes would fail as well."""
     if error.errno in _HOPELESS and not isinstance(error, RemoteError):
         raise OSError(error.errno, os.strerror(error.errno), held.path) from None
     if isinstance(error, CannotMapTransformed):
-        return "its pages are encrypted"
+        return _ENCRYPTED
     return str(error)

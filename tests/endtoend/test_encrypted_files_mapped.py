@@ -93,10 +93,14 @@ def test_copies_go_in_and_out_through_a_buffer_and_say_why(
         copied = copy(source, target)
         assert (copied.path, copied.why) == ("bounce", "its pages are encrypted")
         assert target.read_bytes() == CONTENT
-    # Between two directories of a mount the other one's pages can be had.
+    # Between two directories of a mount the other one's pages can be had. What goes to them or
+    # comes from them is deciphered or ciphered on the way all the same.
     plain = mounted[1].mountpoint / f"plain-{tmp_path.name}"
-    assert copy(private / "file", plain).path == "pages"
-    assert plain.read_bytes() == CONTENT
+    for source, target in ((private / "file", plain), (plain, back)):
+        copied = copy(source, target)
+        assert (copied.path, copied.why) == ("bounce", "its pages are encrypted")
+        assert target.read_bytes() == CONTENT
+    refused(command("copy", "--direct", private / "file", plain), 1, "are encrypted")
     plain.unlink()
     refused(command("copy", "--direct", private / "file", tmp_path / "other"), 1, "are encrypted")
     refused(command("copy", "--direct", out, private / "other"), 1, "are encrypted")
