@@ -441,6 +441,13 @@ class CannotTransform(PmemfsError, OSError):
         self.exit_code = EXIT_BUSY if number == errno.EBUSY else EXIT_FAILED
 
 
+class NoTransformsHere(PmemfsError):
+    """{path} is a pool of mode {mode}, which has no files to compress or encrypt: this is for pools
+    of mode fs"""
+
+    errno = errno.EOPNOTSUPP
+
+
 class TooManyPins(PmemfsError):
     """process {pid} may not pin more: {why}; let go of arrays that are not needed, or map several
     files with one pin"""
@@ -634,7 +641,8 @@ class NotDurable(PmemfsError):
 
 
 class NotPermitted(PmemfsError):
-    """the mount on {path} belongs to user {uid}; only that user and root may use it"""
+    """the mount on {path} belongs to user {uid}; only that user and root may give it
+    commands of pmemfs or map its pages"""
 
     errno = errno.EACCES
 

@@ -8,7 +8,13 @@ from pmemfs.cli.find import ask
 from pmemfs.cli.options import reporting
 from pmemfs.cli.output import print_facts, print_json
 from pmemfs.cli.paths import ANY_PATH
-from pmemfs.cli.transforms import find_inode, sayable, transform_facts
+from pmemfs.cli.transforms import (
+    find_inode,
+    find_key_of,
+    sayable,
+    transform_facts,
+    transform_values,
+)
 from pmemfs.media.transformreport import TransformReport
 
 
@@ -18,12 +24,14 @@ from pmemfs.media.transformreport import TransformReport
 def get_transform(path: str, as_json: bool) -> None:
     """Show how a file or directory is compressed or encrypted.
 
-    PATH is in a mounted pool of mode fs. Of a file also how much of it lies compressed now, and
-    what that takes of the pool.
+    PATH is in a mounted pool of mode fs. Of what is encrypted also the name of the key, and whether
+    it is locked. Of a file also how much of it lies compressed now, and what that takes of the
+    pool. What a directory shows is what files that are made in it take over.
     """
     mount, inode = find_inode(path)
     report = ask(mount, "transform-get", TransformReport, inode=inode, path=sayable(path))
+    key = find_key_of(mount, inode, path) if report.is_encrypted else None
     if as_json:
-        print_json(report._asdict())
+        print_json(transform_values(report, key))
     else:
-        print_facts(transform_facts(path, report))
+        print_facts(transform_facts(path, report, key))

@@ -28,7 +28,7 @@ _COMMANDS_ELSEWHERE = {
     "bench": "compare", "benchmark": "compare", "diff": "compare", "versus": "compare",
     "cp": "copy", "dd": "copy", "transfer": "copy",
     "discard": "trim", "fstrim": "trim", "fiemap": "extents", "filefrag": "extents",
-    "sync": "flush", "writeback": "flush", "drop": "cache drop", "set": "cache set",
+    "sync": "flush", "writeback": "flush", "drop": "cache drop",
 }  # fmt: skip
 """What other tools, or other words, call a command of ours."""
 
@@ -36,6 +36,11 @@ _NO_COMMANDS = {
     **dict.fromkeys(
         ("delete", "destroy", "remove", "rm"),
         "a pool goes with its file: unmount it, and remove the file with 'rm'",
+    ),
+    "decrypt": "what is encrypted stays so: copy it to a directory that is not (cp -a)",
+    **dict.fromkeys(
+        ("compress", "decompress", "uncompress"),
+        "'pmemfs set PATH compression=zstd' (or none), and then 'pmemfs rewrite PATH'",
     ),
     "help": "'pmemfs --help' lists the commands",
     "version": "'pmemfs --version' says it",

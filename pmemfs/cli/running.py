@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable, Sequence
+from errno import ENOKEY
 
 from pmemfs.cli.early import EXIT_INTERRUPTED
 from pmemfs.cli.output import begin_line, complain, heard_output, speaking
@@ -63,7 +64,9 @@ def _run(act: Callable[[], int]) -> int:
         complain(str(error), exit_code=error.exit_code, error=error)
         return error.exit_code
     except OSError as error:
-        complain(sentence_of(error), exit_code=EXIT_FAILED, error=error)
+        # The system's words for it name no key of ours, and no way to go on.
+        hint = "; it is encrypted, and 'pmemfs unlock' unlocks it" if error.errno == ENOKEY else ""
+        complain(sentence_of(error) + hint, exit_code=EXIT_FAILED, error=error)
         return EXIT_FAILED
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
-from pmemfs.errors import NoSuchSource, NotMounted
+from pmemfs.cli.find import ask
+from pmemfs.errors import NoSuchSource, NotMounted, NoTransformsHere
+from pmemfs.media.keyreport import KeyReport
 from pmemfs.media.transformreport import TransformReport
 from pmemfs.medium.source import check_path
 from pmemfs.mountinfo import Mount, mount_of_device
+from pmemfs.observe.answers import MountStatus, json_values
 from pmemfs.units import format_size
 
 
 def find_inode(path: str) -> tuple[Mount, int]:
-    """The mount that a file or directory is of, and its inode. Raises PmemfsError."""
+    """The mounted file system of a file or directory, and its inode. Raises PmemfsError."""
     check_path(path)
     try:
         status = os.lstat(path)
@@ -21,6 +25,10 @@ def find_inode(path: str) -> tuple[Mount, int]:
     mount = mount_of_device(status.st_dev)
     if mount is None or not mount.is_ours:
         raise NotMounted(path=path, what="in a pmemfs mount: it is on another file system")
+    pool = ask(mount, "info", MountStatus).pool
+    if pool.mode != "fs":
+        # The daemon of another mode has not even heard of the methods.
+        raise NoTransformsHere(path=pool.path, mode=pool.mode)
     return mount, status.st_ino
 
 
@@ -29,11 +37,23 @@ def sayable(path: str) -> str:
     return path.encode("utf-8", "replace").decode()
 
 
-def transform_facts(path: str, report: TransformReport) -> list[tuple[str, object]]:
+def find_key_of(mount: Mount, inode: int, path: str) -> KeyReport:
+    """The key that an encrypted file or directory needs."""
+    return ask(mount, "key-find", KeyReport, inode=inode, path=sayable(path))
+
+
+def transform_values(report: TransformReport, key: KeyReport | None) -> dict[str, Any]:
+    """The report as JSON values."""
+    return report._asdict() | {"key": key and json_values(key)}
+
+
+def transform_facts(
+    path: str, report: TransformReport, key: KeyReport | None = None
+) -> list[tuple[str, object]]:
     """Names and values, for people."""
     facts: list[tuple[str, object]] = [
         ("path", path),
-        ("encrypted", "yes" if report.is_encrypted else "no"),
+        ("encrypted", f"yes, {_key_words(key)}" if key else "no"),
         ("compression", report.compression),
     ]
     if report.packed_bytes:
@@ -48,3 +68,8 @@ def transform_facts(path: str, report: TransformReport) -> list[tuple[str, objec
     if report.plain_bytes:
         facts.append(("plain", format_size(report.plain_bytes)))
     return facts
+
+
+def _key_words(key: KeyReport) -> str:
+    which = f"with the key '{key.name}'" if key.name else f"with the key {key.key_id}, lost"
+    return f"{which}, which is {'unlocked' if key.is_unlocked else 'locked'}"

@@ -5,6 +5,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+MOST_LEVELS = {"zstd": 22, "lz4": 12}
+"""The compressions, and the highest level of each; the lowest is 1."""
+
 
 class TransformReport(NamedTuple):
     """How a file or directory is transformed, as the daemon says it."""
@@ -28,6 +31,8 @@ class RewrittenReport(NamedTuple):
     """What its content took of the pool before, in whole pages."""
     after_bytes: int
     size_bytes: int
+    is_encrypted: bool = False
+    """It stays as it is, then."""
 
 
 class CompressionReport(NamedTuple):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pmemfs.errors import DamagedPiece
+from pmemfs.media.transformreport import MOST_LEVELS
 
-MOST_LEVEL = 12
+MOST_LEVEL = MOST_LEVELS["lz4"]
 
 
 def compress(data: bytes | bytearray | memoryview, level: int) -> bytes:

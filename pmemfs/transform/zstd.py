@@ -9,11 +9,12 @@ import threading
 from typing import TYPE_CHECKING
 
 from pmemfs.errors import DamagedPiece
+from pmemfs.media.transformreport import MOST_LEVELS
 
 if TYPE_CHECKING:
     from zstandard import ZstdCompressor, ZstdDecompressor
 
-MOST_LEVEL = 22
+MOST_LEVEL = MOST_LEVELS["zstd"]
 _LEAST_LEVEL, _USUAL_LEVEL = -7, 3
 
 

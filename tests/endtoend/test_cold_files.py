@@ -271,7 +271,7 @@ def test_a_damaged_piece_is_an_error_for_its_bytes_alone(pools: PoolMaker) -> No
     [
         (["compression=zst"], "did you mean"),
         (["compressoin=zstd"], "did you mean"),
-        (["compression=zstd:40"], "levels from 1 to 22"),
+        (["compression=zstd:40"], "which has 1 to 22"),
         (["compression=lz4:x"], "not a level"),
         (["compression"], "compression=zstd"),
     ],
@@ -282,7 +282,6 @@ def test_what_can_not_be_set_is_refused_with_a_sentence(
     mounted = mount_fs(pools, create_fs(pools, "fs0", "64M"))
     (mounted.mountpoint / "file").touch()
     refused = pmemfs("set", mounted.mountpoint / "file", *words)
-    assert refused.code == 2 or said == "levels from 1 to 22"
-    assert refused.code != 0
+    assert refused.code == 2
     assert said in refused.err
     assert report(mounted.mountpoint / "file")["compression"] == "none"

@@ -88,7 +88,7 @@ class TransformMethods:
             await self._was_changed(inode)
             return RewrittenReport(
                 rewritten.before_frames << PAGE_SHIFT, rewritten.after_frames << PAGE_SHIFT,
-                self._fs.attributes(inode).size_bytes,
+                self._fs.attributes(inode).size_bytes, self._fs.inode(inode).is_encrypted,
             )._asdict()  # fmt: skip
 
     async def _was_changed(self, inode: int) -> None:
