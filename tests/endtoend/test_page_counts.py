@@ -7,7 +7,7 @@ import os
 import pytest
 
 from kit.commands import pmemfs, pmemfs_ok, refused
-from kit.mounts import UNKEPT, Mounted, PoolMaker
+from kit.mounts import UNKEPT, Mounted, PoolMaker, Session
 from kit.posix import opened
 from pmemfs.volume.block import INODE
 
@@ -79,7 +79,7 @@ def test_a_crash_leaves_no_page_structure_that_counts(pools: PoolMaker) -> None:
     mounted = pools.mount(pools.create(size="16M"), *UNKEPT)
     with opened(mounted.device) as fd:
         os.pwrite(fd, bytes(PAGE), 0)
-    os.kill(mounted.pid, 9)
+    Session.of(mounted).kill()
     pools.mount(mounted.pool)
     total = mounted.device.stat().st_size // PAGE
     assert_counts(mounted, uninitialised=total, dirty=0)

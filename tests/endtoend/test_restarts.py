@@ -90,7 +90,7 @@ def test_programs_in_an_encrypted_directory_notice_a_pause_and_nobody_is_asked_f
 
 
 @native
-@pytest.mark.parametrize("victim", VICTIMS)
+@pytest.mark.parametrize("victim", VICTIMS if ROUNDS >= MANY_ROUNDS else (BOTH,))
 def test_programs_in_a_directory_that_is_compressed_all_the_time_notice_a_pause(
     pools: PoolMaker, tmp_path: Path, victim: str
 ) -> None:

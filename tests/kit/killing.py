@@ -171,7 +171,7 @@ class Load:
     def is_well(self) -> bool:
         """Whether all programs still work."""
         return not self.outcome.wrong and all(
-            it.poll() is None or name.startswith("fio") for name, it in self._programs.items()
+            it.poll() is None or name.startswith("fio") for name, it in list(self._programs.items())
         )
 
     def end(self) -> None:

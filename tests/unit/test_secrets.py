@@ -341,5 +341,7 @@ except OSError as error:
 def test_memory_that_cannot_be_locked_takes_no_key() -> None:
     assert resource.RLIMIT_MEMLOCK
     done = subprocess.run([sys.executable, "-c", NO_LOCKING], capture_output=True, text=True)
-    assert "no locked memory for keys: the daemon needs 131072 bytes of it" in done.stdout, done.stderr
+    assert "no locked memory for keys: the daemon needs 131072 bytes of it" in done.stdout, (
+        done.stderr
+    )
     assert "ulimit -l" in done.stdout
