@@ -766,6 +766,21 @@ class LastWay(PmemfsError):
     exit_code = EXIT_REFUSED
 
 
+class NoWayLeft(PmemfsError):
+    """nothing unlocks the key {name!r} any more, so all files that are encrypted with it would be
+    lost; 'pmemfs key add' lets something unlock it again, and --force locks it anyway"""
+
+    errno = errno.EBUSY
+    exit_code = EXIT_REFUSED
+
+
+class SameSecret(PmemfsError):
+    """nothing was changed of the key {name!r}: the new {kind} is the one of before"""
+
+    errno = errno.EINVAL
+    exit_code = EXIT_USAGE
+
+
 class NotEncrypted(PmemfsError):
     """{path} is not encrypted; --key says which key is meant, and 'pmemfs encrypt' encrypts an
     empty directory"""

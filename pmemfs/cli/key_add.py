@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import click
 
 from pmemfs.cli.key_asking import (
@@ -31,10 +33,14 @@ def key_add(
 
     A new key is made if there is none of this name, and is unlocked then. Otherwise the key must be
     unlocked, and can be unlocked in one more way from now on. What unlocks it already is added only
-    once.
+    once. A key whose last way was removed takes a new one as long as it is unlocked, by its name,
+    or, where 'pmemfs key list' shows '?', by its ID.
 
     A passphrase is asked for twice, without showing it; of a pipe it is the first line of standard
-    input. 'head -c 64 /dev/urandom > FILE' makes a good key file. Keep a copy of it elsewhere: in
+    input, without its line end (LF or CRLF), and blanks count. Letters with accents are the same
+    however a keyboard composes them (NFC).
+
+    'head -c 64 /dev/urandom > FILE' makes a good key file. Keep a copy of it elsewhere: in
     an encrypted directory of the same key it is of no use.
     """
     mount = key_mount(mountpoint)
@@ -44,10 +50,17 @@ def key_add(
     prompt = f"Passphrase for {'the new' if key is None else 'the'} key '{name}'"
     secret = given_secret(prompt, key_file, passphrase=passphrase, is_new=True)
     now = ask_about(mount, "key-add", name=name, **secret)
-    sentence = (
-        f"made the key '{name}', which is unlocked; "
-        f"'pmemfs encrypt DIRECTORY --key {name}' encrypts an empty directory with it"
-        if key is None
-        else f"the key '{name}' can be unlocked in {in_ways(now)} now"
-    )
+    if key is None:
+        command = shlex.join(["pmemfs", "encrypt", "DIRECTORY", "--key", name])
+        quote = '"' if "'" in command else "'"
+        sentence = (
+            f"made the key '{name}', which is unlocked; "
+            f"{quote}{command}{quote} encrypts an empty directory with it"
+        )
+    elif len(now.ways) == len(key.ways):
+        sentence = (
+            f"the {secret['kind']} unlocks the key '{name}' already, in {in_ways(now)} as before"
+        )
+    else:
+        sentence = f"the key '{name}' can be unlocked in {in_ways(now)} now"
     print_key(now, sentence, as_json=as_json)

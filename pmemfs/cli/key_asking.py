@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import os
 import sys
+import unicodedata
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -69,8 +70,15 @@ def key_directory(path: str) -> tuple[Mount, int]:
 
 
 def find_key(mount: Mount, name: str) -> KeyReport | None:
-    """The key of a name; None if there is none."""
-    return next((key for key in all_keys(mount) if key.name == name), None)
+    """The key of a name, or of the ID if nothing unlocks it any more; None if there is none."""
+    return next(
+        (
+            key
+            for key in all_keys(mount)
+            if key.name == name or (not key.ways and key.key_id == name)
+        ),
+        None,
+    )
 
 
 def all_keys(mount: Mount) -> tuple[KeyReport, ...]:
@@ -117,7 +125,8 @@ def since(created_ns: int) -> str:
 def _typed(prompt: str, *, is_new: bool) -> bytes:
     if not sys.stdin.isatty():
         line = sys.stdin.buffer.readline()
-        return line.removesuffix(b"\n")
+        # A line end of Windows, too: on a terminal nobody could type its carriage return.
+        return _composed(line.removesuffix(b"\n").removesuffix(b"\r"))
     # Imported here, because programs type nothing.
     from getpass import getpass
 
@@ -127,7 +136,17 @@ def _typed(prompt: str, *, is_new: bool) -> bytes:
             raise BadSecret(what="this passphrase", why="it was another one the second time")
     except EOFError:
         first = ""
-    return first.encode(errors="surrogateescape")
+    return _composed(first.encode(errors="surrogateescape"))
+
+
+def _composed(passphrase: bytes) -> bytes:
+    """A passphrase in Unicode's normal form C, so that it is the same from all keyboards and
+    programs. What is no UTF-8 stays as it is."""
+    try:
+        text = passphrase.decode()
+    except UnicodeDecodeError:
+        return passphrase
+    return passphrase if text.isascii() else unicodedata.normalize("NFC", text).encode()
 
 
 def _read(path: str) -> bytes:

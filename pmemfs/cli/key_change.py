@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from pmemfs.cli.key_asking import (
@@ -16,6 +18,7 @@ from pmemfs.cli.key_asking import (
 from pmemfs.cli.options import reporting
 from pmemfs.cli.paths import A_DIRECTORY, ANY_PATH
 from pmemfs.errors import NoSuchKey
+from pmemfs.media.keyreport import SALT_BYTES
 
 
 @click.command("change")
@@ -33,10 +36,11 @@ def key_change(
 
     First what unlocks the key so far is asked for, then twice what is to unlock it from now on; of
     a pipe, these are the first two lines. The key may be locked, and stays so. Other ways to unlock
-    it stay as well, and no file is touched. Who has a copy of the pool from before can still unlock
-    that with what was changed.
+    it stay as well, and no file is touched. If the new one is one of these already, one way is left
+    of the two. Who has a copy of the pool from before can still unlock that with what was changed.
 
-    If what was given does not unlock the key, the exit code is 1, and nothing is changed.
+    If what was given does not unlock the key, the exit code is 1, and nothing is changed, whatever
+    the new one unlocks. If both are the same, the exit code is 2.
     """
     mount = key_mount(mountpoint)
     if find_key(mount, name) is None:
@@ -44,7 +48,8 @@ def key_change(
     old = given_secret(f"Passphrase for the key '{name}'", key_file, passphrase=passphrase)
     new = given_secret(f"New passphrase for the key '{name}'", new_key_file, is_new=True)
     now = ask_about(
-        mount, "key-change", name=name, **old, new_secret=new["secret"], new_kind=new["kind"]
-    )
+        mount, "key-change", name=name, **old, new_secret=new["secret"], new_kind=new["kind"],
+        salt=os.urandom(SALT_BYTES).hex(),
+    )  # fmt: skip
     print_key(now, f"the {new['kind']} unlocks the key '{name}' from now on, and the {old['kind']} "
               "of before does not", as_json=as_json)  # fmt: skip

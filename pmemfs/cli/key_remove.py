@@ -12,20 +12,28 @@ from pmemfs.cli.key_asking import (
     key_mount,
     name_option,
     print_key,
-    secret_options,
 )
 from pmemfs.cli.options import Count, reporting
-from pmemfs.cli.paths import A_DIRECTORY
+from pmemfs.cli.paths import A_DIRECTORY, ANY_PATH
 from pmemfs.errors import BadUsage, NoSuchKey
 
 
 @click.command("remove")
 @click.argument("mountpoint", type=A_DIRECTORY)
 @name_option
-@secret_options
+@click.option(
+    "--passphrase",
+    is_flag=True,
+    help="The way of a passphrase, which is asked for. Of a pipe, it is one line.",
+)
+@click.option("--key-file", type=ANY_PATH, metavar="FILE", help="The way of this key file.")
 @click.option("--way", type=Count(1, 9999), metavar="NUMBER",
               help="The way of this number, as 'pmemfs key list' shows it.")  # fmt: skip
-@click.option("--force", is_flag=True, help="Remove the last way, too: the files are lost then.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Remove the last way, too, without a question: the files are lost then.",
+)
 @reporting
 def key_remove(
     mountpoint: str, name: str, key_file: str | None, way: int | None, *, passphrase: bool,
@@ -33,10 +41,14 @@ def key_remove(
 ) -> None:  # fmt: skip
     """Remove a way to unlock a key: a passphrase, a key file, or the way of a number.
 
+    With none of --passphrase, --key-file and --way nothing is asked for: the only way is meant. If
+    there are several, the exit code is 2, or with --force all of them are removed.
+
     No file is touched. The last way stays, exit code 3, unless --force removes it, and with it all
     files that are encrypted with the key: they can be read until the key is locked or the pool is
-    unmounted, and never again. Who has a copy of the pool from before can still unlock that with
-    what was removed.
+    unmounted, and never again. Until then 'pmemfs key add' takes that back.
+
+    Who has a copy of the pool from before can still unlock that with what was removed.
     """
     if way is not None and (key_file is not None or passphrase):
         raise BadUsage(why="--way, --passphrase and --key-file exclude each other")
@@ -51,7 +63,8 @@ def key_remove(
         mount, "key-remove", name=name, way=way, **({"is_forced": True} if force else {}), **secret
     )  # fmt: skip
     left = f"can be unlocked in {in_ways(now)} now" if now.ways else (
-        "can't be unlocked any more once it is locked or the pool is unmounted"
+        "can't be unlocked any more once it is locked or the pool is unmounted; until then "
+        "'pmemfs key add' takes that back"
         if now.is_unlocked else "can't be unlocked any more"
     )  # fmt: skip
     print_key(now, f"the key '{name}' {left}", as_json=as_json)

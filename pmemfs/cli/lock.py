@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from pmemfs.cli.find import ask
@@ -16,8 +18,13 @@ from pmemfs.observe.answers import json_values
 @click.command()
 @click.argument("directory", type=A_DIRECTORY)
 @click.option("--key", "name", metavar="KEY", help="This key, and not that of DIRECTORY.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Lock a key that nothing unlocks any more, too: the files are lost then.",
+)
 @reporting
-def lock(directory: str, name: str | None, as_json: bool) -> None:
+def lock(directory: str, name: str | None, *, force: bool, as_json: bool) -> None:
     """Lock the key of an encrypted directory, and forget it.
 
     All directories of the same key are locked then: their names are shown encoded, and no file of
@@ -27,9 +34,14 @@ def lock(directory: str, name: str | None, as_json: bool) -> None:
     While a file is open the key stays unlocked, and the exit code is 16; the sentence names the
     file and the process. A key that is locked already stays so, and that is no failure. To unmount
     locks all keys.
+
+    A key whose last way to unlock it was removed stays unlocked, exit code 3, unless --force locks
+    it; 'pmemfs key add' lets something unlock it again.
     """
     mount, inode = key_directory(directory)
-    which = {"name": name} if name is not None else {"inode": inode}
+    which: dict[str, Any] = {"name": name} if name is not None else {"inode": inode}
+    if force:
+        which["is_forced"] = True
     locked = ask(mount, "lock", Locked, timeout_seconds=PATIENCE_SECONDS, path=directory, **which)
     if as_json:
         print_json(json_values(locked))

@@ -3,14 +3,16 @@
 key-list                                            KeyReports
 key-find    inode or name                           KeyReport
 key-add     name, secret                            KeyReport
-key-change  name, secret, new secret                KeyReport
+key-change  name, secret, new secret, salt          KeyReport
 key-remove  name; secret, way number; whether all   KeyReport
 encrypt     inode, name, path                       KeyReport
 unlock      inode or name, secret                   KeyReport
-lock        inode or name                           Locked
+lock        inode or name; whether forced           Locked
 
 A secret is a passphrase or the bytes of a key file, in Base64. Invariants:
 - no secret is logged, nor in an answer;
+- a command asks again when the daemon dies before it answers. What has changed by then is known by
+  what the request alone can have stored, never by that it looks as if it had been changed;
 - one of these is carried out at a time. What takes long, to unwrap a key, goes on in a thread, and
   takes much memory.
 """
@@ -20,7 +22,7 @@ from __future__ import annotations
 import binascii
 import errno
 from base64 import b64decode
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
@@ -40,6 +42,8 @@ from pmemfs.errors import (
     NoSuchKey,
     NoSuchWay,
     NotEncrypted,
+    NoWayLeft,
+    SameSecret,
     WhichWay,
     WrongKey,
     sentence_of,
@@ -49,6 +53,7 @@ from pmemfs.fuse.handlers.handlers import Handlers
 from pmemfs.media.inode import ROOT
 from pmemfs.media.keyreport import (
     MOST_NAME_BYTES,
+    SALT_BYTES,
     KeyReport,
     KeyReports,
     KeyWay,
@@ -90,6 +95,9 @@ class KeyMethods:
         self._protect = protect
         self._store = KeyStore(fs.store, fs.xattrs)
         self._turn = trio.Lock()
+        self._lost_names: dict[bytes, str] = {}
+        """Of keys that are unlocked and that nothing unlocks any more, if this daemon removed the
+        last way."""
 
     def methods(self) -> dict[str, Callable[..., Awaitable[Any]]]:
         """All of them, by name."""
@@ -126,9 +134,9 @@ class KeyMethods:
         check_name(name)
         new = _secret(secret, kind)
         async with self._turn:
-            key_id = self._store.named(name)
+            key_id = self._named(name)
             if key_id is not None:
-                await self._add_way(name, key_id, new)
+                await self._add_way(self._name(key_id) or name, key_id, new)
                 return _values(self._report(key_id))
             slot = self._slot()
             try:
@@ -141,26 +149,29 @@ class KeyMethods:
             return _values(self._report(key_id))
 
     async def change(
-        self, name: str, secret: str, kind: str, new_secret: str, new_kind: str
+        self, name: str, secret: str, kind: str, new_secret: str, new_kind: str, salt: str
     ) -> dict[str, Any]:
-        """Replace the way that a secret unlocks by another. Raises NoSuchKey, BadSecret, WrongKey,
-        OSError."""
-        old, new = _secret(secret, kind), _secret(new_secret, new_kind)
+        """Replace the way that a secret unlocks by another, and what the new one unlocked already,
+        too. `salt` is random hexadecimal digits of this request alone. Raises NoSuchKey, BadSecret,
+        SameSecret, LostKey, WrongKey, OSError."""
+        old, new, own = _secret(secret, kind), _secret(new_secret, new_kind), _salt(salt)
         async with self._turn:
             key_id = self._key_id(None, name)
+            if old == new:
+                raise SameSecret(name=name, kind=new_kind)
+            ways = self._store.of_key(key_id)
+            if any(way.wrapped and way.wrapped.salt == own for way in ways):
+                # A daemon that has died has done it, and has answered nobody.
+                return _values(self._report(key_id))
             slot = self._slot()
             try:
-                try:
-                    way = await self._unwrap(key_id, old, slot)
-                except WrongKey:
-                    # A daemon that has died may have done it, and have answered nobody.
-                    await self._unwrap(key_id, new, slot)
-                else:
-                    key = name_of(self._store.of_key(key_id))
-                    value = await self._in_thread(
-                        wrapped, key, key_id, new, self._keyring.secrets, slot
-                    )
-                    self._storing(partial(self._store.replace, way, value))
+                replaced = await self._unlocked_by(key_id, old, slot)
+                same = await self._unlocked_by(key_id, new, slot)
+                await self._unwrap(key_id, old, slot)
+                value = await self._in_thread(
+                    wrapped, name_of(ways), key_id, new, self._keyring.secrets, slot, own
+                )
+                self._storing(partial(self._store.replace, [*replaced, *same], value))
             finally:
                 self._keyring.give_back(slot)
             return _values(self._report(key_id))
@@ -179,7 +190,8 @@ class KeyMethods:
                 wanted = _secret(secret, kind)
                 slot = self._slot()
                 try:
-                    chosen = [await self._unwrap(key_id, wanted, slot)]
+                    chosen = await self._unlocked_by(key_id, wanted, slot)
+                    await self._unwrap(key_id, wanted, slot)
                 finally:
                     self._keyring.give_back(slot)
             elif way is not None:
@@ -194,12 +206,19 @@ class KeyMethods:
             if not left and not is_forced:
                 raise LastWay(name=name)
             self._storing(partial(self._store.remove, chosen))
+            if not self._store.of_key(key_id) and self._keyring.is_unlocked(key_id):
+                self._lost_names[key_id] = name
             return _values(self._report(key_id))
 
     async def encrypt(self, inode: int, name: str, path: str) -> dict[str, Any]:
         """Encrypt an empty directory with a key. Raises NoSuchKey, NoKey, CannotEncrypt."""
         key_id = self._key_id(None, name)
         self._check_unlocked(key_id, name)
+        if not self._store.of_key(key_id):
+            why = (
+                f"nothing unlocks the key {name!r} any more; 'pmemfs key add' lets something do so"
+            )
+            raise CannotEncrypt(errno.ENOKEY, path=path, why=why)
         try:
             self._fs.properties.encrypt(inode, key_id)
         except OSError as error:
@@ -229,14 +248,18 @@ class KeyMethods:
             return _values(self._report(key_id))
 
     async def lock(
-        self, inode: int | None = None, name: str | None = None, path: str = ""
-    ) -> dict[str, Any]:
-        """Lock a key, if it is not locked. Raises NoSuchKey, NotEncrypted, KeyInUse."""
+        self, inode: int | None = None, name: str | None = None, path: str = "",
+        is_forced: bool = False,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Lock a key, if it is not locked; one that nothing would unlock again only if that is
+        forced. Raises NoSuchKey, NotEncrypted, NoWayLeft, KeyInUse."""
         async with self._turn:
             key_id = self._key_id(inode, name, path)
-            key = name_of(self._store.of_key(key_id)) or key_id.hex()
+            key = self._name(key_id) or key_id.hex()
             if not self._keyring.is_unlocked(key_id):
                 return _values(Locked(key, key_id.hex(), was_locked=True))
+            if not is_forced and not any(way.wrapped for way in self._store.of_key(key_id)):
+                raise NoWayLeft(name=key)
             await self._wait_until_closed(key_id, key)
             # Nothing is awaited in between, so nothing else is opened.
             kept = kept_of(self._fs, key_id)
@@ -247,6 +270,7 @@ class KeyMethods:
                 self._keyring.keep_unlocked(key_id)
                 raise
             self._keyring.lock(key_id)
+            self._lost_names.pop(key_id, None)
             return _values(Locked(key, key_id.hex(), was_locked=False))
 
     def _slot(self) -> int:
@@ -260,7 +284,7 @@ class KeyMethods:
     def _key_id(self, inode: int | None, name: str | None, path: str = "") -> bytes:
         """The key of a name, or of an inode. Raises NoSuchKey, NotEncrypted, OSError."""
         if name is not None:
-            key_id = self._store.named(name)
+            key_id = self._named(name)
             if key_id is None:
                 raise NoSuchKey(name=name)
             return key_id
@@ -269,6 +293,19 @@ class KeyMethods:
         if transform is None or not any(transform.key_id):
             raise NotEncrypted(path=path or f"inode {number}")
         return transform.key_id
+
+    def _named(self, name: str) -> bytes | None:
+        """The ID of the key of a name; None if there is none. One that is unlocked and that nothing
+        unlocks any more has its ID as a name, too: its name is stored nowhere."""
+        stored = self._store.named(name)
+        if stored is not None:
+            return stored
+        lost = self._keyring.unlocked - set(self._store.key_ids())
+        return next((id_ for id_ in lost if name in (self._name(id_), id_.hex())), None)
+
+    def _name(self, key_id: bytes) -> str:
+        """The name of a key; "" if nobody knows it."""
+        return name_of(self._store.of_key(key_id)) or self._lost_names.get(key_id, "")
 
     def _check_unlocked(self, key_id: bytes, name: str) -> None:
         if not self._keyring.is_unlocked(key_id):
@@ -291,14 +328,22 @@ class KeyMethods:
         value = await self._in_thread(wrapped, name, key_id, new, self._keyring.secrets, slot)
         self._storing(partial(self._store.add, key_id, value))
 
-    async def _unwrap(self, key_id: bytes, secret: Secret, slot: int) -> Way:
-        """Put a key into a slot; the way that the secret has unlocked. Raises LostKey, WrongKey."""
+    async def _unlocked_by(self, key_id: bytes, secret: Secret, slot: int) -> Sequence[Way]:
+        """All ways to unlock a key that a secret unlocks, by trying them in a slot."""
+        return [
+            way
+            for way in self._store.of_key(key_id)
+            if await self._in_thread(way.is_unlocked_by, secret, self._keyring.secrets, slot)
+        ]
+
+    async def _unwrap(self, key_id: bytes, secret: Secret, slot: int) -> None:
+        """Put a key into a slot. Raises LostKey, WrongKey."""
         ways = self._store.of_key(key_id)
         if not ways:
             raise LostKey(key_id=key_id.hex())
         for way in ways:
             if await self._in_thread(way.is_unlocked_by, secret, self._keyring.secrets, slot):
-                return way
+                return
         word = _WORDS[secret.kind]
         if any(way.wrapped and way.wrapped.kind == secret.kind for way in ways):
             why = f"the {word} is wrong"
@@ -349,7 +394,7 @@ class KeyMethods:
     def _report(self, key_id: bytes) -> KeyReport:
         ways = self._store.of_key(key_id)
         return KeyReport(
-            name=name_of(ways),
+            name=self._name(key_id),
             key_id=key_id.hex(),
             is_unlocked=self._keyring.is_unlocked(key_id),
             ways=tuple(
@@ -383,6 +428,17 @@ def _secret(text: str, kind: str) -> Secret:
         raise BadSecret(what="this", why=f"its kind is none of {', '.join(_KINDS)}")
     check_secret(raw, kind)
     return Secret(_KINDS[kind], raw)
+
+
+def _salt(digits: str) -> bytes:
+    """Raises BadSecret."""
+    try:
+        salt = bytes.fromhex(digits)
+    except ValueError:
+        salt = b""
+    if len(salt) != SALT_BYTES:
+        raise BadSecret(what="this", why=f"its salt has not {2 * SALT_BYTES} hexadecimal digits")
+    return salt
 
 
 def _values(report: Any) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from typing import NamedTuple
 from pmemfs.errors import BadSecret
 
 MOST_NAME_BYTES = 64
+SALT_BYTES = 16
+"""Of what a wrapping has for itself alone."""
 _LEAST_KEY_FILE_BYTES = 32
 _MOST_SECRET_BYTES = 64 * 1024
 

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import os
+import subprocess
+import unicodedata
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from kit.commands import pmemfs, pmemfs_here, pmemfs_ok, refused
+from kit.commands import BIN, pmemfs, pmemfs_here, pmemfs_ok, refused
 from kit.fs_mounts import create_fs
 from kit.keys import add_key, encrypted, keys_of, new_key_file, states, told, typed
 from kit.mounts import Mounted, PoolMaker
+from pmemfs.cli.find import ask
+from pmemfs.errors import PmemfsError
 from pmemfs.logs import log_file
+from pmemfs.media.keyreport import KeyReport
+from pmemfs.mountinfo import mount_at
 
 pytestmark = [pytest.mark.mount]
 
@@ -97,12 +104,111 @@ def test_a_passphrase_that_was_changed_unlocks_no_more_and_the_new_one_does(
     change = ("key", "change", mounted.mountpoint, "--name", "work")
     refused(told(["no", "the new one"], *change), 1, "the passphrase is wrong")
     assert told(["the old one", "the new one"], *change).code == 0
-    # The answer may have been lost, and then a command asks again.
-    assert told(["the old one", "the new one"], *change).code == 0
+    # Whoever says it again is told that the old one is wrong, for so it is now.
+    refused(told(["the old one", "the new one"], *change), 1, "the passphrase is wrong")
+    refused(told(["no", "the new one"], *change), 1, "the passphrase is wrong")
+    refused(told(["the new one", "the new one"], *change), 2, "nothing was changed", "of before")
     assert states(mounted) == {"work": False}
     assert ways_of(mounted) == [(1, "passphrase")]
     refused(told(["the old one"], "unlock", directory), 1, "the passphrase is wrong")
     assert told(["the new one"], "unlock", directory).code == 0
+
+
+def test_an_answer_to_a_change_that_was_lost_is_given_to_who_asks_again_and_to_nobody_else(
+    mounted: Mounted,
+) -> None:
+    told(["old"], "key", "add", mounted.mountpoint, "--name", "work")
+
+    def ask_change(old: str, salt: str) -> object:
+        texts = {"secret": old, "new_secret": "new"}
+        given = {name: base64.b64encode(text.encode()).decode() for name, text in texts.items()}
+        kinds = {"kind": "passphrase", "new_kind": "passphrase"}
+        mount = mount_at(str(mounted.mountpoint))
+        assert mount is not None
+        return ask(mount, "key-change", KeyReport, name="work", salt=salt, **given, **kinds)
+
+    first, other = "01" * 16, "02" * 16
+    once = ask_change("old", first)
+    assert ask_change("old", first) == once
+    for old in ("old", "no"):
+        with pytest.raises(PmemfsError, match="the passphrase is wrong"):
+            ask_change(old, other)
+    with pytest.raises(PmemfsError, match="hexadecimal"):
+        ask_change("new", "0102")
+
+
+def test_a_change_to_what_unlocks_the_key_already_leaves_one_way_of_both(
+    pools: PoolMaker, mounted: Mounted
+) -> None:
+    at = mounted.mountpoint
+    for phrase in ("one", "leaked", "other"):
+        told([phrase], "key", "add", at, "--name", "work")
+    directory = encrypted(mounted)
+    change = ("key", "change", at, "--name", "work")
+    refused(told(["leakde", "one"], *change), 1, "the passphrase is wrong")
+    assert len(ways_of(mounted)) == 3
+    assert told(["leaked", "one"], *change).code == 0
+    assert ways_of(mounted) == [(2, "passphrase"), (3, "passphrase")]
+    pmemfs_ok("lock", directory)
+    refused(told(["leaked"], "unlock", directory), 1, "the passphrase is wrong")
+    assert told(["one"], "unlock", directory).code == 0
+    remove = ("key", "remove", at, "--name", "work", "--passphrase")
+    assert "in 1 way now" in told(["one"], *remove).out
+    refused(told(["one"], *remove), 1, "the passphrase is wrong")
+
+
+def test_a_key_whose_last_way_was_removed_takes_a_new_one_and_is_locked_only_by_force(
+    pools: PoolMaker, mounted: Mounted
+) -> None:
+    at, path = mounted.mountpoint, add_key(mounted)
+    directory = encrypted(mounted)
+    (directory / "file").write_text("content")
+    (at / "more").mkdir()
+    key_id = keys_of(mounted)[0]["key_id"]
+    remove = ("key", "remove", at, "--name", "work", "--force")
+    said = pmemfs_ok(*remove)
+    assert "'pmemfs key add' takes that back" in said
+    refused(pmemfs("lock", directory), 3, "nothing unlocks the key 'work'", "--force")
+    refused(pmemfs("encrypt", at / "more", "--key", "work"), 1, "nothing unlocks")
+    pmemfs_ok("key", "add", at, "--name", "work", "--key-file", path)
+    pmemfs_ok("lock", directory)
+    pmemfs_ok("unlock", directory, "--key-file", path)
+    assert [(key["name"], key["key_id"]) for key in keys_of(mounted)] == [("work", key_id)]
+    # Whoever takes the mount over does not know the name.
+    pmemfs_ok(*remove)
+    pmemfs_ok("upgrade", at)
+    assert [(key["name"], key["key_id"]) for key in keys_of(mounted)] == [("", key_id)]
+    refused(pmemfs("lock", directory), 3, key_id)
+    pmemfs_ok("key", "add", at, "--name", key_id, "--key-file", path)
+    mounted = again(pools, mounted)
+    pmemfs_ok("unlock", directory, "--key-file", path)
+    assert (directory / "file").read_text() == "content"
+
+
+def test_a_passphrase_is_the_same_with_either_line_end_and_however_it_is_composed(
+    mounted: Mounted,
+) -> None:
+    def piped(raw: bytes, *words: object) -> int:
+        command = [BIN / "pmemfs", *map(str, words)]
+        return subprocess.run(command, input=raw, capture_output=True, check=False).returncode
+
+    composed, apart = (unicodedata.normalize(form, "caf\u00e9") for form in ("NFC", "NFD"))
+    assert piped(f"{apart}\r\n".encode(), "key", "add", mounted.mountpoint, "--name", "work") == 0
+    directory = encrypted(mounted)
+    for text in (f"{composed}\n", f"{composed}\r\n", f"{apart}\n", composed):
+        pmemfs_ok("lock", directory)
+        assert piped(text.encode(), "unlock", directory) == 0
+    pmemfs_ok("lock", directory)
+    for text in (f"{composed} \n", f" {composed}\n", f"{composed}\n\n", f"{composed}\r\r\n"):
+        assert (piped(text.encode(), "unlock", directory) == 0) == (text == f"{composed}\n\n")
+        pmemfs_ok("lock", directory)
+    assert piped(b"\xff\xfe\n", "key", "add", mounted.mountpoint, "--name", "raw") == 0
+
+
+def test_the_command_that_a_new_key_is_told_with_is_one_for_a_shell(mounted: Mounted) -> None:
+    path = new_key_file(mounted.pool.parent)
+    said = pmemfs_ok("key", "add", mounted.mountpoint, "--name", "a b", "--key-file", path)
+    assert "--key 'a b'" in said
 
 
 def test_a_key_has_several_ways_to_unlock_it_and_each_is_enough(
@@ -113,9 +219,8 @@ def test_a_key_has_several_ways_to_unlock_it_and_each_is_enough(
     add = ("key", "add", mounted.mountpoint, "--name", "work")
     assert "in 2 ways now" in told(["a passphrase"], *add).out
     second = new_key_file(tmp_path)
-    for _ in range(2):
-        # The answer may have been lost, and then a command asks again.
-        assert "in 3 ways now" in pmemfs_ok(*add, "--key-file", second)
+    assert "in 3 ways now" in pmemfs_ok(*add, "--key-file", second)
+    assert "already, in 3 ways as before" in pmemfs_ok(*add, "--key-file", second)
     assert ways_of(mounted) == [(1, "key file"), (2, "passphrase"), (3, "key file")]
     assert len(keys_of(mounted)) == 1
     for path in (first, second):
@@ -150,8 +255,8 @@ def test_ways_are_removed_by_what_they_are_or_by_number_and_the_last_one_is_kept
     assert ways_of(mounted) == [(1, "key file")]
     assert "once it is locked" in pmemfs_ok(*remove, "--force")
     (key,) = keys_of(mounted)
-    assert (key["name"], key["is_unlocked"], key["ways"]) == ("", True, [])
-    pmemfs_here("lock", directory)
+    assert (key["name"], key["is_unlocked"], key["ways"]) == ("work", True, [])
+    pmemfs_here("lock", directory, "--force")
     assert keys_of(mounted) == []
     refused(pmemfs("unlock", directory), 1, key["key_id"], "can't be read")
 

@@ -141,6 +141,33 @@ def test_a_kill_while_a_key_is_locked_or_unlocked_leaves_it_one_or_the_other(
 
 
 @native_only
+def test_a_kill_while_a_passphrase_is_changed_answers_as_without_it(pools: PoolMaker) -> None:
+    mounted = mount_kept(pools, create_fs(pools, "fs0", "64M"))
+    told(["phrase 0"], "key", "add", mounted.mountpoint, "--name", "work")
+    directory = encrypted(mounted)
+    chance = random.Random(2)
+    words = [BIN / "pmemfs", "key", "change", mounted.mountpoint, "--name", "work"]
+    for number in range(ROUNDS // 3):
+        new = f"phrase {number + 1}"
+        for old, code in (("a wrong one", 1), (f"phrase {number}", 0), (f"phrase {number}", 1)):
+            with subprocess.Popen(
+                list(map(str, words)), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT, text=True,
+            ) as asking:  # fmt: skip
+                assert asking.stdin is not None
+                asking.stdin.write(f"{old}\n{new}\n")
+                asking.stdin.close()
+                time.sleep(chance.uniform(0.3, 2))
+                kill(mounted, DAEMON)
+                assert asking.stdout is not None
+                said = asking.stdout.read()
+            assert asking.returncode == code, said
+        pmemfs_ok("lock", directory)
+        assert told([f"phrase {number}"], "unlock", directory).code == 1
+        assert told([new], "unlock", directory).code == 0
+
+
+@native_only
 def test_an_upgrade_passes_keys_on(pools: PoolMaker) -> None:
     mounted = mount_kept(pools, create_fs(pools, "fs0", "64M"))
     add_key(mounted)

@@ -129,7 +129,7 @@ def add_third(store: KeyStore, secrets: Secrets) -> None:
 
 
 def change_first(store: KeyStore, secrets: Secrets) -> None:
-    store.replace(store.of_key(secrets.key_id(KEY))[0], value(secrets, THIRD))
+    store.replace(store.of_key(secrets.key_id(KEY))[:1], value(secrets, THIRD))
 
 
 def remove_first(store: KeyStore, secrets: Secrets) -> None:

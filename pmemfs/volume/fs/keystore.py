@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from pmemfs.clock import coarse_ns
 from pmemfs.media.inode import ROOT
+from pmemfs.media.keyreport import SALT_BYTES
 from pmemfs.media.keys import (
     AUTHENTICATED_BYTES,
     WRAPPED_KEY,
@@ -28,7 +29,6 @@ from pmemfs.transform.secrets import Secrets
 from pmemfs.volume.fs.store import Store
 from pmemfs.volume.fs.xattrs import Xattrs
 
-SALT_BYTES = 16
 SCRYPT_LOG2_N, SCRYPT_R, SCRYPT_P = 17, 8, 1
 """128 MiB and some tenths of a second for each guess of a passphrase. Source: OWASP, Password
 Storage Cheat Sheet."""
@@ -73,14 +73,17 @@ class Way(NamedTuple):
         )  # fmt: skip
 
 
-def wrapped(name: str, key_id: bytes, secret: Secret, secrets: Secrets, slot: int) -> bytes:
+def wrapped(
+    name: str, key_id: bytes, secret: Secret, secrets: Secrets, slot: int, salt: bytes = b""
+) -> bytes:
     """The key in a slot, wrapped, as it is stored. Takes long, and touches nothing but secret
-    memory. Raises OSError."""
+    memory. `salt` is random, and of this wrapping alone; without it, one is made. Raises
+    OSError."""
     is_passphrase = secret.kind is WrappedKind.PASSPHRASE
     log2_n, r, p = (SCRYPT_LOG2_N, SCRYPT_R, SCRYPT_P) if is_passphrase else (0, 0, 0)
     key = WrappedKey(
         kind=secret.kind, log2_n=log2_n, r=r, p=p, created_ns=coarse_ns(), key_id=key_id, name=name,
-        salt=os.urandom(SALT_BYTES),
+        salt=salt or os.urandom(SALT_BYTES),
     )  # fmt: skip
     head = WRAPPED_KEY.pack(key)[:AUTHENTICATED_BYTES]
     return head + secrets.wrap(slot, secret.text, key.salt, log2_n, r, p, head)
@@ -126,9 +129,11 @@ class KeyStore:
         self._change({key_attribute(key_id, number): value})
         return number
 
-    def replace(self, way: Way, value: bytes) -> None:
-        """Store another way in place of one. Raises OSError."""
-        self._change({way.attribute: value})
+    def replace(self, ways: Sequence[Way], value: bytes) -> None:
+        """Store another way in place of one or more, under the number of the first. Raises
+        OSError."""
+        first, *others = ways
+        self._change({first.attribute: value, **{way.attribute: None for way in others}})
 
     def remove(self, ways: Iterable[Way]) -> None:
         """Remove some ways at once. Raises OSError."""
