@@ -33,7 +33,8 @@ packages_to_build() {
     { command -v pkg-config >/dev/null && pkg-config --exists liburing; } || echo liburing-dev
     command -v fusermount3 >/dev/null || echo fuse3
     # Loaded when the first key of an encrypted directory is used; its headers aren't needed.
-    PATH=$PATH:/sbin ldconfig -p | grep -q 'libcrypto\.so\.3 ' || libcrypto_package
+    # Not grep -q, which ends at the first line: ldconfig would fail for what it could not say.
+    PATH=$PATH:/sbin ldconfig -p | grep 'libcrypto\.so\.3 ' >/dev/null || libcrypto_package
     if [ -z "$python" ]; then
         # Debian 12 and Ubuntu 24.04 have 3.11 or newer as python3; Ubuntu 22.04 has it beside.
         if apt-cache show python3.11 >/dev/null 2>&1; then
