@@ -7,6 +7,7 @@ import inspect
 import logging
 import struct
 from collections.abc import Callable
+from functools import partial
 from string import Formatter
 from typing import Any
 
@@ -71,8 +72,12 @@ def test_every_error_of_ours_has_an_errno_an_exit_code_and_a_sentence(
         own: dict[type[PmemfsError], Callable[[], PmemfsError]] = {
             errors.Interrupted: lambda: errors.Interrupted(15),
             errors.OutputLost: lambda: errors.OutputLost(OSError(errno.ENOSPC, "full")),
-            errors.CannotPin: lambda: errors.CannotPin(errno.ENOSPC, **facts),
         }
+        # These take the errno first, since it is not always the same.
+        for numbered in (
+            errors.CannotPin, errors.CannotTransform, errors.CannotStoreKey, errors.CannotEncrypt,
+        ):  # fmt: skip
+            own[numbered] = partial(numbered, errno.ENOSPC, **facts)
         error = own[kind]() if kind in own else kind(**facts)
         sentence = str(error)
         assert "{" not in sentence
