@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-
 import click
 
 from pmemfs.cli.catalogue import ABOUT, COMMANDS, HELP_OPTIONS, first_word, help_text
 from pmemfs.cli.early import raise_interrupts
+from pmemfs.cli.group import loaded
 from pmemfs.cli.options import reporting
 from pmemfs.cli.running import asks_for_json, run_guarded
 
@@ -23,8 +22,7 @@ class LazyGroup(click.Group):
         """Load a command."""
         if cmd_name not in COMMANDS:
             return None
-        module, _, name = COMMANDS[cmd_name][0].partition(":")
-        command: click.Command = getattr(importlib.import_module(module), name)
+        command = loaded(COMMANDS[cmd_name][0])
         raise_interrupts()
         return command
 

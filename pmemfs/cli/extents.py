@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import stat
 
 import click
@@ -11,9 +10,9 @@ from pmemfs.cli.find import ask
 from pmemfs.cli.options import reporting
 from pmemfs.cli.output import print_json, print_table, say
 from pmemfs.cli.paths import ANY_PATH
-from pmemfs.errors import NoExtents, NoSuchSource, NotMounted
-from pmemfs.medium.source import check_path
-from pmemfs.mountinfo import Mount, mount_of_device
+from pmemfs.cli.place import find_place
+from pmemfs.errors import NoExtents
+from pmemfs.mountinfo import Mount
 from pmemfs.observe.answers import ExtentReport, FileExtents, json_values
 from pmemfs.text import counted
 from pmemfs.units import format_size
@@ -70,14 +69,7 @@ def _ask(mount: Mount, inode: int) -> FileExtents:
 
 def find_file(path: str) -> tuple[Mount, int]:
     """The mount that a file is of, and its inode. Raises PmemfsError."""
-    check_path(path)
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        raise NoSuchSource(path=path, why=(error.strerror or str(error)).lower()) from None
-    mount = mount_of_device(status.st_dev)
-    if mount is None or not mount.is_ours:
-        raise NotMounted(path=path, what="in a pmemfs mount: it is on another file system")
+    mount, status = find_place(path)
     if not stat.S_ISREG(status.st_mode):
         raise NoExtents(path=path, why="it is not a regular file")
     return mount, status.st_ino

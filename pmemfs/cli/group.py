@@ -22,8 +22,11 @@ class LazyCommands(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Load a command."""
-        if cmd_name not in self._places:
-            return None
-        module, _, name = self._places[cmd_name].partition(":")
-        command: click.Command = getattr(importlib.import_module(module), name)
-        return command
+        return loaded(self._places[cmd_name]) if cmd_name in self._places else None
+
+
+def loaded(place: str) -> click.Command:
+    """The command at a place: a module, a colon, and its name there."""
+    module, _, name = place.partition(":")
+    command: click.Command = getattr(importlib.import_module(module), name)
+    return command

@@ -7,7 +7,6 @@ never a word of a command line, nor in the environment, because every user may s
 from __future__ import annotations
 
 import base64
-import os
 import sys
 import unicodedata
 from collections.abc import Callable
@@ -19,11 +18,11 @@ import click
 from pmemfs.cli.find import ask, require_mount
 from pmemfs.cli.output import print_json, say
 from pmemfs.cli.paths import ANY_PATH
-from pmemfs.errors import BadSecret, BadUsage, NoKeysHere, NoSuchSource, NotMounted
+from pmemfs.cli.place import find_place, require_files
+from pmemfs.errors import BadSecret, BadUsage, NoKeysHere, NoSuchSource
 from pmemfs.media.keyreport import KeyReport, KeyReports, check_secret
-from pmemfs.medium.source import check_path
-from pmemfs.mountinfo import Mount, mount_of_device
-from pmemfs.observe.answers import MountStatus, json_values
+from pmemfs.mountinfo import Mount
+from pmemfs.observe.answers import json_values
 from pmemfs.text import counted
 
 PATIENCE_SECONDS = 300
@@ -50,22 +49,15 @@ name_option = click.option("--name", required=True, metavar="KEY", help="The nam
 def key_mount(mountpoint: str) -> Mount:
     """The mount of a file system. Raises NotMounted, NoKeysHere, NoAnswer, NotPermitted."""
     mount = require_mount(mountpoint)
-    _check_mode(mount)
+    require_files(mount, NoKeysHere)
     return mount
 
 
 def key_directory(path: str) -> tuple[Mount, int]:
     """The mount that a path is of, and its inode. Raises NoSuchSource, NotMounted, NoKeysHere,
     NoAnswer, NotPermitted."""
-    check_path(path)
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        raise NoSuchSource(path=path, why=(error.strerror or str(error)).lower()) from None
-    mount = mount_of_device(status.st_dev)
-    if mount is None or not mount.is_ours:
-        raise NotMounted(path=path, what="in a pmemfs mount: it is on another file system")
-    _check_mode(mount)
+    mount, status = find_place(path)
+    require_files(mount, NoKeysHere)
     return mount, status.st_ino
 
 
@@ -156,9 +148,3 @@ def _read(path: str) -> bytes:
             return file.read((64 << 10) + 1)
     except OSError as error:
         raise NoSuchSource(path=path, why=(error.strerror or str(error)).lower()) from None
-
-
-def _check_mode(mount: Mount) -> None:
-    status = ask(mount, "info", MountStatus)
-    if status.pool.mode != "fs":
-        raise NoKeysHere(path=status.pool.path, mode=status.pool.mode)

@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from pmemfs.cli.find import ask
-from pmemfs.errors import NoSuchSource, NotMounted, NoTransformsHere
+from pmemfs.cli.place import find_place, require_files
+from pmemfs.errors import NoTransformsHere
 from pmemfs.media.keyreport import KeyReport
 from pmemfs.media.transformreport import TransformReport
-from pmemfs.medium.source import check_path
-from pmemfs.mountinfo import Mount, mount_of_device
-from pmemfs.observe.answers import MountStatus, json_values
+from pmemfs.mountinfo import Mount
+from pmemfs.observe.answers import json_values
 from pmemfs.units import format_size
 
 
 def find_inode(path: str) -> tuple[Mount, int]:
     """The mounted file system of a file or directory, and its inode. Raises PmemfsError."""
-    check_path(path)
-    try:
-        status = os.lstat(path)
-    except OSError as error:
-        raise NoSuchSource(path=path, why=(error.strerror or str(error)).lower()) from None
-    mount = mount_of_device(status.st_dev)
-    if mount is None or not mount.is_ours:
-        raise NotMounted(path=path, what="in a pmemfs mount: it is on another file system")
-    pool = ask(mount, "info", MountStatus).pool
-    if pool.mode != "fs":
-        # The daemon of another mode has not even heard of the methods.
-        raise NoTransformsHere(path=pool.path, mode=pool.mode)
+    mount, status = find_place(path, follows=False)
+    require_files(mount, NoTransformsHere)
     return mount, status.st_ino
 
 

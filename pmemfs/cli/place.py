@@ -1,0 +1,33 @@
+"""From a path that lies on a mount to that mount. `find` does it for mountpoints and pools."""
+
+from __future__ import annotations
+
+import os
+
+from pmemfs.cli.find import ask
+from pmemfs.errors import NoSuchSource, NotMounted, PmemfsError
+from pmemfs.medium.source import check_path
+from pmemfs.mountinfo import Mount, mount_of_device
+from pmemfs.observe.answers import MountStatus
+
+
+def find_place(path: str, *, follows: bool = True) -> tuple[Mount, os.stat_result]:
+    """The mount that a path lies on, and what stat(2) says of the path, or lstat(2) unless it
+    `follows` symbolic links. Raises NoSuchSource, NotMounted, Silent."""
+    check_path(path)
+    try:
+        status = os.stat(path, follow_symlinks=follows)
+    except OSError as error:
+        raise NoSuchSource(path=path, why=(error.strerror or str(error)).lower()) from None
+    mount = mount_of_device(status.st_dev)
+    if mount is None or not mount.is_ours:
+        raise NotMounted(path=path, what="in a pmemfs mount: it is on another file system")
+    return mount, status
+
+
+def require_files(mount: Mount, refusal: type[PmemfsError]) -> None:
+    """Raise the refusal unless it is a mount of mode fs: the daemon of another mode has not even
+    heard of what is for files. Raises NoAnswer, NotPermitted as well."""
+    pool = ask(mount, "info", MountStatus).pool
+    if pool.mode != "fs":
+        raise refusal(path=pool.path, mode=pool.mode)
