@@ -166,8 +166,11 @@ class KeyMethods:
             slot = self._slot()
             try:
                 replaced = await self._unlocked_by(key_id, old, slot)
+                if not replaced:
+                    raise self._why_not(key_id, old)
                 same = await self._unlocked_by(key_id, new, slot)
-                await self._unwrap(key_id, old, slot)
+                # What was tried last may have left no key in the slot.
+                await self._unwrap(key_id, old, slot, replaced)
                 value = await self._in_thread(
                     wrapped, name_of(ways), key_id, new, self._keyring.secrets, slot, own
                 )
@@ -191,9 +194,10 @@ class KeyMethods:
                 slot = self._slot()
                 try:
                     chosen = await self._unlocked_by(key_id, wanted, slot)
-                    await self._unwrap(key_id, wanted, slot)
                 finally:
                     self._keyring.give_back(slot)
+                if not chosen:
+                    raise self._why_not(key_id, wanted)
             elif way is not None:
                 chosen = [each for each in ways if each.number == way]
                 if not chosen:
@@ -336,14 +340,20 @@ class KeyMethods:
             if await self._in_thread(way.is_unlocked_by, secret, self._keyring.secrets, slot)
         ]
 
-    async def _unwrap(self, key_id: bytes, secret: Secret, slot: int) -> None:
-        """Put a key into a slot. Raises LostKey, WrongKey."""
-        ways = self._store.of_key(key_id)
-        if not ways:
-            raise LostKey(key_id=key_id.hex())
-        for way in ways:
+    async def _unwrap(
+        self, key_id: bytes, secret: Secret, slot: int, ways: Sequence[Way] | None = None
+    ) -> None:
+        """Put a key into a slot, by any way or by one of these. Raises LostKey, WrongKey."""
+        for way in self._store.of_key(key_id) if ways is None else ways:
             if await self._in_thread(way.is_unlocked_by, secret, self._keyring.secrets, slot):
                 return
+        raise self._why_not(key_id, secret)
+
+    def _why_not(self, key_id: bytes, secret: Secret) -> LostKey | WrongKey:
+        """What to say if a secret unlocks a key in no way."""
+        ways = self._store.of_key(key_id)
+        if not ways:
+            return LostKey(key_id=key_id.hex())
         word = _WORDS[secret.kind]
         if any(way.wrapped and way.wrapped.kind == secret.kind for way in ways):
             why = f"the {word} is wrong"
@@ -352,7 +362,7 @@ class KeyMethods:
             why = f"it has a {other}, and no {word}"
         else:
             why = f"what is stored of it is damaged: {ways[0].problem}"
-        raise WrongKey(name=name_of(ways) or key_id.hex(), why=why)
+        return WrongKey(name=name_of(ways) or key_id.hex(), why=why)
 
     async def _in_thread(self, call: Callable[..., T], *args: object) -> T:
         """Do what takes long. Nothing else touches the slot meanwhile."""
