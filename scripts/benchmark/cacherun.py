@@ -7,8 +7,6 @@ for a cell is named in its readings.
 
 import contextlib
 import tempfile
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from benchmark import backing, cachework, fio
@@ -26,15 +24,15 @@ from benchmark.cacheplaces import (
 )
 from benchmark.cacheshapes import HIT_SHAPES, MISS_ORIGINS, READS_32, READS_64, WRITES_32
 from benchmark.cells import GIB, KIB, MIB
-from benchmark.errors import BenchError, SubjectFailed, SubjectUnavailable
+from benchmark.errors import BenchError, SubjectFailed
 from benchmark.fio import Figures, Target
 from benchmark.mountrun import ReadingCell
+from benchmark.readingrun import ReadingBench
 from benchmark.report import Reading, round_ratios
 from benchmark.run import Bench
-from benchmark.stage import Interrupts, Settings, rotated
+from benchmark.stage import Interrupts, rotated
 from benchmark.subjects import Pmemfs
-from benchmark.turns import Turns, ratios_of
-from pmemfs.errors import PmemfsError
+from benchmark.turns import ratios_of
 
 BLOCK_BYTES = 4 * KIB
 SLOW_SECONDS = 0.02
@@ -46,49 +44,15 @@ REPLAY_SECONDS = 600.0
 MOST_FILLING_RUNS = 60
 
 
-class CacheBench:
-    """Takes the readings. ``say`` and ``warn`` as in `Stage`."""
+class CacheBench(ReadingBench):
+    """The readings of mode cache."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        tool: fio.Fio,
-        say: Callable[[str], None],
-        warn: Callable[[str], None],
-    ) -> None:
-        self.failed = False
-        self._settings = settings
-        self._tool = tool
-        self._say = say
-        self._warn = warn
-        self._turns = Turns(settings, tool)
-
-    def measure(
-        self, cells: list[ReadingCell], interrupts: Interrupts, advance: Callable[[], None]
-    ) -> list[Reading]:
-        """All readings of these cells."""
+    def _take(self, cell: ReadingCell, interrupts: Interrupts) -> list[Reading]:
         takers = {"hits": self._hits, "zipf": self._zipf, "writes": self._writes,
                   "peers": self._peers, "attach": self._attach}  # fmt: skip
-        readings: list[Reading] = []
-        for cell in cells:
-            self._say(cell.caption)
-            interrupts.arm()
-            here = Reading(cell.name, cell.name, cell.caption, "ratio")
-            try:
-                if cell.name in takers:
-                    readings += takers[cell.name](interrupts)
-                else:
-                    readings += self._misses(cell, interrupts)
-            except SubjectUnavailable as problem:
-                self._warn(f"{cell.name} is left out: {problem}")
-                readings.append(replace(here, lacking=str(problem)))
-            except (BenchError, OSError, PmemfsError) as problem:
-                self.failed = True
-                self._warn(f"{cell.name}: {problem}")
-                readings.append(replace(here, error=str(problem)))
-            interrupts.disarm()
-            advance()
-        return readings
+        if cell.name in takers:
+            return takers[cell.name](interrupts)
+        return self._misses(cell, interrupts)
 
     # -- hits -----------------------------------------------------------------------------------
 

@@ -11,22 +11,22 @@ import mmap
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 
 import zstandard
 
-from benchmark import backing, corpora, fio, gocryptfs, host
+from benchmark import backing, corpora, gocryptfs, host
 from benchmark.cells import CELLS, KIB, MIB, Cell
-from benchmark.errors import BenchError, SubjectFailed, SubjectUnavailable
+from benchmark.errors import BenchError, SubjectFailed
 from benchmark.fio import Target
 from benchmark.mountrun import ReadingCell
 from benchmark.pmemfsmount import PmemfsMount
+from benchmark.readingrun import ReadingBench
 from benchmark.report import Reading
-from benchmark.stage import Interrupts, Settings, rotated
+from benchmark.stage import Interrupts, rotated
 from benchmark.transformcells import CIPHER_SHAPES, CORPORA, PLAIN_SHAPES
-from benchmark.turns import Turns, ratios_of
+from benchmark.turns import ratios_of
 
 SEQUENTIAL_READ = next(cell for cell in CELLS if cell.name == "seqread")
 # beside the files: what is compressed, metadata, pieces that are being replaced
@@ -41,46 +41,15 @@ QUIET_SECONDS = 0.5
 NEVER_COLD = "cold_seconds=1000000"
 
 
-class TransformBench:
-    """Takes the readings. ``say`` and ``warn`` as in `Stage`."""
+class TransformBench(ReadingBench):
+    """The readings of transformed files."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        tool: fio.Fio,
-        say: Callable[[str], None],
-        warn: Callable[[str], None],
-    ) -> None:
-        self.failed = False
-        self._settings = settings
-        self._turns = Turns(settings, tool)
-        self._say = say
-        self._warn = warn
-
-    def measure(
-        self, cells: list[ReadingCell], interrupts: Interrupts, advance: Callable[[], None]
-    ) -> list[Reading]:
-        """All readings of these cells."""
+    def _take(self, cell: ReadingCell, interrupts: Interrupts) -> list[Reading]:
         takers = {"encrypted": self._encrypted, "gocryptfs": self._gocryptfs,
                   "at-rest": self._at_rest,
                   "cold": self._cold, "beside": self._beside}  # fmt: skip
-        readings: list[Reading] = []
-        for cell in cells:
-            self._say(cell.caption)
-            here = Reading(cell.name, cell.name, cell.caption, "ratio")
-            interrupts.arm()
-            try:
-                with self._mounted(interrupts) as made:
-                    readings += takers[cell.name](made)
-            except SubjectUnavailable as problem:
-                self._warn(f"{cell.name} is left out: {problem}")
-                readings.append(replace(here, lacking=str(problem)))
-            except (BenchError, OSError) as problem:
-                self.failed = True
-                self._warn(f"{cell.name}: {problem}")
-                readings.append(replace(here, error=str(problem)))
-            advance()
-        return readings
+        with self._mounted(interrupts) as made:
+            return takers[cell.name](made)
 
     @contextlib.contextmanager
     def _mounted(self, interrupts: Interrupts) -> Iterator[PmemfsMount]:
