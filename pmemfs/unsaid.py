@@ -1,4 +1,5 @@
-"""What a daemon of another version did not say: a value for the code, and null for programs.
+"""Reports as JSON values, and what a daemon of another version did not say in them: a value for
+the code, and null for programs.
 
 The code goes on with 0, "" or nothing, so that no command has to ask at every member. But a program
 that reads JSON must not take a 0 for what was counted.
@@ -7,7 +8,7 @@ that reads JSON must not take a 0 for what was counted.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 
 class Unsaid:
@@ -43,3 +44,20 @@ def with_nulls(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [with_nulls(item) for item in value]
     return value
+
+
+def json_values(report: NamedTuple) -> dict[str, Any]:
+    """A report as JSON values: what it is made of by name, however deep."""
+    return {name: _json_value(member) for name, member in report._asdict().items()}
+
+
+def _json_value(member: Any) -> Any:
+    if isinstance(member, Unsaid):
+        return member
+    if hasattr(member, "_asdict"):
+        return json_values(member)
+    if isinstance(member, dict):
+        return {key: _json_value(value) for key, value in member.items()}
+    if isinstance(member, list | tuple):
+        return [_json_value(item) for item in member]
+    return member

@@ -36,12 +36,12 @@ from pmemfs.medium.source import (
     make_empty,
     make_file,
 )
-from pmemfs.observe.answers import json_values
 from pmemfs.observe.pool import pool_info
 from pmemfs.pfn import FRAME_BYTES
 from pmemfs.pool import Pool, PoolSpec
 from pmemfs.pool.labels import read_labels
 from pmemfs.units import MIB, format_size, parse_size
+from pmemfs.unsaid import json_values
 from pmemfs.volume.fs.filesystem import FileSystem
 
 _PAGE_SIZES = dict(zip(("4K", "2M", "1G"), PAGE_SIZES_BYTES, strict=True))

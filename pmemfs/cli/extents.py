@@ -13,9 +13,10 @@ from pmemfs.cli.paths import ANY_PATH
 from pmemfs.cli.place import find_place
 from pmemfs.errors import NoExtents
 from pmemfs.mountinfo import Mount
-from pmemfs.observe.answers import ExtentReport, FileExtents, json_values
+from pmemfs.observe.answers import ExtentReport, FileExtents
 from pmemfs.text import counted
 from pmemfs.units import format_size
+from pmemfs.unsaid import json_values
 
 _MOST_EXTENTS = 1 << 20
 

@@ -22,11 +22,11 @@ from pmemfs.observe.answers import (
     MountStatus,
     PinSummary,
     PoolInfo,
-    json_values,
 )
 from pmemfs.pfn import FRAME_BYTES
 from pmemfs.text import counted
 from pmemfs.units import format_size
+from pmemfs.unsaid import json_values
 from pmemfs.volume.fs.space import Space
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ from pmemfs.cli.place import find_place, require_files
 from pmemfs.errors import BadSecret, BadUsage, NoKeysHere, NoSuchSource
 from pmemfs.media.keyreport import KeyReport, KeyReports, check_secret
 from pmemfs.mountinfo import Mount
-from pmemfs.observe.answers import json_values
 from pmemfs.text import counted
+from pmemfs.unsaid import json_values
 
 PATIENCE_SECONDS = 300
 """To try one passphrase takes about a second; a key may have many ways, and a machine much to

@@ -9,7 +9,7 @@ from pmemfs.cli.options import reporting
 from pmemfs.cli.output import print_json, print_table, say
 from pmemfs.cli.paths import A_DIRECTORY
 from pmemfs.media.keyreport import KeyWay
-from pmemfs.observe.answers import json_values
+from pmemfs.unsaid import json_values
 
 
 @click.command("list")

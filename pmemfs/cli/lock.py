@@ -12,7 +12,7 @@ from pmemfs.cli.options import reporting
 from pmemfs.cli.output import print_json, say
 from pmemfs.cli.paths import A_DIRECTORY
 from pmemfs.media.keyreport import Locked
-from pmemfs.observe.answers import json_values
+from pmemfs.unsaid import json_values
 
 
 @click.command()

@@ -36,9 +36,9 @@ from pmemfs.observe.answers import (
     PageRun,
     Pages,
     PageState,
-    json_values,
 )
 from pmemfs.units import format_size
+from pmemfs.unsaid import json_values
 
 _DEFAULT_HOTTEST = 10
 _JSON_CELLS = 1024

@@ -10,8 +10,8 @@ from pmemfs.errors import NoTransformsHere
 from pmemfs.media.keyreport import KeyReport
 from pmemfs.media.transformreport import TransformReport
 from pmemfs.mountinfo import Mount
-from pmemfs.observe.answers import json_values
 from pmemfs.units import format_size
+from pmemfs.unsaid import json_values
 
 
 def find_inode(path: str) -> tuple[Mount, int]:

@@ -16,7 +16,8 @@ from pmemfs.errors import NoAnswer, UpgradeFailed
 from pmemfs.media import cache, filesystem, label
 from pmemfs.mount.processes import bare_python_words, python_words
 from pmemfs.mountinfo import Mount
-from pmemfs.observe.answers import MountStatus, UpgradeBegun, json_values
+from pmemfs.observe.answers import MountStatus, UpgradeBegun
+from pmemfs.unsaid import json_values
 from pmemfs.version import VERSION
 
 _PATIENCE_SECONDS = 60

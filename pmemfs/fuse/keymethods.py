@@ -63,6 +63,7 @@ from pmemfs.media.keyreport import (
 from pmemfs.media.keys import WrappedKind
 from pmemfs.text import counted
 from pmemfs.transform.keyring import Keyring
+from pmemfs.unsaid import json_values
 from pmemfs.volume.fs.filesystem import FileSystem
 from pmemfs.volume.fs.keystore import KeyStore, Secret, Way, name_of, wrapped
 
@@ -120,13 +121,13 @@ class KeyMethods:
 
     async def list(self) -> dict[str, Any]:
         """All keys."""
-        return _values(KeyReports(self.reports()))
+        return json_values(KeyReports(self.reports()))
 
     async def find(
         self, inode: int | None = None, name: str | None = None, path: str = ""
     ) -> dict[str, Any]:
         """The key of an inode, or of a name. Raises NoSuchKey, NotEncrypted."""
-        return _values(self._report(self._key_id(inode, name, path)))
+        return json_values(self._report(self._key_id(inode, name, path)))
 
     async def add(self, name: str, secret: str, kind: str) -> dict[str, Any]:
         """Make a key, or add one more way to unlock a key that is unlocked. Raises BadKeyName,
@@ -137,7 +138,7 @@ class KeyMethods:
             key_id = self._named(name)
             if key_id is not None:
                 await self._add_way(self._name(key_id) or name, key_id, new)
-                return _values(self._report(key_id))
+                return json_values(self._report(key_id))
             slot = self._slot()
             try:
                 key_id = self._keyring.secrets.generate(slot)
@@ -146,7 +147,7 @@ class KeyMethods:
                 self._keyring.give_back(slot)
                 raise
             self._keyring.keep_master(slot)
-            return _values(self._report(key_id))
+            return json_values(self._report(key_id))
 
     async def change(
         self, name: str, secret: str, kind: str, new_secret: str, new_kind: str, salt: str
@@ -162,7 +163,7 @@ class KeyMethods:
             ways = self._store.of_key(key_id)
             if any(way.wrapped and way.wrapped.salt == own for way in ways):
                 # A daemon that has died has done it, and has answered nobody.
-                return _values(self._report(key_id))
+                return json_values(self._report(key_id))
             slot = self._slot()
             try:
                 replaced = await self._unlocked_by(key_id, old, slot)
@@ -177,7 +178,7 @@ class KeyMethods:
                 self._storing(partial(self._store.replace, [*replaced, *same], value))
             finally:
                 self._keyring.give_back(slot)
-            return _values(self._report(key_id))
+            return json_values(self._report(key_id))
 
     async def remove(
         self, name: str, secret: str | None = None, kind: str = "passphrase",
@@ -212,7 +213,7 @@ class KeyMethods:
             self._storing(partial(self._store.remove, chosen))
             if not self._store.of_key(key_id) and self._keyring.is_unlocked(key_id):
                 self._lost_names[key_id] = name
-            return _values(self._report(key_id))
+            return json_values(self._report(key_id))
 
     async def encrypt(self, inode: int, name: str, path: str) -> dict[str, Any]:
         """Encrypt an empty directory with a key. Raises NoSuchKey, NoKey, CannotEncrypt."""
@@ -227,7 +228,7 @@ class KeyMethods:
             self._fs.properties.encrypt(inode, key_id)
         except OSError as error:
             raise CannotEncrypt(error.errno, path=path, why=sentence_of(error)) from None
-        return _values(self._report(key_id))
+        return json_values(self._report(key_id))
 
     async def unlock(
         self, secret: str, kind: str, inode: int | None = None, name: str | None = None,
@@ -249,7 +250,7 @@ class KeyMethods:
                 kept = kept_of(self._fs, key_id)
                 self._keyring.keep_master(slot)
                 await forget(self._handlers.notifier, kept)
-            return _values(self._report(key_id))
+            return json_values(self._report(key_id))
 
     async def lock(
         self, inode: int | None = None, name: str | None = None, path: str = "",
@@ -261,7 +262,7 @@ class KeyMethods:
             key_id = self._key_id(inode, name, path)
             key = self._name(key_id) or key_id.hex()
             if not self._keyring.is_unlocked(key_id):
-                return _values(Locked(key, key_id.hex(), was_locked=True))
+                return json_values(Locked(key, key_id.hex(), was_locked=True))
             if not is_forced and not any(way.wrapped for way in self._store.of_key(key_id)):
                 raise NoWayLeft(name=key)
             await self._wait_until_closed(key_id, key)
@@ -275,7 +276,7 @@ class KeyMethods:
                 raise
             self._keyring.lock(key_id)
             self._lost_names.pop(key_id, None)
-            return _values(Locked(key, key_id.hex(), was_locked=False))
+            return json_values(Locked(key, key_id.hex(), was_locked=False))
 
     def _slot(self) -> int:
         """A slot for a key; `give_back` or `keep_master` follows. Raises NoSecretMemory."""
@@ -449,14 +450,3 @@ def _salt(digits: str) -> bytes:
     if len(salt) != SALT_BYTES:
         raise BadSecret(what="this", why=f"its salt has not {2 * SALT_BYTES} hexadecimal digits")
     return salt
-
-
-def _values(report: Any) -> dict[str, Any]:
-    """A report as JSON values."""
-    return {name: _value(member) for name, member in report._asdict().items()}
-
-
-def _value(member: Any) -> Any:
-    if hasattr(member, "_asdict"):
-        return _values(member)
-    return [_value(item) for item in member] if isinstance(member, tuple) else member

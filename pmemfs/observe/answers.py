@@ -7,31 +7,13 @@ They are named tuples, because to make a dataclass Python writes and compiles si
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from pmemfs.engine.statistics import EngineStatistics
 from pmemfs.media.keyreport import KeyReport
 from pmemfs.media.pagereport import PageOwner, PageReport, StructureBytes
 from pmemfs.media.transformreport import CompressionReport
-from pmemfs.unsaid import Unsaid
 from pmemfs.volume.fs.space import Space
-
-
-def json_values(report: NamedTuple) -> dict[str, Any]:
-    """One of the reports below as JSON values: what it is made of by name, however deep."""
-    return {name: _json_value(member) for name, member in report._asdict().items()}
-
-
-def _json_value(member: Any) -> Any:
-    if isinstance(member, Unsaid):
-        return member
-    if hasattr(member, "_asdict"):
-        return json_values(member)
-    if isinstance(member, dict):
-        return {key: _json_value(value) for key, value in member.items()}
-    if isinstance(member, list | tuple):
-        return [_json_value(item) for item in member]
-    return member
 
 
 class PoolInfo(NamedTuple):

@@ -24,13 +24,13 @@ from pmemfs.observe.answers import (
     KeptStatus,
     MountStatus,
     PinSummary,
-    json_values,
 )
 from pmemfs.observe.extents import file_extents
 from pmemfs.observe.pool import iso_time, pool_info
 from pmemfs.observe.stat import Sample, own_counts, worker_sample
 from pmemfs.pins.registry import Pins
 from pmemfs.pool import Pool
+from pmemfs.unsaid import json_values
 from pmemfs.volume.base import looked_at
 from pmemfs.volume.fs.space import Space
 

@@ -34,13 +34,13 @@ from pmemfs.observe.answers import (
     Pages,
     PageState,
     PinnedRange,
-    json_values,
 )
 from pmemfs.observe.owners import Owners
 from pmemfs.pfn import PAGE_SHIFT, PageGeometry
 from pmemfs.pins.registry import Pins
 from pmemfs.pool import Pool
 from pmemfs.units import MIB
+from pmemfs.unsaid import json_values
 from pmemfs.volume.block import BlockVolume
 from pmemfs.volume.fs.extents import MappedExtent
 from pmemfs.volume.fs.spans import frames_from

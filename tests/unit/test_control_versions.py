@@ -18,7 +18,8 @@ from pmemfs.control.server import listening, serve
 from pmemfs.control.shape import decode
 from pmemfs.engine.statistics import EngineStatistics
 from pmemfs.errors import NoAnswer
-from pmemfs.observe.answers import MountStatus, json_values
+from pmemfs.observe.answers import MountStatus
+from pmemfs.unsaid import json_values
 from pmemfs.version import VERSION
 
 OLDER, NEWER = "0.0.1", "99.0"

@@ -13,9 +13,10 @@ from pmemfs.media.inode import ROOT
 from pmemfs.media.label import Mode, Scheme
 from pmemfs.memmap.none import NoMemmap
 from pmemfs.observe import extents
-from pmemfs.observe.answers import ExtentReport, FileExtents, json_values
+from pmemfs.observe.answers import ExtentReport, FileExtents
 from pmemfs.pool import Pool, PoolSpec
 from pmemfs.units import MIB
+from pmemfs.unsaid import json_values
 from pmemfs.volume.base import NewInode
 from pmemfs.volume.fs.filesystem import FileSystem
 

@@ -42,7 +42,6 @@ from pmemfs.observe.answers import (
     PagePins,
     PageRun,
     PinnedRange,
-    json_values,
 )
 from pmemfs.observe.pages import (
     MOST_CELLS,
@@ -52,6 +51,7 @@ from pmemfs.observe.pages import (
     RUNS_AT_ONCE,
     SHOWN_OWNERS,
 )
+from pmemfs.unsaid import json_values
 
 GENERATION, PERSISTED = 7, 3
 
