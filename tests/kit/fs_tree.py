@@ -74,15 +74,7 @@ class Tree:
 
     def repair(self, *, force: bool = False) -> list[str]:
         """Repair; what was done. Nothing may be left, and all must be readable."""
-        done: list[str] = []
-        repair_filesystem(
-            self.pool,
-            check_filesystem(self.pool),
-            lambda problem, failure: done.append(
-                failure or (problem.remedy.sentence if problem.remedy else "")
-            ),
-            force=force,
-        )
+        done = repaired(self.pool, force=force)
         after = self.check()
         assert after.problems == []
         fs = self.mount()
@@ -141,3 +133,17 @@ def names(fs: FileSystem, directory: int) -> dict[str, int]:
         elif type_ == stat.S_IFREG >> 12:
             fs.read(number, 0, 1 << 20)
     return found
+
+
+def repaired(pool: Pool, *, force: bool = False) -> list[str]:
+    """Repair, without reading anything; what was done."""
+    done: list[str] = []
+    repair_filesystem(
+        pool,
+        check_filesystem(pool),
+        lambda problem, failure: done.append(
+            failure or (problem.remedy.sentence if problem.remedy else "")
+        ),
+        force=force,
+    )
+    return done

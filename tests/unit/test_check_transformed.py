@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from kit.fs_tree import DIRECTORY, FILE, Tree
+from kit.fs_tree import DIRECTORY, FILE, Tree, repaired
 from pmemfs.media import keys
 from pmemfs.media import log as media
 from pmemfs.media.filesystem import FIRST_INODES_FRAME
@@ -22,11 +22,9 @@ from pmemfs.media.transform import (
 )
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
 from pmemfs.transform.codec import codec_of
-from pmemfs.volume.fs.check import check_filesystem
 from pmemfs.volume.fs.filesystem import FileSystem
 from pmemfs.volume.fs.inode import Inode
 from pmemfs.volume.fs.reading import read_inode
-from pmemfs.volume.fs.repair import repair_filesystem
 
 PIECE = 32
 KEY, NONCE = b"k" * 16, b"n" * 16
@@ -102,7 +100,7 @@ def test_a_damaged_piece_is_named_with_its_bytes_and_becomes_zeroes_if_forced(
 ) -> None:
     with packed.changed() as changes:
         changes.append(packed.other, pack_piece(0, compressed(changes.fs, text(20), id_)))
-    repaired(packed)
+    repaired(packed.pool)
     spoil(packed, piece_of(packed, packed.other, 0))
     [error] = packed.errors()
     assert error == (
@@ -111,9 +109,9 @@ def test_a_damaged_piece_is_named_with_its_bytes_and_becomes_zeroes_if_forced(
     )
     before = [bytes(raw) for raw in packed.mount().inode(packed.file).records()]
     done = "they become zeroes, and what they were is lost"
-    assert repaired(packed) == [f"only with --force: {done}"]
+    assert repaired(packed.pool) == [f"only with --force: {done}"]
     assert packed.errors() == [error]
-    assert repaired(packed, force=True) == [done]
+    assert repaired(packed.pool, force=True) == [done]
     assert packed.check().problems == []
     fs = packed.mount()
     assert fs.read(packed.other, 0, 1 << 20) == bytes(20 << PAGE_SHIFT)
@@ -134,7 +132,7 @@ def test_a_piece_with_a_right_checksum_that_holds_no_such_bytes_is_damaged(packe
             changes.append(packed.other, pack_piece(0, wrong))
         [error] = packed.errors()
         assert "other: its bytes 0 to 81919 lie in a compressed piece that is damaged: " in error
-    repaired(packed, force=True)
+    repaired(packed.pool, force=True)
     assert packed.check().problems == []
 
 
@@ -143,7 +141,7 @@ def test_a_piece_in_frames_that_are_free_is_named_and_they_are_marked(packed: Tr
     with packed.changed() as changes:
         changes.mark(0, piece.pfn, used=False)
     assert any(f"its content is in free frames {piece.pfn:#x}" in e for e in packed.errors())
-    assert repaired(packed) == ["they are marked as used"]
+    assert repaired(packed.pool) == ["they are marked as used"]
     assert packed.check().problems == []
     assert not packed.mount().allocator.is_free(piece.pfn)
 
@@ -170,7 +168,7 @@ def test_a_piece_that_shares_frames_is_copied_and_both_keep_their_bytes(
                for error in packed.errors())  # fmt: skip
     # The inodes have changed since the checksum was taken of them, so that piece is damaged, too.
     is_damaged = with_what == "inodes"
-    assert any("copied, so that both" in done for done in repaired(packed, force=is_damaged))
+    assert any("copied, so that both" in done for done in repaired(packed.pool, force=is_damaged))
     assert packed.errors() == []
     fs = packed.mount()
     owners = [run for number in (packed.file, packed.other) for run in
@@ -180,20 +178,6 @@ def test_a_piece_that_shares_frames_is_copied_and_both_keep_their_bytes(
     if not is_damaged:
         again = read(packed, fs, packed.file).pieces[64]
         assert bytes(packed.medium.read(again.pfn << PAGE_SHIFT, length)) == raw
-
-
-def repaired(tree: Tree, *, force: bool = False) -> list[str]:
-    """Repair, without reading anything; what was done."""
-    done: list[str] = []
-    repair_filesystem(
-        tree.pool,
-        check_filesystem(tree.pool),
-        lambda problem, failure: done.append(
-            failure or (problem.remedy.sentence if problem.remedy else "")
-        ),
-        force=force,
-    )
-    return done
 
 
 def read(tree: Tree, fs: FileSystem, number: int) -> Inode:
@@ -284,7 +268,7 @@ def test_what_a_newer_program_has_made_is_named_and_left_alone(packed: Tree) -> 
     for id_ in (77, 90):
         assert any(f"it has a transformation ({id_}) that this program does not know" in each
                    for each in said)  # fmt: skip
-    repaired(packed)
+    repaired(packed.pool)
     assert packed.leaks() == said
 
 
@@ -364,7 +348,7 @@ def test_an_encrypted_directory_that_is_rebuilt_stays_encrypted_and_keeps_its_na
         # The last record: its tail is cut off with damage.
         at = log.tail - 64 + 20
         changes.medium.store(at, bytes([changes.medium.read(at, 1)[0] ^ 1]))
-    repaired(tree)
+    repaired(tree.pool)
     assert tree.errors() == []
     after = read(tree, tree.mount(), inner)
     assert after.transform == before.transform
@@ -386,7 +370,7 @@ def test_an_encrypted_directory_of_which_nothing_is_left_does_not_become_plain(
         # Behind the first record, which says where it lies.
         at = first + 64 + 64 + 20
         changes.medium.store(at, bytes([changes.medium.read(at, 1)[0] ^ 1]))
-    repaired(tree)
+    repaired(tree.pool)
     assert tree.errors() == []
     after = read(tree, tree.mount(), inner)
     assert before.transform is not None
@@ -406,7 +390,7 @@ def test_lost_files_go_to_a_directory_that_takes_plain_names(
     fs.properties.encrypt(trap, KEY)
     with tree.changed() as changes:
         changes.append(inner, media.pack_entry(coded(3), 1, 0, 9))
-    repaired(tree)
+    repaired(tree.pool)
     assert tree.errors() == []
     fs = tree.mount()
     assert read(tree, fs, trap).entries == {}
