@@ -2,7 +2,7 @@
 
     header | options of the mount | kept attributes | worker slots | faults | inodes | attributes
     | presence | stretches | extent tables | open files | lookup counts | answers | locks of sets
-    | groups of sets | locks of encrypted pages | page structures
+    | groups of sets | locks of encrypted pages | names | page structures
 
 `structures.pxd`, for the native code, is generated from these lists and from `media/page.py`.
 Invariants: all numbers are little-endian and aligned to their size, so a number of up to eight
@@ -68,6 +68,17 @@ SERVE_AGAIN = 1
 HAND_AGAIN = 2
 """In place of an error, too: the control plane is a new one, and knows nothing of what its
 predecessor was handed and has not answered."""
+NAMES_OPCODE = 0x7FFF_FFFE
+"""In the head of a message without a body, to which no reply is due: a worker has used up most of a
+reserve, or has left work (orphans)."""
+NAMES_CHANGES_SHIFT = 12
+"""The numbers of the last 4096 inodes that workers have changed are kept."""
+NAMES_STACK_SHIFT = 12
+"""A stack has room for 4096 slots, frames, handles or orphans."""
+NAMES_VERSIONS_SHIFT = 10
+"""Inodes whose numbers are the same modulo 1024 share a version of their logs."""
+NAMES_POPPED = 16
+"""The most frames that one operation takes from the reserve."""
 HAVE_SECRETS = 3
 """In place of an error, too: the message has the descriptor of secret memory with it."""
 
@@ -225,6 +236,10 @@ class Header:
     keeper_deaths: int = stored("<u8", "keepers of this mount that died")
     keeper_died_ns: int = stored("<u8", "when the last one did", unit="ns since 1970")
     dead_plane: int = stored("<u8", "pid of the data plane whose death was counted last")
+    names_offset: int = stored(
+        "<u8", "of what is shared about names, here; 0: another mode", unit="bytes"
+    )
+    rest: bytes = stored("V56", "zero", default=bytes(56))
 
 
 @structure
@@ -325,7 +340,8 @@ class OpenPlace:
     unused: int = stored("<u4", "zero")
     number: int = stored("<u8", "of the request that opened it, without bit 63")
     inode: int = stored("<u8", "number of the inode; 0: free. Stored last, cleared first")
-    rest: int = stored("V16", "zero", default=bytes(16))
+    owner: int = stored("<u8", "0 the control plane, 1 a worker: see names.pxd")
+    rest: int = stored("V8", "zero", default=bytes(8))
 
 
 @structure
@@ -416,6 +432,58 @@ class RedoLock:
 
 
 @structure
+class NamesHead:
+    """What both planes know of names; see names.pxd. Stacks, changes, versions and decisions
+    follow."""
+
+    holder: int = stored("<u8", "of the lock of names; 0: free; as of the locks of a cache's sets")
+    unused: bytes = stored("V56", "zero", default=bytes(56))
+    on: int = stored("<u8", "1: workers may carry out operations on names")
+    changes: int = stored("<u8", "inodes that workers have changed, one after the other")
+    open_flags: int = stored("<u8", "FOPEN_* flags in the answers to OPEN and CREATE")
+    pins: int = stored("<u8", "1: a program has mapped pages, so what leaves files is told it")
+    first_pfn: int = stored("<u8", "of the data zone")
+    frame_count: int = stored("<u8", "of the data zone", unit="frames")
+    journal_offset: int = stored("<u8", "of the journal in the pool", unit="bytes")
+    log_frames: int = stored("<u8", "of the longest log: a longer one is not made here",
+                             unit="frames")  # fmt: skip
+    memory_bytes: int = stored("<u8", "that workers may use for what they know", unit="bytes")
+    used_bytes: int = stored("<u8", "that they use", unit="bytes")
+    known_inodes: int = stored("<u8", "inodes that they know")
+    slot_count: int = stored("<u8", "free slots on their stack")
+    frame_stack_count: int = stored("<u8", "free frames on their stack")
+    handle_count: int = stored("<u8", "free open places on their stack")
+    orphan_count: int = stored("<u8", "inodes that the control plane has to free")
+    failed: int = stored("<u8", "1: a worker's commit failed, so nothing may be written any more")
+    last_time_ns: int = stored("<u8", "the latest time that was given to a change",
+                               unit="ns since 1970")  # fmt: skip
+    was_woken: int = stored("<u8", "1: the control plane was told to look at the reserves")
+    busy: int = stored("<u8", "requests handed over because the lock was not free")
+    rest: bytes = stored("V40", "zero", default=bytes(40))
+
+
+@structure
+class NamesDecision:
+    """What a worker is about to do to names, so that it is done once; see names.pxd."""
+
+    number: int = stored("<u8", "of the request; 0: none")
+    state: int = stored("<u8", "0 none, 1 begun, 2 carried out")
+    opcode: int = stored("<u8", "of the request")
+    offset: int = stored("<u8", "of the word in the pool that decides; 0: nothing is stored there",
+                         unit="bytes")  # fmt: skip
+    value: int = stored("<u8", "that the word has once the operation is carried out")
+    inode: int = stored("<u8", "number of the inode that it makes; 0: none")
+    slot: int = stored("<u8", "the slot taken from the reserve; 0: none", unit="bytes")
+    handle: int = stored("<u8", "the open place taken from the reserve; 0: none")
+    popped_count: int = stored("<u8", "frames taken from the reserve")
+    error: int = stored("<u4", "errno that is answered; 0: none")
+    length: int = stored("<u4", "of the answer", unit="bytes")
+    popped: bytes = stored("V128", "the pfns of these frames, 8 bytes each", default=bytes(128))
+    answer: bytes = stored("V152", "what follows the head of the reply", default=bytes(152))
+    rest: bytes = stored("V24", "zero", default=bytes(24))
+
+
+@structure
 class EntryState:
     """What became of the request in an entry of a ring; see entries.pxi. It lies with the entries,
     in a memory of their own."""
@@ -431,7 +499,7 @@ class EntryState:
     unused: int = stored("V20", "zero", default=bytes(20))
 
 
-HEADER = Layout(Header, 512)
+HEADER = Layout(Header, 576)
 MOUNT_WORDS = Layout(MountWords, MOUNT_WORDS_LIMIT)
 KEPT_ATTRIBUTES = Layout(KeptAttributes, 64)
 SLOT_HEAD = Layout(SlotHead, 64)
@@ -445,6 +513,8 @@ FAULT_RECORD = Layout(FaultRecord, 32)
 MISS = Layout(Miss, 24)
 PAGE_LOCK = Layout(PageLock, 16)
 REDO_LOCK = Layout(RedoLock, 16)
+NAMES_HEAD = Layout(NamesHead, 256)
+NAMES_DECISION = Layout(NamesDecision, 384)
 ENTRY_STATE = Layout(EntryState, 64)
 OPEN_PLACE = Layout(OpenPlace, 64)
 DECISION = Layout(Decision, 64)
@@ -456,7 +526,7 @@ SIGNATURE = zlib.crc32(
         for layout in (HEADER, MOUNT_WORDS, KEPT_ATTRIBUTES, SLOT_HEAD, OPERATION_COUNTS,
                        CACHE_COUNTS, INODE_ENTRY, ATTRIBUTES_ENTRY, TABLE_HEAD, EXTENT,
                        FAULT_RECORD, OPEN_PLACE, DECISION, ANSWER_RECORD, MISS, PAGE_LOCK,
-                       REDO_LOCK, ENTRY_STATE)
+                       REDO_LOCK, NAMES_HEAD, NAMES_DECISION, ENTRY_STATE)
     ]).encode()
 ) >> 1  # fmt: skip
 """Tells this memory from that of a version which declares it otherwise. A constant in C has 31
@@ -473,6 +543,14 @@ PAGE_LOCKS_BYTES = (PAGE_LOCK.size_bytes << PAGE_LOCKS_SHIFT) + (
     REDO_LOCK.size_bytes << REDO_LOCKS_SHIFT
 )
 """The locks of redo records lie behind those of pages."""
+NAMES_SLOTS_AT = NAMES_HEAD.size_bytes
+NAMES_FRAMES_AT = NAMES_SLOTS_AT + (8 << NAMES_STACK_SHIFT)
+NAMES_HANDLES_AT = NAMES_FRAMES_AT + (8 << NAMES_STACK_SHIFT)
+NAMES_ORPHANS_AT = NAMES_HANDLES_AT + (8 << NAMES_STACK_SHIFT)
+NAMES_CHANGES_AT = NAMES_ORPHANS_AT + (8 << NAMES_STACK_SHIFT)
+NAMES_VERSIONS_AT = NAMES_CHANGES_AT + (8 << NAMES_CHANGES_SHIFT)
+NAMES_DECISIONS_AT = NAMES_VERSIONS_AT + (8 << NAMES_VERSIONS_SHIFT)
+"""Behind the head of names, in bytes; a decision for each worker comes last."""
 CACHE_COUNTS_AT = SLOT_HEAD.size_bytes + len(Operation) * OPERATION_BYTES
 SLOT_BYTES = align_up(CACHE_COUNTS_AT + CACHE_COUNTS.size_bytes, FRAME_BYTES)
 
@@ -501,6 +579,7 @@ class Areas(NamedTuple):
     locks: int
     groups: int
     page_locks: int
+    names: int
     memmap: int
     total: int
 
@@ -528,6 +607,7 @@ def compute_areas(
         CACHE_LOCK_BYTES << CACHE_LOCKS_SHIFT if cache_set_count else 0,
         group_count_of(cache_set_count),
         PAGE_LOCKS_BYTES if has_files else 0,
+        names_bytes(worker_count) if has_files else 0,
         page_count * PAGE_STRUCTURE_BYTES if memmap_here else 0,
     )
     offsets = []
@@ -537,6 +617,11 @@ def compute_areas(
         end = align_up(end + size, FRAME_BYTES)
     areas = [*offsets[1:], end]
     return Areas(*areas)
+
+
+def names_bytes(worker_count: int) -> int:
+    """What is shared about names."""
+    return NAMES_DECISIONS_AT + worker_count * NAMES_DECISION.size_bytes
 
 
 def group_count_of(cache_set_count: int) -> int:

@@ -4,6 +4,7 @@ from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from pmemfs.dataplane.crypt cimport crypt_t
+from pmemfs.dataplane.names cimport names_t, recorder_t
 from pmemfs.dataplane.pages cimport memmap_t, pages_t
 from pmemfs.dataplane.structures cimport (
     attributes_t,
@@ -35,6 +36,9 @@ cdef struct plane_t:
     # The locks of encrypted pages and of redo records.
     page_lock_t *page_locks
     redo_lock_t *redo_locks
+    # What workers know of names, in mode `fs`. `recorder` is for tests, and NULL else.
+    names_t *names
+    recorder_t *recorder
     # The keys of encrypted files. NULL until the control plane has some; then never another place.
     secret_t *secrets
     memmap_t memmap

@@ -237,6 +237,7 @@ class SharedMemory:
             cache_locks_offset=areas.locks,
             cache_groups_offset=areas.groups,
             page_locks_offset=areas.page_locks,
+            names_offset=areas.names if has_files else 0,
             memmap_offset=memmap_offset_bytes if is_in_pool else areas.memmap,
         )
         fd = os.memfd_create(NAME, os.MFD_CLOEXEC)

@@ -1,0 +1,114 @@
+# Names in the data plane: the protocol between the planes, and what workers know of inodes.
+#
+# The stored rules of mode `fs` (media/: records, journal, inodes) have two writers: the control
+# plane, complete, and workers, for the operations that come by the thousand. What each keeps in
+# memory is auxiliary, and made again by replaying logs. Invariants:
+# - only who holds the lock of names (names_head_t.holder) reads or changes anything here, in a log,
+#   in the journal, in lookup counts or in open places. A worker only tries it, for one operation,
+#   and never waits for anything while it holds it. The control plane holds it whenever it runs;
+# - whatever a worker can't do wholly, it hands over before it has stored anything that counts;
+# - before a worker commits, the changed inodes are in the ring of changes, and its decision says
+#   what it is about to do and what it answers. So whoever finds the lock of a dead holder carries
+#   out the journal, and knows what became of the request;
+# - before either side uses what it knows of an inode, it has applied all that the log has since;
+# - what a worker takes from a reserve is marked as used in the pool, and owned by nobody, or is in a
+#   decision. So nothing is given out twice, and nothing is lost while any process of the mount lives.
+
+from libc.stddef cimport size_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from pmemfs.dataplane.structures cimport extent_record_t, names_decision_t, names_head_t
+
+cdef enum:
+    # A file with more extents than this is handed over.
+    KNOWN_EXTENTS = 4
+    # A log that is longer is read in pieces, and the lock is free in between.
+    FRAMES_AT_ONCE = 64
+
+# An extent of a file that is known.
+cdef struct known_extent_t:
+    uint64_t index
+    uint64_t pfn
+    uint64_t frame_count
+
+# The names of a directory: a table of words with open addressing, 0 free, 1 gone, else
+# offset of the ENTRY in the pool / 64 << 24 | 24 bits of the name's hash.
+cdef struct names_index_t:
+    uint64_t *words
+    # A power of two, and the words that are not 0.
+    uint64_t capacity
+    uint64_t used
+    uint64_t entry_count
+    uint64_t subdirectory_count
+
+# An inode as its log says up to `tail`.
+cdef struct known_t:
+    uint64_t number
+    uint64_t generation
+    uint64_t slot_offset
+    int64_t birth_ns
+    # Of the log: both words as they were applied, the version of `names.versions`, the end of the
+    # slot or frame that the tail lies in, its frames, and its slots of records, dead ones included.
+    uint64_t head
+    uint64_t tail
+    uint64_t version
+    uint64_t area_end
+    uint64_t log_frame_count
+    uint64_t slot_count
+    # Slots that a compacted log would need, extents not counted; as `Inode.live_slots`.
+    uint64_t live_slots
+    uint64_t parent
+    # The last ATTRIBUTES; of a directory, later entries have set the times.
+    uint32_t mode
+    uint32_t link_count
+    uint32_t uid
+    uint32_t gid
+    uint64_t size_bytes
+    int64_t accessed_ns
+    int64_t modified_ns
+    int64_t changed_ns
+    uint32_t device
+    uint16_t epoch
+    uint16_t flags
+    # Of a link: the length of its target.
+    uint32_t target_bytes
+    # It has nothing that only the control plane knows: no attributes, transformation or pieces, at
+    # most KNOWN_EXTENTS extents, and no flag that forbids changes. What is not plain may be looked
+    # up and asked for its attributes if `is_shown`.
+    bint is_plain
+    bint is_shown
+    # All of the log is read. If not, reading goes on at `next_frame`.
+    bint is_whole
+    uint64_t next_frame
+    uint32_t extent_count
+    known_extent_t extents[KNOWN_EXTENTS]
+    uint64_t data_frames
+    names_index_t index
+    # When it was used last, in operations, and the next one in its bucket.
+    uint64_t used_at
+    known_t *next
+
+# What the workers of one data plane know. Only the holder of the lock touches it.
+cdef struct names_t:
+    names_head_t *head
+    uint64_t *slots
+    uint64_t *frames
+    uint64_t *handles
+    uint64_t *orphans
+    uint64_t *changes
+    uint64_t *versions
+    names_decision_t *decisions
+    known_t **buckets
+    uint64_t bucket_count
+    uint64_t operations
+    uint64_t used_bytes
+
+# Records all stores into the pool, flushes and fences, for a test that pulls the power between any
+# two: 1 store (offset, length, bytes), 2 flush (offset, length), 3 fence.
+cdef struct recorder_t:
+    uint8_t *buffer
+    size_t room
+    size_t length
+    # The number of the flush or fence that is left out; 0: none.
+    uint64_t left_out
+    uint64_t count
