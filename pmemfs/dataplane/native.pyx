@@ -13,6 +13,8 @@ structures that rooms share.
     cache       the same in mode `cache`
     filling     places that the control plane fills from an origin
     durability  FSYNC
+    inodes      attributes, handles and holds of inodes
+    smallfiles  READ, WRITE, LSEEK and FSYNC of small files without a table
     route       finds which of these answers a request, or who else has to
     entries     entries of rings, and what a data plane finds in them
     transport   what both transports have in common, and the way to the control plane
@@ -30,6 +32,8 @@ include "crypt.pxi"
 include "cache.pxi"
 include "filling.pxi"
 include "durability.pxi"
+include "inodes.pxi"
+include "smallfiles.pxi"
 include "route.pxi"
 include "transport.pxi"
 include "classic.pxi"
