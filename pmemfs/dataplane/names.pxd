@@ -31,13 +31,12 @@ cdef struct known_extent_t:
     uint64_t pfn
     uint64_t frame_count
 
-# The names of a directory: a table of words with open addressing, 0 free, 1 gone, else
-# offset of the ENTRY in the pool / 64 << 24 | 24 bits of the name's hash.
+# The names of a directory: a table of words with open addressing, 0 free, else offset of the ENTRY
+# in the pool / 64 << 24 | 24 bits of the name's hash. See directories.pxi.
 cdef struct names_index_t:
     uint64_t *words
-    # A power of two, and the words that are not 0.
+    # A power of two.
     uint64_t capacity
-    uint64_t used
     uint64_t entry_count
     uint64_t subdirectory_count
 
@@ -70,22 +69,33 @@ cdef struct known_t:
     uint32_t device
     uint16_t epoch
     uint16_t flags
-    # Of a link: the length of its target.
+    # Of a link: the length of its target, and how much of it was read.
     uint32_t target_bytes
-    # It has nothing that only the control plane knows: no attributes, transformation or pieces, at
-    # most KNOWN_EXTENTS extents, and no flag that forbids changes. What is not plain may be looked
-    # up and asked for its attributes if `is_shown`.
+    uint32_t target_read
+    # Keys of the live line: of the epoch, and of the epoch before.
+    uint16_t key
+    uint16_t key_before
+    # A regular file or directory that may be changed here: no flag forbids it, and a directory has
+    # a name and a parent. Whatever `know` gives may be looked up and asked for its attributes: it
+    # has no attributes of its own, transformation or pieces, and at most KNOWN_EXTENTS extents.
     bint is_plain
-    bint is_shown
-    # All of the log is read. If not, reading goes on at `next_frame`.
+    # It has any of these, or something is odd. So it is handed over until it has another log.
+    bint is_odd
+    # All of the log up to the stored tail was read once. If not, reading goes on behind `tail`.
     bint is_whole
-    uint64_t next_frame
+    bint has_attributes
+    # To find a log that goes in a circle: a frame, and at how many frames the next one is noted.
+    uint64_t noted_frame
+    uint64_t note_at
     uint32_t extent_count
     known_extent_t extents[KNOWN_EXTENTS]
     uint64_t data_frames
     names_index_t index
-    # When it was used last, in operations, and the next one in its bucket.
+    # The operation that used it last, those that were used before and after it, and the next one
+    # in its bucket.
     uint64_t used_at
+    known_t *older
+    known_t *newer
     known_t *next
 
 # What the workers of one data plane know. Only the holder of the lock touches it.
@@ -100,7 +110,13 @@ cdef struct names_t:
     names_decision_t *decisions
     known_t **buckets
     uint64_t bucket_count
+    known_t *oldest
+    known_t *newest
+    # Mixed into hashes of names, so that nobody can make names whose hashes are the same.
+    uint64_t seeds[2]
+    # The number of the operation under way, raised by `take_names`. What it has used is not dropped.
     uint64_t operations
+    uint64_t known_count
     uint64_t used_bytes
 
 # Records all stores into the pool, flushes and fences, for a test that pulls the power between any

@@ -8,6 +8,8 @@ structures that rooms share.
     words       reads and writes words that another process may be writing
     pages       page structures
     plane       the shared memory as the data plane reads it
+    directories the names of directories, as workers know them
+    logs        logs of inodes, and what workers know of them
     content     READ, WRITE and LSEEK
     crypt       READ and WRITE of encrypted files
     cache       the same in mode `cache`
@@ -27,6 +29,8 @@ structures that rooms share.
 include "words.pxi"
 include "pages.pxi"
 include "plane.pxi"
+include "directories.pxi"
+include "logs.pxi"
 include "content.pxi"
 include "crypt.pxi"
 include "cache.pxi"

@@ -59,6 +59,8 @@ cdef struct worker_t:
     uint64_t now_ns
     # What it encrypts and decrypts with; NULL until it does.
     crypt_t *crypt
+    # A log was too long to be read at once: begin the operation on names again, which reads on.
+    bint reads_on
 
 cdef struct piece_t:
     uint64_t pool_offset
