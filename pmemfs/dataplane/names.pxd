@@ -118,6 +118,8 @@ cdef struct names_t:
     uint64_t operations
     uint64_t known_count
     uint64_t used_bytes
+    # Times that a worker has taken the lock: if it is another than before, what is known may be, too.
+    uint64_t takes
 
 # Records all stores into the pool, flushes and fences, for a test that pulls the power between any
 # two: 1 store (offset, length, bytes), 2 flush (offset, length), 3 fence.

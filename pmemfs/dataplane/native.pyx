@@ -15,6 +15,7 @@ structures that rooms share.
     cache       the same in mode `cache`
     filling     places that the control plane fills from an origin
     durability  FSYNC
+    commit      how a worker changes what is stored of names
     inodes      attributes, handles and holds of inodes
     smallfiles  READ, WRITE, LSEEK and FSYNC of small files without a table
     route       finds which of these answers a request, or who else has to
@@ -36,6 +37,7 @@ include "crypt.pxi"
 include "cache.pxi"
 include "filling.pxi"
 include "durability.pxi"
+include "commit.pxi"
 include "inodes.pxi"
 include "smallfiles.pxi"
 include "route.pxi"

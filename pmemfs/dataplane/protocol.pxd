@@ -18,8 +18,53 @@ cdef extern from "linux/fuse.h" nogil:
         int32_t error
         uint64_t unique
 
+    cdef struct fuse_attr:
+        uint64_t ino
+        uint64_t size
+        uint64_t blocks
+        uint64_t atime
+        uint64_t mtime
+        uint64_t ctime
+        uint32_t atimensec
+        uint32_t mtimensec
+        uint32_t ctimensec
+        uint32_t mode
+        uint32_t nlink
+        uint32_t uid
+        uint32_t gid
+        uint32_t rdev
+        uint32_t blksize
+
     cdef struct fuse_attr_out:
         uint64_t attr_valid
+        fuse_attr attr
+
+    cdef struct fuse_entry_out:
+        uint64_t nodeid
+        uint64_t generation
+        uint64_t entry_valid
+        uint64_t attr_valid
+        fuse_attr attr
+
+    cdef struct fuse_create_in:
+        uint32_t flags
+        uint32_t mode
+        uint32_t umask
+
+    cdef struct fuse_mkdir_in:
+        uint32_t mode
+        uint32_t umask
+
+    cdef struct fuse_rename_in:
+        uint64_t newdir
+
+    cdef struct fuse_rename2_in:
+        uint64_t newdir
+        uint32_t flags
+
+    cdef struct fuse_open_out:
+        uint64_t fh
+        uint32_t open_flags
 
     cdef struct fuse_read_in:
         uint64_t fh
@@ -45,7 +90,14 @@ cdef extern from "linux/fuse.h" nogil:
         uint64_t offset
 
     enum:
+        FUSE_LOOKUP
         FUSE_FORGET
+        FUSE_MKDIR
+        FUSE_UNLINK
+        FUSE_RMDIR
+        FUSE_RENAME
+        FUSE_CREATE
+        FUSE_RENAME2
         FUSE_GETATTR
         FUSE_READ
         FUSE_WRITE
