@@ -7,11 +7,11 @@
    Guards: run a function, and survive the SIGBUS of a touch in it.
 
    Touching poison, a truncated file, or a hole of a full file system is a SIGBUS. Invariants: a
-   guarded function holds no lock, and owns nothing that its caller can't put right, when it touches
-   such memory, because it is left in the middle; guards don't nest; a SIGBUS outside of a guard
-   kills, as it should. Only a touch ends a guarded function: the kernel also tells of damage that
-   was not touched yet (BUS_MCEERR_AO), and the thread that runs just then has nothing to do with
-   it.
+   guarded function owns nothing that its caller can't put right when it touches such memory,
+   because it is left in the middle; of guarded functions that call each other, a fault ends the
+   innermost; a SIGBUS outside of a guard kills, as it should. Only a touch ends a guarded function:
+   the kernel also tells of damage that was not touched yet (BUS_MCEERR_AO), and the thread that
+   runs just then has nothing to do with it.
    Source: sigaction(2), sigsetjmp(3); the mask is not saved, so the handler leaves it alone. */
 #ifndef PMEMFS_MEMORY_H
 #define PMEMFS_MEMORY_H
@@ -147,12 +147,24 @@ static inline int pmemfs_catch_faults(void) {
 /* Whether `function(argument)` came to its end; if not, see pmemfs_fault_address. */
 /* In a frame of its own, and as it stands: a fault may come between any two of its stores. */
 __attribute__((noinline, noclone))
-static int pmemfs_run_guarded(void (*function)(void *), void *argument) {
+static int pmemfs_run_guarded_once(void (*function)(void *), void *argument) {
     if (sigsetjmp(pmemfs_way_out, 0)) return 0;
     pmemfs_guarded = 1;
     function(argument);
     pmemfs_guarded = 0;
     return 1;
+}
+
+/* The same, also where a guarded function calls it. */
+static inline int pmemfs_run_guarded(void (*function)(void *), void *argument) {
+    sigjmp_buf outer;
+    int ended;
+    if (!pmemfs_guarded) return pmemfs_run_guarded_once(function, argument);
+    memcpy(&outer, &pmemfs_way_out, sizeof outer);
+    ended = pmemfs_run_guarded_once(function, argument);
+    memcpy(&pmemfs_way_out, &outer, sizeof outer);
+    pmemfs_guarded = 1;
+    return ended;
 }
 
 /* The address whose touch ended this thread's latest guarded function. */
