@@ -58,6 +58,9 @@ cdef struct names_change_t:
     word_t words[MOST_WORDS]
     # Set where a single word must not decide by itself; see `volume/fs/transaction`.
     bint needs_journal
+    # `commit` leaves the decision begun, because something has to be stored after it that belongs to
+    # the operation. `carried_out` ends it then.
+    bint is_unfinished
     # Inodes that change, for the ring; those with additions are there by themselves.
     uint32_t changed_count
     uint64_t changed[MOST_LOGS]

@@ -40,7 +40,8 @@ cdef void begin_change(names_change_t *change) noexcept nogil:
     pass
 
 
-# For an operation that stores nothing in the pool: it is carried out, and has its answer.
+# For an operation that stores nothing in the pool, or `is_unfinished` after its commit: it is
+# carried out, and has its answer.
 cdef void carried_out(names_change_t *change) noexcept nogil:
     pass
 

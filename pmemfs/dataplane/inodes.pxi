@@ -1,48 +1,486 @@
 """Inodes without their names: attributes, handles of files, holds, and freeing what nobody needs.
 
-Each function that is called `serve_…` answers one kind of request. It is called with the lock of
-names held, within a section, and within a guard. Its verdict is FORWARD, before anything was stored
-that counts, or ANSWER, or DROP where the kernel waits for no answer. Invariants:
+Each `serve_…` answers one kind of request, or says FORWARD before anything counts; the kernel waits
+for no answer to a FORGET, so that is DROP. What is called `…_named` is done with the lock of names
+held. Invariants:
 - a handle holds its inode: the hold comes before the handle, and goes after it;
-- an inode is freed once nobody holds it and it has no name. Its frames and its slot come to another
-  inode only if no page of them is held, no program has pinned one, and no worker can see a table of
-  it; else the control plane frees it;
-- the place of a file's frames in the reserve is taken by its frames only after the journal says
-  durably that the file is gone.
+- no handle is closed here that leaves frames behind the size of its file: only the control plane
+  maps frames ahead, so it also takes them back;
+- an inode is freed once nobody holds it and it has no name. Its frames and its slot come to others
+  only if no page of them is held, no program has pinned any, and no worker can see a table of it.
+  Otherwise a late write would land in another file. So the control plane frees all others;
+- frames and slots are in a reserve only after the journal says durably that their inode is gone.
 """
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+from posix.stat cimport S_ISDIR, S_ISGID, S_ISREG, S_ISUID
 
-from pmemfs.dataplane.plane cimport worker_t
+from pmemfs.dataplane cimport memory
+from pmemfs.dataplane.commit cimport *
+from pmemfs.dataplane.logs cimport crc32c
+from pmemfs.dataplane.memory cimport load, load_8, store
+from pmemfs.dataplane.names cimport known_t, names_t
+from pmemfs.dataplane.pages cimport memmap_t
+from pmemfs.dataplane.plane cimport plane_t, worker_t
+from pmemfs.dataplane.protocol cimport *
 from pmemfs.dataplane.request cimport *
+from pmemfs.dataplane.structures cimport *
+
+cdef extern from "fcntl.h" nogil:
+    enum:
+        O_TRUNC
+
+cdef enum:
+    # An inode with more frames than this is left to the control plane.
+    MOST_FREED = 64
+    ATTRIBUTE_SECONDS = 3600
+    PERMISSIONS = 0o7777
+    # Beyond these times, in seconds, a time in ns may not be one that can be stored.
+    MOST_SECONDS = 9223372035
+    LIVE_WRITTEN_AT = 8
+    LIVE_ACCESSED_AT = 16
+    OWNER_WORKER = 1
+    SETS_TIMES = FATTR_ATIME | FATTR_MTIME | FATTR_CTIME
+
+# Bit 63 is no part of a request's number.
+cdef uint64_t NUMBER_MASK = ~<uint64_t>0 >> 1
 
 
 cdef verdict_t serve_getattr(worker_t *worker, request_t *request) noexcept nogil:
-    return FORWARD
+    """Answer GETATTR of any inode that is known."""
+    if request.answer_room < sizeof(fuse_attr_out):
+        return FORWARD
+    return serve_named(worker, request, getattr_named)
+
+
+cdef verdict_t getattr_named(names_change_t *change) noexcept nogil:
+    cdef known_t *known = know(change.worker, change.request.head.nodeid)
+    return ANSWER if known != NULL and answer_attributes(change, known) else FORWARD
+
+
+cdef bint answer_attributes(names_change_t *change, known_t *known) noexcept nogil:
+    """Answer with the attributes of an inode; False: hand over."""
+    cdef fuse_attr_out *out = <fuse_attr_out *>change.request.answer
+    memset(out, 0, sizeof(fuse_attr_out))
+    out.attr_valid = ATTRIBUTE_SECONDS
+    if not fill_attr(change.worker.plane, known, &out.attr):
+        return False
+    change.request.answer_bytes = sizeof(fuse_attr_out)
+    return True
 
 
 cdef verdict_t serve_setattr(worker_t *worker, request_t *request) noexcept nogil:
-    return FORWARD
+    """Answer SETATTR of mode, owners and times."""
+    cdef const fuse_setattr_in *wanted = <const fuse_setattr_in *>request.operation
+    if (request.operation_bytes < sizeof(fuse_setattr_in)
+            or request.answer_room < sizeof(fuse_attr_out) or wanted.valid & FATTR_SIZE
+            # What asks for nothing may still take privileges.
+            or not wanted.valid & (FATTR_MODE | FATTR_UID | FATTR_GID | SETS_TIMES)):
+        return FORWARD
+    return serve_named(worker, request, setattr_named)
+
+
+cdef verdict_t setattr_named(names_change_t *change) noexcept nogil:
+    """As `AttributeHandlers.change` and `InodeAttributes.set_attributes`."""
+    cdef const fuse_setattr_in *wanted = <const fuse_setattr_in *>change.request.operation
+    cdef known_t *known = know(change.worker, change.request.head.nodeid)
+    cdef attributes_record_t *state
+    cdef uint32_t mode
+    if known == NULL or not known.is_plain or not has_possible_times(wanted):
+        return FORWARD
+    mode = known.mode | (wanted.mode if wanted.valid & FATTR_MODE else 0)
+    if not S_ISDIR(known.mode) and mode & (S_ISUID | S_ISGID):
+        # Whether the caller may keep these bits depends on its groups and capabilities.
+        return FORWARD
+    note_set_times(change.names, wanted)
+    begin_change(change)
+    state = add_attributes(change, known)
+    if state == NULL:
+        return FORWARD
+    set_wanted(state, wanted, change.now_ns)
+    # The live line has to follow. So a successor that finds this begun sees to the times again.
+    change.is_unfinished = True
+    if not commit(change):
+        return FORWARD
+    set_state(known, state)
+    times_were_set(change, known, wanted)
+    touched(change.worker.plane, known)
+    answer_attributes(change, known)
+    carried_out(change)
+    return ANSWER
+
+
+cdef bint has_possible_times(const fuse_setattr_in *wanted) noexcept nogil:
+    """Whether all times that are set can be stored as they are."""
+    return (is_possible_time(wanted.atime, wanted.atimensec)
+            and is_possible_time(wanted.mtime, wanted.mtimensec)
+            and is_possible_time(wanted.ctime, wanted.ctimensec))
+
+
+cdef inline bint is_possible_time(uint64_t seconds, uint32_t ns) noexcept nogil:
+    cdef int64_t since_1970 = <int64_t>seconds
+    return -MOST_SECONDS < since_1970 < MOST_SECONDS and ns < SECOND_NS
+
+
+cdef inline int64_t time_of(uint64_t seconds, uint32_t ns) noexcept nogil:
+    return <int64_t>seconds * SECOND_NS + ns
+
+
+cdef void note_set_times(names_t *names, const fuse_setattr_in *wanted) noexcept nogil:
+    if wanted.valid & FATTR_ATIME:
+        time_was_set(names, time_of(wanted.atime, wanted.atimensec))
+    if wanted.valid & FATTR_MTIME:
+        time_was_set(names, time_of(wanted.mtime, wanted.mtimensec))
+
+
+cdef void set_wanted(attributes_record_t *state, const fuse_setattr_in *wanted,
+                     int64_t now) noexcept nogil:
+    """Let attributes be as they are wanted from now on."""
+    if wanted.valid & FATTR_MODE:
+        state.mode = (state.mode & ~<uint32_t>PERMISSIONS) | (wanted.mode & PERMISSIONS)
+    if wanted.valid & FATTR_UID:
+        state.uid = wanted.uid
+    if wanted.valid & FATTR_GID:
+        state.gid = wanted.gid
+    if wanted.valid & FATTR_ATIME:
+        state.accessed_ns = time_of(wanted.atime, wanted.atimensec)
+    if wanted.valid & FATTR_MTIME:
+        state.modified_ns = time_of(wanted.mtime, wanted.mtimensec)
+    state.changed_ns = now
+    if wanted.valid & FATTR_CTIME:
+        state.changed_ns = time_of(wanted.ctime, wanted.ctimensec)
+
+
+cdef void times_were_set(names_change_t *change, known_t *known,
+                         const fuse_setattr_in *wanted) noexcept nogil:
+    """As `InodeAttributes.times_were_set`: let the times count that were stored in the log."""
+    cdef plane_t *plane = change.worker.plane
+    cdef uint64_t line = known.slot_offset + INODE_LIVE_OFFSET
+    cdef live_t *live = <live_t *>(plane.pool + line)
+    cdef uint64_t written = load(&live.written_ns)
+    cdef bint must_fence = False
+    if (wanted.valid & FATTR_MTIME and S_ISREG(known.mode)
+            and (known.changed_ns < 0 or written >= <uint64_t>known.changed_ns)):
+        put_word(plane, line + LIVE_WRITTEN_AT, 0)
+        must_fence = True
+    if wanted.valid & FATTR_ATIME and accessed_of(live):
+        # 0 would mean that the log has it, and then reads through a table would not be compared.
+        put_word(plane, line + LIVE_ACCESSED_AT, <uint64_t>max(<int64_t>0, known.accessed_ns))
+        must_fence = True
+    if must_fence:
+        fence_stored(plane)
+
+
+cdef inline uint64_t accessed_of(live_t *live) noexcept nogil:
+    """When an inode was accessed last, as its live line says; 0: its log says it."""
+    cdef uint64_t accessed = load(&live.accessed_ns)
+    return accessed if accessed <= NUMBER_MASK else 0
 
 
 cdef verdict_t serve_open(worker_t *worker, request_t *request) noexcept nogil:
-    return FORWARD
+    """Answer OPEN of a file, unless that empties it."""
+    if (request.operation_bytes < sizeof(fuse_open_in)
+            or request.answer_room < sizeof(fuse_open_out)
+            or (<const fuse_open_in *>request.operation).flags & O_TRUNC):
+        return FORWARD
+    return serve_named(worker, request, open_named)
+
+
+cdef verdict_t open_named(names_change_t *change) noexcept nogil:
+    cdef request_t *request = change.request
+    cdef fuse_open_out *out = <fuse_open_out *>request.answer
+    cdef known_t *known = know(change.worker, request.head.nodeid)
+    cdef uint64_t *count = count_of(change.worker.plane, request.head.nodeid)
+    cdef uint64_t handle
+    if known == NULL or count == NULL or not known.is_plain or not S_ISREG(known.mode):
+        return FORWARD
+    begin_change(change)
+    handle = pop_handle(change)
+    if not handle:
+        return FORWARD
+    memset(out, 0, sizeof(fuse_open_out))
+    out.fh = handle
+    out.open_flags = <uint32_t>load(&change.names.head.open_flags)
+    request.answer_bytes = sizeof(fuse_open_out)
+    store(count, count[0] + 1)
+    fill_place(change, handle, known.number, (<const fuse_open_in *>request.operation).flags)
+    carried_out(change)
+    return ANSWER
+
+
+cdef void fill_place(names_change_t *change, uint64_t handle, uint64_t inode,
+                     uint32_t flags) noexcept nogil:
+    """Let a handle of the reserve stand for an open file, which is held for it already."""
+    cdef open_place_t *place = place_of(change.worker.plane, handle)
+    cdef const fuse_in_header *head = change.request.head
+    place.handle = handle
+    place.flags = flags
+    place.kind = HANDLE_FILE
+    place.uid, place.gid, place.pid = head.uid, head.gid, head.pid
+    place.number = head.unique & NUMBER_MASK
+    place.owner = OWNER_WORKER
+    # Last, because it makes the place count.
+    store(&place.inode, inode)
+
+
+cdef inline open_place_t *place_of(plane_t *plane, uint64_t handle) noexcept nogil:
+    """The place for a handle, which may stand for something else by now."""
+    cdef open_place_t *places = <open_place_t *>(plane.shared + plane.header.opens_offset)
+    return &places[handle & ((1 << OPEN_PLACES_SHIFT) - 1)]
 
 
 cdef verdict_t serve_release(worker_t *worker, request_t *request) noexcept nogil:
-    return FORWARD
+    """Answer RELEASE of a handle that was opened here."""
+    cdef verdict_t verdict
+    if request.operation_bytes < sizeof(fuse_release_in):
+        return FORWARD
+    # The inode may be freed with its handle, and page structures are looked at in sections only.
+    begin_section(worker.slot)
+    verdict = serve_named(worker, request, release_named)
+    end_section(worker.slot)
+    return verdict
+
+
+cdef verdict_t release_named(names_change_t *change) noexcept nogil:
+    """As `OpenFiles.close`."""
+    cdef plane_t *plane = change.worker.plane
+    cdef names_t *names = change.names
+    cdef uint64_t handle = (<const fuse_release_in *>change.request.operation).fh
+    cdef uint64_t number = change.request.head.nodeid
+    cdef open_place_t *place = place_of(plane, handle)
+    cdef uint64_t *count = count_of(plane, number)
+    if (place.handle != handle or place.owner != OWNER_WORKER or place.kind != HANDLE_FILE
+            or place.inode != number or not number or count == NULL
+            or not has_room_for_one(names.head.handle_count)
+            or not has_room_for_one(names.head.orphan_count)):
+        return FORWARD
+    if place.flags & O_ACCMODE and not is_trimmed(change, number):
+        return FORWARD
+    begin_change(change)
+    change.request.answer_bytes = 0
+    store(&place.inode, 0)
+    push_handle(names, handle + (<uint64_t>1 << OPEN_PLACES_SHIFT))
+    drop_hold(count, 1)
+    if count[0] or not free_unnamed(change, number):
+        carried_out(change)
+    return ANSWER
+
+
+cdef inline bint has_room_for_one(uint64_t count) noexcept nogil:
+    return count < (1 << NAMES_STACK_SHIFT)
+
+
+cdef bint is_trimmed(names_change_t *change, uint64_t number) noexcept nogil:
+    """Whether a file has no frames behind its size; then what the live line says is made durable.
+
+    As `FileFrames.trim_ahead`, which takes such frames back.
+    """
+    cdef plane_t *plane = change.worker.plane
+    cdef known_t *known = know(change.worker, number)
+    cdef attributes_record_t state
+    cdef known_extent_t *extent
+    cdef uint64_t size_frames
+    cdef uint32_t position
+    if known == NULL or not known_state(plane, known, &state):
+        return False
+    size_frames = (state.size_bytes + (1 << FRAME_SHIFT) - 1) >> FRAME_SHIFT
+    for position in range(known.extent_count):
+        extent = &known.extents[position]
+        if (extent.index + extent.frame_count > size_frames
+                and not known.flags & INODE_FLAG_KEEPS_AHEAD):
+            return False
+    flush_stored(plane, known.slot_offset + INODE_LIVE_OFFSET, LIVE_ACCESSED_AT)
+    fence_stored(plane)
+    return True
 
 
 cdef verdict_t serve_forget(worker_t *worker, request_t *request) noexcept nogil:
-    return FORWARD
+    """Do FORGET; DROP if it is done."""
+    cdef verdict_t verdict
+    if request.operation_bytes < sizeof(fuse_forget_in):
+        return FORWARD
+    begin_section(worker.slot)
+    verdict = serve_named(worker, request, forget_named)
+    end_section(worker.slot)
+    return verdict
 
 
 cdef verdict_t serve_batch_forget(worker_t *worker, request_t *request) noexcept nogil:
-    return FORWARD
+    """Do BATCH_FORGET, one inode at a time; what can't be done is handed over, in this request."""
+    cdef const fuse_batch_forget_in *wanted = <const fuse_batch_forget_in *>request.operation
+    cdef const fuse_forget_one *one
+    cdef fuse_in_header head = request.head[0]
+    cdef request_t single = request[0]
+    cdef uint32_t position, count
+    if request.operation_bytes < sizeof(fuse_batch_forget_in):
+        return FORWARD
+    count = min(wanted.count, <uint32_t>((request.operation_bytes - sizeof(fuse_batch_forget_in))
+                                         // sizeof(fuse_forget_one)))
+    one = <const fuse_forget_one *>(request.operation + sizeof(fuse_batch_forget_in))
+    head.opcode = FUSE_FORGET
+    single.head = &head
+    single.operation_bytes = sizeof(fuse_forget_in)
+    for position in range(count):
+        head.nodeid = one[position].nodeid
+        single.operation = <const uint8_t *>&one[position].nlookup
+        if serve_forget(worker, &single) != DROP:
+            keep_rest(request, position, count - position)
+            return FORWARD
+    return DROP
 
 
-cdef void fill_place(worker_t *worker, request_t *request, uint64_t handle, uint64_t inode,
-                     uint32_t flags) noexcept nogil:
-    """Let a handle that was taken from the reserve stand for an open file. The inode must be held
-    for it already."""
-    pass
+cdef void keep_rest(request_t *request, uint32_t done, uint32_t left) noexcept nogil:
+    """Let a BATCH_FORGET ask only for what was not done, in the same memory."""
+    cdef uint8_t *rest = <uint8_t *>request.operation + done * sizeof(fuse_forget_one)
+    cdef fuse_batch_forget_in head
+    if not done:
+        return
+    head.count, head.dummy = left, 0
+    memcpy(rest, &head, sizeof(head))
+    request.operation = rest
+    request.operation_bytes -= done * <uint32_t>sizeof(fuse_forget_one)
+
+
+cdef verdict_t forget_named(names_change_t *change) noexcept nogil:
+    """As `NameHandlers.forget`."""
+    cdef uint64_t number = change.request.head.nodeid
+    cdef uint64_t *count = count_of(change.worker.plane, number)
+    if count == NULL or not has_room_for_one(change.names.head.orphan_count):
+        return FORWARD
+    drop_hold(count, (<const fuse_forget_in *>change.request.operation).nlookup)
+    if not count[0]:
+        begin_change(change)
+        if not free_unnamed(change, number):
+            carried_out(change)
+    return DROP
+
+
+cdef inline void drop_hold(uint64_t *count, uint64_t times) noexcept nogil:
+    store(count, count[0] - min(count[0], times))
+
+
+cdef bint free_unnamed(names_change_t *change, uint64_t number) noexcept nogil:
+    """Free an inode that nobody holds any more, if it has no name, or let the control plane do so;
+    whether it was freed here.
+
+    Of an inode that can't be looked at here, the control plane finds out whether it has a name.
+    """
+    cdef known_t *known = know(change.worker, number)
+    # This must not be begun again, because the hold is dropped.
+    change.worker.reads_on = False
+    if known != NULL and known.link_count:
+        return False
+    if known != NULL and free_inode(change, known):
+        return True
+    push_orphan(change.names, number)
+    wake_control(change.worker)
+    return False
+
+
+cdef bint free_inode(names_change_t *change, known_t *known) noexcept nogil:
+    """Free an inode without a name, its frames and its slot; False: the control plane has to."""
+    cdef plane_t *plane = change.worker.plane
+    cdef names_t *names = change.names
+    cdef memmap_t *memmap = &plane.memmap
+    cdef uint64_t frames[MOST_FREED]
+    cdef uint64_t number = known.number
+    cdef uint64_t slot_offset = known.slot_offset
+    cdef uint32_t count = 0
+    cdef uint32_t position
+    if (names.head.pins or known.index.entry_count or find_inode(plane, number) != NULL
+            or not room_for_slots(names)
+            or not collect_data_frames(known, frames, &count)
+            or not collect_log_frames(names, plane, known, frames, &count)
+            or room_for_frames(names) < count):
+        return False
+    for position in range(count):
+        if memmap.base != NULL and not is_idle(memmap, frames[position]):
+            return False
+    remove_inode(change, known)
+    if not commit(change):
+        return False
+    forget_known(names, number)
+    for position in range(count):
+        # Clean before free: its next owner must not find a page dirty.
+        if memmap.base != NULL:
+            clean_page(memmap, frames[position])
+    # The lowest frame last, so that those that are taken next ascend.
+    for position in range(count):
+        push_frame(names, frames[count - 1 - position])
+    push_slot(names, slot_offset)
+    return True
+
+
+cdef bint collect_data_frames(known_t *known, uint64_t *frames, uint32_t *count) noexcept nogil:
+    """The frames of a file; False: too many of them."""
+    cdef known_extent_t *extent
+    cdef uint64_t frame
+    cdef uint32_t position
+    if known.data_frames > MOST_FREED:
+        return False
+    for position in range(known.extent_count):
+        extent = &known.extents[position]
+        if extent.frame_count > MOST_FREED - count[0]:
+            return False
+        for frame in range(extent.frame_count):
+            frames[count[0]] = extent.pfn + frame
+            count[0] += 1
+    return True
+
+
+cdef bint collect_log_frames(names_t *names, plane_t *plane, known_t *known, uint64_t *frames,
+                             uint32_t *count) noexcept nogil:
+    """The frames of a log; False: too many of them, or they are not those that were read once."""
+    cdef uint64_t offset = known.head & ~<uint64_t>((1 << FRAME_SHIFT) - 1)
+    cdef log_frame_t head
+    cdef uint64_t left
+    if known.log_frame_count > MOST_FREED - count[0]:
+        return False
+    for left in range(known.log_frame_count, 0, -1):
+        if not is_usable(names.head, offset >> FRAME_SHIFT, 1):
+            return False
+        memcpy(&head, plane.pool + offset, sizeof(head))
+        if not is_frame_of(&head, known, offset):
+            return False
+        frames[count[0]] = offset >> FRAME_SHIFT
+        count[0] += 1
+        # The tail says which frame is the last one, where the link may be anything.
+        if left == 1:
+            return 0 < known.tail - offset <= 1 << FRAME_SHIFT
+        offset = head.next
+        if offset & ((1 << FRAME_SHIFT) - 1):
+            return False
+    return True
+
+
+cdef bint is_frame_of(const log_frame_t *head, const known_t *known,
+                      uint64_t offset) noexcept nogil:
+    """As `media.log.is_frame_of`."""
+    cdef uint64_t place[4]
+    place[0], place[1], place[2] = known.number, known.generation, offset
+    place[3] = LOG_FRAME_MAGIC
+    return (head.magic == LOG_FRAME_MAGIC and head.inode == known.number
+            and head.checksum == crc32c(0, place, sizeof(place)))
+
+
+cdef bint is_idle(memmap_t *memmap, uint64_t pfn) noexcept nogil:
+    """Whether nobody holds the page of a frame."""
+    cdef header_t *header = memmap.header
+    cdef uint64_t position = (pfn - header.first_pfn) >> header.page_order
+    cdef uint8_t section = load_8(&memmap.sections[position >> header.section_shift])
+    cdef page_t *page = &pages_of(memmap)[position]
+    if section != SECTION_LIVE and section != SECTION_DROPPING:
+        return True
+    return load(&page.generation) != header.generation or not memory.peek_32(&page.refcount)
+
+
+cdef void clean_page(memmap_t *memmap, uint64_t pfn) noexcept nogil:
+    """The content of a frame is gone: its page is not dirty any more, if it has no other frame."""
+    cdef header_t *header = memmap.header
+    cdef uint64_t position = pfn - header.first_pfn
+    cdef page_t *page = &pages_of(memmap)[position]
+    if (not header.page_order
+            and load_8(&memmap.sections[position >> header.section_shift]) == SECTION_LIVE
+            and load(&page.generation) == header.generation):
+        memory.and_16(&page.flags, <uint16_t>~PAGE_DIRTY)

@@ -62,6 +62,35 @@ cdef extern from "linux/fuse.h" nogil:
         uint64_t newdir
         uint32_t flags
 
+    cdef struct fuse_setattr_in:
+        uint32_t valid
+        uint64_t atime
+        uint64_t mtime
+        uint64_t ctime
+        uint32_t atimensec
+        uint32_t mtimensec
+        uint32_t ctimensec
+        uint32_t mode
+        uint32_t uid
+        uint32_t gid
+
+    cdef struct fuse_open_in:
+        uint32_t flags
+
+    cdef struct fuse_release_in:
+        uint64_t fh
+
+    cdef struct fuse_forget_in:
+        uint64_t nlookup
+
+    cdef struct fuse_forget_one:
+        uint64_t nodeid
+        uint64_t nlookup
+
+    cdef struct fuse_batch_forget_in:
+        uint32_t count
+        uint32_t dummy
+
     cdef struct fuse_open_out:
         uint64_t fh
         uint32_t open_flags
@@ -76,6 +105,7 @@ cdef extern from "linux/fuse.h" nogil:
         uint64_t fh
         uint64_t offset
         uint32_t size
+        uint32_t write_flags
         uint32_t flags
 
     cdef struct fuse_write_out:
@@ -90,7 +120,18 @@ cdef extern from "linux/fuse.h" nogil:
         uint64_t offset
 
     enum:
+        FATTR_MODE
+        FATTR_UID
+        FATTR_GID
+        FATTR_SIZE
+        FATTR_ATIME
+        FATTR_MTIME
+        FATTR_CTIME
+        FUSE_WRITE_CACHE
         FUSE_LOOKUP
+        FUSE_SETATTR
+        FUSE_OPEN
+        FUSE_RELEASE
         FUSE_FORGET
         FUSE_MKDIR
         FUSE_UNLINK

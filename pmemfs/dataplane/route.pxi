@@ -47,7 +47,12 @@ cdef verdict_t judge(worker_t *worker, request_t *request) noexcept nogil:
             or opcode == FUSE_FSYNC):
         begin_section(worker.slot)
         find_file(worker, request)
-        if worker.plane.header.cache_set_count:
+        verdict = FORWARD
+        if request.table == NULL and worker.plane.names != NULL:
+            verdict = serve_small(worker, request)
+        if verdict != FORWARD:
+            pass
+        elif worker.plane.header.cache_set_count:
             verdict = serve_cached(worker, request)
         elif opcode == FUSE_FSYNC:
             verdict = serve_fsync(worker, request)

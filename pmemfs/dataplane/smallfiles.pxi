@@ -1,18 +1,300 @@
 """The content of small files that no table is published for: most files are written once, whole.
 
-These are called as those of `inodes`, with the lock of names held, for a file whose table was not
-found. Invariants:
+A file with a table is served by that, without the lock of names; here the lock is held. A larger
+file is left to the control plane, which publishes a table if more requests look likely. Invariants:
 - the first bytes of a file are stored, and durable where fences make them so, before its log says
-  which frames have them; and the size is raised last of all. So a crash shows the file empty, or
-  shows these bytes;
+  which frames have them, and the size is raised last of all. So a crash shows the file empty, or
+  with these bytes;
 - pages are held while bytes move, as always. No answer points into the pool, because without a
   table no grace period would wait for its reader.
 """
 
-from pmemfs.dataplane.plane cimport worker_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memset
+from posix.stat cimport S_ISGID, S_ISREG, S_ISUID
+
+from pmemfs.dataplane cimport memory
+from pmemfs.dataplane.commit cimport *
+from pmemfs.dataplane.memory cimport load
+from pmemfs.dataplane.names cimport KNOWN_EXTENTS, known_extent_t, known_t
+from pmemfs.dataplane.plane cimport piece_t, plane_t, worker_t
+from pmemfs.dataplane.protocol cimport *
 from pmemfs.dataplane.request cimport *
+from pmemfs.dataplane.structures cimport *
+
+cdef enum:
+    # Of files up to this size, all is served here.
+    SMALL_BYTES = 65536
+    # A file that lies in more pieces from the start is left to the control plane.
+    FIRST_EXTENTS = 2
+
+# A table of a file that nobody else sees.
+cdef struct small_t:
+    table_t table
+    extent_t extents[KNOWN_EXTENTS]
 
 
 cdef verdict_t serve_small(worker_t *worker, request_t *request) noexcept nogil:
-    """READ, WRITE, LSEEK or FSYNC of a file without a table."""
-    return FORWARD
+    """READ, WRITE, LSEEK or FSYNC of a file without a table, in the worker's section."""
+    cdef verdict_t verdict = serve_named(worker, request, small_named)
+    # After a fault, or where nothing can be said.
+    drop_held(request)
+    request.table, request.live, request.entry = NULL, NULL, NULL
+    request.is_write = False
+    if verdict == FORWARD:
+        request.error = 0
+        request.answer_bytes = 0
+        request.moved_bytes = 0
+    return verdict
+
+
+cdef verdict_t small_named(names_change_t *change) noexcept nogil:
+    cdef request_t *request = change.request
+    cdef plane_t *plane = change.worker.plane
+    cdef known_t *known = know(change.worker, request.head.nodeid)
+    cdef inode_t *entry = find_inode(plane, request.head.nodeid)
+    cdef uint32_t opcode = request.head.opcode
+    cdef small_t small
+    if (known == NULL or not S_ISREG(known.mode)
+            # It was published before the lock was taken.
+            or entry != NULL and table_of(plane, entry) != NULL):
+        return FORWARD
+    request.live = <live_t *>(plane.pool + known.slot_offset + INODE_LIVE_OFFSET)
+    if opcode == FUSE_FSYNC:
+        return sync_small(change, known)
+    if (not line_says(known, load(&request.live.size_word), &request.size_bytes)
+            or request.size_bytes > SMALL_BYTES or not fill_small(known, request, &small)):
+        return FORWARD
+    request.table = &small.table
+    if opcode == FUSE_READ:
+        return read_small(change, known)
+    if opcode == FUSE_WRITE:
+        return write_small(change, known)
+    return seek_small(request)
+
+
+cdef bint fill_small(known_t *known, request_t *request, small_t *small) noexcept nogil:
+    """Make a table of what is known of a file; False: its extents are in no order."""
+    cdef known_extent_t *extent
+    cdef uint64_t end = 0
+    cdef uint64_t limit = request.size_bytes >> FRAME_SHIFT
+    cdef uint32_t position
+    for position in range(known.extent_count):
+        extent = &known.extents[position]
+        if extent.index < end:
+            return False
+        end = extent.index + extent.frame_count
+        # As `FileFrames.append_limit`.
+        if extent.index <= limit < end:
+            limit = end
+        small.extents[position].index = extent.index
+        small.extents[position].pfn = extent.pfn
+        small.extents[position].frame_count = extent.frame_count
+        small.extents[position].flags = 0
+    small.table.size_bytes = request.size_bytes
+    small.table.limit_bytes = max(request.size_bytes, limit << FRAME_SHIFT)
+    small.table.live_offset = known.slot_offset + INODE_LIVE_OFFSET
+    small.table.extent_count = known.extent_count
+    small.table.key_slot = 0
+    return True
+
+
+cdef verdict_t read_small(names_change_t *change, known_t *known) noexcept nogil:
+    cdef request_t *request = change.request
+    cdef const fuse_read_in *wanted = <const fuse_read_in *>request.operation
+    cdef bint may_point = request.may_point
+    if request.operation_bytes < sizeof(fuse_read_in) or wanted.size > request.answer_room:
+        return FORWARD
+    if wanted.offset < request.size_bytes:
+        request.answer_bytes = <uint32_t>min(<uint64_t>wanted.size,
+                                             request.size_bytes - wanted.offset)
+    request.may_point = False
+    read_guarded(request)
+    request.may_point = may_point
+    if request.error or not note_small_read(change, known, wanted.flags):
+        return FORWARD
+    request.moved_bytes = request.answer_bytes
+    return ANSWER
+
+
+cdef bint note_small_read(names_change_t *change, known_t *known, uint32_t flags) noexcept nogil:
+    """Note an access if the mount wants that, as `InodeAttributes.note_read`; False: hand over."""
+    cdef plane_t *plane = change.worker.plane
+    cdef uint64_t noted = plane.header.access_times
+    cdef attributes_record_t state
+    cdef int64_t now
+    if (noted == ACCESSES_NEVER or flags & O_NOATIME
+            or known.flags & INODE_FLAG_NO_ACCESS_TIME):
+        return True
+    if not known_state(plane, known, &state):
+        return False
+    now = names_now(change.names)
+    if (now != state.accessed_ns
+            and (noted == ACCESSES_STRICT
+                 or state.accessed_ns <= max(state.modified_ns, state.changed_ns)
+                 or now - state.accessed_ns >= <int64_t>DAY_NS)):
+        put_word(plane, known.slot_offset + INODE_LIVE_OFFSET + LIVE_ACCESSED_AT, <uint64_t>now)
+    return True
+
+
+cdef verdict_t write_small(names_change_t *change, known_t *known) noexcept nogil:
+    cdef request_t *request = change.request
+    cdef header_t *header = change.worker.plane.header
+    cdef const fuse_write_in *wanted = <const fuse_write_in *>request.operation
+    cdef uint64_t word = load(&request.live.size_word)
+    cdef uint64_t mask = (<uint64_t>1 << LIVE_SIZE_SHIFT) - 1
+    if (request.operation_bytes < sizeof(fuse_write_in) or wanted.size > request.payload_bytes
+            or not wanted.size or wanted.offset > request.size_bytes
+            or wanted.size > SMALL_BYTES or not known.is_plain or header.read_only
+            # What takes these bits away, and durability of single writes, are not known here.
+            or known.mode & (S_ISUID | S_ISGID) or wanted.write_flags & FUSE_WRITE_CACHE
+            or wanted.flags & O_DSYNC and header.durability != DURABILITY_VOLATILE
+            # The size can be raised only in a line of this epoch.
+            or (word & mask ^ size_check(word >> LIVE_SIZE_SHIFT)) != known.key):
+        return FORWARD
+    request.is_write = True
+    if not request.size_bytes and not known.extent_count:
+        return write_first(change, known, wanted)
+    if not is_all_mapped(request, wanted):
+        return FORWARD
+    store_pieces(request, wanted)
+    if request.error:
+        return FORWARD
+    raise_size(change, known, wanted)
+    answer_written(request, wanted)
+    return ANSWER
+
+
+cdef bint is_all_mapped(request_t *request, const fuse_write_in *wanted) noexcept nogil:
+    """Whether a write finds frames for all its bytes."""
+    cdef uint64_t done = 0
+    cdef piece_t piece
+    if wanted.size > request.table.limit_bytes - wanted.offset:
+        return False
+    while done < wanted.size:
+        piece = piece_at(request.table, wanted.offset + done, wanted.size - done)
+        if piece.is_hole:
+            return False
+        done += piece.length
+    return True
+
+
+cdef void store_pieces(request_t *request, const fuse_write_in *wanted) noexcept nogil:
+    cdef uint64_t done = 0
+    cdef piece_t piece
+    while done < wanted.size:
+        piece = piece_at(request.table, wanted.offset + done, wanted.size - done)
+        if not write_piece(request, piece, wanted.offset + done, request.payload + done):
+            return
+        done += piece.length
+
+
+cdef verdict_t write_first(names_change_t *change, known_t *known,
+                           const fuse_write_in *wanted) noexcept nogil:
+    """A write into an empty file without frames, as `FileBytes.write`."""
+    cdef request_t *request = change.request
+    cdef extent_t *extents = <extent_t *>(<uint8_t *>request.table + sizeof(table_t))
+    cdef uint64_t frame_count = (wanted.size + (1 << FRAME_SHIFT) - 1) >> FRAME_SHIFT
+    cdef extent_record_t *record
+    cdef uint64_t pfns[NAMES_POPPED]
+    cdef uint32_t position
+    begin_change(change)
+    if not pop_frames(change, <uint32_t>frame_count, pfns):
+        return FORWARD
+    request.table.extent_count = join_frames(pfns, frame_count, extents)
+    if not request.table.extent_count:
+        return FORWARD
+    for position in range(request.table.extent_count):
+        record = <extent_record_t *>add_record(change, known, RECORD_EXTENT, 1)
+        if record == NULL:
+            return FORWARD
+        record.index = extents[position].index
+        record.pfn = extents[position].pfn
+        record.frame_count = extents[position].frame_count
+    store_pieces(request, wanted)
+    if request.error:
+        return FORWARD
+    answer_written(request, wanted)
+    # Until the size is raised, a successor that finds this begun lets it come again.
+    change.is_unfinished = True
+    if not commit(change):
+        return FORWARD
+    for position in range(request.table.extent_count):
+        known.extents[position].index = extents[position].index
+        known.extents[position].pfn = extents[position].pfn
+        known.extents[position].frame_count = extents[position].frame_count
+    known.extent_count = request.table.extent_count
+    known.data_frames = frame_count
+    raise_size(change, known, wanted)
+    carried_out(change)
+    return ANSWER
+
+
+cdef uint32_t join_frames(const uint64_t *pfns, uint64_t count, extent_t *extents) noexcept nogil:
+    """Let frames follow one another in a file; in how many extents, 0: too many."""
+    cdef uint32_t extent_count = 0
+    cdef uint64_t position
+    for position in range(count):
+        if position and pfns[position] == pfns[position - 1] + 1:
+            extents[extent_count - 1].frame_count += 1
+            continue
+        if extent_count == FIRST_EXTENTS:
+            return 0
+        extents[extent_count].index = position
+        extents[extent_count].pfn = pfns[position]
+        extents[extent_count].frame_count = 1
+        extents[extent_count].flags = 0
+        extent_count += 1
+    return extent_count
+
+
+cdef void raise_size(names_change_t *change, known_t *known,
+                     const fuse_write_in *wanted) noexcept nogil:
+    """The bytes of a write are stored: raise the size, and set the time of writing."""
+    cdef plane_t *plane = change.worker.plane
+    cdef uint64_t line = known.slot_offset + INODE_LIVE_OFFSET
+    cdef live_t *live = change.request.live
+    cdef uint64_t end = wanted.offset + wanted.size
+    cdef uint64_t word = load(&live.size_word)
+    if word >> LIVE_SIZE_SHIFT < end:
+        put_word(plane, line, raised(word, end))
+    put_word(plane, line + LIVE_WRITTEN_AT, <uint64_t>names_now(change.names))
+
+
+cdef void answer_written(request_t *request, const fuse_write_in *wanted) noexcept nogil:
+    memset(request.answer, 0, sizeof(fuse_write_out))
+    (<fuse_write_out *>request.answer).size = wanted.size
+    request.answer_bytes = sizeof(fuse_write_out)
+    request.moved_bytes = wanted.size
+
+
+cdef verdict_t sync_small(names_change_t *change, known_t *known) noexcept nogil:
+    """Each write has fenced its bytes before it was answered; its size was not fenced yet."""
+    cdef plane_t *plane = change.worker.plane
+    if plane.header.durability == DURABILITY_MSYNC:
+        return FORWARD
+    flush_stored(plane, known.slot_offset + INODE_LIVE_OFFSET, LIVE_ACCESSED_AT)
+    fence_stored(plane)
+    return serve_sync(change.worker, change.request)
+
+
+cdef verdict_t seek_small(request_t *request) noexcept nogil:
+    """As `FileBytes.seek`."""
+    cdef const fuse_lseek_in *wanted = <const fuse_lseek_in *>request.operation
+    cdef uint64_t position
+    cdef piece_t piece
+    if (request.operation_bytes < sizeof(fuse_lseek_in)
+            or wanted.whence != SEEK_DATA and wanted.whence != SEEK_HOLE
+            or wanted.offset >= request.size_bytes):
+        return FORWARD
+    position = wanted.offset
+    while position < request.size_bytes:
+        piece = piece_at(request.table, position, request.size_bytes - position)
+        if piece.is_hole == (wanted.whence == SEEK_HOLE):
+            break
+        position += piece.length
+    if position >= request.size_bytes and wanted.whence == SEEK_DATA:
+        return FORWARD
+    (<fuse_lseek_out *>request.answer).offset = min(position, request.size_bytes)
+    request.answer_bytes = sizeof(fuse_lseek_out)
+    return ANSWER
