@@ -114,11 +114,10 @@ cdef struct names_t:
     known_t *newest
     # Mixed into hashes of names, so that nobody can make names whose hashes are the same.
     uint64_t seeds[2]
-    # The number of the operation under way, raised by `take_names`. What it has used is not dropped.
-    uint64_t operations
     uint64_t known_count
     uint64_t used_bytes
     # Times that a worker has taken the lock: if it is another than before, what is known may be, too.
+    # What was used since the last time is not dropped.
     uint64_t takes
 
 # Records all stores into the pool, flushes and fences, for a test that pulls the power between any

@@ -8,8 +8,10 @@ structures that rooms share.
     words       reads and writes words that another process may be writing
     pages       page structures
     plane       the shared memory as the data plane reads it
+    known       the memory of what workers know of inodes
     directories the names of directories, as workers know them
-    logs        logs of inodes, and what workers know of them
+    replay      inodes of the records of their logs
+    logs        reads logs, and keeps what is known up to date
     content     READ, WRITE and LSEEK
     crypt       READ and WRITE of encrypted files
     cache       the same in mode `cache`
@@ -30,7 +32,9 @@ structures that rooms share.
 include "words.pxi"
 include "pages.pxi"
 include "plane.pxi"
+include "known.pxi"
 include "directories.pxi"
+include "replay.pxi"
 include "logs.pxi"
 include "content.pxi"
 include "crypt.pxi"

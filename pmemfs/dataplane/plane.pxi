@@ -59,7 +59,7 @@ cdef int attach(plane_t *plane, int shared_fd, int pool_fd, int map_flags) noexc
         return errno
     plane.pool = <uint8_t *>mapped
     find_areas(plane)
-    return 0
+    return attach_names(plane)
 
 
 cdef void find_areas(plane_t *plane) noexcept nogil:
@@ -86,6 +86,7 @@ cdef void find_areas(plane_t *plane) noexcept nogil:
 
 cdef void detach(plane_t *plane) noexcept nogil:
     """Unmap what `attach` has mapped."""
+    detach_names(plane)
     if plane.shared != NULL:
         munmap(plane.shared, plane.shared_bytes)
     if plane.pool != NULL:

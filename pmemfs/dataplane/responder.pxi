@@ -14,7 +14,9 @@ from libc.string cimport memcpy, memset
 from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME
 
 from pmemfs.dataplane.entries cimport *
+from pmemfs.dataplane.logs cimport *
 from pmemfs.dataplane.memory cimport catch_faults, now_ns
+from pmemfs.dataplane.names cimport known_t
 from pmemfs.dataplane.plane cimport plane_t, worker_t
 from pmemfs.dataplane.protocol cimport *
 from pmemfs.dataplane.request cimport *
@@ -138,6 +140,87 @@ cdef class Responder:
         finally:
             free(series)
             free(answers)
+
+    def known(self, unsigned long long inode, *, int pieces=1 << 30) -> tuple | None:
+        """What this worker knows of an inode, up to date; None: it would hand over. It reads so
+        many pieces of a long log at most."""
+        cdef known_t *known = self.look_up(inode, pieces)
+        if known == NULL:
+            return None
+        return (known.generation, known.birth_ns, known.head, known.tail, known.slot_count,
+                known.log_frame_count, known.live_slots, known.parent,
+                (known.mode, known.link_count, known.uid, known.gid, known.size_bytes,
+                 known.accessed_ns, known.modified_ns, known.changed_ns, known.device,
+                 known.epoch, known.flags),
+                known.target_bytes, (known.key, known.key_before), known.is_plain,
+                [(known.extents[at].index, known.extents[at].pfn, known.extents[at].frame_count)
+                 for at in range(known.extent_count)],
+                known.data_frames, known.index.entry_count, known.index.subdirectory_count,
+                known.index.capacity)
+
+    def found(self, unsigned long long inode, list names not None) -> list | None:
+        """What names of a directory lead to, each an inode and its type, or None; -1: it would hand
+        over. None in place of the list if it would hand over the directory."""
+        cdef known_t *known = self.look_up(inode, 1 << 30)
+        cdef found_t found
+        cdef list answers = []
+        if known == NULL:
+            return None
+        for name in names:
+            state = find_entry(&self._worker, known, name, <uint32_t>len(name), &found)
+            answers.append((found.inode, found.type) if state == NAME_FOUND
+                           else None if state == NAME_ABSENT else -1)
+        return answers
+
+    def change_index(self, unsigned long long inode, bytes name not None,
+                     uint64_t record_offset=0, uint8_t type=0) -> bool:
+        """Let a name of a directory lead to an ENTRY in the pool, or (0) nowhere, in what is known;
+        whether that was done."""
+        cdef known_t *known = self.look_up(inode, 1 << 30)
+        cdef found_t found
+        if known == NULL:
+            return False
+        if record_offset:
+            return index_add(&self._worker, known, name, <uint32_t>len(name), record_offset, type)
+        if find_entry(&self._worker, known, name, <uint32_t>len(name), &found) != NAME_FOUND:
+            return False
+        index_remove(known, &found)
+        return True
+
+    def knowing_takes(self, list inodes not None, bytes name=None, int turns=1) -> float:
+        """The ns it takes to know one of these inodes that are known, and to find a name in it."""
+        cdef size_t count = <size_t>len(inodes)
+        cdef uint64_t *numbers = <uint64_t *>calloc(count, 8)
+        cdef found_t found
+        cdef known_t *known
+        cdef uint64_t took
+        cdef const uint8_t *wanted = <const uint8_t *>name if name is not None else NULL
+        cdef uint32_t length = <uint32_t>len(name) if name is not None else 0
+        cdef size_t at
+        for at in range(count):
+            numbers[at] = inodes[at]
+        with nogil:
+            took = now_ns(CLOCK_MONOTONIC)
+            for _ in range(turns):
+                self._plane.names.takes += 1
+                for at in range(count):
+                    known = know(&self._worker, numbers[at])
+                    if wanted != NULL and known != NULL:
+                        find_entry(&self._worker, known, wanted, length, &found)
+            took = now_ns(CLOCK_MONOTONIC) - took
+        free(numbers)
+        return took / (<double>turns * count)
+
+    cdef known_t *look_up(self, uint64_t inode, int pieces) noexcept nogil:
+        """As an operation does that takes the lock of names: nobody else is there."""
+        cdef known_t *known = NULL
+        for _ in range(pieces):
+            self._plane.names.takes += 1
+            self._worker.reads_on = False
+            known = know(&self._worker, inode)
+            if not self._worker.reads_on:
+                break
+        return known
 
     cdef void serve_series(self, series_t *series, size_t count, uint32_t opcode,
                            uint64_t inode, uint32_t room) noexcept nogil:
