@@ -459,7 +459,10 @@ class NamesHead:
                                unit="ns since 1970")  # fmt: skip
     was_woken: int = stored("<u8", "1: the control plane was told to look at the reserves")
     busy: int = stored("<u8", "requests handed over because the lock was not free")
-    rest: bytes = stored("V40", "zero", default=bytes(40))
+    slots_low: int = stored("<u8", "with fewer slots, the control plane is told")
+    frames_low: int = stored("<u8", "with fewer frames, the control plane is told")
+    handles_low: int = stored("<u8", "with fewer open places, the control plane is told")
+    rest: bytes = stored("V16", "zero", default=bytes(16))
 
 
 @structure

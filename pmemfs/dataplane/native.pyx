@@ -27,6 +27,7 @@ structures that rooms share.
     uring       the transport uring
     process     the threads of a data plane
     responder   a worker without a kernel, to study or test
+    names_control  the lock of names, and what it guards, for the control plane
 """
 
 include "words.pxi"
@@ -51,3 +52,4 @@ include "entries.pxi"
 include "uring.pxi"
 include "process.pxi"
 include "responder.pxi"
+include "names_control.pxi"

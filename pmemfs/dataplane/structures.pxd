@@ -229,7 +229,10 @@ cdef struct names_head_t:
     uint64_t last_time_ns
     uint64_t was_woken
     uint64_t busy
-    uint8_t rest[40]
+    uint64_t slots_low
+    uint64_t frames_low
+    uint64_t handles_low
+    uint8_t rest[16]
 
 
 cdef struct names_decision_t:
@@ -390,7 +393,7 @@ cdef enum:
     SERVE_AGAIN = 1
     HAND_AGAIN = 2
     HAVE_SECRETS = 3
-    SIGNATURE = 0x33efb178
+    SIGNATURE = 0x791d5a03
     ENTRY_ASIDE_AT = 0x800
     ENTRY_ASIDE_BYTES = 0x800
     ENTRY_PAYLOAD_AT = 0x1000

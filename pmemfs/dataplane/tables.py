@@ -79,7 +79,13 @@ from pmemfs.dataplane.layouts import (
     Presence,
     TableHead,
 )
-from pmemfs.dataplane.native import load_word, odd_words, store_word, write_seqlocked
+from pmemfs.dataplane.native import (
+    NamesShared,
+    load_word,
+    odd_words,
+    store_word,
+    write_seqlocked,
+)
 from pmemfs.errors import ForeignSharedMemory
 from pmemfs.media.inode import SIZE_LIMIT_BYTES
 from pmemfs.media.layout import replace
@@ -330,6 +336,11 @@ class SharedMemory:
         start, numbers = self.areas.counts, self.header_word("inode_numbers")
         end = start + numbers * layouts.COUNT_BYTES
         return LookupCounts(self.fd, self.memory, start, end)
+
+    @property
+    def names(self) -> NamesShared | None:
+        """What the planes share about names; None in modes without them."""
+        return NamesShared(self.memory) if self.header_word("names_offset") else None
 
     @property
     def answers(self) -> Answers:

@@ -88,6 +88,7 @@ class PublishedTables(Tables):
         """The published inodes, the least recently published first."""
         self._leaving: dict[int, Grace] = {}
         """Withdrawn inodes whose tables a worker may still see."""
+        self._names = shared.names
         self._before: Grace | None = shared.begin_grace()
         """Until then a worker may still see tables that an earlier daemon has withdrawn."""
 
@@ -152,6 +153,10 @@ class PublishedTables(Tables):
         self.attributes.withdraw(ino)
         if ino in self._published:
             self._shared.set_changed_ns(ino, changed_ns)
+
+    def rewritten(self, ino: int) -> None:
+        if self._names is not None:
+            self._names.rewritten(ino)
 
     def changed(self, ino: int) -> object | None:
         return self.withdraw(ino)

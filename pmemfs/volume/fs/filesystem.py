@@ -9,6 +9,7 @@
     inodecache.py  reading.py  livelines.py                inodes in memory, and as they are stored
     ground.py  table.py  allocator.py  busy.py             head, slots and frames
     inode.py  log.py  extents.py  entries.py           what an inode is
+    reserves.py  catchup.py                            what workers take, and what they change
     leaks.py                                           finds what a crash left behind
     publication.py  commits.py                         what others are told of changes
 
@@ -211,7 +212,8 @@ class FileSystem:
 
     def room(self) -> Room:
         """How much room there is. Reads the bitmaps of all groups, the first time."""
-        free_frames = self.allocator.free_count()
+        reserves = self.store.ground.reserves
+        free_frames = self.allocator.free_count() + (reserves.frame_count if reserves else 0)
         reserved = min(self.allocator.reserve, free_frames)
         return Room(self.geometry.frame_count, free_frames, reserved)
 

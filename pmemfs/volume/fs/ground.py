@@ -35,6 +35,7 @@ from pmemfs.volume.fs.inode import Inode
 from pmemfs.volume.fs.metadata import MetadataMedium
 from pmemfs.volume.fs.publication import NoTables, Tables
 from pmemfs.volume.fs.reading import may_read_in_steps, unfinished_words
+from pmemfs.volume.fs.reserves import Reserves
 from pmemfs.volume.fs.table import InodeTable
 from pmemfs.volume.pinned import PinnedFrames
 
@@ -97,9 +98,11 @@ class Ground:
         """Whether flags of inodes forbid anything: a repair must change what is immutable too."""
         self.untrimmed: set[int] = set()
         """Files that got frames since their last close, so some may lie behind their size."""
+        self.reserves: Reserves | None = None
+        """What workers may take by themselves, where they change names."""
         self._said_unserved: set[int] = set()
         """The IDs of transformations of which the log has a sentence."""
-        self.table.pending_words = self._recover()
+        self.table.pending_words = self.recover()
 
     def refuse(self, inode: Inode, flags: int) -> None:
         """Raise OSError (EPERM) if an inode has one of these `InodeFlags`, which forbid a change.
@@ -183,8 +186,9 @@ class Ground:
         self.geometry = self.table.geometry = geometry_of(self.pool)
         self.allocator.set_geometry(self.geometry)
 
-    def _recover(self) -> dict[int, int]:
-        """Carry out what a crash interrupted, as the journal says.
+    def recover(self) -> dict[int, int]:
+        """Carry out what a crash, or the death of who was committing, interrupted, as the journal
+        says.
 
         On a read-only mount: what would have been stored, for readers to see it so. Raises
         DamagedFileSystem.

@@ -59,11 +59,15 @@ class Housekeeping(Upkeep):
         try:
             return allocator.allocate(frame_count, goal=goal, whole=whole, urgent=urgent)
         except OSError as error:
-            may_help = urgent or busy.frame_count or self._compaction
-            if error.errno != errno.ENOSPC or not may_help:
+            if error.errno != errno.ENOSPC:
                 raise
-        # From the cheapest to the dearest: frames of a new log that does not count yet, frames
-        # that are busy no more, frames without inodes, and last the dead records of all logs.
+            reserves = self._ground.reserves
+            has_more = reserves is not None and reserves.drain()
+            if not (has_more or urgent or busy.frame_count or self._compaction):
+                raise
+        # From the cheapest to the dearest: what workers were given and have not used, frames of a
+        # new log that does not count yet, frames that are busy no more, frames without inodes, and
+        # last the dead records of all logs.
         self.abandon_compaction()
         while busy.collect():
             pass
@@ -103,6 +107,15 @@ class Housekeeping(Upkeep):
         # No worker reads logs, so their frames wait for no grace period. But there may be a great
         # many, and `busy` frees those in steps.
         ground.busy.add(frames, None)
+
+    def was_freed(self, inode: Inode) -> None:
+        """A worker has freed an inode, and has what the inode had."""
+        ground = self._ground
+        ground.tables.gone(inode.number)
+        self._cache.forget(inode.number)
+        self._cache.compressed.discard(inode.number)
+        ground.allocator.unhold(inode.number)
+        ground.untrimmed.discard(inode.number)
 
     def keep_reserve(self, changed: Iterable[Inode]) -> None:
         allocator = self._ground.allocator

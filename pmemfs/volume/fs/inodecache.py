@@ -3,8 +3,9 @@
 Invariants:
 - an inode in memory says what its log says, because every change goes through a transaction first.
   Only the live line changes without one;
-- nothing changes an inode that is being read in steps. A caller who needs it reads it to its end
-  first, or is told to come again. Otherwise the reader would miss a record behind its tail.
+- nothing here changes an inode that is being read in steps. A caller who needs it reads it to its
+  end first, or is told to come again. Otherwise the reader would miss a record behind its tail. If
+  a worker changes it, the reading begins anew (`catchup`).
 """
 
 from __future__ import annotations
@@ -112,6 +113,19 @@ class InodeCache:
     def forget(self, number: int) -> None:
         """Drop an inode from memory, if it is there."""
         self._inodes.pop(number, None)
+
+    def begin_anew(self, number: int) -> None:
+        """A worker has changed an inode: if it is being read in steps, read it from the start."""
+        self._readings.pop(number, None)
+
+    @property
+    def known(self) -> list[int]:
+        """The inodes that are in memory or are being read."""
+        return [*self._inodes, *self._readings]
+
+    def __contains__(self, number: int) -> bool:
+        """Whether an inode is in memory, or is being read in steps."""
+        return number in self._inodes or number in self._readings
 
     @property
     def inodes(self) -> Iterable[Inode]:

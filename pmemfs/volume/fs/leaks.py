@@ -106,6 +106,9 @@ class LeakSearch:
     def _free_leaked(self, group: int) -> Iterator[int]:
         # Busy frames have left their file but may still be written to.
         self._owned.add(self._store.busy.runs())
+        # What workers may take has no owner yet.
+        reserves = self._store.ground.reserves
+        self._owned.add(reserves.runs() if reserves else ())
         for chunk in range(GROUP_CHUNKS):
             yield self._free_leaked_of(group, chunk)
 

@@ -93,14 +93,15 @@ class LogReader:
     def areas(self, start: int | None = None) -> Iterator[list[tuple[int, bytes]]]:
         """The records of the slot, or of one frame after the other: the kind and the bytes of each.
 
-        It gives all records, or those from a position in a frame on at which one record ends and
-        another begins. It gives the records before damage, and then raises DamagedFileSystem.
+        It gives all records, or those from a position on at which one record ends and another
+        begins. It gives the records before damage, and then raises DamagedFileSystem.
         """
         if self.log.head == self._slot_offset + INLINE_OFFSET:
             if not INLINE_OFFSET <= self.log.tail - self._slot_offset <= SLOT_BYTES:
                 raise self._damaged(f"its log ends at {self.log.tail:#x}, outside its slot")
             area = bytes(self._medium.read(self._slot_offset, SLOT_BYTES))
-            yield from self._area(area, self._slot_offset, INLINE_OFFSET)
+            position = INLINE_OFFSET if start is None else start - self._slot_offset
+            yield from self._area(area, self._slot_offset, position)
             return
         frame, position = self.log.head - FRAME_HEAD_BYTES, FRAME_HEAD_BYTES
         if start is not None:

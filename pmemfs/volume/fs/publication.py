@@ -22,6 +22,14 @@ class Tables(ABC):
         `changed_ns` is the later of its times of modification and of change, or NO_READ_COUNTS.
         """
 
+    def rewritten(self, number: int) -> None:
+        """The log of an inode is about to be replaced by another one, or to end with the inode.
+
+        Who knows an inode by its log has to read the log anew then, although it may seem to go on
+        where it ended.
+        """
+        return
+
     @abstractmethod
     def changed(self, number: int) -> object | None:
         """The size of an inode has changed, or it has lost extents. Added extents don't count.

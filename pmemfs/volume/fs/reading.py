@@ -15,6 +15,7 @@ from pmemfs.errors import DamagedFileSystem
 from pmemfs.media.filesystem import JOURNAL_FRAME
 from pmemfs.media.inode import (
     HEAD_WORD_AT,
+    INLINE_OFFSET,
     LIVE_OFFSET,
     SIZE_LIMIT_BYTES,
     SLOT_BYTES,
@@ -23,10 +24,11 @@ from pmemfs.media.inode import (
 )
 from pmemfs.media.journal import read_journal
 from pmemfs.media.live import LIVE_LINE, SIZE_SHIFT, key_of
+from pmemfs.media.log import ATTRIBUTES, FRAME_HEAD_BYTES, RECORD_BYTES, RecordKind
 from pmemfs.medium.base import Medium
-from pmemfs.pfn import FRAME_BYTES
+from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
 from pmemfs.volume.fs.inode import Inode
-from pmemfs.volume.fs.log import LogReader
+from pmemfs.volume.fs.log import LogReader, end_of_area
 from pmemfs.volume.fs.replay import Replay
 from pmemfs.volume.fs.table import InodeTable
 
@@ -153,6 +155,48 @@ def _blank(
     )
     inode = Inode(head.number, slot, head.generation, head.birth_ns, reader.log)
     return inode, reader.areas()
+
+
+def is_unnamed(medium: Medium, table: InodeTable, number: int) -> bool:
+    """Whether an inode has lost its last name. Raises nothing: of a damaged inode it says no.
+
+    This looks at the end of the log first, where that would stand, because it is asked of all that
+    the kernel knows when a mount ends.
+    """
+    with suppress(DamagedFileSystem):
+        head = table.head(number)
+        if head is None:
+            return False
+        slot = table.slot_offset(number)
+        last = _last_area(medium, table, slot, head)
+        if last is None:
+            inode = read_log(medium, table, number)
+            return inode is not None and inode.state.link_count == 0
+        return last == 0
+    return False
+
+
+def _last_area(medium: Medium, table: InodeTable, slot: int, head: InodeHead) -> int | None:
+    """How many names an inode has, as the slot or frame says where its log ends; None if that does
+    not tell."""
+    end = end_of_area(head.tail, slot)
+    is_inline = end == slot + SLOT_BYTES
+    if not is_inline and not table.geometry.is_usable((end - FRAME_BYTES) >> PAGE_SHIFT, 1):
+        return None
+    position = slot + INLINE_OFFSET if is_inline else end - FRAME_BYTES + FRAME_HEAD_BYTES
+    raw = bytes(medium.read(position, max(0, head.tail - position)))
+    names, at = None, 0
+    while at < len(raw):
+        kind, length = raw[at], raw[at + 1] * RECORD_BYTES
+        if not length:
+            return None
+        if kind == RecordKind.ATTRIBUTES and length == RECORD_BYTES <= len(raw) - at:
+            names = ATTRIBUTES.unpack(raw[at : at + length]).link_count
+        elif names is None and kind in (RecordKind.ENTRY, RecordKind.REMOVED):
+            # A directory without a name gets no entries and loses none.
+            names = 1
+        at += length
+    return names
 
 
 def is_directory_still(medium: Medium, table: InodeTable, number: int) -> bool:

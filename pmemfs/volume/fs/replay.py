@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterable
+from typing import Self
 
 from pmemfs.errors import DamagedFileSystem
 from pmemfs.media import log as media
@@ -60,6 +61,20 @@ class Replay:
         self._has_plain_names = True
         """Whether names and values are those that users gave, and not what encryption made."""
         self._values: dict[bytes, bytearray] = {}
+
+    @classmethod
+    def going_on(cls, inode: Inode, geometry: Geometry) -> Self:
+        """For what was added to the log of an inode that was read before."""
+        replay = cls(inode, geometry)
+        replay._has_state = True
+        transform = inode.transform
+        replay._has_plain_names = transform is None or (
+            transform.is_known and not transform.is_encrypted
+        )
+        # `finish` counts these.
+        inode.live_slots -= bool(inode.parent)
+        inode.live_slots -= value_slots(b"", inode.target) if inode.target else 0
+        return replay
 
     def apply(self, records: Iterable[tuple[int, bytes]]) -> None:
         """Apply more records, each given as its kind and its bytes."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from pmemfs.errors import MemoryFault
+from pmemfs.errors import DamagedFileSystem, MemoryFault
 from pmemfs.memmap.base import Memmap
 from pmemfs.pool import Pool
 from pmemfs.volume.fs.commits import Commits
@@ -28,7 +28,7 @@ from pmemfs.volume.fs.inode import Inode
 from pmemfs.volume.fs.inodecache import InodeCache
 from pmemfs.volume.fs.livelines import LiveLines
 from pmemfs.volume.fs.publication import Tables
-from pmemfs.volume.fs.reading import may_read_in_steps
+from pmemfs.volume.fs.reading import is_unnamed, may_read_in_steps
 from pmemfs.volume.fs.sealing import Sealing
 
 
@@ -94,21 +94,33 @@ class Store:
 
     def _free_unnamed(self, number: int) -> None:
         """Free an inode that is not held any more, if it has no name."""
-        # An inode without a name stays in memory as long as it is held, so if it is not here, it
-        # has a name.
-        inode = self.cached(number)
-        if inode is not None and inode.state.link_count == 0 and not self.read_only:
-            self.remove(inode)
+        if not self.read_only and self._is_unnamed(number):
+            self.remove(self.inode(number))
+
+    def free_orphan(self, number: int) -> None:
+        """Free an inode that a worker could not free, unless it has got a hold since."""
+        with suppress(DamagedFileSystem):
+            if not self.is_held(number) and self.ground.table.head(number) is not None:
+                self._free_unnamed(number)
 
     def has_unnamed(self) -> bool:
         """Whether anybody holds an inode that has no name."""
-        inodes = (self.cached(number) for number, _ in self._holds.counts())
-        return any(inode is not None and inode.state.link_count == 0 for inode in inodes)
+        return any(self._is_unnamed(number) for number, _ in self._holds.counts())
+
+    def _is_unnamed(self, number: int) -> bool:
+        """Whether an inode has no name."""
+        inode = self.cached(number)
+        if inode is not None:
+            return inode.state.link_count == 0
+        # An inode that loses its last name here stays in memory as long as it is held. One that
+        # a worker has taken it from may never have been here.
+        return self.ground.reserves is not None and is_unnamed(self.medium, self.table, number)
 
     def stop_writing(self) -> None:
         """Write nothing any more; what has changed is durable with the next fence."""
         ground = self.ground
         self.housekeeping.abandon_compaction()
+        self._drain()
         if not ground.read_only:
             for number, _ in self._holds.counts():
                 # As at the end: of what was open nothing here knows how it has grown.
@@ -127,6 +139,7 @@ class Store:
         if ground.pool.medium.read_only:
             return
         housekeeping.abandon_compaction()
+        self._drain()
         for number, count in list(self._holds.counts()):
             self._holds.take(number, count)
             # The fault was reported already, and the other open files are to become durable.
@@ -140,6 +153,11 @@ class Store:
         ground.busy.free_all()
         ground.medium.fence()
         self.leave_clean()
+
+    def _drain(self) -> None:
+        """Take back what workers were given and have not used: nobody owns it."""
+        if self.ground.reserves is not None and not self.read_only:
+            self.ground.reserves.drain()
 
     def leave_clean(self) -> None:
         """Say in the head that it is clean, if it is; all else is durable."""

@@ -11,7 +11,7 @@ bitmap, and an inode's number says where it lies. Invariants:
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from pmemfs.errors import DamagedFileSystem
 from pmemfs.media.filesystem import FIRST_INODES_FRAME, GROUP_FRAMES, Geometry
@@ -49,6 +49,8 @@ class InodeTable:
         self._free: list[int] = []
         self._unseen = self.frames()
         self._withheld: set[int] = set()
+        self.reserved: Callable[[], Collection[int]] = tuple
+        """The free slots that workers may take, which are in no list here."""
         self.pending_words: dict[int, int] = {}
         """What the journal would change, on a pool that may only be read."""
 
@@ -211,6 +213,7 @@ class InodeTable:
 
     def _look_for_free(self) -> bool:
         """Find free slots in frames that were not searched since the mount."""
+        reserved = set(self.reserved())
         for _ in range(_SCAN_FRAMES):
             pfn = next(self._unseen, None)
             if pfn is None:
@@ -218,6 +221,7 @@ class InodeTable:
             start = pfn << PAGE_SHIFT
             used = {self.slot_offset(number) for number in self.numbers_in(pfn)}
             slots = range(start, start + FRAME_BYTES, SLOT_BYTES)
+            used |= reserved
             self._free += [offset for offset in reversed(slots) if offset not in used]
             if self._free:
                 return True

@@ -16,6 +16,7 @@ store moves a single tail, or the journal moves several words together. Invarian
 
 from __future__ import annotations
 
+import errno
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Set
 from types import TracebackType
@@ -165,7 +166,13 @@ class Transaction:
     def create(self, birth_ns: int, state: State) -> Inode:
         """A new inode, whose slot `fill_slot` has to write. Raises OSError (ENOSPC)."""
         table = self._ground.table
-        slot, generation = table.take()
+        try:
+            slot, generation = table.take()
+        except OSError as error:
+            reserves = self._ground.reserves
+            if error.errno != errno.ENOSPC or reserves is None or not reserves.drain():
+                raise
+            slot, generation = table.take()
         log = Log(slot + INLINE_OFFSET, slot + INLINE_OFFSET)
         inode = Inode(table.number_at(slot), slot, generation, birth_ns, log, state)
         self._made.append(inode)
@@ -189,6 +196,7 @@ class Transaction:
     def remove(self, inode: Inode) -> None:
         """Free an inode and all its frames."""
         self._records.pop(inode.number, None)
+        self._ground.tables.rewritten(inode.number)
         self._word(inode.slot_offset + TAIL_WORD_AT, inode.log.tail, 0)
         self._needs_journal = True
         self._removed.append(inode)
@@ -327,6 +335,8 @@ class Transaction:
 
     def replace_log(self, inode: Inode, new: Log) -> None:
         """Give an inode another log, which is written already and says the same."""
+        # A log may come back to where it lay before, and then nothing else tells the new one.
+        self._ground.tables.rewritten(inode.number)
         self._word(inode.slot_offset + HEAD_WORD_AT, inode.log.head, new.head)
         self._word(inode.slot_offset + TAIL_WORD_AT, inode.log.tail, new.tail)
         self._needs_journal = True
