@@ -175,7 +175,7 @@ cdef void serve_message(worker_t *worker, uint8_t *message, uint32_t message_byt
     request.answer = answer
     request.answer_room = worker.plane.max_write
     request.may_point = True
-    request.is_again = False
+    request.is_again = request.is_left = False
     verdict = serve(worker, &request)
     if verdict != ANSWER and verdict != DROP:
         request.error = hand_over(worker, &request, verdict)

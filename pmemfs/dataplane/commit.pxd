@@ -1,25 +1,30 @@
 # How a worker changes what is stored of names: `commit.pxi` has the rules, and names.pxd the design.
 #
-#     serve_named      takes the lock, runs an operation guarded, puts right what it left, frees it
+#     serve_named      takes the lock, runs an operation, puts right what it left, frees the lock
 #     in an operation  `begin_change`, then pops and `add_record`, then `commit`, then memory
 #
 # An operation fills the answer before it commits, and returns FORWARD only before that. A pop that
-# was not used goes back by itself.
+# was not used goes back by itself. An operation runs guarded: a touch of the pool that faults ends
+# it, and hands over if nothing counts yet.
 
-from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from pmemfs.dataplane.names cimport known_t, names_t
-from pmemfs.dataplane.plane cimport plane_t, worker_t
-from pmemfs.dataplane.protocol cimport fuse_attr, fuse_entry_out
+from pmemfs.dataplane.plane cimport worker_t
 from pmemfs.dataplane.request cimport request_t, verdict_t
-from pmemfs.dataplane.structures cimport attributes_record_t, names_decision_t
+from pmemfs.dataplane.structures cimport INODE_SLOT_BYTES, names_decision_t
 
 cdef enum:
     # The most that one operation changes.
     MOST_WORDS = 8
     MOST_LOGS = 4
-    MOST_RECORDS_BYTES = 2048
+    MOST_RECORDS_BYTES = 1024
+    # How long a worker waits for another one, who holds the lock for one operation.
+    LOCK_SPIN_NS = 10000
+    # The control plane is woken below so many slots, frames or handles.
+    LOW_RESERVE = 512
+    # As `encode.CACHE_SECONDS`.
+    CACHE_SECONDS = 3600
 
 cdef enum stage_t:
     # Nothing of it counts yet, and the control plane may carry it out.
@@ -34,24 +39,28 @@ cdef struct word_t:
     uint64_t old
     uint64_t new
 
-# Records that go behind the tail of one log: `length` bytes from `start` on in `records`. A log may
-# come several times; its records follow one another.
+# Records that go behind the tail of one log: `length` bytes from `start` on in `records`. All that
+# one log gets is added in a row.
 cdef struct addition_t:
     known_t *known
     uint32_t start
     uint32_t length
 
+cdef struct names_change_t
+
+ctypedef verdict_t (*operation_t)(names_change_t *change) noexcept nogil
+
 cdef struct names_change_t:
+    operation_t operation
+    verdict_t verdict
     worker_t *worker
     names_t *names
     request_t *request
     names_decision_t *decision
-    # The time of all that changes; of `names_now`, once an operation has begun.
+    # The time of all that changes, once it has begun.
     int64_t now_ns
-    # `names.takes` at its start: if it is another, the lock was free meanwhile.
-    uint64_t takes
+    bint has_begun
     stage_t stage
-    verdict_t verdict
     uint32_t addition_count
     addition_t additions[MOST_LOGS]
     uint32_t word_count
@@ -61,10 +70,14 @@ cdef struct names_change_t:
     # `commit` leaves the decision begun, because something has to be stored after it that belongs to
     # the operation. `carried_out` ends it then.
     bint is_unfinished
-    # Inodes that change, for the ring; those with additions are there by themselves.
+    # Inodes that change, for the ring. What gets records or is removed is there by itself.
     uint32_t changed_count
     uint64_t changed[MOST_LOGS]
+    # The slot of a new inode, which `pop_slot` and the operation fill; 0: it makes none.
+    uint64_t slot_offset
+    uint64_t slot_generation
+    uint32_t slot_bytes
+    uint8_t slot[INODE_SLOT_BYTES]
     uint32_t records_bytes
     uint8_t records[MOST_RECORDS_BYTES]
 
-ctypedef verdict_t (*operation_t)(names_change_t *change) noexcept nogil

@@ -1,195 +1,304 @@
 """How a worker changes what is stored of names, wholly or not at all, as `volume/fs/transaction`.
 
-An operation takes the lock of names, runs guarded, and frees the lock; `commit` is its only way to
-make something count. Invariants are in names.pxd.
+    records behind tails, a free slot | fence | ring, journal | fence | words
+
+Invariants:
+- nothing counts before a word moves. A single word moves alone only where a tail advances within
+  one slot or frame; all else goes through the journal, or an old journal could match again;
+- records are durable before any word leads to them, and the journal before any of its words;
+- the inodes that change are in the ring, and their attributes withdrawn, before they change. What is
+  there too early costs a look; what came too late would be believed.
 """
 
+from libc.signal cimport SIGKILL
 from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+from posix.signal cimport kill
+from posix.unistd cimport getpid
 
 from pmemfs.dataplane.commit cimport *
-from pmemfs.dataplane.names cimport known_t, names_t
-from pmemfs.dataplane.plane cimport plane_t, worker_t
-from pmemfs.dataplane.protocol cimport fuse_attr, fuse_entry_out
-from pmemfs.dataplane.request cimport FORWARD, request_t, verdict_t
+from pmemfs.dataplane.logs cimport crc32c
+from pmemfs.dataplane.memory cimport full_fence, peek, put, run_guarded, settle, store
+from pmemfs.dataplane.names cimport *
+from pmemfs.dataplane.plane cimport plane_t
 from pmemfs.dataplane.structures cimport *
+from pmemfs.medium.writeback cimport wait_for_write_back, write_back
 
 
-# The lock. `take_names` tries; False: hand over. `free_names` does nothing where this worker
-# does not hold it. What was flushed is fenced before it is free.
-cdef bint take_names(worker_t *worker) noexcept nogil:
-    return 0
+cdef uint8_t *add_record(names_change_t *change, known_t *known, uint8_t kind,
+                         uint32_t slots) noexcept nogil:
+    """Room for a record that goes behind the log of an inode: zeroes, and its head. NULL: the log
+    has no room where it ends."""
+    cdef addition_t *addition = NULL
+    cdef uint32_t length = slots * LOG_RECORD_BYTES
+    cdef uint8_t *record = change.records + change.records_bytes
+    if change.addition_count:
+        addition = &change.additions[change.addition_count - 1]
+    if addition == NULL or addition.known != known:
+        if change.addition_count == MOST_LOGS:
+            return NULL
+        addition = &change.additions[change.addition_count]
+        addition.known, addition.start, addition.length = known, change.records_bytes, 0
+        change.addition_count += 1
+    if (known.tail + addition.length + length > known.area_end
+            or change.records_bytes + length > MOST_RECORDS_BYTES):
+        return NULL
+    memset(record, 0, length)
+    record[0], record[1] = kind, <uint8_t>slots
+    addition.length += length
+    change.records_bytes += length
+    return record
 
 
-cdef void free_names(worker_t *worker) noexcept nogil:
-    pass
+cdef uint64_t add_entry(names_change_t *change, known_t *directory, const uint8_t *name,
+                        uint32_t name_bytes, uint64_t inode, uint8_t type_) noexcept nogil:
+    """An ENTRY, or a REMOVED if `type_` is 0, of `now_ns`. Where in the pool it will lie; 0: hand
+    over."""
+    cdef uint32_t slots = (ENTRY_NAME_AT + name_bytes + LOG_RECORD_BYTES - 1) // LOG_RECORD_BYTES
+    cdef uint8_t kind = RECORD_ENTRY if type_ else RECORD_REMOVED
+    cdef addition_t *addition
+    cdef uint8_t *record
+    if type_ and not may_grow(change.names.head, directory, slots):
+        return 0
+    record = add_record(change, directory, kind, slots)
+    if record == NULL:
+        return 0
+    memcpy(record + ENTRY_INODE_AT, &inode, 8)
+    memcpy(record + ENTRY_TIME_NS_AT, &change.now_ns, 8)
+    record[ENTRY_TYPE_AT] = type_
+    record[ENTRY_NAME_BYTES_AT] = <uint8_t>name_bytes
+    record[ENTRY_NAME_BYTES_AT + 1] = <uint8_t>(name_bytes >> 8)
+    memcpy(record + ENTRY_NAME_AT, name, name_bytes)
+    addition = &change.additions[change.addition_count - 1]
+    return directory.tail + addition.length - slots * LOG_RECORD_BYTES
 
 
-cdef uint64_t holder_of(worker_t *worker) noexcept nogil:
-    return 0
-
-
-# One operation. FORWARD if the lock is not free, or the operation says so, or a touch faulted
-# before anything counted.
-cdef verdict_t serve_named(worker_t *worker, request_t *request, operation_t operation) noexcept nogil:
-    return FORWARD
-
-
-# Fill the decision, with nothing popped, and set `now_ns`. Before the first pop.
-cdef void begin_change(names_change_t *change) noexcept nogil:
-    pass
-
-
-# For an operation that stores nothing in the pool, or `is_unfinished` after its commit: it is
-# carried out, and has its answer.
-cdef void carried_out(names_change_t *change) noexcept nogil:
-    pass
-
-
-# An error is the answer, and nothing has changed. For `return fail_named(change, ENOENT)`.
-cdef verdict_t fail_named(names_change_t *change, int error) noexcept nogil:
-    return FORWARD
-
-
-# What it takes from the reserves: 0 (False) if there is not enough, and then nothing is taken.
-cdef uint64_t pop_slot(names_change_t *change) noexcept nogil:
-    return 0
-
-
-cdef uint64_t pop_handle(names_change_t *change) noexcept nogil:
-    return 0
-
-
-cdef bint pop_frames(names_change_t *change, uint32_t count, uint64_t *pfns) noexcept nogil:
-    return 0
-
-
-# What is given back, after a commit; False if the stack is full.
-cdef bint push_slot(names_t *names, uint64_t slot_offset) noexcept nogil:
-    return 0
-
-
-cdef bint push_frame(names_t *names, uint64_t pfn) noexcept nogil:
-    return 0
-
-
-cdef bint push_handle(names_t *names, uint64_t handle) noexcept nogil:
-    return 0
-
-
-cdef bint push_orphan(names_t *names, uint64_t number) noexcept nogil:
-    return 0
-
-
-cdef uint64_t room_for_frames(names_t *names) noexcept nogil:
-    return 0
-
-
-cdef uint64_t room_for_slots(names_t *names) noexcept nogil:
-    return 0
-
-
-# What it stores. A record is zero but for its head; NULL (False) if the log's area or the
-# change has no room for it: hand over.
-cdef uint8_t *add_record(names_change_t *change, known_t *known, uint8_t kind, uint32_t slots) noexcept nogil:
-    return NULL
-
-
-cdef bint add_entry(names_change_t *change, known_t *directory, const uint8_t *name, uint32_t name_bytes,
-                    uint64_t inode, uint8_t type_) noexcept nogil:
-    return 0
-
-
-# ATTRIBUTES as `known_state` has them, to be changed; NULL also if the live line is damaged.
 cdef attributes_record_t *add_attributes(names_change_t *change, known_t *known) noexcept nogil:
-    return NULL
+    """ATTRIBUTES as they are now, to be changed; NULL: hand over."""
+    cdef attributes_record_t *record
+    record = <attributes_record_t *>add_record(change, known, RECORD_ATTRIBUTES, 1)
+    if record == NULL or not known_state(change.worker.plane, known, record):
+        return NULL
+    return record
 
 
-cdef void add_word(names_change_t *change, uint64_t offset, uint64_t old, uint64_t new) noexcept nogil:
-    pass
+cdef inline void add_word(names_change_t *change, uint64_t offset, uint64_t old,
+                          uint64_t new) noexcept nogil:
+    cdef word_t *word = &change.words[change.word_count]
+    word.offset, word.old, word.new = offset, old, new
+    change.word_count += 1
 
 
-# The tail of an inode's log becomes 0: its slot is free. Frames and slot are the caller's then.
 cdef void remove_inode(names_change_t *change, known_t *known) noexcept nogil:
-    pass
+    """Free an inode's slot. It, and the frames of the inode, are the caller's after the commit."""
+    add_word(change, known.slot_offset + INODE_TAIL_WORD_AT, known.tail, 0)
+    change.needs_journal = True
+    change.changed[change.changed_count] = known.number
+    change.changed_count += 1
 
 
-# Seal, store, decide, tell the ring, move the words. False: nothing counts, hand over. Afterwards
-# the tail and slot_count of each known inode are right, published attributes are withdrawn, the
-# decision is done. All else of known inodes is the caller's.
 cdef bint commit(names_change_t *change) noexcept nogil:
-    return 0
+    """Make all of it count; False: nothing counts, so hand over. Afterwards the tails of known
+    inodes are right, and all else in memory is the caller's."""
+    cdef plane_t *plane = change.worker.plane
+    cdef names_decision_t *decision = change.decision
+    cdef addition_t *addition
+    cdef known_t *known
+    cdef uint32_t number
+    note_answer(change)
+    if not run_guarded(store_records, change):
+        return False
+    fence_stored(plane)
+    for number in range(change.addition_count):
+        addition = &change.additions[number]
+        known = addition.known
+        add_word(change, known.slot_offset + INODE_TAIL_WORD_AT, known.tail,
+                 known.tail + addition.length)
+        announce(change, known.number)
+    for number in range(change.changed_count):
+        announce(change, change.changed[number])
+    put(&decision.value, change.words[0].new)
+    store(&decision.offset, change.words[0].offset)
+    step(plane)
+    change.stage = STAGE_COMMITTING
+    settle()
+    if not run_guarded(move_words, change):
+        return False
+    change.stage = STAGE_DONE
+    if not change.is_unfinished:
+        store(&decision.state, 2)
+    step(plane)
+    for number in range(change.addition_count):
+        addition = &change.additions[number]
+        known_moved(addition.known, addition.known.tail + addition.length,
+                    addition.length // LOG_RECORD_BYTES)
+    return True
 
 
-# Stores into the pool, as the durability wants, and as a test records them.
-cdef void put_stored(plane_t *plane, uint64_t offset, const void *data, size_t length) noexcept nogil:
-    pass
+cdef void announce(names_change_t *change, uint64_t number) noexcept nogil:
+    """Tell the control plane which inode changes, and answer no more what is published of it."""
+    cdef names_t *names = change.names
+    cdef uint64_t changes = names.head.changes
+    put(&names.changes[changes & ((1 << NAMES_CHANGES_SHIFT) - 1)], number)
+    store(&names.head.changes, changes + 1)
+    step(change.worker.plane)
+    withdraw_attributes(change.worker.plane, number)
 
 
-cdef void put_word(plane_t *plane, uint64_t offset, uint64_t value) noexcept nogil:
-    pass
+cdef void store_records(void *argument) noexcept nogil:
+    """Store what counts only once a word leads to it."""
+    cdef names_change_t *change = <names_change_t *>argument
+    cdef plane_t *plane = change.worker.plane
+    cdef addition_t *addition
+    cdef known_t *known
+    cdef uint8_t *record
+    cdef uint32_t number, at, length
+    if change.slot_bytes and change.slot_offset:
+        put_stored(plane, change.slot_offset, change.slot, change.slot_bytes)
+    for number in range(change.addition_count):
+        addition = &change.additions[number]
+        known = addition.known
+        at = 0
+        while at < addition.length:
+            record = change.records + addition.start + at
+            length = record[1] * <uint32_t>LOG_RECORD_BYTES
+            seal_record(known.number, known.generation, known.tail + at, record, length)
+            at += length
+        put_stored(plane, known.tail, change.records + addition.start, addition.length)
 
 
-cdef void store_stored(plane_t *plane, uint64_t offset, const void *data, size_t length) noexcept nogil:
-    pass
+cdef void move_words(void *argument) noexcept nogil:
+    """Make it count: by one store, or by the journal, which a mount after a crash carries out."""
+    cdef names_change_t *change = <names_change_t *>argument
+    cdef plane_t *plane = change.worker.plane
+    cdef bint has_journal = change.word_count > 1 or change.needs_journal
+    cdef uint32_t number
+    if has_journal:
+        put_journal(change)
+        fence_stored(plane)
+    for number in range(change.word_count):
+        put_word(plane, change.words[number].offset, change.words[number].new)
+    if not has_journal:
+        fence_stored(plane)
+    # After a journal, the first fence of the next operation is early enough: nobody overwrites the
+    # journal before it.
 
 
-cdef void flush_stored(plane_t *plane, uint64_t offset, size_t length) noexcept nogil:
-    pass
+cdef void put_journal(names_change_t *change) noexcept nogil:
+    """As `media.journal.pack_journal`."""
+    cdef uint8_t journal[16 + MOST_WORDS * 24]
+    cdef journal_head_t *head = <journal_head_t *>journal
+    cdef uint32_t length = (<uint32_t>sizeof(journal_head_t)
+                            + change.word_count * <uint32_t>sizeof(word_t))
+    memset(head, 0, sizeof(journal_head_t))
+    head.count = change.word_count
+    memcpy(journal + sizeof(journal_head_t), change.words, change.word_count * sizeof(word_t))
+    head.checksum = crc32c(0, journal + 4, length - 4)
+    put_stored(change.worker.plane, change.names.head.journal_offset, journal, length)
 
 
-cdef void fence_stored(plane_t *plane) noexcept nogil:
-    pass
+# Stores into the pool
+
+cdef inline void step(plane_t *plane) noexcept nogil:
+    """A place where a test may kill this process."""
+    if plane.recorder != NULL:
+        plane.recorder.steps += 1
+        if plane.recorder.steps == plane.recorder.killed_before:
+            kill(getpid(), SIGKILL)
 
 
-# Memory that is shared.
-# The lookup count of an inode; NULL if there is none of that number.
-cdef uint64_t *count_of(plane_t *plane, uint64_t number) noexcept nogil:
-    return NULL
+cdef void record_call(recorder_t *recorder, uint64_t kind, uint64_t offset, const void *data,
+                      size_t length) noexcept nogil:
+    cdef uint64_t words[3]
+    cdef size_t filled = (length + 7) & ~<size_t>7 if data != NULL else 0
+    words[0], words[1], words[2] = kind, offset, length
+    if recorder.length + 24 + filled <= recorder.room:
+        memcpy(recorder.buffer + recorder.length, words, 24)
+        if data != NULL:
+            memcpy(recorder.buffer + recorder.length + 24, data, length)
+    recorder.length += 24 + filled
 
 
-# Withdraw published attributes, and tell a published table when the inode changed last.
+cdef bint is_left_out(recorder_t *recorder) noexcept nogil:
+    """Whether a test leaves this flush or fence out."""
+    recorder.count += 1
+    return recorder.count == recorder.left_out
+
+
+cdef inline void flush_stored(plane_t *plane, uint64_t offset, size_t length) noexcept nogil:
+    """Write cache lines back, if that makes them durable. A fence must follow."""
+    if plane.header.durability != DURABILITY_CACHE_LINES:
+        return
+    if plane.recorder != NULL:
+        if is_left_out(plane.recorder):
+            return
+        record_call(plane.recorder, RECORDED_FLUSH, offset, NULL, length)
+    write_back(plane.pool + offset, length)
+
+
+cdef inline void fence_stored(plane_t *plane) noexcept nogil:
+    """What this processor has flushed is durable."""
+    if plane.header.durability != DURABILITY_CACHE_LINES:
+        return
+    if plane.recorder != NULL:
+        if is_left_out(plane.recorder):
+            return
+        record_call(plane.recorder, RECORDED_FENCE, 0, NULL, 0)
+    wait_for_write_back()
+
+
+cdef inline void put_stored(plane_t *plane, uint64_t offset, const void *data,
+                            size_t length) noexcept nogil:
+    """Store bytes, and flush them."""
+    step(plane)
+    memcpy(plane.pool + offset, data, length)
+    if plane.recorder != NULL:
+        record_call(plane.recorder, RECORDED_STORE, offset, data, length)
+    flush_stored(plane, offset, length)
+
+
+cdef inline void put_word(plane_t *plane, uint64_t offset, uint64_t value) noexcept nogil:
+    """Store an aligned word, whole, and flush it."""
+    step(plane)
+    store(<uint64_t *>(plane.pool + offset), value)
+    if plane.recorder != NULL:
+        record_call(plane.recorder, RECORDED_STORE, offset, &value, 8)
+    flush_stored(plane, offset, 8)
+
+
+# Memory that is shared
+
+cdef inline uint64_t *count_of(plane_t *plane, uint64_t number) noexcept nogil:
+    """How often an inode is held; NULL if no inode has the number."""
+    if number >= plane.header.inode_numbers:
+        return NULL
+    return <uint64_t *>(plane.shared + plane.header.counts_offset) + number
+
+
+cdef void withdraw_attributes(plane_t *plane, uint64_t number) noexcept nogil:
+    """Answer no more what is published of an inode's attributes; see `tables`."""
+    cdef attributes_t *entry = &plane.attributes[number * INODE_HASH >> (64 - ATTRIBUTES_SHIFT)]
+    cdef uint64_t *words = &entry.inode
+    cdef int position
+    if peek(&entry.inode) != number:
+        return
+    # A writer that was killed has left it odd.
+    put(&entry.sequence, entry.sequence | 1)
+    full_fence()
+    for position in range(ATTRIBUTES_WORDS):
+        put(&words[position], 0)
+    store(&entry.sequence, entry.sequence + 1)
+
+
 cdef void touched(plane_t *plane, known_t *known) noexcept nogil:
-    pass
-
-
-# As `FileClock.now_ns`, and `FileClock.was_set` for a time that a user has set.
-cdef int64_t names_now(names_t *names) noexcept nogil:
-    return 0
-
-
-cdef void time_was_set(names_t *names, int64_t time_ns) noexcept nogil:
-    pass
-
-
-# Ask the control plane to look at reserves and orphans, if one of them is at its mark.
-cdef void wake_control(worker_t *worker) noexcept nogil:
-    pass
-
-
-# What is said of an inode. False if its live line is damaged: hand over.
-cdef bint known_state(plane_t *plane, known_t *known, attributes_record_t *state) noexcept nogil:
-    return 0
-
-
-cdef bint fill_attr(plane_t *plane, known_t *known, fuse_attr *out) noexcept nogil:
-    return 0
-
-
-cdef bint fill_entry_out(plane_t *plane, known_t *known, fuse_entry_out *out) noexcept nogil:
-    return 0
-
-
-# Have these attributes from now on, in memory.
-cdef void set_state(known_t *known, const attributes_record_t *state) noexcept nogil:
-    pass
-
-
-# `compacted_slots` and `is_mostly_dead` of an inode, and whether the log may get `more` live slots
-# without a note in the head.
-cdef uint64_t compacted_slots(known_t *known) noexcept nogil:
-    return 0
-
-
-cdef bint is_mostly_dead(known_t *known) noexcept nogil:
-    return 0
+    """Tell a table that is published when its file has changed, as `Tables.touched`: a read that
+    comes later counts as an access."""
+    cdef inode_t *entry = find_inode(plane, known.number)
+    cdef int64_t changed = max(known.modified_ns, known.changed_ns)
+    if entry == NULL:
+        return
+    if known.flags & INODE_FLAG_NO_ACCESS_TIME:
+        store(&entry.changed_ns, NO_READ_COUNTS)
+    else:
+        store(&entry.changed_ns, <uint64_t>max(changed, <int64_t>0))

@@ -192,6 +192,7 @@ cdef inline bint take_apart(entry_t *entry, fuse_in_header *head, request_t *req
     else:
         request.answer, request.answer_room = entry.aside, ENTRY_ASIDE_BYTES
     request.may_point = request.is_again = False
+    request.is_left = entry.is_left
     request.pointed = NULL
     if payload_bytes > room or head.len < sizeof(fuse_in_header) + payload_bytes:
         return False

@@ -103,7 +103,7 @@ cdef verdict_t setattr_named(names_change_t *change) noexcept nogil:
     change.is_unfinished = True
     if not commit(change):
         return FORWARD
-    set_state(known, state)
+    apply_attributes(known, state)
     times_were_set(change, known, wanted)
     touched(change.worker.plane, known)
     answer_attributes(change, known)
@@ -212,7 +212,7 @@ cdef verdict_t open_named(names_change_t *change) noexcept nogil:
 cdef void fill_place(names_change_t *change, uint64_t handle, uint64_t inode,
                      uint32_t flags) noexcept nogil:
     """Let a handle of the reserve stand for an open file, which is held for it already."""
-    cdef open_place_t *place = place_of(change.worker.plane, handle)
+    cdef open_place_t *place = open_place_of(change.worker.plane, handle)
     cdef const fuse_in_header *head = change.request.head
     place.handle = handle
     place.flags = flags
@@ -224,7 +224,7 @@ cdef void fill_place(names_change_t *change, uint64_t handle, uint64_t inode,
     store(&place.inode, inode)
 
 
-cdef inline open_place_t *place_of(plane_t *plane, uint64_t handle) noexcept nogil:
+cdef inline open_place_t *open_place_of(plane_t *plane, uint64_t handle) noexcept nogil:
     """The place for a handle, which may stand for something else by now."""
     cdef open_place_t *places = <open_place_t *>(plane.shared + plane.header.opens_offset)
     return &places[handle & ((1 << OPEN_PLACES_SHIFT) - 1)]
@@ -248,7 +248,7 @@ cdef verdict_t release_named(names_change_t *change) noexcept nogil:
     cdef names_t *names = change.names
     cdef uint64_t handle = (<const fuse_release_in *>change.request.operation).fh
     cdef uint64_t number = change.request.head.nodeid
-    cdef open_place_t *place = place_of(plane, handle)
+    cdef open_place_t *place = open_place_of(plane, handle)
     cdef uint64_t *count = count_of(plane, number)
     if (place.handle != handle or place.owner != OWNER_WORKER or place.kind != HANDLE_FILE
             or place.inode != number or not number or count == NULL
@@ -441,7 +441,7 @@ cdef bint collect_log_frames(names_t *names, plane_t *plane, known_t *known, uin
         if not is_usable(names.head, offset >> FRAME_SHIFT, 1):
             return False
         memcpy(&head, plane.pool + offset, sizeof(head))
-        if not is_frame_of(&head, known, offset):
+        if not is_frame_of(known, &head, offset):
             return False
         frames[count[0]] = offset >> FRAME_SHIFT
         count[0] += 1
@@ -452,16 +452,6 @@ cdef bint collect_log_frames(names_t *names, plane_t *plane, known_t *known, uin
         if offset & ((1 << FRAME_SHIFT) - 1):
             return False
     return True
-
-
-cdef bint is_frame_of(const log_frame_t *head, const known_t *known,
-                      uint64_t offset) noexcept nogil:
-    """As `media.log.is_frame_of`."""
-    cdef uint64_t place[4]
-    place[0], place[1], place[2] = known.number, known.generation, offset
-    place[3] = LOG_FRAME_MAGIC
-    return (head.magic == LOG_FRAME_MAGIC and head.inode == known.number
-            and head.checksum == crc32c(0, place, sizeof(place)))
 
 
 cdef bint is_idle(memmap_t *memmap, uint64_t pfn) noexcept nogil:

@@ -121,11 +121,20 @@ cdef struct names_t:
     uint64_t takes
 
 # Records all stores into the pool, flushes and fences, for a test that pulls the power between any
-# two: 1 store (offset, length, bytes), 2 flush (offset, length), 3 fence.
+# two, or kills the process there: each is three words (kind, offset, length), and for a store its
+# bytes follow, filled up to eight. If `length` is above `room`, some are missing.
+cdef enum:
+    RECORDED_STORE = 1
+    RECORDED_FLUSH = 2
+    RECORDED_FENCE = 3
+
 cdef struct recorder_t:
     uint8_t *buffer
     size_t room
     size_t length
-    # The number of the flush or fence that is left out; 0: none.
+    # The number of the flush or fence that is left out, from 1 on, and how many there were.
     uint64_t left_out
     uint64_t count
+    # The step (a store, there or in the shared memory) before which the process is killed.
+    uint64_t killed_before
+    uint64_t steps

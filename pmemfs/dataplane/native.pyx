@@ -17,7 +17,10 @@ structures that rooms share.
     cache       the same in mode `cache`
     filling     places that the control plane fills from an origin
     durability  FSYNC
+    state       what a known inode is for whoever asks
     commit      how a worker changes what is stored of names
+    lock        operations on names: the lock, decisions, reserves
+    names       LOOKUP, CREATE, MKDIR, UNLINK, RMDIR, RENAME
     inodes      attributes, handles and holds of inodes
     smallfiles  READ, WRITE, LSEEK and FSYNC of small files without a table
     route       finds which of these answers a request, or who else has to
@@ -42,7 +45,10 @@ include "crypt.pxi"
 include "cache.pxi"
 include "filling.pxi"
 include "durability.pxi"
+include "state.pxi"
 include "commit.pxi"
+include "lock.pxi"
+include "names.pxi"
 include "inodes.pxi"
 include "smallfiles.pxi"
 include "route.pxi"

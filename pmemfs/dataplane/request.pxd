@@ -44,6 +44,8 @@ cdef struct request_t:
     bint must_forward
     # A block was not found, which may be what was in the way.
     bint is_missed
+    # A worker that was killed has left it, and may have carried it out.
+    bint is_left
     # The control plane has brought its blocks, and accounted the access.
     bint is_again
     batch_t batch

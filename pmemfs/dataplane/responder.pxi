@@ -91,7 +91,7 @@ cdef class Responder:
         request.payload, request.payload_bytes = payload, <uint32_t>len(payload)
         request.answer, request.answer_room = self._answer, self._plane.max_write
         request.may_point = self._points
-        request.is_again = False
+        request.is_again = request.is_left = False
         with nogil:
             since = now_ns(CLOCK_REALTIME)
             self._worker.now_ns = since
@@ -241,7 +241,7 @@ cdef class Responder:
             request.payload_bytes = series[number].payload_bytes
             request.answer, request.answer_room = series[number].answer, room
             request.may_point = self._points
-            request.is_again = False
+            request.is_again = request.is_left = False
             self._worker.now_ns = now_ns(CLOCK_REALTIME)
             series[number].verdict = serve(&self._worker, &request)
             if request.pointed != NULL:

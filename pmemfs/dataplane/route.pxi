@@ -2,7 +2,8 @@
 
 The rule: the data plane answers only if the published tables prove the answer. These are READ and
 WRITE inside extents that have a run, holes as zeroes, LSEEK, FSYNC, and GETATTR; in mode `cache`
-the tags in the pool prove it. It forwards everything else that the control plane answers.
+the tags in the pool prove it. `names` proves by the logs of inodes what has to do with names. It
+forwards everything else that the control plane answers.
 Invariants:
 - a request comes from the kernel or from a crafted peer, so every length is checked before it is
   used;
@@ -48,7 +49,7 @@ cdef verdict_t judge(worker_t *worker, request_t *request) noexcept nogil:
         begin_section(worker.slot)
         find_file(worker, request)
         verdict = FORWARD
-        if request.table == NULL and worker.plane.names != NULL:
+        if request.table == NULL and may_serve_names(worker, request):
             verdict = serve_small(worker, request)
         if verdict != FORWARD:
             pass
@@ -74,14 +75,14 @@ cdef verdict_t judge(worker_t *worker, request_t *request) noexcept nogil:
     if opcode == FUSE_SYNCFS:
         # Of several files, no table says whose live lines are not durable yet.
         return FORWARD if worker.plane.header.has_files else serve_sync(worker, request)
-    if opcode == FUSE_GETATTR:
-        return serve_attributes(worker, request)
+    if opcode == FUSE_GETATTR and serve_attributes(worker, request) == ANSWER:
+        return ANSWER
     if opcode == FUSE_FLUSH:
         return ANSWER
     if opcode == FUSE_INTERRUPT:
         # No answer is due. Only who waits for the origin of a cache can be interrupted.
         return FORWARD if worker.plane.header.cache_set_count else DROP
-    return FORWARD
+    return serve_names(worker, request)
 
 
 cdef void expect(worker_t *worker, const fuse_in_header *head,

@@ -251,8 +251,8 @@ cdef void take_left(queue_t *queue, uint32_t position) noexcept nogil:
     cdef slot_t *slot = queue.worker.slot
     cdef bint was_missed = (load(&entry.state.pending) == entry.header.entry.commit_id
                             and entry.state.handed_to == HANDED_MISSES)
-    entry.is_left = False
     if outlook_of(entry) == HAND_LEFT:
+        entry.is_left = False
         if hand_again(queue, position) and queue.reply != NULL:
             queue.awaited += 1
         return
@@ -260,7 +260,9 @@ cdef void take_left(queue_t *queue, uint32_t position) noexcept nogil:
     if was_missed:
         # It is counted once more if it is missed once more.
         put(&slot.replied, slot.replied + 1)
+    # It tells `serve` so.
     serve_entry(queue, position)
+    entry.is_left = False
 
 
 cdef bint hand_again(queue_t *queue, uint32_t position) noexcept nogil:
