@@ -21,8 +21,6 @@ cdef enum:
     MOST_RECORDS_BYTES = 1024
     # How long a worker waits for another one, who holds the lock for one operation.
     LOCK_SPIN_NS = 10000
-    # The control plane is woken below so many slots, frames or handles.
-    LOW_RESERVE = 512
     # As `encode.CACHE_SECONDS`.
     CACHE_SECONDS = 3600
 

@@ -53,7 +53,7 @@ cdef bint take_names(worker_t *worker) noexcept nogil:
         # Another worker is done in a few us. The control plane may take much longer, and so does a
         # worker that has lost its CPU.
         until = until or now_ns(CLOCK_MONOTONIC) + LOCK_SPIN_NS
-        while holder and holder != CONTROL_HOLDER and now_ns(CLOCK_MONOTONIC) < until:
+        while 0 < holder < CONTROL_HOLDER and now_ns(CLOCK_MONOTONIC) < until:
             pause()
             holder = peek(&head.holder)
         if holder:
@@ -328,8 +328,8 @@ cdef void wake_control(worker_t *worker) noexcept nogil:
     cdef fuse_in_header message
     cdef iovec part
     cdef uint64_t none = 0
-    if (head.slot_count >= LOW_RESERVE and head.frame_stack_count >= LOW_RESERVE
-            and head.handle_count >= LOW_RESERVE and not head.orphan_count):
+    if (head.slot_count >= head.slots_low and head.frame_stack_count >= head.frames_low
+            and head.handle_count >= head.handles_low and not head.orphan_count):
         return
     if not memory.swap(&head.was_woken, &none, 1):
         return

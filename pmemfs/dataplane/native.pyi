@@ -113,8 +113,22 @@ class Responder:
         secrets_fd: int = -1,
     ) -> None: ...
     def answer(
-        self, operation: bytes, *, opcode: int, inode: int, payload: bytes = b""
+        self,
+        operation: bytes,
+        *,
+        opcode: int,
+        inode: int,
+        payload: bytes = b"",
+        unique: int = 2,
+        uid: int = 0,
+        gid: int = 0,
+        pid: int = 0,
+        is_left: bool = False,
     ) -> tuple[str, int, bytes]: ...
+    def record(self, room: int = ..., *, left_out: int = 0, killed_before: int = 0) -> None: ...
+    def recorded(
+        self,
+    ) -> tuple[list[tuple[int, bytes] | tuple[int, int] | None], int, int]: ...
     def answer_series(
         self,
         operations: list[bytes],

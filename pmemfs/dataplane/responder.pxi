@@ -9,14 +9,14 @@ from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.errno cimport EINVAL
 from libc.stddef cimport size_t
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME
 
 from pmemfs.dataplane.entries cimport *
 from pmemfs.dataplane.logs cimport *
 from pmemfs.dataplane.memory cimport catch_faults, now_ns
-from pmemfs.dataplane.names cimport known_t
+from pmemfs.dataplane.names cimport RECORDED_FENCE, RECORDED_FLUSH, known_t, recorder_t
 from pmemfs.dataplane.plane cimport plane_t, worker_t
 from pmemfs.dataplane.protocol cimport *
 from pmemfs.dataplane.request cimport *
@@ -53,6 +53,8 @@ cdef class Responder:
     cdef worker_t _worker
     cdef uint8_t *_answer
     cdef bint _points
+    cdef recorder_t _recorder
+    cdef uint8_t *_recorded
 
     def __init__(self, int shared_fd, int pool_fd, int map_flags, uint32_t max_write, *,
                  int number=0, bint points=False, int secrets_fd=-1) -> None:
@@ -70,14 +72,18 @@ cdef class Responder:
             raise OSError(failed, os.strerror(failed))
         self._worker.plane = &self._plane
         self._worker.slot = slot_of(&self._plane, number)
+        # Nobody hears what it has to say to the control plane.
+        self._worker.forward_fd = self._plane.forward_fd = -1
 
     def __dealloc__(self) -> None:
         free(self._answer)
+        free(self._recorded)
         free_crypt(&self._worker)
         detach(&self._plane)
 
     def answer(self, bytes operation not None, *, uint32_t opcode, unsigned long long inode,
-               bytes payload not None=b"") -> tuple[str, int, bytes]:
+               bytes payload not None=b"", unsigned long long unique=2, uint32_t uid=0,
+               uint32_t gid=0, uint32_t pid=0, bint is_left=False) -> tuple[str, int, bytes]:
         """What becomes of a request: the verdict, the errno, and the bytes of the reply."""
         cdef fuse_in_header head
         cdef request_t request
@@ -85,13 +91,15 @@ cdef class Responder:
         cdef unsigned long long since
         memset(&head, 0, sizeof(head))
         memset(&request, 0, sizeof(request))
-        head.opcode, head.nodeid, head.unique = opcode, inode, 2
+        head.opcode, head.nodeid, head.unique = opcode, inode, unique
+        head.uid, head.gid, head.pid = uid, gid, pid
+        head.len = <uint32_t>(sizeof(head) + len(operation) + len(payload))
         request.head = &head
         request.operation, request.operation_bytes = operation, <uint32_t>len(operation)
         request.payload, request.payload_bytes = payload, <uint32_t>len(payload)
         request.answer, request.answer_room = self._answer, self._plane.max_write
         request.may_point = self._points
-        request.is_again = request.is_left = False
+        request.is_again, request.is_left = False, is_left
         with nogil:
             since = now_ns(CLOCK_REALTIME)
             self._worker.now_ns = since
@@ -103,6 +111,36 @@ cdef class Responder:
         self._worker.now_ns = now_ns(CLOCK_REALTIME)
         account(&self._worker, &request, verdict, since)
         return _VERDICTS[verdict], request.error, replied
+
+    def record(self, size_t room=1 << 20, *, uint64_t left_out=0, uint64_t killed_before=0) -> None:
+        """Record from now on what is stored of names, without the flush or fence of a number (from
+        1 on), and kill this process before a step (from 1 on)."""
+        free(self._recorded)
+        memset(&self._recorder, 0, sizeof(recorder_t))
+        self._recorded = self._recorder.buffer = <uint8_t *>malloc(room)
+        self._recorder.room = room
+        self._recorder.left_out, self._recorder.killed_before = left_out, killed_before
+        self._plane.recorder = &self._recorder
+
+    def recorded(self) -> tuple[list, int, int]:
+        """What was recorded: stores as their offset and bytes, flushes as offset and length, and
+        fences as None; how many flushes and fences there were, and steps."""
+        cdef size_t at = 0
+        cdef uint64_t *words
+        cdef list calls = []
+        if self._recorder.length > self._recorder.room:
+            raise MemoryError(self._recorder.length)
+        while at < self._recorder.length:
+            words = <uint64_t *>(self._recorded + at)
+            at += 24
+            if words[0] == RECORDED_FENCE:
+                calls.append(None)
+            elif words[0] == RECORDED_FLUSH:
+                calls.append((words[1], words[2]))
+            else:
+                calls.append((words[1], bytes(self._recorded[at:at + words[2]])))
+                at += (words[2] + 7) & ~<size_t>7
+        return calls, self._recorder.count, self._recorder.steps
 
     def answer_series(self, list operations not None, *, uint32_t opcode, unsigned long long inode,
                       list payloads=None, uint32_t room=4096, int turns=1) -> tuple[int, list]:
