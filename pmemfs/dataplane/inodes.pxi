@@ -1,8 +1,6 @@
 """Inodes without their names: attributes, handles of files, holds, and freeing what nobody needs.
 
-Each `serve_…` answers one kind of request, or says FORWARD before anything counts; the kernel waits
-for no answer to a FORGET, so that is DROP. What is called `…_named` is done with the lock of names
-held. Invariants:
+Invariants:
 - a handle holds its inode: the hold comes before the handle, and goes after it;
 - no handle is closed here that leaves frames behind the size of its file: only the control plane
   maps frames ahead, so it also takes them back;
@@ -14,13 +12,12 @@ held. Invariants:
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
-from posix.stat cimport S_ISDIR, S_ISGID, S_ISREG, S_ISUID
+from posix.stat cimport S_ISGID, S_ISUID
 
 from pmemfs.dataplane cimport memory
 from pmemfs.dataplane.commit cimport *
-from pmemfs.dataplane.logs cimport crc32c
-from pmemfs.dataplane.memory cimport load, load_8, store
-from pmemfs.dataplane.names cimport known_t, names_t
+from pmemfs.dataplane.memory cimport load, load_8, run_guarded, store
+from pmemfs.dataplane.names cimport known_extent_t, known_t, names_t
 from pmemfs.dataplane.pages cimport memmap_t
 from pmemfs.dataplane.plane cimport plane_t, worker_t
 from pmemfs.dataplane.protocol cimport *
@@ -34,7 +31,6 @@ cdef extern from "fcntl.h" nogil:
 cdef enum:
     # An inode with more frames than this is left to the control plane.
     MOST_FREED = 64
-    ATTRIBUTE_SECONDS = 3600
     PERMISSIONS = 0o7777
     # Beyond these times, in seconds, a time in ns may not be one that can be stored.
     MOST_SECONDS = 9223372035
@@ -47,15 +43,28 @@ cdef enum:
 cdef uint64_t NUMBER_MASK = ~<uint64_t>0 >> 1
 
 
+# An inode without a name that is being freed.
+cdef struct freed_t:
+    names_change_t *change
+    known_t *known
+    uint64_t frames[MOST_FREED]
+    uint32_t frame_count
+    bint is_free
+
+
+# GETATTR and SETATTR
+
 cdef verdict_t serve_getattr(worker_t *worker, request_t *request) noexcept nogil:
-    """Answer GETATTR of any inode that is known."""
-    if request.answer_room < sizeof(fuse_attr_out):
+    """Answer GETATTR of an inode that is known."""
+    return serve_named(worker, request, get_attributes)
+
+
+cdef verdict_t get_attributes(names_change_t *change) noexcept nogil:
+    """As `AttributeHandlers.get`."""
+    cdef known_t *known
+    if change.request.answer_room < sizeof(fuse_attr_out):
         return FORWARD
-    return serve_named(worker, request, getattr_named)
-
-
-cdef verdict_t getattr_named(names_change_t *change) noexcept nogil:
-    cdef known_t *known = know(change.worker, change.request.head.nodeid)
+    known = know(change.worker, change.request.head.nodeid)
     return ANSWER if known != NULL and answer_attributes(change, known) else FORWARD
 
 
@@ -63,7 +72,7 @@ cdef bint answer_attributes(names_change_t *change, known_t *known) noexcept nog
     """Answer with the attributes of an inode; False: hand over."""
     cdef fuse_attr_out *out = <fuse_attr_out *>change.request.answer
     memset(out, 0, sizeof(fuse_attr_out))
-    out.attr_valid = ATTRIBUTE_SECONDS
+    out.attr_valid = CACHE_SECONDS
     if not fill_attr(change.worker.plane, known, &out.attr):
         return False
     change.request.answer_bytes = sizeof(fuse_attr_out)
@@ -71,26 +80,28 @@ cdef bint answer_attributes(names_change_t *change, known_t *known) noexcept nog
 
 
 cdef verdict_t serve_setattr(worker_t *worker, request_t *request) noexcept nogil:
-    """Answer SETATTR of mode, owners and times."""
+    """Answer SETATTR, unless it sets the size or may take privileges."""
+    return serve_named(worker, request, set_attributes)
+
+
+cdef verdict_t set_attributes(names_change_t *change) noexcept nogil:
+    """As `AttributeHandlers.change` and `InodeAttributes.set_attributes`."""
+    cdef request_t *request = change.request
     cdef const fuse_setattr_in *wanted = <const fuse_setattr_in *>request.operation
+    cdef known_t *known
+    cdef attributes_record_t *state
+    cdef uint32_t mode
     if (request.operation_bytes < sizeof(fuse_setattr_in)
             or request.answer_room < sizeof(fuse_attr_out) or wanted.valid & FATTR_SIZE
             # What asks for nothing may still take privileges.
-            or not wanted.valid & (FATTR_MODE | FATTR_UID | FATTR_GID | SETS_TIMES)):
+            or not wanted.valid & (FATTR_MODE | FATTR_UID | FATTR_GID | SETS_TIMES)
+            or not has_possible_times(wanted)):
         return FORWARD
-    return serve_named(worker, request, setattr_named)
-
-
-cdef verdict_t setattr_named(names_change_t *change) noexcept nogil:
-    """As `AttributeHandlers.change` and `InodeAttributes.set_attributes`."""
-    cdef const fuse_setattr_in *wanted = <const fuse_setattr_in *>change.request.operation
-    cdef known_t *known = know(change.worker, change.request.head.nodeid)
-    cdef attributes_record_t *state
-    cdef uint32_t mode
-    if known == NULL or not known.is_plain or not has_possible_times(wanted):
+    known = know(change.worker, request.head.nodeid)
+    if known == NULL or not known.is_plain:
         return FORWARD
     mode = known.mode | (wanted.mode if wanted.valid & FATTR_MODE else 0)
-    if not S_ISDIR(known.mode) and mode & (S_ISUID | S_ISGID):
+    if known.mode >> 12 == FILE_TYPE and mode & (S_ISUID | S_ISGID):
         # Whether the caller may keep these bits depends on its groups and capabilities.
         return FORWARD
     note_set_times(change.names, wanted)
@@ -99,14 +110,15 @@ cdef verdict_t setattr_named(names_change_t *change) noexcept nogil:
     if state == NULL:
         return FORWARD
     set_wanted(state, wanted, change.now_ns)
-    # The live line has to follow. So a successor that finds this begun sees to the times again.
+    # The live line has to follow. So whoever finds this begun sees to the times again.
     change.is_unfinished = True
     if not commit(change):
         return FORWARD
     apply_attributes(known, state)
-    times_were_set(change, known, wanted)
     touched(change.worker.plane, known)
-    answer_attributes(change, known)
+    times_were_set(change, known, wanted)
+    if not answer_attributes(change, known):
+        return FORWARD
     carried_out(change)
     return ANSWER
 
@@ -154,14 +166,14 @@ cdef void set_wanted(attributes_record_t *state, const fuse_setattr_in *wanted,
 
 cdef void times_were_set(names_change_t *change, known_t *known,
                          const fuse_setattr_in *wanted) noexcept nogil:
-    """As `InodeAttributes.times_were_set`: let the times count that were stored in the log."""
+    """As `InodeAttributes.times_were_set`: the times count that the log has now, not those of the
+    live line."""
     cdef plane_t *plane = change.worker.plane
     cdef uint64_t line = known.slot_offset + INODE_LIVE_OFFSET
     cdef live_t *live = <live_t *>(plane.pool + line)
-    cdef uint64_t written = load(&live.written_ns)
     cdef bint must_fence = False
-    if (wanted.valid & FATTR_MTIME and S_ISREG(known.mode)
-            and (known.changed_ns < 0 or written >= <uint64_t>known.changed_ns)):
+    if (wanted.valid & FATTR_MTIME and known.mode >> 12 == FILE_TYPE
+            and (known.changed_ns < 0 or load(&live.written_ns) >= <uint64_t>known.changed_ns)):
         put_word(plane, line + LIVE_WRITTEN_AT, 0)
         must_fence = True
     if wanted.valid & FATTR_ATIME and accessed_of(live):
@@ -178,22 +190,27 @@ cdef inline uint64_t accessed_of(live_t *live) noexcept nogil:
     return accessed if accessed <= NUMBER_MASK else 0
 
 
+# OPEN and RELEASE
+
 cdef verdict_t serve_open(worker_t *worker, request_t *request) noexcept nogil:
     """Answer OPEN of a file, unless that empties it."""
-    if (request.operation_bytes < sizeof(fuse_open_in)
-            or request.answer_room < sizeof(fuse_open_out)
-            or (<const fuse_open_in *>request.operation).flags & O_TRUNC):
-        return FORWARD
-    return serve_named(worker, request, open_named)
+    return serve_named(worker, request, open_file)
 
 
-cdef verdict_t open_named(names_change_t *change) noexcept nogil:
+cdef verdict_t open_file(names_change_t *change) noexcept nogil:
+    """As `OpenFiles.open`."""
     cdef request_t *request = change.request
+    cdef const fuse_open_in *wanted = <const fuse_open_in *>request.operation
     cdef fuse_open_out *out = <fuse_open_out *>request.answer
-    cdef known_t *known = know(change.worker, request.head.nodeid)
-    cdef uint64_t *count = count_of(change.worker.plane, request.head.nodeid)
+    cdef known_t *known
+    cdef uint64_t *count
     cdef uint64_t handle
-    if known == NULL or count == NULL or not known.is_plain or not S_ISREG(known.mode):
+    if (request.operation_bytes < sizeof(fuse_open_in)
+            or request.answer_room < sizeof(fuse_open_out) or wanted.flags & O_TRUNC):
+        return FORWARD
+    known = know(change.worker, request.head.nodeid)
+    count = count_of(change.worker.plane, request.head.nodeid)
+    if known == NULL or count == NULL or not known.is_plain or known.mode >> 12 != FILE_TYPE:
         return FORWARD
     begin_change(change)
     handle = pop_handle(change)
@@ -204,7 +221,7 @@ cdef verdict_t open_named(names_change_t *change) noexcept nogil:
     out.open_flags = <uint32_t>load(&change.names.head.open_flags)
     request.answer_bytes = sizeof(fuse_open_out)
     store(count, count[0] + 1)
-    fill_place(change, handle, known.number, (<const fuse_open_in *>request.operation).flags)
+    fill_place(change, handle, known.number, wanted.flags)
     carried_out(change)
     return ANSWER
 
@@ -232,24 +249,21 @@ cdef inline open_place_t *open_place_of(plane_t *plane, uint64_t handle) noexcep
 
 cdef verdict_t serve_release(worker_t *worker, request_t *request) noexcept nogil:
     """Answer RELEASE of a handle that was opened here."""
-    cdef verdict_t verdict
-    if request.operation_bytes < sizeof(fuse_release_in):
-        return FORWARD
-    # The inode may be freed with its handle, and page structures are looked at in sections only.
-    begin_section(worker.slot)
-    verdict = serve_named(worker, request, release_named)
-    end_section(worker.slot)
-    return verdict
+    return serve_named(worker, request, release_file)
 
 
-cdef verdict_t release_named(names_change_t *change) noexcept nogil:
+cdef verdict_t release_file(names_change_t *change) noexcept nogil:
     """As `OpenFiles.close`."""
     cdef plane_t *plane = change.worker.plane
     cdef names_t *names = change.names
-    cdef uint64_t handle = (<const fuse_release_in *>change.request.operation).fh
     cdef uint64_t number = change.request.head.nodeid
-    cdef open_place_t *place = open_place_of(plane, handle)
     cdef uint64_t *count = count_of(plane, number)
+    cdef uint64_t handle
+    cdef open_place_t *place
+    if change.request.operation_bytes < sizeof(fuse_release_in):
+        return FORWARD
+    handle = (<const fuse_release_in *>change.request.operation).fh
+    place = open_place_of(plane, handle)
     if (place.handle != handle or place.owner != OWNER_WORKER or place.kind != HANDLE_FILE
             or place.inode != number or not number or count == NULL
             or not has_room_for_one(names.head.handle_count)
@@ -258,7 +272,6 @@ cdef verdict_t release_named(names_change_t *change) noexcept nogil:
     if place.flags & O_ACCMODE and not is_trimmed(change, number):
         return FORWARD
     begin_change(change)
-    change.request.answer_bytes = 0
     store(&place.inode, 0)
     push_handle(names, handle + (<uint64_t>1 << OPEN_PLACES_SHIFT))
     drop_hold(count, 1)
@@ -272,7 +285,7 @@ cdef inline bint has_room_for_one(uint64_t count) noexcept nogil:
 
 
 cdef bint is_trimmed(names_change_t *change, uint64_t number) noexcept nogil:
-    """Whether a file has no frames behind its size; then what the live line says is made durable.
+    """Whether a file has no frames behind its size; then what its live line says is made durable.
 
     As `FileFrames.trim_ahead`, which takes such frames back.
     """
@@ -295,15 +308,11 @@ cdef bint is_trimmed(names_change_t *change, uint64_t number) noexcept nogil:
     return True
 
 
+# FORGET and BATCH_FORGET
+
 cdef verdict_t serve_forget(worker_t *worker, request_t *request) noexcept nogil:
     """Do FORGET; DROP if it is done."""
-    cdef verdict_t verdict
-    if request.operation_bytes < sizeof(fuse_forget_in):
-        return FORWARD
-    begin_section(worker.slot)
-    verdict = serve_named(worker, request, forget_named)
-    end_section(worker.slot)
-    return verdict
+    return FORWARD if serve_named(worker, request, forget) == FORWARD else DROP
 
 
 cdef verdict_t serve_batch_forget(worker_t *worker, request_t *request) noexcept nogil:
@@ -324,7 +333,7 @@ cdef verdict_t serve_batch_forget(worker_t *worker, request_t *request) noexcept
     for position in range(count):
         head.nodeid = one[position].nodeid
         single.operation = <const uint8_t *>&one[position].nlookup
-        if serve_forget(worker, &single) != DROP:
+        if serve_forget(worker, &single) == FORWARD:
             keep_rest(request, position, count - position)
             return FORWARD
     return DROP
@@ -342,11 +351,12 @@ cdef void keep_rest(request_t *request, uint32_t done, uint32_t left) noexcept n
     request.operation_bytes -= done * <uint32_t>sizeof(fuse_forget_one)
 
 
-cdef verdict_t forget_named(names_change_t *change) noexcept nogil:
+cdef verdict_t forget(names_change_t *change) noexcept nogil:
     """As `NameHandlers.forget`."""
     cdef uint64_t number = change.request.head.nodeid
     cdef uint64_t *count = count_of(change.worker.plane, number)
-    if count == NULL or not has_room_for_one(change.names.head.orphan_count):
+    if (change.request.operation_bytes < sizeof(fuse_forget_in) or count == NULL
+            or not has_room_for_one(change.names.head.orphan_count)):
         return FORWARD
     drop_hold(count, (<const fuse_forget_in *>change.request.operation).nlookup)
     if not count[0]:
@@ -380,77 +390,82 @@ cdef bint free_unnamed(names_change_t *change, uint64_t number) noexcept nogil:
 
 cdef bint free_inode(names_change_t *change, known_t *known) noexcept nogil:
     """Free an inode without a name, its frames and its slot; False: the control plane has to."""
+    cdef freed_t freed
+    freed.change, freed.known, freed.frame_count = change, known, 0
+    freed.is_free = False
+    # A fault leaves it as it is, or is one of page structures after it is free.
+    run_guarded(free_guarded, &freed)
+    return freed.is_free
+
+
+cdef void free_guarded(void *argument) noexcept nogil:
+    cdef freed_t *freed = <freed_t *>argument
+    cdef names_change_t *change = freed.change
     cdef plane_t *plane = change.worker.plane
     cdef names_t *names = change.names
-    cdef memmap_t *memmap = &plane.memmap
-    cdef uint64_t frames[MOST_FREED]
-    cdef uint64_t number = known.number
-    cdef uint64_t slot_offset = known.slot_offset
-    cdef uint32_t count = 0
+    cdef uint64_t number = freed.known.number
+    cdef uint64_t slot_offset = freed.known.slot_offset
     cdef uint32_t position
-    if (names.head.pins or known.index.entry_count or find_inode(plane, number) != NULL
-            or not room_for_slots(names)
-            or not collect_data_frames(known, frames, &count)
-            or not collect_log_frames(names, plane, known, frames, &count)
-            or room_for_frames(names) < count):
-        return False
-    for position in range(count):
-        if memmap.base != NULL and not is_idle(memmap, frames[position]):
-            return False
-    remove_inode(change, known)
+    if (load(&names.head.pins) or freed.known.index.entry_count
+            or find_inode(plane, number) != NULL
+            or not collect_data_frames(freed) or not collect_log_frames(freed)
+            or not room_for_slots(names) or room_for_frames(names) < freed.frame_count):
+        return
+    for position in range(freed.frame_count):
+        if not is_idle(&plane.memmap, freed.frames[position]):
+            return
+    remove_inode(change, freed.known)
     if not commit(change):
-        return False
+        return
     forget_known(names, number)
-    for position in range(count):
-        # Clean before free: its next owner must not find a page dirty.
-        if memmap.base != NULL:
-            clean_page(memmap, frames[position])
-    # The lowest frame last, so that those that are taken next ascend.
-    for position in range(count):
-        push_frame(names, frames[count - 1 - position])
     push_slot(names, slot_offset)
-    return True
+    # The lowest frame last, so that those that are taken next ascend.
+    for position in range(freed.frame_count, 0, -1):
+        push_frame(names, freed.frames[position - 1])
+    freed.is_free = True
+    memory.settle()
+    # Before the lock is free: their next owner must not find a page dirty.
+    for position in range(freed.frame_count):
+        clean_page(&plane.memmap, freed.frames[position])
 
 
-cdef bint collect_data_frames(known_t *known, uint64_t *frames, uint32_t *count) noexcept nogil:
+cdef bint collect_data_frames(freed_t *freed) noexcept nogil:
     """The frames of a file; False: too many of them."""
     cdef known_extent_t *extent
     cdef uint64_t frame
     cdef uint32_t position
-    if known.data_frames > MOST_FREED:
-        return False
-    for position in range(known.extent_count):
-        extent = &known.extents[position]
-        if extent.frame_count > MOST_FREED - count[0]:
+    for position in range(freed.known.extent_count):
+        extent = &freed.known.extents[position]
+        if extent.frame_count > MOST_FREED - freed.frame_count:
             return False
         for frame in range(extent.frame_count):
-            frames[count[0]] = extent.pfn + frame
-            count[0] += 1
+            freed.frames[freed.frame_count] = extent.pfn + frame
+            freed.frame_count += 1
     return True
 
 
-cdef bint collect_log_frames(names_t *names, plane_t *plane, known_t *known, uint64_t *frames,
-                             uint32_t *count) noexcept nogil:
+cdef bint collect_log_frames(freed_t *freed) noexcept nogil:
     """The frames of a log; False: too many of them, or they are not those that were read once."""
-    cdef uint64_t offset = known.head & ~<uint64_t>((1 << FRAME_SHIFT) - 1)
+    cdef known_t *known = freed.known
+    cdef plane_t *plane = freed.change.worker.plane
+    cdef uint64_t offset = known.head - LOG_FRAME_HEAD_BYTES
     cdef log_frame_t head
     cdef uint64_t left
-    if known.log_frame_count > MOST_FREED - count[0]:
+    if known.log_frame_count > MOST_FREED - freed.frame_count:
         return False
     for left in range(known.log_frame_count, 0, -1):
-        if not is_usable(names.head, offset >> FRAME_SHIFT, 1):
+        if (offset & ((1 << FRAME_SHIFT) - 1)
+                or not is_usable(freed.change.names.head, offset >> FRAME_SHIFT, 1)):
             return False
         memcpy(&head, plane.pool + offset, sizeof(head))
         if not is_frame_of(known, &head, offset):
             return False
-        frames[count[0]] = offset >> FRAME_SHIFT
-        count[0] += 1
-        # The tail says which frame is the last one, where the link may be anything.
-        if left == 1:
-            return 0 < known.tail - offset <= 1 << FRAME_SHIFT
-        offset = head.next
-        if offset & ((1 << FRAME_SHIFT) - 1):
+        freed.frames[freed.frame_count] = offset >> FRAME_SHIFT
+        freed.frame_count += 1
+        # The tail says which frame is the last one; a link there may be anything.
+        if left == 1 and not 0 < known.tail - offset <= 1 << FRAME_SHIFT:
             return False
+        offset = head.next
     return True
 
 
@@ -458,8 +473,12 @@ cdef bint is_idle(memmap_t *memmap, uint64_t pfn) noexcept nogil:
     """Whether nobody holds the page of a frame."""
     cdef header_t *header = memmap.header
     cdef uint64_t position = (pfn - header.first_pfn) >> header.page_order
-    cdef uint8_t section = load_8(&memmap.sections[position >> header.section_shift])
-    cdef page_t *page = &pages_of(memmap)[position]
+    cdef uint8_t section
+    cdef page_t *page
+    if memmap.base == NULL:
+        return True
+    section = load_8(&memmap.sections[position >> header.section_shift])
+    page = &pages_of(memmap)[position]
     if section != SECTION_LIVE and section != SECTION_DROPPING:
         return True
     return load(&page.generation) != header.generation or not memory.peek_32(&page.refcount)
@@ -469,8 +488,10 @@ cdef void clean_page(memmap_t *memmap, uint64_t pfn) noexcept nogil:
     """The content of a frame is gone: its page is not dirty any more, if it has no other frame."""
     cdef header_t *header = memmap.header
     cdef uint64_t position = pfn - header.first_pfn
-    cdef page_t *page = &pages_of(memmap)[position]
-    if (not header.page_order
-            and load_8(&memmap.sections[position >> header.section_shift]) == SECTION_LIVE
+    cdef page_t *page
+    if memmap.base == NULL or header.page_order:
+        return
+    page = &pages_of(memmap)[position]
+    if (load_8(&memmap.sections[position >> header.section_shift]) == SECTION_LIVE
             and load(&page.generation) == header.generation):
         memory.and_16(&page.flags, <uint16_t>~PAGE_DIRTY)

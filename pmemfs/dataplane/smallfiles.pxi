@@ -9,11 +9,10 @@ file is left to the control plane, which publishes a table if more requests look
   table no grace period would wait for its reader.
 """
 
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
-from posix.stat cimport S_ISGID, S_ISREG, S_ISUID
+from posix.stat cimport S_ISGID, S_ISUID
 
-from pmemfs.dataplane cimport memory
 from pmemfs.dataplane.commit cimport *
 from pmemfs.dataplane.memory cimport load
 from pmemfs.dataplane.names cimport KNOWN_EXTENTS, known_extent_t, known_t
@@ -35,27 +34,24 @@ cdef struct small_t:
 
 
 cdef verdict_t serve_small(worker_t *worker, request_t *request) noexcept nogil:
-    """READ, WRITE, LSEEK or FSYNC of a file without a table, in the worker's section."""
-    cdef verdict_t verdict = serve_named(worker, request, small_named)
-    # After a fault, or where nothing can be said.
+    """READ, WRITE, LSEEK or FSYNC of a file without a table."""
+    cdef verdict_t verdict = serve_named(worker, request, serve_known)
+    # After a fault, some pages may still be held.
     drop_held(request)
-    request.table, request.live, request.entry = NULL, NULL, NULL
-    request.is_write = False
+    request.table, request.live = NULL, NULL
     if verdict == FORWARD:
-        request.error = 0
-        request.answer_bytes = 0
-        request.moved_bytes = 0
+        request.error, request.answer_bytes, request.moved_bytes = 0, 0, 0
     return verdict
 
 
-cdef verdict_t small_named(names_change_t *change) noexcept nogil:
+cdef verdict_t serve_known(names_change_t *change) noexcept nogil:
     cdef request_t *request = change.request
     cdef plane_t *plane = change.worker.plane
     cdef known_t *known = know(change.worker, request.head.nodeid)
     cdef inode_t *entry = find_inode(plane, request.head.nodeid)
     cdef uint32_t opcode = request.head.opcode
     cdef small_t small
-    if (known == NULL or not S_ISREG(known.mode)
+    if (known == NULL or known.mode >> 12 != FILE_TYPE
             # It was published before the lock was taken.
             or entry != NULL and table_of(plane, entry) != NULL):
         return FORWARD
