@@ -73,7 +73,7 @@ cdef inline uint64_t word_of(uint64_t hashed, uint64_t record_offset) noexcept n
     return record_offset >> 6 << HASH_BITS | hashed
 
 
-cdef inline uint64_t place_of(const names_index_t *index, uint64_t word) noexcept nogil:
+cdef inline uint64_t home_of(const names_index_t *index, uint64_t word) noexcept nogil:
     """Where a word would lie if it were the only one."""
     return hash_in(word) >> (HASH_BITS - __builtin_ctzll(index.capacity))
 
@@ -115,7 +115,7 @@ cdef name_state_t find_hashed(plane_t *plane, known_t *directory, uint64_t hashe
     cdef name_state_t state
     if not index.capacity:
         return NAME_ABSENT
-    at = place_of(index, hashed)
+    at = home_of(index, hashed)
     while index.words[at]:
         word = index.words[at]
         if hash_in(word) == hashed:
@@ -191,7 +191,7 @@ cdef void index_remove(known_t *directory, const found_t *found) noexcept nogil:
         at = (at + 1) & mask
         if not index.words[at]:
             break
-        if ((at - place_of(index, index.words[at])) & mask) >= ((at - hole) & mask):
+        if ((at - home_of(index, index.words[at])) & mask) >= ((at - hole) & mask):
             index.words[hole] = index.words[at]
             hole = at
     index.words[hole] = 0
@@ -202,7 +202,7 @@ cdef void index_remove(known_t *directory, const found_t *found) noexcept nogil:
 
 cdef inline void place_word(names_index_t *index, uint64_t word) noexcept nogil:
     """Add a word to an index that has room."""
-    cdef uint64_t at = place_of(index, word)
+    cdef uint64_t at = home_of(index, word)
     while index.words[at]:
         at = (at + 1) & (index.capacity - 1)
     index.words[at] = word

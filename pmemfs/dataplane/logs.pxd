@@ -44,11 +44,14 @@
 # Whatever touches the pool here does so by `copy_pool`. So a fault says NULL or NAME_UNSURE, or ends
 # the guarded function of the caller, and what is known is right either way.
 
+from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 cdef extern from "crc32c.h" nogil:
     # Of bytes behind those whose checksum is `before`, 0 at the start.
     uint32_t crc32c "pmemfs_crc32c"(uint32_t before, const void *data, size_t length)
+    # The same where the processor has no instruction for it.
+    uint32_t crc_by_table "pmemfs_crc_by_table"(uint32_t before, const void *data, size_t length)
 
 cdef enum name_state_t:
     NAME_ABSENT

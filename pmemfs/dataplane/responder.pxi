@@ -197,8 +197,9 @@ cdef class Responder:
                 known.index.capacity)
 
     def found(self, unsigned long long inode, list names not None) -> list | None:
-        """What names of a directory lead to, each an inode and its type, or None; -1: it would hand
-        over. None in place of the list if it would hand over the directory."""
+        """What names of a directory lead to, each an inode, its type and the offset of its record in
+        the pool, or None; -1: it would hand over. None in place of the list if it would hand over
+        the directory."""
         cdef known_t *known = self.look_up(inode, 1 << 30)
         cdef found_t found
         cdef list answers = []
@@ -206,7 +207,7 @@ cdef class Responder:
             return None
         for name in names:
             state = find_entry(&self._worker, known, name, <uint32_t>len(name), &found)
-            answers.append((found.inode, found.type) if state == NAME_FOUND
+            answers.append((found.inode, found.type, found.record_offset) if state == NAME_FOUND
                            else None if state == NAME_ABSENT else -1)
         return answers
 
@@ -289,6 +290,13 @@ cdef class Responder:
             if series[number].verdict == ANSWER:
                 series[number].answer_bytes = request.answer_bytes
         forget_keys(&self._worker)
+
+
+def checksum(bytes data not None, *, bint by_table=False) -> int:
+    """The CRC-32C of bytes, as records have it."""
+    if by_table:
+        return crc_by_table(0, <const uint8_t *>data, <size_t>len(data))
+    return crc32c(0, <const uint8_t *>data, <size_t>len(data))
 
 
 cdef class RingEntry:
