@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import random
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +12,11 @@ from kit.data_plane import SharedFiles, shared_files
 from pmemfs.dataplane import layouts
 from pmemfs.dataplane.native import Responder, load_word, store_word
 from pmemfs.errors import DamagedFileSystem
-from pmemfs.volume.fs.inode import FIXED, Inode
+from pmemfs.media.inode import ROOT
+from pmemfs.media.log import InodeFlags
+from pmemfs.volume.base import NewInode
+from pmemfs.volume.fs.filesystem import FileSystem
+from pmemfs.volume.fs.inode import DIRECTORY_TYPE, FILE_TYPE, FIXED, Inode
 from pmemfs.volume.fs.reading import read_inode
 from pmemfs.volume.fs.transaction import Transaction
 
@@ -56,10 +61,10 @@ def as_known(inode: Inode) -> Known:
     )  # fmt: skip
 
 
-def may_be_handed_over(inode: Inode) -> bool:
-    """Whether an inode has what only the control plane knows, or had it once in its log."""
-    is_rare = inode.xattrs or inode.pieces or inode.transform is not None
-    return bool(is_rare) or len(inode.extents) > MOST_EXTENTS
+def is_rare(inode: Inode) -> bool:
+    """Whether an inode has what only the control plane knows."""
+    has_more = inode.xattrs or inode.pieces or inode.transform is not None
+    return bool(has_more) or len(inode.extents) > MOST_EXTENTS
 
 
 class NamesReader:
@@ -111,10 +116,19 @@ class NamesReader:
         assert inode is not None, f"a worker knows {number}, and Python does not"
         assert known._replace(capacity=0) == as_known(inode)
         if inode.is_directory:
-            names = list(inode.entries)
-            expected = [tuple(inode.entries[name]) for name in names]
-            assert self.worker.found(number, [*names, b"nobody"]) == [*expected, None]
+            expected: dict[bytes, object] = {n: tuple(e) for n, e in inode.entries.items()}
+            assert self.found(number, [*expected, b"nobody"]) == {**expected, b"nobody": None}
         return True
+
+    def found(self, number: int, names: Iterable[bytes]) -> dict[bytes, object]:
+        """What the worker finds: an inode and its type, None, or -1 where it would hand over."""
+        names = list(names)
+        answers = self.worker.found(number, names)
+        assert answers is not None
+        return {
+            name: answer[:2] if isinstance(answer, tuple) else answer
+            for name, answer in zip(names, answers, strict=True)
+        }
 
 
 @contextmanager
@@ -139,3 +153,118 @@ def names_reader(directory: Path, memory_bytes: int = 64 << 20) -> Iterator[Name
         finally:
             Transaction.replace_log = replace_log  # type: ignore[method-assign]
             Transaction.remove = remove  # type: ignore[method-assign]
+
+
+class Life:
+    """Operations at random on a file system, each of which says which inodes it has changed."""
+
+    def __init__(self, fs: FileSystem, seed: int) -> None:
+        self.fs = fs
+        self.rng = random.Random(seed)
+        self.directories = [ROOT]
+        self.others: list[int] = []
+        self.files = [fs.make(ROOT, b"first", NewInode(0o100644, 1, 2))]
+        self._ways = [
+            (self.make, 8), (self.remove, 4), (self.rename, 4), (self.link, 2), (self.write, 5),
+            (self.cut, 3), (self.punch, 2), (self.attributes, 3), (self.flags, 1),
+            (self.xattr, 1), (self.compact, 1), (self.many, 1),
+        ]  # fmt: skip
+
+    @property
+    def numbers(self) -> list[int]:
+        """Inodes that there are or were."""
+        return [*self.directories, *self.files, *self.others]
+
+    def step(self) -> list[int]:
+        """One operation, which may fail; the inodes that it may have changed."""
+        ways, weights = zip(*self._ways, strict=True)
+        changed: list[int] = []
+        with suppress(OSError, KeyError):
+            self.rng.choices(ways, weights)[0](changed)
+        return changed
+
+    def make(self, changed: list[int]) -> None:
+        parent, name = self._directory(changed), self._name()
+        mode = self.rng.choice((0o100644, 0o100600, 0o040755, 0o040755, 0o120777, 0o010644))
+        target = b"t" * self.rng.choice((1, 60, 1700, 1701, 4095)) if mode == 0o120777 else b""
+        number = self.fs.make(parent, name, NewInode(mode, 1, 2, target=target))
+        changed.append(number)
+        kinds = {0o04: self.directories, 0o10: self.files}
+        kinds.get(mode >> 12, self.others).append(number)
+
+    def remove(self, changed: list[int]) -> None:
+        parent = self._directory(changed)
+        name = self.rng.choice(self.fs.names(parent) or [b"nothing"])
+        number = self.fs.lookup(parent, name)
+        changed.append(number)
+        if number in self.directories:
+            self.fs.rmdir(parent, name)
+        else:
+            self.fs.unlink(parent, name)
+
+    def rename(self, changed: list[int]) -> None:
+        parent, target = self._directory(changed), self._directory(changed)
+        if self.rng.random() < 0.5:
+            target = parent
+        name = self.rng.choice(self.fs.names(parent) or [b"nothing"])
+        new_name = self.rng.choice([self._name(), *self.fs.names(target)[:3]])
+        changed.append(self.fs.lookup(parent, name))
+        with suppress(OSError):
+            changed.append(self.fs.lookup(target, new_name))
+        self.fs.rename(parent, name, target, new_name, self.rng.choice((0, 0, 0, 1, 2)))
+
+    def link(self, changed: list[int]) -> None:
+        number = self._file(changed)
+        self.fs.link(number, self._directory(changed), self._name())
+
+    def many(self, changed: list[int]) -> None:
+        number, parent = self._file(changed), self._directory(changed)
+        for _ in range(self.rng.choice((20, 70, 200))):
+            self.fs.link(number, parent, self._name())
+
+    def write(self, changed: list[int]) -> None:
+        at = self.rng.choice((0, 0, 100, 4096, 9000, 40_000, 1 << 20))
+        self.fs.write(self._file(changed), at, bytes(self.rng.choice((10, 4096, 9000))))
+
+    def cut(self, changed: list[int]) -> None:
+        size = self.rng.choice((0, 1, 4096, 5000, 100_000))
+        self.fs.set_attributes(self._file(changed), size_bytes=size)
+
+    def punch(self, changed: list[int]) -> None:
+        self.fs.punch(self._file(changed), self.rng.choice((0, 4096, 8192)), 4096)
+
+    def attributes(self, changed: list[int]) -> None:
+        changed.append(self.rng.choice(self.numbers))
+        for _ in range(self.rng.choice((1, 1, 7, 70))):
+            self.fs.set_attributes(changed[0], mode=self.rng.randrange(0o1000), uid=3)
+
+    def flags(self, changed: list[int]) -> None:
+        changed.append(self.rng.choice(self.files + self.directories[1:]))
+        # A slot may have been given to an inode of another type, which can't have flags.
+        if self.fs.inode(changed[0]).type not in (FILE_TYPE, DIRECTORY_TYPE):
+            return
+        self.fs.set_flags(changed[0], InodeFlags(self.rng.choice((0, 0, 0, 2, 4, 8, 16))))
+
+    def xattr(self, changed: list[int]) -> None:
+        number = self._file(changed)
+        if self.rng.random() < 0.3:
+            self.fs.set_xattr(number, b"user.name", bytes(self.rng.choice((3, 3000))))
+        else:
+            self.fs.remove_xattr(number, b"user.name")
+
+    def compact(self, changed: list[int]) -> None:
+        number = self._directory(changed)
+        with self.fs.store.change() as change:
+            change.compact(self.fs.inode(number))
+
+    def _name(self) -> bytes:
+        length = self.rng.choice((1, 2, 8, 20, 36, 37, 38, 100, 101, 255))
+        return bytes(self.rng.choices(b"abcdefgh.", k=length))
+
+    def _directory(self, changed: list[int]) -> int:
+        changed.append(self.rng.choice(self.directories))
+        return changed[-1]
+
+    def _file(self, changed: list[int]) -> int:
+        changed.append(self.rng.choice(self.files))
+        return changed[-1]
