@@ -32,13 +32,13 @@ cdef enum:
     # An inode with more frames than this is left to the control plane.
     MOST_FREED = 64
     PERMISSIONS = 0o7777
-    # Beyond these times, in seconds, a time in ns may not be one that can be stored.
-    MOST_SECONDS = 9223372035
     LIVE_WRITTEN_AT = 8
     LIVE_ACCESSED_AT = 16
     OWNER_WORKER = 1
     SETS_TIMES = FATTR_ATIME | FATTR_MTIME | FATTR_CTIME
 
+# A time that is further from 1970 may be none that can be stored in ns.
+cdef int64_t MOST_SECONDS = 9223372035
 # Bit 63 is no part of a request's number.
 cdef uint64_t NUMBER_MASK = ~<uint64_t>0 >> 1
 
