@@ -17,7 +17,7 @@ from pmemfs.dataplane.native import Responder, load_word, store_word
 from pmemfs.fuse import wire
 from pmemfs.fuse.handlers.privileges import Caller
 from pmemfs.fuse.wire import Opcode
-from pmemfs.fuse.wiredoor import Request
+from pmemfs.fuse.wiredoor import Request, WireDoor
 from pmemfs.memmap.none import NoMemmap
 from pmemfs.units import MIB
 from pmemfs.volume.fs.catchup import CatchUp
@@ -26,6 +26,7 @@ from pmemfs.volume.fs.reserves import Reserves
 
 OPEN_FLAGS = wire.FOPEN_DIRECT_IO | wire.FOPEN_PARALLEL_DIRECT_WRITES | wire.FOPEN_NOFLUSH
 HANDLES = 4000
+ROOT_USER = Caller(0, 0, 0)
 Answered = tuple[int, bytes]
 """An errno, and the bytes of the answer."""
 
@@ -108,7 +109,7 @@ class NativeNames:
         self.seen = self.names.changes
 
     def ask(
-        self, opcode: Opcode, inode: int, operation: bytes, caller: Caller = Caller(0, 0, 0),
+        self, opcode: Opcode, inode: int, operation: bytes, caller: Caller = ROOT_USER,
         **rest: int,
     ) -> Answered | None:  # fmt: skip
         """What the worker answers; None if it hands over."""
@@ -121,7 +122,7 @@ class NativeNames:
         return (error, data) if verdict == "answer" else None
 
     def ask_here(
-        self, opcode: Opcode, inode: int, operation: bytes, caller: Caller = Caller(0, 0, 0)
+        self, opcode: Opcode, inode: int, operation: bytes, caller: Caller = ROOT_USER
     ) -> Answered:
         """What the control plane answers."""
         self.names.take()
@@ -132,7 +133,7 @@ class NativeNames:
             self.names.free()
 
     def serve(
-        self, opcode: Opcode, inode: int, operation: bytes, caller: Caller = Caller(0, 0, 0)
+        self, opcode: Opcode, inode: int, operation: bytes, caller: Caller = ROOT_USER
     ) -> Answered:
         """What is answered, by whoever can."""
         answered = self.ask(opcode, inode, operation, caller)
@@ -148,13 +149,14 @@ class NativeNames:
 
 
 def answer_of(
-    door: object, opcode: Opcode, inode: int, operation: bytes, caller: Caller = Caller(0, 0, 0)
+    door: WireDoor, opcode: Opcode, inode: int, operation: bytes, caller: Caller = ROOT_USER
 ) -> Answered:
     """What a door answers."""
     try:
-        data = door.answer(opcode, Request(inode, caller, operation))  # type: ignore[attr-defined]
+        data = door.answer(opcode, Request(inode, caller, operation))
     except OSError as error:
         return error.errno or 0, b""
+    assert data is None or isinstance(data, bytes)
     return 0, data or b""
 
 
