@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import trio
-from pytest import MonkeyPatch
 
 from kit.data_plane import ALL, MAX_WRITE, share_files
 from kit.native_names import NativeNames
@@ -47,7 +47,7 @@ Said = tuple[int, bytes]
 class Twins:
     """A worker, and Python in a copy."""
 
-    def __init__(self, native: NativeNames, monkeypatch: MonkeyPatch) -> None:
+    def __init__(self, native: NativeNames, monkeypatch: pytest.MonkeyPatch) -> None:
         self.native = native
         self.monkeypatch = monkeypatch
 
@@ -128,6 +128,9 @@ class Copy:
         for number, count in counts.items():
             self.holds.add(number, count)
         self.fs = FileSystem(self.pool, NoMemmap(), holds=self.holds)
+        for number in counts:
+            # One without a name stays in memory as long as it is held.
+            self.fs.inode(number)
         self.fs.store.times._set_ns = latest_ns
         memory = mmap.mmap(-1, OPEN_PLACE.size_bytes << layouts.OPEN_PLACES_SHIFT)
         memory[: len(places)] = places
@@ -158,7 +161,7 @@ class Copy:
 
 @contextmanager
 def twins(
-    directory: Path, monkeypatch: MonkeyPatch, scheme: Scheme = Scheme.NONE
+    directory: Path, monkeypatch: pytest.MonkeyPatch, scheme: Scheme = Scheme.NONE
 ) -> Iterator[Twins]:
     """A new, small file system with such a worker."""
     with mapped_pool(directory, scheme, 4 * KIB, 8 * MIB) as pool:

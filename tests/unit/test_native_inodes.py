@@ -184,7 +184,7 @@ def test_a_handle_holds_its_file_and_says_who_has_opened_it(both: Twins) -> None
 
 def test_a_handle_that_python_has_given_is_left_to_it(both: Twins) -> None:
     number, native = a_file(both), both.native
-    error, data = native.ask_here(Opcode.OPEN, number, open_in())
+    _, data = native.ask_here(Opcode.OPEN, number, open_in())
     assert both.ask(Opcode.RELEASE, number, release_in(*struct.unpack_from("<Q", data))) is None
 
 
@@ -203,3 +203,164 @@ def test_without_handles_opens_are_handed_over(both: Twins) -> None:
     number, names = a_file(both), both.native.names
     names.handles.pop(1 << 12)
     assert both.ask(Opcode.OPEN, number, open_in()) is None
+
+
+def forget_in(count: int = 1) -> bytes:
+    """fuse_forget_in."""
+    return wire.FORGET_IN.pack(count)
+
+
+def forget_many_in(*pairs: tuple[int, int]) -> bytes:
+    """fuse_batch_forget_in and what follows."""
+    head = wire.BATCH_FORGET_IN.pack(len(pairs))
+    return head + b"".join(wire.FORGET_ONE.pack(*pair) for pair in pairs)
+
+
+def used_frames(both: Twins) -> int:
+    """The frames that are used, other than those that workers may take."""
+    native = both.native
+    fs = native.anew()
+    return fs.geometry.frame_count - fs.allocator.free_count() - native.names.frames.count
+
+
+def unnamed(both: Twins, number: int, name: bytes) -> None:
+    """Hold an inode, and remove its name."""
+    fs = both.native.fs
+    fs.hold(number)
+    if fs.attributes(number).mode >> 12 == stat.S_IFDIR >> 12:
+        fs.rmdir(ROOT, name)
+    else:
+        fs.unlink(ROOT, name)
+
+
+def test_a_hold_that_is_dropped_leaves_an_inode_that_has_a_name(both: Twins) -> None:
+    number, native = a_file(both, b"x" * 5000), both.native
+    native.fs.hold(number, 5)
+    assert both.ask(Opcode.FORGET, number, forget_in(2)) == (0, b"")
+    assert native.files.shared.lookup_counts.count(number) == 3
+    # More than there are, as a crafted peer may say.
+    assert both.ask(Opcode.FORGET, number, forget_in(1 << 63)) == (0, b"")
+    assert native.files.shared.lookup_counts.count(number) == 0
+    assert native.names.orphans.count == 0
+
+
+def test_the_last_hold_frees_exactly_what_an_inode_has(both: Twins) -> None:
+    native, names = both.native, both.native.names
+    before = used_frames(both)
+    slots = set(names.slots.numbers())
+    number = a_file(both, b"x" * 50_000)
+    slot = native.fs.inode(number).slot_offset
+    frames = {
+        pfn
+        for extent in native.fs.extents(number)
+        for pfn in range(extent.pfn, extent.pfn + extent.frame_count)
+    }
+    assert len(frames) == 13
+    unnamed(both, number, b"file")
+    reserve = names.frames.numbers()
+    assert both.ask(Opcode.FORGET, number, forget_in()) == (0, b"")
+    assert names.orphans.count == 0
+    assert names.frames.numbers() == reserve + sorted(frames, reverse=True)
+    assert set(names.slots.numbers()) == slots | {slot}
+    assert used_frames(both) == before
+
+
+def test_a_log_in_frames_is_freed_with_its_inode(both: Twins) -> None:
+    native, names = both.native, both.native.names
+    number = a_file(both, b"x" * 5000)
+    for mode in range(200):
+        native.fs.set_attributes(number, mode=mode)
+    log = native.fs.inode(number).log
+    assert len(log.frames) > 1
+    unnamed(both, number, b"file")
+    reserve = set(names.frames.numbers())
+    frames = {frame >> 12 for frame in native.fs.inode(number).log.frames}
+    data = {extent.pfn + at for extent in native.fs.extents(number) for at in range(2)}
+    assert both.ask(Opcode.FORGET, number, forget_in()) == (0, b"")
+    assert set(names.frames.numbers()) == reserve | frames | data
+
+
+def test_directories_and_links_are_freed_as_well(both: Twins) -> None:
+    fs, names = both.native.fs, both.native.names
+    directory = fs.make(ROOT, b"directory", NewInode(0o40750, 3, 4))
+    link = fs.make(ROOT, b"link", NewInode(0o120777, 0, 0, 0, b"some/where" * 100))
+    for number, name in ((directory, b"directory"), (link, b"link")):
+        unnamed(both, number, name)
+        slot_count = names.slots.count
+        assert both.ask(Opcode.FORGET, number, forget_in()) == (0, b"")
+        assert (names.slots.count, names.orphans.count) == (slot_count + 1, 0)
+
+
+def test_the_last_handle_frees_a_file_that_was_forgotten_before(both: Twins) -> None:
+    number, native = a_file(both, b"x" * 5000), both.native
+    handle = handle_of(both, number)
+    unnamed(both, number, b"file")
+    assert both.ask(Opcode.FORGET, number, forget_in()) == (0, b"")
+    slot_count = native.names.slots.count
+    assert both.ask(Opcode.RELEASE, number, release_in(handle)) == (0, b"")
+    assert native.names.slots.count == slot_count + 1
+
+
+def test_what_a_worker_cannot_free_is_left_to_python(both: Twins) -> None:
+    native, names = both.native, both.native.names
+    fs = native.fs
+    attributed = a_file(both, name=b"attributed")
+    fs.set_xattr(attributed, b"user.a", b"b")
+    large = a_file(both, b"x" * 65 * 4096, name=b"large")
+    published = a_file(both, b"x" * 5000, name=b"published")
+    native.files.tables.publish(published, 5000, [], live_offset=fs.live_line(published),
+                                limit_bytes=5000)  # fmt: skip
+    numbers = [attributed, large, published]
+    for number, name in zip(numbers, (b"attributed", b"large", b"published"), strict=True):
+        unnamed(both, number, name)
+        native.catch_up()
+        if number == published:
+            native.files.tables.publish(published, 5000, [], live_offset=fs.live_line(published),
+                                        limit_bytes=5000)  # fmt: skip
+        verdict = native.worker.answer(forget_in(), opcode=Opcode.FORGET, inode=number)
+        assert verdict == ("drop", 0, b"")
+        assert fs.store.table.head(number) is not None
+    assert names.orphans.numbers() == numbers
+    for number in names.orphans.pop(9):
+        fs.store.free_orphan(number)
+        assert fs.store.table.head(number) is None
+
+
+def test_what_programs_have_pinned_is_left_to_python(both: Twins) -> None:
+    number, native = a_file(both, b"x" * 5000), both.native
+    unnamed(both, number, b"file")
+    native.set_word("pins", 1)
+    assert native.worker.answer(forget_in(), opcode=Opcode.FORGET, inode=number)[0] == "drop"
+    assert native.names.orphans.numbers() == [number]
+
+
+def test_many_are_forgotten_with_one_request(both: Twins) -> None:
+    native = both.native
+    numbers = [a_file(both, b"x" * 5000, name=b"%d" % at) for at in range(20)]
+    for at, number in enumerate(numbers):
+        native.fs.hold(number, 3)
+        if at % 2:
+            unnamed(both, number, b"%d" % at)
+    pairs = [(number, 3 + at % 2) for at, number in enumerate(numbers)]
+    assert both.ask(Opcode.BATCH_FORGET, 0, forget_many_in(*pairs)) == (0, b"")
+    assert native.names.orphans.count == 0
+    assert not any(native.files.shared.lookup_counts.count(number) for number in numbers)
+
+
+def test_what_could_not_be_forgotten_is_handed_over(both: Twins) -> None:
+    """Once there is no room for orphans, the request asks for the rest of them."""
+    native = both.native
+    fs, counts = native.fs, native.files.shared.lookup_counts
+    numbers = []
+    for at in range(6):
+        numbers.append(a_file(both, name=b"%d" % at))
+        fs.set_xattr(numbers[-1], b"user.a", b"b")
+        fs.hold(numbers[-1], 2)
+    native.names.orphans.push(range(1, 4094))
+    operation = forget_many_in(*((number, 2) for number in numbers))
+    verdict = native.worker.answer(operation, opcode=Opcode.BATCH_FORGET, inode=0)
+    assert verdict == ("forward", 0, b"")
+    assert [counts.count(number) for number in numbers] == [0, 0, 0, 2, 2, 2]
+    # A worker sends what begins in the middle of the third of these.
+    left = operation[8 + 3 * 16 - 8 :]
+    assert left == forget_many_in(*((number, 2) for number in numbers[3:]))
