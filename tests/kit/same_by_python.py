@@ -19,6 +19,7 @@ from kit.data_plane import ALL, MAX_WRITE, share_files
 from kit.native_names import NativeNames
 from kit.pools import MemoryMedium, content, mapped_pool
 from pmemfs import clock
+from pmemfs.clock import AccessTimes
 from pmemfs.dataplane import layouts
 from pmemfs.dataplane.held import OpenPlaces
 from pmemfs.dataplane.layouts import OPEN_PLACE
@@ -50,6 +51,12 @@ class Twins:
     def __init__(self, native: NativeNames, monkeypatch: pytest.MonkeyPatch) -> None:
         self.native = native
         self.monkeypatch = monkeypatch
+        self.note_accesses(AccessTimes.RELATIVE)
+
+    def note_accesses(self, times: AccessTimes) -> None:
+        """Which reads count as accesses from now on."""
+        self.access_times = times
+        self.native.files.tables.note_reads(times)
 
     def ask(
         self, opcode: Opcode, inode: int, operation: bytes, payload: bytes = b"",
@@ -58,7 +65,6 @@ class Twins:
         """What the worker answers, once Python has said and done the same; None if it hands over,
         and then it has changed nothing."""
         native = self.native
-        native.catch_up()
         before = content(native.files.pool.medium)
         counts = dict(native.files.shared.lookup_counts.counts())
         places = bytes(native.files.shared.opens[: _PLACES * OPEN_PLACE.size_bytes])
@@ -74,9 +80,11 @@ class Twins:
             assert content(native.files.pool.medium) == before
             assert dict(native.files.shared.lookup_counts.counts()) == counts
             return None
+        native.catch_up()
         found = self._described(native.anew(), counts=native.files.shared.lookup_counts.counts())
         for now_ns in (started_ns, ended_ns):
             copy = Copy(before, counts, places, latest_ns)
+            copy.fs.note_accesses(self.access_times, of_directories=True)
             with self.monkeypatch.context() as patch:
                 patch.setattr(clock, "coarse_ns", lambda now_ns=now_ns: now_ns)
                 said = self._said(opcode, *copy.ask(opcode, inode, operation + payload, caller))
