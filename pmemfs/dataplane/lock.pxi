@@ -26,6 +26,8 @@ from pmemfs.medium.writeback cimport wait_for_write_back
 
 cdef enum:
     STACK_ROOM = 1 << NAMES_STACK_SHIFT
+    # With more on a stack, the control plane takes some back.
+    HIGH_RESERVE = 3 << (NAMES_STACK_SHIFT - 2)
     # How long a worker that reads a long log leaves the lock alone, for the others.
     GIVE_WAY_PAUSES = 200
 
@@ -322,14 +324,22 @@ cdef void put_back(names_change_t *change) noexcept nogil:
     store(&decision.popped_count, 0)
 
 
+cdef inline bint needs_control(names_head_t *head) noexcept nogil:
+    """Whether the control plane has to hand out more, to take back what was freed, or to free what
+    workers could not."""
+    return (head.slot_count < head.slots_low or head.frame_stack_count < head.frames_low
+            or head.handle_count < head.handles_low or head.orphan_count
+            or head.slot_count > HIGH_RESERVE or head.frame_stack_count > HIGH_RESERVE
+            or head.handle_count > HIGH_RESERVE)
+
+
 cdef void wake_control(worker_t *worker) noexcept nogil:
     """Ask the control plane to look at reserves and orphans, if it has to and was not asked."""
     cdef names_head_t *head = worker.plane.names.head
     cdef fuse_in_header message
     cdef iovec part
     cdef uint64_t none = 0
-    if (head.slot_count >= head.slots_low and head.frame_stack_count >= head.frames_low
-            and head.handle_count >= head.handles_low and not head.orphan_count):
+    if not needs_control(head):
         return
     if not memory.swap(&head.was_woken, &none, 1):
         return

@@ -95,15 +95,16 @@ cdef class NamesShared:
     def __dealloc__(self) -> None:
         PyBuffer_Release(&self._shared)
 
-    def take(self) -> bool:
-        """Take the lock, which this may have; whether a worker that has died had it.
+    def take(self, uint64_t patience_ns=10_000_000_000) -> bool | None:
+        """Take the lock, which this may have; whether a worker that has died had it. None: a
+        worker has had it for so long, and has it still.
 
-        Workers hold it for some microseconds.
+        Workers hold it for some microseconds, unless they are stopped.
         """
-        cdef bint was_dead
+        cdef int found
         with nogil:
-            was_dead = self._take()
-        return was_dead
+            found = self._take(patience_ns)
+        return None if found < 0 else found > 0
 
     def free(self) -> None:
         """Free the lock, if this has it."""
@@ -130,6 +131,20 @@ cdef class NamesShared:
         return load(&self._head.failed) != 0
 
     @property
+    def needs_control(self) -> bool:
+        """Whether there is something to hand out, to take back, or to free."""
+        return needs_control(self._head)
+
+    @property
+    def last_time_ns(self) -> int:
+        """The latest time that a user has set to the present, in ns since 1970."""
+        return self._head.last_time_ns
+
+    @last_time_ns.setter
+    def last_time_ns(self, uint64_t value) -> None:
+        put(&self._head.last_time_ns, value)
+
+    @property
     def changes(self) -> int:
         """How many inodes workers have changed, one after the other."""
         return load(&self._head.changes)
@@ -147,25 +162,29 @@ cdef class NamesShared:
         cdef uint64_t *version = &self._versions[number & ((1 << NAMES_VERSIONS_SHIFT) - 1)]
         store(version, version[0] + 1)
 
-    cdef bint _take(self) noexcept nogil:
+    cdef int _take(self, uint64_t patience_ns) noexcept nogil:
         cdef uint64_t *lock = &self._head.holder
         cdef uint64_t found = 0
+        cdef uint64_t until = 0
         cdef int looks
         while True:
             for looks in range(NAMES_LOOKS):
                 found = 0
                 if not peek(lock) and memory.swap(lock, &found, CONTROL_HOLDER):
-                    return False
+                    return 0
                 if found >= CONTROL_HOLDER:
                     # Of the control plane, this process is the only one that lives.
-                    return False
+                    return 0
                 pause()
             sched_yield()
             found = peek(lock)
             if found >= CONTROL_HOLDER:
-                return False
+                return 0
             if found and not self._lives(found) and memory.swap(lock, &found, CONTROL_HOLDER):
-                return True
+                return 1
+            until = until or now_ns(CLOCK_MONOTONIC) + patience_ns
+            if now_ns(CLOCK_MONOTONIC) > until:
+                return -1
 
     cdef bint _lives(self, uint64_t holder) noexcept nogil:
         cdef uint8_t *slots = <uint8_t *>self._shared.buf + self._header.slots_offset

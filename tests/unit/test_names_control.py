@@ -14,6 +14,7 @@ from pmemfs.dataplane.layouts import NAMES_HEAD
 from pmemfs.dataplane.native import NamesShared, load_word, store_word
 
 WORKER = 1
+SOON_NS = 60 * 10**9
 ROOM = 1 << layouts.NAMES_STACK_SHIFT
 
 
@@ -39,10 +40,10 @@ def set_word(tables: Tables, name: str, value: int) -> None:
 
 
 def test_the_lock_is_taken_once_and_freed(tables: Tables, names: NamesShared) -> None:
-    assert not names.take()
+    assert names.take(SOON_NS) is False
     assert names.is_mine
     # Whoever has it may ask again.
-    assert not names.take()
+    assert names.take(SOON_NS) is False
     names.free()
     assert not names.is_mine
     assert load_word(tables.shared.memory, word_at(tables, "holder")) == 0
@@ -54,7 +55,7 @@ def test_the_lock_of_a_worker_that_lives_is_waited_for(tables: Tables, names: Na
     taken = threading.Event()
 
     def take() -> None:
-        assert not names.take()
+        assert names.take(SOON_NS) is False
         taken.set()
 
     other = threading.Thread(target=take)
@@ -68,6 +69,15 @@ def test_the_lock_of_a_worker_that_lives_is_waited_for(tables: Tables, names: Na
     other.join()
 
 
+def test_a_worker_that_never_frees_the_lock_is_not_waited_for_for_ever(
+    tables: Tables, names: NamesShared
+) -> None:
+    tables.shared._set_slot_word(WORKER, "thread_id", threading.get_native_id())
+    set_word(tables, "holder", 1 + WORKER)
+    assert names.take(1000) is None
+    assert not names.is_mine
+
+
 def test_the_lock_of_a_dead_worker_is_taken_over(tables: Tables, names: NamesShared) -> None:
     other = threading.Thread(
         target=lambda: tables.shared._set_slot_word(WORKER, "thread_id", threading.get_native_id())
@@ -75,11 +85,11 @@ def test_the_lock_of_a_dead_worker_is_taken_over(tables: Tables, names: NamesSha
     other.start()
     other.join()
     set_word(tables, "holder", 1 + WORKER)
-    assert names.take()
+    assert names.take(SOON_NS)
     assert names.is_mine
     # No such worker ever lived.
     set_word(tables, "holder", 99)
-    assert names.take()
+    assert names.take(SOON_NS)
 
 
 def test_a_stack_gives_back_what_was_put_there_last(names: NamesShared) -> None:
