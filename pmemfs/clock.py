@@ -52,14 +52,15 @@ class FileClock:
     """
 
     def __init__(self) -> None:
-        self._set_ns = 0
+        self.set_ns = 0
+        """The latest "now" that was set, in ns since 1970."""
 
     def now_ns(self) -> int:
         """The time for a change that happens now."""
         now_ns = coarse_ns()
-        return now_ns if now_ns >= self._set_ns else not_before(now_ns, self._set_ns)
+        return now_ns if now_ns >= self.set_ns else not_before(now_ns, self.set_ns)
 
     def was_set(self, time_ns: int) -> None:
         """A user has set a time of a file, perhaps to the present."""
-        if self._set_ns < time_ns <= time.time_ns():
-            self._set_ns = time_ns
+        if self.set_ns < time_ns <= time.time_ns():
+            self.set_ns = time_ns

@@ -87,21 +87,16 @@ class _Word(click.Option):
 @click.option("--foreground", is_flag=True, help="Be the daemon, and log to standard error.")
 @reporting
 def mount(
-    pool: str,
-    mountpoint: str | None,
-    options_text: tuple[str, ...],
-    engine: str | None,
-    transport: str | None,
-    foreground: bool,
-    as_json: bool,
-) -> int:
+    pool: str, mountpoint: str | None, options_text: tuple[str, ...], engine: str | None,
+    transport: str | None, foreground: bool, as_json: bool,
+) -> int:  # fmt: skip
     """Mount POOL on the directory MOUNTPOINT.
 
     Returns when the mount answers; a daemon stays behind until somebody unmounts it. If this fails
     or is interrupted, nothing is left. A pool that root has mounted already appears on MOUNTPOINT
     too, if the same options are asked for.
 
-    With --foreground the command is the daemon. If that is killed or upgraded, the mount goes on in
+    With --foreground the command is the daemon. If that dies or is upgraded, the mount goes on in
     other processes, which systemd is told. Under other supervisors add -o no_keeper.
 
     \b
@@ -121,6 +116,7 @@ def mount(
       no_standby         let no process wait to take the daemon's place, which saves some MiB
       hang_timeout=      end and start again what has made no progress for so many seconds; 0: never
       cold_seconds=      compress what was not touched for so long, if 'pmemfs set' says so
+      names_memory=      the most memory for names that are served without the daemon; 0: none
       nosuid, noexec, …  as for mount(8); of suid, dev and nosymfollow only root may ask
       remount            change how MOUNTPOINT is mounted; POOL may be left out
 

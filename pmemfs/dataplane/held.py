@@ -1,12 +1,13 @@
 """What the kernel holds of a mount, in memory that outlives the daemon.
 
 `OpenPlaces` are the open files and directories. `LookupCounts` say how often the kernel has looked
-each inode up, and how often the inode is held otherwise. Only the control plane writes and reads
-them, and the data plane has no use for them. They lie here because the kernel never says them
-again, so a process that takes the control plane's place has to find them. Invariants:
+each inode up, and how often the inode is held otherwise. Workers that change names write them, too,
+under the lock of names. They lie here because the kernel never says them again, so a process that
+takes the control plane's place has to find them. Invariants:
 - a place is whole once its inode is stored, and free as soon as that is 0 again. So a daemon that
   dies while it fills a place leaves a free place, not half of an open file;
-- a handle stands for one open file for ever: a place that is used again gets another handle.
+- a handle stands for one open file for ever: a place that is used again gets another handle;
+- a place whose owner is a worker is given back by workers alone, until this process adopts it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import errno
 import mmap
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Self
 
 from pmemfs.dataplane import layouts
@@ -28,6 +29,7 @@ PLACE_BYTES = layouts.OPEN_PLACE.size_bytes
 _PLACE_WORDS = PLACE_BYTES // 8
 _COUNTS_A_STEP = 512
 _INODE_WORD = layouts.OPEN_PLACE.offset_of("inode") // 8
+_OWNER_WORD = layouts.OPEN_PLACE.offset_of("owner") // 8
 # In the machine's own form each number is stored whole. The inode comes last, because it makes the
 # place count.
 _PLACE = struct.Struct("@QIIIIIIQQ")
@@ -44,7 +46,8 @@ class OpenPlaces:
     while this is iterated over, if no `OpenPlaces` can have stored what is there.
     """
 
-    def __init__(self, memory: memoryview) -> None:
+    def __init__(self, memory: memoryview, reserved: Collection[int] = ()) -> None:
+        """`reserved` are handles that workers may take by themselves."""
         self._memory = memory
         self._words = memory.cast("Q")
         self._capacity = len(memory) // PLACE_BYTES
@@ -54,9 +57,10 @@ class OpenPlaces:
         # The handles that come next. Those of the lowest places come first, so that as little
         # memory as possible is touched.
         self._free: list[int] = []
+        kept = {handle % self._capacity for handle in reserved}
         for place in range(self._used, 0, -1):
             at = place * _PLACE_WORDS
-            if not self._words[at + _INODE_WORD]:
+            if not self._words[at + _INODE_WORD] and place not in kept:
                 last = self._words[at]
                 # A daemon that died before it had filled a new place has left no handle there.
                 self._free.append(last + self._capacity if last else place)
@@ -84,6 +88,7 @@ class OpenPlaces:
             handle = self._used = self._words[0] = self._used + 1
         at = handle % self._capacity * PLACE_BYTES
         number, _ = operation_under_way.get()
+        self._words[handle % self._capacity * _PLACE_WORDS + _OWNER_WORD] = 0
         _PLACE.pack_into(self._memory, at, handle, flags, kind, uid, gid, pid, 0, number, inode)
         return handle
 
@@ -92,15 +97,51 @@ class OpenPlaces:
         self._words[handle % self._capacity * _PLACE_WORDS + _INODE_WORD] = 0
         self._free.append(handle + self._capacity)
 
+    def reserve(self, count: int) -> list[int]:
+        """Handles for workers, at most so many; the lowest place last, to be taken first."""
+        handles = [self._free.pop() for _ in range(min(count, len(self._free)))]
+        while len(handles) < count and self._used + 1 < self._capacity:
+            self._used = self._words[0] = self._used + 1
+            handles.append(self._used)
+        return handles[::-1]
+
+    def unreserve(self, handles: Iterable[int]) -> None:
+        """Take handles back that no worker has opened anything with."""
+        self._free += handles
+
+    def adopt(self, handle: int) -> OpenPlace | None:
+        """What a worker has opened with a handle, which is this process's from now on; None if it
+        stands for nothing."""
+        at = handle % self._capacity * _PLACE_WORDS
+        words = self._words
+        if not 0 < handle % self._capacity <= self._used or words[at] != handle:
+            return None
+        if not words[at + _INODE_WORD] or not words[at + _OWNER_WORD]:
+            return None
+        words[at + _OWNER_WORD] = 0
+        return self._unpack(handle % self._capacity)
+
+    def of_workers(self) -> list[int]:
+        """The handles with which workers have opened something, and that nobody has adopted."""
+        words = self._words
+        return [
+            words[at]
+            for at in range(_PLACE_WORDS, (self._used + 1) * _PLACE_WORDS, _PLACE_WORDS)
+            if words[at + _INODE_WORD] and words[at + _OWNER_WORD]
+        ]
+
     def __iter__(self) -> Iterator[OpenPlace]:
         """The open places, in their order."""
         for place in range(1, self._used + 1):
-            at = place * PLACE_BYTES
-            found = layouts.OPEN_PLACE.unpack(self._memory[at : at + PLACE_BYTES])
+            found = self._unpack(place)
             if found.inode:
                 if found.kind not in list(HandleKind):
                     raise ForeignSharedMemory(why=f"nothing that is open has the kind {found.kind}")
                 yield found
+
+    def _unpack(self, place: int) -> OpenPlace:
+        at = place * PLACE_BYTES
+        return layouts.OPEN_PLACE.unpack(self._memory[at : at + PLACE_BYTES])
 
 
 class LookupCounts:

@@ -18,12 +18,12 @@ from typing import Any
 import trio
 
 from pmemfs.dataplane.answers import AnswerState
-from pmemfs.dataplane.layouts import HAND_AGAIN, MISS, MISSES_OPCODE, SERVE_AGAIN
+from pmemfs.dataplane.layouts import HAND_AGAIN, MISS, MISSES_OPCODE, NAMES_OPCODE, SERVE_AGAIN
 from pmemfs.errors import system_error
 from pmemfs.fuse import wire
 from pmemfs.fuse.failures import errno_of
 from pmemfs.fuse.handlers.privileges import Caller
-from pmemfs.fuse.inbox import Inbox
+from pmemfs.fuse.inbox import Gate, Inbox
 from pmemfs.fuse.interrupts import Interrupts, Waiting
 from pmemfs.fuse.once import NUMBER, RECORDED, Once
 from pmemfs.fuse.unanswered import Unanswered
@@ -154,9 +154,11 @@ class ForwardedRequests:
 
     def __init__(
         self, door: WireDoor, longest_bytes: int, once: Once, unanswered: Unanswered,
-        bring: Bring | None = None,
+        bring: Bring | None = None, gate: Gate | None = None,
     ) -> None:  # fmt: skip
+        """`gate` is as of `Inbox`."""
         self._door = door
+        self._gate = gate
         self._once = once
         self._unanswered = unanswered
         self._answered, self._waiting = once.answered, once.waiting
@@ -181,7 +183,7 @@ class ForwardedRequests:
         One task serves all sockets. So messages that come on several sockets at once, as a FORGET
         beside other requests does, are answered without a switch of tasks in between.
         """
-        with closing(Inbox(connections)) as inbox:
+        with closing(Inbox(connections, self._gate)) as inbox:
             async with trio.open_nursery() as nursery:
                 self._inbox, self._nursery = inbox, nursery
                 self._outboxes = {
@@ -246,6 +248,9 @@ class ForwardedRequests:
         _, opcode, unique, inode, uid, gid, pid, _ = _unpack_head(self._buffer)
         if opcode == MISSES_OPCODE:
             self._bring_all(outbox, self._buffer[_HEAD_BYTES:count], nursery)
+            return
+        if opcode == NAMES_OPCODE:
+            # By now it is seen to: see `SharedNames.enter`.
             return
         number = unique & NUMBER
         if number in self._waiting:

@@ -13,6 +13,7 @@ import select
 import socket
 from collections.abc import Sequence
 from time import perf_counter
+from typing import Protocol
 
 import trio
 
@@ -21,10 +22,22 @@ AWAKE_SECONDS = 100e-6
 _TURN_SECONDS = 1e-3
 
 
+class Gate(Protocol):
+    """What this process is in whenever its code runs, and out of while it waits."""
+
+    def enter(self) -> None:
+        """Go on, as the only one."""
+
+    def leave(self) -> None:
+        """Let others change what is served."""
+
+
 class Inbox:
     """Sockets that may have messages."""
 
-    def __init__(self, connections: Sequence[socket.socket]) -> None:
+    def __init__(self, connections: Sequence[socket.socket], gate: Gate | None = None) -> None:
+        """Within the `gate` nobody else changes what this process serves."""
+        self._gate = gate
         self._mine = {connection.fileno(): connection for connection in connections}
         self._muted: set[socket.socket] = set()
         self._messages = select.epoll()
@@ -80,9 +93,15 @@ class Inbox:
 
     def _stay_awake(self) -> list[tuple[int, int]]:
         until = perf_counter() + AWAKE_SECONDS
-        while perf_counter() < until:
-            os.sched_yield()
-            found = self._messages.poll(0)
-            if found:
-                return found
+        if self._gate:
+            self._gate.leave()
+        try:
+            while perf_counter() < until:
+                os.sched_yield()
+                found = self._messages.poll(0)
+                if found:
+                    return found
+        finally:
+            if self._gate:
+                self._gate.enter()
         return []

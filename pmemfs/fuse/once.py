@@ -55,7 +55,7 @@ class Once(Commits):
     """The requests that are under way or were answered, by their numbers (without RESENT)."""
 
     def __init__(self, answers: Answers) -> None:
-        self._answers = answers
+        self.answers = answers
         self.answered = answers.places
         """Whatever is in here has come before."""
         self.waiting: dict[int, int] = {}
@@ -67,14 +67,14 @@ class Once(Commits):
 
     def find(self, number: int) -> AnswerRecord:
         """The record of a request in `answered`."""
-        return self._answers.find(number)
+        return self.answers.find(number)
 
     def decides(self, what: Decides, offset: int, value: int) -> None:
         number, opcode = operation_under_way.get()
         if number and _DECIDED_BY.get(opcode) is what:
-            self._answers.decide(number, opcode, offset, value)
+            self.answers.decide(number, opcode, offset, value)
 
     def settle(self, medium: Medium) -> list[AnswerRecord]:
         """What an earlier daemon has carried out and not answered. Nothing may have changed in the
         pool since it died, other than by the journal."""
-        return self._answers.settle(lambda at: int.from_bytes(medium.read(at, 8), "little"))
+        return self.answers.settle(lambda at: int.from_bytes(medium.read(at, 8), "little"))

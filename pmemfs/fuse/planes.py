@@ -350,6 +350,11 @@ class DataPlane:
             self._process.status()
         self._close_connection()
 
+    def kill(self) -> None:
+        """Kill the process, and return when it has ended."""
+        self.process.kill()
+        self.process.status()
+
     def close(self) -> None:
         """Close what is left of the data plane here."""
         self.sockets.close()

@@ -17,7 +17,9 @@ from pmemfs.engine.native import PublishedDevice, SharedEngine, page_locks
 from pmemfs.engine.trimming import Trimmer
 from pmemfs.errors import NoPageStructures
 from pmemfs.fuse.handlers.handlers import Handlers
+from pmemfs.fuse.once import Once
 from pmemfs.fuse.published import PublishedTables, Publisher
+from pmemfs.fuse.sharednames import SharedNames
 from pmemfs.media.label import Mode
 from pmemfs.medium.base import Durability
 from pmemfs.medium.mapped import MappedMedium
@@ -80,6 +82,8 @@ class Served:
     """What a data plane is shown of files, where there are both."""
     bring: Bring | None = None
     """Brings blocks of a cache, so that a data plane finds them."""
+    names: SharedNames | None = None
+    """What lets workers of a data plane change names."""
     keyring: Keyring | None = None
     """The keys of a file system that are unlocked."""
     life: CacheLife | None = None
@@ -103,6 +107,8 @@ class Served:
         fs = self.fs
         if fs is not None:
             fs.frames.packed.cold_seconds = options.cold_seconds
+            if self.names:
+                self.names.set_memory(options.names_memory)
             fs.note_accesses(options.access_times, of_directories=not options.nodiratime)
             self.note_no_reads() if fs.read_only else self._note_reads(options.access_times)
 
@@ -188,12 +194,29 @@ def _files(
     if isinstance(engine, SharedEngine):
         share_damage(fs, engine)
     trimmer = Trimmer(pool, medium, engine, fs)
+    names = _names(fs, medium, engine, options, commits)
     handlers = Handlers(
         fs, engine, trimmer, publisher=Publisher(fs, tables) if tables else None,
         published=tables.attributes if tables else None, cached=options.cached,
-        opens=_opens(engine),
+        opens=names.open_places() if names else _opens(engine),
     )  # fmt: skip
-    return Served(fs, engine, trimmer, handlers, tables, keyring=keyring)
+    return Served(fs, engine, trimmer, handlers, tables, names=names, keyring=keyring)
+
+
+def _names(
+    fs: FileSystem, medium: MappedMedium, engine: Engine, options: MountOptions,
+    commits: Commits | None,
+) -> SharedNames | None:  # fmt: skip
+    """What lets workers change names; None where they don't."""
+    # No worker may wait for an msync while it has the lock. What the kernel caches needs answers
+    # that only the handlers give.
+    is_left_to_daemon = medium.read_only or medium.durability is Durability.MSYNC or options.cached
+    if not isinstance(engine, SharedEngine) or not isinstance(commits, Once) or is_left_to_daemon:
+        return None
+    shared = engine.shared
+    names = shared.names
+    assert names is not None
+    return SharedNames(shared, names, fs, commits.answers)
 
 
 def _sealing(

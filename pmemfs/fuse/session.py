@@ -53,6 +53,7 @@ from pmemfs.tally import Tally
 from pmemfs.volume.onefile import INODE, OneFileVolume
 
 if TYPE_CHECKING:
+    from pmemfs.fuse.sharednames import SharedNames
     from pmemfs.fuse.takeover import Left
 
 log = logging.getLogger(__name__)
@@ -243,14 +244,22 @@ class NativeSession(Session):
         door = WireDoor(self.served.handlers, terms, shared)
         shared.set_header_word("answered", door.opcodes)
         self._door = door
+        self._names = served.names
         self._forwarded = ForwardedRequests(
-            door, settings.longest_bytes, once, unanswered, served.bring
+            door, settings.longest_bytes, once, unanswered, served.bring, self._names
         )
         self._notices = Notices(sockets.notices)
         self._notices.speak_for(self.served.handlers.notifier)
         unanswered.tell_kernel()
         self.grower = self._grower(pool, medium)
         self.remounter = Remounter(pool, medium, self.served, self.grower, options)
+        if self._names:
+            self._names.may_change = self._may_workers_change_names
+
+    def _may_workers_change_names(self) -> bool:
+        # Where each change is to be durable, so is each write; and while the pool grows, or is
+        # being closed for writing, nothing else may change it.
+        return not self.grower.lock.locked() and not self.served.handlers.files.is_synchronous
 
     def make_mount(self, mountpoint: str, options: MountOptions) -> None:
         fuse_fd, self.mount = mount_by_helper(self._medium.name, mountpoint, options)
@@ -305,6 +314,9 @@ class NativeSession(Session):
         if not is_successor:
             self._plane.start(self._medium)
         async with trio.open_nursery() as nursery:
+            if self._names:
+                self._names.kill_plane = self._plane.kill
+                nursery.start_soon(self._share_names, self._names)
             nursery.start_soon(
                 partial(self._forwarded.serve, self._sockets.forwarded, is_successor=is_successor)
             )
@@ -338,6 +350,14 @@ class NativeSession(Session):
                 # It was killed, maybe in a section, whose end the volume must not wait for.
                 self._engine.forget_workers()
             nursery.cancel_scope.cancel()
+
+    async def _share_names(self, names: SharedNames) -> None:
+        trio.lowlevel.add_instrument(names)
+        try:
+            await names.serve()
+        finally:
+            trio.lowlevel.remove_instrument(names)
+            names.stop()
 
     def renew_plane_soon(self) -> None:
         assert self.kept is not None
@@ -389,6 +409,8 @@ class NativeSession(Session):
         if not is_planned:
             self._note_death()
         began = trio.current_time()
+        if self._names:
+            self._names.recover()
         self._engine.forget_workers()
         self._notices.tell_again()
         assert self.kept is not None
@@ -449,6 +471,9 @@ class NativeSession(Session):
     def end(self) -> None:
         detach_mount(self.mount)
         self._plane.stop()
+        if self._names:
+            self._names.stop()
+            self._names.recover()
         self._plane.close()
 
     def close(self) -> None:

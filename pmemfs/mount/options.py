@@ -9,9 +9,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from pmemfs.clock import AccessTimes
-from pmemfs.errors import BadMountOption
+from pmemfs.errors import BadMountOption, BadSize
 from pmemfs.media.label import Mode
 from pmemfs.text import did_you_mean
+from pmemfs.units import MIB, parse_size
 
 EngineName = Literal["native", "python"]
 TransportName = Literal["auto", "uring", "fd"]
@@ -23,6 +24,7 @@ _ONE_FILE = (Mode.BLOCK, Mode.CACHE)
 _OF_MODE = {
     "uid": _ONE_FILE, "gid": _ONE_FILE, "mode": _ONE_FILE, "cached": (Mode.FS,),
     "degraded": (Mode.CACHE,), "cold_seconds": (Mode.FS,),
+    "names_memory": (Mode.FS,),
 }  # fmt: skip
 """Options of ours that mean nothing in other modes. What mount(8) knows is for all."""
 
@@ -63,14 +65,15 @@ _KEEPING = {
     "no_standby": {"standby": False},
 }  # fmt: skip
 _FLAGS = ("allow_other", "populate", "huge_pages", "cached", "degraded")
-_WITH_VALUE = ("uid", "gid", "mode", "engine", "transport", "hang_timeout", "cold_seconds")
+_WITH_VALUE = ("uid", "gid", "mode", "engine", "transport", "hang_timeout", "cold_seconds",
+               "names_memory")  # fmt: skip
 _KNOWN = (
     "ro", "rw", *_FLAGS, *_WITH_VALUE, *_KEEPING, *_KERNEL_OPTIONS, *_TIMES_OF_ACCESS, *_FOR_OTHERS,
 )  # fmt: skip
 WORDS = (
     "ro", "rw", *_FLAGS, "uid=", "gid=", "mode=", *(f"engine={name}" for name in ENGINES),
     *(f"transport={name}" for name in TRANSPORTS), *_KEEPING, "hang_timeout=",
-    "cold_seconds=",
+    "cold_seconds=", "names_memory=",
     *sorted(_KERNEL_OPTIONS | LATE), *_TIMES_OF_ACCESS,
 )  # fmt: skip
 """What a shell proposes: all that means something here."""
@@ -106,6 +109,7 @@ _ID, _OCTAL = "a number, as 'id' shows it", "an octal number, such as 600"
 _LONGEST_SECONDS = 24 * 60 * 60
 _LONGEST_COLD_SECONDS = 366 * _LONGEST_SECONDS
 _COLD_SECONDS = 600
+_NAMES_MEMORY = 64 * MIB
 _MOST_BYTES = 4000
 """Of the text of all options: the kernel's page for them, and room for what the mount adds. The
 shared memory of the planes has as much."""
@@ -149,6 +153,9 @@ class MountOptions:
     cold_seconds: int = _COLD_SECONDS
     """Compress what nobody has touched for so many seconds, of files with a compression; 0: only
     what is rewritten. Mode `fs` only."""
+    names_memory: int = _NAMES_MEMORY
+    """How many bytes workers may use for what they know of names; 0: the daemon serves all that has
+    to do with names. Mode `fs` only."""
     kernel: tuple[str, ...] = ()
     said: frozenset[str] = field(default=frozenset(), compare=False)
     """Which of `_OF_MODE` somebody has asked for."""
@@ -217,6 +224,8 @@ class MountOptions:
             words.append(f"hang_timeout={self.hang_timeout}")
         if self.cold_seconds != _COLD_SECONDS:
             words.append(f"cold_seconds={self.cold_seconds}")
+        if self.names_memory != _NAMES_MEMORY:
+            words.append(f"names_memory={self.names_memory}")
         flags = {"ro": self.read_only, "allow_other": self.allow_other,
                  "populate": self.populate, "huge_pages": self.huge_pages,
                  "cached": self.cached, "degraded": self.degraded,
@@ -242,6 +251,7 @@ class MountOptions:
         return replace(
             self, read_only=other.read_only, kernel=other.kernel, strictatime=other.strictatime,
             nodiratime=other.nodiratime, cold_seconds=other.cold_seconds,
+            names_memory=other.names_memory,
         )  # fmt: skip
 
     def _check_length(self) -> None:
@@ -272,6 +282,8 @@ class MountOptions:
         if equals and name == "cold_seconds":
             seconds = _number(word, value, 10, _LONGEST_COLD_SECONDS, "a number of seconds")
             return self._replaced(cold_seconds=seconds)
+        if equals and name == "names_memory":
+            return self._replaced(names_memory=_size(word, value))
         if word in _KEEPING:
             return self._replaced(**_KEEPING[word])
         if word in _TIMES_OF_ACCESS:
@@ -322,6 +334,13 @@ def split_words(text: str) -> list[str]:
         if word.count('"') % 2:
             raise BadMountOption(option=word, why="a quotation mark is missing")
     return words
+
+
+def _size(word: str, value: str) -> int:
+    try:
+        return 0 if value == "0" else parse_size(value)
+    except BadSize as error:
+        raise BadMountOption(option=word, why=error.facts["why"]) from None
 
 
 def _one_of(word: str, value: str, choices: tuple[str, ...]) -> str:

@@ -76,10 +76,13 @@ class PinnedFrames:
         registers one waits for it, before anybody relies on the memory. None: that never is."""
         self.let_go: Callable[[Held], None] = lambda held: None
         """Called when a pin has dropped its references on these frames."""
+        self.note_any: Callable[[bool], None] = lambda has_any: None
+        """Told whether any pin is registered, whenever that may have changed."""
 
     def add(self, held: Held) -> None:
         """A pin is about to take references on frames."""
         self._of_inode.setdefault(held.inode, {})[held] = None
+        self.note_any(True)
 
     def remove(self, held: Held) -> None:
         """A pin has dropped all its references on frames."""
@@ -88,6 +91,7 @@ class PinnedFrames:
             del of_inode[held]
             if not of_inode:
                 del self._of_inode[held.inode]
+            self.note_any(bool(self._of_inode))
             self.let_go(held)
 
     def has(self, inode: int) -> bool:

@@ -3,7 +3,8 @@
 Invariants:
 - a handle holds its inode, so the inode lives while any program has it open;
 - each handle stands in `OpenPlaces` as long as the kernel may use it, and everything else follows
-  from that. So a daemon that takes over finds all handles there;
+  from that. So a daemon that takes over finds all handles there, and what a worker has opened is
+  known here as soon as a request comes for it;
 - with the last handle that could write, frames that were mapped ahead go back, but only after the
   data plane has let go of the file: a worker may still be appending into them.
 """
@@ -99,7 +100,7 @@ class OpenFiles:
         self.is_synchronous = False
         """Whether each write is durable when it is answered, however the file was opened."""
         for place in opens:
-            if place.kind == _FILE:
+            if place.kind == _FILE and not place.owner:
                 caller = Caller(place.uid, place.gid, place.pid)
                 self._note(place.handle, caller, place.inode, place.flags)
                 # The handle that could write may be closed already. Then trimming finds nothing.
@@ -325,20 +326,34 @@ class OpenFiles:
     @property
     def has_writers(self) -> bool:
         """Whether any file is open for writing."""
+        self._adopt_all()
         return any(file.is_writable for file in self._handles.values())
 
     async def sync_all(self) -> None:
         """Make everything durable. Raises OSError."""
+        self._adopt_all()
         # Other files that are not open were written back when they were closed.
         for ino in {*self._opens, *self._fs.never_closed}:
             await self._write_back(ino)
         await self._engine.make_durable()
 
     def _file(self, number: int) -> _OpenFile:
-        file = self._handles.get(number)
+        file = self._handles.get(number) or self._adopt(number)
         if file is None:
             raise system_error(errno.EBADF)
         return file
+
+    def _adopt(self, number: int) -> _OpenFile | None:
+        """What a worker has opened with a handle; from now on as if it had been opened here."""
+        place = self._places.adopt(number)
+        if place is None:
+            return None
+        self._note(number, Caller(place.uid, place.gid, place.pid), place.inode, place.flags)
+        return self._handles[number]
+
+    def _adopt_all(self) -> None:
+        for number in self._places.of_workers():
+            self._adopt(number)
 
     async def change(self, caller: Caller, ino: int, change: Callable[[], Later[T]]) -> T:
         """Change a file's content in another way than by a write. Raises OSError.

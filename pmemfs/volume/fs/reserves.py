@@ -75,7 +75,7 @@ class Reserves:
     def keep_some(self) -> bool:
         """Hand out some of what is missing, or take back some of what is too much; whether there
         is more to do. Nothing may be read-only. Raises OSError."""
-        frame_count, slot_count = self._wanted()
+        frame_count, slot_count = self.wanted()
         has_more = self._give_frames(frame_count) | self._give_slots(slot_count)
         for stack, wanted, take in (
             (self._frames, frame_count, self._take_frames),
@@ -92,7 +92,7 @@ class Reserves:
         taken = self._take_frames(self._frames.count) + self._take_slots(self._slots.count)
         return taken > 0
 
-    def _wanted(self) -> tuple[int, int]:
+    def wanted(self) -> tuple[int, int]:
         """How many frames and slots should be handed out."""
         allocator = self._allocator
         enough = max(_WANTED_FRAMES * _FRAMES_SHARE, _WANTED_SLOTS * _SLOTS_SHARE)

@@ -78,7 +78,7 @@ complete -c pmemfs -n '__pmemfs_at create' -s v -l verbose -d 'Say more: what is
 complete -c pmemfs -n '__pmemfs_at create' -s V -l version -d 'Show the version and exit.'
 complete -c pmemfs -n '__pmemfs_at create' -s h -l help -d 'Show this message and exit.'
 complete -c pmemfs -n '__pmemfs_at create 0' -r -F
-complete -c pmemfs -n '__pmemfs_at mount' -s o -x -a '(__fish_append , ro rw allow_other populate huge_pages cached degraded uid= gid= mode= engine=native engine=python transport=auto transport=uring transport=fd keeper no_keeper standby no_standby hang_timeout= cold_seconds= async atime dev dirsync exec noatime nodev noexec nosuid nosymfollow suid symfollow sync strictatime nostrictatime relatime norelatime nodiratime diratime remount)' -d 'Mount options, separated by commas.'
+complete -c pmemfs -n '__pmemfs_at mount' -s o -x -a '(__fish_append , ro rw allow_other populate huge_pages cached degraded uid= gid= mode= engine=native engine=python transport=auto transport=uring transport=fd keeper no_keeper standby no_standby hang_timeout= cold_seconds= names_memory= async atime dev dirsync exec noatime nodev noexec nosuid nosymfollow suid symfollow sync strictatime nostrictatime relatime norelatime nodiratime diratime remount)' -d 'Mount options, separated by commas.'
 complete -c pmemfs -n '__pmemfs_at mount' -s r -l read-only -d 'The same as -o ro.'
 complete -c pmemfs -n '__pmemfs_at mount' -l engine -x -a 'native python' -d 'Who answers reads and writes; the same as -o engine=…'
 complete -c pmemfs -n '__pmemfs_at mount' -l transport -x -a 'auto uring fd' -d 'How the native engine talks to the kernel: FUSE over io_uring, or reads of /dev/fuse; the same as -o transport=…'

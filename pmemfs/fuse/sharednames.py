@@ -1,0 +1,304 @@
+"""The control plane's part in names that workers change; see `dataplane/names.pxd`.
+
+    enter, leave     between these this process has the lock of names: whenever its code runs
+    serve            hands out what workers take, and frees what they could not
+    recover          settles what a dead data plane was about
+
+Invariants:
+- nothing of the file system is looked at without the lock, and once it is had, what workers have
+  changed is known before anything else;
+- workers change names only while that is allowed here (`is_on`): not before everything is ready,
+  nor where this process relies on nothing else changing while it waits: when leaks are searched for
+  or files are moved, when the pool grows or stops to be written to;
+- a request that a worker has carried out is answered from its record when it comes again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+
+import trio
+
+from pmemfs.dataplane import layouts
+from pmemfs.dataplane.answers import Answers
+from pmemfs.dataplane.held import OpenPlaces
+from pmemfs.dataplane.layouts import NAMES_DECISION, NAMES_HEAD, NamesDecision
+from pmemfs.dataplane.native import NamesShared, NamesStack, load_word, store_word
+from pmemfs.dataplane.tables import SharedMemory
+from pmemfs.errors import DamagedFileSystem
+from pmemfs.fuse import wire
+from pmemfs.media.inode import TAIL_WORD_AT
+from pmemfs.volume.fs.catchup import CatchUp
+from pmemfs.volume.fs.filesystem import FileSystem
+from pmemfs.volume.fs.reserves import Reserves
+
+log = logging.getLogger(__name__)
+
+OPEN_FLAGS = wire.FOPEN_DIRECT_IO | wire.FOPEN_PARALLEL_DIRECT_WRITES | wire.FOPEN_NOFLUSH
+"""Of a file that is not cached; see `encode.open_out`."""
+_WANTED_HANDLES = 1024
+_HANDLES_STEP = 256
+_ORPHANS_STEP = 32
+_MOST = 3
+_STARVED_SECONDS = 1
+_PATIENCE_NS = 10 * 10**9
+_BEGUN, _CARRIED_OUT = 1, 2
+
+
+class SharedNames(trio.abc.Instrument):
+    """The names of one mount. What is made of this has the lock, until `leave`."""
+
+    def __init__(
+        self, shared: SharedMemory, names: NamesShared, fs: FileSystem, answers: Answers
+    ) -> None:  # fmt: skip
+        """`fs` was just opened, and its journal carried out. No worker is in a section."""
+        self._shared, self._names, self._fs, self._answers = shared, names, fs, answers
+        self._store, self._ground = fs.store, fs.store.ground
+        self._memory_bytes = 0
+        self._is_ready = False
+        self._wake = trio.Event()
+        self._catch_up = CatchUp(fs.store)
+        self.may_change: Callable[[], bool] = lambda: True
+        """Whether nothing else of this process forbids workers to change names now."""
+        self.kill_plane: Callable[[], None] = lambda: None
+        """Called when a worker has the lock for many seconds, as one that was stopped."""
+        self.places: OpenPlaces | None = None
+        ground = self._ground
+        ground.reserves = self._reserves = Reserves(
+            ground.medium, ground.allocator, ground.table, names.slots, names.frames
+        )
+        self._take()
+        names.is_on = False
+        self._seen = names.changes
+        if not any(shared.slot_word(n, "thread_id") for n in range(shared.worker_count)):
+            self._settle_all()
+        self._set_word("was_woken", 0)
+        ground.pinned.note_any = lambda has_any: self._set_word("pins", int(has_any))
+        self._set_word("pins", 0)
+
+    def open_places(self) -> OpenPlaces:
+        """The places of open files, of which workers have some."""
+        self.places = OpenPlaces(self._shared.opens, self._names.handles.numbers())
+        return self.places
+
+    def set_memory(self, memory_bytes: int) -> None:
+        """So much may workers use for what they know; 0: they change no names."""
+        self._memory_bytes = memory_bytes
+        self._set_word("memory_bytes", memory_bytes)
+
+    # The lock
+
+    def before_io_wait(self, timeout: float) -> None:
+        """As of `trio.abc.Instrument`."""
+        self.leave()
+
+    def after_io_wait(self, timeout: float) -> None:
+        """As of `trio.abc.Instrument`."""
+        self.enter()
+
+    def enter(self) -> None:
+        """Take the lock, and know what workers have changed."""
+        names = self._names
+        if self._take():
+            self.recover()
+        elif names.changes != self._seen:
+            self._see_changes()
+        if names.has_failed and not self._ground.damage:
+            self._store.become_read_only("a worker's commit failed")
+        times = self._ground.times
+        if names.last_time_ns > times.set_ns:
+            times.set_ns = names.last_time_ns
+        if names.needs_control and self._is_ready:
+            self._wake.set()
+
+    def leave(self) -> None:
+        """Let workers have the lock."""
+        names, times = self._names, self._ground.times
+        if times.set_ns > names.last_time_ns:
+            names.last_time_ns = times.set_ns
+        is_on = self._is_allowed()
+        if is_on != names.is_on:
+            self._switch(is_on)
+        names.free()
+
+    def _take(self) -> bool:
+        """Take the lock; whether a worker that has died had it."""
+        while True:
+            was_dead = self._names.take(_PATIENCE_NS)
+            if was_dead is not None:
+                return was_dead
+            log.error("a worker has the lock of names for %d s, and its data plane is killed",
+                      _PATIENCE_NS // 10**9)  # fmt: skip
+            self.kill_plane()
+
+    def _see_changes(self) -> None:
+        names = self._names
+        changed = names.changed_since(self._seen)
+        self._seen = names.changes
+        self._catch_up.with_changes(changed)
+
+    def _is_allowed(self) -> bool:
+        ground = self._ground
+        return (
+            self._is_ready
+            and self._memory_bytes > 0
+            and not ground.read_only
+            and not ground.may_have_leaks
+            and not self._fs.moving
+            and self.may_change()
+        )
+
+    def _switch(self, is_on: bool) -> None:
+        if is_on:
+            # The pool may have grown, or become clean, since.
+            self._ground.begin_writing()
+            geometry = self._ground.geometry
+            for name, value in (
+                ("first_pfn", geometry.first_pfn),
+                ("frame_count", geometry.frame_count),
+                ("journal_offset", self._ground.journal_offset),
+                ("log_frames", max(1, self._ground.allocator.log_frames)),
+                ("open_flags", OPEN_FLAGS),
+            ):
+                self._set_word(name, value)
+            self._wake.set()
+        self._names.is_on = is_on
+
+    # From the beginning to the end
+
+    async def serve(self) -> None:
+        """Let workers change names from now on, and hand out what they take."""
+        self._is_ready = True
+        while True:
+            while self._names.is_on and self._keep_some():
+                await trio.lowlevel.checkpoint()
+            is_starved = self._say_how_low()
+            self._set_word("was_woken", 0)
+            self._wake = trio.Event()
+            # Room that comes back tells nobody.
+            with trio.move_on_after(_STARVED_SECONDS if is_starved else float("inf")):
+                await self._wake.wait()
+
+    def stop(self) -> None:
+        """Let workers change nothing any more. This has the lock from now on."""
+        self._is_ready = False
+        self.enter()
+        self._names.is_on = False
+
+    def recover(self) -> None:
+        """No worker lives, and one may have died in the middle of an operation: carry out what it
+        has committed, and note what was carried out."""
+        try:
+            if not self._ground.read_only:
+                self._ground.recover()
+        except DamagedFileSystem as damage:
+            self._store.become_read_only(str(damage))
+        self._settle_all()
+        self._see_changes()
+
+    def _keep_some(self) -> bool:
+        """Some of what has to be done for workers; whether there is more."""
+        has_more = self._free_orphans()
+        with suppress(OSError):
+            has_more |= self._reserves.keep_some()
+        return has_more | self._keep_handles()
+
+    def _keep_handles(self) -> bool:
+        handles, places = self._names.handles, self.places
+        assert places is not None
+        missing = _WANTED_HANDLES - handles.count
+        if missing > 0:
+            handles.push(places.reserve(min(missing, _HANDLES_STEP)))
+            return missing > _HANDLES_STEP
+        if handles.count > _MOST * _WANTED_HANDLES:
+            places.unreserve(handles.pop(_HANDLES_STEP))
+            return True
+        return False
+
+    def _free_orphans(self) -> bool:
+        orphans = self._names.orphans
+        for number in orphans.pop(_ORPHANS_STEP):
+            # What is damaged is reported where it is met.
+            with suppress(OSError):
+                self._store.free_orphan(number)
+        return orphans.count > 0
+
+    def _say_how_low(self) -> bool:
+        """Say with how little on a stack this is to be told; whether less could be handed out than
+        is wanted."""
+        slots, frames = self._reserves.wanted()
+        is_starved = False
+        for name, wanted, stack in (
+            ("slots_low", slots, self._names.slots),
+            ("frames_low", frames, self._names.frames),
+            ("handles_low", _WANTED_HANDLES, self._names.handles),
+        ):
+            is_starved |= stack.count < wanted
+            self._set_word(name, min(wanted // 2, stack.count))
+        return is_starved and self._names.is_on
+
+    # What a dead data plane was about
+
+    def _settle_all(self) -> None:
+        start = self._shared.areas.names + layouts.NAMES_DECISIONS_AT
+        memory, size = self._shared.memory, NAMES_DECISION.size_bytes
+        for at in range(start, start + self._shared.worker_count * size, size):
+            decision = NAMES_DECISION.unpack(bytes(memory[at : at + size]))
+            if decision.state in (_BEGUN, _CARRIED_OUT):
+                self._settle(decision)
+            store_word(memory, at + NAMES_DECISION.offset_of("state"), 0)
+
+    def _settle(self, decision: NamesDecision) -> None:
+        """Note the answer of what was carried out, and take back what was taken for the rest."""
+        if decision.opcode == wire.Opcode.WRITE and decision.offset:
+            # Its frames may lie behind a size that was not raised any more.
+            with suppress(DamagedFileSystem):
+                slot = decision.offset - TAIL_WORD_AT
+                self._store.untrimmed.add(self._ground.table.number_at(slot))
+        if decision.state == _CARRIED_OUT or self._has_counted(decision):
+            answer = decision.answer[: decision.length]
+            if decision.number and decision.number not in self._answers.places:
+                self._answers.record(decision.number, decision.opcode, answer, decision.error)
+            return
+        if decision.handle:
+            self._take_handle_back(decision.handle)
+        if decision.slot and self._pool_word(decision.slot + TAIL_WORD_AT) == 0:
+            self._store.let_go(decision.inode)
+            _put_back(self._names.slots, [decision.slot])
+        popped = memoryview(decision.popped).cast("Q")[: decision.popped_count].tolist()
+        _put_back(self._names.frames, popped[::-1])
+
+    def _has_counted(self, decision: NamesDecision) -> bool:
+        """Whether the word has its value that decides."""
+        return decision.offset > 0 and self._pool_word(decision.offset) == decision.value
+
+    def _pool_word(self, offset: int) -> int:
+        return int.from_bytes(self._ground.medium.read(offset, 8), "little")
+
+    def _take_handle_back(self, handle: int) -> None:
+        """Nobody has been told of a handle that a worker had taken."""
+        at = handle % (1 << layouts.OPEN_PLACES_SHIFT) * layouts.OPEN_PLACE.size_bytes
+        opens, inode_at = self._shared.opens, layouts.OPEN_PLACE.offset_of("inode")
+        inode = load_word(opens, at + inode_at)
+        if inode and load_word(opens, at) == handle:
+            store_word(opens, at + inode_at, 0)
+            # The hold comes before the place.
+            self._store.let_go(inode, 1)
+            handle += 1 << layouts.OPEN_PLACES_SHIFT
+        _put_back(self._names.handles, [handle])
+
+    def _set_word(self, name: str, value: int) -> None:
+        at = self._shared.areas.names + NAMES_HEAD.offset_of(name)
+        store_word(self._shared.memory, at, value)
+
+    def word(self, name: str) -> int:
+        """A word of the head of names."""
+        return load_word(self._shared.memory, self._shared.areas.names + NAMES_HEAD.offset_of(name))
+
+
+def _put_back(stack: NamesStack, numbers: list[int]) -> None:
+    """Put back what was taken from a stack, or was about to be: it may be there still."""
+    there = set(stack.numbers())
+    stack.push([number for number in numbers if number not in there])
