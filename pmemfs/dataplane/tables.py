@@ -205,7 +205,6 @@ class SharedMemory:
 
         `geometry` and `memmap_offset_bytes` describe the pool's page structures, if `memmap_place`
         says that there are any. `generation` is that of this mount.
-
         With `has_files`, in mode `fs`, workers answer an fsync only of a published inode.
         With `cache_set_count` there is room for what the planes share of so many sets."""
         has_pages = memmap_place is not MemmapPlace.NOWHERE
