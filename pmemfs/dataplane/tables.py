@@ -208,6 +208,7 @@ class SharedMemory:
         With `has_files`, in mode `fs`, workers answer an fsync only of a published inode.
         With `cache_set_count` there is room for what the planes share of so many sets."""
         has_pages = memmap_place is not MemmapPlace.NOWHERE
+        is_in_pool = memmap_place is MemmapPlace.POOL
         header = Header(
             signature=layouts.SIGNATURE,
             worker_count=worker_count,
@@ -242,9 +243,7 @@ class SharedMemory:
             cache_groups_offset=areas.groups,
             page_locks_offset=areas.page_locks,
             names_offset=areas.names if has_files else 0,
-            memmap_offset=areas.memmap
-            if memmap_place is not MemmapPlace.POOL
-            else memmap_offset_bytes,
+            memmap_offset=memmap_offset_bytes if is_in_pool else areas.memmap,
         )
         fd = os.memfd_create(NAME, os.MFD_CLOEXEC)
         os.ftruncate(fd, areas.total)

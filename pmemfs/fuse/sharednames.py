@@ -57,6 +57,7 @@ class SharedNames(trio.abc.Instrument):
         self._shared, self._names, self._fs, self._answers = shared, names, fs, answers
         self._store, self._ground = fs.store, fs.store.ground
         self._memory_bytes = 0
+        self._log_frames = -1
         self._is_ready = False
         self._wake = trio.Event()
         self._catch_up = CatchUp(fs.store)
@@ -118,6 +119,9 @@ class SharedNames(trio.abc.Instrument):
         names, times = self._names, self._ground.times
         if times.set_ns > names.last_time_ns:
             names.last_time_ns = times.set_ns
+        if self._log_frames != self._ground.allocator.log_frames:
+            self._log_frames = self._ground.allocator.log_frames
+            self._set_word("log_frames", self._log_frames)
         is_on = self._is_allowed()
         if is_on != names.is_on:
             self._switch(is_on)
@@ -159,7 +163,6 @@ class SharedNames(trio.abc.Instrument):
                 ("first_pfn", geometry.first_pfn),
                 ("frame_count", geometry.frame_count),
                 ("journal_offset", self._ground.journal_offset),
-                ("log_frames", max(1, self._ground.allocator.log_frames)),
                 ("open_flags", OPEN_FLAGS),
             ):
                 self._set_word(name, value)

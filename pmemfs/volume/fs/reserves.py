@@ -81,10 +81,10 @@ class Reserves:
             (self._frames, frame_count, self._take_frames),
             (self._slots, slot_count, self._take_slots),
         ):
-            too_much = stack.count - _MOST * wanted
-            if too_much > 0:
-                take(min(too_much, _STEP))
-                has_more |= too_much > _STEP
+            if stack.count > _MOST * wanted:
+                # More than the excess, so that there is peace for a while.
+                take(_STEP)
+                has_more = True
         return has_more
 
     def drain(self) -> bool:
