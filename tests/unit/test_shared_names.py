@@ -1,0 +1,340 @@
+"""The daemon beside workers that change names: whose turn it is, and what a dead worker leaves."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import trio
+
+from kit.data_plane import SharedFiles, door_to, shared_files
+from kit.fs_tree import DIRECTORY, FILE
+from kit.native_names import create_in
+from pmemfs.dataplane import layouts
+from pmemfs.dataplane.answers import AnswerState
+from pmemfs.dataplane.layouts import NAMES_DECISION, NAMES_HEAD, NamesDecision
+from pmemfs.dataplane.native import NamesShared, Responder, store_word
+from pmemfs.fuse import wire
+from pmemfs.fuse.handlers.handlers import Handlers
+from pmemfs.fuse.handlers.privileges import Caller
+from pmemfs.fuse.sharednames import SharedNames
+from pmemfs.fuse.wire import Opcode
+from pmemfs.media.inode import ROOT, TAIL_WORD_AT
+from pmemfs.units import MIB
+from pmemfs.volume.fs.check import check_filesystem
+from pmemfs.volume.pinned import Held
+
+USER = Caller(0, 0, 0)
+NUMBER = 4711
+
+
+class Daemon:
+    """A daemon, and a worker beside it."""
+
+    def __init__(self, files: SharedFiles) -> None:
+        self.files, self.fs = files, files.fs
+        shared = files.shared.names
+        assert shared is not None
+        self.shared: NamesShared = shared
+        self.names = SharedNames(files.shared, shared, files.fs, files.once.answers)
+        self.names.set_memory(MIB)
+        self.handlers: Handlers = door_to(
+            files.fs, files.engine(), files.tables, shared=files.shared
+        )[0]
+        places = self.names.open_places()
+        self.handlers.files._places = self.handlers.directories._places = places
+        self.worker: Responder = files.worker()
+
+    def begin(self) -> None:
+        """Let workers change names, as soon as this process waits."""
+        while self.fs.search_on():
+            pass
+        self.names._is_ready = True
+        self.names.leave()
+        self.names.enter()
+        while self.names._keep_some():
+            pass
+        self.names._say_how_low()
+
+    def ask(self, opcode: Opcode, inode: int, operation: bytes, payload: bytes = b"") -> bytes:
+        """What the worker answers while this process waits."""
+        self.names.leave()
+        verdict, error, data = self.worker.answer(
+            operation, opcode=opcode, inode=inode, payload=payload
+        )
+        self.names.enter()
+        assert (verdict, error) == ("answer", 0)
+        return data
+
+    def create(self, name: bytes) -> tuple[int, int]:
+        """A file that a worker makes: its inode and handle."""
+        data = self.ask(Opcode.CREATE, ROOT, create_in(name))
+        return int(struct.unpack_from("<Q", data)[0]), int(
+            struct.unpack_from("<Q", data, wire.ENTRY_OUT.size + wire.ATTR.size)[0]
+        )
+
+    def is_on(self) -> bool:
+        """Whether workers may change names while this process waits."""
+        self.names.leave()
+        is_on = self.shared.is_on
+        self.names.enter()
+        return is_on
+
+    def set_word(self, name: str, value: int) -> None:
+        """Store a word of the head."""
+        at = self.files.shared.areas.names + NAMES_HEAD.offset_of(name)
+        store_word(self.files.shared.memory, at, value)
+
+    def decide(self, **words: object) -> None:
+        """A worker has died with this decision."""
+        at = self.files.shared.areas.names + layouts.NAMES_DECISIONS_AT
+        blank = NAMES_DECISION.unpack(bytes(NAMES_DECISION.size_bytes))
+        fields = {field.name: getattr(blank, field.name) for field in NAMES_DECISION.fields}
+        decision = NamesDecision(**{**fields, **words})
+        raw = NAMES_DECISION.pack(decision)
+        self.files.shared.memory[at : at + len(raw)] = raw
+
+
+@pytest.fixture
+def daemon(shm: Path) -> Iterator[Daemon]:
+    with shared_files(shm) as files:
+        daemon = Daemon(files)
+        daemon.begin()
+        yield daemon
+
+
+def test_the_daemon_has_the_lock_until_it_waits(daemon: Daemon) -> None:
+    assert daemon.shared.is_mine
+    verdict, *_ = daemon.worker.answer(create_in(b"new"), opcode=Opcode.CREATE, inode=ROOT)
+    assert verdict == "forward"
+    number, _ = daemon.create(b"new")
+    assert daemon.shared.is_mine
+    assert daemon.fs.lookup(ROOT, b"new") == number
+
+
+def test_the_lock_is_free_whenever_no_task_can_run(daemon: Daemon) -> None:
+    daemon.fs.names(ROOT)
+
+    def create() -> str:
+        verdict, *_ = daemon.worker.answer(create_in(b"new"), opcode=Opcode.CREATE, inode=ROOT)
+        return verdict
+
+    async def main() -> None:
+        trio.lowlevel.add_instrument(daemon.names)
+        assert await trio.to_thread.run_sync(create) == "answer"
+        assert daemon.shared.is_mine
+        assert daemon.fs.names(ROOT) == [b"new"]
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize("why", ["leaks", "moving", "read-only", "damage", "busy", "memory"])
+def test_workers_change_nothing_while_something_forbids_it(daemon: Daemon, why: str) -> None:
+    assert daemon.is_on()
+    ground = daemon.fs.store.ground
+    if why == "leaks":
+        ground.may_have_leaks = True
+    elif why == "moving":
+        daemon.fs.moving.add(7)
+    elif why == "read-only":
+        daemon.fs.stop_writing()
+    elif why == "damage":
+        daemon.fs.store.become_read_only("a test")
+    elif why == "busy":
+        daemon.names.may_change = lambda: False
+    else:
+        daemon.names.set_memory(0)
+    assert not daemon.is_on()
+    ground.may_have_leaks = False
+    daemon.fs.moving.clear()
+    daemon.names.may_change = lambda: True
+    daemon.names.set_memory(MIB)
+    ground.resume_writing()
+    assert daemon.is_on() == (why != "damage")
+
+
+def test_after_a_failed_commit_nothing_is_written_any_more(daemon: Daemon) -> None:
+    daemon.set_word("failed", 1)
+    daemon.names.leave()
+    daemon.names.enter()
+    assert daemon.fs.read_only
+    assert not daemon.is_on()
+
+
+def test_workers_are_told_of_pins(daemon: Daemon) -> None:
+    class Holder:
+        is_stale = False
+        who = "a test"
+
+        def become_stale(self) -> None: ...
+
+        def was_renamed(self) -> None: ...
+
+    held = Held(Holder(), 7, [(1, 2)])
+    assert daemon.names.word("pins") == 0
+    daemon.fs.pinned.add(held)
+    assert daemon.names.word("pins") == 1
+    daemon.fs.pinned.remove(held)
+    assert daemon.names.word("pins") == 0
+
+
+def test_a_handle_that_a_worker_gave_out_serves_here_too(daemon: Daemon) -> None:
+    number, handle = daemon.create(b"new")
+    files = daemon.handlers.files
+    assert files.write(USER, handle, 0, b"hello") == 5
+    assert bytes(files.read(handle, 0, 9)) == b"hello"  # type: ignore[arg-type]
+    # From now on it is this process's to close.
+    verdict, *_ = daemon.worker.answer(
+        wire.RELEASE_IN.pack(handle, 0, 0, 0), opcode=Opcode.RELEASE, inode=number
+    )
+    assert verdict == "forward"
+    held = daemon.fs.store._holds.count(number)
+    files.close(handle)
+    assert daemon.fs.store._holds.count(number) == held - 1
+    with pytest.raises(OSError, match="Bad file"):
+        files.close(handle)
+
+
+def test_a_file_that_only_a_worker_has_open_is_known_as_written_to(daemon: Daemon) -> None:
+    files = daemon.handlers.files
+    assert not files.has_writers
+    data = daemon.ask(Opcode.CREATE, ROOT, create_in(b"new", flags=1))
+    assert len(data) > 100
+    assert files.has_writers
+
+
+def test_handles_that_workers_may_take_are_not_given_out(daemon: Daemon) -> None:
+    reserved = set(daemon.shared.handles.numbers())
+    assert len(reserved) > 100
+    found = daemon.names.open_places()
+    taken = {found.take(1, 7, 0, 0, 0, 0) for _ in range(2000)}
+    assert not {handle % (1 << layouts.OPEN_PLACES_SHIFT) for handle in taken} & reserved
+
+
+def test_what_is_handed_out_comes_back_before_the_pool_is_said_to_be_clean(daemon: Daemon) -> None:
+    daemon.create(b"new")
+    assert daemon.shared.frames.count > 0
+    assert daemon.shared.slots.count > 0
+    free = daemon.fs.room().free_frames
+    daemon.names.stop()
+    daemon.fs.stop_writing()
+    assert daemon.shared.frames.count == daemon.shared.slots.count == 0
+    assert daemon.fs.room().free_frames == free
+    daemon.fs.leave_clean()
+    daemon.files.medium.read_only = True
+    assert check_filesystem(daemon.files.pool).problems == []
+
+
+def test_a_full_pool_has_nothing_in_reserve(daemon: Daemon) -> None:
+    fs = daemon.fs
+    number = fs.make(ROOT, b"large", FILE)
+    at = 0
+    with suppress(OSError):
+        while True:
+            fs.write(number, at, bytes(MIB))
+            at += MIB
+    with suppress(OSError):
+        while True:
+            fs.write(number, at, bytes(4096))
+            at += 4096
+    assert daemon.shared.frames.count == 0
+    assert fs.room().free_frames == fs.room().reserved_frames
+    assert daemon.names._keep_some() is False
+    assert daemon.shared.frames.count == 0
+    # It can be emptied.
+    fs.unlink(ROOT, b"large")
+    fs.settle()
+    while daemon.names._keep_some():
+        pass
+    assert daemon.shared.frames.count > 0
+
+
+def test_orphans_are_freed(daemon: Daemon) -> None:
+    fs = daemon.fs
+    numbers = []
+    for at in range(50):
+        number = fs.make(ROOT, b"%d" % at, FILE)
+        fs.hold(number)
+        fs.unlink(ROOT, b"%d" % at)
+        fs.store.let_go(number)
+        numbers.append(number)
+    kept = fs.make(ROOT, b"named", FILE)
+    daemon.shared.orphans.push([*numbers, kept, 1 << 40])
+    while daemon.names._keep_some():
+        pass
+    assert not [number for number in numbers if fs.store.table.head(number)]
+    assert fs.lookup(ROOT, b"named") == kept
+
+
+# What a dead worker has left
+
+
+def test_a_request_that_was_carried_out_is_answered_from_its_record(daemon: Daemon) -> None:
+    daemon.decide(number=NUMBER, state=2, opcode=Opcode.LOOKUP, length=5, answer=b"hello")
+    daemon.names.recover()
+    record = daemon.files.once.find(NUMBER)
+    assert record.state == AnswerState.ANSWERED
+    assert record.answer[: record.length] == b"hello"
+    # Once is enough: by now the number may be another request's.
+    daemon.files.once.answered.clear()
+    daemon.names.recover()
+    assert NUMBER not in daemon.files.once.answered
+
+
+@pytest.mark.parametrize("has_counted", [True, False])
+def test_the_word_decides_what_became_of_a_request(daemon: Daemon, has_counted: bool) -> None:
+    inode = daemon.fs.inode(ROOT)
+    value = inode.log.tail + (0 if has_counted else 64)
+    daemon.decide(
+        number=NUMBER, state=1, opcode=Opcode.MKDIR, offset=inode.slot_offset + TAIL_WORD_AT,
+        value=value,
+    )  # fmt: skip
+    daemon.names.recover()
+    assert (NUMBER in daemon.files.once.answered) == has_counted
+
+
+@pytest.mark.parametrize("is_on_stack", [True, False])
+def test_what_was_taken_in_vain_comes_back_once(daemon: Daemon, is_on_stack: bool) -> None:
+    shared = daemon.shared
+    before = [sorted(stack.numbers()) for stack in (shared.slots, shared.frames, shared.handles)]
+    [slot], frames, [handle] = shared.slots.pop(1), shared.frames.pop(3), shared.handles.pop(1)
+    if is_on_stack:
+        # It died between the note and the pop.
+        shared.slots.push([slot])
+        shared.frames.push(frames[::-1])
+        shared.handles.push([handle])
+    number = slot // 512
+    daemon.fs.store.hold(number)
+    daemon.decide(
+        number=NUMBER, state=1, opcode=Opcode.CREATE, slot=slot, inode=number, handle=handle,
+        popped_count=3, popped=struct.pack("<16Q", *frames, *[0] * 13),
+    )  # fmt: skip
+    daemon.names.recover()
+    assert before == [
+        sorted(stack.numbers()) for stack in (shared.slots, shared.frames, shared.handles)
+    ]
+    assert shared.frames.pop(3) == frames
+    assert not daemon.fs.store.is_held(number)
+    assert NUMBER not in daemon.files.once.answered
+
+
+def test_the_journal_of_a_dead_worker_is_carried_out(daemon: Daemon) -> None:
+    fs = daemon.fs
+    directory = fs.make(ROOT, b"directory", DIRECTORY)
+    daemon.names.leave()
+    daemon.worker.answer(create_in(b"new"), opcode=Opcode.CREATE, inode=directory)
+    # As if its words had not come to be stored.
+    daemon.shared.take()
+    journal = bytes(fs.medium.read(fs.store.ground.journal_offset, 4096))
+    count = int.from_bytes(journal[4:8], "little")
+    for at in range(16, 16 + 24 * count, 24):
+        offset, old, _ = struct.unpack_from("<QQQ", journal, at)
+        fs.medium.store(offset, old.to_bytes(8, "little"))
+    assert count == 2
+    fs.store.cache.forget(directory)
+    assert fs.names(directory) == []
+    daemon.names.recover()
+    assert fs.names(directory) == [b"new"]
