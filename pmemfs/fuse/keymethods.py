@@ -56,16 +56,22 @@ from pmemfs.media.keyreport import (
     SALT_BYTES,
     KeyReport,
     KeyReports,
-    KeyWay,
     Locked,
     check_secret,
 )
-from pmemfs.media.keys import WrappedKind
 from pmemfs.text import counted
 from pmemfs.transform.keyring import Keyring
 from pmemfs.unsaid import json_values
 from pmemfs.volume.fs.filesystem import FileSystem
-from pmemfs.volume.fs.keystore import KeyStore, Secret, Way, name_of, wrapped
+from pmemfs.volume.fs.keystore import (
+    WORDS,
+    KeyStore,
+    Secret,
+    Way,
+    key_report,
+    name_of,
+    wrapped,
+)
 
 _RELEASE_SECONDS = 1
 """So long the kernel may need to say that a file is closed that nobody has any more."""
@@ -73,11 +79,7 @@ _POLL_SECONDS = 0.02
 
 T = TypeVar("T")
 
-_KINDS = {
-    "passphrase": WrappedKind.PASSPHRASE,
-    "key file": WrappedKind.KEY_FILE,
-}
-_WORDS = {kind: word for word, kind in _KINDS.items()}
+_KINDS = {word: kind for kind, word in WORDS.items()}
 
 
 class KeyMethods:
@@ -355,11 +357,11 @@ class KeyMethods:
         ways = self._store.of_key(key_id)
         if not ways:
             return LostKey(key_id=key_id.hex())
-        word = _WORDS[secret.kind]
+        word = WORDS[secret.kind]
         if any(way.wrapped and way.wrapped.kind == secret.kind for way in ways):
             why = f"the {word} is wrong"
         elif any(way.wrapped for way in ways):
-            other = next(_WORDS[k] for k in _WORDS if k is not secret.kind)
+            other = next(WORDS[k] for k in WORDS if k is not secret.kind)
             why = f"it has a {other}, and no {word}"
         else:
             why = f"what is stored of it is damaged: {ways[0].problem}"
@@ -403,18 +405,10 @@ class KeyMethods:
         raise KeyInUse(name=name, why=f"{files} open; opened by process {pids}")
 
     def _report(self, key_id: bytes) -> KeyReport:
-        ways = self._store.of_key(key_id)
-        return KeyReport(
-            name=self._name(key_id),
-            key_id=key_id.hex(),
-            is_unlocked=self._keyring.is_unlocked(key_id),
-            ways=tuple(
-                KeyWay(way.number, _WORDS[WrappedKind(way.wrapped.kind)], way.wrapped.created_ns)
-                if way.wrapped
-                else KeyWay(way.number, "damaged", 0, way.problem)
-                for way in ways
-            ),
-        )
+        return key_report(
+            key_id, self._store.of_key(key_id), is_unlocked=self._keyring.is_unlocked(key_id),
+            name=self._lost_names.get(key_id, ""),
+        )  # fmt: skip
 
 
 def check_name(name: str) -> None:

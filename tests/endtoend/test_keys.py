@@ -261,6 +261,44 @@ def test_ways_are_removed_by_what_they_are_or_by_number_and_the_last_one_is_kept
     refused(pmemfs("unlock", directory), 1, key["key_id"], "can't be read")
 
 
+def test_keys_of_a_pool_that_is_not_mounted_are_listed_and_nothing_is_written(
+    pools: PoolMaker, mounted: Mounted, tmp_path: Path
+) -> None:
+    nothing = pools.create("fs1", "16M", "--mode", "fs")
+    said = pmemfs_ok("key", "list", nothing)
+    assert said == f"{nothing} has no keys; 'pmemfs key add' makes one once it is mounted\n"
+    for name in ("work", "other"):
+        add_key(mounted, name)
+    told(["a passphrase"], "key", "add", mounted.mountpoint, "--name", "work")
+    unlocked, pool = keys_of(mounted), mounted.pool
+    pools.umount(mounted)
+    before = pool.read_bytes()
+    keys = [{**key, "is_unlocked": False} for key in unlocked]
+    assert json.loads(pmemfs_ok("key", "list", pool, "--json")) == keys
+    assert "work   locked    2  passphrase" in pmemfs_ok("key", "list", pool)
+    assert json.loads(pmemfs_ok("info", pool, "--json"))["keys"] == keys
+    assert "work, locked; unlocked by key file, passphrase" in pmemfs_ok("info", pool)
+    assert pool.read_bytes() == before
+    device = pools.create("device", "16M")
+    refused(pmemfs("key", "list", device), 1, "mode block", "mode fs")
+    assert json.loads(pmemfs_ok("info", device, "--json"))["keys"] == []
+    refused(pmemfs("key", "list", tmp_path), 1, "not a pmemfs mount")
+
+
+def test_a_damaged_file_system_is_named_where_its_keys_are_wanted(
+    pools: PoolMaker, mounted: Mounted
+) -> None:
+    add_key(mounted)
+    pools.umount(mounted)
+    with mounted.pool.open("r+b") as file:
+        zone = json.loads(pmemfs_ok("info", mounted.pool, "--json"))["pool"]["zones"]["data"]
+        file.seek(zone["offset_bytes"])
+        file.write(os.urandom(64 << 10))
+    refused(pmemfs("key", "list", mounted.pool), 4, "damaged")
+    assert json.loads(pmemfs_ok("info", mounted.pool, "--json"))["keys"] is None
+    assert "'pmemfs check' says how" in pmemfs_ok("info", mounted.pool)
+
+
 def test_what_is_no_key_no_name_and_no_directory_of_a_mount_is_said_in_a_sentence(
     pools: PoolMaker, mounted: Mounted, tmp_path: Path
 ) -> None:
