@@ -6,12 +6,12 @@ import shlex
 
 import click
 
+from pmemfs.cli.find import require_mount
 from pmemfs.cli.key_asking import (
     ask_about,
     find_key,
     given_secret,
     in_ways,
-    key_mount,
     name_option,
     print_key,
     secret_options,
@@ -19,6 +19,7 @@ from pmemfs.cli.key_asking import (
 from pmemfs.cli.options import reporting
 from pmemfs.cli.paths import A_DIRECTORY
 from pmemfs.errors import NoKey
+from pmemfs.media.keyreport import KeyReport
 
 
 @click.command("add")
@@ -43,13 +44,13 @@ def key_add(
     'head -c 64 /dev/urandom > FILE' makes a good key file. Keep a copy of it elsewhere: in
     an encrypted directory of the same key it is of no use.
     """
-    mount = key_mount(mountpoint)
+    mount = require_mount(mountpoint)
     key = find_key(mount, name)
     if key is not None and not key.is_unlocked:
         raise NoKey(name=name)
     prompt = f"Passphrase for {'the new' if key is None else 'the'} key '{name}'"
     secret = given_secret(prompt, key_file, passphrase=passphrase, is_new=True)
-    now = ask_about(mount, "key-add", name=name, **secret)
+    now = ask_about(mount, "key-add", KeyReport, name=name, **secret)
     if key is None:
         command = shlex.join(["pmemfs", "encrypt", "DIRECTORY", "--key", name])
         quote = '"' if "'" in command else "'"

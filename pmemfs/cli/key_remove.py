@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import click
 
+from pmemfs.cli.find import require_mount
 from pmemfs.cli.key_asking import (
     ask_about,
     find_key,
     given_secret,
     in_ways,
-    key_mount,
     name_option,
     print_key,
 )
 from pmemfs.cli.options import Count, reporting
 from pmemfs.cli.paths import A_DIRECTORY, ANY_PATH
 from pmemfs.errors import BadUsage, NoSuchKey
+from pmemfs.media.keyreport import KeyReport
 
 
 @click.command("remove")
@@ -52,7 +53,7 @@ def key_remove(
     """
     if way is not None and (key_file is not None or passphrase):
         raise BadUsage(why="--way, --passphrase and --key-file exclude each other")
-    mount = key_mount(mountpoint)
+    mount = require_mount(mountpoint)
     if find_key(mount, name) is None:
         raise NoSuchKey(name=name)
     secret = {}
@@ -60,7 +61,8 @@ def key_remove(
         prompt = f"Passphrase for the key '{name}'"
         secret = given_secret(prompt, key_file, passphrase=passphrase)
     now = ask_about(
-        mount, "key-remove", name=name, way=way, **({"is_forced": True} if force else {}), **secret
+        mount, "key-remove", KeyReport, name=name, way=way,
+        **({"is_forced": True} if force else {}), **secret,
     )  # fmt: skip
     left = f"can be unlocked in {in_ways(now)} now" if now.ways else (
         "can't be unlocked any more once it is locked or the pool is unmounted; until then "
