@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 
 import click
@@ -19,7 +20,7 @@ from pmemfs.cli.key_asking import (
 from pmemfs.cli.options import reporting
 from pmemfs.cli.paths import A_DIRECTORY
 from pmemfs.errors import NoKey
-from pmemfs.media.keyreport import KeyReport
+from pmemfs.media.keyreport import SALT_BYTES, Added
 
 
 @click.command("add")
@@ -50,17 +51,20 @@ def key_add(
         raise NoKey(name=name)
     prompt = f"Passphrase for {'the new' if key is None else 'the'} key '{name}'"
     secret = given_secret(prompt, key_file, passphrase=passphrase, is_new=True)
-    now = ask_about(mount, "key-add", KeyReport, name=name, **secret)
-    if key is None:
+    added = ask_about(
+        mount, "key-add", Added, name=name, salt=os.urandom(SALT_BYTES).hex(), **secret
+    )
+    now = added.key
+    if not added.is_new_way:
+        sentence = (
+            f"the {secret['kind']} unlocks the key '{name}' already, in {in_ways(now)} as before"
+        )
+    elif key is None and len(now.ways) == 1:
         command = shlex.join(["pmemfs", "encrypt", "DIRECTORY", "--key", name])
         quote = '"' if "'" in command else "'"
         sentence = (
             f"made the key '{name}', which is unlocked; "
             f"{quote}{command}{quote} encrypts an empty directory with it"
-        )
-    elif len(now.ways) == len(key.ways):
-        sentence = (
-            f"the {secret['kind']} unlocks the key '{name}' already, in {in_ways(now)} as before"
         )
     else:
         sentence = f"the key '{name}' can be unlocked in {in_ways(now)} now"

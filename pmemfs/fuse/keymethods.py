@@ -2,17 +2,21 @@
 
 key-list                                            KeyReports
 key-find    inode or name                           KeyReport
-key-add     name, secret                            KeyReport
+key-ways    name, secret                            KeyReport, with these ways only
+key-add     name, secret, salt                      Added
 key-change  name, secret, new secret, salt          KeyReport
-key-remove  name; secret, way number; whether all   KeyReport
+key-remove  name, key ID, ways; whether forced      KeyReport
 encrypt     inode, name, path                       KeyReport
 unlock      inode or name, secret                   KeyReport
 lock        inode or name; whether forced           Locked
 
-A secret is a passphrase or the bytes of a key file, in Base64. Invariants:
+A secret is a passphrase or the bytes of a key file, in Base64; a salt is random hexadecimal digits
+of one request alone. Invariants:
 - no secret is logged, nor in an answer;
 - a command asks again when the daemon dies before it answers. What has changed by then is known by
-  what the request alone can have stored, never by that it looks as if it had been changed;
+  what the request alone can have stored, never by that it looks as if it had been changed. What a
+  request removes it names exactly, as it was found by an earlier one, so that it can't remove more
+  by being asked twice;
 - one of these is carried out at a time. What takes long, to unwrap a key, goes on in a thread, and
   takes much memory.
 """
@@ -40,11 +44,9 @@ from pmemfs.errors import (
     NoKey,
     NoSecretMemory,
     NoSuchKey,
-    NoSuchWay,
     NotEncrypted,
     NoWayLeft,
     SameSecret,
-    WhichWay,
     WrongKey,
     sentence_of,
 )
@@ -54,11 +56,14 @@ from pmemfs.media.inode import ROOT
 from pmemfs.media.keyreport import (
     MOST_NAME_BYTES,
     SALT_BYTES,
+    Added,
     KeyReport,
     KeyReports,
+    KeyWay,
     Locked,
     check_secret,
 )
+from pmemfs.media.keys import KEY_ID_BYTES
 from pmemfs.text import counted
 from pmemfs.transform.keyring import Keyring
 from pmemfs.unsaid import json_values
@@ -107,6 +112,7 @@ class KeyMethods:
         return {
             "key-list": self.list,
             "key-find": self.find,
+            "key-ways": self.ways,
             "key-add": self.add,
             "key-change": self.change,
             "key-remove": self.remove,
@@ -131,39 +137,46 @@ class KeyMethods:
         """The key of an inode, or of a name. Raises NoSuchKey, NotEncrypted."""
         return json_values(self._report(self._key_id(inode, name, path)))
 
-    async def add(self, name: str, secret: str, kind: str) -> dict[str, Any]:
-        """Make a key, or add one more way to unlock a key that is unlocked. Raises BadKeyName,
-        BadSecret, NoKey, OSError."""
-        check_name(name)
-        new = _secret(secret, kind)
+    async def ways(self, name: str, secret: str, kind: str) -> dict[str, Any]:
+        """A key, with those ways only that a secret unlocks. Raises NoSuchKey, BadSecret, LostKey,
+        WrongKey, OSError."""
+        given = _secret(secret, kind)
         async with self._turn:
-            key_id = self._named(name)
-            if key_id is not None:
-                await self._add_way(self._name(key_id) or name, key_id, new)
-                return json_values(self._report(key_id))
+            key_id = self._key_id(None, name)
             slot = self._slot()
             try:
-                key_id = self._keyring.secrets.generate(slot)
-                await self._add_wrapped(name, key_id, new, slot)
-            except BaseException:
+                found = await self._unlocked_by(key_id, given, slot)
+            finally:
                 self._keyring.give_back(slot)
-                raise
-            self._keyring.keep_master(slot)
-            return json_values(self._report(key_id))
+            if not found:
+                raise self._why_not(key_id, given)
+            return json_values(self._report(key_id, found))
+
+    async def add(self, name: str, secret: str, kind: str, salt: str) -> dict[str, Any]:
+        """Make a key, or add one more way to unlock a key that is unlocked, unless the secret
+        unlocks it already. Raises BadKeyName, BadSecret, NoKey, OSError."""
+        check_name(name)
+        new, own = _secret(secret, kind), _salt(salt)
+        async with self._turn:
+            key_id = self._named(name)
+            if key_id is None:
+                key_id = await self._make_key(name, new, own)
+            elif not self._has_way(key_id, own):
+                await self._add_way(self._name(key_id) or name, key_id, new, own)
+            return json_values(Added(self._report(key_id), self._has_way(key_id, own)))
 
     async def change(
         self, name: str, secret: str, kind: str, new_secret: str, new_kind: str, salt: str
     ) -> dict[str, Any]:
         """Replace the way that a secret unlocks by another, and what the new one unlocked already,
-        too. `salt` is random hexadecimal digits of this request alone. Raises NoSuchKey, BadSecret,
-        SameSecret, LostKey, WrongKey, OSError."""
+        too. Raises NoSuchKey, BadSecret, SameSecret, LostKey, WrongKey, OSError."""
         old, new, own = _secret(secret, kind), _secret(new_secret, new_kind), _salt(salt)
         async with self._turn:
             key_id = self._key_id(None, name)
             if old == new:
                 raise SameSecret(name=name, kind=new_kind)
             ways = self._store.of_key(key_id)
-            if any(way.wrapped and way.wrapped.salt == own for way in ways):
+            if self._has_way(key_id, own):
                 # A daemon that has died has done it, and has answered nobody.
                 return json_values(self._report(key_id))
             slot = self._slot()
@@ -183,39 +196,25 @@ class KeyMethods:
             return json_values(self._report(key_id))
 
     async def remove(
-        self, name: str, secret: str | None = None, kind: str = "passphrase",
-        way: int | None = None, is_forced: bool = False,
-    ) -> dict[str, Any]:  # fmt: skip
-        """Remove one way to unlock a key: that of a number, or that which a secret unlocks; with
-        neither, the only one. The last one only if that is forced. Raises NoSuchKey, BadSecret,
-        WrongKey, LastWay, OSError."""
+        self, name: str, key_id: str, ways: tuple[KeyWay, ...], is_forced: bool = False
+    ) -> dict[str, Any]:
+        """Remove these ways to unlock a key, as far as they are still there; the last one only if
+        that is forced. Raises BadKeyName, NoSuchKey, LastWay, OSError."""
+        check_name(name)
+        id_ = _id(key_id)
         async with self._turn:
-            key_id = self._key_id(None, name)
-            ways = self._store.of_key(key_id)
-            if secret is not None:
-                wanted = _secret(secret, kind)
-                slot = self._slot()
-                try:
-                    chosen = await self._unlocked_by(key_id, wanted, slot)
-                finally:
-                    self._keyring.give_back(slot)
-                if not chosen:
-                    raise self._why_not(key_id, wanted)
-            elif way is not None:
-                chosen = [each for each in ways if each.number == way]
-                if not chosen:
-                    raise NoSuchWay(name=name, way=way)
-            else:
-                chosen = ways
-                if len(ways) > 1 and not is_forced:
-                    raise WhichWay(name=name, count=len(ways))
-            left = [each for each in ways if each not in chosen and each.wrapped]
-            if not left and not is_forced:
-                raise LastWay(name=name)
-            self._storing(partial(self._store.remove, chosen))
-            if not self._store.of_key(key_id) and self._keyring.is_unlocked(key_id):
-                self._lost_names[key_id] = name
-            return json_values(self._report(key_id))
+            there = self._store.of_key(id_)
+            # A way that came later has another time, though it may have got the number.
+            named = {(way.number, way.created_ns) for way in ways}
+            chosen = [way for way in there if (way.number, way.created_ns) in named]
+            if chosen:
+                if not is_forced and not any(way.wrapped for way in there if way not in chosen):
+                    raise LastWay(name=name)
+                self._storing(partial(self._store.remove, chosen))
+            is_lost = not self._store.of_key(id_) and self._keyring.is_unlocked(id_)
+            if is_lost and name != key_id:
+                self._lost_names[id_] = name
+            return json_values(self._report(id_))
 
     async def encrypt(self, inode: int, name: str, path: str) -> dict[str, Any]:
         """Encrypt an empty directory with a key. Raises NoSuchKey, NoKey, CannotEncrypt."""
@@ -318,9 +317,24 @@ class KeyMethods:
         if not self._keyring.is_unlocked(key_id):
             raise NoKey(name=name)
 
-    async def _add_way(self, name: str, key_id: bytes, new: Secret) -> None:
-        """Add one more way to a key that is unlocked, unless the secret unlocks it already: a
-        daemon that has died may have done it, and have answered nobody."""
+    def _has_way(self, key_id: bytes, own: bytes) -> bool:
+        """Whether a request with this salt has added a way to unlock a key."""
+        return any(way.wrapped and way.wrapped.salt == own for way in self._store.of_key(key_id))
+
+    async def _make_key(self, name: str, new: Secret, own: bytes) -> bytes:
+        """Make a key, which is unlocked then; its ID."""
+        slot = self._slot()
+        try:
+            key_id = self._keyring.secrets.generate(slot)
+            await self._add_wrapped(name, key_id, new, slot, own)
+        except BaseException:
+            self._keyring.give_back(slot)
+            raise
+        self._keyring.keep_master(slot)
+        return key_id
+
+    async def _add_way(self, name: str, key_id: bytes, new: Secret, own: bytes) -> None:
+        """Add one more way to a key that is unlocked, unless the secret unlocks it already."""
         self._check_unlocked(key_id, name)
         slot = self._slot()
         try:
@@ -329,10 +343,12 @@ class KeyMethods:
                 return
         finally:
             self._keyring.give_back(slot)
-        await self._add_wrapped(name, key_id, new, self._keyring.slot_of(key_id))
+        await self._add_wrapped(name, key_id, new, self._keyring.slot_of(key_id), own)
 
-    async def _add_wrapped(self, name: str, key_id: bytes, new: Secret, slot: int) -> None:
-        value = await self._in_thread(wrapped, name, key_id, new, self._keyring.secrets, slot)
+    async def _add_wrapped(
+        self, name: str, key_id: bytes, new: Secret, slot: int, own: bytes
+    ) -> None:
+        value = await self._in_thread(wrapped, name, key_id, new, self._keyring.secrets, slot, own)
         self._storing(partial(self._store.add, key_id, value))
 
     async def _unlocked_by(self, key_id: bytes, secret: Secret, slot: int) -> Sequence[Way]:
@@ -404,9 +420,11 @@ class KeyMethods:
         pids = ", ".join(map(str, sorted(set().union(*opened.values()))))
         raise KeyInUse(name=name, why=f"{files} open; opened by process {pids}")
 
-    def _report(self, key_id: bytes) -> KeyReport:
+    def _report(self, key_id: bytes, ways: Sequence[Way] | None = None) -> KeyReport:
+        """What is said of a key, with all ways to unlock it or with some."""
         return key_report(
-            key_id, self._store.of_key(key_id), is_unlocked=self._keyring.is_unlocked(key_id),
+            key_id, self._store.of_key(key_id) if ways is None else ways,
+            is_unlocked=self._keyring.is_unlocked(key_id),
             name=self._lost_names.get(key_id, ""),
         )  # fmt: skip
 
@@ -433,6 +451,17 @@ def _secret(text: str, kind: str) -> Secret:
         raise BadSecret(what="this", why=f"its kind is none of {', '.join(_KINDS)}")
     check_secret(raw, kind)
     return Secret(_KINDS[kind], raw)
+
+
+def _id(digits: str) -> bytes:
+    """Raises NoSuchKey."""
+    try:
+        key_id = bytes.fromhex(digits)
+    except ValueError:
+        key_id = b""
+    if len(key_id) != KEY_ID_BYTES:
+        raise NoSuchKey(name=digits)
+    return key_id
 
 
 def _salt(digits: str) -> bytes:

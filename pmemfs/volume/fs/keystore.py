@@ -69,6 +69,11 @@ class Way(NamedTuple):
         """The name of the attribute that has it."""
         return key_attribute(self.key_id, self.number)
 
+    @property
+    def created_ns(self) -> int:
+        """When it was added, in ns since 1970; 0 if it is damaged."""
+        return self.wrapped.created_ns if self.wrapped else 0
+
     def is_unlocked_by(self, secret: Secret, secrets: Secrets, slot: int) -> bool:
         """Whether a secret unlocks the key this way; then the key is in the slot. Takes long, and
         touches nothing but secret memory."""
@@ -177,7 +182,7 @@ def key_report(
         key_id=key_id.hex(),
         is_unlocked=is_unlocked,
         ways=tuple(
-            KeyWay(way.number, WORDS[WrappedKind(way.wrapped.kind)], way.wrapped.created_ns)
+            KeyWay(way.number, WORDS[WrappedKind(way.wrapped.kind)], way.created_ns)
             if way.wrapped
             else KeyWay(way.number, "damaged", 0, way.problem)
             for way in ways
@@ -191,4 +196,4 @@ def name_of(ways: Sequence[Way]) -> str:
 
 
 def _oldest(ways: list[Way]) -> int:
-    return min((way.wrapped.created_ns for way in ways if way.wrapped), default=0)
+    return min((way.created_ns for way in ways if way.wrapped), default=0)
