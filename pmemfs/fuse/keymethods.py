@@ -50,7 +50,7 @@ from pmemfs.errors import (
     WrongKey,
     sentence_of,
 )
-from pmemfs.fuse.forgetting import forget, kept_of
+from pmemfs.fuse.forgetting import forget, kept_of, read_kept
 from pmemfs.fuse.handlers.handlers import Handlers
 from pmemfs.media.inode import ROOT
 from pmemfs.media.keyreport import (
@@ -77,6 +77,7 @@ from pmemfs.volume.fs.keystore import (
     name_of,
     wrapped,
 )
+from pmemfs.volume.fs.sealing import encoded
 
 _RELEASE_SECONDS = 1
 """So long the kernel may need to say that a file is closed that nobody has any more."""
@@ -242,15 +243,17 @@ class KeyMethods:
             slot = self._slot()
             try:
                 await self._unwrap(key_id, given, slot)
+                await read_kept(self._fs)
             except BaseException:
                 self._keyring.give_back(slot)
                 raise
             if self._keyring.is_unlocked(key_id):
                 self._keyring.give_back(slot)
             else:
+                # Nothing is awaited in between, so no name comes that is not forgotten.
                 kept = kept_of(self._fs, key_id)
                 self._keyring.keep_master(slot)
-                await forget(self._handlers.notifier, kept)
+                await forget(self._handlers.notifier, kept, lambda _, stored: encoded(stored))
             return json_values(self._report(key_id))
 
     async def lock(
@@ -266,12 +269,14 @@ class KeyMethods:
                 return json_values(Locked(key, key_id.hex(), was_locked=True))
             if not is_forced and not any(way.wrapped for way in self._store.of_key(key_id)):
                 raise NoWayLeft(name=key)
+            await read_kept(self._fs)
             await self._wait_until_closed(key_id, key)
-            # Nothing is awaited in between, so nothing else is opened.
+            # Nothing is awaited in between, so nothing else is opened, and no name comes that is
+            # not forgotten.
             kept = kept_of(self._fs, key_id)
             self._keyring.begin_lock(key_id)
             try:
-                await forget(self._handlers.notifier, kept)
+                await forget(self._handlers.notifier, kept, self._fs.store.sealing.plain_name)
             except BaseException:
                 self._keyring.keep_unlocked(key_id)
                 raise
