@@ -44,6 +44,7 @@ from pmemfs.errors import (
     NoKey,
     NoSecretMemory,
     NoSuchKey,
+    NoSuchSource,
     NotEncrypted,
     NoWayLeft,
     SameSecret,
@@ -293,16 +294,20 @@ class KeyMethods:
             raise NoSecretMemory(why=sentence_of(error)) from None
 
     def _key_id(self, inode: int | None, name: str | None, path: str = "") -> bytes:
-        """The key of a name, or of an inode. Raises NoSuchKey, NotEncrypted, OSError."""
+        """The key of a name, or of an inode. Raises NoSuchKey, NotEncrypted, NoSuchSource."""
         if name is not None:
             key_id = self._named(name)
             if key_id is None:
                 raise NoSuchKey(name=name)
             return key_id
         number = ROOT if inode is None else inode
-        transform = self._fs.inode(number).transform
+        shown = path or f"inode {number}"
+        try:
+            transform = self._fs.inode(number).transform
+        except OSError as error:
+            raise NoSuchSource(path=shown, why=sentence_of(error)) from None
         if transform is None or not any(transform.key_id):
-            raise NotEncrypted(path=path or f"inode {number}")
+            raise NotEncrypted(path=shown)
         return transform.key_id
 
     def _named(self, name: str) -> bytes | None:
@@ -436,7 +441,7 @@ class KeyMethods:
 
 def check_name(name: str) -> None:
     """Raise BadKeyName for what can't name a key."""
-    encoded = name.encode(errors="surrogateescape")
+    encoded = name.encode(errors="surrogatepass")
     for is_wrong, why in (
         (not name, "it is empty"),
         (len(encoded) > MOST_NAME_BYTES, f"it has more than {MOST_NAME_BYTES} bytes"),
