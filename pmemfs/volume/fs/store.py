@@ -79,6 +79,11 @@ class Store:
         if not self._holds.take(number, count):
             self._free_unnamed(number)
 
+    @property
+    def hold_words(self) -> memoryview | None:
+        """As `Holds.words`."""
+        return self._holds.words
+
     def is_held(self, number: int) -> bool:
         """Whether anybody holds an inode."""
         return self._holds.count(number) > 0
