@@ -87,6 +87,7 @@ class Responder:
     def answer(
         self, operation: bytes, *, opcode: int, inode: int, payload: bytes = b""
     ) -> tuple[str, int, bytes]: ...
+    def take_hot(self) -> list[tuple[int, int]]: ...
     def answer_series(
         self,
         operations: list[bytes],

@@ -10,6 +10,7 @@ structures that rooms share.
     plane       the shared memory as the data plane reads it
     content     READ, WRITE and LSEEK
     crypt       READ and WRITE of encrypted files
+    packed      READ of compressed pieces
     cache       the same in mode `cache`
     filling     places that the control plane fills from an origin
     durability  FSYNC
@@ -27,6 +28,7 @@ include "pages.pxi"
 include "plane.pxi"
 include "content.pxi"
 include "crypt.pxi"
+include "packed.pxi"
 include "cache.pxi"
 include "filling.pxi"
 include "durability.pxi"

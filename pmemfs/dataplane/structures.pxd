@@ -169,6 +169,11 @@ cdef struct miss_t:
     uint32_t pid
 
 
+cdef struct hot_t:
+    uint64_t inode
+    uint64_t index
+
+
 cdef struct page_lock_t:
     uint64_t holder
     uint64_t sequence
@@ -290,12 +295,18 @@ cdef enum:
     INODE_FLAG_NO_ACCESS_TIME = 0x10
     INODE_FLAG_COMPRESSED = 0x10000
     INODE_FLAG_ENCRYPTED = 0x20000
+    TRANSFORMATION_NONE = 0
+    TRANSFORMATION_XTS = 1
+    TRANSFORMATION_ZSTD = 2
+    TRANSFORMATION_LZ4 = 3
     DURABILITY_VOLATILE = 0
     DURABILITY_CACHE_LINES = 1
     DURABILITY_MSYNC = 2
     OPERATIONS = 6
     FRAME_SHIFT = 0xc
     LIVE_SIZE_SHIFT = 0x10
+    PIECE_FRAMES = 0x20
+    HOT_SECONDS = 3
     CHUNK_SHIFT = 0x15
     LATENCY_BUCKETS = 0x78
     FAULT_RECORDS = 0x100
@@ -309,10 +320,14 @@ cdef enum:
     PAGE_LOCKS_SHIFT = 0xd
     REDO_LOCKS_SHIFT = 8
     MISSES_OPCODE = 0x7fffffff
+    HOT_OPCODE = 0x7ffffffe
+    PIECE_ID_SHIFT = 1
+    PIECE_BYTES_SHIFT = 8
+    PIECE_CHECKSUM_SHIFT = 0x20
     SERVE_AGAIN = 1
     HAND_AGAIN = 2
     HAVE_SECRETS = 3
-    SIGNATURE = 0x39322e72
+    SIGNATURE = 0x37c36222
     ENTRY_ASIDE_AT = 0x800
     ENTRY_ASIDE_BYTES = 0x800
     ENTRY_PAYLOAD_AT = 0x1000

@@ -18,7 +18,14 @@ from typing import Any
 import trio
 
 from pmemfs.dataplane.answers import AnswerState
-from pmemfs.dataplane.layouts import HAND_AGAIN, MISS, MISSES_OPCODE, SERVE_AGAIN
+from pmemfs.dataplane.layouts import (
+    HAND_AGAIN,
+    HOT,
+    HOT_OPCODE,
+    MISS,
+    MISSES_OPCODE,
+    SERVE_AGAIN,
+)
 from pmemfs.errors import system_error
 from pmemfs.fuse import wire
 from pmemfs.fuse.failures import errno_of
@@ -154,8 +161,9 @@ class ForwardedRequests:
 
     def __init__(
         self, door: WireDoor, longest_bytes: int, once: Once, unanswered: Unanswered,
-        bring: Bring | None = None,
+        bring: Bring | None = None, note_hot: Callable[[int, int], None] | None = None,
     ) -> None:  # fmt: skip
+        """`note_hot` is told of the inode and the index of a piece that a worker has found hot."""
         self._door = door
         self._once = once
         self._unanswered = unanswered
@@ -163,6 +171,7 @@ class ForwardedRequests:
         self._begin, self._record = once.begin, once.record
         self._handles = unanswered.handles
         self._bring = bring
+        self._note_hot = note_hot
         self._buffer = memoryview(bytearray(longest_bytes))
         self._outboxes: dict[socket.socket, Outbox] = {}
         self._inbox: Inbox | None = None
@@ -247,6 +256,9 @@ class ForwardedRequests:
         if opcode == MISSES_OPCODE:
             self._bring_all(outbox, self._buffer[_HEAD_BYTES:count], nursery)
             return
+        if opcode == HOT_OPCODE:
+            self._note_all_hot(self._buffer[_HEAD_BYTES:count])
+            return
         number = unique & NUMBER
         if number in self._waiting:
             # Its answer is on the way, and the kernel takes it in this form only.
@@ -295,6 +307,11 @@ class ForwardedRequests:
             )
         elif answer is not None:
             outbox.reply(unique, answer)
+
+    def _note_all_hot(self, records: memoryview) -> None:
+        for inode, index in HOT.struct.iter_unpack(records):
+            if self._note_hot:
+                self._note_hot(inode, index)
 
     def _bring_all(self, outbox: Outbox, records: memoryview, nursery: trio.Nursery) -> None:
         """Bring the blocks of reads that a worker can't answer; it serves them again then."""

@@ -244,8 +244,9 @@ class NativeSession(Session):
         shared.set_header_word("answered", door.opcodes)
         self._door = door
         self._forwarded = ForwardedRequests(
-            door, settings.longest_bytes, once, unanswered, served.bring
-        )
+            door, settings.longest_bytes, once, unanswered, served.bring,
+            served.fs.frames.packed.note_hot if served.fs else None,
+        )  # fmt: skip
         self._notices = Notices(sockets.notices)
         self._notices.speak_for(self.served.handlers.notifier)
         unanswered.tell_kernel()
