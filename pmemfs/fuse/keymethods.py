@@ -163,7 +163,9 @@ class KeyMethods:
             key_id = self._named(name)
             if key_id is None:
                 key_id = await self._make_key(name, new, own)
-            elif not self._has_way(key_id, own):
+            elif self._has_way(key_id, own):
+                await self._unlock_made(key_id, new)
+            else:
                 await self._add_way(self._name(key_id) or name, key_id, new, own)
             return json_values(Added(self._report(key_id), self._has_way(key_id, own)))
 
@@ -342,6 +344,19 @@ class KeyMethods:
             raise
         self._keyring.keep_master(slot)
         return key_id
+
+    async def _unlock_made(self, key_id: bytes, new: Secret) -> None:
+        """Unlock a key that was made for this secret by a daemon that died before it unlocked
+        it."""
+        if self._keyring.is_unlocked(key_id):
+            return
+        slot = self._slot()
+        try:
+            await self._unwrap(key_id, new, slot)
+        except BaseException:
+            self._keyring.give_back(slot)
+            raise
+        self._keyring.keep_master(slot)
 
     async def _add_way(self, name: str, key_id: bytes, new: Secret, own: bytes) -> None:
         """Add one more way to a key that is unlocked, unless the secret unlocks it already."""

@@ -125,7 +125,8 @@ class Keyring:
                 self._slots[(*secrets.file_of(slot), kind)] = slot
             else:
                 # The others are for this process alone, and are derived anew. A slot that is free
-                # may have what an earlier process was about to put there.
+                # may have what an earlier process was about to put there, and one that was only
+                # tried has a key that may be locked.
                 self.give_back(slot)
 
     @property
@@ -172,6 +173,7 @@ class Keyring:
         if key_id in self._masters:
             self.give_back(slot)
         else:
+            self.secrets.keep(slot)
             self._masters[key_id] = slot
         return key_id
 
