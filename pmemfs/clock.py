@@ -16,7 +16,7 @@ NO_READ_COUNTS = (1 << 64) - 1
 DAY_NS = 24 * 3600 * 10**9
 _CLOCK_REALTIME_COARSE = 5
 """Python has no name for this clock. Source: include/uapi/linux/time.h."""
-_LONGEST_TICK_NS = 10**7
+LONGEST_TICK_NS = 10**7
 """The time between two ticks of the slowest kernel, with HZ=100."""
 
 
@@ -40,7 +40,7 @@ def not_before(now_ns: int, earlier_ns: int) -> int:
     A time that is ahead by more was set by a user, or the clock was set back. Then the present
     counts.
     """
-    return earlier_ns if 0 < earlier_ns - now_ns <= _LONGEST_TICK_NS else now_ns
+    return earlier_ns if 0 < earlier_ns - now_ns <= LONGEST_TICK_NS else now_ns
 
 
 class FileClock:

@@ -44,9 +44,9 @@ It has eight parts, which --only chooses from. Each subject is measured in turn 
 that what else the machine does hits all alike. Everything lives in /dev/shm and is removed
 afterwards, whatever happens. At the end stands which goals were met.
 
-The other servers, nbdfuse, qsd (qemu-storage-daemon), s3backer, fuse2fs and gocryptfs, are skipped
-where they are not installed; scripts/install-peers installs them. Origins of caches need nbdkit
-and, for one cell, Ceph; scripts/install-origins --tests installs them.
+The other servers, nbdfuse, qsd (qemu-storage-daemon), s3backer, fuse2fs, gocryptfs, passthrough_hp
+and memfs_ll, are skipped where they are not installed; scripts/install-peers installs them. Origins
+of caches need nbdkit and, for one cell, Ceph; scripts/install-origins --tests installs them.
 
 \b
 {_listed_parts("", lambda kind: [kind.what])}

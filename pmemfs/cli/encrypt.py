@@ -7,6 +7,7 @@ import click
 from pmemfs.cli.key_asking import ask_about, key_directory, print_key
 from pmemfs.cli.options import reporting
 from pmemfs.cli.paths import A_DIRECTORY
+from pmemfs.media.keyreport import KeyReport
 
 
 @click.command()
@@ -24,5 +25,5 @@ def encrypt(directory: str, name: str, as_json: bool) -> None:
     While the key is locked, names are shown encoded, and files can be removed, but not opened.
     """
     mount, inode = key_directory(directory)
-    key = ask_about(mount, "encrypt", inode=inode, name=name, path=directory)
+    key = ask_about(mount, "encrypt", KeyReport, inode=inode, name=name, path=directory)
     print_key(key, f"{directory} is encrypted with the key '{name}'", as_json=as_json)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import click
 
-from pmemfs.cli.find import ask
 from pmemfs.cli.options import reporting
 from pmemfs.cli.output import print_facts, print_json
 from pmemfs.cli.paths import ANY_PATH
 from pmemfs.cli.transforms import (
+    ask_about_inode,
     find_inode,
     find_key_of,
-    sayable,
     transform_facts,
     transform_values,
 )
@@ -29,7 +28,7 @@ def get_transform(path: str, as_json: bool) -> None:
     pool. What a directory shows is what files that are made in it take over.
     """
     mount, inode = find_inode(path)
-    report = ask(mount, "transform-get", TransformReport, inode=inode, path=sayable(path))
+    report = ask_about_inode(mount, "transform-get", TransformReport, inode, path)
     key = find_key_of(mount, inode, path) if report.is_encrypted else None
     if as_json:
         print_json(transform_values(report, key))

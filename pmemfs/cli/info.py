@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,6 +12,7 @@ from pmemfs.cli.find import DETACHED, ask, find_hidden, find_mount, require_moun
 from pmemfs.cli.options import reporting
 from pmemfs.cli.output import print_facts, print_json
 from pmemfs.cli.paths import ANY_PATH
+from pmemfs.errors import PmemfsError
 from pmemfs.media.keyreport import KeyReport
 from pmemfs.media.transformreport import CompressionReport
 from pmemfs.mount.mountpoint import places_of
@@ -31,6 +32,7 @@ from pmemfs.volume.fs.space import Space
 
 if TYPE_CHECKING:
     from pmemfs.media.cachereport import CacheReport, StoredCache
+    from pmemfs.pool import Pool
 
 
 @click.command()
@@ -39,27 +41,29 @@ if TYPE_CHECKING:
 def info(target: str, as_json: bool) -> None:
     """Show the pool TARGET, or the mount on TARGET.
 
-    Of a cache also its hits and misses, what is dirty and since when, its settings, and how its
-    origin is.
+    Of a pool of mode fs also its keys and what unlocks them, whether it is mounted or not. Of a
+    cache also its hits and misses, what is dirty and since when, its settings, and how its origin
+    is.
     """
     mount = find_mount(target)
     if mount is None and os.path.isdir(target):
         mount = require_mount(target)
     hidden = None if mount else find_hidden(target)
     status = ask(mount, "info", MountStatus) if mount else hidden and hidden.status
-    pool = status.pool if status else _read_pool(target)
+    pool, keys = (status.pool, status.keys) if status else _read_pool(target)
     # Wherever the mount appears: the daemon names one place.
     cache = _cache_of(mount, pool, target)
     places = [place.mountpoint for place in places_of(mount)] if mount else []
     if not as_json:
         where = ", ".join(places) or (hidden.sentence.removeprefix("on ") if hidden else "")
-        print_facts([*_facts(pool, status, where), *_cache_facts(cache)])
+        print_facts([*_facts(pool, status, where, keys), *_cache_facts(cache)])
         return
     more = {"cache": _members(cache)} if cache else {}
     if status:
         print_json({**json_values(status), "mountpoints": places, **more})
     else:
-        print_json({"pool": json_values(pool), **more})
+        stored = [json_values(key) for key in keys or ()]
+        print_json({"pool": json_values(pool), "keys": None if keys is None else stored, **more})
 
 
 def _members(report: CacheReport | StoredCache) -> dict[str, Any]:
@@ -88,7 +92,8 @@ def _cache_facts(cache: CacheReport | StoredCache | None) -> Iterator[tuple[str,
     yield from stored_facts(cache) if isinstance(cache, StoredCache) else mounted_facts(cache)
 
 
-def _read_pool(path: str) -> PoolInfo:
+def _read_pool(path: str) -> tuple[PoolInfo, tuple[KeyReport, ...] | None]:
+    """What a pool says of itself, and its keys; None for the keys if its file system is damaged."""
     # Who asks a daemon does not wait for what reads a pool.
     from pmemfs.medium.mapped import MappedMedium
     from pmemfs.observe.pool import pool_info
@@ -96,12 +101,29 @@ def _read_pool(path: str) -> PoolInfo:
 
     medium = MappedMedium.open(path, read_only=True)
     try:
-        return pool_info(Pool.open(medium), medium)
+        pool = Pool.open(medium)
+        return pool_info(pool, medium), _keys_in(pool)
     finally:
         medium.close()
 
 
-def _facts(pool: PoolInfo, status: MountStatus | None, where: str) -> Iterator[tuple[str, object]]:
+def _keys_in(pool: Pool) -> tuple[KeyReport, ...] | None:
+    from pmemfs.media.label import Mode
+
+    if pool.label.mode != Mode.FS:
+        return ()
+    # Imported here: of another mode, a pool has no keys, and reading them loads a file system.
+    from pmemfs.volume.fs.keystore import stored_keys
+
+    try:
+        return stored_keys(pool)
+    except PmemfsError:
+        return None
+
+
+def _facts(
+    pool: PoolInfo, status: MountStatus | None, where: str, keys: Iterable[KeyReport] | None
+) -> Iterator[tuple[str, object]]:
     yield "pool", f"{pool.name} ({pool.path})"
     yield "uuid", pool.uuid
     # "nothing: lost with the power" is what JSON says of a tmpfs file.
@@ -123,6 +145,10 @@ def _facts(pool: PoolInfo, status: MountStatus | None, where: str) -> Iterator[t
     if status:
         yield "mounted on", f"nothing any more: {where}" if where == DETACHED else where
         yield from _mount_facts(status)
+    elif keys is None:
+        yield "keys", "not readable: the file system is damaged; 'pmemfs check' says how"
+    else:
+        yield from _key_facts(keys)
 
 
 def _state(pool: PoolInfo, *, is_mounted: bool) -> str:
@@ -152,8 +178,7 @@ def _mount_facts(status: MountStatus) -> Iterator[tuple[str, object]]:
     yield "uptime", f"{status.uptime_seconds:.0f} s{of}"
     if status.pins and (status.pins.pin_count or status.pins.resting_bytes):
         yield "pins", _pins(status.pins)
-    for key in status.keys:
-        yield "key", _key(key)
+    yield from _key_facts(status.keys)
     if status.fault_count:
         yield "faults", f"{status.fault_count} requests met memory that could not be touched"
     if status.space:
@@ -177,10 +202,11 @@ def _compression(done: CompressionReport) -> str:
     return f"{said}; {pieces} compressed and {done.made_plain_count} made plain by this daemon"
 
 
-def _key(key: KeyReport) -> str:
-    state = "unlocked" if key.is_unlocked else "locked"
-    ways = ", ".join(way.kind for way in key.ways) or "nothing"
-    return f"{key.name or key.key_id}, {state}; unlocked by {ways}"
+def _key_facts(keys: Iterable[KeyReport]) -> Iterator[tuple[str, object]]:
+    for key in keys:
+        state = "unlocked" if key.is_unlocked else "locked"
+        ways = ", ".join(way.kind for way in key.ways) or "nothing"
+        yield "key", f"{key.name or key.key_id}, {state}; unlocked by {ways}"
 
 
 def _keeper(kept: KeptStatus | None) -> str:

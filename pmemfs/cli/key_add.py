@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 
 import click
 
+from pmemfs.cli.find import require_mount
 from pmemfs.cli.key_asking import (
     ask_about,
     find_key,
     given_secret,
     in_ways,
-    key_mount,
     name_option,
     print_key,
     secret_options,
@@ -19,6 +20,7 @@ from pmemfs.cli.key_asking import (
 from pmemfs.cli.options import reporting
 from pmemfs.cli.paths import A_DIRECTORY
 from pmemfs.errors import NoKey
+from pmemfs.media.keyreport import SALT_BYTES, Added
 
 
 @click.command("add")
@@ -43,23 +45,26 @@ def key_add(
     'head -c 64 /dev/urandom > FILE' makes a good key file. Keep a copy of it elsewhere: in
     an encrypted directory of the same key it is of no use.
     """
-    mount = key_mount(mountpoint)
+    mount = require_mount(mountpoint)
     key = find_key(mount, name)
     if key is not None and not key.is_unlocked:
         raise NoKey(name=name)
     prompt = f"Passphrase for {'the new' if key is None else 'the'} key '{name}'"
     secret = given_secret(prompt, key_file, passphrase=passphrase, is_new=True)
-    now = ask_about(mount, "key-add", name=name, **secret)
-    if key is None:
+    added = ask_about(
+        mount, "key-add", Added, name=name, salt=os.urandom(SALT_BYTES).hex(), **secret
+    )
+    now = added.key
+    if not added.is_new_way:
+        sentence = (
+            f"the {secret['kind']} unlocks the key '{name}' already, in {in_ways(now)} as before"
+        )
+    elif key is None and len(now.ways) == 1:
         command = shlex.join(["pmemfs", "encrypt", "DIRECTORY", "--key", name])
         quote = '"' if "'" in command else "'"
         sentence = (
             f"made the key '{name}', which is unlocked; "
             f"{quote}{command}{quote} encrypts an empty directory with it"
-        )
-    elif len(now.ways) == len(key.ways):
-        sentence = (
-            f"the {secret['kind']} unlocks the key '{name}' already, in {in_ways(now)} as before"
         )
     else:
         sentence = f"the key '{name}' can be unlocked in {in_ways(now)} now"

@@ -15,17 +15,17 @@ from typing import Any
 
 import click
 
-from pmemfs.cli.find import ask, require_mount
+from pmemfs.cli.find import Report
 from pmemfs.cli.output import print_json, say
 from pmemfs.cli.paths import ANY_PATH
-from pmemfs.cli.place import find_place, require_files
+from pmemfs.cli.place import ask_of_files, find_place
 from pmemfs.errors import BadSecret, BadUsage, NoKeysHere, NoSuchSource
 from pmemfs.media.keyreport import KeyReport, KeyReports, check_secret
 from pmemfs.mountinfo import Mount
 from pmemfs.text import counted
 from pmemfs.unsaid import json_values
 
-PATIENCE_SECONDS = 300
+_PATIENCE_SECONDS = 300
 """To try one passphrase takes about a second; a key may have many ways, and a machine much to
 do."""
 PASSPHRASE, KEY_FILE = "passphrase", "key file"
@@ -46,18 +46,9 @@ def secret_options(command: Callable[..., Any]) -> Callable[..., Any]:
 name_option = click.option("--name", required=True, metavar="KEY", help="The name of the key.")
 
 
-def key_mount(mountpoint: str) -> Mount:
-    """The mount of a file system. Raises NotMounted, NoKeysHere, NoAnswer, NotPermitted."""
-    mount = require_mount(mountpoint)
-    require_files(mount, NoKeysHere)
-    return mount
-
-
 def key_directory(path: str) -> tuple[Mount, int]:
-    """The mount that a path is of, and its inode. Raises NoSuchSource, NotMounted, NoKeysHere,
-    NoAnswer, NotPermitted."""
+    """The mount that a path is of, and its inode. Raises NoSuchSource, NotMounted."""
     mount, status = find_place(path)
-    require_files(mount, NoKeysHere)
     return mount, status.st_ino
 
 
@@ -75,12 +66,14 @@ def find_key(mount: Mount, name: str) -> KeyReport | None:
 
 def all_keys(mount: Mount) -> tuple[KeyReport, ...]:
     """All keys of a mount."""
-    return ask(mount, "key-list", KeyReports).keys
+    return ask_about(mount, "key-list", KeyReports).keys
 
 
-def ask_about(mount: Mount, method: str, **params: Any) -> KeyReport:
-    """Ask for something that may have to try all ways to unlock a key."""
-    return ask(mount, method, KeyReport, timeout_seconds=PATIENCE_SECONDS, **params)
+def ask_about(mount: Mount, method: str, shape: type[Report], **params: Any) -> Report:
+    """Ask for something that may have to try all ways to unlock a key. Raises NoKeysHere."""
+    return ask_of_files(
+        mount, NoKeysHere, method, shape, timeout_seconds=_PATIENCE_SECONDS, **params
+    )
 
 
 def given_secret(

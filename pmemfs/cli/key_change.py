@@ -6,11 +6,11 @@ import os
 
 import click
 
+from pmemfs.cli.find import require_mount
 from pmemfs.cli.key_asking import (
     ask_about,
     find_key,
     given_secret,
-    key_mount,
     name_option,
     print_key,
     secret_options,
@@ -18,7 +18,7 @@ from pmemfs.cli.key_asking import (
 from pmemfs.cli.options import reporting
 from pmemfs.cli.paths import A_DIRECTORY, ANY_PATH
 from pmemfs.errors import NoSuchKey
-from pmemfs.media.keyreport import SALT_BYTES
+from pmemfs.media.keyreport import SALT_BYTES, KeyReport
 
 
 @click.command("change")
@@ -42,14 +42,14 @@ def key_change(
     If what was given does not unlock the key, the exit code is 1, and nothing is changed, whatever
     the new one unlocks. If both are the same, the exit code is 2.
     """
-    mount = key_mount(mountpoint)
+    mount = require_mount(mountpoint)
     if find_key(mount, name) is None:
         raise NoSuchKey(name=name)
     old = given_secret(f"Passphrase for the key '{name}'", key_file, passphrase=passphrase)
     new = given_secret(f"New passphrase for the key '{name}'", new_key_file, is_new=True)
     now = ask_about(
-        mount, "key-change", name=name, **old, new_secret=new["secret"], new_kind=new["kind"],
-        salt=os.urandom(SALT_BYTES).hex(),
+        mount, "key-change", KeyReport, name=name, **old, new_secret=new["secret"],
+        new_kind=new["kind"], salt=os.urandom(SALT_BYTES).hex(),
     )  # fmt: skip
     print_key(now, f"the {new['kind']} unlocks the key '{name}' from now on, and the {old['kind']} "
               "of before does not", as_json=as_json)  # fmt: skip

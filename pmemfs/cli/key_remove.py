@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import click
 
+from pmemfs.cli.find import require_mount
 from pmemfs.cli.key_asking import (
     ask_about,
     find_key,
     given_secret,
     in_ways,
-    key_mount,
     name_option,
     print_key,
 )
 from pmemfs.cli.options import Count, reporting
 from pmemfs.cli.paths import A_DIRECTORY, ANY_PATH
-from pmemfs.errors import BadUsage, NoSuchKey
+from pmemfs.errors import BadUsage, NoSuchKey, NoSuchWay, WhichWay
+from pmemfs.media.keyreport import KeyReport, KeyWay
 
 
 @click.command("remove")
@@ -52,15 +53,19 @@ def key_remove(
     """
     if way is not None and (key_file is not None or passphrase):
         raise BadUsage(why="--way, --passphrase and --key-file exclude each other")
-    mount = key_mount(mountpoint)
-    if find_key(mount, name) is None:
+    mount = require_mount(mountpoint)
+    key = find_key(mount, name)
+    if key is None:
         raise NoSuchKey(name=name)
-    secret = {}
     if key_file is not None or passphrase:
         prompt = f"Passphrase for the key '{name}'"
         secret = given_secret(prompt, key_file, passphrase=passphrase)
+        chosen = ask_about(mount, "key-ways", KeyReport, name=name, **secret).ways
+    else:
+        chosen = _chosen(key, way, force=force)
     now = ask_about(
-        mount, "key-remove", name=name, way=way, **({"is_forced": True} if force else {}), **secret
+        mount, "key-remove", KeyReport, name=name, key_id=key.key_id,
+        ways=[each._asdict() for each in chosen], is_forced=force,
     )  # fmt: skip
     left = f"can be unlocked in {in_ways(now)} now" if now.ways else (
         "can't be unlocked any more once it is locked or the pool is unmounted; until then "
@@ -68,3 +73,16 @@ def key_remove(
         if now.is_unlocked else "can't be unlocked any more"
     )  # fmt: skip
     print_key(now, f"the key '{name}' {left}", as_json=as_json)
+
+
+def _chosen(key: KeyReport, way: int | None, *, force: bool) -> tuple[KeyWay, ...]:
+    """The way of a number; without one, the only way, or with force all ways. Raises NoSuchWay,
+    WhichWay."""
+    if way is not None:
+        chosen = tuple(each for each in key.ways if each.number == way)
+        if not chosen:
+            raise NoSuchWay(name=key.name or key.key_id, way=way)
+        return chosen
+    if len(key.ways) > 1 and not force:
+        raise WhichWay(name=key.name, count=len(key.ways))
+    return key.ways

@@ -6,8 +6,7 @@ from typing import Any
 
 import click
 
-from pmemfs.cli.find import ask
-from pmemfs.cli.key_asking import PATIENCE_SECONDS, key_directory
+from pmemfs.cli.key_asking import ask_about, key_directory
 from pmemfs.cli.options import reporting
 from pmemfs.cli.output import print_json, say
 from pmemfs.cli.paths import A_DIRECTORY
@@ -42,7 +41,7 @@ def lock(directory: str, name: str | None, *, force: bool, as_json: bool) -> Non
     which: dict[str, Any] = {"name": name} if name is not None else {"inode": inode}
     if force:
         which["is_forced"] = True
-    locked = ask(mount, "lock", Locked, timeout_seconds=PATIENCE_SECONDS, path=directory, **which)
+    locked = ask_about(mount, "lock", Locked, path=directory, **which)
     if as_json:
         print_json(json_values(locked))
     else:

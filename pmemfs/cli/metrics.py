@@ -59,10 +59,12 @@ _COMPRESSION_COUNTERS = {
     "compressed_count": ("compressed_pieces", "Pieces of files that were compressed"),
     "made_plain_count": ("plain_again_pieces", "Compressed pieces that were made plain again"),
     "decompressed_count": (
-        "decompressed_pieces", "Reads of compressed pieces that had to decompress them"
+        "decompressed_pieces",
+        "Reads of compressed pieces that came to the daemon, which had to decompress them",
     ),
     "hit_count": (
-        "piece_hits", "Reads of compressed pieces whose plain bytes were kept since the last read"
+        "piece_hits",
+        "Reads of compressed pieces that came to the daemon, which had the plain bytes still",
     ),
     "saved_bytes": ("saved_bytes", "What compressing pieces has given back at that time"),
 }  # fmt: skip

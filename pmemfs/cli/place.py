@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
-from pmemfs.cli.find import ask
+from pmemfs.cli.find import Report, ask
+from pmemfs.control.client import RemoteError
 from pmemfs.errors import NoSuchSource, NotMounted, PmemfsError
 from pmemfs.medium.source import check_path
 from pmemfs.mountinfo import Mount, mount_of_device
@@ -25,9 +27,18 @@ def find_place(path: str, *, follows: bool = True) -> tuple[Mount, os.stat_resul
     return mount, status
 
 
-def require_files(mount: Mount, refusal: type[PmemfsError]) -> None:
-    """Raise the refusal unless it is a mount of mode fs: the daemon of another mode has not even
-    heard of what is for files. Raises NoAnswer, NotPermitted as well."""
-    pool = ask(mount, "info", MountStatus).pool
-    if pool.mode != "fs":
-        raise refusal(path=pool.path, mode=pool.mode)
+def ask_of_files(
+    mount: Mount, refusal: type[PmemfsError], method: str, shape: type[Report], *,
+    timeout_seconds: float | None = None, **params: Any,
+) -> Report:  # fmt: skip
+    """As `ask`, for what only the daemon of mode fs has heard of: of another mode, it raises the
+    refusal."""
+    try:
+        return ask(mount, method, shape, timeout_seconds=timeout_seconds, **params)
+    except RemoteError as error:
+        if error.kind == RemoteError.__name__:
+            # Only now, because for this answer a daemon of mode fs reads all bitmaps.
+            pool = ask(mount, "info", MountStatus).pool
+            if pool.mode != "fs":
+                raise refusal(path=pool.path, mode=pool.mode) from None
+        raise

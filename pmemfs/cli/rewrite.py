@@ -8,11 +8,10 @@ from collections.abc import Iterator
 
 import click
 
-from pmemfs.cli.find import ask
 from pmemfs.cli.options import reporting
 from pmemfs.cli.output import print_json, say
 from pmemfs.cli.paths import ANY_PATH
-from pmemfs.cli.transforms import find_inode, sayable
+from pmemfs.cli.transforms import ask_about_inode, find_inode
 from pmemfs.media.transformreport import RewrittenReport
 from pmemfs.text import counted
 from pmemfs.units import format_size
@@ -38,10 +37,9 @@ def rewrite(paths: tuple[str, ...], as_json: bool) -> None:
     for path in paths:
         mount, _ = find_inode(path)
         for file, inode in _files_of(path):
-            done = ask(
-                mount, "rewrite", RewrittenReport, timeout_seconds=_PATIENCE_SECONDS, inode=inode,
-                path=sayable(file),
-            )  # fmt: skip
+            done = ask_about_inode(
+                mount, "rewrite", RewrittenReport, inode, file, timeout_seconds=_PATIENCE_SECONDS
+            )
             before, after = before + done.before_bytes, after + done.after_bytes
             size, count = size + done.size_bytes, count + 1
             encrypted += done.is_encrypted

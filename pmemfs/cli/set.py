@@ -6,11 +6,15 @@ from typing import Any
 
 import click
 
-from pmemfs.cli.find import ask
 from pmemfs.cli.options import reporting
 from pmemfs.cli.output import print_facts, print_json
 from pmemfs.cli.paths import ANY_PATH
-from pmemfs.cli.transforms import find_inode, sayable, transform_facts, transform_values
+from pmemfs.cli.transforms import (
+    ask_about_inode,
+    find_inode,
+    transform_facts,
+    transform_values,
+)
 from pmemfs.media.transformreport import MOST_LEVELS, TransformReport
 from pmemfs.text import did_you_mean
 
@@ -74,10 +78,9 @@ def set_transform(path: str, wanted: tuple[str, int], as_json: bool) -> None:
     """
     mount, inode = find_inode(path)
     kind, level = wanted
-    report = ask(
-        mount, "transform-set", TransformReport, inode=inode, path=sayable(path),
-        compression=kind, level=level,
-    )  # fmt: skip
+    report = ask_about_inode(
+        mount, "transform-set", TransformReport, inode, path, compression=kind, level=level
+    )
     if as_json:
         print_json(transform_values(report, None))
     else:

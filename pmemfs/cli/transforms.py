@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pmemfs.cli.find import ask
-from pmemfs.cli.place import find_place, require_files
+from pmemfs.cli.find import Report
+from pmemfs.cli.place import ask_of_files, find_place
 from pmemfs.errors import NoTransformsHere
 from pmemfs.media.keyreport import KeyReport
 from pmemfs.media.transformreport import TransformReport
@@ -15,10 +15,18 @@ from pmemfs.unsaid import json_values
 
 
 def find_inode(path: str) -> tuple[Mount, int]:
-    """The mounted file system of a file or directory, and its inode. Raises PmemfsError."""
+    """The mount of a file or directory, and its inode. Raises PmemfsError."""
     mount, status = find_place(path, follows=False)
-    require_files(mount, NoTransformsHere)
     return mount, status.st_ino
+
+
+def ask_about_inode(
+    mount: Mount, method: str, shape: type[Report], inode: int, path: str, **params: Any
+) -> Report:
+    """Ask the daemon of a mount about a file or directory. Raises NoTransformsHere."""
+    return ask_of_files(
+        mount, NoTransformsHere, method, shape, inode=inode, path=sayable(path), **params
+    )
 
 
 def sayable(path: str) -> str:
@@ -28,7 +36,7 @@ def sayable(path: str) -> str:
 
 def find_key_of(mount: Mount, inode: int, path: str) -> KeyReport:
     """The key that an encrypted file or directory needs."""
-    return ask(mount, "key-find", KeyReport, inode=inode, path=sayable(path))
+    return ask_about_inode(mount, "key-find", KeyReport, inode, path)
 
 
 def transform_values(report: TransformReport, key: KeyReport | None) -> dict[str, Any]:

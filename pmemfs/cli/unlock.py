@@ -38,14 +38,14 @@ def unlock(
     """
     mount, inode = key_directory(directory)
     which = {"name": name} if name is not None else {"inode": inode}
-    key = ask_about(mount, "key-find", path=directory, **which)
+    key = ask_about(mount, "key-find", KeyReport, path=directory, **which)
     shown = key.name or key.key_id
     if key.is_unlocked:
         print_key(key, f"the key '{shown}' is unlocked already", as_json=as_json)
         return
     _check_kind(key, PASSPHRASE if key_file is None else KEY_FILE)
     secret = given_secret(f"Passphrase for the key '{shown}'", key_file, passphrase=passphrase)
-    now = ask_about(mount, "unlock", path=directory, **which, **secret)
+    now = ask_about(mount, "unlock", KeyReport, path=directory, **which, **secret)
     print_key(now, f"the key '{shown}' is unlocked", as_json=as_json)
 
 

@@ -184,6 +184,7 @@ cdef void serve_message(worker_t *worker, uint8_t *message, uint32_t message_byt
     if verdict == ANSWER:
         answer_request(worker, &request)
     forget_keys(worker)
+    tell_hot(worker)
     worker.now_ns = now_ns(CLOCK_REALTIME)
     account(worker, &request, verdict, since)
 

@@ -165,28 +165,41 @@ cdef verdict_t serve_read(worker_t *worker, request_t *request) noexcept nogil:
     request.answer_bytes = <uint32_t>length
     if table.key_slot:
         return serve_sealed_read(worker, request)
-    if run_guarded(read_guarded, request):
-        if request.must_forward:
-            request.answer_bytes = 0
-            return FORWARD
-        if not request.error:
-            request.moved_bytes = request.answer_bytes
-        return ANSWER
-    return fail_fault(worker, request)
+    request.done = 0
+    while True:
+        request.packed = NULL
+        if not run_guarded(read_guarded, request):
+            return fail_fault(worker, request)
+        if request.packed == NULL:
+            break
+        if not read_packed(request):
+            if request.is_faulty:
+                return fail_fault(worker, request)
+            request.must_forward = not request.error
+            break
+    if request.must_forward or request.error:
+        request.answer_bytes = 0
+    if request.must_forward:
+        return FORWARD
+    request.moved_bytes = request.answer_bytes
+    return ANSWER
 
 
 cdef void read_guarded(void *argument) noexcept nogil:
+    """Read up to the end, or to what only the control plane or `read_packed` can read."""
     cdef request_t *request = <request_t *>argument
-    cdef plane_t *plane = request.worker.plane
     cdef const fuse_read_in *wanted = <const fuse_read_in *>request.operation
-    cdef uint64_t done = 0
+    cdef uint64_t done = request.done
     cdef piece_t piece
     while done < request.answer_bytes:
         piece = piece_at(request.table, wanted.offset + done, request.answer_bytes - done)
         if piece.is_hole:
             memset(request.answer + done, 0, piece.length)
         elif piece.is_forwarded:
-            request.must_forward = True
+            if id_of(piece.extent):
+                request.packed, request.done = piece.extent, done
+            else:
+                request.must_forward = True
             return
         elif not read_piece(request, piece, wanted.offset + done, request.answer + done):
             return

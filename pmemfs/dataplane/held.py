@@ -158,6 +158,11 @@ class LookupCounts:
         self._counts = memory[start_bytes:end_bytes].cast("Q")
         self._limit = len(self._counts)
 
+    @property
+    def words(self) -> memoryview:
+        """The counts, a word for each number."""
+        return self._counts
+
     def add(self, number: int, count: int) -> None:
         """Hold an existing inode so many times more."""
         self._counts[number] += count

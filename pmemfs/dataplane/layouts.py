@@ -63,6 +63,13 @@ CONTROL_HOLDER = 1 << 32
 """What the control plane writes into a lock that it takes; worker n writes 1 + n."""
 MISSES_OPCODE = 0x7FFF_FFFF
 """In the head of a message of `Miss` records. No operation of the kernel's protocol has it."""
+HOT_OPCODE = 0x7FFF_FFFE
+"""The same for `Hot` records. Nobody replies to them."""
+PIECE_ID_SHIFT = 1
+PIECE_BYTES_SHIFT = 8
+PIECE_CHECKSUM_SHIFT = 32
+"""Where the flags of an extent that is a piece have its compression, its length and its
+checksum."""
 SERVE_AGAIN = 1
 """In place of an error, which is never above 0: the blocks of these reads were brought."""
 HAND_AGAIN = 2
@@ -386,13 +393,16 @@ class TableHead:
 class Extent:
     """A run of frames of a file. What no extent covers is a hole.
 
-    A forwarded extent has data but no run: workers forward each READ and WRITE that touches it.
+    A forwarded extent has data but no run: workers forward each WRITE that touches it. They forward
+    each READ, too, unless it is a compressed piece that they can decompress.
     """
 
     index: int = stored("<u8", "of the first frame in the file", unit="frames")
-    pfn: int = stored("<u8", "of the first frame in the pool; 0 in a forwarded extent")
+    pfn: int = stored("<u8", "of the first frame in the pool; 0 in a forwarded extent that "
+                      "is no piece")  # fmt: skip
     frame_count: int = stored("<u8", "frames", unit="frames")
-    flags: int = stored("<u8", "bit 0: forwarded")
+    flags: int = stored("<u8", "bit 0: forwarded; of a piece, too: bits 1 to 7 its compression, "
+                        "8 to 31 its stored bytes, 32 to 63 their checksum")  # fmt: skip
 
 
 @structure
@@ -413,6 +423,14 @@ class Miss:
     offset_bytes: int = stored("<u8", "where the read begins", unit="bytes")
     length_bytes: int = stored("<u4", "of the read", unit="bytes")
     pid: int = stored("<u4", "of the caller")
+
+
+@structure
+class Hot:
+    """A piece that a worker has found hot, in a message of many."""
+
+    inode: int = stored("<u8", "its number")
+    index: int = stored("<u8", "of the first frame of the piece in the file", unit="frames")
 
 
 @structure
@@ -514,6 +532,7 @@ TABLE_HEAD = Layout(TableHead, 32)
 EXTENT = Layout(Extent, 32)
 FAULT_RECORD = Layout(FaultRecord, 32)
 MISS = Layout(Miss, 24)
+HOT = Layout(Hot, 16)
 PAGE_LOCK = Layout(PageLock, 16)
 REDO_LOCK = Layout(RedoLock, 16)
 NAMES_HEAD = Layout(NamesHead, 256)
@@ -528,8 +547,8 @@ SIGNATURE = zlib.crc32(
         [tuple(field) for field in layout.fields]
         for layout in (HEADER, MOUNT_WORDS, KEPT_ATTRIBUTES, SLOT_HEAD, OPERATION_COUNTS,
                        CACHE_COUNTS, INODE_ENTRY, ATTRIBUTES_ENTRY, TABLE_HEAD, EXTENT,
-                       FAULT_RECORD, OPEN_PLACE, DECISION, ANSWER_RECORD, MISS, PAGE_LOCK,
-                       REDO_LOCK, NAMES_HEAD, NAMES_DECISION, ENTRY_STATE)
+                       FAULT_RECORD, OPEN_PLACE, DECISION, ANSWER_RECORD, MISS, HOT,
+                       PAGE_LOCK, REDO_LOCK, NAMES_HEAD, NAMES_DECISION, ENTRY_STATE)
     ]).encode()
 ) >> 1  # fmt: skip
 """Tells this memory from that of a version which declares it otherwise. A constant in C has 31

@@ -146,7 +146,7 @@ static inline int pmemfs_catch_faults(void) {
 
 /* Whether `function(argument)` came to its end; if not, see pmemfs_fault_address. */
 /* In a frame of its own, and as it stands: a fault may come between any two of its stores. */
-__attribute__((noinline, noclone))
+__attribute__((noinline, noclone, unused))
 static int pmemfs_run_guarded_once(void (*function)(void *), void *argument) {
     if (sigsetjmp(pmemfs_way_out, 0)) return 0;
     pmemfs_guarded = 1;

@@ -132,6 +132,7 @@ class Responder:
     def recorded(
         self,
     ) -> tuple[list[tuple[int, bytes] | tuple[int, int] | None], int, int]: ...
+    def take_hot(self) -> list[tuple[int, int]]: ...
     def answer_series(
         self,
         operations: list[bytes],

@@ -14,6 +14,7 @@ structures that rooms share.
     logs        reads logs, and keeps what is known up to date
     content     READ, WRITE and LSEEK
     crypt       READ and WRITE of encrypted files
+    packed      READ of compressed pieces
     cache       the same in mode `cache`
     filling     places that the control plane fills from an origin
     durability  FSYNC
@@ -42,6 +43,7 @@ include "replay.pxi"
 include "logs.pxi"
 include "content.pxi"
 include "crypt.pxi"
+include "packed.pxi"
 include "cache.pxi"
 include "filling.pxi"
 include "durability.pxi"

@@ -5,6 +5,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from pmemfs.dataplane.crypt cimport crypt_t
 from pmemfs.dataplane.names cimport names_t, recorder_t
+from pmemfs.dataplane.packed cimport heat_t, unpacker_t
 from pmemfs.dataplane.pages cimport memmap_t, pages_t
 from pmemfs.dataplane.structures cimport (
     attributes_t,
@@ -41,6 +42,8 @@ cdef struct plane_t:
     recorder_t *recorder
     # The keys of encrypted files. NULL until the control plane has some; then never another place.
     secret_t *secrets
+    # When compressed pieces were read lately. NULL: that is not counted.
+    heat_t *heat
     memmap_t memmap
     int fuse_fd
     # Where requests are handed over: to the control plane, for workers that have no socket of their
@@ -61,6 +64,8 @@ cdef struct worker_t:
     crypt_t *crypt
     # A log was too long to be read at once: begin the operation on names again, which reads on.
     bint reads_on
+    # The same for compressed pieces.
+    unpacker_t *unpacker
 
 cdef struct piece_t:
     uint64_t pool_offset
@@ -68,3 +73,5 @@ cdef struct piece_t:
     bint is_hole
     # It has data, but only the control plane can tell or change it.
     bint is_forwarded
+    # What the table says of it; NULL: a hole.
+    const extent_t *extent

@@ -6,6 +6,7 @@ The head of `tables.py`, which writes it, describes the protocol.
 from libc.errno cimport ESTALE, errno
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint64_t
+from libc.stdlib cimport free
 from libc.string cimport memcpy
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 from posix.stat cimport fstat, struct_stat
@@ -93,6 +94,7 @@ cdef void detach(plane_t *plane) noexcept nogil:
         munmap(plane.pool, plane.mapped_bytes)
     if plane.secrets != NULL:
         munmap(plane.secrets, SECRETS_BYTES)
+    free(plane.heat)
 
 
 cdef int have_secrets(plane_t *plane, int fd) noexcept nogil:
@@ -171,7 +173,9 @@ cdef piece_t piece_at(table_t *table, uint64_t offset, uint64_t length) noexcept
             high = middle
     piece.is_hole = low == table.extent_count or extents[low].index > frame
     piece.is_forwarded = False
+    piece.extent = NULL
     if not piece.is_hole:
+        piece.extent = &extents[low]
         start = extents[low].index << FRAME_SHIFT
         end = start + (extents[low].frame_count << FRAME_SHIFT)
         piece.is_forwarded = extents[low].flags & EXTENT_FORWARDED

@@ -397,6 +397,8 @@ def run(int fuse_fd, int shared_fd, int pool_fd, int notices_fd, list forward_fd
     failed = set_up_workers(&process, depth, forward_fds, entries_fd)
     if secrets_fd >= 0:
         take_secrets(&process, secrets_fd)
+    if process.plane.header.has_files:
+        have_packers(&process.plane)
     if not failed and catch_faults():
         failed = EINVAL
     if not failed:
@@ -416,7 +418,7 @@ cdef int set_up_workers(process_t *process, int depth, list forward_fds, int ent
     cdef bint has_own
     cdef thread_t *thread
     cdef worker_t worker
-    worker.crypt = NULL
+    worker.crypt, worker.unpacker = NULL, NULL
     worker.reads_on = False
     if process.queue_count:
         failed = map_entries(process.plane.header, entries_fd, entries_bytes_of(

@@ -4,7 +4,7 @@ from pmemfs.dataplane.cache cimport batch_t
 from pmemfs.dataplane.pages cimport pages_t
 from pmemfs.dataplane.plane cimport plane_t, worker_t
 from pmemfs.dataplane.protocol cimport fuse_in_header
-from pmemfs.dataplane.structures cimport inode_t, live_t, table_t
+from pmemfs.dataplane.structures cimport extent_t, inode_t, live_t, table_t
 from pmemfs.transform.secrets cimport secret_t
 
 cdef enum verdict_t:
@@ -38,6 +38,11 @@ cdef struct request_t:
     uint64_t size_bytes
     # Of an encrypted file: its key.
     const secret_t *secret
+    # Of a read: how much of the answer is there, and the compressed piece that comes next, or NULL.
+    uint64_t done
+    const extent_t *packed
+    # Memory was touched that faults.
+    bint is_faulty
     pages_t held
     bint is_write
     # Something was in the way, so that the control plane has to answer.

@@ -68,6 +68,8 @@ cdef class Responder:
         failed = attach(&self._plane, shared_fd, pool_fd, map_flags) or catch_faults()
         if not failed and secrets_fd >= 0:
             failed = have_secrets(&self._plane, secrets_fd)
+        if not failed:
+            have_packers(&self._plane)
         if failed:
             raise OSError(failed, os.strerror(failed))
         self._worker.plane = &self._plane
@@ -79,6 +81,7 @@ cdef class Responder:
         free(self._answer)
         free(self._recorded)
         free_crypt(&self._worker)
+        free_unpacker(&self._worker)
         detach(&self._plane)
 
     def answer(self, bytes operation not None, *, uint32_t opcode, unsigned long long inode,
@@ -141,6 +144,17 @@ cdef class Responder:
                 calls.append((words[1], bytes(self._recorded[at:at + words[2]])))
                 at += (words[2] + 7) & ~<size_t>7
         return calls, self._recorder.count, self._recorder.steps
+
+    def take_hot(self) -> list[tuple[int, int]]:
+        """The inodes and indexes of pieces that were found hot since the last call."""
+        cdef unpacker_t *unpacker = self._worker.unpacker
+        cdef uint32_t number
+        if unpacker == NULL:
+            return []
+        hot = [(unpacker.hot[number].inode, unpacker.hot[number].index)
+               for number in range(unpacker.hot_count)]
+        unpacker.hot_count = 0
+        return hot
 
     def answer_series(self, list operations not None, *, uint32_t opcode, unsigned long long inode,
                       list payloads=None, uint32_t room=4096, int turns=1) -> tuple[int, list]:

@@ -42,7 +42,7 @@ cdef verdict_t judge(worker_t *worker, request_t *request) noexcept nogil:
     request.moved_bytes = 0
     request.held.count = 0
     request.is_write = False
-    request.must_forward = request.is_missed = False
+    request.must_forward = request.is_missed = request.is_faulty = False
     request.live = NULL
     if (opcode == FUSE_READ or opcode == FUSE_WRITE or opcode == FUSE_LSEEK
             or opcode == FUSE_FSYNC):

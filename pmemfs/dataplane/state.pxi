@@ -11,9 +11,6 @@ from pmemfs.dataplane.plane cimport plane_t
 from pmemfs.dataplane.protocol cimport *
 from pmemfs.dataplane.structures cimport *
 
-cdef enum:
-    LONGEST_TICK_NS = 10000000
-
 # A word from here on is not a time.
 cdef uint64_t NO_TIME_NS = <uint64_t>1 << 63
 

@@ -150,6 +150,7 @@ cdef int serve_queue(queue_t *queue) noexcept nogil:
     if queue.miss_count:
         hand_misses_over(queue)
     forget_keys(&queue.worker)
+    tell_hot(&queue.worker)
     store(&queue.has_begun, 1)
     while queue.living and not load(ends):
         failed = await_requests(queue)
@@ -181,6 +182,7 @@ cdef int serve_queue(queue_t *queue) noexcept nogil:
         if queue.miss_count:
             hand_misses_over(queue)
         forget_keys(&queue.worker)
+        tell_hot(&queue.worker)
         queue.place.requests += count
         queue.place.batches += 1
         if queue.place.requests >= WINDOW:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 
+from pmemfs.dataplane.listing import StoredInodes, hold_listed
 from pmemfs.fuse import wire
+from pmemfs.fuse.handlers.directories import Taken
 from pmemfs.fuse.handlers.flags import CHATTR_BITS, bits_of
 from pmemfs.pfn import FRAME_BYTES
-from pmemfs.volume.base import Attributes
+from pmemfs.volume.base import Attributes, StoredListing
 
 CACHE_SECONDS = 3600
 """Names and attributes may be cached for long, because they change only through the mount."""
@@ -68,6 +70,25 @@ def dirent(ino: int, position: int, kind: int, name: bytes) -> bytes:
 def direntplus(attributes: Attributes | None, rest: bytes) -> bytes:
     """A name that counts as looked up. With None it is one of the dots, which never count so."""
     return (_NO_ATTRIBUTES if attributes is None else entry_out(attributes)) + rest
+
+
+def take_stored(
+    answer: bytearray, room: int, stored: StoredListing, directory: int, names: list[bytes],
+    position: int,
+) -> Taken:  # fmt: skip
+    """Add names that count as looked up to an answer, which may have `room` bytes; as `TakeStored`,
+    with what `direntplus` packs."""
+    before = len(answer)
+    inodes = StoredInodes(stored.memory, stored.first_pfn, stored.sparse_fd)
+    after, is_full = inodes.pack(
+        directory, stored.words, names, position, answer, room, CACHE_SECONDS
+    )
+    if stored.has_faulted():
+        # The long way meets the bad memory as well, and says so.
+        del answer[before:]
+        return Taken(position, has_taken=False, is_full=False)
+    hold_listed(stored.counts, answer, before)
+    return Taken(after, len(answer) > before, is_full)
 
 
 def _attr(attributes: Attributes) -> bytes:

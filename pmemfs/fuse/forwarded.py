@@ -18,7 +18,15 @@ from typing import Any
 import trio
 
 from pmemfs.dataplane.answers import AnswerState
-from pmemfs.dataplane.layouts import HAND_AGAIN, MISS, MISSES_OPCODE, NAMES_OPCODE, SERVE_AGAIN
+from pmemfs.dataplane.layouts import (
+    HAND_AGAIN,
+    HOT,
+    HOT_OPCODE,
+    MISS,
+    MISSES_OPCODE,
+    NAMES_OPCODE,
+    SERVE_AGAIN,
+)
 from pmemfs.errors import system_error
 from pmemfs.fuse import wire
 from pmemfs.fuse.failures import errno_of
@@ -154,9 +162,11 @@ class ForwardedRequests:
 
     def __init__(
         self, door: WireDoor, longest_bytes: int, once: Once, unanswered: Unanswered,
-        bring: Bring | None = None, gate: Gate | None = None,
+        bring: Bring | None = None, note_hot: Callable[[int, int], None] | None = None,
+        gate: Gate | None = None,
     ) -> None:  # fmt: skip
-        """`gate` is as of `Inbox`."""
+        """`note_hot` is told of the inode and the index of a piece that a worker has found hot.
+        `gate` is as of `Inbox`."""
         self._door = door
         self._gate = gate
         self._once = once
@@ -165,6 +175,7 @@ class ForwardedRequests:
         self._begin, self._record = once.begin, once.record
         self._handles = unanswered.handles
         self._bring = bring
+        self._note_hot = note_hot
         self._buffer = memoryview(bytearray(longest_bytes))
         self._outboxes: dict[socket.socket, Outbox] = {}
         self._inbox: Inbox | None = None
@@ -249,6 +260,9 @@ class ForwardedRequests:
         if opcode == MISSES_OPCODE:
             self._bring_all(outbox, self._buffer[_HEAD_BYTES:count], nursery)
             return
+        if opcode == HOT_OPCODE:
+            self._note_all_hot(self._buffer[_HEAD_BYTES:count])
+            return
         if opcode == NAMES_OPCODE:
             # By now it is seen to: see `SharedNames.enter`.
             return
@@ -300,6 +314,11 @@ class ForwardedRequests:
             )
         elif answer is not None:
             outbox.reply(unique, answer)
+
+    def _note_all_hot(self, records: memoryview) -> None:
+        for inode, index in HOT.struct.iter_unpack(records):
+            if self._note_hot:
+                self._note_hot(inode, index)
 
     def _bring_all(self, outbox: Outbox, records: memoryview, nursery: trio.Nursery) -> None:
         """Bring the blocks of reads that a worker can't answer; it serves them again then."""

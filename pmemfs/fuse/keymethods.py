@@ -2,17 +2,21 @@
 
 key-list                                            KeyReports
 key-find    inode or name                           KeyReport
-key-add     name, secret                            KeyReport
+key-ways    name, secret                            KeyReport, with these ways only
+key-add     name, secret, salt                      Added
 key-change  name, secret, new secret, salt          KeyReport
-key-remove  name; secret, way number; whether all   KeyReport
+key-remove  name, key ID, ways; whether forced      KeyReport
 encrypt     inode, name, path                       KeyReport
 unlock      inode or name, secret                   KeyReport
 lock        inode or name; whether forced           Locked
 
-A secret is a passphrase or the bytes of a key file, in Base64. Invariants:
+A secret is a passphrase or the bytes of a key file, in Base64; a salt is random hexadecimal digits
+of one request alone. Invariants:
 - no secret is logged, nor in an answer;
 - a command asks again when the daemon dies before it answers. What has changed by then is known by
-  what the request alone can have stored, never by that it looks as if it had been changed;
+  what the request alone can have stored, never by that it looks as if it had been changed. What a
+  request removes it names exactly, as it was found by an earlier one, so that it can't remove more
+  by being asked twice;
 - one of these is carried out at a time. What takes long, to unwrap a key, goes on in a thread, and
   takes much memory.
 """
@@ -40,32 +44,41 @@ from pmemfs.errors import (
     NoKey,
     NoSecretMemory,
     NoSuchKey,
-    NoSuchWay,
+    NoSuchSource,
     NotEncrypted,
     NoWayLeft,
     SameSecret,
-    WhichWay,
     WrongKey,
     sentence_of,
 )
-from pmemfs.fuse.forgetting import forget, kept_of
+from pmemfs.fuse.forgetting import forget, kept_of, read_kept
 from pmemfs.fuse.handlers.handlers import Handlers
 from pmemfs.media.inode import ROOT
 from pmemfs.media.keyreport import (
     MOST_NAME_BYTES,
     SALT_BYTES,
+    Added,
     KeyReport,
     KeyReports,
     KeyWay,
     Locked,
     check_secret,
 )
-from pmemfs.media.keys import WrappedKind
+from pmemfs.media.keys import KEY_ID_BYTES
 from pmemfs.text import counted
 from pmemfs.transform.keyring import Keyring
 from pmemfs.unsaid import json_values
 from pmemfs.volume.fs.filesystem import FileSystem
-from pmemfs.volume.fs.keystore import KeyStore, Secret, Way, name_of, wrapped
+from pmemfs.volume.fs.keystore import (
+    WORDS,
+    KeyStore,
+    Secret,
+    Way,
+    key_report,
+    name_of,
+    wrapped,
+)
+from pmemfs.volume.fs.sealing import encoded
 
 _RELEASE_SECONDS = 1
 """So long the kernel may need to say that a file is closed that nobody has any more."""
@@ -73,11 +86,7 @@ _POLL_SECONDS = 0.02
 
 T = TypeVar("T")
 
-_KINDS = {
-    "passphrase": WrappedKind.PASSPHRASE,
-    "key file": WrappedKind.KEY_FILE,
-}
-_WORDS = {kind: word for word, kind in _KINDS.items()}
+_KINDS = {word: kind for kind, word in WORDS.items()}
 
 
 class KeyMethods:
@@ -105,6 +114,7 @@ class KeyMethods:
         return {
             "key-list": self.list,
             "key-find": self.find,
+            "key-ways": self.ways,
             "key-add": self.add,
             "key-change": self.change,
             "key-remove": self.remove,
@@ -129,39 +139,48 @@ class KeyMethods:
         """The key of an inode, or of a name. Raises NoSuchKey, NotEncrypted."""
         return json_values(self._report(self._key_id(inode, name, path)))
 
-    async def add(self, name: str, secret: str, kind: str) -> dict[str, Any]:
-        """Make a key, or add one more way to unlock a key that is unlocked. Raises BadKeyName,
-        BadSecret, NoKey, OSError."""
-        check_name(name)
-        new = _secret(secret, kind)
+    async def ways(self, name: str, secret: str, kind: str) -> dict[str, Any]:
+        """A key, with those ways only that a secret unlocks. Raises NoSuchKey, BadSecret, LostKey,
+        WrongKey, OSError."""
+        given = _secret(secret, kind)
         async with self._turn:
-            key_id = self._named(name)
-            if key_id is not None:
-                await self._add_way(self._name(key_id) or name, key_id, new)
-                return json_values(self._report(key_id))
+            key_id = self._key_id(None, name)
             slot = self._slot()
             try:
-                key_id = self._keyring.secrets.generate(slot)
-                await self._add_wrapped(name, key_id, new, slot)
-            except BaseException:
+                found = await self._unlocked_by(key_id, given, slot)
+            finally:
                 self._keyring.give_back(slot)
-                raise
-            self._keyring.keep_master(slot)
-            return json_values(self._report(key_id))
+            if not found:
+                raise self._why_not(key_id, given)
+            return json_values(self._report(key_id, found))
+
+    async def add(self, name: str, secret: str, kind: str, salt: str) -> dict[str, Any]:
+        """Make a key, or add one more way to unlock a key that is unlocked, unless the secret
+        unlocks it already. Raises BadKeyName, BadSecret, NoKey, OSError."""
+        check_name(name)
+        new, own = _secret(secret, kind), _salt(salt)
+        async with self._turn:
+            key_id = self._named(name)
+            if key_id is None:
+                key_id = await self._make_key(name, new, own)
+            elif self._has_way(key_id, own):
+                await self._unlock_made(key_id, new)
+            else:
+                await self._add_way(self._name(key_id) or name, key_id, new, own)
+            return json_values(Added(self._report(key_id), self._has_way(key_id, own)))
 
     async def change(
         self, name: str, secret: str, kind: str, new_secret: str, new_kind: str, salt: str
     ) -> dict[str, Any]:
         """Replace the way that a secret unlocks by another, and what the new one unlocked already,
-        too. `salt` is random hexadecimal digits of this request alone. Raises NoSuchKey, BadSecret,
-        SameSecret, LostKey, WrongKey, OSError."""
+        too. Raises NoSuchKey, BadSecret, SameSecret, LostKey, WrongKey, OSError."""
         old, new, own = _secret(secret, kind), _secret(new_secret, new_kind), _salt(salt)
         async with self._turn:
             key_id = self._key_id(None, name)
             if old == new:
                 raise SameSecret(name=name, kind=new_kind)
             ways = self._store.of_key(key_id)
-            if any(way.wrapped and way.wrapped.salt == own for way in ways):
+            if self._has_way(key_id, own):
                 # A daemon that has died has done it, and has answered nobody.
                 return json_values(self._report(key_id))
             slot = self._slot()
@@ -181,39 +200,25 @@ class KeyMethods:
             return json_values(self._report(key_id))
 
     async def remove(
-        self, name: str, secret: str | None = None, kind: str = "passphrase",
-        way: int | None = None, is_forced: bool = False,
-    ) -> dict[str, Any]:  # fmt: skip
-        """Remove one way to unlock a key: that of a number, or that which a secret unlocks; with
-        neither, the only one. The last one only if that is forced. Raises NoSuchKey, BadSecret,
-        WrongKey, LastWay, OSError."""
+        self, name: str, key_id: str, ways: tuple[KeyWay, ...], is_forced: bool = False
+    ) -> dict[str, Any]:
+        """Remove these ways to unlock a key, as far as they are still there; the last one only if
+        that is forced. Raises BadKeyName, NoSuchKey, LastWay, OSError."""
+        check_name(name)
+        id_ = _id(key_id)
         async with self._turn:
-            key_id = self._key_id(None, name)
-            ways = self._store.of_key(key_id)
-            if secret is not None:
-                wanted = _secret(secret, kind)
-                slot = self._slot()
-                try:
-                    chosen = await self._unlocked_by(key_id, wanted, slot)
-                finally:
-                    self._keyring.give_back(slot)
-                if not chosen:
-                    raise self._why_not(key_id, wanted)
-            elif way is not None:
-                chosen = [each for each in ways if each.number == way]
-                if not chosen:
-                    raise NoSuchWay(name=name, way=way)
-            else:
-                chosen = ways
-                if len(ways) > 1 and not is_forced:
-                    raise WhichWay(name=name, count=len(ways))
-            left = [each for each in ways if each not in chosen and each.wrapped]
-            if not left and not is_forced:
-                raise LastWay(name=name)
-            self._storing(partial(self._store.remove, chosen))
-            if not self._store.of_key(key_id) and self._keyring.is_unlocked(key_id):
-                self._lost_names[key_id] = name
-            return json_values(self._report(key_id))
+            there = self._store.of_key(id_)
+            # A way that came later has another time, though it may have got the number.
+            named = {(way.number, way.created_ns) for way in ways}
+            chosen = [way for way in there if (way.number, way.created_ns) in named]
+            if chosen:
+                if not is_forced and not any(way.wrapped for way in there if way not in chosen):
+                    raise LastWay(name=name)
+                self._storing(partial(self._store.remove, chosen))
+            is_lost = not self._store.of_key(id_) and self._keyring.is_unlocked(id_)
+            if is_lost and name != key_id:
+                self._lost_names[id_] = name
+            return json_values(self._report(id_))
 
     async def encrypt(self, inode: int, name: str, path: str) -> dict[str, Any]:
         """Encrypt an empty directory with a key. Raises NoSuchKey, NoKey, CannotEncrypt."""
@@ -241,15 +246,17 @@ class KeyMethods:
             slot = self._slot()
             try:
                 await self._unwrap(key_id, given, slot)
+                await read_kept(self._fs)
             except BaseException:
                 self._keyring.give_back(slot)
                 raise
             if self._keyring.is_unlocked(key_id):
                 self._keyring.give_back(slot)
             else:
+                # Nothing is awaited in between, so no name comes that is not forgotten.
                 kept = kept_of(self._fs, key_id)
                 self._keyring.keep_master(slot)
-                await forget(self._handlers.notifier, kept)
+                await forget(self._handlers.notifier, kept, lambda _, stored: encoded(stored))
             return json_values(self._report(key_id))
 
     async def lock(
@@ -265,12 +272,14 @@ class KeyMethods:
                 return json_values(Locked(key, key_id.hex(), was_locked=True))
             if not is_forced and not any(way.wrapped for way in self._store.of_key(key_id)):
                 raise NoWayLeft(name=key)
+            await read_kept(self._fs)
             await self._wait_until_closed(key_id, key)
-            # Nothing is awaited in between, so nothing else is opened.
+            # Nothing is awaited in between, so nothing else is opened, and no name comes that is
+            # not forgotten.
             kept = kept_of(self._fs, key_id)
             self._keyring.begin_lock(key_id)
             try:
-                await forget(self._handlers.notifier, kept)
+                await forget(self._handlers.notifier, kept, self._fs.store.sealing.plain_name)
             except BaseException:
                 self._keyring.keep_unlocked(key_id)
                 raise
@@ -287,16 +296,20 @@ class KeyMethods:
             raise NoSecretMemory(why=sentence_of(error)) from None
 
     def _key_id(self, inode: int | None, name: str | None, path: str = "") -> bytes:
-        """The key of a name, or of an inode. Raises NoSuchKey, NotEncrypted, OSError."""
+        """The key of a name, or of an inode. Raises NoSuchKey, NotEncrypted, NoSuchSource."""
         if name is not None:
             key_id = self._named(name)
             if key_id is None:
                 raise NoSuchKey(name=name)
             return key_id
         number = ROOT if inode is None else inode
-        transform = self._fs.inode(number).transform
+        shown = path or f"inode {number}"
+        try:
+            transform = self._fs.inode(number).transform
+        except OSError as error:
+            raise NoSuchSource(path=shown, why=sentence_of(error)) from None
         if transform is None or not any(transform.key_id):
-            raise NotEncrypted(path=path or f"inode {number}")
+            raise NotEncrypted(path=shown)
         return transform.key_id
 
     def _named(self, name: str) -> bytes | None:
@@ -316,9 +329,37 @@ class KeyMethods:
         if not self._keyring.is_unlocked(key_id):
             raise NoKey(name=name)
 
-    async def _add_way(self, name: str, key_id: bytes, new: Secret) -> None:
-        """Add one more way to a key that is unlocked, unless the secret unlocks it already: a
-        daemon that has died may have done it, and have answered nobody."""
+    def _has_way(self, key_id: bytes, own: bytes) -> bool:
+        """Whether a request with this salt has added a way to unlock a key."""
+        return any(way.wrapped and way.wrapped.salt == own for way in self._store.of_key(key_id))
+
+    async def _make_key(self, name: str, new: Secret, own: bytes) -> bytes:
+        """Make a key, which is unlocked then; its ID."""
+        slot = self._slot()
+        try:
+            key_id = self._keyring.secrets.generate(slot)
+            await self._add_wrapped(name, key_id, new, slot, own)
+        except BaseException:
+            self._keyring.give_back(slot)
+            raise
+        self._keyring.keep_master(slot)
+        return key_id
+
+    async def _unlock_made(self, key_id: bytes, new: Secret) -> None:
+        """Unlock a key that was made for this secret by a daemon that died before it unlocked
+        it."""
+        if self._keyring.is_unlocked(key_id):
+            return
+        slot = self._slot()
+        try:
+            await self._unwrap(key_id, new, slot)
+        except BaseException:
+            self._keyring.give_back(slot)
+            raise
+        self._keyring.keep_master(slot)
+
+    async def _add_way(self, name: str, key_id: bytes, new: Secret, own: bytes) -> None:
+        """Add one more way to a key that is unlocked, unless the secret unlocks it already."""
         self._check_unlocked(key_id, name)
         slot = self._slot()
         try:
@@ -327,10 +368,12 @@ class KeyMethods:
                 return
         finally:
             self._keyring.give_back(slot)
-        await self._add_wrapped(name, key_id, new, self._keyring.slot_of(key_id))
+        await self._add_wrapped(name, key_id, new, self._keyring.slot_of(key_id), own)
 
-    async def _add_wrapped(self, name: str, key_id: bytes, new: Secret, slot: int) -> None:
-        value = await self._in_thread(wrapped, name, key_id, new, self._keyring.secrets, slot)
+    async def _add_wrapped(
+        self, name: str, key_id: bytes, new: Secret, slot: int, own: bytes
+    ) -> None:
+        value = await self._in_thread(wrapped, name, key_id, new, self._keyring.secrets, slot, own)
         self._storing(partial(self._store.add, key_id, value))
 
     async def _unlocked_by(self, key_id: bytes, secret: Secret, slot: int) -> Sequence[Way]:
@@ -355,11 +398,11 @@ class KeyMethods:
         ways = self._store.of_key(key_id)
         if not ways:
             return LostKey(key_id=key_id.hex())
-        word = _WORDS[secret.kind]
+        word = WORDS[secret.kind]
         if any(way.wrapped and way.wrapped.kind == secret.kind for way in ways):
             why = f"the {word} is wrong"
         elif any(way.wrapped for way in ways):
-            other = next(_WORDS[k] for k in _WORDS if k is not secret.kind)
+            other = next(WORDS[k] for k in WORDS if k is not secret.kind)
             why = f"it has a {other}, and no {word}"
         else:
             why = f"what is stored of it is damaged: {ways[0].problem}"
@@ -402,24 +445,18 @@ class KeyMethods:
         pids = ", ".join(map(str, sorted(set().union(*opened.values()))))
         raise KeyInUse(name=name, why=f"{files} open; opened by process {pids}")
 
-    def _report(self, key_id: bytes) -> KeyReport:
-        ways = self._store.of_key(key_id)
-        return KeyReport(
-            name=self._name(key_id),
-            key_id=key_id.hex(),
+    def _report(self, key_id: bytes, ways: Sequence[Way] | None = None) -> KeyReport:
+        """What is said of a key, with all ways to unlock it or with some."""
+        return key_report(
+            key_id, self._store.of_key(key_id) if ways is None else ways,
             is_unlocked=self._keyring.is_unlocked(key_id),
-            ways=tuple(
-                KeyWay(way.number, _WORDS[WrappedKind(way.wrapped.kind)], way.wrapped.created_ns)
-                if way.wrapped
-                else KeyWay(way.number, "damaged", 0, way.problem)
-                for way in ways
-            ),
-        )
+            name=self._lost_names.get(key_id, ""),
+        )  # fmt: skip
 
 
 def check_name(name: str) -> None:
     """Raise BadKeyName for what can't name a key."""
-    encoded = name.encode(errors="surrogateescape")
+    encoded = name.encode(errors="surrogatepass")
     for is_wrong, why in (
         (not name, "it is empty"),
         (len(encoded) > MOST_NAME_BYTES, f"it has more than {MOST_NAME_BYTES} bytes"),
@@ -439,6 +476,17 @@ def _secret(text: str, kind: str) -> Secret:
         raise BadSecret(what="this", why=f"its kind is none of {', '.join(_KINDS)}")
     check_secret(raw, kind)
     return Secret(_KINDS[kind], raw)
+
+
+def _id(digits: str) -> bytes:
+    """Raises NoSuchKey."""
+    try:
+        key_id = bytes.fromhex(digits)
+    except ValueError:
+        key_id = b""
+    if len(key_id) != KEY_ID_BYTES:
+        raise NoSuchKey(name=digits)
+    return key_id
 
 
 def _salt(digits: str) -> bytes:

@@ -26,14 +26,24 @@ from dataclasses import dataclass
 
 from pmemfs.clock import AccessTimes
 from pmemfs.dataplane import layouts
-from pmemfs.dataplane.layouts import EXTENT, EXTENT_ARENA_BYTES, Extent, ExtentFlags
+from pmemfs.dataplane.layouts import (
+    EXTENT,
+    EXTENT_ARENA_BYTES,
+    PIECE_BYTES_SHIFT,
+    PIECE_CHECKSUM_SHIFT,
+    PIECE_ID_SHIFT,
+    Extent,
+    ExtentFlags,
+)
 from pmemfs.dataplane.tables import Grace, SharedMemory
 from pmemfs.fuse.encode import attr_out
 from pmemfs.fuse.handlers.privileges import has_privileges
 from pmemfs.media.inode import SIZE_LIMIT_BYTES
+from pmemfs.media.transform import PIECE_FRAMES, StoredPiece
 from pmemfs.pfn import PAGE_SHIFT
 from pmemfs.units import KIB
 from pmemfs.volume.base import Attributes
+from pmemfs.volume.fs.extents import frames_of
 from pmemfs.volume.fs.filesystem import FileSystem
 from pmemfs.volume.fs.inode import FIXED, Inode
 from pmemfs.volume.fs.packed import Batch
@@ -46,6 +56,9 @@ _MOST_EXTENTS = EXTENT_ARENA_BYTES // 8 // EXTENT.size_bytes
 """The limit for one file, so that it can't push out all others."""
 _EXTENTS_A_REQUEST = 64
 """How many extents can be published in the time that one request takes."""
+_FIRST_REACH, _MOST_REACH = 256, 16384
+"""Of a file with many pieces, so many are shown to workers at first (32 MiB of it) and at most
+(2 GiB)."""
 _GRACES_KEPT = 64
 
 
@@ -191,20 +204,51 @@ class _Demand:
     is_wanted: bool = False
     patience: int = 0
     """How many requests are answered here before it is published again."""
+    reach: int = 0
+    """How many pieces workers are shown."""
+    window: range = range(0)
+    """The frames whose pieces workers are shown."""
+
+    def move_window(self, end: int, end_of_file: int) -> None:
+        """Show pieces around the end of a read that came here, twice as many as the last time.
+
+        So what it costs to show them stays a small part of what was read, and who only looks at
+        the first bytes of large files doesn't pay for all of their pieces.
+        """
+        self.reach = min(max(2 * self.reach, _FIRST_REACH), _MOST_REACH)
+        frames = self.reach * PIECE_FRAMES
+        start = (end - 1) // frames * frames if frames < end_of_file else 0
+        self.window = range(start, start + frames)
 
 
-def _extents_of(inode: Inode, packing: Batch | None) -> list[Extent]:
-    """What a table says of the content of a file of which some is perhaps being compressed."""
+def _extents_of(inode: Inode, packing: Batch | None, window: range) -> list[Extent]:
+    """What a table says of the content of a file of which some is perhaps being compressed.
+
+    Only in a window of it is each piece an extent of its own, which a worker can decompress.
+    """
     extents = [Extent(e.index, e.pfn, e.frame_count, 0) for e in inode.extents]
     if packing:
         extents = [part for extent in extents for part in _without(extent, packing.ranges)]
     if inode.pieces:
         extents += [
             Extent(low, 0, high - low, ExtentFlags.FORWARDED)
-            for low, high in compressed_ranges(inode, 0, SIZE_LIMIT_BYTES >> PAGE_SHIFT)
+            for start, end in ((0, window.start), (window.stop, SIZE_LIMIT_BYTES >> PAGE_SHIFT))
+            for low, high in compressed_ranges(inode, start, end)
+        ]
+        extents += [
+            _piece_extent(index, piece)
+            for index, piece in inode.pieces_in(window.start, len(window))
         ]
         extents.sort(key=lambda extent: extent.index)
     return extents
+
+
+def _piece_extent(index: int, piece: StoredPiece) -> Extent:
+    flags = (
+        ExtentFlags.FORWARDED.value | piece.id << PIECE_ID_SHIFT
+        | piece.stored_bytes << PIECE_BYTES_SHIFT | piece.checksum << PIECE_CHECKSUM_SHIFT
+    )  # fmt: skip
+    return Extent(index, piece.pfn, piece.frame_count, flags)
 
 
 def _without(extent: Extent, forwarded: Mapping[int, int]) -> Iterator[Extent]:
@@ -252,10 +296,30 @@ class Publisher:
     def was_read(self, ino: int, end_bytes: int) -> None:
         """A read came here that asked for bytes up to `end_bytes`."""
         demand = self._demands.get(ino)
-        if demand and not self._tables.is_published(ino):
+        if not demand:
+            return
+        end = frames_of(end_bytes)
+        if not self._tables.is_published(ino):
             if not demand.is_wanted and end_bytes < self._fs.attributes(ino).size_bytes:
                 demand.is_wanted = True
+            if demand.is_wanted and end - 1 not in demand.window:
+                self._move_window(ino, demand, end)
             self._publish(ino, demand)
+        elif end - 1 not in demand.window:
+            if demand.patience and demand.reach == _MOST_REACH:
+                # It stays published as it is.
+                demand.patience -= 1
+            elif self._move_window(ino, demand, end):
+                demand.patience = 0
+                self._publish(ino, demand)
+
+    def _move_window(self, ino: int, demand: _Demand, end: int) -> bool:
+        """Show workers the pieces where a file is read; whether that is others than before."""
+        inode = self._fs.frames.file(ino)
+        if not inode.pieces_in(end - 1, 1):
+            return False
+        demand.move_window(end, inode.end)
+        return True
 
     def was_written(self, ino: int, length_bytes: int) -> None:
         """A write came here and was done."""
@@ -310,7 +374,7 @@ class Publisher:
             self._tables.withdraw(ino)
             return
         reads_count_after_ns = self._fs.show_accessed(ino)
-        extents = _extents_of(frames.file(ino), frames.packed.packing.get(ino))
+        extents = _extents_of(frames.file(ino), frames.packed.packing.get(ino), demand.window)
         demand.patience = len(extents) // _EXTENTS_A_REQUEST
         self._tables.publish(
             ino, attributes.size_bytes, extents, live_offset=self._fs.live_line(ino),

@@ -246,8 +246,9 @@ class NativeSession(Session):
         self._door = door
         self._names = served.names
         self._forwarded = ForwardedRequests(
-            door, settings.longest_bytes, once, unanswered, served.bring, self._names
-        )
+            door, settings.longest_bytes, once, unanswered, served.bring,
+            served.fs.frames.packed.note_hot if served.fs else None, self._names,
+        )  # fmt: skip
         self._notices = Notices(sockets.notices)
         self._notices.speak_for(self.served.handlers.notifier)
         unanswered.tell_kernel()

@@ -15,6 +15,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from pmemfs.dataplane.tables import SharedMemory
@@ -28,6 +29,7 @@ from pmemfs.fuse.encode import (
     entry_out,
     open_out,
     statx_out,
+    take_stored,
 )
 from pmemfs.fuse.handlers.attributes import Change
 from pmemfs.fuse.handlers.directories import Listed
@@ -264,18 +266,21 @@ class WireDoor:
 
     def _list(self, request: Request, *, with_attributes: bool) -> Answer:
         handle, start, size, *_ = _head(wire.READ_IN, request)
-        answer = bytearray()
+        answer, room = bytearray(), min(size, self._terms.max_write)
 
         def take(listed: Listed) -> bool:
             entry = dirent(listed.ino, listed.position, listed.type, listed.name)
             if with_attributes:
                 entry = direntplus(listed.attributes, entry)
-            if len(answer) + len(entry) > min(size, self._terms.max_write):
+            if len(answer) + len(entry) > room:
                 return False
             answer.extend(entry)
             return True
 
-        self._handlers.directories.listing(handle, start, take, with_attributes=with_attributes)
+        self._handlers.directories.listing(
+            handle, start, take, with_attributes=with_attributes,
+            take_stored=partial(take_stored, answer, room) if with_attributes else None,
+        )  # fmt: skip
         return bytes(answer)
 
     def _releasedir(self, request: Request) -> Answer:

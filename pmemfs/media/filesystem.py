@@ -37,8 +37,8 @@ CHUNK_LINE_BYTES = CHUNK_FRAMES // 8
 HEAD_FRAME = 2
 JOURNAL_FRAME = 3
 FIRST_INODES_FRAME = 4
-_KEPT_IN_GROUP = 2
-_KEPT_IN_FIRST_GROUP = 4
+KEPT_IN_GROUP = 2
+KEPT_IN_FIRST_GROUP = 4
 LEAST_FRAMES = 16
 
 
@@ -133,7 +133,7 @@ class Geometry(NamedTuple):
 
     def kept_of(self, group: int) -> int:
         """How many frames at its start a group keeps for itself: bitmaps, and in group 0 more."""
-        kept = _KEPT_IN_FIRST_GROUP if group == 0 else _KEPT_IN_GROUP
+        kept = KEPT_IN_FIRST_GROUP if group == 0 else KEPT_IN_GROUP
         return min(kept, self.frames_of(group))
 
     def offset_of(self, frame: int) -> int:

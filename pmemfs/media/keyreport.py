@@ -42,6 +42,14 @@ class KeyReports(NamedTuple):
     keys: tuple[KeyReport, ...]
 
 
+class Added(NamedTuple):
+    """A key, after something was to unlock it."""
+
+    key: KeyReport
+    is_new_way: bool
+    """Whether this request added the way; otherwise the secret unlocked the key before."""
+
+
 class Locked(NamedTuple):
     """A key that is locked."""
 

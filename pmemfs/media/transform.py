@@ -36,6 +36,8 @@ from pmemfs.pfn import FRAME_BYTES
 
 PIECE_FRAMES = 32
 """128 KiB: a larger piece hardly shrinks more, and a small read from it costs more."""
+HOT_SECONDS = 3
+"""A piece that was read in so many different seconds is hot, and better plain."""
 TAG_BYTES = 16
 """What encryption adds to a name or value (the SIV, which is also its checksum)."""
 

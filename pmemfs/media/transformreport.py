@@ -50,8 +50,8 @@ class CompressionReport(NamedTuple):
     made_plain_count: int
     """Pieces that were made plain again."""
     decompressed_count: int
-    """Reads of a piece that had to decompress it."""
+    """Reads of a piece that came to the daemon, which had to decompress it."""
     hit_count: int
-    """Reads of a piece whose plain bytes were kept since the last one."""
+    """The same, when it had the plain bytes still."""
     kept_bytes: int
     """The plain bytes that are kept now."""

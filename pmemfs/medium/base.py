@@ -69,6 +69,12 @@ class Medium(ABC):
         `check_touched` after the touches: until then the view shows zeroes where memory is bad.
         """
 
+    @property
+    def sparse_fd(self) -> int:
+        """The descriptor to read from where memory may have holes, of which a view must not be
+        touched; -1 if all of it may be touched."""
+        return -1
+
     @abstractmethod
     def has_faulted(self) -> bool:
         """Whether this thread has touched bad memory since its last `check_touched`."""

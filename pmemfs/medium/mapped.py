@@ -169,6 +169,10 @@ class MappedMedium(Medium):
     def view(self, offset_bytes: int, length_bytes: int) -> memoryview:
         return self._memory[offset_bytes : offset_bytes + length_bytes]
 
+    @property
+    def sparse_fd(self) -> int:
+        return -1 if self.reserved else self._fd
+
     def has_faulted(self) -> bool:
         return has_faulted(self._owner)
 

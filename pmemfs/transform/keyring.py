@@ -6,8 +6,9 @@ slots, so the slot of the file that was used least recently is given to another 
   Otherwise a worker would store one file's bytes under the key of another file;
 - all that counts is in secret memory, which outlives this process. So whoever takes the mount over
   has the same keys in the same slots, and the tables of files go on to count;
-- a key that is being locked gives out no slot any more, also while what it has given out still
-  counts. Otherwise a request that comes meanwhile would bring back what is being forgotten.
+- a key that is being locked gives out no slot to a request any more, also while what it has given
+  out still counts. Otherwise a request that comes meanwhile would bring back what is being
+  forgotten.
 """
 
 from __future__ import annotations
@@ -124,7 +125,8 @@ class Keyring:
                 self._slots[(*secrets.file_of(slot), kind)] = slot
             else:
                 # The others are for this process alone, and are derived anew. A slot that is free
-                # may have what an earlier process was about to put there.
+                # may have what an earlier process was about to put there, and one that was only
+                # tried has a key that may be locked.
                 self.give_back(slot)
 
     @property
@@ -143,18 +145,16 @@ class Keyring:
 
     def slot_of(self, key_id: bytes) -> int:
         """The slot of a master key. Raises OSError (ENOKEY) if it is locked."""
-        slot = self._masters.get(key_id)
-        if slot is None or key_id in self._locking:
-            raise system_error(errno.ENOKEY)
-        return slot
+        return self._slot_of(key_id, while_locking=False)
 
     def file_slot(self, inode: Sealed) -> int:
         """The slot of the key of a file's content. Raises OSError (ENOKEY)."""
         return self._slot(inode, FILE)
 
-    def names_slot(self, inode: Sealed) -> int:
-        """The slot of the key of a directory's names. Raises OSError (ENOKEY)."""
-        return self._slot(inode, NAMES)
+    def names_slot(self, inode: Sealed, *, while_locking: bool = False) -> int:
+        """The slot of the key of a directory's names; if wanted also between `begin_lock` and
+        `lock`, which wipes it. Raises OSError (ENOKEY)."""
+        return self._slot(inode, NAMES, while_locking=while_locking)
 
     def values_slot(self, inode: Sealed) -> int:
         """The slot of the key of a link's target and of an inode's extended attributes. Raises
@@ -173,6 +173,7 @@ class Keyring:
         if key_id in self._masters:
             self.give_back(slot)
         else:
+            self.secrets.keep(slot)
             self._masters[key_id] = slot
         return key_id
 
@@ -211,10 +212,10 @@ class Keyring:
             known.clear()
         self._free = list(reversed(range(SLOT_COUNT)))
 
-    def _slot(self, inode: Sealed, kind: int) -> int:
+    def _slot(self, inode: Sealed, kind: int, *, while_locking: bool = False) -> int:
         transform = inode.transform
         assert transform is not None
-        master = self.slot_of(transform.key_id)
+        master = self._slot_of(transform.key_id, while_locking=while_locking)
         owner = inode.number, inode.generation, kind
         if self._keys.get(owner, transform) != transform:
             # An operation that failed had made an inode, and the next one has its number and its
@@ -230,6 +231,12 @@ class Keyring:
         # At the end, as the one that was used last.
         self._slots[owner] = slot
         self._keys[owner] = transform
+        return slot
+
+    def _slot_of(self, key_id: bytes, *, while_locking: bool) -> int:
+        slot = self._masters.get(key_id)
+        if slot is None or (key_id in self._locking and not while_locking):
+            raise system_error(errno.ENOKEY)
         return slot
 
     def _take(self) -> int:

@@ -4,6 +4,7 @@ SLOT_COUNT: int
 FREE: int
 MASTER: int
 FILE: int
+TRIED: int
 WRAPPED_BYTES: int
 SIV_OVERHEAD_BYTES: int
 KEY_ID_BYTES: int
@@ -36,6 +37,7 @@ class Secrets:
         wrapped: bytes,
         aad: bytes,
     ) -> bool: ...
+    def keep(self, slot: int) -> None: ...
     def derive(
         self,
         from_slot: int,

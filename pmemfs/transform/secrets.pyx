@@ -32,8 +32,9 @@ cdef extern from "string.h" nogil:
     void explicit_bzero(void *memory, size_t length)
 
 SLOT_COUNT = SECRETS_COUNT
-FREE, MASTER, FILE = 0, 1, 2
-"""Kinds of slots. Other kinds of derived keys may have higher numbers."""
+FREE, MASTER, FILE, TRIED = 0, 1, 2, 5
+"""Kinds of slots: a master key is TRIED until `keep`. Other kinds of derived keys may have other
+numbers."""
 WRAPPED_BYTES = SIV_BYTES + KEY_BYTES
 SIV_OVERHEAD_BYTES = SIV_BYTES
 KEY_ID_BYTES = 16
@@ -43,6 +44,7 @@ SCRYPT_LIMIT_BYTES = 1 << 30
 cdef enum:
     MASTER_KIND = 1
     FILE_KIND = 2
+    TRIED_KIND = 5
     OWNER_BYTES = 16
 
 cdef bytes _ID_INFO = b"pmemfs key id"
@@ -142,7 +144,7 @@ cdef class Secrets:
         cdef uint8_t wrapping[64]
         cdef uint8_t wrapped[80]
         cdef bint works
-        if found.kind != MASTER_KIND:
+        if not _is_master(found):
             raise KeyError(slot)
         _make_wrapping(wrapping, secret, salt, log2_n, r, p)
         works = siv_encrypt(wrapping, aad, <size_t>len(aad), found.key, KEY_BYTES, wrapped)
@@ -171,6 +173,14 @@ cdef class Secrets:
             self._name_master(into)
         return is_right
 
+    def keep(self, int slot) -> None:
+        """The master key in a slot is unlocked from now on, also for another process that takes
+        over."""
+        cdef secret_t *found = self._slot(slot)
+        if not _is_master(found):
+            raise KeyError(slot)
+        found.kind = MASTER_KIND
+
     # Derived keys
 
     def derive(self, int from_slot, int to_slot, bytes info not None, *, uint64_t inode=0,
@@ -180,7 +190,8 @@ cdef class Secrets:
         cdef secret_t *source = self._slot(from_slot)
         cdef secret_t *into = self._slot(to_slot)
         cdef uint64_t[2] owner = [inode, generation]
-        if source.kind != MASTER_KIND or from_slot == to_slot or kind <= MASTER_KIND:
+        if (not _is_master(source) or from_slot == to_slot or kind <= MASTER_KIND
+                or kind == TRIED_KIND):
             raise KeyError(from_slot)
         into.kind = 0
         if len(info) > INFO_LIMIT:
@@ -258,8 +269,12 @@ cdef class Secrets:
         _demand(hkdf(into.key, KEY_BYTES, NULL, 0, info, <size_t>len(_ID_INFO), name))
         memcpy(into.owner, name, OWNER_BYTES)
         into.serial += 1
-        into.kind = MASTER_KIND
+        into.kind = TRIED_KIND
         return bytes(name[:OWNER_BYTES])
+
+
+cdef bint _is_master(secret_t *found) noexcept:
+    return found.kind == MASTER_KIND or found.kind == TRIED_KIND
 
 
 cdef int _make_wrapping(uint8_t *into, bytes secret, bytes salt, unsigned log2_n, unsigned r,

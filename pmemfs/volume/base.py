@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import errno
 from abc import abstractmethod
-from collections.abc import Collection, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, Union
 
 from pmemfs.errors import system_error
@@ -64,6 +64,24 @@ class NewInode(NamedTuple):
     rdev: int = 0
     target: bytes = b""
     xattrs: tuple[tuple[bytes, bytes], ...] = ()
+
+
+class StoredListing(NamedTuple):
+    """A directory's entries, and where what they lead to is stored: enough to list it with
+    attributes without any object of an inode."""
+
+    words: dict[bytes, int]
+    """For each name its inode and the type of that, as `volume.fs.entries` has them. They may
+    change with the next operation."""
+    memory: memoryview
+    """The data zone. Ask `has_faulted` after each use: what was read of bad memory is zeroes."""
+    first_pfn: int
+    """Of the data zone."""
+    sparse_fd: int
+    """As `Medium.sparse_fd`."""
+    counts: memoryview
+    """How often each inode is held, a word for each number."""
+    has_faulted: Callable[[], bool]
 
 
 class Room(NamedTuple):
@@ -124,6 +142,11 @@ class Volume(Protocol):
     ) -> tuple[bytes, int, int] | None:
         """An entry, if it is there still: its name, its inode and the type of that (DT_*). The
         inode is read only if the entry is to be followed."""
+
+    def stored_listing(self, number: int) -> StoredListing | None:
+        """A directory whose entries may be listed from what is stored; None if only `listed` and
+        `attributes` can tell what it has."""
+        return None
 
     @abstractmethod
     def has_entry(self, number: int, name: bytes) -> int | None:

@@ -24,6 +24,7 @@ from pmemfs.pool.label_check import (
     zone_findings,
 )
 from pmemfs.pool.labels import read_labels
+from pmemfs.text import counted
 from pmemfs.volume.fs.check import check_filesystem
 from pmemfs.volume.fs.findings import Problem, Progress, Verdict
 from pmemfs.volume.fs.repair import doable, repair_filesystem, say_left
@@ -158,7 +159,18 @@ def _filesystem_findings(verdict: Verdict) -> list[Finding]:
         f"{verdict.other_count} others; {verdict.used_frames} frames in use, "
         f"{verdict.leaked_frames} leaked"
     )
-    return [*findings, Finding("file system", False, summary)]
+    return [*findings, *_key_findings(verdict), Finding("file system", False, summary)]
+
+
+def _key_findings(verdict: Verdict) -> list[Finding]:
+    """Whether the master keys themselves are sound, only who unlocks them can tell."""
+    if not verdict.way_count:
+        return []
+    keys = counted(verdict.key_count, "key", "keys")
+    ways = counted(verdict.way_count, "way", "ways")
+    return [
+        Finding("keys", False, f"{keys}, {ways} to unlock, {verdict.damaged_way_count} damaged")
+    ]
 
 
 def _problem_finding(problem: Problem) -> Finding:

@@ -16,7 +16,7 @@ from benchmark.report import BASES, Run, Spread, SubjectState, Workload, summari
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-WIDTH_INCHES, HEIGHT_INCHES, DOTS_PER_INCH = 16, 6.8, 100
+LEAST_WIDTH_INCHES, CELL_WIDTH_INCHES, HEIGHT_INCHES, DOTS_PER_INCH = 16, 1.2, 6.8, 100
 GROUP_WIDTH = 0.84
 LABEL_CHARACTERS = 20
 # colours that stay apart for colour-blind readers (Okabe and Ito), and two greys
@@ -60,7 +60,8 @@ def draw(
     names = [one.name for one in subjects if any(name == one.name for _, name in ratios)]
     if not shown:
         raise BenchError(f"no chart: it takes {' or '.join(bases)} and one more subject to compare")
-    figure = Figure(figsize=(WIDTH_INCHES, HEIGHT_INCHES), dpi=DOTS_PER_INCH, layout="constrained")
+    width_inches = max(LEAST_WIDTH_INCHES, CELL_WIDTH_INCHES * len(shown))
+    figure = Figure(figsize=(width_inches, HEIGHT_INCHES), dpi=DOTS_PER_INCH, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     bar_width = GROUP_WIDTH / len(names)

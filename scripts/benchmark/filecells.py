@@ -1,8 +1,10 @@
-"""Workloads over many files, and over one that grows. A cell is one phase of ``files.c``.
+"""Workloads over many files, and over one that grows. A cell is one phase of ``files.c``, or a
+program on a tree of source files.
 
 Invariants: names are unique; the cells of one series are measured one after the other on one
-subject, in their order, for each needs what the one before it left behind. The cells of metadata
-with one number of callers are a series, and run wholly even where only one of them was asked for.
+subject, in their order, for each needs what the one before it left behind. A series runs wholly
+even where only one of its cells was asked for, and leaves nothing behind. No cell needs what a cell
+leaves that not all subjects of the series can do.
 """
 
 from collections.abc import Sequence
@@ -12,9 +14,16 @@ from typing import Literal
 from benchmark.cells import KIB, MIB
 
 Operation = Literal[
-    "create", "stat", "list", "rename", "mkdir", "rmdir", "symlink", "link", "unlink", "new", "over"
-]
+    "create", "stat", "list", "rename", "mkdir", "rmdir", "symlink", "link", "unlink",
+    "mail", "mail-fsync", "untar", "git-status", "rm", "new", "over",
+]  # fmt: skip
 FILE_SYSTEMS = ("fs", "fuse2fs", "ext4", "tmpfs")
+# examples of libfuse; memfs_ll has no symbolic links, and git dies where it maps files of it
+PASSTHROUGH = ("passthrough_hp", "passthrough_hp-uring")
+MEMFS = ("memfs_ll", "memfs_ll-uring")
+# fuse2fs is left out where it would take minutes
+WITHOUT_MEMFS = ("fs", *PASSTHROUGH, "ext4", "tmpfs")
+MANY_FILES = (*WITHOUT_MEMFS, *MEMFS)
 CREATED_BYTES = 4 * KIB
 # the file that grows takes one in so many bytes of the working set
 PARTS_OF_WORKING_SET = {MIB: 4, 4 * KIB: 16}
@@ -39,8 +48,11 @@ class FileCell:
         return subject in self.subjects
 
 
-def _metadata_cells(callers: int) -> tuple[FileCell, ...]:
-    who = f"{callers} caller{'s' if callers > 1 else ''}"
+def _callers(count: int) -> str:
+    return f"{count} caller{'s' if count > 1 else ''}"
+
+
+def _phase_cells(callers: int) -> tuple[FileCell, ...]:
     phases: tuple[tuple[str, Operation, str, bool], ...] = (
         ("create", "create", "create, write 4 KiB, close", False),
         ("stat", "stat", "stat of files just made", False),
@@ -56,14 +68,58 @@ def _metadata_cells(callers: int) -> tuple[FileCell, ...]:
     return tuple(
         FileCell(
             name=f"{name}-{callers}",
-            group=f"many small files, {who}",
+            group=f"many small files, {_callers(callers)}",
             caption=caption,
-            series=who,
+            series=_callers(callers),
             operation=operation,
             callers=callers,
             is_cold=is_cold,
+            subjects=(*FILE_SYSTEMS, *PASSTHROUGH, *(() if operation == "symlink" else MEMFS)),
         )
         for name, operation, caption, is_cold in phases
+    )
+
+
+def _mail_cells(callers: int) -> tuple[FileCell, ...]:
+    group = f"a mail queue, {_callers(callers)}"
+    ways: tuple[tuple[Operation, str], ...] = (
+        ("mail", "create, write 4 KiB, close, rename, unlink"),
+        ("mail-fsync", "the same, fsync before close"),
+    )
+    return tuple(
+        FileCell(
+            name=f"{operation}-{callers}",
+            group=group,
+            caption=caption,
+            series=group,
+            operation=operation,
+            callers=callers,
+            subjects=MANY_FILES,
+        )
+        for operation, caption in ways
+    )
+
+
+def _tree_cells() -> tuple[FileCell, ...]:
+    group = "a source tree, 1 caller"
+    steps: tuple[tuple[str, Operation, str, bool], ...] = (
+        ("untar", "untar", "tar -xf", False),
+        ("git-first", "git-status", "git status, first: reads all", False),
+        ("git-status", "git-status", "git status, again", False),
+        ("git-cold", "git-status", "git status, kernel's caches dropped", True),
+        ("rm-rf", "rm", "rm -rf", False),
+    )
+    return tuple(
+        FileCell(
+            name=name,
+            group=group,
+            caption=caption,
+            series=group,
+            operation=operation,
+            is_cold=is_cold,
+            subjects=WITHOUT_MEMFS if operation == "git-status" else MANY_FILES,
+        )
+        for name, operation, caption, is_cold in steps
     )
 
 
@@ -85,7 +141,10 @@ def _growth_cells(suffix: str, what: str, block_bytes: int) -> tuple[FileCell, .
     )
 
 
-METADATA_CELLS = (*_metadata_cells(1), *_metadata_cells(2))
+PHASE_CELLS = (*_phase_cells(1), *_phase_cells(2))
+MAIL_CELLS = (*_mail_cells(1), *_mail_cells(2))
+TREE_CELLS = _tree_cells()
+METADATA_CELLS = (*PHASE_CELLS, *MAIL_CELLS, *TREE_CELLS)
 GROWTH_CELLS = (
     *_growth_cells("1M", "1 MiB sequential write, 1 caller", MIB),
     *_growth_cells("4K", "4 KiB sequential write, 1 caller", 4 * KIB),

@@ -8,12 +8,13 @@ the next one is the same for every subject.
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmark import backing, files, host
+from benchmark import backing, files, host, sourcetree
 from benchmark.cells import KIB, MIB
 from benchmark.errors import BenchError
 from benchmark.filecells import CREATED_BYTES, PARTS_OF_WORKING_SET, FileCell, series_of
 from benchmark.folders import Folder
-from benchmark.report import Run
+from benchmark.pmemfsmount import Requests
+from benchmark.report import Reading, Run
 from benchmark.stage import Settings, Stage, rotated
 
 # for a file of 4 KiB with its inode and its name, wherever it is made
@@ -21,7 +22,7 @@ FILE_COST_BYTES = CREATED_BYTES + 4 * KIB
 
 
 class FileBench(Stage[Folder]):
-    """Measures file systems with ``files.c``."""
+    """Measures file systems with ``files.c``; ``archive`` is what the cells of a tree unpack."""
 
     def __init__(
         self,
@@ -29,11 +30,14 @@ class FileBench(Stage[Folder]):
         program: Path,
         say: Callable[[str], None],
         warn: Callable[[str], None],
+        archive: Path | None = None,
     ) -> None:
         super().__init__(room_bytes(settings), say, warn)
         self._rounds = settings.rounds
         self._program = program
-        self._amount = files.Amount(settings.files, settings.size_bytes, settings.timing.runtime_ms)
+        self._amount = files.Amount(
+            settings.files, settings.size_bytes, settings.timing.runtime_ms, archive
+        )
         self._left_out: set[str] = set()
 
     def measure(
@@ -74,7 +78,9 @@ class FileBench(Stage[Folder]):
         pids = subject.daemon_pids()
         before_seconds = host.cpu_seconds(pids)
         try:
+            before = subject.requests()
             done = files.run(words)
+            share = forwarded_share(before, subject.requests())
         except BenchError as problem:
             self.failed = True
             self._left_out.add(subject.name)
@@ -90,6 +96,7 @@ class FileBench(Stage[Folder]):
             figures=done.figures,
             fio_cpu_percent=100 * done.caller_cpu_seconds / done.seconds,
             daemon_cpu_percent=100 * daemon_seconds / done.seconds if pids else None,
+            forwarded_share=share,
         )
 
     def _note(self, subject: Folder, note: str) -> None:
@@ -97,9 +104,34 @@ class FileBench(Stage[Folder]):
             subject.notes.append(note)
 
 
+def forwarded_share(before: Requests | None, after: Requests | None) -> float | None:
+    """Of the requests between two counts, what the daemon answered; None without a request."""
+    if before is None or after is None or after.count <= before.count:
+        return None
+    return (after.forwarded - before.forwarded) / (after.count - before.count)
+
+
+def share_readings(cells: Sequence[FileCell], runs: Sequence[Run]) -> list[Reading]:
+    """For each cell, how much the daemon answered in its runs; for those where that was counted."""
+    readings = []
+    for cell in cells:
+        shares = [run.forwarded_share for run in runs if run.cell == cell.name]
+        counted = tuple(share for share in shares if share is not None)
+        if counted:
+            what = f"{cell.group}, {cell.caption}: requests that the daemon answered"
+            readings.append(Reading(cell.name, share_name(cell), what, "share", counted))
+    return readings
+
+
+def share_name(cell: FileCell) -> str:
+    """The reading of a cell that tells how much the daemon answered."""
+    return f"{cell.name}-daemon"
+
+
 def room_bytes(settings: Settings) -> int:
     """What a file system must hold: the files that grow, twice where what was removed is given back
-    later, and the many small ones; a whole number of MiB."""
+    later, the many small ones, and the source tree; a whole number of MiB."""
     grown_bytes = sum(settings.size_bytes // part for part in PARTS_OF_WORKING_SET.values())
-    needed_bytes = 2 * grown_bytes + settings.files * FILE_COST_BYTES + 64 * MIB
+    small_bytes = settings.files * (FILE_COST_BYTES + sourcetree.FILE_COST_BYTES)
+    needed_bytes = 2 * grown_bytes + small_bytes + 64 * MIB
     return -(-needed_bytes // MIB) * MIB

@@ -1,4 +1,5 @@
-/* The instrument for files: what one phase over many files, or over one that grows, takes.
+/* The instrument for files: what one phase over many files, or over one that grows, takes; or what
+ * another program takes for many files.
  *
  *   files create DIR FILES CALLERS BYTES   open a new file, write BYTES, close; for each
  *   files stat   DIR FILES CALLERS         fstatat each
@@ -9,10 +10,16 @@
  *   files symlink DIR FILES CALLERS        a symbolic link to each
  *   files link   DIR FILES CALLERS         another name of each
  *   files unlink DIR FILES CALLERS         and, not counted, all that is left and the directories
+ *   files mail DIR FILES CALLERS BYTES     for each of so many messages: open a new file in one
+ *                                          directory, write BYTES, close, rename into another
+ *                                          directory, unlink
+ *   files mail-fsync DIR FILES CALLERS BYTES   the same with an fsync before each close
  *   files new    FILE BYTES BLOCK MS DIRECT   again and again, for MS of counted time: a new file
  *                                          of BYTES, written BLOCK by BLOCK. Removing the one
  *                                          before isn't counted
  *   files over   FILE BYTES BLOCK MS DIRECT   the same over what is there
+ *   files run    FILES COMMAND ...         a program to its end, which works on so many FILES. What
+ *                                          it prints is printed, and spoils the line of JSON
  *
  * FILES are shared out among CALLERS, processes with a directory each below DIR. All begin
  * together; the seconds are from then until the last one is done. What is counted begins with open
@@ -214,6 +221,31 @@ static void unlink_files(const struct caller *caller) {
     }
 }
 
+static void deliver(const struct caller *caller, int is_durable) {
+    char name[64], waiting[80], taken[80];
+    for (long i = caller->first; i < caller->end; i++) {
+        name_of(name, "message", i);
+        sprintf(waiting, "tmp/%s", name);
+        sprintf(taken, "new/%s", name);
+        int fd = openat(caller->dir, waiting, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+        if (fd < 0)
+            fail("create %s", waiting);
+        write_all(fd, caller->buffer, caller->bytes);
+        if (is_durable && fsync(fd) != 0)
+            fail("fsync %s", waiting);
+        if (close(fd) != 0)
+            fail("close %s", waiting);
+        if (renameat(caller->dir, waiting, caller->dir, taken) != 0)
+            fail("rename %s", waiting);
+        if (unlinkat(caller->dir, taken, 0) != 0)
+            fail("unlink %s", taken);
+    }
+}
+
+static void queue_mail(const struct caller *caller) { deliver(caller, 0); }
+
+static void queue_mail_durably(const struct caller *caller) { deliver(caller, 1); }
+
 static const struct {
     const char *name;
     phase_function *function;
@@ -221,6 +253,7 @@ static const struct {
     {"create", create_files}, {"stat", stat_files},     {"list", list_files},
     {"rename", rename_files}, {"mkdir", make_directories}, {"rmdir", remove_directories},
     {"symlink", link_symbolically}, {"link", link_files}, {"unlink", unlink_files},
+    {"mail", queue_mail},           {"mail-fsync", queue_mail_durably},
 };
 
 /* Says that it is ready, waits until all are let go, works, and notes when it was done. */
@@ -269,10 +302,20 @@ static void directory_of(char *path, size_t bytes, const char *dir, long caller)
     snprintf(path, bytes, "%s/caller-%ld", dir, caller);
 }
 
+/* The directories of a mail queue, which stand only while mail is delivered. */
+static void change_queue(int dir, int is_made) {
+    static const char *const names[] = {"tmp", "new"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if ((is_made ? mkdirat(dir, names[i], 0755) : unlinkat(dir, names[i], AT_REMOVEDIR)) != 0)
+            fail("%s %s", is_made ? "mkdir" : "rmdir", names[i]);
+}
+
 static void run_phase(size_t phase, const char *dir, long files, long count, size_t bytes) {
     char path[4096];
-    int creates = phases[phase].function == create_files;
-    int unlinks = phases[phase].function == unlink_files;
+    phase_function *function = phases[phase].function;
+    int queues = function == queue_mail || function == queue_mail_durably;
+    int begins = function == create_files || queues;
+    int ends = function == unlink_files || queues;
     struct caller callers[MOST_CALLERS];
     if (count < 1 || count > MOST_CALLERS) {
         errno = EINVAL;
@@ -280,17 +323,22 @@ static void run_phase(size_t phase, const char *dir, long files, long count, siz
     }
     for (long i = 0; i < count; i++) {
         directory_of(path, sizeof path, dir, i);
-        if (creates && mkdir(path, 0755) != 0)
+        if (begins && mkdir(path, 0755) != 0)
             fail("mkdir %s", path);
         int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
         if (fd < 0)
             fail("open %s", path);
         callers[i] = (struct caller){fd, files * i / count, files * (i + 1) / count, bytes,
                                      make_buffer(bytes)};
+        if (queues)
+            change_queue(fd, 1);
     }
-    double seconds = run_callers(phases[phase].function, callers, count);
-    for (long i = 0; unlinks && i < count; i++) {
-        unlink_links(&callers[i]);
+    double seconds = run_callers(function, callers, count);
+    for (long i = 0; ends && i < count; i++) {
+        if (queues)
+            change_queue(callers[i].dir, 0);
+        else
+            unlink_links(&callers[i]);
         directory_of(path, sizeof path, dir, i);
         if (rmdir(path) != 0)
             fail("rmdir %s", path);
@@ -330,8 +378,34 @@ static void run_writes(const char *path, long bytes, long block, long ms, int fl
            seconds, times * bytes);
 }
 
+/* -- another program ---------------------------------------------------------------------------- */
+
+static void run_program(long files, char **words) {
+    int status;
+    double begin = now_seconds();
+    pid_t pid = fork();
+    if (pid < 0)
+        fail("fork");
+    if (pid == 0) {
+        execvp(words[0], words);
+        fail("%s", words[0]);
+    }
+    if (waitpid(pid, &status, 0) != pid)
+        fail("waitpid");
+    double seconds = now_seconds() - begin;
+    if (WIFSIGNALED(status))
+        fprintf(stderr, "%s: %s\n", words[0], strsignal(WTERMSIG(status)));
+    if (status != 0)
+        exit(1);
+    printf("{\"operations\": %ld, \"seconds\": %.9f, \"bytes\": 0}\n", files, seconds);
+}
+
 int main(int argc, char **argv) {
     const char *what = argc > 1 ? argv[1] : "";
+    if (strcmp(what, "run") == 0 && argc > 3) {
+        run_program(number(argv[2]), &argv[3]);
+        return 0;
+    }
     int makes_new = strcmp(what, "new") == 0;
     if ((makes_new || strcmp(what, "over") == 0) && argc == 7) {
         int flags = (makes_new ? O_CREAT | O_EXCL : 0) | (number(argv[6]) ? O_DIRECT : 0);

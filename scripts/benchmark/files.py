@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmark import host
+from benchmark import host, sourcetree
 from benchmark.cells import MIB
 from benchmark.errors import BenchError, SubjectFailed
 from benchmark.filecells import CREATED_BYTES, PARTS_OF_WORKING_SET, FileCell
@@ -25,11 +25,15 @@ TIMEOUT_SECONDS = 600.0
 
 @dataclass(frozen=True)
 class Amount:
-    """How much work one phase is: so many files, or a file that grows for so long."""
+    """How much work one phase is: so many files, or a file that grows for so long.
+
+    ``archive`` holds as many files, for the cells of a source tree.
+    """
 
     files: int
     size_bytes: int
     runtime_ms: int
+    archive: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -63,8 +67,24 @@ def command(program: Path, cell: FileCell, folder: Path, amount: Amount, direct:
         path = folder / f"grown-{cell.series}"
         numbers = (size_bytes, cell.block_bytes, amount.runtime_ms, int(direct))
         return [str(program), cell.operation, str(path), *map(str, numbers)]
+    if cell.operation in ("untar", "git-status", "rm"):
+        run = [str(program), "run", str(amount.files)]
+        return [*run, *_tree_command(cell.operation, str(folder), amount.archive)]
     words = [str(program), cell.operation, str(folder), str(amount.files), str(cell.callers)]
-    return [*words, str(CREATED_BYTES)] if cell.operation == "create" else words
+    writes = cell.operation in ("create", "mail", "mail-fsync")
+    return [*words, str(CREATED_BYTES)] if writes else words
+
+
+def _tree_command(operation: str, folder: str, archive: Path | None) -> list[str]:
+    """None of these prints anything where all is well."""
+    tree = f"{folder}/{sourcetree.NAME}"
+    match operation:
+        case "untar":
+            return ["tar", "-xf", str(archive), "-C", folder]
+        case "git-status":
+            return ["git", "-C", tree, "status", "--porcelain"]
+        case _:
+            return ["rm", "-rf", tree]
 
 
 def parse(code: int, stdout: str, last_words: str) -> tuple[Figures, float]:

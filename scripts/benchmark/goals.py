@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from benchmark.cacheshapes import HIT_SHAPES, MISS_ORIGINS
 from benchmark.cells import CELLS, MIB, Cell
-from benchmark.filecells import METADATA_CELLS, FileCell
+from benchmark.filecells import MAIL_CELLS, PHASE_CELLS, TREE_CELLS, FileCell
+from benchmark.filerun import share_name
 from benchmark.mountrun import MOUNT_RATIO, SPACE_SHARE, WALK_IDLE
 from benchmark.pagesrun import ARRAY_WORK, PINS
 from benchmark.report import Unit
@@ -132,6 +133,27 @@ def _goal_of_phase(cell: FileCell) -> RatioGoal:
     return RatioGoal(what, (cell.name,), ("fuse2fs",), 2.0, subject=FILE)
 
 
+def _goals_of_names() -> Iterator[RatioGoal | LimitGoal]:
+    """Against a server in C++ that keeps nothing: the speed that FUSE allows."""
+    at_least = {"create": 1.2, "stat": 1.0, "list": 1.0, "rename": 1.0, "unlink": 1.0}
+    just_made = [cell for cell in PHASE_CELLS if cell.operation in at_least]
+    for cell in just_made:
+        if not cell.name.startswith("stat-cold"):
+            what = f"{cell.caption}; {cell.series}"
+            bound = at_least[cell.operation]
+            yield RatioGoal(what, (cell.name,), ("passthrough_hp",), bound, subject=FILE)
+    for cell, durable in zip(MAIL_CELLS[::2], MAIL_CELLS[1::2], strict=True):
+        yield RatioGoal(f"{cell.group}, with fsync over without", (durable.name,), (FILE,), 0.8,
+                        subject=FILE, base_cells=(cell.name,))  # fmt: skip
+    for cell in TREE_CELLS:
+        if cell.operation in ("untar", "rm"):
+            what = f"{cell.group}, {cell.caption}"
+            yield RatioGoal(what, (cell.name,), ("ext4",), 0.25, subject=FILE)
+    for cell in (*just_made, *MAIL_CELLS, *TREE_CELLS):
+        what = f"requests that the daemon answers: {cell.group}, {cell.caption}"
+        yield LimitGoal(what, cell.name, share_name(cell), "share", 0.05)
+
+
 def _goal_of_pages(
     what: str, cell: str, reading: str, at_most: float, unit: Unit = "ratio"
 ) -> LimitGoal:
@@ -190,7 +212,7 @@ GOALS: dict[str, tuple[Goal, ...]] = {
         _goal_of_growth("1 MiB sequential write of new files, over overwriting", "1M", 0.7),
         _goal_of_growth("4 KiB appends to a new file, over overwriting", "4K", 0.5),
     ),
-    "metadata": tuple(map(_goal_of_phase, METADATA_CELLS)),
+    "metadata": (*map(_goal_of_phase, PHASE_CELLS), *_goals_of_names()),
     "mount": (
         LimitGoal(
             "mount with many files after kill -9, over mount of an empty pool",

@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmark import files, fio
+from benchmark import files, fio, sourcetree
 from benchmark.cacherun import CacheBench
 from benchmark.cacheshapes import CACHE_CELLS
 from benchmark.cells import CELLS, choose_names
 from benchmark.errors import BenchError
-from benchmark.filecells import GROWTH_CELLS, METADATA_CELLS
-from benchmark.filerun import FileBench
+from benchmark.filecells import GROWTH_CELLS, METADATA_CELLS, TREE_CELLS
+from benchmark.filerun import FileBench, share_readings
 from benchmark.folders import FOLDERS
 from benchmark.mountrun import MOUNT_CELLS, MountBench
 from benchmark.pagesrun import PAGE_CELLS, PageBench
@@ -43,6 +43,7 @@ class Kind:
 
 
 FILE_BASES = ("fuse2fs", "ext4", "tmpfs")
+NAME_BASES = ("passthrough_hp", "fuse2fs", "ext4")
 KINDS = {
     kind.name: kind
     for kind in (
@@ -61,10 +62,10 @@ KINDS = {
         ),
         Kind(
             "metadata",
-            "making, finding, renaming and removing many files",
+            "making, finding, renaming and removing many files; a mail queue; a source tree",
             *(METADATA_CELLS, tuple(FOLDERS), tuple(FOLDERS)),
-            look=Look("files/s", FILE_BASES, "the callers", has_server_time=True),
-            chart_bases=("fuse2fs",),
+            look=Look("files/s", NAME_BASES, "the callers", has_server_time=True),
+            chart_bases=("passthrough_hp", "ext4"),
         ),
         Kind(
             "mount",
@@ -173,11 +174,16 @@ def _measure_files(choice: Choice, context: Context) -> tuple[Part, bool]:
     subjects = [FOLDERS[name]() for name in choice.names]
     with contextlib.ExitStack() as stack:
         program = stack.enter_context(files.compiled())
-        runner = FileBench(context.settings, program, context.say, context.warn)
+        archive = None
+        if any(cell in TREE_CELLS for cell in choice.cells):
+            context.say("making a source tree")
+            archive = stack.enter_context(sourcetree.packed(context.settings.files))
+        runner = FileBench(context.settings, program, context.say, context.warn, archive)
         working = stack.enter_context(runner.ready(subjects, context.interrupts))
         context.expect(context.settings.rounds * len(choice.cells) * len(working))
         runs = runner.measure(choice.cells, working, context.advance)
-    part = Part(choice.kind.name, choice.kind.look, choice.cells, runner.states, runs)
+    readings = share_readings(choice.cells, runs)
+    part = Part(choice.kind.name, choice.kind.look, choice.cells, runner.states, runs, readings)
     return part, runner.failed
 
 

@@ -12,6 +12,7 @@ import re
 import signal
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,14 @@ from benchmark.cells import MIB
 from benchmark.errors import BenchError, SubjectFailed, SubjectUnavailable
 
 VOLUME = "bench"
+
+
+@dataclass(frozen=True)
+class Requests:
+    """What a mount has been asked since it began, and how much of it the daemon answered."""
+
+    count: int
+    forwarded: int
 
 
 class PmemfsMount:
@@ -164,13 +173,23 @@ class PmemfsMount:
 
     def info(self) -> dict[str, Any]:
         """What ``pmemfs info --json`` says of the mount. Raises SubjectFailed otherwise."""
-        told = backing.checked([self._command, "info", str(self.mountpoint), "--json"])
+        return self._told("info")
+
+    def requests(self) -> Requests | None:
+        """What ``pmemfs stat --json`` has counted; None of an engine that doesn't tell who answers.
+
+        Raises SubjectFailed.
+        """
+        return requests_of(self._told("stat"))
+
+    def _told(self, command: str) -> dict[str, Any]:
+        told = backing.checked([self._command, command, str(self.mountpoint), "--json"])
         try:
             answer = json.loads(told)
         except ValueError:
             answer = None
         if not isinstance(answer, dict):
-            raise SubjectFailed("pmemfs info --json gave no JSON object")
+            raise SubjectFailed(f"pmemfs {command} --json gave no JSON object")
         return answer
 
     def _wanted_of_mount(self) -> dict[str, str]:
@@ -246,6 +265,21 @@ def served_as(answer: Mapping[str, Any], engine: str, transport: str) -> str:
     if transport not in ("auto", got_transport):
         raise SubjectFailed(f"transport {transport} was asked for and {got_transport} serves")
     return f"served over {got_transport}" if got_transport else f"served by engine {got_engine}"
+
+
+def requests_of(answer: Mapping[str, Any]) -> Requests | None:
+    """The sums of ``pmemfs stat --json``; None where nobody counts what was forwarded.
+
+    Raises SubjectFailed if there are no counts at all.
+    """
+    try:
+        counts = answer["operations"].values()
+        if any(one["forwarded"] is None for one in counts):
+            return None
+        forwarded = sum(one["forwarded"] for one in counts)
+        return Requests(sum(one["requests"] for one in counts), forwarded)
+    except (AttributeError, KeyError, TypeError):
+        raise SubjectFailed("pmemfs stat --json gave no counts of requests") from None
 
 
 @functools.cache

@@ -22,7 +22,10 @@ from benchmark.fio import Figures
 JSON_FORMAT = 3
 BASES = ("loop", "tmpfs")
 # in the JSON also what page structures cost, and files beside a device
-ALL_BASES = (*BASES, "none", "pmemfs", "fuse2fs", "ext4")
+ALL_BASES = (
+    *(*BASES, "none", "pmemfs", "fuse2fs", "ext4"),
+    *("passthrough_hp", "passthrough_hp-uring", "memfs_ll", "memfs_ll-uring"),
+)
 Unit = Literal["s", "bytes", "ratio", "share", "rate"]
 
 
@@ -79,7 +82,8 @@ class Run:
     round.
 
     CPU use is in percent of one CPU, summed over all callers or all serving processes;
-    ``daemon_cpu_percent`` is None where the kernel serves.
+    ``daemon_cpu_percent`` is None where the kernel serves. ``forwarded_share`` is of the requests
+    meanwhile that the control plane of pmemfs answered, None where nobody counts them.
     """
 
     cell: str
@@ -90,6 +94,7 @@ class Run:
     figures: Figures | None = None
     fio_cpu_percent: float | None = None
     daemon_cpu_percent: float | None = None
+    forwarded_share: float | None = None
     error: str | None = None
 
 
@@ -413,5 +418,5 @@ def _notes(subjects: Sequence[SubjectState], look: Look) -> list[Text]:
 def show(console: Console, renderable: Group) -> None:
     """Print; a console that is not a terminal is given the width that the table needs."""
     if not console.is_terminal:
-        console.width = max(console.width, 140)
+        console.width = max(console.width, 170)
     console.print(renderable)

@@ -5,7 +5,6 @@ Each reading is a ratio of two runs of one round, unless it says otherwise.
 """
 
 import contextlib
-import itertools
 import json
 import mmap
 import os
@@ -39,6 +38,7 @@ WARM_SECONDS = 60.0
 # between two reads of what is to become hot
 QUIET_SECONDS = 0.5
 NEVER_COLD = "cold_seconds=1000000"
+SOON_COLD = "cold_seconds=1"
 
 
 class TransformBench(ReadingBench):
@@ -224,15 +224,12 @@ class TransformBench(ReadingBench):
         ]  # fmt: skip
 
     def _beside(self, made: PmemfsMount) -> list[Reading]:
-        """`pmemfs rewrite` goes the way of the background, and does not wait for a file to be
-        cold."""
+        """All of a large file becomes cold, and is compressed in the background."""
         target = _target(made.mountpoint / "file", self._settings.size_bytes)
         busy = _compressing(made) / "busy"
         _write(busy, corpora.content("tar", BUSY_BYTES))
-        _rewrite(busy)
         rates: dict[tuple[str, str], list[float]] = {}
         compressed = []
-        codecs = itertools.cycle(("lz4", "zstd:1"))
         for number in range(self._settings.rounds):
             for cell in PLAIN_SHAPES:
                 for side in rotated(("idle", "busy"), number):
@@ -240,7 +237,7 @@ class TransformBench(ReadingBench):
                     if side == "idle":
                         run = self._turns.run(cell, target, number)
                     else:
-                        with _rewriting(busy, next(codecs), made):
+                        with _compressed_when_cold(busy, made):
                             before = _compressed_count(made)
                             begin = time.monotonic()
                             run = self._turns.run(cell, target, number)
@@ -345,15 +342,16 @@ def _compressed_count(made: PmemfsMount) -> int:
 
 
 @contextlib.contextmanager
-def _rewriting(path: Path, codec: str, made: PmemfsMount) -> Iterator[None]:
-    """A file is compressed anew, by another library, until all of it is done."""
-    _ask("set", path, f"compression={codec}")
-    server = host.Server([host.find_pmemfs(), "rewrite", str(path)])
+def _compressed_when_cold(path: Path, made: PmemfsMount) -> Iterator[None]:
+    """A file begins to be compressed in the background, and is plain again when this ends."""
+    _ask("mount", "-o", f"remount,{SOON_COLD}", made.mountpoint)
     try:
         begin, count = time.monotonic(), _compressed_count(made)
         while _compressed_count(made) == count and time.monotonic() - begin < WARM_SECONDS:
             time.sleep(QUIET_SECONDS / 10)
         yield
     finally:
-        server.await_end(WORK_SECONDS)
-        server.stop()
+        _ask("mount", "-o", f"remount,{NEVER_COLD}", made.mountpoint)
+        _ask("set", path, "compression=none")
+        _rewrite(path)
+        _ask("set", path, f"compression=zstd:{corpora.LEVEL}")

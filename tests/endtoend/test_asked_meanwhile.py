@@ -15,7 +15,7 @@ import pytest
 
 from kit.killing import mount_kept
 from kit.mounts import NATIVE_ONLY, Mounted, PoolMaker
-from kit.processes import is_running, wait_until
+from kit.processes import is_running, stop, wait_until
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow, *NATIVE_ONLY]
 
@@ -59,7 +59,7 @@ def test_what_is_asked_on_any_cpu_while_no_data_plane_lives_is_answered(pools: P
     mounted = mount_kept(pools, pools.create("fs0", "64M", "--mode", "fs"))
     daemon, plane = mounted.pid, mounted.data_plane_pid
     # It can start no other one until all have asked.
-    os.kill(daemon, signal.SIGSTOP)
+    stop(daemon)
     try:
         os.kill(plane, signal.SIGKILL)
         wait_until(lambda: not is_running(plane), "the data plane has died")

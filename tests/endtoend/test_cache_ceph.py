@@ -19,7 +19,7 @@ from kit.commands import fio, pmemfs, pmemfs_ok, refused, run_command
 from kit.ext4 import assert_is_on_ext4, make_tree, needs_ext4, put_on_ext4
 from kit.mounts import UNKEPT, Mounted, PoolMaker, Session
 from kit.posix import opened
-from kit.processes import is_running, stopped, wait_until
+from kit.processes import is_running, stop, stopped, wait_until
 from kit.records import WRITERS, Writer, writing
 from kit.sources import needs_root
 from pmemfs.media.cache import Policy
@@ -43,7 +43,7 @@ def kill_both(mounted: Mounted) -> None:
     """End the daemon and the data plane as a crash of the host would, and take the mount away."""
     session, plane = Session.of(mounted), mounted.data_plane_pid
     # Or the daemon starts another data plane.
-    os.kill(session.pid, signal.SIGSTOP)
+    stop(session.pid)
     os.kill(plane, signal.SIGKILL)
     session.kill()
     wait_until(lambda: not is_running(plane), "the data plane is dead")

@@ -22,6 +22,7 @@ from kit.keys import add_key, encrypted
 from kit.killing import VICTIMS, Kills, Load, mount_kept
 from kit.mounts import NATIVE, Engine, Mounted, PoolMaker
 from kit.posix import opened
+from pmemfs.pfn import FRAME_BYTES
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow, pytest.mark.usefixtures("engine")]
 
@@ -174,6 +175,54 @@ def test_writers_of_neighbouring_bytes_lose_nothing_when_processes_are_killed(
             kills.kill(victim)
         time.sleep(SECONDS / 4)
     pools.umount(mounted)
+
+
+@native
+def test_a_worker_and_the_daemon_write_into_one_block_and_both_are_there(pools: PoolMaker) -> None:
+    with private(pools) as (mounted, directory):
+        path = directory / "shared"
+        path.write_bytes(bytes(3 * FRAME_BYTES))
+        before = operations(mounted)["write"]
+        # The last block of the first frame: one ends in it, the other begins in it and goes on into
+        # a hole, for which only the daemon finds a frame.
+        with writing(path, 4083, 3), writing(path, 4091, 12, punches=True):
+            time.sleep(SECONDS * 2 / 3)
+        after = operations(mounted)["write"]
+    for by_whom in ("native", "forwarded"):
+        assert after[by_whom] - before[by_whom] > 10
+
+
+@contextmanager
+def writing(path: Path, offset: int, width: int, *, punches: bool = False) -> Iterator[None]:
+    """While this context lasts, a process writes words into a file, and reads each again."""
+    words = map(str, (path, offset, width, int(punches)))
+    with subprocess.Popen(
+        [sys.executable, "-c", REPEATING, *words],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as writer:  # fmt: skip
+        assert writer.stdout
+        assert writer.stdout.readline() == "ready\n"
+        yield
+        assert writer.communicate(timeout=60)[0] == "0 lost\n"
+
+
+REPEATING = """
+import ctypes, os, select, sys
+path, (offset, width, punches) = sys.argv[1], map(int, sys.argv[2:])
+fd, fallocate = os.open(path, os.O_RDWR), ctypes.CDLL(None).fallocate
+fallocate.argtypes = ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long
+print("ready", flush=True)
+lost = turn = 0
+while not select.select([sys.stdin], [], [], 0)[0]:
+    turn += 1
+    word = turn.to_bytes(width, "little")
+    os.pwrite(fd, word, offset)
+    lost += os.pread(fd, width, offset) != word
+    if punches:
+        # FALLOC_FL_KEEP_SIZE and FALLOC_FL_PUNCH_HOLE.
+        assert not fallocate(fd, 3, 4096, 4096)
+print(f"{lost} lost", flush=True)
+"""
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from kit.mounts import (
     native_only,
 )
 from kit.posix import opened
-from kit.processes import is_running, wait_until
+from kit.processes import is_running, stop, wait_until
 from pmemfs.control.prepared import daemon_words
 from pmemfs.logs import JOURNAL, log_file
 from pmemfs.mountinfo import mount_at
@@ -72,7 +72,7 @@ def test_a_data_plane_that_stands_still_does_not_keep_a_signal_from_ending_the_m
     mounted = pools.mount(pools.create("fs0", "64M", "--mode", "fs"), "-o", kept)
     (mounted.mountpoint / "file").write_bytes(b"there")
     session = Session.of(mounted)
-    os.kill(mounted.data_plane_pid, signal.SIGSTOP)
+    stop(mounted.data_plane_pid)
     os.kill(mounted.pid, signal.SIGTERM)
     wait_until(lambda: not processes_of(pools.directory), "all of its processes have ended")
     session.assert_ended()
@@ -255,7 +255,7 @@ def test_a_data_plane_that_stands_still_is_killed_and_started_again(pools: PoolM
     with opened(mounted.device) as fd:
         os.pwrite(fd, b"x" * 4096, 0)
         plane = mounted.data_plane_pid
-        os.kill(plane, signal.SIGSTOP)
+        stop(plane)
         # Nobody ends it but the daemon.
         assert os.pread(fd, 4096, 0) == b"x" * 4096
     assert mounted.data_plane_pid != plane
@@ -274,7 +274,7 @@ def test_a_daemon_that_stands_still_is_killed_and_another_one_serves(pools: Pool
     mounted = pools.mount(pools.create("fs0", "64M", "--mode", "fs"), *HANGS)
     kept_of(mounted)
     daemon = mounted.pid
-    os.kill(daemon, signal.SIGSTOP)
+    stop(daemon)
     # Only a daemon can make a file, and nobody ends this one but the keeper.
     (mounted.mountpoint / "file").write_bytes(b"there")
     assert mounted.pid != daemon

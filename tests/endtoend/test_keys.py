@@ -9,6 +9,7 @@ import os
 import subprocess
 import unicodedata
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,11 @@ from kit.commands import BIN, pmemfs, pmemfs_here, pmemfs_ok, refused
 from kit.fs_mounts import create_fs
 from kit.keys import add_key, encrypted, keys_of, new_key_file, states, told, typed
 from kit.mounts import Mounted, PoolMaker
-from pmemfs.cli.find import ask
+from kit.processes import wait_until
+from pmemfs.cli.find import Report, ask
 from pmemfs.errors import PmemfsError
 from pmemfs.logs import log_file
-from pmemfs.media.keyreport import KeyReport
+from pmemfs.media.keyreport import Added, KeyReport, KeyWay
 from pmemfs.mountinfo import mount_at
 
 pytestmark = [pytest.mark.mount]
@@ -114,6 +116,12 @@ def test_a_passphrase_that_was_changed_unlocks_no_more_and_the_new_one_does(
     assert told(["the new one"], "unlock", directory).code == 0
 
 
+def asked(mounted: Mounted, method: str, shape: type[Report], **params: object) -> Report:
+    mount = mount_at(str(mounted.mountpoint))
+    assert mount is not None
+    return ask(mount, method, shape, **params)
+
+
 def test_an_answer_to_a_change_that_was_lost_is_given_to_who_asks_again_and_to_nobody_else(
     mounted: Mounted,
 ) -> None:
@@ -123,9 +131,7 @@ def test_an_answer_to_a_change_that_was_lost_is_given_to_who_asks_again_and_to_n
         texts = {"secret": old, "new_secret": "new"}
         given = {name: base64.b64encode(text.encode()).decode() for name, text in texts.items()}
         kinds = {"kind": "passphrase", "new_kind": "passphrase"}
-        mount = mount_at(str(mounted.mountpoint))
-        assert mount is not None
-        return ask(mount, "key-change", KeyReport, name="work", salt=salt, **given, **kinds)
+        return asked(mounted, "key-change", KeyReport, name="work", salt=salt, **given, **kinds)
 
     first, other = "01" * 16, "02" * 16
     once = ask_change("old", first)
@@ -135,6 +141,71 @@ def test_an_answer_to_a_change_that_was_lost_is_given_to_who_asks_again_and_to_n
             ask_change(old, other)
     with pytest.raises(PmemfsError, match="hexadecimal"):
         ask_change("new", "0102")
+
+
+def test_an_addition_and_a_removal_whose_answers_were_lost_are_found_to_be_made(
+    mounted: Mounted,
+) -> None:
+    secret = {"secret": base64.b64encode(bytes(32)).decode(), "kind": "key file"}
+
+    def add(salt: str) -> Added:
+        return asked(mounted, "key-add", Added, name="work", salt=salt, **secret)
+
+    first, other = "01" * 16, "02" * 16
+    made = add(first)
+    assert (made.is_new_way, len(made.key.ways)) == (True, 1)
+    assert add(first) == made
+    assert add(other) == made._replace(is_new_way=False)
+    told(["a passphrase"], "key", "add", mounted.mountpoint, "--name", "work")
+
+    def remove(ways: tuple[KeyWay, ...], *, is_forced: bool = False) -> KeyReport:
+        return asked(
+            mounted, "key-remove", KeyReport, name="work", key_id=made.key.key_id,
+            ways=[way._asdict() for way in ways], is_forced=is_forced,
+        )  # fmt: skip
+
+    chosen = asked(mounted, "key-ways", KeyReport, name="work", **secret).ways
+    assert chosen == made.key.ways
+    once = remove(chosen)
+    assert [way.kind for way in once.ways] == ["passphrase"]
+    assert remove(chosen) == once
+    # What has got the number since then is another way.
+    assert add(first).key.ways[0].number == chosen[0].number
+    assert len(remove(chosen).ways) == 2
+    left = remove(chosen).ways
+    with pytest.raises(PmemfsError, match="in no other way"):
+        remove(left)
+    assert remove(left, is_forced=True).ways == ()
+    # Also by a daemon that knows nothing of it.
+    pmemfs_ok("upgrade", mounted.mountpoint)
+    again = remove(left, is_forced=True)
+    assert (again.name, again.is_unlocked, again.ways) == ("work", True, ())
+
+
+def test_of_two_who_add_the_same_at_once_one_is_told_that_he_has_made_the_key(
+    mounted: Mounted,
+) -> None:
+    def adding() -> subprocess.Popen[str]:
+        words = [BIN / "pmemfs", "key", "add", mounted.mountpoint, "--name", "work"]
+        return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    with adding() as one, adding() as other:
+        for process in (one, other):
+            # By then it has been told that there is no such key.
+            wait_until(partial(reads_input, process.pid), "it waits for a passphrase")
+        for process in (one, other):
+            assert process.stdin is not None
+            process.stdin.write("the same\n")
+            process.stdin.close()
+        said = sorted(process.stdout.read()[:15] for process in (one, other) if process.stdout)
+    assert (one.returncode, other.returncode) == (0, 0)
+    assert said == ["made the key 'w", "the passphrase "]
+    assert ways_of(mounted) == [(1, "passphrase")]
+
+
+def reads_input(pid: int) -> bool:
+    """Whether a process waits in read(2) of its standard input."""
+    return Path(f"/proc/{pid}/syscall").read_text().startswith("0 0x0 ")
 
 
 def test_a_change_to_what_unlocks_the_key_already_leaves_one_way_of_both(
@@ -259,6 +330,44 @@ def test_ways_are_removed_by_what_they_are_or_by_number_and_the_last_one_is_kept
     pmemfs_here("lock", directory, "--force")
     assert keys_of(mounted) == []
     refused(pmemfs("unlock", directory), 1, key["key_id"], "can't be read")
+
+
+def test_keys_of_a_pool_that_is_not_mounted_are_listed_and_nothing_is_written(
+    pools: PoolMaker, mounted: Mounted, tmp_path: Path
+) -> None:
+    nothing = pools.create("fs1", "16M", "--mode", "fs")
+    said = pmemfs_ok("key", "list", nothing)
+    assert said == f"{nothing} has no keys; 'pmemfs key add' makes one once it is mounted\n"
+    for name in ("work", "other"):
+        add_key(mounted, name)
+    told(["a passphrase"], "key", "add", mounted.mountpoint, "--name", "work")
+    unlocked, pool = keys_of(mounted), mounted.pool
+    pools.umount(mounted)
+    before = pool.read_bytes()
+    keys = [{**key, "is_unlocked": False} for key in unlocked]
+    assert json.loads(pmemfs_ok("key", "list", pool, "--json")) == keys
+    assert "work   locked    2  passphrase" in pmemfs_ok("key", "list", pool)
+    assert json.loads(pmemfs_ok("info", pool, "--json"))["keys"] == keys
+    assert "work, locked; unlocked by key file, passphrase" in pmemfs_ok("info", pool)
+    assert pool.read_bytes() == before
+    device = pools.create("device", "16M")
+    refused(pmemfs("key", "list", device), 1, "mode block", "mode fs")
+    assert json.loads(pmemfs_ok("info", device, "--json"))["keys"] == []
+    refused(pmemfs("key", "list", tmp_path), 1, "not a pmemfs mount")
+
+
+def test_a_damaged_file_system_is_named_where_its_keys_are_wanted(
+    pools: PoolMaker, mounted: Mounted
+) -> None:
+    add_key(mounted)
+    pools.umount(mounted)
+    with mounted.pool.open("r+b") as file:
+        zone = json.loads(pmemfs_ok("info", mounted.pool, "--json"))["pool"]["zones"]["data"]
+        file.seek(zone["offset_bytes"])
+        file.write(os.urandom(64 << 10))
+    refused(pmemfs("key", "list", mounted.pool), 4, "damaged")
+    assert json.loads(pmemfs_ok("info", mounted.pool, "--json"))["keys"] is None
+    assert "'pmemfs check' says how" in pmemfs_ok("info", mounted.pool)
 
 
 def test_what_is_no_key_no_name_and_no_directory_of_a_mount_is_said_in_a_sentence(

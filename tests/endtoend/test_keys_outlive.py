@@ -17,7 +17,7 @@ import pytest
 
 from kit.commands import BIN, pmemfs_here, pmemfs_ok
 from kit.fs_mounts import create_fs
-from kit.keys import SecretMemory, add_key, encrypted, states, told
+from kit.keys import SecretMemory, add_key, encrypted, new_key_file, states, told
 from kit.killing import BOTH, DAEMON, PLANE, VICTIMS, mount_kept
 from kit.mounts import Engine, Mounted, PoolMaker, native_only
 from kit.posix import opened
@@ -165,6 +165,26 @@ def test_a_kill_while_a_passphrase_is_changed_answers_as_without_it(pools: PoolM
         pmemfs_ok("lock", directory)
         assert told([f"phrase {number}"], "unlock", directory).code == 1
         assert told([new], "unlock", directory).code == 0
+
+
+@native_only
+def test_a_kill_while_a_way_is_added_or_removed_answers_as_without_it(pools: PoolMaker) -> None:
+    mounted = mount_kept(pools, create_fs(pools, "fs0", "64M"))
+    add_key(mounted)
+    second = new_key_file(mounted.pool.parent, "second")
+    chance = random.Random(3)
+    for what, left in (("add", "2 ways"), ("remove", "1 way")) * (ROUNDS // 3):
+        words = [BIN / "pmemfs", "key", what, mounted.mountpoint, "--name", "work",
+                 "--key-file", second]  # fmt: skip
+        with subprocess.Popen(
+            list(map(str, words)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as asking:
+            time.sleep(chance.uniform(0.1, 0.4))
+            kill(mounted, DAEMON)
+            assert asking.stdout is not None
+            said = asking.stdout.read()
+        assert said == f"the key 'work' can be unlocked in {left} now\n"
+        assert states(mounted) == {"work": True}
 
 
 @native_only

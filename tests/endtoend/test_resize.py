@@ -14,6 +14,7 @@ import pytest
 
 from kit.commands import BIN, fio, pmemfs, pmemfs_ok, refused, resize, run_command
 from kit.device_oracle import Oracle
+from kit.ext4 import assert_sound
 from kit.mounts import PoolMaker, Session
 from kit.posix import opened
 from kit.processes import is_running, wait_until
@@ -195,7 +196,7 @@ def test_a_loop_device_and_ext4_on_it_grow_with_the_pool(pools: PoolMaker) -> No
                     assert os.lseek(fd, 0, os.SEEK_END) == mounted.device.stat().st_size
             finally:
                 assert run_command("umount", inside).code == 0
-            assert run_command("fsck.ext4", "-f", "-p", loop).code == 0
+            assert_sound(loop, "-p")
             assert run_command("resize2fs", loop).code == 0
         assert run_command("mount", loop, inside).code == 0
         try:
@@ -203,7 +204,7 @@ def test_a_loop_device_and_ext4_on_it_grow_with_the_pool(pools: PoolMaker) -> No
             assert (inside / "96M").read_bytes() == b"before" * 100_000
         finally:
             assert run_command("umount", inside).code == 0
-        assert run_command("fsck.ext4", "-f", "-n", loop).code == 0
+        assert_sound(loop)
 
 
 def test_the_pool_on_a_device_takes_what_the_device_has_grown_by(

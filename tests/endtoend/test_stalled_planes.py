@@ -60,12 +60,12 @@ from pmemfs.fuse.handlers.directories import DirectoryHandlers, Listed
 
 told = DirectoryHandlers.listing
 
-def listing(self, handle, start, take, *, with_attributes):
+def listing(self, handle, start, take, **wishes):
     if start == 0:
         attributes = self._volume.attributes(1)._replace(ino=1, generation=1)
         take(Listed(b"loop", 1, 4, 1, attributes))
     else:
-        told(self, handle, start, take, with_attributes=with_attributes)
+        told(self, handle, start, take, **wishes)
 
 DirectoryHandlers.listing = listing
 mountd.main()

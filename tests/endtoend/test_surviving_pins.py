@@ -21,7 +21,7 @@ from kit.commands import BIN
 from kit.commands import pmemfs as run_pmemfs
 from kit.killing import DAEMON, VICTIMS, Kills, Load, mount_kept
 from kit.mounts import NATIVE, Mounted, PoolMaker
-from kit.processes import wait_until
+from kit.processes import stop, wait_until
 from pmemfs.logs import log_file
 from pmemfs.medium.writeback import punch_hole
 
@@ -176,7 +176,7 @@ def test_pins_end_with_their_clients_whenever_these_end(
                 assert len(fs.pins()) == 4
                 # It is killed while nobody notices.
                 planes = kills.planes()
-                os.kill(planes.daemon, signal.SIGSTOP)
+                stop(planes.daemon)
                 second.kill()
                 second.wait()
                 os.kill(planes.daemon, signal.SIGKILL)

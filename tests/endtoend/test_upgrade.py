@@ -23,7 +23,7 @@ from kit.killing import DAEMON, KEPT, Load, processes_of
 from kit.mounts import Mounted, PoolMaker, native_only
 from kit.pin_clients import PinClient
 from kit.posix import opened
-from kit.processes import is_running, wait_until
+from kit.processes import is_running, stop, wait_until
 from pmemfs.control.client import RemoteError, call
 from pmemfs.control.places import socket_path
 from pmemfs.dataplane.layouts import SIGNATURE
@@ -291,7 +291,7 @@ def test_a_mount_whose_keeper_was_killed_gets_another_one(pools: PoolMaker) -> N
 def test_nothing_happens_after_the_command_has_given_up(pools: PoolMaker) -> None:
     mounted = kept(pools)
     before, daemon = processes(mounted), mounted.pid
-    os.kill(daemon, signal.SIGSTOP)
+    stop(daemon)
     try:
         with pytest.raises(NoAnswer):
             ask(mounted, timeout_seconds=0.5)
@@ -314,7 +314,7 @@ def test_the_command_says_that_a_data_plane_which_stands_still_was_not_replaced(
         pytest.skip("the other transport lets it be killed without any loss")
     mounted = kept(pools)
     before = processes(mounted)
-    os.kill(before[1], signal.SIGSTOP)
+    stop(before[1])
     try:
         said = pmemfs("upgrade", mounted.mountpoint)
         assert said.code == 0

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import pytest
 
 from kit.commands import pmemfs_here, pmemfs_ok, run_command
-from kit.processes import end_process, is_running, wait_until
+from kit.processes import end_process, is_running, stop, wait_until
 from pmemfs.control.client import call
 from pmemfs.control.places import socket_path
 from pmemfs.logs import log_file
@@ -275,7 +275,7 @@ class Session:
         """End the daemon as a crash does, and wait until it is gone. Nothing takes its place."""
         if self.keeper_pid:
             # Or the daemon starts another keeper.
-            os.kill(self.pid, signal.SIGSTOP)
+            stop(self.pid)
             os.kill(self.keeper_pid, 9)
         os.kill(self.pid, 9)
         wait_until(lambda: not is_running(self.pid), "the daemon is dead")

@@ -2,8 +2,11 @@
 
 import io
 import json
+import re
+import shutil
 import signal
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,14 +22,23 @@ from benchmark import (
     mountrun,
     parts,
     report,
+    sourcetree,
     verdicts,
 )
 from benchmark.cells import KIB, MIB
-from benchmark.errors import SubjectFailed, SubjectUnavailable
-from benchmark.filecells import GROWTH_CELLS, METADATA_CELLS, FileCell, series_of
+from benchmark.errors import BenchError, SubjectFailed, SubjectUnavailable
+from benchmark.filecells import (
+    GROWTH_CELLS,
+    MEMFS,
+    METADATA_CELLS,
+    PASSTHROUGH,
+    FileCell,
+    series_of,
+)
 from benchmark.filerun import FileBench
 from benchmark.folders import FOLDERS, TmpfsFolder
 from benchmark.goals import GOALS
+from benchmark.pmemfsmount import Requests, requests_of
 from benchmark.report import Look, Part, Reading, Run, SubjectState
 from benchmark.stage import Interrupts, Settings
 
@@ -41,18 +53,24 @@ def program() -> Iterator[Path]:
         yield made
 
 
+@pytest.fixture(scope="module")
+def archive() -> Iterator[Path]:
+    with sourcetree.packed(AMOUNT.files) as made:
+        yield made
+
+
 # -- the instrument -----------------------------------------------------------------------------
 
 
 def test_a_series_does_what_it_says_and_leaves_nothing(program: Path, tmp_path: Path) -> None:
     there: dict[str, list[str]] = {}
-    for cell in METADATA_CELLS:
-        if cell.callers == 2:
-            done = files.run(files.command(program, cell, tmp_path, AMOUNT, direct=False))
-            assert done.figures.iops == pytest.approx(AMOUNT.files / done.seconds)
-            there[cell.operation] = sorted(path.name for path in tmp_path.rglob("*.dat"))
-            sizes = {path.stat().st_size for path in tmp_path.rglob("*.dat")}
-            assert sizes <= {4 * KIB}
+    (series,) = series_of([CELL["create-2"]])
+    for cell in series:
+        done = files.run(files.command(program, cell, tmp_path, AMOUNT, direct=False))
+        assert done.figures.iops == pytest.approx(AMOUNT.files / done.seconds)
+        there[cell.operation] = sorted(path.name for path in tmp_path.rglob("*.dat"))
+        sizes = {path.stat().st_size for path in tmp_path.rglob("*.dat")}
+        assert sizes <= {4 * KIB}
     assert there["create"] == there["stat"] == there["list"] == names("file")
     assert there["rename"] == there["rmdir"] == names("moved")
     assert there["mkdir"] == names("directory") + names("moved")
@@ -107,6 +125,64 @@ def test_a_listing_that_lacks_a_file_is_a_failure(program: Path, tmp_path: Path)
         files.run(files.command(program, CELL["list-1"], tmp_path, AMOUNT, direct=False))
 
 
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+@pytest.mark.parametrize(("name", "fsyncs"), [("mail-1", 0), ("mail-fsync-1", AMOUNT.files)])
+def test_a_mail_is_written_moved_to_another_directory_and_removed(
+    program: Path, tmp_path: Path, name: str, fsyncs: int
+) -> None:
+    queue, trace = tmp_path / "queue", tmp_path / "trace"
+    queue.mkdir()
+    words = files.command(program, CELL[name], queue, AMOUNT, direct=False)
+    calls = "trace=openat,write,fsync,renameat,unlinkat"
+    done = files.run(["strace", "-f", "-qq", "-e", calls, "-o", str(trace), *words])
+    assert done.figures.mib_per_second
+    said = trace.read_text()
+    for number in range(AMOUNT.files):
+        mail = f"message-{number:07d}.dat"
+        assert f'"tmp/{mail}", O_WRONLY|O_CREAT|O_EXCL' in said
+        assert re.search(rf'renameat\(\d+, "tmp/{mail}", \d+, "new/{mail}"\) = 0', said)
+        assert re.search(rf'unlinkat\(\d+, "new/{mail}", 0\) = 0', said)
+    assert said.count(", 4096) = 4096") == AMOUNT.files
+    assert said.count(" fsync(") == fsyncs
+    assert list(queue.iterdir()) == []
+
+
+def test_a_source_tree_is_unpacked_looked_through_and_removed(
+    program: Path, tmp_path: Path, archive: Path
+) -> None:
+    (series,) = series_of([CELL["untar"]])
+    for cell in series:
+        words = files.command(program, cell, tmp_path, replace(AMOUNT, archive=archive), False)
+        done = files.run(words)
+        assert done.figures.iops == pytest.approx(AMOUNT.files / done.seconds)
+        if cell.operation != "rm":
+            assert len(list(tmp_path.rglob("*.c"))) == AMOUNT.files
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tree_that_git_has_something_to_say_of_is_a_failure(
+    program: Path, tmp_path: Path, archive: Path
+) -> None:
+    amount = replace(AMOUNT, archive=archive)
+    files.run(files.command(program, CELL["untar"], tmp_path, amount, direct=False))
+    next(tmp_path.rglob("*.c")).write_text("not what was committed")
+    with pytest.raises(SubjectFailed, match=r"figures were expected, not ' M group-000"):
+        files.run(files.command(program, CELL["git-status"], tmp_path, amount, direct=False))
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["false"], "exit code 1"),
+        (["/no/such"], "No such file"),
+        (["sh", "-c", "kill -7 $$"], "Bus"),
+    ],
+)
+def test_a_program_that_fails_is_a_failure(program: Path, command: list[str], said: str) -> None:
+    with pytest.raises(SubjectFailed, match=said):
+        files.run([str(program), "run", "10", *command])
+
+
 def test_figures_are_rates_and_bytes_only_where_there_are_any() -> None:
     answer = {"operations": 100, "seconds": 0.5, "bytes": 4 * MIB}
     figures, seconds = files.parse(0, json.dumps(answer), "")
@@ -127,6 +203,66 @@ def test_figures_are_rates_and_bytes_only_where_there_are_any() -> None:
 def test_output_without_figures_is_a_failure(code: int, stdout: str, said: str) -> None:
     with pytest.raises(SubjectFailed, match=said):
         files.parse(code, stdout, "last words")
+
+
+# -- the source tree ----------------------------------------------------------------------------
+
+
+def test_one_number_of_files_gives_one_archive_on_any_day(
+    archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIT_COMMITTER_DATE", "2001-01-01T00:00:00")
+    with sourcetree.packed(AMOUNT.files) as again:
+        assert again.read_bytes() == archive.read_bytes()
+    assert not again.exists()
+
+
+def test_sizes_are_as_those_of_source_files() -> None:
+    sizes = sorted(len(content) for _, content in sourcetree.files(2000))
+    assert 2 * KIB < sizes[1000] < 4 * KIB
+    assert 5 * KIB < sum(sizes) / 2000 < sourcetree.FILE_COST_BYTES / 2
+    assert sizes[-1] <= sourcetree.LARGEST_BYTES + KIB
+
+
+def test_without_git_there_is_no_tree_and_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BenchError, match="git was not found"), sourcetree.packed(1):
+        pass
+
+
+# -- what the daemon answers ----------------------------------------------------------------------
+
+
+def counted(requests: int, forwarded: int | None) -> dict[str, object]:
+    return {"requests": requests, "forwarded": forwarded}
+
+
+def test_requests_of_all_operations_count_and_of_some_engines_none() -> None:
+    answer = {"operations": {"read": counted(10, 1), "other": counted(90, 30)}}
+    assert requests_of(answer) == Requests(count=100, forwarded=31)
+    assert requests_of({"operations": {"read": counted(10, None)}}) is None
+    for wrong in ({}, {"operations": 1}, {"operations": {"read": {}}}):
+        with pytest.raises(SubjectFailed, match="no counts of requests"):
+            requests_of(wrong)
+
+
+def test_the_share_is_of_the_requests_meanwhile() -> None:
+    before = Requests(count=100, forwarded=90)
+    assert filerun.forwarded_share(before, Requests(200, 95)) == 0.05
+    assert filerun.forwarded_share(before, before) is None
+    assert filerun.forwarded_share(None, before) is None
+
+
+def test_shares_become_readings_of_the_cells_that_have_some() -> None:
+    runs = [
+        Run("stat-1", "fs", number, 0, [], forwarded_share=share)
+        for number, share in enumerate((0.5, 0.25))
+    ]
+    runs.append(Run("stat-1", "ext4", 0, 1, []))
+    (reading,) = filerun.share_readings([CELL["stat-1"], CELL["stat-2"]], runs)
+    assert (reading.cell, reading.unit, reading.values) == ("stat-1", "share", (0.5, 0.25))
 
 
 # -- cells and file systems ---------------------------------------------------------------------
@@ -151,7 +287,11 @@ def test_every_file_system_has_the_name_that_it_is_chosen_by() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("fuse2fs", "not found"), ("fs", "pmemfs"), ("ext4", "not found")]
+    ("name", "said"),
+    [
+        *(("fuse2fs", "not found"), ("fs", "pmemfs"), ("ext4", "not found")),
+        *((name, "not found: run scripts/install-peers") for name in (*PASSTHROUGH, *MEMFS)),
+    ],
 )
 def test_a_file_system_that_can_not_be_had_says_so_and_leaves_nothing(
     name: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -233,9 +373,9 @@ def test_a_subject_that_fails_is_left_out_from_there_on(
     assert bench.failed
 
 
-def test_there_is_room_for_what_grows_twice_and_for_the_small_files() -> None:
+def test_there_is_room_for_what_grows_twice_for_the_small_files_and_a_tree() -> None:
     settings = Settings(1024 * MIB, 1, fio.Timing(0, 1), files=20_000)
-    assert filerun.room_bytes(settings) >= 2 * 320 * MIB + 20_000 * 8 * KIB
+    assert filerun.room_bytes(settings) >= 2 * 320 * MIB + 20_000 * (8 + 12) * KIB
     assert filerun.room_bytes(settings) % MIB == 0
 
 
@@ -326,7 +466,7 @@ def test_markdown_has_a_section_for_each_part_with_figures_and_verdicts() -> Non
     assert row.endswith("| 19.0k | 10.0k |")
     (row,) = (line for line in lines if "(`stat-2`)" in line)
     assert row.endswith("| - | - |")
-    (row,) = (line for line in lines if "stat of files just made; 1 caller" in line)
+    (row, _) = (line for line in lines if "stat of files just made; 1 caller" in line)
     assert row.endswith("| fs | fuse2fs | ≥ 2 | 1.90 | 1.90..1.90 | **missed** |")
 
 

@@ -25,6 +25,7 @@ from pmemfs.transform.codec import codec_of
 from pmemfs.volume.fs.filesystem import FileSystem
 from pmemfs.volume.fs.inode import Inode
 from pmemfs.volume.fs.reading import read_inode
+from pmemfs.volume.pool_check import check_pool
 
 PIECE = 32
 KEY, NONCE = b"k" * 16, b"n" * 16
@@ -294,6 +295,27 @@ def test_a_wrapped_key_that_is_damaged_is_named_and_removed_if_forced(tree: Tree
     [done] = tree.repair(force=True)
     assert "can never be read again" in done
     assert tree.mount().inode(ROOT).xattrs == {}
+
+
+def said_of_keys(tree: Tree) -> list[str]:
+    return [found.sentence for found in check_pool(tree.medium) if found.what == "keys"]
+
+
+def test_keys_and_ways_are_counted_the_sound_ones_and_the_damaged(tree: Tree) -> None:
+    assert said_of_keys(tree) == []
+    other = b"o" * 16
+    sound = {
+        keys.key_attribute(KEY, 1): WRAPPED, keys.key_attribute(KEY, 2): WRAPPED,
+        keys.key_attribute(other, 1): replace(WRAPPED, key_id=other),
+    }  # fmt: skip
+    for name, key in sound.items():
+        wrap(tree, name, keys.WRAPPED_KEY.pack(key))
+    assert said_of_keys(tree) == ["2 keys, 3 ways to unlock, 0 damaged"]
+    wrap(tree, keys.key_attribute(other, 1), keys.WRAPPED_KEY.pack(WRAPPED))
+    assert said_of_keys(tree) == ["2 keys, 3 ways to unlock, 1 damaged"]
+    # What is no key's attribute is counted nowhere.
+    wrap(tree, keys.RESERVED_XATTRS + b"other", b"value")
+    assert said_of_keys(tree) == ["2 keys, 3 ways to unlock, 1 damaged"]
 
 
 def test_files_whose_key_nothing_unlocks_are_counted(tree: Tree) -> None:

@@ -129,6 +129,24 @@ def test_what_was_about_to_be_a_key_when_a_process_died_is_wiped(memory: int) ->
     assert keys_in(memory) == {bytes(KEY_BYTES)}
 
 
+def test_a_key_that_was_only_tried_is_neither_unlocked_nor_left_for_who_takes_over(
+    memory: int,
+) -> None:
+    keyring, key_id = unlocked(memory)
+    secrets, secret, salt = keyring.secrets, b"a passphrase", bytes(16)
+    wrapped = secrets.wrap(keyring.slot_of(key_id), secret, salt, 4, 1, 1, b"")
+    # A process dies while it tries what unlocks a key that is unlocked, and a locked one.
+    assert secrets.unwrap(keyring.take_master(), secret, salt, 4, 1, 1, wrapped, b"")
+    locked = secrets.generate(keyring.take_master())
+    fresh = Keyring(lambda: memory, Tables(), may_have_keys=True)
+    assert fresh.unlocked == {key_id}
+    assert not fresh.is_unlocked(locked)
+    fresh.begin_lock(key_id)
+    fresh.lock(key_id)
+    assert keys_in(memory) == {bytes(KEY_BYTES)}
+    assert not Keyring(lambda: memory, Tables(), may_have_keys=True).unlocked
+
+
 def test_more_files_than_slots_are_served_the_least_recently_used_one_gives_way(
     memory: int,
 ) -> None:

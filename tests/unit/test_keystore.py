@@ -16,7 +16,15 @@ from pmemfs.memmap.none import NoMemmap
 from pmemfs.transform.secrets import Secrets, create_secrets
 from pmemfs.volume.fs import keystore
 from pmemfs.volume.fs.filesystem import FileSystem
-from pmemfs.volume.fs.keystore import KeyStore, Secret, Way, name_of, wrapped
+from pmemfs.volume.fs.keystore import (
+    KeyStore,
+    Secret,
+    Way,
+    key_report,
+    name_of,
+    stored_keys,
+    wrapped,
+)
 
 FIRST, SECOND, THIRD = (Secret(WrappedKind.KEY_FILE, bytes([at]) * 64) for at in (1, 2, 3))
 PHRASE = Secret(WrappedKind.PASSPHRASE, b"a passphrase")
@@ -157,8 +165,14 @@ def test_a_power_failure_leaves_the_ways_of_before_or_those_of_after(
     def look() -> None:
         for survived in medium.after_power_failure(limit=100):
             left = RecordingMedium(survived)
-            mounted = FileSystem(on_medium(template(len(survived)), left), NoMemmap())
-            found.append(opening(store_of(mounted), secrets, *tried))
+            pool = on_medium(template(len(survived)), left)
+            unmounted = stored_keys(pool)
+            mounted = store_of(FileSystem(pool, NoMemmap()))
+            assert unmounted == tuple(
+                key_report(key_id, mounted.of_key(key_id), is_unlocked=False)
+                for key_id in mounted.key_ids()
+            )
+            found.append(opening(mounted, secrets, *tried))
 
     medium.at_each_fence = look
     change(store, secrets)

@@ -7,14 +7,17 @@ import os
 import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
-from kit.compressible import FILE, FRAME, PIECE, Compressible, text
+from kit.compressible import FILE, FRAME, PIECE, Compressible, text, with_pages
 from pmemfs.media.inode import ROOT
 from pmemfs.media.transform import Transformation
 from pmemfs.volume.base import NOT_PLAIN
+from pmemfs.volume.fs.cold import pack_here
 from pmemfs.volume.fs.readahead import ReadAhead
 
 KINDS = (Transformation.ZSTD, Transformation.LZ4)
@@ -369,3 +372,43 @@ def test_who_reads_on_gets_pieces_that_were_decompressed_meanwhile(at: Compressi
         with pytest.raises(OSError, match="checksum"):
             at.fs.read(number, 2 * PIECE, PIECE)
         assert bytes(at.fs.read(number, 3 * PIECE, PIECE)) == data[3 * PIECE : 4 * PIECE]
+
+
+def test_a_shorter_time_until_files_are_cold_counts_for_those_that_wait_already(
+    tmp_path: Path,
+) -> None:
+    with with_pages(tmp_path) as at:
+        at.fs.frames.packed.cold_seconds = 1000
+        number = at.make("file", text(2 * PIECE))
+        at.step()
+        assert at.pieces(number) == []
+        at.fs.frames.packed.cold_seconds = 0.001
+        at.step()
+        assert at.pieces(number) == [0, 32]
+
+
+def test_the_background_lets_a_user_go_first_after_the_piece_that_it_has(tmp_path: Path) -> None:
+    with with_pages(tmp_path) as at:
+        cold, wanted = at.make("cold", text(9 * PIECE)), at.make("wanted", text(PIECE))
+        cooler, order = at.fs.cooler, []
+
+        async def pack(data: bytes, kind: int, level: int) -> bytes:
+            order.append("background")
+            await trio.testing.wait_all_tasks_blocked()
+            return await pack_here(data, kind, level)
+
+        async def pack_now(data: bytes, kind: int, level: int) -> bytes:
+            order.append("user")
+            return await pack_here(data, kind, level)
+
+        async def both() -> None:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(cooler.step)
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.start_soon(cooler.rewrite, wanted)
+
+        cooler.pack, cooler.pack_now = pack, pack_now
+        trio.run(both)
+        assert "user" in order[:3]
+        at.step()
+        assert at.pieces(cold)

@@ -23,6 +23,7 @@ from pmemfs.transform.secrets import (
     MASTER,
     SCRYPT_LIMIT_BYTES,
     SLOT_COUNT,
+    TRIED,
     Secrets,
     create_secrets,
 )
@@ -148,7 +149,11 @@ def test_a_derived_key_is_that_of_hkdf(secrets: Secrets) -> None:
 
 def test_a_master_key_is_named_by_what_it_is(secrets: Secrets) -> None:
     put(secrets, 0, SIV_KEY)
+    assert secrets.kind(0) == TRIED
+    secrets.keep(0)
     assert secrets.kind(0) == MASTER
+    with pytest.raises(KeyError):
+        secrets.keep(1)
     assert secrets.key_id(0) == hkdf(SIV_KEY, b"pmemfs key id")[:16]
     made = {secrets.generate(slot) for slot in range(1, 9)}
     assert len(made) == 8

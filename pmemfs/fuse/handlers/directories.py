@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,10 +17,12 @@ from pmemfs.dataplane.held import OpenPlaces
 from pmemfs.dataplane.layouts import HandleKind
 from pmemfs.errors import PmemfsError, system_error
 from pmemfs.fuse.handlers.privileges import Caller
-from pmemfs.volume.base import Attributes, Volume
+from pmemfs.volume.base import Attributes, StoredListing, Volume
 from pmemfs.volume.fs.reading import NotRead
 
 _DT_DIRECTORY = 4
+_DOTS = 2
+"""The dots have the first positions in each directory."""
 
 
 @dataclass(slots=True)
@@ -41,6 +43,20 @@ class Listed(NamedTuple):
     type: int
     position: int
     attributes: Attributes | None = None
+
+
+class Taken(NamedTuple):
+    """What became of many entries: the position of the next one, whether any was taken, and whether
+    the next one has no room."""
+
+    position: int
+    has_taken: bool
+    is_full: bool
+
+
+TakeStored = Callable[[StoredListing, int, list[bytes], int], Taken]
+"""Takes entries of a directory, given its inode and all names, from a position on, and holds what
+they lead to. It stops before an entry of which what is stored doesn't say enough."""
 
 
 class DirectoryHandlers:
@@ -68,22 +84,35 @@ class DirectoryHandlers:
         self._places.give_back(handle)
 
     def listing(
-        self, handle: int, start: int, take: Callable[[Listed], bool], *, with_attributes: bool
-    ) -> None:
+        self, handle: int, start: int, take: Callable[[Listed], bool], *, with_attributes: bool,
+        take_stored: TakeStored | None = None,
+    ) -> None:  # fmt: skip
         """List the entries from a position on, until `take` says that an entry has no room.
 
-        With attributes, each entry except the dots counts as looked up.
+        With attributes, each entry except the dots counts as looked up. Then `take_stored` may take
+        many entries at once, from what is stored.
         """
         directory = self._directory(handle)
         if start == 0 or directory.listing is None:
             directory.listing = self._volume.listing(directory.ino)
         if directory.is_noted:
             self._volume.note_read(directory.ino)
-        has_taken = False
+        ino, names, position = directory.ino, directory.listing, start
+        end, has_taken = len(names) + _DOTS, False
         try:
-            for listed in self._entries(directory.ino, directory.listing, start, with_attributes):
+            stored = self._volume.stored_listing(ino) if take_stored else None
+            while position < end:
+                if stored is not None and take_stored is not None and position >= _DOTS:
+                    taken = take_stored(stored, ino, names, position)
+                    position, has_taken = taken.position, has_taken or taken.has_taken
+                    if taken.is_full or position == end:
+                        return
+                listed = self._entry(ino, names, position, with_attributes)
+                position += 1
+                if listed is None:
+                    continue
                 if not take(listed):
-                    break
+                    return
                 has_taken = True
                 if listed.attributes is not None:
                     self._volume.hold(listed.ino)
@@ -91,21 +120,19 @@ class DirectoryHandlers:
             if not has_taken:
                 raise
 
-    def _entries(
-        self, ino: int, listing: list[bytes], start: int, with_attributes: bool
-    ) -> Iterator[Listed]:
+    def _entry(
+        self, ino: int, names: list[bytes], position: int, with_attributes: bool
+    ) -> Listed | None:
+        """The entry at a position; None if its name was removed meanwhile."""
         volume = self._volume
-        if start < 2:
-            dots = ((b".", ino), (b"..", volume.parent(ino)))
-            for position, (name, to) in enumerate(dots[start:], start + 1):
-                yield Listed(name, to, _DT_DIRECTORY, position)
-        # Names that were removed meanwhile are left out.
-        for position in range(max(start, 2), len(listing) + 2):
-            found = volume.listed(ino, listing[position - 2], follows=with_attributes)
-            if found is None:
-                continue
-            attributes = volume.attributes(found[1]) if with_attributes else None
-            yield Listed(*found, position + 1, attributes)
+        if position < _DOTS:
+            to = volume.parent(ino) if position else ino
+            return Listed((b".", b"..")[position], to, _DT_DIRECTORY, position + 1)
+        found = volume.listed(ino, names[position - _DOTS], follows=with_attributes)
+        if found is None:
+            return None
+        attributes = volume.attributes(found[1]) if with_attributes else None
+        return Listed(*found, position + 1, attributes)
 
     def _directory(self, handle: int) -> _OpenDirectory:
         directory = self._open.get(handle)

@@ -102,7 +102,8 @@ class Cooler:
         """Is called when a file takes another number of blocks, for a kernel that remembers it."""
         self._mounted_ns = time.time_ns()
         self._due: dict[int, float] = {}
-        """Files to be looked at, and when."""
+        """Files to be looked at, and when, as long as files get cold in `_due_after` seconds."""
+        self._due_after = self.cold_seconds
         self._tried: dict[tuple[int, int], int] = {}
         """Ranges that did not shrink, with the number of writes into them until then."""
         self._walk: Iterator[int] | None = None
@@ -166,6 +167,9 @@ class Cooler:
     def _find_files(self) -> None:
         """Find files with a compression: those in use, and slowly all others."""
         cache, ground = self._store.cache, self._store.ground
+        if self._due_after != self.cold_seconds:
+            self._due_after = self.cold_seconds
+            self._due = dict.fromkeys(self._due, 0.0)
         while cache.compressed:
             self._due.setdefault(cache.compressed.pop(), 0)
         if self._walk is None:
@@ -373,6 +377,9 @@ class Cooler:
             try:
                 await self._withdraw(number)
                 for index, count in ranges.items():
+                    if not is_forced and self._lock.statistics().tasks_waiting:
+                        # A user waits. On a busy machine each piece may take long.
+                        break
                     plain = self._bytes_of(number, generation, batch, index, is_forced=is_forced)
                     if plain is None:
                         continue

@@ -47,6 +47,11 @@ class Entries(Mapping[bytes, Entry]):
     def __repr__(self) -> str:
         return f"<{len(self)} entries>"
 
+    @property
+    def words(self) -> dict[bytes, int]:
+        """For each name, `inode << 4 | type`; not to be changed by whoever asks."""
+        return self._words
+
     def set(self, name: bytes, inode: int, type_: int) -> int:
         """Let a name lead to an inode; the type of the inode it led to before, 0 if it was new."""
         words = self._words

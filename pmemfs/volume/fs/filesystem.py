@@ -104,6 +104,7 @@ class FileSystem:
 
         self.lookup, self.names = tree.lookup, tree.names
         self.listing, self.listed = tree.listing, tree.listed
+        self.stored_listing = tree.stored_listing
         self.has_entry, self.parent = tree.has_entry, tree.parent
         self.make, self.make_unnamed, self.link = tree.make, tree.make_unnamed, tree.link
         self.unlink, self.rmdir, self.rename = tree.unlink, tree.rmdir, tree.rename

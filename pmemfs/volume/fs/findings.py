@@ -67,6 +67,10 @@ class Verdict:
     other_count: int = 0
     used_frames: int = 0
     leaked_frames: int = 0
+    key_count: int = 0
+    way_count: int = 0
+    """Ways to unlock a key, damaged ones too."""
+    damaged_way_count: int = 0
 
     @property
     def has_errors(self) -> bool:

@@ -22,6 +22,7 @@ from pmemfs.media.filesystem import (
     JOURNAL_FRAME,
     LEAST_FRAMES,
     Geometry,
+    Head,
     validate_head,
 )
 from pmemfs.media.journal import HEAD as JOURNAL_HEAD
@@ -51,6 +52,24 @@ def geometry_of(pool: Pool) -> Geometry:
     return Geometry(int(pool.first_data_pfn), pool.data_pfn_count)
 
 
+def stored_table(pool: Pool) -> InodeTable:
+    """The inodes of a pool that is not mounted, as the next mount would leave them. Writes nothing.
+    Raises DamagedFileSystem."""
+    medium, geometry = pool.medium, geometry_of(pool)
+    _head_of(pool, medium, geometry)
+    table = InodeTable(medium, geometry, Allocator(medium, geometry))
+    table.pending_words = unfinished_words(medium, table)
+    return table
+
+
+def _head_of(pool: Pool, medium: Medium, geometry: Geometry) -> Head:
+    """Raises DamagedFileSystem."""
+    if geometry.frame_count < LEAST_FRAMES:
+        raise DamagedFileSystem(why="the data zone is too small to hold one")
+    raw = medium.read(geometry.offset_of(HEAD_FRAME), HEAD.size_bytes)
+    return validate_head(raw, pool.label.uuid)
+
+
 def empty_journal(medium: Medium, geometry: Geometry) -> None:
     """Make the journal empty, durably."""
     at = geometry.offset_of(JOURNAL_FRAME)
@@ -75,12 +94,9 @@ class Ground:
         self.read_only = pool.medium.read_only
         self.damage = ""
         self.when_damaged: Callable[[], None] = lambda: None
-        if self.geometry.frame_count < LEAST_FRAMES:
-            raise DamagedFileSystem(why="the data zone is too small to hold one")
+        head = _head_of(pool, self.medium, self.geometry)
         self._head_offset = self.geometry.offset_of(HEAD_FRAME)
         self.journal_offset = self.geometry.offset_of(JOURNAL_FRAME)
-        raw = self.medium.read(self._head_offset, HEAD.size_bytes)
-        head = validate_head(raw, pool.label.uuid)
         self.may_have_leaks = head.is_clean != 1
         self.has_compressed = head.has_compressed != 0
         """Whether an inode may have a compression; whoever looks for files to compress asks."""

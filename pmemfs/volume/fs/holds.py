@@ -22,6 +22,11 @@ class Holds(Protocol):
     def counts(self) -> Iterable[tuple[int, int]]:
         """Every inode that is held, and how often. None may be held or dropped meanwhile."""
 
+    @property
+    def words(self) -> memoryview | None:
+        """The counts as words in memory, one for each number, if they are stored like that."""
+        return None
+
 
 class OwnHolds(Holds):
     """Those of a file system that ends with this process."""

@@ -10,12 +10,13 @@ Invariants:
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 from pmemfs.clock import coarse_ns
 from pmemfs.media.inode import ROOT
-from pmemfs.media.keyreport import SALT_BYTES
+from pmemfs.media.keyreport import SALT_BYTES, KeyReport, KeyWay
 from pmemfs.media.keys import (
     AUTHENTICATED_BYTES,
     WRAPPED_KEY,
@@ -25,13 +26,23 @@ from pmemfs.media.keys import (
     read_key_attribute,
     why_wrong,
 )
+from pmemfs.pool import Pool
 from pmemfs.transform.secrets import Secrets
+from pmemfs.volume.fs.ground import stored_table
+from pmemfs.volume.fs.reading import read_xattrs
 from pmemfs.volume.fs.store import Store
 from pmemfs.volume.fs.xattrs import Xattrs
 
 SCRYPT_LOG2_N, SCRYPT_R, SCRYPT_P = 17, 8, 1
 """128 MiB and some tenths of a second for each guess of a passphrase. Source: OWASP, Password
 Storage Cheat Sheet."""
+
+
+WORDS = {
+    WrappedKind.PASSPHRASE: "passphrase",
+    WrappedKind.KEY_FILE: "key file",
+}
+"""What each kind is called, in requests and in answers."""
 
 
 class Secret(NamedTuple):
@@ -57,6 +68,11 @@ class Way(NamedTuple):
     def attribute(self) -> bytes:
         """The name of the attribute that has it."""
         return key_attribute(self.key_id, self.number)
+
+    @property
+    def created_ns(self) -> int:
+        """When it was added, in ns since 1970; 0 if it is damaged."""
+        return self.wrapped.created_ns if self.wrapped else 0
 
     def is_unlocked_by(self, secret: Secret, secrets: Secrets, slot: int) -> bool:
         """Whether a secret unlocks the key this way; then the key is in the slot. Takes long, and
@@ -97,18 +113,8 @@ class KeyStore:
         self._xattrs = xattrs
 
     def ways(self) -> list[Way]:
-        """All ways to unlock any key, damaged ones too; those of one key are side by side, and the
-        oldest key comes first."""
-        found: dict[bytes, list[Way]] = {}
-        for name, value in self._store.inode(ROOT).xattrs.items():
-            named = read_key_attribute(name)
-            if named is None:
-                continue
-            problem = why_wrong(name, value)
-            key = None if problem else WRAPPED_KEY.unpack(value)
-            found.setdefault(named[0], []).append(Way(*named, key, problem))
-        keys = sorted(found.values(), key=_oldest)
-        return [way for ways in keys for way in sorted(ways, key=lambda way: way.number)]
+        """As `ways_in`."""
+        return ways_in(self._store.inode(ROOT).xattrs)
 
     def of_key(self, key_id: bytes) -> list[Way]:
         """The ways to unlock a key."""
@@ -143,10 +149,51 @@ class KeyStore:
         self._xattrs.set_xattrs_and_mode(ROOT, changes, None)
 
 
+def ways_in(xattrs: Mapping[bytes, bytes]) -> list[Way]:
+    """All ways to unlock any key that attributes of the root have, damaged ones too; those of one
+    key are side by side, and the oldest key comes first."""
+    found: dict[bytes, list[Way]] = {}
+    for name, value in xattrs.items():
+        named = read_key_attribute(name)
+        if named is None:
+            continue
+        problem = why_wrong(name, value)
+        key = None if problem else WRAPPED_KEY.unpack(value)
+        found.setdefault(named[0], []).append(Way(*named, key, problem))
+    keys = sorted(found.values(), key=_oldest)
+    return [way for ways in keys for way in sorted(ways, key=lambda way: way.number)]
+
+
+def stored_keys(pool: Pool) -> tuple[KeyReport, ...]:
+    """All keys of a pool that is not mounted, which are locked. Writes nothing. Raises
+    DamagedFileSystem."""
+    table = stored_table(pool)
+    ways = ways_in(read_xattrs(pool.medium, table, ROOT))
+    keys = groupby(ways, key=lambda way: way.key_id)
+    return tuple(key_report(key_id, list(of_key), is_unlocked=False) for key_id, of_key in keys)
+
+
+def key_report(
+    key_id: bytes, ways: Sequence[Way], *, is_unlocked: bool, name: str = ""
+) -> KeyReport:
+    """What is said of a key that these ways unlock. `name` is for one whose ways don't say it."""
+    return KeyReport(
+        name=name_of(ways) or name,
+        key_id=key_id.hex(),
+        is_unlocked=is_unlocked,
+        ways=tuple(
+            KeyWay(way.number, WORDS[WrappedKind(way.wrapped.kind)], way.created_ns)
+            if way.wrapped
+            else KeyWay(way.number, "damaged", 0, way.problem)
+            for way in ways
+        ),
+    )
+
+
 def name_of(ways: Sequence[Way]) -> str:
     """The name of the key that these ways unlock; "" if none of them says it."""
     return next((way.wrapped.name for way in ways if way.wrapped), "")
 
 
 def _oldest(ways: list[Way]) -> int:
-    return min((way.wrapped.created_ns for way in ways if way.wrapped), default=0)
+    return min((way.created_ns for way in ways if way.wrapped), default=0)

@@ -42,6 +42,10 @@ class MetadataMedium(Medium):
         return self._medium.reserved
 
     @property
+    def sparse_fd(self) -> int:
+        return self._medium.sparse_fd
+
+    @property
     def fault_count(self) -> int:  # type: ignore[override]
         return self._medium.fault_count
 

@@ -17,7 +17,8 @@ from pmemfs.errors import system_error
 from pmemfs.media import log as media
 from pmemfs.media.inode import ROOT
 from pmemfs.media.log import NAME_MAX_BYTES, TARGET_MAX_BYTES, InodeFlags
-from pmemfs.volume.base import NewInode
+from pmemfs.pfn import PAGE_SHIFT
+from pmemfs.volume.base import NewInode, StoredListing
 from pmemfs.volume.fs.commits import Decides
 from pmemfs.volume.fs.entries import Entry
 from pmemfs.volume.fs.inode import (
@@ -79,6 +80,21 @@ class Names:
         if directory.transform is not None:
             key = self._sealing.shown_name(directory, key)
         return key, *entry
+
+    def stored_listing(self, number: int) -> StoredListing | None:
+        """As of `Volume`: no listing while what is stored is not what counts, because the journal
+        is still to be carried out, or is not to be believed. Raises OSError."""
+        ground, counts = self._store.ground, self._store.hold_words
+        if counts is None or ground.damage or ground.table.pending_words:
+            return None
+        directory, medium = self._directory(number), ground.medium
+        if directory.transform is not None:
+            return None
+        first_pfn, frame_count = ground.geometry
+        zone = medium.view(first_pfn << PAGE_SHIFT, frame_count << PAGE_SHIFT)
+        return StoredListing(
+            directory.entries.words, zone, first_pfn, medium.sparse_fd, counts, medium.has_faulted
+        )
 
     def has_entry(self, number: int, name: bytes) -> int | None:
         """The inode that a name leads to now. Raises OSError: ENOENT in a locked directory."""

@@ -20,7 +20,7 @@ from functools import partial
 
 from pmemfs.errors import DamagedPiece, MemoryFault, system_error
 from pmemfs.media import log as media
-from pmemfs.media.transform import StoredPiece, pack_piece, piece_checksum
+from pmemfs.media.transform import HOT_SECONDS, StoredPiece, pack_piece, piece_checksum
 from pmemfs.pfn import PAGE_SHIFT
 from pmemfs.transform.codec import codec_of
 from pmemfs.units import MIB
@@ -36,8 +36,6 @@ log = logging.getLogger(__name__)
 
 _KEPT_BYTES = 64 * MIB
 """Of plain pieces, for the next read of one."""
-_HOT_SECONDS = 3
-"""A piece that was read in so many different seconds is hot."""
 _MOST_AHEAD_BYTES = MIB
 _MOST_WATCHED = 4096
 _MOST_REPORTED = 1024
@@ -183,13 +181,17 @@ class PackedPieces:
         last, seconds = self._heat.pop((number, index), (0, 0))
         if last != now:
             seconds += 1
-            if seconds >= _HOT_SECONDS:
-                if len(self.hot) < _MOST_WATCHED:
-                    self.hot[number, index] = None
+            if seconds >= HOT_SECONDS:
+                self.note_hot(number, index)
                 return
         while len(self._heat) >= _MOST_WATCHED:
             del self._heat[next(iter(self._heat))]
         self._heat[number, index] = now, seconds
+
+    def note_hot(self, number: int, index: int) -> None:
+        """A piece is hot: here, or because a worker says so, who reads pieces by itself."""
+        if len(self.hot) < _MOST_WATCHED:
+            self.hot[number, index] = None
 
     # Changing
 

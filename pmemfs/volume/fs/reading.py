@@ -34,6 +34,7 @@ from pmemfs.volume.fs.table import InodeTable
 
 _LIVE = LIVE_LINE.head_struct("accessed_ns")
 _ACCESSED_AT = LIVE_LINE.offset_of("accessed_ns")
+_OF_XATTRS = (RecordKind.XATTR, RecordKind.XATTR_REMOVED)
 _NO_TIME_NS = 1 << 63
 """A word from here on is not a time of access."""
 
@@ -127,6 +128,19 @@ def read_log(medium: Medium, table: InodeTable, number: int) -> Inode | None:
     reading = Reading(_reading_log(medium, table, number))
     reading.go_on()
     return reading.inode
+
+
+def read_xattrs(medium: Medium, table: InodeTable, number: int) -> dict[bytes, bytes]:
+    """The extended attributes of an inode as they are stored; none if its slot is free. The names
+    of a directory are passed over, since there may be millions. Raises DamagedFileSystem."""
+    head = table.head(number)
+    if head is None:
+        return {}
+    inode, areas = _blank(medium, table, head)
+    replay = Replay(inode, table.geometry)
+    for records in areas:
+        replay.apply(record for record in records if record[0] in _OF_XATTRS)
+    return inode.xattrs
 
 
 def readable_part(medium: Medium, table: InodeTable, number: int) -> Inode | None:

@@ -133,6 +133,13 @@ class Sealing:
         plain = keyring.secrets.siv_decrypt(keyring.names_slot(directory), b"", stored)
         return plain or encoded(stored)
 
+    def plain_name(self, directory: Inode, stored: bytes) -> bytes:
+        """A name in the clear, also while the key is being locked: who asks has the kernel forget
+        it, and shows it to nobody else. Raises OSError."""
+        keyring = self._unlocked()
+        slot = keyring.names_slot(directory, while_locking=True)
+        return keyring.secrets.siv_decrypt(slot, b"", stored) or encoded(stored)
+
     # Targets of links
 
     def sealed_target(self, link: Inode, target: bytes) -> bytes:

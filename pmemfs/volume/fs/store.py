@@ -83,6 +83,11 @@ class Store:
         """Drop holds, by default all, that nobody was told of; the inode is not freed."""
         self._holds.take(number, self._holds.count(number) if count is None else count)
 
+    @property
+    def hold_words(self) -> memoryview | None:
+        """As `Holds.words`."""
+        return self._holds.words
+
     def is_held(self, number: int) -> bool:
         """Whether anybody holds an inode."""
         return self._holds.count(number) > 0

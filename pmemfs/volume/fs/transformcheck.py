@@ -57,16 +57,21 @@ class TransformCheck:
                 self._verdict.add(Problem("keys", False, why))
 
     def _look_at_keys(self, root: Inode) -> None:
+        verdict, found = self._verdict, set()
         for name, value in root.xattrs.items():
             named = read_key_attribute(name) if name.startswith(RESERVED_XATTRS) else None
             if named is None:
                 continue
+            found.add(named[0])
+            verdict.way_count += 1
             why = why_wrong(name, value)
             if not why:
                 self._wrapped.add(named[0])
                 continue
+            verdict.damaged_way_count += 1
             sentence = f"the wrapped key {name.decode('ascii')} is damaged: {why}"
-            self._verdict.error("keys", sentence, ROOT, _removal(name))
+            verdict.error("keys", sentence, ROOT, _removal(name))
+        verdict.key_count = len(found)
 
     def _look_at_piece(self, number: int, index: int, piece: StoredPiece) -> None:
         why = self._why_damaged(piece)

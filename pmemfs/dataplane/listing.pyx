@@ -1,0 +1,206 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""Packs many entries of a listing with attributes (READDIRPLUS) at once, for the control plane.
+
+The entries are those that the file system has in memory; what they lead to is read from the pool
+itself. So a listing makes no object of what it lists, and a million files cost no memory here.
+Invariants:
+- an entry that is not simple ends the work before it: whoever asked lists it the long way;
+- an entry that leads to a directory is packed only if that says that it lies here (`volume/fs/names`
+  says why);
+- what was packed is held only by `hold_listed`, since memory may turn out bad after it was read.
+"""
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_Resize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
+from cpython.dict cimport PyDict_GetItemWithError
+from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
+from cpython.object cimport PyObject
+
+from pmemfs.dataplane.protocol cimport fuse_attr, fuse_dirent, fuse_direntplus
+
+include "stored.pxi"
+
+cdef enum:
+    # So many entries are looked up, and what they lead to is fetched, before any is read.
+    AHEAD = 16
+    DOTS = 2
+    ENTRY_TYPE_BITS = 4
+    NS = 1000000000
+    HEAD_BYTES = sizeof(fuse_direntplus)
+
+# An entry of the directory as it is in memory.
+cdef struct entry_t:
+    const uint8_t *name
+    uint64_t name_bytes
+    uint64_t number
+    uint32_t type
+
+cdef enum packed_t:
+    PACKED
+    NO_ROOM
+    NOT_SIMPLE
+
+
+cdef class StoredInodes:
+    """The inodes of a file system. `memory` is the data zone, which begins with frame `first_pfn`.
+    If it may have holes, it is not touched: `sparse_fd` is the pool, to be read.
+
+    After each call ask whether a touch of the memory has failed; then what was returned is of no
+    use.
+    """
+
+    cdef Py_buffer _view
+    cdef zone_t _zone
+
+    def __cinit__(self, memory, uint64_t first_pfn, int sparse_fd=-1) -> None:
+        PyObject_GetBuffer(memory, &self._view, PyBUF_SIMPLE)
+        self._zone.memory = <const uint8_t *>self._view.buf
+        self._zone.fd, self._zone.first_pfn = sparse_fd, first_pfn
+        self._zone.frame_count = <uint64_t>self._view.len >> FRAME_SHIFT
+
+    def __dealloc__(self) -> None:
+        PyBuffer_Release(&self._view)
+
+    def pack(self, uint64_t directory, dict words not None, list names not None, size_t start,
+             bytearray answer not None, size_t room, uint64_t valid_seconds) -> tuple[int, bool]:
+        """Add entries to an answer, which may have `room` bytes then: from position `start` on, all
+        of `names` that `words` has still. It has words as `volume.fs.entries`.
+
+        Returns the position of the next entry, and whether it has no room. If it has, and there is
+        a next entry, that is not simple. The dots have positions, but no names.
+        """
+        cdef entry_t entries[AHEAD]
+        cdef size_t position = start
+        cdef size_t end = <size_t>PyList_GET_SIZE(names) + DOTS
+        cdef size_t used = <size_t>len(answer)
+        cdef size_t count
+        cdef size_t number
+        cdef packed_t packed = PACKED
+        if start < DOTS:
+            raise IndexError(start)
+        if used >= room:
+            return start, True
+        PyByteArray_Resize(answer, <Py_ssize_t>room)
+        try:
+            while position < end and packed == PACKED:
+                count = min(<size_t>AHEAD, end - position)
+                for number in range(count):
+                    look_up(words, names, position - DOTS + number, &self._zone,
+                            &entries[number])
+                for number in range(count):
+                    packed = self._pack(&entries[number], directory, position + 1,
+                                        <uint8_t *>PyByteArray_AS_STRING(answer), &used, room,
+                                        valid_seconds)
+                    if packed != PACKED:
+                        break
+                    position += 1
+        finally:
+            PyByteArray_Resize(answer, <Py_ssize_t>used)
+        return position, packed == NO_ROOM
+
+    cdef packed_t _pack(self, const entry_t *entry, uint64_t directory, uint64_t next_position,
+                        uint8_t *answer, size_t *used, size_t room,
+                        uint64_t valid_seconds) noexcept:
+        cdef size_t length = (HEAD_BYTES + entry.name_bytes + 7) & ~<size_t>7
+        cdef fuse_direntplus *head = <fuse_direntplus *>(answer + used[0])
+        cdef stored_t stored
+        if entry.name == NULL:
+            return PACKED
+        if length > room - used[0]:
+            return NO_ROOM
+        if not read_stored(&self._zone, entry.number, &stored):
+            return NOT_SIMPLE
+        if (stored.mode & S_IFMT) == S_IFDIR and stored.parent != directory:
+            return NOT_SIMPLE
+        memset(head, 0, length)
+        head.entry_out.nodeid = stored.number
+        head.entry_out.generation = stored.generation
+        head.entry_out.entry_valid = head.entry_out.attr_valid = valid_seconds
+        put_attributes(&stored, &head.entry_out.attr)
+        head.dirent.ino = entry.number
+        head.dirent.off = next_position
+        head.dirent.namelen = <uint32_t>entry.name_bytes
+        head.dirent.type = entry.type
+        memcpy(<uint8_t *>head + HEAD_BYTES, entry.name, entry.name_bytes)
+        used[0] += length
+        return PACKED
+
+
+cdef int look_up(dict words, list names, size_t position, const zone_t *zone,
+                 entry_t *entry) except -1:
+    """What a name leads to, which is about to be read; no name if it leads nowhere any more."""
+    cdef object name = <object>PyList_GET_ITEM(names, <Py_ssize_t>position)
+    cdef PyObject *word = PyDict_GetItemWithError(words, name)
+    cdef uint64_t value = 0
+    entry.name = NULL
+    if word == NULL:
+        return 0
+    if not PyBytes_CheckExact(name):
+        raise TypeError("a name is bytes")
+    try:
+        value = <object>word
+    except OverflowError:
+        # No inode has such a number, and none has 0.
+        pass
+    entry.name = <const uint8_t *>PyBytes_AS_STRING(name)
+    entry.name_bytes = <uint64_t>PyBytes_GET_SIZE(name)
+    entry.number = value >> ENTRY_TYPE_BITS
+    entry.type = value & ((1 << ENTRY_TYPE_BITS) - 1)
+    expect(zone, entry.number)
+    return 0
+
+
+cdef inline void put_attributes(const stored_t *stored, fuse_attr *attr) noexcept nogil:
+    """As `InodeAttributes.attributes`, and as `encode` packs them."""
+    cdef uint64_t frames = 0
+    cdef uint32_t number
+    for number in range(stored.run_count):
+        frames += stored.runs[number].count
+    attr.ino = stored.number
+    attr.size = stored.target_bytes or stored.size_bytes
+    attr.nlink = stored.link_count
+    if (stored.mode & S_IFMT) == S_IFDIR:
+        attr.size = stored.slot_count * LOG_RECORD_BYTES
+        if stored.link_count:
+            attr.nlink += 1 + stored.subdirectory_count
+    attr.blocks = frames * (FRAME_BYTES // 512)
+    put_time(stored.accessed_ns, <int64_t *>&attr.atime, &attr.atimensec)
+    put_time(stored.modified_ns, <int64_t *>&attr.mtime, &attr.mtimensec)
+    put_time(stored.changed_ns, <int64_t *>&attr.ctime, &attr.ctimensec)
+    attr.mode, attr.uid, attr.gid = stored.mode, stored.uid, stored.gid
+    attr.rdev = stored.device
+    attr.blksize = FRAME_BYTES
+
+
+cdef inline void put_time(int64_t time_ns, int64_t *seconds, uint32_t *rest_ns) noexcept nogil:
+    """Whole seconds, and the rest, which is never below zero."""
+    cdef int64_t rest = time_ns % NS
+    seconds[0] = time_ns // NS
+    if rest < 0:
+        rest += NS
+        seconds[0] -= 1
+    rest_ns[0] = <uint32_t>rest
+
+
+def hold_listed(counts, bytearray answer not None, size_t start) -> None:
+    """Count what was packed into an answer, from its byte `start` on, as looked up once more.
+
+    `counts` has a word for each number of an inode. Raises IndexError if one is too large.
+    """
+    cdef const uint8_t *packed = <const uint8_t *>PyByteArray_AS_STRING(answer)
+    cdef const fuse_direntplus *head
+    cdef size_t end = <size_t>len(answer)
+    cdef uint64_t number
+    cdef Py_buffer view
+    PyObject_GetBuffer(counts, &view, PyBUF_WRITABLE)
+    try:
+        while start + HEAD_BYTES <= end:
+            head = <const fuse_direntplus *>(packed + start)
+            number = head.entry_out.nodeid
+            if number >= <uint64_t>view.len // 8:
+                raise IndexError(number)
+            (<uint64_t *>view.buf)[number] += 1
+            start += (HEAD_BYTES + head.dirent.namelen + 7) & ~<size_t>7
+    finally:
+        PyBuffer_Release(&view)
