@@ -258,12 +258,17 @@ cdef inline void put_stored(plane_t *plane, uint64_t offset, const void *data,
     flush_stored(plane, offset, length)
 
 
-cdef inline void put_word(plane_t *plane, uint64_t offset, uint64_t value) noexcept nogil:
-    """Store an aligned word, whole, and flush it."""
+cdef inline void set_word(plane_t *plane, uint64_t offset, uint64_t value) noexcept nogil:
+    """Store an aligned word, whole."""
     step(plane)
     store(<uint64_t *>(plane.pool + offset), value)
     if plane.recorder != NULL:
         record_call(plane.recorder, RECORDED_STORE, offset, &value, 8)
+
+
+cdef inline void put_word(plane_t *plane, uint64_t offset, uint64_t value) noexcept nogil:
+    """Store an aligned word, whole, and flush it."""
+    set_word(plane, offset, value)
     flush_stored(plane, offset, 8)
 
 

@@ -25,7 +25,6 @@ from pmemfs.dataplane.plane cimport piece_t, plane_t, worker_t
 from pmemfs.dataplane.protocol cimport *
 from pmemfs.dataplane.request cimport *
 from pmemfs.dataplane.structures cimport *
-from pmemfs.medium.writeback cimport wait_for_write_back, write_back
 
 cdef enum:
     # From this length on, a copy past the caches is faster.
@@ -297,9 +296,8 @@ cdef bint write_piece(request_t *request, piece_t piece, uint64_t offset,
         return False
     if plane.header.durability == DURABILITY_CACHE_LINES:
             # Always through the mapping: MAP_SYNC covers new blocks only there.
-        memcpy(into, data, piece.length)
-        write_back(into, piece.length)
-        wait_for_write_back()
+        put_stored(plane, piece.pool_offset, data, piece.length)
+        fence_stored(plane)
     elif whole and piece.length >= STREAM_BYTES:
         memory.stream(into, data, piece.length)
     elif whole:

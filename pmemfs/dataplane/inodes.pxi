@@ -132,7 +132,7 @@ cdef bint has_possible_times(const fuse_setattr_in *wanted) noexcept nogil:
 
 cdef inline bint is_possible_time(uint64_t seconds, uint32_t ns) noexcept nogil:
     cdef int64_t since_1970 = <int64_t>seconds
-    return -<int64_t>MOST_SECONDS < since_1970 < <int64_t>MOST_SECONDS and ns < SECOND_NS
+    return -MOST_SECONDS < since_1970 < MOST_SECONDS and ns < SECOND_NS
 
 
 cdef inline int64_t time_of(uint64_t seconds, uint32_t ns) noexcept nogil:

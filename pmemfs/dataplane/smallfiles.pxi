@@ -207,8 +207,7 @@ cdef verdict_t write_first(names_change_t *change, known_t *known,
         record.index = extents[position].index
         record.pfn = extents[position].pfn
         record.frame_count = extents[position].frame_count
-    store_pieces(request, wanted)
-    if request.error:
+    if not store_first(request, wanted):
         return FORWARD
     answer_written(request, wanted)
     # Until the size is raised, a successor that finds this begun lets it come again.
@@ -224,6 +223,27 @@ cdef verdict_t write_first(names_change_t *change, known_t *known,
     raise_size(change, known, wanted)
     carried_out(change)
     return ANSWER
+
+
+cdef bint store_first(request_t *request, const fuse_write_in *wanted) noexcept nogil:
+    """Store the bytes of a first write, which are durable with the next fence; False: hand over."""
+    cdef plane_t *plane = request.worker.plane
+    cdef uint64_t done = 0
+    cdef piece_t piece
+    if plane.header.durability != DURABILITY_CACHE_LINES:
+        store_pieces(request, wanted)
+        return not request.error
+    while done < wanted.size:
+        piece = piece_at(request.table, done, wanted.size - done)
+        if not hold_pages(request, piece, done, ACCESS_WRITE):
+            return False
+        # Not as `write_piece`, whose fence would be one more than that of the commit.
+        put_stored(plane, piece.pool_offset, request.payload + done, piece.length)
+        if not is_whole(plane, piece.pool_offset, piece.length):
+            note_written(plane, piece.pool_offset, piece.length)
+        drop_pages(request.worker, request)
+        done += piece.length
+    return True
 
 
 cdef uint32_t join_frames(const uint64_t *pfns, uint64_t count, extent_t *extents) noexcept nogil:
@@ -246,15 +266,16 @@ cdef uint32_t join_frames(const uint64_t *pfns, uint64_t count, extent_t *extent
 
 cdef void raise_size(names_change_t *change, known_t *known,
                      const fuse_write_in *wanted) noexcept nogil:
-    """The bytes of a write are stored: raise the size, and set the time of writing."""
+    """The bytes of a write are stored: raise the size, and set the time of writing. The line is
+    flushed by whoever makes the file durable, or closes it."""
     cdef plane_t *plane = change.worker.plane
     cdef uint64_t line = known.slot_offset + INODE_LIVE_OFFSET
     cdef live_t *live = change.request.live
     cdef uint64_t end = wanted.offset + wanted.size
     cdef uint64_t word = load(&live.size_word)
     if word >> LIVE_SIZE_SHIFT < end:
-        put_word(plane, line, raised(word, end))
-    put_word(plane, line + LIVE_WRITTEN_AT, <uint64_t>names_now(change.names))
+        set_word(plane, line, raised(word, end))
+    set_word(plane, line + LIVE_WRITTEN_AT, <uint64_t>names_now(change.names))
 
 
 cdef void answer_written(request_t *request, const fuse_write_in *wanted) noexcept nogil:
