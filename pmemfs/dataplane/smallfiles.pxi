@@ -24,8 +24,9 @@ from pmemfs.dataplane.structures cimport *
 cdef enum:
     # Of files up to this size, all is served here.
     SMALL_BYTES = 65536
-    # A file that lies in more pieces from the start is left to the control plane.
-    FIRST_EXTENTS = 2
+    # A file that would lie in more pieces from the start is left to the control plane. So it may
+    # become longer and still be known.
+    FIRST_EXTENTS = 3
 
 # A table of a file that nobody else sees.
 cdef struct small_t:
@@ -197,6 +198,7 @@ cdef verdict_t write_first(names_change_t *change, known_t *known,
     begin_change(change)
     if not pop_frames(change, <uint32_t>frame_count, pfns):
         return FORWARD
+    sort_frames(pfns, frame_count)
     request.table.extent_count = join_frames(pfns, frame_count, extents)
     if not request.table.extent_count:
         return FORWARD
@@ -244,6 +246,18 @@ cdef bint store_first(request_t *request, const fuse_write_in *wanted) noexcept 
         drop_pages(request.worker, request)
         done += piece.length
     return True
+
+
+cdef void sort_frames(uint64_t *pfns, uint64_t count) noexcept nogil:
+    """Sort a few frames: what files have given back lies in no order."""
+    cdef uint64_t position, at, pfn
+    for position in range(1, count):
+        pfn = pfns[position]
+        at = position
+        while at and pfns[at - 1] > pfn:
+            pfns[at] = pfns[at - 1]
+            at -= 1
+        pfns[at] = pfn
 
 
 cdef uint32_t join_frames(const uint64_t *pfns, uint64_t count, extent_t *extents) noexcept nogil:

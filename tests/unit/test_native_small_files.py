@@ -181,10 +181,10 @@ def test_without_frames_the_first_write_is_handed_over(file: File) -> None:
 
 def test_a_file_in_many_pieces_is_left_to_python(file: File) -> None:
     frames = file.both.native.names.frames
-    every_other = frames.pop(7)[::2]
+    every_other = frames.pop(9)[::2]
     frames.push(every_other)
     before = frames.numbers()
-    assert not file.write(0, b"x" * 3 * FRAME)
+    assert not file.write(0, b"x" * 4 * FRAME)
     assert frames.numbers() == before
     head = wire.WRITE_IN.pack(file.handle, 0, 2 * FRAME, 0, 0, 0)
     file.both.native.worker.answer(
@@ -192,6 +192,14 @@ def test_a_file_in_many_pieces_is_left_to_python(file: File) -> None:
     )
     assert [extent.frame_count for extent in file.extents()] == [1, 1]
     assert file.read(0, SMALL) == b"x" * 2 * FRAME
+
+
+def test_frames_in_no_order_make_one_extent(file: File) -> None:
+    frames = file.both.native.names.frames
+    first, *rest = frames.pop(8)
+    frames.push([*rest[::-2], first, *rest[-2::-2]])
+    assert file.write(0, b"x" * 8 * FRAME)
+    assert [(extent.pfn, extent.frame_count) for extent in file.extents()] == [(first, 8)]
 
 
 def test_a_full_log_is_left_to_python(file: File) -> None:

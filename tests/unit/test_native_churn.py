@@ -1,0 +1,88 @@
+"""A worker that makes, writes, closes and removes files for long leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+
+import pytest
+
+from kit.data_plane import shared_files
+from kit.native_names import HANDLES, NativeNames, create_in
+from pmemfs.dataplane.held import OpenPlaces
+from pmemfs.fuse import wire
+from pmemfs.fuse.wire import Opcode
+from pmemfs.media.filesystem import FIRST_INODES_FRAME
+from pmemfs.media.inode import ROOT
+from pmemfs.volume.fs.check import check_filesystem
+
+ENTRY_BYTES = wire.ENTRY_OUT.size + wire.ATTR.size
+
+
+class Churn:
+    """One file after the other, served by whoever can."""
+
+    def __init__(self, native: NativeNames) -> None:
+        self.native = native
+        self.handed_over = 0
+        self.served = 0
+
+    def serve(self, opcode: Opcode, inode: int, operation: bytes, payload: bytes = b"") -> bytes:
+        native = self.native
+        verdict, error, data = native.worker.answer(
+            operation, opcode=opcode, inode=inode, payload=payload
+        )
+        if verdict == "forward":
+            self.handed_over += 1
+            error, data = native.ask_here(opcode, inode, operation + payload)
+            native.refill()
+        else:
+            self.served += 1
+        assert error == 0, (opcode, error)
+        return data
+
+    def cycle(self, at: int, *, is_open: bool) -> None:
+        """Make a file, write it, close it before or after its name goes, and forget it."""
+        name, data = b"%d" % (at % 100), b"x" * (at % 9000 + 1)
+        made = self.serve(Opcode.CREATE, ROOT, create_in(name, flags=os.O_RDWR))
+        (number,) = struct.unpack_from("<Q", made)
+        (handle,) = struct.unpack_from("<Q", made, ENTRY_BYTES)
+        head = wire.WRITE_IN.pack(handle, 0, len(data), 0, 0, 0)
+        self.serve(Opcode.WRITE, number, head, data)
+        release = wire.RELEASE_IN.pack(handle, 0, 0, 0)
+        if not is_open:
+            self.serve(Opcode.RELEASE, number, release)
+        self.serve(Opcode.UNLINK, ROOT, name + b"\0")
+        self.serve(Opcode.FORGET, number, wire.FORGET_IN.pack(1))
+        if is_open:
+            self.serve(Opcode.RELEASE, number, release)
+
+
+@pytest.mark.parametrize(
+    "cycles", [2_000, pytest.param(100_000, marks=[pytest.mark.slow, pytest.mark.timeout(600)])]
+)
+def test_many_files_that_come_and_go_leave_nothing(shm: Path, cycles: int) -> None:
+    with shared_files(shm) as files:
+        # So many places count as used, so Python may adopt what a worker has opened there.
+        struct.pack_into("<Q", files.shared.opens, 0, 2 * HANDLES)
+        native = NativeNames(files)
+        fs = native.fs
+        churn = Churn(native)
+        for at in range(cycles):
+            churn.cycle(at, is_open=at % 3 == 0)
+        # Only full logs of the directory are Python's.
+        assert churn.handed_over < churn.served // 20
+        assert native.names.orphans.count == 0
+        assert list(OpenPlaces(files.shared.opens)) == []
+        assert not list(native.files.shared.lookup_counts.counts())
+        native.catch_up()
+        native.names.is_on = False
+        assert [name for name, _ in fs.inode(ROOT).entries.items()] == []
+        assert native.reserves.drain()
+        fs.store.housekeeping.drop_inode_frames(kept_slots=0)
+        # What the first group keeps for itself, the root's frame, and the frames of the root's log.
+        room, log_frames = fs.room(), len(fs.inode(ROOT).log.frames)
+        assert room.total_frames - room.free_frames == FIRST_INODES_FRAME + 1 + log_frames
+        fs.end()
+        assert check_filesystem(native.files.pool).problems == []
