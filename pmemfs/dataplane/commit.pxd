@@ -18,7 +18,7 @@ cdef enum:
     # The most that one operation changes.
     MOST_WORDS = 8
     MOST_LOGS = 4
-    MOST_RECORDS_BYTES = 1024
+    MOST_RECORDS_BYTES = 2048
     # How long a worker waits for another one, who holds the lock for one operation.
     LOCK_SPIN_NS = 10000
     # As `encode.CACHE_SECONDS`.
@@ -37,12 +37,16 @@ cdef struct word_t:
     uint64_t old
     uint64_t new
 
-# Records that go behind the tail of one log: `length` bytes from `start` on in `records`. All that
-# one log gets is added in a row.
+# Records that one log gets: `length` bytes from `start` on in `records`, all of them added in a row.
+# Of these, `here_length` bytes go behind its tail, and the rest into a new frame at the offset
+# `frame`, if there is one. With `is_rewritten`, all of the log is in that frame from now on.
 cdef struct addition_t:
     known_t *known
     uint32_t start
     uint32_t length
+    uint32_t here_length
+    uint64_t frame
+    bint is_rewritten
 
 cdef struct names_change_t
 

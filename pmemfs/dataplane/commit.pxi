@@ -25,62 +25,9 @@ from pmemfs.dataplane.plane cimport plane_t
 from pmemfs.dataplane.structures cimport *
 from pmemfs.medium.writeback cimport wait_for_write_back, write_back
 
-
-cdef uint8_t *add_record(names_change_t *change, known_t *known, uint8_t kind,
-                         uint32_t slots) noexcept nogil:
-    """Room for a record that goes behind the log of an inode: zeroes, and its head. NULL: the log
-    has no room where it ends."""
-    cdef addition_t *addition = NULL
-    cdef uint32_t length = slots * LOG_RECORD_BYTES
-    cdef uint8_t *record = change.records + change.records_bytes
-    if change.addition_count:
-        addition = &change.additions[change.addition_count - 1]
-    if addition == NULL or addition.known != known:
-        if change.addition_count == MOST_LOGS:
-            return NULL
-        addition = &change.additions[change.addition_count]
-        addition.known, addition.start, addition.length = known, change.records_bytes, 0
-        change.addition_count += 1
-    if (known.tail + addition.length + length > known.area_end
-            or change.records_bytes + length > MOST_RECORDS_BYTES):
-        return NULL
-    memset(record, 0, length)
-    record[0], record[1] = kind, <uint8_t>slots
-    addition.length += length
-    change.records_bytes += length
-    return record
-
-
-cdef uint64_t add_entry(names_change_t *change, known_t *directory, const uint8_t *name,
-                        uint32_t name_bytes, uint64_t inode, uint8_t type_) noexcept nogil:
-    """An ENTRY, or a REMOVED if `type_` is 0, of `now_ns`. Where in the pool it will lie; 0: hand
-    over."""
-    cdef uint32_t slots = (ENTRY_NAME_AT + name_bytes + LOG_RECORD_BYTES - 1) // LOG_RECORD_BYTES
-    cdef uint8_t kind = RECORD_ENTRY if type_ else RECORD_REMOVED
-    cdef addition_t *addition
-    cdef uint8_t *record
-    if type_ and not may_grow(change.names.head, directory, slots):
-        return 0
-    record = add_record(change, directory, kind, slots)
-    if record == NULL:
-        return 0
-    memcpy(record + ENTRY_INODE_AT, &inode, 8)
-    memcpy(record + ENTRY_TIME_NS_AT, &change.now_ns, 8)
-    record[ENTRY_TYPE_AT] = type_
-    record[ENTRY_NAME_BYTES_AT] = <uint8_t>name_bytes
-    record[ENTRY_NAME_BYTES_AT + 1] = <uint8_t>(name_bytes >> 8)
-    memcpy(record + ENTRY_NAME_AT, name, name_bytes)
-    addition = &change.additions[change.addition_count - 1]
-    return directory.tail + addition.length - slots * LOG_RECORD_BYTES
-
-
-cdef attributes_record_t *add_attributes(names_change_t *change, known_t *known) noexcept nogil:
-    """ATTRIBUTES as they are now, to be changed; NULL: hand over."""
-    cdef attributes_record_t *record
-    record = <attributes_record_t *>add_record(change, known, RECORD_ATTRIBUTES, 1)
-    if record == NULL or not known_state(change.worker.plane, known, record):
-        return NULL
-    return record
+cdef enum:
+    # In the head of a frame of a log.
+    LOG_NEXT_AT = 16
 
 
 cdef inline void add_word(names_change_t *change, uint64_t offset, uint64_t old,
@@ -103,19 +50,14 @@ cdef bint commit(names_change_t *change) noexcept nogil:
     inodes are right, and all else in memory is the caller's."""
     cdef plane_t *plane = change.worker.plane
     cdef names_decision_t *decision = change.decision
-    cdef addition_t *addition
-    cdef known_t *known
     cdef uint32_t number
     note_answer(change)
     if not run_guarded(store_records, change):
         return False
     fence_stored(plane)
     for number in range(change.addition_count):
-        addition = &change.additions[number]
-        known = addition.known
-        add_word(change, known.slot_offset + INODE_TAIL_WORD_AT, known.tail,
-                 known.tail + addition.length)
-        announce(change, known.number)
+        add_words_of(change, &change.additions[number])
+        announce(change, change.additions[number].known.number)
     for number in range(change.changed_count):
         announce(change, change.changed[number])
     put(&decision.value, change.words[0].new)
@@ -130,10 +72,36 @@ cdef bint commit(names_change_t *change) noexcept nogil:
         store(&decision.state, 2)
     step(plane)
     for number in range(change.addition_count):
-        addition = &change.additions[number]
-        known_moved(addition.known, addition.known.tail + addition.length,
-                    addition.length // LOG_RECORD_BYTES)
+        note_moved(&change.additions[number])
     return True
+
+
+cdef void add_words_of(names_change_t *change, const addition_t *addition) noexcept nogil:
+    """The words of a log that has got records."""
+    cdef const known_t *known = addition.known
+    if addition.is_rewritten:
+        add_word(change, known.slot_offset + INODE_HEAD_WORD_AT, known.head,
+                 addition.frame + LOG_FRAME_HEAD_BYTES)
+    add_word(change, known.slot_offset + INODE_TAIL_WORD_AT, known.tail, tail_after(addition))
+    # With a frame, the tail may be lower than before, or where an older log of this inode ended.
+    change.needs_journal = change.needs_journal or addition.frame != 0
+
+
+cdef inline uint64_t tail_after(const addition_t *addition) noexcept nogil:
+    if not addition.frame:
+        return addition.known.tail + addition.length
+    return addition.frame + LOG_FRAME_HEAD_BYTES + addition.length - addition.here_length
+
+
+cdef void note_moved(const addition_t *addition) noexcept nogil:
+    """Know that a log is longer. One that was written anew is forgotten after the operation."""
+    cdef known_t *known = addition.known
+    if addition.is_rewritten:
+        known.slot_count = 0
+    known_moved(known, tail_after(addition), addition.length // LOG_RECORD_BYTES)
+    if addition.frame:
+        known.area_end = addition.frame + (1 << FRAME_SHIFT)
+        known.log_frame_count += 1
 
 
 cdef void announce(names_change_t *change, uint64_t number) noexcept nogil:
@@ -151,21 +119,53 @@ cdef void store_records(void *argument) noexcept nogil:
     cdef names_change_t *change = <names_change_t *>argument
     cdef plane_t *plane = change.worker.plane
     cdef addition_t *addition
-    cdef known_t *known
-    cdef uint8_t *record
-    cdef uint32_t number, at, length
+    cdef uint32_t number
     if change.slot_bytes and change.slot_offset:
         put_stored(plane, change.slot_offset, change.slot, change.slot_bytes)
     for number in range(change.addition_count):
         addition = &change.additions[number]
-        known = addition.known
-        at = 0
-        while at < addition.length:
-            record = change.records + addition.start + at
-            length = record[1] * <uint32_t>LOG_RECORD_BYTES
-            seal_record(known.number, known.generation, known.tail + at, record, length)
-            at += length
-        put_stored(plane, known.tail, change.records + addition.start, addition.length)
+        if addition.here_length:
+            seal_all(addition.known, addition.known.tail, change.records + addition.start,
+                     addition.here_length)
+            put_stored(plane, addition.known.tail, change.records + addition.start,
+                       addition.here_length)
+        if addition.frame:
+            store_frame(change, addition)
+
+
+cdef void seal_all(const known_t *known, uint64_t offset, uint8_t *records,
+                   uint32_t length) noexcept nogil:
+    """Seal records for an offset in the pool."""
+    cdef uint32_t at = 0
+    cdef uint32_t slots
+    while at < length:
+        slots = records[at + 1]
+        seal_record(known.number, known.generation, offset + at, records + at,
+                    slots * LOG_RECORD_BYTES)
+        at += slots * LOG_RECORD_BYTES
+
+
+cdef void store_frame(names_change_t *change, const addition_t *addition) noexcept nogil:
+    """Store a new frame of a log, and link it to the last one.
+
+    The link lies in a frame that counts. A reader follows it only if the tail is not in that frame,
+    and the tail moves last.
+    """
+    cdef plane_t *plane = change.worker.plane
+    cdef const known_t *known = addition.known
+    cdef uint8_t stored[LOG_FRAME_HEAD_BYTES + MOST_RECORDS_BYTES]
+    cdef log_frame_t *head = <log_frame_t *>stored
+    cdef uint8_t *records = stored + LOG_FRAME_HEAD_BYTES
+    cdef uint32_t length = addition.length - addition.here_length
+    cdef uint64_t magic = LOG_FRAME_MAGIC
+    memset(head, 0, sizeof(log_frame_t))
+    head.magic, head.inode = LOG_FRAME_MAGIC, known.number
+    head.checksum = crc32c(crc_place(known.number, known.generation, addition.frame), &magic, 8)
+    memcpy(records, change.records + addition.start + addition.here_length, length)
+    seal_all(known, addition.frame + LOG_FRAME_HEAD_BYTES, records, length)
+    put_stored(plane, addition.frame, stored, LOG_FRAME_HEAD_BYTES + length)
+    if not addition.is_rewritten:
+        put_word(plane, known.area_end - (1 << FRAME_SHIFT) + LOG_NEXT_AT, addition.frame)
 
 
 cdef void move_words(void *argument) noexcept nogil:
@@ -173,12 +173,17 @@ cdef void move_words(void *argument) noexcept nogil:
     cdef names_change_t *change = <names_change_t *>argument
     cdef plane_t *plane = change.worker.plane
     cdef bint has_journal = change.word_count > 1 or change.needs_journal
+    cdef word_t *word
     cdef uint32_t number
     if has_journal:
         put_journal(change)
         fence_stored(plane)
     for number in range(change.word_count):
-        put_word(plane, change.words[number].offset, change.words[number].new)
+        word = &change.words[number]
+        set_word(plane, word.offset, word.new)
+        # The head and the tail of one log lie in one line.
+        if number + 1 == change.word_count or word[1].offset >> 6 != word.offset >> 6:
+            flush_stored(plane, word.offset, 8)
     if not has_journal:
         fence_stored(plane)
     # After a journal, the first fence of the next operation is early enough: nobody overwrites the

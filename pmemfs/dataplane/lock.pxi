@@ -129,6 +129,7 @@ cdef void run_change(names_change_t *change, worker_t *worker, request_t *reques
     change.slot_bytes = change.records_bytes = 0
     if not run_guarded(run_operation, change):
         change.verdict = FORWARD
+    forget_rewritten(change)
     if change.stage == STAGE_OPEN and change.verdict == FORWARD and change.has_begun:
         put_back(change)
         put(&change.decision.number, 0)
@@ -138,6 +139,15 @@ cdef void run_change(names_change_t *change, worker_t *worker, request_t *reques
         # build on it.
         store(&names.head.failed, 1)
         change.verdict = refuse(request, EIO)
+
+
+cdef void forget_rewritten(names_change_t *change) noexcept nogil:
+    """What is known of a log that was written anew says where records lay before. The operation
+    itself may still have used it."""
+    cdef uint32_t number
+    for number in range(change.addition_count if change.stage != STAGE_OPEN else 0):
+        if change.additions[number].is_rewritten:
+            forget_known(change.names, change.additions[number].known.number)
 
 
 cdef void run_operation(void *argument) noexcept nogil:

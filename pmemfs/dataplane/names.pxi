@@ -218,11 +218,12 @@ cdef verdict_t make(names_change_t *change, const name_t *name, uint32_t mode, i
     if there == NAME_UNSURE:
         return FORWARD
     begin_change(change)
-    offset = add_entry(change, directory, name.at, name.length, 0, mode >> 12)
-    if not offset or not pop_slot(change):
+    if not pop_slot(change):
         return FORWARD
     number = change.slot_offset // INODE_SLOT_BYTES
-    set_entry_inode(change, number)
+    offset = add_entry(change, directory, name.at, name.length, number, mode >> 12)
+    if not offset:
+        return FORWARD
     inherit(change, directory, mode, &state)
     fill_slot(change, directory, &state)
     fill_new(change, &state, <fuse_entry_out *>request.answer)
@@ -233,11 +234,6 @@ cdef verdict_t make(names_change_t *change, const name_t *name, uint32_t mode, i
     touch_directory(change, directory)
     known_made(worker, number)
     return ANSWER
-
-
-cdef inline void set_entry_inode(names_change_t *change, uint64_t number) noexcept nogil:
-    """The ENTRY that was added first leads to this inode."""
-    memcpy(change.records + ENTRY_INODE_AT, &number, 8)
 
 
 cdef void inherit(names_change_t *change, const known_t *directory, uint32_t mode,
@@ -462,6 +458,9 @@ cdef verdict_t move(names_change_t *change, known_t *directory, known_t *known,
     cdef attributes_record_t *victim_state = NULL
     cdef uint64_t offset
     begin_change(change)
+    # Both records, because a log goes on in another way if they don't fit where it ends.
+    if not make_log_room(change, directory, entry_slots(new.length) + entry_slots(old.length)):
+        return FORWARD
     offset = add_entry(change, directory, new.at, new.length, known.number, known.mode >> 12)
     if not offset or not add_entry(change, directory, old.at, old.length, known.number, 0):
         return FORWARD

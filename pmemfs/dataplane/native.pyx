@@ -19,6 +19,7 @@ structures that rooms share.
     filling     places that the control plane fills from an origin
     durability  FSYNC
     state       what a known inode is for whoever asks
+    records     records that logs get
     commit      how a worker changes what is stored of names
     lock        operations on names: the lock, decisions, reserves
     names       LOOKUP, CREATE, MKDIR, UNLINK, RMDIR, RENAME
@@ -48,6 +49,7 @@ include "cache.pxi"
 include "filling.pxi"
 include "durability.pxi"
 include "state.pxi"
+include "records.pxi"
 include "commit.pxi"
 include "lock.pxi"
 include "names.pxi"

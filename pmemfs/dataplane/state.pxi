@@ -48,17 +48,22 @@ cdef inline int64_t not_before(int64_t now, int64_t earlier) noexcept nogil:
     return earlier if 0 < earlier - now <= LONGEST_TICK_NS else now
 
 
-cdef bint known_state(plane_t *plane, known_t *known, attributes_record_t *state) noexcept nogil:
-    """All attributes of an inode now, as `LiveLines.state_of`, but not the record's head. False:
-    its live line is damaged, so hand over."""
-    cdef line_reader_t reader
-    cdef uint64_t size_bytes
+cdef void copy_state(const known_t *known, attributes_record_t *state) noexcept nogil:
+    """The attributes that the log of an inode has, but not the record's head."""
     state.mode, state.link_count = known.mode, known.link_count
     state.uid, state.gid = known.uid, known.gid
     state.size_bytes = known.size_bytes
     state.accessed_ns, state.modified_ns = known.accessed_ns, known.modified_ns
     state.changed_ns = known.changed_ns
     state.device, state.epoch, state.flags = known.device, known.epoch, known.flags
+
+
+cdef bint known_state(plane_t *plane, known_t *known, attributes_record_t *state) noexcept nogil:
+    """All attributes of an inode now, as `LiveLines.state_of`, but not the record's head. False:
+    its live line is damaged, so hand over."""
+    cdef line_reader_t reader
+    cdef uint64_t size_bytes
+    copy_state(known, state)
     reader.line = <live_t *>(plane.pool + known.slot_offset + INODE_LIVE_OFFSET)
     if not run_guarded(read_line, &reader):
         return False
@@ -131,9 +136,15 @@ cdef inline bint is_mostly_dead(const known_t *known) noexcept nogil:
 
 cdef inline bint may_grow(const names_head_t *head, const known_t *known,
                           uint64_t slots) noexcept nogil:
-    """Whether a log may get so many live slots more. If it became the longest of all, the control
-    plane would have to note that, and to keep room for it; see `Housekeeping.keep_reserve`."""
+    """Whether a log may get so many live slots more where it lies now."""
+    return not known.log_frame_count or may_grow_in_frames(head, known, slots)
+
+
+cdef inline bint may_grow_in_frames(const names_head_t *head, const known_t *known,
+                                    uint64_t slots) noexcept nogil:
+    """Whether a log in frames may get so many live slots more. If it became the longest of all, the
+    control plane would have to note that, and to keep room for it; see `Housekeeping.keep_reserve`
+    and `log.frames_needed`."""
     cdef uint64_t needed = compacted_slots(known) + slots
-    if not known.log_frame_count or needed <= LOG_INLINE_RECORDS:
-        return True
-    return (needed + LOG_MOST_SLOTS - 10) // (LOG_MOST_SLOTS - 9) <= head.log_frames
+    return (needed <= LOG_INLINE_RECORDS
+            or (needed + LOG_MOST_SLOTS - 10) // (LOG_MOST_SLOTS - 9) <= head.log_frames)

@@ -8,13 +8,22 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-from collections.abc import Sequence
+import struct
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from kit.fs_crash import Tree, snapshot
-from kit.names_crash import OPERATIONS, NativeOp, NativeWorld, native_on, roomy_image
+from kit.names_crash import (
+    IN_FULL_LOGS,
+    OPERATIONS,
+    NativeOp,
+    NativeWorld,
+    full_image,
+    native_on,
+    roomy_image,
+)
 from kit.native_names import HANDLES, OPEN_FLAGS, NativeNames
 from pmemfs.dataplane.layouts import OPEN_PLACE, OpenPlace
 from pmemfs.fuse import wire
@@ -34,12 +43,20 @@ AFTER = (
 """These use the journal again, and not."""
 
 
+EVERY = [(op, roomy_image) for op in OPERATIONS] + [(op, full_image) for op in IN_FULL_LOGS]
+"""Operations, and the images in which they are carried out."""
+Image = Callable[[], bytes]
+each_one = pytest.mark.parametrize(
+    ("op", "image"), EVERY, ids=lambda value: str(value)[:80] if isinstance(value, NativeOp) else ""
+)
+
+
 def violations(
-    ops: Sequence[NativeOp], directory: Path, *, limit: int, left_out: int = 0
+    ops: Sequence[NativeOp], image: Image, directory: Path, *, limit: int, left_out: int = 0
 ) -> tuple[list[str], int, int]:
     """What is wrong after a power failure somewhere; flushes and fences of the first operation, and
     the states that were looked at."""
-    with native_on(roomy_image(), directory) as native:
+    with native_on(image(), directory) as native:
         world = NativeWorld(native, limit=limit, left_out=left_out)
         world.run(ops[0])
         calls = world.calls
@@ -50,11 +67,11 @@ def violations(
 
 def test_each_operation_is_there_wholly_or_not_at_all(shm: Path) -> None:
     states = 0
-    for op in OPERATIONS:
-        found, _, count = violations([op, *AFTER], shm, limit=40)
+    for op, image in EVERY:
+        found, _, count = violations([op, *AFTER], image, shm, limit=40)
         assert found == []
         states += count
-    assert states > 100 * len(OPERATIONS)
+    assert states > 100 * len(EVERY)
 
 
 def test_so_is_each_of_two(shm: Path) -> None:
@@ -62,16 +79,18 @@ def test_so_is_each_of_two(shm: Path) -> None:
     for first, second in itertools.product(possible, possible):
         if {first.path, first.new} & {second.path, second.new, second.path[:1]} - {""}:
             continue
-        assert violations([first, second], shm, limit=12)[0] == []
+        assert violations([first, second], roomy_image, shm, limit=12)[0] == []
 
 
-@pytest.mark.parametrize("op", OPERATIONS, ids=str)
-def test_without_any_one_flush_or_fence_something_goes_wrong(op: NativeOp, shm: Path) -> None:
-    _, calls, _ = violations([op], shm, limit=1)
+@each_one
+def test_without_any_one_flush_or_fence_something_goes_wrong(
+    op: NativeOp, image: Image, shm: Path
+) -> None:
+    _, calls, _ = violations([op], image, shm, limit=1)
     unnoticed = [
         call
         for call in range(1, calls + 1)
-        if not violations([op, *AFTER], shm, limit=40, left_out=call)[0]
+        if not violations([op, *AFTER], image, shm, limit=40, left_out=call)[0]
     ]
     assert unnoticed == []
 
@@ -96,16 +115,22 @@ def without_times(tree: Tree) -> dict[int, tuple[object, ...]]:
     }
 
 
-@pytest.mark.parametrize("op", OPERATIONS, ids=str)
-def test_after_a_kill_the_decision_says_what_became_of_it(op: NativeOp, shm: Path) -> None:
-    with native_on(roomy_image(), shm) as native:
+@each_one
+def test_after_a_kill_the_decision_says_what_became_of_it(
+    op: NativeOp, image: Image, shm: Path
+) -> None:
+    with native_on(image(), shm) as native:
         assert op.ask(native, native.fs) is not None
+        assert bool(native.decision.popped_count) == (op in IN_FULL_LOGS)
         after = without_times(snapshot(native.anew()))
     outcomes = []
     for step in itertools.count(1):
-        with native_on(roomy_image(), shm) as native:
+        with native_on(image(), shm) as native:
             before = snapshot(native.anew())
-            slots, handles = set(native.names.slots.numbers()), set(native.names.handles.numbers())
+            names = native.names
+            reserves = [
+                set(stack.numbers()) for stack in (names.slots, names.handles, names.frames)
+            ]
             if not killed(native, op, step):
                 break
             # This carries out the journal.
@@ -121,8 +146,12 @@ def test_after_a_kill_the_decision_says_what_became_of_it(op: NativeOp, shm: Pat
             if not is_carried_out:
                 assert found == before
                 # Nothing that was taken is lost.
-                assert {*native.names.slots.numbers(), decision.slot} - {0} == slots
-                assert {*native.names.handles.numbers(), decision.handle} - {0} == handles
+                frames = struct.unpack_from(f"<{decision.popped_count}Q", decision.popped)
+                assert [
+                    {*names.slots.numbers(), decision.slot} - {0},
+                    {*names.handles.numbers(), decision.handle} - {0},
+                    {*names.frames.numbers(), *frames},
+                ] == reserves
                 continue
             assert without_times(found) == after
             check_answer(native, op, anew)

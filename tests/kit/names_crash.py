@@ -15,7 +15,9 @@ from pathlib import Path
 
 from kit.data_plane import ALL, share_files
 from kit.fs_crash import (
+    DIRECTORY,
     FILE,
+    FRAME,
     Judge,
     Moment,
     Tree,
@@ -24,8 +26,9 @@ from kit.fs_crash import (
     file_system,
     on_medium,
     snapshot,
+    write,
 )
-from kit.fs_operations import standard
+from kit.fs_operations import fill_log, standard
 from kit.native_names import Answered, NativeNames, create_in, mkdir_in, rename_in
 from pmemfs.engine.sharing import share_pool
 from pmemfs.fuse import wire
@@ -89,6 +92,36 @@ def roomy(w: World) -> None:
 def roomy_image() -> bytes:
     """The image of `roomy`."""
     return built(roomy)
+
+
+def full(w: World) -> None:
+    """Logs that have no room: in their slots (`i`, `i/f`), in a frame (`m`), or only for one slot
+    more (`o`)."""
+    fs = w.fs
+    a = fs.make(ROOT, b"a", FILE)
+    for name in (b"i", b"m", b"o"):
+        fs.make(ROOT, name, DIRECTORY)
+    fs.make(*w.at("i/f"), FILE)
+    fs.make(*w.at("i/g"), FILE)
+    fs.link(a, *w.at("i/f2"))
+    fs.rename(*w.at("i/f2"), *w.at("i/g"))
+    write(w, "i/f", 0, 6000)
+    for path in ("m", "o"):
+        for at in range(8):
+            fs.link(a, w.ino(path), b"%d" % at)
+    fs.make(*w.at("m/v"), FILE)
+    for path in ("i", "i/f"):
+        fill_log(w, w.ino(path), inline=True)
+    fill_log(w, w.ino("m"))
+    log = fs.inode(w.ino("o"))
+    while log.log.tail % FRAME != FRAME - 64:
+        fs.set_attributes(log.number, mode=0o700 + log.log.slot_count % 2)
+
+
+@functools.cache
+def full_image() -> bytes:
+    """The image of `full`."""
+    return built(full)
 
 
 @contextmanager
@@ -187,3 +220,16 @@ OPERATIONS = (
     NativeOp(Opcode.SETATTR, "a"),
 )
 """Each of them has room in all logs of `roomy_image`."""
+IN_FULL_LOGS = (
+    NativeOp(Opcode.CREATE, "i/new"),
+    NativeOp(Opcode.UNLINK, "i/f"),
+    NativeOp(Opcode.RENAME2, "i/f", "g"),
+    NativeOp(Opcode.CREATE, "m/new"),
+    NativeOp(Opcode.MKDIR, "m/" + "n" * 200),
+    NativeOp(Opcode.UNLINK, "m/3"),
+    NativeOp(Opcode.RENAME2, "m/3", "v"),
+    NativeOp(Opcode.RENAME2, "o/3", "new"),
+    NativeOp(Opcode.RENAME2, "o/3", "n" * 200),
+    NativeOp(Opcode.SETATTR, "i/f"),
+)
+"""In `full_image`, each of them has a log that goes on in a new frame."""

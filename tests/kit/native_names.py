@@ -49,12 +49,15 @@ def rename_in(old: bytes, new: bytes, directory: int, flags: int = 0) -> bytes:
 class NativeNames:
     """A file system whose names a worker changes."""
 
-    def __init__(self, files: SharedFiles, *, memory_bytes: int = 64 * MIB) -> None:
+    def __init__(
+        self, files: SharedFiles, *, memory_bytes: int = 64 * MIB, more_log_frames: int = 64
+    ) -> None:
         self.files, self.fs = files, files.fs
         names = files.shared.names
         assert names is not None
         self.names = names
         self.seen = 0
+        self.more_log_frames = more_log_frames
         self.forwarded = self.answered = 0
         fs = self.fs
         fs.store.begin_writing()
@@ -64,7 +67,6 @@ class NativeNames:
         self.set_word("first_pfn", geometry.first_pfn)
         self.set_word("frame_count", geometry.frame_count)
         self.set_word("journal_offset", fs.store.ground.journal_offset)
-        self.set_word("log_frames", 1)
         self.set_word("open_flags", OPEN_FLAGS)
         self.set_word("memory_bytes", memory_bytes)
         ground = fs.store.ground
@@ -72,6 +74,7 @@ class NativeNames:
             ground.medium, ground.allocator, ground.table, names.slots, names.frames
         )
         self.refill()
+        self.tell_log_frames()
         _, self.door = files.door()
         # Places above those that the control plane gives out.
         names.handles.push(range(2 * HANDLES, HANDLES, -1))
@@ -103,6 +106,10 @@ class NativeNames:
         while self.reserves.keep_some():
             pass
 
+    def tell_log_frames(self) -> None:
+        """Say how long a log may become here: by some frames longer than the longest so far."""
+        self.set_word("log_frames", self.fs.allocator.log_frames + self.more_log_frames)
+
     def catch_up(self) -> None:
         """See what the worker has changed."""
         self.catch_up_with.with_changes(self.names.changed_since(self.seen))
@@ -130,6 +137,7 @@ class NativeNames:
         try:
             return answer_of(self.door, opcode, inode, operation, caller)
         finally:
+            self.tell_log_frames()
             self.names.free()
 
     def serve(

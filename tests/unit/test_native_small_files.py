@@ -202,14 +202,14 @@ def test_frames_in_no_order_make_one_extent(file: File) -> None:
     assert [(extent.pfn, extent.frame_count) for extent in file.extents()] == [(first, 8)]
 
 
-def test_a_full_log_is_left_to_python(file: File) -> None:
-    for mode in range(4):
-        file.fs.set_attributes(file.number, mode=mode)
-    assert file.write(0, b"") is False
-    file.fs.set_attributes(file.number, mode=0o600)
-    reserve = file.both.native.names.frames.numbers()
-    assert not file.write(0, b"x")
-    assert file.both.native.names.frames.numbers() == reserve
+def test_a_full_log_moves_into_a_frame_of_its_own(file: File) -> None:
+    for mode in range(5):
+        file.fs.set_attributes(file.number, mode=0o600 + mode)
+    reserve = file.both.native.names.frames.count
+    assert file.write(0, b"x")
+    # One more is for the byte.
+    assert file.both.native.names.frames.count == reserve - 2
+    assert file.read(0, 10) == b"x"
 
 
 @pytest.mark.parametrize("flags", [os.O_RDWR, os.O_RDWR | os.O_NOATIME])
