@@ -193,7 +193,7 @@ cdef class Responder:
             free(series)
             free(answers)
 
-    def known(self, unsigned long long inode, *, int pieces=1 << 30) -> tuple | None:
+    def known(self, unsigned long long inode, *, int pieces=1 << 14) -> tuple | None:
         """What this worker knows of an inode, up to date; None: it would hand over. It reads so
         many pieces of a long log at most."""
         cdef known_t *known = self.look_up(inode, pieces)
@@ -214,7 +214,7 @@ cdef class Responder:
         """What names of a directory lead to, each an inode, its type and the offset of its record in
         the pool, or None; -1: it would hand over. None in place of the list if it would hand over
         the directory."""
-        cdef known_t *known = self.look_up(inode, 1 << 30)
+        cdef known_t *known = self.look_up(inode, 1 << 14)
         cdef found_t found
         cdef list answers = []
         if known == NULL:
@@ -229,7 +229,7 @@ cdef class Responder:
                      uint64_t record_offset=0, uint8_t type=0) -> bool:
         """Let a name of a directory lead to an ENTRY in the pool, or (0) nowhere, in what is known;
         whether that was done."""
-        cdef known_t *known = self.look_up(inode, 1 << 30)
+        cdef known_t *known = self.look_up(inode, 1 << 14)
         cdef found_t found
         if known == NULL:
             return False

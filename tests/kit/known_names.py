@@ -95,7 +95,7 @@ class NamesReader:
         memory = self.files.shared.memory
         store_word(memory, at, load_word(memory, at) + 1)
 
-    def known(self, number: int, *, pieces: int = 1 << 30) -> Known | None:
+    def known(self, number: int, *, pieces: int = 1 << 14) -> Known | None:
         """What the worker knows; None: it would hand over."""
         found = self.worker.known(number, pieces=pieces)
         return None if found is None else Known(*found)

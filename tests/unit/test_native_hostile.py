@@ -24,9 +24,17 @@ from pmemfs.dataplane import layouts
 from pmemfs.dataplane.native import Responder, store_word
 from pmemfs.engine.sharing import share_pool
 from pmemfs.errors import DamagedFileSystem
-from pmemfs.media.filesystem import Geometry
+from pmemfs.media.filesystem import JOURNAL_FRAME, Geometry
 from pmemfs.media.inode import HEAD_WORD_AT, ROOT, SLOT_BYTES, TAIL_WORD_AT
-from pmemfs.media.log import NEXT_AT, RecordKind, pack_frame_head, record, seal
+from pmemfs.media.log import (
+    NEXT_AT,
+    RecordKind,
+    pack_extent,
+    pack_frame_head,
+    pack_parent,
+    record,
+    seal,
+)
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
 from pmemfs.pool import Pool
@@ -210,6 +218,31 @@ def test_a_log_that_goes_on_far_away_is_handed_over(reader: NamesReader) -> None
     assert reader.compare(directory)
 
 
+def test_what_a_group_keeps_for_itself_is_neither_of_a_log_nor_of_a_file(
+    reader: NamesReader,
+) -> None:
+    directory, frames = in_frames(reader)
+    inode, first_pfn = reader.files.fs.inode(directory), reader.files.fs.geometry.first_pfn
+    assert reader.compare(directory)
+    # A sound frame of this log, with a sound record. The journal is there.
+    forged = (first_pfn + JOURNAL_FRAME) << PAGE_SHIFT
+    head = pack_frame_head(directory, inode.generation, forged)
+    raw = seal([pack_parent(ROOT)], directory, inode.generation, forged + 64)
+    reader.files.medium.store(forged, head + raw)
+    word_at(reader, frames[-2] + NEXT_AT, forged)
+    word_at(reader, inode.slot_offset + TAIL_WORD_AT, forged + 128)
+    reader.raise_version(directory)
+    assert not reader.compare(directory)
+    file = reader.files.fs.lookup(ROOT, b"file")
+    for pfn, count, is_possible in (
+        (first_pfn + JOURNAL_FRAME, 1, False), (first_pfn - 1, 1, False),
+        (first_pfn + 5, 1, True), (first_pfn + 5, 1 << 40, False), (first_pfn + 5, 0, False),
+        (reader.files.fs.geometry.end_pfn - 1, 1, True),
+        (reader.files.fs.geometry.end_pfn - 1, 2, False),
+    ):  # fmt: skip
+        assert is_known_with(reader, file, pack_extent(0, pfn, count)) == is_possible
+
+
 def test_a_log_that_begins_far_away_is_handed_over(reader: NamesReader) -> None:
     directory, frames = in_frames(reader)
     slot = reader.files.fs.inode(directory).slot_offset
@@ -241,7 +274,7 @@ def test_a_log_that_ends_elsewhere_is_handed_over(reader: NamesReader, kind: str
     assert known_count < 20
 
 
-@pytest.mark.parametrize("back", [1, 2, 3, 70, 200])
+@pytest.mark.parametrize("back", [0, 1, 2, 3, 70, 199])
 def test_a_log_that_goes_in_a_circle_is_handed_over(reader: NamesReader, back: int) -> None:
     directory, _ = in_frames(reader, 5)
     fs = reader.files.fs
@@ -249,12 +282,15 @@ def test_a_log_that_goes_in_a_circle_is_handed_over(reader: NamesReader, back: i
     add_names(fs, directory, fs.lookup(ROOT, b"file"), range(100, 200 * 63 + 100))
     assert reader.compare(directory)
     frames = inode.log.frames
-    word_at(reader, frames[200] + NEXT_AT, frames[200 - back])
+    # The last frame is not full.
+    word_at(reader, frames[199] + NEXT_AT, frames[199 - back])
     tail = inode.log.tail
     word_at(reader, inode.slot_offset + TAIL_WORD_AT, frames[200] + FRAME_BYTES + 128)
-    assert not reader.compare(directory)
     reader.raise_version(directory)
+    with pytest.raises(DamagedFileSystem, match="circle"):
+        reader.stored(directory)
     assert not reader.compare(directory)
+    word_at(reader, frames[199] + NEXT_AT, frames[200])
     word_at(reader, inode.slot_offset + TAIL_WORD_AT, tail)
     reader.raise_version(directory)
     assert reader.compare(directory)
@@ -317,7 +353,7 @@ def test_a_record_has_a_length_that_fits(reader: NamesReader, slots: int) -> Non
 def is_known_with(reader: NamesReader, number: int, raw: bytes) -> bool:
     """Whether a worker knows an inode with one record more, which is taken away again."""
     inode = reader.files.fs.inode(number)
-    last_record(reader, number, record(RecordKind.ENTRY, bytearray(raw)))
+    last_record(reader, number, raw)
     is_known = reader.compare(number)
     word_at(reader, inode.slot_offset + TAIL_WORD_AT, inode.log.tail)
     reader.raise_version(number)
@@ -327,7 +363,8 @@ def is_known_with(reader: NamesReader, number: int, raw: bytes) -> bool:
 
 def entry(type_: int, length: int, name: bytes) -> bytes:
     """An ENTRY that says that its name has this length."""
-    return bytes(8) + (5).to_bytes(8, "little") * 2 + struct.pack("<BH", type_, length) + name
+    raw = bytes(8) + (5).to_bytes(8, "little") * 2 + struct.pack("<BH", type_, length) + name
+    return record(RecordKind.ENTRY, bytearray(raw))
 
 
 def test_names_and_types_are_possible_ones(reader: NamesReader) -> None:
