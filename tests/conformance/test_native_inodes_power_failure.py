@@ -1,18 +1,27 @@
-"""The power fails everywhere in what a worker does to inodes and small files.
+"""The power fails, or a kill comes, everywhere in what a worker does to inodes and small files.
 
-The last part forgets each flush and fence in turn.
+One part forgets each flush and fence in turn.
 """
 
 from __future__ import annotations
 
+import itertools
+import os
+import signal
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from kit.fs_crash import snapshot
 from kit.inodes_crash import InodeOp, InodesWorld
 from kit.names_crash import native_on, roomy_image
+from kit.native_names import NativeNames
 from pmemfs.fuse.wire import Opcode
+from pmemfs.media.inode import ROOT
+from pmemfs.memmap.none import NoMemmap
+from pmemfs.volume.fs.filesystem import FileSystem
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -108,3 +117,69 @@ def unnoticed(
         for call in range(first + 1, last + 1)
         if not violations(story, directory, limit=40, left_out=call)[0]
     ]
+
+
+def killed(world: InodesWorld, op: InodeOp, step: int) -> bool:
+    """Let another process do it, and kill that before a step; whether it came so far."""
+    child = os.fork()
+    if not child:
+        world.native.worker.record(killed_before=step)
+        op.ask(world)
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    assert status == 0 or os.WTERMSIG(status) == signal.SIGKILL
+    return status != 0
+
+
+def owned(fs: FileSystem, native: NativeNames) -> list[int]:
+    """The frames of all inodes and of the reserve."""
+    frames = native.names.frames.numbers()
+    for number in snapshot(fs):
+        runs = fs.inode(number).runs() if number != ROOT else []
+        frames += [pfn for run in runs for pfn in range(run.pfn, sum(run))]
+    return frames
+
+
+@pytest.mark.parametrize(
+    ("before", "op"),
+    [(NEW[:1], NEW[1]), ((), InodeOp(Opcode.SETATTR, "a")), (GONE[:1], GONE[1])],
+    ids=["write", "setattr", "free"],
+)
+def test_after_a_kill_nothing_belongs_to_two(
+    before: Sequence[InodeOp], op: InodeOp, shm: Path
+) -> None:
+    outcomes = []
+    for step in itertools.count(1):
+        with native_on(roomy_image(), shm) as native:
+            world = InodesWorld(native, limit=1)
+            for earlier in before:
+                world.do(earlier, looks=False)
+            tree, reserve = snapshot(native.anew()), set(native.names.frames.numbers())
+            if not killed(world, op, step):
+                break
+            anew = FileSystem(native.files.pool, NoMemmap())
+            decision, found = native.decision, snapshot(anew)
+            word = int.from_bytes(anew.medium.read(decision.offset, 8), "little")
+            counts = decision.offset != 0 and word == decision.value
+            frames = owned(anew, native)
+            assert len(frames) == len(set(frames))
+            if op.opcode is Opcode.WRITE:
+                popped = set(struct.unpack("<16Q", decision.popped)[: decision.popped_count])
+                if counts:
+                    assert popped <= set(frames) | {*native.names.frames.numbers()}
+                else:
+                    assert found == tree
+                    assert {*native.names.frames.numbers(), *popped} == reserve
+                # An answer only once the size is there.
+                if decision.state == 2:
+                    assert found[world.numbers["new"]].size_bytes == 5000
+            elif op.opcode is Opcode.SETATTR and not counts:
+                assert found == tree
+            elif op.opcode is Opcode.FORGET:
+                assert found == tree
+                is_gone = anew.store.table.head(world.numbers["s"]) is None
+                assert is_gone == counts
+            outcomes.append((counts, decision.state))
+    assert {counts for counts, _ in outcomes} == {False, True}
+    # Begun and carried out, and yet not answered: something was left to do.
+    assert ((True, 1) in outcomes) or op.opcode is Opcode.FORGET

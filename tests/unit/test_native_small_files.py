@@ -12,6 +12,7 @@ import pytest
 
 from kit.same_by_python import Twins, twins
 from pmemfs.clock import AccessTimes
+from pmemfs.dataplane.layouts import CHUNK_SHIFT, Presence
 from pmemfs.fuse import wire
 from pmemfs.fuse.wire import Opcode
 from pmemfs.media.inode import LIVE_OFFSET, ROOT
@@ -303,3 +304,81 @@ def test_random_requests_are_served_as_python_serves_them(file: File, seed: int)
         else:
             file.fs.set_attributes(file.number, size_bytes=chance.choice((0, offset)))
     assert served > 5
+
+
+def at_the_end(both: Twins, count: int) -> list[int]:
+    """Let the next frames of the reserve be the last of the pool, which is cut off before them."""
+    native = both.native
+    geometry = native.fs.geometry
+    end = geometry.first_pfn + geometry.frame_count
+    native.names.is_on = True
+    [run] = native.fs.allocator.allocate(count, goal=end - count)
+    assert sum(run) == end
+    native.names.frames.push(range(end - 1, end - count - 1, -1))
+    # Else a worker would ask the file, and the file would say that it was cut off.
+    for chunk in range(native.files.pool.medium.size_bytes >> CHUNK_SHIFT):
+        native.files.shared.set_presence(chunk, Presence.WHOLE)
+    return list(range(end - count, end))
+
+
+def served_by_nobody(file: File, opcode: Opcode, operation: bytes, payload: bytes = b"") -> None:
+    """A request that meets a fault is handed over, and nothing is left of it."""
+    native = file.both.native
+    reserve, handles = native.names.frames.numbers(), native.names.handles.numbers()
+    said = native.worker.answer(operation, opcode=opcode, inode=file.number, payload=payload)
+    assert said == ("forward", 0, b"")
+    assert native.word("holder") == native.word("failed") == 0
+    assert native.names.frames.numbers() == reserve
+    assert native.names.handles.numbers() == handles
+    assert native.decision.state in (0, 2)
+
+
+def test_a_first_write_into_bad_memory_is_handed_over(
+    shm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with twins(shm, monkeypatch) as both:
+        file = File(both)
+        first, *_ = at_the_end(both, 2)
+        os.truncate(both.native.files.medium.name, first << 12)
+        head = wire.WRITE_IN.pack(file.handle, 0, 5000, 0, 0, 0)
+        served_by_nobody(file, Opcode.WRITE, head, b"x" * 5000)
+        assert both.native.anew().attributes(file.number).size_bytes == 0
+
+
+def test_requests_for_bad_memory_are_handed_over(
+    shm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with twins(shm, monkeypatch) as both:
+        file = File(both)
+        first, *_ = at_the_end(both, 2)
+        head = wire.WRITE_IN.pack(file.handle, 0, 5000, 0, 0, 0)
+        worker = both.native.worker
+        said = worker.answer(head, opcode=Opcode.WRITE, inode=file.number, payload=b"x" * 5000)
+        assert said[:2] == ("answer", 0)
+        both.native.catch_up()
+        os.truncate(both.native.files.medium.name, first << 12)
+        served_by_nobody(file, Opcode.WRITE, head, b"y" * 5000)
+        read = wire.READ_IN.pack(file.handle, 0, 5000, 0, 0, 0)
+        served_by_nobody(file, Opcode.READ, read)
+
+
+def test_bad_page_structures_leave_nothing_held(shm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with twins(shm, monkeypatch, Scheme.PMEM) as both:
+        file, native = File(both), both.native
+        assert file.write(0, b"x" * 5000)
+        memmap = native.files.pool.zones.memmap
+        end = native.fs.geometry.first_pfn + native.fs.geometry.frame_count
+        assert memmap.offset_bytes >= end << 12
+        native.fs.hold(file.number)
+        native.fs.unlink(ROOT, b"file")
+        os.truncate(native.files.medium.name, memmap.offset_bytes)
+        read = wire.READ_IN.pack(file.handle, 0, 5000, 0, 0, 0)
+        served_by_nobody(file, Opcode.READ, read)
+        # To free it, its pages would have to be looked at.
+        release = wire.RELEASE_IN.pack(file.handle, 0, 0, 0)
+        said = native.worker.answer(release, opcode=Opcode.RELEASE, inode=file.number)
+        assert said == ("answer", 0, b"")
+        said = native.worker.answer(wire.FORGET_IN.pack(1), opcode=Opcode.FORGET, inode=file.number)
+        assert said == ("drop", 0, b"")
+        assert native.names.orphans.numbers() == [file.number]
+        assert native.word("holder") == native.word("failed") == 0
