@@ -422,6 +422,8 @@ cdef void free_guarded(void *argument) noexcept nogil:
     # The lowest frame last, so that those that are taken next ascend.
     for position in range(freed.frame_count, 0, -1):
         push_frame(names, freed.frames[position - 1])
+    # Nothing is lost any more if this process is killed.
+    store(&change.decision.offset, 0)
     freed.is_free = True
     memory.settle()
     # Before the lock is free: their next owner must not find a page dirty.

@@ -45,6 +45,10 @@ _MOST = 3
 _STARVED_SECONDS = 1
 _PATIENCE_NS = 10 * 10**9
 _BEGUN, _CARRIED_OUT = 1, 2
+_FREES = (wire.Opcode.FORGET, wire.Opcode.RELEASE)
+"""What a word decides of these is that an inode is gone."""
+_ENDS_IN_LINE = (wire.Opcode.WRITE, wire.Opcode.SETATTR)
+"""They store into the live line after their word has decided."""
 
 
 class SharedNames(trio.abc.Instrument):
@@ -260,7 +264,14 @@ class SharedNames(trio.abc.Instrument):
             with suppress(DamagedFileSystem):
                 slot = decision.offset - TAIL_WORD_AT
                 self._store.untrimmed.add(self._ground.table.number_at(slot))
-        if decision.state == _CARRIED_OUT or self._has_counted(decision):
+        has_counted = self._has_counted(decision)
+        if decision.opcode in _FREES and has_counted:
+            # It says so no more once all that the inode had is in the reserves.
+            self._ground.may_have_leaks = True
+        if decision.state == _BEGUN and decision.opcode in _ENDS_IN_LINE and has_counted:
+            # The live line may not say it yet. The request comes again, and does the same.
+            return
+        if decision.state == _CARRIED_OUT or has_counted:
             answer = decision.answer[: decision.length]
             if decision.number and decision.number not in self._answers.places:
                 self._answers.record(decision.number, decision.opcode, answer, decision.error)

@@ -338,3 +338,44 @@ def test_the_journal_of_a_dead_worker_is_carried_out(daemon: Daemon) -> None:
     assert fs.names(directory) == []
     daemon.names.recover()
     assert fs.names(directory) == [b"new"]
+
+
+@pytest.mark.parametrize("opcode", [Opcode.WRITE, Opcode.SETATTR])
+def test_what_has_not_come_to_its_live_line_is_done_again(daemon: Daemon, opcode: Opcode) -> None:
+    number = daemon.fs.make(ROOT, b"file", FILE)
+    frames = daemon.shared.frames.pop(2)
+    daemon.fs.write(number, 0, b"x" * 5000)
+    inode = daemon.fs.inode(number)
+    daemon.decide(
+        number=NUMBER, state=1, opcode=opcode, offset=inode.slot_offset + TAIL_WORD_AT,
+        value=inode.log.tail, popped_count=2, popped=struct.pack("<16Q", *frames, *[0] * 14),
+    )  # fmt: skip
+    daemon.names.recover()
+    # It has no answer, and its frames are the file's.
+    assert NUMBER not in daemon.files.once.answered
+    assert not {*frames} & {*daemon.shared.frames.numbers()}
+    assert (number in daemon.fs.untrimmed) or opcode is Opcode.SETATTR
+
+
+def test_a_free_that_was_cut_off_is_searched_for(daemon: Daemon) -> None:
+    slot = daemon.shared.slots.numbers()[0]
+    assert not daemon.fs.may_find_room
+    for offset in (0, slot + TAIL_WORD_AT):
+        daemon.decide(number=NUMBER, state=2, opcode=Opcode.FORGET, offset=offset, value=0)
+        daemon.names.recover()
+        assert daemon.fs.may_find_room == bool(offset)
+
+
+def test_a_free_that_came_to_its_end_says_so(daemon: Daemon) -> None:
+    number, handle = daemon.create(b"file")
+    daemon.names.leave()
+    worker = daemon.worker
+    release = wire.RELEASE_IN.pack(handle, 0, 0, 0)
+    assert worker.answer(release, opcode=Opcode.RELEASE, inode=number)[0] == "answer"
+    assert worker.answer(b"file\0", opcode=Opcode.UNLINK, inode=ROOT)[0] == "answer"
+    slots = daemon.shared.slots.count
+    assert worker.answer(wire.FORGET_IN.pack(1), opcode=Opcode.FORGET, inode=number)[0] == "drop"
+    daemon.names.enter()
+    assert daemon.shared.slots.count == slots + 1
+    daemon.names.recover()
+    assert not daemon.fs.may_find_room
