@@ -109,6 +109,9 @@ cdef class NamesShared:
     def free(self) -> None:
         """Free the lock, if this has it."""
         if peek(&self._head.holder) >= CONTROL_HOLDER:
+            # As of `free_names`: the words behind the journal were flushed by this processor.
+            if self._header.durability == DURABILITY_CACHE_LINES:
+                wait_for_write_back()
             store(&self._head.holder, 0)
 
     @property

@@ -6,12 +6,15 @@ plane in turns, and in another one by the control plane alone. Answers and trees
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import random
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -28,15 +31,19 @@ from kit.native_names import (
     native_names,
     rename_in,
 )
+from pmemfs.clock import coarse_ns
+from pmemfs.dataplane.held import OpenPlaces
 from pmemfs.fuse import wire
-from pmemfs.fuse.encode import entry_out
+from pmemfs.fuse.encode import attr_out, entry_out
 from pmemfs.fuse.handlers.privileges import Caller
+from pmemfs.fuse.once import RESENT
 from pmemfs.fuse.wire import Opcode
 from pmemfs.media.inode import ROOT
 from pmemfs.media.log import InodeFlags
 from pmemfs.volume.base import NewInode
 from pmemfs.volume.fs.filesystem import FileSystem
 
+FILE = NewInode(mode=stat.S_IFREG | 0o644, uid=0, gid=0)
 DIRECTORY = NewInode(mode=stat.S_IFDIR | 0o755, uid=0, gid=0)
 CALLERS = (ROOT_USER, Caller(1000, 1000, 5), Caller(1000, 50, 6))
 NAMES = (b"a", b"b", b"c", b"n" * 37, b"n" * 38, b"long" * 25, b"l" * 255)
@@ -227,3 +234,242 @@ def test_what_a_worker_does_is_what_the_control_plane_does(
             both.compare()
     both.compare()
     assert both.native.answered > 60
+
+
+def make_directory(native: NativeNames, name: bytes = b"d") -> int:
+    """A directory whose log has room, with a file `f` in it."""
+    native.names.take()
+    number = native.fs.make(ROOT, name, DIRECTORY)
+    native.names.free()
+    assert native.ask(Opcode.CREATE, number, create_in(b"f")) is not None
+    return number
+
+
+def test_each_operation_is_carried_out_by_a_worker(native: NativeNames) -> None:
+    number = make_directory(native)
+    for opcode, operation in (
+        (Opcode.LOOKUP, b"f\0"),
+        (Opcode.LOOKUP, b"nobody\0"),
+        (Opcode.MKDIR, mkdir_in(b"g")),
+        (Opcode.RENAME, wire.RENAME_IN.pack(number) + b"f\0h\0"),
+        (Opcode.RENAME2, rename_in(b"g", b"i", number, 1)),
+        (Opcode.UNLINK, b"h\0"),
+        (Opcode.RMDIR, b"i\0"),
+    ):
+        answered = native.ask(opcode, number, operation)
+        assert answered is not None, opcode
+        assert answered[0] == 0, opcode
+    assert native.anew().names(number) == []
+
+
+@pytest.mark.parametrize(
+    ("opcode", "operation", "expected"),
+    [
+        (Opcode.CREATE, create_in(b"f", flags=os.O_EXCL), errno.EEXIST),
+        (Opcode.CREATE, create_in(b"f"), errno.ESTALE),
+        (Opcode.MKDIR, mkdir_in(b"f"), errno.EEXIST),
+        (Opcode.UNLINK, b"nobody\0", errno.ENOENT),
+        (Opcode.UNLINK, b"s\0", errno.EISDIR),
+        (Opcode.RMDIR, b"f\0", errno.ENOTDIR),
+        (Opcode.RMDIR, b"s\0", errno.ENOTEMPTY),
+        (Opcode.RENAME2, (b"nobody", b"f", 0), errno.ENOENT),
+        (Opcode.RENAME2, (b"f", b"s", 1), errno.EEXIST),
+        (Opcode.RENAME2, (b"f", b"f", 1), errno.EEXIST),
+        (Opcode.RENAME2, (b"f", b"s", 0), errno.EISDIR),
+        (Opcode.RENAME2, (b"s", b"f", 0), errno.ENOTDIR),
+    ],
+)
+def test_what_is_refused_is_refused_by_a_worker(
+    native: NativeNames, opcode: Opcode, operation: bytes | tuple[bytes, bytes, int], expected: int
+) -> None:
+    number = make_directory(native)
+    inside = native.ask(Opcode.MKDIR, number, mkdir_in(b"s"))
+    assert inside is not None
+    native.ask(Opcode.CREATE, inode_of(inside[1]), create_in(b"x"))
+    if isinstance(operation, tuple):
+        operation = rename_in(*operation[:2], number, operation[2])
+    before = native.files.medium.read(0, native.files.medium.size_bytes)
+    before = bytes(before)
+    assert native.ask(opcode, number, operation) == (expected, b"")
+    assert bytes(native.files.medium.read(0, len(before))) == before
+    # So it is refused again, if nobody hears the answer.
+    assert (native.decision.state, native.decision.error) == (2, expected)
+
+
+HANDED_OVER = (
+    (Opcode.LOOKUP, b".\0"),
+    (Opcode.LOOKUP, b"..\0"),
+    (Opcode.LOOKUP, b"n" * 256 + b"\0"),
+    (Opcode.LOOKUP, b"no zero"),
+    (Opcode.LOOKUP, b"f\0more\0"),
+    (Opcode.LOOKUP, b""),
+    (Opcode.CREATE, create_in(b"a/b")),
+    (Opcode.CREATE, create_in(b"")),
+    (Opcode.CREATE, bytes(8)),
+    (Opcode.UNLINK, b"linked\0"),
+    (Opcode.RENAME2, rename_in(b"f", b"g", ROOT)),
+    (Opcode.RENAME2, rename_in(b"f", b"g", 0, 2)),
+    (Opcode.MKNOD, wire.MKNOD_IN.pack(0o100644, 0, 0) + b"new\0"),
+)
+
+
+def is_untouched(native: NativeNames, ask: Callable[[], Answered | None]) -> bool:
+    """Whether a request is handed over, and has left nothing anywhere."""
+
+    def everything() -> tuple[object, ...]:
+        names, size = native.names, native.files.medium.size_bytes
+        return (
+            bytes(native.files.medium.read(0, size)), native.decision.state,
+            names.slots.numbers(), names.handles.numbers(), names.frames.numbers(),
+            list(native.files.shared.lookup_counts.counts()),
+            [place.handle for place in OpenPlaces(native.files.shared.opens)],
+        )  # fmt: skip
+
+    before = everything()
+    assert ask() is None
+    after = everything()
+    # What was taken and given back has left an older decision none.
+    return before[0] == after[0] and after[1] != 1 and before[2:] == after[2:]
+
+
+@pytest.mark.parametrize(("opcode", "operation"), HANDED_OVER)
+def test_what_is_unusual_is_handed_over(
+    native: NativeNames, opcode: Opcode, operation: bytes
+) -> None:
+    number = make_directory(native)
+    native.names.take()
+    native.catch_up()
+    native.fs.set_xattr(native.fs.make(number, b"linked", FILE), b"user.some", b"value")
+    native.names.free()
+    if opcode is Opcode.RENAME2 and operation[:8] == bytes(8):
+        operation = number.to_bytes(8, "little") + operation[8:]
+    assert is_untouched(native, lambda: native.ask(opcode, number, operation))
+
+
+def test_what_was_given_to_somebody_before_is_handed_over(native: NativeNames) -> None:
+    number = make_directory(native)
+    for rest in ({"unique": RESENT | 4}, {"is_left": True}):
+        for opcode, operation in (
+            (Opcode.LOOKUP, b"f\0"),
+            (Opcode.CREATE, create_in(b"new")),
+            (Opcode.UNLINK, b"f\0"),
+        ):
+            assert is_untouched(native, partial(native.ask, opcode, number, operation, **rest))
+
+
+def test_without_the_lock_nothing_is_done(native: NativeNames) -> None:
+    number = make_directory(native)
+    ask = partial(native.worker.answer, b"f\0", opcode=Opcode.UNLINK, inode=number)
+    native.names.take()
+    assert ask()[0] == "forward"
+    native.names.free()
+    # Another worker has it.
+    native.set_word("holder", 2)
+    assert ask()[0] == "forward"
+    assert native.word("holder") == 2
+    assert native.word("busy") == 2
+    native.set_word("holder", 0)
+    for word, value in (("on", 0), ("failed", 1), ("pins", 1)):
+        native.set_word(word, value)
+        assert ask()[0] == "forward"
+        native.set_word(word, 1 - value)
+    assert ask()[0] == "answer"
+
+
+@pytest.mark.parametrize("stack", ["slots", "handles", "frames"])
+def test_without_a_reserve_an_operation_is_handed_over(native: NativeNames, stack: str) -> None:
+    number = make_directory(native)
+    # Its slot is full then, so that the next name takes a frame.
+    for name in (b"1", b"2", b"3"):
+        assert native.ask(Opcode.CREATE, number, create_in(name)) is not None
+    reserve = getattr(native.names, stack)
+    taken = reserve.pop(reserve.count)[::-1]
+    assert is_untouched(native, lambda: native.ask(Opcode.CREATE, number, create_in(b"new")))
+    reserve.push(taken)
+    assert native.ask(Opcode.CREATE, number, create_in(b"new")) is not None
+
+
+def test_a_slot_that_is_not_free_is_taken_by_nobody(native: NativeNames) -> None:
+    number = make_directory(native)
+    count = native.names.slots.count
+    native.names.slots.push([native.fs.store.ground.table.slot_offset(number)])
+    made = native.ask(Opcode.CREATE, number, create_in(b"new"))
+    assert made is not None
+    assert inode_of(made[1]) != number
+    assert native.names.slots.count == count - 1
+
+
+def test_memory_that_faults_costs_the_operation_alone(native: NativeNames) -> None:
+    number = make_directory(native)
+    behind = native.files.medium.size_bytes
+    native.names.slots.push([behind])
+    assert native.ask(Opcode.CREATE, number, create_in(b"new")) is None
+    assert native.names.slots.pop(1) == [behind]
+    assert native.ask(Opcode.CREATE, number, create_in(b"new")) is not None
+
+
+def test_after_a_commit_that_failed_nobody_changes_anything(native: NativeNames) -> None:
+    number = make_directory(native)
+    journal = native.word("journal_offset")
+    native.set_word("journal_offset", native.files.medium.size_bytes)
+    assert native.ask(Opcode.CREATE, number, create_in(b"new")) == (errno.EIO, b"")
+    assert native.names.has_failed
+    native.set_word("journal_offset", journal)
+    assert native.ask(Opcode.UNLINK, number, b"f\0") is None
+    assert native.anew().names(number) == [b"f"]
+
+
+def test_attributes_that_are_published_are_withdrawn_before_they_change(
+    native: NativeNames,
+) -> None:
+    number = make_directory(native)
+    published = native.files.tables.attributes
+    for opcode, operation in (
+        (Opcode.CREATE, create_in(b"new")),
+        (Opcode.RENAME2, rename_in(b"f", b"g", number)),
+        (Opcode.UNLINK, b"g\0"),
+    ):
+        published.publish(native.anew().attributes(number))
+        assert native.ask(opcode, number, operation) is not None
+        answered = native.ask(Opcode.GETATTR, number, bytes(16))
+        assert answered == (0, attr_out(native.anew().attributes(number)))
+        assert number not in native.files.shared.published_attributes().values()
+
+
+def test_times_are_those_of_the_kernel_and_never_before_one_that_was_set(
+    native: NativeNames,
+) -> None:
+    number = make_directory(native)
+    before = coarse_ns()
+    made = native.ask(Opcode.CREATE, number, create_in(b"new"))
+    assert made is not None
+    a = native.anew().attributes(inode_of(made[1]))
+    assert before <= a.birth_ns <= coarse_ns()
+    assert a.atime_ns == a.mtime_ns == a.ctime_ns == a.birth_ns
+    directory = native.anew().attributes(number)
+    assert directory.mtime_ns == directory.ctime_ns == a.birth_ns
+    # Somebody has set a finer time.
+    ahead = time.time_ns() + 5_000_000
+    native.set_word("last_time_ns", ahead)
+    assert native.ask(Opcode.UNLINK, number, b"new\0") is not None
+    assert native.anew().attributes(number).mtime_ns >= ahead
+    # A clock that was set back counts.
+    native.set_word("last_time_ns", time.time_ns() + 10**12)
+    assert native.ask(Opcode.CREATE, number, create_in(b"later")) is not None
+    assert native.anew().attributes(number).mtime_ns < time.time_ns() + 10**9
+
+
+def test_a_directory_of_thousands_needs_the_control_plane_for_its_longest_log_alone(
+    native: NativeNames,
+) -> None:
+    number = make_directory(native)
+    names = [b"%d" % at for at in range(900)]
+    for name in names:
+        assert native.ask(Opcode.CREATE, number, create_in(name)) is not None
+    assert native.anew().names(number) == [b"f", *names]
+    native.more_log_frames = 0
+    native.names.take()
+    native.tell_log_frames()
+    native.names.free()
+    assert native.ask(Opcode.CREATE, number, create_in(b"one more")) is None
+    assert native.ask(Opcode.UNLINK, number, b"7\0") is not None
