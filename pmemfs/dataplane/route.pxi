@@ -136,7 +136,8 @@ cdef void account(worker_t *worker, request_t *request, verdict_t verdict,
     elif opcode == FUSE_FALLOCATE:
         operation = OPERATION_TRIM
     # People may set this clock back.
-    count_request(worker.slot, operation, verdict == ANSWER or verdict == SYNC,
+    # For a FORGET (DROP) nobody waits, but it is done.
+    count_request(worker.slot, operation, verdict != FORWARD,
                   request.error != 0, request.moved_bytes,
                   worker.now_ns - since_ns if worker.now_ns > since_ns else 0)
 
