@@ -42,6 +42,7 @@ from pmemfs.volume.base import Later
 from pmemfs.volume.coming import Bring, Coming
 
 _HEAD_BYTES, _unpack_head = wire.IN_HEADER.size, wire.IN_HEADER.unpack_from
+_OF_WORKERS = frozenset((MISSES_OPCODE, HOT_OPCODE, NAMES_OPCODE))
 _WITHOUT_WAITING = int(socket.MSG_DONTWAIT)
 _SHORT_BYTES = 4096
 """A reply up to this length is sent in one piece: copying it is cheaper than listing its parts."""
@@ -257,14 +258,8 @@ class ForwardedRequests:
             outbox.reply(0, b"", errno.EINVAL)
             return
         _, opcode, unique, inode, uid, gid, pid, _ = _unpack_head(self._buffer)
-        if opcode == MISSES_OPCODE:
-            self._bring_all(outbox, self._buffer[_HEAD_BYTES:count], nursery)
-            return
-        if opcode == HOT_OPCODE:
-            self._note_all_hot(self._buffer[_HEAD_BYTES:count])
-            return
-        if opcode == NAMES_OPCODE:
-            # By now it is seen to: see `SharedNames.enter`.
+        if opcode in _OF_WORKERS:
+            self._hear(outbox, opcode, self._buffer[_HEAD_BYTES:count], nursery)
             return
         number = unique & NUMBER
         if number in self._waiting:
@@ -319,6 +314,16 @@ class ForwardedRequests:
         for inode, index in HOT.struct.iter_unpack(records):
             if self._note_hot:
                 self._note_hot(inode, index)
+
+    def _hear(
+        self, outbox: Outbox, opcode: int, records: memoryview, nursery: trio.Nursery
+    ) -> None:
+        """Do what a worker asks for by itself."""
+        if opcode == MISSES_OPCODE:
+            self._bring_all(outbox, records, nursery)
+        elif opcode == HOT_OPCODE:
+            self._note_all_hot(records)
+        # What names need is seen to by now: see `SharedNames.enter`.
 
     def _bring_all(self, outbox: Outbox, records: memoryview, nursery: trio.Nursery) -> None:
         """Bring the blocks of reads that a worker can't answer; it serves them again then."""
