@@ -41,8 +41,8 @@
 #         Stores the checksum of a record in it.
 #     uint16_t line_key(uint64_t number, uint64_t generation, uint16_t epoch)
 #
-# Whatever touches the pool here does so by `copy_pool`. So a fault says NULL or NAME_UNSURE, or ends
-# the guarded function of the caller, and what is known is right either way.
+# Whatever touches the pool here does so by `copy_pool`, which is guarded, also in a guarded function.
+# So a fault says NULL, NAME_UNSURE or False, and what is known is right then, too.
 
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint32_t, uint64_t

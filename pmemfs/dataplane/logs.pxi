@@ -15,7 +15,7 @@ from libc.string cimport memcpy
 
 from pmemfs.dataplane cimport memory
 from pmemfs.dataplane.logs cimport *
-from pmemfs.dataplane.memory cimport is_guarded, peek, run_guarded, settle
+from pmemfs.dataplane.memory cimport peek, run_guarded
 from pmemfs.dataplane.names cimport *
 from pmemfs.dataplane.plane cimport plane_t, worker_t
 from pmemfs.dataplane.structures cimport *
@@ -42,14 +42,9 @@ cdef struct look_t:
 # Touching the pool
 
 cdef bint copy_pool(plane_t *plane, uint64_t offset, void *into, size_t length) noexcept nogil:
-    """Copy bytes of the data zone; False: a touch faulted. In a guarded function, that ends it."""
+    """Copy bytes of the data zone; False: a touch faulted."""
     cdef copy_t copy
     copy.source, copy.into, copy.length = plane.pool + offset, <uint8_t *>into, length
-    # A fault may end the caller here, so what it has assigned must be in memory.
-    settle()
-    if is_guarded():
-        copy_bytes(&copy)
-        return True
     return run_guarded(copy_bytes, &copy)
 
 

@@ -167,9 +167,6 @@ static inline int pmemfs_run_guarded(void (*function)(void *), void *argument) {
     return ended;
 }
 
-/* Whether this thread is in a guarded function. */
-static inline int pmemfs_is_guarded(void) { return pmemfs_guarded; }
-
 /* The address whose touch ended this thread's latest guarded function. */
 static inline size_t pmemfs_fault_address(void) { return (size_t)pmemfs_fault; }
 

@@ -39,6 +39,5 @@ cdef extern from "memory.h" nogil:
     bint read_seqlocked "pmemfs_read_seqlocked"(const uint64_t *sequence, uint64_t *words,
                                                 size_t count)
     bint run_guarded "pmemfs_run_guarded"(guarded_t function, void *argument)
-    bint is_guarded "pmemfs_is_guarded"()
     size_t fault_address "pmemfs_fault_address"()
     int catch_faults "pmemfs_catch_faults"()
