@@ -29,6 +29,7 @@ from pmemfs.dataplane.native import NamesShared, NamesStack, load_word, store_wo
 from pmemfs.dataplane.tables import SharedMemory
 from pmemfs.errors import DamagedFileSystem
 from pmemfs.fuse import wire
+from pmemfs.fuse.once import RECORDED
 from pmemfs.media.inode import TAIL_WORD_AT
 from pmemfs.volume.fs.catchup import CatchUp
 from pmemfs.volume.fs.filesystem import FileSystem
@@ -193,6 +194,8 @@ class SharedNames(trio.abc.Instrument):
         self._is_ready = False
         self.enter()
         self._names.is_on = False
+        while not self._ground.read_only and self._free_orphans():
+            pass
 
     def recover(self) -> None:
         """No worker lives, and one may have died in the middle of an operation: carry out what it
@@ -259,22 +262,22 @@ class SharedNames(trio.abc.Instrument):
 
     def _settle(self, decision: NamesDecision) -> None:
         """Note the answer of what was carried out, and take back what was taken for the rest."""
-        if decision.opcode == wire.Opcode.WRITE and decision.offset:
-            # Its frames may lie behind a size that was not raised any more.
-            with suppress(DamagedFileSystem):
-                slot = decision.offset - TAIL_WORD_AT
-                self._store.untrimmed.add(self._ground.table.number_at(slot))
         has_counted = self._has_counted(decision)
+        is_half_done = decision.opcode in _ENDS_IN_LINE and decision.state == _BEGUN
         if decision.opcode in _FREES and has_counted:
             # It says so no more once all that the inode had is in the reserves.
-            self._ground.may_have_leaks = True
-        if decision.state == _BEGUN and decision.opcode in _ENDS_IN_LINE and has_counted:
-            # The live line may not say it yet. The request comes again, and does the same.
-            return
-        if decision.state == _CARRIED_OUT or has_counted:
+            self._ground.has_lost_some = True
+        if decision.state == _CARRIED_OUT or (has_counted and not is_half_done):
             answer = decision.answer[: decision.length]
-            if decision.number and decision.number not in self._answers.places:
+            is_recorded = RECORDED >> decision.opcode & 1
+            if is_recorded and decision.number not in self._answers.places:
                 self._answers.record(decision.number, decision.opcode, answer, decision.error)
+            return
+        if has_counted:
+            # The live line may not say it yet. The request comes again, and does the same.
+            if decision.opcode == wire.Opcode.WRITE:
+                slot = decision.offset - TAIL_WORD_AT
+                self._store.untrimmed.add(self._ground.table.number_at(slot))
             return
         if decision.handle:
             self._take_handle_back(decision.handle)

@@ -114,6 +114,9 @@ class Ground:
         """Whether flags of inodes forbid anything: a repair must change what is immutable too."""
         self.untrimmed: set[int] = set()
         """Files that got frames since their last close, so some may lie behind their size."""
+        self.has_lost_some = False
+        """Whether a worker died that may have left frames without an owner, for the next mount to
+        search."""
         self.reserves: Reserves | None = None
         """What workers may take by themselves, where they change names."""
         self._said_unserved: set[int] = set()

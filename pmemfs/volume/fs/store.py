@@ -173,6 +173,7 @@ class Store:
         ground = self.ground
         # In a clean file system frames behind a size are damage, so "clean" must not be said of
         # files that are still mapped ahead.
-        has_leaks = ground.may_have_leaks or ground.busy.frame_count or ground.untrimmed
+        has_leaks = ground.may_have_leaks or ground.has_lost_some
+        has_leaks |= bool(ground.busy.frame_count or ground.untrimmed)
         if not has_leaks and not ground.damage:
             ground.store_clean(1)
