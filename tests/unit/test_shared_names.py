@@ -359,11 +359,11 @@ def test_what_has_not_come_to_its_live_line_is_done_again(daemon: Daemon, opcode
 
 def test_a_free_that_was_cut_off_is_searched_for(daemon: Daemon) -> None:
     slot = daemon.shared.slots.numbers()[0]
-    assert not daemon.fs.may_find_room
+    assert not daemon.fs.store.ground.has_lost_some
     for offset in (0, slot + TAIL_WORD_AT):
         daemon.decide(number=NUMBER, state=2, opcode=Opcode.FORGET, offset=offset, value=0)
         daemon.names.recover()
-        assert daemon.fs.may_find_room == bool(offset)
+        assert daemon.fs.store.ground.has_lost_some == bool(offset)
 
 
 def test_a_free_that_came_to_its_end_says_so(daemon: Daemon) -> None:
@@ -378,4 +378,4 @@ def test_a_free_that_came_to_its_end_says_so(daemon: Daemon) -> None:
     daemon.names.enter()
     assert daemon.shared.slots.count == slots + 1
     daemon.names.recover()
-    assert not daemon.fs.may_find_room
+    assert not daemon.fs.store.ground.has_lost_some
