@@ -1,5 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-"""Packs many entries of a listing with attributes (READDIRPLUS) at once, for the control plane.
+"""Packs many entries of a listing with attributes (READDIRPLUS) at once, for the control plane, and
+answers look-ups.
 
 The entries are those that the file system has in memory; what they lead to is read from the pool
 itself. So a listing makes no object of what it lists, and a million files cost no memory here.
@@ -17,7 +18,7 @@ from cpython.dict cimport PyDict_GetItemWithError
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.object cimport PyObject
 
-from pmemfs.dataplane.protocol cimport fuse_attr, fuse_dirent, fuse_direntplus
+from pmemfs.dataplane.protocol cimport fuse_attr, fuse_direntplus, fuse_entry_out
 
 include "stored.pxi"
 
@@ -86,8 +87,9 @@ cdef class StoredInodes:
             while position < end and packed == PACKED:
                 count = min(<size_t>AHEAD, end - position)
                 for number in range(count):
-                    look_up(words, names, position - DOTS + number, &self._zone,
-                            &entries[number])
+                    find_entry(words, <object>PyList_GET_ITEM(
+                        names, <Py_ssize_t>(position - DOTS + number)), &self._zone,
+                        &entries[number])
                 for number in range(count):
                     packed = self._pack(&entries[number], directory, position + 1,
                                         <uint8_t *>PyByteArray_AS_STRING(answer), &used, room,
@@ -99,6 +101,25 @@ cdef class StoredInodes:
             PyByteArray_Resize(answer, <Py_ssize_t>used)
         return position, packed == NO_ROOM
 
+    def look_up(self, uint64_t directory, dict words not None, bytes name not None,
+                uint64_t valid_seconds) -> bytes | None:
+        """The answer to a look-up of a name; None if `words` lacks it or it is not simple."""
+        cdef fuse_entry_out found
+        cdef entry_t entry
+        cdef stored_t stored
+        find_entry(words, name, &self._zone, &entry)
+        if entry.name == NULL or not self._read(&entry, directory, &stored):
+            return None
+        memset(&found, 0, sizeof(found))
+        put_entry(&stored, &found, valid_seconds)
+        return (<char *>&found)[:sizeof(found)]
+
+    cdef bint _read(self, const entry_t *entry, uint64_t directory, stored_t *stored) noexcept:
+        """Read what an entry leads to; whether that is simple, and lies here if it is a directory."""
+        if not read_stored(&self._zone, entry.number, stored):
+            return False
+        return (stored.mode & S_IFMT) != S_IFDIR or stored.parent == directory
+
     cdef packed_t _pack(self, const entry_t *entry, uint64_t directory, uint64_t next_position,
                         uint8_t *answer, size_t *used, size_t room,
                         uint64_t valid_seconds) noexcept:
@@ -109,15 +130,10 @@ cdef class StoredInodes:
             return PACKED
         if length > room - used[0]:
             return NO_ROOM
-        if not read_stored(&self._zone, entry.number, &stored):
-            return NOT_SIMPLE
-        if (stored.mode & S_IFMT) == S_IFDIR and stored.parent != directory:
+        if not self._read(entry, directory, &stored):
             return NOT_SIMPLE
         memset(head, 0, length)
-        head.entry_out.nodeid = stored.number
-        head.entry_out.generation = stored.generation
-        head.entry_out.entry_valid = head.entry_out.attr_valid = valid_seconds
-        put_attributes(&stored, &head.entry_out.attr)
+        put_entry(&stored, &head.entry_out, valid_seconds)
         head.dirent.ino = entry.number
         head.dirent.off = next_position
         head.dirent.namelen = <uint32_t>entry.name_bytes
@@ -127,10 +143,8 @@ cdef class StoredInodes:
         return PACKED
 
 
-cdef int look_up(dict words, list names, size_t position, const zone_t *zone,
-                 entry_t *entry) except -1:
-    """What a name leads to, which is about to be read; no name if it leads nowhere any more."""
-    cdef object name = <object>PyList_GET_ITEM(names, <Py_ssize_t>position)
+cdef int find_entry(dict words, object name, const zone_t *zone, entry_t *entry) except -1:
+    """What a name leads to, which is about to be read; no name if it leads nowhere."""
     cdef PyObject *word = PyDict_GetItemWithError(words, name)
     cdef uint64_t value = 0
     entry.name = NULL
@@ -149,6 +163,15 @@ cdef int look_up(dict words, list names, size_t position, const zone_t *zone,
     entry.type = value & ((1 << ENTRY_TYPE_BITS) - 1)
     expect(zone, entry.number)
     return 0
+
+
+cdef inline void put_entry(const stored_t *stored, fuse_entry_out *entry,
+                           uint64_t valid_seconds) noexcept nogil:
+    """`entry` is all zeroes."""
+    entry.nodeid = stored.number
+    entry.generation = stored.generation
+    entry.entry_valid = entry.attr_valid = valid_seconds
+    put_attributes(stored, &entry.attr)
 
 
 cdef inline void put_attributes(const stored_t *stored, fuse_attr *attr) noexcept nogil:

@@ -72,6 +72,16 @@ def direntplus(attributes: Attributes | None, rest: bytes) -> bytes:
     return (_NO_ATTRIBUTES if attributes is None else entry_out(attributes)) + rest
 
 
+def look_up_stored(stored: StoredListing, directory: int, name: bytes) -> bytes | None:
+    """The answer to a lookup of a name that is there; as `LookUpStored`."""
+    inodes = StoredInodes(stored.memory, stored.first_pfn, stored.sparse_fd)
+    found = inodes.look_up(directory, stored.words, name, CACHE_SECONDS)
+    if found is None or stored.has_faulted():
+        return None
+    stored.counts[int.from_bytes(found[:8], "little")] += 1
+    return found
+
+
 def take_stored(
     answer: bytearray, room: int, stored: StoredListing, directory: int, names: list[bytes],
     position: int,

@@ -27,6 +27,7 @@ from pmemfs.fuse.encode import (
     dirent,
     direntplus,
     entry_out,
+    look_up_stored,
     open_out,
     statx_out,
     take_stored,
@@ -101,7 +102,7 @@ class WireDoor:
     def _names(self) -> dict[int, Handler]:
         names = self._handlers.names
         return {
-            Opcode.LOOKUP: lambda r: entry_out(names.lookup(r.inode, _name(r.operation))),
+            Opcode.LOOKUP: self._lookup,
             Opcode.FORGET: self._forget,
             Opcode.BATCH_FORGET: self._forget_many,
             Opcode.MKNOD: self._mknod,
@@ -168,6 +169,11 @@ class WireDoor:
         return later(self._handlers.attributes.room(), _room_out)
 
     # Names
+
+    def _lookup(self, request: Request) -> Answer:
+        names, name = self._handlers.names, _name(request.operation)
+        found = names.lookup_stored(request.inode, name, look_up_stored)
+        return entry_out(names.lookup(request.inode, name)) if found is None else found
 
     def _forget(self, request: Request) -> Answer:
         self._handlers.names.forget(request.inode, *_head(wire.FORGET_IN, request))

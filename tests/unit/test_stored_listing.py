@@ -208,6 +208,43 @@ def test_most_inodes_are_packed_from_what_is_stored(files: SharedFiles) -> None:
     assert packed > len(fs.names(directory)) * 0.7
 
 
+def looked_up(files: SharedFiles, fs: FileSystem, directory: int, name: bytes) -> bytes:
+    request = Request(directory, CALLER, name + b"\0")
+    answer = door_of(files, fs).answer(Opcode.LOOKUP, request)
+    assert isinstance(answer, bytes)
+    return answer
+
+
+def test_a_look_up_answers_what_the_long_way_answers(
+    files: SharedFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = files.fs.make(ROOT, b"all", NewInode(stat.S_IFDIR | 0o755, 0, 0))
+    make_some(files.fs, directory, random.Random(3), 200)
+    names = [*files.fs.names(directory), b"none", b".", b".."]
+    counts = files.shared.lookup_counts
+    found = []
+    for is_stored in (True, False):
+        fs = files.again().fs
+        if not is_stored:
+            monkeypatch.setattr(fs, "stored_listing", lambda _: None)
+        answers = [looked_up(files, fs, directory, name) for name in names]
+        found.append((answers, held := dict(counts.counts())))
+        assert (len(fs.store.cache) < len(names) / 2) == is_stored
+        for number, count in held.items():
+            counts.take(number, count)
+    assert found[0] == found[1]
+
+
+def test_a_look_up_that_meets_bad_memory_holds_nothing_twice(
+    files: SharedFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ino = files.fs.make(ROOT, b"a", NewInode(stat.S_IFREG | 0o644, 1, 2))
+    fs = files.again().fs
+    monkeypatch.setattr(fs.store.ground.pool.medium, "has_faulted", lambda: True)
+    assert looked_up(files, fs, ROOT, b"a") == long_way(fs, ROOT, b"a")[:128]
+    assert files.shared.lookup_counts.count(ino) == 1
+
+
 def test_a_listing_keeps_no_inode_in_memory(files: SharedFiles) -> None:
     directory = files.fs.make(ROOT, b"all", NewInode(stat.S_IFDIR | 0o755, 0, 0))
     for count in range(500):

@@ -9,16 +9,21 @@ from __future__ import annotations
 import errno
 import logging
 import stat
+from collections.abc import Callable
 
 from pmemfs.errors import system_error
 from pmemfs.fuse.handlers.newinode import new_inode, whiteout
 from pmemfs.fuse.handlers.privileges import Caller
 from pmemfs.fuse.published import PublishedAttributes
 from pmemfs.media.log import NAME_MAX_BYTES
-from pmemfs.volume.base import Attributes, Volume
+from pmemfs.volume.base import Attributes, StoredListing, Volume
 from pmemfs.volume.fs.names import RENAME_WHITEOUT
 
 log = logging.getLogger(__name__)
+
+LookUpStored = Callable[[StoredListing, int, bytes], bytes | None]
+"""Answers what a name in a directory, given its inode, leads to, and holds that; None if what is
+stored doesn't say enough."""
 
 
 class NameHandlers:
@@ -32,6 +37,12 @@ class NameHandlers:
         """What a name leads to; None if it does not exist, which the kernel may remember."""
         ino = self._find(parent, name)
         return None if ino is None else self.entry(ino)
+
+    def lookup_stored(self, parent: int, name: bytes, look_up: LookUpStored) -> bytes | None:
+        """As `lookup`, from what is stored; None if that doesn't say enough, and then nothing has
+        happened."""
+        stored = self._volume.stored_listing(parent)
+        return None if stored is None else look_up(stored, parent, name)
 
     def forget(self, ino: int, count: int) -> None:
         """The kernel holds an inode so many times less. Raises nothing, because the kernel does not
