@@ -21,6 +21,7 @@ from pmemfs.observe.answers import (
     Deaths,
     KeptStatus,
     MountStatus,
+    NamesStatus,
     PinSummary,
     PoolInfo,
 )
@@ -183,11 +184,24 @@ def _mount_facts(status: MountStatus) -> Iterator[tuple[str, object]]:
         yield "faults", f"{status.fault_count} requests met memory that could not be touched"
     if status.space:
         yield from _space_facts(status.space)
+    if status.names:
+        yield "names", _names(status.names)
     if status.compression:
         yield "compressed", _compression(status.compression)
     yield "read", f"{io.reads} requests, {format_size(io.read_bytes)}"
     yield "written", f"{io.writes} requests, {format_size(io.written_bytes)}"
     yield "fsync", f"{io.fsyncs} requests"
+
+
+def _names(names: NamesStatus) -> str:
+    """What the data plane knows of them, and of how many requests it could not make use of that."""
+    if not names.is_on:
+        return "served by the daemon for now"
+    known = counted(names.known_inodes, "inode", "inodes")
+    busy = counted(names.handed_over_busy, "request", "requests")
+    return (f"{known} known to the data plane, {format_size(names.used_bytes)} of "
+            f"{format_size(names.limit_bytes)}; {busy} left to the daemon because it was busy "
+            "with others")  # fmt: skip
 
 
 def _compression(done: CompressionReport) -> str:

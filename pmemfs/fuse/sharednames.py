@@ -27,7 +27,7 @@ from pmemfs.dataplane.held import OpenPlaces
 from pmemfs.dataplane.layouts import NAMES_DECISION, NAMES_HEAD, NamesDecision
 from pmemfs.dataplane.native import NamesShared, NamesStack, load_word, store_word
 from pmemfs.dataplane.tables import SharedMemory
-from pmemfs.errors import DamagedFileSystem
+from pmemfs.errors import DamagedFileSystem, sentence_of
 from pmemfs.fuse import wire
 from pmemfs.fuse.once import RECORDED
 from pmemfs.media.inode import TAIL_WORD_AT
@@ -105,12 +105,16 @@ class SharedNames(trio.abc.Instrument):
         self.enter()
 
     def enter(self) -> None:
-        """Take the lock, and know what workers have changed."""
+        """Take the lock, and know what workers have changed. Raises nothing."""
         names = self._names
-        if self._take():
-            self.recover()
-        elif names.changes != self._seen:
-            self._see_changes()
+        was_dead = self._take()
+        try:
+            if was_dead:
+                self.recover()
+            elif names.changes != self._seen:
+                self._see_changes()
+        except Exception as error:
+            self._fail(error)
         if names.has_failed and not self._ground.damage:
             self._store.become_read_only("a worker's commit failed")
         times = self._ground.times
@@ -119,8 +123,14 @@ class SharedNames(trio.abc.Instrument):
         if names.needs_control and self._is_ready:
             self._wake.set()
 
+    def _fail(self, error: Exception) -> None:
+        """Without what this was about, nothing may be changed any more. An error that got out of
+        here would end all turns, and both sides would change what they like."""
+        log.exception("names that workers have changed can't be followed", exc_info=error)
+        self._store.become_read_only(f"names can't be followed: {sentence_of(error)}")
+
     def leave(self) -> None:
-        """Let workers have the lock."""
+        """Let workers have the lock. Raises nothing."""
         names, times = self._names, self._ground.times
         if times.set_ns > names.last_time_ns:
             names.last_time_ns = times.set_ns
@@ -129,7 +139,11 @@ class SharedNames(trio.abc.Instrument):
             self._set_word("log_frames", self._log_frames)
         is_on = self._is_allowed()
         if is_on != names.is_on:
-            self._switch(is_on)
+            try:
+                self._switch(is_on)
+            except Exception as error:
+                names.is_on = False
+                self._fail(error)
         names.free()
 
     def _take(self) -> bool:

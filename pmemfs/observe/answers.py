@@ -85,7 +85,20 @@ class MountStatus(NamedTuple):
     keys: tuple[KeyReport, ...] = ()
     compression: CompressionReport | None = None
     """What is compressed of a file system; None if nothing was ever to be."""
-    """Of a file system."""
+    names: NamesStatus | None = None
+    """What the data plane knows of names; None where the daemon serves all of them."""
+
+
+class NamesStatus(NamedTuple):
+    """What the data plane knows of names, to look up, make and remove them by itself."""
+
+    is_on: bool
+    """Whether it may do so now."""
+    known_inodes: int
+    used_bytes: int
+    limit_bytes: int
+    handed_over_busy: int
+    """Requests that it left to the daemon because somebody else was changing names just then."""
 
 
 class KeptStatus(NamedTuple):

@@ -23,6 +23,7 @@ from pmemfs.observe.answers import (
     Deaths,
     KeptStatus,
     MountStatus,
+    NamesStatus,
     PinSummary,
 )
 from pmemfs.observe.extents import file_extents
@@ -84,6 +85,7 @@ class MountObserver:
             kept=self._kept(),
             keys=self._keys(),
             compression=self._fs.compression() if self._fs is not None else None,
+            names=self._names(),
         )
         return json_values(status)
 
@@ -104,6 +106,13 @@ class MountObserver:
             died["keeper"], promise(self._session.transport, os.uname().release),
             kept.since_ns, kept.is_upgrading,
         )  # fmt: skip
+
+    def _names(self) -> NamesStatus | None:
+        names = self._session.served.names
+        if names is None:
+            return None
+        words = map(names.word, ("known_inodes", "used_bytes", "memory_bytes", "busy"))
+        return NamesStatus(bool(names.word("on")), *words)
 
     def _pin_summary(self) -> PinSummary:
         living, page_bytes = self._pins.living, self._pool.label.page_size_bytes

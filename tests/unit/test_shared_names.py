@@ -379,3 +379,27 @@ def test_a_free_that_came_to_its_end_says_so(daemon: Daemon) -> None:
     assert daemon.shared.slots.count == slots + 1
     daemon.names.recover()
     assert not daemon.fs.store.ground.has_lost_some
+
+
+def test_what_can_not_be_followed_ends_all_changes_and_no_turn(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(daemon.names, "_see_changes", fail)
+    daemon.create(b"new")
+    assert daemon.fs.read_only
+    assert daemon.shared.is_mine
+    assert not daemon.is_on()
+
+
+def test_the_end_frees_what_workers_could_not(daemon: Daemon) -> None:
+    fs = daemon.fs
+    number = fs.make(ROOT, b"new", FILE)
+    fs.hold(number)
+    fs.unlink(ROOT, b"new")
+    fs.store.let_go(number)
+    daemon.shared.orphans.push([number])
+    daemon.names.stop()
+    assert fs.store.table.head(number) is None

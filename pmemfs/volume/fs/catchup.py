@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pmemfs.errors import DamagedFileSystem
+from pmemfs.errors import DamagedFileSystem, MemoryFault
 from pmemfs.media.inode import InodeHead
 from pmemfs.volume.fs.inode import Inode
 from pmemfs.volume.fs.log import Log, LogReader
@@ -50,7 +50,7 @@ class CatchUp:
                 store.cache.forget(inode.number)
             elif head.tail != inode.log.tail:
                 self._replay(inode, head)
-        except DamagedFileSystem as damage:
+        except (DamagedFileSystem, MemoryFault) as damage:
             # Half of the records may be in it.
             store.cache.forget(inode.number)
             store.become_read_only(str(damage))
