@@ -32,7 +32,9 @@ from kit.native_names import (
     rename_in,
 )
 from pmemfs.clock import coarse_ns
+from pmemfs.dataplane.counters import read_counters
 from pmemfs.dataplane.held import OpenPlaces
+from pmemfs.dataplane.layouts import Operation
 from pmemfs.fuse import wire
 from pmemfs.fuse.encode import attr_out, entry_out
 from pmemfs.fuse.handlers.privileges import Caller
@@ -473,3 +475,21 @@ def test_a_directory_of_thousands_needs_the_control_plane_for_its_longest_log_al
     native.names.free()
     assert native.ask(Opcode.CREATE, number, create_in(b"one more")) is None
     assert native.ask(Opcode.UNLINK, number, b"7\0") is not None
+
+
+def test_what_needs_no_answer_counts_as_done_by_the_worker(native: NativeNames) -> None:
+    number = make_directory(native)
+
+    def counted() -> tuple[int, int]:
+        other = read_counters(native.files.shared)[0].operations[Operation.OTHER]
+        return other.answered, other.forwarded
+
+    answered, forwarded = counted()
+    forget = wire.FORGET_IN.pack(1)
+    assert native.worker.answer(forget, opcode=Opcode.FORGET, inode=number)[0] == "drop"
+    assert counted() == (answered + 1, forwarded)
+    with_no_lock = native.names.take()
+    assert not with_no_lock
+    assert native.worker.answer(forget, opcode=Opcode.FORGET, inode=number)[0] == "forward"
+    native.names.free()
+    assert counted() == (answered + 1, forwarded + 1)
