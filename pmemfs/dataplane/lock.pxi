@@ -108,6 +108,8 @@ cdef verdict_t serve_named(worker_t *worker, request_t *request,
             free_names(worker)
         if not has_section:
             end_section(worker.slot)
+        if worker.reads_on and worker.may_put_off and wants_reply(request.head):
+            return LATER
         if worker.reads_on:
             give_way()
     if change.verdict == FORWARD:

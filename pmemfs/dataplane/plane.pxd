@@ -63,7 +63,9 @@ cdef struct worker_t:
     # What it encrypts and decrypts with; NULL until it does.
     crypt_t *crypt
     # A log was too long to be read at once: begin the operation on names again, which reads on.
+    # With `may_put_off`, other requests of this worker are served first.
     bint reads_on
+    bint may_put_off
     # The same for compressed pieces.
     unpacker_t *unpacker
 

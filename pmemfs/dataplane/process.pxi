@@ -419,7 +419,7 @@ cdef int set_up_workers(process_t *process, int depth, list forward_fds, int ent
     cdef thread_t *thread
     cdef worker_t worker
     worker.crypt, worker.unpacker = NULL, NULL
-    worker.reads_on = False
+    worker.reads_on = worker.may_put_off = False
     if process.queue_count:
         failed = map_entries(process.plane.header, entries_fd, entries_bytes_of(
             process.queue_count, depth, process.plane.max_write), &entries)

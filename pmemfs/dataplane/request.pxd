@@ -12,6 +12,8 @@ cdef enum verdict_t:
     FORWARD
     SYNC
     DROP
+    # Nothing was done: serve it again, after what has come since.
+    LATER
 
 cdef struct request_t:
     # What came in.

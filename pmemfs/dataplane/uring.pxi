@@ -57,6 +57,7 @@ cdef extern from "liburing.h" nogil:
     unsigned io_uring_cq_ready(const io_uring *ring)
     unsigned io_uring_peek_batch_cqe(io_uring *ring, io_uring_cqe **cqes, unsigned count)
     void io_uring_cq_advance(io_uring *ring, unsigned count)
+    void io_uring_prep_nop(io_uring_sqe *sqe)
     void io_uring_prep_read(io_uring_sqe *sqe, int fd, void *into, unsigned length, uint64_t offset)
     void io_uring_prep_poll_add(io_uring_sqe *sqe, int fd, unsigned events)
     void io_uring_prep_recv(io_uring_sqe *sqe, int fd, void *into, size_t length, int flags)
@@ -108,6 +109,7 @@ cdef int set_up_queue(queue_t *queue, worker_t worker, int number, uint32_t dept
     if pipe(ends):
         return errno
     queue.worker = worker
+    queue.worker.may_put_off = True
     queue.number = queue.place.cpu = number
     queue.inbox_reader, queue.inbox_writer = ends[0], ends[1]
     queue.idle_ring = idle_ring
@@ -375,6 +377,9 @@ cdef void serve_entry(queue_t *queue, uint32_t position) noexcept nogil:
     else:
         verdict = ANSWER
         request.error, request.answer_bytes, request.moved_bytes = EINVAL, 0, 0
+    if verdict == LATER:
+        put_off(queue, position)
+        return
     if verdict != ANSWER and not wants_reply(&head):
         # The kernel sends a FORGET here if it can't use what it was told of an inode, and its
         # caller waits until the entry comes back. So the entry is committed at once.
@@ -401,6 +406,14 @@ cdef void serve_entry(queue_t *queue, uint32_t position) noexcept nogil:
     worker.now_ns = now_ns(CLOCK_REALTIME)
     account(worker, &request, verdict, since)
     queue.place.moved_bytes += request.moved_bytes
+
+
+cdef void put_off(queue_t *queue, uint32_t position) noexcept nogil:
+    """Serve an entry again after all that has come meanwhile: as if it came once more."""
+    cdef io_uring_sqe *sqe = io_uring_get_sqe(&queue.ring)
+    memset(sqe, 0, 128)
+    io_uring_prep_nop(sqe)
+    sqe.user_data = position
 
 
 cdef inline bint may_be_brought(queue_t *queue) noexcept nogil:

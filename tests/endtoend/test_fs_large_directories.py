@@ -17,12 +17,12 @@ from kit.mounts import UNKEPT, PoolMaker, native_only
 
 pytestmark = pytest.mark.mount
 
-COUNT = 150_000
+COUNT = 600_000
 
 
 @native_only
 def test_others_are_answered_while_a_large_directory_is_read(pools: PoolMaker) -> None:
-    pool = create_fs(pools, "large", "128M")
+    pool = create_fs(pools, "large", "256M")
     with opened(pool) as fs:
         large_directory(fs, ROOT, b"large", COUNT)
     mounted = mount_fs(pools, pool)
@@ -40,7 +40,7 @@ def test_others_are_answered_while_a_large_directory_is_read(pools: PoolMaker) -
     print(f"{answered} others were answered meanwhile")
     assert found[0].st_nlink == COUNT
     # Who waits for all of it is answered once, or twice.
-    assert answered > 20
+    assert answered > 5
     pools.umount(mounted)
     pmemfs_ok("check", pool)
 
