@@ -13,11 +13,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from pmemfs.errors import DamagedFileSystem, MemoryFault
-from pmemfs.media.inode import InodeHead
+from pmemfs.media.inode import HEAD, InodeHead
 from pmemfs.volume.fs.inode import Inode
 from pmemfs.volume.fs.log import Log, LogReader
 from pmemfs.volume.fs.replay import Replay
 from pmemfs.volume.fs.store import Store
+
+_WORDS = HEAD.head_struct("tail")
 
 
 class CatchUp:
@@ -40,15 +42,20 @@ class CatchUp:
                     self._bring_up_to_date(inode)
 
     def _bring_up_to_date(self, inode: Inode) -> None:
-        store = self._store
+        store, log = self._store, inode.log
         try:
+            # Nearly always it is as it was, and to look closer takes longer.
+            raw = store.medium.read(inode.slot_offset, _WORDS.size)
+            _, _, _, generation, _, start, end = _WORDS.unpack_from(raw)
+            if (generation, start, end) == (inode.generation, log.head, log.tail):
+                return
             head = store.table.head(inode.number)
             if head is None or head.generation != inode.generation:
                 store.housekeeping.was_freed(inode)
-            elif head.head != inode.log.head:
+            elif head.head != log.head:
                 # Nothing is left of the log that was read, so only the number stands for it.
                 store.cache.forget(inode.number)
-            elif head.tail != inode.log.tail:
+            elif head.tail != log.tail:
                 self._replay(inode, head)
         except (DamagedFileSystem, MemoryFault) as damage:
             # Half of the records may be in it.
