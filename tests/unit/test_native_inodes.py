@@ -86,7 +86,7 @@ CHANGES = [
 ]
 
 
-@pytest.mark.parametrize("changes", CHANGES, ids=repr)
+@pytest.mark.parametrize("changes", CHANGES, ids=" ".join)
 def test_attributes_change_as_python_changes_them(both: Twins, changes: dict[str, int]) -> None:
     fs = both.native.fs
     number = a_file(both, b"x" * 5000)
@@ -120,6 +120,7 @@ def test_a_time_that_was_just_set_is_not_older_than_what_comes_next(both: Twins)
         setattr_in(mode=0o600)[:-1],
         setattr_in(mtime=9223372036 * NS),
     ],
+    ids=["a size", "privileges", "takes privileges", "nothing", "too short", "a far time"],
 )
 def test_changes_that_need_more_are_handed_over(both: Twins, operation: bytes) -> None:
     assert both.ask(Opcode.SETATTR, a_file(both), operation) is None
