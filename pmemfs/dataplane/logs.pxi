@@ -270,7 +270,7 @@ cdef replayed_t read_log(plane_t *plane, known_t *known, uint64_t tail) noexcept
         # The end of a frame belongs to that frame. A link behind the tail may be garbage that an
         # append wrote before a crash took its commit away.
         end = tail if start < tail <= known.area_end else known.area_end
-        if end % LOG_RECORD_BYTES or end < known.tail or (end != tail and not known.log_frame_count):
+        if end < known.tail or (end != tail and not known.log_frame_count):
             return REPLAY_ODD
         if known.tail < end:
             if not copy_pool(plane, known.tail, <uint8_t *>area + (known.tail - start),

@@ -32,6 +32,7 @@ from pmemfs.media.log import (
     pack_extent,
     pack_frame_head,
     pack_parent,
+    pack_values,
     record,
     seal,
 )
@@ -274,6 +275,16 @@ def test_a_log_that_ends_elsewhere_is_handed_over(reader: NamesReader, kind: str
     assert known_count < 20
 
 
+def test_a_tail_that_went_back_without_a_word_has_the_log_read_anew(reader: NamesReader) -> None:
+    directory, _ = in_frames(reader)
+    inode = reader.files.fs.inode(directory)
+    assert reader.compare(directory)
+    # A record fewer.
+    word_at(reader, inode.slot_offset + TAIL_WORD_AT, inode.log.tail - 64)
+    assert not reader.compare(directory)
+    assert reader.compare(directory)
+
+
 @pytest.mark.parametrize("back", [0, 1, 2, 3, 70, 199])
 def test_a_log_that_goes_in_a_circle_is_handed_over(reader: NamesReader, back: int) -> None:
     directory, _ = in_frames(reader, 5)
@@ -307,11 +318,11 @@ def test_a_link_behind_the_tail_counts_for_nothing(reader: NamesReader) -> None:
     assert reader.compare(directory)
 
 
-def last_record(reader: NamesReader, number: int, raw: bytes) -> None:
-    """Put a sound record behind a log, whatever it says."""
+def last_record(reader: NamesReader, number: int, *records: bytes) -> None:
+    """Put sound records behind a log, whatever they say."""
     inode = reader.files.fs.inode(number)
-    tail = inode.log.tail
-    reader.files.medium.store(tail, seal([raw], number, inode.generation, tail))
+    tail, raw = inode.log.tail, seal(records, number, inode.generation, inode.log.tail)
+    reader.files.medium.store(tail, raw)
     word_at(reader, inode.slot_offset + TAIL_WORD_AT, tail + len(raw))
 
 
@@ -350,10 +361,10 @@ def test_a_record_has_a_length_that_fits(reader: NamesReader, slots: int) -> Non
     assert not reader.compare(directory)
 
 
-def is_known_with(reader: NamesReader, number: int, raw: bytes) -> bool:
-    """Whether a worker knows an inode with one record more, which is taken away again."""
+def is_known_with(reader: NamesReader, number: int, *records: bytes) -> bool:
+    """Whether a worker knows an inode with more records, which are taken away again."""
     inode = reader.files.fs.inode(number)
-    last_record(reader, number, raw)
+    last_record(reader, number, *records)
     is_known = reader.compare(number)
     word_at(reader, inode.slot_offset + TAIL_WORD_AT, inode.log.tail)
     reader.raise_version(number)
@@ -384,6 +395,18 @@ def test_a_name_is_as_long_as_its_record_says(reader: NamesReader) -> None:
         assert is_known_with(reader, directory, raw) == (length in (36, 37))
 
 
+def test_a_target_is_whole(reader: NamesReader) -> None:
+    fs = reader.files.fs
+    number = fs.make(ROOT, b"file", FILE)
+    state = fs.inode(number).state.replaced(mode=0o120777).pack()
+    [whole] = pack_values(RecordKind.TARGET, b"", b"t")
+    assert not is_known_with(reader, number, whole)
+    assert is_known_with(reader, number, state, whole)
+    # It says that one byte more follows.
+    part = whole[:8] + b"\x02" + whole[9:]
+    assert not is_known_with(reader, number, state, part)
+
+
 def test_a_frame_of_another_inode_is_not_read(reader: NamesReader) -> None:
     directory, frames = in_frames(reader)
     inode = reader.files.fs.inode(directory)
@@ -396,6 +419,13 @@ def test_a_frame_of_another_inode_is_not_read(reader: NamesReader) -> None:
         reader.files.medium.store(frames[1], head)
         reader.raise_version(directory)
         assert not reader.compare(directory)
+    head = pack_frame_head(directory, inode.generation, frames[1], frames[2])
+    reader.files.medium.store(frames[1], head)
+    reader.raise_version(directory)
+    assert reader.compare(directory)
+    word_at(reader, frames[1] + 8, directory + 1)
+    reader.raise_version(directory)
+    assert not reader.compare(directory)
 
 
 def test_a_slot_counts_only_where_the_bitmap_says_that_inodes_are(reader: NamesReader) -> None:

@@ -152,6 +152,14 @@ def test_of_two_options_that_contradict_each_other_the_later_counts(
     assert MountOptions.parse(text).kernel == kept
 
 
+def test_the_memory_for_names_is_a_size_or_none() -> None:
+    assert MountOptions.parse("names_memory=8M").names_memory == 8 << 20
+    assert MountOptions.parse("names_memory=0").as_text(only_said=True) == "names_memory=0"
+    assert MountOptions.parse("").remounted(["names_memory=1G"]).names_memory == 1 << 30
+    with pytest.raises(BadMountOption, match="8X"):
+        MountOptions.parse("names_memory=8X")
+
+
 def test_what_hangs_is_ended_only_where_something_starts_it_again() -> None:
     assert MountOptions.parse("cold_seconds=0").as_text(only_said=True) == "cold_seconds=0"
     assert MountOptions.parse("").remounted(["cold_seconds=7"]).cold_seconds == 7
