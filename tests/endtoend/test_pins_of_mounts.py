@@ -75,7 +75,8 @@ def test_a_file_changes_at_once_and_a_program_keeps_the_pages_that_it_has(
     CHANGES[change](path, other)
     write(fs.mountpoint / "new", b"n" * (8 * MIB))
     assert pin.read(0, MIB) == b"a" * MIB
-    assert client.word(pin.result["place"]) & PinWord.STALE
+    place = pin.result["place"]
+    wait_until(lambda: bool(client.word(place) & PinWord.STALE), "its pages have left the file")
     os.unlink(fs.mountpoint / "new")
     for name in ("f", "o"):
         (fs.mountpoint / name).unlink(missing_ok=True)

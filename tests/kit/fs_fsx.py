@@ -41,9 +41,11 @@ class File:
         """Steps that this file system hasn't got."""
 
     def close(self) -> None:
-        """Close, though the mount may be dead."""
+        """Close, though the mount may be dead. Once only: another thread may have the number by
+        then."""
         with suppress(OSError):
             os.close(self.fd)
+        self.fd = -1
 
     def run(self, step: Step) -> None:
         """Do a step and compare; AssertionError if the file isn't as it must be."""
