@@ -12,8 +12,9 @@ import pytest
 from kit.data_plane import ALL, MAX_WRITE, share_files, shared_files
 from kit.native_names import HANDLES, NativeNames, create_in
 from kit.pools import mapped_pool
+from pmemfs.dataplane import layouts
 from pmemfs.dataplane.held import OpenPlaces
-from pmemfs.dataplane.native import Responder
+from pmemfs.dataplane.native import Responder, store_word
 from pmemfs.engine.sharing import share_pool
 from pmemfs.fuse import wire
 from pmemfs.fuse.wire import Opcode
@@ -86,6 +87,8 @@ def assert_nothing_is_left(native: NativeNames) -> None:
     native.names.is_on = False
     assert [name for name, _ in fs.inode(ROOT).entries.items()] == []
     assert native.reserves.drain()
+    # Slots of orphans wait until no worker sees their inodes.
+    fs.store.housekeeping.collect_slots()
     fs.store.housekeeping.drop_inode_frames(kept_slots=0)
     # What the first group keeps for itself, the root's frame, and the frames of the root's log.
     room, log_frames = fs.room(), len(fs.inode(ROOT).log.frames)
@@ -122,14 +125,18 @@ def test_workers_that_compete_leave_nothing_either(shm: Path) -> None:
         failures: list[BaseException] = []
 
         def run(number: int) -> None:
+            # Or the control plane takes the lock from it as from a dead one.
+            slot = shared.areas.slots + number * layouts.SLOT_BYTES
+            at = slot + layouts.SLOT_HEAD.offset_of("thread_id")
+            store_word(shared.memory, at, threading.get_native_id())
             worker = Responder(
                 shared.fd, files.medium.fileno(), files.medium.map_flags, MAX_WRITE, number=number
             )
             churn = Churn(native, worker)
             churn.first_name = 1000 * number
             try:
-                for at in range(1500):
-                    churn.cycle(at, is_open=at % 3 == 0)
+                for turn in range(1500):
+                    churn.cycle(turn, is_open=turn % 3 == 0)
             except BaseException as failure:
                 failures.append(failure)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -383,6 +384,7 @@ def test_a_shorter_time_until_files_are_cold_counts_for_those_that_wait_already(
         at.step()
         assert at.pieces(number) == []
         at.fs.frames.packed.cold_seconds = 0.001
+        time.sleep(0.1)
         at.step()
         assert at.pieces(number) == [0, 32]
 
