@@ -12,8 +12,6 @@
 #         `forget_known` drops it.
 #         Of a long log it reads FRAMES_AT_ONCE frames, says NULL, and sets `worker.reads_on`. Then
 #         `serve_named` frees the lock, takes it again, and begins the operation anew, which reads on.
-#     known_t *known_made(worker_t *, uint64_t number)
-#         As `know`, of an inode that was just made in a slot.
 #     void forget_known(names_t *, uint64_t number)
 #         Its slot was freed; or who knows.
 #     name_state_t find_entry(worker_t *, known_t *directory, const uint8_t *name,

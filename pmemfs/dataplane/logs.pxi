@@ -341,8 +341,3 @@ cdef void known_moved(known_t *known, uint64_t tail, uint64_t slots) noexcept no
     """Records of so many slots, which were applied already, end at this tail."""
     known.tail = tail
     known.slot_count += slots
-
-
-cdef known_t *known_made(worker_t *worker, uint64_t number) noexcept nogil:
-    """An inode that was just made in a slot, or NULL."""
-    return know(worker, number)

@@ -232,7 +232,8 @@ cdef verdict_t make(names_change_t *change, const name_t *name, uint32_t mode, i
         return FORWARD
     index_add(worker, directory, name.at, name.length, offset, mode >> 12)
     touch_directory(change, directory)
-    known_made(worker, number)
+    # So that the next request finds it known.
+    know(worker, number)
     return ANSWER
 
 

@@ -95,30 +95,6 @@ cdef extern from "linux/fuse.h" nogil:
         uint64_t fh
         uint32_t open_flags
 
-    cdef struct fuse_attr:
-        uint64_t ino
-        uint64_t size
-        uint64_t blocks
-        uint64_t atime
-        uint64_t mtime
-        uint64_t ctime
-        uint32_t atimensec
-        uint32_t mtimensec
-        uint32_t ctimensec
-        uint32_t mode
-        uint32_t nlink
-        uint32_t uid
-        uint32_t gid
-        uint32_t rdev
-        uint32_t blksize
-
-    cdef struct fuse_entry_out:
-        uint64_t nodeid
-        uint64_t generation
-        uint64_t entry_valid
-        uint64_t attr_valid
-        fuse_attr attr
-
     cdef struct fuse_dirent:
         uint64_t ino
         uint64_t off
