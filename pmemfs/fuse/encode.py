@@ -10,6 +10,7 @@ from pmemfs.fuse.handlers.directories import Taken
 from pmemfs.fuse.handlers.flags import CHATTR_BITS, bits_of
 from pmemfs.pfn import FRAME_BYTES
 from pmemfs.volume.base import Attributes, StoredListing
+from pmemfs.volume.fs.inode import is_name
 
 CACHE_SECONDS = 3600
 """Names and attributes may be cached for long, because they change only through the mount."""
@@ -73,7 +74,9 @@ def direntplus(attributes: Attributes | None, rest: bytes) -> bytes:
 
 
 def look_up_stored(stored: StoredListing, directory: int, name: bytes) -> bytes | None:
-    """The answer to a lookup of a name that is there; as `LookUpStored`."""
+    """The answer to a lookup; as `LookUpStored`."""
+    if name not in stored.words:
+        return _NO_ENTRY if is_name(name) else None
     inodes = StoredInodes(stored.memory, stored.first_pfn, stored.sparse_fd)
     found = inodes.look_up(directory, stored.words, name, CACHE_SECONDS)
     if found is None or stored.has_faulted():

@@ -96,7 +96,7 @@ def calls_of(names: Names, opcode: Opcode, operation: bytes) -> int:
 @pytest.mark.parametrize(
     ("opcode", "most"),
     [
-        (Opcode.LOOKUP, 26),
+        (Opcode.LOOKUP, 20),
         (Opcode.MKDIR, 175),
         (Opcode.RMDIR, 160),
         (Opcode.SYMLINK, 185),
