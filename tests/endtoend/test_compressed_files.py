@@ -275,13 +275,13 @@ def test_a_copy_out_of_a_compressed_file_goes_through_a_buffer_and_leaves_it_so(
 ) -> None:
     path = root / "file"
     compress(path, text())
-    before = blocks(path)
     copied = copy(path, tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == text()
     assert (copied.path, copied.size_bytes) == ("bounce", SIZE)
     assert copied.why is not None
     assert copied.why.endswith("it is compressed")
-    assert blocks(path) == before
+    # A piece may have become hot, together with reads of an earlier file with this number.
+    assert is_compressed(path)
     refused(command("copy", "--direct", path, tmp_path / "other"), 1, "it is compressed")
     assert not (tmp_path / "other").exists()
 

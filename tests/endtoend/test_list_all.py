@@ -137,11 +137,11 @@ def shown_on_a_terminal(columns: int | str, *words: object) -> list[str]:
     return said.decode().splitlines()
 
 
-def test_a_narrow_terminal_shows_fewer_columns_and_whole_paths(pools: PoolMaker) -> None:
-    pool = pools.create("a", "16M")
+def test_a_narrow_terminal_shows_fewer_columns(pools: PoolMaker) -> None:
+    pools.create("a", "16M")
     lines = shown_on_a_terminal(75, "list", "--dir", pools.directory)
-    # Mounts of other tests are shown, too, and may leave no room for more than paths.
-    assert any(str(pool) in line for line in lines)
+    # Mounts of other tests are shown, too, and may have paths that must be broken.
+    assert "POOL" in lines[0]
     assert all(len(line) <= 75 for line in lines)
     assert "ENGINE" not in lines[0]
     assert "ENGINE" in shown_on_a_terminal(400, "list", "--dir", pools.directory)[0]

@@ -55,6 +55,7 @@ def use(mounted: Mounted, stack: ExitStack) -> tuple[Counter[tuple[int, str, int
         (root / "many" / f"{number}").touch()
     known = {entry.inode() for entry in os.scandir(root / "many")}
     expected: Counter[tuple[int, str, int]] = Counter()
+    writers: list[int] = []
     for name, flags in WAYS.items():
         path = root / name
         path.write_bytes(bytes(MIB))
@@ -62,16 +63,19 @@ def use(mounted: Mounted, stack: ExitStack) -> tuple[Counter[tuple[int, str, int
             fd = os.open(path, flags)
             stack.callback(os.close, fd)
             expected[os.fstat(fd).st_ino, "file", flags & (os.O_ACCMODE | os.O_APPEND)] += 1
-        if flags & os.O_ACCMODE:
-            # Shown to the data plane, since there is more to come.
-            for _ in range(4):
-                os.write(fd, bytes(64 * KIB))
+        writers += [fd] if flags & os.O_ACCMODE else []
         known.add(os.fstat(fd).st_ino)
     (root / "gone").unlink()
     fd = os.open(root / "many", os.O_RDONLY | os.O_DIRECTORY)
     stack.callback(os.close, fd)
     expected[os.fstat(fd).st_ino, "directory", os.O_RDONLY] += 1
     known.add(os.fstat(fd).st_ino)
+    # A RELEASE waits for nobody, and the last one that the daemon knows of takes a table back.
+    wait_until(lambda: what_is_open(report_of(mounted.pid)) == expected, "all is released")
+    for fd in writers:
+        # Shown to the data plane, since there is more to come.
+        for _ in range(4):
+            os.write(fd, bytes(64 * KIB))
     return expected, known
 
 
@@ -92,8 +96,6 @@ def test_it_tells_what_a_test_did_also_of_a_daemon_that_is_stopped_or_dead(
     before = report_of(mounted.mountpoint)
     with ExitStack() as stack:
         expected, known = use(mounted, stack)
-        # A RELEASE and a FORGET wait for nobody.
-        wait_until(lambda: what_is_open(report_of(data_plane)) == expected, "all is released")
         with stopped(pid):
             report = report_of(mounted.mountpoint)
             assert at_rest(report) == at_rest(report_of(pid)) == at_rest(report_of(data_plane))

@@ -239,6 +239,7 @@ class Session:
     mountpoint: Path
     device: str
     pid: int
+    data_plane_pid: int | None
     keeper_pid: int | None
     socket: Path
     socket_made_ns: int
@@ -253,8 +254,8 @@ class Session:
         keeper_pid = kept["keeper_pid"] if kept else None
         assert is_running(pid)
         return cls(
-            mounted.pool, mounted.mountpoint, mount.device, pid, keeper_pid, socket,
-            socket.stat().st_mtime_ns,
+            mounted.pool, mounted.mountpoint, mount.device, pid, info["data_plane_pid"], keeper_pid,
+            socket, socket.stat().st_mtime_ns,
         )  # fmt: skip
 
     @property
@@ -272,13 +273,16 @@ class Session:
         return False
 
     def kill(self) -> None:
-        """End the daemon as a crash does, and wait until it is gone. Nothing takes its place."""
+        """End the daemon as a crash does, and wait until nobody has the pool open. Nothing takes
+        its place."""
         if self.keeper_pid:
             # Or the daemon starts another keeper.
             stop(self.pid)
             os.kill(self.keeper_pid, 9)
         os.kill(self.pid, 9)
         wait_until(lambda: not is_running(self.pid), "the daemon is dead")
+        data_plane = self.data_plane_pid
+        wait_until(lambda: not (data_plane and is_running(data_plane)), "so is its data plane")
 
     def assert_ended(self, state: str = "clean") -> None:
         """No process, no mount, no socket, and the pool as it should be."""

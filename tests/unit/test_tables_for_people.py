@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pmemfs.cli import output
 from pmemfs.cli.layout import columns_of, table_lines
 
 ROWS = [["pmem0", "/dev/shm/a-long/name", "4"], ["日本", "/x", "12"]]
@@ -39,6 +40,25 @@ def test_facts_without_headings_are_listed_too() -> None:
 def test_nothing_makes_no_line_and_headings_alone_make_one() -> None:
     assert list(table_lines([])) == []
     assert list(table_lines([], headings=HEADINGS)) == ["NAME  POOL  SIZE"]
+
+
+@pytest.mark.parametrize(
+    ("width", "shown"),
+    [
+        (28, ["NAME   POOL             SIZE", "pmem0  /dev/shm/a-name     4"]),
+        (27, ["POOL             SIZE", "/dev/shm/a-name     4"]),
+        (20, ["POOL", "/dev/shm/a-name"]),
+    ],
+)
+def test_columns_are_spared_before_a_text_is_broken(
+    width: int,
+    shown: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(output, "_width", lambda: width)
+    output.print_table(HEADINGS, [("pmem0", "/dev/shm/a-name", 4)], spare=["NAME", "SIZE"])
+    assert capsys.readouterr().out.splitlines() == shown
 
 
 @pytest.mark.parametrize("width", [None, 10, 30, 60, 200])
