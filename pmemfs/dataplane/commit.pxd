@@ -75,11 +75,11 @@ cdef struct names_change_t:
     # Inodes that change, for the ring. What gets records or is removed is there by itself.
     uint32_t changed_count
     uint64_t changed[MOST_LOGS]
-    # The slot of a new inode, which `pop_slot` and the operation fill; 0: it makes none.
+    # The slot of a new inode, which `pop_slot` and the operation fill; 0: it makes none. It and the
+    # records are structures: they lie behind words, so that these are aligned.
     uint64_t slot_offset
     uint64_t slot_generation
-    uint32_t slot_bytes
     uint8_t slot[INODE_SLOT_BYTES]
-    uint32_t records_bytes
     uint8_t records[MOST_RECORDS_BYTES]
-
+    uint32_t slot_bytes
+    uint32_t records_bytes

@@ -153,9 +153,10 @@ cdef void store_frame(names_change_t *change, const addition_t *addition) noexce
     """
     cdef plane_t *plane = change.worker.plane
     cdef const known_t *known = addition.known
-    cdef uint8_t stored[LOG_FRAME_HEAD_BYTES + MOST_RECORDS_BYTES]
+    # Words, for their alignment.
+    cdef uint64_t stored[(LOG_FRAME_HEAD_BYTES + MOST_RECORDS_BYTES) >> 3]
     cdef log_frame_t *head = <log_frame_t *>stored
-    cdef uint8_t *records = stored + LOG_FRAME_HEAD_BYTES
+    cdef uint8_t *records = <uint8_t *>stored + LOG_FRAME_HEAD_BYTES
     cdef uint32_t length = addition.length - addition.here_length
     cdef uint64_t magic = LOG_FRAME_MAGIC
     memset(head, 0, sizeof(log_frame_t))
@@ -192,7 +193,8 @@ cdef void move_words(void *argument) noexcept nogil:
 
 cdef void put_journal(names_change_t *change) noexcept nogil:
     """As `media.journal.pack_journal`."""
-    cdef uint8_t journal[16 + MOST_WORDS * 24]
+    cdef uint64_t raw[2 + MOST_WORDS * 3]
+    cdef uint8_t *journal = <uint8_t *>raw
     cdef journal_head_t *head = <journal_head_t *>journal
     cdef uint32_t length = (<uint32_t>sizeof(journal_head_t)
                             + change.word_count * <uint32_t>sizeof(word_t))

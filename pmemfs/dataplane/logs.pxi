@@ -102,6 +102,34 @@ cdef bint has_inodes(plane_t *plane, uint64_t slot_offset) noexcept nogil:
             and bits >> position % 8 & 1)
 
 
+cdef replayed_t look_for_inodes(plane_t *plane, const known_t *known) noexcept nogil:
+    """REPLAY_ODD if a file owns frames of inodes: a write to it would destroy them."""
+    cdef uint64_t bits[FRAME_WORDS]
+    cdef uint64_t first_pfn = plane.names.head.first_pfn
+    cdef const known_extent_t *extent
+    cdef uint64_t start, end, group, first, last, number
+    cdef uint32_t position
+    for position in range(known.extent_count):
+        extent = &known.extents[position]
+        start = extent.pfn - first_pfn
+        if start <= FS_FIRST_INODES_FRAME < start + extent.frame_count:
+            return REPLAY_ODD
+        # Neighbours of two groups don't join, because each keeps its first frames.
+        group = start - start % FS_GROUP_FRAMES
+        start -= group
+        end = start + extent.frame_count - 1
+        first, last = start // 64, end // 64
+        if not copy_pool(plane, (first_pfn + group + 1 << FRAME_SHIFT) + first * 8, bits,
+                         (last - first + 1) * 8):
+            return REPLAY_FAULT
+        bits[0] &= ~<uint64_t>0 << start % 64
+        bits[last - first] &= ~<uint64_t>0 >> (63 - end % 64)
+        for number in range(last - first + 1):
+            if bits[number]:
+                return REPLAY_ODD
+    return REPLAYED
+
+
 # Checksums
 
 cdef uint32_t crc_place(uint64_t number, uint64_t generation, uint64_t offset) noexcept nogil:
@@ -240,8 +268,9 @@ cdef bint catch_up(worker_t *worker, known_t *known, uint64_t tail) noexcept nog
     """Read a log on, up to its tail; whether all of it is known then, or known to be odd."""
     cdef bint was_whole = known.is_whole
     cdef replayed_t replayed = read_log(worker.plane, known, tail)
-    if replayed == REPLAYED and not makes_an_inode(known):
-        replayed = REPLAY_ODD
+    if replayed == REPLAYED:
+        replayed = look_for_inodes(worker.plane, known) if makes_an_inode(known) else REPLAY_ODD
+        known.is_whole = replayed != REPLAY_FAULT
     if replayed == REPLAY_UNFINISHED:
         worker.reads_on = True
     elif replayed == REPLAY_ODD and was_whole:

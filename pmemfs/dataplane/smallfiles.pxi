@@ -129,7 +129,7 @@ cdef bint note_small_read(names_change_t *change, known_t *known, uint32_t flags
     if (now != state.accessed_ns
             and (noted == ACCESSES_STRICT
                  or state.accessed_ns <= max(state.modified_ns, state.changed_ns)
-                 or now - state.accessed_ns >= <int64_t>DAY_NS)):
+                 or state.accessed_ns <= now - <int64_t>DAY_NS)):
         put_word(plane, known.slot_offset + INODE_LIVE_OFFSET + LIVE_ACCESSED_AT, <uint64_t>now)
     return True
 

@@ -44,8 +44,8 @@ cdef void read_line(void *argument) noexcept nogil:
 
 
 cdef inline int64_t not_before(int64_t now, int64_t earlier) noexcept nogil:
-    """As `clock.not_before`."""
-    return earlier if 0 < earlier - now <= LONGEST_TICK_NS else now
+    """As `clock.not_before`; `now` is above zero, so the difference is a number."""
+    return earlier if earlier > now and earlier - now <= LONGEST_TICK_NS else now
 
 
 cdef void copy_state(const known_t *known, attributes_record_t *state) noexcept nogil:
@@ -80,19 +80,19 @@ cdef bint known_state(plane_t *plane, known_t *known, attributes_record_t *state
     return True
 
 
-cdef inline int64_t floor_second(int64_t time_ns) noexcept nogil:
-    """The second that a time lies in, also before 1970."""
-    return (time_ns if time_ns >= 0 else time_ns - SECOND_NS + 1) // SECOND_NS
+cdef inline void fill_time(int64_t time_ns, uint64_t *seconds, uint32_t *ns) noexcept nogil:
+    """Split a time, also one before 1970, and the earliest that a record can have."""
+    cdef int64_t second = time_ns // SECOND_NS
+    cdef int64_t rest = time_ns % SECOND_NS
+    if rest < 0:
+        second, rest = second - 1, rest + SECOND_NS
+    seconds[0], ns[0] = <uint64_t>second, <uint32_t>rest
 
 
 cdef void fill_times(fuse_attr *out, const attributes_record_t *state) noexcept nogil:
-    cdef int64_t second
-    second = floor_second(state.accessed_ns)
-    out.atime, out.atimensec = <uint64_t>second, <uint32_t>(state.accessed_ns - second * SECOND_NS)
-    second = floor_second(state.modified_ns)
-    out.mtime, out.mtimensec = <uint64_t>second, <uint32_t>(state.modified_ns - second * SECOND_NS)
-    second = floor_second(state.changed_ns)
-    out.ctime, out.ctimensec = <uint64_t>second, <uint32_t>(state.changed_ns - second * SECOND_NS)
+    fill_time(state.accessed_ns, &out.atime, &out.atimensec)
+    fill_time(state.modified_ns, &out.mtime, &out.mtimensec)
+    fill_time(state.changed_ns, &out.ctime, &out.ctimensec)
 
 
 cdef bint fill_attr(plane_t *plane, known_t *known, fuse_attr *out) noexcept nogil:

@@ -124,6 +124,8 @@ cdef bint has_inodes(const zone_t *zone, uint64_t pfn, uint64_t count) noexcept 
     cdef uint64_t first = bit >> 6
     cdef uint64_t last = (bit + count - 1) >> 6
     cdef uint64_t number
+    if pfn <= zone.first_pfn + FS_FIRST_INODES_FRAME < pfn + count:
+        return True
     if not fetch(zone, bitmap_offset(zone, pfn) + first * 8, <uint8_t *>bits,
                  (last - first + 1) * 8):
         return True

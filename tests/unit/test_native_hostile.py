@@ -24,13 +24,14 @@ from pmemfs.dataplane import layouts
 from pmemfs.dataplane.native import Responder, store_word
 from pmemfs.engine.sharing import share_pool
 from pmemfs.errors import DamagedFileSystem
-from pmemfs.media.filesystem import JOURNAL_FRAME, Geometry
+from pmemfs.media.filesystem import FIRST_INODES_FRAME, JOURNAL_FRAME, Geometry
 from pmemfs.media.inode import HEAD_WORD_AT, ROOT, SLOT_BYTES, TAIL_WORD_AT
 from pmemfs.media.log import (
     NEXT_AT,
     RecordKind,
     pack_extent,
     pack_frame_head,
+    pack_hole,
     pack_parent,
     pack_values,
     record,
@@ -111,6 +112,8 @@ def read_by_python(of: Base, image: bytes, numbers: list[int]) -> dict[int, Know
     for number in numbers:
         with contextlib.suppress(DamagedFileSystem):
             inode = read_inode(medium, table, number)
+            if inode is not None and any(map(table.has_inodes, inode.runs())):
+                continue
             found[number] = as_known(inode) if inode is not None else None
     return found
 
@@ -242,6 +245,27 @@ def test_what_a_group_keeps_for_itself_is_neither_of_a_log_nor_of_a_file(
         (reader.files.fs.geometry.end_pfn - 1, 2, False),
     ):  # fmt: skip
         assert is_known_with(reader, file, pack_extent(0, pfn, count)) == is_possible
+
+
+@pytest.mark.parametrize("is_marked", [True, False])
+def test_a_file_that_owns_frames_of_inodes_is_handed_over(
+    reader: NamesReader, *, is_marked: bool
+) -> None:
+    fs = reader.files.fs
+    numbers = [fs.make(ROOT, b"n%d" % at, FILE) for at in range(20)]
+    last = max(fs.store.table.frames())
+    root = fs.geometry.first_pfn + FIRST_INODES_FRAME
+    if not is_marked:
+        # The first one holds inodes whatever its bit says.
+        fs.store.table.mark_frame(root, is_marked=False)
+    for pfn, count, is_possible in (
+        (last, 1, False), (last - 1, 3, False), (last + 1, 1, True), (last + 1, 1000, True),
+        (root, 1, False), (root, 100, False),
+    ):  # fmt: skip
+        extent = pack_extent(0, pfn, count)
+        assert is_known_with(reader, numbers[0], extent) == is_possible
+        # Only what counts in the end is the file's.
+        assert is_known_with(reader, numbers[0], extent, pack_hole(0, count))
 
 
 def test_a_log_that_begins_far_away_is_handed_over(reader: NamesReader) -> None:

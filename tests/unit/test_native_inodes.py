@@ -59,6 +59,21 @@ def test_attributes_are_those_that_python_tells(both: Twins) -> None:
         assert both.ask(Opcode.GETATTR, number, bytes(16))
 
 
+@pytest.mark.parametrize("time_ns", [-(1 << 63), 1 - (1 << 63), -(1 << 63) + NS, (1 << 63) - 1])
+def test_the_earliest_and_latest_times_are_told_as_python_tells_them(
+    both: Twins, time_ns: int
+) -> None:
+    fs = both.native.fs
+    number = a_file(both, b"x")
+    state = fs.inode(number).state.replaced(
+        accessed_ns=time_ns, modified_ns=time_ns, changed_ns=time_ns
+    )
+    with fs.store.change() as change:
+        change.append(fs.inode(number), state.pack())
+        change.then(lambda: fs.inode(number).set_state(state))
+    assert both.ask(Opcode.GETATTR, number, bytes(16))
+
+
 def a_file(both: Twins, data: bytes = b"", name: bytes = b"file", mode: int = 0o100640) -> int:
     fs = both.native.fs
     number = fs.make(ROOT, name, NewInode(mode, 1, 2))

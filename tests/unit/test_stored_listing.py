@@ -24,6 +24,7 @@ from pmemfs.fuse.handlers.privileges import Caller
 from pmemfs.fuse.wire import Opcode
 from pmemfs.fuse.wiredoor import Request, WireDoor
 from pmemfs.media import log as media
+from pmemfs.media.filesystem import FIRST_INODES_FRAME
 from pmemfs.media.inode import HEAD_WORD_AT, INLINE_OFFSET, LIVE_OFFSET, ROOT, SLOT_BYTES
 from pmemfs.media.live import size_word
 from pmemfs.media.log import InodeFlags
@@ -483,6 +484,12 @@ def test_a_file_with_frames_of_inodes_is_the_long_ways(files: SharedFiles) -> No
         with fs.store.change() as change:
             change.append(fs.inode(ino), media.pack_extent(0, start, count))
         assert (packed_one(fs, ROOT, b"f") == b"") == (start == pfn)
+    # The first frame of inodes is one whatever its bit says.
+    root = fs.geometry.first_pfn + FIRST_INODES_FRAME
+    with fs.store.change() as change:
+        change.append(fs.inode(ino), media.pack_extent(0, root, 1))
+    fs.store.table.mark_frame(root, is_marked=False)
+    assert packed_one(fs, ROOT, b"f") == b""
 
 
 def test_a_log_in_frames_is_the_long_ways(files: SharedFiles) -> None:

@@ -143,8 +143,10 @@ class InodeTable:
         return int.from_bytes(self._medium.read(offset, FRAME_BYTES), "little")
 
     def has_inodes(self, run: Run) -> bool:
-        """Whether any frame of a run is marked as holding inodes. The run lies in one group."""
+        """Whether any frame of a run holds inodes. The run lies in one group."""
         pfn, count = run
+        if pfn <= self.geometry.first_pfn + FIRST_INODES_FRAME < pfn + count:
+            return True
         at, bit = self._bit(pfn)
         raw = self._medium.read(at, (bit + count + 7) >> 3)
         return bool(int.from_bytes(raw, "little") >> bit & (1 << count) - 1)
