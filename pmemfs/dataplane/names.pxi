@@ -1,4 +1,4 @@
-"""Operations on names: LOOKUP, CREATE, MKDIR, UNLINK, RMDIR, and RENAME within one directory.
+"""Operations on names: LOOKUP, CREATE, MKDIR, UNLINK and RMDIR; `renames` has RENAME.
 
 Each does what `volume/fs/names` and the handlers do, and says what `encode` says, errors and their
 order included. Invariants:
@@ -28,7 +28,6 @@ cdef enum:
     FILE_MODE = 0o100000
     DIRECTORY_MODE = 0o040000
     SET_GROUP_ID = 0o2000
-    RENAME_NOREPLACE = 1
     INHERITED_FLAGS = INODE_FLAG_NO_DUMP | INODE_FLAG_NO_ACCESS_TIME
 
 # A name in a request, without the zero behind it.
@@ -50,6 +49,8 @@ cdef verdict_t serve_names(worker_t *worker, request_t *request) noexcept nogil:
         return serve_getattr(worker, request)
     if opcode == FUSE_SETATTR:
         return serve_setattr(worker, request)
+    if opcode == FUSE_GETXATTR:
+        return serve_named(worker, request, get_xattr)
     if opcode == FUSE_OPEN:
         return serve_open(worker, request)
     if opcode == FUSE_RELEASE:
@@ -61,7 +62,7 @@ cdef verdict_t serve_names(worker_t *worker, request_t *request) noexcept nogil:
     if opcode == FUSE_UNLINK or opcode == FUSE_RMDIR:
         return serve_named(worker, request, remove_name)
     if opcode == FUSE_RENAME or opcode == FUSE_RENAME2:
-        return serve_named(worker, request, rename_within)
+        return serve_named(worker, request, rename_name)
     if opcode == FUSE_MKDIR:
         return serve_named(worker, request, make_directory)
     return FORWARD
@@ -381,107 +382,3 @@ cdef attributes_record_t *add_lost_link(names_change_t *change, known_t *known) 
         state.link_count -= 1
         state.changed_ns = change.now_ns
     return state
-
-
-# RENAME within one directory
-
-cdef verdict_t rename_within(names_change_t *change) noexcept nogil:
-    cdef request_t *request = change.request
-    cdef const fuse_rename2_in *wanted = <const fuse_rename2_in *>request.operation
-    cdef uint32_t skipped = sizeof(fuse_rename2_in)
-    cdef uint32_t flags = 0
-    cdef known_t *directory
-    cdef name_t[2] names
-    if request.head.opcode == FUSE_RENAME:
-        skipped = sizeof(fuse_rename_in)
-    if load(&change.names.head.pins) or not take_names_of(request, skipped, names, 2):
-        return FORWARD
-    if request.head.opcode == FUSE_RENAME2:
-        flags = wanted.flags
-    if wanted.newdir != request.head.nodeid or flags & ~<uint32_t>RENAME_NOREPLACE:
-        return FORWARD
-    directory = know_directory(change)
-    if directory == NULL or not directory.is_plain:
-        return FORWARD
-    return rename_in(change, directory, &names[0], &names[1], flags & RENAME_NOREPLACE)
-
-
-cdef verdict_t rename_in(names_change_t *change, known_t *directory, const name_t *old,
-                         const name_t *new, bint keeps) noexcept nogil:
-    """Do as `Names.rename`; with `keeps`, what has the new name stays."""
-    cdef worker_t *worker = change.worker
-    cdef known_t *known
-    cdef known_t *victim = NULL
-    cdef found_t found, there
-    cdef name_state_t is_there
-    cdef name_state_t is_found = find_entry(worker, directory, old.at, old.length, &found)
-    cdef int error
-    if is_found == NAME_ABSENT:
-        return fail_named(change, ENOENT)
-    known = follow(change, directory, &found) if is_found == NAME_FOUND else NULL
-    is_there = find_entry(worker, directory, new.at, new.length, &there)
-    if known == NULL or is_there == NAME_UNSURE:
-        return FORWARD
-    if is_there == NAME_FOUND:
-        if keeps:
-            return fail_named(change, EEXIST)
-        if there.inode == known.number:
-            # Two names of one inode: nothing happens.
-            begin_change(change)
-            carried_out(change)
-            return ANSWER
-        victim = follow(change, directory, &there)
-        if victim == NULL or not may_lose_name(victim):
-            return FORWARD
-    if not may_lose_name(known):
-        return FORWARD
-    error = 0 if victim == NULL else why_not_replaced(known, victim)
-    if error:
-        return fail_named(change, error)
-    return move(change, directory, known, &found, old, new, victim)
-
-
-cdef inline int why_not_replaced(const known_t *known, const known_t *victim) noexcept nogil:
-    """As `names._check_replaced`."""
-    cdef bint is_directory = known.mode >> 12 == DIRECTORY_TYPE
-    if victim.mode >> 12 != DIRECTORY_TYPE:
-        return ENOTDIR if is_directory else 0
-    if not is_directory:
-        return EISDIR
-    return ENOTEMPTY if victim.index.entry_count else 0
-
-
-cdef verdict_t move(names_change_t *change, known_t *directory, known_t *known,
-                    const found_t *found, const name_t *old, const name_t *new,
-                    known_t *victim) noexcept nogil:
-    cdef worker_t *worker = change.worker
-    cdef attributes_record_t *state
-    cdef attributes_record_t *victim_state = NULL
-    cdef uint64_t offset
-    begin_change(change)
-    # Both records, because a log goes on in another way if they don't fit where it ends.
-    if not make_log_room(change, directory, entry_slots(new.length) + entry_slots(old.length)):
-        return FORWARD
-    offset = add_entry(change, directory, new.at, new.length, known.number, known.mode >> 12)
-    if not offset or not add_entry(change, directory, old.at, old.length, known.number, 0):
-        return FORWARD
-    state = add_attributes(change, known)
-    if state == NULL:
-        return FORWARD
-    state.changed_ns = change.now_ns
-    if victim != NULL:
-        victim_state = add_lost_link(change, victim)
-        if victim_state == NULL:
-            return FORWARD
-    if not commit(change):
-        return FORWARD
-    # In this order, because an index that grows puts its names elsewhere.
-    index_remove(directory, found)
-    index_add(worker, directory, new.at, new.length, offset, known.mode >> 12)
-    touch_directory(change, directory)
-    apply_attributes(known, state)
-    touched(worker.plane, known)
-    if victim != NULL:
-        apply_attributes(victim, victim_state)
-        touched(worker.plane, victim)
-    return ANSWER

@@ -22,8 +22,10 @@ structures that rooms share.
     records     records that logs get
     commit      how a worker changes what is stored of names
     lock        operations on names: the lock, decisions, reserves
-    names       LOOKUP, CREATE, MKDIR, UNLINK, RMDIR, RENAME
-    inodes      attributes, handles and holds of inodes
+    names       LOOKUP, CREATE, MKDIR, UNLINK, RMDIR
+    renames     RENAME
+    attributes  GETATTR, SETATTR, GETXATTR
+    inodes      handles and holds of inodes
     smallfiles  READ, WRITE, LSEEK and FSYNC of small files without a table
     route       finds which of these answers a request, or who else has to
     entries     entries of rings, and what a data plane finds in them
@@ -53,6 +55,8 @@ include "records.pxi"
 include "commit.pxi"
 include "lock.pxi"
 include "names.pxi"
+include "renames.pxi"
+include "attributes.pxi"
 include "inodes.pxi"
 include "smallfiles.pxi"
 include "route.pxi"

@@ -121,6 +121,9 @@ cdef extern from "linux/fuse.h" nogil:
     cdef struct fuse_write_out:
         uint32_t size
 
+    cdef struct fuse_getxattr_in:
+        uint32_t size
+
     cdef struct fuse_lseek_in:
         uint64_t fh
         uint64_t offset
@@ -140,6 +143,7 @@ cdef extern from "linux/fuse.h" nogil:
         FUSE_WRITE_CACHE
         FUSE_LOOKUP
         FUSE_SETATTR
+        FUSE_GETXATTR
         FUSE_OPEN
         FUSE_RELEASE
         FUSE_FORGET

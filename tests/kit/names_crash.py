@@ -45,20 +45,18 @@ CACHE_LINES = 1
 
 @dataclass(frozen=True)
 class NativeOp:
-    """An operation of a worker, on a path."""
+    """An operation of a worker, on a path. A new name is one in the same directory, or in `to`."""
 
     opcode: Opcode
     path: str
     new: str = ""
     flags: int = 0
+    to: str | None = None
 
     def ask(self, native: NativeNames, fs: FileSystem) -> Answered | None:
         """Let the worker do it; None if it hands over."""
         directory, _, name = self.path.rpartition("/")
-        number = ROOT
-        for part in directory.split("/"):
-            number = fs.lookup(number, part.encode()) if part else number
-        raw = name.encode()
+        number, raw = _walk(fs, directory), name.encode()
         if self.opcode is Opcode.SETATTR:
             number, operation = fs.lookup(number, raw), _chmod_in(0o600)
         elif self.opcode is Opcode.CREATE:
@@ -66,10 +64,18 @@ class NativeOp:
         elif self.opcode is Opcode.MKDIR:
             operation = mkdir_in(raw)
         elif self.opcode is Opcode.RENAME2:
-            operation = rename_in(raw, self.new.encode(), number, self.flags)
+            target = number if self.to is None else _walk(fs, self.to)
+            operation = rename_in(raw, self.new.encode(), target, self.flags)
         else:
             operation = raw + b"\0"
         return native.ask(self.opcode, number, operation)
+
+
+def _walk(fs: FileSystem, path: str) -> int:
+    number = ROOT
+    for part in path.split("/"):
+        number = fs.lookup(number, part.encode()) if part else number
+    return number
 
 
 def _chmod_in(mode: int) -> bytes:
@@ -217,6 +223,9 @@ OPERATIONS = (
     NativeOp(Opcode.RENAME2, "a", "s"),
     NativeOp(Opcode.RENAME2, "d", "e"),
     NativeOp(Opcode.RENAME2, "a", "c", 1),
+    NativeOp(Opcode.RENAME2, "d/x", "y", to="e"),
+    NativeOp(Opcode.RENAME2, "a", "x", to="d"),
+    NativeOp(Opcode.RENAME2, "e", "e", to="d"),
     NativeOp(Opcode.SETATTR, "a"),
 )
 """Each of them has room in all logs of `roomy_image`."""
@@ -230,6 +239,9 @@ IN_FULL_LOGS = (
     NativeOp(Opcode.RENAME2, "m/3", "v"),
     NativeOp(Opcode.RENAME2, "o/3", "new"),
     NativeOp(Opcode.RENAME2, "o/3", "n" * 200),
+    NativeOp(Opcode.RENAME2, "i/f", "new", to="m"),
+    NativeOp(Opcode.RENAME2, "i/f", "v", to="m"),
+    NativeOp(Opcode.RENAME2, "i", "new", to="m"),
     NativeOp(Opcode.SETATTR, "i/f"),
 )
 """In `full_image`, each of them has a log that goes on in a new frame."""

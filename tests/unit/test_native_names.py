@@ -103,15 +103,16 @@ class Step:
     mode: int = 0o644
     umask: int = 0
     caller: Caller = ROOT_USER
+    to: bytes = b""
 
-    def operation(self, inode: int) -> bytes:
+    def operation(self, inode: int, target: int) -> bytes:
         """What the kernel sends."""
         if self.opcode is Opcode.CREATE:
             return create_in(self.names[0], flags=self.flags, mode=self.mode, umask=self.umask)
         if self.opcode is Opcode.MKDIR:
             return mkdir_in(self.names[0], mode=self.mode, umask=self.umask)
         if self.opcode is Opcode.RENAME2:
-            return rename_in(*self.names, inode, self.flags)
+            return rename_in(*self.names, target, self.flags)
         return self.names[0] + b"\0"
 
 
@@ -159,12 +160,14 @@ class Both:
         native = self.native
         native.names.take()
         native.catch_up()
-        number = walk(native.fs, step.directory)
+        places = [walk(native.fs, path) for path in (step.directory, step.to)]
         native.names.free()
         serve = native.serve if by_worker else native.ask_here
-        answered = serve(step.opcode, number, step.operation(number), step.caller)
-        number = walk(self.reference.fs, step.directory)
-        expected = answer_of(self.door, step.opcode, number, step.operation(number), step.caller)
+        answered = serve(step.opcode, places[0], step.operation(*places), step.caller)
+        places = [walk(self.reference.fs, path) for path in (step.directory, step.to)]
+        expected = answer_of(
+            self.door, step.opcode, places[0], step.operation(*places), step.caller
+        )  # fmt: skip
         assert shape(answered) == shape(expected), step
         anew = native.anew()
         if len(answered[1]) >= ENTRY_BYTES and inode_of(answered[1]):
@@ -214,9 +217,11 @@ def steps_of(chance: random.Random) -> Iterator[Step]:
             flags = chance.choice((0, 0, 0, 1, 2))
         elif opcode is Opcode.CREATE:
             flags = chance.choice((0, os.O_EXCL, os.O_TRUNC | os.O_WRONLY, os.O_RDWR))
+        directory = chance.choice(directories)
         yield Step(
-            opcode, chance.choice(directories), names, flags, chance.choice((0o644, 0o7777, 0)),
+            opcode, directory, names, flags, chance.choice((0o644, 0o7777, 0)),
             chance.choice((0, 0o22, 0o777)), chance.choice(CALLERS),
+            chance.choice((directory, chance.choice(directories))),
         )  # fmt: skip
 
 
@@ -248,19 +253,22 @@ def make_directory(native: NativeNames, name: bytes = b"d") -> int:
 
 
 def test_each_operation_is_carried_out_by_a_worker(native: NativeNames) -> None:
-    number = make_directory(native)
+    number, other = make_directory(native), make_directory(native, b"other")
     for opcode, operation in (
         (Opcode.LOOKUP, b"f\0"),
         (Opcode.LOOKUP, b"nobody\0"),
         (Opcode.MKDIR, mkdir_in(b"g")),
         (Opcode.RENAME, wire.RENAME_IN.pack(number) + b"f\0h\0"),
         (Opcode.RENAME2, rename_in(b"g", b"i", number, 1)),
-        (Opcode.UNLINK, b"h\0"),
-        (Opcode.RMDIR, b"i\0"),
+        (Opcode.RENAME, wire.RENAME_IN.pack(other) + b"h\0h\0"),
+        (Opcode.RENAME2, rename_in(b"i", b"i", other, 1)),
     ):
         answered = native.ask(opcode, number, operation)
         assert answered is not None, opcode
         assert answered[0] == 0, opcode
+    assert sorted(native.anew().names(other)) == [b"f", b"h", b"i"]
+    for opcode, operation in ((Opcode.UNLINK, b"h\0"), (Opcode.RMDIR, b"i\0")):
+        assert native.ask(opcode, other, operation) == (0, b"")
     assert native.anew().names(number) == []
 
 
@@ -309,8 +317,13 @@ HANDED_OVER = (
     (Opcode.CREATE, create_in(b"")),
     (Opcode.CREATE, bytes(8)),
     (Opcode.UNLINK, b"linked\0"),
-    (Opcode.RENAME2, rename_in(b"f", b"g", ROOT)),
     (Opcode.RENAME2, rename_in(b"f", b"g", 0, 2)),
+    (Opcode.RENAME2, rename_in(b"f", b"g", ROOT, 2)),
+    (Opcode.RENAME2, rename_in(b"linked", b"g", ROOT)),
+    (Opcode.RENAME2, rename_in(b"f", b"g", 1 << 40)),
+    (Opcode.GETXATTR, wire.GETXATTR_IN.pack(0) + b"other.name\0"),
+    (Opcode.GETXATTR, wire.GETXATTR_IN.pack(0) + b"security.\0"),
+    (Opcode.GETXATTR, wire.GETXATTR_IN.pack(0)),
     (Opcode.MKNOD, wire.MKNOD_IN.pack(0o100644, 0, 0) + b"new\0"),
 )
 
@@ -346,6 +359,43 @@ def test_what_is_unusual_is_handed_over(
     if opcode is Opcode.RENAME2 and operation[:8] == bytes(8):
         operation = number.to_bytes(8, "little") + operation[8:]
     assert is_untouched(native, lambda: native.ask(opcode, number, operation))
+
+
+def test_a_directory_is_moved_by_a_worker_but_not_into_itself(native: NativeNames) -> None:
+    outer = make_directory(native)
+    made = native.ask(Opcode.MKDIR, outer, mkdir_in(b"middle"))
+    assert made is not None
+    middle = inode_of(made[1])
+    made = native.ask(Opcode.MKDIR, middle, mkdir_in(b"inner"))
+    assert made is not None
+    inner = inode_of(made[1])
+    for target in (middle, inner):
+        into_itself = rename_in(b"middle", b"m", target)
+        assert is_untouched(
+            native, lambda asked=into_itself: native.ask(Opcode.RENAME2, outer, asked)
+        )  # type: ignore[misc]
+    assert native.ask(Opcode.RENAME2, middle, rename_in(b"inner", b"i", ROOT)) == (0, b"")
+    assert native.ask(Opcode.RENAME2, ROOT, rename_in(b"d", b"d", inner)) == (0, b"")
+    # What was above is below now.
+    asked = rename_in(b"i", b"i", middle)
+    assert is_untouched(native, lambda: native.ask(Opcode.RENAME2, ROOT, asked))
+    assert native.ask_here(Opcode.RENAME2, ROOT, asked) == (errno.EINVAL, b"")
+    assert walk(native.anew(), b"/i/d/middle") == middle
+    native.names.take()
+    native.catch_up()
+    assert native.fs.attributes(inner).nlink == 3
+    native.names.free()
+
+
+def test_an_attribute_that_nothing_has_is_looked_for_by_a_worker(native: NativeNames) -> None:
+    number = make_directory(native)
+    operation = wire.GETXATTR_IN.pack(0) + b"security.capability\0"
+    assert native.ask(Opcode.GETXATTR, number, operation) == (errno.ENODATA, b"")
+    native.names.take()
+    native.catch_up()
+    native.fs.set_xattr(number, b"security.capability", b"value")
+    native.names.free()
+    assert native.ask(Opcode.GETXATTR, number, operation) is None
 
 
 def test_what_was_given_to_somebody_before_is_handed_over(native: NativeNames) -> None:
