@@ -10,7 +10,10 @@ import errno
 import json
 import os
 import re
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -25,6 +28,7 @@ from pmemfs.units import MIB
 pytestmark = pytest.mark.mount
 
 FRAME = 4096
+CALLERS = 4
 
 
 def eio(attempt: Callable[[], object]) -> None:
@@ -100,6 +104,63 @@ def test_files_that_were_cut_off_cost_their_readers_and_metadata_the_writers(
         text = log_file(str(files.pool)).read_text()
         assert text.count("nothing is written any more") == 1
         assert "Traceback" not in text
+
+
+@pytest.mark.usefixtures("engine")
+def test_names_change_on_beside_a_file_whose_memory_went_bad(pools: PoolMaker) -> None:
+    mounted = pools.mount(pools.create("bad-beside", "48M", "--scheme", "none", "--mode", "fs"))
+    lost, size = mounted.mountpoint / "lost", mounted.pool.stat().st_size
+    cut = fill(mounted, lost)
+    rounds = threading.Barrier(CALLERS + 1)
+
+    def change(caller: int) -> None:
+        directory = mounted.mountpoint / f"of-{caller}"
+        directory.mkdir()
+        for count in range(200):
+            if count == 100:
+                rounds.wait()
+            content = b"%d" % count * (1 + count % 7 * 500)
+            path, name = directory / f"n{count % 9}", directory / f"renamed-{count % 9}"
+            path.write_bytes(content)
+            path.rename(name)
+            assert name.read_bytes() == content
+            name.chmod(0o600)
+            assert not path.exists()
+            if count % 3:
+                name.unlink()
+
+    with ThreadPoolExecutor(CALLERS) as callers:
+        changes = [callers.submit(change, caller) for caller in range(CALLERS)]
+        rounds.wait()
+        os.truncate(mounted.pool, cut)
+        for _ in range(20):
+            eio(lost.read_bytes)
+        for changed in changes:
+            changed.result()
+    assert lost.stat().st_size
+    info = mounted.info()
+    assert info["fault_count"] >= 20
+    assert info["names"] is None or info["names"]["is_on"]
+    os.truncate(mounted.pool, size)
+    pools.umount(mounted)
+    assert pmemfs("check", mounted.pool).code == 0
+
+
+def fill(mounted: Mounted, path: Path) -> int:
+    """Let a file have all that lies behind an offset in the pool, which this returns, and leave
+    some room before it."""
+    room = mounted.mountpoint / "room"
+    room.write_bytes(bytes(12 * MIB))
+    with suppress(OSError), path.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(MIB))
+    room.unlink()
+    zone = zones(mounted)["data"]
+    end = (zone["offset_bytes"] + zone["size_bytes"]) // FRAME
+    extents = json.loads(pmemfs_ok("extents", path, "--json"))["extents"]
+    last = max(extents, key=lambda extent: int(extent["pfn"]))
+    assert last["pfn"] + last["length_bytes"] // FRAME == end
+    return int(last["pfn"] * FRAME + last["length_bytes"] // 2)
 
 
 @pytest.mark.usefixtures("engine")
