@@ -15,6 +15,7 @@ import errno
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -69,6 +70,16 @@ def _template(kind: type[PmemfsError]) -> str:
 def system_error(number: int) -> OSError:
     """The error of a system call: an errno, and what the system says about it."""
     return OSError(number, os.strerror(number))
+
+
+@contextmanager
+def naming(path: str) -> Iterator[None]:
+    """Have errors name a file: those of calls that take a descriptor name none."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or path
+        raise
 
 
 def mount_exit_code(error: PmemfsError) -> int:

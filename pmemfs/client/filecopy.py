@@ -23,7 +23,7 @@ from typing import NamedTuple
 from pmemfs.client.stretches import Stretch, data_of, holes_between, in_frames
 from pmemfs.client.transfer import BLOCK_BYTES, End, Progress, Route, Transfer
 from pmemfs.client.unnamed import UnnamedFile
-from pmemfs.errors import BadUsage, CannotCopy, NoSpace
+from pmemfs.errors import BadUsage, CannotCopy, NoSpace, naming
 from pmemfs.medium import writeback
 from pmemfs.medium.source import check_device, check_link
 from pmemfs.mountinfo import mount_of_device
@@ -75,7 +75,8 @@ def copy_file(
     begun = time.monotonic()
     route = Route(insists=manner.insists_on_pages)
     with _opened(source, os.O_RDONLY) as fd:
-        found = os.fstat(fd)
+        with naming(source):
+            found = os.fstat(fd)
         name = _name_of_target(source, target)
         old = _status_of(name)
         if old is not None:
@@ -208,11 +209,12 @@ def _filled(
     source: End, new: UnnamedFile, route: Route, progress: Progress
 ) -> tuple[int, int]:  # fmt: skip
     """Copy into a new file; its size, and how much of it is no hole."""
-    os.ftruncate(new.fd, source.size_bytes)
-    target = End(new.path, new.fd, route)
-    moved_bytes, end = _moved(source, target, _stretches(source), route, progress)
-    if end is not None:
-        os.ftruncate(new.fd, end)
+    with naming(new.path):
+        os.ftruncate(new.fd, source.size_bytes)
+        target = End(new.path, new.fd, route)
+        moved_bytes, end = _moved(source, target, _stretches(source), route, progress)
+        if end is not None:
+            os.ftruncate(new.fd, end)
     return source.size_bytes if end is None else end, moved_bytes
 
 
@@ -222,7 +224,7 @@ def _written_in_place(
     """Copy over a device; the size of the source, and how much of it is no hole."""
     is_block = stat.S_ISBLK(os.stat(name).st_mode)
     # The kernel refuses it for a device that is mounted, or has another exclusive user.
-    with _opened(name, os.O_RDWR | (os.O_EXCL if is_block else 0)) as fd:
+    with _opened(name, os.O_RDWR | (os.O_EXCL if is_block else 0)) as fd, naming(name):
         target = End(name, fd, route)
         if target.size_bytes < source.size_bytes:
             wanted = format_size(source.size_bytes)
@@ -237,7 +239,8 @@ def _written_in_place(
 
 
 def _stretches(source: End) -> Iterator[Stretch]:
-    return in_frames(data_of(source.fd, source.size_bytes), source.size_bytes)
+    with naming(source.path):
+        yield from in_frames(data_of(source.fd, source.size_bytes), source.size_bytes)
 
 
 def _moved(

@@ -28,7 +28,7 @@ from pmemfs.client.connection import Connection, PinAnswer
 from pmemfs.client.memory import make_durable, map_pieces
 from pmemfs.client.stretches import Stretch, in_batches
 from pmemfs.control.client import RemoteError
-from pmemfs.errors import CannotMapTransformed, DaemonGone, NotDirect, PmemfsError
+from pmemfs.errors import CannotMapTransformed, DaemonGone, NotDirect, PmemfsError, naming
 from pmemfs.medium.addresses import Addresses, Shown
 from pmemfs.mountinfo import Mount, mount_of_device
 from pmemfs.pfn import FRAME_BYTES
@@ -70,11 +70,12 @@ class End:
     def __init__(self, path: str, fd: int, route: Route) -> None:
         self.path = path
         self.fd = fd
-        status = os.fstat(fd)
+        with naming(path):
+            status = os.fstat(fd)
+            is_device = stat.S_ISBLK(status.st_mode)
+            self.size_bytes = os.lseek(fd, 0, os.SEEK_END) if is_device else status.st_size
         self.inode = status.st_ino
-        is_device = stat.S_ISBLK(status.st_mode)
         self.mount: Mount | None = None if is_device else mount_of_device(status.st_dev)
-        self.size_bytes = os.lseek(fd, 0, os.SEEK_END) if is_device else status.st_size
         self._route = route
         self._can_be_direct = True
         self.was_direct = False
@@ -175,7 +176,8 @@ class Pages:
         assert end.mount is not None
         if not is_writable:
             # What a program has stored through a mapping of the mount is in the kernel's cache yet.
-            os.fdatasync(end.fd)
+            with naming(end.path):
+                os.fdatasync(end.fd)
         self._end = end
         self._name = os.path.relpath(os.path.realpath(end.path), end.mount.mountpoint)
         self._is_writable = is_writable

@@ -221,11 +221,12 @@ def test_a_source_that_shrinks_is_copied_as_far_as_it_goes(
     assert size_bytes < 200 * MIB
 
 
+@pytest.mark.parametrize("options", [",names_memory=0", ""], ids=["content", "inode"])
 def test_memory_that_is_gone_is_an_error_and_no_file(
-    pools: PoolMaker, source: Path, tmp_path: Path
+    pools: PoolMaker, source: Path, tmp_path: Path, options: str
 ) -> None:
-    # Workers would take frames ahead, so that the inode could lie behind the data.
-    own_files = mounted_files(pools, options=",names_memory=0")
+    # Workers take frames ahead, so the inode lies behind the data, and is gone, too.
+    own_files = mounted_files(pools, options=options)
     inside = own_files.mountpoint / "inside"
     pmemfs_here("copy", source, inside)
     extents = json.loads(pmemfs_here("extents", inside, "--json"))["extents"]
