@@ -164,7 +164,6 @@ cdef verdict_t serve_read(worker_t *worker, request_t *request) noexcept nogil:
     request.answer_bytes = <uint32_t>length
     if table.key_slot:
         return serve_sealed_read(worker, request)
-    request.done = 0
     while True:
         request.packed = NULL
         if not run_guarded(read_guarded, request):

@@ -44,11 +44,17 @@ cdef inline uint64_t fold(uint64_t a, uint64_t b) noexcept nogil:
     return a * b ^ multiply_high(a, b)
 
 
-cdef uint64_t hash_of_name(const names_t *names, const uint8_t *name,
-                           uint32_t name_bytes) noexcept nogil:
+cdef inline uint64_t hash_of_name(const names_t *names, const uint8_t *name,
+                                  uint32_t name_bytes) noexcept nogil:
     """The hash of a name, of HASH_BITS bits."""
-    cdef uint64_t mixed = names.seeds[0] ^ name_bytes
-    cdef uint64_t factor = names.seeds[1] ^ NAME_MIX
+    return whole_hash(names.seeds, name, name_bytes) >> (64 - HASH_BITS)
+
+
+cdef uint64_t whole_hash(const uint64_t *seeds, const uint8_t *name,
+                         uint32_t name_bytes) noexcept nogil:
+    """The hash of a name, of which an index has the upper bits."""
+    cdef uint64_t mixed = seeds[0] ^ name_bytes
+    cdef uint64_t factor = seeds[1] ^ NAME_MIX
     cdef uint64_t word
     while name_bytes >= 8:
         memcpy(&word, name, 8)
@@ -58,7 +64,7 @@ cdef uint64_t hash_of_name(const names_t *names, const uint8_t *name,
     word = 0
     memcpy(&word, name, name_bytes)
     mixed = fold(mixed ^ word, factor)
-    return fold(mixed ^ names.seeds[0], NAME_END) >> (64 - HASH_BITS)
+    return fold(mixed ^ seeds[0], NAME_END)
 
 
 cdef inline uint64_t hash_in(uint64_t word) noexcept nogil:

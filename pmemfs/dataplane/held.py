@@ -109,25 +109,30 @@ class OpenPlaces:
         """Take handles back that no worker has opened anything with."""
         self._free += handles
 
-    def adopt(self, handle: int) -> OpenPlace | None:
+    def adopt(self, handle: int, kind: int) -> OpenPlace | None:
         """What a worker has opened with a handle, which is this process's from now on; None if it
-        stands for nothing."""
+        stands for nothing of this HandleKind."""
         at = handle % self._capacity * _PLACE_WORDS
         words = self._words
         if not 0 < handle % self._capacity <= self._used or words[at] != handle:
             return None
         if not words[at + _INODE_WORD] or not words[at + _OWNER_WORD]:
             return None
+        place = self._unpack(handle % self._capacity)
+        if place.kind != kind:
+            return None
         words[at + _OWNER_WORD] = 0
-        return self._unpack(handle % self._capacity)
+        return place
 
-    def of_workers(self) -> list[int]:
-        """The handles with which workers have opened something, and that nobody has adopted."""
+    def files_of_workers(self) -> list[int]:
+        """The handles with which workers have opened files, and that nobody has adopted."""
         words = self._words
         return [
             words[at]
             for at in range(_PLACE_WORDS, (self._used + 1) * _PLACE_WORDS, _PLACE_WORDS)
-            if words[at + _INODE_WORD] and words[at + _OWNER_WORD]
+            if words[at + _INODE_WORD]
+            and words[at + _OWNER_WORD]
+            and self._unpack(at // _PLACE_WORDS).kind == HandleKind.FILE
         ]
 
     def __iter__(self) -> Iterator[OpenPlace]:

@@ -75,19 +75,20 @@ cdef verdict_t open_file(names_change_t *change) noexcept nogil:
     out.open_flags = <uint32_t>load(&change.names.head.open_flags)
     request.answer_bytes = sizeof(fuse_open_out)
     store(count, count[0] + 1)
-    fill_place(change, handle, known.number, wanted.flags)
+    fill_place(change, handle, known.number, HANDLE_FILE, wanted.flags)
     carried_out(change)
     return ANSWER
 
 
 cdef void fill_place(names_change_t *change, uint64_t handle, uint64_t inode,
-                     uint32_t flags) noexcept nogil:
-    """Let a handle of the reserve stand for an open file, which is held for it already."""
+                     uint32_t kind, uint32_t flags) noexcept nogil:
+    """Let a handle of the reserve stand for an open file, which is held for it already, or for a
+    directory."""
     cdef open_place_t *place = open_place_of(change.worker.plane, handle)
     cdef const fuse_in_header *head = change.request.head
     place.handle = handle
     place.flags = flags
-    place.kind = HANDLE_FILE
+    place.kind = kind
     place.uid, place.gid, place.pid = head.uid, head.gid, head.pid
     place.number = head.unique & NUMBER_MASK
     place.owner = OWNER_WORKER

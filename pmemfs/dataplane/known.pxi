@@ -14,6 +14,7 @@ from libc.stdint cimport uint8_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
+from pmemfs.dataplane cimport memory
 from pmemfs.dataplane.memory cimport peek, put
 from pmemfs.dataplane.names cimport *
 from pmemfs.dataplane.plane cimport plane_t
@@ -49,7 +50,22 @@ cdef int attach_names(plane_t *plane) noexcept nogil:
     names.changes = <uint64_t *>(at + NAMES_CHANGES_AT)
     names.versions = <uint64_t *>(at + NAMES_VERSIONS_AT)
     names.decisions = <names_decision_t *>(at + NAMES_DECISIONS_AT)
-    return 0 if getrandom(names.seeds, sizeof(names.seeds), 0) == sizeof(names.seeds) else EIO
+    return have_seeds(names)
+
+
+cdef int have_seeds(names_t *names) noexcept nogil:
+    """The seeds are those of the data plane before, because positions in listings come from them;
+    0 or errno."""
+    cdef uint64_t *words = &names.head.seed_0
+    cdef uint64_t none
+    cdef int number
+    if getrandom(names.seeds, sizeof(names.seeds), 0) != sizeof(names.seeds):
+        return EIO
+    for number in range(2):
+        none = 0
+        if not memory.swap(&words[number], &none, names.seeds[number]):
+            names.seeds[number] = none
+    return 0
 
 
 cdef void detach_names(plane_t *plane) noexcept nogil:

@@ -455,7 +455,9 @@ class NamesHead:
     follow."""
 
     holder: int = stored("<u8", "of the lock of names; 0: free; as of the locks of a cache's sets")
-    unused: bytes = stored("V56", "zero", default=bytes(56))
+    seed_0: int = stored("<u8", "mixed into the hashes of names, so it is secret; 0: none yet")
+    seed_1: int = stored("<u8", "as `seed_0`")
+    unused: bytes = stored("V40", "zero", default=bytes(40))
     on: int = stored("<u8", "1: workers may carry out operations on names")
     changes: int = stored("<u8", "inodes that workers have changed, one after the other")
     open_flags: int = stored("<u8", "FOPEN_* flags in the answers to OPEN and CREATE")
@@ -480,7 +482,21 @@ class NamesHead:
     slots_low: int = stored("<u8", "with fewer slots, the control plane is told")
     frames_low: int = stored("<u8", "with fewer frames, the control plane is told")
     handles_low: int = stored("<u8", "with fewer open places, the control plane is told")
-    rest: bytes = stored("V16", "zero", default=bytes(16))
+    notes_directories: int = stored("<u8", "1: the time of access of directories is kept, too")
+    rest: bytes = stored("V8", "zero", default=bytes(8))
+
+
+@structure
+class NamesListed:
+    """What a worker's latest READDIRPLUS has counted as looked up. If that was not answered, it is
+    taken back when the request comes again."""
+
+    number: int = stored("<u8", "of the request; 0: none")
+    count: int = stored("<u8", "how many inodes were counted")
+    value: int = stored("<u8", "the count that the next of them has once it is counted")
+    rest: bytes = stored("V8", "zero", default=bytes(8))
+    inodes: bytes = stored("V2016", "their numbers, 8 bytes each, and 0 behind the last one",
+                           default=bytes(2016))  # fmt: skip
 
 
 @structure
@@ -537,6 +553,7 @@ PAGE_LOCK = Layout(PageLock, 16)
 REDO_LOCK = Layout(RedoLock, 16)
 NAMES_HEAD = Layout(NamesHead, 256)
 NAMES_DECISION = Layout(NamesDecision, 384)
+NAMES_LISTED = Layout(NamesListed, 2048)
 ENTRY_STATE = Layout(EntryState, 64)
 OPEN_PLACE = Layout(OpenPlace, 64)
 DECISION = Layout(Decision, 64)
@@ -548,7 +565,8 @@ SIGNATURE = zlib.crc32(
         for layout in (HEADER, MOUNT_WORDS, KEPT_ATTRIBUTES, SLOT_HEAD, OPERATION_COUNTS,
                        CACHE_COUNTS, INODE_ENTRY, ATTRIBUTES_ENTRY, TABLE_HEAD, EXTENT,
                        FAULT_RECORD, OPEN_PLACE, DECISION, ANSWER_RECORD, MISS, HOT,
-                       PAGE_LOCK, REDO_LOCK, NAMES_HEAD, NAMES_DECISION, ENTRY_STATE)
+                       PAGE_LOCK, REDO_LOCK, NAMES_HEAD, NAMES_DECISION, NAMES_LISTED,
+                       ENTRY_STATE)
     ]).encode()
 ) >> 1  # fmt: skip
 """Tells this memory from that of a version which declares it otherwise. A constant in C has 31
@@ -572,7 +590,8 @@ NAMES_ORPHANS_AT = NAMES_HANDLES_AT + (8 << NAMES_STACK_SHIFT)
 NAMES_CHANGES_AT = NAMES_ORPHANS_AT + (8 << NAMES_STACK_SHIFT)
 NAMES_VERSIONS_AT = NAMES_CHANGES_AT + (8 << NAMES_CHANGES_SHIFT)
 NAMES_DECISIONS_AT = NAMES_VERSIONS_AT + (8 << NAMES_VERSIONS_SHIFT)
-"""Behind the head of names, in bytes; a decision for each worker comes last."""
+"""Behind the head of names, in bytes; a decision for each worker comes last, and then what each has
+listed."""
 CACHE_COUNTS_AT = SLOT_HEAD.size_bytes + len(Operation) * OPERATION_BYTES
 SLOT_BYTES = align_up(CACHE_COUNTS_AT + CACHE_COUNTS.size_bytes, FRAME_BYTES)
 
@@ -643,6 +662,12 @@ def compute_areas(
 
 def names_bytes(worker_count: int) -> int:
     """What is shared about names."""
+    return names_listed_at(worker_count) + worker_count * NAMES_LISTED.size_bytes
+
+
+def names_listed_at(worker_count: int) -> int:
+    """Where it lies, from the head of names on, what workers have listed. `listed_of` in
+    listings.pxi computes the same."""
     return NAMES_DECISIONS_AT + worker_count * NAMES_DECISION.size_bytes
 
 

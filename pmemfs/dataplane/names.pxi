@@ -55,6 +55,12 @@ cdef verdict_t serve_names(worker_t *worker, request_t *request) noexcept nogil:
         return serve_open(worker, request)
     if opcode == FUSE_RELEASE:
         return serve_release(worker, request)
+    if opcode == FUSE_READDIR or opcode == FUSE_READDIRPLUS:
+        return serve_listing(worker, request)
+    if opcode == FUSE_OPENDIR:
+        return serve_named(worker, request, open_directory)
+    if opcode == FUSE_RELEASEDIR:
+        return serve_named(worker, request, release_directory)
     if opcode == FUSE_FORGET:
         return serve_forget(worker, request)
     if opcode == FUSE_BATCH_FORGET:
@@ -316,7 +322,7 @@ cdef bint hold_new(names_change_t *change, uint64_t number, fuse_open_out *opene
     opened.fh = pop_handle(change)
     if not opened.fh:
         return False
-    fill_place(change, opened.fh, number, flags)
+    fill_place(change, opened.fh, number, HANDLE_FILE, flags)
     step(change.worker.plane)
     change.request.answer_bytes += sizeof(fuse_open_out)
     return True

@@ -6,9 +6,24 @@ that say nothing about a stack. names.pxd has the protocol.
 
 cimport cython
 
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from libc.stdlib cimport malloc, qsort
+
 cdef enum:
     # So often a lock that is taken is looked at before another thread gets the CPU.
     NAMES_LOOKS = 50
+
+
+# A name of a list, by its position in a listing.
+cdef struct named_t:
+    uint64_t position
+    uint64_t at
+
+
+cdef int compare_named(const void *one, const void *other) noexcept nogil:
+    cdef uint64_t a = (<const named_t *>one).position
+    cdef uint64_t b = (<const named_t *>other).position
+    return (a > b) - (a < b)
 
 
 # The collector of cycles would let go of a buffer that is still used here, and no cycle has these.
@@ -164,6 +179,39 @@ cdef class NamesShared:
         """The log of an inode is about to be replaced: workers read it anew."""
         cdef uint64_t *version = &self._versions[number & ((1 << NAMES_VERSIONS_SHIFT) - 1)]
         store(version, version[0] + 1)
+
+    def names_after(self, list names not None, uint64_t position, size_t count) -> list:
+        """Of names, those that come next behind a position in a listing by workers, at most so
+        many, each with its position. See listings.pxi."""
+        cdef size_t room = 2 * count
+        cdef size_t there = 0
+        cdef uint64_t at
+        cdef uint64_t last = ~<uint64_t>0
+        cdef bytes name
+        cdef named_t one
+        cdef named_t *found = <named_t *>malloc((room + 1) * sizeof(named_t))
+        if found == NULL:
+            raise MemoryError
+        try:
+            for at in range(<uint64_t>len(names)):
+                name = names[at]
+                one.position = position_of(
+                    &self._head.seed_0, <const uint8_t *>PyBytes_AS_STRING(name),
+                    <uint32_t>PyBytes_GET_SIZE(name))
+                one.at = at
+                if not position < one.position < last:
+                    continue
+                found[there] = one
+                there += 1
+                if there == room:
+                    # Of so many, the first half is all that may be among the next ones.
+                    qsort(found, there, sizeof(named_t), compare_named)
+                    there = count
+                    last = found[count - 1].position
+            qsort(found, there, sizeof(named_t), compare_named)
+            return [(found[at].position, names[found[at].at]) for at in range(min(there, count))]
+        finally:
+            free(found)
 
     cdef int _take(self, uint64_t patience_ns) noexcept nogil:
         cdef uint64_t *lock = &self._head.holder

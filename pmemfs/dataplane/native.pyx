@@ -26,6 +26,7 @@ structures that rooms share.
     renames     RENAME
     attributes  GETATTR, SETATTR, GETXATTR
     inodes      handles and holds of inodes
+    listings    OPENDIR, READDIR, READDIRPLUS, RELEASEDIR
     smallfiles  READ, WRITE, LSEEK and FSYNC of small files without a table
     route       finds which of these answers a request, or who else has to
     entries     entries of rings, and what a data plane finds in them
@@ -58,6 +59,7 @@ include "names.pxi"
 include "renames.pxi"
 include "attributes.pxi"
 include "inodes.pxi"
+include "listings.pxi"
 include "smallfiles.pxi"
 include "route.pxi"
 include "transport.pxi"

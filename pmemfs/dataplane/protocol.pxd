@@ -146,6 +146,10 @@ cdef extern from "linux/fuse.h" nogil:
         FUSE_GETXATTR
         FUSE_OPEN
         FUSE_RELEASE
+        FUSE_OPENDIR
+        FUSE_READDIR
+        FUSE_READDIRPLUS
+        FUSE_RELEASEDIR
         FUSE_FORGET
         FUSE_MKDIR
         FUSE_UNLINK

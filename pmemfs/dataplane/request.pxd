@@ -43,6 +43,9 @@ cdef struct request_t:
     # Of a read: how much of the answer is there, and the compressed piece that comes next, or NULL.
     uint64_t done
     const extent_t *packed
+    # Of a listing, which has `done` bytes: where it goes on, and whether no more of it fits.
+    uint64_t position
+    bint has_ended
     # Memory was touched that faults.
     bint is_faulty
     pages_t held

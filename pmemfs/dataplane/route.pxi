@@ -39,7 +39,8 @@ cdef verdict_t judge(worker_t *worker, request_t *request) noexcept nogil:
     request.error = 0
     request.answer_bytes = 0
     request.pointed = NULL
-    request.moved_bytes = 0
+    request.moved_bytes = request.done = 0
+    request.packed = NULL
     request.held.count = 0
     request.is_write = False
     request.must_forward = request.is_missed = request.is_faulty = False

@@ -214,7 +214,9 @@ cdef struct open_place_t:
 
 cdef struct names_head_t:
     uint64_t holder
-    uint8_t unused[56]
+    uint64_t seed_0
+    uint64_t seed_1
+    uint8_t unused[40]
     uint64_t on
     uint64_t changes
     uint64_t open_flags
@@ -237,7 +239,8 @@ cdef struct names_head_t:
     uint64_t slots_low
     uint64_t frames_low
     uint64_t handles_low
-    uint8_t rest[16]
+    uint64_t notes_directories
+    uint8_t rest[8]
 
 
 cdef struct names_decision_t:
@@ -255,6 +258,14 @@ cdef struct names_decision_t:
     uint8_t popped[128]
     uint8_t answer[152]
     uint8_t rest[24]
+
+
+cdef struct names_listed_t:
+    uint64_t number
+    uint64_t count
+    uint64_t value
+    uint8_t rest[8]
+    uint8_t inodes[2016]
 
 
 cdef struct inode_head_t:
@@ -408,7 +419,7 @@ cdef enum:
     SERVE_AGAIN = 1
     HAND_AGAIN = 2
     HAVE_SECRETS = 3
-    SIGNATURE = 0x3d79885c
+    SIGNATURE = 0xeafa5a2
     ENTRY_ASIDE_AT = 0x800
     ENTRY_ASIDE_BYTES = 0x800
     ENTRY_PAYLOAD_AT = 0x1000

@@ -174,7 +174,7 @@ class ForwardedRequests:
         self._unanswered = unanswered
         self._answered, self._waiting = once.answered, once.waiting
         self._begin, self._record = once.begin, once.record
-        self._handles = unanswered.handles
+        self._handles, self._listed = unanswered.handles, unanswered.listed
         self._bring = bring
         self._note_hot = note_hot
         self._buffer = memoryview(bytearray(longest_bytes))
@@ -281,6 +281,8 @@ class ForwardedRequests:
                 outbox.reply(unique, found.answer[: found.length], found.error)
                 return
             answer_by = partial(self._unanswered.answer, found.offset)
+        if number in self._listed:
+            self._unanswered.take_back(number)
         is_recorded = RECORDED >> opcode & 1
         if is_recorded:
             self._begin((number, opcode))

@@ -200,6 +200,8 @@ def _files(
         published=tables.attributes if tables else None, cached=options.cached,
         opens=names.open_places() if names else _opens(engine),
     )  # fmt: skip
+    if names:
+        handlers.directories.names_after = names.names_after
     return Served(fs, engine, trimmer, handlers, tables, names=names, keyring=keyring)
 
 

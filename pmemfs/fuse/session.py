@@ -235,7 +235,7 @@ class NativeSession(Session):
         if served.cache:
             served.cache.tally = self._tally
         unanswered = Unanswered(
-            once, served.handlers, OpenPlaces(shared.opens), served.fs, served.tables
+            once, served.handlers, OpenPlaces(shared.opens), served.fs, served.tables, served.names
         )
         terms = Terms(
             max_write=settings.max_write, max_background=MAX_BACKGROUND,

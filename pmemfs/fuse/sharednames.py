@@ -24,7 +24,13 @@ import trio
 from pmemfs.dataplane import layouts
 from pmemfs.dataplane.answers import Answers
 from pmemfs.dataplane.held import OpenPlaces
-from pmemfs.dataplane.layouts import NAMES_DECISION, NAMES_HEAD, NamesDecision
+from pmemfs.dataplane.layouts import (
+    NAMES_DECISION,
+    NAMES_HEAD,
+    NAMES_LISTED,
+    HandleKind,
+    NamesDecision,
+)
 from pmemfs.dataplane.native import NamesShared, NamesStack, load_word, store_word
 from pmemfs.dataplane.tables import SharedMemory
 from pmemfs.errors import DamagedFileSystem, sentence_of
@@ -63,6 +69,9 @@ class SharedNames(trio.abc.Instrument):
         self._store, self._ground = fs.store, fs.store.ground
         self._memory_bytes = 0
         self._log_frames = -1
+        self.listed: dict[int, list[int]] = {}
+        """What dead workers had counted as looked up for their latest listings, by the numbers of
+        these requests."""
         self._is_ready = False
         self._wake = trio.Event()
         self._catch_up = CatchUp(fs.store)
@@ -137,6 +146,7 @@ class SharedNames(trio.abc.Instrument):
         if self._log_frames != self._ground.allocator.log_frames:
             self._log_frames = self._ground.allocator.log_frames
             self._set_word("log_frames", self._log_frames)
+        self._set_word("notes_directories", self._fs.inode_attributes.notes_directories)
         is_on = self._is_allowed()
         if is_on != names.is_on:
             try:
@@ -273,6 +283,26 @@ class SharedNames(trio.abc.Instrument):
             if decision.state in (_BEGUN, _CARRIED_OUT):
                 self._settle(decision)
             store_word(memory, at + NAMES_DECISION.offset_of("state"), 0)
+        start = self._shared.areas.names + layouts.names_listed_at(self._shared.worker_count)
+        size = NAMES_LISTED.size_bytes
+        for at in range(start, start + self._shared.worker_count * size, size):
+            self._settle_listing(memory[at : at + size])
+
+    def _settle_listing(self, memory: memoryview) -> None:
+        """Note what a worker has counted for its latest listing. Whether the kernel has that answer
+        shows only when it asks again."""
+        listed = NAMES_LISTED.unpack(bytes(memory))
+        # So that nothing is taken back twice. If this process dies now, inodes are held too long.
+        store_word(memory, NAMES_LISTED.offset_of("number"), 0)
+        numbers = memoryview(listed.inodes).cast("Q").tolist()
+        count = min(listed.count, len(numbers))
+        counts, following = self._store.hold_words, numbers[count] if count < len(numbers) else 0
+        assert counts is not None
+        if 0 < following < len(counts) and counts[following] == listed.value:
+            # It was counted, but that was not noted.
+            count += 1
+        if listed.number and count:
+            self.listed[listed.number] = numbers[:count]
 
     def _settle(self, decision: NamesDecision) -> None:
         """Note the answer of what was carried out, and take back what was taken for the rest."""
@@ -315,14 +345,20 @@ class SharedNames(trio.abc.Instrument):
         inode = load_word(opens, at + inode_at)
         if inode and load_word(opens, at) == handle:
             store_word(opens, at + inode_at, 0)
-            # The hold comes before the place.
-            self._store.let_go(inode, 1)
+            kind_at = at + layouts.OPEN_PLACE.offset_of("kind")
+            if int.from_bytes(opens[kind_at : kind_at + 4], "little") == HandleKind.FILE:
+                # The hold comes before the place.
+                self._store.let_go(inode, 1)
             handle += 1 << layouts.OPEN_PLACES_SHIFT
         _put_back(self._names.handles, [handle])
 
     def _set_word(self, name: str, value: int) -> None:
         at = self._shared.areas.names + NAMES_HEAD.offset_of(name)
         store_word(self._shared.memory, at, value)
+
+    def names_after(self, names: list[bytes], position: int, count: int) -> list[tuple[int, bytes]]:
+        """As `NamesAfter`."""
+        return self._names.names_after(names, position, count)
 
     def word(self, name: str) -> int:
         """A word of the head of names."""

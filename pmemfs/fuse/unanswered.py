@@ -29,6 +29,7 @@ from pmemfs.fuse.handlers.openfiles import Opened
 from pmemfs.fuse.handlers.privileges import Caller
 from pmemfs.fuse.once import Once
 from pmemfs.fuse.published import PublishedTables
+from pmemfs.fuse.sharednames import SharedNames
 from pmemfs.fuse.wire import Opcode
 from pmemfs.fuse.wiredoor import Answer, Request, change_of
 from pmemfs.media.inode import TAIL_WORD_AT
@@ -49,9 +50,11 @@ class Unanswered:
     def __init__(
         self, once: Once, handlers: Handlers, opens: Iterable[OpenPlace],
         fs: FileSystem | None = None, tables: PublishedTables | None = None,
+        names: SharedNames | None = None,
     ) -> None:  # fmt: skip
-        """Find it, before anything in the pool is changed."""
+        """Find it, before anything in the pool is changed. `names` knows what workers have left."""
         self._handlers = handlers
+        self.listed: dict[int, list[int]] = names.listed if names else {}
         self._fs = fs
         self.handles: dict[int, tuple[int, int]] = {}
         """The handles of requests without an answer, by the numbers of these. Requests whose
@@ -91,6 +94,12 @@ class Unanswered:
         if handler is None:
             return b""
         return self._handlers.patience.begin(handler, request, offset)
+
+    def take_back(self, number: int) -> None:
+        """A listing comes again, so the kernel was not told of what it had counted."""
+        for inode in self.listed.pop(number):
+            with suppress(OSError):
+                self._handlers.volume.drop(inode, 1)
 
     def close_handle(self, number: int) -> None:
         """Close the handle that was made for a request which comes again."""

@@ -6,9 +6,13 @@ The lock of names is free while the worker runs, and the control plane catches u
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+import trio
 
 from kit.data_plane import SharedFiles, shared_files
 from pmemfs.dataplane import layouts
@@ -17,7 +21,7 @@ from pmemfs.dataplane.native import Responder, load_word, store_word
 from pmemfs.fuse import wire
 from pmemfs.fuse.handlers.privileges import Caller
 from pmemfs.fuse.wire import Opcode
-from pmemfs.fuse.wiredoor import Request, WireDoor
+from pmemfs.fuse.wiredoor import Answer, Request, WireDoor
 from pmemfs.memmap.none import NoMemmap
 from pmemfs.units import MIB
 from pmemfs.volume.fs.catchup import CatchUp
@@ -75,9 +79,10 @@ class NativeNames:
         )
         self.refill()
         self.tell_log_frames()
-        _, self.door = files.door()
-        # Places above those that the control plane gives out.
-        names.handles.push(range(2 * HANDLES, HANDLES, -1))
+        handlers, self.door = files.door()
+        handlers.directories.names_after = names.names_after
+        self.set_word("notes_directories", 1)
+        names.handles.push(handlers.directories._places.reserve(HANDLES))
         self.catch_up_with = CatchUp(fs.store)
         self.worker: Responder = files.worker()
         names.is_on = True
@@ -162,10 +167,17 @@ def answer_of(
     """What a door answers."""
     try:
         data = door.answer(opcode, Request(inode, caller, operation))
+        if isinstance(data, Coroutine):
+            # A long log is read in steps.
+            data = trio.run(partial(_result_of, data))
     except OSError as error:
         return error.errno or 0, b""
     assert data is None or isinstance(data, bytes)
     return 0, data or b""
+
+
+async def _result_of(coming: Coroutine[Any, Any, Answer]) -> Answer:
+    return await coming
 
 
 def inode_of(answer: bytes) -> int:

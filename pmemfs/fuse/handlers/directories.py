@@ -23,6 +23,9 @@ from pmemfs.volume.fs.reading import NotRead
 _DT_DIRECTORY = 4
 _DOTS = 2
 """The dots have the first positions in each directory."""
+_OF_WORKERS = 1 << 62
+"""Positions from here on were given by workers; see listings.pxi. A listing goes on as it began."""
+_AT_ONCE = 256
 
 
 @dataclass(slots=True)
@@ -59,6 +62,11 @@ TakeStored = Callable[[StoredListing, int, list[bytes], int], Taken]
 they lead to. It stops before an entry of which what is stored doesn't say enough."""
 
 
+NamesAfter = Callable[[list[bytes], int, int], list[tuple[int, bytes]]]
+"""Of names, those that come next behind a position that a worker has given, at most so many, each
+with its position."""
+
+
 class DirectoryHandlers:
     """Open directories."""
 
@@ -68,8 +76,9 @@ class DirectoryHandlers:
         self._open = {
             place.handle: _OpenDirectory(place.inode, not place.flags & os.O_NOATIME)
             for place in opens
-            if place.kind == HandleKind.DIRECTORY
+            if place.kind == HandleKind.DIRECTORY and not place.owner
         }
+        self.names_after: NamesAfter = _no_names
 
     def open(self, caller: Caller, ino: int, flags: int = 0) -> int:
         """A new handle. Raises OSError (ENFILE)."""
@@ -93,10 +102,13 @@ class DirectoryHandlers:
         many entries at once, from what is stored.
         """
         directory = self._directory(handle)
-        if start == 0 or directory.listing is None:
-            directory.listing = self._volume.listing(directory.ino)
         if directory.is_noted:
             self._volume.note_read(directory.ino)
+        if start >= _OF_WORKERS:
+            self._go_on(directory.ino, start, take, with_attributes=with_attributes)
+            return
+        if start == 0 or directory.listing is None:
+            directory.listing = self._volume.listing(directory.ino)
         ino, names, position = directory.ino, directory.listing, start
         end, has_taken = len(names) + _DOTS, False
         try:
@@ -120,22 +132,54 @@ class DirectoryHandlers:
             if not has_taken:
                 raise
 
+    def _go_on(
+        self, ino: int, start: int, take: Callable[[Listed], bool], *, with_attributes: bool
+    ) -> None:
+        """Go on with a listing that a worker has begun."""
+        volume, has_taken = self._volume, False
+        try:
+            for position, name in self.names_after(volume.listing(ino), start, _AT_ONCE):
+                listed = self._named(ino, name, position, with_attributes)
+                if listed is None:
+                    continue
+                if not take(listed):
+                    return
+                has_taken = True
+                if listed.attributes is not None:
+                    volume.hold(listed.ino)
+        except (OSError, PmemfsError, NotRead):
+            if not has_taken:
+                raise
+
     def _entry(
         self, ino: int, names: list[bytes], position: int, with_attributes: bool
     ) -> Listed | None:
         """The entry at a position; None if its name was removed meanwhile."""
-        volume = self._volume
         if position < _DOTS:
-            to = volume.parent(ino) if position else ino
+            to = self._volume.parent(ino) if position else ino
             return Listed((b".", b"..")[position], to, _DT_DIRECTORY, position + 1)
-        found = volume.listed(ino, names[position - _DOTS], follows=with_attributes)
+        return self._named(ino, names[position - _DOTS], position + 1, with_attributes)
+
+    def _named(self, ino: int, name: bytes, behind: int, with_attributes: bool) -> Listed | None:
+        """The entry of a name, before this position; None if the name was removed meanwhile."""
+        found = self._volume.listed(ino, name, follows=with_attributes)
         if found is None:
             return None
-        attributes = volume.attributes(found[1]) if with_attributes else None
-        return Listed(*found, position + 1, attributes)
+        attributes = self._volume.attributes(found[1]) if with_attributes else None
+        return Listed(*found, behind, attributes)
 
     def _directory(self, handle: int) -> _OpenDirectory:
         directory = self._open.get(handle)
         if directory is None:
-            raise system_error(errno.EBADF)
+            # A worker may have opened it.
+            place = self._places.adopt(handle, HandleKind.DIRECTORY)
+            if place is None:
+                raise system_error(errno.EBADF)
+            directory = _OpenDirectory(place.inode, not place.flags & os.O_NOATIME)
+            self._open[handle] = directory
         return directory
+
+
+def _no_names(names: list[bytes], position: int, count: int) -> list[tuple[int, bytes]]:
+    """Where no worker lists, none has given a position."""
+    return []

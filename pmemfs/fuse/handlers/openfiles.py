@@ -345,14 +345,14 @@ class OpenFiles:
 
     def _adopt(self, number: int) -> _OpenFile | None:
         """What a worker has opened with a handle; from now on as if it had been opened here."""
-        place = self._places.adopt(number)
+        place = self._places.adopt(number, _FILE)
         if place is None:
             return None
         self._note(number, Caller(place.uid, place.gid, place.pid), place.inode, place.flags)
         return self._handles[number]
 
     def _adopt_all(self) -> None:
-        for number in self._places.of_workers():
+        for number in self._places.files_of_workers():
             self._adopt(number)
 
     async def change(self, caller: Caller, ino: int, change: Callable[[], Later[T]]) -> T:
