@@ -21,6 +21,7 @@ from pmemfs.fuse import wire
 from pmemfs.fuse.handlers.handlers import Handlers
 from pmemfs.fuse.handlers.privileges import Caller
 from pmemfs.fuse.sharednames import SharedNames
+from pmemfs.fuse.unanswered import Unanswered
 from pmemfs.fuse.wire import Opcode
 from pmemfs.media.inode import ROOT, TAIL_WORD_AT
 from pmemfs.units import MIB
@@ -403,3 +404,45 @@ def test_the_end_frees_what_workers_could_not(daemon: Daemon) -> None:
     daemon.shared.orphans.push([number])
     daemon.names.stop()
     assert fs.store.table.head(number) is None
+
+
+@pytest.mark.parametrize("is_noted", [True, False])
+def test_what_a_cut_off_listing_has_counted_is_taken_back_once_it_comes_again(
+    daemon: Daemon, is_noted: bool
+) -> None:
+    numbers = [daemon.create(b"listed %d" % number)[0] for number in range(4)]
+    (handle,) = struct.unpack_from("<Q", daemon.ask(Opcode.OPENDIR, ROOT, wire.OPEN_IN.pack(0, 0)))
+    words = daemon.fs.store.hold_words
+    assert words is not None
+    before = [words[number] for number in numbers]
+    daemon.ask(Opcode.READDIRPLUS, ROOT, wire.READ_IN.pack(handle, 0, 4096, 0, 0, 0))
+    assert [words[number] - 1 for number in numbers] == before
+    shared = daemon.files.shared
+    at = shared.areas.names + layouts.names_listed_at(shared.worker_count)
+    request = int.from_bytes(shared.memory[at : at + 8], "little")
+    if not is_noted:
+        # Killed before it had noted the last one.
+        store_word(shared.memory, at + layouts.NAMES_LISTED.offset_of("count"), 3)
+    daemon.names.recover()
+    # The kernel may have the answer.
+    assert [words[number] - 1 for number in numbers] == before
+    unanswered = Unanswered(
+        daemon.files.once, daemon.handlers, daemon.names.open_places(), daemon.fs,
+        names=daemon.names,
+    )  # fmt: skip
+    unanswered.take_back(request)
+    assert [words[number] for number in numbers] == before
+    daemon.names.recover()
+    assert not daemon.names.listed
+
+
+def test_the_handle_of_a_directory_that_nobody_was_told_of_holds_nothing(daemon: Daemon) -> None:
+    daemon.fs.hold(ROOT)
+    words = daemon.fs.store.hold_words
+    assert words is not None
+    before = words[ROOT]
+    (handle,) = struct.unpack_from("<Q", daemon.ask(Opcode.OPENDIR, ROOT, wire.OPEN_IN.pack(0, 0)))
+    daemon.decide(number=NUMBER, state=1, opcode=int(Opcode.OPENDIR), handle=handle)
+    daemon.names.recover()
+    assert words[ROOT] == before
+    assert handle + (1 << layouts.OPEN_PLACES_SHIFT) in daemon.shared.handles.numbers()
