@@ -21,7 +21,7 @@ from pmemfs.dataplane.structures cimport extent_record_t, names_decision_t, name
 
 cdef enum:
     # A file with more extents than this is handed over.
-    KNOWN_EXTENTS = 4
+    KNOWN_EXTENTS = 8
     # A log that is longer is read in pieces, and the lock is free in between.
     FRAMES_AT_ONCE = 64
 

@@ -1,10 +1,12 @@
-"""The content of small files that no table is published for: most files are written once, whole.
+"""The content of small files that no table is published for: most files are written once, from the
+start to the end.
 
 A file with a table is served by that, without the lock of names; here the lock is held. A larger
 file is left to the control plane, which publishes a table if more requests look likely. Invariants:
-- the first bytes of a file are stored, and durable where fences make them so, before its log says
-  which frames have them, and the size is raised last of all. So a crash shows the file empty, or
-  with these bytes;
+- bytes for new frames are stored, and durable where fences make them so, before the log says which
+  frames have them, and the size is raised last of all. So a crash shows the file as it was, or with
+  all of these bytes;
+- no frame is mapped ahead of the size: who opened the file here could not take it back;
 - pages are held while bytes move, as always. No answer points into the pool, because without a
   table no grace period would wait for its reader.
 """
@@ -22,11 +24,13 @@ from pmemfs.dataplane.request cimport *
 from pmemfs.dataplane.structures cimport *
 
 cdef enum:
-    # Of files up to this size, all is served here.
+    # What one request moves at most.
     SMALL_BYTES = 65536
-    # A file that would lie in more pieces from the start is left to the control plane. So it may
-    # become longer and still be known.
-    FIRST_EXTENTS = 3
+    # Files up to this size are served here. They can also be freed here.
+    SMALL_FILE_BYTES = MOST_FREED << FRAME_SHIFT
+    # A file that would lie in more pieces is left to the control plane, which may put the rest
+    # where it likes, and the file is still known.
+    MOST_WRITTEN_EXTENTS = 5
 
 # A table of a file that nobody else sees.
 cdef struct small_t:
@@ -60,7 +64,7 @@ cdef verdict_t serve_known(names_change_t *change) noexcept nogil:
     if opcode == FUSE_FSYNC:
         return sync_small(change, known)
     if (not line_says(known, load(&request.live.size_word), &request.size_bytes)
-            or request.size_bytes > SMALL_BYTES or not fill_small(known, request, &small)):
+            or request.size_bytes > SMALL_FILE_BYTES or not fill_small(known, request, &small)):
         return FORWARD
     request.table = &small.table
     if opcode == FUSE_READ:
@@ -100,7 +104,8 @@ cdef verdict_t read_small(names_change_t *change, known_t *known) noexcept nogil
     cdef request_t *request = change.request
     cdef const fuse_read_in *wanted = <const fuse_read_in *>request.operation
     cdef bint may_point = request.may_point
-    if request.operation_bytes < sizeof(fuse_read_in) or wanted.size > request.answer_room:
+    if (request.operation_bytes < sizeof(fuse_read_in) or wanted.size > request.answer_room
+            or min(<uint64_t>wanted.size, request.size_bytes) > SMALL_BYTES):
         return FORWARD
     if wanted.offset < request.size_bytes:
         request.answer_bytes = <uint32_t>min(<uint64_t>wanted.size,
@@ -150,10 +155,8 @@ cdef verdict_t write_small(names_change_t *change, known_t *known) noexcept nogi
             or (word & mask ^ size_check(word >> LIVE_SIZE_SHIFT)) != known.key):
         return FORWARD
     request.is_write = True
-    if not request.size_bytes and not known.extent_count:
-        return write_first(change, known, wanted)
     if not is_all_mapped(request, wanted):
-        return FORWARD
+        return write_on(change, known, wanted)
     store_pieces(request, wanted)
     if request.error:
         return FORWARD
@@ -186,49 +189,82 @@ cdef void store_pieces(request_t *request, const fuse_write_in *wanted) noexcept
         done += piece.length
 
 
-cdef verdict_t write_first(names_change_t *change, known_t *known,
-                           const fuse_write_in *wanted) noexcept nogil:
-    """A write into an empty file without frames, as `FileBytes.write`."""
+cdef verdict_t write_on(names_change_t *change, known_t *known,
+                        const fuse_write_in *wanted) noexcept nogil:
+    """A write that needs frames behind those of its file, as `FileBytes.write`."""
     cdef request_t *request = change.request
-    cdef extent_t *extents = <extent_t *>(<uint8_t *>request.table + sizeof(table_t))
-    cdef uint64_t frame_count = (wanted.size + (1 << FRAME_SHIFT) - 1) >> FRAME_SHIFT
-    cdef extent_record_t *record
+    cdef uint64_t start = frames_of_size(request.size_bytes)
+    cdef uint64_t frame_count = frames_of_size(wanted.offset + wanted.size) - start
     cdef uint64_t pfns[NAMES_POPPED]
-    cdef uint32_t position
+    cdef extent_t added[MOST_WRITTEN_EXTENTS]
+    cdef uint32_t count, position
+    if not is_filled(known, start) or frame_count > NAMES_POPPED:
+        return FORWARD
     begin_change(change)
     if not pop_frames(change, <uint32_t>frame_count, pfns):
         return FORWARD
     sort_frames(pfns, frame_count)
-    request.table.extent_count = join_frames(pfns, frame_count, extents)
-    if not request.table.extent_count:
+    count = join_frames(pfns, frame_count, start, added)
+    if not count or known.extent_count + count > MOST_WRITTEN_EXTENTS:
         return FORWARD
-    for position in range(request.table.extent_count):
-        record = <extent_record_t *>add_record(change, known, RECORD_EXTENT, 1)
-        if record == NULL:
+    for position in range(count):
+        if not add_extent(change, known, &added[position]):
             return FORWARD
-        record.index = extents[position].index
-        record.pfn = extents[position].pfn
-        record.frame_count = extents[position].frame_count
-    if not store_first(request, wanted):
+        extend_table(request.table, &added[position])
+    if not store_new(request, wanted):
         return FORWARD
     answer_written(request, wanted)
     # Until the size is raised, a successor that finds this begun lets it come again.
     change.is_unfinished = True
     if not commit(change):
         return FORWARD
-    for position in range(request.table.extent_count):
-        known.extents[position].index = extents[position].index
-        known.extents[position].pfn = extents[position].pfn
-        known.extents[position].frame_count = extents[position].frame_count
-    known.extent_count = request.table.extent_count
-    known.data_frames = frame_count
+    for position in range(count):
+        note_extent(known, &added[position])
     raise_size(change, known, wanted)
     carried_out(change)
     return ANSWER
 
 
-cdef bint store_first(request_t *request, const fuse_write_in *wanted) noexcept nogil:
-    """Store the bytes of a first write, which are durable with the next fence; False: hand over."""
+cdef inline uint64_t frames_of_size(uint64_t size_bytes) noexcept nogil:
+    return (size_bytes + (1 << FRAME_SHIFT) - 1) >> FRAME_SHIFT
+
+
+cdef bint is_filled(const known_t *known, uint64_t frame_count) noexcept nogil:
+    """Whether just these frames of a file, from the start on, are mapped. `fill_small` has seen
+    that its extents are in order."""
+    cdef const known_extent_t *last
+    if known.data_frames != frame_count:
+        return False
+    if not frame_count:
+        return True
+    last = &known.extents[known.extent_count - 1]
+    return last.index + last.frame_count == frame_count
+
+
+cdef bint add_extent(names_change_t *change, known_t *known, const extent_t *extent) noexcept nogil:
+    """A record of new frames; False: hand over."""
+    cdef extent_record_t *record = <extent_record_t *>add_record(change, known, RECORD_EXTENT, 1)
+    if record == NULL:
+        return False
+    record.index, record.pfn, record.frame_count = extent.index, extent.pfn, extent.frame_count
+    return True
+
+
+cdef inline void extend_table(table_t *table, const extent_t *extent) noexcept nogil:
+    (<extent_t *>(<uint8_t *>table + sizeof(table_t)))[table.extent_count] = extent[0]
+    table.extent_count += 1
+
+
+cdef void note_extent(known_t *known, const extent_t *extent) noexcept nogil:
+    """Know of new frames behind all others."""
+    cdef known_extent_t new
+    new.index, new.pfn, new.frame_count = extent.index, extent.pfn, extent.frame_count
+    known.extent_count = with_extent(known.extents, known.extent_count, new)
+    known.data_frames += new.frame_count
+
+
+cdef bint store_new(request_t *request, const fuse_write_in *wanted) noexcept nogil:
+    """Store the bytes of a write, which are durable with the next fence; False: hand over."""
     cdef plane_t *plane = request.worker.plane
     cdef uint64_t done = 0
     cdef piece_t piece
@@ -236,8 +272,8 @@ cdef bint store_first(request_t *request, const fuse_write_in *wanted) noexcept 
         store_pieces(request, wanted)
         return not request.error
     while done < wanted.size:
-        piece = piece_at(request.table, done, wanted.size - done)
-        if not hold_pages(request, piece, done, ACCESS_WRITE):
+        piece = piece_at(request.table, wanted.offset + done, wanted.size - done)
+        if not hold_pages(request, piece, wanted.offset + done, ACCESS_WRITE):
             return False
         # Not as `write_piece`, whose fence would be one more than that of the commit.
         put_stored(plane, piece.pool_offset, request.payload + done, piece.length)
@@ -260,17 +296,18 @@ cdef void sort_frames(uint64_t *pfns, uint64_t count) noexcept nogil:
         pfns[at] = pfn
 
 
-cdef uint32_t join_frames(const uint64_t *pfns, uint64_t count, extent_t *extents) noexcept nogil:
-    """Let frames follow one another in a file; in how many extents, 0: too many."""
+cdef uint32_t join_frames(const uint64_t *pfns, uint64_t count, uint64_t start,
+                          extent_t *extents) noexcept nogil:
+    """Let frames follow one another in a file, from an index on; in how many extents, 0: too many."""
     cdef uint32_t extent_count = 0
     cdef uint64_t position
     for position in range(count):
         if position and pfns[position] == pfns[position - 1] + 1:
             extents[extent_count - 1].frame_count += 1
             continue
-        if extent_count == FIRST_EXTENTS:
+        if extent_count == MOST_WRITTEN_EXTENTS:
             return 0
-        extents[extent_count].index = position
+        extents[extent_count].index = start + position
         extents[extent_count].pfn = pfns[position]
         extents[extent_count].frame_count = 1
         extents[extent_count].flags = 0

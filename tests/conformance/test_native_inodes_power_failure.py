@@ -27,9 +27,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 FRAME = 4096
 NEW = (InodeOp(Opcode.CREATE, "new"), InodeOp(Opcode.WRITE, "new", 0, 5000))
+MORE = InodeOp(Opcode.WRITE, "new", 4990, 9000)
 GONE = (InodeOp(Opcode.UNLINK, "s"), InodeOp(Opcode.FORGET, "s"))
 STORIES: tuple[tuple[InodeOp, ...], ...] = (
     (*NEW, InodeOp(Opcode.RELEASE, "new")),
+    (*NEW, MORE, InodeOp(Opcode.WRITE, "new", 13990, 5000), InodeOp(Opcode.FSYNC, "new")),
     (*NEW, InodeOp(Opcode.FSYNC, "new"), InodeOp(Opcode.WRITE, "new", 4990, 100)),
     (InodeOp(Opcode.WRITE, "a", 0, 3), InodeOp(Opcode.WRITE, "a", 3, 4000)),
     (InodeOp(Opcode.SETATTR, "a"), InodeOp(Opcode.WRITE, "a", 0, 3), InodeOp(Opcode.SETATTR, "a")),
@@ -85,6 +87,11 @@ def test_without_any_one_flush_or_fence_something_goes_wrong(
 def test_a_first_write_needs_no_fence_at_its_end(shm: Path) -> None:
     """Each commit ends with one. A write is durable with the next sync, which has its own."""
     missed = unnoticed(NEW[:1], NEW[1], (SYNC,), shm)
+    assert len(missed) == 1
+
+
+def test_neither_does_one_at_the_end_of_a_file(shm: Path) -> None:
+    missed = unnoticed((*NEW, SYNC), MORE, (SYNC,), shm)
     assert len(missed) == 1
 
 

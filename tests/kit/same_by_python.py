@@ -37,6 +37,7 @@ from pmemfs.memmap.none import NoMemmap
 from pmemfs.pfn import PAGE_SHIFT
 from pmemfs.pool import Pool
 from pmemfs.units import KIB, MIB
+from pmemfs.volume.fs.extents import MappedExtent
 from pmemfs.volume.fs.filesystem import FileSystem
 from pmemfs.volume.fs.holds import OwnHolds
 
@@ -116,15 +117,28 @@ class Twins:
 
     def _inode(self, fs: FileSystem, number: int) -> object:
         inode = fs.inode(number)
-        data = b""
+        data, attributes = b"", fs.attributes(number)
         if inode.is_file:
             data = bytes(fs.read(number, 0, 1 << 20))
         return (
-            fs.attributes(number), inode.parent, list(inode.entries.items()), inode.xattrs, data,
-            [(extent.index, extent.frame_count) for extent in inode.extents], inode.live_slots,
-            inode.log.slot_count, inode.state.size_bytes,
+            # Python maps frames ahead.
+            attributes._replace(block_count=0), inode.parent,
+            list(inode.entries.items()), inode.xattrs, data,
+            mapped_below(inode.extents, attributes.size_bytes), inode.live_slots,
+            # Each finds free frames in pieces of its own.
+            inode.data_frames == 0 and inode.log.slot_count, inode.state.size_bytes,
             fs.store.lines.accessed_ns(inode),
         )  # fmt: skip
+
+
+def mapped_below(extents: Iterable[MappedExtent], size_bytes: int) -> list[int]:
+    """The frames of a file that are mapped, as far as its size goes."""
+    end = (size_bytes + (1 << PAGE_SHIFT) - 1) >> PAGE_SHIFT
+    return [
+        index
+        for extent in extents
+        for index in range(extent.index, min(extent.index + extent.frame_count, end))
+    ]
 
 
 class Copy:

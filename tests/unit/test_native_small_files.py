@@ -24,6 +24,7 @@ from pmemfs.volume.fs.extents import MappedExtent
 
 FRAME = 4096
 SMALL = 64 * KIB
+SMALL_FILE = 4 * SMALL
 
 
 @pytest.fixture(params=[Scheme.NONE, Scheme.PMEM], ids=lambda scheme: scheme.word)
@@ -74,6 +75,14 @@ class File:
         assert answered in (None, (0, b""))
         return answered is not None
 
+    def close(self) -> bool:
+        """Whether a worker has done it, as Python does it, too."""
+        answered = self.both.ask(
+            Opcode.RELEASE, self.number, wire.RELEASE_IN.pack(self.handle, 0, 0, 0)
+        )
+        assert answered in (None, (0, b""))
+        return answered is not None
+
     def content(self) -> bytes:
         """What another process finds."""
         return bytes(self.both.native.anew().read(self.number, 0, 1 << 20))
@@ -107,15 +116,43 @@ def test_bytes_are_overwritten_and_added_in_the_last_frame(file: File) -> None:
     assert file.write(5400, b"d" * 2000)
     assert file.write(7400, b"e" * (2 * FRAME - 7400))
     assert file.content()[5399:7401] == b"c" + b"d" * 2000 + b"e"
-    # The next frame is Python's to map, and so is a gap.
-    assert not file.write(2 * FRAME, b"f")
-    assert not file.write(2 * FRAME - 1, b"ff")
+    # A gap is Python's to make.
     assert not file.write(9000, b"g")
     assert file.read(0, 2 * FRAME) == file.content()
     assert file.read(5400, 10) == b"d" * 10
     assert file.read(2 * FRAME - 3, 10) == b"eee"
     assert file.read(2 * FRAME, 10) == b""
     assert file.read(1 << 60, 10) == b""
+
+
+@pytest.mark.parametrize("step", [10240, 3 * FRAME, 50000])
+def test_a_file_grows_by_writes_at_its_end(file: File, step: int) -> None:
+    data = random.Random(step).randbytes(SMALL_FILE)
+    for at in range(0, SMALL_FILE, step):
+        assert file.write(at, data[at : at + step])
+    assert file.content() == data
+    assert sum(extent.frame_count for extent in file.extents()) == SMALL_FILE // FRAME
+    assert file.read(SMALL_FILE - 5000, SMALL) == data[-5000:]
+    # This takes the lock for too long.
+    assert file.read(0, SMALL + 1) is None
+    # What was there changes with what comes behind it.
+    assert file.write(SMALL_FILE - 100, b"x" * 5000)
+    assert file.content() == data[:-100] + b"x" * 5000
+    # From here on it is a large file.
+    assert not file.write(SMALL_FILE + 4900, b"y")
+    assert file.close()
+
+
+def test_a_file_with_holes_or_frames_ahead_grows_by_python(file: File) -> None:
+    fs = file.fs
+    fs.write(file.number, 0, b"a" * 3 * FRAME)
+    fs.punch(file.number, FRAME, FRAME)
+    file.both.native.files.tables.withdraw_all()
+    assert not file.write(3 * FRAME, b"b" * 17 * FRAME)
+    fs.set_attributes(file.number, size_bytes=0)
+    assert file.write(0, b"c" * FRAME)
+    fs.allocate(file.number, 2 * FRAME, FRAME, keep_size=True)
+    assert not file.write(FRAME, b"d")
 
 
 def test_what_python_has_mapped_is_served(file: File) -> None:
@@ -164,7 +201,7 @@ def test_a_write_that_takes_privileges_is_handed_over(both: Twins) -> None:
 
 
 def test_large_files_are_left_to_python(file: File) -> None:
-    file.fs.write(file.number, 0, b"x" * (SMALL + 1))
+    file.fs.write(file.number, 0, b"x" * (SMALL_FILE + 1))
     assert file.read(0, 10) is None
     assert not file.write(0, b"y")
     assert file.seek(0, os.SEEK_DATA) is None
@@ -182,10 +219,10 @@ def test_without_frames_the_first_write_is_handed_over(file: File) -> None:
 
 def test_a_file_in_many_pieces_is_left_to_python(file: File) -> None:
     frames = file.both.native.names.frames
-    every_other = frames.pop(9)[::2]
+    every_other = frames.pop(13)[::2]
     frames.push(every_other)
     before = frames.numbers()
-    assert not file.write(0, b"x" * 4 * FRAME)
+    assert not file.write(0, b"x" * 6 * FRAME)
     assert frames.numbers() == before
     head = wire.WRITE_IN.pack(file.handle, 0, 2 * FRAME, 0, 0, 0)
     file.both.native.worker.answer(
