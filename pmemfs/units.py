@@ -21,10 +21,11 @@ _SIZE = re.compile(
 )
 
 
-def parse_size(text: str) -> int:
+def parse_size(text: str, *, may_be_zero: bool = False) -> int:
     """The bytes that a text such as "4G", "1.5T" or "4096" stands for.
 
-    Raises BadSize for anything else, for zero, and for what no 64-bit file offset can hold.
+    Raises BadSize for anything else, for zero unless it `may_be_zero`, and for what no 64-bit file
+    offset can hold.
     """
     match = _SIZE.fullmatch(text)
     if match is None:
@@ -35,10 +36,10 @@ def parse_size(text: str) -> int:
     factor = 1 << (10 * _POWERS[suffix.upper()])
     # Whole numbers stay integers: a float would lose the low bits of a large size.
     size_bytes = int(number) * factor if "." not in number else int(float(number) * factor)
-    if size_bytes == 0:
+    if size_bytes == 0 and not may_be_zero:
         raise BadSize(text=text, why="it is zero")
     if size_bytes >= 1 << 63:
-        raise BadSize(text=text, why="no file can be that large")
+        raise BadSize(text=text, why="it is not less than 8192P")
     return size_bytes
 
 

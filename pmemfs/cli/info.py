@@ -195,6 +195,8 @@ def _mount_facts(status: MountStatus) -> Iterator[tuple[str, object]]:
 
 def _names(names: NamesStatus) -> str:
     """What the data plane knows of them, and of how many requests it could not make use of that."""
+    if not names.limit_bytes:
+        return "all served by the daemon, as names_memory=0 says"
     if not names.is_on:
         return "served by the daemon for now"
     known = counted(names.known_inodes, "inode", "inodes")

@@ -116,7 +116,8 @@ def mount(
       no_standby         let no process wait to take the daemon's place, which saves some MiB
       hang_timeout=      end and start again what has made no progress for so many seconds; 0: never
       cold_seconds=      compress what was not touched for so long, if 'pmemfs set' says so
-      names_memory=      the most memory for names that are served without the daemon; 0: none
+      names_memory=      the most memory of the data plane for names (64M); 0: the daemon serves
+                       them all; mode fs only
       nosuid, noexec, …  as for mount(8); of suid, dev and nosymfollow only root may ask
       remount            change how MOUNTPOINT is mounted; POOL may be left out
 

@@ -12,7 +12,7 @@ from pmemfs.clock import AccessTimes
 from pmemfs.errors import BadMountOption, BadSize
 from pmemfs.media.label import Mode
 from pmemfs.text import did_you_mean
-from pmemfs.units import MIB, parse_size
+from pmemfs.units import KIB, MIB, format_size, parse_size
 
 EngineName = Literal["native", "python"]
 TransportName = Literal["auto", "uring", "fd"]
@@ -110,6 +110,8 @@ _LONGEST_SECONDS = 24 * 60 * 60
 _LONGEST_COLD_SECONDS = 366 * _LONGEST_SECONDS
 _COLD_SECONDS = 600
 _NAMES_MEMORY = 64 * MIB
+_LEAST_NAMES_MEMORY = 64 * KIB
+"""With less, workers read inodes again and again, and then hand the requests over."""
 _MOST_BYTES = 4000
 """Of the text of all options: the kernel's page for them, and room for what the mount adds. The
 shared memory of the planes has as much."""
@@ -180,8 +182,21 @@ class MountOptions:
                 option=f"transport={options.transport}", why="only the native engine has transports"
             )
         options._check_keeping()
+        options._check_names()
         options._check_length()
         return options
+
+    def _check_names(self) -> None:
+        if not self.names_memory or self.names_memory == _NAMES_MEMORY:
+            return
+        why = ""
+        if self.engine == "python":
+            why = "only the native engine serves names without the daemon"
+        elif self.names_memory < _LEAST_NAMES_MEMORY:
+            least = format_size(_LEAST_NAMES_MEMORY)
+            why = f"it takes {least} at least; with 0 the daemon serves all names"
+        if why:
+            raise BadMountOption(option=f"names_memory={self.names_memory}", why=why)
 
     def _check_keeping(self) -> None:
         if self.engine == "python" and self.keeper:
@@ -243,6 +258,7 @@ class MountOptions:
                 raise BadMountOption(option=word, why=why)
             said = {word.partition("=")[0]} & _OF_MODE.keys()
             options = replace(options, said=options.said | said)
+        options._check_names()
         options._check_length()
         return options
 
@@ -338,7 +354,7 @@ def split_words(text: str) -> list[str]:
 
 def _size(word: str, value: str) -> int:
     try:
-        return 0 if value == "0" else parse_size(value)
+        return parse_size(value, may_be_zero=True)
     except BadSize as error:
         raise BadMountOption(option=word, why=error.facts["why"]) from None
 

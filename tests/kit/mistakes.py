@@ -30,7 +30,7 @@ SIZES = [
     _mistake("create {new} --size '4 gigs'", 2, "is not a size", "K, M, G, T or P"),
     _mistake("create {new} --size 50%", 2, "'50%' is not a size"),
     _mistake("create {new} --size 4K", 2, "too small", "at least"),
-    _mistake("create {new} --size 8192P", 2, "no file can be that large"),
+    _mistake("create {new} --size 8192P", 2, "it is not less than 8192P"),
     _mistake("create {new} --size 1000T", 1, "no room for", "free"),
     _mistake("create {tmpfs}/pool --size 64M", 1, "no room for", "free"),
     _mistake("create {clean} --size 8M --force", 2, "--size can make it larger, not smaller"),

@@ -156,8 +156,26 @@ def test_the_memory_for_names_is_a_size_or_none() -> None:
     assert MountOptions.parse("names_memory=8M").names_memory == 8 << 20
     assert MountOptions.parse("names_memory=0").as_text(only_said=True) == "names_memory=0"
     assert MountOptions.parse("").remounted(["names_memory=1G"]).names_memory == 1 << 30
-    with pytest.raises(BadMountOption, match="8X"):
-        MountOptions.parse("names_memory=8X")
+    for bad in ("8X", "-1", "99%", "0x10", "8192P"):
+        with pytest.raises(BadMountOption, match=bad):
+            MountOptions.parse(f"names_memory={bad}")
+
+
+def test_memory_that_is_of_no_use_for_names_is_refused() -> None:
+    assert MountOptions.parse("names_memory=64K").names_memory == 64 << 10
+    with pytest.raises(BadMountOption, match="64KiB at least; with 0 the daemon serves all names"):
+        MountOptions.parse("names_memory=63K")
+    with pytest.raises(BadMountOption, match="64KiB at least"):
+        MountOptions.parse("").remounted(["names_memory=1"])
+    python = MountOptions.parse("engine=python,names_memory=0")
+    assert python.names_memory == 0
+    with pytest.raises(BadMountOption, match="only the native engine"):
+        python.remounted(["names_memory=8M"])
+
+
+@pytest.mark.parametrize("zero", ["0", "00", "0K", "0.0M"])
+def test_no_memory_for_names_is_said_as_any_size(zero: str) -> None:
+    assert MountOptions.parse(f"names_memory={zero}").names_memory == 0
 
 
 def test_what_hangs_is_ended_only_where_something_starts_it_again() -> None:
