@@ -12,6 +12,8 @@ Invariants:
   that is 0. So a daemon that dies in between leaves no half of one;
 - nothing awaits between `decide` and the store of the word. So only one request is in doubt at a
   time, and the word in the pool tells what became of it;
+- a long answer lies in a ring of bytes, and its record says where. That record goes before any of
+  these bytes is used again;
 - a request that decided and waits for something since then has a record, if another one decides.
   The record of a request that waits is never given to another request. All others are used again in
   their order: the kernel has long had such an answer, because thousands of others came after it.
@@ -23,6 +25,7 @@ import enum
 import mmap
 import struct
 import sys
+from collections import deque
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Self
@@ -35,12 +38,15 @@ from pmemfs.medium.sparse import data_ranges
 COUNT = 1 << layouts.ANSWERS_SHIFT
 DECISION_BYTES = layouts.DECISION.size_bytes
 RECORD_BYTES = layouts.ANSWER_RECORD.size_bytes
-AREA_BYTES = DECISION_BYTES + COUNT * RECORD_BYTES
+LISTINGS_BYTES = layouts.LISTINGS_BYTES
+AREA_BYTES = layouts.HOLD_NOTES_AT + layouts.HOLD_NOTES_BYTES + LISTINGS_BYTES
 MOST_BYTES = layouts.ANSWER_RECORD.room_of("answer")
-"""An answer may be so long. That of CREATE is the longest that is recorded."""
+"""An answer that is longer is a listing, and does not fit into a record."""
 
 _DECISION_WORDS = DECISION_BYTES // 8
 _RECORD_WORDS = RECORD_BYTES // 8
+_NOTES_WORD = layouts.HOLD_NOTES_AT // 8
+_LISTINGS_AT = AREA_BYTES - LISTINGS_BYTES
 # All behind the number, in the machine's own form, which stores each number whole.
 _REST = struct.Struct(f"@QIIIIQ{MOST_BYTES}s")
 
@@ -83,8 +89,12 @@ class Answers:
         """The number of the request that decided last, if it has no record yet."""
         self._sequence = 0
         self._next = _DECISION_WORDS
-        for start, end in data_ranges(fd, start_bytes, start_bytes + AREA_BYTES):
+        for start, end in data_ranges(fd, start_bytes, start_bytes + layouts.HOLD_NOTES_AT):
             self._read(start - start_bytes, end - start_bytes)
+        self._listings: deque[tuple[int, int]] = deque()
+        """The long answers in their order: number, and where it begins in an endless ring."""
+        self._listings_end = 0
+        self._find_listings()
 
     @classmethod
     def of_this_process(cls) -> Self:
@@ -92,14 +102,18 @@ class Answers:
         return cls(-1, memoryview(mmap.mmap(-1, AREA_BYTES)), 0)
 
     def record(self, number: int, opcode: int, answer: bytes | memoryview, error: int = 0) -> None:
-        """The request has this answer: an errno, or 0 and at most `MOST_BYTES` bytes."""
+        """The request has this answer: an errno, or 0 and bytes."""
         # Every operation passes here, so this calls as little as possible.
+        length = len(answer)
+        at = self._put_listing(number, answer) if length > MOST_BYTES else 0
         word = self._take(number)
         _REST.pack_into(
-            self._memory, word * 8 + 8, self._sequence, _ANSWERED, error, opcode, len(answer), 0,
-            answer,
+            self._memory, word * 8 + 8, self._sequence, _ANSWERED, error, opcode, length, at,
+            b"" if length > MOST_BYTES else answer,
         )  # fmt: skip
         self._words[word] = number
+        # The caller is told of what it holds now, if not by this process, then by the next one.
+        self._words[_NOTES_WORD] = 0
         # Only now may the other traces go: without any, it would be carried out again.
         if number == self._decided:
             self._words[0] = self._decided = 0
@@ -122,11 +136,18 @@ class Answers:
         """The record of a request in `places`."""
         return self._unpack(self.places[number])
 
+    def answer_of(self, record: AnswerRecord) -> bytes:
+        """The answer in the record of a request in `places`."""
+        if record.length <= MOST_BYTES:
+            return record.answer[: record.length]
+        at = _LISTINGS_AT + record.offset % LISTINGS_BYTES
+        return bytes(self._memory[at : at + record.length])
+
     def newest(self) -> list[AnswerRecord]:
         """All records, the newest first. Raises ForeignSharedMemory if one is not possible."""
         records = [self._unpack(word) for word in self.places.values()]
         for record in records:
-            if record.state not in list(AnswerState) or record.length > MOST_BYTES:
+            if record.state not in list(AnswerState) or record.length > LISTINGS_BYTES:
                 raise ForeignSharedMemory(why=f"request {record.number} has no possible record")
         return sorted(records, key=lambda record: record.sequence, reverse=True)
 
@@ -167,6 +188,34 @@ class Answers:
         self.places[number] = word
         self._sequence += 1
         return word
+
+    def _put_listing(self, number: int, answer: bytes | memoryview) -> int:
+        """Store a long answer, in place of the oldest ones; where it begins in the endless ring."""
+        start, length = self._listings_end, len(answer)
+        if start % LISTINGS_BYTES + length > LISTINGS_BYTES:
+            start += -start % LISTINGS_BYTES
+        end = self._listings_end = start + length
+        while self._listings and self._listings[0][1] + LISTINGS_BYTES < end:
+            older, _ = self._listings.popleft()
+            word = self.places.pop(older, None)
+            if word is not None:
+                self._words[word] = 0
+        at = _LISTINGS_AT + start % LISTINGS_BYTES
+        self._memory[at : at + length] = answer
+        self._listings.append((number, start))
+        return start
+
+    def _find_listings(self) -> None:
+        """Find the long answers of a dead daemon."""
+        found = []
+        for number, word in self.places.items():
+            # The state and the errno, the opcode and the length.
+            length = self._words[word + 3] >> 32
+            if length > MOST_BYTES:
+                start = self._words[word + 4]
+                found.append((start, number))
+                self._listings_end = max(self._listings_end, start + length)
+        self._listings.extend((number, start) for start, number in sorted(found))
 
     def _unpack(self, word: int) -> AnswerRecord:
         at = word * 8

@@ -21,6 +21,7 @@ from typing import Self
 
 from pmemfs.dataplane import layouts
 from pmemfs.dataplane.answers import operation_under_way
+from pmemfs.dataplane.holdnotes import HoldNotes
 from pmemfs.dataplane.layouts import HandleKind, OpenPlace
 from pmemfs.errors import ForeignSharedMemory, system_error
 from pmemfs.medium.sparse import data_ranges
@@ -151,13 +152,16 @@ class OpenPlaces:
 
 class LookupCounts:
     """How often each inode is held, by its number. `fd` is the file that `memory` maps; its area of
-    counts goes from `start_bytes` to `end_bytes`.
+    counts goes from `start_bytes` to `end_bytes`. `notes` has what is added for a request.
 
     This serves as the `Holds` of `volume/fs`, so a file system can be given it.
     """
 
-    def __init__(self, fd: int, memory: memoryview, start_bytes: int, end_bytes: int) -> None:
+    def __init__(
+        self, fd: int, memory: memoryview, start_bytes: int, end_bytes: int, notes: HoldNotes
+    ) -> None:
         self._fd = fd
+        self._notes = notes
         self._start = start_bytes
         self._end = end_bytes
         self._counts = memory[start_bytes:end_bytes].cast("Q")
@@ -168,9 +172,15 @@ class LookupCounts:
         """The counts, a word for each number."""
         return self._counts
 
+    def note_words(self) -> memoryview:
+        """As `Holds.note_words`."""
+        return self._notes.begin()
+
     def add(self, number: int, count: int) -> None:
         """Hold an existing inode so many times more."""
-        self._counts[number] += count
+        held = self._counts[number]
+        self._notes.note(number, held)
+        self._counts[number] = held + count
 
     def take(self, number: int, count: int) -> int:
         """Hold an inode so many times less; how often it is still held.
@@ -181,6 +191,7 @@ class LookupCounts:
             return 0
         held = self._counts[number]
         if held:
+            self._notes.forget_others()
             held = self._counts[number] = max(0, held - count)
         return held
 

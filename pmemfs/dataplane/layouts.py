@@ -61,6 +61,10 @@ REDO_LOCKS_SHIFT = 8
 """So do the redo records of files, by the numbers of the files' live lines modulo 256."""
 CONTROL_HOLDER = 1 << 32
 """What the control plane writes into a lock that it takes; worker n writes 1 + n."""
+HOLD_NOTES_SHIFT = 13
+"""So many holds of one request are noted. A listing with attributes of 1 MiB has fewer entries."""
+LISTINGS_BYTES = 8 << 20
+"""The latest answers that are longer than a record are kept, so many bytes of them."""
 MISSES_OPCODE = 0x7FFF_FFFF
 """In the head of a message of `Miss` records. No operation of the kernel's protocol has it."""
 HOT_OPCODE = 0x7FFF_FFFE
@@ -426,6 +430,24 @@ class Miss:
 
 
 @structure
+class HoldNotesHead:
+    """The request that raises holds now. A word for each of these inodes follows, and the count
+    that it had."""
+
+    number: int = stored("<u8", "of the request; 0: none")
+    count: int = stored("<u8", "notes that follow")
+    rest: bytes = stored("V48", "zero", default=bytes(48))
+
+
+@structure
+class HoldNote:
+    """An inode that a request holds once more, which no caller was told of yet."""
+
+    inode: int = stored("<u8", "number of the inode")
+    before: int = stored("<u8", "how often it was held before")
+
+
+@structure
 class Hot:
     """A piece that a worker has found hot, in a message of many."""
 
@@ -558,13 +580,16 @@ ENTRY_STATE = Layout(EntryState, 64)
 OPEN_PLACE = Layout(OpenPlace, 64)
 DECISION = Layout(Decision, 64)
 ANSWER_RECORD = Layout(AnswerRecord, 192)
+HOLD_NOTES = Layout(HoldNotesHead, 64)
+HOLD_NOTE = Layout(HoldNote, 16)
 
 SIGNATURE = zlib.crc32(
     repr([
         [tuple(field) for field in layout.fields]
         for layout in (HEADER, MOUNT_WORDS, KEPT_ATTRIBUTES, SLOT_HEAD, OPERATION_COUNTS,
                        CACHE_COUNTS, INODE_ENTRY, ATTRIBUTES_ENTRY, TABLE_HEAD, EXTENT,
-                       FAULT_RECORD, OPEN_PLACE, DECISION, ANSWER_RECORD, MISS, HOT,
+                       FAULT_RECORD, OPEN_PLACE, DECISION, ANSWER_RECORD, HOLD_NOTES, HOLD_NOTE,
+                       MISS, HOT,
                        PAGE_LOCK, REDO_LOCK, NAMES_HEAD, NAMES_DECISION, NAMES_LISTED,
                        ENTRY_STATE)
     ]).encode()
@@ -583,6 +608,9 @@ PAGE_LOCKS_BYTES = (PAGE_LOCK.size_bytes << PAGE_LOCKS_SHIFT) + (
     REDO_LOCK.size_bytes << REDO_LOCKS_SHIFT
 )
 """The locks of redo records lie behind those of pages."""
+HOLD_NOTES_AT = DECISION.size_bytes + (ANSWER_RECORD.size_bytes << ANSWERS_SHIFT)
+"""Behind the records of answers; long answers come last."""
+HOLD_NOTES_BYTES = HOLD_NOTES.size_bytes + (HOLD_NOTE.size_bytes << HOLD_NOTES_SHIFT)
 NAMES_SLOTS_AT = NAMES_HEAD.size_bytes
 NAMES_FRAMES_AT = NAMES_SLOTS_AT + (8 << NAMES_STACK_SHIFT)
 NAMES_HANDLES_AT = NAMES_FRAMES_AT + (8 << NAMES_STACK_SHIFT)
@@ -644,7 +672,7 @@ def compute_areas(
         EXTENT_ARENA_BYTES,
         OPEN_PLACE.size_bytes << OPEN_PLACES_SHIFT,
         inode_numbers(pool_bytes) * COUNT_BYTES if has_files else 0,
-        DECISION.size_bytes + (ANSWER_RECORD.size_bytes << ANSWERS_SHIFT),
+        HOLD_NOTES_AT + HOLD_NOTES_BYTES + LISTINGS_BYTES,
         CACHE_LOCK_BYTES << CACHE_LOCKS_SHIFT if cache_set_count else 0,
         group_count_of(cache_set_count),
         PAGE_LOCKS_BYTES if has_files else 0,

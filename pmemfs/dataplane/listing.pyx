@@ -18,6 +18,7 @@ from cpython.dict cimport PyDict_GetItemWithError
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.object cimport PyObject
 
+from pmemfs.dataplane.memory cimport store
 from pmemfs.dataplane.protocol cimport fuse_attr, fuse_direntplus, fuse_entry_out
 
 include "stored.pxi"
@@ -29,6 +30,8 @@ cdef enum:
     ENTRY_TYPE_BITS = 4
     NS = 1000000000
     HEAD_BYTES = sizeof(fuse_direntplus)
+    # As `layouts.HOLD_NOTES`.
+    NOTES_HEAD_WORDS = 8
 
 # An entry of the directory as it is in memory.
 cdef struct entry_t:
@@ -206,24 +209,49 @@ cdef inline void put_time(int64_t time_ns, int64_t *seconds, uint32_t *rest_ns) 
     rest_ns[0] = <uint32_t>rest
 
 
-def hold_listed(counts, bytearray answer not None, size_t start) -> None:
+def hold_listed(counts, notes, bytearray answer not None, size_t start) -> None:
     """Count what was packed into an answer, from its byte `start` on, as looked up once more.
 
-    `counts` has a word for each number of an inode. Raises IndexError if one is too large.
+    `counts` has a word for each number of an inode. Raises IndexError if one is too large, with all
+    before it counted. Each count is noted before it changes (`holdnotes`), unless `notes` is None.
     """
     cdef const uint8_t *packed = <const uint8_t *>PyByteArray_AS_STRING(answer)
     cdef const fuse_direntplus *head
     cdef size_t end = <size_t>len(answer)
     cdef uint64_t number
-    cdef Py_buffer view
+    cdef uint64_t *count
+    cdef Py_buffer view, noted
+    cdef bint has_notes = notes is not None
     PyObject_GetBuffer(counts, &view, PyBUF_WRITABLE)
+    if has_notes:
+        try:
+            PyObject_GetBuffer(notes, &noted, PyBUF_WRITABLE)
+        except BaseException:
+            PyBuffer_Release(&view)
+            raise
     try:
         while start + HEAD_BYTES <= end:
             head = <const fuse_direntplus *>(packed + start)
             number = head.entry_out.nodeid
             if number >= <uint64_t>view.len // 8:
                 raise IndexError(number)
-            (<uint64_t *>view.buf)[number] += 1
+            count = <uint64_t *>view.buf + number
+            if has_notes:
+                note_count(<uint64_t *>noted.buf, <uint64_t>noted.len // 8, number, count[0])
+            store(count, count[0] + 1)
             start += (HEAD_BYTES + head.dirent.namelen + 7) & ~<size_t>7
     finally:
         PyBuffer_Release(&view)
+        if has_notes:
+            PyBuffer_Release(&noted)
+
+
+cdef inline void note_count(uint64_t *notes, uint64_t room_words, uint64_t number,
+                            uint64_t count) noexcept nogil:
+    """As `HoldNotes.note`."""
+    cdef uint64_t at = NOTES_HEAD_WORDS + 2 * notes[1]
+    if not notes[0] or at + 2 > room_words:
+        return
+    notes[at], notes[at + 1] = number, count
+    # In this order, whatever instruction the process is killed at.
+    store(&notes[1], notes[1] + 1)

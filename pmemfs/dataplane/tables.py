@@ -70,6 +70,7 @@ from pmemfs.dataplane import layouts
 from pmemfs.dataplane.answers import Answers
 from pmemfs.dataplane.arena import Arena
 from pmemfs.dataplane.held import LookupCounts
+from pmemfs.dataplane.holdnotes import HoldNotes
 from pmemfs.dataplane.layouts import (
     Extent,
     FaultRecord,
@@ -334,7 +335,13 @@ class SharedMemory:
         """How often the kernel has looked each inode up; empty in mode `block`."""
         start, numbers = self.areas.counts, self.header_word("inode_numbers")
         end = start + numbers * layouts.COUNT_BYTES
-        return LookupCounts(self.fd, self.memory, start, end)
+        return LookupCounts(self.fd, self.memory, start, end, self.hold_notes)
+
+    @property
+    def hold_notes(self) -> HoldNotes:
+        """What the control plane's request has added to these counts."""
+        start = self.areas.answers + layouts.HOLD_NOTES_AT
+        return HoldNotes(self.memory[start : start + layouts.HOLD_NOTES_BYTES])
 
     @property
     def names(self) -> NamesShared | None:
@@ -345,6 +352,13 @@ class SharedMemory:
     def answers(self) -> Answers:
         """The answers that the control plane gave last."""
         return Answers(self.fd, self.memory, self.areas.answers)
+
+    def take_back_holds(self) -> None:
+        """Undo what the request of a dead control plane has added to lookup counts, if it has no
+        answer. Before anybody changes one of these counts."""
+        start, numbers = self.areas.counts, self.header_word("inode_numbers")
+        counts = self.memory[start : start + numbers * layouts.COUNT_BYTES].cast("Q")
+        self.hold_notes.take_back(counts, self.opens, self.answers.places)
 
     def set_pages(self, geometry: PageGeometry, memmap_offset: int) -> None:
         """Say how many pages have structures, and where: in the pool or in this memory."""

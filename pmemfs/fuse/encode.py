@@ -81,7 +81,7 @@ def look_up_stored(stored: StoredListing, directory: int, name: bytes) -> bytes 
     found = inodes.look_up(directory, stored.words, name, CACHE_SECONDS)
     if found is None or stored.has_faulted():
         return None
-    stored.counts[int.from_bytes(found[:8], "little")] += 1
+    stored.hold(int.from_bytes(found[:8], "little"))
     return found
 
 
@@ -100,7 +100,7 @@ def take_stored(
         # The long way meets the bad memory as well, and says so.
         del answer[before:]
         return Taken(position, has_taken=False, is_full=False)
-    hold_listed(stored.counts, answer, before)
+    hold_listed(stored.counts, stored.note_words(), answer, before)
     return Taken(after, len(answer) > before, is_full)
 
 

@@ -278,7 +278,7 @@ class ForwardedRequests:
             found = self._once.find(number)
             if found.state == AnswerState.ANSWERED:
                 # Perhaps the kernel has not got that.
-                outbox.reply(unique, found.answer[: found.length], found.error)
+                outbox.reply(unique, self._once.answer_of(found), found.error)
                 return
             answer_by = partial(self._unanswered.answer, found.offset)
         if number in self._listed:

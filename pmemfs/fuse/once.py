@@ -8,7 +8,9 @@ latest form. Invariants:
 - an operation of `RECORDED` is recorded before its answer is sent, a failure as well: once the
   caller has seen EEXIST, nobody may make that file for it.
 
-What only reads, and FORGET, which the kernel never gives again, have no records.
+A listing with attributes is an operation of `RECORDED`: it counts its entries as looked up, and the
+kernel may have taken the first answer. What only reads, and FORGET, which the kernel never gives
+again, have no records.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ _RECORDED = (
     Opcode.RMDIR, Opcode.RENAME, Opcode.LINK, Opcode.OPEN, Opcode.WRITE, Opcode.RELEASE,
     Opcode.SETXATTR, Opcode.REMOVEXATTR, Opcode.OPENDIR, Opcode.RELEASEDIR, Opcode.CREATE,
     Opcode.IOCTL, Opcode.FALLOCATE, Opcode.RENAME2, Opcode.COPY_FILE_RANGE, Opcode.TMPFILE,
-    Opcode.COPY_FILE_RANGE_64,
+    Opcode.COPY_FILE_RANGE_64, Opcode.READDIRPLUS,
 )  # fmt: skip
 RECORDED = sum(1 << opcode for opcode in _RECORDED)
 """The operations that change something, or count something, as a bitmap of opcodes."""
@@ -64,6 +66,10 @@ class Once(Commits):
         """Is told the number and opcode of an operation of `RECORDED` before it begins."""
         self.record = answers.record
         """Is told the answer of an operation of `RECORDED` before it is sent."""
+
+    def answer_of(self, record: AnswerRecord) -> bytes:
+        """The answer in a record."""
+        return self.answers.answer_of(record)
 
     def find(self, number: int) -> AnswerRecord:
         """The record of a request in `answered`."""

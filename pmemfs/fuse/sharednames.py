@@ -67,6 +67,7 @@ class SharedNames(trio.abc.Instrument):
         """`fs` was just opened, and its journal carried out. No worker is in a section."""
         self._shared, self._names, self._fs, self._answers = shared, names, fs, answers
         self._store, self._ground = fs.store, fs.store.ground
+        self._notes = shared.hold_notes
         self._memory_bytes = 0
         self._log_frames = -1
         self.listed: dict[int, list[int]] = {}
@@ -154,6 +155,7 @@ class SharedNames(trio.abc.Instrument):
             except Exception as error:
                 names.is_on = False
                 self._fail(error)
+        self._notes.forget()
         names.free()
 
     def _take(self) -> bool:

@@ -128,6 +128,7 @@ class Left(NamedTuple):
         if self.plane.has_ended():
             shared.forget_workers()
         shared.free_control_locks()
+        shared.take_back_holds()
 
 
 def inherited(fd: int, *, foreground: bool) -> dict[str, Stored]:

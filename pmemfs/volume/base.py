@@ -81,6 +81,10 @@ class StoredListing(NamedTuple):
     """As `Medium.sparse_fd`."""
     counts: memoryview
     """How often each inode is held, a word for each number."""
+    note_words: Callable[[], memoryview | None]
+    """As `Holds.note_words`, for whoever raises `counts`."""
+    hold: Callable[[int], None]
+    """Holds one inode once more."""
     has_faulted: Callable[[], bool]
 
 

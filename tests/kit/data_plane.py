@@ -292,6 +292,7 @@ def share_files(pool: Pool, shared: SharedMemory) -> SharedFiles:
     tables = PublishedTables(shared)
     memmap = share_memmap(pool, medium, shared)
     once = Once(shared.answers)
+    shared.take_back_holds()
     fs = FileSystem(pool, memmap, tables, shared.lookup_counts, once)
     return SharedFiles(pool, medium, memmap, shared, tables, fs, once)
 

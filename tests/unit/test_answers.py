@@ -140,7 +140,7 @@ def test_the_oldest_records_go_but_never_those_of_requests_under_way(ring: Ring)
     assert late.answer[: late.length] == b"late"
 
 
-STORES = 15
+STORES = 16
 
 
 @pytest.mark.parametrize("step", range(STORES))

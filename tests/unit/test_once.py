@@ -6,7 +6,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ import trio.testing
 
 from kit.data_plane import SharedFiles, shared_files
 from kit.doors import WireWay, replies
+from pmemfs.dataplane.answers import LISTINGS_BYTES, Answers, operation_under_way
 from pmemfs.dataplane.held import OpenPlaces
+from pmemfs.dataplane.listing import hold_listed
 from pmemfs.fuse import wire
 from pmemfs.fuse.once import RESENT
 from pmemfs.fuse.unanswered import Unanswered
@@ -78,6 +80,19 @@ def message(unique: int, opcode: int, operation: bytes, ino: int = ROOT) -> byte
 
 
 @pytest.fixture
+def under_way() -> Iterator[Callable[[tuple[int, int]], object]]:
+    """Says which request is carried out: its number and its opcode."""
+    before = operation_under_way.get()
+    yield operation_under_way.set
+    operation_under_way.set(before)
+
+
+@pytest.fixture
+def ring() -> Answers:
+    return Answers.of_this_process()
+
+
+@pytest.fixture
 def daemon(shm: Path) -> Iterator[Daemon]:
     with shared_files(shm) as files:
         yield Daemon(files)
@@ -125,6 +140,80 @@ def test_a_request_that_comes_again_while_it_waits_is_answered_once_in_its_lates
     assert began == 1
     assert daemon.ask(first) == [(100, 0, b"")]
     assert bytes(daemon.files.fs.read(ino, 0, MIB)) == bytes(4096) + b"x" * 8192
+
+
+def listing_of(daemon: Daemon, count: int) -> bytes:
+    """What lists a directory of so many names with attributes."""
+    for number in range(count):
+        daemon.files.fs.make(ROOT, b"n%d" % number, NewInode(0o100600, 0, 0))
+    ((_, _, opened),) = daemon.ask(message(10, Opcode.OPENDIR, wire.OPEN_IN.pack(0, 0)))
+    return wire.READ_IN.pack(*struct.unpack_from("<Q", opened), 0, MIB, 0, 0, 0)
+
+
+@pytest.mark.parametrize("count", [0, 3, 400])
+def test_a_listing_that_comes_again_counts_once_and_answers_the_same(
+    daemon: Daemon, count: int
+) -> None:
+    """The kernel may have taken the first answer, so the second one must count the same."""
+    asked = listing_of(daemon, count)
+    ((_, _, first),) = daemon.ask(message(100, Opcode.READDIRPLUS, asked))
+    held = dict(daemon.files.shared.lookup_counts.counts())
+    assert sum(held.values()) == count
+    if count:
+        daemon.files.fs.unlink(ROOT, b"n0")
+    for other in (daemon, daemon.successor()):
+        again = message(100 | RESENT, Opcode.READDIRPLUS, asked)
+        assert other.ask(again) == [(100 | RESENT, 0, first)]
+        assert dict(other.files.shared.lookup_counts.counts()) == held
+
+
+def test_long_answers_take_the_place_of_the_oldest_ones(ring: Answers) -> None:
+    most = LISTINGS_BYTES // 3
+    answers = {number: os.urandom(most - 1000 * number) for number in range(1, 20)}
+    for number, answer in answers.items():
+        ring.record(number, Opcode.READDIRPLUS, answer)
+        ring.record(100 + number, Opcode.LOOKUP, b"short")
+        kept = [number for number in ring.places if number < 100]
+        assert number in kept
+        assert kept == list(range(kept[0], number + 1))
+        assert len(kept) >= min(number, 2)
+        for found in kept:
+            assert ring.answer_of(ring.find(found)) == answers[found]
+
+
+@pytest.mark.parametrize("cut_off", range(7))
+def test_holds_of_a_listing_that_was_cut_off_are_taken_back(
+    daemon: Daemon, under_way: Callable[[tuple[int, int]], object], cut_off: int
+) -> None:
+    """After each inode: of the next one only the note may be there."""
+    asked = listing_of(daemon, 6)
+    ((_, _, answer),) = daemon.ask(message(100, Opcode.READDIRPLUS, asked))
+    counts = daemon.files.shared.lookup_counts
+    before = dict(counts.counts())
+    entries = bytearray(answer[-6 * 160 :])
+    assert counts.words is not None
+    under_way((102, Opcode.READDIRPLUS))
+    if cut_off < 6:
+        struct.pack_into("<Q", entries, cut_off * 160, 1 << 40)
+        with pytest.raises(IndexError):
+            hold_listed(counts.words, counts.note_words(), entries, 0)
+        counts._notes.note(max(before), before[max(before)])
+    else:
+        hold_listed(counts.words, counts.note_words(), entries, 0)
+    assert sum(counts.count(number) for number in before) == 6 + cut_off
+    assert dict(daemon.successor().files.shared.lookup_counts.counts()) == before
+
+
+def test_counts_that_others_may_have_changed_are_not_taken_back(
+    daemon: Daemon, under_way: Callable[[tuple[int, int]], object]
+) -> None:
+    ino = daemon.files.fs.make(ROOT, b"f", NewInode(0o100600, 0, 0))
+    counts = daemon.files.shared.lookup_counts
+    under_way((102, Opcode.OPEN))
+    counts.add(ino, 2)
+    under_way((104, Opcode.RELEASE))
+    counts.take(ino, 1)
+    assert daemon.successor().files.shared.lookup_counts.count(ino) == 1
 
 
 def test_what_only_reads_is_done_again(daemon: Daemon) -> None:

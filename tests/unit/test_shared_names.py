@@ -14,7 +14,7 @@ from kit.data_plane import SharedFiles, door_to, shared_files
 from kit.fs_tree import DIRECTORY, FILE
 from kit.native_names import create_in
 from pmemfs.dataplane import layouts
-from pmemfs.dataplane.answers import AnswerState
+from pmemfs.dataplane.answers import AnswerState, operation_under_way
 from pmemfs.dataplane.layouts import NAMES_DECISION, NAMES_HEAD, NamesDecision
 from pmemfs.dataplane.native import NamesShared, Responder, store_word
 from pmemfs.fuse import wire
@@ -268,6 +268,24 @@ def test_orphans_are_freed(daemon: Daemon) -> None:
         pass
     assert not [number for number in numbers if fs.store.table.head(number)]
     assert fs.lookup(ROOT, b"named") == kept
+
+
+def test_what_a_worker_counts_is_not_taken_back_with_what_the_daemon_counted(
+    daemon: Daemon,
+) -> None:
+    number, _ = daemon.create(b"new")
+    before = operation_under_way.get()
+    operation_under_way.set((NUMBER, Opcode.OPEN))
+    daemon.fs.hold(number)
+    operation_under_way.set(before)
+    count = daemon.files.shared.lookup_counts.count(number)
+    daemon.names.leave()
+    verdict, *_ = daemon.worker.answer(b"new\0", opcode=Opcode.LOOKUP, inode=ROOT)
+    assert verdict == "answer"
+    # The daemon dies now.
+    daemon.files.shared.take_back_holds()
+    assert daemon.files.shared.lookup_counts.count(number) == count + 1
+    daemon.names.enter()
 
 
 # What a dead worker has left

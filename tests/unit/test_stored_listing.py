@@ -49,7 +49,11 @@ def listing_of(fs: FileSystem, directory: int) -> StoredListing:
     counts = memoryview(bytearray(8 * 8 * (first_pfn + frame_count))).cast("Q")
     words = fs.inode(directory).entries.words
     fd = fs.store.medium.sparse_fd
-    return StoredListing(words, zone, first_pfn, fd, counts, lambda: False)
+
+    def hold(number: int) -> None:
+        counts[number] += 1
+
+    return StoredListing(words, zone, first_pfn, fd, counts, lambda: None, hold, lambda: False)
 
 
 def packed_one(fs: FileSystem, directory: int, name: bytes, position: int = 2) -> bytes:
@@ -333,7 +337,7 @@ def test_an_answer_has_only_the_entries_that_have_room(files: SharedFiles, room:
     after = inodes.pack(ROOT, stored.words, names, 2, answer, room, CACHE_SECONDS)
     assert after == (2 + fit, fit < 3)
     assert len(answer) == fit * 160
-    hold_listed(stored.counts, answer, 0)
+    hold_listed(stored.counts, None, answer, 0)
     assert sum(stored.counts) == fit
 
 
@@ -513,7 +517,7 @@ def test_it_takes_names_and_places_only(files: SharedFiles) -> None:
         inodes.pack(1, {}, [], 1, bytearray(), ROOM, 1)
     raw = bytearray(packed_at(1 << 40))
     with pytest.raises(IndexError):
-        hold_listed(bytearray(80), raw, 0)
+        hold_listed(bytearray(80), None, raw, 0)
 
 
 def packed_at(number: int) -> bytes:

@@ -27,6 +27,11 @@ class Holds(Protocol):
         """The counts as words in memory, one for each number, if they are stored like that."""
         return None
 
+    def note_words(self) -> memoryview | None:
+        """Where whoever raises `words` by itself has to note before how they were; see
+        `dataplane/holdnotes`."""
+        return None
+
 
 class OwnHolds(Holds):
     """Those of a file system that ends with this process."""

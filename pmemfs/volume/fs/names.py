@@ -93,8 +93,9 @@ class Names:
         first_pfn, frame_count = ground.geometry
         zone = medium.view(first_pfn << PAGE_SHIFT, frame_count << PAGE_SHIFT)
         return StoredListing(
-            directory.entries.words, zone, first_pfn, medium.sparse_fd, counts, medium.has_faulted
-        )
+            directory.entries.words, zone, first_pfn, medium.sparse_fd, counts,
+            self._store.note_words, self._store.hold, medium.has_faulted,
+        )  # fmt: skip
 
     def has_entry(self, number: int, name: bytes) -> int | None:
         """The inode that a name leads to now. Raises OSError: ENOENT in a locked directory."""

@@ -88,6 +88,10 @@ class Store:
         """As `Holds.words`."""
         return self._holds.words
 
+    def note_words(self) -> memoryview | None:
+        """As `Holds.note_words`."""
+        return self._holds.note_words()
+
     def is_held(self, number: int) -> bool:
         """Whether anybody holds an inode."""
         return self._holds.count(number) > 0
