@@ -99,7 +99,8 @@ def stat(
 
     TARGET is a mountpoint or the pool that is mounted there.
     The first report is on all since the mount. native: answered by the data plane;
-    forwarded: handed to the control plane; failed: answered natively with an error.
+    forwarded: handed to the control plane; failed: answered natively with an error, also where a
+    name was looked for and is not there. other: requests about names, attributes and all else.
     A latency is the time from taking a request from the kernel to answering it; of an
     fsync that needs msync, to asking for that. Of a cache the last line counts blocks: those that
     were there, those that waited for the origin, those that made room for others, and those that
