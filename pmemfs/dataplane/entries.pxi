@@ -26,10 +26,10 @@ and the steps between them, each of which is one store:
 
 Invariants:
 - before `answered`, the request can be served or handed over again. So nothing is stored over the
-  head, `op_in` and the payload, except: the bytes of a READ, which has no payload, and a reply of
-  more than `aside` holds. Before such a reply the payload is saved into `aside` (`saved`). If it
-  does not fit there, it is lost, and the request is handed over without it: that the control plane
-  has answered it before is how it came to be lost, and its record says what;
+  head, `op_in` and the payload, except: what a READ or a listing gives, which have no payload, and a
+  reply of more than `aside` holds. Before such a reply the payload is saved into `aside` (`saved`).
+  If it does not fit there, it is lost, and the request is handed over without it: that the control
+  plane has answered it before is how it came to be lost, and its record says what;
 - after `answered`, the reply can be put into place again: it is in `aside`, or whole in the payload;
 - `aside` holds a saved payload or a reply, never both. A payload that was saved is put back before
   its request is handed over again, and only then a reply may come;
@@ -187,7 +187,8 @@ cdef inline bint take_apart(entry_t *entry, fuse_in_header *head, request_t *req
     request.operation_bytes = 0
     request.payload = entry.payload
     request.payload_bytes = payload_bytes
-    if head.opcode == FUSE_READ:
+    if (head.opcode == FUSE_READ or head.opcode == FUSE_READDIR
+            or head.opcode == FUSE_READDIRPLUS):
         request.answer, request.answer_room = entry.payload, room
     else:
         request.answer, request.answer_room = entry.aside, ENTRY_ASIDE_BYTES
