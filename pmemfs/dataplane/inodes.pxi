@@ -74,7 +74,7 @@ cdef verdict_t open_file(names_change_t *change) noexcept nogil:
     out.fh = handle
     out.open_flags = <uint32_t>load(&change.names.head.open_flags)
     request.answer_bytes = sizeof(fuse_open_out)
-    store(count, count[0] + 1)
+    hold_once(change, known.number, count)
     fill_place(change, handle, known.number, HANDLE_FILE, wanted.flags)
     carried_out(change)
     return ANSWER

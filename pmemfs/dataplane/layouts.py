@@ -530,8 +530,12 @@ class NamesDecision:
     opcode: int = stored("<u8", "of the request")
     offset: int = stored("<u8", "of the word in the pool that decides; 0: nothing is stored there",
                          unit="bytes")  # fmt: skip
-    value: int = stored("<u8", "that the word has once the operation is carried out")
-    inode: int = stored("<u8", "number of the inode that it makes; 0: none")
+    value: int = stored(
+        "<u8",
+        "that the word has once the operation is carried out; of LOOKUP and "
+        "OPEN, how often the inode was held before",
+    )
+    inode: int = stored("<u8", "number of the inode that it makes or holds; 0: none")
     slot: int = stored("<u8", "the slot taken from the reserve; 0: none", unit="bytes")
     handle: int = stored("<u8", "the open place taken from the reserve; 0: none")
     popped_count: int = stored("<u8", "frames taken from the reserve")

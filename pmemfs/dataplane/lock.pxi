@@ -193,6 +193,16 @@ cdef inline void note_answer(names_change_t *change) noexcept nogil:
     put_32(&decision.error, <uint32_t>request.error)
 
 
+cdef void hold_once(names_change_t *change, uint64_t number, uint64_t *count) noexcept nogil:
+    """Hold an inode once more. The decision says how often it was held before, so that this is taken
+    back if the process is killed before the operation is carried out."""
+    put(&change.decision.value, count[0])
+    store(&change.decision.inode, number)
+    step(change.worker.plane)
+    store(count, count[0] + 1)
+    step(change.worker.plane)
+
+
 cdef void carried_out(names_change_t *change) noexcept nogil:
     """An operation that stores nothing in the pool, or is unfinished after its commit, is carried
     out, and has its answer."""

@@ -168,7 +168,7 @@ cdef verdict_t look_up(names_change_t *change) noexcept nogil:
     if count == NULL:
         return FORWARD
     begin_change(change)
-    store(count, count[0] + 1)
+    hold_once(change, known.number, count)
     carried_out(change)
     return ANSWER
 

@@ -54,6 +54,8 @@ _PATIENCE_NS = 10 * 10**9
 _BEGUN, _CARRIED_OUT = 1, 2
 _FREES = (wire.Opcode.FORGET, wire.Opcode.RELEASE)
 """What a word decides of these is that an inode is gone."""
+_HOLDS = (wire.Opcode.LOOKUP, wire.Opcode.OPEN)
+"""Of these a decision that is begun says how often the inode was held before."""
 _ENDS_IN_LINE = (wire.Opcode.WRITE, wire.Opcode.SETATTR)
 """They store into the live line after their word has decided."""
 
@@ -327,6 +329,10 @@ class SharedNames(trio.abc.Instrument):
             return
         if decision.handle:
             self._take_handle_back(decision.handle)
+        counts = self._store.hold_words
+        if decision.opcode in _HOLDS and counts and 0 < decision.inode < len(counts):
+            # Nobody has changed it since, because the dead worker had the lock.
+            counts[decision.inode] = decision.value
         if decision.slot and self._pool_word(decision.slot + TAIL_WORD_AT) == 0:
             self._store.let_go(decision.inode)
             _put_back(self._names.slots, [decision.slot])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
@@ -338,6 +339,43 @@ def test_what_was_taken_in_vain_comes_back_once(daemon: Daemon, is_on_stack: boo
     assert shared.frames.pop(3) == frames
     assert not daemon.fs.store.is_held(number)
     assert NUMBER not in daemon.files.once.answered
+
+
+@pytest.mark.parametrize("opcode", [Opcode.LOOKUP, Opcode.OPEN])
+def test_a_hold_counts_once_at_whatever_step_its_worker_is_killed(
+    daemon: Daemon, opcode: Opcode
+) -> None:
+    number, _ = daemon.create(b"new")
+    counts = daemon.files.shared.lookup_counts
+    inode, operation = {
+        Opcode.LOOKUP: (ROOT, b"new\0"),
+        Opcode.OPEN: (number, wire.OPEN_IN.pack(0, 0)),
+    }[opcode]
+    before, handles = counts.count(number), daemon.shared.handles.count
+    outcomes: list[bool | None] = []
+    while not outcomes or outcomes[-1] is not None:
+        unique = NUMBER + 2 * len(outcomes)
+        daemon.names.leave()
+        child = os.fork()
+        if not child:
+            worker = daemon.files.worker()
+            worker.record(killed_before=len(outcomes) + 1)
+            worker.answer(operation, opcode=opcode, inode=inode, unique=unique)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        # The dead worker's lock.
+        daemon.set_word("holder", 0)
+        daemon.names.enter()
+        daemon.names.recover()
+        is_answered = unique in daemon.files.once.answered
+        before += is_answered
+        handles -= is_answered and opcode == Opcode.OPEN
+        assert counts.count(number) == before, f"step {len(outcomes) + 1}"
+        assert daemon.shared.handles.count == handles
+        outcomes.append(is_answered if status else None)
+    # The last step is behind the one that decides.
+    assert outcomes[-3:] == [False, True, None]
+    assert len(outcomes) >= 5
 
 
 def test_the_journal_of_a_dead_worker_is_carried_out(daemon: Daemon) -> None:
