@@ -31,6 +31,7 @@ _PLACE_WORDS = PLACE_BYTES // 8
 _COUNTS_A_STEP = 512
 _INODE_WORD = layouts.OPEN_PLACE.offset_of("inode") // 8
 _OWNER_WORD = layouts.OPEN_PLACE.offset_of("owner") // 8
+_NUMBER_WORD = layouts.OPEN_PLACE.offset_of("number") // 8
 # In the machine's own form each number is stored whole. The inode comes last, because it makes the
 # place count.
 _PLACE = struct.Struct("@QIIIIIIQQ")
@@ -92,6 +93,12 @@ class OpenPlaces:
         self._words[handle % self._capacity * _PLACE_WORDS + _OWNER_WORD] = 0
         _PLACE.pack_into(self._memory, at, handle, flags, kind, uid, gid, pid, 0, number, inode)
         return handle
+
+    def will_close(self, handle: int) -> None:
+        """The request under way closes this handle, also if this process dies meanwhile, once it
+        has noted what becomes of the hold (`LookupCounts.will_take`)."""
+        number, _ = operation_under_way.get()
+        self._words[handle % self._capacity * _PLACE_WORDS + _NUMBER_WORD] = number
 
     def give_back(self, handle: int) -> None:
         """Free the place of a handle, which stands for nothing from now on."""
@@ -194,6 +201,12 @@ class LookupCounts:
             self._notes.forget_others()
             held = self._counts[number] = max(0, held - count)
         return held
+
+    def will_take(self, number: int) -> None:
+        """As `Holds.will_take`."""
+        held = self._counts[number]
+        if held:
+            self._notes.note(number, held - 1)
 
     def count(self, number: int) -> int:
         """How often an inode is held."""

@@ -1,8 +1,10 @@
-"""What the request under way has added to the holds of inodes, until it has an answer.
+"""What the request under way does to the holds of inodes, until it has an answer.
 
 A hold, and the answer that tells the caller of it, can't be stored at once. So the count that an
 inode had is noted before it is raised. If the daemon dies before the answer is recorded, its
-successor gives each inode the noted count back, and carries the request out anew. Invariants:
+successor gives each inode the noted count back, and carries the request out anew. A file's last
+request is the other way round: its handle and its hold can't go at once, so the count without the
+hold is noted first, and the successor closes what the dead daemon was about to close. Invariants:
 - notes count only while nobody else may have changed one of these counts: this process has the lock
   of names since they were made, and whatever changes a count otherwise forgets them first;
 - they belong to one request, and are forgotten once its answer is recorded (`answers`).
@@ -40,7 +42,7 @@ class HoldNotes:
         return words
 
     def note(self, inode: int, count: int) -> None:
-        """An inode that is held so often is about to be held more often."""
+        """If the request has no answer when this process dies, an inode is held so often."""
         words = self.begin()
         noted = words[1]
         if words[0] and noted < ROOM:
@@ -59,8 +61,9 @@ class HoldNotes:
         self._words[0] = 0
 
     def take_back(self, counts: memoryview, opens: memoryview, answered: Container[int]) -> None:
-        """Undo what a dead daemon's request has raised, unless that was answered, and close what it
-        has opened. Ends as well if it is begun again in the middle."""
+        """Give counts what a dead daemon's request has noted, unless that was answered, and close
+        what it has opened or was about to close. Ends as well if it is begun again in the middle.
+        """
         words, places = self._words, opens.cast("Q")
         number, noted = words[0], min(words[1], ROOM)
         if number and noted and number not in answered:

@@ -349,7 +349,7 @@ class OpenPlace:
     gid: int = stored("<u4", "of the process that opened it")
     pid: int = stored("<u4", "of that process, in the daemon's PID namespace; 0: not there")
     unused: int = stored("<u4", "zero")
-    number: int = stored("<u8", "of the request that opened it, without bit 63")
+    number: int = stored("<u8", "of the request that opened or closes it, without bit 63")
     inode: int = stored("<u8", "number of the inode; 0: free. Stored last, cleared first")
     owner: int = stored("<u8", "0 the control plane, 1 a worker: see names.pxd")
     rest: int = stored("V8", "zero", default=bytes(8))

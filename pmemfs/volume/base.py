@@ -200,6 +200,11 @@ class Volume(Protocol):
         """Undo as many calls of `hold`."""
         return
 
+    def will_drop(self, number: int) -> None:
+        """The request under way undoes one `hold`, and no other. If this process dies before the
+        request has an answer, its handle is closed and that hold is gone."""
+        return
+
     # Attributes
 
     @abstractmethod

@@ -152,8 +152,8 @@ class OpenFiles:
         return made, self._new_handle(caller, made.ino, flags & ~os.O_TRUNC)
 
     def _new_handle(self, caller: Caller, ino: int, flags: int) -> Opened:
-        # The hold comes first, and `close` drops it last. A daemon that dies in between leaves an
-        # inode that is held for too long, never one that is open and not held.
+        # The hold comes first, so that nothing is open and not held; `dataplane/holdnotes` has what
+        # becomes of it if this process dies in between.
         self._fs.hold(ino)
         try:
             number = self._places.take(_FILE, ino, flags, *caller)
@@ -190,6 +190,9 @@ class OpenFiles:
         opens.count -= 1
         if self._publisher:
             self._publisher.closed(ino)
+        # From here on both the handle and its hold go, whatever becomes of this process.
+        self._places.will_close(number)
+        self._fs.will_drop(ino)
         # After `closed`: with the last handle the file is withdrawn, see `Publisher`.
         self._places.give_back(number)
         try:

@@ -96,7 +96,7 @@ class FileSystem:
         self.medium, self.tables, self.allocator = store.medium, store.tables, store.allocator
         self.untrimmed, self.pinned = store.untrimmed, store.ground.pinned
         self.inode, self.read_on = store.inode, store.read_on
-        self.hold, self.drop = store.hold, store.drop
+        self.hold, self.drop, self.will_drop = store.hold, store.drop, store.will_drop
         self.grow = store.ground.grow
         self.settle, self.leave_clean = store.settle, store.leave_clean
         self.has_unnamed = store.has_unnamed

@@ -16,6 +16,11 @@ class Holds(Protocol):
     def take(self, number: int, count: int) -> int:
         """An inode is held so many times less; how often still. Any number may be asked for."""
 
+    def will_take(self, number: int) -> None:
+        """The request under way takes one hold away, and that is all that it does to holds. If it
+        has no answer when this process dies, the hold is gone nevertheless."""
+        return
+
     def count(self, number: int) -> int:
         """How often an inode is held."""
 

@@ -79,6 +79,10 @@ class Store:
         if not self._holds.take(number, count):
             self._free_unnamed(number)
 
+    def will_drop(self, number: int) -> None:
+        """As `Volume.will_drop`."""
+        self._holds.will_take(number)
+
     def let_go(self, number: int, count: int | None = None) -> None:
         """Drop holds, by default all, that nobody was told of; the inode is not freed."""
         self._holds.take(number, self._holds.count(number) if count is None else count)
