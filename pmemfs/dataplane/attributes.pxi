@@ -170,7 +170,8 @@ cdef inline uint64_t accessed_of(live_t *live) noexcept nogil:
 # GETXATTR
 
 cdef verdict_t get_xattr(names_change_t *change) noexcept nogil:
-    """As `XattrHandlers.get`. The kernel asks for capabilities whenever an owner is set.
+    """As `XattrHandlers.get`. The kernel asks for capabilities whenever an owner is set, and
+    ls(1) asks for the lists of access of all that it shows.
 
     What is known has no attributes, or it would not be known here.
     """
@@ -186,4 +187,6 @@ cdef inline bint is_in_namespace(const name_t *name) noexcept nogil:
     """Whether an attribute may have this name. Of others it depends on more what is answered."""
     return (name.length > 5 and not memcmp(name.at, b"user.", 5)
             or name.length > 9 and not memcmp(name.at, b"security.", 9)
-            or name.length > 8 and not memcmp(name.at, b"trusted.", 8))
+            or name.length > 8 and not memcmp(name.at, b"trusted.", 8)
+            or name.length == 23 and not memcmp(name.at, b"system.posix_acl_access", 23)
+            or name.length == 24 and not memcmp(name.at, b"system.posix_acl_default", 24))

@@ -37,7 +37,8 @@ from pmemfs.dataplane.held import OpenPlaces
 from pmemfs.dataplane.layouts import Operation
 from pmemfs.fuse import wire
 from pmemfs.fuse.encode import attr_out, entry_out
-from pmemfs.fuse.handlers.privileges import Caller
+from pmemfs.fuse.handlers import acl
+from pmemfs.fuse.handlers.privileges import CAPABILITIES, Caller
 from pmemfs.fuse.once import RESENT
 from pmemfs.fuse.wire import Opcode
 from pmemfs.media.inode import ROOT
@@ -323,6 +324,7 @@ HANDED_OVER = (
     (Opcode.RENAME2, rename_in(b"f", b"g", 1 << 40)),
     (Opcode.GETXATTR, wire.GETXATTR_IN.pack(0) + b"other.name\0"),
     (Opcode.GETXATTR, wire.GETXATTR_IN.pack(0) + b"security.\0"),
+    (Opcode.GETXATTR, wire.GETXATTR_IN.pack(0) + b"system.posix_acl_accesses\0"),
     (Opcode.GETXATTR, wire.GETXATTR_IN.pack(0)),
     (Opcode.MKNOD, wire.MKNOD_IN.pack(0o100644, 0, 0) + b"new\0"),
 )
@@ -387,13 +389,16 @@ def test_a_directory_is_moved_by_a_worker_but_not_into_itself(native: NativeName
     native.names.free()
 
 
-def test_an_attribute_that_nothing_has_is_looked_for_by_a_worker(native: NativeNames) -> None:
+@pytest.mark.parametrize("name", [CAPABILITIES, acl.ACCESS, acl.DEFAULT])
+def test_an_attribute_that_nothing_has_is_looked_for_by_a_worker(
+    native: NativeNames, name: bytes
+) -> None:
     number = make_directory(native)
-    operation = wire.GETXATTR_IN.pack(0) + b"security.capability\0"
+    operation = wire.GETXATTR_IN.pack(0) + name + b"\0"
     assert native.ask(Opcode.GETXATTR, number, operation) == (errno.ENODATA, b"")
     native.names.take()
     native.catch_up()
-    native.fs.set_xattr(number, b"security.capability", b"value")
+    native.fs.set_xattr(number, name, b"value")
     native.names.free()
     assert native.ask(Opcode.GETXATTR, number, operation) is None
 
