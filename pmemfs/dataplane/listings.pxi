@@ -136,6 +136,9 @@ cdef verdict_t serve_listing(worker_t *worker, request_t *request) noexcept nogi
         for count in range(LISTING_PAUSES):
             pause()
         verdict = serve_named(worker, request, list_some)
+    if verdict != ANSWER and request.position <= DOTS:
+        # Without the dots alone: overlayfs, for one, judges a directory by the first answer.
+        request.done = 0
     if not request.done:
         return verdict
     # What could not be listed now is asked for by the next request.

@@ -135,8 +135,11 @@ def test_a_name_is_told_as_it_is_now(native_files: Mounted) -> None:
         shares = asked(at, "--map", "--by", "owner")["owners"]
         assert [share["owner"]["note"] for share in shares] == ["unnamed"]
         assert "(unnamed)" in pmemfs_here("pages", at)
-    hottest = native_files.pages()["hottest"]
-    assert {page["owner"]["note"] for page in hottest} == {"gone"}
+
+    def notes() -> set[str]:
+        return {page["owner"]["note"] for page in native_files.pages()["hottest"]}
+
+    wait_until(lambda: notes() == {"gone"}, "it is closed")
     page = asked(at, "--pfn", pages["runs"][0]["pfn"])
     assert page["owner"]["has_left"]
     # What has the number and the frames of an old file is told from it.

@@ -82,7 +82,7 @@ def test_what_the_kernel_forgets_at_once_holds_nobody_up(pools: PoolMaker) -> No
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     daemon = subprocess.Popen(
         [sys.executable, "-c", LIAR, str(pool), str(mounted.mountpoint),
-         "-o", f"engine={pools.engine.name},transport={pools.engine.transport}",
+         "-o", f"engine={pools.engine.name},transport={pools.engine.transport},names_memory=0",
          "--starter-fd", str(theirs.fileno())],
         pass_fds=[theirs.fileno()],
     )  # fmt: skip

@@ -281,6 +281,18 @@ def test_an_entry_that_workers_know_nothing_of_ends_the_answer_before_it(
     assert sorted(names[2:]) == sorted(made)
 
 
+def test_no_first_answer_has_the_dots_alone_where_there_is_more(native: NativeNames) -> None:
+    # Overlayfs looks at no other one.
+    inode = inode_of(native.serve(Opcode.MKDIR, ROOT, mkdir_in(b"odd"))[1])
+    native.names.take()
+    native.fs.set_xattr(inode, b"trusted.odd", b"1")
+    native.names.free()
+    operation = read_in(opened(native, ROOT), 0, 4096)
+    assert native.ask(Opcode.READDIRPLUS, ROOT, operation) is None
+    _, answer = native.serve(Opcode.READDIRPLUS, ROOT, operation)
+    assert [entry.name for entry in shown_in(answer, Opcode.READDIRPLUS)] == [b".", b"..", b"odd"]
+
+
 @pytest.mark.parametrize("flags", [0, os.O_NOATIME])
 def test_a_listing_is_an_access(native: NativeNames, flags: int) -> None:
     native.files.shared.set_header_word("access_times", 2)
