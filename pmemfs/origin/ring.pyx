@@ -40,6 +40,7 @@ cdef extern from "<liburing.h>" nogil:
     void io_uring_prep_fsync(io_uring_sqe *sqe, int fd, unsigned flags)
     void io_uring_sqe_set_data(io_uring_sqe *sqe, void *data)
     int io_uring_submit(io_uring *ring)
+    unsigned io_uring_sq_ready(const io_uring *ring)
     int io_uring_peek_cqe(io_uring *ring, io_uring_cqe **cqe)
     void *io_uring_cqe_get_data(const io_uring_cqe *cqe)
     void io_uring_cqe_seen(io_uring *ring, io_uring_cqe *cqe)
@@ -113,7 +114,8 @@ cdef class Ring:
         with nogil:
             done = io_uring_submit(&self._ring)
         if done >= 0:
-            return True
+            # The kernel stops behind one that it can't begin.
+            return io_uring_sq_ready(&self._ring) == 0
         if -done not in (EAGAIN, EBUSY, EINTR, ENOMEM):
             raise OSError(-done, os.strerror(-done))
         return False

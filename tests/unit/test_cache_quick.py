@@ -51,7 +51,11 @@ async def slow_cache(
     slow_origin = await slow(origin)
     with opened_pool(pool_path) as pool:
         async with served_cache(pool, origin=slow_origin, is_native=True) as volume:
-            yield slow_origin, volume
+            try:
+                yield slow_origin, volume
+            finally:
+                # Or a test that fails would wait for ever.
+                slow_origin.let_go()
 
 
 def begin(volume: CacheVolume, block: int, length: int = BLOCK) -> Coming[bytes | memoryview]:
@@ -101,7 +105,8 @@ def test_blocks_that_many_ask_for_at_once_come_with_few_calls(
             coming = [begin(volume, block) for block in blocks]
             await trio.testing.wait_all_tasks_blocked()
             assert slow_origin.calls == 1
-            assert len(volume.misses.nursery.child_tasks) == tasks
+            # One that was there for the beginning may have ended.
+            assert len(volume.misses.nursery.child_tasks) <= tasks
             slow_origin.let_go()
             for block, answer in zip(blocks, coming, strict=True):
                 assert await answer == wanted[block * BLOCK : (block + 1) * BLOCK]
