@@ -11,7 +11,7 @@ import errno
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from pmemfs.dataplane.held import OpenPlaces
 from pmemfs.dataplane.layouts import HandleKind
@@ -26,6 +26,8 @@ _DOTS = 2
 _OF_WORKERS = 1 << 62
 """Positions from here on were given by workers; see listings.pxi. A listing goes on as it began."""
 _AT_ONCE = 256
+_ERRORS = (OSError, PmemfsError, NotRead)
+"""What an entry can't be read for."""
 
 
 @dataclass(slots=True)
@@ -110,46 +112,28 @@ class DirectoryHandlers:
         if start == 0 or directory.listing is None:
             directory.listing = self._volume.listing(directory.ino)
         ino, names, position = directory.ino, directory.listing, start
-        end, has_taken = len(names) + _DOTS, False
-        try:
+        end = len(names) + _DOTS
+        with _Taking(self._volume, take) as taking:
             stored = self._volume.stored_listing(ino) if take_stored else None
             while position < end:
                 if stored is not None and take_stored is not None and position >= _DOTS:
                     taken = take_stored(stored, ino, names, position)
-                    position, has_taken = taken.position, has_taken or taken.has_taken
+                    position = taken.position
+                    taking.has_taken |= taken.has_taken
                     if taken.is_full or position == end:
                         return
-                listed = self._entry(ino, names, position, with_attributes)
-                position += 1
-                if listed is None:
-                    continue
-                if not take(listed):
+                if not taking.give(self._entry(ino, names, position, with_attributes)):
                     return
-                has_taken = True
-                if listed.attributes is not None:
-                    self._volume.hold(listed.ino)
-        except (OSError, PmemfsError, NotRead):
-            if not has_taken:
-                raise
+                position += 1
 
     def _go_on(
         self, ino: int, start: int, take: Callable[[Listed], bool], *, with_attributes: bool
     ) -> None:
         """Go on with a listing that a worker has begun."""
-        volume, has_taken = self._volume, False
-        try:
-            for position, name in self.names_after(volume.listing(ino), start, _AT_ONCE):
-                listed = self._named(ino, name, position, with_attributes)
-                if listed is None:
-                    continue
-                if not take(listed):
+        with _Taking(self._volume, take) as taking:
+            for position, name in self.names_after(self._volume.listing(ino), start, _AT_ONCE):
+                if not taking.give(self._named(ino, name, position, with_attributes)):
                     return
-                has_taken = True
-                if listed.attributes is not None:
-                    volume.hold(listed.ino)
-        except (OSError, PmemfsError, NotRead):
-            if not has_taken:
-                raise
 
     def _entry(
         self, ino: int, names: list[bytes], position: int, with_attributes: bool
@@ -178,6 +162,32 @@ class DirectoryHandlers:
             directory = _OpenDirectory(place.inode, not place.flags & os.O_NOATIME)
             self._open[handle] = directory
         return directory
+
+
+class _Taking:
+    """Gives entries to `take`. An error behind the first one only ends the answer before it."""
+
+    def __init__(self, volume: Volume, take: Callable[[Listed], bool]) -> None:
+        self._volume, self._take = volume, take
+        self.has_taken = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
+        return self.has_taken and kind is not None and issubclass(kind, _ERRORS)
+
+    def give(self, listed: Listed | None) -> bool:
+        """Give an entry, which counts as looked up if it has attributes; whether it had room. One
+        that was removed meanwhile needs none."""
+        if listed is None:
+            return True
+        if not self._take(listed):
+            return False
+        self.has_taken = True
+        if listed.attributes is not None:
+            self._volume.hold(listed.ino)
+        return True
 
 
 def _no_names(names: list[bytes], position: int, count: int) -> list[tuple[int, bytes]]:
