@@ -17,7 +17,6 @@ Invariants:
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from posix.time cimport CLOCK_MONOTONIC
-from posix.unistd cimport usleep
 
 from pmemfs.dataplane.commit cimport *
 from pmemfs.dataplane.logs cimport *
@@ -41,7 +40,6 @@ cdef enum:
     # In one answer, so that each is noted.
     MOST_LISTED = 2016 // 8 - 1
     LISTING_PAUSES = 8
-    LISTING_WAIT_NS = 2000000
 
 cdef uint64_t FIRST_POSITION = <uint64_t>1 << POSITION_BITS
 
@@ -134,9 +132,6 @@ cdef verdict_t serve_listing(worker_t *worker, request_t *request) noexcept nogi
     request.position = (<const fuse_read_in *>request.operation).offset
     request.has_ended = False
     verdict = serve_named(worker, request, list_some)
-    if verdict == FORWARD and not request.done and wait_for_names(worker):
-        # Two callers whose listings are handed over keep the control plane busy for each other.
-        verdict = serve_named(worker, request, list_some)
     while verdict == ANSWER and not request.has_ended:
         # Whoever waits for the lock gets it.
         for count in range(LISTING_PAUSES):
@@ -151,17 +146,6 @@ cdef verdict_t serve_listing(worker_t *worker, request_t *request) noexcept nogi
     worker.reads_on = False
     request.error, request.answer_bytes = 0, <uint32_t>request.done
     return ANSWER
-
-
-cdef bint wait_for_names(worker_t *worker) noexcept nogil:
-    """Wait a little for whoever has the lock of names; whether it is free then."""
-    cdef names_t *names = worker.plane.names
-    cdef uint64_t until = now_ns(CLOCK_MONOTONIC) + LISTING_WAIT_NS
-    if names == NULL:
-        return False
-    while peek(&names.head.holder) and now_ns(CLOCK_MONOTONIC) < until:
-        usleep(20)
-    return not peek(&names.head.holder)
 
 
 cdef verdict_t list_some(names_change_t *change) noexcept nogil:

@@ -12,6 +12,7 @@ from libc.errno cimport EIO
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from posix.time cimport CLOCK_MONOTONIC
+from posix.unistd cimport usleep
 
 from pmemfs.dataplane cimport memory
 from pmemfs.dataplane.commit cimport *
@@ -30,6 +31,11 @@ cdef enum:
     HIGH_RESERVE = 3 << (NAMES_STACK_SHIFT - 2)
     # How long a worker that reads a long log leaves the lock alone, for the others.
     GIVE_WAY_PAUSES = 200
+    # How long a worker waits for the lock; and without waiting after it did so in vain, because the
+    # control plane has much to do.
+    NAMES_WAIT_NS = 500000
+    NAMES_HASTE_NS = 5000000
+    NAMES_NAP_US = 20
 
 # In the number of a request: the kernel has given it to somebody before, who may have carried it out.
 cdef uint64_t RESENT = <uint64_t>1 << 63
@@ -59,7 +65,6 @@ cdef bint take_names(worker_t *worker) noexcept nogil:
             pause()
             holder = peek(&head.holder)
         if holder:
-            memory.add(&head.busy, 1)
             return False
     if not load(&head.on) or load(&head.failed):
         # It was switched off on the way here.
@@ -67,6 +72,28 @@ cdef bint take_names(worker_t *worker) noexcept nogil:
         return False
     names.takes += 1
     return True
+
+
+cdef bint wait_for_names(worker_t *worker) noexcept nogil:
+    """Wait a little, in no section, for whoever has the lock; whether it is free then.
+
+    What is handed over keeps the control plane awake, which has the lock then. So without this,
+    requests of two callers are handed over because of each other.
+    """
+    cdef names_t *names = worker.plane.names
+    cdef uint64_t began_ns = now_ns(CLOCK_MONOTONIC)
+    cdef uint64_t at_ns = began_ns
+    if names == NULL or not load(&names.head.on) or began_ns < worker.hasty_until_ns:
+        return False
+    end_section(worker.slot)
+    while peek(&names.head.holder) and at_ns < began_ns + NAMES_WAIT_NS:
+        usleep(NAMES_NAP_US)
+        at_ns = now_ns(CLOCK_MONOTONIC)
+    begin_section(worker.slot)
+    if not peek(&names.head.holder):
+        return True
+    worker.hasty_until_ns = at_ns + NAMES_HASTE_NS
+    return False
 
 
 cdef void free_names(worker_t *worker) noexcept nogil:
@@ -103,9 +130,11 @@ cdef verdict_t serve_named(worker_t *worker, request_t *request,
         worker.reads_on = False
         if not has_section:
             begin_section(worker.slot)
-        if take_names(worker):
+        if take_names(worker) or (wait_for_names(worker) and take_names(worker)):
             run_change(&change, worker, request)
             free_names(worker)
+        elif load(&worker.plane.names.head.on):
+            memory.add(&worker.plane.names.head.busy, 1)
         if not has_section:
             end_section(worker.slot)
         if worker.reads_on and worker.may_put_off and wants_reply(request.head):

@@ -66,7 +66,9 @@ cdef struct worker_t:
     # With `may_put_off`, other requests of this worker are served first.
     bint reads_on
     bint may_put_off
-    # The same for compressed pieces.
+    # It has waited for the lock of names in vain, and waits no more until then.
+    uint64_t hasty_until_ns
+    # As `crypt`, of compressed pieces.
     unpacker_t *unpacker
 
 cdef struct piece_t:

@@ -1,20 +1,25 @@
-"""What the control plane does to the lock of names, and to what that guards."""
+"""What the control plane does to the lock of names and to what that guards; how workers wait."""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from kit.data_plane import Tables, some_tables
+from kit.native_names import NativeNames, native_names
 from pmemfs.dataplane import layouts
 from pmemfs.dataplane.layouts import NAMES_HEAD
 from pmemfs.dataplane.native import NamesShared, load_word, store_word
+from pmemfs.fuse.wire import Opcode
+from pmemfs.media.inode import ROOT
 
 WORKER = 1
 SOON_NS = 60 * 10**9
+HASTE_SECONDS = 0.005
 ROOM = 1 << layouts.NAMES_STACK_SHIFT
 
 
@@ -146,3 +151,45 @@ def test_inodes_whose_logs_are_replaced_get_another_version(
 def test_other_modes_have_no_names(shm: Path) -> None:
     with some_tables(shm) as tables:
         assert tables.shared.names is None
+
+
+def test_a_worker_hands_over_what_can_not_be_had_soon(shm: Path) -> None:
+    with native_names(shm) as native:
+        native.names.take()
+        for handed_over in (1, 2):
+            verdict, *_ = native.worker.answer(b"none\0", opcode=Opcode.LOOKUP, inode=ROOT)
+            assert verdict == "forward"
+            assert native.word("busy") == handed_over
+        native.names.free()
+        assert native.ask(Opcode.LOOKUP, ROOT, b"none\0") is not None
+        assert native.word("busy") == 2
+
+
+def is_waited_for(native: NativeNames) -> bool:
+    """Whether a worker answers though it finds the lock taken, if it is free soon."""
+
+    def free_soon() -> None:
+        asked.wait()
+        # The worker has begun, since it has let this thread run.
+        time.sleep(0.0001)
+        native.names.free()
+
+    asked = threading.Event()
+    other = threading.Thread(target=free_soon)
+    native.names.take()
+    other.start()
+    asked.set()
+    verdict, *_ = native.worker.answer(b"none\0", opcode=Opcode.LOOKUP, inode=ROOT)
+    other.join()
+    # After it has waited in vain, it does not wait for a while.
+    time.sleep(HASTE_SECONDS if verdict == "forward" else 0)
+    return verdict == "answer"
+
+
+def test_a_worker_waits_for_a_lock_that_is_free_soon(shm: Path) -> None:
+    with native_names(shm) as native:
+        # On a loaded machine the other thread may come too late, and rarely too early.
+        for _ in range(20):
+            if sum(is_waited_for(native) for _ in range(20)) > 10:
+                return
+    pytest.fail("it hands over at once")
