@@ -505,7 +505,8 @@ class NamesHead:
     frames_low: int = stored("<u8", "with fewer frames, the control plane is told")
     handles_low: int = stored("<u8", "with fewer open places, the control plane is told")
     notes_directories: int = stored("<u8", "1: the time of access of directories is kept, too")
-    rest: bytes = stored("V8", "zero", default=bytes(8))
+    in_one_piece: int = stored("<u8", "1: a file that is written here lies in one piece, because "
+                               "memory is mapped in large units")  # fmt: skip
 
 
 @structure

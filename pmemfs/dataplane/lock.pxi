@@ -9,7 +9,7 @@ Invariants:
 """
 
 from libc.errno cimport EIO
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from posix.time cimport CLOCK_MONOTONIC
 from posix.unistd cimport usleep
@@ -317,6 +317,49 @@ cdef bint pop_frames(names_change_t *change, uint32_t count, uint64_t *pfns) noe
     store(&head.frame_stack_count, head.frame_stack_count - count)
     step(change.worker.plane)
     return True
+
+
+cdef bint pop_run(names_change_t *change, uint32_t count, uint64_t *pfns) noexcept nogil:
+    """As `pop_frames`: frames that lie side by side, if there are such ones near the top."""
+    cdef names_head_t *head = change.names.head
+    cdef names_decision_t *decision = change.decision
+    cdef uint64_t *popped = <uint64_t *>decision.popped
+    cdef uint64_t before = decision.popped_count
+    cdef uint64_t[NAMES_POPPED] taken
+    cdef uint32_t above = frames_above_run(change, count)
+    cdef uint32_t number
+    if not above:
+        return pop_frames(change, count, pfns)
+    if not pop_frames(change, above + count, taken):
+        return False
+    # Those above go back first, and then the decision forgets them.
+    for number in range(above):
+        put(&change.names.frames[head.frame_stack_count + number], taken[above - 1 - number])
+    store(&head.frame_stack_count, head.frame_stack_count + above)
+    step(change.worker.plane)
+    for number in range(count):
+        pfns[number] = taken[above + number]
+        store(&popped[before + number], pfns[number])
+        step(change.worker.plane)
+    store(&decision.popped_count, before + count)
+    step(change.worker.plane)
+    return True
+
+
+cdef uint32_t frames_above_run(names_change_t *change, uint32_t count) noexcept nogil:
+    """How many frames lie on top of the first so many that ascend by ones; 0 also if there are
+    none that a decision has room for."""
+    cdef names_head_t *head = change.names.head
+    cdef uint64_t known = min(<uint64_t>head.frame_stack_count,
+                              NAMES_POPPED - change.decision.popped_count)
+    cdef uint64_t *top = change.names.frames + head.frame_stack_count - 1
+    cdef uint32_t length = 0
+    cdef uint64_t depth
+    for depth in range(known):
+        length = length + 1 if length and top[-<int64_t>depth] == top[1 - <int64_t>depth] + 1 else 1
+        if length == count:
+            return <uint32_t>depth + 1 - count
+    return 0
 
 
 cdef bint push(uint64_t *stack, uint64_t *count, uint64_t value) noexcept nogil:

@@ -201,11 +201,12 @@ cdef verdict_t write_on(names_change_t *change, known_t *known,
     if not is_filled(known, start) or frame_count > NAMES_POPPED:
         return FORWARD
     begin_change(change)
-    if not pop_frames(change, <uint32_t>frame_count, pfns):
+    if not pop_run(change, <uint32_t>frame_count, pfns):
         return FORWARD
     sort_frames(pfns, frame_count)
     count = join_frames(pfns, frame_count, start, added)
-    if not count or known.extent_count + count > MOST_WRITTEN_EXTENTS:
+    if (not count or known.extent_count + count > MOST_WRITTEN_EXTENTS
+            or (change.names.head.in_one_piece and not is_one_piece(known, added, count))):
         return FORWARD
     for position in range(count):
         if not add_extent(change, known, &added[position]):
@@ -313,6 +314,16 @@ cdef uint32_t join_frames(const uint64_t *pfns, uint64_t count, uint64_t start,
         extents[extent_count].flags = 0
         extent_count += 1
     return extent_count
+
+
+cdef bint is_one_piece(const known_t *known, const extent_t *added, uint32_t count) noexcept nogil:
+    """Whether a file lies in one piece with what is added behind it."""
+    cdef const known_extent_t *last
+    if not known.extent_count:
+        return count == 1
+    last = &known.extents[known.extent_count - 1]
+    return (known.extent_count == count == 1 and last.pfn + last.frame_count == added.pfn
+            and last.index + last.frame_count == added.index)
 
 
 cdef void raise_size(names_change_t *change, known_t *known,

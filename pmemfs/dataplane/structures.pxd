@@ -240,7 +240,7 @@ cdef struct names_head_t:
     uint64_t frames_low
     uint64_t handles_low
     uint64_t notes_directories
-    uint8_t rest[8]
+    uint64_t in_one_piece
 
 
 cdef struct names_decision_t:
@@ -419,7 +419,7 @@ cdef enum:
     SERVE_AGAIN = 1
     HAND_AGAIN = 2
     HAVE_SECRETS = 3
-    SIGNATURE = 0x7343f91b
+    SIGNATURE = 0x1693c04d
     ENTRY_ASIDE_AT = 0x800
     ENTRY_ASIDE_BYTES = 0x800
     ENTRY_PAYLOAD_AT = 0x1000

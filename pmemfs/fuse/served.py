@@ -23,6 +23,7 @@ from pmemfs.fuse.sharednames import SharedNames
 from pmemfs.media.label import Mode
 from pmemfs.medium.base import Durability
 from pmemfs.medium.mapped import MappedMedium
+from pmemfs.medium.source import alignment_of
 from pmemfs.memmap import Memmap
 from pmemfs.mount.options import MountOptions
 from pmemfs.pool import Pool
@@ -216,9 +217,10 @@ def _names(
     if not isinstance(engine, SharedEngine) or not isinstance(commits, Once) or is_left_to_daemon:
         return None
     shared = engine.shared
-    names = shared.names
-    assert names is not None
-    return SharedNames(shared, names, fs, commits.answers)
+    assert shared.names is not None
+    names = SharedNames(shared, shared.names, fs, commits.answers)
+    names.set_unit(alignment_of(medium.source))
+    return names
 
 
 def _sealing(

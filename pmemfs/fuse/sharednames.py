@@ -37,6 +37,7 @@ from pmemfs.errors import DamagedFileSystem, sentence_of
 from pmemfs.fuse import wire
 from pmemfs.fuse.once import RECORDED
 from pmemfs.media.inode import TAIL_WORD_AT
+from pmemfs.pfn import FRAME_BYTES
 from pmemfs.volume.fs.catchup import CatchUp
 from pmemfs.volume.fs.filesystem import FileSystem
 from pmemfs.volume.fs.reserves import Reserves
@@ -105,6 +106,11 @@ class SharedNames(trio.abc.Instrument):
         """So much may workers use for what they know; 0: they change no names."""
         self._memory_bytes = memory_bytes
         self._set_word("memory_bytes", memory_bytes)
+
+    def set_unit(self, unit_bytes: int) -> None:
+        """In units of so many bytes programs map the pool. Of larger ones than a frame they can map
+        a file only if it lies in one piece."""
+        self._set_word("in_one_piece", int(unit_bytes > FRAME_BYTES))
 
     # The lock
 
@@ -376,4 +382,4 @@ class SharedNames(trio.abc.Instrument):
 def _put_back(stack: NamesStack, numbers: list[int]) -> None:
     """Put back what was taken from a stack, or was about to be: it may be there still."""
     there = set(stack.numbers())
-    stack.push([number for number in numbers if number not in there])
+    stack.push([number for number in dict.fromkeys(numbers) if number not in there])

@@ -219,7 +219,7 @@ def test_without_frames_the_first_write_is_handed_over(file: File) -> None:
 
 def test_a_file_in_many_pieces_is_left_to_python(file: File) -> None:
     frames = file.both.native.names.frames
-    every_other = frames.pop(13)[::2]
+    every_other = frames.pop(33)[::2]
     frames.push(every_other)
     before = frames.numbers()
     assert not file.write(0, b"x" * 6 * FRAME)
@@ -234,10 +234,40 @@ def test_a_file_in_many_pieces_is_left_to_python(file: File) -> None:
 
 def test_frames_in_no_order_make_one_extent(file: File) -> None:
     frames = file.both.native.names.frames
-    first, *rest = frames.pop(8)
+    first, *rest = frames.pop(9)
     frames.push([*rest[::-2], first, *rest[-2::-2]])
-    assert file.write(0, b"x" * 8 * FRAME)
-    assert [(extent.pfn, extent.frame_count) for extent in file.extents()] == [(first, 8)]
+    assert file.write(0, b"x" * 9 * FRAME)
+    assert [(extent.pfn, extent.frame_count) for extent in file.extents()] == [(first, 9)]
+
+
+def test_frames_side_by_side_are_taken_from_below_others(file: File) -> None:
+    native = file.both.native
+    frames = native.names.frames
+    lone = frames.pop(13)[::2]
+    following = frames.numbers()[-9:][::-1]
+    frames.push(lone)
+    before = frames.numbers()
+    native.set_word("in_one_piece", 1)
+    head = wire.WRITE_IN.pack(file.handle, 0, 9 * FRAME, 0, 0, 0)
+    verdict, *_ = native.worker.answer(
+        head, opcode=Opcode.WRITE, inode=file.number, payload=b"x" * 9 * FRAME
+    )
+    assert verdict == "answer"
+    assert [(each.pfn, each.frame_count) for each in file.extents()] == [(following[0], 9)]
+    assert frames.numbers() == [pfn for pfn in before if pfn not in following]
+
+
+def test_where_memory_is_mapped_in_large_units_a_file_lies_in_one_piece(file: File) -> None:
+    native = file.both.native
+    native.set_word("in_one_piece", 1)
+    assert file.write(0, b"x" * FRAME)
+    assert file.write(FRAME, b"x" * 2 * FRAME)
+    top, *lone = native.names.frames.pop(33)[::2]
+    native.names.frames.push([*lone, top])
+    assert file.write(3 * FRAME, b"x" * FRAME)
+    before = native.names.frames.numbers()
+    assert not file.write(4 * FRAME, b"x" * FRAME)
+    assert native.names.frames.numbers() == before
 
 
 def test_a_full_log_moves_into_a_frame_of_its_own(file: File) -> None:

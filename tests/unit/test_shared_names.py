@@ -71,6 +71,25 @@ class Daemon:
         assert (verdict, error) == ("answer", 0)
         return data
 
+    def killed_before(
+        self, step: int, operation: bytes, opcode: Opcode, inode: int, unique: int,
+        payload: bytes = b"",
+    ) -> bool:  # fmt: skip
+        """Have a worker killed in an operation, and recover; whether it has that many steps."""
+        self.names.leave()
+        child = os.fork()
+        if not child:
+            worker = self.files.worker()
+            worker.record(killed_before=step)
+            worker.answer(operation, opcode=opcode, inode=inode, unique=unique, payload=payload)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        # The dead worker's lock.
+        self.set_word("holder", 0)
+        self.names.enter()
+        self.names.recover()
+        return status != 0
+
     def create(self, name: bytes) -> tuple[int, int]:
         """A file that a worker makes: its inode and handle."""
         data = self.ask(Opcode.CREATE, ROOT, create_in(name))
@@ -341,6 +360,29 @@ def test_what_was_taken_in_vain_comes_back_once(daemon: Daemon, is_on_stack: boo
     assert NUMBER not in daemon.files.once.answered
 
 
+def test_frames_come_back_once_at_whatever_step_their_worker_is_killed(daemon: Daemon) -> None:
+    number, handle = daemon.create(b"new")
+    frames = daemon.shared.frames
+    # Those that lie side by side lie below others.
+    frames.push(frames.pop(9)[::2])
+    before = frames.numbers()
+    operation = wire.WRITE_IN.pack(handle, 0, 3 * 4096, 0, 0, os.O_RDWR)
+    step, has_written = 0, False
+    while not has_written:
+        step += 1
+        frames.pop(frames.count)
+        frames.push(before)
+        assert daemon.killed_before(
+            step, operation, Opcode.WRITE, number, NUMBER + 2 * step, b"x" * 3 * 4096
+        )
+        extents = daemon.fs.extents(number)
+        has_written = bool(extents)
+        owned = [pfn for each in extents for pfn in range(each.pfn, each.pfn + each.frame_count)]
+        assert sorted([*frames.numbers(), *owned]) == sorted(before), f"step {step}"
+    assert [each.frame_count for each in extents] == [3]
+    assert step > 10
+
+
 @pytest.mark.parametrize("opcode", [Opcode.LOOKUP, Opcode.OPEN])
 def test_a_hold_counts_once_at_whatever_step_its_worker_is_killed(
     daemon: Daemon, opcode: Opcode
@@ -355,24 +397,13 @@ def test_a_hold_counts_once_at_whatever_step_its_worker_is_killed(
     outcomes: list[bool | None] = []
     while not outcomes or outcomes[-1] is not None:
         unique = NUMBER + 2 * len(outcomes)
-        daemon.names.leave()
-        child = os.fork()
-        if not child:
-            worker = daemon.files.worker()
-            worker.record(killed_before=len(outcomes) + 1)
-            worker.answer(operation, opcode=opcode, inode=inode, unique=unique)
-            os._exit(0)
-        _, status = os.waitpid(child, 0)
-        # The dead worker's lock.
-        daemon.set_word("holder", 0)
-        daemon.names.enter()
-        daemon.names.recover()
+        is_killed = daemon.killed_before(len(outcomes) + 1, operation, opcode, inode, unique)
         is_answered = unique in daemon.files.once.answered
         before += is_answered
         handles -= is_answered and opcode == Opcode.OPEN
         assert counts.count(number) == before, f"step {len(outcomes) + 1}"
         assert daemon.shared.handles.count == handles
-        outcomes.append(is_answered if status else None)
+        outcomes.append(is_answered if is_killed else None)
     # The last step is behind the one that decides.
     assert outcomes[-3:] == [False, True, None]
     assert len(outcomes) >= 5

@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -200,6 +201,8 @@ def killed_child(act: Callable[[], object]) -> None:
             os.write(writes, b".")
             signal.pause()
             del kept
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(1)
     os.close(writes)
