@@ -1,7 +1,7 @@
 """Operations on names: the lock, the decision of each, and what it takes from the reserves.
 
 Invariants:
-- a worker only tries the lock, and holds it for one operation, within a section;
+- a worker holds the lock for one operation, within a section, and waits for it in none;
 - a decision has the slot, the frames and the handle before they leave their stacks, and has them
   until they are back there. So what is in a decision and on its stack, too, is there once;
 - what was flushed is fenced before the lock is free, since a fence orders the flushes of its own

@@ -4,8 +4,9 @@
 # plane, complete, and workers, for the operations that come by the thousand. What each keeps in
 # memory is auxiliary, and made again by replaying logs. Invariants:
 # - only who holds the lock of names (names_head_t.holder) reads or changes anything here, in a log,
-#   in the journal, in lookup counts or in open places. A worker only tries it, for one operation,
-#   and never waits for anything while it holds it. The control plane holds it whenever it runs;
+#   in the journal, in lookup counts or in open places. A worker waits for it a little at most, has
+#   it for one operation, and never waits for anything then. The control plane has it whenever it
+#   runs;
 # - whatever a worker can't do wholly, it hands over before it has stored anything that counts;
 # - before a worker commits, the changed inodes are in the ring of changes, and its decision says
 #   what it is about to do and what it answers. So whoever finds the lock of a dead holder carries
