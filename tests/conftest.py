@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 import shutil
 import tempfile
@@ -157,6 +158,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("slow")
     long_files = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: (is_alone(item), not is_guest(item), item.path not in long_files))
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was collected out of each collection of garbage: it stays until the end. In forked
+    children, too, which would otherwise copy all of it."""
+    gc.collect()
+    gc.freeze()
 
 
 def is_guest(item: pytest.Item) -> bool:

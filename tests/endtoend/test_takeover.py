@@ -25,6 +25,7 @@ from kit.processes import is_running, wait_until
 from pmemfs.control.standby import NAME
 from pmemfs.errors import PmemfsError
 from pmemfs.logs import log_file
+from pmemfs.medium.holders import holders_of
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow, *NATIVE_ONLY]
 
@@ -64,6 +65,8 @@ def end(pools: PoolMaker, mounted: Mounted) -> None:
 
 
 def check(mounted: Mounted) -> None:
+    # Its mount has ended; its processes may take a moment more.
+    wait_until(lambda: not holders_of(str(mounted.pool)), "nobody has the pool open")
     said = pmemfs_here("check", mounted.pool)
     assert "no errors" in said
     if "file system" in said:
