@@ -31,9 +31,10 @@ cdef enum:
     HIGH_RESERVE = 3 << (NAMES_STACK_SHIFT - 2)
     # How long a worker that reads a long log leaves the lock alone, for the others.
     GIVE_WAY_PAUSES = 200
-    # How long a worker waits for the lock; and without waiting after it did so in vain, because the
-    # control plane has much to do.
+    # How long a worker waits for the lock: about what the control plane would take. And how long it
+    # does not wait after it did so in vain, because the control plane has much to do.
     NAMES_WAIT_NS = 500000
+    LISTING_WAIT_NS = 2000000
     NAMES_HASTE_NS = 5000000
     NAMES_NAP_US = 20
 
@@ -74,7 +75,7 @@ cdef bint take_names(worker_t *worker) noexcept nogil:
     return True
 
 
-cdef bint wait_for_names(worker_t *worker) noexcept nogil:
+cdef bint wait_for_names(worker_t *worker, const request_t *request) noexcept nogil:
     """Wait a little, in no section, for whoever has the lock; whether it is free then.
 
     What is handed over keeps the control plane awake, which has the lock then. So without this,
@@ -83,10 +84,14 @@ cdef bint wait_for_names(worker_t *worker) noexcept nogil:
     cdef names_t *names = worker.plane.names
     cdef uint64_t began_ns = now_ns(CLOCK_MONOTONIC)
     cdef uint64_t at_ns = began_ns
-    if names == NULL or not load(&names.head.on) or began_ns < worker.hasty_until_ns:
+    cdef bint is_listing = request.head.opcode in (FUSE_READDIR, FUSE_READDIRPLUS)
+    cdef uint64_t until_ns = began_ns + (LISTING_WAIT_NS if is_listing else NAMES_WAIT_NS)
+    if names == NULL or not load(&names.head.on):
+        return False
+    if began_ns < worker.hasty_until_ns and not is_listing:
         return False
     end_section(worker.slot)
-    while peek(&names.head.holder) and at_ns < began_ns + NAMES_WAIT_NS:
+    while peek(&names.head.holder) and at_ns < until_ns:
         usleep(NAMES_NAP_US)
         at_ns = now_ns(CLOCK_MONOTONIC)
     begin_section(worker.slot)
@@ -130,7 +135,7 @@ cdef verdict_t serve_named(worker_t *worker, request_t *request,
         worker.reads_on = False
         if not has_section:
             begin_section(worker.slot)
-        if take_names(worker) or (wait_for_names(worker) and take_names(worker)):
+        if take_names(worker) or (wait_for_names(worker, request) and take_names(worker)):
             run_change(&change, worker, request)
             free_names(worker)
         elif load(&worker.plane.names.head.on):
