@@ -220,6 +220,7 @@ def test_a_cluster_that_stands_still_keeps_neither_writers_nor_commands(
         refused(pmemfs("umount", mounted.mountpoint), 32, "could not leave the pool clean")
         wait_until(lambda: not is_running(session.pid), "the daemon has ended")
         assert session.pool_state() == "dirty"
+    image.node.wait_for_answers()
     pmemfs_ok("flush", mounted.pool)
     exported = image.exported(tmp_path / "exported").read_bytes()
     assert exported.startswith(b"before" * 1000)

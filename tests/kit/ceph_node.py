@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ from kit.processes import end_process, is_running, wait_until
 
 ROOT = Path(__file__).parents[2]
 _PROGRAMS = ("ceph-mon", "ceph-osd", "ceph", "rbd")
+_TRIES = 5
+_ANSWER_SECONDS = 20
 WATCH_SECONDS = 4
 """After so long a client that died without a word is forgotten; 30 s in other clusters."""
 
@@ -90,7 +93,26 @@ class CephNode:
         wait_until(lambda: not is_running(pid), "the OSD is dead")
 
     def start_osd(self) -> None:
-        """Start the OSD, again if it has ended."""
+        """Start the OSD again, and wait until it answers."""
+        self._start_osd()
+        self.wait_for_answers()
+
+    def wait_for_answers(self) -> None:
+        """Wait until all placement groups answer, after the OSD was away.
+
+        One that waits for a lease of the time before may do so for ever. It begins anew if the OSD
+        is said to be down.
+        """
+        for _ in range(_TRIES):
+            with suppress(subprocess.TimeoutExpired):
+                # Hundreds of objects, which lie in all of them, and are removed.
+                run_command("rados", "-c", self.conf, "-p", "rbd", "bench", 1, "write", "-b", 4096,
+                            timeout=_ANSWER_SECONDS)  # fmt: skip
+                return
+            self.ceph("osd", "down", 0)
+        raise AssertionError("the OSD does not answer")
+
+    def _start_osd(self) -> None:
         self._run("ceph-osd", "-i", 0, "-c", self.conf, "--osd-data", self.directory / "osd")
 
     def start(self, store: str) -> None:
@@ -112,7 +134,7 @@ class CephNode:
         self.ceph("osd", "crush", "add", "osd.0", 1, "root=default", "host=localhost")
         osd = self.directory / "osd"
         self._run("ceph-osd", "-i", 0, "-c", conf, "--mkfs", "--osd-data", osd)
-        self.start_osd()
+        self._start_osd()
         self.ceph("osd", "pool", "create", "rbd", 8, 8)
         self.rbd("pool", "init", "rbd")
 

@@ -186,6 +186,7 @@ def test_a_cluster_that_stands_still_shows_as_away_and_goes_on(
                     nursery.start_soon(link.write, PAGE, [memory[:PAGE]])
                     await trio.sleep(1)
                     state = link.state
+                await trio.to_thread.run_sync(image.node.wait_for_answers)
             assert state is LinkState.AWAY
             assert "has not answered" in link.last_error
             assert link.state is LinkState.PRESENT
