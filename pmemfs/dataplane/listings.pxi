@@ -16,11 +16,10 @@ Invariants:
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
-from posix.time cimport CLOCK_MONOTONIC
 
 from pmemfs.dataplane.commit cimport *
 from pmemfs.dataplane.logs cimport *
-from pmemfs.dataplane.memory cimport now_ns, pause, peek, put, store
+from pmemfs.dataplane.memory cimport pause, put, store
 from pmemfs.dataplane.names cimport *
 from pmemfs.dataplane.plane cimport plane_t, worker_t
 from pmemfs.dataplane.protocol cimport *

@@ -9,7 +9,7 @@ Invariants:
 """
 
 from libc.errno cimport EIO
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from posix.time cimport CLOCK_MONOTONIC
 from posix.unistd cimport usleep
@@ -86,7 +86,7 @@ cdef bint wait_for_names(worker_t *worker, const request_t *request) noexcept no
     cdef uint64_t at_ns = began_ns
     cdef bint is_listing = request.head.opcode in (FUSE_READDIR, FUSE_READDIRPLUS)
     cdef uint64_t until_ns = began_ns + (LISTING_WAIT_NS if is_listing else NAMES_WAIT_NS)
-    if names == NULL or not load(&names.head.on):
+    if not load(&names.head.on):
         return False
     if began_ns < worker.hasty_until_ns and not is_listing:
         return False
@@ -357,13 +357,15 @@ cdef uint32_t frames_above_run(names_change_t *change, uint32_t count) noexcept 
     cdef names_head_t *head = change.names.head
     cdef uint64_t known = min(<uint64_t>head.frame_stack_count,
                               NAMES_POPPED - change.decision.popped_count)
-    cdef uint64_t *top = change.names.frames + head.frame_stack_count - 1
     cdef uint32_t length = 0
-    cdef uint64_t depth
+    cdef uint64_t depth, pfn
+    cdef uint64_t last = 0
     for depth in range(known):
-        length = length + 1 if length and top[-<int64_t>depth] == top[1 - <int64_t>depth] + 1 else 1
+        pfn = change.names.frames[head.frame_stack_count - 1 - depth]
+        length = length + 1 if length and pfn == last + 1 else 1
         if length == count:
             return <uint32_t>depth + 1 - count
+        last = pfn
     return 0
 
 

@@ -24,7 +24,7 @@ from kit.commands import run_command
 from kit.processes import end_process, is_running, wait_until
 
 ROOT = Path(__file__).parents[2]
-_PROGRAMS = ("ceph-mon", "ceph-osd", "ceph", "rbd")
+_PROGRAMS = ("ceph-mon", "ceph-osd", "ceph", "rados", "rbd")
 _TRIES = 5
 _ANSWER_SECONDS = 20
 WATCH_SECONDS = 4
@@ -106,9 +106,10 @@ class CephNode:
         for _ in range(_TRIES):
             with suppress(subprocess.TimeoutExpired):
                 # Hundreds of objects, which lie in all of them, and are removed.
-                run_command("rados", "-c", self.conf, "-p", "rbd", "bench", 1, "write", "-b", 4096,
-                            timeout=_ANSWER_SECONDS)  # fmt: skip
-                return
+                done = run_command("rados", "-c", self.conf, "-p", "rbd", "bench", 1, "write",
+                                   "-b", 4096, timeout=_ANSWER_SECONDS)  # fmt: skip
+                if done.code == 0:
+                    return
             self.ceph("osd", "down", 0)
         raise AssertionError("the OSD does not answer")
 
