@@ -385,6 +385,7 @@ class Pinning:
         volume, tell = session.served.volume, session.served.handlers.notifier.tell
         self.pins = pins = Pins(medium, session.memmap, volume, tell)
         session.remounter.page_writers = pins.writers
+        pins.find_memory = session.served.trimmer.find_memory
         if isinstance(session.engine, SharedEngine):
             session.engine.holders.append(pins.renew)
         if self._keeper:

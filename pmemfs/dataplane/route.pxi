@@ -7,10 +7,11 @@ forwards everything else that the control plane answers.
 Invariants:
 - a request comes from the kernel or from a crafted peer, so every length is checked before it is
   used;
-- a touch that faults costs only this request: EIO, or ENOSPC if a hole found no memory.
+- a touch that faults costs only this request: EIO. If a hole found no memory, the control plane
+  looks for some, or this is ENOSPC.
 """
 
-from libc.errno cimport ENOSYS
+from libc.errno cimport ENOSPC, ENOSYS
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from pmemfs.dataplane.memory cimport load, prefetch, run_guarded
@@ -64,6 +65,10 @@ cdef verdict_t judge(worker_t *worker, request_t *request) noexcept nogil:
             verdict = serve_read(worker, request)
         elif opcode == FUSE_WRITE:
             verdict = serve_write(worker, request)
+            if verdict == ANSWER and request.error == ENOSPC and worker.plane.header.has_files:
+                # The control plane knows free frames whose memory this can have.
+                request.error = 0
+                verdict = FORWARD
         else:
             verdict = serve_seek(worker, request)
         # An answer that points into the pool keeps the section open until `release`.

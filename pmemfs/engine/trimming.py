@@ -1,7 +1,8 @@
 """Gives back memory that no file uses: FITRIM, which fstrim(8) asks for, and `pmemfs trim`.
 
 This is for sparse pools and block devices. A pool that has memory everywhere was promised that at
-`create`, so it keeps its memory. Invariants:
+`create`, so it keeps its memory. Where a sparse pool finds no more memory, what free frames have is
+given back without being asked for, so that other frames can get it. Invariants:
 - only free frames are touched. No file has them, no page of them is held, and no published table
   names them. They are looked up and punched in one step without an await, so they can't be given to
   a file in between;
@@ -12,7 +13,8 @@ This is for sparse pools and block devices. A pool that has memory everywhere wa
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import trio
@@ -29,6 +31,10 @@ from pmemfs.volume.fs.filesystem import FileSystem
 from pmemfs.volume.fs.masks import runs_of
 
 _CHUNKS_AT_ONCE = 8
+_VAIN_NS = 10**9
+"""For so long a vain search for memory is not repeated, unless frames have become free."""
+_PAUSES_SECONDS = (0.002, 0.01, 0.05, 0.2, 0)
+"""Before what was removed is looked for again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,60 @@ class Trimmer:
         self._medium = medium
         self._engine = engine
         self._fs = fs
+        self.gather: list[Callable[[], bool]] = [fs.gather] if fs else []
+        """Each takes back some frames that nobody uses any more; whether there are more."""
+        self._searching = trio.Lock()
+        self._asked = self._served = self._seen_shortages = 0
+        self._has_found = False
+        self._vain_at_ns = 0
+        self._vain_free_frames = 0
+
+    async def find_memory(self) -> bool:
+        """Give back all that is free, for whom the medium may have found no memory; whether there
+        was any, so that it is worth trying again.
+
+        It is worth that a few times only: what an attempt has got before it failed is free again.
+        """
+        medium, fs = self._medium, self._fs
+        if fs is None or medium.reserved or medium.read_only or fs.read_only:
+            return False
+        self._asked += 1
+        number = self._asked
+        async with self._searching:
+            # One search is for all who have come before it.
+            if self._served < number:
+                self._served = self._asked
+                self._has_found = await self._search(fs)
+            return self._has_found
+
+    async def _search(self, fs: FileSystem) -> bool:
+        for pause_seconds in _PAUSES_SECONDS:
+            if await self._give_back(fs):
+                return True
+            # What was removed is free when the kernel says that nobody has it, and it says so some
+            # time after the removal.
+            await trio.sleep(pause_seconds)
+        return False
+
+    async def _give_back(self, fs: FileSystem) -> bool:
+        for gather in self.gather:
+            while gather():
+                await trio.lowlevel.checkpoint()
+        shortages, free_frames = self._medium.shortage_count, fs.allocator.known_free
+        is_recent = time.monotonic_ns() - self._vain_at_ns < _VAIN_NS
+        if is_recent and free_frames <= self._vain_free_frames:
+            return False
+        if shortages == self._seen_shortages and free_frames <= fs.allocator.reserve:
+            # It is frames that are missing.
+            return False
+        self._seen_shortages = shortages
+        try:
+            trimmed = await self.trim()
+        except CannotTrim:
+            return False
+        if not trimmed.given_back_bytes:
+            self._vain_at_ns, self._vain_free_frames = time.monotonic_ns(), free_frames
+        return trimmed.given_back_bytes > 0
 
     async def trim(
         self, start_bytes: int = 0, length_bytes: int = 1 << 64, least_bytes: int = 0

@@ -207,7 +207,7 @@ class Pyfuse3Door(pyfuse3.Operations):
         await self._ask("fsync", fsync, fh)
 
     async def release(self, fh: FileHandleT) -> None:
-        await self._ask("release", self._handlers.files.close, fh)
+        await self._ask("release", self._handlers.files.release, fh)
 
     # Directories
 

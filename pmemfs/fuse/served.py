@@ -203,6 +203,7 @@ def _files(
     )  # fmt: skip
     if names:
         handlers.directories.names_after = names.names_after
+        trimmer.gather.insert(0, names.free_orphans)
     return Served(fs, engine, trimmer, handlers, tables, names=names, keyring=keyring)
 
 

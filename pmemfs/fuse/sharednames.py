@@ -228,7 +228,7 @@ class SharedNames(trio.abc.Instrument):
         self._is_ready = False
         self.enter()
         self._names.is_on = False
-        while not self._ground.read_only and self._free_orphans():
+        while not self._ground.read_only and self.free_orphans():
             pass
 
     def recover(self) -> None:
@@ -244,7 +244,7 @@ class SharedNames(trio.abc.Instrument):
 
     def _keep_some(self) -> bool:
         """Some of what has to be done for workers; whether there is more."""
-        has_more = self._free_orphans()
+        has_more = self.free_orphans()
         with suppress(OSError):
             has_more |= self._reserves.keep_some()
         return has_more | self._keep_handles()
@@ -261,7 +261,8 @@ class SharedNames(trio.abc.Instrument):
             return True
         return False
 
-    def _free_orphans(self) -> bool:
+    def free_orphans(self) -> bool:
+        """Free some of what workers could not free; whether there is more."""
         orphans = self._names.orphans
         for number in orphans.pop(_ORPHANS_STEP):
             # What is damaged is reported where it is met.

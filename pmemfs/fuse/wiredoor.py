@@ -325,9 +325,9 @@ class WireDoor:
         )  # fmt: skip
         return later(written, wire.WRITE_OUT.pack)
 
-    def _release(self, request: Request) -> Answer:
-        self._handlers.files.close(_head(wire.RELEASE_IN, request)[0])
-        return b""
+    def _release(self, request: Request) -> Later[Answer]:
+        closed = self._handlers.files.release(_head(wire.RELEASE_IN, request)[0])
+        return later(closed, _empty)
 
     def _fallocate(self, request: Request) -> Later[Answer]:
         _, offset, length, mode = _head(wire.FALLOCATE_IN, request)

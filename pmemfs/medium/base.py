@@ -53,6 +53,8 @@ class Medium(ABC):
 
     fault_count = 0
     """How often memory could not be touched."""
+    shortage_count = 0
+    """How often a sparse medium has found no memory."""
 
     @abstractmethod
     def read(self, offset_bytes: int, length_bytes: int) -> memoryview | bytes:

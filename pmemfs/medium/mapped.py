@@ -226,7 +226,11 @@ class MappedMedium(Medium):
     def reserve(self, offset_bytes: int, length_bytes: int) -> None:
         if not self.reserved:
             self._check_length(offset_bytes, length_bytes)
-            os.posix_fallocate(self._fd, offset_bytes, length_bytes)
+            try:
+                os.posix_fallocate(self._fd, offset_bytes, length_bytes)
+            except OSError as error:
+                self._note_shortage(error)
+                raise
 
     def clear(self, offset_bytes: int, length_bytes: int) -> None:
         # A device that can make zeroes itself is faster than stores from here.
@@ -381,7 +385,12 @@ class MappedMedium(Medium):
                 view = view[written:]
                 offset_bytes += written
         except OSError as error:
+            self._note_shortage(error)
             raise self._translated(error, offset_bytes) from None
+
+    def _note_shortage(self, error: OSError) -> None:
+        if error.errno == errno.ENOSPC:
+            self.shortage_count += 1
 
     def _fault(self, offset_bytes: int) -> MemoryFault:
         """The fault that this thread has just met in a range, with the real pages put back."""

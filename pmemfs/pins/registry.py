@@ -78,6 +78,8 @@ _FILES_AT_ONCE = 128
 _RESERVE_AT_ONCE_BYTES = 2 * MIB
 _RESERVE_BYTES = GIB
 _TRIES = 100
+_MOST_SHORTAGES = 3
+"""So often memory is looked for. Others may take what is found."""
 _EVENTS = 64
 _DROP_SECONDS = 1
 _PAUSE_SECONDS = 0.002
@@ -96,6 +98,8 @@ class Pins:
         self.memmap = memmap
         self._volume = volume
         self._tell = tell
+        self.find_memory: Callable[[], Awaitable[bool]] | None = None
+        """Gives memory back to a medium that has found none; whether there was any."""
         self._ranges = PinnedRanges(medium, volume, self._told)
         self._rest_seconds = rest_seconds
         self._order = memmap.geometry.order if memmap.geometry else 0
@@ -339,27 +343,47 @@ class Pins:
 
     async def _form(self, pin: Pin, wanted: Sequence[WantedRange], *, may_make_plain: bool) -> None:
         volume = self._volume
+        shortages = 0
         for _ in range(_TRIES):
-            for number, one in enumerate(wanted, 1):
-                await self._ranges.find(pin, one, may_make_plain=may_make_plain)
-                if number % _FILES_AT_ONCE == 0:
-                    await trio.lowlevel.checkpoint()
-            self._count(pin)
-            lock = volume.pinned.memory_lock
-            if lock is not None and lock.locked():
-                # Memory is being taken from under a range that was not registered before.
-                async with lock:
-                    pass
-            await self._take(pin)
-            if pin.is_writable and volume.read_only:
-                raise system_error(errno.EROFS)
-            if not pin.is_stale:
-                return
+            try:
+                await self._form_once(pin, wanted, may_make_plain=may_make_plain)
+            except OSError as error:
+                shortages += 1
+                is_over = error.errno != errno.ENOSPC or shortages > _MOST_SHORTAGES
+                if is_over or not await self._find_memory():
+                    raise
+            else:
+                if pin.is_writable and volume.read_only:
+                    raise system_error(errno.EROFS)
+                if not pin.is_stale:
+                    return
             await self._drop(pin)
             pin.forget()
             self.words.clear(pin.place)
             self._mark(pin)
         raise CannotPin(errno.EAGAIN, what="a file", why="its frames go on changing")
+
+    async def _form_once(
+        self, pin: Pin, wanted: Sequence[WantedRange], *, may_make_plain: bool
+    ) -> None:
+        for number, one in enumerate(wanted, 1):
+            await self._ranges.find(pin, one, may_make_plain=may_make_plain)
+            if number % _FILES_AT_ONCE == 0:
+                await trio.lowlevel.checkpoint()
+        self._count(pin)
+        lock = self._volume.pinned.memory_lock
+        if lock is not None and lock.locked():
+            # Memory is being taken from under a range that was not registered before.
+            async with lock:
+                pass
+        await self._take(pin)
+
+    async def _find_memory(self) -> bool:
+        """Look for memory where the medium has found none; whether to try again."""
+        # A client that has just let go of pins counts on what they held.
+        while self.notice_ends() or self._leaving_count:
+            await trio.lowlevel.checkpoint()
+        return self.find_memory is not None and await self.find_memory()
 
     def _count(self, pin: Pin) -> None:
         """Count the pages of a pin for its client. Raises TooManyPins."""

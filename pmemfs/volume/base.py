@@ -347,9 +347,10 @@ class Volume(Protocol):
         """Whether a file may have got frames behind its size since it was last closed."""
         return False
 
-    def trim_ahead(self, number: int) -> None:
-        """Give back what was allocated behind the end of a file that is not open any more."""
-        return
+    def trim_ahead(self, number: int) -> bool:
+        """Give back what was allocated behind the end of a file that is not open any more; whether
+        anything was."""
+        return False
 
     # The whole
 

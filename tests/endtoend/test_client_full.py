@@ -15,6 +15,7 @@ import pmemfs
 from kit.clients import FRAME, assert_clean, program, write_file
 from kit.commands import pmemfs_here, run_command
 from kit.mounts import Engine, PoolMaker, each_engine
+from kit.processes import wait_until
 from kit.sources import mounted_tmpfs, needs_root
 from pmemfs.units import MIB
 
@@ -119,6 +120,38 @@ def test_on_a_full_file_system_a_cache_uses_the_memory_of_what_it_evicts(
         assert cache.statistics().evicted_count > 0
         filler.unlink()
         del kept, found
+
+
+@each_engine
+def test_on_a_full_file_system_what_is_removed_makes_room(
+    pools: PoolMaker, small: Path, engine: Engine
+) -> None:
+    mounted = pools.mount(sparse_pool(small, "fs0", "--mode", "fs"))
+    root = mounted.mountpoint
+    for number in range(4):
+        (root / f"{number}").write_bytes(bytes([number + 1]) * MIB)
+    sparse = root / "sparse"
+    sparse.touch()
+    os.truncate(sparse, 64 * MIB)
+    fill(small)
+    for number in range(4, 40):
+        with suppress(OSError):
+            # What this gets before it fails must not be lost to others.
+            (root / "too large").write_bytes(bytes(6 * MIB))
+        before = os.statvfs(root).f_bfree
+        (root / f"{number - 4}").unlink()
+        (root / "too large").unlink(missing_ok=True)
+        if engine.name == "python":
+            # pyfuse3 may not read on while a request waits, and what was removed is free once it
+            # has read so.
+            wait_until(lambda: os.statvfs(root).f_bfree > before, "what was removed is free")  # noqa: B023
+        with sparse.open("r+b", buffering=0) as file:
+            # In one place after the other, where it has no frames yet.
+            assert os.pwrite(file.fileno(), b"x" * FRAME, number * MIB) == FRAME
+        content = bytes([number + 1]) * (MIB // 2)
+        (root / f"{number}").write_bytes(content)
+        assert (root / f"{number}").read_bytes() == content
+    assert_clean(pools, mounted)
 
 
 @each_engine

@@ -105,12 +105,17 @@ def test_a_failing_device_is_logged_and_a_full_one_is_not(
     assert "read(1, 2, 3): [Errno 5] gone" in caplog.text
 
 
+async def no_memory() -> bool:
+    """There is none to be found."""
+    return False
+
+
 class Failing:
     """Handlers that raise what they are told to, whatever they are asked."""
 
     def __init__(self, error: BaseException) -> None:
         self._error = error
-        self.patience = Patience(self)  # type: ignore[arg-type]
+        self.patience = Patience(self, no_memory)  # type: ignore[arg-type]
         self.has_files = True
 
     def __getattr__(self, name: str) -> Failing:

@@ -176,8 +176,15 @@ class OpenFiles:
         if self._publisher:
             self._publisher.opened(ino)
 
-    def close(self, number: int) -> None:
-        """Close a handle. Raises OSError, but the handle is gone in any case."""
+    def release(self, number: int) -> Later[None]:
+        """Do as `close`, for the kernel, which asks when the last descriptor is closed."""
+        ino = self._file(number).ino
+        # No program waits for this, so one may just have asked how much room the file takes.
+        return after(self._notifier.tell(ino), None) if self.close(number) else None
+
+    def close(self, number: int) -> bool:
+        """Close a handle; whether the file takes less room then. Raises OSError, but the handle is
+        gone in any case."""
         ino = self._file(number).ino
         opens = self._opens[ino]
         may_have_more = opens.was_writable or self._fs.may_have_ahead(ino)
@@ -195,13 +202,15 @@ class OpenFiles:
         self._fs.will_drop(ino)
         # After `closed`: with the last handle the file is withdrawn, see `Publisher`.
         self._places.give_back(number)
+        has_shrunk = False
         try:
             if not opens.count:
                 del self._opens[ino]
                 if gives_back:
-                    self._fs.trim_ahead(ino)
+                    has_shrunk = self._fs.trim_ahead(ino)
         finally:
             self._fs.drop(ino, 1)
+        return has_shrunk
 
     def read(self, number: int, offset_bytes: int, length_bytes: int) -> Later[bytes | memoryview]:
         """The bytes of a range, as far as the file goes. Raises OSError."""

@@ -6,7 +6,8 @@ anything. Then the inode is read, a few frames of its log at a time, with other 
 and the operation begins again.
 
 An operation may find no room only because a daemon has died, which has left frames taken that
-nobody owns. Then they are searched for before it is told so. Invariants:
+nobody owns; or no memory in a sparse pool, of which free frames still have some. Then these are
+searched for before it is told so. Invariants:
 - all requests that need the same inode wait for one reading of it;
 - one inode is read at a time, so other requests wait for one slice of reading at most, however many
   inodes are wanted.
@@ -15,7 +16,7 @@ nobody owns. Then they are searched for before it is told so. Invariants:
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from types import CoroutineType
 from typing import Any, ParamSpec, TypeVar
@@ -28,12 +29,19 @@ from pmemfs.volume.fs.reading import MayWait, NotRead, may_read_in_steps
 T = TypeVar("T")
 P = ParamSpec("P")
 
+_TRIES = 4
+"""An operation that finds no room looks for some so often. Others may take what it finds."""
+
 
 class Patience:
-    """Lets operations of one volume wait for inodes that take long to read."""
+    """Lets operations of one volume wait for inodes that take long to read, and for room.
 
-    def __init__(self, volume: Volume) -> None:
+    `find_memory` gives memory back to a medium that has found none; whether there was any.
+    """
+
+    def __init__(self, volume: Volume, find_memory: Callable[[], Awaitable[bool]]) -> None:
         self._volume = volume
+        self._find_memory = find_memory
         self._lock = trio.Lock()
 
     def begin(
@@ -47,9 +55,9 @@ class Patience:
         except NotRead as missing:
             return self._begin_again(partial(operation, *args, **kwargs), missing.number)
         except OSError as error:
-            if error.errno != errno.ENOSPC or not self._volume.may_find_room:
+            if error.errno != errno.ENOSPC:
                 raise
-            return self._begin_with_room(partial(operation, *args, **kwargs))
+            return self._begin_with_room(partial(operation, *args, **kwargs), error)
         finally:
             may_read_in_steps.reset(token)
         # CoroutineType and not Coroutine, because asking an ABC takes several calls.
@@ -64,9 +72,9 @@ class Patience:
         except NotRead as missing:
             number = missing.number
         except OSError as error:
-            if error.errno != errno.ENOSPC or not self._volume.may_find_room:
+            if error.errno != errno.ENOSPC:
                 raise
-            return await self._begin_with_room(step)
+            return await self._begin_with_room(step, error)
         return await self._begin_again(step, number)
 
     async def _begin_again(self, step: Callable[[], Later[T]], number: int) -> T:
@@ -74,11 +82,24 @@ class Patience:
         answer = self.begin(step)
         return await answer if isinstance(answer, Coroutine) else answer
 
-    async def _begin_with_room(self, step: Callable[[], Later[T]]) -> T:
-        while self._volume.search_on():
-            await trio.lowlevel.checkpoint()
-        answer = self.begin(step)
-        return await answer if isinstance(answer, Coroutine) else answer
+    async def _begin_with_room(self, step: Callable[[], Later[T]], error: OSError) -> T:
+        for _ in range(_TRIES):
+            if self._volume.may_find_room:
+                while self._volume.search_on():
+                    await trio.lowlevel.checkpoint()
+            elif not await self._find_memory():
+                break
+            try:
+                with MayWait():
+                    answer = step()
+                    return await answer if isinstance(answer, Coroutine) else answer
+            except NotRead as missing:
+                return await self._begin_again(step, missing.number)
+            except OSError as again:
+                if again.errno != errno.ENOSPC:
+                    raise
+                error = again
+        raise error
 
     async def _read_on(self, number: int) -> None:
         """Read on in an inode, after other tasks had their turn."""

@@ -221,8 +221,9 @@ class FileFrames:
             limit += extent.frame_count
         return max(size_bytes, limit << PAGE_SHIFT)
 
-    def trim_ahead(self, number: int) -> None:
-        """At the last close of a file, give back what was mapped ahead and persist its live line.
+    def trim_ahead(self, number: int) -> bool:
+        """At the last close of a file, give back what was mapped ahead and persist its live line;
+        whether anything was.
 
         Where a fence is an msync, the live line is left to fsync. Raises OSError.
         """
@@ -230,7 +231,7 @@ class FileFrames:
         # perhaps not in memory any more.
         inode = self._store.inode(number)
         if not inode.is_file or self._store.read_only:
-            return
+            return False
         inode.next_fill_frame = -1
         self._store.allocator.unhold(number)
         self._store.lines.write_back(inode.slot_offset)
@@ -238,10 +239,12 @@ class FileFrames:
             self._store.medium.fence()
         first = frames_of(self._store.size_of(inode))
         is_kept = inode.state.flags & KEEPS_AHEAD or inode.unknown_id
-        if inode.end > first and not is_kept:
+        was_ahead = inode.end > first and not is_kept
+        if was_ahead:
             with self._store.change(urgent=True) as change:
                 self._unmap_behind(change, inode, first)
         self._store.untrimmed.discard(number)
+        return was_ahead
 
     # What others need, and how a file changes
 

@@ -283,6 +283,14 @@ class FileSystem:
         has_more |= self.search_on()
         return self.store.housekeeping.compact_some() or has_more
 
+    def gather(self) -> bool:
+        """Take back some of what workers have not used, or nobody uses any more; whether there is
+        more."""
+        if self.read_only:
+            return False
+        reserves = self.store.ground.reserves
+        return self.store.busy.collect() or (reserves is not None and reserves.drain())
+
     def end(self) -> None:
         """The mount ends: everything is closed and no hold counts any more. Leave the pool clean.
 

@@ -49,6 +49,10 @@ class MetadataMedium(Medium):
     def fault_count(self) -> int:  # type: ignore[override]
         return self._medium.fault_count
 
+    @property
+    def shortage_count(self) -> int:  # type: ignore[override]
+        return self._medium.shortage_count
+
     def read(self, offset_bytes: int, length_bytes: int) -> memoryview | bytes:
         try:
             return self._read(offset_bytes, length_bytes)

@@ -13,6 +13,7 @@ top, and puts back there what it has freed. Invariants:
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -28,6 +29,8 @@ _WANTED_FRAMES = 1024
 _WANTED_SLOTS = 1024
 _MOST = 3
 """Beyond so many times as much as is wanted, what workers have freed is taken back."""
+_SHORT_NS = 10**9
+"""For so long after a sparse medium found no memory, workers are given no frames."""
 _FRAMES_SHARE = 8
 _SLOTS_SHARE = 16
 """At most one of so many free frames is handed out, and one slot for so many of them."""
@@ -61,6 +64,7 @@ class Reserves:
         self._table = table
         self._slots = slots
         self._frames = frames
+        self._shortages = self._short_at_ns = 0
         table.reserved = slots.numbers
 
     @property
@@ -103,7 +107,7 @@ class Reserves:
     def _give_frames(self, wanted: int) -> bool:
         stack = self._frames
         missing = min(wanted - stack.count, _STEP)
-        if missing <= 0:
+        if missing <= 0 or self._is_short():
             return False
         try:
             runs = self._allocator.allocate(missing)
@@ -123,6 +127,13 @@ class Reserves:
         # The lowest comes to the top, so what is taken in a row is one run.
         stack.push(pfns[::-1])
         return stack.count < wanted
+
+    def _is_short(self) -> bool:
+        """Whether the medium has just found no memory: then what there is goes to who asks."""
+        shortages = self._medium.shortage_count
+        if shortages != self._shortages:
+            self._shortages, self._short_at_ns = shortages, time.monotonic_ns()
+        return bool(shortages) and time.monotonic_ns() - self._short_at_ns < _SHORT_NS
 
     def _give_slots(self, wanted: int) -> bool:
         table, stack = self._table, self._slots
