@@ -201,9 +201,12 @@ def _names(names: NamesStatus) -> str:
         return "served by the daemon for now"
     known = counted(names.known_inodes, "inode", "inodes")
     busy = counted(names.handed_over_busy, "request", "requests")
+    short = ""
+    if names.handed_over_short:
+        short = f", and {names.handed_over_short} because this memory is too little"
     return (f"{known} known to the data plane, {format_size(names.used_bytes)} of "
             f"{format_size(names.limit_bytes)}; {busy} left to the daemon because it was busy "
-            "with others")  # fmt: skip
+            f"with others{short}")  # fmt: skip
 
 
 def _compression(done: CompressionReport) -> str:

@@ -23,7 +23,7 @@ from pmemfs.cli.find import ask
 from pmemfs.dataplane.layouts import bucket_start_ns
 from pmemfs.errors import NoAnswer, PmemfsError
 from pmemfs.mountinfo import Mount
-from pmemfs.observe.answers import MountStatus
+from pmemfs.observe.answers import MountStatus, NamesStatus
 from pmemfs.observe.stat import Counts, Operations, Sample
 
 if TYPE_CHECKING:
@@ -94,6 +94,8 @@ class MountCollector(Collector):
             status = ask(self._mount, "info", MountStatus)
             sample = ask(self._mount, "stat", Sample)
             metrics = list(_of_requests(sample, where))
+            if status.names:
+                metrics += _of_names(status.names, where)
             if status.compression:
                 metrics += _of_compression(status.compression, where)
             if sample.mode == "cache":
@@ -186,6 +188,23 @@ def _below(counts: Counts, bound_ns: int) -> int:
     return sum(
         count for bucket, count in counts.latencies.items() if bucket_start_ns(bucket) < bound_ns
     )
+
+
+def _of_names(names: NamesStatus, where: Mapping[str, str]) -> Iterator[Metric]:
+    for name, meaning, value in (
+        ("known_inodes", "Inodes that the data plane knows", names.known_inodes),
+        ("used_bytes", "Memory of the data plane for what it knows of names", names.used_bytes),
+        ("limit_bytes", "What this memory may be, see names_memory", names.limit_bytes),
+    ):
+        yield _gauge(f"pmemfs_names_{name}", meaning, value, where)
+    handed_over = CounterMetricFamily(
+        "pmemfs_names_handed_over_requests",
+        "Requests about names that the data plane has left to the control plane, and why",
+        labels=[*where, "reason"],
+    )
+    handed_over.add_metric([*where.values(), "busy"], names.handed_over_busy)
+    handed_over.add_metric([*where.values(), "memory"], names.handed_over_short)
+    yield handed_over
 
 
 def _of_compression(report: CompressionReport, where: Mapping[str, str]) -> Iterator[Metric]:

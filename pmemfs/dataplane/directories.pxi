@@ -223,8 +223,10 @@ cdef bint grow_index(names_t *names, names_index_t *index) noexcept nogil:
     larger.capacity = index.capacity * 2 if index.capacity else LEAST_WORDS
     # A quarter at most, so that a directory leaves room for those beside it.
     if (larger.capacity > 1 << HASH_BITS
-            or larger.capacity * 8 > peek(&names.head.memory_bytes) // 4
-            or not make_room(names, larger.capacity * 8)):
+            or larger.capacity * 8 > peek(&names.head.memory_bytes) // 4):
+        names.is_short = True
+        return False
+    if not make_room(names, larger.capacity * 8):
         return False
     larger.words = <uint64_t *>calloc(larger.capacity, 8)
     if larger.words == NULL:

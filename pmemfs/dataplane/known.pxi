@@ -109,10 +109,12 @@ cdef void charge(names_t *names, int64_t more_bytes) noexcept nogil:
 cdef bint make_room(names_t *names, uint64_t more_bytes) noexcept nogil:
     """Drop what was used longest ago until so much may be added; False: too much is in use."""
     cdef uint64_t most = peek(&names.head.memory_bytes)
+    names.is_short |= more_bytes > most
     if more_bytes > most:
         return False
     while names.used_bytes > most - more_bytes:
         if names.oldest == NULL or names.oldest.used_at == names.takes:
+            names.is_short = True
             return False
         drop_known(names, names.oldest)
     return True

@@ -479,7 +479,9 @@ class NamesHead:
     holder: int = stored("<u8", "of the lock of names; 0: free; as of the locks of a cache's sets")
     seed_0: int = stored("<u8", "mixed into the hashes of names, so it is secret; 0: none yet")
     seed_1: int = stored("<u8", "as `seed_0`")
-    unused: bytes = stored("V40", "zero", default=bytes(40))
+    short: int = stored("<u8", "requests handed over because what they need to know takes too much "
+                        "memory")  # fmt: skip
+    unused: bytes = stored("V32", "zero", default=bytes(32))
     on: int = stored("<u8", "1: workers may carry out operations on names")
     changes: int = stored("<u8", "inodes that workers have changed, one after the other")
     open_flags: int = stored("<u8", "FOPEN_* flags in the answers to OPEN and CREATE")

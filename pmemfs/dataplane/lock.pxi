@@ -163,8 +163,11 @@ cdef void run_change(names_change_t *change, worker_t *worker, request_t *reques
     change.addition_count = change.word_count = change.changed_count = 0
     change.slot_offset = 0
     change.slot_bytes = change.records_bytes = 0
+    names.is_short = False
     if not run_guarded(run_operation, change):
         change.verdict = FORWARD
+    if names.is_short and change.verdict == FORWARD and not worker.reads_on:
+        put(&names.head.short, peek(&names.head.short) + 1)
     forget_rewritten(change)
     if change.stage == STAGE_OPEN and change.verdict == FORWARD and change.has_begun:
         put_back(change)

@@ -117,6 +117,8 @@ cdef struct names_t:
     uint64_t seeds[2]
     uint64_t known_count
     uint64_t used_bytes
+    # Whether the operation under way has found no memory for what it has to know.
+    bint is_short
     # Times that a worker has taken the lock: if it is another than before, what is known may be, too.
     # What was used since the last time is not dropped.
     uint64_t takes

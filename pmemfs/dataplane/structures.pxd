@@ -216,7 +216,8 @@ cdef struct names_head_t:
     uint64_t holder
     uint64_t seed_0
     uint64_t seed_1
-    uint8_t unused[40]
+    uint64_t short
+    uint8_t unused[32]
     uint64_t on
     uint64_t changes
     uint64_t open_flags
@@ -419,7 +420,7 @@ cdef enum:
     SERVE_AGAIN = 1
     HAND_AGAIN = 2
     HAVE_SECRETS = 3
-    SIGNATURE = 0x1693c04d
+    SIGNATURE = 0x6d593e48
     ENTRY_ASIDE_AT = 0x800
     ENTRY_ASIDE_BYTES = 0x800
     ENTRY_PAYLOAD_AT = 0x1000

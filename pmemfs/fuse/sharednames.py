@@ -96,6 +96,7 @@ class SharedNames(trio.abc.Instrument):
         self._set_word("was_woken", 0)
         ground.pinned.note_any = lambda has_any: self._set_word("pins", int(has_any))
         self._set_word("pins", 0)
+        self.note_directories(True)
 
     def open_places(self) -> OpenPlaces:
         """The places of open files, of which workers have some."""
@@ -106,6 +107,10 @@ class SharedNames(trio.abc.Instrument):
         """So much may workers use for what they know; 0: they change no names."""
         self._memory_bytes = memory_bytes
         self._set_word("memory_bytes", memory_bytes)
+
+    def note_directories(self, notes: bool) -> None:
+        """Whether reads of directories are noted as accesses."""
+        self._set_word("notes_directories", int(notes))
 
     def set_unit(self, unit_bytes: int) -> None:
         """In units of so many bytes programs map the pool. Of larger ones than a frame they can map
@@ -155,7 +160,6 @@ class SharedNames(trio.abc.Instrument):
         if self._log_frames != self._ground.allocator.log_frames:
             self._log_frames = self._ground.allocator.log_frames
             self._set_word("log_frames", self._log_frames)
-        self._set_word("notes_directories", self._fs.inode_attributes.notes_directories)
         is_on = self._is_allowed()
         if is_on != names.is_on:
             try:

@@ -99,6 +99,8 @@ class NamesStatus(NamedTuple):
     limit_bytes: int
     handed_over_busy: int
     """Requests that it left to the daemon because somebody else was changing names just then."""
+    handed_over_short: int
+    """Requests that it left to the daemon because what they need to know takes too much memory."""
 
 
 class KeptStatus(NamedTuple):

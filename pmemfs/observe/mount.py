@@ -111,7 +111,7 @@ class MountObserver:
         names = self._session.served.names
         if names is None:
             return None
-        words = map(names.word, ("known_inodes", "used_bytes", "memory_bytes", "busy"))
+        words = map(names.word, ("known_inodes", "used_bytes", "memory_bytes", "busy", "short"))
         return NamesStatus(bool(names.word("on")), *words)
 
     def _pin_summary(self) -> PinSummary:
