@@ -137,8 +137,7 @@ class SharedMemmap(RecordMemmap):
             self._check_touched()
         if error == errno.EOVERFLOW:
             raise PageReferences(pfn=pfn, why="a reference count is at the maximum")
-        if error:
-            raise system_error(error)
+        self._check(error)
 
     def put_pages(self, pfn: int, pfn_count: int) -> None:
         first, count = self._page_range(pfn, pfn_count)
@@ -239,6 +238,9 @@ class SharedMemmap(RecordMemmap):
             yield first, self._memory(first, min((base + behind) * size, end))
 
     def _enter(self, page: int, page_count: int) -> None:
-        error = self._accountant.enter(page, page_count)
+        self._check(self._accountant.enter(page, page_count))
+
+    def _check(self, error: int) -> None:
         if error:
+            self._medium.note_shortage(error)
             raise system_error(error)

@@ -58,26 +58,28 @@ class Trimmer:
         self.gather: list[Callable[[], bool]] = [fs.gather] if fs else []
         """Each takes back some frames that nobody uses any more; whether there are more."""
         self._searching = trio.Lock()
-        self._asked = self._served = self._seen_shortages = 0
+        self._seen_shortages = 0
         self._has_found = False
         self._vain_at_ns = 0
         self._vain_free_frames = 0
 
     async def find_memory(self) -> bool:
-        """Give back all that is free, for whom the medium may have found no memory; whether there
-        was any, so that it is worth trying again.
+        """Give back all that is free, if the medium has found no memory since this was last done;
+        whether there was any, so that it is worth trying again.
 
         It is worth that a few times only: what an attempt has got before it failed is free again.
         """
         medium, fs = self._medium, self._fs
         if fs is None or medium.reserved or medium.read_only or fs.read_only:
             return False
-        self._asked += 1
-        number = self._asked
+        shortages = medium.shortage_count
+        if shortages == self._seen_shortages and not self._searching.locked():
+            # It is frames that are missing.
+            return False
         async with self._searching:
-            # One search is for all who have come before it.
-            if self._served < number:
-                self._served = self._asked
+            # One search is for all who came before it.
+            if self._seen_shortages < shortages:
+                self._seen_shortages = medium.shortage_count
                 self._has_found = await self._search(fs)
             return self._has_found
 
@@ -94,14 +96,10 @@ class Trimmer:
         for gather in self.gather:
             while gather():
                 await trio.lowlevel.checkpoint()
-        shortages, free_frames = self._medium.shortage_count, fs.allocator.known_free
+        free_frames = fs.allocator.known_free
         is_recent = time.monotonic_ns() - self._vain_at_ns < _VAIN_NS
         if is_recent and free_frames <= self._vain_free_frames:
             return False
-        if shortages == self._seen_shortages and free_frames <= fs.allocator.reserve:
-            # It is frames that are missing.
-            return False
-        self._seen_shortages = shortages
         try:
             trimmed = await self.trim()
         except CannotTrim:

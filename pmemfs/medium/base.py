@@ -15,6 +15,7 @@ Invariants:
 from __future__ import annotations
 
 import enum
+import errno
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -87,6 +88,10 @@ class Medium(ABC):
 
         What it read there is zeroes, and what it stored there is lost.
         """
+
+    def note_shortage(self, error: int | None) -> None:
+        """Count it if this errno says that the medium has found no memory."""
+        self.shortage_count += error == errno.ENOSPC
 
     @abstractmethod
     def store(self, offset_bytes: int, data: Buffer) -> None:

@@ -229,7 +229,7 @@ class MappedMedium(Medium):
             try:
                 os.posix_fallocate(self._fd, offset_bytes, length_bytes)
             except OSError as error:
-                self._note_shortage(error)
+                self.note_shortage(error.errno)
                 raise
 
     def clear(self, offset_bytes: int, length_bytes: int) -> None:
@@ -385,12 +385,8 @@ class MappedMedium(Medium):
                 view = view[written:]
                 offset_bytes += written
         except OSError as error:
-            self._note_shortage(error)
+            self.note_shortage(error.errno)
             raise self._translated(error, offset_bytes) from None
-
-    def _note_shortage(self, error: OSError) -> None:
-        if error.errno == errno.ENOSPC:
-            self.shortage_count += 1
 
     def _fault(self, offset_bytes: int) -> MemoryFault:
         """The fault that this thread has just met in a range, with the real pages put back."""
