@@ -239,7 +239,6 @@ cdef bint free_unnamed(names_change_t *change, uint64_t number) noexcept nogil:
     if known != NULL and free_inode(change, known):
         return True
     push_orphan(change.names, number)
-    wake_control(change.worker)
     return False
 
 

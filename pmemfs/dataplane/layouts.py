@@ -481,7 +481,9 @@ class NamesHead:
     seed_1: int = stored("<u8", "as `seed_0`")
     short: int = stored("<u8", "requests handed over because what they need to know takes too much "
                         "memory")  # fmt: skip
-    unused: bytes = stored("V32", "zero", default=bytes(32))
+    scattered: int = stored("<u8", "1: a write was handed over because frames on the stack lie in "
+                            "too many pieces")  # fmt: skip
+    unused: bytes = stored("V24", "zero", default=bytes(24))
     on: int = stored("<u8", "1: workers may carry out operations on names")
     changes: int = stored("<u8", "inodes that workers have changed, one after the other")
     open_flags: int = stored("<u8", "FOPEN_* flags in the answers to OPEN and CREATE")

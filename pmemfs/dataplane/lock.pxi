@@ -450,4 +450,7 @@ cdef void wake_control(worker_t *worker) noexcept nogil:
     memset(&message, 0, sizeof(message))
     message.len, message.opcode = sizeof(message), NAMES_OPCODE
     part.iov_base, part.iov_len = &message, sizeof(message)
-    send_parts(worker, &part, 1)
+    # Where there is no room for this, the control plane is awake, and looks before it sleeps. To
+    # wait for it here could be to wait for each other.
+    if send_parts(worker, &part, 1, MSG_DONTWAIT):
+        store(&head.was_woken, 0)

@@ -154,6 +154,15 @@ cdef class NamesShared:
         return needs_control(self._head)
 
     @property
+    def is_scattered(self) -> bool:
+        """Whether a worker has found the frames on the stack in too many pieces."""
+        return peek(&self._head.scattered) != 0
+
+    @is_scattered.setter
+    def is_scattered(self, bint value) -> None:
+        store(&self._head.scattered, value)
+
+    @property
     def last_time_ns(self) -> int:
         """The latest time that a user has set to the present, in ns since 1970."""
         return self._head.last_time_ns

@@ -418,8 +418,7 @@ cdef int set_up_workers(process_t *process, int depth, list forward_fds, int ent
     cdef bint has_own
     cdef thread_t *thread
     cdef worker_t worker
-    worker.crypt, worker.unpacker = NULL, NULL
-    worker.reads_on = worker.may_put_off = False
+    memset(&worker, 0, sizeof(worker))
     if process.queue_count:
         failed = map_entries(process.plane.header, entries_fd, entries_bytes_of(
             process.queue_count, depth, process.plane.max_write), &entries)
@@ -427,7 +426,7 @@ cdef int set_up_workers(process_t *process, int depth, list forward_fds, int ent
         failed = failed or -io_uring_queue_init(1, &process.idle_ring, 0)
     for number in range(process.thread_count):
         thread = &process.threads[number]
-        worker.plane, worker.slot, worker.now_ns = &process.plane, slot_of(&process.plane, number), 0
+        worker.plane, worker.slot = &process.plane, slot_of(&process.plane, number)
         has_own = number < process.queue_count and number + 1 < len(forward_fds)
         worker.forward_fd = forward_fds[number + 1 if has_own else 0]
         # A worker that was killed may have left these as they are in the middle of a request.

@@ -46,7 +46,8 @@ cdef struct series_t:
 cdef class Responder:
     """Worker `number` of a data plane. Only one thread at a time may use it.
 
-    `points` says whether an answer may point into the pool itself, as with the transport fd.
+    `points` says whether an answer may point into the pool itself, as with the transport fd. On the
+    socket `forward_fd` it wakes the control plane; with -1 nobody hears that.
     """
 
     cdef plane_t _plane
@@ -57,7 +58,7 @@ cdef class Responder:
     cdef uint8_t *_recorded
 
     def __init__(self, int shared_fd, int pool_fd, int map_flags, uint32_t max_write, *,
-                 int number=0, bint points=False, int secrets_fd=-1) -> None:
+                 int number=0, bint points=False, int secrets_fd=-1, int forward_fd=-1) -> None:
         cdef int failed
         memset(&self._plane, 0, sizeof(self._plane))
         self._plane.max_write = max_write
@@ -74,8 +75,7 @@ cdef class Responder:
             raise OSError(failed, os.strerror(failed))
         self._worker.plane = &self._plane
         self._worker.slot = slot_of(&self._plane, number)
-        # Nobody hears what it has to say to the control plane.
-        self._worker.forward_fd = self._plane.forward_fd = -1
+        self._worker.forward_fd = self._plane.forward_fd = forward_fd
 
     def __dealloc__(self) -> None:
         free(self._answer)

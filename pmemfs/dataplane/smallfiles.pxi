@@ -207,6 +207,7 @@ cdef verdict_t write_on(names_change_t *change, known_t *known,
     count = join_frames(pfns, frame_count, start, added)
     if (not count or known.extent_count + count > MOST_WRITTEN_EXTENTS
             or (change.names.head.in_one_piece and not is_one_piece(known, added, count))):
+        store(&change.names.head.scattered, 1)
         return FORWARD
     for position in range(count):
         if not add_extent(change, known, &added[position]):

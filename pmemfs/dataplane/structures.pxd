@@ -217,7 +217,8 @@ cdef struct names_head_t:
     uint64_t seed_0
     uint64_t seed_1
     uint64_t short
-    uint8_t unused[32]
+    uint64_t scattered
+    uint8_t unused[24]
     uint64_t on
     uint64_t changes
     uint64_t open_flags
@@ -420,7 +421,7 @@ cdef enum:
     SERVE_AGAIN = 1
     HAND_AGAIN = 2
     HAVE_SECRETS = 3
-    SIGNATURE = 0x6d593e48
+    SIGNATURE = 0x10d56314
     ENTRY_ASIDE_AT = 0x800
     ENTRY_ASIDE_BYTES = 0x800
     ENTRY_PAYLOAD_AT = 0x1000

@@ -18,6 +18,7 @@ cdef extern from "sys/socket.h" nogil:
     ssize_t sendmsg(int fd, const msghdr *message, int flags)
     int shutdown(int fd, int how)
     enum:
+        MSG_DONTWAIT
         MSG_NOSIGNAL
         SHUT_RDWR
 
@@ -67,14 +68,14 @@ cdef int send_request(worker_t *worker, request_t *request) noexcept nogil:
     return send_parts(worker, parts, 3)
 
 
-cdef int send_parts(worker_t *worker, iovec *parts, int count) noexcept nogil:
-    """Send a message to the control plane; 0 or errno."""
+cdef int send_parts(worker_t *worker, iovec *parts, int count, int flags=0) noexcept nogil:
+    """Send a message to the control plane; 0 or errno. `flags` are of sendmsg(2)."""
     cdef msghdr message
     memset(&message, 0, sizeof(message))
     message.msg_iov = parts
     message.msg_iovlen = count
     while True:
-        if sendmsg(worker.forward_fd, &message, MSG_NOSIGNAL) >= 0:
+        if sendmsg(worker.forward_fd, &message, MSG_NOSIGNAL | flags) >= 0:
             return 0
         if errno == EPIPE or errno == ECONNRESET:
             # For a user this is a mount that is not served any more, not a broken pipe.

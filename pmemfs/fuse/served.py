@@ -110,6 +110,7 @@ class Served:
             fs.frames.packed.cold_seconds = options.cold_seconds
             if self.names:
                 self.names.set_memory(options.names_memory)
+                self.names.set_hang_timeout(options.hang_timeout)
                 self.names.note_directories(not options.nodiratime)
             fs.note_accesses(options.access_times, of_directories=not options.nodiratime)
             self.note_no_reads() if fs.read_only else self._note_reads(options.access_times)

@@ -16,6 +16,7 @@ Invariants:
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -52,6 +53,8 @@ _ORPHANS_STEP = 32
 _MOST = 3
 _STARVED_SECONDS = 1
 _PATIENCE_NS = 10 * 10**9
+_EXCHANGE_NS = 10**8
+"""Frames are not exchanged more often, because all that are free may lie in pieces."""
 _BEGUN, _CARRIED_OUT = 1, 2
 _FREES = (wire.Opcode.FORGET, wire.Opcode.RELEASE)
 """What a word decides of these is that an inode is gone."""
@@ -73,6 +76,9 @@ class SharedNames(trio.abc.Instrument):
         self._notes = shared.hold_notes
         self._memory_bytes = 0
         self._log_frames = -1
+        self._exchange_at_ns = 0
+        self.patience_ns = _PATIENCE_NS
+        """For so long a worker may have the lock, before it counts as one that was stopped."""
         self.listed: dict[int, list[int]] = {}
         """What dead workers had counted as looked up for their latest listings, by the numbers of
         these requests."""
@@ -107,6 +113,11 @@ class SharedNames(trio.abc.Instrument):
         """So much may workers use for what they know; 0: they change no names."""
         self._memory_bytes = memory_bytes
         self._set_word("memory_bytes", memory_bytes)
+
+    def set_hang_timeout(self, seconds: int) -> None:
+        """This process is killed if it makes no progress for so long (0: never), so wait less."""
+        half_ns = seconds * 10**9 // 2
+        self.patience_ns = min(_PATIENCE_NS, half_ns) if seconds else _PATIENCE_NS
 
     def note_directories(self, notes: bool) -> None:
         """Whether reads of directories are noted as accesses."""
@@ -143,7 +154,7 @@ class SharedNames(trio.abc.Instrument):
         times = self._ground.times
         if names.last_time_ns > times.set_ns:
             times.set_ns = names.last_time_ns
-        if names.needs_control and self._is_ready:
+        if self._is_ready and (names.needs_control or self._may_exchange()):
             self._wake.set()
 
     def _fail(self, error: Exception) -> None:
@@ -173,11 +184,11 @@ class SharedNames(trio.abc.Instrument):
     def _take(self) -> bool:
         """Take the lock; whether a worker that has died had it."""
         while True:
-            was_dead = self._names.take(_PATIENCE_NS)
+            was_dead = self._names.take(self.patience_ns)
             if was_dead is not None:
                 return was_dead
-            log.error("a worker has the lock of names for %d s, and its data plane is killed",
-                      _PATIENCE_NS // 10**9)  # fmt: skip
+            log.error("a worker has the lock of names for %.1f s, and its data plane is killed",
+                      self.patience_ns / 10**9)  # fmt: skip
             self.kill_plane()
 
     def _see_changes(self) -> None:
@@ -249,9 +260,17 @@ class SharedNames(trio.abc.Instrument):
     def _keep_some(self) -> bool:
         """Some of what has to be done for workers; whether there is more."""
         has_more = self.free_orphans()
+        if self._may_exchange():
+            self._exchange_at_ns = time.monotonic_ns() + _EXCHANGE_NS
+            self._names.is_scattered = False
+            self._reserves.exchange_frames()
         with suppress(OSError):
             has_more |= self._reserves.keep_some()
         return has_more | self._keep_handles()
+
+    def _may_exchange(self) -> bool:
+        """Whether it is time to hand out other frames, because these lie in too many pieces."""
+        return self._names.is_scattered and time.monotonic_ns() >= self._exchange_at_ns
 
     def _keep_handles(self) -> bool:
         handles, places = self._names.handles, self.places

@@ -242,9 +242,10 @@ class SharedFiles:
         unanswered = Unanswered(self.once, handlers, opens, self.fs, self.tables)
         return ForwardedRequests(door, LONGEST, self.once, unanswered)
 
-    def worker(self) -> Responder:
+    def worker(self, *, forward_fd: int = -1) -> Responder:
         """A worker of the data plane."""
-        return Responder(self.shared.fd, self.medium.fileno(), self.medium.map_flags, MAX_WRITE)
+        return Responder(self.shared.fd, self.medium.fileno(), self.medium.map_flags, MAX_WRITE,
+                         forward_fd=forward_fd)  # fmt: skip
 
 
 @dataclass

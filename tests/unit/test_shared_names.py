@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
@@ -27,6 +28,7 @@ from pmemfs.fuse.wire import Opcode
 from pmemfs.media.inode import ROOT, TAIL_WORD_AT
 from pmemfs.units import MIB
 from pmemfs.volume.fs.check import check_filesystem
+from pmemfs.volume.fs.extents import Run
 from pmemfs.volume.pinned import Held
 
 USER = Caller(0, 0, 0)
@@ -271,6 +273,63 @@ def test_a_full_pool_has_nothing_in_reserve(daemon: Daemon) -> None:
     while daemon.names._keep_some():
         pass
     assert daemon.shared.frames.count > 0
+
+
+def test_a_worker_does_not_wait_to_wake_a_daemon_that_has_not_read_on(daemon: Daemon) -> None:
+    # It would wait with the lock, or in a section, for which the daemon may be waiting itself.
+    daemon.set_word("slots_low", 1 << 20)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        worker = daemon.files.worker(forward_fd=theirs.fileno())
+
+        def create(name: bytes) -> bool:
+            daemon.set_word("was_woken", 0)
+            daemon.names.leave()
+            verdict, *_ = worker.answer(create_in(name), opcode=Opcode.CREATE, inode=ROOT)
+            daemon.names.enter()
+            assert verdict == "answer"
+            return bool(daemon.names.word("was_woken"))
+
+        assert create(b"a")
+        assert ours.recv(4096)
+        theirs.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                theirs.send(bytes(4096))
+        theirs.setblocking(True)
+        assert not create(b"b")
+
+
+def test_frames_in_too_many_pieces_are_exchanged_for_some_side_by_side(daemon: Daemon) -> None:
+    number, handle = daemon.create(b"file")
+    taken = sorted(daemon.shared.frames.pop(1 << 20))
+    # As where every other file of one frame was removed.
+    daemon.shared.frames.push(taken[::2])
+
+    def write() -> str:
+        daemon.names.leave()
+        head = wire.WRITE_IN.pack(handle, 0, 16 * 4096, 0, 0, os.O_RDWR)
+        verdict, *_ = daemon.worker.answer(
+            head, opcode=Opcode.WRITE, inode=number, payload=b"x" * 16 * 4096
+        )
+        daemon.names.enter()
+        return str(verdict)
+
+    assert write() == "forward"
+    assert daemon.names._wake.is_set()
+    daemon.fs.allocator.free(Run(pfn, 1) for pfn in taken[1::2])
+    while daemon.names._keep_some():
+        pass
+    assert write() == "answer"
+    assert not daemon.shared.is_scattered
+    (extent,) = daemon.fs.store.inode(number).extents.pieces(0, 16)
+    assert extent[2] == 16
+    # All that is free may lie in pieces, so this is not done again at once.
+    daemon.set_word("scattered", 1)
+    before = daemon.shared.frames.numbers()
+    daemon.names._keep_some()
+    assert daemon.shared.frames.numbers()[: len(before)] == before
+    assert daemon.shared.is_scattered
 
 
 def test_orphans_are_freed(daemon: Daemon) -> None:

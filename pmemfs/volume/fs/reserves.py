@@ -21,6 +21,7 @@ from pmemfs.medium.base import Medium
 from pmemfs.pfn import PAGE_SHIFT
 from pmemfs.volume.fs.allocator import Allocator
 from pmemfs.volume.fs.extents import Run
+from pmemfs.volume.fs.log import runs_of_frames
 from pmemfs.volume.fs.table import InodeTable
 
 _STEP = 256
@@ -30,7 +31,7 @@ _WANTED_SLOTS = 1024
 _MOST = 3
 """Beyond so many times as much as is wanted, what workers have freed is taken back."""
 _SHORT_NS = 10**9
-"""For so long after a sparse medium found no memory, workers are given no frames."""
+"""For so long after a sparse medium found no memory, workers are given nothing."""
 _FRAMES_SHARE = 8
 _SLOTS_SHARE = 16
 """At most one of so many free frames is handed out, and one slot for so many of them."""
@@ -91,6 +92,12 @@ class Reserves:
                 has_more = True
         return has_more
 
+    def exchange_frames(self) -> None:
+        """Take back the frames that are handed out, and hand out some that lie side by side."""
+        count = self._frames.count
+        self._take_frames(count)
+        self._give_frames(min(count, _STEP))
+
     def drain(self) -> bool:
         """Take back all that is handed out; whether that was anything."""
         taken = self._take_frames(self._frames.count) + self._take_slots(self._slots.count)
@@ -138,6 +145,8 @@ class Reserves:
     def _give_slots(self, wanted: int) -> bool:
         table, stack = self._table, self._slots
         slots: list[int] = []
+        if self._is_short():
+            return False
         try:
             for _ in range(min(wanted - stack.count, _STEP)):
                 slots.append(table.take()[0])
@@ -150,8 +159,8 @@ class Reserves:
         return stack.count < wanted
 
     def _take_frames(self, count: int) -> int:
-        pfns = self._frames.pop(count)
-        self._allocator.free(Run(pfn, 1) for pfn in pfns)
+        pfns = sorted(self._frames.pop(count))
+        self._allocator.free(runs_of_frames([pfn << PAGE_SHIFT for pfn in pfns]))
         return len(pfns)
 
     def _take_slots(self, count: int) -> int:
