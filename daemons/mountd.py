@@ -46,6 +46,7 @@ from pmemfs.logs import start_logging
 from pmemfs.media.label import Mode, State
 from pmemfs.medium.faultlog import report_fault
 from pmemfs.medium.mapped import Advice, MappedMedium
+from pmemfs.medium.shortage import with_memory
 from pmemfs.mount.mountpoint import mounts_of_pool
 from pmemfs.mount.options import MountOptions
 from pmemfs.mount.processes import (
@@ -428,7 +429,7 @@ def _methods(
             "info": observer.info,
             "stat": observer.stat,
             "extents": observer.extents,
-            "resize": resize,
+            "resize": with_memory(resize, session.served.trimmer.find_memory),
             "trim": trim,
             "remount": remount,
             "upgrade": keeping.upgrade,
@@ -473,7 +474,9 @@ def _transform_methods(session: Session, packing: Packing | None) -> dict[str, s
 
     # By now the notifier knows the kernel.
     tell = session.served.handlers.notifier.tell
-    return TransformMethods(session.served.fs, packing.begin, tell).methods()
+    methods = TransformMethods(session.served.fs, packing.begin, tell).methods()
+    find_memory = session.served.trimmer.find_memory
+    return {name: with_memory(method, find_memory) for name, method in methods.items()}
 
 
 def open_session(

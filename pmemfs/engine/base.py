@@ -62,6 +62,9 @@ class Engine:
     def accept_writes(self) -> None:
         """The opposite of `refuse_writes`."""
 
+    hears_meanwhile = False
+    """Whether other requests are read while one waits."""
+
     def check_reach(self, size_bytes: int) -> None:
         """Raise CannotGrow if the pool can't become this large while it is mounted."""
 

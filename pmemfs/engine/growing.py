@@ -19,6 +19,7 @@ and the order of labels and data was kept.
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, TypeVar
 import trio
 
 from pmemfs.engine.base import Engine
-from pmemfs.errors import CannotGrow
+from pmemfs.errors import CannotGrow, NoSpace
 from pmemfs.media.label import Scheme, State
 from pmemfs.media.zones import Zone, Zones
 from pmemfs.medium.mapped import MappedMedium
@@ -77,7 +78,15 @@ class Grower:
                 self._engine.check_reach(size_bytes)
                 unknown_end = unknown_end_bytes(medium, size_bytes)
                 growth = Growth(pool, size_bytes, unknown_end, is_mounted=True)
-                await self._carry_out(growth, size_bytes)
+                try:
+                    await self._carry_out(growth, size_bytes)
+                except OSError as error:
+                    if error.errno != errno.ENOSPC:
+                        raise
+                    why = "the file system of the pool has no memory left"
+                    raise NoSpace(
+                        path=medium.name, wanted=format_size(size_bytes), why=why
+                    ) from None
                 await self._show()
                 log.info("%s: grown to %s from %s", medium.name, format_size(size_bytes),
                          format_size(old_bytes))  # fmt: skip

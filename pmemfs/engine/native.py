@@ -49,6 +49,8 @@ def page_locks(shared: SharedMemory, medium: MappedMedium) -> PageLocks:
 class SharedEngine(Engine):
     """What both planes serve together: counts, durability, presence."""
 
+    hears_meanwhile = True
+
     def __init__(
         self, pool: Pool, medium: MappedMedium, memmap: Memmap, shared: SharedMemory
     ) -> None:

@@ -24,17 +24,21 @@ from pmemfs.engine.base import Engine
 from pmemfs.errors import CannotTrim
 from pmemfs.media.filesystem import CHUNK_FRAMES, GROUP_CHUNKS
 from pmemfs.medium.mapped import MappedMedium
-from pmemfs.medium.sparse import data_ranges
+from pmemfs.medium.sparse import next_data
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
 from pmemfs.pool import Pool
 from pmemfs.volume.fs.filesystem import FileSystem
 from pmemfs.volume.fs.masks import runs_of
 
-_CHUNKS_AT_ONCE = 8
+_CHUNKS_AT_ONCE = 2
+"""Of which all frames may lie alone, and be punched while nothing else is served."""
 _VAIN_NS = 10**9
-"""For so long a vain search for memory is not repeated, unless frames have become free."""
-_PAUSES_SECONDS = (0.002, 0.01, 0.05, 0.2, 0)
-"""Before what was removed is looked for again."""
+"""For so long a vain search for memory is not repeated, while the pool and what is free in it are
+as large as they were."""
+_PAUSES_SECONDS = (0, 0.002, 0.01, 0.05, 0.2)
+"""Before each look for what was removed."""
+_BLOCK_BYTES = 512
+"""Of st_blocks, see stat(2)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +64,10 @@ class Trimmer:
         self._searching = trio.Lock()
         self._seen_shortages = 0
         self._has_found = False
-        self._vain_at_ns = 0
-        self._vain_free_frames = 0
+        self._vain_until_ns = 0
+        self._vain = 0, 0
+        # What is removed is never heard of while a request waits, if none is read meanwhile.
+        self._pauses_seconds = _PAUSES_SECONDS if engine.hears_meanwhile else (0,)
 
     async def find_memory(self) -> bool:
         """Give back all that is free, if the medium has found no memory since this was last done;
@@ -84,28 +90,27 @@ class Trimmer:
             return self._has_found
 
     async def _search(self, fs: FileSystem) -> bool:
-        for pause_seconds in _PAUSES_SECONDS:
-            if await self._give_back(fs):
-                return True
+        for pause_seconds in self._pauses_seconds:
             # What was removed is free when the kernel says that nobody has it, and it says so some
             # time after the removal.
             await trio.sleep(pause_seconds)
+            if await self._give_back(fs):
+                return True
         return False
 
     async def _give_back(self, fs: FileSystem) -> bool:
         for gather in self.gather:
             while gather():
                 await trio.lowlevel.checkpoint()
-        free_frames = fs.allocator.known_free
-        is_recent = time.monotonic_ns() - self._vain_at_ns < _VAIN_NS
-        if is_recent and free_frames <= self._vain_free_frames:
+        found = fs.allocator.known_free, self._memory_bytes()
+        if time.monotonic_ns() < self._vain_until_ns and found == self._vain:
             return False
         try:
             trimmed = await self.trim()
         except CannotTrim:
             return False
         if not trimmed.given_back_bytes:
-            self._vain_at_ns, self._vain_free_frames = time.monotonic_ns(), free_frames
+            self._vain_until_ns, self._vain = time.monotonic_ns() + _VAIN_NS, found
         return trimmed.given_back_bytes > 0
 
     async def trim(
@@ -120,8 +125,8 @@ class Trimmer:
         count = fs.geometry.group_count * GROUP_CHUNKS
         last = min(count, -(-(start_bytes + length_bytes) // CHUNK_BYTES))
         given_back = 0
-        for chunk in range(first, last, _CHUNKS_AT_ONCE):
-            chunks = range(chunk, min(chunk + _CHUNKS_AT_ONCE, last))
+        while (first := self._next_chunk(fs, first, last)) < last:
+            chunks = range(first, min(first + _CHUNKS_AT_ONCE, last))
             found = list(self._free_memory(fs, chunks, least_bytes))
             if found:
                 start, end = found[0][0], found[-1][1]
@@ -130,7 +135,15 @@ class Trimmer:
                     self._check()
                     given_back += self._punch(fs, chunks, least_bytes, start, end)
             await trio.lowlevel.checkpoint()
+            first = chunks.stop
         return Trimmed(self._pool.label.name, given_back)
+
+    def _next_chunk(self, fs: FileSystem, first: int, last: int) -> int:
+        """The first chunk from `first` on that has memory; `last` if none has."""
+        start_bytes = fs.geometry.first_pfn << PAGE_SHIFT
+        end_bytes = start_bytes + last * CHUNK_BYTES
+        at = next_data(self._medium.fileno(), start_bytes + first * CHUNK_BYTES, end_bytes)
+        return (at - start_bytes) // CHUNK_BYTES if at < end_bytes else last
 
     def _check(self) -> FileSystem:
         medium, fs = self._medium, self._fs
@@ -148,11 +161,12 @@ class Trimmer:
     def _punch(
         self, fs: FileSystem, chunks: range, least_bytes: int, first_bytes: int, end_bytes: int
     ) -> int:
-        """Punch what is free now. Nothing awaits here, so it stays free until it is punched.
+        """Punch what is free now; how much memory that gave back. Nothing awaits here, so it stays
+        free until it is punched.
 
         Only within the range in which the data plane expects holes: more may have become free.
         """
-        given_back = 0
+        punched_bytes, before_bytes = 0, self._memory_bytes()
         for start, end in self._free_memory(fs, chunks, least_bytes):
             start, end = max(start, first_bytes), min(end, end_bytes)
             if start >= end:
@@ -163,22 +177,31 @@ class Trimmer:
                 raise CannotTrim(
                     path=self._medium.name, why=os.strerror(error.errno or 0)
                 ) from error
-            given_back += end - start
-        return given_back
+            punched_bytes += end - start
+        if self._medium.source.kind.is_device:
+            return punched_bytes
+        # A run may have had holes, and workers may have got some of the memory by now.
+        return max(0, min(punched_bytes, before_bytes - self._memory_bytes()))
+
+    def _memory_bytes(self) -> int:
+        """How much memory the pool takes."""
+        return os.fstat(self._medium.fileno()).st_blocks * _BLOCK_BYTES
 
     def _free_memory(
         self, fs: FileSystem, chunks: range, least_bytes: int
     ) -> Iterator[tuple[int, int]]:
-        """The free ranges in these chunks that have memory, in bytes of the pool."""
+        """The free ranges in these chunks that have some memory, in bytes of the pool, each from
+        where it has some.
+
+        Where their memory ends is not asked: tmpfs looks for that through all of what follows.
+        """
         fd, first_pfn = self._medium.fileno(), fs.geometry.first_pfn
-        start_bytes = (first_pfn + chunks.start * CHUNK_FRAMES) << PAGE_SHIFT
-        end_bytes = (first_pfn + chunks.stop * CHUNK_FRAMES) << PAGE_SHIFT
-        if next(iter(data_ranges(fd, start_bytes, end_bytes)), None) is None:
-            # There is nothing to give back, so no bitmap has to be read.
-            return
         for chunk in chunks:
             group, position = divmod(chunk, GROUP_CHUNKS)
             for bit, count in runs_of(fs.allocator.group(group).masks[position]):
                 if count * FRAME_BYTES >= least_bytes:
                     pfn = first_pfn + chunk * CHUNK_FRAMES + bit
-                    yield from data_ranges(fd, pfn << PAGE_SHIFT, (pfn + count) << PAGE_SHIFT)
+                    end = (pfn + count) << PAGE_SHIFT
+                    start = next_data(fd, pfn << PAGE_SHIFT, end) & -FRAME_BYTES
+                    if start < end:
+                        yield start, end

@@ -7,6 +7,15 @@ import os
 from collections.abc import Iterator
 
 
+def next_data(fd: int, start_bytes: int, end_bytes: int) -> int:
+    """The first byte of a range that has memory, or `end_bytes`; the first of all if the file
+    system knows no holes."""
+    try:
+        return min(os.lseek(fd, start_bytes, os.SEEK_DATA), end_bytes)
+    except OSError as error:
+        return end_bytes if error.errno == errno.ENXIO else start_bytes
+
+
 def data_ranges(fd: int, start_bytes: int, end_bytes: int) -> Iterator[tuple[int, int]]:
     """The ranges of a file that have memory; the whole file if its file system knows no holes."""
     position = start_bytes

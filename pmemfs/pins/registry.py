@@ -41,6 +41,7 @@ from pmemfs.errors import (
 )
 from pmemfs.medium.addresses import pin_ends
 from pmemfs.medium.base import Durability, Medium
+from pmemfs.medium.shortage import TRIES, with_memory
 from pmemfs.memmap.base import Access, Memmap
 from pmemfs.mount.processes import raise_descriptors
 from pmemfs.pfn import PAGE_SHIFT
@@ -78,8 +79,6 @@ _FILES_AT_ONCE = 128
 _RESERVE_AT_ONCE_BYTES = 2 * MIB
 _RESERVE_BYTES = GIB
 _TRIES = 100
-_MOST_SHORTAGES = 3
-"""So often memory is looked for. Others may take what is found."""
 _EVENTS = 64
 _DROP_SECONDS = 1
 _PAUSE_SECONDS = 0.002
@@ -332,8 +331,9 @@ class Pins:
         client.pin_count += 1
         try:
             if is_contiguous:
+                lay_out = with_memory(self._ranges.lay_out, self._find_memory)
                 for number in dict.fromkeys(one.inode for one in wanted):
-                    await self._ranges.lay_out(number)
+                    await lay_out(number)
             await self._form(pin, wanted, may_make_plain=may_make_plain)
             return pin, self._connect(pin)
         except BaseException:
@@ -349,7 +349,7 @@ class Pins:
                 await self._form_once(pin, wanted, may_make_plain=may_make_plain)
             except OSError as error:
                 shortages += 1
-                is_over = error.errno != errno.ENOSPC or shortages > _MOST_SHORTAGES
+                is_over = error.errno != errno.ENOSPC or shortages > TRIES
                 if is_over or not await self._find_memory():
                     raise
             else:

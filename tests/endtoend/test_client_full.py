@@ -155,6 +155,37 @@ def test_on_a_full_file_system_what_is_removed_makes_room(
 
 
 @each_engine
+def test_on_a_full_file_system_commands_use_the_memory_of_free_frames(
+    pools: PoolMaker, small: Path, engine: Engine
+) -> None:
+    mounted = pools.mount(sparse_pool(small, "fs0", "--mode", "fs"))
+    root = mounted.mountpoint
+    (root / "packed").write_bytes(b"as good as empty " * (2 * MIB // 17))
+    if engine.name == "native":
+        pmemfs_here("set", root / "packed", "compression=zstd")
+        pmemfs_here("rewrite", root / "packed")
+    for number in range(64):
+        # Every other frame stays in use, so what is removed lies in pieces.
+        (root / f"kept {number}").write_bytes(b"k" * FRAME)
+        (root / f"gone {number}").write_bytes(b"g" * FRAME)
+    (root / "large").write_bytes(bytes(4 * MIB))
+    before = os.statvfs(root).f_bfree
+    fill(small)
+    for path in (root / "large", *root.glob("gone *")):
+        path.unlink()
+    wait_until(lambda: os.statvfs(root).f_bfree > before + 1024, "what was removed is free")
+    if engine.name == "native":
+        pmemfs_here("set", root / "packed", "compression=none")
+        pmemfs_here("rewrite", root / "packed")
+    with pmemfs.connect(root) as fs:
+        assert fs.map("packed", contiguous=True)[:17].tobytes() == b"as good as empty "
+    pmemfs_here("resize", root, "--size", "140M")
+    for number in range(64):
+        assert (root / f"kept {number}").read_bytes() == b"k" * FRAME
+    assert_clean(pools, mounted)
+
+
+@each_engine
 @pytest.mark.parametrize("mode", ["r", "c"])
 def test_a_sparse_pool_that_is_mounted_read_only_shows_its_holes_without_memory(
     pools: PoolMaker, small: Path, engine: Engine, mode: str

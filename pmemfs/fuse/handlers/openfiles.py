@@ -207,10 +207,20 @@ class OpenFiles:
             if not opens.count:
                 del self._opens[ino]
                 if gives_back:
-                    has_shrunk = self._fs.trim_ahead(ino)
+                    has_shrunk = self._trim_ahead(ino)
         finally:
             self._fs.drop(ino, 1)
         return has_shrunk
+
+    def _trim_ahead(self, ino: int) -> bool:
+        try:
+            return self._fs.trim_ahead(ino)
+        except OSError as error:
+            # The next close gives it back, or the end of the mount. The handle is gone, so this
+            # must not be asked again.
+            if error.errno != errno.ENOSPC:
+                raise
+            return False
 
     def read(self, number: int, offset_bytes: int, length_bytes: int) -> Later[bytes | memoryview]:
         """The bytes of a range, as far as the file goes. Raises OSError."""

@@ -23,14 +23,12 @@ from typing import Any, ParamSpec, TypeVar
 
 import trio
 
+from pmemfs.medium.shortage import TRIES
 from pmemfs.volume.base import Later, Volume
 from pmemfs.volume.fs.reading import MayWait, NotRead, may_read_in_steps
 
 T = TypeVar("T")
 P = ParamSpec("P")
-
-_TRIES = 4
-"""An operation that finds no room looks for some so often. Others may take what it finds."""
 
 
 class Patience:
@@ -83,7 +81,7 @@ class Patience:
         return await answer if isinstance(answer, Coroutine) else answer
 
     async def _begin_with_room(self, step: Callable[[], Later[T]], error: OSError) -> T:
-        for _ in range(_TRIES):
+        for _ in range(TRIES):
             if self._volume.may_find_room:
                 while self._volume.search_on():
                     await trio.lowlevel.checkpoint()
