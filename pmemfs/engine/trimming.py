@@ -63,55 +63,57 @@ class Trimmer:
         """Each takes back some frames that nobody uses any more; whether there are more."""
         self._searching = trio.Lock()
         self._seen_shortages = 0
-        self._has_found = False
+        self._found_bytes = 0
         self._vain_until_ns = 0
         self._vain = 0, 0
         # What is removed is never heard of while a request waits, if none is read meanwhile.
         self._pauses_seconds = _PAUSES_SECONDS if engine.hears_meanwhile else (0,)
 
-    async def find_memory(self) -> bool:
+    async def find_memory(self, before_bytes: int) -> int:
         """Give back all that is free, if the medium has found no memory since this was last done;
-        whether there was any, so that it is worth trying again.
+        how much, or 0 if it is not worth trying again.
 
-        It is worth that a few times only: what an attempt has got before it failed is free again.
+        As of `FindMemory`.
         """
         medium, fs = self._medium, self._fs
         if fs is None or medium.reserved or medium.read_only or fs.read_only:
-            return False
+            return 0
         shortages = medium.shortage_count
         if shortages == self._seen_shortages and not self._searching.locked():
             # It is frames that are missing.
-            return False
+            return 0
         async with self._searching:
             # One search is for all who came before it.
             if self._seen_shortages < shortages:
                 self._seen_shortages = medium.shortage_count
-                self._has_found = await self._search(fs)
-            return self._has_found
+                self._found_bytes = await self._search(fs, before_bytes)
+            return self._found_bytes
 
-    async def _search(self, fs: FileSystem) -> bool:
+    async def _search(self, fs: FileSystem, before_bytes: int) -> int:
+        found_bytes = 0
         for pause_seconds in self._pauses_seconds:
             # What was removed is free when the kernel says that nobody has it, and it says so some
             # time after the removal.
             await trio.sleep(pause_seconds)
-            if await self._give_back(fs):
-                return True
-        return False
+            found_bytes += await self._give_back(fs)
+            if found_bytes > before_bytes:
+                return found_bytes
+        return 0
 
-    async def _give_back(self, fs: FileSystem) -> bool:
+    async def _give_back(self, fs: FileSystem) -> int:
         for gather in self.gather:
             while gather():
                 await trio.lowlevel.checkpoint()
         found = fs.allocator.known_free, self._memory_bytes()
         if time.monotonic_ns() < self._vain_until_ns and found == self._vain:
-            return False
+            return 0
         try:
             trimmed = await self.trim()
         except CannotTrim:
-            return False
+            return 0
         if not trimmed.given_back_bytes:
             self._vain_until_ns, self._vain = time.monotonic_ns() + _VAIN_NS, found
-        return trimmed.given_back_bytes > 0
+        return trimmed.given_back_bytes
 
     async def trim(
         self, start_bytes: int = 0, length_bytes: int = 1 << 64, least_bytes: int = 0
@@ -121,8 +123,8 @@ class Trimmer:
         Raises CannotTrim.
         """
         fs = self._check()
-        first = start_bytes // CHUNK_BYTES
         count = fs.geometry.group_count * GROUP_CHUNKS
+        first = min(start_bytes // CHUNK_BYTES, count)
         last = min(count, -(-(start_bytes + length_bytes) // CHUNK_BYTES))
         given_back = 0
         while (first := self._next_chunk(fs, first, last)) < last:

@@ -41,7 +41,7 @@ from pmemfs.errors import (
 )
 from pmemfs.medium.addresses import pin_ends
 from pmemfs.medium.base import Durability, Medium
-from pmemfs.medium.shortage import TRIES, with_memory
+from pmemfs.medium.shortage import TRIES, FindMemory, with_memory
 from pmemfs.memmap.base import Access, Memmap
 from pmemfs.mount.processes import raise_descriptors
 from pmemfs.pfn import PAGE_SHIFT
@@ -97,8 +97,7 @@ class Pins:
         self.memmap = memmap
         self._volume = volume
         self._tell = tell
-        self.find_memory: Callable[[], Awaitable[bool]] | None = None
-        """Gives memory back to a medium that has found none; whether there was any."""
+        self.find_memory: FindMemory | None = None
         self._ranges = PinnedRanges(medium, volume, self._told)
         self._rest_seconds = rest_seconds
         self._order = memmap.geometry.order if memmap.geometry else 0
@@ -343,14 +342,16 @@ class Pins:
 
     async def _form(self, pin: Pin, wanted: Sequence[WantedRange], *, may_make_plain: bool) -> None:
         volume = self._volume
-        shortages = 0
+        shortages = found_bytes = 0
         for _ in range(_TRIES):
             try:
                 await self._form_once(pin, wanted, may_make_plain=may_make_plain)
             except OSError as error:
                 shortages += 1
-                is_over = error.errno != errno.ENOSPC or shortages > TRIES
-                if is_over or not await self._find_memory():
+                if error.errno != errno.ENOSPC or shortages > TRIES:
+                    raise
+                found_bytes = await self._find_memory(found_bytes)
+                if not found_bytes:
                     raise
             else:
                 if pin.is_writable and volume.read_only:
@@ -378,12 +379,12 @@ class Pins:
                 pass
         await self._take(pin)
 
-    async def _find_memory(self) -> bool:
-        """Look for memory where the medium has found none; whether to try again."""
+    async def _find_memory(self, before_bytes: int) -> int:
+        """Look for memory where the medium has found none. As of `FindMemory`."""
         # A client that has just let go of pins counts on what they held.
         while self.notice_ends() or self._leaving_count:
             await trio.lowlevel.checkpoint()
-        return self.find_memory is not None and await self.find_memory()
+        return await self.find_memory(before_bytes) if self.find_memory else 0
 
     def _count(self, pin: Pin) -> None:
         """Count the pages of a pin for its client. Raises TooManyPins."""

@@ -240,7 +240,7 @@ def test_a_sparse_pool_without_memory_for_its_structures_goes_on_as_it_was(engin
         # Nothing is left for structures elsewhere.
         take_all_memory(directory / "rest")
         before = mount.reads_and_writes()
-        with pytest.raises(OSError, match="No space") as caught:
+        with pytest.raises(NoSpace, match="no room for 1GiB") as caught:
             mount.grow(GIB)
         assert caught.value.errno == errno.ENOSPC
         assert mount.path.stat().st_size == 11 * MIB

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import random
 import shutil
+import struct
 import threading
 from pathlib import Path
 
@@ -13,9 +15,10 @@ import pytest
 
 from kit.commands import pmemfs, pmemfs_ok, run_command
 from kit.mounts import Engine, Mounted, PoolMaker
-from kit.posix import pattern
+from kit.posix import opened, pattern
 from kit.processes import wait_until
 from kit.sources import loop_device
+from pmemfs.fuse.handlers.ioctls import FITRIM
 
 pytestmark = [pytest.mark.mount, pytest.mark.usefixtures("engine")]
 
@@ -96,6 +99,14 @@ def test_fstrim_does_the_same(pools: PoolMaker, engine: Engine) -> None:
     result = run_command("fstrim", "-v", "-o", "16M", "-l", "16M", "-m", "1G", mount.mountpoint)
     assert result.code == 0
     assert "0 B" in result.out
+
+
+def test_of_a_range_behind_the_end_there_is_nothing_to_trim(pools: PoolMaker) -> None:
+    mount = mounted(pools, "--sparse")
+    with opened(mount.mountpoint, os.O_RDONLY) as fd:
+        for start in (1 << 40, (1 << 63) - 1, (1 << 64) - 1):
+            answer = fcntl.ioctl(fd, FITRIM, struct.pack("<3Q", start, (1 << 64) - 1, 0))
+            assert struct.unpack("<3Q", answer)[1] == 0
 
 
 def test_a_pool_keeps_the_memory_that_it_was_promised(pools: PoolMaker) -> None:

@@ -105,9 +105,9 @@ def test_a_failing_device_is_logged_and_a_full_one_is_not(
     assert "read(1, 2, 3): [Errno 5] gone" in caplog.text
 
 
-async def no_memory() -> bool:
+async def no_memory(before_bytes: int) -> int:
     """There is none to be found."""
-    return False
+    return 0
 
 
 class Failing:

@@ -16,14 +16,14 @@ searched for before it is told so. Invariants:
 from __future__ import annotations
 
 import errno
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from functools import partial
 from types import CoroutineType
 from typing import Any, ParamSpec, TypeVar
 
 import trio
 
-from pmemfs.medium.shortage import TRIES
+from pmemfs.medium.shortage import TRIES, FindMemory
 from pmemfs.volume.base import Later, Volume
 from pmemfs.volume.fs.reading import MayWait, NotRead, may_read_in_steps
 
@@ -34,10 +34,10 @@ P = ParamSpec("P")
 class Patience:
     """Lets operations of one volume wait for inodes that take long to read, and for room.
 
-    `find_memory` gives memory back to a medium that has found none; whether there was any.
+    `find_memory` gives memory back to a medium that has found none.
     """
 
-    def __init__(self, volume: Volume, find_memory: Callable[[], Awaitable[bool]]) -> None:
+    def __init__(self, volume: Volume, find_memory: FindMemory) -> None:
         self._volume = volume
         self._find_memory = find_memory
         self._lock = trio.Lock()
@@ -81,12 +81,15 @@ class Patience:
         return await answer if isinstance(answer, Coroutine) else answer
 
     async def _begin_with_room(self, step: Callable[[], Later[T]], error: OSError) -> T:
+        found_bytes = 0
         for _ in range(TRIES):
             if self._volume.may_find_room:
                 while self._volume.search_on():
                     await trio.lowlevel.checkpoint()
-            elif not await self._find_memory():
-                break
+            else:
+                found_bytes = await self._find_memory(found_bytes)
+                if not found_bytes:
+                    break
             try:
                 with MayWait():
                     answer = step()
