@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from kit.commands import pmemfs, pmemfs_ok, run_command
-from kit.mounts import Engine, Mounted, PoolMaker
+from kit.mounts import Engine, Mounted, PoolMaker, native_only
 from kit.posix import opened, pattern
 from kit.processes import wait_until
 from kit.sources import loop_device
@@ -101,6 +101,7 @@ def test_fstrim_does_the_same(pools: PoolMaker, engine: Engine) -> None:
     assert "0 B" in result.out
 
 
+@native_only
 def test_of_a_range_behind_the_end_there_is_nothing_to_trim(pools: PoolMaker) -> None:
     mount = mounted(pools, "--sparse")
     with opened(mount.mountpoint, os.O_RDONLY) as fd:
