@@ -12,6 +12,7 @@ import pickle
 import struct
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -27,9 +28,11 @@ from kit.data_plane import (
     share_files,
 )
 from kit.doors import replies
+from kit.processes import wait_until
 from pmemfs.dataplane.held import OpenPlaces
 from pmemfs.dataplane.tables import SharedMemory
 from pmemfs.engine.sharing import share_pool
+from pmemfs.errors import SourceBusy
 from pmemfs.fuse.forwarded import ForwardedRequests
 from pmemfs.media.inode import ROOT
 from pmemfs.media.label import Scheme
@@ -180,6 +183,20 @@ def _copy(source: int, target: int) -> None:
         os.pwrite(target, os.pread(source, end - start, start), start)
 
 
+def _opened(path: str) -> MappedMedium:
+    """The medium of a copy. A process that a dead daemon has just started may have it until that
+    runs its own program."""
+    media: list[MappedMedium] = []
+
+    def is_open() -> bool:
+        with suppress(SourceBusy):
+            media.append(MappedMedium.open(path))
+        return bool(media)
+
+    wait_until(is_open, "nobody has the copy open")
+    return media[0]
+
+
 @dataclass
 class Copy:
     """A pool and its shared memory."""
@@ -190,7 +207,7 @@ class Copy:
 
     def open(self) -> Any:
         """The SharedFiles (or SharedDevice) of a daemon that finds it so."""
-        medium = MappedMedium.open(str(self.path))
+        medium = _opened(str(self.path))
         share = share_files if self.has_files else share_device
         return share(Pool.open(medium), SharedMemory(os.dup(self.memory)))
 
@@ -303,7 +320,7 @@ def die_at(
 
 
 def _problems(copy: Copy) -> str:
-    medium = MappedMedium.open(str(copy.path))
+    medium = _opened(str(copy.path))
     try:
         verdict = check_filesystem(Pool.open(medium))
         return "; ".join(str(problem) for problem in verdict.problems)
