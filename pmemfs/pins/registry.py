@@ -41,7 +41,7 @@ from pmemfs.errors import (
 )
 from pmemfs.medium.addresses import pin_ends
 from pmemfs.medium.base import Durability, Medium
-from pmemfs.medium.shortage import TRIES, FindMemory, with_memory
+from pmemfs.medium.shortage import FindMemory, with_memory
 from pmemfs.memmap.base import Access, Memmap
 from pmemfs.mount.processes import raise_descriptors
 from pmemfs.pfn import PAGE_SHIFT
@@ -341,43 +341,42 @@ class Pins:
             raise
 
     async def _form(self, pin: Pin, wanted: Sequence[WantedRange], *, may_make_plain: bool) -> None:
-        volume = self._volume
-        shortages = found_bytes = 0
+        form_once = with_memory(self._form_once, self._find_memory)
         for _ in range(_TRIES):
-            try:
-                await self._form_once(pin, wanted, may_make_plain=may_make_plain)
-            except OSError as error:
-                shortages += 1
-                if error.errno != errno.ENOSPC or shortages > TRIES:
-                    raise
-                found_bytes = await self._find_memory(found_bytes)
-                if not found_bytes:
-                    raise
-            else:
-                if pin.is_writable and volume.read_only:
-                    raise system_error(errno.EROFS)
-                if not pin.is_stale:
-                    return
-            await self._drop(pin)
-            pin.forget()
-            self.words.clear(pin.place)
-            self._mark(pin)
+            await form_once(pin, wanted, may_make_plain=may_make_plain)
+            if pin.is_writable and self._volume.read_only:
+                raise system_error(errno.EROFS)
+            if not pin.is_stale:
+                return
+            await self._undo(pin)
         raise CannotPin(errno.EAGAIN, what="a file", why="its frames go on changing")
 
     async def _form_once(
         self, pin: Pin, wanted: Sequence[WantedRange], *, may_make_plain: bool
     ) -> None:
-        for number, one in enumerate(wanted, 1):
-            await self._ranges.find(pin, one, may_make_plain=may_make_plain)
-            if number % _FILES_AT_ONCE == 0:
-                await trio.lowlevel.checkpoint()
-        self._count(pin)
-        lock = self._volume.pinned.memory_lock
-        if lock is not None and lock.locked():
-            # Memory is being taken from under a range that was not registered before.
-            async with lock:
-                pass
-        await self._take(pin)
+        try:
+            for number, one in enumerate(wanted, 1):
+                await self._ranges.find(pin, one, may_make_plain=may_make_plain)
+                if number % _FILES_AT_ONCE == 0:
+                    await trio.lowlevel.checkpoint()
+            self._count(pin)
+            lock = self._volume.pinned.memory_lock
+            if lock is not None and lock.locked():
+                # Memory is being taken from under a range that was not registered before.
+                async with lock:
+                    pass
+            await self._take(pin)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                await self._undo(pin)
+            raise
+
+    async def _undo(self, pin: Pin) -> None:
+        """Let a pin have nothing again."""
+        await self._drop(pin)
+        pin.forget()
+        self.words.clear(pin.place)
+        self._mark(pin)
 
     async def _find_memory(self, before_bytes: int) -> int:
         """Look for memory where the medium has found none. As of `FindMemory`."""
