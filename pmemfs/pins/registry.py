@@ -99,6 +99,8 @@ class Pins:
         self._tell = tell
         self.find_memory: FindMemory | None = None
         self._ranges = PinnedRanges(medium, volume, self._told)
+        self._lay_out = with_memory(self._ranges.lay_out, self._find_memory)
+        self._form_once = with_memory(self._try_to_form, self._find_memory)
         self._rest_seconds = rest_seconds
         self._order = memmap.geometry.order if memmap.geometry else 0
         self._keeper: Keeper | None = None
@@ -330,9 +332,8 @@ class Pins:
         client.pin_count += 1
         try:
             if is_contiguous:
-                lay_out = with_memory(self._ranges.lay_out, self._find_memory)
                 for number in dict.fromkeys(one.inode for one in wanted):
-                    await lay_out(number)
+                    await self._lay_out(number)
             await self._form(pin, wanted, may_make_plain=may_make_plain)
             return pin, self._connect(pin)
         except BaseException:
@@ -341,9 +342,8 @@ class Pins:
             raise
 
     async def _form(self, pin: Pin, wanted: Sequence[WantedRange], *, may_make_plain: bool) -> None:
-        form_once = with_memory(self._form_once, self._find_memory)
         for _ in range(_TRIES):
-            await form_once(pin, wanted, may_make_plain=may_make_plain)
+            await self._form_once(pin, wanted, may_make_plain=may_make_plain)
             if pin.is_writable and self._volume.read_only:
                 raise system_error(errno.EROFS)
             if not pin.is_stale:
@@ -351,7 +351,7 @@ class Pins:
             await self._undo(pin)
         raise CannotPin(errno.EAGAIN, what="a file", why="its frames go on changing")
 
-    async def _form_once(
+    async def _try_to_form(
         self, pin: Pin, wanted: Sequence[WantedRange], *, may_make_plain: bool
     ) -> None:
         try:
@@ -438,9 +438,9 @@ class Pins:
         """Let a pin live; the client's end of it. Raises CannotPin."""
         if self._open_count >= (most := most_living()):
             self.notice_ends()
-        if self._open_count >= most:
-            why = f"its daemon has {len(self._living)} already, of all programs"
-            raise CannotPin(errno.EMFILE, what="more pages of this mount", why=why)
+            if self._open_count >= most:
+                why = f"its daemon has {len(self._living)} already, of all programs"
+                raise CannotPin(errno.EMFILE, what="more pages of this mount", why=why)
         pin.fd, theirs = pin_ends()
         self._keep(pin)
         self._living[pin.number] = self._by_fd[pin.fd] = pin
