@@ -164,6 +164,11 @@ class CacheMachine(RuleBasedStateMachine):
             self.control.write(offset, data)
         self.content[offset : offset + len(data)] = data
 
+    @rule(block=blocks, worker=st.integers(0, 1), seed=st.integers(0, 255))
+    def replace(self, block: int, worker: int, seed: int) -> None:
+        # A worker inserts only whole blocks, and few random ranges have one.
+        self.write(block * self.cache.block_bytes, self.cache.block_bytes, worker, seed)
+
     @rule(block=blocks)
     def fetch(self, block: int) -> None:
         self.control.read(block * self.cache.block_bytes, 1)
@@ -222,15 +227,20 @@ def test_workers_and_the_index_agree_on_every_byte(
         shm, scheme=scheme, block_shift=block_shift, set_count=SETS, size_bytes=size
     ) as made:
         machine = type("Machine", (CacheMachine,), {"opened": made})
-        run_state_machine_as_test(
-            machine,
-            settings=settings(
-                max_examples=25, stateful_step_count=40, deadline=None,
-                suppress_health_check=list(HealthCheck),
-            ),
-        )  # fmt: skip
-        counts = made.counters
-        assert min(counts.read_hits, counts.write_hits, counts.inserted, counts.dirtied) > 0
+        for _ in range(3):
+            run_state_machine_as_test(
+                machine,
+                settings=settings(
+                    max_examples=25, stateful_step_count=40, deadline=None,
+                    suppress_health_check=list(HealthCheck),
+                ),
+            )  # fmt: skip
+            counts = made.counters
+            natively = min(counts.read_hits, counts.write_hits, counts.inserted, counts.dirtied)
+            if natively:
+                # One series in some hundreds inserts nothing, or reads nothing.
+                break
+        assert natively
 
 
 # At once
