@@ -46,7 +46,7 @@ from pmemfs.logs import start_logging
 from pmemfs.media.label import Mode, State
 from pmemfs.medium.faultlog import report_fault
 from pmemfs.medium.mapped import Advice, MappedMedium
-from pmemfs.medium.shortage import with_memory
+from pmemfs.medium.shortage import with_room
 from pmemfs.mount.mountpoint import mounts_of_pool
 from pmemfs.mount.options import MountOptions
 from pmemfs.mount.processes import (
@@ -386,7 +386,7 @@ class Pinning:
         volume, tell = session.served.volume, session.served.handlers.notifier.tell
         self.pins = pins = Pins(medium, session.memmap, volume, tell)
         session.remounter.page_writers = pins.writers
-        pins.find_memory = session.served.trimmer.find_memory
+        pins.find_room = session.served.trimmer.find_room
         if isinstance(session.engine, SharedEngine):
             session.engine.holders.append(pins.renew)
         if self._keeper:
@@ -429,7 +429,7 @@ def _methods(
             "info": observer.info,
             "stat": observer.stat,
             "extents": observer.extents,
-            "resize": with_memory(resize, session.served.trimmer.find_memory),
+            "resize": with_room(resize, session.served.trimmer.find_room),
             "trim": trim,
             "remount": remount,
             "upgrade": keeping.upgrade,
@@ -475,8 +475,8 @@ def _transform_methods(session: Session, packing: Packing | None) -> dict[str, s
     # By now the notifier knows the kernel.
     tell = session.served.handlers.notifier.tell
     methods = TransformMethods(session.served.fs, packing.begin, tell).methods()
-    find_memory = session.served.trimmer.find_memory
-    return {name: with_memory(method, find_memory) for name, method in methods.items()}
+    find_room = session.served.trimmer.find_room
+    return {name: with_room(method, find_room) for name, method in methods.items()}
 
 
 def open_session(

@@ -483,7 +483,8 @@ class NamesHead:
                         "memory")  # fmt: skip
     scattered: int = stored("<u8", "1: a write was handed over because frames on the stack lie in "
                             "too many pieces")  # fmt: skip
-    unused: bytes = stored("V24", "zero", default=bytes(24))
+    removals: int = stored("<u8", "names that workers have taken from inodes")
+    unused: bytes = stored("V16", "zero", default=bytes(16))
     on: int = stored("<u8", "1: workers may carry out operations on names")
     changes: int = stored("<u8", "inodes that workers have changed, one after the other")
     open_flags: int = stored("<u8", "FOPEN_* flags in the answers to OPEN and CREATE")

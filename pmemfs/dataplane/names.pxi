@@ -387,4 +387,5 @@ cdef attributes_record_t *add_lost_link(names_change_t *change, known_t *known) 
     if state != NULL:
         state.link_count -= 1
         state.changed_ns = change.now_ns
+        put(&change.names.head.removals, peek(&change.names.head.removals) + 1)
     return state

@@ -163,6 +163,11 @@ cdef class NamesShared:
         store(&self._head.scattered, value)
 
     @property
+    def removal_count(self) -> int:
+        """How many names workers have taken from inodes."""
+        return peek(&self._head.removals)
+
+    @property
     def last_time_ns(self) -> int:
         """The latest time that a user has set to the present, in ns since 1970."""
         return self._head.last_time_ns

@@ -218,7 +218,8 @@ cdef struct names_head_t:
     uint64_t seed_1
     uint64_t short
     uint64_t scattered
-    uint8_t unused[24]
+    uint64_t removals
+    uint8_t unused[16]
     uint64_t on
     uint64_t changes
     uint64_t open_flags
@@ -421,7 +422,7 @@ cdef enum:
     SERVE_AGAIN = 1
     HAND_AGAIN = 2
     HAVE_SECRETS = 3
-    SIGNATURE = 0x10d56314
+    SIGNATURE = 0x3ab1f466
     ENTRY_ASIDE_AT = 0x800
     ENTRY_ASIDE_BYTES = 0x800
     ENTRY_PAYLOAD_AT = 0x1000

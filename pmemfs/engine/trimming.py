@@ -2,7 +2,9 @@
 
 This is for sparse pools and block devices. A pool that has memory everywhere was promised that at
 `create`, so it keeps its memory. Where a sparse pool finds no more memory, what free frames have is
-given back without being asked for, so that other frames can get it. Invariants:
+given back without being asked for, so that other frames can get it. And where there are no more
+free frames, those of what was just removed are waited for a moment: rm(1) returns before the kernel
+says that it has forgotten the file. Invariants:
 - only free frames are touched. No file has them, no page of them is held, and no published table
   names them. They are looked up and punched in one step without an await, so they can't be given to
   a file in between;
@@ -24,6 +26,7 @@ from pmemfs.engine.base import Engine
 from pmemfs.errors import CannotTrim
 from pmemfs.media.filesystem import CHUNK_FRAMES, GROUP_CHUNKS
 from pmemfs.medium.mapped import MappedMedium
+from pmemfs.medium.shortage import Attempts
 from pmemfs.medium.sparse import next_data
 from pmemfs.pfn import FRAME_BYTES, PAGE_SHIFT
 from pmemfs.pool import Pool
@@ -36,7 +39,9 @@ _VAIN_NS = 10**9
 """For so long a vain search for memory is not repeated, while the pool and what is free in it are
 as large as they were."""
 _PAUSES_SECONDS = (0, 0.002, 0.01, 0.05, 0.2)
-"""Before each look for what was removed."""
+"""Before each look for memory of what was removed."""
+_WAITS_SECONDS: tuple[float, ...] = (0.001, 0.01, 0.05, 0.2)
+"""Before each new attempt to get frames."""
 _BLOCK_BYTES = 512
 """Of st_blocks, see stat(2)."""
 
@@ -66,22 +71,43 @@ class Trimmer:
         self._found_bytes = 0
         self._vain_until_ns = 0
         self._vain = 0, 0
+        self.removal_counts: list[Callable[[], int]] = []
+        """Each counts names that were taken from inodes, so frames may soon be free."""
+        self._vain_removals = -1
+        if fs:
+            self.removal_counts.append(lambda: fs.store.removal_count)
         # What is removed is never heard of while a request waits, if none is read meanwhile.
         self._pauses_seconds = _PAUSES_SECONDS if engine.hears_meanwhile else (0,)
+        self._waits_seconds = _WAITS_SECONDS if engine.hears_meanwhile else ()
 
-    async def find_memory(self, before_bytes: int) -> int:
-        """Give back all that is free, if the medium has found no memory since this was last done;
-        how much, or 0 if it is not worth trying again.
-
-        As of `FindMemory`.
-        """
+    async def find_room(self, attempts: Attempts) -> bool:
+        """Give back the memory of all that is free, if the medium has found none since that was
+        last done; or else wait for frames. As of `FindRoom`."""
         medium, fs = self._medium, self._fs
-        if fs is None or medium.reserved or medium.read_only or fs.read_only:
-            return 0
+        if fs is None or medium.read_only or fs.read_only:
+            return False
+        if medium.shortage_count == self._seen_shortages and not self._searching.locked():
+            return await self._wait_for_frames(attempts)
+        attempts.found_bytes = await self._find_memory(fs, attempts.found_bytes)
+        return attempts.found_bytes > 0
+
+    async def _wait_for_frames(self, attempts: Attempts) -> bool:
+        """Let what was removed become free; False: no longer."""
+        removals = sum(count() for count in self.removal_counts)
+        # Where nothing was removed since the last vain wait, a file may still be closed.
+        waits = self._waits_seconds[: 1 if removals == self._vain_removals else None]
+        if attempts.wait_count >= len(waits):
+            self._vain_removals = removals
+            return False
+        await trio.sleep(waits[attempts.wait_count])
+        attempts.wait_count += 1
+        await self._gather()
+        return True
+
+    async def _find_memory(self, fs: FileSystem, before_bytes: int) -> int:
+        """How much memory was given back, or 0: not more than before."""
+        medium = self._medium
         shortages = medium.shortage_count
-        if shortages == self._seen_shortages and not self._searching.locked():
-            # It is frames that are missing.
-            return 0
         async with self._searching:
             # One search is for all who came before it.
             if self._seen_shortages < shortages:
@@ -101,9 +127,7 @@ class Trimmer:
         return 0
 
     async def _give_back(self, fs: FileSystem) -> int:
-        for gather in self.gather:
-            while gather():
-                await trio.lowlevel.checkpoint()
+        await self._gather()
         found = fs.allocator.known_free, self._memory_bytes()
         if time.monotonic_ns() < self._vain_until_ns and found == self._vain:
             return 0
@@ -114,6 +138,12 @@ class Trimmer:
         if not trimmed.given_back_bytes:
             self._vain_until_ns, self._vain = time.monotonic_ns() + _VAIN_NS, found
         return trimmed.given_back_bytes
+
+    async def _gather(self) -> None:
+        """Take back all that nobody uses any more."""
+        for gather in self.gather:
+            while gather():
+                await trio.lowlevel.checkpoint()
 
     async def trim(
         self, start_bytes: int = 0, length_bytes: int = 1 << 64, least_bytes: int = 0

@@ -206,6 +206,7 @@ def _files(
     if names:
         handlers.directories.names_after = names.names_after
         trimmer.gather.insert(0, names.free_orphans)
+        trimmer.removal_counts.append(names.count_removals)
     return Served(fs, engine, trimmer, handlers, tables, names=names, keyring=keyring)
 
 

@@ -284,6 +284,10 @@ class SharedNames(trio.abc.Instrument):
             return True
         return False
 
+    def count_removals(self) -> int:
+        """How many names workers have taken from inodes."""
+        return self._names.removal_count
+
     def free_orphans(self) -> bool:
         """Free some of what workers could not free; whether there is more."""
         orphans = self._names.orphans

@@ -41,7 +41,7 @@ from pmemfs.errors import (
 )
 from pmemfs.medium.addresses import pin_ends
 from pmemfs.medium.base import Durability, Medium
-from pmemfs.medium.shortage import FindMemory, with_memory
+from pmemfs.medium.shortage import Attempts, FindRoom, with_room
 from pmemfs.memmap.base import Access, Memmap
 from pmemfs.mount.processes import raise_descriptors
 from pmemfs.pfn import PAGE_SHIFT
@@ -97,10 +97,10 @@ class Pins:
         self.memmap = memmap
         self._volume = volume
         self._tell = tell
-        self.find_memory: FindMemory | None = None
+        self.find_room: FindRoom | None = None
         self._ranges = PinnedRanges(medium, volume, self._told)
-        self._lay_out = with_memory(self._ranges.lay_out, self._find_memory)
-        self._form_once = with_memory(self._try_to_form, self._find_memory)
+        self._lay_out = with_room(self._ranges.lay_out, self._find_room)
+        self._form_once = with_room(self._try_to_form, self._find_room)
         self._rest_seconds = rest_seconds
         self._order = memmap.geometry.order if memmap.geometry else 0
         self._keeper: Keeper | None = None
@@ -378,12 +378,12 @@ class Pins:
         self.words.clear(pin.place)
         self._mark(pin)
 
-    async def _find_memory(self, before_bytes: int) -> int:
-        """Look for memory where the medium has found none. As of `FindMemory`."""
+    async def _find_room(self, attempts: Attempts) -> bool:
+        """As of `FindRoom`."""
         # A client that has just let go of pins counts on what they held.
         while self.notice_ends() or self._leaving_count:
             await trio.lowlevel.checkpoint()
-        return await self.find_memory(before_bytes) if self.find_memory else 0
+        return self.find_room is not None and await self.find_room(attempts)
 
     def _count(self, pin: Pin) -> None:
         """Count the pages of a pin for its client. Raises TooManyPins."""

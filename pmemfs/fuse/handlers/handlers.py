@@ -29,7 +29,7 @@ class Handlers:
     ) -> None:  # fmt: skip
         opens = OpenPlaces.of_this_process() if opens is None else opens
         self.volume = volume
-        self.patience = Patience(volume, trimmer.find_memory)
+        self.patience = Patience(volume, trimmer.find_room)
         self.notifier = Notifier()
         self.names = NameHandlers(volume, published)
         self.files = OpenFiles(

@@ -6,8 +6,9 @@ anything. Then the inode is read, a few frames of its log at a time, with other 
 and the operation begins again.
 
 An operation may find no room only because a daemon has died, which has left frames taken that
-nobody owns; or no memory in a sparse pool, of which free frames still have some. Then these are
-searched for before it is told so. Invariants:
+nobody owns; because the kernel has not said yet that it forgets what was just removed; or because
+free frames of a sparse pool have the memory that it needs. Then these are waited or searched for
+before it is told so. Invariants:
 - all requests that need the same inode wait for one reading of it;
 - one inode is read at a time, so other requests wait for one slice of reading at most, however many
   inodes are wanted.
@@ -23,7 +24,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import trio
 
-from pmemfs.medium.shortage import TRIES, FindMemory
+from pmemfs.medium.shortage import TRIES, Attempts, FindRoom
 from pmemfs.volume.base import Later, Volume
 from pmemfs.volume.fs.reading import MayWait, NotRead, may_read_in_steps
 
@@ -34,12 +35,12 @@ P = ParamSpec("P")
 class Patience:
     """Lets operations of one volume wait for inodes that take long to read, and for room.
 
-    `find_memory` gives memory back to a medium that has found none.
+    `find_room` looks for room that there will be in a moment, or can be made.
     """
 
-    def __init__(self, volume: Volume, find_memory: FindMemory) -> None:
+    def __init__(self, volume: Volume, find_room: FindRoom) -> None:
         self._volume = volume
-        self._find_memory = find_memory
+        self._find_room = find_room
         self._lock = trio.Lock()
 
     def begin(
@@ -81,15 +82,13 @@ class Patience:
         return await answer if isinstance(answer, Coroutine) else answer
 
     async def _begin_with_room(self, step: Callable[[], Later[T]], error: OSError) -> T:
-        found_bytes = 0
+        attempts = Attempts()
         for _ in range(TRIES):
             if self._volume.may_find_room:
                 while self._volume.search_on():
                     await trio.lowlevel.checkpoint()
-            else:
-                found_bytes = await self._find_memory(found_bytes)
-                if not found_bytes:
-                    break
+            elif not await self._find_room(attempts):
+                break
             try:
                 with MayWait():
                     answer = step()

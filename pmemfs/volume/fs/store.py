@@ -47,6 +47,8 @@ class Store:
         self.cache = cache = InodeCache(ground, lines)
         self.housekeeping = Housekeeping(ground, cache)
         self._holds: Holds = OwnHolds() if holds is None else holds
+        self.removal_count = 0
+        """How many names were taken from inodes here."""
 
         self.pool, self.medium, self.tables = ground.pool, ground.medium, ground.tables
         self.allocator, self.table, self.busy = ground.allocator, ground.table, ground.busy
