@@ -509,7 +509,7 @@ async def _serve(
         async with trio.open_nursery() as nursery:
             pinning.serve(nursery)
             answering = trio.CancelScope()
-            nursery.start_soon(_answer, listening.socket, methods, answering)
+            nursery.start_soon(_answer, listening.socket, methods, session, answering)
             nursery.start_soon(_stop_on_signal, starter, session)
             nursery.start_soon(_keep_house, session)
             nursery.start_soon(_tidy, session)
@@ -525,11 +525,11 @@ async def _serve(
 
 
 async def _answer(
-    listener: socket.socket, methods: server.Methods, scope: trio.CancelScope
+    listener: socket.socket, methods: server.Methods, session: Session, scope: trio.CancelScope
 ) -> None:
     """Answer questions until the mount has ended: who still gets answers takes it for served."""
     with scope:
-        await server.serve(listener, methods)
+        await server.serve(listener, methods, mount=session.mount_generation)
 
 
 def _words_of_a_successor(arguments: Arguments) -> list[str]:

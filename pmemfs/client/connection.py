@@ -62,7 +62,6 @@ class PoolMemory(NamedTuple):
     unit_bytes: int
     durability: Durability
     uuid: str
-    generation: int
 
 
 class PinAnswer(NamedTuple):
@@ -115,8 +114,6 @@ class Connection:
         self._channel = Channel(self._socket, mount.owner_uid, timeout_seconds=_PATIENCE_SECONDS)
         self._pools: dict[bool, PoolMemory] = {}
         """The pool, by whether its descriptor can write."""
-        self._generation: int | None = None
-        """Of the pool, once it is known."""
 
     def close(self) -> None:
         """Ask nothing any more. What is mapped stays, and keeps what it needs."""
@@ -160,14 +157,12 @@ class Connection:
         result, descriptors = self.ask(
             "pin", files=ranges, paths=[_sayable(path) for path in paths], writable=writable,
             contiguous=contiguous, may_make_plain=may_make_plain, wants_pool=pool is None,
-            generation=self._generation,
         )  # fmt: skip
         owned = [Descriptor(fd) for fd in descriptors[1:]]
         try:
             end = PinEnd(descriptors[0], self.tally, speaks=writable)
             if pool is None:
                 pool = self._pools.setdefault(writable, _pool_of(result["pool"], owned))
-                self._generation = pool.generation
             return PinAnswer(end, result["pin"], result["place"], result["files"], pool)
         except (LookupError, TypeError, ValueError) as error:
             why = f"its answer makes no sense: {error!r}"
@@ -301,7 +296,6 @@ def _pool_of(said: Mapping[str, Any], owned: Sequence[Descriptor]) -> PoolMemory
         said["unit_bytes"],
         Durability[said["durability"].upper()],
         said["uuid"],
-        said["generation"],
     )
 
 

@@ -196,7 +196,7 @@ class Mapping(Closing):
         memory, about = self._held(), self._about
         if about.mode == "r+":
             make_durable(memory, about.durability)
-            about.connection.ask("flush", pin=about.pin.number, generation=about.generation)
+            about.connection.ask("flush", pin=about.pin.number)
 
     def close(self, *, force: bool = False) -> None:
         """Let go of the pages.
@@ -297,7 +297,7 @@ def _map_each(
     for file, (each, found) in zip(files, pairs, strict=True):
         shape = _found_shape(each, found)
         about = About(pin, file, mode, each.dtype, shape, pool.words, pool.durability, pool.uuid,
-                      pool.generation, connection)  # fmt: skip
+                      connection)  # fmt: skip
         made.append(
             map_pieces(
                 pool,

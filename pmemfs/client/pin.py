@@ -104,8 +104,6 @@ class About(NamedTuple):
     durability: Durability
     uuid: str
     """Of the pool. Its descriptor isn't here: a mapping that is closed must not keep its lock."""
-    generation: int
-    """Of the pool, which each mount raises."""
     connection: Connection
 
 

@@ -10,6 +10,8 @@ Invariants:
 - a daemon hangs up on connections that are idle, and all end when it dies. Then the question is
   asked again on a new one, which may lead to the daemon that takes the place of a dead one. Who has
   answered it before, for nobody, has done no harm: a pin ends with its descriptor;
+- whoever has answered once tells its mount from all others, and from then on only that mount
+  answers. Its socket is named after a device number, which the kernel gives to a later mount;
 - every descriptor that arrives is returned, or closed if the answer is an error.
 """
 
@@ -80,18 +82,21 @@ class Channel:
         self._owner_uid = os.geteuid() if owner_uid is None else owner_uid
         self._timeout_seconds = timeout_seconds
         self._is_closed = False
+        self._mount: int | None = None
+        """Tells the mount from others, once it has answered."""
         self._begin()
 
     def ask(self, method: str, **params: Any) -> tuple[Any, list[int]]:
         """The result of a method, and the descriptors that came with it, which are the caller's.
 
-        Raises RemoteError with the daemon's own sentence, NoAnswer, TooLong, and TooManyOpenFiles
-        if this process has no room for the descriptors.
+        Raises RemoteError with the daemon's own sentence, of the kind DaemonGone if it serves
+        another mount; NoAnswer, TooLong, and TooManyOpenFiles if this process has no room for the
+        descriptors.
         """
         if self._pid != os.getpid():
             self.close()
             self._begin()
-        request = {"method": method, "params": params, "version": VERSION}
+        request = {"method": method, "params": params, "mount": self._mount, "version": VERSION}
         question = _ENCODE(request).encode() + b"\n"
         if len(question) > REQUEST_LIMIT_BYTES:
             raise TooLong(length=len(question), limit=REQUEST_LIMIT_BYTES)
@@ -99,7 +104,10 @@ class Channel:
         descriptors: list[int] = []
         try:
             answer, pid = self._exchange(question, deadline, descriptors)
-            return result_of(decoded_answer(answer), pid), descriptors
+            said = decoded_answer(answer)
+            if self._mount is None and type(mount := said.get("mount")) is int:
+                self._mount = mount
+            return result_of(said, pid), descriptors
         except Malformed as error:
             close_all(descriptors)
             raise NoAnswer(path=self._path, why=f"its answer makes no sense: {error}") from None

@@ -32,7 +32,7 @@ from pmemfs.control import (
 )
 from pmemfs.control.places import check_private
 from pmemfs.control.shape import Malformed, decode
-from pmemfs.errors import EXIT_FAILED, NoControlSocket, PmemfsError, cause_of
+from pmemfs.errors import EXIT_FAILED, DaemonGone, NoControlSocket, PmemfsError, cause_of
 from pmemfs.version import VERSION
 
 log = logging.getLogger(__name__)
@@ -142,11 +142,15 @@ async def serve(
     listener: socket.socket,
     methods: Methods,
     *,
+    mount: int | None = None,
     patience_seconds: float = _PATIENCE_SECONDS,
 ) -> None:
-    """Answer requests until cancelled."""
+    """Answer requests until cancelled.
+
+    `mount` tells this mount from all others. Who asks for another one is told DaemonGone.
+    """
     trio_listener = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
-    server = _Server(methods, patience_seconds)
+    server = _Server(methods, patience_seconds, mount)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(server.end_silent)
         await trio.serve_listeners(server.serve_one, [trio_listener])
@@ -196,8 +200,11 @@ class _Server:
     answer, which takes as long as many an answer.
     """
 
-    def __init__(self, methods: Methods, patience_seconds: float) -> None:
+    def __init__(self, methods: Methods, patience_seconds: float, mount: int | None = None) -> None:
         self._methods = methods
+        self._mount = mount
+        self._said = {"version": VERSION} | ({} if mount is None else {"mount": mount})
+        """What each answer says beside its result."""
         self._patience_seconds = patience_seconds
         self._ways: dict[Method, _Way] = {}
         self._count = 0
@@ -307,6 +314,8 @@ class _Server:
         try:
             request = _DECODE(line.decode())
             theirs = request.get("version", "")
+            if request.get("mount") not in (None, self._mount):
+                return _failed("any", DaemonGone(path="the mount that is asked for")), ()
             name = request["method"]
             method = known[name]
             way = self._ways.get(method)
@@ -320,7 +329,7 @@ class _Server:
             result = await method(**params)
             if type(result) is WithDescriptors:
                 result, descriptors = result.result, result.descriptors
-            answer = _ENCODE({"result": result, "version": VERSION}).encode() + b"\n"
+            answer = _ENCODE({"result": result} | self._said).encode() + b"\n"
             if len(answer) <= ANSWER_LIMIT_BYTES:
                 return answer, descriptors
         except Exception as error:

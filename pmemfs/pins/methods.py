@@ -11,7 +11,7 @@ from typing import Any
 import trio
 
 from pmemfs.control import Peer, WithDescriptors, close_all
-from pmemfs.errors import CannotMapTransformed, CannotPin, DaemonGone, MemoryFault
+from pmemfs.errors import CannotMapTransformed, CannotPin, MemoryFault
 from pmemfs.media.pinreport import PinnedFileReport, PinReport
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.medium.source import alignment_of
@@ -44,15 +44,9 @@ class PinMethods:
 
     async def pin(
         self, peer: Peer, files: Any, writable: bool = False, contiguous: bool = False,
-        wants_pool: bool = False, paths: Any = None, generation: Any = None,
-        may_make_plain: bool = True,
+        wants_pool: bool = False, paths: Any = None, may_make_plain: bool = True,
     ) -> WithDescriptors:  # fmt: skip
-        """Pin ranges of files: inode, offset and length of each. See `Pins.pin`.
-
-        `generation` is the pool's as the client knows it. Raises DaemonGone if it is another by
-        now, because then what the client has of the pool is of a mount that has ended.
-        """
-        self._check_generation(generation)
+        """Pin ranges of files: inode, offset and length of each. See `Pins.pin`."""
         wanted = _wanted(files, paths)
         try:
             pin, fd = await self._pins.pin(
@@ -76,12 +70,8 @@ class PinMethods:
             raise CannotPin(error.errno or errno.EIO, what="anything", why=_why(error)) from None
         return WithDescriptors(result | {"pool": self._pool_report()}, descriptors)
 
-    async def flush(self, pin: int, generation: int | None = None) -> None:
-        """A client has made its stores durable: its files were written to now.
-
-        Raises DaemonGone as `pin` does: the same number is another pin by now.
-        """
-        self._check_generation(generation)
+    async def flush(self, pin: int) -> None:
+        """A client has made its stores durable: its files were written to now."""
         await self._pins.flush(pin)
 
     async def pins(self, resting: bool = False) -> list[dict[str, Any]]:
@@ -111,11 +101,6 @@ class PinMethods:
         answer = await accesses_of(inodes, self._pins, self._volume, self._generation)
         return answer._asdict()
 
-    def _check_generation(self, generation: int | None) -> None:
-        """Raise DaemonGone if a client knows the pool by another generation."""
-        if generation not in (None, self._generation):
-            raise DaemonGone(path=self._pool.label.name)
-
     def _client(self, peer: Peer) -> Client:
         """The client at the other end of a connection. It may have several connections."""
         client = self._of_peer.get(peer)
@@ -133,7 +118,6 @@ class PinMethods:
             "durability": medium.durability.name.lower(),
             "read_only": self._volume.read_only,
             "uuid": label.uuid.hex(),
-            "generation": self._generation,
         }
 
 

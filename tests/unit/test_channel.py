@@ -34,7 +34,9 @@ async def unsendable() -> WithDescriptors:
 MORE = METHODS | {"pipe": pipe, "unsendable": unsendable, "echo": echo}
 
 
-def asked(path: Path, client: Any, *, patience_seconds: float = 20) -> None:
+def asked(
+    path: Path, client: Any, *, patience_seconds: float = 20, mount: int | None = None
+) -> None:
     """Run a client in a thread, beside a server on a real socket."""
 
     async def main() -> None:
@@ -48,7 +50,7 @@ def asked(path: Path, client: Any, *, patience_seconds: float = 20) -> None:
         listener: Any, patience: float, task_status: trio.TaskStatus[None]
     ) -> None:
         task_status.started()
-        await serve(listener, lambda: MORE, patience_seconds=patience)
+        await serve(listener, lambda: MORE, mount=mount, patience_seconds=patience)
 
     trio.run(main)
 
@@ -74,6 +76,29 @@ def test_an_answer_brings_descriptors_that_no_other_program_inherits(path: Path)
         channel.close()
 
     asked(path, client)
+
+
+def test_a_channel_goes_on_with_its_mount_and_no_other(path: Path) -> None:
+    """The kernel gives a device number to another mount soon, and sockets are named after it."""
+    channel = Channel(path)
+
+    def is_answered() -> None:
+        assert channel.ask("echo", a=1) == ({"a": 1}, [])
+
+    def is_refused() -> None:
+        for method in ("echo", "pipe"):
+            with pytest.raises(RemoteError) as caught:
+                channel.ask(method)
+            assert caught.value.kind == "DaemonGone"
+
+    asked(path, is_answered, mount=17)
+    # Its daemon was started again.
+    asked(path, is_answered, mount=17)
+    asked(path, is_refused, mount=18)
+    # What doesn't know whose it is may be anybody's.
+    asked(path, is_refused)
+    asked(path, is_answered, mount=17)
+    channel.close()
 
 
 def test_the_server_keeps_no_copy_of_what_it_has_sent(path: Path) -> None:
