@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import functools
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
 from pmemfs.errors import PmemfsError
@@ -17,15 +16,15 @@ TRIES = 5
 """So often room is looked for. Others may take what is found."""
 
 
-@dataclass(slots=True)
 class Attempts:
     """What was looked for so far for one caller who has found no room, again and again."""
 
-    found_bytes: int = 0
-    """Memory that was found last. What the attempt after that had got before it failed is found
-    again, and is too little."""
-    wait_count: int = 0
-    """How often it was waited for frames."""
+    def __init__(self) -> None:
+        self.found_bytes = 0
+        """Memory that was found last. What the attempt after that had got before it failed is found
+        again, and is too little."""
+        self.wait_count = 0
+        """How often it was waited for frames."""
 
 
 FindRoom = Callable[[Attempts], Awaitable[bool]]
