@@ -355,7 +355,7 @@ class Pinning:
             self._make(medium, session)
             self.serve(self.nursery)
         assert self.pins is not None
-        return PinMethods(self.pins, pool, medium, session.served.volume, session.mount_generation)
+        return PinMethods(self.pins, pool, medium, session.served.volume, session.mount_identity)
 
     def keep_with(self, keeper: Keeper) -> None:
         """Have a keeper hold the pins that there are and will be."""
@@ -429,7 +429,7 @@ def _methods(
             "info": observer.info,
             "stat": observer.stat,
             "extents": observer.extents,
-            "resize": with_room(resize, session.served.trimmer.find_room),
+            "resize": with_room(resize, session.served.trimmer.find_memory),
             "trim": trim,
             "remount": remount,
             "upgrade": keeping.upgrade,
@@ -475,8 +475,12 @@ def _transform_methods(session: Session, packing: Packing | None) -> dict[str, s
     # By now the notifier knows the kernel.
     tell = session.served.handlers.notifier.tell
     methods = TransformMethods(session.served.fs, packing.begin, tell).methods()
-    find_room = session.served.trimmer.find_room
-    return {name: with_room(method, find_room) for name, method in methods.items()}
+    trimmer = session.served.trimmer
+    # Frames are not waited for by what begins anew: it would decompress what it has compressed.
+    return methods | {
+        "transform-set": with_room(methods["transform-set"], trimmer.find_room),
+        "rewrite": with_room(methods["rewrite"], trimmer.find_memory),
+    }
 
 
 def open_session(
@@ -529,7 +533,7 @@ async def _answer(
 ) -> None:
     """Answer questions until the mount has ended: who still gets answers takes it for served."""
     with scope:
-        await server.serve(listener, methods, mount=session.mount_generation)
+        await server.serve(listener, methods, mount=session.mount_identity)
 
 
 def _words_of_a_successor(arguments: Arguments) -> list[str]:

@@ -169,7 +169,7 @@ def _watch(
             before = now
             yield now, "mount"
             continue
-        is_same = now.pid == before.pid or 0 != now.generation == before.generation
+        is_same = now.pid == before.pid or 0 != now.identity == before.identity
         if not is_same:
             raise NoAnswer(path=mount.mountpoint, why="it has ended, and another one is there")
         yield difference(now, before), "report"

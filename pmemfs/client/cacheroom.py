@@ -86,7 +86,7 @@ class CacheRoom:
         self._connection = connection
         self._directory = directory
         self._candidates: deque[Candidate] = deque()
-        self._ledger = _Ledger(os.path.join(directory, LEDGER_NAME), self._ask([]).generation)
+        self._ledger = _Ledger(os.path.join(directory, LEDGER_NAME), self._ask([]).mount_identity)
         # Whether there can be one is said now. Who only gets entries doesn't need it.
         self._ledger.read()
         self._ledger.close()
@@ -282,9 +282,9 @@ def files_of(
 class _Ledger:
     """What the entries take together, in a file that all processes lock while they change it."""
 
-    def __init__(self, path: str, generation: int) -> None:
+    def __init__(self, path: str, mount_identity: int) -> None:
         self._path = path
-        self._generation = generation
+        self._mount_identity = mount_identity
         self._file: Descriptor | None = None
         self._begin()
 
@@ -344,14 +344,14 @@ class _Ledger:
     def _known(self, fd: int) -> Taken | None:
         record = os.pread(fd, _LEDGER.size, 0)
         if len(record) == _LEDGER.size:
-            magic, generation, entry_count, room_bytes = _LEDGER.unpack(record)
-            if (magic, generation) == (_MAGIC, self._generation):
+            magic, mount_identity, entry_count, room_bytes = _LEDGER.unpack(record)
+            if (magic, mount_identity) == (_MAGIC, self._mount_identity):
                 return Taken(entry_count, room_bytes)
         return None
 
     def _note(self, fd: int, entry_count: int, room_bytes: int) -> Taken:
         taken = Taken(max(entry_count, 0), max(room_bytes, 0))
-        os.pwrite(fd, _LEDGER.pack(_MAGIC, self._generation, *taken), 0)
+        os.pwrite(fd, _LEDGER.pack(_MAGIC, self._mount_identity, *taken), 0)
         return taken
 
 

@@ -2,7 +2,8 @@
 
 A request is `{"method": NAME, "params": {…}, "version": V}`. Its answer is `{"result": …}` or
 `{"error": {"message": SENTENCE, "exit_code": N, "kind": NAME, "errno": N}}`, with the `version` of
-the program, too.
+the program, too. Both may have the `mount`: a number that tells it from all others. A daemon
+refuses a request for another mount, and one that names none may be for any.
 
 A command may meet a daemon of another version, because an upgrade replaces only the programs on
 disk. So each side ignores what it doesn't know and can do without: other members of requests and
@@ -12,7 +13,8 @@ member has a default.
 
 A socket is named after the mount's device number, which stat(2) of any file of the mount tells:
 /run/pmemfs/0:57.sock. So a daemon is found without asking its mount, which may hang, and the socket
-of a daemon that died belongs to no mount.
+of a daemon that died belongs to no mount. The kernel gives the number of a mount that has ended to
+another one, which `channel` notices by `mount`.
 
 `places` says where sockets lie and whom they must belong to. Both sides look who is at the other
 end: a daemon answers its owner and root, and a command believes only the owner of the mount.

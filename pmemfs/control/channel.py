@@ -10,8 +10,8 @@ Invariants:
 - a daemon hangs up on connections that are idle, and all end when it dies. Then the question is
   asked again on a new one, which may lead to the daemon that takes the place of a dead one. Who has
   answered it before, for nobody, has done no harm: a pin ends with its descriptor;
-- whoever has answered once tells its mount from all others, and from then on only that mount
-  answers. Its socket is named after a device number, which the kernel gives to a later mount;
+- the first answer says which mount it is of, and after that no other mount's daemon answers. A
+  socket is named after a device number, which the kernel gives to a later mount;
 - every descriptor that arrives is returned, or closed if the answer is an error.
 """
 
@@ -39,6 +39,7 @@ from pmemfs.control.client import (
     ANSWER_TIMEOUT_SECONDS,
     DYING_SECONDS,
     MOST_DEATHS,
+    RemoteError,
     connected,
     decoded_answer,
     has_died,
@@ -47,7 +48,7 @@ from pmemfs.control.client import (
     result_of,
 )
 from pmemfs.control.shape import Malformed
-from pmemfs.errors import NoAnswer, TooLong, TooManyOpenFiles
+from pmemfs.errors import DaemonGone, NoAnswer, TooLong, TooManyOpenFiles
 from pmemfs.version import VERSION
 
 _MOST_CONNECTIONS = 8
@@ -105,8 +106,7 @@ class Channel:
         try:
             answer, pid = self._exchange(question, deadline, descriptors)
             said = decoded_answer(answer)
-            if self._mount is None and type(mount := said.get("mount")) is int:
-                self._mount = mount
+            self._check_mount(said.get("mount"))
             return result_of(said, pid), descriptors
         except Malformed as error:
             close_all(descriptors)
@@ -114,6 +114,16 @@ class Channel:
         except BaseException:
             close_all(descriptors)
             raise
+
+    def _check_mount(self, mount: Any) -> None:
+        """Raise RemoteError, of the kind DaemonGone, if an answer is another mount's."""
+        if mount is None:
+            return
+        if self._mount is None:
+            self._mount = mount
+        elif self._mount != mount:
+            gone = DaemonGone(path=self._path)
+            raise RemoteError(str(gone), gone.exit_code, gone.kind, gone.errno)
 
     def close(self) -> None:
         """Hang up. A question that is under way hangs up when it has its answer."""

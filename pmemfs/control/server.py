@@ -204,7 +204,7 @@ class _Server:
         self._methods = methods
         self._mount = mount
         self._said = {"version": VERSION} | ({} if mount is None else {"mount": mount})
-        """What each answer says beside its result."""
+        """What each answer says beside its result or error."""
         self._patience_seconds = patience_seconds
         self._ways: dict[Method, _Way] = {}
         self._count = 0
@@ -310,12 +310,13 @@ class _Server:
             # This may load modules, which may fail. That must not end the daemon.
             known = self._methods()
         except Exception as error:
-            return _failed("any", error), ()
+            return self._line(_failed("any", error)), ()
         try:
             request = _DECODE(line.decode())
             theirs = request.get("version", "")
             if request.get("mount") not in (None, self._mount):
-                return _failed("any", DaemonGone(path="the mount that is asked for")), ()
+                gone = DaemonGone(path="the mount that is asked for")
+                return self._line(_failed("any", gone)), ()
             name = request["method"]
             method = known[name]
             way = self._ways.get(method)
@@ -323,23 +324,27 @@ class _Server:
                 way = self._ways[method] = _Way(method)
             params = way.params(request.get("params", {}), peer)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError, Malformed):
-            return _failure(f"the daemon does not understand this request{_otherness(theirs)}"), ()
+            why = f"the daemon does not understand this request{_otherness(theirs)}"
+            return self._line(_failure(why)), ()
         descriptors: Sequence[int] = ()
         try:
             result = await method(**params)
             if type(result) is WithDescriptors:
                 result, descriptors = result.result, result.descriptors
-            answer = _ENCODE({"result": result} | self._said).encode() + b"\n"
+            answer = self._line({"result": result})
             if len(answer) <= ANSWER_LIMIT_BYTES:
                 return answer, descriptors
         except Exception as error:
             close_all(descriptors)
-            return _failed(name, error), ()
+            return self._line(_failed(name, error)), ()
         close_all(descriptors)
-        return _failure("the answer is too long to be sent"), ()
+        return self._line(_failure("the answer is too long to be sent")), ()
+
+    def _line(self, said: dict[str, Any]) -> bytes:
+        return _ENCODE(said | self._said).encode() + b"\n"
 
 
-def _failed(method: str, error: Exception) -> bytes:
+def _failed(method: str, error: Exception) -> dict[str, Any]:
     cause = cause_of(error)
     if isinstance(cause, PmemfsError):
         return _failure(str(cause), cause.exit_code, kind=cause.kind, errno=cause.errno)
@@ -357,6 +362,5 @@ def _otherness(theirs: Any) -> str:
     return f" (it is of pmemfs {VERSION}, the command of {whose}; mount again to have them alike)"
 
 
-def _failure(message: str, exit_code: int = EXIT_FAILED, **more: Any) -> bytes:
-    error = {"message": message, "exit_code": exit_code, **more}
-    return _ENCODE({"error": error, "version": VERSION}).encode() + b"\n"
+def _failure(message: str, exit_code: int = EXIT_FAILED, **more: Any) -> dict[str, Any]:
+    return {"error": {"message": message, "exit_code": exit_code, **more}}

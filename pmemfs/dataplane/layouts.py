@@ -224,7 +224,7 @@ class Header:
     cache_misses: int = stored(
         "<u8", "1: the control plane brings blocks that are not there, many with one message"
     )
-    mount_generation: int = stored("<u8", "of page structures when this was mounted")
+    mount_identity: int = stored("<u8", "random, so it tells this mount from all others")
     greeted: int = stored("<u8", "1: the kernel has the answer to its INIT")
     entries_address: int = stored(
         "<u8", "where every data plane maps the memory of rings; 0: no data plane has yet"

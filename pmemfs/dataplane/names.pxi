@@ -362,8 +362,7 @@ cdef verdict_t remove_name(names_change_t *change) noexcept nogil:
         return FORWARD
     index_remove(directory, &found)
     touch_directory(change, directory)
-    apply_attributes(known, state)
-    touched(worker.plane, known)
+    lose_name(change, known, state)
     return ANSWER
 
 
@@ -387,5 +386,13 @@ cdef attributes_record_t *add_lost_link(names_change_t *change, known_t *known) 
     if state != NULL:
         state.link_count -= 1
         state.changed_ns = change.now_ns
-        put(&change.names.head.removals, peek(&change.names.head.removals) + 1)
     return state
+
+
+cdef void lose_name(names_change_t *change, known_t *known,
+                    const attributes_record_t *state) noexcept nogil:
+    """Know and count what the commit of `add_lost_link` has done."""
+    cdef names_head_t *head = change.names.head
+    apply_attributes(known, state)
+    touched(change.worker.plane, known)
+    put(&head.removals, peek(&head.removals) + 1)

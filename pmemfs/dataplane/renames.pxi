@@ -157,8 +157,7 @@ cdef verdict_t carry_out_move(names_change_t *change, move_t *move) noexcept nog
     apply_attributes(known, state)
     touched(worker.plane, known)
     if move.victim != NULL:
-        apply_attributes(move.victim, victim_state)
-        touched(worker.plane, move.victim)
+        lose_name(change, move.victim, victim_state)
     return ANSWER
 
 

@@ -75,7 +75,7 @@ cdef struct header_t:
     uint64_t cache_writes
     uint64_t cache_fsyncs
     uint64_t cache_misses
-    uint64_t mount_generation
+    uint64_t mount_identity
     uint64_t greeted
     uint64_t entries_address
     uint64_t write_epoch
@@ -422,7 +422,7 @@ cdef enum:
     SERVE_AGAIN = 1
     HAND_AGAIN = 2
     HAVE_SECRETS = 3
-    SIGNATURE = 0x3ab1f466
+    SIGNATURE = 0x7241a89d
     ENTRY_ASIDE_AT = 0x800
     ENTRY_ASIDE_BYTES = 0x800
     ENTRY_PAYLOAD_AT = 0x1000

@@ -196,6 +196,7 @@ class SharedMemory:
         geometry: PageGeometry,
         *,
         generation: int,
+        mount_identity: int,
         memmap_offset_bytes: int,
         memmap_place: MemmapPlace,
         worker_count: int,
@@ -205,7 +206,7 @@ class SharedMemory:
         """Fresh memory for a new mount.
 
         `geometry` and `memmap_offset_bytes` describe the pool's page structures, if `memmap_place`
-        says that there are any. `generation` is that of this mount.
+        says that there are any. `generation` is theirs. No other mount has `mount_identity`.
         With `has_files`, in mode `fs`, workers answer an fsync only of a published inode.
         With `cache_set_count` there is room for what the planes share of so many sets."""
         has_pages = memmap_place is not MemmapPlace.NOWHERE
@@ -218,7 +219,7 @@ class SharedMemory:
             page_count=geometry.page_count if has_pages else 0,
             first_pfn=int(geometry.first_pfn) if has_pages else 0,
             generation=generation,
-            mount_generation=generation,
+            mount_identity=mount_identity,
             pool_bytes=medium.size_bytes,
             durability=list(Durability).index(medium.durability),
             reserved=int(medium.reserved),

@@ -9,6 +9,7 @@ from pmemfs.media.label import Scheme
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.memmap import Memmap, NoMemmap, effective_scheme
 from pmemfs.pool import Pool
+from pmemfs.pool.pool import random_word
 
 _PLACES = {
     Scheme.PMEM: MemmapPlace.POOL,
@@ -25,6 +26,7 @@ def share_pool(
         pool.medium,
         pool.page_geometry,
         generation=pool.label.generation,
+        mount_identity=random_word(),
         memmap_offset_bytes=pool.zones.memmap.offset_bytes,
         memmap_place=_PLACES[effective_scheme(pool)],
         worker_count=worker_count,

@@ -17,13 +17,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import trio
 
 from pmemfs.dataplane.presence import CHUNK_BYTES
 from pmemfs.engine.base import Engine
-from pmemfs.errors import CannotTrim
+from pmemfs.errors import CannotTrim, PmemfsError
 from pmemfs.media.filesystem import CHUNK_FRAMES, GROUP_CHUNKS
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.medium.shortage import Attempts
@@ -81,28 +82,51 @@ class Trimmer:
         self._waits_seconds = _WAITS_SECONDS if engine.hears_meanwhile else ()
 
     async def find_room(self, attempts: Attempts) -> bool:
-        """Give back the memory of all that is free, if the medium has found none since that was
-        last done; or else wait for frames. As of `FindRoom`."""
+        """Let there be memory, if that is what is missing, or else wait for frames. As of
+        `FindRoom`."""
         medium, fs = self._medium, self._fs
         if fs is None or medium.read_only or fs.read_only:
             return False
-        if medium.shortage_count == self._seen_shortages and not self._searching.locked():
-            return await self._wait_for_frames(attempts)
-        attempts.found_bytes = await self._find_memory(fs, attempts.found_bytes)
-        return attempts.found_bytes > 0
+        if self._lacks_memory:
+            return await self.find_memory(attempts)
+        return await self._wait_for_frames(attempts)
+
+    @property
+    def _lacks_memory(self) -> bool:
+        """Whether the medium has found no memory since what is free was last given back."""
+        medium = self._medium
+        is_short = medium.shortage_count != self._seen_shortages or self._searching.locked()
+        return is_short and not medium.reserved
 
     async def _wait_for_frames(self, attempts: Attempts) -> bool:
         """Let what was removed become free; False: no longer."""
-        removals = sum(count() for count in self.removal_counts)
         # Where nothing was removed since the last vain wait, a file may still be closed.
-        waits = self._waits_seconds[: 1 if removals == self._vain_removals else None]
+        is_vain = self._removal_count == self._vain_removals
+        waits = self._waits_seconds[: 1 if is_vain else None]
         if attempts.wait_count >= len(waits):
-            self._vain_removals = removals
+            # What was removed during the last wait was not waited for.
+            self._vain_removals = max(self._vain_removals, attempts.removal_count)
             return False
+        attempts.removal_count = self._removal_count
         await trio.sleep(waits[attempts.wait_count])
         attempts.wait_count += 1
-        await self._gather()
+        # What is damaged is reported where it is met, and the request finds no room.
+        with suppress(OSError, PmemfsError):
+            await self._gather()
         return True
+
+    @property
+    def _removal_count(self) -> int:
+        return sum(count() for count in self.removal_counts)
+
+    async def find_memory(self, attempts: Attempts) -> bool:
+        """Give back the memory of all that is free, if the medium has found none since that was
+        last done. As of `FindRoom`."""
+        medium, fs = self._medium, self._fs
+        if fs is None or medium.read_only or fs.read_only or not self._lacks_memory:
+            return False
+        attempts.found_bytes = await self._find_memory(fs, attempts.found_bytes)
+        return attempts.found_bytes > 0
 
     async def _find_memory(self, fs: FileSystem, before_bytes: int) -> int:
         """How much memory was given back, or 0: not more than before."""

@@ -28,6 +28,7 @@ from pmemfs.mount.making import detach_mount, mount_by_helper
 from pmemfs.mount.options import MountOptions
 from pmemfs.mountinfo import Mount
 from pmemfs.pool import Pool
+from pmemfs.pool.pool import random_word
 
 _MAX_BACKGROUND = 1024
 """The kernel's default, 12, would hold back deeper asynchronous direct I/O."""
@@ -56,7 +57,7 @@ class PythonSession(Session):
 
     def __init__(self, pool: Pool, medium: MappedMedium, options: MountOptions) -> None:
         self._medium = medium
-        self._label = pool.label
+        self._identity = random_word()
         self.memmap = open_memmap(pool)
         engine = Engine(medium, self.memmap)
         self.keys = new_keys(pool)
@@ -77,8 +78,8 @@ class PythonSession(Session):
         _allow_deep_queues(self.mount)
 
     @property
-    def mount_generation(self) -> int:
-        return self._label.generation
+    def mount_identity(self) -> int:
+        return self._identity
 
     async def serve(self, on_ready: Callable[[Mount], None]) -> None:
         silence_libfuse()

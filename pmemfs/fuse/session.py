@@ -88,9 +88,9 @@ class Session(ABC):
 
     @property
     @abstractmethod
-    def mount_generation(self) -> int:
-        """The generation of the pool when it was mounted. It tells this mount from all others,
-        however often page structures have begun a new generation since."""
+    def mount_identity(self) -> int:
+        """Tells this mount from all others, also from a later one of the same pool. A daemon that
+        takes the mount over has the same."""
 
     @property
     def engine(self) -> Engine:
@@ -447,8 +447,8 @@ class NativeSession(Session):
                   self._medium.name, pid, why)  # fmt: skip
 
     @property
-    def mount_generation(self) -> int:
-        return self._shared.header_word("mount_generation")
+    def mount_identity(self) -> int:
+        return self._shared.header_word("mount_identity")
 
     @property
     def data_plane_pid(self) -> int | None:

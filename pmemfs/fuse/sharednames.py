@@ -291,6 +291,8 @@ class SharedNames(trio.abc.Instrument):
     def free_orphans(self) -> bool:
         """Free some of what workers could not free; whether there is more."""
         orphans = self._names.orphans
+        if self._ground.read_only:
+            return False
         for number in orphans.pop(_ORPHANS_STEP):
             # What is damaged is reported where it is met.
             with suppress(OSError):

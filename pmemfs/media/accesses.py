@@ -15,8 +15,8 @@ class Accesses(NamedTuple):
     A large file is known by some of its pages.
     """
 
-    generation: int
-    """Of the pool: which of its mounts this is."""
+    mount_identity: int
+    """Tells this mount from all others."""
     last_access_ns: list[int]
     """The latest access to a page of the file, in ns since 1970; 0: there was none since the
     mount."""

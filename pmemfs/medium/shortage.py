@@ -24,11 +24,13 @@ class Attempts:
         """Memory that was found last. What the attempt after that had got before it failed is found
         again, and is too little."""
         self.wait_count = 0
-        """How often it was waited for frames."""
+        """How many waits for frames there were."""
+        self.removal_count = 0
+        """How many names had been removed before the last of them."""
 
 
 FindRoom = Callable[[Attempts], Awaitable[bool]]
-"""Looks for room for whom none was found; whether it is worth trying again."""
+"""Looks for room for a caller who has found none; whether it is worth trying again."""
 
 
 def with_room(method: Callable[P, Awaitable[T]], find_room: FindRoom) -> Callable[P, Awaitable[T]]:

@@ -163,5 +163,5 @@ class MountObserver:
                 for counters in self._engine.counters()
             ),
             mode=Mode(self._pool.label.mode).word,
-            generation=self._session.mount_generation,
+            identity=self._session.mount_identity,
         )

@@ -76,8 +76,8 @@ class Sample:
     workers: tuple[Worker, ...]
     mode: str = ""
     """What is mounted: a cache can be asked for more."""
-    generation: int = 0
-    """Of the pool when it was mounted, which tells mounts apart; 0: unknown."""
+    identity: int = 0
+    """Tells the mount from all others; 0: unknown."""
 
     def as_json(self) -> dict[str, Any]:
         """The sample as JSON values."""
@@ -157,7 +157,7 @@ def difference(now: Sample, before: Sample) -> Sample:
             _worker_between(worker, workers_before.get(worker.number)) for worker in now.workers
         ),
         mode=now.mode,
-        generation=now.generation,
+        identity=now.identity,
     )
 
 

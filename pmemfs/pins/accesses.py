@@ -20,7 +20,7 @@ _FILES_AT_ONCE = 32
 
 
 async def accesses_of(
-    inodes: Sequence[int], pins: Pins, volume: Volume, generation: int
+    inodes: Sequence[int], pins: Pins, volume: Volume, mount_identity: int
 ) -> Accesses:
     """What is known of files, in the order of these numbers. Raises NoPageStructures."""
     if not pins.memmap.has_pages:
@@ -28,7 +28,7 @@ async def accesses_of(
     # A client that has just let go of a pin counts on that.
     while pins.notice_ends():
         await trio.lowlevel.checkpoint()
-    answer = Accesses(generation, [], [], [])
+    answer = Accesses(mount_identity, [], [], [])
     for number, inode in enumerate(inodes, 1):
         pages: list[Page] = []
         # What is no file any more has no accesses.

@@ -31,14 +31,13 @@ class PinMethods:
     """The methods of one mount."""
 
     def __init__(
-        self, pins: Pins, pool: Pool, medium: MappedMedium, volume: Volume, generation: int
+        self, pins: Pins, pool: Pool, medium: MappedMedium, volume: Volume, mount_identity: int
     ) -> None:
-        """`generation` is the pool's when it was mounted."""
         self.registry = self._pins = pins
         self._pool = pool
         self._medium = medium
         self._volume = volume
-        self._generation = generation
+        self._mount_identity = mount_identity
         self._unit_bytes = 0
         self._of_peer: weakref.WeakKeyDictionary[Peer, Client] = weakref.WeakKeyDictionary()
 
@@ -98,7 +97,7 @@ class PinMethods:
 
     async def accesses(self, inodes: list[int]) -> dict[str, Any]:
         """What the page structures know of files. Raises NoPageStructures."""
-        answer = await accesses_of(inodes, self._pins, self._volume, self._generation)
+        answer = await accesses_of(inodes, self._pins, self._volume, self._mount_identity)
         return answer._asdict()
 
     def _client(self, peer: Peer) -> Client:

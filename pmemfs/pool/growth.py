@@ -33,7 +33,7 @@ from pmemfs.media.zones import LABEL_BYTES, Zone, Zones
 from pmemfs.medium.mapped import MappedMedium
 from pmemfs.medium.source import identify
 from pmemfs.pfn import FRAME_BYTES
-from pmemfs.pool.pool import Pool, new_generation
+from pmemfs.pool.pool import Pool, random_word
 from pmemfs.ranges import Range, without
 from pmemfs.units import align_up, format_size
 
@@ -63,7 +63,7 @@ class Growth:
         self._is_mounted = is_mounted
         self._is_clean_behind = align_up(unknown_end_bytes, FRAME_BYTES)
         self.old = pool.zones
-        generation = pool.label.generation if is_mounted else new_generation()
+        generation = pool.label.generation if is_mounted else random_word()
         self._label = pool.grown_label(size_bytes, generation)
         self.new: Zones = self._label.zones
         assert self.new.data.offset_bytes == self.old.data.offset_bytes

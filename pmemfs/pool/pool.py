@@ -12,6 +12,7 @@ Invariants:
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import uuid
@@ -52,12 +53,10 @@ from pmemfs.version import VERSION
 _GENERATION_LIMIT = 1 << 64
 
 
-def new_generation() -> int:
-    """A number that no other life of a pool has: not 0, which says that there was none."""
-    # Only what makes or mounts a pool waits for this to be loaded.
-    import secrets
-
-    return secrets.randbits(62) or 1
+def random_word() -> int:
+    """62 random bits, for what no other life of a pool, and no other mount, may have: not 0, which
+    says that there was none."""
+    return int.from_bytes(os.urandom(8)) >> 2 or 1
 
 
 def next_generation(generation: int) -> int:
@@ -276,7 +275,7 @@ def _new_label(
         mode=spec.mode,
         state=State.CLEAN,
         # The memmap zone may hold anything. A random start keeps old structures from counting.
-        generation=new_generation(),
+        generation=random_word(),
         created_ns=time.time_ns(),
         name=spec.name,
         software=_software(),

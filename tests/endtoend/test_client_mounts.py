@@ -402,6 +402,19 @@ def test_a_connection_with_an_older_mount_is_no_use(pools: PoolMaker) -> None:
         assert len(fs.map("file")) == 2 * FRAME
 
 
+def test_no_mount_answers_for_an_older_one_of_the_same_pool(pools: PoolMaker) -> None:
+    """A read-only mount leaves the pool's label as it was."""
+    pool = pools.create("fs0", "64M", "--mode", "fs")
+    mounted = pools.mount(pool, "-o", "ro")
+    with pmemfs.connect(mounted.mountpoint) as fs:
+        assert fs.pins() == []
+        pools.umount(mounted)
+        # Its number goes to the next mount, unless another test is faster.
+        pools.mount(pool, "-o", "ro")
+        with pytest.raises(pmemfs.DaemonGone):
+            fs.pins()
+
+
 def test_a_flush_never_reaches_the_mount_that_took_the_place_of_another(pools: PoolMaker) -> None:
     mounted = fs_mount(pools)
     write_file(mounted.mountpoint / "file", 2)

@@ -14,6 +14,7 @@ import pytest
 
 from kit.mounts import PoolMaker, native_only
 from kit.posix import fails_with, opened
+from kit.processes import wait_until
 
 pytestmark = [pytest.mark.mount, pytest.mark.usefixtures("engine")]
 
@@ -69,4 +70,5 @@ def test_a_full_pool_says_so_each_time(full: tuple[Path, int]) -> None:
         if number % 10 == 0:
             (root / "another").unlink()
     (root / "another").unlink()
-    assert os.statvfs(root).f_bfree <= before
+    # A frame of inodes may stay, for the next ones.
+    wait_until(lambda: before - 1 <= os.statvfs(root).f_bfree <= before, "nothing is lost or won")

@@ -20,6 +20,7 @@ from pmemfs.errors import NoPageStructures, NotInPool, PmemfsError, ReadOnlyMedi
 from pmemfs.fuse.failures import errno_of
 from pmemfs.fuse.handlers.patience import Patience
 from pmemfs.fuse.pyfuse3door import Pyfuse3Door
+from pmemfs.medium.shortage import Attempts
 
 
 def answered(error: Exception) -> int:
@@ -105,9 +106,9 @@ def test_a_failing_device_is_logged_and_a_full_one_is_not(
     assert "read(1, 2, 3): [Errno 5] gone" in caplog.text
 
 
-async def no_memory(before_bytes: int) -> int:
+async def no_room(attempts: Attempts) -> bool:
     """There is none to be found."""
-    return 0
+    return False
 
 
 class Failing:
@@ -115,7 +116,7 @@ class Failing:
 
     def __init__(self, error: BaseException) -> None:
         self._error = error
-        self.patience = Patience(self, no_memory)  # type: ignore[arg-type]
+        self.patience = Patience(self, no_room)  # type: ignore[arg-type]
         self.has_files = True
 
     def __getattr__(self, name: str) -> Failing:

@@ -514,7 +514,7 @@ def test_the_accesses_of_files_are_told_by_their_pages(fs: Pinnable) -> None:
         end((await fs.pin(whole(read)))[1])
         end((await fs.pin(whole(written), is_writable=True))[1])
         first = await told(read, written, empty, 12345)
-        assert first.generation == 7
+        assert first.mount_identity == 7
         assert first.reads == [2, 0, 0, 0]
         assert first.is_pinned == [True, False, False, False]
         assert 0 < first.last_access_ns[0] < first.last_access_ns[1]

@@ -28,7 +28,7 @@ from pmemfs.media.cache import (
 from pmemfs.media.layout import replace
 from pmemfs.medium.base import Medium
 from pmemfs.pool import Pool
-from pmemfs.pool.pool import new_generation
+from pmemfs.pool.pool import random_word
 from pmemfs.units import format_size
 from pmemfs.volume.cache.steps import Steps, carry_out
 
@@ -91,7 +91,7 @@ class StoredHead:
             head,
             sequence=1,
             uuid=pool.label.uuid,
-            seed=new_generation(),
+            seed=random_word(),
             set_count=set_count,
             is_settled=1,
             dirty_blocks=0,

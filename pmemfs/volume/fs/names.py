@@ -295,12 +295,16 @@ class Names:
 
     def _drop_link(self, change: Transaction, inode: Inode, now_ns: int) -> State:
         """Take one name from an inode; with its last name it is freed, unless somebody holds it."""
-        self._store.removal_count += 1
         state = self._linked(inode, -1, now_ns)
         if state.link_count == 0 and not self._store.is_held(inode.number):
             change.remove(inode)
         else:
             change.append(inode, state.pack())
+
+        def count() -> None:
+            self._store.removal_count += 1
+
+        change.then(count)
         return state
 
     def _move(
