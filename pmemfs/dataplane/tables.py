@@ -191,18 +191,10 @@ class SharedMemory:
 
     @classmethod
     def create(
-        cls,
-        medium: Medium,
-        geometry: PageGeometry,
-        *,
-        generation: int,
-        mount_identity: int,
-        memmap_offset_bytes: int,
-        memmap_place: MemmapPlace,
-        worker_count: int,
-        has_files: bool = False,
-        cache_set_count: int = 0,
-    ) -> Self:
+        cls, medium: Medium, geometry: PageGeometry, *, generation: int, mount_identity: int,
+        memmap_offset_bytes: int, memmap_place: MemmapPlace, worker_count: int,
+        has_files: bool = False, cache_set_count: int = 0,
+    ) -> Self:  # fmt: skip
         """Fresh memory for a new mount.
 
         `geometry` and `memmap_offset_bytes` describe the pool's page structures, if `memmap_place`
