@@ -114,8 +114,10 @@ def mount(
                          as --engine and --transport
       no_keeper          end when a process of the mount dies, instead of starting it again
       no_standby         let no process wait to take the daemon's place, which saves some MiB
-      hang_timeout=      end and start again what has made no progress for so many seconds; 0: never
-      cold_seconds=      compress what was not touched for so long, if 'pmemfs set' says so
+      hang_timeout=      end and start again what has made no progress for so many seconds; 0 (if
+                         it is left out): never
+      cold_seconds=      compress what was not touched for so long (600), if 'pmemfs set' says so;
+                         0: only what is rewritten; mode fs only
       names_memory=      the most memory of the data plane for names (64M); 0: the daemon serves
                        them all; mode fs only
       nosuid, noexec, …  as for mount(8); of suid, dev and nosymfollow only root may ask

@@ -44,9 +44,10 @@ def upgrade(mountpoint: str, as_json: bool) -> None:
 
     The mount must be of the native engine, and not of '-o no_keeper'. Programs that use it notice a
     short pause. All of its processes are replaced by those of the program that runs this command:
-    daemon, data plane and keeper. A keeper that was killed is replaced as well. If the new daemon
-    fails, the one of before serves again. A version that stores other formats, or whose processes
-    share other memory, is refused: unmount and mount again.
+    daemon, data plane and keeper. A warning says if the data plane could not be. A keeper that was
+    killed is replaced as well. If the new daemon fails, the one of before serves again. A version
+    that stores other formats, or whose processes share other memory, is refused: unmount and mount
+    again.
     """
     mount = require_mount(mountpoint)
     began = time.monotonic()

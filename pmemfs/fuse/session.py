@@ -27,6 +27,7 @@ from pmemfs.engine.growing import Grower, OriginFollower
 from pmemfs.engine.native import SharedEngine
 from pmemfs.engine.sharing import share_memmap
 from pmemfs.errors import DataPlaneFailed, sentence_of
+from pmemfs.fuse import wire
 from pmemfs.fuse.forwarded import ForwardedRequests
 from pmemfs.fuse.handshake import Terms
 from pmemfs.fuse.joint import Joint
@@ -370,8 +371,11 @@ class NativeSession(Session):
         from pmemfs.fuse.occupying import occupied
 
         assert self.kept is not None
+        why_not = ""
         try:
-            if not self.queue_count:
+            if self._shared.header_word("minor") < wire.RESEND_MINOR:
+                why_not = "this kernel, older than 6.9, would not say again what that one has read"
+            elif not self.queue_count:
                 # The kernel gives the next one whatever this one has read.
                 await self._replace_plane()
             else:
@@ -381,11 +385,12 @@ class NativeSession(Session):
                     if is_occupied:
                         await self._replace_plane()
                     else:
-                        log.warning("%s: the data plane stays that of the version of before, "
-                                    "because its rings never had all their entries in use",
-                                    self._medium.name)  # fmt: skip
+                        why_not = "its rings never had all their entries in use"
         except OSError as error:
             self.kept.leave_to_version_of_before(error)
+        if why_not:
+            log.warning("%s: the data plane stays that of the version of before, because %s",
+                        self._medium.name, why_not)  # fmt: skip
         self.kept.end_upgrade()
 
     def _say_that_it_goes_on(self, left: Left) -> None:

@@ -166,6 +166,24 @@ def test_a_version_that_can_not_serve_leaves_the_mount_to_that_of_before(
 
 
 @native_only
+def test_an_older_kernel_keeps_the_data_plane_that_has_read_requests(
+    pools: PoolMaker, tmp_path: Path
+) -> None:
+    mounted = kept(pools)
+    before = processes(mounted)
+    other = tmp_path / "other.py"
+    other.write_text(OTHER.format(change="from pmemfs.fuse import wire; wire.RESEND_MINOR = 9999"))
+    ask(mounted, daemon=[sys.executable, str(other)])
+    wait_until(lambda: not is_running(before[0]), "the daemon has ended")
+    wait_until(lambda: not mounted.info()["kept"]["is_upgrading"], "the next one has done it")
+    assert processes(mounted)[1] == before[1]
+    (mounted.mountpoint / "file").write_bytes(b"written")
+    assert (mounted.mountpoint / "file").read_bytes() == b"written"
+    if not os.path.exists(JOURNAL):
+        assert "this kernel, older than 6.9" in log_file(str(mounted.pool)).read_text()
+
+
+@native_only
 def test_what_a_client_has_pinned_stays_pinned(pools: PoolMaker) -> None:
     mounted = kept(pools)
     path = mounted.mountpoint / "file"
