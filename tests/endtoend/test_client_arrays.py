@@ -19,6 +19,7 @@ import pytest
 
 import pmemfs
 from kit.clients import FRAME, free_bytes, own_pins, wait_for_pins, write_file, write_in_pieces
+from kit.descriptors import open_before, open_descriptors
 from kit.mounts import Engine, Mounted
 from kit.processes import wait_until
 from pmemfs.units import MIB
@@ -394,9 +395,9 @@ def test_copies_and_results_are_plain_and_have_no_pin(fs: pmemfs.Mount, root: Pa
 def test_one_pin_holds_many_files(fs: pmemfs.Mount, root: Path) -> None:
     contents = [write_file(root / f"file{n}", 1 + n, seed=n) for n in range(50)]
     fs.map(root / "file1")
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(open_before())
     arrays = fs.map_many([root / f"file{n}" for n in range(50)])
-    assert len(os.listdir("/proc/self/fd")) == before + 1
+    assert len(open_descriptors()) == before + 1
     assert all((a == c).all() for a, c in zip(arrays, contents, strict=True))
     assert len({pmemfs.pin_of(a) for a in arrays}) == 1
     (report,) = own_pins(fs)

@@ -29,6 +29,7 @@ from kit.clients import (
 )
 from kit.commands import pmemfs as run_pmemfs
 from kit.commands import pmemfs_ok, run_command
+from kit.descriptors import open_before, open_descriptors
 from kit.mounts import Engine, Mounted, PoolMaker, Session, each_engine, may_pass
 from kit.processes import stop, wait_until
 from kit.users import NOBODY, as_user
@@ -246,7 +247,7 @@ def test_at_the_limit_of_open_files_a_sentence_says_what_to_do(pools: PoolMaker)
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     with pmemfs.connect(mounted.mountpoint) as fs:
         arrays = [fs.map("0")]
-        open_now = len(os.listdir("/proc/self/fd"))
+        open_now = len(open_before())
         # Once where open(2) fails, and once where the pin finds no room.
         for spare in (0, 1, 2, 3):
             resource.setrlimit(resource.RLIMIT_NOFILE, (open_now + spare + 5, before[1]))
@@ -257,7 +258,7 @@ def test_at_the_limit_of_open_files_a_sentence_says_what_to_do(pools: PoolMaker)
                 resource.setrlimit(resource.RLIMIT_NOFILE, before)
             assert all(len(array) == FRAME for array in arrays)
             del arrays[1:]
-            assert len(os.listdir("/proc/self/fd")) <= open_now + 1
+            assert len(open_descriptors()) <= open_now + 1
         arrays.clear()
         wait_for_pins(fs, 0)
 

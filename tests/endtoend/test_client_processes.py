@@ -21,6 +21,7 @@ import pytest
 
 import pmemfs
 from kit.clients import FRAME, hears, own_pins, program, wait_for_pins, write_file
+from kit.descriptors import open_before, open_descriptors
 from kit.mounts import Engine, Mounted, pool_maker
 from kit.processes import wait_until
 
@@ -39,12 +40,12 @@ def mounted() -> Iterator[Mounted]:
 @pytest.fixture
 def fs(mounted: Mounted) -> Iterator[pmemfs.Mount]:
     """A connection; a test leaves no pin, and no descriptor."""
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(open_before())
     with pmemfs.connect(mounted.mountpoint) as fs:
         yield fs
         assert fs.statistics() == (0, 0, 0)
         wait_for_pins(fs, 0)
-    assert len(os.listdir("/proc/self/fd")) <= before
+    assert len(open_descriptors()) <= before
 
 
 @pytest.fixture

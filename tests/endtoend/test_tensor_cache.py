@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 from kit.cache_processes import KEYS, holding, is_whole, made_up, start_random
 from kit.commands import pmemfs_ok
+from kit.descriptors import open_before, open_descriptors
 from kit.documents import ROOT, blocks
 from kit.fs_mounts import FsMount
 from kit.mounts import UNKEPT, Engine, Mounted, PoolMaker, native_only
@@ -501,13 +502,13 @@ def test_a_cache_that_is_closed_says_so_and_its_arrays_stay(cache: TensorCache) 
 
 
 def test_a_cache_that_is_dropped_leaves_nothing_open(cache: TensorCache) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(open_before())
     for _ in range(5):
         other = others(cache)
         other.put("a", entry(1))
         assert other.get("a") is not None
     del other
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(open_descriptors()) == before
 
 
 def test_entries_of_killed_processes_are_whole_or_not_there(pools: PoolMaker) -> None:

@@ -13,6 +13,7 @@ import pytest
 import trio
 
 from kit.control_socket import METHODS, answering, echo, in_thread, saying
+from kit.descriptors import open_before, open_descriptors
 from pmemfs.control import Peer, WithDescriptors
 from pmemfs.control.channel import Channel
 from pmemfs.control.client import RemoteError
@@ -61,10 +62,6 @@ def path(shm: Path) -> Path:
     return shm / "control"
 
 
-def open_descriptors() -> set[str]:
-    return set(os.listdir("/proc/self/fd"))
-
-
 def test_an_answer_brings_descriptors_that_no_other_program_inherits(path: Path) -> None:
     def client() -> None:
         channel = Channel(path)
@@ -105,7 +102,7 @@ def test_the_server_keeps_no_copy_of_what_it_has_sent(path: Path) -> None:
     def client() -> None:
         channel = Channel(path)
         channel.ask("echo")
-        before = open_descriptors()
+        before = open_before()
         for _ in range(20):
             _, (fd,) = channel.ask("pipe")
             os.close(fd)
@@ -129,7 +126,7 @@ def test_one_thread_asks_over_one_connection(path: Path) -> None:
     def client() -> None:
         channel = Channel(path)
         channel.ask("echo")
-        before = open_descriptors()
+        before = open_before()
         for number in range(50):
             assert channel.ask("echo", number=number) == ({"number": number}, [])
         assert open_descriptors() == before

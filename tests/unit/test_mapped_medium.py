@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kit.descriptors import open_before, open_descriptors
 from kit.sources import loop_device, needs_root, small_tmpfs, sparse_file
 from pmemfs.errors import EXIT_BUSY, ReadOnlyMedium, SourceBusy, UnusableSource
 from pmemfs.medium import writeback
@@ -161,10 +162,10 @@ def test_a_successor_relies_on_what_its_predecessor_found(shm: Path) -> None:
 def test_a_failed_open_leaves_no_lock_and_no_descriptor(shm: Path) -> None:
     path = str(sparse_file(shm / "pool", MIB))
     source = identify(path)
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(open_before())
     with pytest.raises(UnusableSource, match="can't be mapped"):
         MappedMedium(source._replace(size_bytes=MIB * 2))
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(open_descriptors()) == before
     MappedMedium.open(path).close()
 
 
