@@ -84,12 +84,10 @@ class Trimmer:
     async def find_room(self, attempts: Attempts) -> bool:
         """Let there be memory, if that is what is missing, or else wait for frames. As of
         `FindRoom`."""
-        medium, fs = self._medium, self._fs
-        if fs is None or medium.read_only or fs.read_only:
-            return False
         if self._lacks_memory:
             return await self.find_memory(attempts)
-        return await self._wait_for_frames(attempts)
+        fs = self._fs
+        return fs is not None and not fs.read_only and await self._wait_for_frames(attempts)
 
     @property
     def _lacks_memory(self) -> bool:
@@ -122,8 +120,8 @@ class Trimmer:
     async def find_memory(self, attempts: Attempts) -> bool:
         """Give back the memory of all that is free, if the medium has found none since that was
         last done. As of `FindRoom`."""
-        medium, fs = self._medium, self._fs
-        if fs is None or medium.read_only or fs.read_only or not self._lacks_memory:
+        fs = self._fs
+        if fs is None or fs.read_only or not self._lacks_memory:
             return False
         attempts.found_bytes = await self._find_memory(fs, attempts.found_bytes)
         return attempts.found_bytes > 0

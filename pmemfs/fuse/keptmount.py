@@ -145,6 +145,11 @@ class KeptMount:
             for fd in fds:
                 os.close(fd)
 
+    @property
+    def says_again(self) -> bool:
+        """Whether the kernel gives the next data plane what this one has read and not answered."""
+        return self._shared.header_word("minor") >= wire.RESEND_MINOR
+
     def note_death(self) -> str:
         """Note that the data plane has died; why no other may take its place, empty: one may."""
         pid = self._plane.process.pid
@@ -156,7 +161,7 @@ class KeptMount:
         self._deaths = [then for then in self._deaths if then > now - _WITHIN_SECONDS] + [now]
         if self.keeper is None:
             return "that was before the mount was to stay"
-        if self._shared.header_word("minor") < wire.RESEND_MINOR:
+        if not self.says_again:
             return "this kernel would not say again what that one has read"
         if len(self._deaths) > _MOST_DEATHS:
             return f"the data plane has died {len(self._deaths)} times within a minute"

@@ -27,7 +27,6 @@ from pmemfs.engine.growing import Grower, OriginFollower
 from pmemfs.engine.native import SharedEngine
 from pmemfs.engine.sharing import share_memmap
 from pmemfs.errors import DataPlaneFailed, sentence_of
-from pmemfs.fuse import wire
 from pmemfs.fuse.forwarded import ForwardedRequests
 from pmemfs.fuse.handshake import Terms
 from pmemfs.fuse.joint import Joint
@@ -373,7 +372,7 @@ class NativeSession(Session):
         assert self.kept is not None
         why_not = ""
         try:
-            if self._shared.header_word("minor") < wire.RESEND_MINOR:
+            if not self.kept.says_again:
                 why_not = "this kernel, older than 6.9, would not say again what that one has read"
             elif not self.queue_count:
                 # The kernel gives the next one whatever this one has read.

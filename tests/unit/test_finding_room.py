@@ -71,6 +71,13 @@ class Full:
         await trio.sleep(after_seconds)
         self.fs.drop(self.others[name])
 
+    async def grow_beside_removal(self, name: str) -> None:
+        """A request that begins between a removal and the word of the kernel that it forgets."""
+        self.remove(name)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.forget, name, 0.2)
+            await self.grow()
+
 
 @pytest.fixture
 def full(shm: Path) -> Iterator[Full]:
@@ -84,10 +91,7 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
 
 def test_what_was_removed_is_waited_for(full: Full) -> None:
     async def test() -> None:
-        full.remove("one")
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(full.forget, "one", 0.2)
-            await full.grow()
+        await full.grow_beside_removal("one")
 
     run(test)
 
@@ -96,10 +100,7 @@ def test_the_second_of_two_is_waited_for_after_a_vain_wait(full: Full) -> None:
     async def test() -> None:
         full.remove("one")
         assert await full.refused_after() == ALL_WAITS_SECONDS
-        full.remove("two")
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(full.forget, "two", 0.2)
-            await full.grow()
+        await full.grow_beside_removal("two")
 
     run(test)
 
