@@ -36,8 +36,8 @@ ANSWER_TIMEOUT_SECONDS = 20
 
 MOST_DEATHS = 3
 """A question that so many daemons have died with, one after the other, is not asked again."""
-DYING_SECONDS = 0.5
-"""What a process that has closed its sockets needs to be dead, at most."""
+DYING_SECONDS = 3.0
+"""What a process that has closed its sockets needs to be dead, at most, on a busy machine."""
 _RETRY_SECONDS = 0.02
 _CHUNK_BYTES = 64 * 1024
 _SENTENCE_LIMIT = 1000

@@ -32,6 +32,7 @@ class PlaneWatch:
         self._plane = plane
         self._pid = 0
         """The process that the rest is about."""
+        self._is_starting = True
         self._sections: dict[int, tuple[int, int]] = {}
         """Of workers that were in a section: its word, and how often it was seen."""
         self._asked: Told | None = None
@@ -54,6 +55,10 @@ class PlaneWatch:
         """What makes no progress and should; None if all do."""
         if self._plane.process.pid != self._pid:
             self._forget()
+        # How long it may start is for who has started it to say.
+        self._is_starting = self._is_starting and not self._plane.is_ready
+        if self._is_starting:
+            return None
         before = self._sections
         self._sections = {}
         for worker in range(self._shared.worker_count):
@@ -75,5 +80,6 @@ class PlaneWatch:
 
     def _forget(self) -> None:
         self._pid = self._plane.process.pid
+        self._is_starting = True
         self._sections = {}
         self._asked, self._unanswered = None, 0

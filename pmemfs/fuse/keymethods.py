@@ -80,7 +80,7 @@ from pmemfs.volume.fs.keystore import (
 )
 from pmemfs.volume.fs.sealing import encoded
 
-_RELEASE_SECONDS = 1
+_RELEASE_SECONDS = 5
 """So long the kernel may need to say that a file is closed that nobody has any more."""
 _POLL_SECONDS = 0.02
 

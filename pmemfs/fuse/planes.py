@@ -307,7 +307,7 @@ class DataPlane:
     async def wait_until_ready(self) -> None:
         """Return once every worker runs. Raises DataPlaneFailed."""
         with trio.move_on_after(_READY_SECONDS):
-            while not self._is_ready():
+            while not self.is_ready:
                 if self.process.has_ended():
                     raise self.failure()
                 await trio.sleep(_POLL_SECONDS)
@@ -370,7 +370,9 @@ class DataPlane:
             os.close(self._fuse_fd)
             self._fuse_fd = None
 
-    def _is_ready(self) -> bool:
+    @property
+    def is_ready(self) -> bool:
+        """Whether every worker runs."""
         workers = range(self._settings.worker_count)
         return all(self._shared.slot_word(worker, "thread_id") for worker in workers)
 

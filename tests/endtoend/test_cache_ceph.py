@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from kit.caches import ask, cache_of, make_cache
-from kit.ceph_node import CephNode, Image
+from kit.ceph_node import WATCH_SECONDS, CephNode, Image
 from kit.commands import fio, pmemfs, pmemfs_ok, refused, run_command
 from kit.ext4 import assert_is_on_ext4, make_tree, needs_ext4, put_on_ext4
 from kit.mounts import UNKEPT, Mounted, PoolMaker, Session
@@ -50,6 +50,12 @@ def kill_both(mounted: Mounted) -> None:
     run_command("umount", "-l", mounted.mountpoint)
 
 
+def may_be_forgotten(began: float) -> bool:
+    """Whether the cluster may have forgotten by itself a client that was killed after `began`."""
+    # A second less, because it counts from the last word of the client.
+    return time.monotonic() > began + WATCH_SECONDS - 1
+
+
 def write(mounted: Mounted, data: bytes, at: int = 0) -> None:
     with opened(mounted.device) as fd:
         assert os.pwrite(fd, data, at) == len(data)
@@ -72,6 +78,7 @@ def test_ext4_on_an_image_is_whole_without_us(
     tree = make_tree(tmp_path / "tree")
     put_on_ext4(mounted.device, tree)
     assert ask(mounted, "cache-info")["dirty"] > 0
+    began = time.monotonic()
     if end == "umount --flush":
         pmemfs_ok("umount", "--flush", mounted.mountpoint)
     else:
@@ -82,8 +89,13 @@ def test_ext4_on_an_image_is_whole_without_us(
         said = pmemfs("flush", mounted.pool)
         assert said.code == 0, said.err
         assert "the origin is complete" in said.out
-        assert ("no answer from client" in said.err) == (end == "killed and flushed")
-    assert "Watchers: none" in image.rbd("status")
+        has_waited = "no answer from client" in said.err
+        if end == "killed and flushed":
+            assert has_waited or may_be_forgotten(began)
+        else:
+            assert not has_waited
+    # A daemon may go on for a moment where the mount namespace of another test has the mount.
+    wait_until(lambda: "Watchers: none" in image.rbd("status"), "nobody has the image open")
     assert_is_on_ext4(image.exported(tmp_path / "exported"), tree)
 
 
@@ -104,12 +116,15 @@ def test_a_second_host_waits_for_the_death_of_the_first_and_shuts_it_out(
     refused(pmemfs("mount", second, at), 32, f"{image.text_of_another} is in use: client",
             f"has it open; 'rbd status {image.spec}' shows it")  # fmt: skip
 
+    began = time.monotonic()
     kill_both(mounted)
     done = pmemfs("mount", second, at)
     assert done.code == 0, done.err
-    assert f"which had {image.text_of_another} open; waiting up to" in done.err
+    has_waited = f"which had {image.text_of_another} open; waiting up to" in done.err
+    assert has_waited or may_be_forgotten(began)
     write(Mounted(second, at), b"second" * 2000)
     pmemfs_ok("umount", "--flush", at)
+    wait_until(lambda: "Watchers: none" in image.rbd("status"), "nobody has the image open")
 
     # What the first one has is older now, though it was killed, so that it could note nothing.
     at = mounted.mountpoint
@@ -151,9 +166,10 @@ def write_as_another_program(image: Image) -> None:
     wait_until(is_noted, "the image has another time")
 
 
-# The cluster fails
+# The cluster fails: these are alone, because other tests have images in the same cluster.
 
 
+@pytest.mark.alone
 def test_fio_goes_on_while_the_osd_is_dead_and_finds_all_when_it_is_back(
     pools: PoolMaker, image: Image, tmp_path: Path
 ) -> None:
@@ -172,15 +188,15 @@ def test_fio_goes_on_while_the_osd_is_dead_and_finds_all_when_it_is_back(
             write(mounted, b"kept" * 1024, 20 * MIB)
             with pytest.raises(OSError, match="Input/output error"):
                 read(mounted, 4096, 24 * MIB)
-            assert within.wait(60) == 0, within.stdout.read()
+            assert within.wait(200) == 0, within.stdout.read()
             wait_until(lambda: ask(mounted, "cache-info")["origin"]["state"] == "away", "it says")
             assert "AWAY" in pmemfs_ok("info", mounted.mountpoint)
             assert ask(mounted, "cache-info")["dirty"] > 0
-            ask(mounted, "cache-set", origin_timeout_seconds=60)
+            ask(mounted, "cache-set", origin_timeout_seconds=600)
             beyond = fio_of(tmp_path, mounted, "--size=12m", "--offset=4m")
             with beyond as beyond:
                 image.node.start_osd()
-                assert beyond.wait(100) == 0, beyond.stdout.read()
+                assert beyond.wait(200) == 0, beyond.stdout.read()
         finally:
             if not is_running(image.node.pid("osd.0")):
                 image.node.start_osd()
@@ -193,6 +209,7 @@ def test_fio_goes_on_while_the_osd_is_dead_and_finds_all_when_it_is_back(
     assert image.exported(tmp_path / "exported").read_bytes() == whole
 
 
+@pytest.mark.alone
 def test_a_cluster_that_stands_still_keeps_neither_writers_nor_commands(
     pools: PoolMaker, image: Image, tmp_path: Path
 ) -> None:
@@ -209,7 +226,7 @@ def test_a_cluster_that_stands_still_keeps_neither_writers_nor_commands(
         waits_in = Path(f"/proc/{writer.pid}/wchan")
         wait_until(lambda: waits_in.read_text() == "request_wait_answer", "the writer waits")
         writer.kill()
-        assert writer.wait(30) == -signal.SIGKILL
+        assert writer.wait(60) == -signal.SIGKILL
         ask(mounted, "cache-set", origin_timeout_seconds=1)
         with pytest.raises(OSError, match="Input/output error"):
             write(mounted, b"during" * 1000, MIB)
@@ -256,7 +273,7 @@ def test_what_was_acknowledged_survives_kill_9_before_an_image(
     mounted = pools.mount(cache_of(pools, image.text, max_dirty_percent=30), *UNKEPT)
     writers = [Writer(name) for name in range(WRITERS)]
     with fio_of(tmp_path, mounted, *JOBS) as filling:
-        assert filling.wait(100) == 0, filling.stdout.read()
+        assert filling.wait(200) == 0, filling.stdout.read()
     for number in range(ROUNDS):
         session, plane = Session.of(mounted), mounted.data_plane_pid
         with fio_of(tmp_path, mounted, *JOBS, f"--randseed={number}", "--time_based",

@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 
 from kit.caches import ORIGIN_BYTES, new_origin
-from kit.commands import pmemfs, pmemfs_ok
+from kit.commands import Result, pmemfs, pmemfs_ok
 from kit.mounts import Mounted, PoolMaker, Session
 from kit.origins import NbdServer
+from kit.processes import is_running, wait_until
 from kit.sources import loop_device, needs_root
+from pmemfs.mount.elsewhere import places_elsewhere
+from pmemfs.mountinfo import mount_at
 from pmemfs.units import MIB
 
 DATA = b"new" * 10_000
@@ -47,6 +50,17 @@ def write(mounted: Mounted, data: bytes = DATA, at: int = 0) -> None:
 def kill(mounted: Mounted) -> None:
     Session.of(mounted).kill()
     subprocess.run(["umount", "-l", mounted.mountpoint], check=False, capture_output=True)
+
+
+def umount(mounted: Mounted, *options: str) -> Result:
+    """Unmount as a user does. The command neither waits for the daemon nor warns of anything where
+    another mount namespace has the mount, as that of another test may for a moment."""
+    mount, pid = mount_at(str(mounted.mountpoint)), mounted.pid
+    assert mount is not None
+    wait_until(lambda: not any(places_elsewhere(mount)), "no other test has the mount")
+    ended = pmemfs("umount", *options, mounted.mountpoint)
+    wait_until(lambda: not is_running(pid), "the daemon has ended")
+    return ended
 
 
 def test_info_tells_hits_misses_and_what_is_dirty(pools: PoolMaker, pool: Path) -> None:
@@ -170,13 +184,13 @@ def test_umount_warns_of_what_the_origin_lacks_and_with_flush_leaves_it_complete
 ) -> None:
     mounted = pools.mount(pool)
     write(mounted)
-    ended = pmemfs("umount", mounted.mountpoint)
+    ended = umount(mounted)
     assert ended.code == 0
     assert f"{origin} lacks 8 blocks" in ended.err
     assert f"'pmemfs flush {pool}'" in ended.err
     assert not origin.read_bytes().startswith(DATA)
     mounted = pools.mount(pool)
-    ended = pmemfs("umount", "--flush", mounted.mountpoint)
+    ended = umount(mounted, "--flush")
     assert (ended.code, ended.err) == (0, "")
     assert origin.read_bytes().startswith(DATA)
     assert asked("info", pool)["cache"]["dirty"] == 0

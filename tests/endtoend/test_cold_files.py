@@ -70,10 +70,11 @@ def rewriting(mountpoint: Path) -> Iterator[threading.Lock]:
     thread.start()
     try:
         yield lock
+        # On a busy machine all of it may have been broken off so far.
+        wait_until(lambda: saved > 0, "something was compressed")
     finally:
         has_ended.set()
         thread.join()
-    assert saved > 0
 
 
 @each_engine
@@ -87,11 +88,10 @@ def test_what_nobody_touches_is_compressed_and_what_is_read_often_is_plain_again
     archive.mkdir()
     pmemfs_ok("set", archive, "compression=zstd")
     (archive / "file").write_bytes(DATA)
-    before = (archive / "file").stat().st_blocks
     wait_until(
         lambda: compressed(archive / "file") > 20 * PIECE, "the file is compressed", COLD_SECONDS
     )
-    assert (archive / "file").stat().st_blocks < before // 2
+    assert (archive / "file").stat().st_blocks * 512 < len(DATA) // 2
     assert (archive / "file").read_bytes() == DATA
     pools.umount(mounted)
     pmemfs_ok("check", pool)

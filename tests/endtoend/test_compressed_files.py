@@ -9,6 +9,7 @@ import json
 import mmap
 import os
 import random
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +26,7 @@ from kit.posix import opened
 from kit.processes import wait_until
 from pmemfs.client.filecopy import Copied
 from pmemfs.errors import CannotPin
+from pmemfs.media.transform import HOT_SECONDS
 from pmemfs.pfn import FRAME_BYTES
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow]
@@ -73,6 +75,7 @@ def connected(file_system: tuple[Engine, Mounted]) -> Iterator[pmemfs.Mount]:
 def test_reads_and_seeks_of_what_is_compressed_in_part_are_right(root: Path) -> None:
     path, content = root / "file", bytearray(text())
     compress(path, content)
+    began = time.monotonic()
     with opened(path) as fd:
         # The first write makes one piece plain; the second comes to a published file.
         for at in (3 * PIECE + 5, 3 * PIECE + 100, 3 * PIECE + 200):
@@ -88,7 +91,9 @@ def test_reads_and_seeks_of_what_is_compressed_in_part_are_right(root: Path) -> 
         for at in (0, PIECE + 7, 3 * PIECE, SIZE - 1):
             assert os.lseek(fd, at, os.SEEK_DATA) == at
             assert os.lseek(fd, at, os.SEEK_HOLE) == SIZE
-    assert is_compressed(path), "to read it and to write some of it leaves the rest as it is"
+    # What is read in several seconds is hot, and made plain.
+    is_hot = time.monotonic() - began > HOT_SECONDS - 2
+    assert is_compressed(path) or is_hot, "reads and some writes leave the rest as it is"
 
 
 def test_random_changes_of_a_file_that_is_compressed_again_and_again(root: Path) -> None:
@@ -244,6 +249,7 @@ def test_new_files_and_caches_of_arrays_work_in_a_compressed_directory(
     with connected.create(root / "new", values.shape, values.dtype) as new:
         new.array[:] = values
         new.commit()
+    wait_for_pins(connected, 0)
     rewrite(root / "new")
     assert is_compressed(root / "new") or blocks(root / "new") < values.nbytes
     assert (connected.map(root / "new", dtype="u4") == values).all()
@@ -297,10 +303,13 @@ def test_a_copy_out_of_a_compressed_file_goes_through_a_buffer_and_leaves_it_so(
     assert not (tmp_path / "other").exists()
 
 
-def test_a_copy_into_a_compressed_directory_goes_by_pages(root: Path, tmp_path: Path) -> None:
+def test_a_copy_into_a_compressed_directory_goes_by_pages(
+    root: Path, connected: pmemfs.Mount, tmp_path: Path
+) -> None:
     pmemfs_ok("set", root, "compression=lz4")
     (tmp_path / "file").write_bytes(text())
     assert copy(tmp_path / "file", root / "file").path == "pages"
+    wait_for_pins(connected, 0)
     rewrite(root / "file")
     assert is_compressed(root / "file")
     assert (root / "file").read_bytes() == text()
@@ -316,7 +325,8 @@ def test_what_is_read_often_is_plain_again_and_served_by_the_data_plane(
     path = root / "file"
     compress(path, text())
     with opened(path) as fd:
-        wait_until(lambda: os.pread(fd, SIZE, 0) == text() and not is_compressed(path),
+        # All of it: what is left compressed would be read by the daemon.
+        wait_until(lambda: os.pread(fd, SIZE, 0) == text() and blocks(path) >= SIZE,
                    "what is hot is plain")  # fmt: skip
         if file_system[0].name == "native":
             os.pread(fd, FRAME_BYTES, 0)

@@ -17,7 +17,7 @@ import pytest
 
 from kit.commands import BIN, pmemfs, pmemfs_here, refused, run_command
 from kit.mounts import UNKEPT, Engine, Mounted, PoolMaker, may_pass, pool_maker
-from kit.processes import stop, wait_until
+from kit.processes import is_running, stop, wait_until
 from kit.users import NOBODY, acting_as
 from pmemfs.client.filecopy import Manner, copy_file
 from pmemfs.errors import DaemonGone, NoPageStructures, NotDirect, NotPermitted
@@ -27,6 +27,9 @@ from pmemfs.units import MIB
 pytestmark = pytest.mark.mount
 
 PLAIN, INSISTING = Manner(), Manner(insists_on_pages=True)
+INODES_BYTES = 4 * FRAME_BYTES
+"""What the table of inodes may have grown by: every now and then a new file needs a frame there,
+which stays."""
 
 
 def mounted_files(pools: PoolMaker, size: str = "192M", *, options: str = "") -> Mounted:
@@ -191,7 +194,7 @@ def test_a_full_pool_says_so_and_has_its_room_back(pools: PoolMaker, source: Pat
         assert str(target) in said
     assert os.listdir(files.mountpoint) == ["old"]
     assert old.read_bytes() == b"old"
-    wait_until(lambda: free_bytes(files) >= free, "the room is free again")
+    wait_until(lambda: free_bytes(files) >= free - INODES_BYTES, "the room is free again")
 
 
 @pytest.mark.parametrize("is_inside", [True, False], ids=["into", "out of"])
@@ -243,7 +246,7 @@ def test_the_daemons_end_is_one_sentence_and_no_file(
     pid = own_files.pid
 
     def kill(done: int, total: int) -> None:
-        if done < 17 * MIB:
+        if done < 17 * MIB and is_running(pid):
             os.kill(pid, signal.SIGKILL)
             wait_until(lambda: not os.path.exists(f"/proc/{pid}/exe"), "the daemon is dead")
 
@@ -267,9 +270,10 @@ def stopped_copy(
         try:
             while child.poll() is None and not has_unnamed(child.pid, target.parent):
                 pass
-            stop(child.pid)
-            if child.poll() is None:
-                assert not target.exists()
+            if child.returncode is None:
+                stop(child.pid)
+            # It may have written all before we saw it, and may not have ended since.
+            if child.poll() is None and not target.exists():
                 yield child
                 return
         finally:
@@ -317,7 +321,7 @@ def test_a_copy_that_is_interrupted_says_so_and_leaves_nothing(
         _, said = child.communicate(timeout=60)
         assert (child.returncode, said) == (130, "pmemfs: interrupted\n")
     assert os.listdir(files.mountpoint) == []
-    wait_until(lambda: free_bytes(files) >= free, "the room is free again")
+    wait_until(lambda: free_bytes(files) >= free - INODES_BYTES, "the room is free again")
 
 
 # Where people look

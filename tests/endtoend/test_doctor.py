@@ -14,7 +14,7 @@ import pytest
 
 from kit.commands import BIN, pmemfs, pmemfs_ok, refused, run_command
 from kit.mounts import PoolMaker
-from kit.namespaces import Run
+from kit.namespaces import Run, let_go_of_others, nobody_copies_mounts
 from pmemfs.mount.transport import ENABLE_URING, choose_transport, known_problem, read_offer
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can change settings")
@@ -51,11 +51,13 @@ class Disabled:
 
     def doctor(self, *words: object) -> str:
         """`pmemfs doctor` there; its output. It must succeed."""
-        lay = f'mount --bind "$0" {PARAMETER} && exec "$@"'
-        result = run_command(
-            "unshare", "--mount", "--propagation", "private",
-            "sh", "-c", lay, self.parameter, BIN / "pmemfs", "doctor", *words,
-        )  # fmt: skip
+        others = let_go_of_others(self.parameter.parent)
+        lay = f'{others}; mount --bind "$0" {PARAMETER} && exec "$@"'
+        with nobody_copies_mounts():
+            result = run_command(
+                "unshare", "--mount", "--propagation", "private",
+                "sh", "-c", lay, self.parameter, BIN / "pmemfs", "doctor", *words,
+            )  # fmt: skip
         assert result.code == 0, result
         return result.out
 
@@ -125,8 +127,12 @@ def test_fix_says_what_it_changed_to_programs_too(disabled: Disabled) -> None:
 
 @needs_root
 def test_where_fuse_is_hidden_doctor_names_what_is_missing_and_fails(shm: Path) -> None:
-    hide = f"mount -t tmpfs none {shm} && mount --bind {shm} /dev && exec {BIN / 'pmemfs'} doctor"
-    result = run_command("unshare", "--mount", "--propagation", "private", "sh", "-c", hide)
+    hide = (
+        f"{let_go_of_others(shm)}; mount -t tmpfs none {shm} && mount --bind {shm} /dev && "
+        f"exec {BIN / 'pmemfs'} doctor"
+    )
+    with nobody_copies_mounts():
+        result = run_command("unshare", "--mount", "--propagation", "private", "sh", "-c", hide)
     assert result.code == 1, result
     assert result.out.splitlines()[-1] == "pmemfs can't mount here: /dev/fuse"
     assert "Traceback" not in result.err

@@ -17,7 +17,7 @@ from kit.ceph_node import CephNode
 from kit.commands import BIN
 from kit.documents import DOCUMENTS, ROOT, blocks, name_of
 from kit.mounts import PoolMaker
-from kit.namespaces import Run
+from kit.namespaces import Run, let_go_of_others, nobody_copies_mounts
 from kit.sources import needs_root
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow]
@@ -30,13 +30,19 @@ def run_as_written(script: str, home: Path, **environment: str) -> subprocess.Co
 
     All its processes, daemons as well, and its mounts end with it.
     """
-    own = "mount -t tmpfs -o size=2G none /dev/shm"
-    return subprocess.run(
-        ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child",
-         "--mount-proc", "bash", "-ec", f"{own}\n{script}"],
-        cwd=ROOT, env={**os.environ, "HOME": str(home), **environment}, capture_output=True,
-        text=True, timeout=200, check=False,
-    )  # fmt: skip
+    with nobody_copies_mounts() as lock:
+        # A script takes long. Meanwhile its copies of the mounts of other tests would keep those
+        # from ending. They lie below /dev/shm, so they go before it is hidden.
+        own = (
+            f"{let_go_of_others(home)}\nflock --unlock {lock}\n"
+            "mount -t tmpfs -o size=2G none /dev/shm"
+        )
+        return subprocess.run(
+            ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child",
+             "--mount-proc", "bash", "-ec", f"{own}\n{script}"],
+            cwd=ROOT, env={**os.environ, "HOME": str(home), **environment}, capture_output=True,
+            text=True, timeout=200, check=False, pass_fds=[lock],
+        )  # fmt: skip
 
 
 def test_readme_has_commands_to_run() -> None:

@@ -14,18 +14,13 @@ from pathlib import Path
 import pytest
 
 from kit.mounts import Engine, PoolMaker
-from kit.posix import opened
+from kit.posix import next_tick, opened
 from kit.sources import mounted_tmpfs
 
 pytestmark = [pytest.mark.mount, pytest.mark.skipif(os.geteuid() != 0, reason="not root")]
 
 HOUR_NS = 3600 * 10**9
 PROGRAM = shutil.which("true") or "/bin/true"
-
-
-def next_tick() -> None:
-    """Let the clock of files go on."""
-    time.sleep(0.02)
 
 
 def read(path: Path, flags: int = 0) -> None:

@@ -464,12 +464,13 @@ def test_what_is_written_natively_stops_when_the_file_becomes_immutable(
                     refused.append(error.errno)
                     return
 
-    writers = [threading.Thread(target=write, args=(length,)) for length in (4096, 65536, 262144)]
+    lengths = (4096, 65536, 262144)
+    writers = [threading.Thread(target=write, args=(length,)) for length in lengths]
     for writer in writers:
         writer.start()
     try:
-        before = path.read_bytes()
-        wait_until(lambda: path.read_bytes() != before, "somebody writes")
+        # One that has not opened the file by then could not open it any more.
+        wait_until(lambda: all(has_bytes_at(path, length) for length in lengths), "all write")
         set_flags(path, IMMUTABLE)
         first = path.read_bytes()
         wait_until(lambda: len(refused) == 3, "all are refused")
@@ -483,6 +484,12 @@ def test_what_is_written_natively_stops_when_the_file_becomes_immutable(
     with opened(path) as fd:
         os.pwrite(fd, b"again", 0)
     assert path.read_bytes()[:5] == b"again"
+
+
+def has_bytes_at(path: Path, offset: int) -> bool:
+    """Whether the eight bytes at an offset are not only zeroes."""
+    with opened(path, os.O_RDONLY) as fd:
+        return any(os.pread(fd, 8, offset))
 
 
 def test_a_log_that_is_append_only_is_appended_to_by_many(native_root: Path) -> None:

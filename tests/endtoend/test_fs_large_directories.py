@@ -14,6 +14,7 @@ from kit.commands import pmemfs_ok
 from kit.fs_mounts import FsMount, create_fs, mount_fs
 from kit.large_directories import ROOT, add_names, large_directory, opened, remove_names
 from kit.mounts import UNKEPT, PoolMaker, native_only
+from kit.processes import wait_until
 
 pytestmark = pytest.mark.mount
 
@@ -75,14 +76,16 @@ def test_a_daemon_that_is_killed_while_it_compacts_a_log_loses_no_name(pools: Po
         time.sleep(1.2 + 0.1 * round_)
         mount.restart("kill daemon")
         assert set(os.listdir(large)) == here
-    for _ in range(100):
+
+    def is_compacted() -> bool:
         if os.stat(large).st_size < before / 2:
-            break
+            return True
         for _ in range(70):
             os.link(large / "n0", large / "again")
             os.unlink(large / "again")
-        time.sleep(0.1)
-    assert os.stat(large).st_size < before / 2
+        return False
+
+    wait_until(is_compacted, "the log has been compacted")
     mount.check()
     assert set(os.listdir(large)) == here
     pools.umount(mount.mounted)

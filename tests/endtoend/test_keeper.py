@@ -92,7 +92,8 @@ def test_whatever_ends_a_mount_ends_its_keeper_and_leaves_the_pool_clean(
     session, keeper = Session.of(mounted), kept_of(mounted)["keeper_pid"]
     WAYS[way](mounted)
     wait_until(lambda: not processes_of(pools.directory), "all of its processes have ended")
-    assert not is_running(keeper)
+    # One that has closed everything is not found there any more.
+    wait_until(lambda: not is_running(keeper), "so has its keeper")
     session.assert_ended()
     pools.mount(mounted.pool)
     assert (mounted.mountpoint / "file").read_bytes() == b"there"
@@ -103,7 +104,9 @@ def test_after_umount_another_process_has_the_pool_at_once(pools: PoolMaker) -> 
     mounted = pools.mount(pools.create(size="16M"), *KEPT)
     kept_of(mounted)
     for _ in range(5):
-        assert pmemfs("umount", mounted.mountpoint).code == 0
+        if "is still mounted on" in pmemfs_ok("umount", mounted.mountpoint):
+            # By a mount namespace that another test has just made; so the pool is not promised.
+            wait_until(lambda: not processes_of(pools.directory), "that has let go of it")
         checked = pmemfs("check", mounted.pool)
         assert checked.code == 0, checked
         pools.mount(mounted.pool, *KEPT)
@@ -192,9 +195,10 @@ def test_a_death_before_the_mount_is_to_stay_ends_it(pools: PoolMaker, victim: s
     with ours:
         theirs.close()
         assert "ready" in json.loads(ours.recv(64 * KIB))
-        # It would stay if the command said so now.
+        # It would stay if the command said so now. Any other process is one that lets go of this
+        # mount, in a mount namespace that another test has just made.
         processes = {kind: pid for pid, kind in processes_of(pools.directory).items()}
-        assert set(processes) == {"daemon", "data plane"}, "nobody keeps it yet"
+        assert set(processes) - {"other"} == {"daemon", "data plane"}, "nobody keeps it yet"
         # A process that stands by looks like a daemon.
         os.kill(daemon.pid if victim == "daemon" else processes[victim], signal.SIGKILL)
         daemon.wait(60)
@@ -241,7 +245,7 @@ def test_a_data_plane_that_dies_again_and_again_is_given_up(pools: PoolMaker) ->
             assert os.pread(fd, 1, 0) == b"\0"
     os.kill(mounted.data_plane_pid, signal.SIGKILL)
     wait_until(lambda: not processes_of(pools.directory), "all of its processes have ended")
-    assert not is_running(keeper)
+    wait_until(lambda: not is_running(keeper), "so has its keeper")
     assert not session.is_mounted
     if not os.path.exists(JOURNAL):
         assert "the data plane has died 6 times within a minute" in log_of(mounted)

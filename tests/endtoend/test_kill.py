@@ -6,6 +6,7 @@ import json
 import os
 import random
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -59,10 +60,15 @@ def test_fio_finds_after_kill_9_what_was_acknowledged_to_it(
     # where it is held up in between, its list of what was under way does not fit its count.
     job = ("--verify=crc32c", f"--ioengine={ioengine}", "--iodepth=1", "--rw=randwrite",
            "--bs=4k", "--size=64m")  # fmt: skip
-    fio(
-        tmp_path, mounted.device, *job, "--do_verify=0", "--verify_state_save=1",
-        "--rate_iops=1000", "--trigger-timeout=1s", f"--trigger=kill -9 {session.pid}",
-    )  # fmt: skip
+    trigger = tmp_path / "trigger"
+    words = (*job, "--do_verify=0", "--verify_state_save=1", "--rate_iops=1000",
+             f"--trigger-file={trigger}", f"--trigger=kill -9 {session.pid}")  # fmt: skip
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(fio, tmp_path, mounted.device, *words)
+        # After a time that is fixed it may have written next to nothing yet.
+        wait_until(lambda: mounted.info()["io"]["writes"] > 200, "fio writes")
+        trigger.touch()
+        running.result()
     wait_until(lambda: not (Path("/proc") / str(session.pid) / "exe").exists(), "it is dead")
     assert list(tmp_path.glob("*verify.state")), "fio saved what was acknowledged"
     pools.mount(mounted.pool)

@@ -23,7 +23,8 @@ from kit.posix import opened
 from kit.processes import end_process, is_running, stopped, wait_until
 from pmemfs.control import REQUEST_LIMIT_BYTES
 from pmemfs.logs import JOURNAL
-from pmemfs.mountinfo import mount_at
+from pmemfs.mount.elsewhere import places_elsewhere
+from pmemfs.mountinfo import Mount, mount_at
 
 pytestmark = [pytest.mark.mount, pytest.mark.usefixtures("engine")]
 
@@ -115,7 +116,7 @@ def test_a_mount_that_ends_under_load_ends_clean(pools: PoolMaker, way: str) -> 
             for load in loads:
                 load.kill()
         for load in loads:
-            assert load.wait(timeout=20) != 0
+            assert load.wait(timeout=60) != 0
     finally:
         for load in loads:
             load.kill()
@@ -152,12 +153,20 @@ def test_mount_returns_when_the_mount_answers(pools: PoolMaker) -> None:
         assert pmemfs("check", mounted.pool).code == 0
 
 
+def wait_for_other_namespaces(mount: Mount) -> None:
+    """A new mount namespace of another test has a copy for a moment; the daemon goes on then."""
+    wait_until(lambda: not any(places_elsewhere(mount)), "no other mount namespace has it")
+
+
 @pytest.mark.slow
 @each_engine
 def test_a_mount_directly_after_umount_8_succeeds(pools: PoolMaker) -> None:
     mounted = pools.mount(pools.create(size="16M"))
     for _ in range(5):
+        mount = mount_at(str(mounted.mountpoint))
+        assert mount is not None
         assert run_command("umount", mounted.mountpoint).code == 0
+        wait_for_other_namespaces(mount)
         pools.mount(mounted.pool)
     assert mounted.info()["pool"]["mount_count"] == 6
 
@@ -166,11 +175,13 @@ def test_a_mount_directly_after_umount_8_succeeds(pools: PoolMaker) -> None:
 @each_engine
 def test_a_mount_waits_for_a_daemon_that_is_ending(pools: PoolMaker) -> None:
     mounted = pools.mount(pools.create(size="16M"))
-    session = Session.of(mounted)
+    session, mount = Session.of(mounted), mount_at(str(mounted.mountpoint))
+    assert mount is not None
     with ThreadPoolExecutor(1) as thread:
         with stopped(session.pid):
             # umount(8) would ask the daemon before it detaches.
             assert ctypes.CDLL(None).umount2(os.fsencode(mounted.mountpoint), MNT_DETACH) == 0
+            wait_for_other_namespaces(mount)
             mounting = thread.submit(pools.mount, mounted.pool)
             time.sleep(1.5)
             assert not mounting.done()
@@ -204,7 +215,8 @@ def test_what_is_detached_and_still_used_is_said_so(pools: PoolMaker) -> None:
     session, detached = Session.of(mounted), "detached, still in use"
     with opened(mounted.device):
         pmemfs_ok("umount", "--lazy", mounted.mountpoint)
-        assert rows_of(mounted.pool) == [("", detached)]
+        # Until then it is also where a new mount namespace of another test has a copy.
+        wait_until(lambda: rows_of(mounted.pool) == [("", detached)], "it is nowhere any more")
         assert detached in pmemfs_ok("list")
         said = json.loads(pmemfs_ok("info", mounted.pool, "--json"))
         assert (said["is_detached"], said["pid"]) == (True, session.pid)
@@ -225,6 +237,13 @@ def test_a_pool_that_is_not_mounted_is_said_to_be_just_that(pools: PoolMaker) ->
         refused(pmemfs(name, pools.directory), code, "is not a pmemfs mount")
 
 
+def stays(mounted: Mounted) -> bool:
+    """Whether an end of a mount in the foreground is no failure any more. It answers before: as
+    soon as the first of its workers runs."""
+    kept = mounted.info()["kept"]
+    return kept is None or kept["keeper_pid"] is not None
+
+
 @contextmanager
 def in_the_foreground(pools: PoolMaker) -> Iterator[tuple[Mounted, subprocess.Popen[str]]]:
     """A mount whose daemon is a child of ours that answers; what it logs is in its `stderr`."""
@@ -236,6 +255,7 @@ def in_the_foreground(pools: PoolMaker) -> Iterator[tuple[Mounted, subprocess.Po
     try:
         wait_until(lambda: mount_at(str(mounted.mountpoint)) is not None, "it is mounted")
         wait_until(mounted.device.exists, "it answers")
+        wait_until(lambda: stays(mounted), "it stays")
         yield mounted, daemon
     finally:
         end_process(daemon.pid, seconds=0)
@@ -247,7 +267,7 @@ def test_a_mount_in_the_foreground_stays_logs_and_ends_on_sigterm(pools: PoolMak
         session = Session.of(mounted)
         assert session.pid == daemon.pid
         daemon.send_signal(signal.SIGTERM)
-        _, log = daemon.communicate(timeout=20)
+        _, log = daemon.communicate(timeout=60)
     assert daemon.returncode == 0
     assert "mounting on" in log
     assert "ending on SIGTERM" in log
@@ -261,7 +281,7 @@ def test_the_log_in_the_foreground_has_nothing_but_ours(pools: PoolMaker, way: s
     with in_the_foreground(pools) as (mounted, daemon):
         session = Session.of(mounted)
         WAYS_TO_END[way](mounted)
-        _, log = daemon.communicate(timeout=20)
+        _, log = daemon.communicate(timeout=60)
     assert daemon.returncode == 0
     lines = log.splitlines()
     assert lines
@@ -365,7 +385,7 @@ def test_a_stopped_daemon_is_answered_for_and_not_waited_for_forever(pools: Pool
         other = pools.mountpoint("other")
         refused(pmemfs("mount", mounted.pool, other), 32, "in use", str(session.pid))
         # Nor has taking it away.
-        pmemfs_ok("umount", "--lazy", mounted.mountpoint, timeout=20)
+        pmemfs_ok("umount", "--lazy", mounted.mountpoint, timeout=60)
         assert mounts_at(mounted.mountpoint) == 0
     session.assert_ended("clean")
 
@@ -382,7 +402,7 @@ def test_garbage_on_the_control_socket_harms_nobody(pools: PoolMaker) -> None:
     )  # fmt: skip
     for request in requests:
         with socket.socket(socket.AF_UNIX) as client:
-            client.settimeout(10)
+            client.settimeout(60)
             client.connect(str(session.socket))
             client.sendall(request)
             with client.makefile("rb") as lines:
@@ -390,7 +410,7 @@ def test_garbage_on_the_control_socket_harms_nobody(pools: PoolMaker) -> None:
             assert len({"error", "result"} & answer.keys()) == 1, request
     # A line without an end, and clients that go away before they are answered.
     with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(10)
+        client.settimeout(60)
         client.connect(str(session.socket))
         with suppress(BrokenPipeError, ConnectionResetError):
             client.sendall(b"x" * 2 * REQUEST_LIMIT_BYTES)

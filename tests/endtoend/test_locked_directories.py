@@ -238,8 +238,10 @@ def test_an_open_file_holds_a_lock_up_and_is_named_with_its_process(rig: Rig, ho
         "open": "import os, sys; fd = os.open(sys.argv[1], os.O_RDONLY)",
         "mapped": "import mmap, os, sys; fd = os.open(sys.argv[1], os.O_RDWR); "
                   "kept = mmap.mmap(fd, 0); os.close(fd)",
-        "inherited": "import os, sys; fd = os.open(sys.argv[1], os.O_RDONLY)\n"
-                     "if os.fork(): os._exit(0)",
+        # Once nobody has the other end of the pipe, the parent has the file no more.
+        "inherited": "import os, sys; fd = os.open(sys.argv[1], os.O_RDONLY); ends = os.pipe()\n"
+                     "if os.fork(): os._exit(0)\n"
+                     "os.close(ends[1]); os.read(ends[0], 1)",
     }[how]  # fmt: skip
     code += "; " if how != "inherited" else "\n"
     code += "print(os.getpid(), flush=True); sys.stdin.read()"

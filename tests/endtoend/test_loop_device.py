@@ -57,6 +57,8 @@ def test_ext4_on_a_loop_device_keeps_a_tree(
         succeed("mount", loop, inside)
         succeed("diff", "-r", tree, inside / "tree")
         succeed("umount", inside)
+        # This also waits until no mount namespace of another test has it: then the loop goes.
+        assert_sound(loop)
     pools.umount(mounted)
 
     # And again from a new mount of the pool.

@@ -75,7 +75,7 @@ def test_ext4_on_the_mount_writes_back_with_the_memory_nearly_full(
         done = fio(
             tmp_path, inside / "file", "--direct=0", "--rw=randwrite", "--bs=64k",
             "--size=300m", "--io_size=400m", "--fsync=500", "--end_fsync=1",
-            "--verify=crc32c", "--verify_state_save=0", timeout=100,
+            "--verify=crc32c", "--verify_state_save=0", timeout=240,
         )  # fmt: skip
         assert done.code == 0, done.err
         os.sync()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import statistics
 import time
 from collections.abc import Iterator
 
@@ -46,12 +45,13 @@ def test_mounting_16_tib_takes_as_long_as_mounting_1_gib(pools: PoolMaker, schem
         for size in (SMALL, LARGE)
     }
     ratios = []
-    for _ in range(3):
-        seconds: dict[str, list[float]] = {size: [] for size in mounts}
+    seconds: dict[str, list[float]] = {size: [] for size in mounts}
+    for _ in range(5):
         for _ in range(5):
             for size, mounted in mounts.items():
                 seconds[size].append(timed_mount(pools, mounted))
-        ratios.append(statistics.median(seconds[LARGE]) / statistics.median(seconds[SMALL]))
+        # The shortest: whatever else the machine does makes a mount longer, and none shorter.
+        ratios.append(min(seconds[LARGE]) / min(seconds[SMALL]))
         if ratios[-1] <= 1.2:
             return
     pytest.fail(f"16 TiB took {ratios} times as long as 1 GiB")

@@ -18,7 +18,9 @@ from kit.commands import run_command
 from kit.mounts import Engine, Mounted
 from kit.posix import names
 
-pytestmark = pytest.mark.mount
+# What the kernel says of overlays does not tell of which, and others have some, too. A namespace of
+# another test could have a copy of one that was unmounted, and its directories with it.
+pytestmark = [pytest.mark.mount, pytest.mark.alone]
 
 _libc = ctypes.CDLL(None, use_errno=True)
 

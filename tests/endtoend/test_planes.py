@@ -134,7 +134,8 @@ def test_mapped_io_goes_on_while_the_control_plane_does_nothing(pools: PoolMaker
             assert os.pread(fd, 7, 0) == b"written"
             os.fsync(fd)
             assert os.lseek(fd, 0, os.SEEK_DATA) == 0
-    assert mounted.info()["io"]["writes"] == 2
+    # A worker may count a write when its caller has been answered.
+    wait_until(lambda: mounted.info()["io"]["writes"] == 2, "both writes are counted")
 
 
 @pytest.mark.parametrize("kind", ["block", "fs"])
@@ -159,6 +160,8 @@ def test_an_idle_mount_burns_no_cpu(pools: PoolMaker) -> None:
             total += int(fields[11]) + int(fields[12])
         return total / os.sysconf("SC_CLK_TCK")
 
+    # What a mount does once, when it begins and after its first requests, may take a while.
+    wait_until(lambda: used_seconds() == (time.sleep(0.5), used_seconds())[1], "it is at rest")
     before = used_seconds()
     time.sleep(5)
     # Of one CPU, 1 % is 0.05 s.
@@ -227,7 +230,8 @@ def test_a_pool_that_is_cut_off_answers_eio_there_and_serves_the_rest(pools: Poo
         os.pwrite(fd, b"more", 4 * MIB)
         assert os.pread(fd, 4, 4 * MIB) == b"more"
     assert is_running(mounted.pid)
-    assert mounted.pages()["counts"]["in_use"] == 0
+    # A worker lets go of the pages that it has sent when the kernel, and its caller, have them.
+    wait_until(lambda: mounted.pages()["counts"]["in_use"] == 0, "no page is in use")
     assert mounted.info()["fault_count"] == 3
     if not os.path.exists(JOURNAL):
         frame = f"{(start + 16 * MIB) // 4096:#x}"
@@ -245,5 +249,10 @@ def test_both_processes_are_marked_as_needed_for_reclaim(pools: PoolMaker) -> No
         locked_kib = int(status.split("VmLck:")[1].split()[0])
         assert locked_kib > 1024, "its memory is locked"
         for task in Path(f"/proc/{pid}/task").iterdir():
-            flags = int((task / "stat").read_text().rpartition(")")[2].split()[6])
+            try:
+                fields = (task / "stat").read_text().rpartition(")")[2].split()
+            except (FileNotFoundError, ProcessLookupError):
+                # A thread of the control plane that had nothing to do has ended.
+                continue
+            flags = int(fields[6])
             assert bool(flags & PF_MEMALLOC_NOIO) == bool(effective >> CAP_SYS_RESOURCE & 1)

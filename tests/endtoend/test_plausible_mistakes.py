@@ -76,7 +76,7 @@ def scene() -> Iterator[Scene]:
 
 
 def without_numbers(text: str) -> str:
-    return re.sub(r"[0-9.]+", "", text)
+    return re.sub(r"[0-9.]+[KMGT]?", "", text)
 
 
 def answer(words: list[str], capsys: pytest.CaptureFixture[str]) -> Result:

@@ -90,12 +90,17 @@ def test_a_kill_while_it_is_mounted_leaves_a_mount_or_nothing(pools: PoolMaker) 
     mounted = Mounted(pool, pools.mountpoint("of-fs0"))
     command = [str(BIN / "pmemfs"), "mount", str(pool), str(mounted.mountpoint), *KEPT]
     killed = 0
+
+    def others(mounting: subprocess.Popen[str]) -> dict[int, str]:
+        """The processes beside the command."""
+        return {pid: it for pid, it in processes_of(pools.directory).items() if pid != mounting.pid}
+
     for _ in range(4 * ROUNDS):
         mounting = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        time.sleep(chance.uniform(0.1, 0.6))
-        found = processes_of(pools.directory)
-        found.pop(mounting.pid, None)
-        if victim := victim_of(found, chance):
+        # How soon it starts anybody depends on how busy the machine is.
+        wait_until(lambda: others(mounting) or mounting.poll() is not None, "it is under way")  # noqa: B023
+        time.sleep(chance.uniform(0.0, 0.5))
+        if victim := victim_of(others(mounting), chance):
             killed += 1
             with suppress(ProcessLookupError):
                 os.kill(victim, signal.SIGKILL)

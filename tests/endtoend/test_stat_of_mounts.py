@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -186,14 +187,17 @@ def test_tables_have_what_was_asked_for(mounted: Mounted, engine: Engine) -> Non
 
 def test_a_watch_of_three_reports_ends_by_itself(mounted: Mounted) -> None:
     exercise(mounted, writes=4)
+    began = time.monotonic()
     out = pmemfs_ok("stat", mounted.mountpoint, "--watch", "0.2", "--count", "3", "--json")
+    # After an answer that came late the next one comes earlier, but none comes before its time.
+    assert time.monotonic() - began > 0.39
     first, *rest = map(json.loads, out.splitlines())
     assert [report["since"] for report in (first, *rest)] == ["mount", "report", "report"]
     assert moved(first, "write") == (4, 4 * PAGE)
     for report in rest:
         assert moved(report, "write") == moved(report, "read") == (0, 0)
         assert report["operations"]["write"]["mean_ns"] is None
-        assert 0.1 < report["seconds"] < 10
+        assert 0 < report["seconds"] < 60
     text = pmemfs_ok("stat", mounted.mountpoint, "--watch", "0.2", "--count", "3")
     titles = [line for line in text.splitlines() if line.endswith(" s")]
     assert [title.rsplit(maxsplit=2)[0] for title in titles] == [
@@ -219,7 +223,7 @@ def test_a_watch_shows_what_came_in_its_intervals_until_it_is_interrupted(
                 seen[name] += report["operations"][name]["requests"]
         assert seen == {"write": 9, "read": 2, "fsync": 1}
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=60)
         assert (process.returncode, err) == (0, "")
 
 
@@ -227,7 +231,7 @@ def test_ctrl_c_ends_a_watch_of_tables_quietly(mounted: Mounted) -> None:
     with watching(mounted.mountpoint, "--watch") as process:
         assert next_line(process).startswith("since the mount")
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=60)
         assert (process.returncode, err) == (0, "")
 
 
@@ -235,7 +239,7 @@ def test_a_watch_ends_with_its_mount_and_says_so(mounted: Mounted, pools: PoolMa
     with watching(mounted.mountpoint, "--watch", "0.1", "--json") as process:
         next_line(process)
         pools.umount(mounted)
-        _, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=60)
         assert process.returncode == 1
         assert err.count("\n") == 1
         assert "does not answer" in err

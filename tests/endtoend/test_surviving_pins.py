@@ -67,8 +67,9 @@ def test_pages_that_are_mapped_are_given_to_nobody(
 ) -> None:
     mounted = mount_kept(pools, pools.create("fs0", "32M", "--mode", "fs"))
     kills, root = Kills(mounted, Load(tmp_path)), mounted.mountpoint
-    fill(root, 0)
+    # Before: what is removed is free a moment later.
     free = free_bytes(root)
+    fill(root, 0)
     with pmemfs.connect(root) as fs:
         content = write_file(root / "file", FRAMES)
         array = fs.map("file")

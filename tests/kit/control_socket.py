@@ -59,7 +59,7 @@ async def in_thread(function: Callable[..., Any], *words: Any, **params: Any) ->
 def exchange(path: Path, sent: bytes, *, lines: int = 1) -> list[Any]:
     """Send bytes; the answers, as many as are wanted or until the daemon hangs up."""
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(10)
+        connection.settimeout(60)
         connection.connect(str(path))
         try:
             connection.sendall(sent)

@@ -26,10 +26,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kit.posix import next_tick
 from kit.users import acting_as
 
 SLOT_COUNT = 5
-TICK_SECONDS = 0.011
 DAY_NS = 86_400 * 10**9
 NO_OVERWRITE, EXCHANGE = 1, 2
 KEEP_SIZE, PUNCH = 1, 2
@@ -456,7 +456,7 @@ class Comparison:
         self.count += 1
         is_settled = self.count % self.wait_every == 0
         if is_settled:
-            time.sleep(TICK_SECONDS)
+            next_tick()
         before = self.ours.look(step), self.reference.look(step)
         assert_same("before", plain(before[0]), plain(before[1]))
         answer = self.ours.run(step)

@@ -2,8 +2,8 @@
 
 Each writes every other stretch of seven bytes, so most of the blocks of 16 bytes that encryption
 knows belong to both. A stretch says who wrote it, when and where, so nothing can be lost unseen.
-Run as a program: `hammering.py FILE NUMBER BYTES` writes until its standard input ends, and says
-how many turns that was.
+Run as a program: `hammering.py FILE NUMBER BYTES` says when it begins, writes until its standard
+input ends, and says how many turns that was.
 """
 
 from __future__ import annotations
@@ -45,6 +45,9 @@ class Hammers:
             )
             for number in range(WRITERS)
         ]
+        for writer in self._writers:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == b"begun\n"
 
     def wrong(self) -> list[str]:
         """What can't be there while they write: a stretch that nobody has written."""
@@ -79,6 +82,7 @@ def main() -> None:
     """One writer."""
     path, number, length = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     fd = os.open(path, os.O_RDWR)
+    print("begun", flush=True)
     turn = 0
     while turn == 0 or not select.select([sys.stdin], [], [], 0)[0]:
         turn += 1

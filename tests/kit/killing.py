@@ -36,7 +36,7 @@ from pmemfs.mountinfo import mount_at
 DAEMON, PLANE, BOTH = "daemon", "data plane", "both"
 VICTIMS = (DAEMON, PLANE, BOTH)
 RESTART_SECONDS = 30.0
-END_SECONDS = 60.0
+END_SECONDS = 150.0
 _AFTER_SECONDS = 0.3
 KEPT = ("-o", "keeper")
 """Options of a mount that outlives its processes."""

@@ -20,6 +20,7 @@ from kit.commands import pmemfs_here, pmemfs_ok, run_command
 from kit.processes import end_process, is_running, stop, wait_until
 from pmemfs.control.client import call
 from pmemfs.control.places import socket_path
+from pmemfs.errors import InvalidLabel
 from pmemfs.logs import log_file
 from pmemfs.media.label import LAYOUT, State, validate
 from pmemfs.mountinfo import Mount, mount_at, mounts
@@ -275,12 +276,14 @@ class Session:
     def kill(self) -> None:
         """End the daemon as a crash does, and wait until nobody has the pool open. Nothing takes
         its place."""
-        if self.keeper_pid:
+        keeper = self.keeper_pid
+        if keeper:
             # Or the daemon starts another keeper.
             stop(self.pid)
-            os.kill(self.keeper_pid, 9)
+            os.kill(keeper, 9)
         os.kill(self.pid, 9)
         wait_until(lambda: not is_running(self.pid), "the daemon is dead")
+        wait_until(lambda: not (keeper and is_running(keeper)), "so is its keeper")
         data_plane = self.data_plane_pid
         wait_until(lambda: not (data_plane and is_running(data_plane)), "so is its data plane")
 
@@ -292,9 +295,10 @@ class Session:
         assert self.pool_state() == state
 
     def pool_state(self) -> str:
-        """The state that the label records."""
-        with self.pool.open("rb") as file:
+        """The state that the label records; "" while a daemon is just writing it."""
+        with suppress(InvalidLabel), self.pool.open("rb") as file:
             return State(validate(file.read(LAYOUT.size_bytes)).state).word
+        return ""
 
 
 def may_pass(pools: PoolMaker) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -37,30 +38,52 @@ def mount_namespace(pools: PoolMaker, *, shows_our_python: bool = True) -> Itera
     home.mkdir()
     os.chown(home, NOBODY, NOBODY)
     ready = pools.directory / "ready"
-    holder = subprocess.Popen(
-        ["unshare", "--mount", "--propagation", "private", "sh", "-c",
-         f"{_preparation(pools.directory, shows_our_python)}\ntouch {ready}\nexec sleep 600"]
-    )  # fmt: skip
-    try:
-        wait_until(lambda: ready.exists() or holder.poll() is not None, "the namespace is there")
-        assert holder.poll() is None
+    commands = f"{_preparation(pools.directory, shows_our_python)}\ntouch {ready}\nexec sleep 600"
+    with ExitStack() as stack:
+        with nobody_copies_mounts():
+            holder = subprocess.Popen(
+                ["unshare", "--mount", "--propagation", "private", "sh", "-c", commands]
+            )
+            stack.callback(_end, holder)
+            wait_until(lambda: ready.exists() or holder.poll() is not None, "it is there")
+            assert holder.poll() is None
 
         def run(*words: object) -> Result:
             return run_command("nsenter", "--target", holder.pid, "--mount", "--", *words)
 
         yield run
+
+
+def _end(holder: subprocess.Popen[bytes]) -> None:
+    end_process(holder.pid, seconds=0)
+    holder.wait()
+
+
+@contextmanager
+def nobody_copies_mounts() -> Iterator[int]:
+    """Meanwhile no other process that runs tests makes a mount namespace.
+
+    A new one has copies of all mounts. Until it has let go of them, those mounts do not end, and
+    commands say that it has them. The result is the descriptor of the lock, for a command that
+    wants to unlock it earlier. Not to be nested.
+    """
+    lock = os.open(__file__, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lock
     finally:
-        end_process(holder.pid, seconds=0)
-        holder.wait()
+        os.close(lock)
 
 
 def let_go_of_others(directory: Path) -> str:
-    """Shell commands for a new mount namespace: it lets go of the mounts of all other tests.
+    """Shell commands for a new mount namespace: it lets go of the mounts of all other tests, and of
+    what they have mounted on files there.
 
     Else their copies here would keep those mounts from ending.
     """
     return (
-        "grep ' - fuse.pmemfs ' /proc/self/mountinfo | cut -d' ' -f5 | "
+        r"grep -E ' - fuse\.pmemfs |^([^ ]+ ){4}[^ ]*/(pmemfs-test-|pytest-of-)' "
+        "/proc/self/mountinfo | cut -d' ' -f5 | "
         f"grep -v '^{directory}/' | while read -r there; do "
         'umount --lazy "$(printf %b "$there")" || :; done'
     )

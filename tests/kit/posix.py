@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kit.processes import wait_until
+from pmemfs.clock import coarse_ns
 from pmemfs.units import MIB
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -69,3 +72,10 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     """See fallocate(2)."""
     if _libc.fallocate(fd, mode, ctypes.c_long(offset), ctypes.c_long(length)):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def next_tick() -> None:
+    """Let the clock of files go on, beyond the finest time that a file may have by now. On a busy
+    machine that takes longer than a tick."""
+    now_ns = time.time_ns()
+    wait_until(lambda: coarse_ns() > now_ns, "the clock of files goes on")

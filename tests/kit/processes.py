@@ -31,8 +31,10 @@ def end_process(pid: int, seconds: float = 10) -> None:
     deadline = time.monotonic() + seconds
     while is_running(pid) and time.monotonic() < deadline:
         time.sleep(0.02)
-    if is_running(pid):
-        os.kill(pid, signal.SIGKILL)
+    # It may end just now.
+    with suppress(ProcessLookupError):
+        if is_running(pid):
+            os.kill(pid, signal.SIGKILL)
 
 
 def stop(pid: int) -> None:

@@ -500,10 +500,11 @@ def test_a_thread_that_its_program_holds_on_one_cpu_stays_there() -> None:
     if len(allowed) < 2:
         pytest.skip("there is only one CPU")
     other = next(iter(allowed - {host.pinning_cpu()}))
-    process = subprocess.Popen(["taskset", "-c", str(other), "sleep", "30"])
+    process = subprocess.Popen(["taskset", "-c", str(other), "sleep", "100"])
     try:
-        deadline = time.monotonic() + 5
-        while os.sched_getaffinity(process.pid) != {other} and time.monotonic() < deadline:
+        deadline = time.monotonic() + 60
+        while os.sched_getaffinity(process.pid) != {other}:
+            assert time.monotonic() < deadline
             time.sleep(0.01)
         with host.pinned([process.pid], host.pinning_cpu()):
             assert os.sched_getaffinity(process.pid) == {other}
@@ -547,5 +548,6 @@ def test_a_command_that_hangs_is_ended_at_its_timeout() -> None:
 
 
 def test_a_daemon_that_keeps_its_starters_output_does_not_hold_us_up() -> None:
-    finished = host.run(["sh", "-c", "echo ready; sleep 3 &"], timeout_seconds=2)
-    assert (finished.code, finished.stdout) == (0, "ready\n")
+    finished = host.run(["sh", "-c", "sleep 100 & echo $!"], timeout_seconds=30)
+    os.kill(int(finished.stdout), signal.SIGKILL)
+    assert finished.code == 0

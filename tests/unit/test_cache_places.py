@@ -63,7 +63,9 @@ WAYS_OF_A_SET = st.lists(
 
 
 @settings(
-    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=20,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(ways=WAYS_OF_A_SET, order=st.randoms(use_true_random=False), is_there=st.booleans())
 @pytest.mark.parametrize("scheme", [Scheme.PMEM, Scheme.ON_DEMAND], ids=lambda s: s.word)

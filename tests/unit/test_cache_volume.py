@@ -296,7 +296,7 @@ def test_what_a_killed_mount_has_left_dirty_is_written_back_while_the_search_goe
             await volume.begin(opened)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(volume.serve)
-                with trio.fail_after(30):
+                with trio.fail_after(60):
                     await until(lambda: bytes_of(origin)[8192:12_288] == b"left" * 1024)
                     assert volume.statistics().is_searching
                     held.close()

@@ -68,17 +68,25 @@ class Daemons:
 
     def start(self) -> int:
         """Start a daemon, which adopts the socket."""
-        self.pid = os.fork()
-        self.count += 1
-        if self.pid == 0:
+        # It serves only once it is counted: whoever has its answer looks at `pid` and `count`.
+        counted, close_counts = os.pipe()
+        pid = os.fork()
+        if pid == 0:
             code = 2
             try:
+                os.close(close_counts)
+                os.read(counted, 1)
+                os.close(counted)
                 with suppress(KeyboardInterrupt):
                     self._serve()
                 code = 0
             finally:
                 os._exit(code)
-        return self.pid
+        self.pid = pid
+        self.count += 1
+        os.close(counted)
+        os.close(close_counts)
+        return pid
 
     def _serve(self) -> None:
         async def main() -> None:

@@ -121,7 +121,8 @@ def test_a_longer_file_is_taken_without_a_size(shm: Path) -> None:
     data = make_pool(path)
     with path.open("ab") as file:
         file.write(b"whatever" * 8192)
-    os.posix_fallocate(os.open(path, os.O_RDWR), 0, SIZE + MIB)
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, SIZE + MIB)
     assert grow_unmounted(str(path), None).new_bytes == SIZE + MIB
     found = data_of(path)
     assert found.startswith(data)

@@ -35,7 +35,7 @@ class Watched:
         self.theirs.setblocking(False)
         self.notices = Notices(ours)
         self.child = subprocess.Popen(["sleep", "1000"])
-        self.plane = SimpleNamespace(process=self.process())
+        self.plane = SimpleNamespace(process=self.process(), is_ready=True)
         self.watch = PlaneWatch("pool", shared, self.notices, self.plane)  # type: ignore[arg-type]
 
     def process(self) -> PlaneProcess:
@@ -114,6 +114,16 @@ def test_what_another_process_has_left_undone_is_not_held_against_the_next(
     watched.child = subprocess.Popen(["sleep", "1000"])
     watched.plane.process = watched.process()
     assert looks(watched, 4, [[1, 0]], answers=False) == [None] * 4
+
+
+def test_a_process_that_starts_is_not_looked_at_before_it_is_ready(watched: Watched) -> None:
+    watched.plane.is_ready = False
+    assert looks(watched, MANY, [[1, 1]], answers=False) == [None] * MANY
+    watched.plane.is_ready = True
+    assert looks(watched, 5, [[1, 1]]) == [*[None] * 4, "a request of worker 0"]
+    # Threads that end are not awaited a second time.
+    watched.plane.is_ready = False
+    assert looks(watched, 1, [[1, 1]]) == ["a request of worker 0"]
 
 
 def test_what_hangs_is_killed(watched: Watched) -> None:

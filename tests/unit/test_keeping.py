@@ -109,11 +109,11 @@ class Family:
         subprocess.Popen([*words, sys.executable, "-P", self.script, self.place], cwd="/")
         return self.next()
 
-    def next(self, within_seconds: float = 20) -> Daemon:
+    def next(self, within_seconds: float = 60) -> Daemon:
         """The daemon that has begun since."""
         self._listener.settimeout(within_seconds)
         connection, _ = self._listener.accept()
-        connection.settimeout(20)
+        connection.settimeout(60)
         self._daemons.append(Daemon(connection))
         return self._daemons[-1]
 
@@ -195,7 +195,7 @@ def test_after_the_end_nothing_is_held_and_nobody_succeeds(family: Family) -> No
     # Nobody has the other end any more when `end` returns.
     assert daemon.do("keeper.end() or len(os.read(r, 1))") == 0
     assert daemon.do("keeper.pid") is None
-    assert has_ended(daemon.keeper_pidfd, 20)
+    assert has_ended(daemon.keeper_pidfd, 60)
     daemon.kill()
     assert family.is_alone()
 
@@ -205,9 +205,9 @@ def test_an_end_that_was_said_before_the_keeper_looked_counts(family: Family) ->
     os.kill(daemon.keeper, signal.SIGSTOP)
     daemon.do("keeper.store('pool', [memory('x')]); keeper._send(b'end')")
     daemon.kill()
-    assert has_ended(daemon.pidfd, 20)
+    assert has_ended(daemon.pidfd, 60)
     os.kill(daemon.keeper, signal.SIGCONT)
-    assert has_ended(daemon.keeper_pidfd, 20)
+    assert has_ended(daemon.keeper_pidfd, 60)
     assert family.is_alone()
 
 
@@ -266,7 +266,7 @@ def test_a_daemon_that_dies_again_and_again_is_given_up_with_a_sentence(family: 
         pids.append(daemon.pid)
     assert not has_ended(daemon.keeper_pidfd, 0)
     daemon.kill()
-    assert has_ended(daemon.keeper_pidfd, 20)
+    assert has_ended(daemon.keeper_pidfd, 60)
     assert family.is_alone()
     # The keeper knows of its own children how they have ended.
     own = f", {sys.executable}) was ended by signal SIGKILL"
@@ -282,7 +282,7 @@ def test_a_daemon_that_has_not_stored_its_words_is_not_succeeded(family: Family)
     daemon = family.first()
     daemon.do("keeper.drop('arguments')")
     daemon.kill()
-    assert has_ended(daemon.keeper_pidfd, 20)
+    assert has_ended(daemon.keeper_pidfd, 60)
     assert family.is_alone()
 
 
@@ -421,8 +421,11 @@ def test_a_process_that_stood_by_and_stands_still_is_no_successor(family: Family
     daemon.kill()
     successor = family.next(within_seconds=60)
     assert successor.do("sys.argv[2:-1]") == ["--takeover"]
-    assert not is_running(waiting)
     assert successor.do("deaths.times") == 2
+    deadline = time.monotonic() + 60
+    while is_running(waiting):  # It has been killed, and is ending.
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     assert (
         f"the daemon (pid {waiting}) has said nothing for 10 s, and is killed"
         in family.log.read_text()
@@ -443,14 +446,14 @@ def test_a_process_that_stands_by_is_left_alone_when_the_mount_ends(family: Fami
     daemon.do(STANDBY)
     waiting = os.pidfd_open(daemon.do("pid"))
     daemon.do("keeper.end()")
-    assert has_ended(waiting, 20)
+    assert has_ended(waiting, 60)
     os.close(waiting)
 
 
 def test_a_killed_keeper_is_noticed_and_no_harm_to_its_daemon(family: Family) -> None:
     daemon = family.first()
     os.kill(daemon.keeper, signal.SIGKILL)
-    assert has_ended(daemon.keeper_pidfd, 20)
+    assert has_ended(daemon.keeper_pidfd, 60)
     daemon.do("keeper.store('pool', [memory('x')])")
     daemon.do("import trio; trio.run(keeper.wait_until_gone)")
     assert daemon.do("keeper.pid") is None
@@ -467,7 +470,7 @@ def test_a_keeper_that_takes_no_messages_is_ended(
     os.kill(daemon.keeper, signal.SIGSTOP)
     daemon.do("keeper._connection.settimeout(0.1)")
     daemon.do("for number in range(100): keeper.store(f'pin-{number}', data=bytes(60_000))")
-    assert has_ended(daemon.keeper_pidfd, 20)
+    assert has_ended(daemon.keeper_pidfd, 60)
 
 
 @pytest.mark.slow
@@ -476,7 +479,7 @@ def test_a_keeper_that_stands_still_does_not_keep_its_mount_from_ending(family: 
     os.kill(daemon.keeper, signal.SIGSTOP)
     daemon.do("keeper._connection.settimeout(0.1)")
     daemon.do("keeper.end()")
-    assert has_ended(daemon.keeper_pidfd, 20)
+    assert has_ended(daemon.keeper_pidfd, 60)
 
 
 @pytest.mark.parametrize("place", ["pipe without a reader", "full pipe", "full disk"])
@@ -527,7 +530,7 @@ def test_a_daemon_that_says_nothing_though_asked_is_killed_and_succeeded(family:
     log_of(family, daemon)
     daemon.do("keeper.watch(0.4)")
     successor = family.next()
-    assert has_ended(daemon.pidfd, 20)
+    assert has_ended(daemon.pidfd, 60)
     assert family.log.read_text() == (
         f"the daemon (pid {daemon.pid}) has said nothing for 0.4 s, and is killed\n"
         f"the daemon (pid {daemon.pid}) has died\n"

@@ -50,7 +50,9 @@ from pmemfs.volume.onefile import INODE
 
 INODES = st.integers(1, 30)
 SOME = settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 

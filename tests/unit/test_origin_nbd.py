@@ -62,7 +62,7 @@ def server(shm: Path) -> Iterator[Server]:
 def test_what_was_under_way_is_lost_with_the_server_and_the_next_call_finds_the_new_one(
     server: Server, memory: memoryview
 ) -> None:
-    slow = server.start("--filter=delay", words=("rdelay=5",))
+    slow = server.start("--filter=delay", words=("rdelay=60",))
 
     async def main() -> None:
         origin = await open_origin(slow.text)
@@ -207,8 +207,9 @@ def test_a_cache_waits_for_a_server_that_comes_back(server: Server, memory: memo
         async with trio.open_nursery() as nursery:
             for _ in range(8):
                 nursery.start_soon(link.read, 0, [memory[:PAGE]])
-            await trio.sleep(0.3)
-            assert link.state is LinkState.AWAY
+            with trio.fail_after(60):
+                while link.state is not LinkState.AWAY:  # noqa: ASYNC110
+                    await trio.sleep(0.01)
             assert "is away" in link.last_error
             server.start()
         assert link.state is LinkState.PRESENT

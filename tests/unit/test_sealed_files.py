@@ -14,6 +14,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -386,8 +387,11 @@ def test_readers_never_see_a_torn_block(file: Sealed) -> None:
     writer = threading.Thread(target=write_on)
     writer.start()
     try:
-        seen = set()
-        for _ in range(40):
+        seen: set[int] = set()
+        rounds, deadline = 0, time.monotonic() + 60
+        # A writer that stands still while it has the block lets nobody read.
+        while rounds < 40 or (not seen and time.monotonic() < deadline):
+            rounds += 1
             _, answers = file.workers[1].answer_series(
                 [read_in(0, FRAME_BYTES), read_in(1, FRAME_BYTES - 2)] * 20,
                 opcode=READ, inode=INODE,
