@@ -440,7 +440,7 @@ def _methods(
             **PageObserver(pool, session, pins.registry).methods(),
             **_cache_methods(session),
             **(keys.methods() if keys else {}),
-            **_transform_methods(session, packing),
+            **_transform_methods(session, packing, pins.registry),
         }
 
     return all_of_them
@@ -467,14 +467,16 @@ def _cache_methods(session: Session) -> dict[str, server.Method]:
     return CacheMethods(session.served.cache).methods()
 
 
-def _transform_methods(session: Session, packing: Packing | None) -> dict[str, server.Method]:
+def _transform_methods(
+    session: Session, packing: Packing | None, pins: Pins
+) -> dict[str, server.Method]:
     if packing is None or session.served.fs is None:
         return {}
     from pmemfs.volume.fs.transforming import TransformMethods
 
     # By now the notifier knows the kernel.
     tell = session.served.handlers.notifier.tell
-    methods = TransformMethods(session.served.fs, packing.begin, tell).methods()
+    methods = TransformMethods(session.served.fs, packing.begin, tell, pins.hear_ends).methods()
     trimmer = session.served.trimmer
     # Frames are not waited for by what begins anew: it would decompress what it has compressed.
     return methods | {

@@ -157,6 +157,9 @@ class Pins:
 
     def writers(self) -> list[int]:
         """The processes that may write to pages."""
+        # A client that has just let go of pins counts on that.
+        while self.notice_ends():
+            pass
         return sorted({pin.client.pid for pin in self._living.values() if pin.is_writable})
 
     def living_pin(self, number: int) -> Pin:
@@ -202,6 +205,12 @@ class Pins:
                 self._end(pin)
                 has_ended = True
         return has_ended
+
+    async def hear_ends(self) -> None:
+        """Return when what clients have let go of is let go of here, too. Whoever asks for
+        something that pins may forbid counts on that."""
+        while self.notice_ends() or self._leaving_count:
+            await trio.lowlevel.checkpoint()
 
     def take_over(self, stored: Mapping[str, Stored], keeper: Keeper) -> None:
         """Have the pins of a daemon that has died, as its keeper has them.
@@ -380,9 +389,7 @@ class Pins:
 
     async def _find_room(self, attempts: Attempts) -> bool:
         """As of `FindRoom`."""
-        # A client that has just let go of pins counts on what they held.
-        while self.notice_ends() or self._leaving_count:
-            await trio.lowlevel.checkpoint()
+        await self.hear_ends()
         return self.find_room is not None and await self.find_room(attempts)
 
     def _count(self, pin: Pin) -> None:

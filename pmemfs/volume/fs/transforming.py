@@ -32,12 +32,15 @@ class TransformMethods:
     """The methods of one mounted file system."""
 
     def __init__(
-        self, fs: FileSystem, begin: Callable[[], Cooler], tell: Callable[[int], object]
-    ) -> None:
-        """`begin` gives what compresses; `tell` says that attributes of an inode have changed."""
+        self, fs: FileSystem, begin: Callable[[], Cooler], tell: Callable[[int], object],
+        hear_ends: Callable[[], Awaitable[None]],
+    ) -> None:  # fmt: skip
+        """`begin` gives what compresses; `tell` says that attributes of an inode have changed;
+        `hear_ends` ends the pins that programs have let go of."""
         self._fs = fs
         self._begin = begin
         self._tell = tell
+        self._hear_ends = hear_ends
 
     def methods(self) -> dict[str, Callable[..., Awaitable[Any]]]:
         """All of them, by name."""
@@ -76,6 +79,7 @@ class TransformMethods:
         most = codec.MOST_LEVEL if codec else 0
         if not 0 <= level <= most:
             raise BadSetting(name="compression", why=f"{compression} has levels from 1 to {most}")
+        await self._hear_ends()
         with _named(inode, path):
             self._fs.properties.set_transform(inode, kind, level)
             await self._was_changed(inode)
@@ -83,6 +87,7 @@ class TransformMethods:
 
     async def rewrite(self, inode: int, path: str = "") -> dict[str, Any]:
         """Let a file lie as its transformation says. Raises CannotTransform."""
+        await self._hear_ends()
         with _named(inode, path):
             rewritten = await self._begin().rewrite(inode)
             await self._was_changed(inode)
