@@ -7,6 +7,7 @@ import fcntl
 import gc
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack
@@ -224,6 +225,9 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """Switch FUSE over io_uring on for the tests, where that can be done: before any of the
     processes that run them is started. And know what each of these has open."""
     follow()
+    # A shell lets what it starts in the background ignore this, and so would all its children.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if not hasattr(session.config, "workerinput") and os.access(ENABLE_URING, os.W_OK):
         held = session.config.stash[_HELD] = ExitStack()
         held.enter_context(kept_at(ENABLE_URING, "Y", _URING_NOTE))
