@@ -225,7 +225,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """Switch FUSE over io_uring on for the tests, where that can be done: before any of the
     processes that run them is started. And know what each of these has open."""
     follow()
-    # A shell lets what it starts in the background ignore this, and so would all its children.
+    # A shell lets what it starts in the background ignore SIGINT, and so would all its children.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if not hasattr(session.config, "workerinput") and os.access(ENABLE_URING, os.W_OK):

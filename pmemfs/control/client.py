@@ -37,7 +37,8 @@ ANSWER_TIMEOUT_SECONDS = 20
 MOST_DEATHS = 3
 """A question that so many daemons have died with, one after the other, is not asked again."""
 DYING_SECONDS = 3.0
-"""What a process that has closed its sockets needs to be dead, at most, on a busy machine."""
+"""What a process that has closed its sockets needs to be dead, at most, on a busy machine. If that
+is too short, a question is not asked again that its successor would answer."""
 _RETRY_SECONDS = 0.02
 _CHUNK_BYTES = 64 * 1024
 _SENTENCE_LIMIT = 1000
@@ -212,7 +213,7 @@ def _exchange(question: Question, limit_bytes: int) -> _Exchange:
         except _HungUp as end:
             deadline = time.monotonic() + DYING_SECONDS
             while not has_died(end.pid):
-                if time.monotonic() > deadline:
+                if not end.pid or time.monotonic() > deadline:
                     raise
                 yield None
             if death == MOST_DEATHS:

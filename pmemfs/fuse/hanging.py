@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 
 _LOOKS = 4
 """So many in a row must have seen no progress."""
+_LOOKS_AT_START = 10 * _LOOKS
+"""Until every worker runs, it takes ten times as long before a data plane counts as hung."""
 _NO_INODE = 0
 """A notice of this inode changes nothing, but a thread of the data plane passes it on."""
 
@@ -32,7 +34,8 @@ class PlaneWatch:
         self._plane = plane
         self._pid = 0
         """The process that the rest is about."""
-        self._is_starting = True
+        self._looks_at_start = 0
+        """How often it is not looked at any more because it may still start."""
         self._sections: dict[int, tuple[int, int]] = {}
         """Of workers that were in a section: its word, and how often it was seen."""
         self._asked: Told | None = None
@@ -55,10 +58,10 @@ class PlaneWatch:
         """What makes no progress and should; None if all do."""
         if self._plane.process.pid != self._pid:
             self._forget()
-        # How long it may start is for who has started it to say.
-        self._is_starting = self._is_starting and not self._plane.is_ready
-        if self._is_starting:
+        if self._looks_at_start and not self._plane.is_ready:
+            self._looks_at_start -= 1
             return None
+        self._looks_at_start = 0
         before = self._sections
         self._sections = {}
         for worker in range(self._shared.worker_count):
@@ -80,6 +83,6 @@ class PlaneWatch:
 
     def _forget(self) -> None:
         self._pid = self._plane.process.pid
-        self._is_starting = True
+        self._looks_at_start = _LOOKS_AT_START
         self._sections = {}
         self._asked, self._unanswered = None, 0

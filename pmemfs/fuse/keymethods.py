@@ -83,6 +83,7 @@ from pmemfs.volume.fs.sealing import encoded
 _RELEASE_SECONDS = 5
 """So long the kernel may need to say that a file is closed that nobody has any more."""
 _POLL_SECONDS = 0.02
+_MOST_POLL_SECONDS = 0.32
 
 T = TypeVar("T")
 
@@ -435,11 +436,13 @@ class KeyMethods:
 
         The kernel says that a file is closed some time after close(2) has returned.
         """
+        pause_seconds = _POLL_SECONDS
         with trio.move_on_after(_RELEASE_SECONDS):
             while opened := self._opened(key_id):
                 if who := await trio.to_thread.run_sync(self._users_of, set(opened)):
                     raise KeyInUse(name=name, why=f"files of it are open: {who}")
-                await trio.sleep(_POLL_SECONDS)
+                await trio.sleep(pause_seconds)
+                pause_seconds = min(2 * pause_seconds, _MOST_POLL_SECONDS)
             return
         files = counted(len(opened), "file is", "files are")
         pids = ", ".join(map(str, sorted(set().union(*opened.values()))))

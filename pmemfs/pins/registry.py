@@ -82,6 +82,7 @@ _TRIES = 100
 _EVENTS = 64
 _DROP_SECONDS = 1
 _PAUSE_SECONDS = 0.002
+_HEARING_SECONDS = 5
 """Ends of pins are noticed so often. A program that lets go of one pin after another, as it takes
 others, would wake the daemon for each."""
 
@@ -207,10 +208,12 @@ class Pins:
         return has_ended
 
     async def hear_ends(self) -> None:
-        """Return when what clients have let go of is let go of here, too. Whoever asks for
-        something that pins may forbid counts on that."""
-        while self.notice_ends() or self._leaving_count:
-            await trio.lowlevel.checkpoint()
+        """Return when what clients have let go of by now is let go of here, too, or after a while
+        in which they let go of more and more. Who asks for something that pins may forbid counts
+        on that."""
+        with trio.move_on_after(_HEARING_SECONDS):
+            while self.notice_ends() or self._leaving_count:
+                await trio.lowlevel.checkpoint()
 
     def take_over(self, stored: Mapping[str, Stored], keeper: Keeper) -> None:
         """Have the pins of a daemon that has died, as its keeper has them.

@@ -189,8 +189,7 @@ def test_page_structures_that_were_cut_off_cost_whose_pages_they_are(pools: Pool
         os.pwrite(fd, b"x" * FRAME, index * FRAME)
         assert os.pread(fd, 1, index * FRAME) == b"x"
         os.fsync(fd)
-    # A worker may let go of a page after it has answered.
-    wait_until(lambda: mounted.pages()["counts"]["in_use"] == 0, "no page is in use")
+    mounted.wait_until_idle()
     assert is_running(mounted.pid)
 
 

@@ -13,11 +13,10 @@ import pytest
 from kit.caches import ORIGIN_BYTES, new_origin
 from kit.commands import Result, pmemfs, pmemfs_ok
 from kit.mounts import Mounted, PoolMaker, Session
+from kit.namespaces import nobody_copies_mounts
 from kit.origins import NbdServer
-from kit.processes import is_running, wait_until
+from kit.processes import is_running
 from kit.sources import loop_device, needs_root
-from pmemfs.mount.elsewhere import places_elsewhere
-from pmemfs.mountinfo import mount_at
 from pmemfs.units import MIB
 
 DATA = b"new" * 10_000
@@ -55,11 +54,10 @@ def kill(mounted: Mounted) -> None:
 def umount(mounted: Mounted, *options: str) -> Result:
     """Unmount as a user does. The command neither waits for the daemon nor warns of anything where
     another mount namespace has the mount, as that of another test may for a moment."""
-    mount, pid = mount_at(str(mounted.mountpoint)), mounted.pid
-    assert mount is not None
-    wait_until(lambda: not any(places_elsewhere(mount)), "no other test has the mount")
-    ended = pmemfs("umount", *options, mounted.mountpoint)
-    wait_until(lambda: not is_running(pid), "the daemon has ended")
+    pid = mounted.pid
+    with nobody_copies_mounts():
+        ended = pmemfs("umount", *options, mounted.mountpoint)
+    assert not is_running(pid)
     return ended
 
 

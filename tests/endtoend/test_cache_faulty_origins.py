@@ -144,7 +144,7 @@ def expect_all_flushed(pools: PoolMaker, mounted: Mounted, file: Path) -> None:
 def test_what_fails_keeps_hits_and_dirty_blocks_and_is_written_to_when_it_is_back(
     origin: Faulty, pools: PoolMaker, file: Path
 ) -> None:
-    # An answer that comes late would be no failure, but the time that is over.
+    # A late answer would count as an origin that is away, not as one that fails.
     mounted = mounted_cache(pools, origin, origin_timeout_seconds=60)
     with origin.failing():
         expect_hits_and_writes(mounted, file)

@@ -176,6 +176,9 @@ def half_done(words: list[object], part: Path, saved: Path) -> Iterator[subproce
     It takes some hundredths of a second. Where it is over before it is stopped, it is begun anew.
     """
     for _ in range(50):
+        for path in (saved, part):
+            path.unlink(missing_ok=True)
+            path.with_name(f"{path.name}.ranges").unlink(missing_ok=True)
         command = [str(word) for word in words]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as child:
             try:
@@ -187,8 +190,6 @@ def half_done(words: list[object], part: Path, saved: Path) -> Iterator[subproce
                     return
             finally:
                 child.kill()
-        for path in (saved, saved.with_name(f"{saved.name}.ranges")):
-            path.unlink(missing_ok=True)
     pytest.fail("each export was over too soon")
 
 

@@ -104,14 +104,18 @@ def test_fio_does_not_notice_that_a_server_is_killed_and_started_again(
         mounted = pools.mount(
             cache_of(pools, server.text, max_dirty_percent=30, origin_timeout_seconds=60)
         )
+
+        def errors() -> int:
+            return int(ask(mounted, "cache-info")["origin"]["errors"])
+
         # Slowly, so that fio is still at it when the server is killed.
-        blocks = VerifiedBlocks(mounted.device, tmp_path, rate=300)
+        blocks = VerifiedBlocks(mounted.device, tmp_path, rate=200)
         blocks.fill()
         with blocks.writing() as writer:
             for _ in range(2):
+                before = errors()
                 server.end()
-                wait_until(lambda: ask(mounted, "cache-info")["origin"]["errors"] > 0,
-                           "the origin is missed")  # fmt: skip
+                wait_until(lambda before=before: errors() > before, "the origin is missed")  # type: ignore[misc]
                 time.sleep(0.3)
                 server.start()
                 time.sleep(0.3)

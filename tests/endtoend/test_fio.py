@@ -11,7 +11,6 @@ import pytest
 from kit.commands import fio
 from kit.device_oracle import Oracle
 from kit.mounts import Mounted, PoolMaker
-from kit.processes import wait_until
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow, pytest.mark.usefixtures("engine")]
 
@@ -45,8 +44,7 @@ def test_four_jobs_read_back_what_they_wrote(
     )  # fmt: skip
     assert len(jobs) == 4
     assert mounted.pages()["counts"]["referenced"] == 4 * 6 * 256
-    # A worker that answers out of the pool lets go of the pages after the answer.
-    wait_until(lambda: mounted.pages()["counts"]["in_use"] == 0, "no page is in use")
+    mounted.wait_until_idle()
 
 
 @pytest.mark.parametrize("ioengine", ["libaio", "io_uring"])

@@ -26,6 +26,7 @@ from kit.mounts import (
     mounts_at,
     native_only,
 )
+from kit.namespaces import nobody_copies_mounts
 from kit.posix import opened
 from kit.processes import is_running, stop, wait_until
 from pmemfs.control.prepared import daemon_words
@@ -104,10 +105,9 @@ def test_after_umount_another_process_has_the_pool_at_once(pools: PoolMaker) -> 
     mounted = pools.mount(pools.create(size="16M"), *KEPT)
     kept_of(mounted)
     for _ in range(5):
-        if "is still mounted on" in pmemfs_ok("umount", mounted.mountpoint):
-            # By a mount namespace that another test has just made; so the pool is not promised.
-            wait_until(lambda: not processes_of(pools.directory), "that has let go of it")
-        checked = pmemfs("check", mounted.pool)
+        with nobody_copies_mounts():
+            pmemfs_ok("umount", mounted.mountpoint)
+            checked = pmemfs("check", mounted.pool)
         assert checked.code == 0, checked
         pools.mount(mounted.pool, *KEPT)
 
@@ -192,13 +192,13 @@ def test_a_death_before_the_mount_is_to_stay_ends_it(pools: PoolMaker, victim: s
     daemon = subprocess.Popen(
         [*words, "--starter-fd", str(theirs.fileno())], pass_fds=[theirs.fileno()]
     )
-    with ours:
+    # Who lets go of this mount in a namespace of another test would be another process of it.
+    with nobody_copies_mounts(), ours:
         theirs.close()
         assert "ready" in json.loads(ours.recv(64 * KIB))
-        # It would stay if the command said so now. Any other process is one that lets go of this
-        # mount, in a mount namespace that another test has just made.
+        # It would stay if the command said so now.
         processes = {kind: pid for pid, kind in processes_of(pools.directory).items()}
-        assert set(processes) - {"other"} == {"daemon", "data plane"}, "nobody keeps it yet"
+        assert set(processes) == {"daemon", "data plane"}, "nobody keeps it yet"
         # A process that stands by looks like a daemon.
         os.kill(daemon.pid if victim == "daemon" else processes[victim], signal.SIGKILL)
         daemon.wait(60)

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from kit.commands import BIN, pmemfs, pmemfs_ok, refused
-from kit.mounts import UNKEPT, PoolMaker
+from kit.mounts import UNKEPT, PoolMaker, Session
+from kit.namespaces import nobody_copies_mounts
 from kit.pools import some_label
 from pmemfs.media.label import FORMAT_VERSION, pack
 from pmemfs.units import MIB
@@ -56,8 +57,9 @@ def test_a_pool_whose_daemon_died_is_dirty_and_one_that_is_in_use_disturbs_nobod
     pools: PoolMaker,
 ) -> None:
     mounted = pools.mount(pools.create("pmem0", "16M"), *UNKEPT)
-    os.kill(mounted.pid, 9)
-    pmemfs_ok("umount", mounted.mountpoint)
+    Session.of(mounted).kill()
+    with nobody_copies_mounts():
+        pmemfs_ok("umount", mounted.mountpoint)
     assert states_in(pools.directory) == {"pmem0": ("", "dirty")}
 
 

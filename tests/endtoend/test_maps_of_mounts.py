@@ -53,6 +53,7 @@ def test_a_map_of_files_and_what_it_is_made_of(pools: PoolMaker) -> None:
     with opened(at / "kv/clean", os.O_RDONLY) as fd:
         for _ in range(3):
             os.pread(fd, 8 * PAGE, 16 * PAGE)
+    mounted.wait_until_idle()
     # A map for programs, and its sums.
     report = asked(at, "--map", "--by", "owner")
     cells = report["cells"]

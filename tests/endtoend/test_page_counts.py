@@ -9,7 +9,6 @@ import pytest
 from kit.commands import pmemfs, pmemfs_ok, refused
 from kit.mounts import UNKEPT, Mounted, PoolMaker, Session
 from kit.posix import opened
-from kit.processes import wait_until
 from pmemfs.volume.block import INODE
 
 pytestmark = [pytest.mark.mount, pytest.mark.usefixtures("engine")]
@@ -19,8 +18,7 @@ PAGE = 4096
 
 def assert_counts(mounted: Mounted, **expected: int) -> None:
     """The counts of these names, and no transfer under way."""
-    # A worker lets go of the pages that it has sent when the kernel, and its caller, have them.
-    wait_until(lambda: mounted.pages()["counts"]["in_use"] == 0, "no page is in use")
+    mounted.wait_until_idle()
     counts = mounted.pages()["counts"]
     assert {name: counts[name] for name in expected} == expected, counts
     assert counts["uninitialised"] + counts["clean"] + counts["dirty"] == counts["total"]

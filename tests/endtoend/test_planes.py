@@ -230,8 +230,7 @@ def test_a_pool_that_is_cut_off_answers_eio_there_and_serves_the_rest(pools: Poo
         os.pwrite(fd, b"more", 4 * MIB)
         assert os.pread(fd, 4, 4 * MIB) == b"more"
     assert is_running(mounted.pid)
-    # A worker lets go of the pages that it has sent when the kernel, and its caller, have them.
-    wait_until(lambda: mounted.pages()["counts"]["in_use"] == 0, "no page is in use")
+    mounted.wait_until_idle()
     assert mounted.info()["fault_count"] == 3
     if not os.path.exists(JOURNAL):
         frame = f"{(start + 16 * MIB) // 4096:#x}"

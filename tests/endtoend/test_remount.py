@@ -309,7 +309,8 @@ def test_whoever_writes_meanwhile_writes_before_or_not_at_all(files: Mounted) ->
                 break
             refused(done, 32, "open for writing")
         for writer in writers:
-            writer.join(20)
+            writer.join(60)
+            assert not writer.is_alive()
         before = files.pool.read_bytes()
     finally:
         ends.set()

@@ -117,8 +117,7 @@ def test_what_was_counted_of_a_page_is_kept(pools: PoolMaker, kind: tuple[str, .
             os.pwrite(fd, b"x" * 4096, 5 * MIB)
         os.pread(fd, 4096, 0)
         os.pwrite(fd, b"x", mounted.device.stat().st_size - 1)
-    # A worker lets go of the page that it has sent when the kernel, and its caller, have it.
-    wait_until(lambda: mounted.pages()["counts"]["in_use"] == 0, "no page is in use")
+    mounted.wait_until_idle()
     before = mounted.pages()
     for size in ("16400K", "17M", "200M"):
         resize(mounted.mountpoint, size)

@@ -18,6 +18,7 @@ import pytest
 from kit.commands import BIN, pmemfs, pmemfs_ok, refused
 from kit.mounts import Engine, Mounted, PoolMaker
 from kit.posix import opened
+from kit.processes import wait_until
 
 pytestmark = pytest.mark.mount
 
@@ -36,7 +37,9 @@ def stat(mounted: Mounted) -> dict[str, Any]:
 
 
 def exercise(mounted: Mounted, *, writes: int = 0, reads: int = 0, fsyncs: int = 0) -> None:
-    """Write and read so many pages."""
+    """Write and read so many pages, and return when that is counted: a worker counts a request
+    after it has answered it."""
+    before = stat(mounted)["operations"]
     with opened(mounted.device) as fd:
         for number in range(writes):
             os.pwrite(fd, bytes(PAGE), number * PAGE)
@@ -44,6 +47,14 @@ def exercise(mounted: Mounted, *, writes: int = 0, reads: int = 0, fsyncs: int =
             os.pread(fd, 2 * PAGE, number * PAGE)
         for _ in range(fsyncs):
             os.fsync(fd)
+    counts = {"write": writes, "read": reads, "fsync": fsyncs}
+    wanted = {name: before[name]["requests"] + count for name, count in counts.items()}
+
+    def are_counted() -> bool:
+        now = stat(mounted)["operations"]
+        return all(now[name]["requests"] >= count for name, count in wanted.items())
+
+    wait_until(are_counted, "all requests are counted")
 
 
 def moved(report: dict[str, Any], name: str) -> tuple[int, int]:
@@ -156,6 +167,7 @@ def test_what_failed_and_what_was_forwarded_is_counted_apart(
         with pytest.raises(OSError, match="No such device") as caught:
             os.lseek(fd, size_bytes, os.SEEK_DATA)
         assert caught.value.errno == errno.ENXIO
+    wait_until(lambda: stat(mounted)["operations"]["seek"]["failed"] == 1, "the last is counted")
     report = stat(mounted)
     after = report["operations"]
     assert (after["write"]["native"], after["write"]["forwarded"]) == (0, 1)

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 _PROGRAMS = ("ceph-mon", "ceph-osd", "ceph", "rados", "rbd")
 _TRIES = 5
 _ANSWER_SECONDS = 20
-WATCH_SECONDS = 4
+WATCH_SECONDS = 8
 """After so long a client that died without a word is forgotten; 30 s in other clusters."""
 
 # Grace, interval, timeout and tick: a cluster whose OSD was killed answers soon after it is back.

@@ -99,6 +99,10 @@ class Mounted:
         """`pmemfs info`."""
         return dict(json.loads(pmemfs_here("info", self.mountpoint, "--json")))
 
+    def wait_until_idle(self) -> None:
+        """Return when no page is in use. A worker lets go of one after it has answered."""
+        wait_until(lambda: self.pages()["counts"]["in_use"] == 0, "no page is in use")
+
     def pages(self, hottest: int = 10) -> dict[str, Any]:
         """`pmemfs pages`."""
         said = pmemfs_here("pages", self.mountpoint, "--json", "--hottest", hottest)

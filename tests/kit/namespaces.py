@@ -65,12 +65,15 @@ def nobody_copies_mounts() -> Iterator[int]:
 
     A new one has copies of all mounts. Until it has let go of them, those mounts do not end, and
     commands say that it has them. The result is the descriptor of the lock, for a command that
-    wants to unlock it earlier. Not to be nested.
+    unlocks it as soon as that is done. Not to be nested: it would wait for itself.
     """
+    # Any file that all processes of a run have will do.
     lock = os.open(__file__, os.O_RDONLY | os.O_CLOEXEC)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield lock
+        # A child that was forked meanwhile may have a copy of the descriptor.
+        fcntl.flock(lock, fcntl.LOCK_UN)
     finally:
         os.close(lock)
 

@@ -16,7 +16,7 @@ import trio
 from kit.pools import mapped_pool
 from pmemfs.dataplane.tables import SharedMemory
 from pmemfs.engine.sharing import share_pool
-from pmemfs.fuse.hanging import PlaneWatch
+from pmemfs.fuse.hanging import _LOOKS_AT_START, PlaneWatch
 from pmemfs.fuse.notices import Notices
 from pmemfs.fuse.planes import PlaneProcess
 from pmemfs.media.label import Scheme
@@ -119,11 +119,18 @@ def test_what_another_process_has_left_undone_is_not_held_against_the_next(
 def test_a_process_that_starts_is_not_looked_at_before_it_is_ready(watched: Watched) -> None:
     watched.plane.is_ready = False
     assert looks(watched, MANY, [[1, 1]], answers=False) == [None] * MANY
+    assert MANY < _LOOKS_AT_START
     watched.plane.is_ready = True
     assert looks(watched, 5, [[1, 1]]) == [*[None] * 4, "a request of worker 0"]
     # Threads that end are not awaited a second time.
     watched.plane.is_ready = False
     assert looks(watched, 1, [[1, 1]]) == ["a request of worker 0"]
+
+
+def test_a_process_that_never_gets_ready_is_found(watched: Watched) -> None:
+    watched.plane.is_ready = False
+    found = looks(watched, _LOOKS_AT_START + 5, [[0, 0]], answers=False)
+    assert found == [*[None] * (_LOOKS_AT_START + 4), "the threads"]
 
 
 def test_what_hangs_is_killed(watched: Watched) -> None:

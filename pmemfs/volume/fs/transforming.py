@@ -79,6 +79,7 @@ class TransformMethods:
         most = codec.MOST_LEVEL if codec else 0
         if not 0 <= level <= most:
             raise BadSetting(name="compression", why=f"{compression} has levels from 1 to {most}")
+        # Nothing is awaited between this and the check that nobody has it mapped.
         await self._hear_ends()
         with _named(inode, path):
             self._fs.properties.set_transform(inode, kind, level)
