@@ -39,7 +39,7 @@ def nothing_left() -> Iterator[None]:
     with nothing_left_open():
         yield
     if len(os.listdir("/proc/self/fd")) >= _MOST_DESCRIPTORS:
-        # What is left to the garbage collector is not left open.
+        # What only waits for the garbage collector does not count.
         gc.collect()
     assert len(os.listdir("/proc/self/fd")) < _MOST_DESCRIPTORS, "tests leave too much open"
 

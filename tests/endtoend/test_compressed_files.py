@@ -91,7 +91,8 @@ def test_reads_and_seeks_of_what_is_compressed_in_part_are_right(root: Path) -> 
         for at in (0, PIECE + 7, 3 * PIECE, SIZE - 1):
             assert os.lseek(fd, at, os.SEEK_DATA) == at
             assert os.lseek(fd, at, os.SEEK_HOLE) == SIZE
-    # What is read in several seconds is hot, and made plain.
+    # What is read in so many different seconds is hot, and made plain. The first and the last of
+    # them may be over soon.
     is_hot = time.monotonic() - began > HOT_SECONDS - 2
     assert is_compressed(path) or is_hot, "reads and some writes leave the rest as it is"
 

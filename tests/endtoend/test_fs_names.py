@@ -312,7 +312,7 @@ def test_creating_exclusively_and_opening_what_is_missing(root: Path) -> None:
 def test_a_file_is_found_by_its_handle_and_a_handle_of_nothing_does_no_harm(root: Path) -> None:
     path, gone = root / "file", root / "gone"
     path.write_bytes(b"found")
-    # Never opened: of a file that was closed, the kernel holds the inode until it has said so.
+    # Never opened, or the kernel would hold the inode until it has sent RELEASE.
     os.mknod(gone, stat.S_IFREG | 0o600)
     fd = os.open(root, os.O_RDONLY)
 

@@ -426,7 +426,7 @@ class Postgres:
         """Whether there are processes of it: all of them work in the directory of its data."""
         for entry in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
-                # Of a mount that has died it may be called deleted.
+                # " (deleted)" may stand behind it where the mount has died.
                 if os.readlink(entry / "cwd").startswith(str(self.data)):
                     return True
         return False

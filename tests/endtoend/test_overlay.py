@@ -18,8 +18,8 @@ from kit.commands import run_command
 from kit.mounts import Engine, Mounted
 from kit.posix import names
 
-# What the kernel says of overlays does not tell of which, and others have some, too. A namespace of
-# another test could have a copy of one that was unmounted, and its directories with it.
+# The kernel's log does not say which overlay a line is about. And a mount namespace of another test
+# may have a copy of one that was unmounted, whose directories are in use by that.
 pytestmark = [pytest.mark.mount, pytest.mark.alone]
 
 _libc = ctypes.CDLL(None, use_errno=True)

@@ -160,8 +160,13 @@ def test_an_idle_mount_burns_no_cpu(pools: PoolMaker) -> None:
             total += int(fields[11]) + int(fields[12])
         return total / os.sysconf("SC_CLK_TCK")
 
+    def is_at_rest() -> bool:
+        before = used_seconds()
+        time.sleep(0.5)
+        return used_seconds() == before
+
     # What a mount does once, when it begins and after its first requests, may take a while.
-    wait_until(lambda: used_seconds() == (time.sleep(0.5), used_seconds())[1], "it is at rest")
+    wait_until(is_at_rest, "it is at rest")
     before = used_seconds()
     time.sleep(5)
     # Of one CPU, 1 % is 0.05 s.

@@ -18,7 +18,7 @@ import pytest
 from kit.commands import BIN, pmemfs, pmemfs_here, pmemfs_ok, refused, run_command
 from kit.mounts import Engine, Mounted, PoolMaker, Session
 from kit.namespaces import Run
-from kit.posix import opened
+from kit.posix import next_tick, opened
 from kit.processes import is_running, stopped, wait_until
 from pmemfs.control.client import RemoteError, call
 from pmemfs.control.places import socket_path
@@ -368,17 +368,17 @@ def accessed_by_read(path: Path) -> bool:
     """Whether reading a file, whose time of access is newer than its last change, is an access."""
     now = time.time_ns()
     os.utime(path, ns=(now - HOUR_NS, now - 2 * HOUR_NS))
-    time.sleep(0.02)
+    next_tick()
     # Reading changes nothing yet: relatime notes an access after a change, and utimensat is one.
     path.read_bytes()
-    time.sleep(0.02)
+    next_tick()
     return is_accessed_by_reads(path)
 
 
 def listed_after_a_change(directory: Path) -> bool:
     """Whether a listing is an access of a directory that has changed since the last one."""
     (directory / str(time.time_ns())).touch()
-    time.sleep(0.02)
+    next_tick()
     before = directory.stat().st_atime_ns
     os.listdir(directory)
     return directory.stat().st_atime_ns != before
@@ -387,7 +387,7 @@ def listed_after_a_change(directory: Path) -> bool:
 def read_after_a_change(path: Path) -> bool:
     """Whether a read is an access of a file that has changed since the last one."""
     path.write_bytes(b"x" * 5000)
-    time.sleep(0.02)
+    next_tick()
     return is_accessed_by_reads(path)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kit.commands import pmemfs_here
-from kit.hammering import WRITERS, Hammers, places
+from kit.hammering import Hammers
 from kit.keys import add_key, encrypted
 from kit.killing import DAEMON, PLANE, VICTIMS, Kills, Load, mount_kept
 from kit.mounts import NATIVE, Mounted, PoolMaker, may_pass
@@ -25,13 +25,6 @@ ROUNDS = 3
 LENGTH = 2 * FRAME_BYTES + 100
 
 
-def begun_turns(hammers: Hammers) -> int:
-    """How many turns the slower one has begun, by its first stretch."""
-    data = hammers.path.read_bytes()
-    firsts = [places(number, LENGTH)[0] for number in range(WRITERS)]
-    return min(int.from_bytes(data[at + 1 : at + 5], "little") for at in firsts)
-
-
 def test_what_two_programs_write_into_the_same_blocks_is_all_there(pools: PoolMaker) -> None:
     may_pass(pools)
     mounted = pools.mount(pools.create("fs0", "64M", "--mode", "fs"), "-o", "allow_other")
@@ -40,7 +33,7 @@ def test_what_two_programs_write_into_the_same_blocks_is_all_there(pools: PoolMa
     over_at = time.monotonic() + SECONDS
     while time.monotonic() < over_at:
         assert hammers.wrong() == []
-    wait_until(lambda: begun_turns(hammers) > 1, "each begins again")
+    wait_until(lambda: hammers.begun_turns() > 1, "each begins again")
     assert hammers.end() > 1
 
 
@@ -97,5 +90,5 @@ def test_neither_loses_a_byte_when_processes_of_the_mount_are_killed(
     for _ in range(ROUNDS):
         kills.kill(victim)
         assert hammers.wrong() == []
-    wait_until(lambda: begun_turns(hammers) > 1, "each begins again")
+    wait_until(lambda: hammers.begun_turns() > 1, "each begins again")
     assert hammers.end() > 1

@@ -105,7 +105,7 @@ def test_a_device_that_loses_writes_fails_every_fsync_and_is_not_called_clean(
                 with pytest.raises(OSError, match=os.strerror(errno.EIO)):
                     os.fsync(fd)
             os.close(fd)
-            # Else the command may not wait for the end, and say so.
+            # The command waits for no daemon that goes on for a copy of the mount.
             with nobody_copies_mounts():
                 refused(pmemfs("umount", mounted.mountpoint), 32, "could not leave the pool clean")
             assert mount_at(str(mounted.mountpoint)) is None

@@ -14,7 +14,7 @@ import pytest
 
 from kit.commands import BIN, pmemfs, pmemfs_here, pmemfs_ok, refused, run_command
 from kit.mounts import Mounted, PoolMaker, Session, each_engine, may_pass, mounts_at
-from kit.namespaces import Run, let_go_of_others, nobody_copies_mounts
+from kit.namespaces import Run, let_go_of_others, new_namespace, nobody_copies_mounts
 from kit.posix import opened
 from kit.processes import end_process, is_running, wait_until
 
@@ -25,18 +25,8 @@ pytestmark = [pytest.mark.mount, pytest.mark.slow]
 def mount_namespace_of_its_own(ready: Path) -> Iterator[int]:
     """A process in a mount namespace that begins as a copy of ours, and is private. There is no
     other one that could be named in its place."""
-    with nobody_copies_mounts():
-        holder = subprocess.Popen(
-            ["unshare", "--mount", "--propagation", "private", "sh", "-c",
-             f"{let_go_of_others(ready.parent)}; touch {ready}; exec sleep 600"]
-        )  # fmt: skip
-        try:
-            wait_until(ready.exists, "the namespace is there")
-            yield holder.pid
-        finally:
-            end_process(holder.pid, seconds=0)
-            holder.wait()
-            ready.unlink()
+    with nobody_copies_mounts(), new_namespace(let_go_of_others(ready.parent), ready) as pid:
+        yield pid
 
 
 def inside(pid: int, *words: object) -> tuple[str, ...]:

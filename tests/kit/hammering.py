@@ -60,6 +60,12 @@ class Hammers:
                     found.append(f"{at}: {data[at : at + WIDTH].hex()}")
         return found
 
+    def begun_turns(self) -> int:
+        """How many turns the slower one has begun, by its first stretch."""
+        data = self.path.read_bytes()
+        firsts = (places(number, self.length)[0] for number in range(WRITERS))
+        return min(int(struct.unpack_from("<BIH", data, at)[1]) for at in firsts)
+
     def end(self) -> int:
         """Let them end; how many turns the slower one has done. Fails if anything is lost."""
         turns = []

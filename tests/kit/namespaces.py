@@ -38,25 +38,33 @@ def mount_namespace(pools: PoolMaker, *, shows_our_python: bool = True) -> Itera
     home.mkdir()
     os.chown(home, NOBODY, NOBODY)
     ready = pools.directory / "ready"
-    commands = f"{_preparation(pools.directory, shows_our_python)}\ntouch {ready}\nexec sleep 600"
     with ExitStack() as stack:
         with nobody_copies_mounts():
-            holder = subprocess.Popen(
-                ["unshare", "--mount", "--propagation", "private", "sh", "-c", commands]
-            )
-            stack.callback(_end, holder)
-            wait_until(lambda: ready.exists() or holder.poll() is not None, "it is there")
-            assert holder.poll() is None
+            commands = _preparation(pools.directory, shows_our_python)
+            pid = stack.enter_context(new_namespace(commands, ready))
 
         def run(*words: object) -> Result:
-            return run_command("nsenter", "--target", holder.pid, "--mount", "--", *words)
+            return run_command("nsenter", "--target", pid, "--mount", "--", *words)
 
         yield run
 
 
-def _end(holder: subprocess.Popen[bytes]) -> None:
-    end_process(holder.pid, seconds=0)
-    holder.wait()
+@contextmanager
+def new_namespace(commands: str, ready: Path) -> Iterator[int]:
+    """A process in a mount namespace that begins as a copy of ours and is private, where the shell
+    has run these commands. Then the file `ready` is there."""
+    holder = subprocess.Popen(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c",
+         f"{commands}\ntouch {ready}\nexec sleep 600"]
+    )  # fmt: skip
+    try:
+        wait_until(lambda: ready.exists() or holder.poll() is not None, "the namespace is there")
+        assert holder.poll() is None
+        yield holder.pid
+    finally:
+        end_process(holder.pid, seconds=0)
+        holder.wait()
+        ready.unlink(missing_ok=True)
 
 
 @contextmanager
