@@ -35,7 +35,7 @@ class PlaneWatch:
         self._pid = 0
         """The process that the rest is about."""
         self._looks_at_start = 0
-        """How often it is not looked at any more because it may still start."""
+        """How many more looks it has to get ready; 0: it is ready, or has had them all."""
         self._sections: dict[int, tuple[int, int]] = {}
         """Of workers that were in a section: its word, and how often it was seen."""
         self._asked: Told | None = None

@@ -82,9 +82,9 @@ _TRIES = 100
 _EVENTS = 64
 _DROP_SECONDS = 1
 _PAUSE_SECONDS = 0.002
-_HEARING_SECONDS = 5
 """Ends of pins are noticed so often. A program that lets go of one pin after another, as it takes
 others, would wake the daemon for each."""
+_HEARING_SECONDS = 5
 
 
 class Pins:

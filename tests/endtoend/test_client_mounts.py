@@ -42,8 +42,8 @@ from pmemfs.units import MIB
 pytestmark = [pytest.mark.mount, pytest.mark.slow]
 
 _PROT_NONE = 0
-_MOST_MAPPINGS = 1 << 21
 """Which `mmap` lacks."""
+_MOST_MAPPINGS = 1 << 21
 
 
 def fs_mount(pools: PoolMaker, *options: object, size: str = "64M") -> Mounted:

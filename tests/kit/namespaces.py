@@ -80,9 +80,9 @@ def nobody_copies_mounts() -> Iterator[int]:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield lock
+    finally:
         # A child that was forked meanwhile may have a copy of the descriptor.
         fcntl.flock(lock, fcntl.LOCK_UN)
-    finally:
         os.close(lock)
 
 
